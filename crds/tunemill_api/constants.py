@@ -1,0 +1,52 @@
+"""Every name that the operator, the stages and users' tools share: API group, labels, annotations, mount paths, environment."""
+
+from typing import Final
+
+GROUP: Final = "tunemill.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+KIND: Final = "FunctionCallFineTune"
+PLURAL: Final = "functioncallfinetunes"
+SINGULAR: Final = "functioncallfinetune"
+SHORT_NAME: Final = "fcft"
+
+FIELD_MANAGER: Final = "tunemill-operator"
+"""The server-side-apply owner of `.status`."""
+
+LABEL_FINETUNE: Final = f"{GROUP}/finetune"
+"""On every Job and pod: the name of the FunctionCallFineTune it works for. The operator watches only what carries it."""
+LABEL_STAGE: Final = f"{GROUP}/stage"
+"""On every Job and pod: `prepare`, `train` (which also evaluates) or `publish`."""
+LABEL_LEADER: Final = f"{GROUP}/leader"
+"""On the operator pod that holds the Lease: the progress Service selects it."""
+
+ANNOTATION_RUN_SPEC: Final = f"{GROUP}/run-spec"
+"""On stage pods: the RunSpec as JSON; the pod reads it through the downward API."""
+ANNOTATION_KEY: Final = f"{GROUP}/key"
+"""On Jobs: the key of the work that the Job does; a Job whose key is no longer wanted is obsolete."""
+ANNOTATION_GENERATION: Final = f"{GROUP}/generation"
+"""On Jobs: the generation of the object that asked for it; an edit after a failure may try the same key again."""
+ANNOTATION_REQUESTED_AT: Final = f"{GROUP}/requested-at"
+"""On a FunctionCallFineTune, set by users: a new value checks the data and the base model again and retries what failed."""
+
+STAGE_DIRECTORY: Final = "/var/run/tunemill"
+RUN_SPEC_PATH: Final = f"{STAGE_DIRECTORY}/spec/run.json"
+SECRETS_DIRECTORY: Final = f"{STAGE_DIRECTORY}/secrets"
+"""One folder a purpose below it: `dataset`, `workspace` (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, optionally AWS_SESSION_TOKEN as
+files), `hub-read`, `hub-write` (a file `token`)."""
+CHAT_TEMPLATE_PATH: Final = f"{STAGE_DIRECTORY}/chat-template/chat_template.jinja"
+PROGRESS_TOKEN_PATH: Final = f"{STAGE_DIRECTORY}/progress/token"
+PROGRESS_CA_PATH: Final = f"{STAGE_DIRECTORY}/progress/ca.crt"
+TERMINATION_LOG: Final = "/dev/termination-log"
+TERMINATION_LOG_BYTES: Final = 4096
+"""What the kubelet keeps of a termination message; a StageReport has to fit."""
+
+PROGRESS_AUDIENCE: Final = f"progress.{GROUP}"
+"""The only audience of the token that a stage pod holds: it is good for progress reports and for nothing else."""
+ENV_PROGRESS_URL: Final = "KUBEFLOW_TRAINER_SERVER_URL"
+ENV_PROGRESS_CA: Final = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
+ENV_PROGRESS_TOKEN: Final = "KUBEFLOW_TRAINER_SERVER_TOKEN"  # noqa: S105 - the name of a variable, not a token
+"""The three variables of Kubeflow's status protocol (KEP-2779), which Transformers speaks by itself."""
+
+USER_ID: Final = 65532
+"""The user and group that every container of ours runs as."""

@@ -1,0 +1,479 @@
+"""What users write: the spec of a FunctionCallFineTune. The source of the CRD's schema, defaults, descriptions and rules."""
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import Field, JsonValue
+
+from tunemill_api.base import ApiModel
+
+
+def rule(expression: str, message: str) -> dict[str, str]:
+    """Return a CEL rule for `x-kubernetes-validations`; the API server answers `message` at `kubectl apply`."""
+    return {"rule": expression, "message": message}
+
+
+def rules(*items: dict[str, str]) -> dict[str, JsonValue]:
+    """Return the schema extension that carries CEL rules."""
+    return {"x-kubernetes-validations": list(items)}
+
+
+Fraction = Annotated[str, Field(pattern=r"^(0(\.[0-9]{1,6})?|1(\.0{1,6})?)$", max_length=8)]
+"""A share from 0 to 1 as a string: Kubernetes APIs avoid floats."""
+
+Number = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?$", max_length=16)]
+"""A number that is not negative, as a string, for example "2e-4"."""
+
+Difference = Annotated[str, Field(pattern=r"^-?(0(\.[0-9]{1,6})?|1(\.0{1,6})?)$", max_length=9)]
+"""A difference of two shares, from -1 to 1, as a string."""
+
+DnsName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+"""The name of a Kubernetes object."""
+
+DataKey = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
+"""A key in a Secret's or ConfigMap's data."""
+
+HubId = Annotated[
+    str, Field(min_length=1, max_length=96, pattern=r"^[A-Za-z0-9][-._A-Za-z0-9]*(/[A-Za-z0-9][-._A-Za-z0-9]*)?$")
+]
+"""A repository on the Hub: `name` or `owner/name`."""
+
+S3Uri = Annotated[str, Field(max_length=1024, pattern=r"^s3://[a-z0-9][-.a-z0-9]{1,61}[a-z0-9](/[^*?]*)?$")]
+"""An S3 object or prefix."""
+
+Endpoint = Annotated[str, Field(max_length=512, pattern=r"^(https?://[^\s/]+(/[^\s]*)?)?$")]
+"""The URL of a service; empty means the public one."""
+
+Duration = Annotated[str, Field(max_length=16, pattern=r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$", min_length=2)]
+"""A time such as 8h, 90m or 1h30m."""
+
+
+class SecretKeyRef(ApiModel):
+    """One key of a Secret in the object's namespace."""
+
+    name: DnsName
+    """The Secret's name."""
+    key: DataKey = "token"
+    """The key in the Secret's data."""
+
+
+class SecretRef(ApiModel):
+    """A Secret in the object's namespace."""
+
+    name: DnsName
+    """The Secret's name. Its keys are those of the AWS environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, optionally, AWS_SESSION_TOKEN."""
+
+
+class ConfigMapKeyRef(ApiModel):
+    """One key of a ConfigMap in the object's namespace."""
+
+    name: DnsName
+    """The ConfigMap's name."""
+    key: DataKey
+    """The key in the ConfigMap's data."""
+
+
+class Hub(ApiModel):
+    """Which Hugging Face Hub to speak to."""
+
+    endpoint: Endpoint = ""
+    """The Hub's URL, for a mirror or a Hub of your own; empty means huggingface.co."""
+
+
+class BaseModelRef(ApiModel):
+    """The model to fine-tune."""
+
+    id: HubId
+    """The base model's repository on the Hub, for example google/gemma-2-2b-it."""
+    revision: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][-._/A-Za-z0-9]*$")] = "main"
+    """Branch, tag or commit. Prepare resolves it to a commit, which every later stage uses."""
+    token_secret_ref: SecretKeyRef | None = None
+    """A read token, for gated and private models."""
+
+
+class DatasetFormat(StrEnum):
+    """How the rows say who said what, and which tools were called."""
+
+    AUTO = "Auto"
+    OPENAI = "OpenAI"
+    HERMES = "Hermes"
+
+
+class EvaluationSplit(ApiModel):
+    """Which rows are held out from training and judged."""
+
+    fraction: Annotated[Fraction, Field(json_schema_extra=rules(
+        rule("double(self) > 0.0 && double(self) < 1.0", "evaluation.fraction must lie between 0 and 1, for example \"0.1\"")
+    ))] = "0.1"
+    """The share of the rows that is held out. Rows with the same conversation always fall on the same side."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 42
+    """Chooses which rows are held out."""
+    uri: Annotated[str, Field(max_length=1024, pattern=r"^(s3://[a-z0-9][-.a-z0-9]{1,61}[a-z0-9]/[^*?]+)?$")] = ""
+    """An object with the held-out rows, instead of a share of the training rows; read with the dataset's credentials."""
+
+
+class Dataset(ApiModel):
+    """Where the rows are and what they look like."""
+
+    uri: S3Uri
+    """An S3 object (.jsonl or .json, also with .gz), or a prefix that ends in / for all such objects below it."""
+    format: DatasetFormat = DatasetFormat.AUTO
+    """Auto looks at the rows. OpenAI: messages, tools. Hermes: conversations with tags, as the Hermes, ShareGPT and agents-course data have them."""
+    credentials_secret_ref: SecretRef | None = None
+    """Absent: the pod's own identity."""
+    endpoint: Endpoint = ""
+    """The S3 server's URL; empty means AWS."""
+    region: Annotated[str, Field(max_length=64, pattern=r"^[-a-z0-9]*$")] = ""
+    """The bucket's region; empty means what the environment says."""
+    evaluation: EvaluationSplit = EvaluationSplit()
+    """Which rows are held out from training and judged."""
+    max_invalid_fraction: Fraction = "0"
+    """The share of rows that may be wrong and is left out; above it prepare fails and names the rows."""
+    max_rows: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    """How many rows to use at most, from the start; 0 means all."""
+
+
+class TokenizerMode(StrEnum):
+    """What to do about the tags of the call format."""
+
+    AUTO = "Auto"
+    REUSE = "Reuse"
+    EXTEND = "Extend"
+
+
+class ChatTemplateSource(ApiModel):
+    """Where a chat template of your own comes from."""
+
+    config_map_key_ref: ConfigMapKeyRef
+    """A Jinja chat template. Everything that the loss is computed on stands between {% generation %} and {% endgeneration %}."""
+
+
+class Tokenizer(ApiModel):
+    """The vocabulary and the chat template."""
+
+    mode: TokenizerMode = TokenizerMode.AUTO
+    """Reuse: every tag must be one token already. Extend: add the missing ones and train their rows. Auto: Reuse where possible, else Extend."""
+    add_tokens: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=64)]],
+        Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
+    ] = []
+    """More tokens to add, besides the tags of the call format that the base lacks."""
+    chat_template: ChatTemplateSource | None = None
+    """A template of your own; absent: the base model's where it carries tools, else ours."""
+
+
+class AdapterMethod(StrEnum):
+    """How the model is changed."""
+
+    LORA = "LoRA"
+
+
+class Lora(ApiModel):
+    """The settings of a LoRA adapter, with PEFT's names."""
+
+    rank: Annotated[int, Field(ge=1, le=512)] = 16
+    """The rank r of the update matrices."""
+    alpha: Annotated[int, Field(ge=1, le=2048)] = 64
+    """The update is scaled by alpha / rank, or alpha / sqrt(rank) with rsLora."""
+    dropout: Annotated[Fraction, Field(json_schema_extra=rules(
+        rule("double(self) < 1.0", "adapter.lora.dropout must be below 1")
+    ))] = "0.05"
+    """The share of the adapter's inputs that is dropped in training."""
+    target_modules: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=128)]],
+        Field(min_length=1, max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
+    ] = ["all-linear"]
+    """The modules that get an adapter; all-linear means every linear layer but the output head."""
+    rs_lora: bool = False
+    """Scale by alpha / sqrt(rank), which keeps high ranks stable."""
+
+
+class Adapter(ApiModel):
+    """What is trained on top of the base model."""
+
+    method: AdapterMethod = AdapterMethod.LORA
+    """How the model is changed."""
+    lora: Lora = Lora()
+    """The settings of a LoRA adapter."""
+
+
+class Scheduler(StrEnum):
+    """How the learning rate moves after the warm-up."""
+
+    COSINE = "Cosine"
+    LINEAR = "Linear"
+    CONSTANT = "Constant"
+
+
+class LossOn(StrEnum):
+    """Which tokens the loss is computed on."""
+
+    ASSISTANT = "Assistant"
+    ALL = "All"
+
+
+class Precision(StrEnum):
+    """The number format of the base model's weights and of the computation."""
+
+    AUTO = "Auto"
+    BF16 = "BF16"
+    FP16 = "FP16"
+    FP32 = "FP32"
+
+
+class Checkpoint(ApiModel):
+    """How often training can be taken up again."""
+
+    every_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 100
+    """A checkpoint goes to the workspace after so many optimizer steps, and when the pod is asked to stop."""
+    keep: Annotated[int, Field(ge=1, le=100)] = 2
+    """How many checkpoints are kept in the workspace while training goes on."""
+
+
+class Training(ApiModel):
+    """The training run, with the names of Transformers and TRL."""
+
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 1
+    """How often every training row is seen."""
+    max_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    """Train for so many optimizer steps instead of epochs; 0 means epochs."""
+    learning_rate: Annotated[Number, Field(json_schema_extra=rules(
+        rule("double(self) > 0.0 && double(self) <= 1.0", "training.learningRate must lie above 0 and be at most 1, for example \"1e-4\"")
+    ))] = "1e-4"
+    """The highest learning rate, reached after the warm-up."""
+    scheduler: Scheduler = Scheduler.COSINE
+    """How the learning rate moves after the warm-up."""
+    warmup_ratio: Annotated[Fraction, Field(json_schema_extra=rules(
+        rule("double(self) < 1.0", "training.warmupRatio must be below 1")
+    ))] = "0.1"
+    """The share of the steps in which the learning rate rises from 0."""
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
+    """Rows per optimizer step."""
+    max_length: Annotated[int, Field(ge=16, le=1_048_576)] = 2048
+    """Tokens. Longer rows are left out and counted, never cut through a call."""
+    loss_on: LossOn = LossOn.ASSISTANT
+    """Assistant: learn what the assistant says, the end of its turn included. All: learn every token."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 42
+    """Draws the adapter's first weights and the order of the rows."""
+    precision: Precision = Precision.AUTO
+    """Auto: BF16 where the GPU has it, else FP16; FP32 on a CPU."""
+    checkpoint: Checkpoint = Checkpoint()
+    """How often training can be taken up again."""
+
+
+class Metric(StrEnum):
+    """What gates can be set on. All are shares from 0 to 1, measured on the held-out rows."""
+
+    TOOL_NAME_ACCURACY = "tool_name_accuracy"
+    EXACT_MATCH = "exact_match"
+    VALID_CALL_RATE = "valid_call_rate"
+    ABSTENTION_ACCURACY = "abstention_accuracy"
+
+
+class Gate(ApiModel):
+    """A condition on one metric of the tuned model."""
+
+    model_config = {
+        "json_schema_extra": rules(
+            rule(
+                "has(self.min) || has(self.minGainOverBase) || has(self.maxLossVsBase)",
+                "a gate needs at least one of min, minGainOverBase and maxLossVsBase",
+            )
+        )
+    }
+
+    metric: Metric
+    """What is measured."""
+    min: Fraction | None = None
+    """The tuned model must reach this."""
+    min_gain_over_base: Difference | None = None
+    """The tuned model must be better than the base model by this much."""
+    max_loss_vs_base: Fraction | None = None
+    """The tuned model may be worse than the base model by this much at most."""
+
+
+class OnGateFailure(StrEnum):
+    """What to do when a gate is not passed."""
+
+    HOLD = "Hold"
+    FAIL = "Fail"
+
+
+class Evaluation(ApiModel):
+    """How base and tuned model are compared, and what the tuned one must reach to be published."""
+
+    max_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 500
+    """How many held-out rows are judged at most."""
+    max_new_tokens: Annotated[int, Field(ge=0, le=65_536)] = 0
+    """Tokens that a reply may have; 0 means enough for the longest held-out answer."""
+    gates: Annotated[list[Gate], Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "atomic"})] = [
+        Gate(metric=Metric.EXACT_MATCH, min_gain_over_base="0")
+    ]
+    """All must be passed before anything is published. Default: not worse than the base model."""
+    on_gate_failure: OnGateFailure = OnGateFailure.HOLD
+    """Hold: keep the result and wait for a change of the gates. Fail: end the run as failed."""
+
+
+class Publish(ApiModel):
+    """Where the result goes."""
+
+    repository: Annotated[
+        str, Field(max_length=96, pattern=r"^[A-Za-z0-9][-._A-Za-z0-9]*/[A-Za-z0-9][-._A-Za-z0-9]*$")
+    ]
+    """The repository on the Hub, owner/name. It is created when it does not exist."""
+    private: bool = True
+    """Whether a repository that is created is private."""
+    branch: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][-._/A-Za-z0-9]*$")] = "main"
+    """The branch that is pushed to. It is created when it does not exist."""
+    tag: Annotated[str, Field(max_length=100, pattern=r"^([A-Za-z0-9][-._A-Za-z0-9]*)?$")] = ""
+    """A tag for the pushed commit, for example v1; empty means none."""
+    token_secret_ref: SecretKeyRef = SecretKeyRef(name="hf-write")
+    """A token that may write to the repository's namespace. The GPU pod never sees it."""
+
+
+class Workspace(ApiModel):
+    """Where the outputs of the stages are kept."""
+
+    uri: Annotated[str, Field(max_length=1024, pattern=r"^(s3://[a-z0-9][-.a-z0-9]{1,61}[a-z0-9](/[^*?]*)?)?$")] = ""
+    """An S3 prefix; empty means tunemill/ in the dataset's bucket, with the dataset's credentials and endpoint."""
+    credentials_secret_ref: SecretRef | None = None
+    """Absent: the pod's own identity."""
+    endpoint: Endpoint = ""
+    """The S3 server's URL; empty means AWS."""
+    region: Annotated[str, Field(max_length=64, pattern=r"^[-a-z0-9]*$")] = ""
+    """The bucket's region; empty means what the environment says."""
+
+
+Quantity = Annotated[
+    str,
+    Field(
+        max_length=64,
+        pattern=r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$",
+        json_schema_extra={"x-kubernetes-int-or-string": True},
+    ),
+]
+"""A Kubernetes quantity such as 500m or 16Gi."""
+
+
+class Resources(ApiModel):
+    """Requests and limits of a container, as Kubernetes has them."""
+
+    requests: Annotated[dict[str, Quantity], Field(max_length=16)] = {}
+    """What the container is promised."""
+    limits: Annotated[dict[str, Quantity], Field(max_length=16)] = {}
+    """What the container may not exceed."""
+
+
+class Toleration(ApiModel):
+    """A toleration of a node's taint, as Kubernetes has it."""
+
+    key: Annotated[str, Field(max_length=316)] | None = None
+    """The taint's key; absent with operator Exists means every taint."""
+    operator: Annotated[str, Field(pattern="^(Exists|Equal)$")] | None = None
+    """Exists or Equal (the default)."""
+    value: Annotated[str, Field(max_length=63)] | None = None
+    """The taint's value."""
+    effect: Annotated[str, Field(pattern="^(NoSchedule|PreferNoSchedule|NoExecute)$")] | None = None
+    """The taint's effect; absent means all."""
+    toleration_seconds: int | None = None
+    """How long a NoExecute taint is tolerated."""
+
+
+Labels = Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=64)]
+"""Labels, or a selector of labels."""
+
+
+class Compute(ApiModel):
+    """Where the pods run and what they get."""
+
+    gpus: Annotated[int, Field(ge=0, le=16)] = 1
+    """GPUs of the train pod. 0 trains on the CPU, which is for small models and trials."""
+    gpu_resource: Annotated[str, Field(min_length=1, max_length=253)] = "nvidia.com/gpu"
+    """The name under which the device plugin offers GPUs."""
+    resources: Resources = Resources()
+    """Of the pod that trains and evaluates."""
+    prepare_resources: Resources = Resources()
+    """Of the pods that prepare and publish; they need no GPU."""
+    node_selector: Labels = {}
+    """Labels of the nodes that may train."""
+    tolerations: Annotated[list[Toleration], Field(max_length=32, json_schema_extra={"x-kubernetes-list-type": "atomic"})] = []
+    """Taints of the nodes that may train."""
+    affinity: Annotated[
+        dict[str, Any] | None, Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
+    ] = None
+    """The train pod's affinity, as in a pod's spec."""
+    priority_class_name: Annotated[str, Field(max_length=253)] = ""
+    """Of the train pod."""
+    runtime_class_name: Annotated[str, Field(max_length=253)] = ""
+    """Of the train pod, for example nvidia."""
+    service_account_name: Annotated[str, Field(max_length=253)] = ""
+    """Of all pods, for an identity with the cloud provider. No pod gets a token for the Kubernetes API."""
+    pod_labels: Labels = {}
+    """Put on all pods."""
+    pod_annotations: Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=64)] = {}
+    """Put on all pods."""
+    trainer_image: Annotated[str, Field(max_length=512)] = ""
+    """An image of your own for all stages; empty means the operator's."""
+
+
+class Retry(ApiModel):
+    """What is tried again."""
+
+    limit: Annotated[int, Field(ge=0, le=20)] = 3
+    """How often a stage is tried again after a failure that trying again can heal. A pod that is preempted or drained does not count."""
+
+
+class FineTuneSpec(ApiModel):
+    """The wish: which model learns what, how well it must do, and where it goes. An edit means: make it so."""
+
+    suspend: bool = False
+    """Stop what runs, keep its checkpoint, and start nothing; false goes on."""
+    hub: Hub = Hub()
+    """Which Hugging Face Hub to speak to."""
+    base_model: BaseModelRef
+    """The model to fine-tune."""
+    dataset: Dataset
+    """Where the rows are and what they look like."""
+    tokenizer: Tokenizer = Tokenizer()
+    """The vocabulary and the chat template."""
+    adapter: Adapter = Adapter()
+    """What is trained on top of the base model."""
+    training: Training = Training()
+    """The training run."""
+    evaluation: Evaluation = Evaluation()
+    """How base and tuned model are compared, and what the tuned one must reach to be published."""
+    publish: Publish
+    """Where the result goes."""
+    workspace: Workspace = Workspace()
+    """Where the outputs of the stages are kept: nothing that lies there is ever computed again."""
+    compute: Compute = Compute()
+    """Where the pods run and what they get."""
+    retry: Retry = Retry()
+    """What is tried again."""
+    deadline: Duration = "8h"
+    """How long the stages of a run may take together; waiting and suspended time does not count."""
+
+
+def duration_seconds(duration: str) -> int:
+    """Return the seconds of a Duration such as 1h30m."""
+    seconds, number = 0, ""
+    for character in duration:
+        if character.isdigit():
+            number += character
+        else:
+            seconds += int(number) * {"h": 3600, "m": 60, "s": 1}[character]
+            number = ""
+    return seconds
+
+
+def effective_workspace(spec: FineTuneSpec) -> Workspace:
+    """Return where the outputs go: what the spec says, else `tunemill/` in the dataset's bucket."""
+    if spec.workspace.uri:
+        return spec.workspace
+    bucket = spec.dataset.uri.removeprefix("s3://").split("/", 1)[0]
+    return Workspace(
+        uri=f"s3://{bucket}/tunemill/",
+        credentials_secret_ref=spec.dataset.credentials_secret_ref,
+        endpoint=spec.dataset.endpoint,
+        region=spec.dataset.region,
+    )

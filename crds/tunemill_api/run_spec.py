@@ -1,0 +1,27 @@
+"""What the operator tells a stage: the RunSpec. The pod reads it from a file; on one machine `tunemill-trainer run` makes it."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from tunemill_api.base import ApiModel
+from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.status import PreparedFacts
+
+
+class RunSpec(ApiModel):
+    """One run as a stage sees it: the user's wish, and what earlier stages found.
+
+    Secrets are not in it: a stage reads them from the folders that `constants.SECRETS_DIRECTORY` describes.
+    """
+
+    namespace: str
+    """The object's namespace; for messages and the model card."""
+    name: Annotated[str, Field(min_length=1)]
+    """The object's name; for messages and the model card."""
+    run_id: str
+    """Identifies the run in logs, the model card and the workspace's progress."""
+    spec: FineTuneSpec
+    """The wish, with all defaults."""
+    prepared: PreparedFacts | None = None
+    """What prepare found; None while prepare itself is running. Holds the key from which the later keys follow."""

@@ -1,0 +1,303 @@
+"""What the operator answers: the status of a FunctionCallFineTune, and the facts that stages report into it."""
+
+from datetime import datetime
+from enum import StrEnum
+
+from pydantic import ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from tunemill_api.base import ApiModel
+from tunemill_api.failures import Actor, Reason
+
+
+class StatusModel(ApiModel):
+    """A part of the status. Unknown fields are ignored: a status may have been written by a newer operator."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True, use_attribute_docstrings=True
+    )
+
+
+class Phase(StrEnum):
+    """A summary for humans and the printer column. Code reads conditions."""
+
+    PENDING = "Pending"
+    PREPARING = "Preparing"
+    QUEUED = "Queued"
+    TRAINING = "Training"
+    EVALUATING = "Evaluating"
+    PUBLISHING = "Publishing"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    SUSPENDED = "Suspended"
+    HELD = "Held"
+
+
+class ConditionType(StrEnum):
+    """The kstatus three (Ready, Reconciling, Stalled), and one per milestone."""
+
+    READY = "Ready"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
+    PREPARED = "Prepared"
+    TRAINED = "Trained"
+    EVALUATED = "Evaluated"
+    GATE_PASSED = "GatePassed"
+    PUBLISHED = "Published"
+    SUSPENDED = "Suspended"
+
+
+class Condition(StatusModel):
+    """A condition as Kubernetes has it."""
+
+    type: str
+    """What the condition is about."""
+    status: str = Field(pattern="^(True|False|Unknown)$")
+    """True, False or Unknown."""
+    reason: str
+    """One CamelCase word."""
+    message: str = ""
+    """A sentence that a person can act on."""
+    last_transition_time: datetime
+    """When the status last changed."""
+    observed_generation: int = 0
+    """The generation of the spec that this was concluded from."""
+
+
+class DatasetFacts(StatusModel):
+    """What prepare found in the data."""
+
+    format: str
+    """The format that the rows had."""
+    rows: int
+    """Rows that were read."""
+    train_rows: int
+    """Rows that are trained on."""
+    evaluation_rows: int
+    """Rows that are held out."""
+    invalid_rows: int = 0
+    """Rows that were left out because they are wrong."""
+    overlong_rows: int = 0
+    """Rows that were left out because they have more than maxLength tokens."""
+    duplicate_rows: int = 0
+    """Rows that occurred before and were left out."""
+    tools: int = 0
+    """Different tools that the rows offer or call."""
+    longest_row_tokens: int = 0
+    """Tokens of the longest row that was kept."""
+    supervised_token_percent: str = ""
+    """The share of the training tokens that the loss is computed on, in percent."""
+
+
+class PreparedFacts(StatusModel):
+    """What prepare found and made. The later stages' keys follow from `key`."""
+
+    key: str
+    """The key of prepare's output in the workspace."""
+    base_model_revision: str
+    """The commit that spec.baseModel.revision stood for."""
+    dataset_digest: str
+    """sha256 of the data, in the order in which it was read."""
+    tokenizer_mode: str
+    """Reuse or Extend: what was done."""
+    added_tokens: int = 0
+    """Tokens that were added to the vocabulary."""
+    dataset: DatasetFacts
+    """What was found in the data."""
+
+
+class TrainedFacts(StatusModel):
+    """What train made."""
+
+    steps: int
+    """Optimizer steps."""
+    loss: str
+    """The mean training loss over the last tenth of the steps."""
+    first_loss: str = ""
+    """The training loss that was logged first."""
+    train_seconds: int
+    """Time that all attempts spent training, as far as their checkpoints tell."""
+    resumed_from_step: int = 0
+    """The step of the checkpoint that the last attempt went on from; 0 when it started at the beginning."""
+    device: str
+    """Where it was trained, for example cpu or NVIDIA H200."""
+    adapter: str
+    """The adapter's URI in the workspace."""
+
+
+class MetricFacts(StatusModel):
+    """One metric of both models, as shares from 0 to 1 with four decimals. Absent when no row asks for it."""
+
+    name: str
+    """For example exact_match."""
+    base: str = ""
+    """Of the base model."""
+    tuned: str = ""
+    """Of the tuned model."""
+    cases: int = 0
+    """The replies that the metric was computed from."""
+
+
+class EvaluationFacts(StatusModel):
+    """How base and tuned model did on the same held-out rows."""
+
+    rows: int
+    """Held-out rows that were judged."""
+    metrics: list[MetricFacts] = Field(default=[], json_schema_extra={
+        "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]})
+    """The metrics."""
+    report: str = ""
+    """The URI of the full report in the workspace."""
+
+
+class GateFacts(StatusModel):
+    """How one gate was decided."""
+
+    gate: str
+    """The condition in words, for example exact_match >= 0.8."""
+    passed: bool
+    """Whether it was passed."""
+    message: str = ""
+    """The figures."""
+
+
+class PublishedFacts(StatusModel):
+    """Where the model lies."""
+
+    repository: str
+    """The repository on the Hub."""
+    revision: str
+    """The commit that was pushed."""
+    branch: str = ""
+    """The branch that was pushed to."""
+    tag: str = ""
+    """The tag of the commit."""
+    url: str = ""
+    """The page of the commit."""
+
+
+class StageState(StrEnum):
+    """How far a stage is."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+class StageStatus(StatusModel):
+    """One stage of the present run."""
+
+    name: str
+    """prepare, train, evaluate or publish."""
+    state: StageState
+    """How far it is."""
+    key: str = ""
+    """The key of the work, see the architecture: the same key is never worked on twice."""
+    executed: bool = False
+    """False when the output was already in the workspace."""
+    attempts: int = 0
+    """Pods that worked on it."""
+    started_at: datetime | None = None
+    """When its container began to work."""
+    finished_at: datetime | None = None
+    """When it ended."""
+    job: str = ""
+    """The Job that works on it."""
+
+
+class RunStatus(StatusModel):
+    """The present run."""
+
+    id: str
+    """Changes when anything that a stage depends on changes."""
+    started_at: datetime
+    """When the operator first saw this wish."""
+    base_model_revision: str = ""
+    """The commit of the base model."""
+    dataset_digest: str = ""
+    """sha256 of the data."""
+    image: str = ""
+    """The trainer image."""
+
+
+class TrainerMetric(StatusModel):
+    """One figure of the running stage, as Kubeflow's status protocol has it."""
+
+    name: str = Field(max_length=64)
+    """For example loss."""
+    value: str = Field(max_length=64)
+    """The figure."""
+
+
+class TrainerStatus(StatusModel):
+    """Progress of the running stage, with the names of Kubeflow's TrainJob (KEP-2779)."""
+
+    progress_percentage: int | None = Field(default=None, ge=0, le=100)
+    """Of the stage."""
+    estimated_remaining_seconds: int | None = Field(default=None, ge=0)
+    """Until the stage ends."""
+    metrics: list[TrainerMetric] = Field(default=[], max_length=32)
+    """Such as loss and learning_rate."""
+    last_updated_time: datetime | None = None
+    """When the stage said so."""
+
+
+class FailureStatus(StatusModel):
+    """Why the run failed or cannot go on, and what to do about it."""
+
+    stage: str
+    """The stage that failed."""
+    reason: Reason | str
+    """One CamelCase word of the failures page."""
+    message: str
+    """What was expected, what was found and where."""
+    remedy: str
+    """What to change."""
+    exit_code: int | None = None
+    """Of the stage's container."""
+    actor: Actor | str
+    """Who has to act: User, Platform or Nobody."""
+    retryable: bool
+    """Whether it can go away by itself."""
+    observed_generation: int = 0
+    """The generation of the spec that failed; an edit tries again."""
+
+
+class FineTuneStatus(StatusModel):
+    """What the operator knows about the object."""
+
+    observed_generation: int = 0
+    """The generation of the spec that this status is about."""
+    phase: Phase | None = None
+    """A summary for humans."""
+    conditions: list[Condition] = Field(default=[], max_length=32, json_schema_extra={
+        "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]})
+    """Ready, Reconciling and Stalled as kstatus wants them, and one per milestone."""
+    run: RunStatus | None = None
+    """The present run."""
+    stages: list[StageStatus] = Field(default=[], max_length=8, json_schema_extra={
+        "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]})
+    """The stages of the present run."""
+    trainer_status: TrainerStatus | None = None
+    """Progress of the running stage."""
+    progress: str = ""
+    """The running stage's percentage for the printer column."""
+    eta: str = ""
+    """The running stage's remaining time for the printer column."""
+    prepared: PreparedFacts | None = None
+    """What prepare found and made."""
+    trained: TrainedFacts | None = None
+    """What train made."""
+    evaluation: EvaluationFacts | None = None
+    """How base and tuned model did."""
+    gates: list[GateFacts] = Field(default=[], max_length=16, json_schema_extra={"x-kubernetes-list-type": "atomic"})
+    """How the gates were decided."""
+    score: str = ""
+    """Exact match of the tuned model, for the printer column."""
+    gain: str = ""
+    """Its difference to the base model, for the printer column."""
+    published: PublishedFacts | None = None
+    """Where the model lies."""
+    failure: FailureStatus | None = None
+    """Why the run failed or cannot go on."""

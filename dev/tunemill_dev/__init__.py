@@ -1,0 +1,1 @@
+"""Tools for contributors: the local cluster, the local Hub server, the demo."""
