@@ -6,7 +6,6 @@ import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from pydantic import ValidationError
-
 from tunemill_dev.hub.accounts import Accounts
 from tunemill_dev.hub.local import LocalHub, local_hub
 
@@ -42,10 +41,12 @@ def hub() -> Iterator[LocalHub]:
 
 
 def client(hub: LocalHub, token: str | bool) -> HfApi:
+    """The real client, with this token."""
     return HfApi(endpoint=hub.url, token=token)
 
 
 def refusal(error: pytest.ExceptionInfo[HfHubHTTPError]) -> int:
+    """The status with which the Hub refused."""
     return error.value.response.status_code
 
 

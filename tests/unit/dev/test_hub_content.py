@@ -11,12 +11,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, RepoFile, get_session
 from huggingface_hub.errors import (
-    BadRequestError,
     EntryNotFoundError,
     HfHubHTTPError,
     RevisionNotFoundError,
 )
-
 from tunemill_dev.hub.accounts import Accounts
 from tunemill_dev.hub.local import LocalHub, local_hub
 
@@ -45,6 +43,7 @@ def hub() -> Iterator[LocalHub]:
 
 
 def client(hub: LocalHub) -> HfApi:
+    """The real client, as alice."""
     return HfApi(endpoint=hub.url, token=TOKEN)
 
 
@@ -63,6 +62,7 @@ def put(hub: LocalHub, path: str, content: bytes, **options: str) -> str:
 
 
 def read(hub: LocalHub, path: str, revision: str = "main") -> bytes:
+    """The content of one file, downloaded without the client's cache."""
     url = f"{hub.url}/acme/tools/resolve/{revision.replace('/', '%2F')}/{path}"
     answer = get_session().get(url, headers={"Authorization": f"Bearer {TOKEN}"})
     assert answer.status_code == 200, answer.text
@@ -70,11 +70,13 @@ def read(hub: LocalHub, path: str, revision: str = "main") -> bytes:
 
 
 def paths(hub: LocalHub, revision: str = "main") -> list[str]:
+    """All files of a revision except the one that every new repository has."""
     found = client(hub).list_repo_files("acme/tools", revision=revision)
     return [path for path in found if path != ".gitattributes"]
 
 
 def commit(hub: LocalHub, *operations: object, **options: str) -> str:
+    """One commit of several operations; gives its id."""
     return str(client(hub).create_commit("acme/tools", list(operations), commit_message="change", **options).oid)
 
 
