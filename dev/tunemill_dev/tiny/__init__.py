@@ -1,0 +1,6 @@
+"""A small base model and a small data set, made on the spot: what the demo and the tests train on, with nothing downloaded."""
+
+from tunemill_dev.tiny.base import make_base
+from tunemill_dev.tiny.data import TOOLS, rows, unseen_requests
+
+__all__ = ["TOOLS", "make_base", "rows", "unseen_requests"]
