@@ -1,0 +1,137 @@
+"""The canonical row: a conversation with typed tool calls, whatever format it came in.
+
+It is written and read with the standard library's json, never through Arrow: Arrow gives all rows of a column the same
+fields and fills the missing ones with null, so that a model would learn to write `{"city": "Seoul", "minutes": null}`.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Self, cast
+
+from pydantic import JsonValue
+
+JsonObject = dict[str, JsonValue]
+
+
+class Role(StrEnum):
+    """Who speaks."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+    TOOL = "tool"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One tool call of an assistant."""
+
+    name: str
+    arguments: JsonObject
+
+    def to_json(self) -> JsonObject:
+        """Return the call as it stands in files and in the model's output."""
+        return {"name": self.name, "arguments": self.arguments}
+
+    @classmethod
+    def from_json(cls, value: JsonObject) -> Self:
+        """Read what `to_json` wrote."""
+        return cls(name=str(value["name"]), arguments=cast("JsonObject", value["arguments"]))
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A tool that the assistant may call. `parameters` is a JSON schema of type object."""
+
+    name: str
+    description: str
+    parameters: JsonObject
+
+    def to_json(self) -> JsonObject:
+        """Return the tool's definition as it stands in files and, inside `<tools>`, in the prompt."""
+        return {"name": self.name, "description": self.description, "parameters": self.parameters}
+
+    @classmethod
+    def from_json(cls, value: JsonObject) -> Self:
+        """Read what `to_json` wrote."""
+        return cls(str(value["name"]), str(value["description"]), cast("JsonObject", value["parameters"]))
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn.
+
+    Attributes:
+        role: who speaks.
+        content: what is said, apart from reasoning and calls.
+        reasoning: what an assistant thinks first.
+        calls: what an assistant calls, in its order.
+        name: the tool that a tool message comes from, where the data says it.
+    """
+
+    role: Role
+    content: str
+    reasoning: str = ""
+    calls: tuple[Call, ...] = ()
+    name: str = ""
+
+    def to_json(self) -> JsonObject:
+        """Return the turn without the fields that are empty; `content` is always there."""
+        value: JsonObject = {"role": self.role.value, "content": self.content}
+        if self.reasoning:
+            value["reasoning"] = self.reasoning
+        if self.calls:
+            value["calls"] = [call.to_json() for call in self.calls]
+        if self.name:
+            value["name"] = self.name
+        return value
+
+    @classmethod
+    def from_json(cls, value: JsonObject) -> Self:
+        """Read what `to_json` wrote."""
+        return cls(
+            role=Role(str(value["role"])),
+            content=str(value["content"]),
+            reasoning=str(value.get("reasoning", "")),
+            calls=tuple(Call.from_json(call) for call in cast("list[JsonObject]", value.get("calls", []))),
+            name=str(value.get("name", "")),
+        )
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a row stands, so that a message can send the user there; lines, and elements of a .json list, count from 1."""
+
+    file: str
+    line: int
+    unit: str = "line"
+
+    def __str__(self) -> str:
+        return f"{self.file} {self.unit} {self.line}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One conversation with the tools that it offers."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...]
+    source: Source
+
+    def to_json(self) -> JsonObject:
+        """Return the row for the spool file."""
+        return {
+            "messages": [message.to_json() for message in self.messages],
+            "tools": [tool.to_json() for tool in self.tools],
+            "source": [self.source.file, self.source.line, self.source.unit],
+        }
+
+    @classmethod
+    def from_json(cls, value: JsonObject) -> Self:
+        """Read what `to_json` wrote."""
+        file, line, unit = cast("tuple[str, int, str]", value["source"])
+        return cls(
+            messages=tuple(Message.from_json(message) for message in cast("list[JsonObject]", value["messages"])),
+            tools=tuple(Tool.from_json(tool) for tool in cast("list[JsonObject]", value["tools"])),
+            source=Source(file, line, unit),
+        )
