@@ -1,0 +1,78 @@
+"""Turns a pydantic model into the structural OpenAPI schema that a CustomResourceDefinition wants.
+
+Kubernetes accepts a part of JSON Schema only: no references, no unions, no `additionalProperties: false` (unknown fields are its
+own business). An optional field is one that may be absent; null does not exist.
+"""
+
+from typing import Any
+
+from pydantic import BaseModel
+
+Schema = dict[str, Any]
+
+_DROPPED = {"title", "$defs", "discriminator", "const"}
+_INT32_MAX = 2**31 - 1
+
+
+def structural_schema(model: type[BaseModel]) -> Schema:
+    """Return the schema of a model, with its descriptions, defaults and CEL rules.
+
+    Raises:
+        TypeError: a field's type has no structural form, for example a union.
+    """
+    schema = model.model_json_schema(by_alias=True, mode="validation")
+    return _inlined(schema, schema.get("$defs", {}), model.__name__)
+
+
+def _inlined(node: Schema, definitions: dict[str, Schema], path: str) -> Schema:
+    if "$ref" in node:
+        beside = {key: value for key, value in node.items() if key != "$ref"}
+        return _inlined({**definitions[node["$ref"].removeprefix("#/$defs/")], **beside}, definitions, path)
+    if "anyOf" in node:
+        beside = {key: value for key, value in node.items() if key != "anyOf"}
+        return _inlined({**_only_alternative(node["anyOf"], path), **beside}, definitions, path)
+    out: Schema = {"enum": [node["const"]]} if "const" in node else {}
+    for key, value in node.items():
+        match key:
+            case "properties":
+                out[key] = {name: _inlined(child, definitions, f"{path}.{name}") for name, child in value.items()}
+            case "items":
+                out[key] = _inlined(value, definitions, f"{path}[]")
+            case "additionalProperties" if isinstance(value, dict):
+                out[key] = _inlined(value, definitions, f"{path}{{}}")
+            case "default" | "additionalProperties":
+                pass
+            case "description":
+                out[key] = " ".join(value.split())
+            case _ if key not in _DROPPED:
+                out[key] = value
+    if node.get("default") is not None:
+        out["default"] = _essential(node["default"], out)
+    if out.get("type") == "integer":
+        out["format"] = "int32" if out.get("maximum", _INT32_MAX + 1) <= _INT32_MAX else "int64"
+    if out.get("x-kubernetes-preserve-unknown-fields"):
+        out.pop("additionalProperties", None)
+    if out.get("x-kubernetes-int-or-string"):
+        out.pop("type", None)
+    return out
+
+
+def _only_alternative(alternatives: list[Schema], path: str) -> Schema:
+    """Return what an optional field holds when it is there; `Reason | str` is a string."""
+    present = [each for each in alternatives if each.get("type") != "null"]
+    if len(present) > 1 and present[-1].get("type") == "string":
+        return present[-1]
+    if len(present) != 1:
+        raise TypeError(f"{path}: a union has no structural schema")
+    return present[0]
+
+
+def _essential(default: Any, schema: Schema) -> Any:  # noqa: ANN401 - any JSON value
+    """Return a default without what the API server fills in by itself: nulls and the defaults of the fields below."""
+    if isinstance(default, list):
+        return [_essential(item, schema.get("items", {})) for item in default]
+    if not isinstance(default, dict):
+        return default
+    below = schema.get("properties", {})
+    kept = {name: _essential(value, below.get(name, {})) for name, value in default.items() if value is not None}
+    return {name: value for name, value in kept.items() if below.get(name, {}).get("default") != value}
