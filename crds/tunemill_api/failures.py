@@ -90,6 +90,7 @@ class Reason(StrEnum):
     # The run
     INTERRUPTED = "Interrupted"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
+    STAGE_OUTPUT_MISSING = "StageOutputMissing"
     GATE_NOT_PASSED = "GateNotPassed"
     PROOF_FAILED = "ProofFailed"
     INTERNAL_ERROR = "InternalError"
@@ -223,6 +224,9 @@ FAILURES: dict[Reason, Failure] = {
     ),
     Reason.DEADLINE_EXCEEDED: Failure(
         _SPEC, _USER, "Raise spec.deadline: the run goes on from its last checkpoint."
+    ),
+    Reason.STAGE_OUTPUT_MISSING: Failure(
+        _RETRY, _NOBODY, "Nothing: the stage whose output is gone from the workspace is done again."
     ),
     Reason.GATE_NOT_PASSED: Failure(
         _SPEC, _USER, "Improve the data or the training, or change the gate in spec.evaluation.gates: nothing is trained again."

@@ -1,0 +1,144 @@
+"""Progress of the running stage, told to the operator and to the log.
+
+Speaks Kubeflow's status protocol (KEP-2779) as Transformers' KubeflowCallback does: `{"trainerStatus": {…}}` by POST, with
+a token for this purpose alone. All stages report through here and nothing else does. Reports are a courtesy: one that cannot
+be delivered never disturbs the work.
+"""
+
+import json
+import logging
+import os
+import ssl
+import threading
+import time
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+from urllib.error import URLError
+
+from tunemill_api.constants import ENV_PROGRESS_CA, ENV_PROGRESS_TOKEN, ENV_PROGRESS_URL
+
+INTERVAL_SECONDS = 2.0
+"""The shortest time between two reports; the last one always goes out."""
+_TIMEOUT_SECONDS = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where reports go.
+
+    Attributes:
+        url: the operator's endpoint for this object; https.
+        token: a file with the bearer token; read for every report, as the kubelet renews it.
+        ca: a file with the certificate authority of the endpoint.
+    """
+
+    url: str
+    token: Path
+    ca: Path
+
+    @classmethod
+    def from_environment(cls) -> Self | None:
+        """Return what the operator set for this pod; None outside of a cluster."""
+        values = [os.environ.get(name, "") for name in (ENV_PROGRESS_URL, ENV_PROGRESS_TOKEN, ENV_PROGRESS_CA)]
+        if not all(values) or not values[0].startswith("https://"):
+            return None
+        return cls(values[0], Path(values[1]), Path(values[2]))
+
+
+class Progress:
+    """Reports how far a stage is. Cheap enough to call at every step."""
+
+    def __init__(
+        self, stage: str, destination: Destination | None = None, interval_seconds: float = INTERVAL_SECONDS
+    ) -> None:
+        self._stage = stage
+        self._destination = destination
+        self._interval = interval_seconds
+        self._logged_at = float("-inf")
+        self._changed = threading.Condition()
+        self._waiting: dict[str, object] | None = None
+        self._closed = False
+        # A thread of its own: an endpoint that does not answer must not hold up a training step.
+        self._sender = threading.Thread(target=self._send_all, name="progress", daemon=True)
+        if destination is not None:
+            self._sender.start()
+
+    def report(
+        self, percent: float, eta_seconds: float | None = None, metrics: Mapping[str, object] | None = None
+    ) -> None:
+        """Say how far the stage is; of reports in quick succession only the latest is sent.
+
+        Args:
+            percent: 0 to 100.
+            eta_seconds: until the stage ends; None when unknown.
+            metrics: such as loss, learning_rate, current_step, total_steps.
+        """
+        status: dict[str, object] = {
+            "progressPercentage": max(0, min(100, int(percent))),
+            "lastUpdatedTime": datetime.now(UTC).isoformat(),
+        }
+        if eta_seconds is not None:
+            status["estimatedRemainingSeconds"] = max(0, int(eta_seconds))
+        if metrics:
+            status["metrics"] = [{"name": name, "value": str(value)} for name, value in metrics.items()]
+        self._log_line(status)
+        with self._changed:
+            self._waiting = status
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Send the last report and stop."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._sender.is_alive():
+            self._sender.join(timeout=2 * _TIMEOUT_SECONDS)
+
+    def _log_line(self, status: Mapping[str, object]) -> None:
+        now = time.monotonic()
+        if now - self._logged_at < self._interval and status["progressPercentage"] != 100:
+            return
+        self._logged_at = now
+        metrics = status.get("metrics")
+        figures = " ".join(f"{item['name']}={item['value']}" for item in metrics) if isinstance(metrics, list) else ""
+        remaining = f", {status['estimatedRemainingSeconds']} s left" if "estimatedRemainingSeconds" in status else ""
+        _log.info("%s %s %%%s %s", self._stage, status["progressPercentage"], remaining, figures)
+
+    def _send_all(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting is not None or self._closed)
+                status, self._waiting = self._waiting, None
+            if status is None:
+                return
+            self._send(status)
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed, timeout=self._interval)
+
+    def _send(self, status: Mapping[str, object]) -> None:
+        destination = self._destination
+        if destination is None:
+            return
+        try:
+            request = urllib.request.Request(  # noqa: S310 - Destination takes nothing but https
+                destination.url,
+                data=json.dumps({"trainerStatus": status}).encode(),
+                headers={
+                    "Authorization": f"Bearer {destination.token.read_text(encoding='utf-8').strip()}",
+                    "Content-Type": "application/json",
+                },
+            )
+            # The operator is inside the cluster: a proxy for the way out must not see the token.
+            opener = urllib.request.build_opener(
+                urllib.request.ProxyHandler({}),
+                urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=str(destination.ca))),
+            )
+            opener.open(request, timeout=_TIMEOUT_SECONDS).close()
+        except (URLError, OSError, ValueError) as error:
+            _log.debug("a progress report was not delivered: %s", error)

@@ -1,0 +1,202 @@
+"""Runs one stage from its RunSpec to its StageReport and its exit code, whatever happens in between.
+
+A stage is `run(context)` in the module of its name. Of train and evaluate it returns the facts: a committed output is never
+made again, and then their modules (with torch behind them) are not even imported. Of prepare and publish it returns the facts
+and whether anything had to be done: prepare finds its own key, and publish has to ask the Hub whether what it pushed is still
+there.
+"""
+
+import errno
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+from tunemill_api.failures import FAILURES, ExitCode, Reason
+from tunemill_api.finetune import effective_workspace
+from tunemill_api.run_spec import RunSpec
+from tunemill_api.stage_report import Stage, StageFailure, StageReport, failure_of
+from tunemill_api.status import EvaluationFacts, PreparedFacts, PublishedFacts, TrainedFacts
+
+from tunemill_trainer.context import StageContext
+from tunemill_trainer.credentials import Credentials
+from tunemill_trainer.errors import Interrupted, StageError
+from tunemill_trainer.progress import Destination, Progress
+from tunemill_trainer.stop import StopSignal
+from tunemill_trainer.workspace import Workspace
+
+Facts = PreparedFacts | TrainedFacts | EvaluationFacts | PublishedFacts
+
+_PUBLIC_HUB = "https://huggingface.co"
+
+_log = logging.getLogger(__name__)
+
+
+def main(stage: Stage, run_spec: Path, work: Path, report_path: Path) -> int:
+    """Run a stage in this process and return its exit code.
+
+    Args:
+        stage: which one.
+        run_spec: the file with the RunSpec.
+        work: a folder for the stage to work in.
+        report_path: gets the StageReport; in a pod the termination log. Passed over when it cannot be written.
+    """
+    _configure_logging()
+    started_at = datetime.now(UTC)
+    stop = StopSignal()
+
+    def end(failure: StageFailure) -> int:
+        _publish_report(
+            StageReport(stage=stage, started_at=started_at, finished_at=datetime.now(UTC), failure=failure), report_path
+        )
+        return FAILURES[failure.reason].exit_code
+
+    def give_up() -> None:
+        # The pod is killed in a few seconds. Nothing half-done can be taken for an output: the process may end anywhere.
+        os._exit(end(Interrupted("the stage was asked to stop and did not get to a good place in time").failure))
+
+    with stop.listening(when_late=give_up):
+        try:
+            report = run_stage(stage, _load(run_spec), work, stop, started_at)
+        except BaseException as error:  # noqa: BLE001 - the border of the process: everything becomes a report and an exit code
+            return end(_failure(error, work))
+        _publish_report(report, report_path)
+        return ExitCode.DONE
+
+
+def run_stage(stage: Stage, run: RunSpec, work: Path, stop: StopSignal, started_at: datetime) -> StageReport:
+    """Run a stage and return the report of its success; every failure is raised."""
+    _configure_libraries(run, work)
+    credentials = Credentials.from_environment()
+    progress = Progress(stage, Destination.from_environment())
+    try:
+        workspace = Workspace.open(effective_workspace(run.spec), credentials)
+        context = StageContext(run, workspace, work, credentials, progress, stop)
+        key, facts, executed = _outcome(stage, context)
+    finally:
+        progress.close()
+    return StageReport(
+        stage=stage,
+        key=key,
+        executed=executed,
+        started_at=started_at,
+        finished_at=datetime.now(UTC),
+        prepared=facts if isinstance(facts, PreparedFacts) else None,
+        trained=facts if isinstance(facts, TrainedFacts) else None,
+        evaluation=facts if isinstance(facts, EvaluationFacts) else None,
+        published=facts if isinstance(facts, PublishedFacts) else None,
+    )
+
+
+def _outcome(stage: Stage, context: StageContext) -> tuple[str, Facts, bool]:
+    """Return the key of the output, what was found, and whether anything had to be done."""
+    # Imported where they are needed: each stage has libraries that the others must not wait for.
+    if stage is Stage.PREPARE:
+        from tunemill_trainer.stages import prepare
+
+        prepared, executed = prepare.run(context)
+        return prepared.key, prepared, executed
+    if stage is Stage.PUBLISH:
+        from tunemill_trainer.stages import publish
+
+        published, executed = publish.run(context)
+        return context.publish_key, published, executed
+    key = context.train_key if stage is Stage.TRAIN else context.evaluate_key
+    manifest = context.workspace.manifest(stage, key)
+    if stage is Stage.TRAIN:
+        if manifest is not None:
+            return key, TrainedFacts.model_validate(manifest.facts), False
+        from tunemill_trainer.stages import train
+
+        return key, train.run(context), True
+    if manifest is not None:
+        return key, EvaluationFacts.model_validate(manifest.facts), False
+    from tunemill_trainer.stages import evaluate
+
+    return key, evaluate.run(context), True
+
+
+def _load(path: Path) -> RunSpec:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise StageError(
+            Reason.INVALID_SPEC, f"expected a RunSpec at {path}, could not read it: {error.strerror}"
+        ) from error
+    try:
+        return RunSpec.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole"
+        raise StageError(
+            Reason.INVALID_SPEC, f"the RunSpec at {path} is not valid at {where}: {first['msg']}"
+        ) from error
+
+
+def _failure(error: BaseException, work: Path) -> StageFailure:
+    if isinstance(error, StageError):
+        _log.debug("the stage failed", exc_info=error)
+        return error.failure
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted().failure
+    if any(isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT} for cause in _causes(error)):
+        free = shutil.disk_usage(work).free if work.exists() else 0
+        return failure_of(Reason.DISK_FULL, f"no space left on the disk of {work}: {free >> 20} MiB are free ({error})")
+    if any(isinstance(cause, MemoryError) for cause in _causes(error)):
+        return failure_of(Reason.OUT_OF_MEMORY, "the stage needed more memory than the machine or the pod's limit has")
+    _log.error("the stage failed in a way that it should not", exc_info=error)
+    first_line = (str(error).splitlines() or [""])[0]
+    return failure_of(Reason.INTERNAL_ERROR, f"{type(error).__name__}: {first_line}")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def _publish_report(report: StageReport, path: Path) -> None:
+    message = report.termination_message()
+    if report.failure is None:
+        _log.info("%s %s: %s", report.stage, "done" if report.executed else "was done already", message)
+    else:
+        _log.error(
+            "%s failed: %s: %s %s", report.stage, report.failure.reason, report.failure.message, report.failure.remedy
+        )
+    try:
+        path.write_text(message, encoding="utf-8")
+    except OSError as error:
+        _log.warning("the report could not be written to %s: %s", path, error.strerror)
+
+
+def _configure_logging() -> None:
+    logging.basicConfig(
+        stream=sys.stdout,
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S%z",
+    )
+    for noisy in ("botocore", "boto3", "s3transfer", "urllib3", "httpx", "httpx2", "matplotlib", "bitsandbytes"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _configure_libraries(run: RunSpec, work: Path) -> None:
+    """Set what the Hugging Face libraries read at their first import."""
+    endpoint = run.spec.hub.endpoint.rstrip("/")
+    if endpoint:
+        os.environ["HF_ENDPOINT"] = endpoint
+    if os.environ.get("HF_ENDPOINT", _PUBLIC_HUB).rstrip("/") != _PUBLIC_HUB:
+        # Against a server without Xet the client hangs for more than a minute and a half.
+        os.environ["HF_HUB_DISABLE_XET"] = "1"
+    os.environ["HF_HOME"] = str(work / "hub")
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # Progress has one voice, ours: Transformers would add its own as soon as it sees the same variables.
+    os.environ["DISABLE_KUBEFLOW_INTEGRATION"] = "TRUE"
+    work.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,289 @@
+"""The workspace on S3: every stage's output under its key, there whole or not at all, verified by digest.
+
+    PREFIX/<stage>/<key>/manifest.json                      written last; without it there is no output
+    PREFIX/<stage>/<key>/<attempt>/…                        the files, in a folder of the attempt that wrote them
+    PREFIX/train/<key>/checkpoints/<step>-<attempt>/…       checkpoints, built the same way; removed by the commit
+
+Each process writes below an attempt of its own, so that two pods with the same work (a lost node that is still alive, say)
+never mix their files. The first manifest wins: it is written with If-None-Match.
+"""
+
+import hashlib
+import logging
+import secrets
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Self
+
+from botocore.exceptions import ClientError
+from pydantic import Field, JsonValue, ValidationError
+from tunemill_api import finetune as api
+from tunemill_api.base import ApiModel
+from tunemill_api.failures import Reason
+from tunemill_api.stage_report import Stage
+from tunemill_api.status import StatusModel
+
+from tunemill_trainer import s3
+from tunemill_trainer.credentials import Credentials
+from tunemill_trainer.errors import StageError
+
+if TYPE_CHECKING:
+    from types_boto3_s3.client import S3Client
+
+_FIELD = "spec.workspace"
+_MANIFEST = "manifest.json"
+_CHECKPOINTS = "checkpoints"
+_TRANSFERS = 8
+
+_log = logging.getLogger(__name__)
+
+
+class ManifestFile(ApiModel):
+    """One file of an output."""
+
+    path: Annotated[str, Field(pattern=r"^(?!/)(?!.*(^|/)\.\.?(/|$))[^\\\x00]+$")]
+    """Relative to the output's folder, with slashes; never leaves it."""
+    size: int
+    """Bytes."""
+    sha256: str
+    """Of the contents, hexadecimal."""
+
+
+class Manifest(ApiModel):
+    """What an output consists of."""
+
+    stage: str
+    """The stage that made it."""
+    key: str
+    """The key of the output."""
+    attempt: str
+    """The folder below the key that holds the files."""
+    files: list[ManifestFile]
+    """All files, sorted by path."""
+    facts: dict[str, JsonValue]
+    """What the stage found, as it reported it."""
+
+
+class Workspace:
+    """The outputs of all stages. All methods raise StageError with the reasons of `s3.s3_errors`."""
+
+    def __init__(self, client: "S3Client", uri: str) -> None:
+        self._client = client
+        self._bucket, prefix = s3.split_uri(uri)
+        self._prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
+        self._attempt = secrets.token_hex(4)
+
+    @classmethod
+    def open(cls, spec: api.Workspace, credentials: Credentials) -> Self:
+        """Return the workspace that `api.effective_workspace` names; nothing is asked of the server yet."""
+        with s3.s3_errors(spec.uri, _FIELD):
+            return cls(s3.client(spec.endpoint, spec.region, credentials.s3("workspace")), spec.uri)
+
+    def check_writable(self) -> None:
+        """Write, read and delete a small object, so that a missing right shows now and not after the training."""
+        key = f"{self._prefix}.write-check/{self._attempt}"
+        with self._errors(key):
+            self._client.put_object(Bucket=self._bucket, Key=key, Body=b"tunemill")
+            self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+            self._client.delete_object(Bucket=self._bucket, Key=key)
+
+    def uri(self, stage: str, key: str) -> str:
+        """Return where the files of an output of this attempt lie, without a slash at the end."""
+        return self._uri(f"{self._folder(stage, key)}{self._attempt}")
+
+    def manifest(self, stage: str, key: str) -> Manifest | None:
+        """Return what was committed under a key; None when nothing was."""
+        return self._read_manifest(self._folder(stage, key))
+
+    def fetch(self, stage: str, key: str, into: Path) -> Manifest:
+        """Download a committed output and verify every file; what is already there and right is not fetched again.
+
+        Raises:
+            StageError: StageOutputMissing, when nothing was committed, or a file of it is gone or damaged. In the latter
+                case the manifest is withdrawn, so that the stage is done again.
+        """
+        manifest = self.manifest(stage, key)
+        if manifest is None:
+            raise StageError(
+                Reason.STAGE_OUTPUT_MISSING,
+                f"expected the output of {stage} at {self._uri(self._folder(stage, key))}, found none",
+            )
+        try:
+            self._download(self._folder(stage, key), manifest, into)
+        except _DamagedError as error:
+            self.withdraw(stage, key)
+            raise StageError(
+                Reason.STAGE_OUTPUT_MISSING, f"the output of {stage} in the workspace is not whole: {error}"
+            ) from error
+        return manifest
+
+    def commit(self, stage: str, key: str, folder: Path, facts: StatusModel) -> Manifest:
+        """Upload a folder as the output of a stage, the manifest last; remove other attempts and checkpoints.
+
+        Returns:
+            What is committed now. Where another attempt was first, that is its manifest, and this one's files are gone.
+        """
+        place = self._folder(stage, key)
+        try:
+            self._upload(
+                place,
+                Manifest(
+                    stage=stage,
+                    key=key,
+                    attempt=self._attempt,
+                    files=_files(folder),
+                    facts=facts.model_dump(mode="json", by_alias=True),
+                ),
+                folder,
+            )
+        except _AlreadyThereError:
+            _log.info("another attempt has committed %s %s already; this one's files are dropped", stage, key)
+        manifest = self.manifest(stage, key)
+        if manifest is None:
+            raise StageError(Reason.STAGE_OUTPUT_MISSING, f"{self._uri(place)} was removed while it was written")
+        self._delete(
+            name
+            for name in self._list(place)
+            if name != place + _MANIFEST and not name.startswith(f"{place}{manifest.attempt}/")
+        )
+        return manifest
+
+    def withdraw(self, stage: str, key: str) -> None:
+        """Remove the manifest of an output, so that the stage is done again. Nothing happens when there is none."""
+        self._delete([self._folder(stage, key) + _MANIFEST])
+
+    def put_checkpoint(self, key: str, folder: Path, step: int) -> None:
+        """Upload a checkpoint of the training with a key; `latest_checkpoint` sees it once its last byte is there."""
+        place = f"{self._folder(Stage.TRAIN, key)}{_CHECKPOINTS}/{step:08d}-{self._attempt}/"
+        manifest = Manifest(stage=Stage.TRAIN, key=key, attempt="files", files=_files(folder), facts={"step": step})
+        try:
+            self._upload(place, manifest, folder)
+        except _AlreadyThereError:
+            _log.info("the checkpoint of step %d is in the workspace already", step)
+
+    def latest_checkpoint(self, key: str, into: Path) -> int | None:
+        """Download the newest checkpoint that is whole into a folder; return its step, or None when there is none."""
+        for place in self._whole_checkpoints(key):
+            manifest = self._read_manifest(place)
+            if manifest is None:
+                continue
+            try:
+                self._download(place, manifest, into)
+            except _DamagedError as error:
+                _log.warning("the checkpoint %s is not whole and is passed over: %s", self._uri(place), error)
+                continue
+            return int(str(manifest.facts["step"]))
+        return None
+
+    def prune_checkpoints(self, key: str, keep: int) -> None:
+        """Remove all checkpoints but the newest `keep` whole ones; torn ones go, too."""
+        kept = tuple(self._whole_checkpoints(key)[:keep])
+        self._delete(
+            name for name in self._list(f"{self._folder(Stage.TRAIN, key)}{_CHECKPOINTS}/") if not name.startswith(kept)
+        )
+
+    def _folder(self, stage: str, key: str) -> str:
+        return f"{self._prefix}{stage}/{key}/"
+
+    def _uri(self, name: str) -> str:
+        return f"s3://{self._bucket}/{name}"
+
+    def _errors(self, name: str) -> AbstractContextManager[None]:
+        return s3.s3_errors(self._uri(name), _FIELD)
+
+    def _whole_checkpoints(self, key: str) -> list[str]:
+        """Return the places of the checkpoints that have a manifest, the newest first."""
+        names = self._list(f"{self._folder(Stage.TRAIN, key)}{_CHECKPOINTS}/")
+        return sorted((name.removesuffix(_MANIFEST) for name in names if name.endswith(f"/{_MANIFEST}")), reverse=True)
+
+    def _read_manifest(self, place: str) -> Manifest | None:
+        with self._errors(place + _MANIFEST):
+            try:
+                body = self._client.get_object(Bucket=self._bucket, Key=place + _MANIFEST)["Body"].read()
+            except self._client.exceptions.NoSuchKey:
+                return None
+        try:
+            return Manifest.model_validate_json(body)
+        except ValidationError as error:
+            raise StageError(
+                Reason.INTERNAL_ERROR,
+                f"{self._uri(place)}{_MANIFEST} is not a manifest of this version: {error.errors()[0]['msg']}",
+                f"Remove {self._uri(place)}, or set another spec.workspace.uri.",
+            ) from error
+
+    def _upload(self, place: str, manifest: Manifest, folder: Path) -> None:
+        def upload(file: ManifestFile) -> None:
+            self._client.upload_file(str(folder / file.path), self._bucket, f"{place}{manifest.attempt}/{file.path}")
+
+        with self._errors(place), ThreadPoolExecutor(_TRANSFERS) as pool:
+            list(pool.map(upload, manifest.files))
+            try:
+                self._client.put_object(
+                    Bucket=self._bucket,
+                    Key=place + _MANIFEST,
+                    Body=manifest.model_dump_json(by_alias=True, indent=1).encode(),
+                    ContentType="application/json",
+                    IfNoneMatch="*",
+                )
+            except ClientError as error:
+                if error.response["Error"]["Code"] in {
+                    "PreconditionFailed",
+                    "ConditionalRequestConflict",
+                    "412",
+                    "409",
+                }:
+                    raise _AlreadyThereError from error
+                raise
+
+    def _download(self, place: str, manifest: Manifest, into: Path) -> None:
+        def download(file: ManifestFile) -> None:
+            target = into / file.path
+            if target.is_file() and _digest(target) == file.sha256:
+                return
+            target.parent.mkdir(parents=True, exist_ok=True)
+            name = f"{place}{manifest.attempt}/{file.path}"
+            try:
+                self._client.download_file(self._bucket, name, str(target))
+            except ClientError as error:
+                if error.response["Error"]["Code"] in {"404", "NoSuchKey"}:
+                    raise _DamagedError(f"{self._uri(name)} is not there") from error
+                raise
+            if (found := _digest(target)) != file.sha256:
+                raise _DamagedError(f"{self._uri(name)} has sha256 {found}, expected {file.sha256}")
+
+        with self._errors(place), ThreadPoolExecutor(_TRANSFERS) as pool:
+            list(pool.map(download, manifest.files))
+
+    def _list(self, prefix: str) -> list[str]:
+        with self._errors(prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
+            return [item["Key"] for page in pages for item in page.get("Contents", [])]
+
+    def _delete(self, names: Iterable[str]) -> None:
+        for name in names:
+            # One by one: DeleteObjects wants a checksum that not every S3-compatible server understands.
+            with self._errors(name):
+                self._client.delete_object(Bucket=self._bucket, Key=name)
+
+
+class _AlreadyThereError(Exception):
+    """Another attempt has written the manifest."""
+
+
+class _DamagedError(Exception):
+    """A file that the manifest names is gone or has other contents."""
+
+
+def _files(folder: Path) -> list[ManifestFile]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [
+        ManifestFile(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=_digest(path))
+        for path in paths
+    ]
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
