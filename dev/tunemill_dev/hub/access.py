@@ -33,9 +33,9 @@ def require_write(caller: Caller | None, repository: Repository) -> None:
     _require(caller, repository.namespace, repository.id, f"write to {repository.id}")
 
 
-def require_namespace(caller: Caller | None, namespace: str) -> None:
-    """Making and deleting a repository needs write access to the whole namespace."""
-    _require(caller, namespace, namespace, f'create a model under the namespace "{namespace}"')
+def require_namespace(caller: Caller | None, namespace: str, wish: str) -> None:
+    """Making and deleting a repository needs write access to the whole namespace; `wish` is for the message."""
+    _require(caller, namespace, namespace, f'{wish} under the namespace "{namespace}"')
 
 
 def _require(caller: Caller | None, namespace: str, entity: str, wish: str) -> None:

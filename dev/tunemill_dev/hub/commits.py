@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
@@ -47,6 +46,10 @@ class _Candidate(BaseModel):
         return by_name or self.size > _LFS_BYTES or b"\0" in base64.b64decode(self.sample)
 
 
+class _Readme(BaseModel):
+    content: str
+
+
 class _Preupload(BaseModel):
     files: list[_Candidate]
 
@@ -64,6 +67,11 @@ class _Change:
             raise entry_not_found(asked, self.base.id)
         for path in paths:
             del self.files[path]
+
+
+class _Line(BaseModel):
+    key: str
+    value: dict[str, Any]
 
 
 class _Header(BaseModel):
@@ -134,7 +142,7 @@ _OPERATIONS: dict[str, type[_Operation]] = {
 
 async def validate_yaml(request: web.Request) -> web.Response:
     """POST /api/validate-yaml: what would be wrong with this README.md."""
-    card = read_card(json.loads(await request.read())["content"])
+    card = read_card(_Readme.model_validate_json(await request.read()).content)
     answer = {
         "errors": [{"message": text} for text in card.errors],
         "warnings": [{"message": t} for t in card.warnings],
@@ -182,11 +190,10 @@ async def commit(request: web.Request) -> web.Response:
 
 
 def _parse(body: bytes) -> tuple[_Header, list[_Operation]]:
-    lines: list[dict[str, Any]] = [json.loads(line) for line in body.splitlines() if line.strip()]
-    if not lines or lines[0].get("key") != "header":
+    lines = [_Line.model_validate_json(line) for line in body.splitlines() if line.strip()]
+    if not lines or lines[0].key != "header":
         raise HubError(400, "a commit begins with its header")
-    unknown = {str(line.get("key")) for line in lines[1:]} - _OPERATIONS.keys()
-    if unknown:
+    if unknown := {line.key for line in lines[1:]} - _OPERATIONS.keys():
         raise HubError(400, f"unknown operation {', '.join(sorted(unknown))}: expected {', '.join(_OPERATIONS)}")
-    operations = [_OPERATIONS[line["key"]].model_validate(line.get("value")) for line in lines[1:]]
-    return _Header.model_validate(lines[0].get("value")), operations
+    operations = [_OPERATIONS[line.key].model_validate(line.value) for line in lines[1:]]
+    return _Header.model_validate(lines[0].value), operations

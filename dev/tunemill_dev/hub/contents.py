@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from aiohttp import web
+from pydantic import BaseModel
 
 from tunemill_dev.hub.cards import read_card
 from tunemill_dev.hub.context import DROP_AFTER, readable, visible
@@ -17,6 +18,10 @@ from tunemill_dev.hub.errors import HubError, entry_not_found
 from tunemill_dev.hub.store import Commit, File, Repository
 
 _CHUNK = 256 << 10
+
+
+class _Paths(BaseModel):
+    paths: list[str]
 
 
 async def info(request: web.Request) -> web.Response:
@@ -75,7 +80,7 @@ async def tree(request: web.Request) -> web.Response:
 async def paths_info(request: web.Request) -> web.Response:
     """POST …/paths-info/REVISION with a form or JSON: the named files and folders that exist."""
     if request.content_type == "application/json":
-        paths = [str(path) for path in json.loads(await request.read())["paths"]]
+        paths = _Paths.model_validate_json(await request.read()).paths
     else:
         paths = [str(path) for path in (await request.post()).getall("paths", [])]
     commit = visible(request).resolve(request.match_info["revision"])

@@ -60,9 +60,8 @@ async def whoami(request: web.Request) -> web.Response:
 async def create(request: web.Request) -> web.Response:
     """POST /api/repos/create; 409 with the address when it is there already."""
     asked = _New.model_validate_json(await request.read())
-    store, repo_id = request.app[HUB].store, _repo_id(request, asked)
+    store, repo_id = request.app[HUB].store, _repo_id(request, asked, "create")
     if repository := store.find(asked.kind, repo_id):
-        access.require_namespace(caller(request), repository.namespace)
         return web.json_response(
             {"error": f"You already created this {asked.type} repo", "url": page(request, repository)}, status=409
         )
@@ -74,7 +73,7 @@ async def create(request: web.Request) -> web.Response:
 async def delete(request: web.Request) -> web.Response:
     """DELETE /api/repos/delete."""
     asked = _Id.model_validate_json(await request.read())
-    store, repo_id = request.app[HUB].store, _repo_id(request, asked)
+    store, repo_id = request.app[HUB].store, _repo_id(request, asked, "delete")
     store.delete(access.require_visible(caller(request), store.find(asked.kind, repo_id)))
     return web.json_response({})
 
@@ -154,11 +153,11 @@ async def delete_tag(request: web.Request) -> web.Response:
     return _forget(repository, repository.settings.tags, request.match_info["revision"])
 
 
-def _repo_id(request: web.Request, asked: _Id) -> str:
+def _repo_id(request: web.Request, asked: _Id, verb: str) -> str:
     """The full name, for a caller who may make and delete repositories in its namespace."""
     who = caller(request)
     namespace = asked.organization or (who.name if who else "")
-    access.require_namespace(who, namespace)
+    access.require_namespace(who, namespace, f"{verb} a {asked.type}")
     return f"{namespace}/{asked.name}"
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import binascii
 import dataclasses
 import hmac
-import json
 from collections.abc import Awaitable, Callable
 from uuid import uuid4
 
@@ -91,8 +91,8 @@ async def _refusals(request: web.Request, handler: _Handler) -> web.StreamRespon
     except ValidationError as error:
         reasons = (f"{'.'.join(map(str, reason['loc']))}: {reason['msg']}" for reason in error.errors())
         return _refuse(HubError(400, "; ".join(reasons)))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
-        return _refuse(HubError(400, f"the body is not what this route takes: {error!r}"))
+    except binascii.Error as error:
+        return _refuse(HubError(400, f"content that should be base64 is not: {error}"))
 
 
 async def _serve(request: web.Request, handler: _Handler) -> web.StreamResponse:

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, RepoFile, get_session
 from huggingface_hub.errors import (
-    EntryNotFoundError,
+    BadRequestError,
     HfHubHTTPError,
+    RemoteEntryNotFoundError,
     RevisionNotFoundError,
 )
 from tunemill_dev.hub.accounts import Accounts
@@ -20,6 +21,7 @@ from tunemill_dev.hub.local import LocalHub, local_hub
 
 TOKEN = "token-of-alice"
 PART = 1 << 20
+CommitOperation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
 ACCOUNTS = Accounts.model_validate(
     {
         "users": {"alice": {"acme": "write"}},
@@ -56,9 +58,10 @@ def folder(where: Path, **contents: bytes) -> Path:
     return where
 
 
-def put(hub: LocalHub, path: str, content: bytes, **options: str) -> str:
-    """Uploads one file; returns the commit."""
-    return str(client(hub).upload_file(repo_id="acme/tools", path_in_repo=path, path_or_fileobj=content, **options).oid)
+def put(hub: LocalHub, path: str, content: bytes, revision: str = "main") -> str:
+    """Uploads one file; gives the commit."""
+    done = client(hub).upload_file(repo_id="acme/tools", path_in_repo=path, path_or_fileobj=content, revision=revision)
+    return str(done.oid)
 
 
 def read(hub: LocalHub, path: str, revision: str = "main") -> bytes:
@@ -75,9 +78,10 @@ def paths(hub: LocalHub, revision: str = "main") -> list[str]:
     return [path for path in found if path != ".gitattributes"]
 
 
-def commit(hub: LocalHub, *operations: object, **options: str) -> str:
+def commit(hub: LocalHub, *operations: CommitOperation, parent_commit: str | None = None) -> str:
     """One commit of several operations; gives its id."""
-    return str(client(hub).create_commit("acme/tools", list(operations), commit_message="change", **options).oid)
+    done = client(hub).create_commit("acme/tools", operations, commit_message="change", parent_commit=parent_commit)
+    return str(done.oid)
 
 
 def raw_commit(hub: LocalHub, key: str, **value: object) -> tuple[int, str]:
@@ -154,7 +158,7 @@ def test_trees_list_folders_and_files(hub: LocalHub) -> None:
     assert listed("deep", recursive=True) == ["deep/b.txt", "deep/er", "deep/er/c.txt"]
     found = api.get_paths_info("acme/tools", ["a.txt", "deep", "missing"])
     assert [(entry.path, isinstance(entry, RepoFile)) for entry in found] == [("a.txt", True), ("deep", False)]
-    with pytest.raises(EntryNotFoundError):
+    with pytest.raises(RemoteEntryNotFoundError):
         listed("missing")
 
 
@@ -212,7 +216,7 @@ def test_one_commit_adds_copies_and_deletes(hub: LocalHub) -> None:
     )
     assert paths(hub) == ["copy.safetensors", "w.safetensors"]
     assert read(hub, "copy.safetensors") == weights
-    with pytest.raises(EntryNotFoundError):
+    with pytest.raises(RemoteEntryNotFoundError):
         commit(hub, CommitOperationDelete("z.txt"), CommitOperationAdd("new.txt", b"n"))
     assert "new.txt" not in paths(hub)
 
@@ -308,11 +312,11 @@ def test_ranges_and_etags_are_served(hub: LocalHub) -> None:
     assert head.headers["X-Linked-Size"] == head.headers["Content-Length"] == "2560"
 
 
-def test_a_missing_file_names_the_commit_that_was_searched(hub: LocalHub) -> None:
+def test_a_missing_file_names_the_commit_that_was_searched(hub: LocalHub, tmp_path: Path) -> None:
     """Clients cache the absence of optional files per commit."""
     oid = put(hub, "a.txt", b"a")
-    with pytest.raises(EntryNotFoundError) as error:
-        client(hub).hf_hub_download("acme/tools", "b.txt")
+    with pytest.raises(RemoteEntryNotFoundError) as error:
+        client(hub).hf_hub_download("acme/tools", "b.txt", cache_dir=tmp_path)
     assert error.value.response.headers["X-Repo-Commit"] == oid
 
 
@@ -341,3 +345,39 @@ def test_a_restart_keeps_everything(tmp_path: Path) -> None:
         assert client(hub).model_info("acme/tools", revision="v1").sha == first
         assert read(hub, "w.safetensors", "v1") == b"weights"
         assert not (tmp_path / "models/acme/tools/uploads").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        (b"", "begins with its header"),
+        (b"[]", "should be an object"),
+        (b'{"key": "header", "value": {"summary": ""}}', "summary"),
+        (b'{"key": "header", "value": {"summary": "x"}}\n{"key": "rename", "value": {}}', "unknown operation rename"),
+        (
+            b'{"key": "header", "value": {"summary": "x"}}\n'
+            + json.dumps({"key": "file", "value": {"path": "a", "content": "a", "encoding": "base64"}}).encode(),
+            "base64",
+        ),
+    ],
+)
+def test_a_malformed_commit_is_a_bad_request(hub: LocalHub, body: bytes, complaint: str) -> None:
+    """400 with what was expected, and nothing is committed."""
+    url = f"{hub.url}/api/models/acme/tools/commit/main"
+    answer = get_session().post(url, content=body, headers={"Authorization": f"Bearer {TOKEN}"})
+    assert (answer.status_code, complaint in answer.text) == (400, True), answer.text
+    assert paths(hub) == []
+
+
+def test_pull_requests_and_commits_on_tags_are_refused(hub: LocalHub) -> None:
+    """What the server does not do it says, in place of writing to main."""
+    client(hub).create_tag("acme/tools", tag="v1")
+    for options in ({"create_pr": True}, {"revision": "v1"}):
+        with pytest.raises(BadRequestError, match="branches only"):
+            client(hub).upload_file(
+                repo_id="acme/tools",
+                path_in_repo="a.txt",
+                path_or_fileobj=b"a",
+                **options,  # type: ignore[call-overload]
+            )
+    assert paths(hub) == []

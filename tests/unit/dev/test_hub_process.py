@@ -15,7 +15,7 @@ import pytest
 from huggingface_hub import HfApi, get_session
 from huggingface_hub.errors import HfHubHTTPError
 
-ACCOUNTS = {
+ACCOUNTS: dict[str, object] = {
     "users": {"alice": {"acme": "write"}},
     "tokens": [{"value": "token-of-alice", "user": "alice", "role": "write"}],
 }
