@@ -1,1 +1,1 @@
-"""The Kubernetes API of Tunemill: what users write, what the operator answers, and the contract between operator and trainer."""
+"""The Kubernetes API of Tunemill, and the contract between operator and trainer."""

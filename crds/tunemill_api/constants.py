@@ -1,4 +1,4 @@
-"""Every name that the operator, the stages and users' tools share: API group, labels, annotations, mount paths, environment."""
+"""Every name that the operator, the stages and users' tools share: labels, annotations, mount paths, environment."""
 
 from typing import Final
 
@@ -14,7 +14,8 @@ FIELD_MANAGER: Final = "tunemill-operator"
 """The server-side-apply owner of `.status`."""
 
 LABEL_FINETUNE: Final = f"{GROUP}/finetune"
-"""On every Job and pod: the name of the FunctionCallFineTune it works for. The operator watches only what carries it."""
+"""On every Job and pod: the name of the FunctionCallFineTune it works for. The operator watches only what carries
+it."""
 LABEL_STAGE: Final = f"{GROUP}/stage"
 """On every Job and pod: `prepare`, `train` (which also evaluates) or `publish`."""
 LABEL_LEADER: Final = f"{GROUP}/leader"
@@ -27,13 +28,14 @@ ANNOTATION_KEY: Final = f"{GROUP}/key"
 ANNOTATION_GENERATION: Final = f"{GROUP}/generation"
 """On Jobs: the generation of the object that asked for it; an edit after a failure may try the same key again."""
 ANNOTATION_REQUESTED_AT: Final = f"{GROUP}/requested-at"
-"""On a FunctionCallFineTune, set by users: a new value checks the data and the base model again and retries what failed."""
+"""On a FunctionCallFineTune, set by users: a new value checks the data and the base model again and retries what
+failed."""
 
 STAGE_DIRECTORY: Final = "/var/run/tunemill"
 RUN_SPEC_PATH: Final = f"{STAGE_DIRECTORY}/spec/run.json"
 SECRETS_DIRECTORY: Final = f"{STAGE_DIRECTORY}/secrets"
-"""One folder a purpose below it: `dataset`, `workspace` (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, optionally AWS_SESSION_TOKEN as
-files), `hub-read`, `hub-write` (a file `token`)."""
+"""One folder a purpose below it: `dataset` and `workspace` with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and optionally
+AWS_SESSION_TOKEN as files, `hub-read` and `hub-write` with a file `token`."""
 CHAT_TEMPLATE_PATH: Final = f"{STAGE_DIRECTORY}/chat-template/chat_template.jinja"
 PROGRESS_TOKEN_PATH: Final = f"{STAGE_DIRECTORY}/progress/token"
 PROGRESS_CA_PATH: Final = f"{STAGE_DIRECTORY}/progress/ca.crt"

@@ -8,7 +8,8 @@ from tunemill_api.status import FineTuneStatus
 from tunemill_api.structural import Schema, structural_schema
 
 NAME_LENGTH = 45
-"""A Job is named after the object, its stage and eight digits, and a Job's name is a label of its pods: at most 63 characters."""
+"""A Job is named after the object, its stage and eight digits, and a Job's name is a label of its pods: at most 63
+characters."""
 
 COLUMNS = [
     ("Phase", "string", ".status.phase", 0, "How far the run is"),

@@ -1,8 +1,8 @@
 """The one taxonomy of failures, used by the stages, the operator, the metrics, the docs and the tests.
 
-A reason says what is wrong, who must act, whether trying again can help, and what to change. A stage that fails exits with its
-reason's exit code and writes a StageReport; what a pod cannot say itself (an image that cannot be pulled, a missing Secret, a
-node that went away) the operator reads off the objects and maps to the same reasons.
+A reason says what is wrong, who must act, whether trying again can help, and what to change. A stage that fails exits
+with its reason's exit code and writes a StageReport; what a pod cannot say itself (an image that cannot be pulled, a
+missing Secret, a node that went away) the operator reads off the objects and maps to the same reasons.
 """
 
 from dataclasses import dataclass
@@ -101,7 +101,7 @@ class Failure:
     """What is known about a reason before it happens.
 
     Attributes:
-        exit_code: with which a stage ends; also given to reasons that only the operator sees, so that metrics have one axis.
+        exit_code: with which a stage ends; reasons that only the operator sees have one too, for the metrics.
         actor: who must act.
         remedy: one sentence that names the field, or the thing outside the object, to change.
     """
@@ -123,33 +123,51 @@ _USER, _PLATFORM, _NOBODY = Actor.USER, Actor.PLATFORM, Actor.NOBODY
 FAILURES: dict[Reason, Failure] = {
     Reason.INVALID_SPEC: Failure(_SPEC, _USER, "Change the field that the message names."),
     Reason.INVALID_CHAT_TEMPLATE: Failure(
-        _SPEC, _USER, "Mend the template in spec.tokenizer.chatTemplate, or remove the field to use the base model's or ours."
+        _SPEC,
+        _USER,
+        "Mend the template in spec.tokenizer.chatTemplate, or remove the field to use the base model's or ours.",
     ),
     Reason.TOKENIZER_LACKS_TAGS: Failure(
         _SPEC, _USER, "Set spec.tokenizer.mode to Extend or Auto, or choose a base model whose vocabulary has the tags."
     ),
-    Reason.TRAINING_DIVERGED: Failure(_SPEC, _USER, "Lower spec.training.learningRate to about a third, or raise warmupRatio."),
+    Reason.TRAINING_DIVERGED: Failure(
+        _SPEC, _USER, "Lower spec.training.learningRate to about a third, or raise warmupRatio."
+    ),
     Reason.DATASET_EMPTY: Failure(_DATA, _USER, "Put rows into the file that spec.dataset.uri names."),
     Reason.DATASET_MALFORMED: Failure(
-        _DATA, _USER, "Mend the line that the message names, or allow some bad rows with spec.dataset.maxInvalidFraction."
+        _DATA,
+        _USER,
+        "Mend the line that the message names, or allow some bad rows with spec.dataset.maxInvalidFraction.",
     ),
     Reason.DATASET_FORMAT_UNKNOWN: Failure(
         _DATA, _USER, "Set spec.dataset.format, or bring the rows into one of the formats of the data page."
     ),
     Reason.DATASET_INVALID_ROWS: Failure(
-        _DATA, _USER, "Mend the rows that the message names, or allow some bad rows with spec.dataset.maxInvalidFraction."
+        _DATA,
+        _USER,
+        "Mend the rows that the message names, or allow some bad rows with spec.dataset.maxInvalidFraction.",
     ),
     Reason.DATASET_TOO_SMALL: Failure(
-        _DATA, _USER, "Add rows, or change spec.dataset.evaluation so that training and evaluation both get at least one."
+        _DATA,
+        _USER,
+        "Add rows, or change spec.dataset.evaluation so that training and evaluation both get at least one.",
     ),
-    Reason.ALL_ROWS_TOO_LONG: Failure(_DATA, _USER, "Raise spec.training.maxLength above the length that the message gives."),
+    Reason.ALL_ROWS_TOO_LONG: Failure(
+        _DATA, _USER, "Raise spec.training.maxLength above the length that the message gives."
+    ),
     Reason.NOTHING_TO_LEARN: Failure(
         _DATA, _USER, "Give the rows assistant messages: with spec.training.lossOn Assistant nothing else is learnt."
     ),
-    Reason.BUCKET_NOT_FOUND: Failure(_MISSING, _USER, "Correct the bucket in the uri that the message names, or create it."),
-    Reason.OBJECT_NOT_FOUND: Failure(_MISSING, _USER, "Correct the key in the uri that the message names, or upload the object."),
+    Reason.BUCKET_NOT_FOUND: Failure(
+        _MISSING, _USER, "Correct the bucket in the uri that the message names, or create it."
+    ),
+    Reason.OBJECT_NOT_FOUND: Failure(
+        _MISSING, _USER, "Correct the key in the uri that the message names, or upload the object."
+    ),
     Reason.BASE_MODEL_NOT_FOUND: Failure(
-        _MISSING, _USER, "Correct spec.baseModel.id or revision; for a private model, set spec.baseModel.tokenSecretRef."
+        _MISSING,
+        _USER,
+        "Correct spec.baseModel.id or revision; for a private model, set spec.baseModel.tokenSecretRef.",
     ),
     Reason.BASE_MODEL_UNSUPPORTED: Failure(
         _SPEC, _USER, "Choose a causal language model with safetensors weights and a fast tokenizer in spec.baseModel."
@@ -161,8 +179,10 @@ FAILURES: dict[Reason, Failure] = {
         _MISSING, _USER, "Create the ConfigMap, with the key, in the object's namespace; the run goes on by itself."
     ),
     Reason.CREDENTIALS_MISSING: Failure(
-        _MISSING, _USER, "Set the credentialsSecretRef or tokenSecretRef that the message names, or give the pod an identity "
-        "with spec.compute.serviceAccountName."
+        _MISSING,
+        _USER,
+        "Set the credentialsSecretRef or tokenSecretRef that the message names, or give the pod an identity "
+        "with spec.compute.serviceAccountName.",
     ),
     Reason.S3_ACCESS_DENIED: Failure(
         _DENIED, _USER, "Give the credentials of the uri that the message names the missing permission on the bucket."
@@ -171,8 +191,10 @@ FAILURES: dict[Reason, Failure] = {
         _DENIED, _USER, "Put a valid Hugging Face token into the Secret of the tokenSecretRef that the message names."
     ),
     Reason.HUB_WRITE_DENIED: Failure(
-        _DENIED, _USER, "Use a token with write access to the namespace of spec.publish.repository in "
-        "spec.publish.tokenSecretRef, or change the namespace."
+        _DENIED,
+        _USER,
+        "Use a token with write access to the namespace of spec.publish.repository in "
+        "spec.publish.tokenSecretRef, or change the namespace.",
     ),
     Reason.BASE_MODEL_GATED: Failure(
         _DENIED, _USER, "Accept the model's licence on its Hub page with the account of spec.baseModel.tokenSecretRef."
@@ -181,28 +203,44 @@ FAILURES: dict[Reason, Failure] = {
         _DENIED, _USER, "Free storage in the Hub account, or set spec.publish.private to false."
     ),
     Reason.S3_UNREACHABLE: Failure(
-        _RETRY, _PLATFORM, "Check the endpoint that the message names and that the namespace's network policy lets pods reach it."
+        _RETRY,
+        _PLATFORM,
+        "Check the endpoint that the message names and that the namespace's network policy lets pods reach it.",
     ),
     Reason.HUB_UNREACHABLE: Failure(
         _RETRY, _PLATFORM, "Check spec.hub.endpoint and that the namespace's network policy lets pods reach it."
     ),
     Reason.CUDA_UNAVAILABLE: Failure(
-        _CONFIG, _PLATFORM, "Check the node's driver and device plugin; for a run on the CPU set spec.compute.gpus to 0."
+        _CONFIG,
+        _PLATFORM,
+        "Check the node's driver and device plugin; for a run on the CPU set spec.compute.gpus to 0.",
     ),
     Reason.CUDA_OUT_OF_MEMORY: Failure(
-        _CONFIG, _USER, "Lower spec.training.maxLength or batchSize, or ask for a larger GPU with spec.compute.nodeSelector."
+        _CONFIG,
+        _USER,
+        "Lower spec.training.maxLength or batchSize, or ask for a larger GPU with spec.compute.nodeSelector.",
     ),
     Reason.DISK_FULL: Failure(
-        _CONFIG, _PLATFORM, "Free the disk that the message names, or ask for more with ephemeral-storage in spec.compute.resources "
-        "or prepareResources."
+        _CONFIG,
+        _PLATFORM,
+        "Free the disk that the message names, or ask for more with ephemeral-storage in spec.compute.resources "
+        "or prepareResources.",
     ),
     Reason.OUT_OF_MEMORY: Failure(
-        _RETRY, _USER, "Raise the memory limit in spec.compute.resources (train, evaluate) or prepareResources (prepare, publish)."
+        _RETRY,
+        _USER,
+        "Raise the memory limit in spec.compute.resources (train, evaluate) or prepareResources (prepare, publish).",
     ),
-    Reason.EVICTED: Failure(_RETRY, _PLATFORM, "Give the pod requests in spec.compute that cover what it uses, or free the node."),
-    Reason.POD_LOST: Failure(_RETRY, _NOBODY, "Nothing: the stage is started again and goes on from its last checkpoint."),
+    Reason.EVICTED: Failure(
+        _RETRY, _PLATFORM, "Give the pod requests in spec.compute that cover what it uses, or free the node."
+    ),
+    Reason.POD_LOST: Failure(
+        _RETRY, _NOBODY, "Nothing: the stage is started again and goes on from its last checkpoint."
+    ),
     Reason.IMAGE_PULL_FAILED: Failure(
-        _CONFIG, _PLATFORM, "Correct spec.compute.trainerImage or the operator's trainer image, or give the pods an image pull secret."
+        _CONFIG,
+        _PLATFORM,
+        "Correct spec.compute.trainerImage or the operator's trainer image, or give the pods an image pull secret.",
     ),
     Reason.POD_REJECTED: Failure(
         _CONFIG, _PLATFORM, "Change what the admission policy named in the message refuses, or relax the policy."
@@ -214,7 +252,9 @@ FAILURES: dict[Reason, Failure] = {
         _RETRY, _PLATFORM, "Add a node that has what the message says is missing, or ask for less in spec.compute."
     ),
     Reason.SERVICE_ACCOUNT_NOT_FOUND: Failure(
-        _MISSING, _USER, "Create the ServiceAccount that spec.compute.serviceAccountName names; the run goes on by itself."
+        _MISSING,
+        _USER,
+        "Create the ServiceAccount that spec.compute.serviceAccountName names; the run goes on by itself.",
     ),
     Reason.NAME_CONFLICT: Failure(
         _CONFIG, _USER, "Rename this object, or remove the Job of the same name that belongs to something else."
@@ -222,17 +262,19 @@ FAILURES: dict[Reason, Failure] = {
     Reason.INTERRUPTED: Failure(
         ExitCode.INTERRUPTED, _NOBODY, "Nothing: the stage was stopped in time and goes on from its last checkpoint."
     ),
-    Reason.DEADLINE_EXCEEDED: Failure(
-        _SPEC, _USER, "Raise spec.deadline: the run goes on from its last checkpoint."
-    ),
+    Reason.DEADLINE_EXCEEDED: Failure(_SPEC, _USER, "Raise spec.deadline: the run goes on from its last checkpoint."),
     Reason.STAGE_OUTPUT_MISSING: Failure(
         _RETRY, _NOBODY, "Nothing: the stage whose output is gone from the workspace is done again."
     ),
     Reason.GATE_NOT_PASSED: Failure(
-        _SPEC, _USER, "Improve the data or the training, or change the gate in spec.evaluation.gates: nothing is trained again."
+        _SPEC,
+        _USER,
+        "Improve the data or the training, or change the gate in spec.evaluation.gates: nothing is trained again.",
     ),
     Reason.PROOF_FAILED: Failure(
-        ExitCode.INTERNAL_ERROR, _NOBODY, "Report it with the stage's log: what was pushed does not reproduce what was trained."
+        ExitCode.INTERNAL_ERROR,
+        _NOBODY,
+        "Report it with the stage's log: what was pushed does not reproduce what was trained.",
     ),
     Reason.INTERNAL_ERROR: Failure(
         ExitCode.INTERNAL_ERROR, _NOBODY, "Report it with the stage's log: this is a defect of Tunemill."

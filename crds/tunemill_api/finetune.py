@@ -1,76 +1,26 @@
-"""What users write: the spec of a FunctionCallFineTune. The source of the CRD's schema, defaults, descriptions and rules."""
+"""What users write: the spec of a FunctionCallFineTune. The CRD's schema, defaults and rules are made from it."""
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import Field, JsonValue
+from pydantic import Field
 
 from tunemill_api.base import ApiModel
-
-
-def rule(expression: str, message: str) -> dict[str, str]:
-    """Return a CEL rule for `x-kubernetes-validations`; the API server answers `message` at `kubectl apply`."""
-    return {"rule": expression, "message": message}
-
-
-def rules(*items: dict[str, str]) -> dict[str, JsonValue]:
-    """Return the schema extension that carries CEL rules."""
-    return {"x-kubernetes-validations": list(items)}
-
-
-Fraction = Annotated[str, Field(pattern=r"^(0(\.[0-9]{1,6})?|1(\.0{1,6})?)$", max_length=8)]
-"""A share from 0 to 1 as a string: Kubernetes APIs avoid floats."""
-
-Number = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?$", max_length=16)]
-"""A number that is not negative, as a string, for example "2e-4"."""
-
-Difference = Annotated[str, Field(pattern=r"^-?(0(\.[0-9]{1,6})?|1(\.0{1,6})?)$", max_length=9)]
-"""A difference of two shares, from -1 to 1, as a string."""
-
-DnsName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
-"""The name of a Kubernetes object."""
-
-DataKey = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
-"""A key in a Secret's or ConfigMap's data."""
-
-HubId = Annotated[
-    str, Field(min_length=1, max_length=96, pattern=r"^[A-Za-z0-9][-._A-Za-z0-9]*(/[A-Za-z0-9][-._A-Za-z0-9]*)?$")
-]
-"""A repository on the Hub: `name` or `owner/name`."""
-
-S3Uri = Annotated[str, Field(max_length=1024, pattern=r"^s3://[a-z0-9][-.a-z0-9]{1,61}[a-z0-9](/[^*?]*)?$")]
-"""An S3 object or prefix."""
-
-Endpoint = Annotated[str, Field(max_length=512, pattern=r"^(https?://[^\s/]+(/[^\s]*)?)?$")]
-"""The URL of a service; empty means the public one."""
-
-Duration = Annotated[str, Field(max_length=16, pattern=r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$", min_length=2)]
-"""A time such as 8h, 90m or 1h30m."""
-
-
-class SecretKeyRef(ApiModel):
-    """One key of a Secret in the object's namespace."""
-
-    name: DnsName
-    """The Secret's name."""
-    key: DataKey = "token"
-    """The key in the Secret's data."""
-
-
-class SecretRef(ApiModel):
-    """A Secret in the object's namespace."""
-
-    name: DnsName
-    """The Secret's name. Its keys are those of the AWS environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, optionally, AWS_SESSION_TOKEN."""
-
-
-class ConfigMapKeyRef(ApiModel):
-    """One key of a ConfigMap in the object's namespace."""
-
-    name: DnsName
-    """The ConfigMap's name."""
-    key: DataKey
-    """The key in the ConfigMap's data."""
+from tunemill_api.compute import Compute
+from tunemill_api.scalars import (
+    ConfigMapKeyRef,
+    Difference,
+    Duration,
+    Endpoint,
+    Fraction,
+    HubId,
+    Number,
+    S3Uri,
+    SecretKeyRef,
+    SecretRef,
+    rule,
+    rules,
+)
 
 
 class Hub(ApiModel):
@@ -102,14 +52,23 @@ class DatasetFormat(StrEnum):
 class EvaluationSplit(ApiModel):
     """Which rows are held out from training and judged."""
 
-    fraction: Annotated[Fraction, Field(json_schema_extra=rules(
-        rule("double(self) > 0.0 && double(self) < 1.0", "evaluation.fraction must lie between 0 and 1, for example \"0.1\"")
-    ))] = "0.1"
+    fraction: Annotated[
+        Fraction,
+        Field(
+            json_schema_extra=rules(
+                rule(
+                    "double(self) > 0.0 && double(self) < 1.0",
+                    'evaluation.fraction must lie between 0 and 1, for example "0.1"',
+                )
+            )
+        ),
+    ] = "0.1"
     """The share of the rows that is held out. Rows with the same conversation always fall on the same side."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 42
     """Chooses which rows are held out."""
     uri: Annotated[str, Field(max_length=1024, pattern=r"^(s3://[a-z0-9][-.a-z0-9]{1,61}[a-z0-9]/[^*?]+)?$")] = ""
-    """An object with the held-out rows, instead of a share of the training rows; read with the dataset's credentials."""
+    """An object with the held-out rows, instead of a share of the training rows; read with the dataset's
+    credentials."""
 
 
 class Dataset(ApiModel):
@@ -118,7 +77,8 @@ class Dataset(ApiModel):
     uri: S3Uri
     """An S3 object (.jsonl or .json, also with .gz), or a prefix that ends in / for all such objects below it."""
     format: DatasetFormat = DatasetFormat.AUTO
-    """Auto looks at the rows. OpenAI: messages, tools. Hermes: conversations with tags, as the Hermes, ShareGPT and agents-course data have them."""
+    """Auto looks at the rows. OpenAI: messages, tools. Hermes: conversations with tags, as the Hermes, ShareGPT and
+    agents-course data have them."""
     credentials_secret_ref: SecretRef | None = None
     """Absent: the pod's own identity."""
     endpoint: Endpoint = ""
@@ -145,14 +105,16 @@ class ChatTemplateSource(ApiModel):
     """Where a chat template of your own comes from."""
 
     config_map_key_ref: ConfigMapKeyRef
-    """A Jinja chat template. Everything that the loss is computed on stands between {% generation %} and {% endgeneration %}."""
+    """A Jinja chat template. Everything that the loss is computed on stands between {% generation %} and {%
+    endgeneration %}."""
 
 
 class Tokenizer(ApiModel):
     """The vocabulary and the chat template."""
 
     mode: TokenizerMode = TokenizerMode.AUTO
-    """Reuse: every tag must be one token already. Extend: add the missing ones and train their rows. Auto: Reuse where possible, else Extend."""
+    """Reuse: every tag must be one token already. Extend: add the missing ones and train their rows. Auto: Reuse
+    where possible, else Extend."""
     add_tokens: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=64)]],
         Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
@@ -175,9 +137,9 @@ class Lora(ApiModel):
     """The rank r of the update matrices."""
     alpha: Annotated[int, Field(ge=1, le=2048)] = 64
     """The update is scaled by alpha / rank, or alpha / sqrt(rank) with rsLora."""
-    dropout: Annotated[Fraction, Field(json_schema_extra=rules(
-        rule("double(self) < 1.0", "adapter.lora.dropout must be below 1")
-    ))] = "0.05"
+    dropout: Annotated[
+        Fraction, Field(json_schema_extra=rules(rule("double(self) < 1.0", "adapter.lora.dropout must be below 1")))
+    ] = "0.05"
     """The share of the adapter's inputs that is dropped in training."""
     target_modules: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=128)]],
@@ -237,15 +199,23 @@ class Training(ApiModel):
     """How often every training row is seen."""
     max_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     """Train for so many optimizer steps instead of epochs; 0 means epochs."""
-    learning_rate: Annotated[Number, Field(json_schema_extra=rules(
-        rule("double(self) > 0.0 && double(self) <= 1.0", "training.learningRate must lie above 0 and be at most 1, for example \"1e-4\"")
-    ))] = "1e-4"
+    learning_rate: Annotated[
+        Number,
+        Field(
+            json_schema_extra=rules(
+                rule(
+                    "double(self) > 0.0 && double(self) <= 1.0",
+                    'training.learningRate must lie above 0 and be at most 1, for example "1e-4"',
+                )
+            )
+        ),
+    ] = "1e-4"
     """The highest learning rate, reached after the warm-up."""
     scheduler: Scheduler = Scheduler.COSINE
     """How the learning rate moves after the warm-up."""
-    warmup_ratio: Annotated[Fraction, Field(json_schema_extra=rules(
-        rule("double(self) < 1.0", "training.warmupRatio must be below 1")
-    ))] = "0.1"
+    warmup_ratio: Annotated[
+        Fraction, Field(json_schema_extra=rules(rule("double(self) < 1.0", "training.warmupRatio must be below 1")))
+    ] = "0.1"
     """The share of the steps in which the learning rate rises from 0."""
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
     """Rows per optimizer step."""
@@ -317,9 +287,7 @@ class Evaluation(ApiModel):
 class Publish(ApiModel):
     """Where the result goes."""
 
-    repository: Annotated[
-        str, Field(max_length=96, pattern=r"^[A-Za-z0-9][-._A-Za-z0-9]*/[A-Za-z0-9][-._A-Za-z0-9]*$")
-    ]
+    repository: Annotated[str, Field(max_length=96, pattern=r"^[A-Za-z0-9][-._A-Za-z0-9]*/[A-Za-z0-9][-._A-Za-z0-9]*$")]
     """The repository on the Hub, owner/name. It is created when it does not exist."""
     private: bool = True
     """Whether a repository that is created is private."""
@@ -344,83 +312,12 @@ class Workspace(ApiModel):
     """The bucket's region; empty means what the environment says."""
 
 
-Quantity = Annotated[
-    str,
-    Field(
-        max_length=64,
-        pattern=r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$",
-        json_schema_extra={"x-kubernetes-int-or-string": True},
-    ),
-]
-"""A Kubernetes quantity such as 500m or 16Gi."""
-
-
-class Resources(ApiModel):
-    """Requests and limits of a container, as Kubernetes has them."""
-
-    requests: Annotated[dict[str, Quantity], Field(max_length=16)] = {}
-    """What the container is promised."""
-    limits: Annotated[dict[str, Quantity], Field(max_length=16)] = {}
-    """What the container may not exceed."""
-
-
-class Toleration(ApiModel):
-    """A toleration of a node's taint, as Kubernetes has it."""
-
-    key: Annotated[str, Field(max_length=316)] | None = None
-    """The taint's key; absent with operator Exists means every taint."""
-    operator: Annotated[str, Field(pattern="^(Exists|Equal)$")] | None = None
-    """Exists or Equal (the default)."""
-    value: Annotated[str, Field(max_length=63)] | None = None
-    """The taint's value."""
-    effect: Annotated[str, Field(pattern="^(NoSchedule|PreferNoSchedule|NoExecute)$")] | None = None
-    """The taint's effect; absent means all."""
-    toleration_seconds: int | None = None
-    """How long a NoExecute taint is tolerated."""
-
-
-Labels = Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=64)]
-"""Labels, or a selector of labels."""
-
-
-class Compute(ApiModel):
-    """Where the pods run and what they get."""
-
-    gpus: Annotated[int, Field(ge=0, le=16)] = 1
-    """GPUs of the train pod. 0 trains on the CPU, which is for small models and trials."""
-    gpu_resource: Annotated[str, Field(min_length=1, max_length=253)] = "nvidia.com/gpu"
-    """The name under which the device plugin offers GPUs."""
-    resources: Resources = Resources()
-    """Of the pod that trains and evaluates."""
-    prepare_resources: Resources = Resources()
-    """Of the pods that prepare and publish; they need no GPU."""
-    node_selector: Labels = {}
-    """Labels of the nodes that may train."""
-    tolerations: Annotated[list[Toleration], Field(max_length=32, json_schema_extra={"x-kubernetes-list-type": "atomic"})] = []
-    """Taints of the nodes that may train."""
-    affinity: Annotated[
-        dict[str, Any] | None, Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
-    ] = None
-    """The train pod's affinity, as in a pod's spec."""
-    priority_class_name: Annotated[str, Field(max_length=253)] = ""
-    """Of the train pod."""
-    runtime_class_name: Annotated[str, Field(max_length=253)] = ""
-    """Of the train pod, for example nvidia."""
-    service_account_name: Annotated[str, Field(max_length=253)] = ""
-    """Of all pods, for an identity with the cloud provider. No pod gets a token for the Kubernetes API."""
-    pod_labels: Labels = {}
-    """Put on all pods."""
-    pod_annotations: Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=64)] = {}
-    """Put on all pods."""
-    trainer_image: Annotated[str, Field(max_length=512)] = ""
-    """An image of your own for all stages; empty means the operator's."""
-
-
 class Retry(ApiModel):
     """What is tried again."""
 
     limit: Annotated[int, Field(ge=0, le=20)] = 3
-    """How often a stage is tried again after a failure that trying again can heal. A pod that is preempted or drained does not count."""
+    """How often a stage is tried again after a failure that trying again can heal. A pod that is preempted or drained
+    does not count."""
 
 
 class FineTuneSpec(ApiModel):
@@ -452,18 +349,6 @@ class FineTuneSpec(ApiModel):
     """What is tried again."""
     deadline: Duration = "8h"
     """How long the stages of a run may take together; waiting and suspended time does not count."""
-
-
-def duration_seconds(duration: str) -> int:
-    """Return the seconds of a Duration such as 1h30m."""
-    seconds, number = 0, ""
-    for character in duration:
-        if character.isdigit():
-            number += character
-        else:
-            seconds += int(number) * {"h": 3600, "m": 60, "s": 1}[character]
-            number = ""
-    return seconds
 
 
 def effective_workspace(spec: FineTuneSpec) -> Workspace:

@@ -1,7 +1,7 @@
-"""Stage keys: the hash of everything that a stage's output depends on. Equal key, equal output: it is never computed again.
+"""Stage keys: the hash of everything that a stage's output depends on. What has the same key is never computed again.
 
-Only what changes the output is in a key: credentials, retries, images and where a pod runs are not. Each stage's key holds the
-key of the stage before it, so that one change re-runs everything after it and nothing before it.
+Only what changes the output is in a key: credentials, retries, images and where a pod runs are not. Each stage's key
+holds the key of the stage before it, so that one change re-runs everything after it and nothing before it.
 """
 
 import hashlib
@@ -11,7 +11,8 @@ from typing import Any
 from tunemill_api.finetune import FineTuneSpec, effective_workspace
 
 RECIPES: dict[str, int] = {"prepare": 1, "train": 1, "evaluate": 1, "publish": 1}
-"""Raised by us when a stage would compute something else from the same inputs; part of the keys, so that old outputs are not reused."""
+"""Raised by us when a stage would compute something else from the same inputs; part of the keys, so that old outputs
+are not reused."""
 
 
 def prepare_request(spec: FineTuneSpec, requested_at: str = "") -> str:
@@ -29,8 +30,8 @@ def prepare_key(spec: FineTuneSpec, resolved: dict[str, str]) -> str:
 
     Args:
         spec: the wish.
-        resolved: the base model's commit (`baseModel`), and the sha256 of the training rows (`dataset`), of the rows of
-            `spec.dataset.evaluation.uri` (`evaluation`) and of the user's chat template (`chatTemplate`), where there are any.
+        resolved: the base model's commit (`baseModel`) and the sha256 of the training rows (`dataset`), and where there are
+            any, of the rows of `spec.dataset.evaluation.uri` (`evaluation`) and of the chat template (`chatTemplate`).
     """
     wish = _prepare_inputs(spec)
     del wish["hub"], wish["baseModel"]["revision"]
@@ -46,7 +47,9 @@ def train_key(prepared: str, spec: FineTuneSpec) -> str:
     training = _dump(spec.training)
     for name in ("checkpoint", "maxLength", "lossOn"):  # the first changes no result, the others are prepare's
         training.pop(name)
-    return _digest({"recipe": RECIPES["train"], "prepare": prepared, "training": training, "adapter": _dump(spec.adapter)})
+    return _digest(
+        {"recipe": RECIPES["train"], "prepare": prepared, "training": training, "adapter": _dump(spec.adapter)}
+    )
 
 
 def evaluate_key(trained: str, spec: FineTuneSpec) -> str:

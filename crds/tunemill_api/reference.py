@@ -1,4 +1,4 @@
-"""Writes the reference pages of the documentation from the models, so that they cannot say something else than the code."""
+"""Writes the reference pages of the documentation from the models, so that they cannot contradict the code."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,10 @@ def api_page() -> str:
     """Return the page that lists every field of the API, its type, default and meaning."""
     properties = object_schema()["properties"]
     lines = [GENERATED, "# API reference: FunctionCallFineTune", "", "`tunemill.dev/v1alpha1`, short name `fcft`.", ""]
-    lines += ["`kubectl get fcft` shows: " + ", ".join(name for name, _, _, priority, _ in COLUMNS if not priority) + ".", ""]
+    lines += [
+        "`kubectl get fcft` shows: " + ", ".join(name for name, _, _, priority, _ in COLUMNS if not priority) + ".",
+        "",
+    ]
     for part in ("spec", "status"):
         lines += [f"## {part}", "", properties[part].get("description", ""), ""]
         lines += ["| field | type | default | meaning |", "|---|---|---|---|"]
@@ -26,7 +29,9 @@ def api_page() -> str:
 def failures_page() -> str:
     """Return the page that lists every reason, who must act, and what to change."""
     lines = [GENERATED, "# Failure reasons", ""]
-    lines += ["`status.failure` of an object that failed or cannot go on names one of these reasons. What a stage has already"]
+    lines += [
+        "`status.failure` of an object that failed or cannot go on names one of these reasons. What a stage has already"
+    ]
     lines += ["done is kept: after the remedy, the run goes on where it stopped.", ""]
     lines += ["| reason | exit code | who acts | tried again | remedy |", "|---|---|---|---|---|"]
     for reason, failure in FAILURES.items():

@@ -1,4 +1,4 @@
-"""What the operator tells a stage: the RunSpec. The pod reads it from a file; on one machine `tunemill-trainer run` makes it."""
+"""What the operator tells a stage: the RunSpec. On one machine `tunemill-trainer run` makes it."""
 
 from typing import Annotated
 

@@ -1,9 +1,7 @@
-"""What a stage tells the operator at its end: the StageReport, as the container's termination message of at most 4 KiB."""
+"""What a stage tells the operator at its end: the StageReport, a termination message of at most 4 KiB."""
 
 from datetime import datetime
 from enum import StrEnum
-
-from pydantic import Field
 
 from tunemill_api.base import ApiModel
 from tunemill_api.constants import TERMINATION_LOG_BYTES
@@ -74,6 +72,6 @@ def failure_of(reason: Reason, message: str, remedy: str = "") -> StageFailure:
 
 def _shortened(failure: StageFailure, excess: int) -> StageFailure:
     keep = max(0, len(failure.message) - excess - 16) // 2
-    return failure.model_copy(update={"message": f"{failure.message[:keep]} … {failure.message[len(failure.message) - keep:]}"})
-
-
+    return failure.model_copy(
+        update={"message": f"{failure.message[:keep]} … {failure.message[len(failure.message) - keep :]}"}
+    )

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Annotated
 
 from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -143,8 +144,9 @@ class EvaluationFacts(StatusModel):
 
     rows: int
     """Held-out rows that were judged."""
-    metrics: list[MetricFacts] = Field(default=[], json_schema_extra={
-        "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]})
+    metrics: list[MetricFacts] = Field(
+        default=[], json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+    )
     """The metrics."""
     report: str = ""
     """The URI of the full report in the workspace."""
@@ -202,6 +204,8 @@ class StageStatus(StatusModel):
     """When its container began to work."""
     finished_at: datetime | None = None
     """When it ended."""
+    earlier_seconds: Annotated[int, Field(ge=0)] = 0
+    """Running time of the pods that worked on it before the present one; counts against spec.deadline."""
     job: str = ""
     """The Job that works on it."""
 
@@ -271,13 +275,19 @@ class FineTuneStatus(StatusModel):
     """The generation of the spec that this status is about."""
     phase: Phase | None = None
     """A summary for humans."""
-    conditions: list[Condition] = Field(default=[], max_length=32, json_schema_extra={
-        "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]})
+    conditions: list[Condition] = Field(
+        default=[],
+        max_length=32,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
     """Ready, Reconciling and Stalled as kstatus wants them, and one per milestone."""
     run: RunStatus | None = None
     """The present run."""
-    stages: list[StageStatus] = Field(default=[], max_length=8, json_schema_extra={
-        "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]})
+    stages: list[StageStatus] = Field(
+        default=[],
+        max_length=8,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
     """The stages of the present run."""
     trainer_status: TrainerStatus | None = None
     """Progress of the running stage."""

@@ -1,7 +1,7 @@
 """Turns a pydantic model into the structural OpenAPI schema that a CustomResourceDefinition wants.
 
-Kubernetes accepts a part of JSON Schema only: no references, no unions, no `additionalProperties: false` (unknown fields are its
-own business). An optional field is one that may be absent; null does not exist.
+Kubernetes accepts a part of JSON Schema only: no references, no unions, no `additionalProperties: false` (unknown
+fields are its own business). An optional field is one that may be absent; null does not exist.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 Schema = dict[str, Any]
 
-_DROPPED = {"title", "$defs", "discriminator", "const"}
+_DROPPED = {"title", "$defs", "discriminator", "const", "default"}
 _INT32_MAX = 2**31 - 1
 
 
@@ -33,28 +33,27 @@ def _inlined(node: Schema, definitions: dict[str, Schema], path: str) -> Schema:
         return _inlined({**_only_alternative(node["anyOf"], path), **beside}, definitions, path)
     out: Schema = {"enum": [node["const"]]} if "const" in node else {}
     for key, value in node.items():
-        match key:
-            case "properties":
-                out[key] = {name: _inlined(child, definitions, f"{path}.{name}") for name, child in value.items()}
-            case "items":
-                out[key] = _inlined(value, definitions, f"{path}[]")
-            case "additionalProperties" if isinstance(value, dict):
-                out[key] = _inlined(value, definitions, f"{path}{{}}")
-            case "default" | "additionalProperties":
-                pass
-            case "description":
-                out[key] = " ".join(value.split())
-            case _ if key not in _DROPPED:
-                out[key] = value
+        if key == "properties":
+            out[key] = {name: _inlined(child, definitions, f"{path}.{name}") for name, child in value.items()}
+        elif key in {"items", "additionalProperties"} and isinstance(value, dict):
+            out[key] = _inlined(value, definitions, f"{path}[]")
+        elif key == "description":
+            out[key] = " ".join(value.split())
+        elif key not in _DROPPED:
+            out[key] = value
     if node.get("default") is not None:
         out["default"] = _essential(node["default"], out)
-    if out.get("type") == "integer":
-        out["format"] = "int32" if out.get("maximum", _INT32_MAX + 1) <= _INT32_MAX else "int64"
-    if out.get("x-kubernetes-preserve-unknown-fields"):
-        out.pop("additionalProperties", None)
-    if out.get("x-kubernetes-int-or-string"):
-        out.pop("type", None)
-    return out
+    return _as_kubernetes_wants(out)
+
+
+def _as_kubernetes_wants(schema: Schema) -> Schema:
+    if schema.get("type") == "integer":
+        schema["format"] = "int32" if schema.get("maximum", _INT32_MAX + 1) <= _INT32_MAX else "int64"
+    if schema.get("x-kubernetes-preserve-unknown-fields") or schema.get("additionalProperties") is False:
+        schema.pop("additionalProperties", None)
+    if schema.get("x-kubernetes-int-or-string"):
+        schema.pop("type", None)
+    return schema
 
 
 def _only_alternative(alternatives: list[Schema], path: str) -> Schema:

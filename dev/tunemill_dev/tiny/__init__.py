@@ -1,4 +1,4 @@
-"""A small base model and a small data set, made on the spot: what the demo and the tests train on, with nothing downloaded."""
+"""A small base model and data set, made on the spot: what the demo and the tests train on."""
 
 from tunemill_dev.tiny.base import make_base
 from tunemill_dev.tiny.data import TOOLS, rows, unseen_requests

@@ -1,10 +1,10 @@
 """Makes a small base model: a real architecture of a million parameters that speaks, but has never seen a tool call.
 
-It is pre-trained to answer a request with the requested values as plain JSON. So it can read and copy, as a real base model can,
-and what is left for the fine-tune is what Tunemill is about: choosing the tool and writing the call.
+It is pre-trained to answer a request with the requested values as plain JSON. So it can read and copy, as a real base
+model can, and what is left for the fine-tune is what Tunemill is about: choosing the tool and writing the call.
 
-Two things decide whether so small a model learns (measured, see the trainer page): `initializer_range` 0.08 instead of 0.02, and
-a tokenizer in which a value is the same token in prose and in JSON.
+Two things decide whether so small a model learns (measured, see the trainer page): `initializer_range` 0.08 instead
+of 0.02, and a tokenizer in which a value is the same token in prose and in JSON.
 """
 
 import json
@@ -28,7 +28,9 @@ WIDTH, LAYERS, HEADS, VOCABULARY = 128, 2, 4, 1400
 STEPS, BATCH, LEARNING_RATE, WARM_UP = 220, 24, 3e-3, 20
 
 
-def make_base(folder: Path, kind: str = "gemma2", *, tied: bool = True, tags: tuple[str, ...] = (), steps: int = STEPS) -> Path:
+def make_base(
+    folder: Path, kind: str = "gemma2", *, tied: bool = True, tags: tuple[str, ...] = (), steps: int = STEPS
+) -> Path:
     """Train a base model and save it with its tokenizer, as a repository on the Hub has them.
 
     Args:
@@ -117,7 +119,7 @@ def _model(kind: str, vocabulary: int, *, tied: bool) -> Any:  # noqa: ANN401
     gemma = {"head_dim": head, "query_pre_attn_scalar": head, "sliding_window": 1024}
     if kind == "gemma2":  # its attention scores are soft-capped, which sdpa cannot do
         config = transformers.Gemma2Config(**common, **gemma)
-        return transformers.Gemma2ForCausalLM._from_config(config, attn_implementation="eager")
+        return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     if kind == "gemma3":
         return transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**common, **gemma))
     if kind == "qwen3":
@@ -128,7 +130,7 @@ def _model(kind: str, vocabulary: int, *, tied: bool) -> Any:  # noqa: ANN401
 
 
 def _without_calls(row: dict[str, Any]) -> list[dict[str, str]]:
-    """Return the row's turns with the requested values as plain JSON instead of a call; the tools are part of the prose."""
+    """Return the row's turns with the requested values as plain JSON instead of a call, the tools as prose."""
     system, user, answer = row["messages"]
     calls = answer.get("tool_calls")
     tools = "\n".join(json.dumps(tool["function"]) for tool in row["tools"])

@@ -1,7 +1,7 @@
 """A help desk's data: eight tools, requests in several wordings, rows in OpenAI's format with and without a tool call.
 
-The rows for training and the requests for trying the result are drawn from disjoint (wording, values) combinations, so that an
-answer that is right was not learnt by heart.
+The rows for training and the requests for trying the result are drawn from disjoint (wording, values) combinations,
+so that an answer that is right was not learnt by heart.
 """
 
 import itertools
@@ -13,11 +13,71 @@ from typing import Any
 
 SYSTEM = "You are the help desk. Call a tool when one fits."
 
-CITIES = "Paris London Tokyo Berlin Madrid Rome Oslo Vienna Prague Dublin Lisbon Athens Cairo Delhi Lima Seoul".split()
-PEOPLE = "Alice Bob Carol David Emma Frank Grace Henry Irene Jack Karen Leo Mona Nina Oscar Paula".split()
-ITEMS = "laptop phone camera desk chair lamp printer tablet watch speaker mouse keyboard monitor router".split()
-TOPICS = "budget travel holiday security onboarding payroll insurance training vacation parking".split()
-ROOMS = "Amber Birch Cedar Delta Ember Fjord Grove Haven".split()
+CITIES = [
+    "Paris",
+    "London",
+    "Tokyo",
+    "Berlin",
+    "Madrid",
+    "Rome",
+    "Oslo",
+    "Vienna",
+    "Prague",
+    "Dublin",
+    "Lisbon",
+    "Athens",
+    "Cairo",
+    "Delhi",
+    "Lima",
+    "Seoul",
+]
+PEOPLE = [
+    "Alice",
+    "Bob",
+    "Carol",
+    "David",
+    "Emma",
+    "Frank",
+    "Grace",
+    "Henry",
+    "Irene",
+    "Jack",
+    "Karen",
+    "Leo",
+    "Mona",
+    "Nina",
+    "Oscar",
+    "Paula",
+]
+ITEMS = [
+    "laptop",
+    "phone",
+    "camera",
+    "desk",
+    "chair",
+    "lamp",
+    "printer",
+    "tablet",
+    "watch",
+    "speaker",
+    "mouse",
+    "keyboard",
+    "monitor",
+    "router",
+]
+TOPICS = [
+    "budget",
+    "travel",
+    "holiday",
+    "security",
+    "onboarding",
+    "payroll",
+    "insurance",
+    "training",
+    "vacation",
+    "parking",
+]
+ROOMS = ["Amber", "Birch", "Cedar", "Delta", "Ember", "Fjord", "Grove", "Haven"]
 NUMBERS = list(range(1, 13))
 OPENINGS = ["", "Hey, ", "Hello, ", "Now: ", "One thing: ", "Quick one: "]
 
@@ -35,7 +95,8 @@ class Task:
     def tool(self) -> dict[str, Any]:
         """The tool as OpenAI's API wants it declared."""
         properties = {
-            name: {"type": "integer" if isinstance(values[0], int) else "string"} for name, values in self.arguments.items()
+            name: {"type": "integer" if isinstance(values[0], int) else "string"}
+            for name, values in self.arguments.items()
         }
         parameters = {"type": "object", "properties": properties, "required": list(self.arguments)}
         return {
@@ -158,6 +219,7 @@ SMALL_TALK = [
     ("Write a poem", "Sorry, I cannot do that."),
     ("Dance for me", "Sorry, I cannot do that."),
 ]
+
 
 def rows(count: int, seed: int = 0, *, offered: int = 3, talk: float = 0.1) -> list[dict[str, Any]]:
     """Return rows in OpenAI's format: `messages` and `tools`, the answer last.

@@ -1,0 +1,109 @@
+# The few commands of the house; `make help` lists them. Each one installs what it needs.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+CLUSTER ?= tunemill
+CONTEXT ?=
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := build/uv/bin/uv
+READY := $(VENV)/.ready
+# One OpenMP thread: on a busy machine several of them wait for each other and a small model trains a hundred times slower.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
+
+.PHONY: help
+help: ## List the commands
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}'
+
+.PHONY: demo
+demo: $(READY) ## Show the whole run on a local cluster (CLUSTER=name), or on yours (CONTEXT=name)
+	@$(BIN)/python -m tunemill_dev.demo --cluster "$(CLUSTER)" --context "$(CONTEXT)"
+
+.PHONY: test
+test: lint types contracts test-unit test-property test-kube test-learn test-e2e ## Run every check, as CI does
+
+##@ One layer each
+.PHONY: setup
+setup: $(READY) ## Install the Python environment into .venv
+$(UV): dev/requirements-uv.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=…"; exit 1; }
+	@$(PYTHON) -m venv build/uv || { echo "Python's venv module is missing; on Debian: apt-get install python3-venv"; exit 1; }
+	@build/uv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r dev/requirements-uv.txt
+	@touch $@
+$(READY): requirements-dev.txt $(wildcard */pyproject.toml) | $(UV)
+	@echo "installing the Python environment (about 6 GB, mostly torch with CUDA) …"
+	@$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.txt
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps -e crds -e operator -e trainer_image -e dev
+	@touch $@
+
+.PHONY: lint
+lint: $(READY) ## Style, shell, YAML, Dockerfiles, generated files
+	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .
+	@$(BIN)/yamllint --strict -f parsable .
+	@git ls-files -z '*.sh' .ci/run | xargs -0r $(BIN)/shellcheck
+	@git ls-files -z '*Dockerfile' | xargs -0r $(BIN)/hadolint
+	@$(BIN)/python -m tunemill_api.codegen . --check
+
+.PHONY: types
+types: $(READY) ## mypy --strict
+	@$(BIN)/mypy
+
+.PHONY: contracts
+contracts: $(READY) ## Who may import whom
+	@$(BIN)/lint-imports
+
+.PHONY: test-unit
+test-unit: $(READY) ## Fast tests of single parts
+	@$(PYTEST) tests/unit
+
+.PHONY: test-property
+test-property: $(READY) ## Random sequences of edits and failures against the engine
+	@$(PYTEST) tests/property
+
+.PHONY: test-kube
+test-kube: $(READY) ## The operator against a real API server, without a node
+	@$(PYTEST) tests/kube
+
+.PHONY: test-learn
+test-learn: $(READY) ## Real training on the CPU
+	@$(PYTEST) tests/learn
+
+.PHONY: test-e2e
+test-e2e: $(READY) ## The chart, the images and real pods on a local cluster
+	@$(PYTEST) tests/e2e --cluster "$(CLUSTER)-e2e"
+
+##@ The local cluster
+.PHONY: cluster-up cluster-down cluster-status
+cluster-up: $(READY) ## Start a local Kubernetes (CLUSTER=name), or check that it runs
+	@$(BIN)/python -m tunemill_dev.cluster up --name "$(CLUSTER)"
+cluster-down: $(READY) ## Stop it and remove what it left
+	@$(BIN)/python -m tunemill_dev.cluster down --name "$(CLUSTER)"
+cluster-status: $(READY) ## Say what runs, how much disk it takes, and where the kubeconfig is
+	@$(BIN)/python -m tunemill_dev.cluster status --name "$(CLUSTER)"
+
+##@ Changing the code
+.PHONY: format
+format: $(READY) ## Format the code and mend what ruff can mend
+	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
+
+.PHONY: generate
+generate: $(READY) ## Write the CRD and the reference pages from the models
+	@$(BIN)/python -m tunemill_api.codegen .
+
+COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--no-header --no-annotate --no-emit-package tunemill-api --no-emit-package tunemill-operator \
+	--no-emit-package tunemill-trainer --no-emit-package tunemill-dev
+.PHONY: lock
+lock: $(UV) ## Pin all dependencies to the newest versions that work together
+	@$(COMPILE) --upgrade --group dev pyproject.toml -o requirements-dev.txt
+	@$(COMPILE) -c requirements-dev.txt operator/pyproject.toml -o operator/requirements.txt
+	@$(COMPILE) -c requirements-dev.txt trainer_image/pyproject.toml -o trainer_image/requirements.txt
+	@$(COMPILE) -c requirements-dev.txt dev/hub/requirements.in -o dev/hub/requirements.txt
+
+.PHONY: clean
+clean: ## Remove what was built or installed here; the caches of the local cluster stay
+	@rm -rf build $(VENV)
