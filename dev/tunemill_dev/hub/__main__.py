@@ -38,7 +38,7 @@ def main() -> None:
     # From the environment, because command lines can be read by every process of the machine.
     admin_token = os.environ.get("HUB_ADMIN_TOKEN", "")
     hub = Hub(Store(options.data), accounts, admin_token, options.multipart_bytes)
-    web.run_app(make_app(hub), host=options.host, port=options.port, shutdown_timeout=5)
+    web.run_app(make_app(hub), host=options.host, port=options.port, shutdown_timeout=5, access_log=None)
 
 
 if __name__ == "__main__":
