@@ -30,8 +30,8 @@ def prepare_key(spec: FineTuneSpec, resolved: dict[str, str]) -> str:
 
     Args:
         spec: the wish.
-        resolved: the base model's commit (`baseModel`) and the sha256 of the training rows (`dataset`), and where there are
-            any, of the rows of `spec.dataset.evaluation.uri` (`evaluation`) and of the chat template (`chatTemplate`).
+        resolved: the base model's commit (`baseModel`) and the sha256 of the training rows (`dataset`). Where there are
+            any, also of the rows of `spec.dataset.evaluation.uri` (`evaluation`) and of the template (`chatTemplate`).
     """
     wish = _prepare_inputs(spec)
     del wish["hub"], wish["baseModel"]["revision"]

@@ -1,0 +1,79 @@
+"""What changes a stage's key, and what must not."""
+
+import pytest
+from api.builders import a_spec
+from tunemill_api import keys
+
+RESOLVED = {"baseModel": "c0ffee", "dataset": "d1d1"}
+
+
+def chain(spec, resolved=RESOLVED):
+    """Return the keys of all four stages."""
+    prepared = keys.prepare_key(spec, resolved)
+    trained = keys.train_key(prepared, spec)
+    evaluated = keys.evaluate_key(trained, spec)
+    return [prepared, trained, evaluated, keys.publish_key(evaluated, spec)]
+
+
+@pytest.mark.parametrize(
+    ("change", "first_changed"),
+    [
+        ({"tokenizer": {"mode": "Extend"}}, 0),
+        ({"training": {"maxLength": 512}}, 0),
+        ({"training": {"lossOn": "All"}}, 0),
+        ({"training": {"learningRate": "3e-4"}}, 1),
+        ({"adapter": {"lora": {"rank": 8}}}, 1),
+        ({"evaluation": {"maxRows": 10}}, 2),
+        ({"publish": {"repository": "acme/other"}}, 3),
+        ({"publish": {"repository": "acme/support-tools", "tag": "v1"}}, 3),
+    ],
+)
+def test_an_edit_changes_the_key_of_its_stage_and_of_all_later_ones(change, first_changed):
+    """One edit re-runs everything after it and nothing before it."""
+    before, after = chain(a_spec()), chain(a_spec(**change))
+    assert [old == new for old, new in zip(before, after, strict=True)] == [at < first_changed for at in range(4)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"suspend": True},
+        {"deadline": "1h"},
+        {"retry": {"limit": 0}},
+        {"compute": {"gpus": 2}},
+        {"training": {"checkpoint": {"everySteps": 7}}},
+        {"evaluation": {"gates": [{"metric": "exact_match", "min": "0.9"}]}},
+        {"dataset": {"uri": "s3://team-a-data/support/calls.jsonl", "credentialsSecretRef": {"name": "s3"}}},
+        {"dataset": {"uri": "s3://copied-elsewhere/calls.jsonl"}},
+        {"baseModel": {"id": "google/gemma-2-2b-it", "revision": "v2-which-is-the-same-commit"}},
+        {"workspace": {"uri": "s3://other/place"}},
+    ],
+)
+def test_what_changes_no_output_changes_no_key(change):
+    """Where things lie, who may read them and how a stage runs are no part of what it makes."""
+    assert chain(a_spec(**change)) == chain(a_spec())
+
+
+def test_new_data_under_the_same_name_changes_every_key():
+    """The keys hold the content of the data, not its name."""
+    before, after = chain(a_spec()), chain(a_spec(), {**RESOLVED, "dataset": "d2d2"})
+    assert not set(before) & set(after)
+
+
+def test_a_request_changes_when_the_user_asks_again_or_the_data_moves():
+    """Prepare is asked for again when the wish differs, the annotation is new, or the workspace is another."""
+    requests = {
+        keys.prepare_request(a_spec()),
+        keys.prepare_request(a_spec(), "2026-11-21T10:00:00Z"),
+        keys.prepare_request(a_spec(dataset={"uri": "s3://team-a-data/new.jsonl"})),
+        keys.prepare_request(a_spec(workspace={"uri": "s3://other/place"})),
+    }
+    assert len(requests) == 4
+
+
+def test_a_request_does_not_change_with_the_credentials():
+    """A new Secret name alone asks for nothing that was already done."""
+    with_secret = a_spec(
+        dataset={"uri": "s3://team-a-data/support/calls.jsonl", "credentialsSecretRef": {"name": "s3"}},
+    )
+    assert keys.prepare_request(with_secret) == keys.prepare_request(a_spec())
