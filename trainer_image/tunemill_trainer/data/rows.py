@@ -100,7 +100,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a row stands, so that a message can send the user there; lines, and elements of a .json list, count from 1."""
+    """Where a row stands, so that a message can send the user there; lines and elements of a list count from 1."""
 
     file: str
     line: int

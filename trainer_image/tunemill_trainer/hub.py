@@ -1,0 +1,200 @@
+"""The Hugging Face Hub as the stages need it: what a token may do, what a revision stands for, what errors mean."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from tunemill_api.failures import Reason
+
+from tunemill_trainer.errors import StageError
+
+READ_FIELD = "spec.baseModel"
+WRITE_FIELD = "spec.publish"
+
+_TOKEN_FIELDS = {READ_FIELD: "spec.baseModel.tokenSecretRef", WRITE_FIELD: "spec.publish.tokenSecretRef"}
+_WRITING_ROLES = {"admin", "write", "contributor"}
+"""Roles in an organisation whose members may create repositories (https://huggingface.co/docs/hub/organizations-security)."""
+
+
+@dataclass(frozen=True)
+class ModelCommit:
+    """What a revision stands for: a commit, and the files in it."""
+
+    id: str
+    commit: str
+    files: frozenset[str]
+
+
+class Hub:
+    """One Hub, seen with one token.
+
+    Args:
+        endpoint: the Hub's URL; empty means huggingface.co.
+        token: None asks without one.
+    """
+
+    def __init__(self, endpoint: str, token: str | None) -> None:
+        # False and not None: without a Secret, a token that lies around on the machine must not be used unseen.
+        self._token: str | bool = token or False
+        self._endpoint = endpoint.rstrip("/") or None
+        self.api = HfApi(endpoint=self._endpoint, token=self._token)
+
+    def check_token(self, field: str) -> None:
+        """Raise HubTokenInvalid if there is a token and the Hub does not know it."""
+        if self._token:
+            with hub_errors(field):
+                self.api.whoami()
+
+    def resolve(self, model_id: str, revision: str) -> ModelCommit:
+        """Return the commit of a base model's branch, tag or commit, and check that its files may be read.
+
+        Raises:
+            StageError: BaseModelNotFound, BaseModelGated, HubTokenInvalid or HubUnreachable.
+        """
+        with hub_errors(READ_FIELD, f"{model_id}@{revision}"):
+            # Information is public also where the files are gated.
+            self.api.auth_check(model_id)
+            info = self.api.model_info(model_id, revision=revision)
+        if not info.sha:
+            raise StageError(Reason.BASE_MODEL_NOT_FOUND, f"{model_id} has no commit for revision {revision}")
+        return ModelCommit(model_id, info.sha, frozenset(sibling.rfilename for sibling in info.siblings or ()))
+
+    def download(self, model_id: str, commit: str, patterns: list[str] | None = None) -> Path:
+        """Return the folder of a model's files, those that match the patterns, in the cache of HF_HOME."""
+        with hub_errors(READ_FIELD, f"{model_id}@{commit}"):
+            folder = snapshot_download(
+                model_id, revision=commit, allow_patterns=patterns, endpoint=self._endpoint, token=self._token
+            )
+        return Path(folder)
+
+    def check_writable(self, repository: str) -> None:
+        """Check that the token may push to a repository, or create it. Changes nothing on the Hub.
+
+        Raises:
+            StageError: CredentialsMissing, HubTokenInvalid, HubWriteDenied or HubUnreachable.
+        """
+        if not self._token:
+            raise StageError(
+                Reason.CREDENTIALS_MISSING,
+                f"pushing to {repository} needs a Hugging Face token with write access, and there is none; "
+                "set spec.publish.tokenSecretRef",
+            )
+        with hub_errors(WRITE_FIELD, repository):
+            who = self.api.whoami()
+            exists = self._may_write(repository)
+        denial = why_denied(who, repository, exists=exists)
+        if denial:
+            raise StageError(
+                Reason.HUB_WRITE_DENIED, f"cannot push to {repository} (spec.publish.repository): {denial}"
+            )
+
+    def _may_write(self, repository: str) -> bool:
+        """Return True when the repository is there and may be written to, False when it cannot be seen."""
+        try:
+            self.api.auth_check(repository, write=True)
+        except RepositoryNotFoundError as error:
+            if isinstance(error, GatedRepoError):
+                raise
+            return False
+        return True
+
+
+def why_denied(who: Mapping[str, Any], repository: str, *, exists: bool) -> str:
+    """Return why a token may not push, or an empty string.
+
+    Args:
+        who: the answer of the Hub's whoami-v2.
+        repository: owner/name.
+        exists: whether the Hub already said that this repository is there and writable; else it has to be created.
+    """
+    namespace, user = repository.split("/", 1)[0], str(who["name"])
+    access: Mapping[str, Any] = who.get("auth", {}).get("accessToken", {})
+    if access.get("role") == "read":
+        return f"the token of {user} in spec.publish.tokenSecretRef is a read token"
+    roles = {str(org["name"]): org.get("roleInOrg") for org in who.get("orgs", [])}
+    if exists:
+        return ""
+    if namespace != user and namespace not in roles:
+        known = ", ".join([user, *sorted(roles)])
+        return f"{user} is not a member of the namespace {namespace}; the token's namespaces are: {known}"
+    # The Hub tells the role only to tokens that may know it.
+    if namespace != user and (roles[namespace] or "write") not in _WRITING_ROLES:
+        return f"{user} has the role {roles[namespace]} in {namespace}, which may not create repositories"
+    if access.get("role") == "fineGrained" and not _may_create(access.get("fineGrained", {}), namespace):
+        return (
+            f"creating {repository} needs write permission (repo.write) on all repositories of {namespace}, which the "
+            f"fine-grained token of {user} does not have"
+        )
+    return ""
+
+
+def _may_create(scopes: Mapping[str, Any], namespace: str) -> bool:
+    granted = [scope["permissions"] for scope in scopes.get("scoped", []) if scope["entity"].get("name") == namespace]
+    return any("repo.write" in permissions for permissions in [*granted, scopes.get("global", [])])
+
+
+@contextmanager
+def hub_errors(field: str, subject: str = "") -> Iterator[None]:
+    """Turn what huggingface_hub raises inside the block into a StageError; other errors pass.
+
+    Args:
+        field: READ_FIELD or WRITE_FIELD, the part of the spec that the block acts on.
+        subject: the repository, for the message.
+
+    Raises:
+        StageError: HubTokenInvalid, HubWriteDenied, BaseModelGated, BaseModelNotFound, HubQuotaExceeded or
+            HubUnreachable.
+    """
+    try:
+        yield
+    except HfHubHTTPError as error:
+        explained = _explained(error, field, subject)
+        if explained is None:
+            raise
+        raise explained from error
+    except (httpx2.HTTPError, LocalEntryNotFoundError, json.JSONDecodeError) as error:
+        # A proxy's login page is not JSON; a broken download surfaces as a file that is not in the cache.
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise StageError(Reason.HUB_UNREACHABLE, f"could not reach the Hub (spec.hub.endpoint): {first}") from error
+
+
+def _explained(error: HfHubHTTPError, field: str, subject: str) -> StageError | None:
+    status = error.response.status_code
+    said = (error.server_message or str(error)).splitlines()[0]
+    reading = field == READ_FIELD
+    token = f"the token of {_TOKEN_FIELDS[field]}"
+    full = status == 402 or (status == 403 and any(word in said.lower() for word in ("quota", "storage", "payment")))
+    cases = (
+        (isinstance(error, GatedRepoError), Reason.BASE_MODEL_GATED, f"{subject} is gated, {token} may not read it"),
+        (isinstance(error, RevisionNotFoundError), Reason.BASE_MODEL_NOT_FOUND, f"{subject} has no such revision"),
+        (
+            isinstance(error, RepositoryNotFoundError),
+            Reason.BASE_MODEL_NOT_FOUND if reading else Reason.HUB_WRITE_DENIED,
+            f"{field} is {subject}, and the Hub has no such model, or none that {token} may see",
+        ),
+        (status == 401, Reason.HUB_TOKEN_INVALID, f"the Hub does not accept {token}"),
+        (full, Reason.HUB_QUOTA_EXCEEDED, f"the Hub takes no more data for {subject}"),
+        (
+            status == 403,
+            Reason.BASE_MODEL_GATED if reading else Reason.HUB_WRITE_DENIED,
+            f"{token} has no right on {subject}",
+        ),
+        (
+            status in {408, 429} or status >= 500,
+            Reason.HUB_UNREACHABLE,
+            f"the Hub (spec.hub.endpoint) answered HTTP {status} when asked for {subject or 'the token'}",
+        ),
+    )
+    return next((StageError(reason, f"{message}: {said}") for holds, reason, message in cases if holds), None)
