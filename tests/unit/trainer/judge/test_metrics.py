@@ -1,0 +1,147 @@
+"""From replies to figures: who is in which denominator, and what counts."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tunemill_trainer.data.rows import Call, Message, Role, Tool
+from tunemill_trainer.judge.metrics import BROKEN_CALL, NO_CALL, UNKNOWN_TOOL, Rate, Reply, Score, score, sign_test
+from tunemill_trainer.prepared import Case
+
+TOOLS = tuple(Tool(name, "", {"type": "object"}) for name in ("weather", "timer"))
+
+
+def asks(*wanted: Call, offered: tuple[Tool, ...] = TOOLS) -> Case:
+    """A case that wants these calls, or plain text."""
+    gold = Message(Role.ASSISTANT, "" if wanted else "Hello!", calls=wanted)
+    return Case("rows.jsonl:1#1", 1, (Message(Role.USER, "?"),), offered, (1,), gold, 9)
+
+
+def says(*calls: Call, finished: bool = True) -> Reply:
+    """A reply with these calls, or with plain text."""
+    return Reply(
+        "".join(f"<tool_call>{json.dumps(call.to_json())}</tool_call>" for call in calls) or "Hello!", finished
+    )
+
+
+def judged(*pairs: tuple[Case, Reply]) -> Score:
+    """The score of replies beside their cases."""
+    cases, replies = zip(*pairs, strict=True)
+    return score(cases, replies)
+
+
+def weather(city: str = "Oslo") -> Call:
+    """A call of the tool weather."""
+    return Call("weather", {"city": city})
+
+
+def timer(minutes: int = 3) -> Call:
+    """A call of the tool timer."""
+    return Call("timer", {"minutes": minutes})
+
+
+def hits(result: Score) -> dict[str, tuple[int, int]]:
+    """Metric → (hits, cases)."""
+    return {name: (rate.hits, rate.cases) for name, rate in result.rates.items()}
+
+
+def test_each_metric_has_its_own_cases():
+    """Calls are counted where calls are wanted, abstention where none is, the rest everywhere."""
+    result = judged(
+        (asks(weather()), says(weather())),
+        (asks(weather()), says(weather("Rome"))),
+        (asks(weather()), says(timer())),
+        (asks(weather()), says(finished=False)),
+        (asks(weather()), Reply("<tool_call>{broken", finished=False)),
+        (asks(), says()),
+        (asks(), says(weather())),
+        (asks(), Reply("<tool_call>{broken", finished=True)),
+    )
+    assert hits(result) == {
+        "tool_name_accuracy": (2, 5),
+        "exact_match": (1, 5),
+        "valid_call_rate": (3, 5),
+        "missed_call_rate": (1, 5),
+        "abstention_accuracy": (1, 3),
+        "hallucinated_tool_rate": (0, 8),
+        "finished_rate": (6, 8),
+    }
+
+
+def test_no_case_no_share():
+    """Rows that all want a call say nothing about abstention."""
+    result = judged((asks(weather()), says(weather())))
+    assert result.rates["abstention_accuracy"].value is None
+    assert result.rates["exact_match"].value == 1.0
+
+
+def test_tools_that_were_not_offered_are_hallucinated():
+    """A known tool that this row does not offer is as bad as an invented one."""
+    only_timer = asks(timer(), offered=TOOLS[1:])
+    result = judged((only_timer, says(weather())), (asks(), says(Call("nope", {}))), (asks(timer()), says(weather())))
+    assert result.rates["hallucinated_tool_rate"].hits == 2
+    assert result.confusion == {NO_CALL: {UNKNOWN_TOOL: 1}, "timer": {UNKNOWN_TOOL: 1, "weather": 1}}
+
+
+def test_data_without_a_list_of_tools_offers_what_it_calls():
+    """Such rows cannot name what is on offer, so the wanted tool is not hallucinated."""
+    result = judged((asks(weather(), offered=()), says(weather())))
+    assert result.rates["hallucinated_tool_rate"].hits == 0
+
+
+def test_confusion_pairs_what_is_left_after_the_right_ones():
+    """Several calls: equal names are on the diagonal, the rest stands against each other or against nothing."""
+    result = judged(
+        (asks(weather(), timer()), says(timer(), timer(5))),
+        (asks(weather(), timer()), says(weather())),
+        (asks(weather(), timer()), Reply("<tool_call>", finished=True)),
+        (asks(), says()),
+    )
+    assert result.confusion == {
+        NO_CALL: {NO_CALL: 1},
+        "timer": {"timer": 1, NO_CALL: 1, BROKEN_CALL: 1},
+        "weather": {"timer": 1, "weather": 1, BROKEN_CALL: 1},
+    }
+
+
+def test_every_tool_has_its_own_line():
+    """What was wanted, what was made, and how many of the wanted were made exactly."""
+    result = judged((asks(weather(), timer()), says(weather("Rome"), timer())), (asks(), says(timer())))
+    lines = {name: (tool.wanted, tool.made, tool.exact) for name, tool in result.tools.items()}
+    assert lines == {"timer": (1, 2, 1), "weather": (1, 1, 0)}
+
+
+@pytest.mark.parametrize(
+    ("rate", "low", "high"),
+    [
+        (Rate(16, 20), 0.5840, 0.9193),
+        (Rate(2, 20), 0.0279, 0.3010),
+        (Rate(0, 10), 0.0, 0.2775),
+        (Rate(10, 10), 0.7225, 1.0),
+    ],
+)
+def test_wilson_interval(rate: Rate, low: float, high: float):
+    """Against published values."""
+    assert rate.interval() == pytest.approx((low, high), abs=5e-5)
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.builds(Rate, st.integers(0, n), st.just(n))))
+def test_the_interval_holds_the_share(rate: Rate):
+    """However extreme the share, its interval lies between 0 and 1 around it."""
+    low, high = rate.interval()
+    assert rate.value is not None
+    assert 0 <= low <= rate.value + 1e-12
+    assert rate.value - 1e-12 <= high <= 1
+
+
+def test_sign_test():
+    """Against exact values: 14 changes one way of 14, one each way, and none."""
+    assert sign_test([False] * 14 + [True] * 6, [True] * 20) == pytest.approx(2 / 2**14)
+    assert sign_test([True, False], [False, True]) == 1.0
+    assert sign_test([True], [True]) == 1.0
+
+
+def test_sign_test_of_many_cases_stays_in_range():
+    """Thousands of changes are beyond a float's powers of two."""
+    assert sign_test([False] * 5000, [True] * 5000) == pytest.approx(0.0, abs=1e-300)

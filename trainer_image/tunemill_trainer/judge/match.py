@@ -1,0 +1,47 @@
+"""Compares the calls of a reply with those that were wanted. The order of calls does not matter, their number does.
+
+Equality is that of JSON: keys in any order, lists in their order, numbers by value (`1` equals `1.0`, as in JSON
+Schema), and `true` is not `1`. Strings must be equal to the letter. As this is an equivalence, no search for the best
+pairing is needed: counting finds it.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+
+from pydantic import JsonValue
+
+from tunemill_trainer.data.rows import Call
+
+
+def same_tools(found: Sequence[Call], wanted: Sequence[Call]) -> bool:
+    """Return whether the same tools are called, each as often as wanted."""
+    return Counter(call.name for call in found) == Counter(call.name for call in wanted)
+
+
+def same_calls(found: Sequence[Call], wanted: Sequence[Call]) -> bool:
+    """Return whether the same tools are called with equal arguments."""
+    return Counter(map(_identity, found)) == Counter(map(_identity, wanted))
+
+
+def equal_calls(found: Sequence[Call], wanted: Sequence[Call]) -> Counter[str]:
+    """Return how many wanted calls have an equal one among the found, by tool."""
+    common = Counter(map(_identity, found)) & Counter(map(_identity, wanted))
+    hits: Counter[str] = Counter()
+    for (name, _), count in common.items():
+        hits[name] += count
+    return hits
+
+
+def _identity(call: Call) -> tuple[str, str]:
+    return call.name, json.dumps(_by_value(call.arguments), sort_keys=True)
+
+
+def _by_value(value: JsonValue) -> JsonValue:
+    if isinstance(value, dict):
+        return {key: _by_value(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_by_value(part) for part in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value

@@ -1,0 +1,1 @@
+"""Turns an adapter into a published model: its folder, its card, the push and the proof."""

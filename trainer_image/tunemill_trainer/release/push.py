@@ -1,0 +1,224 @@
+"""Brings a folder to a repository on the Hub, and is not put off by what passes.
+
+A branch is changed by one commit or not at all. Calls that a busy server refused, or whose answer was lost, are made
+again; a refusal that nobody takes back (a token without the right, a full account) ends the push at once.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import httpx2
+from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, RepoFile
+from huggingface_hub.errors import HfHubHTTPError, IncompleteSnapshotError, LocalEntryNotFoundError
+from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined] # it is public all the same
+from tunemill_api.failures import Reason
+
+from tunemill_trainer.errors import StageError
+from tunemill_trainer.hub import WRITE_FIELD, hub_errors
+
+CONTENTS = "tunemill.json"
+"""Lists, under `files`, what a release consists of. By it the next release knows which files it may remove."""
+
+WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+"""Between the attempts of one call, when the server does not say how long to wait."""
+LONGEST_WAIT_SECONDS = 300.0
+"""A server that asks for more is left alone: the stage ends, and is tried again later."""
+_RACES = 5
+_PASSING = {408, 429, 500, 502, 503, 504}
+
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
+
+class Repository:
+    """A model repository on the Hub. All methods raise StageError with the reasons of `hub.hub_errors`."""
+
+    def __init__(self, api: HfApi, name: str, pause: Callable[[float], None]) -> None:
+        """Nothing is asked of the server yet.
+
+        Args:
+            api: the client, with its token.
+            name: owner/name.
+            pause: waits for so many seconds; what it raises ends the push.
+        """
+        self.name = name
+        self._api = api
+        self._pause = pause
+
+    def create(self, *, private: bool) -> None:
+        """Create the repository, unless it is there; then it stays as private or public as it is."""
+        self._call(lambda: self._api.create_repo(self.name, private=private, exist_ok=True))
+
+    def has(self, revision: str) -> bool:
+        """Return whether the repository still has a commit."""
+        return self._call(lambda: _unless_gone(lambda: self._api.model_info(self.name, revision=revision))) is not None
+
+    def head(self, branch: str) -> str:
+        """Return the commit that a branch points at; a branch that does not exist is begun where main is."""
+        for _ in range(2):
+            refs = self._call(lambda: self._api.list_repo_refs(self.name))
+            for ref in refs.branches:
+                if ref.name == branch:
+                    return ref.target_commit
+            self.begin(branch, "main")
+        raise StageError(Reason.HUB_UNREACHABLE, f"{self.name} has no branch {branch} although it was just created")
+
+    def begin(self, branch: str, revision: str) -> None:
+        """Create a branch at a revision, unless it is there."""
+        self._call(lambda: self._api.create_branch(self.name, branch=branch, revision=revision, exist_ok=True))
+
+    def remove(self, branch: str) -> None:
+        """Delete a branch, unless it is gone."""
+        self._call(lambda: _unless_gone(lambda: self._api.delete_branch(self.name, branch=branch)))
+
+    def holds(self, folder: Path, revision: str) -> bool:
+        """Return whether all files of a folder are at a revision, byte for byte."""
+        return self._missing(folder, self._tree(revision)) == []
+
+    def put(self, folder: Path, branch: str, message: str) -> str:
+        """Make a branch hold a folder, and drop what an earlier release of ours had in its stead.
+
+        Returns:
+            The commit: a new one, or the branch's head when that has it all.
+        """
+        for _ in range(_RACES):
+            head = self.head(branch)
+            tree = self._tree(head)
+            missing, obsolete = self._missing(folder, tree), self._obsolete(folder, head, tree)
+            if not missing and not obsolete:
+                return head
+            try:
+                return self._commit(folder, branch, head, message, missing, obsolete)
+            except _MovedError:
+                # Someone else's commit, or our own whose answer was lost; the new head tells.
+                _log.info("%s of %s has moved on from %s: looking again", branch, self.name, head)
+        raise StageError(
+            Reason.HUB_UNREACHABLE, f"branch {branch} of {self.name} moved on {_RACES} times while it was pushed to"
+        )
+
+    def tag(self, name: str, commit: str) -> None:
+        """Make a tag point at a commit; a tag of that name which points elsewhere is moved."""
+        refs = self._call(lambda: self._api.list_repo_refs(self.name))
+        present = {ref.name: ref.target_commit for ref in refs.tags}
+        if present.get(name) == commit:
+            return
+        if name in present:
+            _log.info("tag %s of %s is moved from %s to %s", name, self.name, present[name], commit)
+            self._call(lambda: _unless_gone(lambda: self._api.delete_tag(self.name, tag=name)))
+        self._call(lambda: self._api.create_tag(self.name, tag=name, revision=commit, exist_ok=True))
+
+    def download(self, revision: str, into: Path) -> Path:
+        """Download a revision into a folder, past every cache."""
+        self._call(lambda: self._api.snapshot_download(self.name, revision=revision, local_dir=into))
+        return into
+
+    def _tree(self, revision: str) -> dict[str, RepoFile]:
+        entries = self._call(lambda: list(self._api.list_repo_tree(self.name, revision=revision, recursive=True)))
+        return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+    def _missing(self, folder: Path, tree: dict[str, RepoFile]) -> list[str]:
+        return [path for path in contents(folder) if path not in tree or not _same(folder / path, tree[path])]
+
+    def _obsolete(self, folder: Path, head: str, tree: dict[str, RepoFile]) -> list[str]:
+        if CONTENTS not in tree:
+            return []
+        path = self._call(lambda: self._api.hf_hub_download(self.name, CONTENTS, revision=head))
+        try:
+            listed = set(map(str, json.loads(Path(path).read_text(encoding="utf-8"))["files"]))
+        except (ValueError, KeyError, TypeError):
+            _log.warning("%s of %s is not ours: no file of an earlier release is removed", CONTENTS, self.name)
+            return []
+        return sorted(listed & tree.keys() - set(contents(folder)))
+
+    def _commit(
+        self, folder: Path, branch: str, parent: str, message: str, missing: list[str], obsolete: list[str]
+    ) -> str:
+        def commit() -> str:
+            # Made anew for every attempt: create_commit changes them.
+            operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
+                *(CommitOperationAdd(path, folder / path) for path in missing),
+                *(CommitOperationDelete(path) for path in obsolete),
+            ]
+            info = self._api.create_commit(
+                self.name, operations, commit_message=message, revision=branch, parent_commit=parent
+            )
+            return info.oid
+
+        return self._call(commit)
+
+    def _call(self, call: Callable[[], _T]) -> _T:
+        waits = iter(WAITS_SECONDS)
+        with hub_errors(WRITE_FIELD, self.name):
+            while True:
+                try:
+                    return call()
+                except (
+                    HfHubHTTPError,
+                    httpx2.TransportError,
+                    LocalEntryNotFoundError,
+                    IncompleteSnapshotError,
+                ) as error:
+                    wait = _wait(error, waits)
+                    if wait is None:
+                        raise
+                    _log.warning("the Hub failed, trying again in %.0f s: %s", wait, _first_line(error))
+                    self._pause(wait)
+
+
+def contents(folder: Path) -> list[str]:
+    """Return the paths of all files of a folder, relative, with slashes, sorted."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+class _MovedError(Exception):
+    """The branch is no longer where it was."""
+
+
+def _unless_gone(call: Callable[[], _T]) -> _T | None:
+    """Return what a call returns; None when what it is about does not exist."""
+    try:
+        return call()
+    except HfHubHTTPError as error:
+        if error.response.status_code != 404:
+            raise
+        return None
+
+
+def _wait(error: Exception, waits: Iterator[float]) -> float | None:
+    """Return how long to wait before the next attempt; None when another attempt cannot help."""
+    asked = 0.0
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        if status == 412:
+            raise _MovedError from error
+        if status not in _PASSING:
+            return None
+        asked = _asked_for(error)
+    wait = next(waits, None)
+    return None if wait is None or asked > LONGEST_WAIT_SECONDS else max(wait, asked)
+
+
+def _asked_for(error: HfHubHTTPError) -> float:
+    """Return the seconds that the server asks to wait, in either way in which the Hub says so."""
+    after = error.response.headers.get("Retry-After", "")
+    limit = parse_ratelimit_headers(error.response.headers)
+    exhausted = limit.reset_in_seconds if limit is not None and limit.remaining == 0 else 0
+    return max(float(after) if after.isdecimal() else 0.0, float(exhausted))
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line), type(error).__name__)
+
+
+def _same(path: Path, there: RepoFile) -> bool:
+    if path.stat().st_size != there.size:
+        return False
+    content = path.read_bytes()
+    if there.lfs is not None:
+        return hashlib.sha256(content).hexdigest() == there.lfs.sha256
+    # Git's name of a file: the digest of a header with its size, and of its contents.
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == there.blob_id
