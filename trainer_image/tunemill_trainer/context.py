@@ -1,4 +1,4 @@
-"""What a stage function gets: the run, the workspace, a place to work in, credentials, progress, the request to stop."""
+"""What a stage gets: the run, the workspace, a place to work in, credentials, progress, the request to stop."""
 
 from dataclasses import dataclass
 from pathlib import Path

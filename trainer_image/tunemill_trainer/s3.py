@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import boto3
 from boto3.exceptions import RetriesExceededError, S3UploadFailedError
@@ -102,7 +102,7 @@ def s3_errors(uri: str, field: str = "spec.dataset") -> Iterator[None]:
 def _origin(error: BaseException) -> BaseException:
     """Return what the transfer manager wrapped."""
     if isinstance(error, RetriesExceededError):
-        last: BaseException = error.last_exception
+        last: BaseException = error.last_exception  # type: ignore[attr-defined] # the stubs do not know it
         return last
     if isinstance(error, S3UploadFailedError) and error.__context__ is not None:
         return error.__context__
@@ -122,7 +122,7 @@ def _explained(error: BaseException, uri: str, field: str) -> StageError:
 
 
 def _refused(error: ClientError, uri: str, field: str) -> StageError:
-    details: dict[str, Any] = error.response.get("Error", {})
+    details = error.response["Error"]
     code, text = str(details.get("Code", "")), str(details.get("Message", ""))
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     operation = error.operation_name

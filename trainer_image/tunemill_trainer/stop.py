@@ -37,8 +37,8 @@ class StopSignal:
         """Turn SIGTERM and SIGINT into a request to stop until the block ends.
 
         Args:
-            when_late: called in another thread when the block has not ended `grace_seconds` after the signal. It may end
-                the process at any point: outputs are committed whole or not at all.
+            when_late: called in another thread when the block has not ended `grace_seconds` after the signal. It may
+                end the process at any point: outputs are committed whole or not at all.
             grace_seconds: how long the block has.
         """
         late = threading.Timer(grace_seconds, when_late)

@@ -4,8 +4,8 @@
     PREFIX/<stage>/<key>/<attempt>/…                        the files, in a folder of the attempt that wrote them
     PREFIX/train/<key>/checkpoints/<step>-<attempt>/…       checkpoints, built the same way; removed by the commit
 
-Each process writes below an attempt of its own, so that two pods with the same work (a lost node that is still alive, say)
-never mix their files. The first manifest wins: it is written with If-None-Match.
+Each process writes below an attempt of its own, so that two pods with the same work (a lost node that is still alive,
+say) never mix their files. The first manifest wins: it is written with If-None-Match.
 """
 
 import hashlib
@@ -101,8 +101,8 @@ class Workspace:
         """Download a committed output and verify every file; what is already there and right is not fetched again.
 
         Raises:
-            StageError: StageOutputMissing, when nothing was committed, or a file of it is gone or damaged. In the latter
-                case the manifest is withdrawn, so that the stage is done again.
+            StageError: StageOutputMissing, when nothing was committed, or a file of it is gone or damaged. In the
+                latter case the manifest is withdrawn, so that the stage is done again.
         """
         manifest = self.manifest(stage, key)
         if manifest is None:

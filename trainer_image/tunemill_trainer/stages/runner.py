@@ -1,9 +1,9 @@
 """Runs one stage from its RunSpec to its StageReport and its exit code, whatever happens in between.
 
-A stage is `run(context)` in the module of its name. Of train and evaluate it returns the facts: a committed output is never
-made again, and then their modules (with torch behind them) are not even imported. Of prepare and publish it returns the facts
-and whether anything had to be done: prepare finds its own key, and publish has to ask the Hub whether what it pushed is still
-there.
+A stage is `run(context)` in the module of its name. Of train and evaluate it returns the facts: a committed output is
+never made again, and then their modules (with torch behind them) are not even imported. Of prepare and publish it returns
+the facts and whether anything had to be done: prepare finds its own key, and publish has to ask the Hub whether what it
+pushed is still there.
 """
 
 import errno
@@ -22,6 +22,7 @@ from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage, StageFailure, StageReport, failure_of
 from tunemill_api.status import EvaluationFacts, PreparedFacts, PublishedFacts, TrainedFacts
 
+from tunemill_trainer import cpus
 from tunemill_trainer.context import StageContext
 from tunemill_trainer.credentials import Credentials
 from tunemill_trainer.errors import Interrupted, StageError
@@ -56,7 +57,7 @@ def main(stage: Stage, run_spec: Path, work: Path, report_path: Path) -> int:
         return FAILURES[failure.reason].exit_code
 
     def give_up() -> None:
-        # The pod is killed in a few seconds. Nothing half-done can be taken for an output: the process may end anywhere.
+        # The pod is killed in a few seconds. Nothing half-done passes for an output: the process may end anywhere.
         os._exit(end(Interrupted("the stage was asked to stop and did not get to a good place in time").failure))
 
     with stop.listening(when_late=give_up):
@@ -186,7 +187,9 @@ def _configure_logging() -> None:
 
 
 def _configure_libraries(run: RunSpec, work: Path) -> None:
-    """Set what the Hugging Face libraries read at their first import."""
+    """Set what the Hugging Face libraries and OpenMP read at their first import."""
+    threads = os.environ.setdefault("OMP_NUM_THREADS", str(cpus.available()))
+    os.environ.setdefault("RAYON_NUM_THREADS", threads)
     endpoint = run.spec.hub.endpoint.rstrip("/")
     if endpoint:
         os.environ["HF_ENDPOINT"] = endpoint

@@ -1,0 +1,61 @@
+"""The command line: one stage of a run, as a pod calls it, or all four on one machine.
+
+tunemill-trainer train --run-spec run.json --work /tmp/work
+tunemill-trainer run finetune.yaml
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tunemill_api.constants import RUN_SPEC_PATH, STAGE_DIRECTORY, TERMINATION_LOG
+from tunemill_api.stage_report import Stage
+
+ENV_WORK = "TUNEMILL_WORK"
+"""Where stages may write, when --work does not say."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the arguments say and return the exit code of `failures.ExitCode`."""
+    options = _parser().parse_args(arguments)
+    if options.command == "run":
+        from tunemill_trainer import one_machine
+
+        return one_machine.main(options.manifest, options.work)
+    from tunemill_trainer.stages import runner
+
+    return runner.main(Stage(options.command), options.run_spec, options.work, options.report)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tunemill-trainer", description="The stages of a Tunemill run.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for stage, text in (
+        (Stage.PREPARE, "check permissions and data, tokenise"),
+        (Stage.TRAIN, "train the adapter"),
+        (Stage.EVALUATE, "judge base and tuned model on the held-out rows"),
+        (Stage.PUBLISH, "prove the adapter and push it to the Hub"),
+    ):
+        command = commands.add_parser(stage, help=text, description=text)
+        command.add_argument(
+            "--run-spec", type=Path, default=Path(RUN_SPEC_PATH), help="the RunSpec (default: %(default)s)"
+        )
+        work = Path(os.environ.get(ENV_WORK, f"{STAGE_DIRECTORY}/work"))
+        command.add_argument("--work", type=Path, default=work, help="a folder to work in (default: %(default)s)")
+        command.add_argument(
+            "--report", type=Path, default=Path(TERMINATION_LOG), help="gets the StageReport (default: %(default)s)"
+        )
+    run = commands.add_parser(
+        "run", help="all four stages on this machine", description="All four stages on this machine."
+    )
+    run.add_argument("manifest", type=Path, help="a YAML file with a FunctionCallFineTune")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    work = Path(os.environ.get(ENV_WORK, cache / "tunemill" / "work"))
+    run.add_argument("--work", type=Path, default=work, help="a folder to work in (default: %(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

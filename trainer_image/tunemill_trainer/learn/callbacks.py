@@ -1,0 +1,137 @@
+"""What happens around the steps of a run: progress, the guard against divergence, the request to stop, checkpoints."""
+
+import math
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from tunemill_api.failures import Reason
+from typing_extensions import override
+
+from tunemill_trainer.errors import StageError
+from tunemill_trainer.learn.checkpoints import Uploads, write_clock
+from tunemill_trainer.progress import Progress
+from tunemill_trainer.stop import StopSignal
+
+_REPORTED = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy")
+
+
+class ProgressReports(TrainerCallback):  # type: ignore[misc] # transformers ships no types
+    """Reports percent, remaining time and the figures of the last log after every step."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._figures: dict[str, object] = {}
+        self._started_at = 0.0
+        self._first_step = 0
+
+    @override
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Remember where this attempt begins: the time left follows from its own pace."""
+        self._started_at, self._first_step = time.monotonic(), state.global_step
+
+    @override
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
+    ) -> None:
+        """Keep the figures for the next report."""
+        self._figures |= {name: f"{logs[name]:.5g}" for name in _REPORTED if name in logs}
+
+    @override
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Report. The last percent is for saving and uploading."""
+        done = state.global_step - self._first_step
+        pace = (time.monotonic() - self._started_at) / max(done, 1)
+        figures = {**self._figures, "current_step": state.global_step, "total_steps": state.max_steps}
+        if state.epoch is not None:
+            figures["current_epoch"] = round(state.epoch, 2)
+        percent = min(99, 100 * state.global_step // state.max_steps)
+        self._progress.report(percent, pace * (state.max_steps - state.global_step), figures)
+
+
+class DivergenceGuard(TrainerCallback):  # type: ignore[misc]
+    """Ends a run that cannot recover: the loss is no number, or the model has become worse than guessing.
+
+    A model that gives every token the same chance has a loss of ln(vocabulary). Five logs in a row above that and above
+    where the run began are no noise of small batches. Needs logging_nan_inf_filter=False, or a NaN never shows in the log.
+    """
+
+    _PATIENCE = 5
+
+    def __init__(self, vocabulary: int) -> None:
+        self._guessing = math.log(vocabulary)
+        self._first: float | None = None
+        self._recent: deque[float] = deque(maxlen=self._PATIENCE)
+
+    @override
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
+    ) -> None:
+        """Look at the loss.
+
+        Raises:
+            StageError: TrainingDiverged.
+        """
+        if "loss" not in logs:
+            return
+        loss = float(logs["loss"])
+        if not math.isfinite(loss):
+            raise StageError(
+                Reason.TRAINING_DIVERGED,
+                f"the loss is {loss} at step {state.global_step} with spec.training.learningRate {args.learning_rate:g}",
+            )
+        self._first = loss if self._first is None else self._first
+        self._recent.append(loss)
+        if len(self._recent) == self._PATIENCE and min(self._recent) > max(self._guessing, self._first):
+            raise StageError(
+                Reason.TRAINING_DIVERGED,
+                f"the loss rose from {self._first:.3f} to {loss:.3f} by step {state.global_step}, which is worse than "
+                f"guessing ({self._guessing:.3f}), with spec.training.learningRate {args.learning_rate:g}",
+            )
+
+
+class StopAtStep(TrainerCallback):  # type: ignore[misc]
+    """Ends training after the present step, with a checkpoint, once the pod was asked to stop."""
+
+    def __init__(self, stop: StopSignal) -> None:
+        self._stop = stop
+
+    @override
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Look at the request."""
+        if self._stop.requested:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+class CheckpointUploads(TrainerCallback):  # type: ignore[misc]
+    """Hands every checkpoint that the trainer wrote to the uploads.
+
+    Args:
+        uploads: take the checkpoints.
+        seconds_before: that earlier attempts spent training.
+    """
+
+    def __init__(self, uploads: Uploads, seconds_before: float) -> None:
+        self._uploads = uploads
+        self._seconds_before = seconds_before
+        self._started_at = time.monotonic()
+
+    @property
+    def train_seconds(self) -> float:
+        """The seconds that all attempts have spent training until now."""
+        return self._seconds_before + time.monotonic() - self._started_at
+
+    @override
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Start the clock."""
+        self._started_at = time.monotonic()
+
+    @override
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Upload the checkpoint that was just written."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        write_clock(folder, self.train_seconds)
+        self._uploads.put(folder, state.global_step)

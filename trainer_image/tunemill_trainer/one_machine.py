@@ -1,0 +1,118 @@
+"""All four stages on one machine, from the same manifest that `kubectl apply` takes.
+
+Each stage is a process of its own, as it is in the cluster: it gives its memory back at its end, and the libraries that read
+their settings at the first import read those of this run.
+"""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from tunemill_api.constants import API_VERSION, KIND
+from tunemill_api.failures import Reason
+from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.run_spec import RunSpec
+from tunemill_api.stage_report import Stage, StageReport
+
+from tunemill_trainer.errors import StageError
+
+
+def main(manifest: Path, work: Path) -> int:
+    """Run the stages that are not done yet, print what came out, and return the exit code of the last stage."""
+    try:
+        run = load(manifest)
+    except StageError as error:
+        print(f"{error.reason}: {error.message}\n{error.failure.remedy}", file=sys.stderr)
+        return error.exit_code
+    reports = []
+    for stage in Stage:
+        code, report = _run_stage(stage, run, work / run.name)
+        if report is None or report.failure is not None:
+            return code
+        reports.append(report)
+        if report.prepared is not None:
+            run = run.model_copy(update={"prepared": report.prepared})
+    print(summary(reports))
+    return 0
+
+
+def load(manifest: Path) -> RunSpec:
+    """Read a FunctionCallFineTune from a YAML file.
+
+    Raises:
+        StageError: InvalidSpec, naming the field.
+    """
+    try:
+        documents = [document for document in yaml.safe_load_all(manifest.read_text(encoding="utf-8")) if document]
+    except OSError as error:
+        raise StageError(Reason.INVALID_SPEC, f"could not read {manifest}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise StageError(Reason.INVALID_SPEC, f"{manifest} is not YAML: {error}") from error
+    ours = [document for document in documents if isinstance(document, dict) and document.get("kind") == KIND]
+    if len(ours) != 1 or ours[0].get("apiVersion") != API_VERSION:
+        raise StageError(Reason.INVALID_SPEC, f"expected one {KIND} of {API_VERSION} in {manifest}, found {len(ours)}")
+    metadata: dict[str, Any] = ours[0].get("metadata") or {}
+    if not metadata.get("name"):
+        raise StageError(Reason.INVALID_SPEC, f"expected metadata.name in {manifest}, found none")
+    try:
+        spec = FineTuneSpec.model_validate(ours[0].get("spec") or {})
+    except ValidationError as error:
+        wrong = [
+            f"spec.{'.'.join(str(part) for part in found['loc'])}: {found['msg']}"
+            for found in error.errors(include_url=False, include_input=False)
+        ]
+        raise StageError(Reason.INVALID_SPEC, f"{manifest}: {'; '.join(wrong)}") from error
+    return RunSpec(
+        namespace=metadata.get("namespace") or "default", name=metadata["name"], run_id=metadata["name"], spec=spec
+    )
+
+
+def summary(reports: list[StageReport]) -> str:
+    """Return what came out, for people: what each stage did, the metrics of both models, where the model lies."""
+    lines = ["", "STAGE      DID        KEY               SECONDS"]
+    for report in reports:
+        seconds = (report.finished_at - report.started_at).total_seconds()
+        did = "executed" if report.executed else "nothing"
+        lines.append(f"{report.stage:<10} {did:<10} {report.key:<17} {seconds:7.1f}")
+    for report in reports:
+        if report.evaluation is not None:
+            lines += ["", "METRIC                  BASE    TUNED   CASES"]
+            lines += [
+                f"{metric.name:<22} {metric.base or '-':>6}   {metric.tuned or '-':>6}  {metric.cases:>6}"
+                for metric in report.evaluation.metrics
+            ]
+        if report.trained is not None:
+            adapter = report.trained.adapter
+        if report.published is not None:
+            published = report.published
+            where = published.url or f"{published.repository}@{published.revision}"
+            lines += ["", f"adapter    {adapter}", f"published  {where}"]
+    return "\n".join(lines)
+
+
+def _run_stage(stage: Stage, run: RunSpec, work: Path) -> tuple[int, StageReport | None]:
+    """Return the exit code and the report; None when the process ended without one."""
+    work.mkdir(parents=True, exist_ok=True)
+    run_spec, report = work / "run.json", work / "report.json"
+    run_spec.write_text(run.model_dump_json(by_alias=True), encoding="utf-8")
+    report.unlink(missing_ok=True)
+    options = ["--run-spec", str(run_spec), "--work", str(work), "--report", str(report)]
+    with subprocess.Popen([sys.executable, "-m", "tunemill_trainer", stage, *options]) as process:
+
+        def forward(number: int, _frame: FrameType | None) -> None:
+            # Ctrl-C reaches the stage by itself; both ask it to stop, and its end is ours.
+            if number != signal.SIGINT:
+                process.send_signal(number)
+
+        before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            code = process.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    return code, StageReport.model_validate_json(report.read_text()) if report.exists() else None
