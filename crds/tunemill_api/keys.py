@@ -58,6 +58,18 @@ def evaluate_key(trained: str, spec: FineTuneSpec) -> str:
     return _digest({"recipe": RECIPES["evaluate"], "train": trained, "evaluation": settings})
 
 
+def base_judgement_key(prepared: str, spec: FineTuneSpec) -> str:
+    """Return the key of the base model's replies to the held-out rows in the output `prepared`.
+
+    The adapter is no part of it, so that one base model is asked once however often it is tuned.
+    """
+    settings = {"maxRows": spec.evaluation.max_rows, "maxNewTokens": spec.evaluation.max_new_tokens}
+    precision = spec.training.precision.value
+    return _digest(
+        {"recipe": RECIPES["evaluate"], "prepare": prepared, "precision": precision, "baseEvaluation": settings}
+    )
+
+
 def publish_key(evaluated: str, spec: FineTuneSpec) -> str:
     """Return the key of a published model. Credentials are no part of it."""
     publish = _dump(spec.publish)

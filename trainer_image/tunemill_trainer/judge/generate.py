@@ -12,18 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tunemill_api.failures import Reason
-
-from tunemill_trainer.errors import StageError
-
 if TYPE_CHECKING:
     import torch
 
 _log = logging.getLogger(__name__)
 
 BATCH_TOKENS = 32_768
-"""Prompt and answer tokens of a batch, padding included: 3.3 GiB of key-value cache for Gemma-2-2B in 16 bits (104 KiB a
-token). A batch that does not fit all the same is halved."""
+"""Prompt and answer tokens of a batch, padding included: 3.3 GiB of key-value cache for Gemma-2-2B in 16 bits (104 KiB
+a token). A batch that does not fit all the same is halved."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +33,12 @@ class Decoding:
 
 
 def answer_limit(answer_tokens: Sequence[int]) -> int:
-    """Return how many tokens a reply may have: a quarter more than the longest answer of the data, and 16 at least."""
+    """Return how many tokens a reply may have: half more than the longest answer of the data, and 32 more at least.
+
+    The room is also for a base model that has no token of its own for a tag and spells it in five.
+    """
     longest = max(answer_tokens)
-    return longest + max(16, longest // 4)
+    return longest + max(32, longest // 2)
 
 
 def generate(
@@ -60,7 +59,7 @@ def generate(
         on_progress: called with the number of prompts that are answered, after every batch.
 
     Raises:
-        StageError: CudaOutOfMemory when one prompt alone does not fit.
+        torch.OutOfMemoryError: one prompt alone does not fit.
     """
     from transformers import GenerationConfig
 
@@ -111,10 +110,9 @@ def _try(
 
     try:
         return _answer(model, prompts, decoding, check_stop)
-    except torch.OutOfMemoryError as error:
+    except torch.OutOfMemoryError:
         if len(prompts) == 1:
-            message = f"a prompt of {len(prompts[0])} tokens does not fit into the GPU's memory"
-            raise StageError(Reason.CUDA_OUT_OF_MEMORY, message) from error
+            raise
     torch.cuda.empty_cache()  # after the except block, whose traceback holds the batch's tensors
     return None
 

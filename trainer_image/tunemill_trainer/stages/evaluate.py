@@ -1,0 +1,165 @@
+"""Evaluate: lets the base model and the tuned one answer the same held-out cases, and counts what they get right.
+
+Both decode greedily with the same limits. Each reads the same text through its own tokenizer: a base whose vocabulary
+was extended would otherwise meet tokens that it has never seen, and look worse than it is.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+from tunemill_api import keys
+from tunemill_api.stage_report import Stage
+from tunemill_api.status import EvaluationFacts
+
+from tunemill_trainer.context import StageContext
+from tunemill_trainer.data.rows import JsonObject
+from tunemill_trainer.hub import Hub
+from tunemill_trainer.judge.comparison import compare, sample
+from tunemill_trainer.judge.generate import Decoding, answer_limit, generate
+from tunemill_trainer.judge.metrics import Reply
+from tunemill_trainer.learn import devices, models
+from tunemill_trainer.prepared import Case, Prepared, Tokens
+
+BASE_REPLIES = "base-replies"
+"""Where the workspace keeps the base model's replies; the key is without the adapter, so that each is asked once."""
+
+
+def run(context: StageContext) -> EvaluationFacts:
+    """Judge the adapter of `context.train_key` and commit the judgement.
+
+    Raises:
+        StageError: StageOutputMissing, CudaUnavailable, CudaOutOfMemory, Interrupted; what Hub and workspace raise.
+    """
+    spec = context.spec
+    device = devices.choose(spec.compute.gpus)
+    dtype = devices.dtype(spec.training.precision, device)
+    prepared = Prepared(context.folder("prepared"))
+    context.workspace.fetch(Stage.PREPARE, context.prepared.key, context.folder("prepared"))
+    context.workspace.fetch(Stage.TRAIN, context.train_key, context.folder("trained"))
+    tokens = prepared.tokens()
+    cases = sample(prepared.cases(), spec.evaluation.max_rows)
+    limit = spec.evaluation.max_new_tokens or answer_limit([case.answer_tokens for case in cases])
+    decoding = Decoding(tokens.stop_token_ids, tokens.pad_token_id, limit)
+
+    hub = Hub(spec.hub.endpoint, context.credentials.hub_token("hub-read"))
+    base_folder = models.fetch_base(hub, prepared.base_model())
+    tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer_path)
+    base_replies = _kept_base_replies(context)
+    meter = _Meter(context, len(cases) if base_replies else 2 * len(cases))
+    with devices.device_errors(device):
+        model = models.load_base(base_folder, device, dtype).eval()
+        if base_replies is None:
+            base_tokenizer, prompts = _as_base_reads(cases, tokens, tokenizer, base_folder)
+            base_replies = _ask(model, base_tokenizer, prompts, decoding, meter)
+            _keep_base_replies(context, cases, base_replies)
+        models.extend_vocabulary(model, tokens)
+        tuned = models.load_adapter(model, context.folder("trained") / "adapter")
+        tuned_replies = _ask(tuned, tokenizer, [case.prompt_ids for case in cases], decoding, meter)
+
+    comparison = compare(cases, base_replies, tuned_replies)
+    settings: JsonObject = {
+        "maxRows": spec.evaluation.max_rows,
+        "maxNewTokens": limit,
+        "decoding": "greedy",
+        "precision": str(dtype).removeprefix("torch."),
+        "device": device.name,
+    }
+    folder = context.folder("evaluation")
+    (folder / "report.json").write_text(_json(comparison.report(settings), indent=2), encoding="utf-8")
+    _write_lines(folder / "cases.jsonl", comparison.lines())
+    facts = comparison.facts(f"{context.workspace.uri(Stage.EVALUATE, context.evaluate_key)}/report.json")
+    return EvaluationFacts.model_validate(
+        context.workspace.commit(Stage.EVALUATE, context.evaluate_key, folder, facts).facts
+    )
+
+
+class _Meter:
+    """Reports how many of all replies are there, base and tuned together."""
+
+    def __init__(self, context: StageContext, total: int) -> None:
+        self.check_stop = context.stop.check
+        self._progress = context.progress
+        self._total = total
+        self._before = 0
+        self._started = time.monotonic()
+
+    def answered(self, count: int) -> None:
+        """Take note of the replies of the present model."""
+        done = self._before + count
+        left = (time.monotonic() - self._started) / done * (self._total - done)
+        self._progress.report(100 * done / self._total, left, {"replies": done, "total_replies": self._total})
+
+    def next_model(self, count: int) -> None:
+        """Go on with another model after so many replies."""
+        self._before += count
+
+
+def _as_base_reads(
+    cases: Sequence[Case],
+    tokens: Tokens,
+    tokenizer: Any,  # noqa: ANN401 - transformers ships no types
+    base_folder: Path,
+) -> tuple[Any, Sequence[Sequence[int]]]:
+    """Return the base model's tokenizer, and the prompts in its tokens."""
+    if not tokens.added:
+        return tokenizer, [case.prompt_ids for case in cases]
+    own = AutoTokenizer.from_pretrained(base_folder)
+    texts = [_text(tokenizer, case.prompt_ids) for case in cases]
+    return own, own(texts, add_special_tokens=False)["input_ids"]
+
+
+def _ask(
+    model: Any,  # noqa: ANN401
+    tokenizer: Any,  # noqa: ANN401
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    meter: _Meter,
+) -> list[Reply]:
+    stops = set(decoding.stop_token_ids)
+    answers = generate(model, prompts, decoding, check_stop=meter.check_stop, on_progress=meter.answered)
+    meter.next_model(len(prompts))
+    replies = []
+    for ids in answers:
+        finished = bool(ids) and ids[-1] in stops
+        replies.append(Reply(_text(tokenizer, ids[:-1] if finished else ids), finished))
+    return replies
+
+
+def _text(tokenizer: Any, ids: Sequence[int]) -> str:  # noqa: ANN401
+    # With special tokens: a server that is offered tools keeps them too, and some bases mark calls with them.
+    text: str = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text
+
+
+def _kept_base_replies(context: StageContext) -> list[Reply] | None:
+    key = keys.base_judgement_key(context.prepared.key, context.spec)
+    if context.workspace.manifest(BASE_REPLIES, key) is None:
+        return None
+    folder = context.folder("base-replies")
+    context.workspace.fetch(BASE_REPLIES, key, folder)
+    with (folder / "replies.jsonl").open(encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    return [Reply(line["text"], line["finished"]) for line in lines]
+
+
+def _keep_base_replies(context: StageContext, cases: Sequence[Case], replies: Sequence[Reply]) -> None:
+    folder = context.folder("base-replies")
+    lines = ({"id": case.id, **asdict(reply)} for case, reply in zip(cases, replies, strict=True))
+    _write_lines(folder / "replies.jsonl", lines)
+    facts = EvaluationFacts(rows=len({case.row for case in cases}), metrics=[])
+    context.workspace.commit(BASE_REPLIES, keys.base_judgement_key(context.prepared.key, context.spec), folder, facts)
+
+
+def _write_lines(path: Path, lines: Iterable[JsonObject]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for line in lines:
+            file.write(_json(line) + "\n")
+
+
+def _json(value: JsonObject, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
