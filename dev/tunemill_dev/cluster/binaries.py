@@ -44,7 +44,7 @@ def _kubernetes() -> Group:
 
 KUBERNETES = _kubernetes()
 CONTAINERD = Group("containerd")
-# Without the tag, every pod with a seccomp profile fails. Static, so that the cached program needs no library of the host.
+# Without the tag, every pod with a seccomp profile fails. Static, so that it needs no library of the host.
 RUNC = Group("runc", cgo=True, tags="seccomp netgo osusergo", linker_flags="-s -w -extldflags -static")
 BUILDKIT = Group("buildkit")
 COREDNS = Group("coredns")

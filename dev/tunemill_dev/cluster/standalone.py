@@ -115,7 +115,7 @@ def _running(plan: Path, logs: Path) -> Iterator[None]:
 
 
 def _ready(running: RunningControlPlane) -> bool:
-    kubectl = [running.kubectl, "--kubeconfig", running.kubeconfig]
+    kubectl: list[str | Path] = [running.kubectl, "--kubeconfig", running.kubeconfig]
     ready = wait_until(lambda: succeeds([*kubectl, "get", "--raw=/readyz"]), seconds=_READY_SECONDS)
     # Without its default service account, a namespace refuses pods.
     account = [*kubectl, "get", "serviceaccount", "default"]

@@ -120,8 +120,8 @@ class Supervisor:
                         stdin=subprocess.DEVNULL,
                         stdout=log,
                         stderr=log,
-                        # Popen's child inherits the mask: a component that cannot see SIGTERM could not be stopped.
-                        preexec_fn=_unblock_signals,
+                        # The child inherits the mask, and a component must see SIGTERM.
+                        preexec_fn=_unblock_signals,  # noqa: PLW1509 - this process has one thread
                     )
                 state.started = time.monotonic()
 

@@ -1,0 +1,94 @@
+"""The addresses of a cluster: one /16 that nobody else on the machine uses; pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from pathlib import Path
+
+from tunemill_dev.cluster.console import ClusterError
+from tunemill_dev.cluster.processes import replace_file
+
+_BLOCKS = range(96, 128)
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """The block 10.N.0.0/16: Services in its first /20, pods in 10.N.64.0/20, and the link to the host at its end.
+
+    The first cluster gets N = 96, so that its DNS server has the address that Kubernetes' own documents use.
+    """
+
+    block: int
+
+    @classmethod
+    def choose(cls, taken: Iterable[IPv4Network]) -> Addresses:
+        """The first block that overlaps with no network in `taken`; ClusterError when all are in use."""
+        used = list(taken)
+        for block in _BLOCKS:
+            candidate = cls(block)
+            if not any(candidate.network.overlaps(network) for network in used):
+                return candidate
+        raise ClusterError(
+            f"Every network from {cls(_BLOCKS[0]).network} to {cls(_BLOCKS[-1]).network} is routed on this machine or "
+            "belongs to another local cluster. Stop one with `down --name NAME`."
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> Addresses | None:
+        """The addresses recorded in a file; None when there are none."""
+        try:
+            return cls(int(json.loads(path.read_text())["block"]))
+        except (FileNotFoundError, ValueError, KeyError):
+            return None
+
+    def write(self, path: Path) -> None:
+        """Record these addresses."""
+        replace_file(path, json.dumps({"block": self.block}))
+
+    @property
+    def network(self) -> IPv4Network:
+        """Everything that belongs to this cluster."""
+        return IPv4Network((f"10.{self.block}.0.0", 16))
+
+    @property
+    def services(self) -> IPv4Network:
+        """Service addresses."""
+        return IPv4Network((f"10.{self.block}.0.0", 20))
+
+    @property
+    def pods(self) -> IPv4Network:
+        """Pod addresses."""
+        return IPv4Network((f"10.{self.block}.64.0", 20))
+
+    @property
+    def api(self) -> str:
+        """The address of the Service `kubernetes`."""
+        return str(self.services[1])
+
+    @property
+    def dns(self) -> str:
+        """The address of the cluster's DNS server."""
+        return str(self.services[10])
+
+    @property
+    def host(self) -> str:
+        """The host's end of the link."""
+        return f"10.{self.block}.255.1"
+
+    @property
+    def node(self) -> str:
+        """The node's end of the link."""
+        return f"10.{self.block}.255.2"
+
+    @property
+    def interface(self) -> str:
+        """The name of the host's end of the link (15 characters at most)."""
+        return f"tunemill{self.block}"
+
+
+def routed_networks(routes: str) -> list[IPv4Network]:
+    """The destinations in the JSON that `ip -json -4 route` prints, without the default route."""
+    return [IPv4Network(route["dst"]) for route in json.loads(routes) if route["dst"] != "default"]

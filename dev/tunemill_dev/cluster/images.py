@@ -1,0 +1,164 @@
+"""Images, built straight into the cluster's image store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunemill_dev.cluster.base_image import base_archive
+from tunemill_dev.cluster.console import ClusterError
+from tunemill_dev.cluster.home import SOURCES
+from tunemill_dev.cluster.node import BUILDKIT_SOCKET, CONTAINERD_SOCKET, IMAGE_NAMESPACE, PAUSE_IMAGE
+from tunemill_dev.cluster.processes import replace_file, run
+
+_CONTEXTS = SOURCES / "images"
+_CA_BUNDLES = (Path("/etc/ssl/certs/ca-certificates.crt"), Path("/etc/pki/tls/certs/ca-bundle.crt"))
+_KEPT_TAGS = 2
+
+
+@dataclass(frozen=True)
+class ImageStore:
+    """The image store of a running cluster, reached through its first process's view of /run."""
+
+    run_folder: Path
+    programs: Mapping[str, Path]
+    logs: Path
+    record: Path
+    """The newest tags of each name, newest first."""
+
+    def build(
+        self,
+        name: str,
+        context: Path,
+        dockerfile: Path,
+        *,
+        build_args: Mapping[str, str] | None = None,
+        secrets: Mapping[str, Path] | None = None,
+    ) -> str:
+        """Build an image and return its reference, `localhost/NAME:HASH`.
+
+        The hash is of the image's content: the same files give the same reference, so a Deployment rolls exactly when
+        something changed. The secret `ca` is the machine's own bundle of certificate authorities. Older tags of the
+        name go, but for the newest two.
+        """
+        passed = {"ca": _ca_bundle(), **(secrets or {})}
+        moving = f"localhost/{name}:build"
+        self._build(moving, context, dockerfile, build_args or {}, passed)
+        reference = f"localhost/{name}:{self._content_hash(moving)}"
+        self._ctr("images", "tag", "--force", moving, reference)
+        self._ctr("images", "rm", moving)
+        self._keep_newest(name, reference)
+        return reference
+
+    def references(self) -> list[str]:
+        """The references of all images."""
+        return [name for name in self._ctr("images", "ls", "-q").split() if not name.startswith("sha256:")]
+
+    def pause(self) -> str:
+        """The sandbox image that every pod needs."""
+        if PAUSE_IMAGE not in self.references():
+            with _scratch() as context:
+                source = _CONTEXTS / "pause" / "pause.c"
+                run(["gcc", "-static", "-Os", "-s", "-o", context / "pause", source], what="Compiling pause failed")
+                self._build(PAUSE_IMAGE, context, _CONTEXTS / "pause" / "Dockerfile", {}, {})
+        return PAUSE_IMAGE
+
+    def program(self, program: Path) -> str:
+        """An image that holds one static program and nothing else; the tag is that of the program's folder."""
+        reference = f"localhost/{program.name}:{program.parent.name.rpartition('-')[2]}"
+        if reference not in self.references():
+            with _scratch() as context:
+                shutil.copy2(program, context / "program")
+                self._build(reference, context, _CONTEXTS / "program" / "Dockerfile", {}, {})
+        return reference
+
+    def base(self) -> str:
+        """The image that ours are built on: a minimal Debian with Python; the tag is that of the archive's folder."""
+        archive = base_archive()
+        reference = f"localhost/tunemill-base:{archive.parent.name.rpartition('-')[2]}"
+        if reference not in self.references():
+            self._build(reference, archive.parent, _CONTEXTS / "base" / "Dockerfile", {}, {})
+        return reference
+
+    def probe(self) -> list[str | Path]:
+        """A command that succeeds once images can be built."""
+        return [self.programs["buildkit"] / "buildctl", "--addr", self._builder, "debug", "workers"]
+
+    def prune(self, *, everything: bool = False) -> None:
+        """Drop build cache beyond the limit (all of it with `everything`) and content that no image uses."""
+        self._buildctl("prune", *(["--all"] if everything else []))
+        self._ctr("content", "prune", "references")
+
+    def _build(
+        self,
+        reference: str,
+        context: Path,
+        dockerfile: Path,
+        build_args: Mapping[str, str],
+        secrets: Mapping[str, Path],
+    ) -> None:
+        if not dockerfile.is_file():
+            raise ClusterError(f"There is no Dockerfile {dockerfile}, from which {reference} is to be built.")
+        argv = ["build", "--progress=plain", "--frontend=dockerfile.v0", f"--local=context={context}"]
+        argv += [f"--local=dockerfile={dockerfile.parent}", f"--opt=filename={dockerfile.name}"]
+        argv += [f"--opt=build-arg:{key}={value}" for key, value in build_args.items()]
+        argv += [f"--secret=id={key},src={path}" for key, path in secrets.items()]
+        # Without compression: writing six gigabytes takes 20 s instead of two minutes, and the store is on this disk.
+        output = f"type=image,name={reference},unpack=true,compression=uncompressed"
+        self._buildctl(*argv, "--opt=image-resolve-mode=local", f"--output={output}")
+
+    def _buildctl(self, *argv: str) -> None:
+        log = self.logs / "image-build.log"
+        with log.open("w") as output:
+            command = [self.programs["buildkit"] / "buildctl", "--addr", self._builder, *argv]
+            done = subprocess.run(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, check=False)
+        if done.returncode:
+            raise ClusterError.with_log(f"buildctl {argv[0]} failed (exit code {done.returncode}).", log)
+
+    @property
+    def _builder(self) -> str:
+        return f"unix://{self.run_folder}/{Path(BUILDKIT_SOCKET).relative_to('/run')}"
+
+    def _ctr(self, *argv: str) -> str:
+        address = f"{self.run_folder}/{Path(CONTAINERD_SOCKET).relative_to('/run')}"
+        return run([self.programs["containerd"] / "ctr", "-a", address, "-n", IMAGE_NAMESPACE, *argv])
+
+    def _content_hash(self, reference: str) -> str:
+        """12 hex digits of the image's configuration, which names every layer by its content."""
+        target = self._ctr("images", "ls", f"name=={reference}").splitlines()[1].split()[2]
+        document = json.loads(self._ctr("content", "get", target))
+        if "manifests" in document:
+            document = json.loads(self._ctr("content", "get", document["manifests"][0]["digest"]))
+        configuration = json.loads(self._ctr("content", "get", document["config"]["digest"]))
+        relevant = {"config": configuration["config"], "layers": configuration["rootfs"]["diff_ids"]}
+        return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:12]
+
+    def _keep_newest(self, name: str, reference: str) -> None:
+        """Note that this is the newest tag of the name, and remove all but the newest few."""
+        record = self.record
+        known: dict[str, list[str]] = json.loads(record.read_text()) if record.exists() else {}
+        tags = [reference, *(tag for tag in known.get(name, []) if tag != reference)]
+        stale = set(tags[_KEPT_TAGS:]) & set(self.references())
+        if stale:
+            self._ctr("images", "rm", *sorted(stale))
+        replace_file(record, json.dumps({**known, name: tags[:_KEPT_TAGS]}))
+
+
+def _ca_bundle() -> Path:
+    for path in _CA_BUNDLES:
+        if path.exists():
+            return path
+    raise ClusterError(f"No bundle of certificate authorities was found at {' or '.join(map(str, _CA_BUNDLES))}.")
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="tunemill-context-") as folder:
+        yield Path(folder)
