@@ -1,0 +1,138 @@
+"""Turns rows into token ids and knows which the assistant wrote. Proves it: every turn is decoded and read back."""
+
+import json
+import unicodedata
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tunemill_trainer.chat.rendering import ChatTemplate, Span, TemplateError
+from tunemill_trainer.chat.tokenizer import Tokenizer
+from tunemill_trainer.data.findings import Problem, Rule
+from tunemill_trainer.data.rows import Call, Message, Role, Row, Tool
+from tunemill_trainer.judge.parse import parse_reply
+from tunemill_trainer.prepared import IGNORED
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One assistant turn.
+
+    Attributes:
+        message: its index in the row.
+        start: its first token.
+        end: the token after its last, which is the end of the turn.
+    """
+
+    message: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A row as token ids. With a problem, the row cannot be learnt from."""
+
+    input_ids: list[int]
+    turns: tuple[Turn, ...]
+    problem: Problem | None = None
+
+    def labels(self, *, everything: bool) -> list[int]:
+        """Return the labels: those of the assistant's turns, or all."""
+        if everything:
+            return list(self.input_ids)
+        labels = [IGNORED] * len(self.input_ids)
+        for turn in self.turns:
+            labels[turn.start : turn.end] = self.input_ids[turn.start : turn.end]
+        return labels
+
+
+class Encoder:
+    """Renders and tokenises with one template."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+        self.template = template
+        self._tokenizer = tokenizer
+        self._enders = set(tokenizer.added_tokens_decoder)
+
+    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
+        """Return the ids of a history up to where the assistant begins to speak."""
+        return self._tokenise([self.template.prompt(messages, tools)])[0][0]
+
+    def end_of_turn(self, row: Row) -> int:
+        """Return the token that ends the first assistant turn of a row that has one."""
+        encoded = self.encode([row])[0]
+        return encoded.input_ids[encoded.turns[0].end - 1]
+
+    def encode(self, rows: Sequence[Row]) -> list[Encoded]:
+        """Return the rows as token ids, each with what is wrong with it."""
+        rendered: list[tuple[str, list[Span]] | Problem] = []
+        for row in rows:
+            try:
+                rendered.append(self.template.conversation(row.messages, row.tools))
+            except TemplateError as error:
+                rendered.append(Problem(Rule.NOT_REPRODUCIBLE, f"the chat template {error}"))
+        tokenised = iter(self._tokenise([item[0] for item in rendered if not isinstance(item, Problem)]))
+        return [
+            Encoded([], (), item) if isinstance(item, Problem) else self._encoded(row, item[1], *next(tokenised))
+            for row, item in zip(rows, rendered, strict=True)
+        ]
+
+    def _tokenise(self, texts: list[str]) -> list[tuple[list[int], list[Span]]]:
+        if not texts:
+            return []
+        # The template writes the beginning-of-text token itself.
+        batch = self._tokenizer(
+            texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False
+        )
+        return list(zip(batch["input_ids"], batch["offset_mapping"], strict=True))
+
+    def _encoded(self, row: Row, spans: list[Span], ids: list[int], offsets: list[Span]) -> Encoded:
+        starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
+        indices = [index for index, message in enumerate(row.messages) if message.role is Role.ASSISTANT]
+        turns = tuple(
+            Turn(index, bisect_right(ends, start), bisect_left(starts, end))
+            for index, (start, end) in zip(indices, spans, strict=True)
+        )
+        texts = self._tokenizer.batch_decode(
+            [ids[turn.start : turn.end - 1] for turn in turns],
+            skip_special_tokens=False,
+            clean_up_tokenization_spaces=False,
+        )
+        for turn, text in zip(turns, texts, strict=True):
+            problem = self._ending_problem(ids[turn.start : turn.end]) or _reading_problem(
+                row.messages[turn.message], text
+            )
+            if problem:
+                return Encoded(ids, turns, problem)
+        return Encoded(ids, turns)
+
+    def _ending_problem(self, ids: list[int]) -> Problem | None:
+        if not ids or ids[-1] not in self._enders:
+            return Problem(
+                Rule.NOT_REPRODUCIBLE, "an assistant turn does not end in an end-of-turn token that the loss is on"
+            )
+        if ids[-1] in ids[:-1]:
+            return Problem(Rule.MARKER_IN_TEXT, "an assistant turn contains the end-of-turn marker in its text")
+        return None
+
+
+def _reading_problem(message: Message, text: str) -> Problem | None:
+    """Compare a turn with what a server and a person would read in its tokens."""
+    read = parse_reply(text)
+    if _calls(read.calls) != _calls(message.calls) or read.blocks != len(message.calls):
+        return Problem(Rule.NOT_REPRODUCIBLE, "the calls of an assistant turn read differently in its tokens")
+    for part in (message.reasoning, message.content):
+        # A template may trim what it writes.
+        if _composed(part.strip()) not in _composed(text):
+            return Problem(Rule.NOT_REPRODUCIBLE, "the text of an assistant turn is not the same in its tokens")
+    return None
+
+
+def _calls(calls: Sequence[Call]) -> str:
+    return _composed(json.dumps([call.to_json() for call in calls], sort_keys=True, ensure_ascii=False))
+
+
+def _composed(text: str) -> str:
+    """Return the text with characters composed: some tokenizers do so, and no reader sees the difference."""
+    return unicodedata.normalize("NFC", text)

@@ -1,0 +1,99 @@
+"""Renders conversations with a chat template, as Transformers and the servers do, and finds what the assistant says."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from tunemill_trainer.data.rows import Message, Role, Tool
+
+_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+Span = tuple[int, int]
+"""The first character of an assistant's turn and the one after its last; the end-of-turn marker is part of it."""
+
+
+class TemplateError(Exception):
+    """The template cannot render a conversation, or not so that the assistant's turns can be found in it."""
+
+
+class ChatTemplate:
+    """A chat template with the special tokens that it may name.
+
+    Args:
+        source: Jinja.
+        special_tokens: such as bos_token, by name.
+        marked: whether the assistant's turns stand in `{% generation %}`; else they are found by comparing renderings.
+    """
+
+    def __init__(self, source: str, special_tokens: dict[str, str], *, marked: bool) -> None:
+        self.source = source
+        self.marked = marked
+        self._special_tokens = special_tokens
+
+    @staticmethod
+    def has_markers(source: str) -> bool:
+        """Return whether the template marks what the loss is on."""
+        return _MARKER.search(source) is not None
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+        """Return the history as a server renders it, up to where the assistant begins to speak.
+
+        Raises:
+            TemplateError: with Jinja's message.
+        """
+        return self._render(messages, tools, add_generation_prompt=True)[0]
+
+    def conversation(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[str, list[Span]]:
+        """Return a whole conversation and the spans of the assistant's turns, in their order.
+
+        Raises:
+            TemplateError: with Jinja's message, or when the turns cannot be told.
+        """
+        text, spans = self._render(messages, tools, return_assistant_tokens_mask=self.marked)
+        turns = [index for index, message in enumerate(messages) if message.role is Role.ASSISTANT]
+        if not self.marked:
+            spans = [self._compared(text, messages, tools, index) for index in turns]
+        if len(spans) != len(turns):
+            raise TemplateError(f"marks {len(spans)} spans with {{% generation %}} for {len(turns)} assistant turns")
+        return text, spans
+
+    def _compared(self, text: str, messages: Sequence[Message], tools: Sequence[Tool], index: int) -> Span:
+        """Find a turn as what a rendering up to it has more than the prompt for it; both must begin the whole text."""
+        before = self.prompt(messages[:index], tools)
+        upto = self._render(messages[: index + 1], tools)[0].rstrip()
+        if not (upto.startswith(before) and text.startswith(upto)):
+            raise TemplateError("renders an assistant turn differently when other turns follow, so it cannot be marked")
+        return len(before), len(upto)
+
+    def _render(self, messages: Sequence[Message], tools: Sequence[Tool], **options: bool) -> tuple[str, list[Span]]:
+        try:
+            texts, spans = render_jinja_template(
+                conversations=[[_chat_message(message) for message in messages]],
+                tools=[{"type": "function", "function": tool.to_json()} for tool in tools] or None,
+                chat_template=self.source,
+                **options,
+                **self._special_tokens,
+            )
+        except jinja2.TemplateSyntaxError as error:
+            raise TemplateError(f"is not valid Jinja at line {error.lineno}: {error.message}") from error
+        except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # A template is a program of somebody else's: what it raises says what it cannot do.
+            raise TemplateError(f"fails with {type(error).__name__}: {error}") from error
+        except RecursionError as error:
+            raise TemplateError("calls itself without end") from error
+        return texts[0], [(start, end) for start, end in spans[0]] if spans else []
+
+
+def _chat_message(message: Message) -> dict[str, Any]:
+    """Return a turn with the names that chat templates expect."""
+    value: dict[str, Any] = {"role": message.role.value, "content": message.content}
+    if message.reasoning:
+        value["reasoning_content"] = message.reasoning
+    if message.calls:
+        value["tool_calls"] = [{"type": "function", "function": call.to_json()} for call in message.calls]
+    if message.name:
+        value["name"] = message.name
+    return value

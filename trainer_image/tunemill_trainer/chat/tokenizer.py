@@ -1,0 +1,158 @@
+"""The base model's tokenizer: loaded without torch, given the tags that it lacks, described for the later stages."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypedDict, cast
+
+from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerFast, logging
+from tunemill_api.failures import Reason
+from tunemill_api.finetune import TokenizerMode
+
+from tunemill_trainer.data.dataset import Features
+from tunemill_trainer.errors import StageError
+from tunemill_trainer.prepared import NewToken, Tokens
+
+FILES = ["*.json", "*.jinja", "additional_chat_templates/*"]
+"""What of a model's repository a tokenizer and its checks need, as patterns."""
+
+
+class Encoding(TypedDict):
+    """What a tokenizer returns for a list of texts, one list of tokens a text."""
+
+    input_ids: list[list[int]]
+    offset_mapping: list[list[tuple[int, int]]]
+    """The first character of each token and the one after its last; with return_offsets_mapping."""
+
+
+class Tokenizer(Protocol):
+    """The part of transformers' fast tokenizer that prepare uses; transformers ships no types."""
+
+    chat_template: str | dict[str, str] | None
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+    added_tokens_decoder: dict[int, AddedToken]
+    special_tokens_map: dict[str, str]
+
+    def __call__(self, text: list[str], **options: bool) -> Encoding:
+        """Tokenise."""
+
+    def batch_decode(self, sequences: list[list[int]], **options: bool) -> list[str]:
+        """Return the texts of token ids."""
+
+    def get_vocab(self) -> dict[str, int]:
+        """Return all tokens with their ids."""
+
+    def add_tokens(self, tokens: list[AddedToken]) -> int:
+        """Add tokens and return how many are new."""
+
+    def save_pretrained(self, folder: Path) -> object:
+        """Write the tokenizer."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What was done to the vocabulary."""
+
+    mode: TokenizerMode
+    added: tuple[NewToken, ...]
+
+
+def load(folder: Path) -> Tokenizer:
+    """Load a tokenizer from its tokenizer.json.
+
+    This class takes the file as it is. AutoTokenizer would rebuild some families from their vocabulary, and it imports
+    torch, which takes longer than all of prepare.
+
+    Raises:
+        StageError: BaseModelUnsupported.
+    """
+    logging.set_verbosity_error()
+    try:
+        return cast("Tokenizer", PreTrainedTokenizerFast.from_pretrained(folder))
+    except Exception as error:  # tokenizers raises bare Exceptions for what it cannot read
+        raise StageError(
+            Reason.BASE_MODEL_UNSUPPORTED, f"the tokenizer.json of spec.baseModel cannot be read: {error}"
+        ) from error
+
+
+def prepare_vocabulary(
+    tokenizer: Tokenizer, mode: TokenizerMode, features: Features, more: Iterable[str]
+) -> Vocabulary:
+    """Give the tokenizer the tags that it lacks, as far as the mode says so.
+
+    What can be reused is decided by the tags that the assistant writes: each must be one token. The tags that it only
+    reads, such as `<tools>`, serve as text where the base model knows them so.
+
+    Args:
+        tokenizer: of the base model; changed.
+        mode: the wish.
+        features: what occurs in the rows.
+        more: spec.tokenizer.addTokens.
+
+    Raises:
+        StageError: TokenizerLacksTags, with the mode Reuse.
+    """
+    written = _pair("tool_call") * features.calls + _pair("think") * features.reasoning
+    read = _pair("tools") * features.tools + _pair("tool_response") * features.responses
+    lacking = [token for token in dict.fromkeys([*written, *more]) if not _is_one_token(tokenizer, token)]
+    if not lacking and mode is not TokenizerMode.EXTEND:
+        return Vocabulary(TokenizerMode.REUSE, ())
+    if mode is TokenizerMode.REUSE:
+        raise StageError(
+            Reason.TOKENIZER_LACKS_TAGS,
+            f"spec.tokenizer.mode is Reuse, and the base model's vocabulary has no {', '.join(lacking)}",
+        )
+    wanted = dict.fromkeys([*read, *written, *more])
+    new = [token for token in wanted if not _is_one_token(tokenizer, token)]
+    if not new:
+        return Vocabulary(TokenizerMode.REUSE, ())
+    # Not special: a special token would vanish from every decoded reply. Not normalized: found as it is in any text.
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in new])
+    ids = tokenizer.get_vocab()
+    return Vocabulary(TokenizerMode.EXTEND, tuple(NewToken(ids[token], token) for token in new))
+
+
+def describe(tokenizer: Tokenizer, vocabulary: Vocabulary, end_of_turn: int, base: Path) -> Tokens:
+    """Return what the later stages must know; gives the tokenizer a padding token if it has none.
+
+    Args:
+        tokenizer: after prepare_vocabulary.
+        vocabulary: what that returned.
+        end_of_turn: the token that ends an assistant's turn.
+        base: the folder of the base model's files, for generation_config.json.
+    """
+    ids = tokenizer.get_vocab()
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or next(token for token, at in ids.items() if at == end_of_turn)
+    assert tokenizer.pad_token_id is not None
+    stops = [end_of_turn, tokenizer.eos_token_id, *_generation_stops(base / "generation_config.json")]
+    return Tokens(
+        mode=vocabulary.mode.value,
+        added=vocabulary.added,
+        stop_token_ids=tuple(dict.fromkeys(stop for stop in stops if stop is not None)),
+        pad_token_id=tokenizer.pad_token_id,
+        vocabulary=max(ids.values()) + 1,
+    )
+
+
+def _pair(tag: str) -> list[str]:
+    return [f"<{tag}>", f"</{tag}>"]
+
+
+def _is_one_token(tokenizer: Tokenizer, token: str) -> bool:
+    # Being in the vocabulary is not enough: a plain entry may never be reached by the merges.
+    identifier = tokenizer.get_vocab().get(token)
+    return identifier in tokenizer([f"a{token}{{"], add_special_tokens=False)["input_ids"][0]
+
+
+def _generation_stops(path: Path) -> list[int]:
+    if not path.exists():
+        return []
+    stops = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    return stops if isinstance(stops, list) else [stops] if isinstance(stops, int) else []

@@ -1,0 +1,131 @@
+"""The Hermes family: turns whose text carries `<tool_call>`, `<tool_response>`, `<tools>` and `<think>`.
+
+Covers NousResearch's Hermes data, ShareGPT's `from` and `value`, and the Hugging Face agents course's data with the
+roles human and model. Traps in the public data, all met here: calls as Python literals, several calls and responses in
+a turn, an empty `<tools></tools>` in the prose of the system prompt, and the spelling `<tool_reponse>`.
+"""
+
+import re
+
+from pydantic import JsonValue
+
+from tunemill_trainer.data.findings import RowError, Rule
+from tunemill_trainer.data.formats.openai import text_of
+from tunemill_trainer.data.rows import Call, JsonObject, Message, Role, Tool
+from tunemill_trainer.data.tools import read_call, read_tools, without_filled_nulls
+from tunemill_trainer.data.values import read_object, read_value
+
+_ROLES = {
+    "system": Role.SYSTEM,
+    "developer": Role.SYSTEM,
+    "user": Role.USER,
+    "human": Role.USER,
+    "assistant": Role.ASSISTANT,
+    "gpt": Role.ASSISTANT,
+    "model": Role.ASSISTANT,
+    "function_call": Role.ASSISTANT,
+    "tool": Role.TOOL,
+    "observation": Role.TOOL,
+    "function": Role.TOOL,
+    "function_response": Role.TOOL,
+    "ipython": Role.TOOL,
+}
+
+_TAGGED = re.compile(r"<tool_call>|<tool_res?ponse>|<tools>|\"role\": \"(?:human|model|gpt)\"")
+_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+_RESPONSE = re.compile(r"<tool_res?ponse>(.*?)(?:</tool_res?ponse>|\Z)", re.DOTALL)
+_THOUGHT = re.compile(r"\A\s*<(think|scratch_pad)>(.*?)</\1>", re.DOTALL)
+_TOOLS = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
+
+_PROMPT_ABOUT_TAGS = tuple(
+    re.compile(pattern, re.DOTALL)
+    for pattern in (
+        r"You are provided with function signatures within <tools>\s*</tools> XML tags\.?",
+        r"Here are the available tools:?(?=\s*<tools>)",
+        r"<tools>.*?</tools>",
+        r"Use the following pydantic model json schema[^:]*:\s*\{.*?\}(?=\s*(?:For each|\Z))",
+        r"For each function call,? return a json object.*</tool_call>",
+    )
+)
+"""What Hermes' system prompts say about the tags. The chat template says it instead; saying it twice costs tokens."""
+
+
+def has_tags(text: str) -> bool:
+    """Return whether a row's JSON shows Hermes' tags or roles."""
+    return _TAGGED.search(text) is not None
+
+
+def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
+    """Return the turns and tools of a row.
+
+    Raises:
+        RowError: saying what is wrong.
+    """
+    turns = value.get("conversations", value.get("messages"))
+    if not isinstance(turns, list) or not turns:
+        raise RowError(Rule.FORMAT, "expected a field `conversations` with a list of turns")
+    tools = read_tools(value.get("tools"))
+    messages: list[Message] = []
+    for turn in turns:
+        fields = read_object(turn, Rule.FORMAT, "a turn of `conversations`")
+        speaker = fields.get("role", fields.get("from"))
+        role = _ROLES.get(str(speaker))
+        if role is None:
+            raise RowError(Rule.UNKNOWN_ROLE, f"unknown role {speaker!r}, expected one of {', '.join(_ROLES)}")
+        text = text_of(fields.get("content", fields.get("value")))
+        if role is Role.SYSTEM:
+            tools = tools or _tools_in_prompt(text)
+            text = _without_tags(text)
+            messages += [Message(role, text)] if text else []
+        elif role is Role.ASSISTANT:
+            messages.append(_assistant(text, _structured_calls(fields, text), tools))
+        elif role is Role.TOOL:
+            responses = [part.strip() for part in _RESPONSE.findall(text)] or [text.strip()]
+            messages += [Message(role, response, name=text_of(fields.get("name"))) for response in responses]
+        else:
+            messages.append(Message(role, text))
+    return messages, tools
+
+
+def _assistant(text: str, structured: list[Call], tools: tuple[Tool, ...]) -> Message:
+    reasoning = ""
+    if thought := _THOUGHT.match(text):
+        reasoning, text = thought.group(2).strip(), text[thought.end() :]
+    calls = structured
+    if not structured:
+        calls = [read_call(read_value(block, Rule.BROKEN_CALL)) for block in _CALL.findall(text)]
+        text = _CALL.sub("", text)
+    return Message(
+        Role.ASSISTANT,
+        text.strip(),
+        reasoning=reasoning,
+        calls=tuple(without_filled_nulls(call, tools) for call in calls),
+    )
+
+
+def _structured_calls(turn: JsonObject, text: str) -> list[Call]:
+    """Return calls that stand beside the text, or that are all of ShareGPT's turn `function_call`."""
+    calls: JsonValue = turn.get("tool_calls")
+    if turn.get("from") == "function_call" and "<tool_call>" not in text:
+        calls = read_value(text, Rule.BROKEN_CALL)
+    return [read_call(call) for call in (calls if isinstance(calls, list) else [calls]) if call]
+
+
+def _tools_in_prompt(text: str) -> tuple[Tool, ...]:
+    """Return the tools of the `<tools>` blocks: a list or one definition a line, in JSON or as Python literals."""
+    found: list[JsonValue] = []
+    for block in (block.strip() for block in _TOOLS.findall(text)):
+        if not block:
+            continue
+        try:
+            value = read_value(block, Rule.BROKEN_TOOL)
+            found += value if isinstance(value, list) else [value]
+        except RowError:
+            found += [read_value(line, Rule.BROKEN_TOOL) for line in block.splitlines() if line.strip()]
+    return read_tools(found)
+
+
+def _without_tags(text: str) -> str:
+    for pattern in _PROMPT_ABOUT_TAGS:
+        text = pattern.sub("\n", text)
+    return re.sub(r"\s*\n\s*", "\n", text).strip()

@@ -1,0 +1,108 @@
+"""OpenAI's fine-tuning format: `messages` with `tool_calls`, and `tools`; also the older `function_call`.
+
+https://platform.openai.com/docs/guides/supervised-fine-tuning
+"""
+
+from typing import cast
+
+from pydantic import JsonValue
+
+from tunemill_trainer.data.findings import RowError, Rule
+from tunemill_trainer.data.rows import Call, JsonObject, Message, Role, Tool
+from tunemill_trainer.data.tools import read_call, read_tools, without_filled_nulls
+from tunemill_trainer.data.values import read_object, refuse
+
+_ROLES = {
+    "system": Role.SYSTEM,
+    "developer": Role.SYSTEM,
+    "user": Role.USER,
+    "assistant": Role.ASSISTANT,
+    "tool": Role.TOOL,
+    "function": Role.TOOL,
+}
+
+
+def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
+    """Return the turns and tools of a row.
+
+    Raises:
+        RowError: saying what is wrong.
+    """
+    turns = value.get("messages")
+    if not isinstance(turns, list) or not turns:
+        raise RowError(Rule.FORMAT, "expected a field `messages` with a list of turns")
+    tools = read_tools(value.get("tools")) or read_tools(value.get("functions"))
+    messages: list[Message] = []
+    open_calls: dict[str, str] = {}
+    for turn in turns:
+        fields = read_object(turn, Rule.FORMAT, "a turn of `messages`")
+        message = _message(fields, tools, open_calls)
+        if message.role is not Role.TOOL and open_calls:
+            raise RowError(Rule.UNANSWERED_CALL, f"the call {next(iter(open_calls))} has no tool message with its id")
+        messages.append(message)
+        open_calls |= _call_ids(fields)
+    return messages, tools
+
+
+def _message(turn: JsonObject, tools: tuple[Tool, ...], open_calls: dict[str, str]) -> Message:
+    role = _ROLES.get(str(turn.get("role")))
+    if role is None:
+        raise RowError(Rule.UNKNOWN_ROLE, f"unknown role {turn.get('role')!r}, expected one of {', '.join(_ROLES)}")
+    content = text_of(turn.get("content"))
+    if role is Role.ASSISTANT:
+        if turn.get("weight") == 0:
+            raise RowError(Rule.FORMAT, "a turn has weight 0, which is not supported: end the row before it instead")
+        calls = tuple(without_filled_nulls(call, tools) for call in _calls(turn))
+        return Message(role, content, reasoning=_reasoning(turn), calls=calls)
+    if role is Role.TOOL:
+        name = text_of(turn.get("name"))
+        identifier = turn.get("tool_call_id")
+        if isinstance(identifier, str) and identifier:
+            if identifier not in open_calls:
+                raise RowError(Rule.UNKNOWN_CALL_ID, f"a tool message answers {identifier}, which no open call has")
+            name = open_calls.pop(identifier)
+        return Message(role, content, name=name)
+    return Message(role, content)
+
+
+def _calls(turn: JsonObject) -> list[Call]:
+    calls = turn.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise RowError(Rule.BROKEN_CALL, "expected `tool_calls` to be a list")
+    legacy = turn.get("function_call")
+    return [read_call(call) for call in [*calls, *([legacy] if legacy else [])]]
+
+
+def _call_ids(turn: JsonObject) -> dict[str, str]:
+    """Return the ids of a turn's calls with the names of their tools; older data has none."""
+    calls = cast("list[JsonObject]", turn.get("tool_calls") or [])
+    return {str(call["id"]): read_call(call).name for call in calls if isinstance(call, dict) and call.get("id")}
+
+
+def _reasoning(turn: JsonObject) -> str:
+    found = (text_of(turn.get(name)) for name in ("reasoning_content", "reasoning", "thinking"))
+    return next((text for text in found if text), "")
+
+
+def text_of(content: JsonValue) -> str:
+    """Return the text of a content that is a string, null or a list of text parts.
+
+    Raises:
+        RowError: FORMAT, for pictures and the like.
+    """
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        return "".join(_text_of_part(part) for part in content)
+    return refuse(Rule.FORMAT, f"expected a content of text, found {type(content).__name__}")
+
+
+def _text_of_part(part: JsonValue) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, dict) and isinstance(part.get("text"), str):
+        return cast("str", part["text"])
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    return refuse(Rule.FORMAT, f"expected contents of text, found a part of type {kind}")

@@ -1,0 +1,54 @@
+"""Looks at a canonical row for what would teach a model something wrong."""
+
+import json
+from collections.abc import Iterator
+
+from tunemill_trainer.data.findings import Problem, Rule
+from tunemill_trainer.data.rows import Call, Message, Role, Row
+from tunemill_trainer.data.tools import call_problems
+
+MARKERS = ("<tool_call>", "</tool_call>")
+"""Between these a server looks for a call, wherever in the assistant's turn they stand."""
+
+
+def problems(row: Row) -> list[Problem]:
+    """Return all that is wrong with a row; an empty list for a good one."""
+    found = list(_order_problems(row.messages))
+    for message in row.messages:
+        if message.role is Role.ASSISTANT:
+            found += _assistant_problems(message)
+            for call in message.calls:
+                found += _marker_problems(call)
+                found += call_problems(call, row.tools)
+    return found
+
+
+def _order_problems(messages: tuple[Message, ...]) -> Iterator[Problem]:
+    if not any(message.role is not Role.SYSTEM for message in messages):
+        yield Problem(Rule.ROLE_ORDER, "the row has no turn but the system message")
+    if messages[:1] and messages[0].role is Role.ASSISTANT:
+        yield Problem(Rule.ROLE_ORDER, "the assistant speaks first: there is nothing to answer")
+    for before, message in zip((None, *messages), messages, strict=False):
+        if message.role is Role.SYSTEM and before is not None:
+            yield Problem(Rule.ROLE_ORDER, f"a system message comes after a {before.role.value} message")
+        may_answer = before is not None and (before.role is Role.TOOL or bool(before.calls))
+        if message.role is Role.TOOL and not may_answer:
+            yield Problem(Rule.ROLE_ORDER, "a tool message comes without a call before it")
+        if before is not None and before.calls and message.role is not Role.TOOL:
+            names = ", ".join(call.name for call in before.calls)
+            yield Problem(Rule.UNANSWERED_CALL, f"{names} is called and a {message.role.value} message follows")
+
+
+def _assistant_problems(message: Message) -> Iterator[Problem]:
+    if not message.content.strip() and not message.calls:
+        yield Problem(Rule.EMPTY_TURN, "an assistant turn has neither text nor calls")
+    for marker in MARKERS:
+        if marker in message.content or marker in message.reasoning:
+            yield Problem(Rule.MARKER_IN_TEXT, f"the text of an assistant turn contains {marker}")
+
+
+def _marker_problems(call: Call) -> Iterator[Problem]:
+    written = json.dumps([call.name, call.arguments], ensure_ascii=False)
+    for marker in MARKERS:
+        if marker in written:
+            yield Problem(Rule.MARKER_IN_TEXT, f"the call of {call.name} contains {marker}")

@@ -1,0 +1,155 @@
+"""Tool definitions and calls: read from what data sets hold, and calls checked against their tool's JSON schema."""
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import cast
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError, ValidationError
+from pydantic import JsonValue
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+
+from tunemill_trainer.data.findings import Problem, RowError, Rule
+from tunemill_trainer.data.rows import Call, JsonObject, Tool
+from tunemill_trainer.data.values import read_object, read_value, shortened
+
+_PYTHON_TYPES = {
+    "str": "string",
+    "text": "string",
+    "int": "integer",
+    "long": "integer",
+    "float": "number",
+    "double": "number",
+    "bool": "boolean",
+    "list": "array",
+    "tuple": "array",
+    "dict": "object",
+}
+_MEANINGFUL_NULLS = {"default", "const", "example"}
+
+
+def read_tools(value: JsonValue) -> tuple[Tool, ...]:
+    """Return the tools of a row's `tools` field: a list or one tool, bare or wrapped as OpenAI has it, also as text.
+
+    Raises:
+        RowError: BROKEN_TOOL.
+    """
+    if value is None or value in ("", []):
+        return ()
+    if isinstance(value, str):
+        value = read_value(value, Rule.BROKEN_TOOL)
+    tools: dict[str, Tool] = {}
+    for item in value if isinstance(value, list) else [value]:
+        tool = _read_tool(json.dumps(item))
+        if tools.setdefault(tool.name, tool) != tool:
+            raise RowError(Rule.BROKEN_TOOL, f"two tools have the name {tool.name}")
+    return tuple(tools.values())
+
+
+def read_call(value: JsonValue) -> Call:
+    """Return a call: an object with name and arguments, bare or wrapped as OpenAI has it, the arguments also as text.
+
+    Raises:
+        RowError: BROKEN_CALL.
+    """
+    call = read_object(value, Rule.BROKEN_CALL, "a call")
+    if "function" in call:
+        call = read_object(call["function"], Rule.BROKEN_CALL, "a call's function")
+    name, arguments = call.get("name"), call.get("arguments")
+    if not isinstance(name, str) or not name:
+        raise RowError(Rule.BROKEN_CALL, f"a call has no name: {shortened(json.dumps(call))}")
+    if arguments is None or arguments == "":
+        arguments = {}
+    return Call(name, read_object(arguments, Rule.BROKEN_CALL, f"the arguments of {name}"))
+
+
+def without_filled_nulls(call: Call, tools: Sequence[Tool]) -> Call:
+    """Return the call without arguments that are null although their tool neither requires them nor allows null.
+
+    Data that went through a table has a null for every argument that any other row has, and a model would learn it.
+    """
+    tool = next((tool for tool in tools if tool.name == call.name), None)
+    if tool is None or None not in call.arguments.values():
+        return call
+    required = cast("list[str]", tool.parameters.get("required", []))
+    properties = cast("JsonObject", tool.parameters.get("properties", {}))
+
+    def meant(name: str, value: JsonValue) -> bool:
+        schema = properties.get(name)
+        return value is not None or name in required or (isinstance(schema, dict) and _validator(schema).is_valid(None))
+
+    return Call(call.name, {name: value for name, value in call.arguments.items() if meant(name, value)})
+
+
+def call_problems(call: Call, tools: Sequence[Tool]) -> Iterator[Problem]:
+    """Yield what is wrong with a call in the light of the tools that the row offers."""
+    tool = next((tool for tool in tools if tool.name == call.name), None)
+    if tool is None:
+        offered = ", ".join(tool.name for tool in tools) or "no tool"
+        yield Problem(Rule.UNKNOWN_TOOL, f"{call.name} is called, and the row offers {shortened(offered)}")
+        return
+    properties = cast("JsonObject", tool.parameters.get("properties", {}))
+    if tool.parameters.get("additionalProperties") is None and "patternProperties" not in tool.parameters:
+        for name in sorted(call.arguments.keys() - properties.keys()):
+            yield Problem(Rule.EXTRA_ARGUMENT, f"{call.name} is called with {name}, which its schema does not have")
+    try:
+        for error in _validator(tool.parameters).iter_errors(call.arguments):
+            yield _schema_problem(call, error)
+    except Unresolvable as error:
+        yield Problem(Rule.BROKEN_TOOL, f"the schema of {call.name} points to something that is not in it: {error}")
+
+
+def _schema_problem(call: Call, error: ValidationError) -> Problem:
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
+    rule = {"required": Rule.MISSING_ARGUMENT, "additionalProperties": Rule.EXTRA_ARGUMENT}.get(str(error.validator))
+    return Problem(rule or Rule.WRONG_ARGUMENT, f"{call.name}{where}: {shortened(error.message)}")
+
+
+@lru_cache(maxsize=4096)
+def _read_tool(text: str) -> Tool:
+    """Read one definition. Rows repeat their tools: the same text is read once."""
+    value = read_object(json.loads(text), Rule.BROKEN_TOOL, "a tool")
+    if "function" in value:
+        value = read_object(value["function"], Rule.BROKEN_TOOL, "a tool's function")
+    name = value.get("name")
+    if not isinstance(name, str) or not name:
+        raise RowError(Rule.BROKEN_TOOL, f"a tool has no name: {shortened(json.dumps(value))}")
+    parameters = _schema(read_object(value.get("parameters") or {}, Rule.BROKEN_TOOL, f"the parameters of {name}"))
+    parameters.setdefault("type", "object")
+    parameters.setdefault("properties", {})
+    try:
+        Draft202012Validator.check_schema(parameters)
+    except SchemaError as error:
+        raise RowError(
+            Rule.BROKEN_TOOL, f"the parameters of {name} are no JSON schema: {shortened(error.message)}"
+        ) from error
+    if parameters["type"] != "object":
+        raise RowError(Rule.BROKEN_TOOL, f"the parameters of {name} must be of type object")
+    return Tool(name, str(value.get("description") or ""), parameters)
+
+
+def _schema(node: JsonObject) -> JsonObject:
+    """Return a schema with JSON's type names, without the nulls that a table filled in."""
+    cleaned = {key: value for key, value in node.items() if value is not None or key in _MEANINGFUL_NULLS}
+    kind = cleaned.get("type")
+    if kind == "any":
+        del cleaned["type"]
+    elif isinstance(kind, str):
+        cleaned["type"] = _PYTHON_TYPES.get(kind.lower(), kind.lower())
+    if isinstance(properties := cleaned.get("properties"), dict):
+        cleaned["properties"] = {name: _schema(item) for name, item in properties.items() if isinstance(item, dict)}
+    if isinstance(items := cleaned.get("items"), dict):
+        cleaned["items"] = _schema(items)
+    return cleaned
+
+
+def _validator(schema: JsonObject) -> Draft202012Validator:
+    return _cached_validator(json.dumps(schema))
+
+
+@lru_cache(maxsize=4096)
+def _cached_validator(text: str) -> Draft202012Validator:
+    # With a registry of its own it resolves references inside the schema and fetches none from the network.
+    return Draft202012Validator(json.loads(text), registry=Registry())

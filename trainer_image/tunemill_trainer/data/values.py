@@ -1,0 +1,77 @@
+"""Reads JSON values that were written as text inside a row: as JSON, or as Python wrote its own literals."""
+
+import ast
+import json
+import math
+from contextlib import suppress
+from typing import NoReturn
+
+from pydantic import JsonValue
+
+from tunemill_trainer.data.findings import RowError, Rule
+from tunemill_trainer.data.rows import JsonObject
+
+_JSON_NAMES = {"true": True, "false": False, "null": None}
+
+
+def read_value(text: str, rule: Rule) -> JsonValue:
+    """Return the value of a text that is JSON, a Python literal such as {'a': True}, or a mixture such as {'a': true}.
+
+    Many public data sets were written with Python's str() where JSON was meant.
+
+    Raises:
+        RowError: with the given rule.
+    """
+    for parse in (json.loads, _python_literal):
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            return as_json(parse(text.strip()), rule)
+    raise RowError(rule, f"expected JSON or a Python literal, found {shortened(text.strip())}")
+
+
+def read_object(value: JsonValue, rule: Rule, what: str) -> JsonObject:
+    """Return an object that may be written as text.
+
+    Raises:
+        RowError: with the given rule; `what` names the thing in the message.
+    """
+    if isinstance(value, str):
+        value = read_value(value, rule)
+    if not isinstance(value, dict):
+        raise RowError(rule, f"expected {what} to be an object, found {shortened(json.dumps(value))}")
+    return value
+
+
+def as_json(value: object, rule: Rule) -> JsonValue:
+    """Return a Python value as JSON has it; tuples become lists.
+
+    Raises:
+        RowError: for what JSON does not have, such as sets, bytes and NaN.
+    """
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: as_json(item, rule) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item, rule) for item in value]
+    if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise RowError(rule, f"JSON has no such value: {shortened(repr(value))}")
+
+
+def shortened(text: str) -> str:
+    """Return the start of a text for a message."""
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def refuse(rule: Rule, message: str) -> NoReturn:
+    """Raise a RowError; for use in expressions."""
+    raise RowError(rule, message)
+
+
+def _python_literal(text: str) -> object:
+    return ast.literal_eval(_JsonNames().visit(ast.parse(text, mode="eval")))
+
+
+class _JsonNames(ast.NodeTransformer):
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        if node.id in _JSON_NAMES:
+            return ast.copy_location(ast.Constant(_JSON_NAMES[node.id]), node)
+        return node

@@ -1,0 +1,267 @@
+"""Prepare: check every permission, fetch and read the data, make token ids of it, before a GPU is asked for.
+
+Imports no torch: this stage runs on small CPU pods, and a wrong field should show within seconds.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from tunemill_api import keys
+from tunemill_api.constants import CHAT_TEMPLATE_PATH
+from tunemill_api.failures import Reason
+from tunemill_api.finetune import LossOn
+from tunemill_api.stage_report import Stage
+from tunemill_api.status import DatasetFacts, PreparedFacts
+
+from tunemill_trainer import s3
+from tunemill_trainer.chat import examples, templates, tokenizer
+from tunemill_trainer.chat.examples import Examples, Unfit
+from tunemill_trainer.chat.templates import Choice, Origin
+from tunemill_trainer.context import StageContext
+from tunemill_trainer.data import dataset as data
+from tunemill_trainer.data import sources
+from tunemill_trainer.data.dataset import Dataset
+from tunemill_trainer.data.findings import Rule
+from tunemill_trainer.data.rows import JsonObject
+from tunemill_trainer.data.sources import Data
+from tunemill_trainer.errors import StageError
+from tunemill_trainer.hub import READ_FIELD, Hub, ModelCommit
+from tunemill_trainer.prepared import BaseModel, PreparedWriter, Tokens
+
+_FETCHED, _READ, _ENCODED = 10, 30, 95
+"""Percent of the stage at the end of its parts."""
+
+
+def run(context: StageContext) -> tuple[PreparedFacts, bool]:
+    """Prepare the run's data.
+
+    Returns:
+        What was found, and whether anything had to be done: not so when the workspace has the output already.
+
+    Raises:
+        StageError: with a reason for everything that a user or a platform can mend.
+    """
+    folder = _empty_folder(context.work / "prepare")
+    hub, base = _check_permissions(context)
+    train, evaluation = _fetch(context, folder)
+    of_user = _users_template(context)
+    key = keys.prepare_key(context.spec, _resolved(base, train, evaluation, of_user))
+    manifest = context.workspace.manifest(Stage.PREPARE, key)
+    if manifest is not None:
+        return PreparedFacts.model_validate(manifest.facts), False
+
+    dataset = _read(context, train, evaluation, folder / "rows.jsonl")
+    base_folder = _download_tokenizer(hub, base)
+    tokens, written = _encode(context, dataset, base, base_folder, of_user, folder / "output")
+    facts = PreparedFacts(
+        key=key,
+        base_model_revision=base.commit,
+        dataset_digest=train.digest,
+        tokenizer_mode=tokens.mode,
+        added_tokens=len(tokens.added),
+        dataset=_dataset_facts(dataset, written),
+    )
+    committed = context.workspace.commit(Stage.PREPARE, key, folder / "output", facts)
+    context.progress.report(100)
+    return PreparedFacts.model_validate(committed.facts), True
+
+
+def _check_permissions(context: StageContext) -> tuple[Hub, ModelCommit]:
+    """Find out now what a later stage would fail at, the cheapest first."""
+    spec = context.spec
+    context.workspace.check_writable()
+    Hub(spec.hub.endpoint, context.credentials.hub_token("hub-write")).check_writable(spec.publish.repository)
+    hub = Hub(spec.hub.endpoint, context.credentials.hub_token("hub-read"))
+    hub.check_token(READ_FIELD)
+    base = hub.resolve(spec.base_model.id, spec.base_model.revision)
+    lacking = [
+        what
+        for what, there in {
+            "config.json": "config.json" in base.files,
+            "tokenizer.json (a fast tokenizer)": "tokenizer.json" in base.files,
+            "*.safetensors": any(name.endswith(".safetensors") for name in base.files),
+        }.items()
+        if not there
+    ]
+    if lacking:
+        raise StageError(
+            Reason.BASE_MODEL_UNSUPPORTED,
+            f"spec.baseModel is {base.id}@{base.commit}, which has no {', '.join(lacking)}",
+        )
+    return hub, base
+
+
+def _fetch(context: StageContext, folder: Path) -> tuple[Data, Data | None]:
+    spec = context.spec.dataset
+    client = s3.client(spec.endpoint, spec.region, context.credentials.s3("dataset"))
+    train = sources.fetch(client, spec.uri, "spec.dataset", folder / "train", context.stop)
+    evaluation = None
+    if spec.evaluation.uri:
+        evaluation = sources.fetch(
+            client, spec.evaluation.uri, "spec.dataset.evaluation", folder / "evaluation", context.stop
+        )
+    context.progress.report(_FETCHED)
+    return train, evaluation
+
+
+def _users_template(context: StageContext) -> str | None:
+    if context.spec.tokenizer.chat_template is None:
+        return None
+    try:
+        return Path(CHAT_TEMPLATE_PATH).read_text(encoding="utf-8")
+    except OSError as error:
+        raise StageError(
+            Reason.CONFIG_MAP_NOT_FOUND,
+            f"expected the template of spec.tokenizer.chatTemplate at {CHAT_TEMPLATE_PATH}: {error.strerror}",
+        ) from error
+    except UnicodeDecodeError as error:
+        raise StageError(
+            Reason.INVALID_CHAT_TEMPLATE, f"the template of spec.tokenizer.chatTemplate is not UTF-8: {error.reason}"
+        ) from error
+
+
+def _resolved(base: ModelCommit, train: Data, evaluation: Data | None, of_user: str | None) -> dict[str, str]:
+    resolved = {"baseModel": base.commit, "dataset": train.digest}
+    if evaluation is not None:
+        resolved["evaluation"] = evaluation.digest
+    if of_user is not None:
+        resolved["chatTemplate"] = hashlib.sha256(of_user.encode()).hexdigest()
+    return resolved
+
+
+def _read(context: StageContext, train: Data, evaluation: Data | None, spool: Path) -> Dataset:
+    spec = context.spec
+    dataset = data.read(spec.dataset, spec.training.loss_on, train, evaluation, spool, context.stop.check)
+    context.progress.report(_READ, metrics={"rows": dataset.rows, "invalid_rows": dataset.invalid})
+    return dataset
+
+
+def _download_tokenizer(hub: Hub, base: ModelCommit) -> Path:
+    folder = hub.download(base.id, base.commit, tokenizer.FILES)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StageError(Reason.BASE_MODEL_UNSUPPORTED, f"the config.json of {base.id} is not JSON: {error}") from error
+    architectures = config.get("architectures") or []
+    if not any(name.endswith("ForCausalLM") for name in architectures):
+        raise StageError(
+            Reason.BASE_MODEL_UNSUPPORTED,
+            f"expected a causal language model in spec.baseModel, found {base.id} with the architecture "
+            f"{', '.join(architectures) or '(none)'}",
+        )
+    return folder
+
+
+class _TemplateUnfitError(Exception):
+    """A row shows that the base model's own template cannot carry the data, and that ours can."""
+
+
+def _encode(
+    context: StageContext, dataset: Dataset, base: ModelCommit, base_folder: Path, of_user: str | None, output: Path
+) -> tuple[Tokens, Examples]:
+    """Write the output folder; with our template where a row shows that the base model's own cannot carry it."""
+    wish = context.spec.tokenizer
+    speaker = tokenizer.load(base_folder)
+    vocabulary = tokenizer.prepare_vocabulary(speaker, wish.mode, dataset.features, wish.add_tokens)
+
+    def write(choice: Choice) -> tuple[Tokens, Examples]:
+        with PreparedWriter(output) as writer:
+            written = _write_examples(context, dataset, choice, speaker, writer)
+            tokens = tokenizer.describe(speaker, vocabulary, choice.end_of_turn, base_folder)
+            speaker.chat_template = choice.encoder.template.source
+            speaker.save_pretrained(writer.layout.tokenizer_path)
+            report = _report(dataset, written, choice)
+            writer.describe(tokens, BaseModel(base.id, base.commit), report)
+        return tokens, written
+
+    choice = templates.choose(speaker, dataset.features, of_user)
+    try:
+        return write(choice)
+    except _TemplateUnfitError as error:
+        return write(templates.ours(speaker, dataset.features, f"the base model's chat template: {error}"))
+
+
+def _write_examples(
+    context: StageContext, dataset: Dataset, choice: Choice, speaker: tokenizer.Tokenizer, writer: PreparedWriter
+) -> Examples:
+    training = context.spec.training
+    unfit: list[Unfit] = []
+
+    def take_note(row: Unfit) -> None:
+        if choice.origin is Origin.BASE and row.problem.rule is Rule.NOT_REPRODUCIBLE:
+            ours = templates.ours(speaker, dataset.features, "")
+            if ours.encoder.encode([row.item.row])[0].problem is None:
+                raise _TemplateUnfitError(f"{row.item.row.source}: {row.problem.message}")
+        unfit.append(row)
+
+    def tick(done: int) -> None:
+        context.stop.check()
+        share = done / max(dataset.kept, 1)
+        context.progress.report(_READ + share * (_ENCODED - _READ), metrics={"rows": done})
+
+    written = examples.write(
+        dataset,
+        choice,
+        writer,
+        max_length=training.max_length,
+        on_everything=training.loss_on is LossOn.ALL,
+        unfit=take_note,
+        tick=tick,
+    )
+    for row in unfit:
+        dataset.leave_out(row.item.row.source, [row.problem])
+    data.refuse_too_many_invalid(dataset, float(context.spec.dataset.max_invalid_fraction))
+    _refuse_empty_side(written, training.max_length)
+    return written
+
+
+def _refuse_empty_side(written: Examples, max_length: int) -> None:
+    for side, name in ((written.train, "training"), (written.held_out, "held-out")):
+        if side.rows == 0 and side.overlong:
+            raise StageError(
+                Reason.ALL_ROWS_TOO_LONG,
+                f"all {side.overlong} {name} rows are longer than spec.training.maxLength of {max_length} tokens, "
+                f"the shortest has {side.shortest_overlong}",
+            )
+        if side.rows == 0:
+            raise StageError(Reason.DATASET_TOO_SMALL, f"expected at least one usable {name} row, found none")
+
+
+def _dataset_facts(dataset: Dataset, written: Examples) -> DatasetFacts:
+    lengths = [*written.train.lengths, *written.held_out.lengths]
+    return DatasetFacts(
+        format=dataset.format.value,
+        rows=dataset.rows,
+        train_rows=written.train.rows,
+        evaluation_rows=written.held_out.rows,
+        invalid_rows=dataset.invalid,
+        overlong_rows=written.train.overlong + written.held_out.overlong,
+        duplicate_rows=dataset.duplicates,
+        tools=len(dataset.tools),
+        longest_row_tokens=max(lengths),
+        supervised_token_percent=f"{100 * written.supervised / written.tokens:.1f}",
+    )
+
+
+def _report(dataset: Dataset, written: Examples, choice: Choice) -> JsonObject:
+    return {
+        "format": dataset.format.value,
+        "rows": dataset.rows,
+        "invalidRows": dataset.invalid,
+        "duplicateRows": dataset.duplicates,
+        "rowsWithoutAssistant": dataset.silent,
+        "tools": [*sorted(dataset.tools)],
+        "train": written.train.to_json() | {"supervisedTokens": written.supervised, "allTokens": written.tokens},
+        "evaluation": written.held_out.to_json() | {"cases": written.cases},
+        "chatTemplate": {"origin": choice.origin.value, "passedOver": choice.passed_over},
+        "findings": dataset.findings.to_json(),
+    }
+
+
+def _empty_folder(path: Path) -> Path:
+    """Return a folder without what an earlier attempt in the same pod may have left."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    return path
