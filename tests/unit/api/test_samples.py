@@ -1,0 +1,65 @@
+"""The manifests that users copy: each must be what the API accepts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from openapi_schema_validator import OAS30Validator
+from tunemill_api.constants import API_VERSION, KIND
+from tunemill_api.crd import NAME_LENGTH, object_schema
+from tunemill_api.finetune import FineTuneSpec, effective_workspace
+
+SAMPLES = Path(__file__).parents[3] / "crds" / "samples"
+NAMES = [path.name for path in sorted(SAMPLES.glob("*.yaml"))]
+
+
+def sample(name: str) -> dict[str, Any]:
+    """Return the object of a sample."""
+    return yaml.safe_load((SAMPLES / name).read_text())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sample_is_what_the_models_read(name):
+    """No misspelt field, no value out of bounds: the models refuse what they do not know."""
+    manifest = sample(name)
+    assert (manifest["apiVersion"], manifest["kind"]) == (API_VERSION, KIND)
+    assert len(manifest["metadata"]["name"]) <= NAME_LENGTH
+    FineTuneSpec.model_validate(manifest["spec"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sample_is_what_the_api_server_accepts(name):
+    """The schema of the CRD holds for the sample as the user applies it."""
+    OAS30Validator(object_schema()).validate(sample(name))
+
+
+def test_the_smallest_sample_has_the_required_fields_and_nothing_else():
+    """The least that is possible stays on one slide: leaving out any field makes it invalid."""
+    spec = sample("smallest.yaml")["spec"]
+    assert {part: list(fields) for part, fields in spec.items()} == {
+        "baseModel": ["id"],
+        "dataset": ["uri"],
+        "publish": ["repository"],
+    }
+    for part in spec:
+        with pytest.raises(ValueError, match=f"(?s){part}.*required"):
+            FineTuneSpec.model_validate({name: fields for name, fields in spec.items() if name != part})
+
+
+def test_the_demo_speaks_to_the_local_services_only_and_needs_no_gpu():
+    """`make demo` must work without an account anywhere."""
+    spec = FineTuneSpec.model_validate(sample("demo.yaml")["spec"])
+    endpoints = {spec.hub.endpoint, spec.dataset.endpoint, effective_workspace(spec).endpoint}
+    assert all(endpoint.split("//")[1].split(":")[0].endswith(".tunemill-dev") for endpoint in endpoints)
+    assert spec.compute.gpus == 0
+    assert spec.publish.private
+
+
+def test_the_agents_course_sample_is_its_recipe():
+    """The figures of the course's notebook, by which its readers recognise it."""
+    spec = FineTuneSpec.model_validate(sample("agents-course.yaml")["spec"])
+    lora, training = spec.adapter.lora, spec.training
+    assert (lora.rank, lora.alpha, lora.dropout) == (16, 64, "0.05")
+    assert (training.learning_rate, training.scheduler, training.warmup_ratio) == ("1e-4", "Cosine", "0.1")
+    assert (training.epochs, training.max_length, spec.tokenizer.mode) == (1, 1500, "Extend")
