@@ -4,11 +4,11 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
-from pydantic import JsonValue
 from tunemill_api.status import EvaluationFacts, MetricFacts
 
 from tunemill_trainer.data.rows import JsonObject
 from tunemill_trainer.judge.metrics import Rate, Reply, Score, ToolScore, Verdict, score, sign_test
+from tunemill_trainer.judge.report import Calls, MetricReport, Report, Right, Settings, Share, ToolReport
 from tunemill_trainer.prepared import Case
 
 
@@ -46,22 +46,28 @@ class Comparison:
         ]
         return EvaluationFacts(rows=self.rows, metrics=metrics, report=report)
 
-    def report(self, settings: JsonObject) -> JsonObject:
+    def report(self, settings: Settings) -> Report:
         """Return the full report: metrics with intervals, tools, which was taken for which, how it was measured."""
-        metrics: JsonObject = {
-            name: {"cases": tuned.cases, "base": _figures(self.base.rates[name]), "tuned": _figures(tuned)}
-            for name, tuned in self.tuned.rates.items()
-        }
-        tools = sorted(self.base.tools.keys() | self.tuned.tools.keys())
-        return {
-            "rows": self.rows,
-            "cases": len(self.cases),
-            "settings": settings,
-            "metrics": metrics,
-            "right": self._right(),
-            "tools": {name: _tool(self.base.tools.get(name), self.tuned.tools.get(name)) for name in tools},
-            "confusion": {"base": _table(self.base.confusion), "tuned": _table(self.tuned.confusion)},
-        }
+        base, tuned = self.base, self.tuned
+        before = [verdict.right for verdict in base.verdicts]
+        after = [verdict.right for verdict in tuned.verdicts]
+        none = ToolScore(0, 0, 0)
+        return Report(
+            rows=self.rows,
+            cases=len(self.cases),
+            settings=settings,
+            metrics={
+                name: MetricReport(cases=rate.cases, base=_figures(base.rates[name]), tuned=_figures(rate))
+                for name, rate in tuned.rates.items()
+            },
+            right=Right(base=sum(before), tuned=sum(after), p_value=sign_test(before, after)),
+            tools={
+                name: _tool(base.tools.get(name, none), tuned.tools.get(name, none))
+                for name in sorted(base.tools.keys() | tuned.tools.keys())
+            },
+            base_confusion=base.confusion,
+            tuned_confusion=tuned.confusion,
+        )
 
     def lines(self) -> Iterator[JsonObject]:
         """Yield one line a case: what was wanted, and what each model said."""
@@ -75,12 +81,6 @@ class Comparison:
                 "tuned": _line(tuned, tuned_verdict),
             }
 
-    def _right(self) -> JsonObject:
-        """Return how many cases each model has right, and how likely it is that the difference is chance."""
-        before = [verdict.right for verdict in self.base.verdicts]
-        after = [verdict.right for verdict in self.tuned.verdicts]
-        return {"base": sum(before), "tuned": sum(after), "pValue": sign_test(before, after)}
-
 
 def compare(cases: list[Case], base: list[Reply], tuned: list[Reply]) -> Comparison:
     """Score both models' replies, one a case each."""
@@ -91,24 +91,19 @@ def _share(rate: Rate) -> str:
     return "" if rate.value is None else f"{rate.value:.4f}"
 
 
-def _figures(rate: Rate) -> JsonValue:
+def _figures(rate: Rate) -> Share | None:
     if rate.value is None:
         return None
     low, high = rate.interval()
-    return {"hits": rate.hits, "share": round(rate.value, 4), "low": round(low, 4), "high": round(high, 4)}
+    return Share(hits=rate.hits, share=round(rate.value, 4), low=round(low, 4), high=round(high, 4))
 
 
-def _tool(base: ToolScore | None, tuned: ToolScore | None) -> JsonObject:
-    present = [score for score in (base, tuned) if score is not None]
-    return {
-        "wanted": present[0].wanted,
-        "base": {"made": base.made if base else 0, "exact": base.exact if base else 0},
-        "tuned": {"made": tuned.made if tuned else 0, "exact": tuned.exact if tuned else 0},
-    }
-
-
-def _table(confusion: dict[str, dict[str, int]]) -> JsonObject:
-    return {wanted: dict(called) for wanted, called in confusion.items()}
+def _tool(base: ToolScore, tuned: ToolScore) -> ToolReport:
+    return ToolReport(
+        wanted=max(base.wanted, tuned.wanted),
+        base=Calls(made=base.made, exact=base.exact),
+        tuned=Calls(made=tuned.made, exact=tuned.exact),
+    )
 
 
 def _line(reply: Reply, verdict: Verdict) -> JsonObject:

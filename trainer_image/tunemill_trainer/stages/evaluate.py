@@ -11,17 +11,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
 from tunemill_api import keys
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import EvaluationFacts
 
+from tunemill_trainer.chat.tokenizer import Tokenizer, load
 from tunemill_trainer.context import StageContext
 from tunemill_trainer.data.rows import JsonObject
 from tunemill_trainer.hub import Hub
 from tunemill_trainer.judge.comparison import compare, sample
 from tunemill_trainer.judge.generate import Decoding, answer_limit, generate
 from tunemill_trainer.judge.metrics import Reply
+from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, Settings
 from tunemill_trainer.learn import devices, models
 from tunemill_trainer.prepared import Case, Prepared, Tokens
 
@@ -48,7 +49,7 @@ def run(context: StageContext) -> EvaluationFacts:
 
     hub = Hub(spec.hub.endpoint, context.credentials.hub_token("hub-read"))
     base_folder = models.fetch_base(hub, prepared.base_model())
-    tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer_path)
+    tokenizer = load(prepared.tokenizer_path)
     base_replies = _kept_base_replies(context)
     meter = _Meter(context, len(cases) if base_replies else 2 * len(cases))
     with devices.device_errors(device):
@@ -62,17 +63,18 @@ def run(context: StageContext) -> EvaluationFacts:
         tuned_replies = _ask(tuned, tokenizer, [case.prompt_ids for case in cases], decoding, meter)
 
     comparison = compare(cases, base_replies, tuned_replies)
-    settings: JsonObject = {
-        "maxRows": spec.evaluation.max_rows,
-        "maxNewTokens": limit,
-        "decoding": "greedy",
-        "precision": str(dtype).removeprefix("torch."),
-        "device": device.name,
-    }
+    report = comparison.report(
+        Settings(
+            max_rows=spec.evaluation.max_rows,
+            max_new_tokens=limit,
+            precision=str(dtype).removeprefix("torch."),
+            device=device.name,
+        )
+    )
     folder = context.folder("evaluation")
-    (folder / "report.json").write_text(_json(comparison.report(settings), indent=2), encoding="utf-8")
-    _write_lines(folder / "cases.jsonl", comparison.lines())
-    facts = comparison.facts(f"{context.workspace.uri(Stage.EVALUATE, context.evaluate_key)}/report.json")
+    (folder / REPORT_FILE).write_text(report.model_dump_json(by_alias=True, indent=2) + "\n", encoding="utf-8")
+    _write_lines(folder / CASES_FILE, comparison.lines())
+    facts = comparison.facts(f"{context.workspace.uri(Stage.EVALUATE, context.evaluate_key)}/{REPORT_FILE}")
     return EvaluationFacts.model_validate(
         context.workspace.commit(Stage.EVALUATE, context.evaluate_key, folder, facts).facts
     )
@@ -102,20 +104,20 @@ class _Meter:
 def _as_base_reads(
     cases: Sequence[Case],
     tokens: Tokens,
-    tokenizer: Any,  # noqa: ANN401 - transformers ships no types
+    tokenizer: Tokenizer,
     base_folder: Path,
-) -> tuple[Any, Sequence[Sequence[int]]]:
+) -> tuple[Tokenizer, Sequence[Sequence[int]]]:
     """Return the base model's tokenizer, and the prompts in its tokens."""
     if not tokens.added:
         return tokenizer, [case.prompt_ids for case in cases]
-    own = AutoTokenizer.from_pretrained(base_folder)
-    texts = [_text(tokenizer, case.prompt_ids) for case in cases]
+    own = load(base_folder)
+    texts = _texts(tokenizer, [case.prompt_ids for case in cases])
     return own, own(texts, add_special_tokens=False)["input_ids"]
 
 
 def _ask(
-    model: Any,  # noqa: ANN401
-    tokenizer: Any,  # noqa: ANN401
+    model: Any,  # noqa: ANN401 - transformers ships no types
+    tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     meter: _Meter,
@@ -123,17 +125,15 @@ def _ask(
     stops = set(decoding.stop_token_ids)
     answers = generate(model, prompts, decoding, check_stop=meter.check_stop, on_progress=meter.answered)
     meter.next_model(len(prompts))
-    replies = []
-    for ids in answers:
-        finished = bool(ids) and ids[-1] in stops
-        replies.append(Reply(_text(tokenizer, ids[:-1] if finished else ids), finished))
-    return replies
+    finished = [ids[-1] in stops for ids in answers]
+    said = [ids[:-1] if ended else ids for ids, ended in zip(answers, finished, strict=True)]
+    return [Reply(text, ended) for text, ended in zip(_texts(tokenizer, said), finished, strict=True)]
 
 
-def _text(tokenizer: Any, ids: Sequence[int]) -> str:  # noqa: ANN401
+def _texts(tokenizer: Tokenizer, sequences: Sequence[Sequence[int]]) -> list[str]:
     # With special tokens: a server that is offered tools keeps them too, and some bases mark calls with them.
-    text: str = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return text
+    ids = [list(sequence) for sequence in sequences]
+    return tokenizer.batch_decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def _kept_base_replies(context: StageContext) -> list[Reply] | None:
@@ -158,8 +158,4 @@ def _keep_base_replies(context: StageContext, cases: Sequence[Case], replies: Se
 def _write_lines(path: Path, lines: Iterable[JsonObject]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for line in lines:
-            file.write(_json(line) + "\n")
-
-
-def _json(value: JsonObject, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
