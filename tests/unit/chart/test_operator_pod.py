@@ -1,0 +1,124 @@
+"""The Deployment: what runs, as whom, with which flags."""
+
+from typing import Any
+
+import pytest
+from chart.rendering import NAMESPACE, render
+from tunemill_api.constants import LABEL_FINETUNE, LABEL_LEADER, USER_ID
+
+DIGEST = "sha256:" + "0a" * 32
+
+
+def test_images_follow_the_release_unless_they_are_named() -> None:
+    """With no tag, chart, operator and stages are of one release; a digest wins over a tag."""
+    assert render().container["image"] == "tunemill-operator:0.1.0"
+    assert render().flags["--trainer-image"] == "tunemill-trainer:0.1.0"
+    named = render(
+        image={"repository": "registry.example.com/op", "tag": "v2"}, trainer={"image": "registry.example.com/tr:v2"}
+    )
+    assert named.container["image"] == "registry.example.com/op:v2"
+    assert named.flags["--trainer-image"] == "registry.example.com/tr:v2"
+    pinned = render(image={"repository": "registry.example.com/op", "tag": "v2", "digest": DIGEST})
+    assert pinned.container["image"] == f"registry.example.com/op@{DIGEST}"
+
+
+def test_the_pod_can_neither_write_to_its_root_nor_become_root() -> None:
+    """The user is the one that the image is built for."""
+    rendered = render()
+    assert rendered.pod["spec"]["securityContext"]["runAsUser"] == USER_ID
+    assert rendered.container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert all("secret" in volume for volume in rendered.pod["spec"]["volumes"])
+
+
+def test_namespaces_and_pull_secrets_reach_the_operator_as_lists() -> None:
+    """A flag that is not needed is not rendered."""
+    assert render().flags.keys().isdisjoint({"--namespaces", "--image-pull-secrets"})
+    secrets = [{"name": "registry"}, {"name": "mirror"}]
+    flags = render(watchNamespaces=["team-a", "team-b"], trainer={"imagePullSecrets": secrets}).flags
+    assert flags["--namespaces"] == "team-a,team-b"
+    assert flags["--image-pull-secrets"] == "registry,mirror"
+
+
+def test_the_progress_service_leads_to_the_leader_alone() -> None:
+    """Only the leader knows the runs; the URL that stages get is the Service's."""
+    rendered = render()
+    (service,) = rendered.all("Service")
+    assert service["spec"]["selector"][LABEL_LEADER] == "true"
+    host = f"{service['metadata']['name']}.{NAMESPACE}.svc"
+    assert rendered.flags["--progress-url"] == f"https://{host}:{service['spec']['ports'][0]['port']}"
+    assert LABEL_LEADER not in rendered.pod["metadata"]["labels"]
+
+
+def test_without_progress_nothing_of_it_is_left() -> None:
+    """No flag, port, volume, Service or Secret."""
+    rendered = render(progress={"enabled": False})
+    assert not [flag for flag in rendered.flags if flag.startswith("--progress")]
+    assert [port["name"] for port in rendered.container["ports"]] == ["http"]
+    assert "volumes" not in rendered.pod["spec"]
+    assert rendered.all("Service") == rendered.all("Secret") == []
+
+
+def test_a_given_certificate_is_mounted_and_none_is_made() -> None:
+    """With progress.tls.existingSecret two renderings are equal, as GitOps needs it; without, they cannot be."""
+    given = {"tls": {"existingSecret": "from-cert-manager"}}
+    rendered = render(progress=given)
+    assert rendered.all("Secret") == []
+    assert rendered.pod["spec"]["volumes"][0]["secret"]["secretName"] == "from-cert-manager"
+    assert rendered == render(progress=given)
+    assert render().one("Secret") != render().one("Secret")
+
+
+def test_a_users_label_cannot_take_the_pods_away_from_their_deployment() -> None:
+    """The selector's labels win over podLabels."""
+    rendered = render(podLabels={"team": "ml", "app.kubernetes.io/name": "other"})
+    labels = rendered.pod["metadata"]["labels"]
+    selector = rendered.one("Deployment")["spec"]["selector"]["matchLabels"]
+    assert labels["team"] == "ml"
+    assert selector.items() <= labels.items()
+
+
+def test_metrics_are_scraped_from_every_replica() -> None:
+    """The Service has no address of its own, and the ServiceMonitor finds it."""
+    monitor = {"enabled": True, "labels": {"release": "prometheus"}}
+    rendered = render(metrics={"enabled": True, "serviceMonitor": monitor})
+    (service,) = (found for found in rendered.all("Service") if found["metadata"]["name"].endswith("-metrics"))
+    assert service["spec"]["clusterIP"] == "None"
+    found = rendered.one("ServiceMonitor")
+    assert found["metadata"]["labels"]["release"] == "prometheus"
+    assert found["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+
+
+def test_the_network_policy_lets_stage_pods_report_and_nobody_else() -> None:
+    """Progress comes from pods with the finetune label; probes and metrics from anywhere; out go DNS and the API."""
+    policy = render(networkPolicy={"enabled": True, "apiServerPorts": [16443]}).one("NetworkPolicy")["spec"]
+    sources = {rule["ports"][0]["port"]: rule.get("from") for rule in policy["ingress"]}
+    assert sources["http"] is None
+    assert sources["progress"][0]["podSelector"]["matchExpressions"] == [{"key": LABEL_FINETUNE, "operator": "Exists"}]
+    assert [port["port"] for rule in policy["egress"] for port in rule["ports"]] == [53, 53, 16443]
+
+
+@pytest.mark.parametrize(
+    "field", ["nodeSelector", "tolerations", "affinity", "topologySpreadConstraints", "priorityClassName"]
+)
+def test_where_the_pods_run_is_passed_through(field: str) -> None:
+    """What is not set is not rendered, so that the cluster's own defaults hold."""
+    known: dict[str, Any] = {
+        "nodeSelector": {"pool": "system"},
+        "tolerations": [{"key": "system", "operator": "Exists"}],
+        "affinity": {"nodeAffinity": {}},
+        "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}],
+        "priorityClassName": "system-cluster-critical",
+    }
+    given = known[field]
+    assert field not in render().pod["spec"]
+    assert render(**{field: given}).pod["spec"][field] == given
+
+
+def test_names_fit_however_long_the_release_is_called() -> None:
+    """Helm allows a release 53 characters; names of Services and values of labels end at 63."""
+    rendered = render(release="r" * 53, metrics={"enabled": True})
+    named = [
+        found["metadata"]["name"] for found in rendered.objects if found["kind"] in {"Service", "Deployment", "Secret"}
+    ]
+    assert len(named) == 4
+    assert max(map(len, named)) <= 63

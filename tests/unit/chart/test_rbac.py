@@ -1,0 +1,122 @@
+"""What the operator may do, and what it may not."""
+
+from typing import Any
+
+import pytest
+from chart.rendering import NAMESPACE, Rendered, render
+
+EVERYWHERE: dict[str, Any] = {}
+TWO_NAMESPACES: dict[str, Any] = {"watchNamespaces": ["team-a", "team-b"]}
+both_modes = pytest.mark.parametrize("values", [EVERYWHERE, TWO_NAMESPACES], ids=["everywhere", "two namespaces"])
+
+
+def rules(rendered: Rendered) -> list[dict[str, Any]]:
+    """Return every rule of every role, whoever it is for."""
+    return [rule for role in rendered.all("ClusterRole") + rendered.all("Role") for rule in role["rules"]]
+
+
+def granted(rendered: Rendered, resource: str, namespace: str = "") -> set[str]:
+    """Return the operator's verbs on a resource in a namespace; "" means in all."""
+    found = rendered.rules_of_operator()
+    return {
+        verb
+        for _, where, rule in found
+        if where == namespace and resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+@both_modes
+def test_no_role_of_the_chart_mentions_secrets_or_config_maps(values: dict[str, Any]) -> None:
+    """Whoever takes over the operator reads no token of anybody."""
+    resources = {resource for rule in rules(render(**values)) for resource in rule["resources"]}
+    assert not {resource for resource in resources if "secret" in resource or "configmap" in resource}
+
+
+@both_modes
+def test_no_role_of_the_chart_has_a_wildcard(values: dict[str, Any]) -> None:
+    """Rights that nobody wrote down would grow with the cluster."""
+    for rule in rules(render(**values)):
+        assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"], rule
+
+
+@both_modes
+def test_the_operator_cannot_make_pods_change_specs_or_grant_rights(values: dict[str, Any]) -> None:
+    """Jobs make the pods; the spec belongs to the user; roles and service accounts belong to the platform."""
+    rendered = render(**values)
+    place = "team-a" if values else ""
+    assert granted(rendered, "pods", place) == {"get", "list", "watch"}
+    assert granted(rendered, "functioncallfinetunes", place) == {"get", "list", "watch"}
+    bound = {resource for _, _, rule in rendered.rules_of_operator() for resource in rule["resources"]}
+    assert bound == {
+        "events",
+        "functioncallfinetunes",
+        "functioncallfinetunes/finalizers",
+        "functioncallfinetunes/status",
+        "jobs",
+        "leases",
+        "pods",
+        "tokenreviews",
+    }
+
+
+def test_with_a_list_of_namespaces_only_token_reviews_are_granted_beyond_them() -> None:
+    """A tenant's operator is confined to the tenant's namespaces and its own."""
+    rendered = render(**TWO_NAMESPACES)
+    cluster_wide = [rule for kind, _, rule in rendered.rules_of_operator() if kind == "ClusterRole"]
+    assert [rule["resources"] for rule in cluster_wide] == [["tokenreviews"]]
+    assert {where for kind, where, _ in rendered.rules_of_operator() if kind == "Role"} == {
+        "team-a",
+        "team-b",
+        NAMESPACE,
+    }
+    assert granted(rendered, "jobs", "team-a") == granted(rendered, "jobs", "team-b") != set()
+
+
+def test_without_progress_a_namespaced_operator_has_no_cluster_wide_right_at_all() -> None:
+    """Who may not make ClusterRoles can still install: nothing but the CRD is left for the platform team."""
+    rendered = render(**TWO_NAMESPACES, progress={"enabled": False}, rbac={"aggregateClusterRoles": False})
+    assert rendered.all("ClusterRole") == rendered.all("ClusterRoleBinding") == []
+
+
+@both_modes
+def test_the_lease_is_granted_by_name_in_the_release_namespace_only(values: dict[str, Any]) -> None:
+    """The operator cannot take another program's Lease, and the flag names the Lease that it may take."""
+    rendered = render(**values)
+    leases = [(where, rule) for _, where, rule in rendered.rules_of_operator() if rule["resources"] == ["leases"]]
+    assert {where for where, _ in leases} == {NAMESPACE}
+    by_name = {tuple(rule["verbs"]): rule.get("resourceNames") for _, rule in leases}
+    assert by_name == {("create",): None, ("get", "update", "patch"): [rendered.flags["--lease-name"]]}
+    assert rendered.flags["--lease-namespace"] == NAMESPACE
+
+
+def test_pods_are_patched_in_the_release_namespace_only() -> None:
+    """The leader's label is the only thing that the operator writes to a pod."""
+    rendered = render()
+    assert granted(rendered, "pods", NAMESPACE) == {"get", "patch"}
+
+
+def test_users_get_their_rights_through_kubernetes_own_roles() -> None:
+    """Who may edit a namespace may ask for a fine-tune there; nobody but the operator writes a status."""
+    view, edit = (
+        role for role in render().all("ClusterRole") if "aggregate-to-edit" in str(role["metadata"]["labels"])
+    )
+    prefix = "rbac.authorization.k8s.io/aggregate-to-"
+    assert [label for label in view["metadata"]["labels"] if label.startswith(prefix)] == [
+        f"{prefix}view",
+        f"{prefix}edit",
+        f"{prefix}admin",
+    ]
+    assert f"{prefix}view" not in edit["metadata"]["labels"]
+    assert {verb for rule in view["rules"] for verb in rule["verbs"]} == {"get", "list", "watch"}
+    assert [rule["resources"] for rule in edit["rules"]] == [["functioncallfinetunes"]]
+
+
+def test_rights_can_be_left_to_somebody_else() -> None:
+    """rbac.create false makes no role of the operator and no binding."""
+    rendered = render(
+        rbac={"create": False, "aggregateClusterRoles": False}, serviceAccount={"create": False, "name": "given"}
+    )
+    made = {found["kind"] for found in rendered.objects}
+    assert made.isdisjoint({"ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ServiceAccount"})
+    assert rendered.pod["spec"]["serviceAccountName"] == "given"
