@@ -1,0 +1,184 @@
+"""One operator process from start to end: connect, wait for leadership, watch and work, stop cleanly."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import ssl
+import time
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+from pathlib import Path
+
+from aiohttp import web
+from tunemill_api.constants import LABEL_LEADER
+
+from tunemill_operator import handlers
+from tunemill_operator.engine.volumes import Platform
+from tunemill_operator.kube.access import Access, open_access
+from tunemill_operator.kube.client import KubeClient
+from tunemill_operator.kube.errors import KubeError
+from tunemill_operator.progress.auth import Gatekeeper
+from tunemill_operator.progress.board import Board
+from tunemill_operator.progress.server import Certificate
+from tunemill_operator.progress.server import application as progress_application
+from tunemill_operator.runtime.cache import Cache
+from tunemill_operator.runtime.elector import Election, Elector
+from tunemill_operator.runtime.queue import WorkQueue
+from tunemill_operator.runtime.reconciler import Reconciler
+from tunemill_operator.runtime.recorder import Recorder
+from tunemill_operator.runtime.resync import Resync
+from tunemill_operator.runtime.workers import work
+from tunemill_operator.settings import Settings
+from tunemill_operator.telemetry import health
+from tunemill_operator.telemetry.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+FILES_SECONDS = 10.0
+"""How often the certificate's files are looked at for a renewal."""
+STALE_RESYNCS = 4
+"""A leader that could not compare its caches for so many periods is started anew."""
+
+
+async def run(settings: Settings) -> int:
+    """Run until SIGTERM or SIGINT, or until leadership is lost; return the exit status.
+
+    Raises:
+        AccessError: when there is no way to an API server.
+    """
+    access = await open_access(settings.kubeconfig, settings.context)
+    metrics = Metrics(version("tunemill-operator"))
+    client = KubeClient(access.client(), metrics.requested)
+    process = _Process(settings, client, metrics)
+    stopping = asyncio.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(name, stopping.set)
+    try:
+        async with process.telemetry():
+            leading = asyncio.create_task(process.lead_when_elected(access))
+            stopped = asyncio.create_task(stopping.wait())
+            await asyncio.wait({leading, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            if leading.done():
+                leading.result()
+                return 1  # leadership was lost: a fresh process begins without stale state
+            leading.cancel()
+            await asyncio.wait({leading})
+            log.info("stopped")
+            return 0
+    finally:
+        await client.close()
+
+
+class _Process:
+    """What one process holds: it follows until it is elected, leads once, and ends."""
+
+    def __init__(self, settings: Settings, client: KubeClient, metrics: Metrics) -> None:
+        self._settings = settings
+        self._client = client
+        self._metrics = metrics
+        self._platform = _platform(settings)
+        self._resync: Resync | None = None
+        self._primed = False
+
+    @contextlib.asynccontextmanager
+    async def telemetry(self) -> AsyncIterator[None]:
+        """Serve metrics and health."""
+        app = health.application(self._metrics.registry, self._unhealthy, self._not_ready)
+        async with _served(app, self._settings.http_host, self._settings.http_port) as port:
+            log.info("metrics and health on port %d", port)
+            yield
+
+    async def lead_when_elected(self, access: Access) -> None:
+        """Lead as soon as nobody else does; return when leadership is lost."""
+        settings = self._settings
+        await self._label(None)  # a leader that ended in a hurry may have left it
+        if settings.no_leader_election:
+            await self._lead(access)
+            return
+        election = Election(settings.lease_name, settings.lease_namespace, settings.candidate)
+        elector = Elector(self._client, election, lambda leads: self._metrics.leading(settings.lease_name, leads))
+        await elector.run(lambda: self._lead(access))
+
+    async def _lead(self, access: Access) -> None:
+        settings, client, metrics = self._settings, self._client, self._metrics
+        cache, queue = Cache(), WorkQueue(metrics.queue)
+        board = Board(queue)
+        recorder = Recorder(client, settings.candidate)
+        reconciler = Reconciler(client, cache, queue, board, recorder, metrics, lambda: self._platform)
+        self._resync = resync = Resync(client, cache, queue, metrics, settings.namespaces)
+        metrics.queue.observe(queue.__len__, queue.processing_seconds)
+        metrics.observe_phases(lambda: cache.finetunes)
+        await resync.prime()
+        self._primed = True
+        log.info("serving %s", ", ".join(settings.namespaces) or "all namespaces")
+        async with asyncio.TaskGroup() as group:
+            group.create_task(handlers.watch(cache, queue, settings.namespaces, access.credentials, metrics.seen))
+            group.create_task(work(queue, reconciler.reconcile, settings.workers, metrics))
+            group.create_task(resync.run(settings.resync_seconds))
+            if settings.progress_url:
+                group.create_task(self._take_progress(Gatekeeper(client, cache.pods), board))
+
+    async def _take_progress(self, gatekeeper: Gatekeeper, board: Board) -> None:
+        """Serve the progress endpoint, and say so with the label that the Service selects, until cancelled."""
+        settings = self._settings
+        certificate = Certificate(Path(settings.progress_cert), Path(settings.progress_key))
+        app = progress_application(gatekeeper, board, self._metrics.progress_answered)
+        async with _served(app, "0.0.0.0", settings.progress_port, certificate.context):  # noqa: S104 - pods reach it
+            await self._label("true")
+            try:
+                while True:
+                    await asyncio.sleep(FILES_SECONDS)
+                    try:
+                        certificate.refresh()
+                        self._platform = _platform(settings)
+                    except OSError as error:  # half-written: the old ones go on until the next look
+                        log.warning("the certificate could not be read again: %s", error)
+            finally:
+                await self._label(None)
+
+    async def _label(self, value: str | None) -> None:
+        settings = self._settings
+        if not (settings.progress_url and settings.pod_name and settings.pod_namespace):
+            return
+        try:
+            await self._client.label_pod(settings.pod_namespace, settings.pod_name, {LABEL_LEADER: value})
+        except KubeError as error:
+            log.warning("the pod's label %s could not be set, progress may not arrive: %s", LABEL_LEADER, error)
+
+    def _unhealthy(self) -> str:
+        if self._resync is None or not self._primed:
+            return ""
+        age = time.monotonic() - self._resync.last
+        limit = STALE_RESYNCS * self._settings.resync_seconds
+        return f"the caches were compared last {age:.0f} s ago" if age > limit else ""
+
+    def _not_ready(self) -> str:
+        leads = self._resync is not None
+        return "the caches are not filled yet" if leads and not self._primed else ""
+
+
+@contextlib.asynccontextmanager
+async def _served(
+    app: web.Application, host: str, port: int, context: ssl.SSLContext | None = None
+) -> AsyncIterator[int]:
+    """Serve the application while the context lasts; yield the port."""
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port, ssl_context=context)
+        await site.start()
+        yield int(runner.addresses[0][1])
+    finally:
+        await runner.cleanup()
+
+
+def _platform(settings: Settings) -> Platform:
+    return Platform(
+        image=settings.trainer_image,
+        image_pull_policy=settings.image_pull_policy,
+        image_pull_secrets=settings.image_pull_secrets,
+        progress_url=settings.progress_url.rstrip("/"),
+        progress_ca=Path(settings.progress_ca).read_text() if settings.progress_url else "",
+    )

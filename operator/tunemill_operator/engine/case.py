@@ -1,0 +1,133 @@
+"""What the rules decide on: the object, what is recorded about its stages, and the Job that is due."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from tunemill_api import gates, keys
+from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.stage_report import Stage
+from tunemill_api.status import GateFacts, RunStatus
+
+from tunemill_operator.engine.objects import FineTune, Job, Pod
+from tunemill_operator.engine.observe import Observed, Progress, owned
+from tunemill_operator.engine.pods import image_of
+from tunemill_operator.engine.stages import Ledger, Work, recall
+from tunemill_operator.engine.volumes import Platform
+
+SETTLING = timedelta(seconds=5)
+"""How long the pods of an ended Job may be seen later than its end: the two are watched on streams of their own."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One object at one moment."""
+
+    finetune: FineTune
+    spec: FineTuneSpec
+    observed: Observed
+    platform: Platform
+    now: datetime
+    ledger: Ledger
+    decisions: Sequence[GateFacts]
+    """How the gates were decided; empty before the evaluation is there."""
+    due: Work | None
+    """The first work that is not done."""
+
+    @property
+    def work(self) -> Work:
+        """The due work; only for rules after the one that handles that there is none."""
+        if self.due is None:
+            raise AssertionError("every stage is done")
+        return self.due
+
+    @property
+    def name(self) -> str:
+        """The due Job's name."""
+        return self.work.job_name(self.finetune.meta.name)
+
+    @property
+    def job(self) -> Job | None:
+        """The due Job."""
+        job = self.observed.job(self.name) if self.due else None
+        return job if job and owned(job, self.finetune) else None
+
+    @property
+    def pods(self) -> tuple[Pod, ...]:
+        """The due Job's pods, oldest first."""
+        return self.observed.pods_of(self.job) if self.job else ()
+
+    @property
+    def live(self) -> tuple[Job, ...]:
+        """The due Job, while it may still run a pod."""
+        return (self.job,) if self.job and not self.job.finished else ()
+
+    @property
+    def as_asked(self) -> bool:
+        """Whether the due Job was made for the object as it is: if so, its failure is not tried again unasked."""
+        finetune, job = self.finetune, self.job
+        return job is not None and (job.generation, job.requested_at) == (finetune.generation, finetune.requested_at)
+
+    @property
+    def prepare_name(self) -> str:
+        """The name of the Job that prepares."""
+        return self.ledger.works()[0].job_name(self.finetune.meta.name)
+
+    @property
+    def live_progress(self) -> Progress | None:
+        """The newest progress report, if it is from a pod of the due Job that still works."""
+        progress = self.observed.progress
+        alive = {pod.meta.uid for pod in self.pods if not pod.terminal}
+        return progress if progress and progress.pod in alive else None
+
+    @property
+    def run_id(self) -> str:
+        """The run's id, which follows from everything that a stage depends on."""
+        request = keys.prepare_request(self.spec, self.finetune.requested_at)
+        train = keys.train_key(request, self.spec)
+        return keys.publish_key(keys.evaluate_key(train, self.spec), self.spec)[:8]
+
+    def run(self, ledger: Ledger, *, renewed: bool) -> RunStatus:
+        """Return the run for the status; `renewed` says that a Job is created with the present image."""
+        before = self.finetune.status.run
+        same = before if before and before.id == self.run_id else None
+        prepared = ledger.facts.prepared if ledger.done(Stage.PREPARE) else None
+        return RunStatus(
+            id=self.run_id,
+            started_at=same.started_at if same else self.now,
+            base_model_revision=prepared.base_model_revision if prepared else "",
+            dataset_digest=prepared.dataset_digest if prepared else "",
+            image=same.image if same and same.image and not renewed else image_of(self.spec, self.platform),
+        )
+
+    def surplus(self) -> tuple[Job, ...]:
+        """Return the Jobs to delete: live ones that nobody waits for, ended ones whose key is no longer wanted.
+
+        An ended Job of a later stage stays while it is not known which key that stage will have.
+        """
+        works = self.ledger.works()
+        kept = {
+            work.job_name(self.finetune.meta.name)
+            for work in works
+            if work == self.due or all(self.ledger.done(stage) for stage in work.stages)
+        }
+        known = {work.label for work in works}
+        return tuple(
+            job
+            for job in self.observed.jobs
+            if owned(job, self.finetune) and job.meta.name not in kept and (not job.finished or job.label in known)
+        )
+
+    def settled(self, job: Job) -> bool:
+        """Tell whether all is seen that the pods of an ended Job will say."""
+        pods = self.observed.pods_of(job)
+        late = job.finished_at is None or self.now - job.finished_at > SETTLING
+        return late or (bool(pods) and all(pod.terminal for pod in pods))
+
+
+def case_of(finetune: FineTune, spec: FineTuneSpec, observed: Observed, platform: Platform, now: datetime) -> Case:
+    """Return the case of an object whose spec can be read."""
+    ledger = recall(finetune, spec, observed, now)
+    evaluation = ledger.facts.evaluation if ledger.done(Stage.EVALUATE) else None
+    decisions = gates.decide(spec.evaluation.gates, evaluation) if evaluation else []
+    return Case(finetune, spec, observed, platform, now, ledger, decisions, ledger.due())

@@ -1,0 +1,210 @@
+"""Makes the status from what was concluded: conditions, phase, printer columns."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from tunemill_api.finetune import Metric
+from tunemill_api.gates import passed
+from tunemill_api.stage_report import Stage
+from tunemill_api.status import (
+    Condition,
+    ConditionType,
+    FailureStatus,
+    FineTuneStatus,
+    GateFacts,
+    Phase,
+    RunStatus,
+    StageState,
+    TrainerStatus,
+)
+
+from tunemill_operator.engine.failures import shortened
+from tunemill_operator.engine.objects import FineTune
+from tunemill_operator.engine.observe import Progress
+from tunemill_operator.engine.stages import Facts, Ledger, recorded
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What was concluded about the object as a whole."""
+
+    phase: Phase
+    reason: str
+    """One CamelCase word for the conditions Ready and Reconciling."""
+    message: str
+    failure: FailureStatus | None = None
+    """Set when somebody has to act, or when it is over: Stalled."""
+    suspended: bool = False
+    """Whether everything has stopped because spec.suspend says so."""
+
+
+def status_of(
+    finetune: FineTune,
+    ledger: Ledger,
+    situation: Situation,
+    decisions: Sequence[GateFacts],
+    run: RunStatus,
+    progress: Progress | None,
+    now: datetime,
+) -> FineTuneStatus:
+    """Return the whole status. `now` is used only for what changes with this status."""
+    trainer = _trainer_status(finetune, ledger, progress)
+    figures = ledger.facts.evaluation if ledger.done(Stage.EVALUATE) else None
+    exact = next((metric for metric in figures.metrics if metric.name == Metric.EXACT_MATCH), None) if figures else None
+    return FineTuneStatus(
+        observed_generation=finetune.generation,
+        phase=situation.phase,
+        conditions=_conditions(finetune, ledger, situation, decisions, now),
+        run=run,
+        stages=[ledger.entries[stage] for stage in Stage] if ledger.entries else [],
+        trainer_status=trainer,
+        progress=f"{trainer.progress_percentage}%" if trainer and trainer.progress_percentage is not None else "",
+        eta=_duration(trainer.estimated_remaining_seconds) if trainer else "",
+        prepared=ledger.facts.prepared,
+        trained=ledger.facts.trained,
+        evaluation=ledger.facts.evaluation,
+        gates=list(decisions),
+        score=exact.tuned if exact else "",
+        gain=f"{float(exact.tuned) - float(exact.base):+.4f}" if exact and exact.tuned and exact.base else "",
+        published=ledger.facts.published,
+        failure=situation.failure,
+    )
+
+
+def status_of_invalid(finetune: FineTune, situation: Situation, now: datetime) -> FineTuneStatus:
+    """Return the status of an object whose spec cannot be read: what was achieved before stays recorded."""
+    conditions = _conditions(finetune, recorded(finetune.status), situation, (), now)
+    return finetune.status.model_copy(
+        update={
+            "observed_generation": finetune.generation,
+            "phase": situation.phase,
+            "conditions": conditions,
+            "failure": situation.failure,
+        }
+    )
+
+
+def _trainer_status(finetune: FineTune, ledger: Ledger, progress: Progress | None) -> TrainerStatus | None:
+    """Return the newest figures of the stage at work; after a restart of the operator those of the status."""
+    at_work = next((ledger.entries[s] for s in ledger.wanted if ledger.entries[s].state is StageState.RUNNING), None)
+    if at_work is None:
+        return None
+    candidates = [progress.status if progress else None, finetune.status.trainer_status]
+    for candidate in candidates:
+        if candidate and _since(candidate.last_updated_time, at_work.started_at):
+            return candidate
+    return None
+
+
+def _since(reported: datetime | None, started: datetime | None) -> bool:
+    """Tell whether a report is of the stage at work: train and evaluate share a pod, but not their progress."""
+    return reported is not None and started is not None and reported >= started
+
+
+def _conditions(
+    finetune: FineTune, ledger: Ledger, situation: Situation, decisions: Sequence[GateFacts], now: datetime
+) -> list[Condition]:
+    stalled = situation.failure is not None
+    ready = situation.phase is Phase.SUCCEEDED
+    reconciling = not stalled and not ready
+    first = situation.phase is Phase.PENDING and not stalled
+    reason, message = situation.reason, situation.message
+    facts = [
+        (ConditionType.READY, "True" if ready else "Unknown" if first else "False", reason, message),
+        (
+            ConditionType.RECONCILING,
+            _truth(reconciling),
+            reason if reconciling else "Settled",
+            message if reconciling else "",
+        ),
+        (ConditionType.STALLED, _truth(stalled), reason if stalled else "NotStalled", message if stalled else ""),
+        _milestone(ConditionType.PREPARED, Stage.PREPARE, ledger, situation),
+        _milestone(ConditionType.TRAINED, Stage.TRAIN, ledger, situation),
+        _milestone(ConditionType.EVALUATED, Stage.EVALUATE, ledger, situation),
+        _gate(ledger, decisions),
+        _milestone(ConditionType.PUBLISHED, Stage.PUBLISH, ledger, situation),
+        (
+            ConditionType.SUSPENDED,
+            _truth(situation.suspended),
+            "Suspended" if situation.suspended else "NotSuspended",
+            "spec.suspend is true" if situation.suspended else "",
+        ),
+    ]
+    before = {condition.type: condition for condition in finetune.status.conditions}
+    return [_condition(*fact, finetune.generation, before.get(fact[0]), now) for fact in facts]
+
+
+def _milestone(
+    kind: ConditionType, stage: Stage, ledger: Ledger, situation: Situation
+) -> tuple[ConditionType, str, str, str]:
+    if ledger.done(stage):
+        return kind, "True", kind.value, _achievement(stage, ledger.facts)
+    failure = situation.failure
+    if failure and failure.stage == stage:
+        return kind, "False", str(failure.reason), failure.message
+    state = ledger.entries[stage].state if stage in ledger.wanted else StageState.PENDING
+    return kind, "False", state.value, ""
+
+
+def _achievement(stage: Stage, facts: Facts) -> str:
+    """Return in one sentence what the stage found or made."""
+    match stage:
+        case Stage.PREPARE if facts.prepared:
+            data = facts.prepared.dataset
+            model = facts.prepared.base_model_revision[:12]
+            return f"{data.train_rows} rows to train on, {data.evaluation_rows} held out, base model at {model}"
+        case Stage.TRAIN if facts.trained:
+            return f"{facts.trained.steps} steps on {facts.trained.device}, loss {facts.trained.loss}"
+        case Stage.EVALUATE if facts.evaluation:
+            metrics = [f"{m.name} {m.tuned} (base {m.base})" for m in facts.evaluation.metrics if m.tuned]
+            return f"{facts.evaluation.rows} held-out rows: {', '.join(metrics)}"
+        case Stage.PUBLISH if facts.published:
+            return f"{facts.published.repository} at {facts.published.revision[:12]}"
+    return ""
+
+
+def _gate(ledger: Ledger, decisions: Sequence[GateFacts]) -> tuple[ConditionType, str, str, str]:
+    if not ledger.done(Stage.EVALUATE):
+        return ConditionType.GATE_PASSED, "Unknown", "NotEvaluated", ""
+    if passed(decisions):
+        return ConditionType.GATE_PASSED, "True", "GatePassed", f"{len(decisions)} of {len(decisions)} gates passed"
+    return ConditionType.GATE_PASSED, "False", "GateNotPassed", missed_gates(decisions)
+
+
+def missed_gates(decisions: Sequence[GateFacts]) -> str:
+    """Return in one sentence which gates were not passed and by which figures."""
+    missed = [f"{decision.gate} ({decision.message})" for decision in decisions if not decision.passed]
+    return f"not passed: {'; '.join(missed)}"
+
+
+def _condition(
+    kind: ConditionType,
+    status: str,
+    reason: str,
+    message: str,
+    generation: int,
+    before: Condition | None,
+    now: datetime,
+) -> Condition:
+    flipped = before is None or before.status != status
+    return Condition(
+        type=kind.value,
+        status=status,
+        reason=reason,
+        message=shortened(message),
+        last_transition_time=now if before is None or flipped else before.last_transition_time,
+        observed_generation=generation,
+    )
+
+
+def _truth(value: bool) -> str:
+    return "True" if value else "False"
+
+
+def _duration(seconds: int | None) -> str:
+    if seconds is None:
+        return ""
+    hours, rest = divmod(seconds, 3600)
+    minutes, rest = divmod(rest, 60)
+    return f"{hours}h{minutes}m" if hours else f"{minutes}m{rest}s" if minutes else f"{rest}s"

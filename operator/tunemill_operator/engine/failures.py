@@ -1,0 +1,205 @@
+"""Reads pods, Jobs, events and refusals: what is wrong, in the words of the taxonomy.
+
+A stage that fails tells its reason itself, in its report. Everything else (a killed container, a lost node, an image or
+a Secret that is not there) is read off the objects here.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tunemill_api.failures import FAILURES, ExitCode, Reason
+from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.status import FailureStatus
+
+from tunemill_operator.engine.objects import Container, Job, Pod
+from tunemill_operator.engine.observe import Complaint, Observed, Refusal
+from tunemill_operator.engine.stages import Work, report_of
+from tunemill_operator.engine.volumes import field_of, secrets_of
+
+MESSAGE_LENGTH = 1000
+"""Characters of a message; an event takes 1024."""
+
+_IMAGE_REASONS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
+_START_REASONS = {"StartError", "ContainerCannotRun", "RunContainerError", "CreateContainerError"}
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why a stage failed or cannot begin."""
+
+    stage: str
+    reason: Reason
+    message: str
+    remedy: str = ""
+    """Empty means the taxonomy's."""
+    exit_code: int | None = None
+
+    def status(self, generation: int) -> FailureStatus:
+        """Return it as it stands in the status."""
+        known = FAILURES[self.reason]
+        return FailureStatus(
+            stage=self.stage,
+            reason=self.reason,
+            message=shortened(self.message),
+            remedy=self.remedy or known.remedy,
+            exit_code=self.exit_code,
+            actor=known.actor,
+            retryable=known.retryable,
+            observed_generation=generation,
+        )
+
+
+def of_pod(pod: Pod) -> Cause | None:
+    """Return why a pod failed; None when it has not."""
+    if pod.phase != "Failed":
+        return None
+    container = next((item for item in pod.containers if item.ended and item.ended.exit_code), None)
+    stage = _stage_at_work(pod)
+    if pod.reason == "Evicted":
+        return Cause(stage, Reason.EVICTED, pod.message or "the kubelet evicted the pod")
+    if container is None:
+        said = pod.message or pod.reason or pod.disrupted
+        return Cause(stage, Reason.POD_LOST, f"pod {pod.meta.name} ended without a word{f': {said}' if said else ''}")
+    return _of_container(container, pod)
+
+
+def of_failed_job(work: Work, job: Job, pods: Sequence[Pod]) -> Cause:
+    """Return why a Job failed: what its last failed pod says, else what the Job controller says."""
+    causes = [cause for pod in pods if not pod.disrupted and (cause := of_pod(pod))]
+    if causes:
+        return causes[-1]
+    code = re.search(r"exit code (\d+)", job.failed_message)
+    message = f"Job {job.meta.name} failed ({job.failed_reason}): {job.failed_message}; its pods are gone"
+    return Cause(work.stages[0], Reason.POD_LOST, message, exit_code=int(code[1]) if code else None)
+
+
+def of_unreported(work: Work, job: Job) -> Cause:
+    """Return the failure of a Job whose containers ended well but did not say what they did."""
+    return Cause(
+        work.stages[0],
+        Reason.INTERNAL_ERROR,
+        f"Job {job.meta.name} is complete, but a container left no report as its termination message: "
+        "the trainer image and the operator do not belong together",
+        exit_code=0,
+    )
+
+
+def of_refusal(work: Work, name: str, refusal: Refusal) -> Cause:
+    """Return why the API server did not take a Job."""
+    stage = work.stages[0]
+    if refusal.taken:
+        return Cause(stage, Reason.NAME_CONFLICT, f"a Job {name} exists and belongs to something else")
+    if "exceeded quota" in refusal.message:
+        return Cause(stage, Reason.QUOTA_EXCEEDED, refusal.message)
+    if refusal.code == 403:
+        return Cause(stage, Reason.POD_REJECTED, refusal.message)
+    return Cause(stage, Reason.INVALID_SPEC, f"the API server refuses the Job {name}: {refusal.message}")
+
+
+def blocking(spec: FineTuneSpec, work: Work, job: Job, observed: Observed) -> Cause | None:
+    """Return what keeps a live Job's pod from starting and is for somebody to mend; None when nothing does."""
+    live = [pod for pod in observed.pods_of(job) if not pod.terminal]
+    for pod in live:
+        for container in pod.containers:
+            if container.waiting_reason in _IMAGE_REASONS:
+                return Cause(container.name, Reason.IMAGE_PULL_FAILED, container.waiting_message)
+            if container.waiting_reason == "CreateContainerConfigError":
+                return _of_missing(container.name, container.waiting_message, spec)
+            if container.waiting_reason in _START_REASONS:
+                return _of_start(container.name, container.waiting_message)
+    complaints = observed.complaints_about([job.meta.uid] if not live else [pod.meta.uid for pod in live])
+    return next((cause for item in complaints if (cause := _of_complaint(item, work, spec))), None)
+
+
+def shortened(message: str) -> str:
+    """Return the message without its middle when it is too long for an event."""
+    message = " ".join(message.split())
+    if len(message) <= MESSAGE_LENGTH:
+        return message
+    half = MESSAGE_LENGTH // 2 - 2
+    return f"{message[:half]} … {message[-half:]}"
+
+
+def _stage_at_work(pod: Pod) -> str:
+    """Return the name of the container that was at work, or that was to begin."""
+    open_ones = [item.name for item in pod.containers if not (item.ended and item.ended.exit_code == 0)]
+    return open_ones[0] if open_ones else "prepare"
+
+
+def _of_container(container: Container, pod: Pod) -> Cause:
+    ended = container.ended
+    if ended is None:
+        raise ValueError(f"container {container.name} of pod {pod.meta.name} has not ended")
+    report = report_of(container)
+    if report and report.failure:
+        failure = report.failure
+        return Cause(container.name, failure.reason, failure.message, failure.remedy, ended.exit_code)
+    if ended.reason == "OOMKilled":
+        message = f"container {container.name} used more memory than its limit and was killed"
+        return Cause(container.name, Reason.OUT_OF_MEMORY, message, exit_code=ended.exit_code)
+    if pod.disrupted:
+        message = f"the platform ended pod {pod.meta.name}: {pod.disrupted}"
+        return Cause(container.name, Reason.POD_LOST, message, exit_code=ended.exit_code)
+    if ended.reason in _START_REASONS:
+        return _of_start(container.name, ended.message)
+    said = f"; it said last: {ended.message}" if ended.message else ""
+    message = f"container {container.name} ended with exit code {ended.exit_code} and without a report{said}"
+    return Cause(container.name, _reason_of_exit_code(ended.exit_code), message, exit_code=ended.exit_code)
+
+
+def _reason_of_exit_code(code: int) -> Reason:
+    """Return the reason of an end without a report. Only codes that leave no doubt get another than InternalError."""
+    if code in (ExitCode.INTERRUPTED, 143):  # 143: SIGTERM before the stage could handle it
+        return Reason.INTERRUPTED
+    if code == 137:  # SIGKILL, and not for memory: the container runtime or the node ended it
+        return Reason.POD_LOST
+    return Reason.INVALID_SPEC if code == ExitCode.SPEC_WRONG else Reason.INTERNAL_ERROR
+
+
+def _of_start(stage: str, message: str) -> Cause:
+    return Cause(
+        stage,
+        Reason.IMAGE_PULL_FAILED,
+        f"the image has no tunemill-trainer that can be started: {message}",
+    )
+
+
+_REFUSED_PODS = (
+    (r'serviceaccount "[^"]+" not found', Reason.SERVICE_ACCOUNT_NOT_FOUND, ""),
+    (r"quota|usage per", Reason.QUOTA_EXCEEDED, ""),
+    (r"no PriorityClass with name", Reason.INVALID_SPEC, "spec.compute.priorityClassName: "),
+    (r"RuntimeClass", Reason.INVALID_SPEC, "spec.compute.runtimeClassName: "),
+    (r" is invalid: ", Reason.INVALID_SPEC, "spec.compute makes a pod that is not valid: "),
+    (r"", Reason.POD_REJECTED, ""),
+)
+"""What the API server answers when the Job controller creates a pod, the reason, and what goes before the answer."""
+
+
+def _of_complaint(complaint: Complaint, work: Work, spec: FineTuneSpec) -> Cause | None:
+    stage = work.stages[0].value
+    if complaint.reason == "FailedMount":
+        return _of_missing(stage, complaint.message, spec)
+    if complaint.reason != "FailedCreate":
+        return None
+    found = ((reason, before) for pattern, reason, before in _REFUSED_PODS if re.search(pattern, complaint.message))
+    reason, before = next(found)
+    return Cause(stage, reason, f"{before}{complaint.message}")
+
+
+def _of_missing(stage: str, message: str, spec: FineTuneSpec) -> Cause | None:
+    """Return what the kubelet misses; None when it is none of the user's objects."""
+    volume = re.search(r'for volume "([^"]+)"', message)
+    field = field_of(spec, volume[1]) if volume else ""
+    where = f" of {field}" if field else ""
+    if secret := re.search(r'secret "([^"]+)" not found', message):
+        return Cause(stage, Reason.SECRET_NOT_FOUND, f'the Secret "{secret[1]}"{where} does not exist')
+    if config_map := re.search(r'configmap "([^"]+)" not found', message):
+        return Cause(stage, Reason.CONFIG_MAP_NOT_FOUND, f'the ConfigMap "{config_map[1]}"{where} does not exist')
+    if key := re.search(r"non-existent secret key: (\S+)", message):
+        ref = secrets_of(spec).get(volume[1]) if volume else None
+        name = f' "{ref.name}"' if ref else ""
+        return Cause(stage, Reason.SECRET_NOT_FOUND, f'the Secret{name}{where} has no key "{key[1]}"')
+    if key := re.search(r"non-existent config key: (\S+)", message):
+        return Cause(stage, Reason.CONFIG_MAP_NOT_FOUND, f'the ConfigMap{where} has no key "{key[1]}"')
+    return None

@@ -1,0 +1,240 @@
+"""The typed, slim views of Kubernetes objects that the engine decides on; the caches hold nothing else of an object.
+
+An object arrives as the JSON that the API server sent. What the engine does not read is dropped at once, so that a
+cached object costs a few kilobytes, whatever users put into their annotations.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pydantic import ValidationError
+from tunemill_api.constants import (
+    ANNOTATION_GENERATION,
+    ANNOTATION_KEY,
+    ANNOTATION_REQUESTED_AT,
+    GROUP,
+    LABEL_FINETUNE,
+    LABEL_STAGE,
+)
+from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.status import FineTuneStatus
+
+ANNOTATION_POD = f"{GROUP}/pod"
+"""On Jobs: a digest of what the spec says about the pod beyond the work; a live Job with another one is replaced."""
+
+Json = Mapping[str, Any]
+"""An object as the API server sends it."""
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What every object has."""
+
+    namespace: str
+    name: str
+    uid: str
+    resource_version: int
+    created_at: datetime
+    deleting: bool
+    finetune: str
+    """The name of the FunctionCallFineTune that a Job or pod works for; empty on others."""
+    owner: str
+    """The uid of the controller, empty when there is none."""
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """A FunctionCallFineTune."""
+
+    meta: Meta
+    generation: int
+    requested_at: str
+    spec: FineTuneSpec | None
+    """None when the spec does not fit the model, which happens when CRD and operator are of different versions."""
+    spec_error: str
+    status: FineTuneStatus
+
+
+@dataclass(frozen=True)
+class Job:
+    """A Job of ours."""
+
+    meta: Meta
+    label: str
+    """`prepare`, `train` or `publish`."""
+    key: str
+    generation: int
+    requested_at: str
+    pod_digest: str
+    suspended: bool
+    complete: bool
+    failed: bool
+    failed_reason: str
+    failed_message: str
+    finished_at: datetime | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether it will never run a pod again."""
+        return self.complete or self.failed
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a container ended."""
+
+    exit_code: int
+    reason: str
+    message: str
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Container:
+    """A container, init or main, of a pod."""
+
+    name: str
+    waiting_reason: str
+    waiting_message: str
+    started_at: datetime | None
+    ended: Ended | None
+
+    @property
+    def running(self) -> bool:
+        """Whether it works at the moment."""
+        return self.started_at is not None and self.ended is None
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod of a Job of ours; its controller is the Job."""
+
+    meta: Meta
+    phase: str
+    reason: str
+    message: str
+    unschedulable: str
+    """The scheduler's message while it finds no node; empty otherwise."""
+    disrupted: str
+    """Why the platform ended it (preemption, drain, eviction); empty when it did not."""
+    containers: tuple[Container, ...]
+
+    @property
+    def terminal(self) -> bool:
+        """Whether no container will run again."""
+        return self.phase in {"Succeeded", "Failed"}
+
+    def container(self, name: str) -> Container | None:
+        """Return the container of that name."""
+        return next((container for container in self.containers if container.name == name), None)
+
+
+def finetune_of(body: Json) -> FineTune:
+    """Return the view of a FunctionCallFineTune."""
+    spec, error = None, ""
+    try:
+        spec = FineTuneSpec.model_validate(body.get("spec") or {})
+    except ValidationError as invalid:
+        error = "; ".join(f"spec.{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in invalid.errors()[:5])
+    try:
+        status = FineTuneStatus.model_validate(body.get("status") or {})
+    except ValidationError:  # written by something else than this operator: what it says is found out again
+        status = FineTuneStatus()
+    metadata = body["metadata"]
+    return FineTune(
+        meta=_meta(body),
+        generation=int(metadata.get("generation", 1)),
+        requested_at=(metadata.get("annotations") or {}).get(ANNOTATION_REQUESTED_AT, ""),
+        spec=spec,
+        spec_error=error,
+        status=status,
+    )
+
+
+def job_of(body: Json) -> Job:
+    """Return the view of a Job."""
+    annotations = body["metadata"].get("annotations") or {}
+    status = body.get("status") or {}
+    conditions = {c["type"]: c for c in status.get("conditions") or [] if c["status"] == "True"}
+    end = conditions.get("Complete") or conditions.get("Failed")
+    failed = conditions.get("Failed") or {}
+    return Job(
+        meta=_meta(body),
+        label=(body["metadata"].get("labels") or {}).get(LABEL_STAGE, ""),
+        key=annotations.get(ANNOTATION_KEY, ""),
+        generation=int(annotations.get(ANNOTATION_GENERATION, "0")),
+        requested_at=annotations.get(ANNOTATION_REQUESTED_AT, ""),
+        pod_digest=annotations.get(ANNOTATION_POD, ""),
+        suspended=bool((body.get("spec") or {}).get("suspend", False)),
+        complete="Complete" in conditions,
+        failed=bool(failed),
+        failed_reason=failed.get("reason", ""),
+        failed_message=failed.get("message", ""),
+        finished_at=_time(end.get("lastTransitionTime")) if end else None,
+    )
+
+
+def pod_of(body: Json) -> Pod:
+    """Return the view of a pod."""
+    status = body.get("status") or {}
+    conditions = {c["type"]: c for c in status.get("conditions") or []}
+    scheduled = conditions.get("PodScheduled") or {}
+    disruption = conditions.get("DisruptionTarget") or {}
+    statuses = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+    return Pod(
+        meta=_meta(body),
+        phase=status.get("phase", "Pending"),
+        reason=status.get("reason", ""),
+        message=status.get("message", ""),
+        unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
+        disrupted=disruption.get("reason", "Disrupted") if disruption.get("status") == "True" else "",
+        containers=tuple(_container(item) for item in statuses),
+    )
+
+
+def _container(status: Json) -> Container:
+    state = status.get("state") or {}
+    waiting, running, ended = (state.get(name) or {} for name in ("waiting", "running", "terminated"))
+    return Container(
+        name=status["name"],
+        waiting_reason=waiting.get("reason", ""),
+        waiting_message=waiting.get("message", ""),
+        started_at=_time(running.get("startedAt") or ended.get("startedAt")),
+        ended=Ended(
+            exit_code=int(ended.get("exitCode", 0)),
+            reason=ended.get("reason", ""),
+            message=ended.get("message", ""),
+            finished_at=_time(ended.get("finishedAt")),
+        )
+        if ended
+        else None,
+    )
+
+
+def _meta(body: Json) -> Meta:
+    metadata = body["metadata"]
+    controller: Json = next((owner for owner in metadata.get("ownerReferences") or [] if owner.get("controller")), {})
+    return Meta(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        resource_version=int(metadata["resourceVersion"]),
+        created_at=_required_time(metadata["creationTimestamp"]),
+        deleting="deletionTimestamp" in metadata,
+        finetune=(metadata.get("labels") or {}).get(LABEL_FINETUNE, ""),
+        owner=controller.get("uid", ""),
+    )
+
+
+def _time(text: str | None) -> datetime | None:
+    """Return the time; None also for the epoch, which container runtimes write for a container that never started."""
+    if not text:
+        return None
+    time = _required_time(text)
+    return time if time.timestamp() > 0 else None
+
+
+def _required_time(text: str) -> datetime:
+    return datetime.fromisoformat(text)

@@ -1,0 +1,100 @@
+"""Everything that is known about one FunctionCallFineTune at the moment of a decision."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from tunemill_api.status import TrainerStatus
+
+from tunemill_operator.engine.objects import FineTune, Job, Pod
+
+SILENT_AFTER = timedelta(seconds=3)
+"""A Job without a pod, or a pod that does not start, is asked for its events after this time."""
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """A Warning event about a Job or pod that makes no headway."""
+
+    about: str
+    """The uid of the Job or pod."""
+    reason: str
+    message: str
+    last_seen: datetime
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The newest progress report of a pod."""
+
+    pod: str
+    """The pod's uid."""
+    status: TrainerStatus
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The API server's answer to a Job that it did not take."""
+
+    code: int
+    message: str
+    taken: bool
+    """Whether a Job of that name exists and is not ours."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The Jobs and pods that carry the object's label, and what was said about them."""
+
+    jobs: tuple[Job, ...] = ()
+    pods: tuple[Pod, ...] = ()
+    complaints: tuple[Complaint, ...] = ()
+    progress: Progress | None = None
+    refusal: Refusal | None = None
+    """Set when the Job that the last plan asked for was refused."""
+
+    def job(self, name: str) -> Job | None:
+        """Return the Job of that name."""
+        return next((job for job in self.jobs if job.meta.name == name), None)
+
+    def pods_of(self, job: Job) -> tuple[Pod, ...]:
+        """Return the pods of a Job, oldest first."""
+        return tuple(sorted((pod for pod in self.pods if pod.meta.owner == job.meta.uid), key=_age))
+
+    def stray_pods(self) -> tuple[Pod, ...]:
+        """Return the pods that may still work although their Job is gone."""
+        jobs = {job.meta.uid for job in self.jobs}
+        return tuple(pod for pod in self.pods if pod.meta.owner not in jobs and not pod.terminal)
+
+    def complaints_about(self, uids: Iterable[str]) -> tuple[Complaint, ...]:
+        """Return what was said about these objects, newest first."""
+        wanted = set(uids)
+        about = (complaint for complaint in self.complaints if complaint.about in wanted)
+        return tuple(sorted(about, key=lambda complaint: complaint.last_seen, reverse=True))
+
+
+def owned(job: Job, finetune: FineTune) -> bool:
+    """Tell whether the Job belongs to this very object, not to an earlier one of the same name."""
+    return job.meta.owner == finetune.meta.uid
+
+
+def silent(observed: Observed, now: datetime) -> tuple[Job | Pod, ...]:
+    """Return the Jobs and pods whose events may say why nothing happens."""
+    found: list[Job | Pod] = []
+    for job in observed.jobs:
+        if job.finished or job.suspended or job.meta.deleting:
+            continue
+        pods = [pod for pod in observed.pods_of(job) if not pod.terminal]
+        if not pods and now - job.meta.created_at > SILENT_AFTER:
+            found.append(job)
+        found.extend(pod for pod in pods if _stuck(pod, now))
+    return tuple(found)
+
+
+def _stuck(pod: Pod, now: datetime) -> bool:
+    started = any(container.started_at for container in pod.containers)
+    return not started and not pod.unschedulable and now - pod.meta.created_at > SILENT_AFTER
+
+
+def _age(pod: Pod) -> tuple[datetime, str]:
+    return pod.meta.created_at, pod.meta.name

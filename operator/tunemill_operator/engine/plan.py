@@ -1,0 +1,308 @@
+"""Decides what is to be done about one FunctionCallFineTune: the rules of the product, each in one function."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from tunemill_api import gates
+from tunemill_api.failures import Reason
+from tunemill_api.finetune import OnGateFailure
+from tunemill_api.scalars import duration_seconds
+from tunemill_api.stage_report import Stage
+from tunemill_api.status import FineTuneStatus, Phase, StageState
+
+from tunemill_operator.engine import failures
+from tunemill_operator.engine.case import Case, case_of
+from tunemill_operator.engine.conditions import Situation, missed_gates, status_of, status_of_invalid
+from tunemill_operator.engine.events import Announcement, announcements
+from tunemill_operator.engine.failures import Cause
+from tunemill_operator.engine.objects import FineTune, Job
+from tunemill_operator.engine.observe import SILENT_AFTER, Observed, owned
+from tunemill_operator.engine.pods import SpecTooLargeError, job_of, pod_digest
+from tunemill_operator.engine.stages import Ledger, forgotten, report_of
+from tunemill_operator.engine.volumes import Manifest, Platform
+
+LOOK_AGAIN = timedelta(seconds=10)
+"""How often something is looked at again whose change no watch tells: a missing Secret, a full quota."""
+
+
+@dataclass(frozen=True)
+class CreateJob:
+    """Create this Job."""
+
+    body: Manifest
+
+
+@dataclass(frozen=True)
+class DeleteJob:
+    """Delete this Job and, before it goes, its pods: they get SIGTERM and save what they have."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done, in this order: actions, the status, the events."""
+
+    actions: tuple[CreateJob | DeleteJob, ...] = ()
+    status: FineTuneStatus | None = None
+    """None leaves the status alone."""
+    announcements: tuple[Announcement, ...] = ()
+    requeue_after: timedelta | None = None
+    """When to look again although nothing is seen to change."""
+
+
+def plan(finetune: FineTune, observed: Observed, platform: Platform, now: datetime) -> Plan:
+    """Return what is to be done about the object.
+
+    Args:
+        finetune: the object with the status that was written last.
+        observed: its Jobs and pods.
+        platform: what the operator says about pods.
+        now: the time, in whole seconds.
+    """
+    if finetune.meta.deleting:  # the garbage collector takes the Jobs and pods
+        return Plan()
+    if finetune.spec is None:
+        return _invalid(finetune, now)
+    case = case_of(finetune, finetune.spec, observed, platform, now)
+    step = next(step for rule in _RULES if (step := rule(case)))
+    ledger = step.ledger or case.ledger
+    progress = case.live_progress
+    status = status_of(
+        finetune,
+        ledger,
+        step.situation,
+        case.decisions,
+        case.run(ledger, renewed=step.create is not None),
+        progress,
+        now,
+    )
+    deletions = {job.meta.uid: DeleteJob(job) for job in (*case.surplus(), *step.delete) if not job.meta.deleting}
+    return Plan(
+        actions=(*deletions.values(), *([CreateJob(step.create)] if step.create else [])),
+        status=status,
+        announcements=announcements(finetune.status, status),
+        requeue_after=_requeue_after(case, step),
+    )
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What a rule concludes."""
+
+    situation: Situation
+    create: Manifest | None = None
+    delete: tuple[Job, ...] = ()
+    requeue_after: timedelta | None = None
+    ledger: Ledger | None = None
+    """Set when what was recorded is to be forgotten."""
+
+
+def _gate_not_passed(case: Case) -> _Step | None:
+    """What misses a gate is not published; the result waits for another gate."""
+    if gates.passed(case.decisions):
+        return None
+    cause = Cause("publish", Reason.GATE_NOT_PASSED, missed_gates(case.decisions))
+    phase = Phase.FAILED if case.spec.evaluation.on_gate_failure is OnGateFailure.FAIL else Phase.HELD
+    return _stalled(case, cause, phase=phase, delete=case.live)
+
+
+def _published(case: Case) -> _Step | None:
+    """When every stage is done, there is nothing left to do."""
+    facts = case.ledger.facts.published
+    if case.due or facts is None:
+        return None
+    return _Step(Situation(Phase.SUCCEEDED, "Published", f"{facts.repository} at {facts.revision[:12]}"))
+
+
+def _suspended(case: Case) -> _Step | None:
+    """spec.suspend stops what runs, and starts nothing."""
+    if not case.spec.suspend:
+        return None
+    live = [job.meta.name for job in case.observed.jobs if not job.finished]
+    message = f"stopping {', '.join(live)}: a checkpoint is saved" if live else "spec.suspend is true"
+    situation = Situation(Phase.SUSPENDED, "Suspended", message, suspended=not live)
+    return _Step(situation, delete=case.live)
+
+
+def _overdue(case: Case) -> _Step | None:
+    """A run whose stages have worked longer than its deadline is stopped."""
+    seconds = case.ledger.running_seconds(case.now)
+    if seconds < duration_seconds(case.spec.deadline):
+        return None
+    stage = case.ledger.first_open()
+    message = f"the stages have worked for {int(seconds)} s, spec.deadline allows {case.spec.deadline}"
+    return _stalled(case, Cause(stage, Reason.DEADLINE_EXCEEDED, message), delete=case.live)
+
+
+def _output_lost(case: Case) -> _Step | None:
+    """A stage that misses what an earlier one left in the workspace sends the run back to prepare."""
+    job, attempts = case.job, case.ledger.entries[Stage.PREPARE].attempts
+    if job is None or job.meta.deleting or not case.pods or attempts > case.spec.retry.limit:
+        return None
+    reports = [report_of(container) for container in case.pods[-1].containers]
+    if not any(
+        report and report.failure and report.failure.reason is Reason.STAGE_OUTPUT_MISSING for report in reports
+    ):
+        return None
+    prepares = [
+        item for item in case.observed.jobs if item.meta.name == case.prepare_name and owned(item, case.finetune)
+    ]
+    situation = Situation(
+        Phase.PENDING, Reason.STAGE_OUTPUT_MISSING, "outputs are gone from the workspace: starting again with prepare"
+    )
+    return _Step(situation, delete=(*prepares, job), ledger=forgotten(case.ledger))
+
+
+def _in_the_way(case: Case) -> _Step | None:
+    """Nothing is begun while something else of this object may still be at work."""
+    if case.job:
+        return None
+    orphan = case.observed.job(case.name)
+    if orphan and not orphan.meta.owner:
+        message = f"the Job {orphan.meta.name} was left behind by a deleted object"
+        return _stalled(case, Cause(case.work.stages[0], Reason.NAME_CONFLICT, message), requeue_after=LOOK_AGAIN)
+    jobs = [job.meta.name for job in case.observed.jobs if not job.finished or job is orphan]
+    names = [*jobs, *(pod.meta.name for pod in case.observed.stray_pods())]
+    if not names:
+        return None
+    situation = Situation(Phase.PENDING, "Stopping", f"waiting for the end of {', '.join(names)}")
+    return _Step(situation, requeue_after=LOOK_AGAIN)
+
+
+def _absent(case: Case) -> _Step | None:
+    """The due Job is created, unless the API server has just refused it."""
+    if case.job:
+        return None
+    if case.observed.refusal:
+        cause = failures.of_refusal(case.work, case.name, case.observed.refusal)
+        return _stalled(case, cause, requeue_after=LOOK_AGAIN)
+    try:
+        body = job_of(case.finetune, case.spec, case.work, case.ledger, case.run_id, case.platform)
+    except SpecTooLargeError as error:
+        return _stalled(case, Cause(case.work.stages[0], Reason.INVALID_SPEC, str(error)))
+    return _Step(Situation(Phase.PENDING, "Starting", f"Job {case.name} is being created"), create=body)
+
+
+def _going(case: Case) -> _Step | None:
+    """A Job that is being deleted is waited for; a live one whose pod is to be another is deleted."""
+    job = case.job
+    if job is None:
+        return None
+    if job.meta.deleting:
+        return _Step(Situation(Phase.PENDING, "Stopping", f"waiting for the end of {job.meta.name}"))
+    if not job.finished and job.pod_digest != pod_digest(case.spec, case.work):
+        message = f"Job {job.meta.name} is replaced: spec.compute or a Secret's name was changed"
+        return _Step(Situation(Phase.PENDING, "Replacing", message), delete=(job,))
+    return None
+
+
+def _ended(case: Case) -> _Step | None:
+    """A Job that has ended without the due result has failed, or is done again when the object changed since."""
+    job = case.job
+    if job is None or not job.finished:
+        return None
+    if not case.settled(job):
+        return _Step(_work_situation(case), requeue_after=timedelta(seconds=1))
+    if not case.as_asked:
+        return _Step(Situation(Phase.PENDING, "Retrying", f"Job {job.meta.name} is tried again"), delete=(job,))
+    if job.failed:
+        return _stalled(case, failures.of_failed_job(case.work, job, case.pods))
+    if case.pods:
+        return _stalled(case, failures.of_unreported(case.work, job))
+    message = f"the pods of Job {job.meta.name} are gone, and with them what they reported: it is done again"
+    return _Step(Situation(Phase.PENDING, "Retrying", message), delete=(job,))
+
+
+def _at_work(case: Case) -> _Step:
+    """A live Job runs, waits in a queue, or cannot begin."""
+    if case.job and (cause := failures.blocking(case.spec, case.work, case.job, case.observed)):
+        return _stalled(case, cause, requeue_after=LOOK_AGAIN)
+    return _Step(_work_situation(case), requeue_after=_silence_ends(case))
+
+
+_RULES: tuple[Callable[[Case], _Step | None], ...] = (
+    _gate_not_passed,
+    _published,
+    _suspended,
+    _overdue,
+    _output_lost,
+    _in_the_way,
+    _absent,
+    _going,
+    _ended,
+    _at_work,
+)
+"""The first rule that has something to say decides."""
+
+
+def _work_situation(case: Case) -> Situation:
+    """Return how far the due Job is."""
+    pods = case.pods
+    phase = _phase(case)
+    waiting = next((pod.unschedulable for pod in pods if not pod.terminal and pod.unschedulable), "")
+    if waiting:
+        return Situation(Phase.QUEUED, Reason.UNSCHEDULABLE, waiting)
+    if case.job and case.job.suspended:
+        return Situation(Phase.QUEUED, "JobSuspended", f"Job {case.job.meta.name} is held back by a queue")
+    failed = [cause for pod in pods if (cause := failures.of_pod(pod))]
+    if not failed:
+        return Situation(phase, phase.value, f"Job {case.name} is at work")
+    last = failed[-1]
+    message = f"attempt {len(pods)} after {last.reason} in {last.stage}: {last.message}"
+    return Situation(phase, "Retrying" if all(pod.terminal for pod in pods) else phase.value, message)
+
+
+def _phase(case: Case) -> Phase:
+    if case.work.label == "prepare":
+        return Phase.PREPARING
+    if case.work.label == "publish":
+        return Phase.PUBLISHING
+    begun = any(container.started_at for pod in case.pods for container in pod.containers)
+    starting = any(not pod.terminal and not any(item.started_at for item in pod.containers) for pod in case.pods)
+    if starting or not begun:
+        return Phase.QUEUED
+    return Phase.EVALUATING if case.ledger.done(Stage.TRAIN) else Phase.TRAINING
+
+
+def _silence_ends(case: Case) -> timedelta | None:
+    """Return when to ask for the events of a Job or pod that makes no headway, which no watch tells."""
+    job, pods = case.job, [pod for pod in case.pods if not pod.terminal]
+    if job is None or job.suspended or any(pod.unschedulable for pod in pods):
+        return None
+    if any(container.started_at for pod in pods for container in pod.containers):
+        return None
+    youngest = max([job.meta.created_at, *(pod.meta.created_at for pod in pods)])
+    return SILENT_AFTER if case.now - youngest <= SILENT_AFTER else LOOK_AGAIN
+
+
+def _stalled(
+    case: Case,
+    cause: Cause,
+    *,
+    phase: Phase = Phase.FAILED,
+    delete: tuple[Job, ...] = (),
+    requeue_after: timedelta | None = None,
+) -> _Step:
+    failure = cause.status(case.finetune.generation)
+    situation = Situation(phase, str(cause.reason), failure.message, failure=failure)
+    return _Step(situation, delete=delete, requeue_after=requeue_after)
+
+
+def _invalid(finetune: FineTune, now: datetime) -> Plan:
+    """A spec that the operator cannot read is told, and what runs is left alone."""
+    cause = Cause("prepare", Reason.INVALID_SPEC, finetune.spec_error)
+    failure = cause.status(finetune.generation)
+    situation = Situation(Phase.FAILED, str(cause.reason), failure.message, failure=failure)
+    status = status_of_invalid(finetune, situation, now)
+    return Plan(status=status, announcements=announcements(finetune.status, status))
+
+
+def _requeue_after(case: Case, step: _Step) -> timedelta | None:
+    """Return when to look again: when the rule says so, and when the deadline of what runs is reached."""
+    times = [step.requeue_after] if step.requeue_after else []
+    if any(case.ledger.entries[stage].state is StageState.RUNNING for stage in case.ledger.wanted):
+        left = duration_seconds(case.spec.deadline) - case.ledger.running_seconds(case.now)
+        times.append(timedelta(seconds=max(1.0, left)))
+    return min(times, default=None)

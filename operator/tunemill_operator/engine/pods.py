@@ -1,0 +1,221 @@
+"""Builds the Jobs: what their pods may do, what they get mounted, and which failures end them."""
+
+import hashlib
+import json
+from typing import Any
+
+from tunemill_api import constants
+from tunemill_api.compute import Resources
+from tunemill_api.failures import FINAL_EXIT_CODES, ExitCode
+from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.run_spec import RunSpec
+from tunemill_api.stage_report import Stage
+
+from tunemill_operator.engine.objects import ANNOTATION_POD, FineTune
+from tunemill_operator.engine.stages import Ledger, Work
+from tunemill_operator.engine.volumes import (
+    ANNOTATION_PROGRESS_CA,
+    SECRETS_OF_WORK,
+    WORK_DIRECTORY,
+    Manifest,
+    Platform,
+    Volume,
+    progress_env,
+    secrets_of,
+    volumes_of,
+)
+
+RUN_SPEC_BYTES = 200 * 1024
+"""All annotations of an object together may have 256 KiB; users' and the platform's need room beside the RunSpec."""
+GRACE_SECONDS = 60
+"""Enough to write and upload a checkpoint after SIGTERM."""
+
+
+class SpecTooLargeError(Exception):
+    """The RunSpec does not fit into an annotation."""
+
+
+def job_of(
+    finetune: FineTune, spec: FineTuneSpec, work: Work, ledger: Ledger, run_id: str, platform: Platform
+) -> Manifest:
+    """Return the Job that does the work.
+
+    Raises:
+        SpecTooLargeError: when the RunSpec is larger than RUN_SPEC_BYTES.
+    """
+    labels = {constants.LABEL_FINETUNE: finetune.meta.name, constants.LABEL_STAGE: work.label}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": work.job_name(finetune.meta.name),
+            "namespace": finetune.meta.namespace,
+            "labels": {**labels, "app.kubernetes.io/managed-by": "tunemill"},
+            "annotations": {
+                constants.ANNOTATION_KEY: work.key,
+                constants.ANNOTATION_GENERATION: str(finetune.generation),
+                constants.ANNOTATION_REQUESTED_AT: finetune.requested_at,
+                ANNOTATION_POD: pod_digest(spec, work),
+            },
+            "ownerReferences": [
+                {
+                    "apiVersion": constants.API_VERSION,
+                    "kind": constants.KIND,
+                    "name": finetune.meta.name,
+                    "uid": finetune.meta.uid,
+                    "controller": True,
+                    "blockOwnerDeletion": True,
+                }
+            ],
+        },
+        "spec": {
+            "backoffLimit": spec.retry.limit,
+            "podReplacementPolicy": "Failed",  # never two pods on one checkpoint
+            "podFailurePolicy": {"rules": _failure_rules()},
+            "template": {
+                "metadata": {
+                    "labels": {**spec.compute.pod_labels, **labels},
+                    "annotations": {
+                        **spec.compute.pod_annotations,
+                        constants.ANNOTATION_RUN_SPEC: _run_spec(finetune, spec, ledger, run_id),
+                        **({ANNOTATION_PROGRESS_CA: platform.progress_ca} if platform.progress_ca else {}),
+                    },
+                },
+                "spec": _pod(finetune, spec, work, platform),
+            },
+        },
+    }
+
+
+def image_of(spec: FineTuneSpec, platform: Platform) -> str:
+    """Return the image of the run's stages."""
+    return spec.compute.trainer_image or platform.image
+
+
+def pod_digest(spec: FineTuneSpec, work: Work) -> str:
+    """Return a digest of what the spec says about a pod beyond its work.
+
+    The key of the work does not hold it, as it changes no output. A live Job with another digest is replaced, so that a
+    corrected Secret name or a larger memory limit takes effect. The operator's own settings are no part of it: an
+    upgrade of the operator interrupts no training.
+    """
+    wish: Manifest = {
+        "secrets": {name: _dump(ref) for name, ref in secrets_of(spec).items() if name in SECRETS_OF_WORK[work.label]},
+        "checkpoint": _dump(spec.training.checkpoint) if work.label == "train" else None,
+        "chatTemplate": _dump(spec.tokenizer.chat_template) if work.label == "prepare" else None,
+        "pod": _placement(spec, work),
+        "metadata": [spec.compute.pod_labels, spec.compute.pod_annotations],
+        "image": spec.compute.trainer_image,
+    }
+    return hashlib.sha256(json.dumps(wish, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _failure_rules() -> list[Manifest]:
+    return [
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        # A stage ends with it only after a SIGTERM from outside, having saved a checkpoint. That is no failure of the
+        # work: a preemption that the platform does not mark as a disruption costs no retry either.
+        {"action": "Ignore", "onExitCodes": {"operator": "In", "values": [int(ExitCode.INTERRUPTED)]}},
+        {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [int(code) for code in FINAL_EXIT_CODES]}},
+    ]
+
+
+def _run_spec(finetune: FineTune, spec: FineTuneSpec, ledger: Ledger, run_id: str) -> str:
+    run = RunSpec(
+        namespace=finetune.meta.namespace,
+        name=finetune.meta.name,
+        run_id=run_id,
+        spec=spec,
+        prepared=ledger.facts.prepared,
+    )
+    text = run.model_dump_json(by_alias=True, exclude_none=True)
+    size = len(text.encode())
+    if size > RUN_SPEC_BYTES:
+        raise SpecTooLargeError(
+            f"the spec has {size} bytes as JSON, at most {RUN_SPEC_BYTES} fit into a pod's annotation: "
+            "shorten spec.compute.affinity, podAnnotations or tolerations"
+        )
+    return text
+
+
+def _pod(finetune: FineTune, spec: FineTuneSpec, work: Work, platform: Platform) -> Manifest:
+    volumes = volumes_of(spec, work.label, platform)
+    containers = [_container(finetune, spec, stage, work, platform, volumes) for stage in work.stages]
+    pod: Manifest = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,  # thousands of Services in a namespace would not fit into the environment
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": constants.USER_ID,
+            "runAsGroup": constants.USER_ID,
+            "fsGroup": constants.USER_ID,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        # All stages but the last are init containers: each is a process of its own with its own termination message.
+        "initContainers": containers[:-1],
+        "containers": containers[-1:],
+        "volumes": [{"name": name, **volume.source} for name, volume in volumes.items()],
+        "imagePullSecrets": [{"name": name} for name in platform.image_pull_secrets],
+        "serviceAccountName": spec.compute.service_account_name,
+        **{name: value for name, value in _placement(spec, work).items() if name != "resources"},
+    }
+    return {name: value for name, value in pod.items() if value not in ("", [], {}, None)}
+
+
+def _placement(spec: FineTuneSpec, work: Work) -> Manifest:
+    """Return what the spec says about where the pod runs and what it gets."""
+    compute = spec.compute
+    if work.label != "train":
+        return {"resources": _dump(compute.prepare_resources), "serviceAccountName": compute.service_account_name}
+    return {
+        "resources": _gpu_resources(compute.resources, compute.gpu_resource, compute.gpus),
+        "serviceAccountName": compute.service_account_name,
+        "nodeSelector": compute.node_selector,
+        "tolerations": [_dump(toleration) for toleration in compute.tolerations],
+        "affinity": compute.affinity,
+        "priorityClassName": compute.priority_class_name,
+        "runtimeClassName": compute.runtime_class_name,
+    }
+
+
+def _gpu_resources(resources: Resources, gpu_resource: str, gpus: int) -> Manifest:
+    gpu = {gpu_resource: str(gpus)} if gpus else {}
+    return {"requests": {**resources.requests, **gpu}, "limits": {**resources.limits, **gpu}}
+
+
+def _container(
+    finetune: FineTune, spec: FineTuneSpec, stage: Stage, work: Work, platform: Platform, volumes: dict[str, Volume]
+) -> Manifest:
+    env = {
+        "HOME": WORK_DIRECTORY,
+        "HF_HOME": f"{WORK_DIRECTORY}/huggingface",
+        "TUNEMILL_WORK": WORK_DIRECTORY,
+        **progress_env(finetune, platform),
+    }
+    container: Manifest = {
+        "name": stage.value,
+        "image": image_of(spec, platform),
+        "imagePullPolicy": platform.image_pull_policy,
+        "command": ["tunemill-trainer", stage.value],
+        "env": [{"name": name, "value": value} for name, value in env.items()],
+        "resources": _placement(spec, work)["resources"],
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "terminationMessagePath": constants.TERMINATION_LOG,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": name, "mountPath": volume.path, **({"readOnly": True} if volume.read_only else {})}
+            for name, volume in volumes.items()
+        ],
+    }
+    return {name: value for name, value in container.items() if value not in ("", {})}
+
+
+def _dump(part: Any) -> Any:  # noqa: ANN401 - any part of the API, or None
+    return None if part is None else part.model_dump(mode="json", by_alias=True, exclude_none=True)

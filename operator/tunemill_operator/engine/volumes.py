@@ -1,0 +1,151 @@
+"""What a stage pod gets mounted: its RunSpec, the Secrets of its stages, room to work, the means to report progress."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tunemill_api import constants
+from tunemill_api.finetune import FineTuneSpec, effective_workspace
+from tunemill_api.scalars import SecretKeyRef, SecretRef
+
+from tunemill_operator.engine.objects import FineTune
+
+Manifest = dict[str, Any]
+"""A part of an object as JSON."""
+
+ANNOTATION_PROGRESS_CA = f"{constants.GROUP}/progress-ca"
+"""On stage pods: the certificate authority of the progress endpoint, which the pod reads through the downward API."""
+
+WORK_DIRECTORY = f"{constants.STAGE_DIRECTORY}/work"
+TOKEN_SECONDS = 3600
+"""Life of the progress token; the kubelet renews it."""
+SHARED_MEMORY = "1Gi"
+"""Size of /dev/shm; data loaders of PyTorch need more than the runtime's 64 MiB."""
+
+_FIELD_OF_VOLUME = {
+    "dataset": "spec.dataset.credentialsSecretRef",
+    "workspace": "spec.workspace.credentialsSecretRef",
+    "hub-read": "spec.baseModel.tokenSecretRef",
+    "hub-write": "spec.publish.tokenSecretRef",
+    "chat-template": "spec.tokenizer.chatTemplate.configMapKeyRef",
+}
+
+SECRETS_OF_WORK = {
+    # prepare mounts everything, so that a missing Secret shows before a GPU is asked for.
+    "prepare": ("dataset", "workspace", "hub-read", "hub-write"),
+    # The pod that runs for hours on shared GPU nodes can write to nobody's Hub.
+    "train": ("workspace", "hub-read"),
+    "publish": ("workspace", "hub-read", "hub-write"),
+}
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What the operator, and not the user, says about stage pods."""
+
+    image: str
+    """The trainer image."""
+    image_pull_policy: str = ""
+    """Empty leaves it to Kubernetes."""
+    image_pull_secrets: tuple[str, ...] = ()
+    progress_url: str = ""
+    """Base URL of the progress endpoint; empty when there is none."""
+    progress_ca: str = ""
+    """The endpoint's certificate authority as PEM; empty when a public one signs."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A volume and where it is mounted."""
+
+    path: str
+    source: Manifest
+    read_only: bool = True
+
+
+def volumes_of(spec: FineTuneSpec, label: str, platform: Platform) -> dict[str, Volume]:
+    """Return the volumes of the pod whose stage label is `label`, by name."""
+    volumes = {
+        "run-spec": Volume(
+            constants.RUN_SPEC_PATH.rpartition("/")[0],
+            {"downwardAPI": {"items": [_from_annotation("run.json", constants.ANNOTATION_RUN_SPEC)]}},
+        ),
+        "work": Volume(WORK_DIRECTORY, {"emptyDir": {}}, read_only=False),
+        "tmp": Volume("/tmp", {"emptyDir": {}}, read_only=False),  # noqa: S108 - the pod's own
+        "shm": Volume("/dev/shm", {"emptyDir": {"medium": "Memory", "sizeLimit": SHARED_MEMORY}}, read_only=False),  # noqa: S108
+    }
+    for name, ref in secrets_of(spec).items():
+        if name in SECRETS_OF_WORK[label]:
+            volumes[name] = Volume(f"{constants.SECRETS_DIRECTORY}/{name}", {"secret": _secret_source(ref)})
+    if label == "prepare" and spec.tokenizer.chat_template:
+        template = spec.tokenizer.chat_template.config_map_key_ref
+        path, _, file = constants.CHAT_TEMPLATE_PATH.rpartition("/")
+        items = [{"key": template.key, "path": file}]
+        volumes["chat-template"] = Volume(path, {"configMap": {"name": template.name, "items": items}})
+    if platform.progress_url:
+        volumes["progress"] = _progress_volume(platform)
+    return volumes
+
+
+def secrets_of(spec: FineTuneSpec) -> dict[str, SecretRef | SecretKeyRef]:
+    """Return all Secrets that the spec refers to, by the volume that they become."""
+    refs = {
+        "dataset": spec.dataset.credentials_secret_ref,
+        "workspace": effective_workspace(spec).credentials_secret_ref,
+        "hub-read": spec.base_model.token_secret_ref,
+        "hub-write": spec.publish.token_secret_ref,
+    }
+    return {name: ref for name, ref in refs.items() if ref is not None}
+
+
+def field_of(spec: FineTuneSpec, volume: str) -> str:
+    """Return the field of the spec that a volume comes from; empty for the operator's own volumes."""
+    if volume == "workspace" and not spec.workspace.uri:
+        volume = "dataset"
+    return _FIELD_OF_VOLUME.get(volume, "")
+
+
+def _secret_source(ref: SecretRef | SecretKeyRef) -> Manifest:
+    source: Manifest = {"secretName": ref.name, "defaultMode": 0o440}
+    if isinstance(ref, SecretKeyRef):
+        source["items"] = [{"key": ref.key, "path": "token"}]
+    return source
+
+
+def _progress_volume(platform: Platform) -> Volume:
+    path, _, token = constants.PROGRESS_TOKEN_PATH.rpartition("/")
+    sources: list[Manifest] = [
+        {
+            "serviceAccountToken": {
+                "audience": constants.PROGRESS_AUDIENCE,
+                "expirationSeconds": TOKEN_SECONDS,
+                "path": token,
+            }
+        }
+    ]
+    if platform.progress_ca:
+        ca = constants.PROGRESS_CA_PATH.rpartition("/")[2]
+        sources.append({"downwardAPI": {"items": [_from_annotation(ca, ANNOTATION_PROGRESS_CA)]}})
+    return Volume(path, {"projected": {"defaultMode": 0o440, "sources": sources}})
+
+
+def progress_env(finetune: FineTune, platform: Platform) -> dict[str, str]:
+    """Return the variables from which a stage knows where and how to report progress."""
+    if not platform.progress_url:
+        return {}
+    path = progress_path(finetune.meta.namespace, finetune.meta.name)
+    env = {
+        constants.ENV_PROGRESS_URL: f"{platform.progress_url}{path}",
+        constants.ENV_PROGRESS_TOKEN: constants.PROGRESS_TOKEN_PATH,
+    }
+    if platform.progress_ca:
+        env[constants.ENV_PROGRESS_CA] = constants.PROGRESS_CA_PATH
+    return env
+
+
+def progress_path(namespace: str, name: str) -> str:
+    """Return the path that a stage posts its progress to; its form is that of Kubeflow's status protocol (KEP-2779)."""
+    return f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/{namespace}/trainjobs/{name}/status"
+
+
+def _from_annotation(path: str, annotation: str) -> Manifest:
+    return {"path": path, "fieldRef": {"fieldPath": f"metadata.annotations['{annotation}']"}}

@@ -1,0 +1,1 @@
+"""Speaks to the API server: the only importer of the kubernetes package."""

@@ -1,0 +1,166 @@
+"""The requests that the operator makes: plain JSON in and out, every one bounded in time and counted."""
+
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from kubernetes.aio.client import ApiClient
+from tunemill_api.constants import API_VERSION, FIELD_MANAGER, GROUP, KIND, LABEL_FINETUNE, PLURAL, VERSION
+
+from tunemill_operator.kube.errors import UnavailableError, error_of
+
+Json = dict[str, Any]
+"""An object as the API server has it."""
+
+REQUEST_SECONDS = 30.0
+"""The longest that a request may take. A watch is none of them: kopf watches."""
+PAGE = 500
+"""Objects per page of a list."""
+MERGE_PATCH = "application/merge-patch+json"
+APPLY_PATCH = "application/apply-patch+yaml"
+
+Observer = Callable[[str, int, float], None]
+"""Called after every request with the method, the HTTP status (0 without an answer) and the seconds it took."""
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A kind of object, as the API server serves it."""
+
+    group: str
+    version: str
+    plural: str
+    selector: str = ""
+    """The label selector of those that concern the operator."""
+
+    def path(self, namespace: str | None, name: str = "") -> str:
+        """Return the path of the collection, or of one object; no namespace means all."""
+        root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+        where = f"/namespaces/{namespace}" if namespace else ""
+        return f"{root}{where}/{self.plural}{f'/{name}' if name else ''}"
+
+
+FINETUNES = Resource(GROUP, VERSION, PLURAL)
+JOBS = Resource("batch", "v1", "jobs", LABEL_FINETUNE)
+PODS = Resource("", "v1", "pods", LABEL_FINETUNE)
+CORE_EVENTS = Resource("", "v1", "events")
+EVENTS = Resource("events.k8s.io", "v1", "events")
+LEASES = Resource("coordination.k8s.io", "v1", "leases")
+
+
+class KubeClient:
+    """The API server. Every method raises a KubeError when it does not succeed."""
+
+    def __init__(self, api: ApiClient, observer: Observer = lambda *_: None) -> None:
+        self._api = api
+        self._observer = observer
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._api.close()  # type: ignore[no-untyped-call]
+
+    async def pages(self, resource: Resource, namespace: str | None) -> AsyncIterator[tuple[list[Json], int]]:
+        """Yield the objects of a kind page by page, each with the resource version at which the list was taken."""
+        query = {"labelSelector": resource.selector, "limit": str(PAGE)}
+        while True:
+            page = await self.request("GET", resource.path(namespace), query)
+            yield page["items"], int(page["metadata"]["resourceVersion"])
+            if not page["metadata"].get("continue"):
+                return
+            query["continue"] = page["metadata"]["continue"]
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> Json:
+        """Return an object."""
+        return await self.request("GET", resource.path(namespace, name))
+
+    async def create(self, resource: Resource, namespace: str, body: Json) -> Json:
+        """Create an object and return it."""
+        return await self.request("POST", resource.path(namespace), {"fieldManager": FIELD_MANAGER}, body)
+
+    async def replace(self, resource: Resource, namespace: str, body: Json) -> Json:
+        """Replace an object, provided that its resource version is the one in the body."""
+        return await self.request("PUT", resource.path(namespace, body["metadata"]["name"]), {}, body)
+
+    async def delete_job(self, namespace: str, name: str, uid: str) -> Json:
+        """Delete a Job after its pods have ended, provided that it is still the one with this uid."""
+        body = {"propagationPolicy": "Foreground", "preconditions": {"uid": uid}}
+        return await self.request("DELETE", JOBS.path(namespace, name), {}, body)
+
+    async def apply_status(self, namespace: str, name: str, resource_version: int, status: Json) -> Json:
+        """Write the status, provided that the object is still the one that was decided on; return the object."""
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "metadata": {"name": name, "namespace": namespace, "resourceVersion": str(resource_version)},
+            "status": status,
+        }
+        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        return await self.request("PATCH", f"{FINETUNES.path(namespace, name)}/status", query, body, APPLY_PATCH)
+
+    async def warnings_about(self, namespace: str, uid: str) -> Sequence[Json]:
+        """Return the newest Warning events about the object with this uid."""
+        query = {"fieldSelector": f"involvedObject.uid={uid},type=Warning", "limit": "50"}
+        events: list[Json] = (await self.request("GET", CORE_EVENTS.path(namespace), query))["items"]
+        return events
+
+    async def label_pod(self, namespace: str, name: str, labels: Mapping[str, str | None]) -> None:
+        """Set labels of a pod; None removes one."""
+        body = {"metadata": {"labels": dict(labels)}}
+        await self.request("PATCH", PODS.path(namespace, name), {}, body, MERGE_PATCH)
+
+    async def review_token(self, token: str, audience: str) -> Json:
+        """Return the API server's judgement about a token: the status of a TokenReview."""
+        body = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenReview",
+            "spec": {"token": token, "audiences": [audience]},
+        }
+        review = await self.request("POST", "/apis/authentication.k8s.io/v1/tokenreviews", {}, body)
+        status: Json = review.get("status") or {}
+        return status
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Json | None = None,
+        content_type: str = "application/json",
+    ) -> Json:
+        """Make a request and return the answer's object."""
+        started, code = time.monotonic(), 0
+        try:
+            _, url, headers, payload, _ = await self._api.param_serialize(
+                method,
+                path,
+                query_params=[(key, value) for key, value in (query or {}).items() if value],
+                header_params={"Accept": "application/json", "Content-Type": content_type},
+                body=body,
+                auth_settings=["BearerToken"],
+            )
+            response = await self._api.call_api(
+                method, url, header_params=headers, body=payload, _request_timeout=REQUEST_SECONDS
+            )
+            code = response.status
+            text = await response.read()  # type: ignore[no-untyped-call]
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise UnavailableError(f"{method} {path}: {error or type(error).__name__}") from error
+        finally:
+            self._observer(method, code, time.monotonic() - started)
+        answer: Json = _decoded(text)
+        if code >= 400:
+            message = answer.get("message") or text.decode(errors="replace")[:500]
+            wait = response.headers.get("Retry-After", "")
+            raise error_of(code, answer.get("reason", ""), message, float(wait) if wait.isdigit() else None)
+        return answer
+
+
+def _decoded(text: bytes) -> Json:
+    try:
+        answer: Json = json.loads(text)
+    except ValueError:  # a proxy's error page
+        return {}
+    return answer

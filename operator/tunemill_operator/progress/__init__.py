@@ -1,0 +1,1 @@
+"""The HTTPS endpoint that stages report their progress to."""

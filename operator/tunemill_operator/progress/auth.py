@@ -1,0 +1,98 @@
+"""Who may report progress about what: the pod that works on it, proven by its service-account token."""
+
+import asyncio
+import hashlib
+import time
+from collections import OrderedDict
+from typing import Any, Protocol
+
+from tunemill_api.constants import PROGRESS_AUDIENCE
+
+from tunemill_operator.engine.objects import Pod
+from tunemill_operator.runtime.cache import Key
+
+REMEMBERED_SECONDS = 60.0
+"""How long a judgement is remembered: a pod reports every few seconds."""
+REMEMBERED_TOKENS = 4096
+REVIEWS_AT_ONCE = 8
+"""Nobody can make the operator flood the API server with tokens that it has not seen."""
+POD_NAME = "authentication.kubernetes.io/pod-name"
+POD_UID = "authentication.kubernetes.io/pod-uid"
+
+
+class TokenReviewer(Protocol):
+    """Judges tokens."""
+
+    async def review_token(self, token: str, audience: str) -> dict[str, Any]:
+        """Return the status of a TokenReview."""
+
+
+class Pods(Protocol):
+    """Knows the pods of stages."""
+
+    def get(self, uid: str) -> Pod | None:
+        """Return the pod with this uid."""
+
+
+class NotAuthenticatedError(Exception):
+    """The token is none of ours."""
+
+
+class NotAllowedError(Exception):
+    """The token is of a pod that may not report about this object."""
+
+
+class Gatekeeper:
+    """Decides about every report."""
+
+    def __init__(self, reviewer: TokenReviewer, pods: Pods) -> None:
+        self._reviewer = reviewer
+        self._pods = pods
+        self._judged: OrderedDict[str, tuple[float, str]] = OrderedDict()
+        self._reviewing = asyncio.Semaphore(REVIEWS_AT_ONCE)
+
+    async def pod_of(self, authorization: str, key: Key) -> str:
+        """Return the uid of the pod that reports about the object of this key.
+
+        Args:
+            authorization: the header of the request, `Bearer` and the token.
+            key: namespace and name of the object.
+
+        Raises:
+            NotAuthenticatedError: the token is missing, expired, of another audience, or of no pod.
+            NotAllowedError: the pod does not work on the object, or not any more.
+            KubeError: the API server could not judge the token.
+        """
+        scheme, _, token = authorization.partition(" ")
+        if scheme != "Bearer" or not token:
+            raise NotAuthenticatedError
+        uid = await self._judge(token)
+        if not uid:
+            raise NotAuthenticatedError
+        pod = self._pods.get(uid)
+        if pod is None or (pod.meta.namespace, pod.meta.finetune) != key:
+            raise NotAllowedError
+        if pod.terminal or pod.meta.deleting:
+            raise NotAllowedError
+        return uid
+
+    async def _judge(self, token: str) -> str:
+        """Return the uid of the pod that the token was made for, empty when the token is no good."""
+        digest, now = hashlib.sha256(token.encode()).hexdigest(), time.monotonic()
+        if (known := self._judged.get(digest)) and now - known[0] < REMEMBERED_SECONDS:
+            return known[1]
+        async with self._reviewing:
+            status = await self._reviewer.review_token(token, PROGRESS_AUDIENCE)
+        uid = _pod_uid(status)
+        self._judged[digest] = (now, uid)
+        self._judged.move_to_end(digest)
+        while len(self._judged) > REMEMBERED_TOKENS:
+            self._judged.popitem(last=False)
+        return uid
+
+
+def _pod_uid(status: dict[str, Any]) -> str:
+    if not status.get("authenticated") or PROGRESS_AUDIENCE not in status.get("audiences", []):
+        return ""
+    uids: list[str] = status.get("user", {}).get("extra", {}).get(POD_UID, [])
+    return uids[0] if len(uids) == 1 else ""

@@ -1,0 +1,91 @@
+"""The web application that takes progress reports, and its TLS server."""
+
+import logging
+import ssl
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from aiohttp import web
+from pydantic import ValidationError
+
+from tunemill_operator.engine.volumes import progress_path
+from tunemill_operator.kube.errors import KubeError
+from tunemill_operator.progress.auth import Gatekeeper, NotAllowedError, NotAuthenticatedError
+from tunemill_operator.progress.board import Board, ProgressReport
+
+log = logging.getLogger(__name__)
+
+BODY_BYTES = 16 * 1024
+"""A report has at most 32 short metrics."""
+READ_SECONDS = 10.0
+"""A request that takes longer to arrive is dropped."""
+
+
+class Certificate:
+    """The endpoint's certificate; read again when its files change, as a mounted Secret does when it is renewed."""
+
+    def __init__(self, certificate: Path, key: Path) -> None:
+        self._files = (certificate, key)
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self._loaded: tuple[int, ...] = ()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the files if they have changed.
+
+        Raises:
+            OSError: when they cannot be read or do not belong together.
+        """
+        state = tuple(file.stat().st_mtime_ns for file in self._files)
+        if state != self._loaded:
+            self.context.load_cert_chain(*self._files)
+            self._loaded = state
+
+
+def application(gatekeeper: Gatekeeper, board: Board, counted: Callable[[int], None]) -> web.Application:
+    """Return the application.
+
+    Args:
+        gatekeeper: decides who may report what.
+        board: takes the reports.
+        counted: called with the HTTP status of every answer.
+    """
+
+    async def post(request: web.Request) -> web.Response:
+        key = (request.match_info["namespace"], request.match_info["name"])
+        try:
+            pod = await gatekeeper.pod_of(request.headers.get("Authorization", ""), key)
+            report = ProgressReport.model_validate_json(await request.read())
+        except NotAuthenticatedError:
+            return _answer(401, "a token of the pod with the audience for progress is needed")
+        except NotAllowedError:
+            return _answer(403, "only a running pod of this object may report about it")
+        except ValidationError as error:
+            return _answer(400, f"not a progress report: {error.errors(include_input=False)[0]['msg']}")
+        except KubeError as error:
+            log.warning("a token could not be judged: %s", error)
+            return _answer(503, "the token could not be judged, try again")
+        board.post(key, pod, report, datetime.now(UTC))
+        return _answer(200, "")
+
+    @web.middleware
+    async def count(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        try:
+            response = await handler(request)
+        except web.HTTPException as error:  # no such path, or a body that is too large
+            counted(error.status)
+            raise
+        counted(response.status)
+        return response
+
+    app = web.Application(client_max_size=BODY_BYTES, middlewares=[count])
+    app.router.add_post(progress_path("{namespace}", "{name}"), post)
+    return app
+
+
+def _answer(status: int, message: str) -> web.Response:
+    return web.json_response({"message": message} if message else {}, status=status)

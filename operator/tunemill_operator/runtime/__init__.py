@@ -1,0 +1,1 @@
+"""Runs the engine: caches, work queue, workers, resync, leader election, events."""

@@ -1,0 +1,103 @@
+"""The newest known view of every object that concerns the operator."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Generic, Protocol, TypeVar
+
+from tunemill_operator.engine.objects import FineTune, Job, Meta, Pod, finetune_of, job_of, pod_of
+
+Key = tuple[str, str]
+"""Namespace and name of a FunctionCallFineTune."""
+
+REMEMBERED_DELETIONS = 10_000
+"""Uids of deleted objects that are kept, so that a late answer of the API server does not bring one back."""
+
+
+class _Viewed(Protocol):
+    @property
+    def meta(self) -> Meta:
+        """What every object has."""
+
+
+View = TypeVar("View", bound=_Viewed)
+
+
+class Store(Generic[View]):
+    """The objects of one kind. It only moves forward: what is older than what it holds is dropped.
+
+    Watch events and the answers to the operator's own writes arrive in any order; the resource version tells which is
+    newer.
+    """
+
+    def __init__(self, view: Callable[[Mapping[str, Any]], View], key: Callable[[View], Key]) -> None:
+        self._view = view
+        self._key = key
+        self._objects: dict[str, View] = {}
+        self._by_key: dict[Key, set[str]] = defaultdict(set)
+        self._deleted: dict[str, None] = {}
+
+    def put(self, body: Mapping[str, Any]) -> Key | None:
+        """Take in an object; return the key that it concerns, None when it is not news."""
+        uid, version = body["metadata"]["uid"], int(body["metadata"]["resourceVersion"])
+        known = self._objects.get(uid)
+        if uid in self._deleted or (known and known.meta.resource_version >= version):
+            return None
+        view = self._view(body)
+        self._objects[uid] = view
+        self._by_key[self._key(view)].add(uid)
+        return self._key(view)
+
+    def remove(self, uid: str) -> Key | None:
+        """Take out a deleted object; return the key that it concerned, None when it was not known."""
+        self._deleted[uid] = None
+        while len(self._deleted) > REMEMBERED_DELETIONS:
+            del self._deleted[next(iter(self._deleted))]
+        view = self._objects.pop(uid, None)
+        if view is None:
+            return None
+        key = self._key(view)
+        self._by_key[key].discard(uid)
+        if not self._by_key[key]:
+            del self._by_key[key]
+        return key
+
+    def of(self, key: Key) -> tuple[View, ...]:
+        """Return the objects that concern the FunctionCallFineTune of this key."""
+        return tuple(self._objects[uid] for uid in self._by_key.get(key, ()))
+
+    def get(self, uid: str) -> View | None:
+        """Return the object with this uid."""
+        return self._objects.get(uid)
+
+    def keys(self) -> tuple[Key, ...]:
+        """Return the keys that any object concerns."""
+        return tuple(self._by_key)
+
+    def prune(self, listed: Iterable[str], version: int, namespace: str | None = None) -> list[Key]:
+        """Take out what a complete list (of one namespace) at that version does not have; return the keys concerned."""
+        present = set(listed)
+        ghosts = [
+            uid
+            for uid, view in self._objects.items()
+            if uid not in present and view.meta.resource_version <= version and namespace in (None, view.meta.namespace)
+        ]
+        return [key for uid in ghosts if (key := self.remove(uid))]
+
+    def __iter__(self) -> Iterator[View]:
+        return iter(tuple(self._objects.values()))
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+
+class Cache:
+    """All that the operator has seen."""
+
+    def __init__(self) -> None:
+        self.finetunes: Store[FineTune] = Store(finetune_of, lambda view: (view.meta.namespace, view.meta.name))
+        self.jobs: Store[Job] = Store(job_of, lambda view: (view.meta.namespace, view.meta.finetune))
+        self.pods: Store[Pod] = Store(pod_of, lambda view: (view.meta.namespace, view.meta.finetune))
+
+    def finetune(self, key: Key) -> FineTune | None:
+        """Return the FunctionCallFineTune of this key; the youngest, where one was deleted and made anew."""
+        return max(self.finetunes.of(key), key=lambda view: view.meta.resource_version, default=None)

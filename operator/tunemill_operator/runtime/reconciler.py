@@ -1,0 +1,153 @@
+"""Reconcile: look at what is, decide, act, write one status, tell what happened."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Protocol
+
+from tunemill_api.status import FineTuneStatus
+
+from tunemill_operator.engine.objects import FineTune
+from tunemill_operator.engine.observe import Complaint, Observed, Progress, Refusal, silent
+from tunemill_operator.engine.plan import CreateJob, DeleteJob, Plan, plan
+from tunemill_operator.engine.volumes import Platform
+from tunemill_operator.kube.client import JOBS, Json, KubeClient
+from tunemill_operator.kube.errors import ConflictError, ExistsError, NotFoundError, RefusedError
+from tunemill_operator.runtime.cache import Cache, Key
+from tunemill_operator.runtime.queue import WorkQueue
+from tunemill_operator.runtime.recorder import Recorder
+
+log = logging.getLogger(__name__)
+
+
+class ProgressBoard(Protocol):
+    """Keeps the newest progress report of every object."""
+
+    def latest(self, key: Key) -> Progress | None:
+        """Return the newest report about the object."""
+
+    def forget(self, key: Key) -> None:
+        """Drop what is known about an object that is gone."""
+
+
+class ReconcileObserver(Protocol):
+    """Counts what reconciling leads to."""
+
+    def job_created(self, finetune: FineTune, seconds: float) -> None:
+        """A Job was created so many seconds after its object."""
+
+    def status_written(self, before: FineTuneStatus, after: FineTuneStatus) -> None:
+        """A status was written."""
+
+
+@dataclass(frozen=True)
+class Reconciler:
+    """Brings one FunctionCallFineTune a step closer to what its spec says; the same state leads to the same step."""
+
+    client: KubeClient
+    cache: Cache
+    queue: WorkQueue
+    board: ProgressBoard
+    recorder: Recorder
+    observer: ReconcileObserver
+    platform: Callable[[], Platform]
+
+    async def reconcile(self, key: Key) -> None:
+        """Do what is to be done about the object of this key.
+
+        Raises:
+            KubeError: when the API server did not take a step; the next look begins from what is there then.
+        """
+        finetune = self.cache.finetune(key)
+        if finetune is None:
+            self.board.forget(key)
+            return
+        now = datetime.now(UTC).replace(microsecond=0)
+        observed = await self._observe(key, now)
+        decided = plan(finetune, observed, self.platform(), now)
+        if refusal := await self._act(decided):
+            decided = plan(finetune, replace(observed, refusal=refusal), self.platform(), now)
+        if decided.status is not None and decided.status != finetune.status:
+            await self._write(finetune, decided, decided.status, now)
+        if decided.requeue_after is not None:
+            self.queue.add_after(key, decided.requeue_after.total_seconds())
+
+    async def _observe(self, key: Key, now: datetime) -> Observed:
+        observed = Observed(self.cache.jobs.of(key), self.cache.pods.of(key), progress=self.board.latest(key))
+        complaints = [
+            _complaint(event)
+            for view in silent(observed, now)
+            for event in await self.client.warnings_about(view.meta.namespace, view.meta.uid)
+        ]
+        return replace(observed, complaints=tuple(complaints))
+
+    async def _act(self, decided: Plan) -> Refusal | None:
+        """Take the actions; return why the API server refused a Job, if it did."""
+        for action in decided.actions:
+            match action:
+                case DeleteJob(job):
+                    await self._delete(action)
+                    log.info("deleted Job %s", job.meta.name)
+                case CreateJob(body):
+                    if refusal := await self._create(body):
+                        return refusal
+        return None
+
+    async def _delete(self, action: DeleteJob) -> None:
+        meta = action.job.meta
+        try:
+            answer = await self.client.delete_job(meta.namespace, meta.name, meta.uid)
+        except (NotFoundError, ConflictError):  # gone, or another of the same name: the cache has not heard yet
+            self.cache.jobs.remove(meta.uid)
+            return
+        if answer.get("kind") == "Job":
+            self.cache.jobs.put(answer)
+
+    async def _create(self, body: Json) -> Refusal | None:
+        namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
+        try:
+            created = await self.client.create(JOBS, namespace, body)
+        except ExistsError:
+            return await self._look_at(body, await self.client.get(JOBS, namespace, name))
+        except RefusedError as error:
+            if "is being terminated" in str(error):  # the namespace goes, and the object with it
+                return None
+            return Refusal(error.code, str(error), taken=False)
+        self.cache.jobs.put(created)
+        log.info("created Job %s", name)
+        finetune = self.cache.finetune((namespace, body["metadata"]["ownerReferences"][0]["name"]))
+        if finetune is not None:
+            waited = datetime.now(UTC) - finetune.meta.created_at
+            self.observer.job_created(finetune, waited.total_seconds())
+        return None
+
+    async def _look_at(self, wanted: Json, found: Json) -> Refusal | None:
+        """Return a refusal when the Job that is there is not ours; else take it in, for the next look."""
+        uid = wanted["metadata"]["ownerReferences"][0]["uid"]
+        if any(owner["uid"] == uid for owner in found["metadata"].get("ownerReferences", [])):
+            self.cache.jobs.put(found)
+            return None
+        return Refusal(409, "a Job of that name exists", taken=True)
+
+    async def _write(self, finetune: FineTune, decided: Plan, status: FineTuneStatus, now: datetime) -> None:
+        meta = finetune.meta
+        body = status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+        try:
+            answer = await self.client.apply_status(meta.namespace, meta.name, meta.resource_version, body)
+        except NotFoundError:  # deleted in between
+            return
+        self.cache.finetunes.put(answer)
+        self.observer.status_written(finetune.status, status)
+        for announcement in decided.announcements:
+            await self.recorder.record(finetune, announcement, now)
+
+
+def _complaint(event: Json) -> Complaint:
+    seen = event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"]
+    return Complaint(
+        about=event["involvedObject"]["uid"],
+        reason=event.get("reason", ""),
+        message=event.get("message", ""),
+        last_seen=datetime.fromisoformat(seen),
+    )

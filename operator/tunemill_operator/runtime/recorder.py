@@ -1,0 +1,50 @@
+"""Records Kubernetes events about FunctionCallFineTunes."""
+
+import logging
+from datetime import datetime
+
+from tunemill_api.constants import API_VERSION, GROUP, KIND
+
+from tunemill_operator.engine.events import Announcement
+from tunemill_operator.engine.failures import shortened
+from tunemill_operator.engine.objects import FineTune
+from tunemill_operator.kube.client import EVENTS, KubeClient
+from tunemill_operator.kube.errors import KubeError
+
+log = logging.getLogger(__name__)
+
+
+class Recorder:
+    """Writes events (events.k8s.io/v1). One that cannot be written is logged: events are for people."""
+
+    def __init__(self, client: KubeClient, instance: str) -> None:
+        self._client = client
+        self._instance = instance
+
+    async def record(self, finetune: FineTune, announcement: Announcement, now: datetime) -> None:
+        """Record one event about the object."""
+        meta = finetune.meta
+        body = {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"generateName": f"{meta.name}.", "namespace": meta.namespace},
+            "eventTime": now.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            "type": announcement.kind,
+            "reason": announcement.reason,
+            "action": "Reconcile",
+            "note": shortened(announcement.message),
+            "reportingController": f"{GROUP}/operator",
+            "reportingInstance": self._instance[:128],
+            "regarding": {
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+                "namespace": meta.namespace,
+                "name": meta.name,
+                "uid": meta.uid,
+                "resourceVersion": str(meta.resource_version),
+            },
+        }
+        try:
+            await self._client.create(EVENTS, meta.namespace, body)
+        except KubeError as error:
+            log.warning("an event could not be recorded: %s", error)

@@ -1,0 +1,98 @@
+"""Compares the caches with complete lists: before the work begins, and every few minutes.
+
+A watch alone is not enough: after a gap it is taken up again without the deletions that fell into the gap.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tunemill_operator.kube.client import FINETUNES, JOBS, PODS, KubeClient, Resource
+from tunemill_operator.kube.errors import KubeError, NotFoundError, RefusedError
+from tunemill_operator.runtime.cache import Cache, Key, Store
+from tunemill_operator.runtime.queue import WorkQueue
+
+log = logging.getLogger(__name__)
+
+WAIT_SECONDS = 5.0
+"""Between two looks for what has to be there first: the CRD, the permissions, the API server."""
+
+
+class ResyncObserver(Protocol):
+    """Counts what a resync found."""
+
+    def diverged(self, objects: int) -> None:
+        """So many objects differed from what the caches held."""
+
+
+@dataclass
+class Resync:
+    """Keeps the caches honest."""
+
+    client: KubeClient
+    cache: Cache
+    queue: WorkQueue
+    observer: ResyncObserver
+    namespaces: Sequence[str]
+    """Empty means all."""
+    last: float = field(default_factory=time.monotonic)
+    """When the caches were last compared, on the monotonic clock."""
+
+    async def prime(self) -> None:
+        """Fill the caches and enqueue everything; wait, and say for what, while that is not possible."""
+        said = ""
+        while True:
+            try:
+                await self._compare()
+                break
+            except KubeError as error:
+                message = _what_is_missing(error)
+                if message != said:
+                    log.warning("%s; looking again every %.0f s", message, WAIT_SECONDS)
+                    said = message
+            await asyncio.sleep(WAIT_SECONDS)
+        self._enqueue_all()
+
+    async def run(self, period: float) -> None:
+        """Compare and enqueue everything about every `period` seconds, until cancelled."""
+        while True:
+            await asyncio.sleep(period * random.uniform(0.9, 1.1))  # noqa: S311 - spreads load
+            try:
+                self.observer.diverged(await self._compare())
+            except KubeError as error:
+                log.warning("the caches could not be compared: %s", error)
+            self._enqueue_all()
+
+    async def _compare(self) -> int:
+        """List everything into the caches; return how many objects a watch had missed."""
+        cache, news = self.cache, 0
+        for resource, store in ((FINETUNES, cache.finetunes), (JOBS, cache.jobs), (PODS, cache.pods)):
+            for namespace in self.namespaces or (None,):
+                news += await self._list(resource, store, namespace)
+        self.last = time.monotonic()
+        return news
+
+    async def _list(self, resource: Resource, store: Store[Any], namespace: str | None) -> int:
+        listed: set[str] = set()
+        version, news = 0, 0
+        async for items, version in self.client.pages(resource, namespace):  # noqa: B007 - that of the last page
+            listed.update(item["metadata"]["uid"] for item in items)
+            news += sum(store.put(item) is not None for item in items)
+        gone: list[Key] = store.prune(listed, version, namespace)
+        return news + len(gone)
+
+    def _enqueue_all(self) -> None:
+        for key in {*self.cache.finetunes.keys(), *self.cache.jobs.keys(), *self.cache.pods.keys()}:
+            self.queue.add(key)
+
+
+def _what_is_missing(error: KubeError) -> str:
+    if isinstance(error, NotFoundError):
+        return "the CRD of FunctionCallFineTune is not installed: apply crds/ or install the chart with crds.enabled"
+    if isinstance(error, RefusedError):
+        return f"the operator may not read what it watches, its Role or ClusterRole lacks a rule: {error}"
+    return f"the API server does not answer: {error}"

@@ -1,0 +1,75 @@
+"""Takes keys from the queue and reconciles them, several at a time."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import Protocol
+
+from tunemill_operator.kube.errors import ConflictError, KubeError
+from tunemill_operator.runtime.cache import Key
+from tunemill_operator.runtime.queue import QueueClosedError, WorkQueue
+
+log = logging.getLogger(__name__)
+
+FINISH_SECONDS = 2.0
+"""A leader that has lost its lease has only seconds until another one begins."""
+
+current_key: ContextVar[str] = ContextVar("finetune", default="")
+"""The object that is worked on, for log lines."""
+
+
+class WorkObserver(Protocol):
+    """Counts what the workers do."""
+
+    def reconciled(self, result: str, seconds: float) -> None:
+        """A key was reconciled with this result (success, conflict, error) in so many seconds."""
+
+
+async def work(
+    queue: WorkQueue, reconcile: Callable[[Key], Awaitable[None]], workers: int, observer: WorkObserver
+) -> None:
+    """Work until cancelled; what is being reconciled then has FINISH_SECONDS to end."""
+    tasks = [asyncio.create_task(_work(queue, reconcile, observer), name=f"worker-{i}") for i in range(workers)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+    finally:
+        queue.close()
+        _, late = await asyncio.wait(tasks, timeout=FINISH_SECONDS)
+        for task in late:
+            task.cancel()
+
+
+async def _work(queue: WorkQueue, reconcile: Callable[[Key], Awaitable[None]], observer: WorkObserver) -> None:
+    with contextlib.suppress(QueueClosedError):
+        while True:
+            key = await queue.get()
+            current_key.set("/".join(key))
+            started = time.monotonic()
+            result = await _reconciled(queue, reconcile, key)
+            observer.reconciled(result, time.monotonic() - started)
+            queue.done(key)
+
+
+async def _reconciled(queue: WorkQueue, reconcile: Callable[[Key], Awaitable[None]], key: Key) -> str:
+    """Reconcile one key; a failure concerns this key alone and is tried again."""
+    try:
+        await reconcile(key)
+    except ConflictError as error:  # the cache is behind, the watch will bring it up
+        log.debug("will look again: %s", error)
+        queue.retry(key)
+        return "conflict"
+    except KubeError as error:
+        log.warning("will try again: %s", error)
+        queue.retry(key, error.retry_after or 0.0)
+        return "error"
+    except Exception:
+        log.exception("reconciling failed")
+        queue.retry(key)
+        return "error"
+    queue.forget(key)
+    return "success"

@@ -1,0 +1,50 @@
+"""Log lines as text for people or as JSON for machines, each with the object that it is about."""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+
+from tunemill_operator.runtime.workers import current_key
+
+
+def configure(form: str, level: str) -> None:
+    """Send all log lines to standard error.
+
+    Args:
+        form: text or json.
+        level: debug, info, warning or error.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter() if form == "json" else _TextFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # kopf tells of every event that it hands over, and aiohttp of every scrape.
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+
+
+class _TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        key = current_key.get()
+        about = f" {key}:" if key else ""
+        text = f"{_time(record)} {record.levelname.lower():<7}{about} {record.getMessage()}"
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if key := current_key.get():
+            line["finetune"] = key
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,206 @@
+"""All metrics. Where client-go or controller-runtime has a name for something, it is used: their dashboards work."""
+
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from tunemill_api.status import FineTuneStatus, Phase
+
+from tunemill_operator.engine.objects import FineTune
+
+CONTROLLER = "functioncallfinetune"
+_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_LONG_SECONDS = (60, 300, 900, 1800, 3600, 7200, 14400, 28800, 86400, 259200)
+
+
+class Metrics:
+    """The operator's metrics, in a registry of their own."""
+
+    def __init__(self, version: str) -> None:
+        self.registry = registry = CollectorRegistry()
+        Info("tunemill_operator_build", "The operator's version.", registry=registry).info({"version": version})
+        self.queue = QueueMetrics(registry)
+        self._reconciles = Counter(
+            "controller_runtime_reconcile_total",
+            "Reconciles by result.",
+            ["controller", "result"],
+            registry=registry,
+        )
+        self._reconcile_errors = Counter(
+            "controller_runtime_reconcile_errors_total", "Reconciles that failed.", ["controller"], registry=registry
+        )
+        self._reconcile_seconds = Histogram(
+            "controller_runtime_reconcile_time_seconds",
+            "Duration of reconciles.",
+            ["controller"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._requests = Counter(
+            "rest_client_requests_total", "Requests to the API server.", ["code", "method"], registry=registry
+        )
+        self._request_seconds = Histogram(
+            "rest_client_request_duration_seconds",
+            "Duration of requests to the API server.",
+            ["method"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._leader = Gauge(
+            "leader_election_master_status", "1 while this process leads.", ["name"], registry=registry
+        )
+        self._first_job_seconds = Histogram(
+            "tunemill_first_job_latency_seconds",
+            "From the creation of an object to its first Job.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._run_seconds = Histogram(
+            "tunemill_run_duration_seconds",
+            "From a wish to its end, by result.",
+            ["result"],
+            buckets=_LONG_SECONDS,
+            registry=registry,
+        )
+        self._failures = Counter(
+            "tunemill_failures_total", "Failures by stage and reason.", ["stage", "reason"], registry=registry
+        )
+        self._attempts = Counter(
+            "tunemill_stage_attempts_total", "Pods that began to work on a stage.", ["stage"], registry=registry
+        )
+        self._divergence = Counter(
+            "tunemill_cache_divergence_total", "Objects that a watch had missed until a resync.", registry=registry
+        )
+        self._last_event = Gauge(
+            "tunemill_watch_last_event_timestamp_seconds",
+            "When a watch last brought an event.",
+            ["resource"],
+            registry=registry,
+        )
+        self._reports = Counter(
+            "tunemill_progress_reports_total", "Requests at the progress endpoint.", ["code"], registry=registry
+        )
+
+    def observe_phases(self, finetunes: Callable[[], Iterable[FineTune]]) -> None:
+        """Count the objects by phase at every scrape."""
+        self.registry.register(_Phases(finetunes))
+
+    def reconciled(self, result: str, seconds: float) -> None:
+        """A key was reconciled."""
+        self._reconciles.labels(CONTROLLER, result).inc()
+        self._reconcile_seconds.labels(CONTROLLER).observe(seconds)
+        if result == "error":
+            self._reconcile_errors.labels(CONTROLLER).inc()
+
+    def requested(self, method: str, code: int, seconds: float) -> None:
+        """A request to the API server ended; code 0 stands for no answer."""
+        self._requests.labels(str(code) if code else "<error>", method).inc()
+        self._request_seconds.labels(method).observe(seconds)
+
+    def leading(self, lease: str, leads: bool) -> None:
+        """Leadership began or ended."""
+        self._leader.labels(lease).set(int(leads))
+
+    def job_created(self, finetune: FineTune, seconds: float) -> None:
+        """A Job was created; of interest is how long a new object waits for its first."""
+        if finetune.generation == 1 and finetune.status.run is None:
+            self._first_job_seconds.observe(seconds)
+
+    def status_written(self, before: FineTuneStatus, after: FineTuneStatus) -> None:
+        """A status was written: count what it says that is new."""
+        failure = after.failure
+        if failure and (before.failure is None or before.failure.reason != failure.reason):
+            self._failures.labels(failure.stage, str(failure.reason)).inc()
+        attempts = {entry.name: entry.attempts for entry in before.stages}
+        for entry in after.stages:
+            if entry.attempts > attempts.get(entry.name, 0):
+                self._attempts.labels(entry.name).inc(entry.attempts - attempts.get(entry.name, 0))
+        if after.phase != before.phase and after.run and after.phase in {Phase.SUCCEEDED, Phase.FAILED, Phase.HELD}:
+            ended = max(condition.last_transition_time for condition in after.conditions)
+            self._run_seconds.labels(after.phase).observe((ended - after.run.started_at).total_seconds())
+
+    def seen(self, resource: str) -> None:
+        """A watch event arrived."""
+        self._last_event.labels(resource).set_to_current_time()
+
+    def diverged(self, objects: int) -> None:
+        """A resync found what watches had missed."""
+        self._divergence.inc(objects)
+
+    def progress_answered(self, code: int) -> None:
+        """The progress endpoint answered."""
+        self._reports.labels(str(code)).inc()
+
+
+class QueueMetrics:
+    """The metrics of the work queue, by client-go's names."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str) -> Counter:
+            return Counter(name, text, ["name"], registry=registry)
+
+        self._registry = registry
+        self._adds = counter("workqueue_adds_total", "Keys that were added.")
+        self._retries = counter("workqueue_retries_total", "Keys that were put back after a failure.")
+        self._waited = Histogram(
+            "workqueue_queue_duration_seconds",
+            "How long keys wait.",
+            ["name"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._worked = Histogram(
+            "workqueue_work_duration_seconds",
+            "How long keys are worked on.",
+            ["name"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+
+    def observe(self, depth: Callable[[], int], processing: Callable[[], list[float]]) -> None:
+        """Ask the queue at every scrape how many keys wait, and for how long others have been worked on."""
+
+        def gauge(name: str, text: str, value: Callable[[], float]) -> None:
+            Gauge(name, text, ["name"], registry=self._registry).labels(CONTROLLER).set_function(value)
+
+        gauge("workqueue_depth", "Keys that wait.", depth)
+        gauge("workqueue_unfinished_work_seconds", "Seconds of all work in progress.", lambda: sum(processing()))
+        gauge(
+            "workqueue_longest_running_processor_seconds",
+            "Seconds of the longest work in progress.",
+            lambda: max(processing(), default=0.0),
+        )
+        gauge("controller_runtime_active_workers", "Workers at work.", lambda: len(processing()))
+
+    def added(self) -> None:
+        """A key has begun to wait."""
+        self._adds.labels(CONTROLLER).inc()
+
+    def taken(self, waited: float) -> None:
+        """A key was taken up."""
+        self._waited.labels(CONTROLLER).observe(waited)
+
+    def finished(self, worked: float) -> None:
+        """A key is no longer worked on."""
+        self._worked.labels(CONTROLLER).observe(worked)
+
+    def retried(self) -> None:
+        """A key is put back after a failure."""
+        self._retries.labels(CONTROLLER).inc()
+
+
+class _Phases(Collector):
+    """Counts objects by phase when asked."""
+
+    def __init__(self, finetunes: Callable[[], Iterable[FineTune]]) -> None:
+        self._finetunes = finetunes
+
+    def collect(self) -> Iterable[Metric]:
+        """Return one figure a phase, zero included, so that alerts need not handle absence."""
+        tally = Tally(finetune.status.phase or Phase.PENDING for finetune in self._finetunes())
+        family = GaugeMetricFamily("tunemill_finetunes", "FunctionCallFineTunes by phase.", labels=["phase"])
+        for phase in Phase:
+            family.add_metric([phase.value], tally[phase])
+        yield family
