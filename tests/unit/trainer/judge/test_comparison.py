@@ -1,0 +1,80 @@
+"""From two models' replies to the facts, the report and the lines for the user."""
+
+from tunemill_trainer.data.rows import Call, Message, Role, Tool
+from tunemill_trainer.judge.comparison import compare, sample
+from tunemill_trainer.judge.metrics import Reply
+from tunemill_trainer.judge.report import Report, Settings
+from tunemill_trainer.prepared import Case
+
+TIMER = Tool("timer", "", {"type": "object"})
+RIGHT = Reply('<tool_call>{"name": "timer", "arguments": {}}</tool_call>', finished=True)
+SILENT = Reply("No.", finished=False)
+SETTINGS = Settings(max_rows=500, max_new_tokens=64, precision="float32", device="cpu")
+
+
+def case(row: int, turn: int = 1, *, wants_call: bool = True) -> Case:
+    """A turn of a row that wants a call of the timer, or plain text."""
+    gold = Message(Role.ASSISTANT, "", calls=(Call("timer", {}),) if wants_call else ())
+    return Case(f"rows.jsonl:{row}#{turn}", row, (), (TIMER,), (1, 2), gold, 5)
+
+
+def test_facts_have_four_decimals_and_the_cases_of_each_metric():
+    """What the status and the gates read."""
+    facts = compare([case(1), case(2), case(3)], [SILENT] * 3, [RIGHT, RIGHT, SILENT]).facts("s3://b/report.json")
+    exact = next(metric for metric in facts.metrics if metric.name == "exact_match")
+    assert (exact.base, exact.tuned, exact.cases) == ("0.0000", "0.6667", 3)
+    assert (facts.rows, facts.report) == (3, "s3://b/report.json")
+
+
+def test_a_metric_that_no_case_asks_for_is_absent():
+    """Without a row that wants a call, nobody can say how well calls are made: the gates must see that."""
+    facts = compare([case(1, wants_call=False)], [SILENT], [SILENT]).facts("")
+    metrics = {metric.name: metric for metric in facts.metrics}
+    assert (metrics["exact_match"].base, metrics["exact_match"].tuned, metrics["exact_match"].cases) == ("", "", 0)
+    assert metrics["abstention_accuracy"].tuned == "1.0000"
+
+
+def test_rows_are_counted_apart_from_their_turns():
+    """Two turns of one row are two cases."""
+    comparison = compare([case(1, 1), case(1, 2), case(2)], [SILENT] * 3, [RIGHT] * 3)
+    report = comparison.report(SETTINGS)
+    assert (report.rows, report.cases) == (2, 3)
+
+
+def test_the_report_survives_its_file():
+    """What evaluate writes, publish reads, intervals and confusion included."""
+    report = compare([case(1), case(2, wants_call=False)], [SILENT] * 2, [RIGHT] * 2).report(SETTINGS)
+    assert Report.model_validate_json(report.model_dump_json(by_alias=True)) == report
+    assert report.tuned_confusion == {"(no call)": {"timer": 1}, "timer": {"timer": 1}}
+    assert report.tools["timer"].tuned.made == 2
+    assert (report.right.base, report.right.tuned, report.right.p_value) == (1, 1, 1.0)
+    tuned = report.metrics["exact_match"].tuned
+    assert tuned is not None
+    assert 0 < tuned.low < tuned.share == tuned.high == 1
+
+
+def test_every_case_has_a_line_with_both_replies():
+    """So that a user can read why a figure is what it is."""
+    (line,) = compare([case(7)], [SILENT], [RIGHT]).lines()
+    assert line["id"] == "rows.jsonl:7#1"
+    assert line["base"]["text"] == "No."
+    assert (line["base"]["right"], line["tuned"]["right"]) == (False, True)
+    assert line["gold"]["calls"] == [{"name": "timer", "arguments": {}}]
+
+
+def test_a_sample_keeps_whole_rows_in_their_order():
+    """All turns of a row are in it or none, and the same rows are drawn every time."""
+    cases = [case(row, turn) for row in range(50) for turn in (1, 2)]
+    drawn = sample(cases, 10)
+    assert drawn == sample(list(cases), 10)
+    assert len({found.row for found in drawn}) == 10
+    assert drawn == [found for found in cases if found.row in {kept.row for kept in drawn}]
+
+
+def test_a_sample_is_not_the_beginning_of_the_data():
+    """Data is often sorted; a sample that shrinks stays part of the larger one."""
+    cases = [case(row) for row in range(100)]
+    small, large = ({found.row for found in sample(cases, size)} for size in (10, 30))
+    assert small < large
+    assert max(small) > 50
+    assert sample(cases, 1000) == cases

@@ -1,0 +1,170 @@
+"""The model card and the folder that is published."""
+
+import json
+from pathlib import Path
+
+import yaml
+from huggingface_hub import ModelCard
+from tunemill_api.run_spec import RunSpec
+from tunemill_api.status import DatasetFacts, EvaluationFacts, GateFacts, MetricFacts, PreparedFacts, TrainedFacts
+from tunemill_trainer.judge.report import MetricReport, Report, Right, Settings, Share
+from tunemill_trainer.prepared import BaseModel, NewToken, Tokens
+from tunemill_trainer.release.card import ReleaseFacts, model_card
+from tunemill_trainer.release.folder import assemble
+
+SECRETS = ("s3://secret-bucket", "s3.internal.example", "team-a", "hf-write", "hf-read")
+
+
+def facts(*added: str, publish: dict | None = None, rank: int = 16) -> ReleaseFacts:
+    """All that a card tells, of a run whose wish names places that a card must not tell."""
+    spec = {
+        "baseModel": {"id": "google/gemma-2-2b-it", "tokenSecretRef": {"name": "hf-read"}},
+        "dataset": {"uri": "s3://secret-bucket/calls.jsonl", "endpoint": "https://s3.internal.example"},
+        "adapter": {"lora": {"rank": rank}},
+        "publish": {"repository": "acme/support-tools", **(publish or {})},
+    }
+    data = DatasetFacts(
+        format="OpenAI",
+        rows=120,
+        train_rows=100,
+        evaluation_rows=20,
+        tools=4,
+        longest_row_tokens=300,
+        supervised_token_percent="31.2",
+    )
+    shares = {
+        "base": Share(hits=2, share=0.1, low=0.0279, high=0.301),
+        "tuned": Share(hits=16, share=0.8, low=0.584, high=0.9193),
+    }
+    return ReleaseFacts(
+        run=RunSpec(namespace="team-a", name="tools", run_id="7f3a9c", spec=spec),
+        base=BaseModel("google/gemma-2-2b-it", "0123456789abcdef" * 2 + "01234567"),
+        tokens=Tokens(
+            mode="Extend" if added else "Reuse",
+            added=tuple(NewToken(1000 + at, token) for at, token in enumerate(added)),
+            stop_token_ids=(107, 1),
+            pad_token_id=0,
+            vocabulary=1000 + len(added),
+        ),
+        prepared=PreparedFacts(
+            key="0" * 16, base_model_revision="0" * 40, dataset_digest="ab" * 32, tokenizer_mode="Reuse", dataset=data
+        ),
+        trained=TrainedFacts(
+            steps=13,
+            loss="0.1",
+            first_loss="2.3",
+            train_seconds=60,
+            device="NVIDIA H200",
+            adapter="s3://secret-bucket/tunemill/train/0/adapter",
+        ),
+        evaluation=EvaluationFacts(
+            rows=20,
+            metrics=[
+                MetricFacts(name="exact_match", base="0.1000", tuned="0.8000", cases=20),
+                MetricFacts(name="abstention_accuracy"),
+            ],
+            report="s3://secret-bucket/tunemill/evaluate/0/report.json",
+        ),
+        report=Report(
+            rows=20,
+            cases=22,
+            settings=Settings(max_rows=500, max_new_tokens=96, precision="bfloat16", device="NVIDIA H200"),
+            metrics={
+                "exact_match": MetricReport(cases=20, **shares),
+                "abstention_accuracy": MetricReport(cases=0, base=None, tuned=None),
+            },
+            right=Right(base=2, tuned=16, p_value=0.0001),
+            tools={},
+            base_confusion={},
+            tuned_confusion={},
+        ),
+        gates=(GateFacts(gate="exact_match >= 0.5", passed=True, message="base 0.1000, tuned 0.8000, 20 cases"),),
+    )
+
+
+def metadata(card: str) -> dict:
+    """Return the YAML between the dashes."""
+    return yaml.safe_load(card.split("---")[1])
+
+
+def test_the_hub_finds_what_it_looks_for():
+    """The fields by which the Hub files an adapter, and the measured figures as its leaderboards read them."""
+    found = metadata(model_card(facts()))
+    assert found["base_model"] == "google/gemma-2-2b-it"
+    assert found["base_model_relation"] == "adapter"
+    assert found["library_name"] == "peft"
+    assert found["pipeline_tag"] == "text-generation"
+    (result,) = found["model-index"][0]["results"]
+    assert [(metric["type"], metric["value"]) for metric in result["metrics"]] == [("exact_match", 0.8)]
+
+
+def test_the_card_can_be_read_back():
+    """huggingface_hub parses it without a complaint, evaluation results included."""
+    card = ModelCard(model_card(facts()))
+    assert [result.metric_value for result in card.data.eval_results or []] == [0.8]
+
+
+def test_figures_stand_beside_their_base_and_their_doubt():
+    """A share without its interval and its number of cases says little."""
+    card = model_card(facts())
+    assert "| Right tools and arguments (`exact_match`) | 0.1000 | **0.8000** | 0.584 to 0.919 | 20 |" in card
+    assert "`abstention_accuracy`" not in card
+    assert "`exact_match >= 0.5`: passed" in card
+    assert "NVIDIA H200" in card
+
+
+def test_no_place_of_the_user_is_told():
+    """Buckets, servers, namespaces and Secrets are nobody's business; the repository may be public."""
+    card = model_card(facts("<tool_call>"))
+    assert not [secret for secret in SECRETS if secret in card]
+
+
+def test_reused_tags_are_served_as_an_adapter():
+    """Then vLLM loads it beside its base, with the smallest rank that it takes."""
+    card = model_card(facts(rank=24))
+    assert "--max-lora-rank 32" in card
+    assert "--lora-modules support-tools=acme/support-tools" in card
+    assert "merge_and_unload" not in card
+
+
+def test_new_tokens_are_served_merged():
+    """As vLLM refuses adapters with trained rows, the card shows how to merge."""
+    card = model_card(facts("<tool_call>", "</tool_call>"))
+    assert "merge_and_unload" in card
+    assert "--enable-lora" not in card
+    assert "2 new tokens (`<tool_call>`, `</tool_call>`)" in card
+
+
+def test_the_code_loads_what_was_published():
+    """The tag where there is one, else the branch."""
+    assert 'revision = "acme/support-tools", "v1"' in model_card(facts(publish={"tag": "v1"}))
+    assert 'revision = "acme/support-tools", "trial"' in model_card(facts(publish={"branch": "trial"}))
+
+
+def test_the_same_facts_make_the_same_folder(tmp_path: Path):
+    """Byte for byte, pictures included: else a repeated push would be a new commit."""
+    trained = tmp_path / "trained"
+    (trained / "adapter").mkdir(parents=True)
+    (trained / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+    (trained / "loss.png").write_bytes(b"curve")
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+        assemble(trained, facts(), folder)
+    one, two = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
+    assert one == two
+    assert set(one) == {"README.md", "adapter_model.safetensors", "loss.png", "scores.png", "tunemill.json"}
+
+
+def test_the_record_lists_all_files_and_no_place(tmp_path: Path):
+    """tunemill.json is for machines: what the release consists of, and the recipe."""
+    trained = tmp_path / "trained"
+    (trained / "adapter").mkdir(parents=True)
+    (trained / "adapter" / "tokenizer.json").write_text("{}")
+    (trained / "loss.png").write_bytes(b"curve")
+    (tmp_path / "release").mkdir()
+    assemble(trained, facts(), tmp_path / "release")
+    text = (tmp_path / "release" / "tunemill.json").read_text()
+    assert json.loads(text)["files"] == ["README.md", "loss.png", "scores.png", "tokenizer.json", "tunemill.json"]
+    assert json.loads(text)["dataset"]["digest"] == "ab" * 32
+    assert not [secret for secret in SECRETS if secret in text]
