@@ -4,6 +4,7 @@
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -55,6 +56,10 @@ class _Plain(yaml.SafeDumper):
     def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 - PyYAML's signature
         """Never write an anchor."""
         return True
+
+
+# PyYAML follows YAML 1.1, to which 1e-4 is a word; kubectl follows 1.2, to which it is a number unless it is quoted.
+_Plain.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[0-9]+[eE][-+]?[0-9]+$"), list("0123456789"))
 
 
 if __name__ == "__main__":
