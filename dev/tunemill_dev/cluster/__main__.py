@@ -6,39 +6,71 @@ import argparse
 import sys
 from pathlib import Path
 
-from tunemill_dev.cluster.cluster import DEFAULT_NAME, down, up
-from tunemill_dev.cluster.console import ClusterError
+from tunemill_dev.cluster.cluster import DEFAULT_NAME, down, running, up
+from tunemill_dev.cluster.console import ClusterError, say, step
+from tunemill_dev.cluster.report import status
+
+_COMMANDS = {
+    "up": "start the cluster, or make sure that it runs",
+    "down": "stop the cluster and delete its objects; images are kept for the next start",
+    "status": "say what runs and what disk it takes; exit code 1 when not all is well",
+    "image": "build an image for the cluster's pods and print its reference",
+    "prune": "delete build caches and all but the newest image of each name",
+}
 
 
 def main() -> int:
     """Run one command; exit code 1 and one message when it fails."""
     options = _parser().parse_args()
     try:
-        if options.command == "up":
-            up(options.name)
-        elif options.command == "down":
-            down(options.name, purge=options.purge)
+        return _run(options)
     except ClusterError as error:
         print(f"✗ {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("✗ Interrupted. The next `up` starts where this one stopped; `down` cleans up.", file=sys.stderr)
         return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    match options.command:
+        case "up":
+            up(options.name)
+        case "down":
+            down(options.name, purge=options.purge)
+        case "status":
+            well, text = status(options.name)
+            say(text)
+            return 0 if well else 1
+        case "image":
+            arguments = dict(pair.split("=", 1) for pair in options.build_arg)
+            cluster = running(options.name)
+            say(cluster.build_image(options.image, options.context, options.dockerfile, build_args=arguments))
+        case "prune":
+            with step("delete build caches and old images"):
+                running(options.name).prune()
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tunemill_dev.cluster", description="A local Kubernetes cluster")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in {
-        "up": "start the cluster, or make sure that it runs",
-        "down": "stop the cluster and delete its objects; images are kept",
-    }.items():
-        command = commands.add_parser(name, help=text, description=text)
+    parsers = {name: commands.add_parser(name, help=text, description=text) for name, text in _COMMANDS.items()}
+    for command in parsers.values():
         command.add_argument("--name", default=DEFAULT_NAME, help=f"which cluster (default: {DEFAULT_NAME})")
-        if name == "down":
-            command.add_argument("--purge", action="store_true", help="delete the cluster's images too")
+    parsers["down"].add_argument("--purge", action="store_true", help="delete the cluster's images too")
+    image = parsers["image"]
+    image.add_argument("image", help="the image's name, without registry and tag")
+    image.add_argument("--context", type=Path, default=Path(), help="folder that COPY sees (default: this one)")
+    image.add_argument("--dockerfile", type=Path, required=True)
+    image.add_argument("--build-arg", action="append", default=[], type=_pair, metavar="KEY=VALUE")
     return parser
+
+
+def _pair(text: str) -> str:
+    if "=" not in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY=VALUE")
+    return text
 
 
 if __name__ == "__main__":

@@ -32,8 +32,9 @@ def base_archive() -> Path:
             with step(f"base file system ({suite}, {', '.join(_PACKAGES)})"):
                 folder.mkdir(parents=True, exist_ok=True)
                 fresh = folder / "partial.tar"
-                run(["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(_PACKAGES)}",
-                     *(f"--dpkgopt=path-exclude={pattern}" for pattern in _LEFT_OUT), suite, fresh, *sources])  # fmt: skip
+                options = ["--quiet", "--variant=minbase", f"--include={','.join(_PACKAGES)}"]
+                options += [f"--dpkgopt=path-exclude={pattern}" for pattern in _LEFT_OUT]
+                run(["mmdebstrap", *options, suite, fresh, *sources], what="mmdebstrap failed")
                 fresh.rename(archive)
     return archive
 

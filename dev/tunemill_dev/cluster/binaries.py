@@ -79,6 +79,15 @@ def ensure(groups: Iterable[Group]) -> dict[str, Path]:
     return folders
 
 
+def prune(*, in_use: Iterable[Path]) -> None:
+    """Delete programs of earlier versions, but for those that one of these plans names."""
+    current = {folder(group).name for group in ALL}
+    plans = "".join(plan.read_text() for plan in in_use if plan.exists())
+    for old in (home() / "bin").glob("*-*/"):
+        if old.name not in current and f"/{old.name}/" not in plans:
+            shutil.rmtree(old)
+
+
 def go() -> Path:
     """The Go command; ClusterError when there is none."""
     found = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin:/usr/lib/go/bin")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from tunemill_dev.cluster.home import SOURCES, ClusterFolder, locked
 from tunemill_dev.cluster.images import ImageStore
 from tunemill_dev.cluster.pki import Authority
 from tunemill_dev.cluster.plan import Plan
+from tunemill_dev.cluster.probes import is_there
 from tunemill_dev.cluster.processes import replace_file, run, succeeds, wait_until
 
 DEFAULT_NAME = "tunemill"
@@ -88,6 +90,11 @@ class Cluster:
             given = {"BASE_IMAGE": self.image_store.base(), **(build_args or {})}
             return self.image_store.build(name, context, dockerfile, build_args=given, secrets=secrets)
 
+    def prune(self) -> None:
+        """Free disk: keep the newest image of each name and no build cache."""
+        with locked(self.state / "images.lock"):
+            self.image_store.prune()
+
     @property
     def s3(self) -> S3Access:
         """How to reach the S3 server."""
@@ -129,6 +136,7 @@ def up(name: str = DEFAULT_NAME) -> Cluster:
                 addresses = tree.choose_addresses(folder)
                 _prepare(folder, addresses, programs)
                 tree.start(folder, addresses)
+            binaries.prune(in_use=[other.plan for other in ClusterFolder.all()])
         cluster = _open(folder, programs)
         _wait_for_node(cluster, folder)
         _apply_addons(cluster, folder, programs)
@@ -202,11 +210,11 @@ def _prepare(folder: ClusterFolder, addresses: Addresses, programs: Mapping[str,
         "resolv.conf": node.resolver_config(_host_resolver().read_text()),
     }.items():
         replace_file(folder.config / file, text, mode=0o644)
-    path = f"{programs['containerd']}:{programs['runc']}:{_SYSTEM_PATH}"
+    search_path = f"{programs['containerd']}:{programs['runc']}:{_SYSTEM_PATH}"
     components = (
         plane.etcd(),
-        node.containerd(folder, programs, path),
-        node.buildkit(folder, programs, path),
+        node.containerd(folder, programs, search_path),
+        node.buildkit(folder, programs, search_path),
         plane.api_server(
             kubelet_preferred_address_types="InternalIP",
             kubelet_certificate_authority=str(pki.certificate("ca")),
@@ -234,7 +242,7 @@ def _host_resolver() -> Path:
 
 
 def _wait_for_node(cluster: Cluster, folder: ClusterFolder) -> None:
-    kubectl = [cluster.kubectl, "--kubeconfig", cluster.kubeconfig]
+    kubectl: list[str | Path] = [cluster.kubectl, "--kubeconfig", cluster.kubeconfig]
     with step("API server ready"):
         if not wait_until(lambda: succeeds([*kubectl, "get", "--raw=/readyz"]), seconds=_API_SECONDS):
             raise _component_failure(folder, f"The API server was not ready within {_API_SECONDS} s.", "kube-apiserver")
@@ -268,16 +276,38 @@ def _apply_addons(cluster: Cluster, folder: ClusterFolder, programs: Mapping[str
         root = SOURCES.parents[1]
         hub = cluster.build_image("tunemill-hub", root, root / "dev" / "hub" / "Dockerfile")
     credentials = addons.Credentials.ensure(folder.credentials)
+    services = addons.services(credentials, s3_image=s3, hub_image=hub)
     with step("DNS, S3 and Hub ready"):
-        cluster.run_kubectl("apply", "-f", "-", stdin=addons.dns(coredns, addresses.dns))
-        cluster.run_kubectl("apply", "-f", "-", stdin=addons.services(credentials, s3_image=s3, hub_image=hub))
-        for namespace, name in (("kube-system", "coredns"), (addons.NAMESPACE, "s3"), (addons.NAMESPACE, "hub")):
-            _wait_for_rollout(cluster, namespace, name)
+        manifests = f"{addons.dns(coredns, addresses.dns)}\n---\n{services}"
+        applied, key = folder.config / "addons.sha256", hashlib.sha256(manifests.encode()).hexdigest()
+        if applied.exists() and applied.read_text() == key and all(is_there(url) for url in _addon_probes(cluster)):
+            return
+        cluster.run_kubectl("apply", "-f", "-", stdin=manifests)
+        _wait_for_rollout(cluster, "kube-system", "coredns")
+        _wait_for_rollout(cluster, addons.NAMESPACE, "s3", "hub")
+        # After a crash, the Deployments' status is older than the crash.
+        for address in _addon_probes(cluster):
+            if not wait_until(functools.partial(is_there, address), seconds=_ADDON_SECONDS):
+                raise ClusterError.with_log(
+                    f"{address} did not answer within {_ADDON_SECONDS} s.", folder.logs / "kubelet.log"
+                )
+        replace_file(applied, key)
 
 
-def _wait_for_rollout(cluster: Cluster, namespace: str, name: str) -> None:
-    kubectl = [cluster.kubectl, "--kubeconfig", cluster.kubeconfig, "-n", namespace]
-    if not succeeds([*kubectl, "rollout", "status", f"deployment/{name}", f"--timeout={_ADDON_SECONDS}s"]):
+def _addon_probes(cluster: Cluster) -> tuple[str, ...]:
+    jsonpath = "-o=jsonpath={range .items[*]}{.metadata.name}={.spec.clusterIP} {end}"
+    listed = cluster.run_kubectl("get", "services", "--all-namespaces", jsonpath)
+    addresses = dict(pair.split("=") for pair in listed.split())
+    urls = {"kube-dns": "tcp:{}:53", "s3": "http://{}:7070/healthz", "hub": "http://{}:8080/healthz"}
+    return tuple(url.format(addresses[name]) for name, url in urls.items() if name in addresses)
+
+
+def _wait_for_rollout(cluster: Cluster, namespace: str, *names: str) -> None:
+    kubectl: list[str | Path] = [cluster.kubectl, "--kubeconfig", cluster.kubeconfig, "-n", namespace]
+    deployments = [f"deployment/{name}" for name in names]
+    if not succeeds([*kubectl, "rollout", "status", *deployments, f"--timeout={_ADDON_SECONDS}s"]):
         events = run([*kubectl, "get", "events", "--sort-by=.lastTimestamp"])
         last = "\n".join(events.splitlines()[-8:])
-        raise ClusterError(f"{name} was not ready within {_ADDON_SECONDS} s. The last events of {namespace}:\n{last}")
+        raise ClusterError(
+            f"{' and '.join(names)} were not ready within {_ADDON_SECONDS} s. The last events of {namespace}:\n{last}"
+        )

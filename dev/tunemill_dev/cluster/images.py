@@ -21,6 +21,7 @@ from tunemill_dev.cluster.processes import replace_file, run
 _CONTEXTS = SOURCES / "images"
 _CA_BUNDLES = (Path("/etc/ssl/certs/ca-certificates.crt"), Path("/etc/pki/tls/certs/ca-bundle.crt"))
 _KEPT_TAGS = 2
+_BY_ID = "sha256:"
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class ImageStore:
 
     def references(self) -> list[str]:
         """The references of all images."""
-        return [name for name in self._ctr("images", "ls", "-q").split() if not name.startswith("sha256:")]
+        return sorted(name for name in self._targets() if not name.startswith(_BY_ID))
 
     def pause(self) -> str:
         """The sandbox image that every pod needs."""
@@ -77,6 +78,7 @@ class ImageStore:
             with _scratch() as context:
                 shutil.copy2(program, context / "program")
                 self._build(reference, context, _CONTEXTS / "program" / "Dockerfile", {}, {})
+            self._keep_newest(program.name, reference)
         return reference
 
     def base(self) -> str:
@@ -85,16 +87,19 @@ class ImageStore:
         reference = f"localhost/tunemill-base:{archive.parent.name.rpartition('-')[2]}"
         if reference not in self.references():
             self._build(reference, archive.parent, _CONTEXTS / "base" / "Dockerfile", {}, {})
+            self._keep_newest("tunemill-base", reference)
         return reference
 
     def probe(self) -> list[str | Path]:
         """A command that succeeds once images can be built."""
         return [self.programs["buildkit"] / "buildctl", "--addr", self._builder, "debug", "workers"]
 
-    def prune(self, *, everything: bool = False) -> None:
-        """Drop build cache beyond the limit (all of it with `everything`) and content that no image uses."""
-        self._buildctl("prune", *(["--all"] if everything else []))
-        self._ctr("content", "prune", "references")
+    def prune(self) -> None:
+        """Keep the newest image of each name and no build cache: the least disk, and a slow next build."""
+        for name, tags in self._tags().items():
+            self._keep_newest(name, tags[0], keep=1)
+        self._buildctl("prune", "--all")
+        self._remove_untagged()
 
     def _build(
         self,
@@ -117,7 +122,7 @@ class ImageStore:
     def _buildctl(self, *argv: str) -> None:
         log = self.logs / "image-build.log"
         with log.open("w") as output:
-            command = [self.programs["buildkit"] / "buildctl", "--addr", self._builder, *argv]
+            command: list[str | Path] = [self.programs["buildkit"] / "buildctl", "--addr", self._builder, *argv]
             done = subprocess.run(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, check=False)
         if done.returncode:
             raise ClusterError.with_log(f"buildctl {argv[0]} failed (exit code {done.returncode}).", log)
@@ -131,24 +136,37 @@ class ImageStore:
         return run([self.programs["containerd"] / "ctr", "-a", address, "-n", IMAGE_NAMESPACE, *argv])
 
     def _content_hash(self, reference: str) -> str:
-        """12 hex digits of the image's configuration, which names every layer by its content."""
-        target = self._ctr("images", "ls", f"name=={reference}").splitlines()[1].split()[2]
-        document = json.loads(self._ctr("content", "get", target))
-        if "manifests" in document:
-            document = json.loads(self._ctr("content", "get", document["manifests"][0]["digest"]))
+        """12 hex digits of what a container sees: the image's settings, and its layers by their content."""
+        document = json.loads(self._ctr("content", "get", self._targets()[reference]))
         configuration = json.loads(self._ctr("content", "get", document["config"]["digest"]))
         relevant = {"config": configuration["config"], "layers": configuration["rootfs"]["diff_ids"]}
         return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:12]
 
-    def _keep_newest(self, name: str, reference: str) -> None:
+    def _targets(self) -> dict[str, str]:
+        """The digest of the manifest that each reference points to."""
+        rows = (row.split() for row in self._ctr("images", "ls").splitlines()[1:])
+        return {row[0]: row[2] for row in rows}
+
+    def _tags(self) -> dict[str, list[str]]:
+        return json.loads(self.record.read_text()) if self.record.exists() else {}
+
+    def _keep_newest(self, name: str, reference: str, *, keep: int = _KEPT_TAGS) -> None:
         """Note that this is the newest tag of the name, and remove all but the newest few."""
-        record = self.record
-        known: dict[str, list[str]] = json.loads(record.read_text()) if record.exists() else {}
+        known = self._tags()
         tags = [reference, *(tag for tag in known.get(name, []) if tag != reference)]
-        stale = set(tags[_KEPT_TAGS:]) & set(self.references())
+        stale = set(tags[keep:]) & set(self.references())
         if stale:
             self._ctr("images", "rm", *sorted(stale))
-        replace_file(record, json.dumps({**known, name: tags[:_KEPT_TAGS]}))
+            self._remove_untagged()
+        replace_file(self.record, json.dumps({**known, name: tags[:keep]}))
+
+    def _remove_untagged(self) -> None:
+        """Remove the references by ID, which the CRI makes for every image, of images that have no name any more."""
+        targets = self._targets()
+        named = {target for name, target in targets.items() if not name.startswith(_BY_ID)}
+        orphans = [name for name, target in targets.items() if target not in named]
+        if orphans:
+            self._ctr("images", "rm", "--sync", *orphans)
 
 
 def _ca_bundle() -> Path:

@@ -1,4 +1,4 @@
-"""Settings of the whole machine that a running cluster changes: remembered by the first cluster, restored by the last."""
+"""The machine's kernel settings that clusters change: remembered by the first cluster, restored after the last."""
 
 from __future__ import annotations
 

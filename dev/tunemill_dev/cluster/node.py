@@ -24,7 +24,7 @@ _BRIDGE = "cni0"
 
 
 def containerd_config(folder: ClusterFolder, programs: Mapping[str, Path]) -> str:
-    """containerd's configuration, version 3."""
+    """The configuration of containerd, version 3."""
     return f"""version = 3
 root = "{folder.images / "containerd"}"
 state = "/run/containerd"
@@ -102,6 +102,12 @@ def buildkit_config(folder: ClusterFolder, cgroup: str, cache_gib: int) -> str:
   defaultCgroupParent = "{cgroup}/buildkit"
   gc = true
 
+  # Package caches are worth little once the layer made from them is cached.
+  [[worker.containerd.gcpolicy]]
+    filters = ["type==exec.cachemount", "type==source.local"]
+    maxUsedSpace = "1GB"
+
+  # A layer counts twice here, as files and as a blob.
   [[worker.containerd.gcpolicy]]
     all = true
     maxUsedSpace = "{cache_gib}GB"

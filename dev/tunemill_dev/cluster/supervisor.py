@@ -14,17 +14,15 @@ import json
 import os
 import select
 import signal
-import socket
-import ssl
 import subprocess
 import sys
 import time
-import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from tunemill_dev.cluster.plan import Component, Plan
+from tunemill_dev.cluster.probes import is_there
 from tunemill_dev.cluster.processes import replace_file
 
 _TICK_SECONDS = 0.2
@@ -112,7 +110,7 @@ class Supervisor:
     def _start_what_is_due(self) -> None:
         for state in self._states:
             ready = state.process is None and time.monotonic() >= state.due
-            if ready and all(_accepts(address) for address in state.component.needs):
+            if ready and all(is_there(address) for address in state.component.needs):
                 with _open_log(Path(self._plan.logs) / f"{state.component.name}.log") as log:
                     state.process = subprocess.Popen(
                         state.component.argv,
@@ -144,33 +142,6 @@ class Supervisor:
 
 def _unblock_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
-
-
-def _accepts(address: str) -> bool:
-    kind, _, place = address.partition(":")
-    if kind == "https":
-        return _answers(address)
-    family, target = (socket.AF_UNIX, place) if kind == "unix" else (socket.AF_INET, _host_and_port(place))
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
-        return probe.connect_ex(target) == 0
-
-
-def _answers(url: str) -> bool:
-    # Readiness says nothing secret, and the authority's certificate is not this process's business.
-    trusting = ssl.create_default_context()
-    trusting.check_hostname = False
-    trusting.verify_mode = ssl.CERT_NONE
-    try:
-        with urllib.request.urlopen(url, timeout=2, context=trusting) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
-
-
-def _host_and_port(place: str) -> tuple[str, int]:
-    host, _, port = place.rpartition(":")
-    return host, int(port)
 
 
 def _open_log(path: Path) -> IO[bytes]:
