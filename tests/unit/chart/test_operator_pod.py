@@ -1,10 +1,12 @@
 """The Deployment: what runs, as whom, with which flags."""
 
+import argparse
 from typing import Any
 
 import pytest
 from chart.rendering import NAMESPACE, render
 from tunemill_api.constants import LABEL_FINETUNE, LABEL_LEADER, USER_ID
+from tunemill_operator.settings import add_options
 
 DIGEST = "sha256:" + "0a" * 32
 
@@ -37,6 +39,44 @@ def test_namespaces_and_pull_secrets_reach_the_operator_as_lists() -> None:
     flags = render(watchNamespaces=["team-a", "team-b"], trainer={"imagePullSecrets": secrets}).flags
     assert flags["--namespaces"] == "team-a,team-b"
     assert flags["--image-pull-secrets"] == "registry,mirror"
+
+
+@pytest.mark.parametrize(
+    ("pull_policy", "log_format", "log_level"),
+    [
+        ("Always", "text", "debug"),
+        ("IfNotPresent", "json", "info"),
+        ("Never", "json", "warning"),
+        ("Never", "text", "error"),
+    ],
+)
+def test_the_operator_understands_every_flag_that_the_chart_renders(
+    pull_policy: str, log_format: str, log_level: str
+) -> None:
+    """Its own parser reads them all, with every choice that the schema of the values allows."""
+    rendered = render(
+        watchNamespaces=["team-a"],
+        trainer={"imagePullPolicy": pull_policy, "imagePullSecrets": [{"name": "registry"}]},
+        logging={"format": log_format, "level": log_level},
+        extraArgs=["--workers=32"],
+    )
+    command, *flags = rendered.container["args"]
+    parser = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    add_options(parser, {})
+    understood = parser.parse_args(flags)
+    assert command == "run"
+    assert (understood.image_pull_policy, understood.image_pull_secrets) == (pull_policy, "registry")
+    assert (understood.log_format, understood.log_level) == (log_format, log_level)
+    assert (understood.namespaces, understood.lease_namespace, understood.workers) == ("team-a", NAMESPACE, 32)
+
+
+def test_probes_and_service_lead_to_the_ports_that_the_operator_opens() -> None:
+    """The ports' names are bound to the numbers of the flags."""
+    rendered = render(progress={"port": 9443})
+    ports = {port["name"]: str(port["containerPort"]) for port in rendered.container["ports"]}
+    assert ports == {"http": rendered.flags["--http-port"], "progress": rendered.flags["--progress-port"]}
+    assert {rendered.container[f"{probe}Probe"]["httpGet"]["port"] for probe in ("liveness", "readiness")} == {"http"}
+    assert rendered.one("Service")["spec"]["ports"][0]["targetPort"] == "progress"
 
 
 def test_the_progress_service_leads_to_the_leader_alone() -> None:

@@ -86,14 +86,14 @@ def test_the_lease_is_granted_by_name_in_the_release_namespace_only(values: dict
     leases = [(where, rule) for _, where, rule in rendered.rules_of_operator() if rule["resources"] == ["leases"]]
     assert {where for where, _ in leases} == {NAMESPACE}
     by_name = {tuple(rule["verbs"]): rule.get("resourceNames") for _, rule in leases}
-    assert by_name == {("create",): None, ("get", "update", "patch"): [rendered.flags["--lease-name"]]}
+    assert by_name == {("create",): None, ("get", "update"): [rendered.flags["--lease-name"]]}
     assert rendered.flags["--lease-namespace"] == NAMESPACE
 
 
 def test_pods_are_patched_in_the_release_namespace_only() -> None:
     """The leader's label is the only thing that the operator writes to a pod."""
     rendered = render()
-    assert granted(rendered, "pods", NAMESPACE) == {"get", "patch"}
+    assert granted(rendered, "pods", NAMESPACE) == {"patch"}
 
 
 def test_users_get_their_rights_through_kubernetes_own_roles() -> None:
