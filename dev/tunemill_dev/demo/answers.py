@@ -1,0 +1,71 @@
+"""Lets the adapter that was published answer requests that it has never seen, pulled from the Hub as a user would."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunemill_trainer.judge.parse import parse_reply
+
+from tunemill_dev.testbed import Hub
+from tunemill_dev.tiny import unseen_requests
+from tunemill_dev.tiny.data import SYSTEM
+
+MAX_NEW_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was asked, and what the model called."""
+
+    question: str
+    reply: str
+    """The call as code, or the text when nothing was called."""
+    right: bool
+    """Whether it is the tool and the arguments that the request means."""
+
+
+def answers(hub: Hub, repository: str, revision: str, count: int, cache: Path) -> list[Answer]:
+    """Pull the adapter with its base, and return its answers to `count` requests that were in no training row.
+
+    To be called in a process of its own: it sets for good which Hub the process speaks to.
+    """
+    # Read by the Hub's client when it is first imported; PEFT looks the base model up there by itself.
+    os.environ |= {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_TOKEN": hub.write_token,
+        "HF_HOME": str(cache),
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    import torch
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    model = AutoPeftModelForCausalLM.from_pretrained(repository, revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(repository, revision=revision)
+    model.eval()
+    answered = []
+    for question, tools, expected in unseen_requests(count):
+        reply = _reply(model, tokenizer, question, tools)
+        calls = parse_reply(reply).calls
+        said = ", ".join(_as_code(call.name, call.arguments) for call in calls)
+        right = [{"name": call.name, "arguments": call.arguments} for call in calls] == [expected]
+        answered.append(Answer(question, said or reply.strip(), right))
+    return answered
+
+
+def _reply(model: Any, tokenizer: Any, question: str, tools: list[dict[str, Any]]) -> str:  # noqa: ANN401 - untyped
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
+    inputs = tokenizer.apply_chat_template(
+        messages, tools=tools, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    out = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+    new = out[0][inputs["input_ids"].shape[1] :]
+    return str(tokenizer.decode(new, skip_special_tokens=True))
+
+
+def _as_code(name: str, arguments: dict[str, Any]) -> str:
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"

@@ -1,0 +1,153 @@
+"""kubectl, bound to one cluster: what the demo and the end-to-end tests ask of it."""
+
+import codecs
+import json
+import logging
+import os
+import re
+import selectors
+import subprocess
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+Object = dict[str, Any]
+"""A Kubernetes object, as its API has it."""
+
+_log = logging.getLogger(__name__)
+_FORWARDED = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+)")
+_FORWARD_SECONDS = 20.0
+_READ_BYTES = 1 << 16
+
+
+class CommandError(Exception):
+    """A command failed; the message says which, and the end of what it said."""
+
+
+def run(command: tuple[str, ...], stdin: str = "") -> str:
+    """Run a command to its end, log it with its output, and return what it printed. Input is never logged.
+
+    Raises:
+        CommandError: it failed or is not there.
+    """
+    try:
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise CommandError(f"{command[0]} is needed and not on the PATH; install it") from None
+    _log.info("%s → %s\n%s%s", " ".join(command), done.returncode, done.stdout, done.stderr)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip()
+        raise CommandError(f"`{Path(command[0]).name} {' '.join(command[1:])}` failed: {said[-2000:]}")
+    return done.stdout
+
+
+@dataclass(frozen=True)
+class Kubectl:
+    """One cluster, reached with the program's own configuration, so that every kind of login works."""
+
+    program: str
+    options: tuple[str, ...]
+    """Which cluster: `--kubeconfig PATH` or `--context NAME`."""
+
+    def __call__(self, *arguments: str, stdin: str = "") -> str:
+        """Run `kubectl ARGUMENTS`; CommandError when it fails."""
+        return run((self.program, *self.options, *arguments), stdin)
+
+    def apply(self, *objects: Object) -> None:
+        """Create the objects or make them so; CommandError with the API server's words when it refuses one."""
+        self("apply", "--filename", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+
+    def get(self, kind: str, name: str, namespace: str) -> Object | None:
+        """Return an object, or None when it is not there."""
+        found = self("get", kind, name, "--namespace", namespace, "--ignore-not-found", "--output", "json")
+        return json.loads(found) if found.strip() else None
+
+    def list(self, kind: str, namespace: str, selector: str = "") -> list[Object]:
+        """Return the objects of a kind in a namespace, by labels."""
+        found = self("get", kind, "--namespace", namespace, "--selector", selector, "--output", "json")
+        items: list[Object] = json.loads(found)["items"]
+        return items
+
+    def watch(self, kind: str, name: str, namespace: str, tick: float = 1.0) -> Generator[Object]:
+        """Yield the object now, after each change, and again after `tick` seconds without one; it never ends."""
+        arguments = ("get", kind, name, "--namespace", namespace, "--output", "json", "--watch")
+        latest: Object | None = None
+        while True:
+            with _reading((self.program, *self.options, *arguments)) as chunks:
+                text = ""
+                for chunk in chunks(tick):
+                    text += chunk
+                    found, text = _documents(text)
+                    latest = found[-1] if found else latest
+                    if latest is not None:
+                        yield latest
+            # The API server ends every watch after a while; also it may be starting anew.
+            time.sleep(tick)
+            if latest is not None:
+                yield latest
+
+    @contextmanager
+    def forward(self, namespace: str, service: str, port: int) -> Iterator[str]:
+        """Make a Service reachable at a free port of this machine until the block ends; yields `127.0.0.1:PORT`."""
+        arguments = ("port-forward", "--namespace", namespace, f"service/{service}", f":{port}")
+        with _reading((self.program, *self.options, *arguments)) as chunks:
+            text, deadline = "", time.monotonic() + _FORWARD_SECONDS
+            for chunk in chunks(0.5):
+                text += chunk
+                if found := _FORWARDED.search(text):
+                    yield f"127.0.0.1:{found.group(1)}"
+                    return
+                if time.monotonic() > deadline:
+                    break
+        raise CommandError(f"`kubectl {' '.join(arguments)}` did not connect: {text.strip() or 'it said nothing'}")
+
+
+class _Chunks(Protocol):
+    def __call__(self, tick: float) -> Iterator[str]: ...
+
+
+@contextmanager
+def _reading(command: tuple[str, ...]) -> Iterator["_Chunks"]:
+    """Start a command that goes on, yield a reader of what it prints, and end the command with the block.
+
+    The reader yields an empty text after each tick without output, and ends when the command does.
+    """
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert process.stdout is not None
+    descriptor = process.stdout.fileno()
+
+    def chunks(tick: float) -> Iterator[str]:
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        with selectors.DefaultSelector() as selector:
+            selector.register(descriptor, selectors.EVENT_READ)
+            while True:
+                if not selector.select(tick):
+                    yield ""
+                elif data := os.read(descriptor, _READ_BYTES):
+                    yield decoder.decode(data)
+                else:
+                    return
+
+    try:
+        yield chunks
+    finally:
+        process.terminate()
+        process.wait()
+        process.stdout.close()
+
+
+def _documents(text: str) -> tuple[list[Object], str]:
+    """Return the complete JSON objects at the start of a stream, and what follows them."""
+    found: list[Object] = []
+    decoder = json.JSONDecoder()
+    while (start := text.find("{")) >= 0:
+        try:
+            document, end = decoder.raw_decode(text, start)
+        except json.JSONDecodeError:
+            return found, text[start:]
+        found.append(document)
+        text = text[end:]
+    return found, ""
