@@ -1,0 +1,324 @@
+"""A small, pure model of what Kubernetes does with our objects: API server, Job controller, kubelet, garbage collector.
+
+Nothing happens by itself: a test says which part takes its next step. So every order of events can be tried.
+"""
+
+from copy import deepcopy
+from typing import Any
+
+from property.builders import PLATFORM, a_failure_report, a_finetune_body, a_report, at, merged, text
+from tunemill_api.failures import FAILURES, Reason
+from tunemill_api.stage_report import Stage
+from tunemill_operator.engine.objects import FineTune, finetune_of, job_of, pod_of
+from tunemill_operator.engine.observe import Complaint, Observed, Progress, Refusal
+from tunemill_operator.engine.plan import CreateJob, DeleteJob, Plan, plan
+
+Json = dict[str, Any]
+
+
+class World:
+    """One FunctionCallFineTune, its Jobs and pods, and a clock that a test moves."""
+
+    def __init__(self, **parts: Any) -> None:
+        self.seconds = 0
+        self.version = 1
+        self.count = 0
+        self.finetune_body: Json = a_finetune_body(**parts)
+        self.jobs: dict[str, Json] = {}
+        self.pods: dict[str, Json] = {}
+        self.complaints: tuple[Complaint, ...] = ()
+        self.progress: Progress | None = None
+        self.refusal: Refusal | None = None
+        self.status_writes = 0
+        self.created: list[str] = []
+        self.events: list[str] = []
+
+    # What the operator sees and does
+
+    @property
+    def now(self) -> Any:
+        """The time."""
+        return at(self.seconds)
+
+    @property
+    def finetune(self) -> FineTune:
+        """The object as the operator sees it."""
+        return finetune_of(self.finetune_body)
+
+    @property
+    def status(self) -> Any:
+        """The status that was written last."""
+        return self.finetune.status
+
+    def observed(self) -> Observed:
+        """Return what the operator sees."""
+        return Observed(
+            jobs=tuple(job_of(job) for job in self.jobs.values()),
+            pods=tuple(pod_of(pod) for pod in self.pods.values()),
+            complaints=self.complaints,
+            progress=self.progress,
+            refusal=self.refusal,
+        )
+
+    def plan(self) -> Plan:
+        """Return what the operator would do now."""
+        return plan(self.finetune, self.observed(), PLATFORM, self.now)
+
+    def reconcile(self, *, steps: int | None = None) -> Plan:
+        """Let the operator do what it decides; after so many steps it dies, and the rest is not done."""
+        decided = self.plan()
+        deeds: list[Any] = [*decided.actions]
+        if decided.status is not None and decided.status != self.finetune.status:
+            deeds.append(decided.status)
+        for deed in deeds[:steps]:
+            match deed:
+                case CreateJob(body):
+                    self._create_job(body)
+                case DeleteJob(job):
+                    self._delete_job(job.meta.name)
+                case status:
+                    self._write_status(status, decided)
+        return decided
+
+    def settle(self) -> None:
+        """Let operator and Job controller work until nothing changes any more."""
+        for _ in range(50):
+            before = self._state()
+            self.reconcile()
+            self.job_controller()
+            if self._state() == before:
+                return
+        raise AssertionError("operator and Job controller never come to rest")
+
+    # What a user does
+
+    def edit(self, **parts: Any) -> None:
+        """Merge a change into the spec."""
+        spec = merged(self.finetune_body["spec"], parts)
+        if spec != self.finetune_body["spec"]:
+            self.finetune_body["spec"] = spec
+            self.finetune_body["metadata"]["generation"] += 1
+            self._touch(self.finetune_body)
+
+    def request(self, value: str) -> None:
+        """Set the annotation that asks to look at the data again."""
+        self.finetune_body["metadata"].setdefault("annotations", {})["tunemill.dev/requested-at"] = value
+        self._touch(self.finetune_body)
+
+    # What Kubernetes does
+
+    def live_jobs(self) -> list[Json]:
+        """Return the Jobs that may still run a pod."""
+        return [job for job in self.jobs.values() if not _finished(job)]
+
+    def live_pods(self) -> list[Json]:
+        """Return the pods that may still work."""
+        return [pod for pod in self.pods.values() if not _terminal(pod)]
+
+    def job_controller(self) -> None:
+        """Make pods for Jobs, and end Jobs, as the Job controller does."""
+        for job in list(self.jobs.values()):
+            pods = [pod for pod in self.pods.values() if _owner(pod) == job["metadata"]["uid"]]
+            if "deletionTimestamp" in job["metadata"]:
+                for pod in pods:
+                    self._delete_pod(pod)
+                if not [pod for pod in self.pods.values() if _owner(pod) == job["metadata"]["uid"]]:
+                    del self.jobs[job["metadata"]["name"]]
+            elif not _finished(job):
+                self._advance(job, pods)
+
+    def start(self, pod: Json) -> None:
+        """Let the kubelet start the pod's next container."""
+        container = self._next_container(pod)
+        if container is not None:
+            pod["status"]["phase"] = "Running"
+            container["state"] = {"running": {"startedAt": text(self.now)}}
+            self._touch(pod)
+
+    def end(self, pod: Json, code: int, message: str = "", reason: str = "") -> None:
+        """Let the running container of the pod end."""
+        container = next((item for item in _containers(pod) if "running" in item["state"]), None)
+        if container is None:
+            return
+        started = container["state"]["running"]["startedAt"]
+        container["state"] = {
+            "terminated": {
+                "exitCode": code,
+                "reason": reason or ("Completed" if code == 0 else "Error"),
+                "message": message,
+                "startedAt": started,
+                "finishedAt": text(self.now),
+            }
+        }
+        if code or self._next_container(pod) is None:
+            pod["status"]["phase"] = "Failed" if code else "Succeeded"
+        self._touch(pod)
+
+    def succeed(self, pod: Json, **report: Any) -> None:
+        """Let the running container of the pod end well."""
+        container = next((item for item in _containers(pod) if "running" in item["state"]), None)
+        if container is not None:
+            self.end(pod, 0, a_report(Stage(container["name"]), **report))
+
+    def fail(self, pod: Json, reason: Reason, message: str = "it went wrong") -> None:
+        """Let the running container of the pod fail for a reason."""
+        container = next((item for item in _containers(pod) if "running" in item["state"]), None)
+        if container is not None:
+            code = int(FAILURES[reason].exit_code)
+            self.end(pod, code, a_failure_report(Stage(container["name"]), reason, message))
+
+    def drain(self, pod: Json) -> None:
+        """Let the platform end the pod, as for a preemption or a drained node."""
+        if _terminal(pod):
+            return
+        pod["status"].setdefault("conditions", []).append(
+            {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
+        )
+        self.end(pod, 75, "")
+        pod["status"]["phase"] = "Failed"
+        self._touch(pod)
+
+    def lose(self, pod: Json) -> None:
+        """Let the pod vanish with all that it would have said."""
+        self.pods.pop(pod["metadata"]["name"], None)
+
+    def run_pod(self, **report: Any) -> None:
+        """Let the live pod run all its containers to a good end."""
+        for pod in self.live_pods():
+            while not _terminal(pod):
+                self.start(pod)
+                self.succeed(pod, **report)
+
+    def _advance(self, job: Json, pods: list[Json]) -> None:
+        if any(pod["status"]["phase"] == "Succeeded" for pod in pods):
+            self._finish(job, "Complete", "CompletionsReached", "")
+            return
+        counted = 0
+        for pod in pods:
+            if pod["status"]["phase"] == "Failed":
+                action, code = _rule(job, pod)
+                if action == "FailJob":
+                    message = f"Container for pod {pod['metadata']['name']} failed with exit code {code} matching FailJob"
+                    self._finish(job, "Failed", "PodFailurePolicy", message)
+                    return
+                counted += action == "Count"
+        if counted > job["spec"]["backoffLimit"]:
+            self._finish(job, "Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
+        elif not [pod for pod in pods if not _terminal(pod)]:
+            self._create_pod(job)
+
+    def _finish(self, job: Json, kind: str, reason: str, message: str) -> None:
+        job.setdefault("status", {})["conditions"] = [
+            {"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": text(self.now)}
+        ]
+        self._touch(job)
+
+    def _create_job(self, body: Json) -> None:
+        name = body["metadata"]["name"]
+        assert name not in self.jobs, f"Job {name} exists"
+        job = deepcopy(body)
+        job["metadata"] |= {"uid": self._uid("job"), "creationTimestamp": text(self.now)}
+        self.jobs[name] = job
+        self.created.append(name)
+        self._touch(job)
+
+    def _delete_job(self, name: str) -> None:
+        if name in self.jobs:
+            self.jobs[name]["metadata"]["deletionTimestamp"] = text(self.now)
+            self._touch(self.jobs[name])
+
+    def _create_pod(self, job: Json) -> None:
+        template, metadata = job["spec"]["template"], job["metadata"]
+        uid = self._uid("pod")
+        stages = [("init", item) for item in template["spec"].get("initContainers", [])]
+        stages += [("main", item) for item in template["spec"]["containers"]]
+        pod: Json = {
+            "metadata": {
+                "name": f"{metadata['name']}-{uid}",
+                "namespace": metadata["namespace"],
+                "uid": uid,
+                "creationTimestamp": text(self.now),
+                "labels": template["metadata"]["labels"],
+                "ownerReferences": [
+                    {"kind": "Job", "name": metadata["name"], "uid": metadata["uid"], "controller": True}
+                ],
+            },
+            "status": {
+                "phase": "Pending",
+                "initContainerStatuses": [_waiting(item["name"]) for kind, item in stages if kind == "init"],
+                "containerStatuses": [_waiting(item["name"]) for kind, item in stages if kind == "main"],
+            },
+        }
+        self.pods[pod["metadata"]["name"]] = pod
+        self._touch(pod)
+
+    def _delete_pod(self, pod: Json) -> None:
+        if _terminal(pod) or pod["status"]["phase"] == "Pending":
+            self.pods.pop(pod["metadata"]["name"], None)
+        elif "deletionTimestamp" not in pod["metadata"]:
+            pod["metadata"]["deletionTimestamp"] = text(self.now)
+            self._touch(pod)
+        else:
+            self.end(pod, 75, "")
+            pod["status"]["phase"] = "Failed"
+
+    def _write_status(self, status: Any, decided: Plan) -> None:
+        self.finetune_body["status"] = status.model_dump(
+            mode="json", by_alias=True, exclude_none=True, exclude_defaults=True
+        )
+        self.status_writes += 1
+        self.events += [f"{item.kind} {item.reason}" for item in decided.announcements]
+        self._touch(self.finetune_body)
+
+    def _next_container(self, pod: Json) -> Json | None:
+        for container in _containers(pod):
+            if "running" in container["state"]:
+                return None
+            if "waiting" in container["state"]:
+                return container
+        return None
+
+    def _touch(self, body: Json) -> None:
+        self.version += 1
+        body["metadata"]["resourceVersion"] = str(self.version)
+
+    def _uid(self, kind: str) -> str:
+        self.count += 1
+        return f"{kind}{self.count:04}"
+
+    def _state(self) -> Json:
+        return deepcopy({"finetune": self.finetune_body, "jobs": self.jobs, "pods": self.pods})
+
+
+def _containers(pod: Json) -> list[Json]:
+    return [*pod["status"]["initContainerStatuses"], *pod["status"]["containerStatuses"]]
+
+
+def _waiting(name: str) -> Json:
+    return {"name": name, "state": {"waiting": {"reason": "PodInitializing"}}}
+
+
+def _terminal(pod: Json) -> bool:
+    return pod["status"]["phase"] in {"Succeeded", "Failed"}
+
+
+def _finished(job: Json) -> bool:
+    return bool(job.get("status", {}).get("conditions"))
+
+
+def _owner(pod: Json) -> str:
+    owner: str = pod["metadata"]["ownerReferences"][0]["uid"]
+    return owner
+
+
+def _rule(job: Json, pod: Json) -> tuple[str, int]:
+    """Return what the Job's own podFailurePolicy says about a failed pod."""
+    codes = [item["state"]["terminated"]["exitCode"] for item in _containers(pod) if "terminated" in item["state"]]
+    conditions = {item["type"] for item in pod["status"].get("conditions", [])}
+    for rule in job["spec"]["podFailurePolicy"]["rules"]:
+        if {item["type"] for item in rule.get("onPodConditions", [])} & conditions:
+            return rule["action"], 0
+        for code in codes:
+            if code in rule.get("onExitCodes", {}).get("values", []):
+                return rule["action"], code
+    return "Count", codes[-1] if codes else 0

@@ -1,0 +1,157 @@
+"""Whatever users, pods and the platform do, and in whatever order: what the operator decides keeps to its promises."""
+
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from property.simulator import World
+from tunemill_api.failures import Reason
+from tunemill_api.status import Phase
+
+EDITS: list[dict[str, Any]] = [
+    {"training": {"learningRate": "2e-4"}},
+    {"training": {"learningRate": "1e-4"}},
+    {"dataset": {"uri": "s3://team-a-data/support/other.jsonl"}},
+    {"dataset": {"uri": "s3://team-a-data/support/calls.jsonl"}},
+    {"evaluation": {"maxRows": 20}},
+    {"evaluation": {"gates": [{"metric": "exact_match", "min": "0.95"}]}},
+    {"evaluation": {"gates": [{"metric": "exact_match", "min": "0.5"}]}},
+    {"publish": {"repository": "acme/other"}},
+    {"compute": {"resources": {"limits": {"memory": "8Gi"}}}},
+    {"workspace": {"uri": "s3://elsewhere/"}},
+    {"deadline": "10m"},
+    {"deadline": "8h"},
+    {"suspend": True},
+    {"suspend": False},
+]
+REASONS = [
+    Reason.DATASET_MALFORMED,
+    Reason.S3_UNREACHABLE,
+    Reason.INTERNAL_ERROR,
+    Reason.STAGE_OUTPUT_MISSING,
+    Reason.INTERRUPTED,
+    Reason.CUDA_OUT_OF_MEMORY,
+]
+
+
+class Operation(RuleBasedStateMachine):
+    """An object whose users, pods and nodes do what they like, while the operator dies at any step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+
+    @rule(steps=st.sampled_from([None, None, None, 0, 1, 2]))
+    def the_operator_reconciles(self, steps: int | None) -> None:
+        """It may die after any of its writes."""
+        self.world.reconcile(steps=steps)
+
+    @rule()
+    def the_job_controller_works(self) -> None:
+        """It makes a pod, or ends a Job."""
+        self.world.job_controller()
+
+    @rule(seconds=st.sampled_from([1, 5, 60, 900]))
+    def time_passes(self, seconds: int) -> None:
+        """Minutes, or enough for a short deadline."""
+        self.world.seconds += seconds
+
+    @rule(change=st.sampled_from(EDITS))
+    def a_user_edits(self, change: dict[str, Any]) -> None:
+        """Any part of the spec."""
+        self.world.edit(**change)
+
+    @rule(value=st.sampled_from(["one", "two"]))
+    def a_user_asks_again(self, value: str) -> None:
+        """By the annotation."""
+        self.world.request(value)
+
+    @precondition(lambda self: self.world.live_pods())
+    @rule(tuned=st.sampled_from(["0.9000", "0.0500"]))
+    def a_container_starts_or_succeeds(self, tuned: str) -> None:
+        """With a good or a bad evaluation."""
+        pod = self.world.live_pods()[0]
+        self.world.succeed(pod, tuned=tuned)
+        self.world.start(pod)
+
+    @precondition(lambda self: self.world.live_pods())
+    @rule(reason=st.sampled_from(REASONS))
+    def a_container_fails(self, reason: Reason) -> None:
+        """For good or not."""
+        self.world.fail(self.world.live_pods()[0], reason)
+
+    @precondition(lambda self: self.world.live_pods())
+    @rule(code=st.sampled_from([0, 1, 137, 143]))
+    def a_container_ends_without_a_word(self, code: int) -> None:
+        """Killed, or an image that is not ours."""
+        self.world.end(self.world.live_pods()[0], code)
+
+    @precondition(lambda self: self.world.live_pods())
+    @rule()
+    def a_node_is_drained(self) -> None:
+        """The pod saves a checkpoint and goes."""
+        self.world.drain(self.world.live_pods()[0])
+
+    @precondition(lambda self: self.world.pods)
+    @rule()
+    def a_pod_vanishes(self) -> None:
+        """With its report."""
+        self.world.lose(next(iter(self.world.pods.values())))
+
+    @invariant()
+    def at_most_one_job_is_live(self) -> None:
+        """Two pods never write one checkpoint."""
+        assert len(self.world.live_jobs()) <= 1
+        assert len(self.world.live_pods()) <= 1
+
+    @invariant()
+    def the_same_state_leads_to_nothing_new(self) -> None:
+        """Planning again after the status was written changes it no more, and acts no differently."""
+        world = self.world
+        first = world.plan()
+        assert first == world.plan()
+        if first.actions or first.status is None:
+            return
+        world.reconcile()
+        writes = world.status_writes
+        again = world.reconcile()
+        assert world.status_writes == writes
+        assert not again.actions
+        assert not again.announcements
+
+    @invariant()
+    def what_stalls_says_what_to_do(self) -> None:
+        """Stalled and Reconciling exclude each other; a failure names a remedy."""
+        status = self.world.status
+        truth = {condition.type: condition.status for condition in status.conditions}
+        if not truth:
+            return
+        assert not (truth["Stalled"] == "True" and truth["Reconciling"] == "True")
+        assert (truth["Ready"] == "True") == (status.phase is Phase.SUCCEEDED)
+        assert (status.failure is not None) == (truth["Stalled"] == "True")
+        assert status.failure is None or status.failure.remedy
+        assert all(condition.last_transition_time <= self.world.now for condition in status.conditions)
+
+    def teardown(self) -> None:
+        """When everybody leaves it alone and all goes well, it is published in the end, with one Job a stage at most."""
+        world = self.world
+        world.edit(suspend=False, deadline="1000h", evaluation={"gates": [{"metric": "exact_match", "min": "0.5"}]})
+        world.request("at last")
+        world.edit(evaluation={"maxRows": 77})
+        for _ in range(40):
+            world.seconds += 10
+            world.reconcile()
+            world.job_controller()
+            world.run_pod()
+        assert world.status.phase is Phase.SUCCEEDED, world.status
+        writes, created = world.status_writes, list(world.created)
+        world.settle()
+        assert (world.status_writes, world.created) == (writes, created)
+
+
+TestOperation = Operation.TestCase
+TestOperation.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
