@@ -64,6 +64,12 @@ class Encoder:
         encoded = self.encode([row])[0]
         return encoded.input_ids[encoded.turns[0].end - 1]
 
+    def heads_are_learnt(self, encoded: Encoded) -> bool:
+        """Return whether a turn begins with a special token: then the model would have to write its own name first."""
+        added = self._tokenizer.added_tokens_decoder
+        first = [added.get(encoded.input_ids[turn.start]) for turn in encoded.turns]
+        return any(token is not None and token.special for token in first)
+
     def encode(self, rows: Sequence[Row]) -> list[Encoded]:
         """Return the rows as token ids, each with what is wrong with it."""
         rendered: list[tuple[str, list[Span]] | Problem] = []

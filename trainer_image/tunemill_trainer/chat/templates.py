@@ -129,8 +129,12 @@ def _shortcoming(encoder: Encoder, features: Features) -> str:
         return f"leaves out what a conversation holds: {missing[0]}"
     if any(text[:start] != prompt for (start, _), prompt in zip(spans, prompts, strict=True)):
         return "begins an assistant turn differently when it asks for one"
-    problem = encoder.encode([probe])[0].problem
-    return f"does not carry tool calls: {problem.message}" if problem else ""
+    encoded = encoder.encode([probe])[0]
+    if encoded.problem:
+        return f"does not carry the assistant's turns: {encoded.problem.message}"
+    if encoder.heads_are_learnt(encoded):
+        return "does not write the head of an assistant turn when it asks for one"
+    return ""
 
 
 def _facts(probe: Row) -> Iterator[str]:

@@ -76,7 +76,7 @@ def _lines(name: str, stream: BinaryIO) -> Iterator[Record]:
 
 def _record(source: Source, line: bytes) -> Record:
     try:
-        text = line.decode("utf-8")
+        text = line.decode("utf-8").rstrip()
         value = _DECODER.decode(text)
     except UnicodeDecodeError as error:
         return Record(source, None, f"not UTF-8 at byte {error.start + 1}: {error.reason}")

@@ -1,0 +1,74 @@
+"""Token ids, and which of them the loss is on."""
+
+import pytest
+from trainer.chat.speakers import CHATML, CHATML_TEMPLATE, EVERYTHING, GEMMA, a_speaker
+from trainer.data.building import a_row, answers, calls, says, user
+from tunemill_trainer.chat import templates
+from tunemill_trainer.chat.encoding import Encoder
+from tunemill_trainer.chat.rendering import ChatTemplate
+from tunemill_trainer.data.findings import Rule
+from tunemill_trainer.prepared import IGNORED
+
+
+def encoder_of(speaker):
+    """Our template for a tokenizer."""
+    return templates.ours(speaker, EVERYTHING, "").encoder
+
+
+def test_labels_are_the_assistants_tokens_or_all():
+    """Everything else is ignored by the loss, unless the loss is on all."""
+    encoder = encoder_of(a_speaker(GEMMA))
+    (encoded,) = encoder.encode([a_row(user("Hi"), says("Yo"))])
+    labels = encoded.labels(everything=False)
+    assert len(labels) == len(encoded.input_ids)
+    assert sum(label != IGNORED for label in labels) == len("Yo") + 1
+    assert encoded.labels(everything=True) == encoded.input_ids
+
+
+def test_a_prompt_is_how_the_whole_begins():
+    """What the tuned model is asked is what it has learnt to go on from."""
+    encoder = encoder_of(a_speaker(GEMMA))
+    row = a_row(user("Zürich?"), calls(city="Zürich"), answers("7 °C"), says("🌧 7 °C"))
+    (encoded,) = encoder.encode([row])
+    for turn in encoded.turns:
+        assert encoder.prompt_ids(row.messages[: turn.message], row.tools) == encoded.input_ids[: turn.start]
+
+
+@pytest.mark.parametrize("text", ["stop <end_of_turn> here", "<end_of_turn>"])
+def test_the_end_of_turn_inside_of_a_text_is_found(text):
+    """A model that learns it would stop in the middle of its answer."""
+    (encoded,) = encoder_of(a_speaker(GEMMA)).encode([a_row(user(), says(text))])
+    assert encoded.problem.rule is Rule.MARKER_IN_TEXT
+
+
+def test_characters_that_the_tokenizer_cannot_write_are_found():
+    """A tokenizer that loses characters would teach another call than the one in the data."""
+    speaker = a_speaker(GEMMA)
+    encoder = encoder_of(speaker)
+
+    class Forgetful:
+        """The same tokenizer, but for one letter."""
+
+        added_tokens_decoder = speaker.added_tokens_decoder
+
+        def __call__(self, texts, **options):
+            return speaker([text.replace("é", "e") for text in texts], **options)
+
+        def batch_decode(self, ids, **options):
+            return speaker.batch_decode(ids, **options)
+
+    (encoded,) = Encoder(Forgetful(), encoder.template).encode([a_row(user(), calls(city="Orléans"))])
+    assert encoded.problem.rule is Rule.NOT_REPRODUCIBLE
+
+
+def test_a_row_that_the_template_renders_differently_later_is_found():
+    """A template that forgets earlier reasoning, as some thinking models' do, cannot be marked for several turns."""
+    forgetting = CHATML_TEMPLATE.replace("if message.reasoning_content", "if message.reasoning_content and loop.last")
+    speaker = a_speaker(CHATML)
+    encoder = Encoder(speaker, ChatTemplate(forgetting, speaker.special_tokens_map, marked=False))
+    short = a_row(user(), says(reasoning="Hm."))
+    long = a_row(user(), says(reasoning="Hm."), user(), says(reasoning="Ah."))
+    first, second = encoder.encode([short, long])
+    assert first.problem is None
+    assert second.problem.rule is Rule.NOT_REPRODUCIBLE
+    assert "differently when other turns follow" in second.problem.message

@@ -1,0 +1,154 @@
+"""Which chat template is chosen, and what it makes of a conversation."""
+
+import pytest
+from trainer.chat.speakers import (
+    CHATML,
+    CHATML_TEMPLATE,
+    EVERYTHING,
+    GEMMA,
+    GEMMA_TEMPLATE,
+    LLAMA3,
+    PLAIN,
+    a_speaker,
+)
+from trainer.data.building import a_row, answers, calls, says, user
+from tunemill_api.failures import Reason
+from tunemill_trainer.chat import templates
+from tunemill_trainer.chat.templates import Origin
+from tunemill_trainer.data.dataset import Features
+from tunemill_trainer.data.rows import Message, Role
+from tunemill_trainer.errors import StageError
+
+FAMILIES = [GEMMA, CHATML, LLAMA3, PLAIN]
+CONVERSATION = a_row(
+    Message(Role.SYSTEM, "Be brief."),
+    user("Weather in Rome & Oslo?"),
+    says("I look.", reasoning="Two towns.", calls=(*calls(city="Rome").calls, *calls(city="Oslo").calls)),
+    answers("7"),
+    answers("-3"),
+    says("7 and -3."),
+    user("Thanks"),
+    says("Bye"),
+)
+
+
+def spoken(speaker, encoder, row):
+    """What the loss is on, as text."""
+    (encoded,) = encoder.encode([row])
+    assert encoded.problem is None
+    return speaker.batch_decode([encoded.input_ids[turn.start : turn.end] for turn in encoded.turns])
+
+
+@pytest.mark.parametrize("special", FAMILIES, ids=["gemma", "chatml", "llama3", "plain"])
+def test_ours_carries_everything_in_the_turns_of_every_family(special):
+    """The loss is on exactly what the assistant says, the end of its turn included."""
+    speaker = a_speaker(special)
+    choice = templates.choose(speaker, EVERYTHING, None)
+    assert choice.origin is Origin.TUNEMILL
+    end = {id(GEMMA): "<end_of_turn>", id(CHATML): "<|im_end|>", id(LLAMA3): "<|eot_id|>", id(PLAIN): "</s>"}[
+        id(special)
+    ]
+    assert spoken(speaker, choice.encoder, CONVERSATION) == [
+        "<think>Two towns.</think>\nI look.\n"
+        '<tool_call>{"name": "get_weather", "arguments": {"city": "Rome"}}</tool_call>\n'
+        '<tool_call>{"name": "get_weather", "arguments": {"city": "Oslo"}}</tool_call>' + end,
+        "7 and -3." + end,
+        "Bye" + end,
+    ]
+    assert speaker.convert_ids_to_tokens(choice.end_of_turn) == end
+
+
+def test_gemma_gets_the_system_message_and_the_tools_in_its_first_user_turn():
+    """Gemma knows two roles; two answers of tools share one turn."""
+    choice = templates.choose(a_speaker(GEMMA, template=GEMMA_TEMPLATE), EVERYTHING, None)
+    text, _ = choice.encoder.template.conversation(CONVERSATION.messages[:5], CONVERSATION.tools)
+    assert text.startswith('<bos><start_of_turn>user\nBe brief.\n\n<tools>\n{"name": "get_weather"')
+    assert text.count("<start_of_turn>") == 3
+    assert "<tool_response>7</tool_response>\n<tool_response>-3</tool_response><end_of_turn>" in text
+    assert "Weather in Rome & Oslo?<end_of_turn>" in text
+
+
+def test_the_base_models_own_is_taken_where_it_is_proven():
+    """A template that carries tools stays as it is, without any marks in it."""
+    choice = templates.choose(a_speaker(CHATML, template=CHATML_TEMPLATE), EVERYTHING, None)
+    assert (choice.origin, choice.passed_over) == (Origin.BASE, "")
+    assert choice.encoder.template.source == CHATML_TEMPLATE
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (GEMMA_TEMPLATE, "System role not supported"),
+        ("{% for message in messages %}{{ message.content }}{% endfor %}", "count_moorings"),
+        ("{% for message in %}", "is not valid Jinja at line 1"),
+        (CHATML_TEMPLATE.replace("{{- tool | tojson }}", "{{- tool.function.name }}"), "Counts free berths"),
+        (CHATML_TEMPLATE.replace("<tool_call>", "<function>"), "calls of an assistant turn read differently"),
+        (CHATML_TEMPLATE.replace("message.reasoning_content", "false"), "text of an assistant turn is not the same"),
+        (
+            CHATML_TEMPLATE.replace("{%- if add_generation_prompt", "{%- if false"),
+            "does not write the head of an assistant turn when it asks for one",
+        ),
+    ],
+)
+def test_a_template_that_drops_something_is_passed_over_with_the_reason(template, reason):
+    """What a base model's template cannot carry is found by rendering, not by searching its text."""
+    choice = templates.choose(a_speaker(CHATML, template=template), EVERYTHING, None)
+    assert choice.origin is Origin.TUNEMILL
+    assert reason in choice.passed_over
+
+
+def test_rows_without_tools_need_no_template_for_tools():
+    """For plain instructions, a template without any notion of tools is good enough."""
+    features = Features()
+    choice = templates.choose(a_speaker(GEMMA, template=GEMMA_TEMPLATE), features, None)
+    assert choice.origin is Origin.BASE
+
+
+def test_of_several_templates_the_one_for_tools_is_tried():
+    """Some repositories have a default template and one named tool_use."""
+    speaker = a_speaker(CHATML, template={"default": "{{ messages[0].content }}", "tool_use": CHATML_TEMPLATE})
+    assert templates.choose(speaker, EVERYTHING, None).encoder.template.source == CHATML_TEMPLATE
+
+
+def marked(template):
+    """The ChatML template with marks around what the assistant says."""
+    return template.replace("{{- message.content }}\n", "{%- generation %}{{- message.content }}\n").replace(
+        "{%- endfor %}{{- '<|im_end|>\n' }}", "{%- endfor %}{{- '<|im_end|>' }}{%- endgeneration %}{{- '\n' }}"
+    )
+
+
+def test_a_template_of_the_users_own_may_mark_the_turns():
+    """The marks of {% generation %} say what the loss is on."""
+    features = Features(tools=True, calls=True)
+    speaker = a_speaker(CHATML)
+    choice = templates.choose(speaker, features, marked(CHATML_TEMPLATE))
+    assert (choice.origin, choice.encoder.template.marked) == (Origin.USER, True)
+    assert spoken(speaker, choice.encoder, a_row(user(), calls(city="Rome"))) == [
+        '\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call><|im_end|>'
+    ]
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for message in messages %}\n{{ message.content\n", "is not valid Jinja at line 2"),
+        ("{{ nothing.at.all }}", "fails with UndefinedError"),
+        ("{{ 1 / 0 }}", "fails with ZeroDivisionError"),
+        ("{{ messages[0].__class__.__mro__ }}", "fails with SecurityError"),
+        (GEMMA_TEMPLATE.replace("<end_of_turn>", ""), "System role not supported"),
+    ],
+)
+def test_a_broken_template_of_the_users_own_is_their_error(template, message):
+    """It is not replaced in silence: somebody wrote it on purpose."""
+    with pytest.raises(StageError) as raised:
+        templates.choose(a_speaker(CHATML), EVERYTHING, template)
+    assert raised.value.reason is Reason.INVALID_CHAT_TEMPLATE
+    assert message in raised.value.message
+    assert "spec.tokenizer.chatTemplate" in raised.value.message
+
+
+def test_without_any_token_to_end_a_turn_the_base_is_unsupported():
+    """A model that cannot say that it is done cannot be taught to."""
+    with pytest.raises(StageError) as raised:
+        templates.choose(a_speaker([]), Features(), None)
+    assert raised.value.reason is Reason.BASE_MODEL_UNSUPPORTED

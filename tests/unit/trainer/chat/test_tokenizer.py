@@ -1,0 +1,114 @@
+"""The tags that a tokenizer has or gets, and what later stages are told."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from trainer.chat.speakers import CHATML, EVERYTHING, GEMMA, PLAIN, a_speaker
+from tunemill_api.failures import Reason
+from tunemill_api.finetune import TokenizerMode
+from tunemill_trainer.chat import tokenizer
+from tunemill_trainer.data.dataset import Features
+from tunemill_trainer.errors import StageError
+
+CALLS = Features(tools=True, calls=True)
+CALL_TAGS = ("<tool_call>", "</tool_call>")
+
+
+def test_missing_tags_are_added_behind_the_vocabulary():
+    """Each is one new token that also survives a decode without special tokens."""
+    speaker = a_speaker(GEMMA)
+    before = len(speaker)
+    done = tokenizer.prepare_vocabulary(speaker, TokenizerMode.AUTO, EVERYTHING, [])
+    assert done.mode is TokenizerMode.EXTEND
+    assert [token.id for token in done.added] == list(range(before, before + 8))
+    (ids,) = speaker(["a<tool_call>{}</tool_call>"], add_special_tokens=False)["input_ids"]
+    assert speaker.decode(ids, skip_special_tokens=True) == "a<tool_call>{}</tool_call>"
+    assert len(ids) == 5
+
+
+@pytest.mark.parametrize("mode", [TokenizerMode.AUTO, TokenizerMode.REUSE])
+def test_tags_that_are_there_are_reused(mode):
+    """What the assistant writes decides: a base that reads <tools> as text and calls with tokens stays as it is."""
+    done = tokenizer.prepare_vocabulary(a_speaker(CHATML, tags=CALL_TAGS), mode, CALLS, [])
+    assert (done.mode, done.added) == (TokenizerMode.REUSE, ())
+
+
+def test_extend_adds_also_the_tags_that_are_only_read():
+    """With Extend every tag that occurs becomes a token."""
+    done = tokenizer.prepare_vocabulary(a_speaker(CHATML, tags=CALL_TAGS), TokenizerMode.EXTEND, CALLS, [])
+    assert [token.token for token in done.added] == ["<tools>", "</tools>"]
+
+
+def test_reuse_without_the_tags_names_them():
+    """The user asked for a base that has them, and it has not."""
+    with pytest.raises(StageError) as raised:
+        tokenizer.prepare_vocabulary(a_speaker(GEMMA), TokenizerMode.REUSE, CALLS, [])
+    assert raised.value.reason is Reason.TOKENIZER_LACKS_TAGS
+    assert "<tool_call>, </tool_call>" in raised.value.message
+
+
+def test_tokens_that_the_user_wants_are_added_once():
+    """spec.tokenizer.addTokens extends a base that could be reused, and knows what is there already."""
+    speaker = a_speaker(CHATML, tags=CALL_TAGS)
+    done = tokenizer.prepare_vocabulary(speaker, TokenizerMode.AUTO, Features(calls=True), ["<plan>", "<tool_call>"])
+    assert [token.token for token in done.added] == ["<plan>"]
+
+
+def test_rows_without_tools_need_no_tags():
+    """Plain instruction data changes no vocabulary."""
+    done = tokenizer.prepare_vocabulary(a_speaker(GEMMA), TokenizerMode.AUTO, Features(system=True), [])
+    assert done.mode is TokenizerMode.REUSE
+
+
+def test_later_stages_learn_where_replies_end(tmp_path):
+    """The template's end of turn first, then the tokenizer's and the generation config's."""
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [257, 9, 260]}))
+    speaker = a_speaker(GEMMA)
+    kept = tokenizer.Vocabulary(TokenizerMode.REUSE, ())
+    described = tokenizer.describe(speaker, kept, speaker.convert_tokens_to_ids("<end_of_turn>"), tmp_path)
+    assert described.stop_token_ids == (
+        speaker.convert_tokens_to_ids("<end_of_turn>"),
+        speaker.eos_token_id,
+        9,
+        *(
+            stop
+            for stop in (257, 260)
+            if stop not in {speaker.convert_tokens_to_ids("<end_of_turn>"), speaker.eos_token_id}
+        ),
+    )
+    assert described.vocabulary == max(speaker.get_vocab().values()) + 1
+
+
+def test_a_tokenizer_without_padding_gets_one(tmp_path):
+    """Batches need a filler: the end-of-text token, on which no loss is computed there."""
+    speaker = a_speaker(PLAIN)
+    described = tokenizer.describe(speaker, tokenizer.Vocabulary(TokenizerMode.REUSE, ()), 256, tmp_path)
+    assert described.pad_token_id == speaker.eos_token_id
+
+
+def test_a_tokenizer_file_that_is_none_is_the_base_models_fault(tmp_path):
+    """What cannot be read is told as such."""
+    (tmp_path / "tokenizer.json").write_text('{"version": "9"}')
+    with pytest.raises(StageError) as raised:
+        tokenizer.load(tmp_path)
+    assert raised.value.reason is Reason.BASE_MODEL_UNSUPPORTED
+
+
+def test_a_saved_tokenizer_loads_as_auto_tokenizer_with_the_same_ids(tmp_path):
+    """Users and servers load with AutoTokenizer what was prepared without it."""
+    from transformers import AutoTokenizer
+
+    speaker = a_speaker(GEMMA)
+    tokenizer.prepare_vocabulary(speaker, TokenizerMode.AUTO, EVERYTHING, [])
+    speaker.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    text = "<bos><start_of_turn>user\nZürich 🌧<tool_call>{}</tool_call><end_of_turn>"
+    assert loaded(text, add_special_tokens=False)["input_ids"] == speaker(text, add_special_tokens=False)["input_ids"]
+
+
+def test_prepare_imports_no_torch():
+    """Torch takes seconds and hundreds of megabytes, which small pods do not have."""
+    code = "import sys, tunemill_trainer.stages.prepare; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

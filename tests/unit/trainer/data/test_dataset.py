@@ -1,0 +1,143 @@
+"""The first pass over the data: rows read, checked, told from duplicates, split."""
+
+import json
+
+import pytest
+from trainer.data.building import openai_row, some_data
+from tunemill_api.failures import Reason
+from tunemill_api.finetune import Dataset, DatasetFormat, LossOn
+from tunemill_trainer.data import dataset
+from tunemill_trainer.data.findings import Rule
+from tunemill_trainer.errors import StageError
+
+
+def read(folder, train, held_out=None, loss_on=LossOn.ASSISTANT, **spec):
+    """Read rows as spec.dataset would have it."""
+    wish = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl", **spec})
+    evaluation = None if held_out is None else some_data(folder, held_out, "held-out.jsonl")
+    return dataset.read(wish, loss_on, some_data(folder, train), evaluation, folder / "spool", lambda: None)
+
+
+def good(count, start=0):
+    """Different good rows."""
+    return [openai_row(f"What is the weather in town {number}?") for number in range(start, start + count)]
+
+
+BAD = openai_row("And there?", town="Rome")
+SILENT = {"messages": [{"role": "user", "content": "Anybody here?"}]}
+
+
+def test_every_good_row_lands_on_one_side(tmp_path):
+    """The spool gives the rows back in order, with numbers and sides."""
+    found = read(tmp_path, good(40))
+    rows = list(found)
+    assert found.format is DatasetFormat.OPENAI
+    assert [item.number for item in rows] == list(range(1, 41))
+    assert 0 < sum(item.held_out for item in rows) < 40
+    assert (found.rows, found.kept, found.tools) == (40, 40, {"get_weather"})
+
+
+def test_duplicates_are_used_once(tmp_path):
+    """The same row again is left out and counted, whatever the id of its call."""
+    again = json.loads(json.dumps(good(1)[0]).replace("c1", "c9"))
+    found = read(tmp_path, [*good(3), again])
+    assert (found.kept, found.duplicates, found.invalid) == (3, 1, 0)
+    assert str(found.findings.listed[0]).startswith("calls.jsonl line 4: the same row")
+
+
+def test_wrong_rows_end_the_run_and_are_named(tmp_path):
+    """By default no row may be wrong; the message names place, problem and field."""
+    with pytest.raises(StageError) as raised:
+        read(tmp_path, [*good(3), BAD, BAD, BAD, BAD])
+    assert raised.value.reason is Reason.DATASET_INVALID_ROWS
+    assert raised.value.message.startswith("4 of 7 rows are wrong, spec.dataset.maxInvalidFraction allows 0. ")
+    assert "calls.jsonl line 4: get_weather is called with town" in raised.value.message
+    assert raised.value.message.endswith("and 1 more rows")
+
+
+def test_some_wrong_rows_may_be_allowed(tmp_path):
+    """Up to the allowed share wrong rows are left out and counted."""
+    found = read(tmp_path, [*good(3), BAD], maxInvalidFraction="0.25")
+    assert (found.rows, found.invalid, found.kept) == (4, 1, 3)
+    assert found.findings.counts[Rule.EXTRA_ARGUMENT] == 1
+
+
+def test_a_line_that_is_not_json_is_malformed_data(tmp_path):
+    """A broken line has its own reason and its line."""
+    text = "".join(json.dumps(row) + "\n" for row in good(3)) + '{"messages": [\n'
+    with pytest.raises(StageError) as raised:
+        read(tmp_path, text)
+    assert raised.value.reason is Reason.DATASET_MALFORMED
+    assert "calls.jsonl line 4: not JSON at column" in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("train", "reason", "message"),
+    [
+        ("", Reason.DATASET_EMPTY, "expected rows in s3://team-a/calls.jsonl, found none"),
+        ("\n\n", Reason.DATASET_EMPTY, "expected rows"),
+        ("hello\n", Reason.DATASET_MALFORMED, "calls.jsonl line 1: not JSON"),
+        ([{"prompt": "a", "completion": "b"}], Reason.DATASET_FORMAT_UNKNOWN, "found the fields: completion, prompt"),
+        (good(1), Reason.DATASET_TOO_SMALL, "at least two different conversations"),
+        ([SILENT], Reason.NOTHING_TO_LEARN, "expected assistant messages"),
+    ],
+)
+def test_data_without_use_has_its_own_reason(tmp_path, train, reason, message):
+    """Each way of having nothing to train on is told apart."""
+    with pytest.raises(StageError) as raised:
+        read(tmp_path, train)
+    assert raised.value.reason is reason
+    assert message in raised.value.message
+
+
+def test_a_file_of_the_wrong_format_says_what_is_missing(tmp_path):
+    """With a format set, rows of another are wrong rows."""
+    with pytest.raises(StageError) as raised:
+        read(tmp_path, [{"conversations": good(1)[0]["messages"]}], format="OpenAI")
+    assert raised.value.reason is Reason.DATASET_INVALID_ROWS
+    assert "calls.jsonl line 1: expected a field `messages`" in raised.value.message
+
+
+def test_hermes_tags_under_openai_names_are_hermes(tmp_path):
+    """Much of the public data has `messages` whose texts carry the calls as tags."""
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Town {number}?"},
+                {"role": "assistant", "content": '<tool_call>{"name": "f", "arguments": {}}</tool_call>'},
+            ],
+            "tools": [{"name": "f"}],
+        }
+        for number in range(3)
+    ]
+    found = read(tmp_path, rows)
+    assert found.format is DatasetFormat.HERMES
+    assert all(item.row.messages[1].calls for item in found)
+
+
+def test_max_rows_counts_from_the_start(tmp_path):
+    """spec.dataset.maxRows reads no further."""
+    assert read(tmp_path, [*good(5), BAD], maxRows=5).rows == 5
+
+
+def test_rows_without_an_assistant_are_only_learnt_from_with_loss_on_all(tmp_path):
+    """They are left out and counted, or kept for training, never held out."""
+    assert (read(tmp_path, [*good(3), SILENT]).silent, read(tmp_path, [*good(3), SILENT]).kept) == (1, 3)
+    kept = list(read(tmp_path, [*good(3), SILENT], loss_on=LossOn.ALL))
+    assert (len(kept), kept[-1].held_out) == (4, False)
+
+
+def test_held_out_rows_of_their_own(tmp_path):
+    """With evaluation.uri all of its rows are held out, and training rows that repeat them are left out."""
+    found = read(tmp_path, good(10), good(3), evaluation={"uri": "s3://team-a/held-out.jsonl"})
+    sides = [item.held_out for item in found]
+    assert sides == [True] * 3 + [False] * 7
+    assert found.duplicates == 3
+
+
+def test_held_out_rows_that_leave_nothing_to_train_on(tmp_path):
+    """Training on what is judged is refused."""
+    with pytest.raises(StageError) as raised:
+        read(tmp_path, good(3), good(3), evaluation={"uri": "s3://team-a/held-out.jsonl"})
+    assert raised.value.reason is Reason.DATASET_TOO_SMALL
+    assert "s3://team-a/calls.jsonl" in raised.value.message

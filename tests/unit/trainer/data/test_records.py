@@ -1,0 +1,104 @@
+"""Reading files as a stream of JSON objects with their places."""
+
+import json
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from trainer.data.building import a_file
+from tunemill_api.failures import Reason
+from tunemill_trainer.data.records import records
+from tunemill_trainer.errors import StageError
+
+
+def read(folder: Path, content, name="calls.jsonl", zipped=False):
+    """Return (place, value or error) of every record."""
+    found = records(a_file(folder, content, name, zipped=zipped))
+    return [(str(record.source), record.value if record.value is not None else record.error) for record in found]
+
+
+def test_lines_keep_their_numbers_over_empty_lines(tmp_path):
+    """The place of a row is its line in the file, as an editor shows it."""
+    assert read(tmp_path, '\n{"a": 1}\n\n  \n{"a": 2}') == [
+        ("calls.jsonl line 2", {"a": 1}),
+        ("calls.jsonl line 5", {"a": 2}),
+    ]
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_list_is_read_like_lines(tmp_path, zipped):
+    """A .json file with one list gives its elements, zipped or not."""
+    assert read(tmp_path, ' \n[ {"a": 1},\n{"a": [{}]} ]\n', "calls.json", zipped) == [
+        ("calls.json element 1", {"a": 1}),
+        ("calls.json element 2", {"a": [{}]}),
+    ]
+
+
+def test_the_contents_decide_and_not_the_name(tmp_path):
+    """A file called .json that holds lines, with a byte order mark, is read as lines."""
+    assert read(tmp_path, b'\xef\xbb\xbf{"a": 1}\n', "calls.json") == [("calls.json line 1", {"a": 1})]
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        (b'{"a": 1', "not JSON at column 8"),
+        (b'{"a": NaN}', "NaN is not JSON"),
+        (b'["a"]x', "not JSON at column 6"),
+        (b"7", "expected a JSON object, found a number"),
+        (b'{"a": "\xff"}', "not UTF-8 at byte 8"),
+        (b'{"a": "\\ud800"}', "half of a surrogate pair"),
+        (b'{"a":' * 100_000, "not JSON"),
+    ],
+)
+def test_a_bad_line_says_what_is_wrong_and_the_next_is_read(tmp_path, line, error):
+    """One bad line costs one line."""
+    first, (place, value) = read(tmp_path, b'{"b": 0}\n' + line + b'\n{"a": 1}\n')[0:3:2]
+    assert first == ("calls.jsonl line 1", {"b": 0})
+    assert (place, value) == ("calls.jsonl line 3", {"a": 1})
+    assert error in read(tmp_path, b'{"b": 0}\n' + line + b"\n")[1][1]
+
+
+def test_whole_surrogate_pairs_are_text(tmp_path):
+    r"""An emoji that was written as 😀 is one character."""
+    assert read(tmp_path, rb'{"a": "\ud83d\ude00"}') == [("calls.jsonl line 1", {"a": "😀"})]
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ('[{"a": 1}, {"a": }]', "calls.json element 2: not JSON"),
+        ('[{"a": 1} {"a": 2}]', "calls.json element 1: expected , or ]"),
+        ('[{"a": 1}', "calls.json element 1: expected , or ] after it, found 'the end of the file'"),
+        ('[{"a": "x', "calls.json element 1: not JSON: Unterminated string"),
+    ],
+)
+def test_a_broken_list_ends_the_run(tmp_path, text, error):
+    """Behind a broken element nothing of a list can be found again, so it is no single bad row."""
+    with pytest.raises(StageError) as raised:
+        read(tmp_path, text, "calls.json")
+    assert raised.value.reason is Reason.DATASET_MALFORMED
+    assert error in raised.value.message
+
+
+def test_a_cut_off_gzip_file_says_how_far_it_was_read(tmp_path):
+    """An upload that broke off is told from bad rows."""
+    whole = a_file(tmp_path, [{"number": n, "text": str(n) * 50} for n in range(5000)], zipped=True)
+    whole.path.write_bytes(whole.path.read_bytes()[:-2000])
+    with pytest.raises(StageError) as raised:
+        list(records(whole))
+    assert raised.value.reason is Reason.DATASET_MALFORMED
+    assert "expected a whole gzip file, found damage after calls.jsonl line" in raised.value.message
+
+
+def test_a_large_list_is_not_held_in_memory(tmp_path):
+    """A list of 24 MB is read with a few MB of memory, and elements across buffer borders are whole."""
+    rows = [{"number": number, "text": "ü" * 1000} for number in range(12_000)]
+    file = a_file(tmp_path, json.dumps(rows, ensure_ascii=False), "calls.json")
+    del rows
+    tracemalloc.start()
+    assert [record.value["number"] for record in records(file)] == list(range(12_000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert file.path.stat().st_size > 24_000_000
+    assert peak < 16_000_000
