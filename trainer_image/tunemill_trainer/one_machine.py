@@ -1,7 +1,7 @@
 """All four stages on one machine, from the same manifest that `kubectl apply` takes.
 
-Each stage is a process of its own, as it is in the cluster: it gives its memory back at its end, and the libraries that read
-their settings at the first import read those of this run.
+Each stage is a process of its own, as it is in the cluster: it gives its memory back at its end, and the libraries that
+read their settings at the first import read those of this run.
 """
 
 import signal

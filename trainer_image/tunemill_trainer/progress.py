@@ -1,8 +1,8 @@
 """Progress of the running stage, told to the operator and to the log.
 
 Speaks Kubeflow's status protocol (KEP-2779) as Transformers' KubeflowCallback does: `{"trainerStatus": {…}}` by POST,
-with a token for this purpose alone. All stages report through here and nothing else does. Reports are a courtesy: one that
-cannot be delivered never disturbs the work.
+with a token for this purpose alone. All stages report through here and nothing else does. Reports are a courtesy: one
+that cannot be delivered never disturbs the work.
 """
 
 import json

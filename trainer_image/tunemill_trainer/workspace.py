@@ -14,11 +14,11 @@ import secrets
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Self
 
 from botocore.exceptions import ClientError
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import AfterValidator, JsonValue, ValidationError
 from tunemill_api import finetune as api
 from tunemill_api.base import ApiModel
 from tunemill_api.failures import Reason
@@ -40,10 +40,17 @@ _TRANSFERS = 8
 _log = logging.getLogger(__name__)
 
 
+def _stays_inside(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts or "\\" in path:
+        raise ValueError(f"expected a relative path that stays in its folder, found {path!r}")
+    return path
+
+
 class ManifestFile(ApiModel):
     """One file of an output."""
 
-    path: Annotated[str, Field(pattern=r"^(?!/)(?!.*(^|/)\.\.?(/|$))[^\\\x00]+$")]
+    path: Annotated[str, AfterValidator(_stays_inside)]
     """Relative to the output's folder, with slashes; never leaves it."""
     size: int
     """Bytes."""

@@ -19,8 +19,8 @@ _FIELD = "spec.adapter.lora.targetModules"
 def lora_config(lora: Lora, model: Any, tokens: Tokens) -> LoraConfig:  # noqa: ANN401 - transformers ships no types
     """Return PEFT's configuration of the adapter.
 
-    The rows of added tokens are trained as a whole: with frozen rows the model never learns to write the tags. A head of
-    its own has rows of its own.
+    The rows of added tokens are trained as a whole: with frozen rows the model never learns to write the tags. A head
+    of its own has rows of its own.
 
     Raises:
         StageError: InvalidSpec, when a target module is not there or cannot carry an adapter.

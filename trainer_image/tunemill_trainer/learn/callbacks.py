@@ -19,10 +19,16 @@ _REPORTED = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy")
 
 
 class ProgressReports(TrainerCallback):  # type: ignore[misc] # transformers ships no types
-    """Reports percent, remaining time and the figures of the last log after every step."""
+    """Reports percent, remaining time and the figures of the last log after every step.
 
-    def __init__(self, progress: Progress) -> None:
+    Args:
+        progress: takes the reports.
+        steps_per_epoch: the rows divided by the batch size.
+    """
+
+    def __init__(self, progress: Progress, steps_per_epoch: float) -> None:
         self._progress = progress
+        self._steps_per_epoch = steps_per_epoch
         self._figures: dict[str, object] = {}
         self._started_at = 0.0
         self._first_step = 0
@@ -44,9 +50,12 @@ class ProgressReports(TrainerCallback):  # type: ignore[misc] # transformers shi
         """Report. The last percent is for saving and uploading."""
         done = state.global_step - self._first_step
         pace = (time.monotonic() - self._started_at) / max(done, 1)
-        figures = {**self._figures, "current_step": state.global_step, "total_steps": state.max_steps}
-        if state.epoch is not None:
-            figures["current_epoch"] = round(state.epoch, 2)
+        figures = {
+            **self._figures,
+            "current_step": state.global_step,
+            "total_steps": state.max_steps,
+            "current_epoch": round(state.global_step / self._steps_per_epoch, 2),
+        }
         percent = min(99, 100 * state.global_step // state.max_steps)
         self._progress.report(percent, pace * (state.max_steps - state.global_step), figures)
 
@@ -54,8 +63,8 @@ class ProgressReports(TrainerCallback):  # type: ignore[misc] # transformers shi
 class DivergenceGuard(TrainerCallback):  # type: ignore[misc]
     """Ends a run that cannot recover: the loss is no number, or the model has become worse than guessing.
 
-    A model that gives every token the same chance has a loss of ln(vocabulary). Five logs in a row above that and above
-    where the run began are no noise of small batches. Needs logging_nan_inf_filter=False, or a NaN never shows in the log.
+    A model that gives every token the same chance has a loss of ln(vocabulary). Five logs in a row above that and
+    above where the run began are no noise of small batches. Needs logging_nan_inf_filter=False, or no NaN is ever logged.
     """
 
     _PATIENCE = 5

@@ -69,7 +69,7 @@ class Uploads:
         self._pool.shutdown(wait=True)
 
     def put(self, checkpoint: Path, step: int) -> None:
-        """Upload a checkpoint; waits for the one before, so that the trainer never removes a folder that is still read."""
+        """Upload a checkpoint; waits for the one before, so that the trainer never removes a folder that is read."""
         if self._latest is not None:
             self._latest.result()
         self._latest = self._pool.submit(self._upload, checkpoint, step)
@@ -78,6 +78,7 @@ class Uploads:
         try:
             self._workspace.put_checkpoint(self._key, checkpoint, step)
             self._workspace.prune_checkpoints(self._key, self._keep)
+            _log.info("the checkpoint of step %d is in the workspace", step)
         except StageError as error:
             # The next checkpoint tries again; a server that stays away is found when the adapter is committed.
             _log.warning("the checkpoint of step %d did not get to the workspace: %s", step, error)

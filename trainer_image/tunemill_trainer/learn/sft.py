@@ -1,4 +1,4 @@
-"""The training run: TRL's SFTTrainer on the prepared tensors, from the start or a checkpoint, to its end or a signal."""
+"""The training run: TRL's SFTTrainer on the prepared tensors, from a checkpoint on, to its end or a signal."""
 
 import functools
 from dataclasses import dataclass
@@ -87,8 +87,8 @@ def train(
     lengths = rows["length"][:]
     training, plan = run.training, run.plan
     seen = plan.steps * training.batch_size if training.max_steps else training.epochs * len(rows)
-    # One long pass in an order of our own: Transformers' length-grouped sampler draws from the generator that dropout uses,
-    # too, and a run that is resumed in its second epoch would see other rows.
+    # One long pass in an order of our own: Transformers' length-grouped sampler draws from the generator that dropout
+    # uses, too, and a run that is resumed in its second epoch would see other rows.
     ordered = rows.remove_columns("length").select(row_order(lengths, training.batch_size, training.seed, seen))
     set_seed(training.seed)
     trainer = SFTTrainer(

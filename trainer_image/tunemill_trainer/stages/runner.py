@@ -1,9 +1,9 @@
 """Runs one stage from its RunSpec to its StageReport and its exit code, whatever happens in between.
 
 A stage is `run(context)` in the module of its name. Of train and evaluate it returns the facts: a committed output is
-never made again, and then their modules (with torch behind them) are not even imported. Of prepare and publish it returns
-the facts and whether anything had to be done: prepare finds its own key, and publish has to ask the Hub whether what it
-pushed is still there.
+never made again, and then their modules (with torch behind them) are not even imported. Of prepare and publish it
+returns the facts and whether anything had to be done: prepare finds its own key, and publish has to ask the Hub whether
+what it pushed is still there.
 """
 
 import errno
@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -78,6 +79,8 @@ def run_stage(stage: Stage, run: RunSpec, work: Path, stop: StopSignal, started_
         workspace = Workspace.open(effective_workspace(run.spec), credentials)
         context = StageContext(run, workspace, work, credentials, progress, stop)
         key, facts, executed = _outcome(stage, context)
+        if executed:
+            progress.report(100, 0)
     finally:
         progress.close()
     return StageReport(
@@ -182,8 +185,10 @@ def _configure_logging() -> None:
         format="%(asctime)s %(levelname)s %(message)s",
         datefmt="%Y-%m-%dT%H:%M:%S%z",
     )
-    for noisy in ("botocore", "boto3", "s3transfer", "urllib3", "httpx", "httpx2", "matplotlib", "bitsandbytes"):
+    for noisy in ("botocore", "boto3", "s3transfer", "urllib3", "httpx", "httpx2", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # They are for the authors of the libraries, not for users.
+    warnings.simplefilter("ignore", FutureWarning)
 
 
 def _configure_libraries(run: RunSpec, work: Path) -> None:
@@ -198,7 +203,8 @@ def _configure_libraries(run: RunSpec, work: Path) -> None:
         os.environ["HF_HUB_DISABLE_XET"] = "1"
     os.environ["HF_HOME"] = str(work / "hub")
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        os.environ[name] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # Progress has one voice, ours: Transformers would add its own as soon as it sees the same variables.
     os.environ["DISABLE_KUBEFLOW_INTEGRATION"] = "TRUE"

@@ -74,7 +74,7 @@ def _attempt(
                 AutoTokenizer.from_pretrained(prepared.tokenizer_path),
                 rows,
                 [
-                    ProgressReports(context.progress),
+                    ProgressReports(context.progress, len(rows) / spec.training.batch_size),
                     DivergenceGuard(tokens.vocabulary),
                     StopAtStep(context.stop),
                     clock,

@@ -1,0 +1,151 @@
+"""Training that is stopped, killed or robbed of its checkpoints goes on to the same result, to the last bit."""
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from learn.training import Ended, World, a_world, prepare, run_spec, run_stage
+from tunemill_api import keys
+from tunemill_api.failures import Reason
+from tunemill_api.run_spec import RunSpec
+from tunemill_api.stage_report import Stage
+from tunemill_dev.tiny import make_base
+
+STEPS, ROWS = 24, 96
+"""Two epochs of twelve steps: a run that is resumed in the second one has to draw the same order again."""
+
+
+@dataclass
+class Training:
+    """One training, in attempts; every attempt is a pod of its own with nothing of the last one on its disk."""
+
+    world: World
+    run: RunSpec
+    folder: Path
+    attempts: int = 0
+
+    @property
+    def key(self) -> str:
+        return keys.train_key(self.run.prepared.key, self.run.spec)
+
+    def attempt(self, watch: Callable[[str], int | None] = lambda _line: None) -> Ended:
+        """Run the stage until it ends or `watch` ends it."""
+        self.attempts += 1
+        return run_stage(Stage.TRAIN, self.world, self.run, self.folder / f"pod-{self.attempts}", watch=watch)
+
+    def history(self) -> list[dict]:
+        """Return what was logged, by step."""
+        output = self.folder / "output"
+        self.world.workspace().fetch(Stage.TRAIN, self.key, output)
+        return [json.loads(line) for line in (output / "training.jsonl").read_text().splitlines()]
+
+    def objects(self) -> list[str]:
+        """Return the names below the training's key."""
+        listed = self.world.s3().list_objects_v2(Bucket=self.world.bucket, Prefix=f"tunemill/train/{self.key}/")
+        return [item["Key"] for item in listed.get("Contents", [])]
+
+    def remove(self, ending: str) -> int:
+        """Remove the objects below the training's key that end so, and return how many."""
+        names = [name for name in self.objects() if name.endswith(ending)]
+        for name in names:
+            self.world.s3().delete_object(Bucket=self.world.bucket, Key=name)
+        return len(names)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base with random weights: resuming needs no knowledge."""
+    torch.set_num_threads(1)
+    return make_base(tmp_path_factory.mktemp("base"), "gemma2", steps=0)
+
+
+@contextmanager
+def a_training(folder: Path, base: Path) -> Iterator[Training]:
+    """Start a world with a prepared training of 24 steps, and a checkpoint every fifth."""
+    with a_world(folder, base) as world:
+        facts = prepare(world, base, folder / "prepared", extend=True, count=ROWS)
+        spec = world.spec(epochs=2, checkpoint={"everySteps": 5, "keep": 2})
+        yield Training(world, run_spec(spec, facts), folder)
+
+
+@pytest.fixture
+def training(tmp_path: Path, base: Path) -> Iterator[Training]:
+    """A training that has not begun."""
+    with a_training(tmp_path, base) as begun:
+        yield begun
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, base: Path) -> list[dict]:
+    """What a run logs that nothing disturbs."""
+    with a_training(tmp_path_factory.mktemp("undisturbed"), base) as training:
+        ended = training.attempt()
+        assert ended.code == 0, ended.log
+        history = training.history()
+        assert [entry["step"] for entry in history] == list(range(1, STEPS + 1))
+        return history
+
+
+def losses(history: list[dict]) -> dict[int, tuple[float, float]]:
+    """Return loss and gradient norm of every step."""
+    return {entry["step"]: (entry["loss"], entry["grad_norm"]) for entry in history}
+
+
+def at_checkpoint(step: int, number: int) -> Callable[[str], int | None]:
+    """Return a watch that sends a signal when the checkpoint of a step is in the workspace."""
+    return lambda line: number if f"checkpoint of step {step} is" in line else None
+
+
+@pytest.mark.parametrize("step", [5, 15])
+def test_a_stopped_run_goes_on_to_the_same_losses(training: Training, undisturbed: list[dict], step: int) -> None:
+    """Proves that SIGTERM ends with a checkpoint and exit code 75, and that the next pod goes on as if nothing was."""
+    stopped = training.attempt(at_checkpoint(step, signal.SIGTERM))
+    assert stopped.code == 75, stopped.log
+    assert stopped.report.failure.reason == Reason.INTERRUPTED
+
+    resumed = training.attempt()
+    assert resumed.code == 0, resumed.log
+    assert resumed.report.trained.resumed_from_step >= step
+    assert losses(training.history()) == losses(undisturbed)
+
+
+@pytest.mark.parametrize("step", [5, 20])
+def test_a_killed_run_goes_on_to_the_same_losses(training: Training, undisturbed: list[dict], step: int) -> None:
+    """Proves that a pod that dies without a word costs no more than the steps since its last checkpoint."""
+    killed = training.attempt(at_checkpoint(step, signal.SIGKILL))
+    assert killed.code == -signal.SIGKILL
+    assert killed.report is None
+
+    resumed = training.attempt()
+    assert resumed.code == 0, resumed.log
+    assert resumed.report.trained.resumed_from_step >= step
+    assert losses(training.history()) == losses(undisturbed)
+
+
+def test_a_torn_checkpoint_is_passed_over(training: Training, undisturbed: list[dict]) -> None:
+    """Proves that a checkpoint that lacks a file or its manifest is never resumed from."""
+    training.attempt(at_checkpoint(10, signal.SIGKILL))
+    whole = [name for name in training.objects() if name.endswith("/manifest.json")]
+    assert whole
+    assert training.remove("/optimizer.pt") >= 1
+
+    resumed = training.attempt()
+    assert resumed.code == 0, resumed.log
+    assert "not whole" in resumed.log
+    assert resumed.report.trained.resumed_from_step == 0
+    assert losses(training.history()) == losses(undisturbed)
+
+
+def test_a_finished_training_is_done_once_and_leaves_no_checkpoint(training: Training) -> None:
+    """Proves that the second pod of a finished training does nothing, and that its checkpoints are gone."""
+    first = training.attempt()
+    assert first.code == 0, first.log
+    assert not [name for name in training.objects() if "/checkpoints/" in name]
+    second = training.attempt()
+    assert (first.report.executed, second.report.executed) == (True, False)
+    assert second.report.trained == first.report.trained

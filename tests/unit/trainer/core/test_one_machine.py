@@ -1,0 +1,106 @@
+"""The manifest of `kubectl apply` is what `tunemill-trainer run` takes, with its mistakes named."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+from tunemill_api.failures import Reason
+from tunemill_api.stage_report import Stage, StageReport
+from tunemill_api.status import EvaluationFacts, MetricFacts, PublishedFacts, TrainedFacts
+from tunemill_trainer import one_machine
+from tunemill_trainer.errors import StageError
+
+SMALLEST = """
+apiVersion: tunemill.dev/v1alpha1
+kind: FunctionCallFineTune
+metadata: {name: support-tools, namespace: team-a}
+spec:
+  baseModel: {id: google/gemma-2-2b-it}
+  dataset: {uri: "s3://team-a-data/calls.jsonl"}
+  publish: {repository: acme/support-tools}
+"""
+
+
+def manifest(folder: Path, text: str) -> Path:
+    """Write a manifest."""
+    path = folder / "finetune.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_smallest_manifest_gets_all_defaults(tmp_path: Path) -> None:
+    """Proves that a manifest needs nothing for one machine that it does not need for the cluster."""
+    run = one_machine.load(manifest(tmp_path, SMALLEST))
+    assert (run.namespace, run.name, run.prepared) == ("team-a", "support-tools", None)
+    assert run.spec.training.learning_rate == "1e-4"
+
+
+def test_other_objects_in_the_file_are_passed_over(tmp_path: Path) -> None:
+    """Proves that a file with a Secret beside the object works."""
+    both = "kind: Secret\napiVersion: v1\n---\n" + SMALLEST + "\n---\n"
+    assert one_machine.load(manifest(tmp_path, both)).name == "support-tools"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"spec": {"training": {"learningrate": "1"}}}, "spec.training.learningrate"),
+        ({"spec": {"adapter": {"lora": {"rank": 0}}}}, "spec.adapter.lora.rank"),
+        ({"spec": {"training": {"batchSize": "many"}}}, "spec.training.batchSize"),
+        ({"spec": {"publish": None}}, "spec.publish"),
+        ({"metadata": {"name": None}}, "metadata.name"),
+        ({"kind": "Deployment"}, "FunctionCallFineTune"),
+        ({"apiVersion": "tunemill.dev/v9"}, "tunemill.dev/v1alpha1"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_a_mistake_is_named_by_its_path(tmp_path: Path, change: dict, named: str) -> None:
+    """Proves that unknown fields and wrong values end in InvalidSpec with the field."""
+    value = yaml.safe_load(SMALLEST)
+    for key, part in change.items():
+        value[key] = {**value[key], **part} if isinstance(part, dict) else part
+    with pytest.raises(StageError) as error:
+        one_machine.load(manifest(tmp_path, yaml.safe_dump(value)))
+    assert error.value.reason == Reason.INVALID_SPEC
+    assert named in error.value.message
+
+
+@pytest.mark.parametrize("text", ["", "{", "- a\n- b\n"])
+def test_what_is_no_manifest_gives_a_sentence(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Proves that the command line prints what is wrong and exits with 64."""
+    assert one_machine.main(manifest(tmp_path, text), tmp_path / "work") == 64
+    assert "InvalidSpec" in capsys.readouterr().err
+
+
+def test_a_manifest_that_is_not_there_gives_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Proves that a mistyped path gives no traceback."""
+    assert one_machine.main(tmp_path / "typo.yaml", tmp_path / "work") == 64
+    assert "typo.yaml" in capsys.readouterr().err
+
+
+def test_the_summary_says_what_was_done_how_good_it_is_and_where_it_lies() -> None:
+    """Proves what a user sees at the end."""
+    now = datetime.now(UTC)
+    metric = MetricFacts(name="exact_match", base="0.0000", tuned="0.9300", cases=40)
+    common = {"key": "k", "started_at": now, "finished_at": now}
+    text = one_machine.summary(
+        [
+            StageReport(stage=Stage.PREPARE, **common),
+            StageReport(
+                stage=Stage.TRAIN,
+                executed=True,
+                trained=TrainedFacts(steps=1, loss="0.1", train_seconds=1, device="cpu", adapter="s3://b/adapter"),
+                **common,
+            ),
+            StageReport(stage=Stage.EVALUATE, evaluation=EvaluationFacts(rows=40, metrics=[metric]), **common),
+            StageReport(
+                stage=Stage.PUBLISH, published=PublishedFacts(repository="acme/tools", revision="abc"), **common
+            ),
+        ]
+    )
+    assert "prepare    nothing" in text
+    assert "train      executed" in text
+    assert "0.9300" in text
+    assert "s3://b/adapter" in text
+    assert "acme/tools@abc" in text
