@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from tunemill_dev.tiny import make_base, rows
-
 from tunemill_trainer.errors import Interrupted
 from tunemill_trainer.judge.generate import Decoding, generate
 
@@ -95,9 +94,7 @@ def test_generation_stops_within_a_batch(tmp_path: Path):
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        generate(
-            model, prompts, Decoding((1,), 0, 40), check_stop=stop_at_the_third_token, on_progress=lambda _: None
-        )
+        generate(model, prompts, Decoding((1,), 0, 40), check_stop=stop_at_the_third_token, on_progress=lambda _: None)
     assert calls == 3
 
 

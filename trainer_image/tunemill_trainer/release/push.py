@@ -217,8 +217,9 @@ def _first_line(error: Exception) -> str:
 def _same(path: Path, there: RepoFile) -> bool:
     if path.stat().st_size != there.size:
         return False
-    content = path.read_bytes()
     if there.lfs is not None:
-        return hashlib.sha256(content).hexdigest() == there.lfs.sha256
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == there.lfs.sha256
+    content = path.read_bytes()
     # Git's name of a file: the digest of a header with its size, and of its contents.
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == there.blob_id

@@ -1,0 +1,121 @@
+"""Evaluate on a run that was really trained: the figures, the report, and what is not done twice."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+from learn.runs import TrainedRun, a_trained_run
+from tunemill_api import keys
+from tunemill_api.failures import ExitCode, Reason
+from tunemill_api.stage_report import Stage
+from tunemill_api.status import EvaluationFacts, MetricFacts
+from tunemill_trainer.judge.report import Report
+
+
+def metrics(facts: EvaluationFacts) -> dict[str, MetricFacts]:
+    """By name."""
+    return {metric.name: metric for metric in facts.metrics}
+
+
+def judgement(run: TrainedRun, into: Path) -> tuple[Report, list[dict]]:
+    """Return what evaluate left in the workspace: the report, and the lines of the cases."""
+    run.world.workspace().fetch(Stage.EVALUATE, keys.evaluate_key(run.train_key, run.run.spec), into)
+    report = Report.model_validate_json((into / "report.json").read_text())
+    return report, [json.loads(line) for line in (into / "cases.jsonl").open()]
+
+
+def evaluated(run: TrainedRun) -> EvaluationFacts:
+    """Run the stage, which has to succeed."""
+    ended = run.stage(Stage.EVALUATE)
+    assert ended.code == 0, ended.log
+    assert ended.report is not None
+    assert ended.report.evaluation is not None
+    return ended.report.evaluation
+
+
+def test_training_turns_no_call_into_the_right_call(extended_run: TrainedRun, tmp_path: Path):
+    """The base has never seen a call; the tuned model makes the right one, and abstains where it should."""
+    facts = evaluated(extended_run)
+    found = metrics(facts)
+    assert float(found["exact_match"].base) <= 0.05
+    assert float(found["tool_name_accuracy"].tuned) >= 0.9
+    assert float(found["exact_match"].tuned) >= 0.7
+    assert float(found["abstention_accuracy"].tuned) >= 0.8
+    report, lines = judgement(extended_run, tmp_path)
+    assert extended_run.run.prepared is not None
+    assert report.rows == facts.rows == extended_run.run.prepared.dataset.evaluation_rows
+    assert len(lines) == report.cases
+    assert sum(line["tuned"]["right"] for line in lines) == report.right.tuned
+    assert report.right.p_value < 0.001
+
+
+def test_the_same_judgement_is_not_made_twice(extended_run: TrainedRun):
+    """A second pod finds the output and does nothing."""
+    first = evaluated(extended_run)
+    ended = extended_run.stage(Stage.EVALUATE)
+    assert ended.report is not None
+    assert not ended.report.executed
+    assert ended.report.evaluation == first
+
+
+def test_a_base_is_asked_once(extended_run: TrainedRun):
+    """Another training of the same data judges its own adapter, and takes the base model's replies as they are."""
+    before = evaluated(extended_run)
+    other = extended_run.changed(training={"maxSteps": 2})
+    assert other.stage(Stage.TRAIN).code == 0
+    ended = other.stage(Stage.EVALUATE)
+    assert ended.report is not None
+    assert ended.report.evaluation is not None
+    after = metrics(ended.report.evaluation)
+    assert {name: metric.base for name, metric in after.items()} == {
+        name: metric.base for name, metric in metrics(before).items()
+    }
+    assert float(after["exact_match"].tuned) < float(metrics(before)["exact_match"].tuned)
+    assert f"total_replies={metrics(before)['finished_rate'].cases}" in ended.log
+
+
+def test_fewer_rows_and_shorter_replies_are_another_judgement(extended_run: TrainedRun):
+    """The settings are in the key, and they are kept: three tokens finish no call."""
+    run = extended_run.changed(evaluation={"maxRows": 5, "maxNewTokens": 3})
+    facts = evaluated(run)
+    assert facts.rows == 5
+    assert metrics(facts)["valid_call_rate"].tuned in {"0.0000", ""}
+
+
+def test_a_pod_that_is_drained_says_so(extended_run: TrainedRun):
+    """SIGTERM while replies are made ends in Interrupted within the grace period, and the next pod does it all."""
+    run = extended_run.changed(evaluation={"maxNewTokens": 400})
+    sent = []
+
+    def drain(line: str) -> int | None:
+        if "replies=" in line and not sent:
+            sent.append(line)
+            return signal.SIGTERM
+        return None
+
+    ended = run.stage(Stage.EVALUATE, watch=drain)
+    assert ended.report is not None
+    assert ended.report.failure is not None
+    assert ended.report.failure.reason is Reason.INTERRUPTED
+    assert ended.code == ExitCode.INTERRUPTED
+
+
+def test_without_the_training_there_is_nothing_to_judge(extended_run: TrainedRun):
+    """An output that vanished from the workspace is named; the operator trains again."""
+    ended = extended_run.changed(training={"maxSteps": 77}).stage(Stage.EVALUATE)
+    assert ended.report is not None
+    assert ended.report.failure is not None
+    assert ended.report.failure.reason is Reason.STAGE_OUTPUT_MISSING
+
+
+@pytest.mark.parametrize("kind", ["qwen3"])
+def test_a_base_that_knows_the_tags_is_judged_with_them(kind: str, tmp_path: Path):
+    """Reuse: nothing is added to the vocabulary, and the tuned model calls all the same."""
+    tags = ("<tools>", "</tools>", "<tool_call>", "</tool_call>")
+    with a_trained_run(tmp_path, kind, tags=tags, steps=120) as run:
+        assert run.run.prepared is not None
+        assert run.run.prepared.tokenizer_mode == "Reuse"
+        found = metrics(evaluated(run))
+        assert float(found["exact_match"].base) <= 0.05
+        assert float(found["tool_name_accuracy"].tuned) >= 0.8

@@ -1,0 +1,206 @@
+"""Publish on a run that was really trained: gates, push, proof, and what is not done twice."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from learn.runs import TrainedRun
+from learn.training import Ended
+from tunemill_api import keys
+from tunemill_api.failures import ExitCode, Reason
+from tunemill_api.stage_report import Stage, StageFailure
+from tunemill_api.status import PublishedFacts
+
+
+@pytest.fixture(scope="module")
+def judged_run(extended_run: TrainedRun) -> TrainedRun:
+    """A run that is evaluated, with a gate that it passes."""
+    run = extended_run.changed(evaluation={"gates": [{"metric": "exact_match", "min": "0.5"}]})
+    assert run.stage(Stage.EVALUATE).code == 0
+    return run
+
+
+def to(run: TrainedRun, repository: str, **publish: object) -> TrainedRun:
+    """The same run with another goal."""
+    return run.changed(publish={"repository": f"acme/{repository}", **publish})
+
+
+def published(ended: Ended) -> PublishedFacts:
+    """Return the facts of a stage, which has to have succeeded."""
+    assert ended.code == 0, ended.log
+    assert ended.report is not None
+    assert ended.report.published is not None
+    return ended.report.published
+
+
+def failure(ended: Ended) -> StageFailure:
+    """Return why a stage failed."""
+    assert ended.report is not None
+    assert ended.report.failure is not None, ended.log
+    return ended.report.failure
+
+
+def stored(run: TrainedRun, repository: str) -> Path:
+    """Where the local Hub keeps a repository's contents by their digest."""
+    return run.folder / "world" / "hub" / "models" / "acme" / repository / "blobs"
+
+
+def adapter(run: TrainedRun, into: Path) -> Path:
+    """Return the trained weights from the workspace."""
+    run.world.workspace().fetch(Stage.TRAIN, run.train_key, into)
+    return into / "adapter" / "adapter_model.safetensors"
+
+
+def branches(run: TrainedRun, repository: str) -> set[str]:
+    """Return the branches of a repository."""
+    return {ref.name for ref in run.api.list_repo_refs(f"acme/{repository}").branches}
+
+
+def test_a_judged_run_is_published_whole(judged_run: TrainedRun, tmp_path: Path):
+    """One commit on the branch, the tag on it, every file there, and the weights those of the training."""
+    run = to(judged_run, "whole", tag="v1")
+    facts = published(run.stage(Stage.PUBLISH))
+    head, first = run.api.list_repo_commits("acme/whole")
+    assert facts.revision == head.commit_id
+    assert first.title == "initial commit" or first.commit_id != head.commit_id
+    tags = {ref.name: ref.target_commit for ref in run.api.list_repo_refs("acme/whole").tags}
+    assert tags == {"v1": facts.revision}
+    files = set(run.api.list_repo_files("acme/whole", revision="v1"))
+    assert {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "README.md",
+        "loss.png",
+        "scores.png",
+        "tunemill.json",
+    } <= files
+    assert branches(run, "whole") == {"main"}
+    assert run.api.model_info("acme/whole").private
+    there = run.api.hf_hub_download("acme/whole", "adapter_model.safetensors", local_dir=tmp_path / "there")
+    assert Path(there).read_bytes() == adapter(run, tmp_path / "here").read_bytes()
+    config = Path(run.api.hf_hub_download("acme/whole", "adapter_config.json", local_dir=tmp_path / "there"))
+    assert json.loads(config.read_text())["base_model_name_or_path"] == "acme/tiny"
+
+
+def test_the_card_shows_code_that_runs(judged_run: TrainedRun, tmp_path: Path):
+    """A user who copies the example gets a tool call from the published model."""
+    run = to(judged_run, "runnable")
+    published(run.stage(Stage.PUBLISH))
+    card = Path(run.api.hf_hub_download("acme/runnable", "README.md", local_dir=tmp_path)).read_text()
+    (code,) = re.findall(r"## Use\n+```python\n(.*?)```", card, re.DOTALL)
+    environment = os.environ | {
+        "HF_ENDPOINT": run.world.hub_url,
+        "HF_TOKEN": (run.world.secrets / "hub-read" / "token").read_text(),
+        "HF_HOME": str(tmp_path / "cache"),
+        "HF_HUB_DISABLE_XET": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    user = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert user.returncode == 0, user.stderr
+    assert '<tool_call>{"name": "get_weather"' in user.stdout
+
+
+def test_what_is_published_is_not_published_again(judged_run: TrainedRun):
+    """A second pod asks the Hub, finds the commit, and changes nothing."""
+    run = to(judged_run, "once")
+    first = published(run.stage(Stage.PUBLISH))
+    again = run.stage(Stage.PUBLISH)
+    assert published(again) == first
+    assert again.report is not None
+    assert not again.report.executed
+    assert len(run.api.list_repo_commits("acme/once")) == 2
+
+
+def test_a_push_that_was_not_recorded_is_found(judged_run: TrainedRun):
+    """A pod that died after its push, before its record, leads to a proof and a record, not to another commit."""
+    run = to(judged_run, "unrecorded")
+    first = published(run.stage(Stage.PUBLISH))
+    key = keys.publish_key(keys.evaluate_key(run.train_key, run.run.spec), run.run.spec)
+    run.world.workspace().withdraw(Stage.PUBLISH, key)
+    again = run.stage(Stage.PUBLISH)
+    assert published(again) == first
+    assert again.report is not None
+    assert again.report.executed
+
+
+def test_a_repository_that_was_deleted_is_made_again(judged_run: TrainedRun):
+    """The record in the workspace does not stand for a model that is gone."""
+    run = to(judged_run, "deleted")
+    first = published(run.stage(Stage.PUBLISH))
+    run.api.delete_repo("acme/deleted")
+    second = published(run.stage(Stage.PUBLISH))
+    assert second.revision != first.revision
+    assert run.api.list_repo_commits("acme/deleted")[0].commit_id == second.revision
+
+
+def test_a_gate_that_is_not_passed_stops_before_the_hub(judged_run: TrainedRun):
+    """Nothing is created, torch is not even imported, and the message has the figures."""
+    gate = {"metric": "exact_match", "minGainOverBase": "1"}
+    run = to(judged_run, "held").changed(evaluation={"gates": [gate]})
+    ended = run.stage(Stage.PUBLISH)
+    assert ended.code == ExitCode.SPEC_WRONG
+    assert failure(ended).reason is Reason.GATE_NOT_PASSED
+    assert "exact_match >= base + 1 (base 0.0000, tuned 0." in failure(ended).message
+    assert not run.api.repo_exists("acme/held")
+
+
+def test_gates_are_decided_without_torch():
+    """A gate that is not passed must not wait for the training stack."""
+    code = "import sys; import tunemill_trainer.stages.publish; assert 'torch' not in sys.modules, 'torch is imported'"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_weights_that_changed_on_the_way_are_not_published(judged_run: TrainedRun, tmp_path: Path):
+    """The Hub hands out other weights than it was given: the user's branch never sees them."""
+    run = to(judged_run, "corrupted")
+    run.api.create_repo("acme/corrupted", private=True)
+    weights = adapter(run, tmp_path).read_bytes()
+    damaged = stored(run, "corrupted") / hashlib.sha256(weights).hexdigest()
+    damaged.parent.mkdir(parents=True, exist_ok=True)
+    # The Hub believes that it has this content already, so that nobody uploads the right one.
+    half = len(weights) // 2
+    damaged.write_bytes(weights[:half] + bytes(len(weights) - half))
+    ended = run.stage(Stage.PUBLISH)
+    assert failure(ended).reason is Reason.PROOF_FAILED
+    assert "logits differ" in failure(ended).message
+    assert set(run.api.list_repo_files("acme/corrupted")) == {".gitattributes"}
+    assert branches(run, "corrupted") == {"main"}
+
+
+def test_weights_that_cannot_be_read_are_not_published(judged_run: TrainedRun, tmp_path: Path):
+    """A file of garbage ends as a failed proof with what a user would have met."""
+    run = to(judged_run, "garbage")
+    run.api.create_repo("acme/garbage", private=True)
+    weights = adapter(run, tmp_path).read_bytes()
+    damaged = stored(run, "garbage") / hashlib.sha256(weights).hexdigest()
+    damaged.parent.mkdir(parents=True, exist_ok=True)
+    damaged.write_bytes(b"\xff" * len(weights))
+    ended = run.stage(Stage.PUBLISH)
+    assert failure(ended).reason is Reason.PROOF_FAILED
+    assert "cannot be loaded" in failure(ended).message
+    assert set(run.api.list_repo_files("acme/garbage")) == {".gitattributes"}
+
+
+def test_another_branch_and_a_public_repository(judged_run: TrainedRun):
+    """Branch and visibility are as asked; main stays as it was."""
+    run = to(judged_run, "open", branch="trials/one", private=False)
+    facts = published(run.stage(Stage.PUBLISH))
+    assert branches(run, "open") == {"main", "trials/one"}
+    assert not run.api.model_info("acme/open").private
+    assert run.api.list_repo_commits("acme/open", revision="trials/one")[0].commit_id == facts.revision
+    assert len(run.api.list_repo_commits("acme/open")) == 1
+
+
+def test_a_namespace_of_someone_else_is_refused(judged_run: TrainedRun):
+    """The check comes before anything is loaded, and names field and namespace."""
+    ended = judged_run.changed(publish={"repository": "google/mine"}).stage(Stage.PUBLISH)
+    assert failure(ended).reason is Reason.HUB_WRITE_DENIED
+    assert "spec.publish.repository" in failure(ended).message
+    assert ended.code == ExitCode.PERMISSION_DENIED
