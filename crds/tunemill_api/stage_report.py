@@ -71,7 +71,7 @@ def failure_of(reason: Reason, message: str, remedy: str = "") -> StageFailure:
 
 
 def _shortened(failure: StageFailure, excess: int) -> StageFailure:
-    keep = max(0, len(failure.message) - excess - 16) // 2
-    return failure.model_copy(
-        update={"message": f"{failure.message[:keep]} … {failure.message[len(failure.message) - keep :]}"}
-    )
+    text = failure.message.encode()
+    keep = max(0, len(text) - excess - 16) // 2
+    begin, end = text[:keep].decode(errors="ignore"), text[len(text) - keep :].decode(errors="ignore")
+    return failure.model_copy(update={"message": f"{begin} … {end}"})

@@ -31,6 +31,7 @@ class Training:
 
     @property
     def key(self) -> str:
+        """The key of the adapter."""
         return keys.train_key(self.run.prepared.key, self.run.spec)
 
     def attempt(self, watch: Callable[[str], int | None] = lambda _line: None) -> Ended:
@@ -114,7 +115,7 @@ def test_a_stopped_run_goes_on_to_the_same_losses(training: Training, undisturbe
     assert losses(training.history()) == losses(undisturbed)
 
 
-@pytest.mark.parametrize("step", [5, 20])
+@pytest.mark.parametrize("step", [5, 20, STEPS])
 def test_a_killed_run_goes_on_to_the_same_losses(training: Training, undisturbed: list[dict], step: int) -> None:
     """Proves that a pod that dies without a word costs no more than the steps since its last checkpoint."""
     killed = training.attempt(at_checkpoint(step, signal.SIGKILL))

@@ -4,6 +4,7 @@ Each stage is a process of its own, as it is in the cluster: it gives its memory
 read their settings at the first import read those of this run.
 """
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,9 +30,11 @@ def main(manifest: Path, work: Path) -> int:
     except StageError as error:
         print(f"{error.reason}: {error.message}\n{error.failure.remedy}", file=sys.stderr)
         return error.exit_code
+    work /= run.name
+    _clear(work)
     reports = []
     for stage in Stage:
-        code, report = _run_stage(stage, run, work / run.name)
+        code, report = _run_stage(stage, run, work)
         if report is None or report.failure is not None:
             return code
         reports.append(report)
@@ -95,9 +98,16 @@ def summary(reports: list[StageReport]) -> str:
     return "\n".join(lines)
 
 
+def _clear(work: Path) -> None:
+    """Remove what an earlier run left, so that its files do not mix with ours. The downloaded models stay."""
+    work.mkdir(parents=True, exist_ok=True)
+    for left in work.iterdir():
+        if left.is_dir() and left.name != "hub":
+            shutil.rmtree(left)
+
+
 def _run_stage(stage: Stage, run: RunSpec, work: Path) -> tuple[int, StageReport | None]:
     """Return the exit code and the report; None when the process ended without one."""
-    work.mkdir(parents=True, exist_ok=True)
     run_spec, report = work / "run.json", work / "report.json"
     run_spec.write_text(run.model_dump_json(by_alias=True), encoding="utf-8")
     report.unlink(missing_ok=True)

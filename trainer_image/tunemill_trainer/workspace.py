@@ -11,6 +11,7 @@ say) never mix their files. The first manifest wins: it is written with If-None-
 import hashlib
 import logging
 import secrets
+import shutil
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -180,6 +181,7 @@ class Workspace:
                 self._download(place, manifest, into)
             except _DamagedError as error:
                 _log.warning("the checkpoint %s is not whole and is passed over: %s", self._uri(place), error)
+                shutil.rmtree(into)
                 continue
             return int(str(manifest.facts["step"]))
         return None

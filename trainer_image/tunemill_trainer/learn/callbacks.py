@@ -64,7 +64,7 @@ class DivergenceGuard(TrainerCallback):  # type: ignore[misc]
     """Ends a run that cannot recover: the loss is no number, or the model has become worse than guessing.
 
     A model that gives every token the same chance has a loss of ln(vocabulary). Five logs in a row above that and
-    above where the run began are no noise of small batches. Needs logging_nan_inf_filter=False, or no NaN is ever logged.
+    above where the run began are no noise of small batches. Needs logging_nan_inf_filter=False, or no NaN is logged.
     """
 
     _PATIENCE = 5
@@ -89,7 +89,7 @@ class DivergenceGuard(TrainerCallback):  # type: ignore[misc]
         if not math.isfinite(loss):
             raise StageError(
                 Reason.TRAINING_DIVERGED,
-                f"the loss is {loss} at step {state.global_step} with spec.training.learningRate {args.learning_rate:g}",
+                f"the loss is {loss} at step {state.global_step}, spec.training.learningRate {args.learning_rate:g}",
             )
         self._first = loss if self._first is None else self._first
         self._recent.append(loss)

@@ -24,6 +24,11 @@ class Device:
     kind: Literal["cpu", "cuda"]
     name: str
 
+    @property
+    def torch_name(self) -> str:
+        """The name for PyTorch; with an index, as Transformers takes another one for a second device."""
+        return "cpu" if self.kind == "cpu" else "cuda:0"
+
 
 def choose(gpus: int) -> Device:
     """Return the device for a number of GPUs; 0 means the CPU, even on a machine with a GPU.
@@ -31,16 +36,17 @@ def choose(gpus: int) -> Device:
     Call it first: nothing should be downloaded for a pod that cannot train.
 
     Raises:
-        StageError: CudaUnavailable, when fewer GPUs work than were asked for.
+        StageError: CudaUnavailable, when no GPU works; InvalidSpec, when more than one is asked for.
     """
     if gpus == 0:
         return Device("cpu", "cpu")
+    if gpus > 1:
+        # Better than to hold GPUs that nothing is computed on.
+        raise StageError(Reason.INVALID_SPEC, f"spec.compute.gpus is {gpus}: expected 0 or 1, training uses one GPU")
     if not torch.cuda.is_available():
         raise StageError(
-            Reason.CUDA_UNAVAILABLE, f"spec.compute.gpus asks for {gpus}, and CUDA does not work here: {_why()}"
+            Reason.CUDA_UNAVAILABLE, f"spec.compute.gpus asks for a GPU, and CUDA does not work here: {_why()}"
         )
-    if (found := torch.cuda.device_count()) < gpus:
-        raise StageError(Reason.CUDA_UNAVAILABLE, f"spec.compute.gpus asks for {gpus}, and the pod sees {found}")
     return Device("cuda", torch.cuda.get_device_name(0))
 
 

@@ -35,7 +35,7 @@ def load_base(folder: Path, device: Device, dtype: torch.dtype) -> Any:  # noqa:
 
     try:
         return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, device_map=device.kind, use_safetensors=True, trust_remote_code=False
+            folder, dtype=dtype, device_map={"": device.torch_name}, use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise StageError(

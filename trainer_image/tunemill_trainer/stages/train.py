@@ -46,6 +46,9 @@ def run(context: StageContext) -> TrainedFacts:
         try:
             return _attempt(context, prepared, base_folder, rows, device, figures)
         except StageError as error:
+            if error.reason is Reason.TRAINING_DIVERGED:
+                # Nobody wants to go on from there.
+                context.workspace.prune_checkpoints(context.train_key, keep=0)
             if error.reason is not Reason.CUDA_OUT_OF_MEMORY or figures.micro_batch == 1:
                 raise
             figures = figures.halved()

@@ -2,13 +2,14 @@
 
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tunemill_trainer.learn.order import row_order
 
 LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=300)
 
 
+@settings(deadline=None)
 @given(LENGTHS, st.integers(1, 40), st.integers(0, 9), st.integers(1, 4))
 def test_every_row_is_seen_once_an_epoch(lengths: list[int], batch: int, seed: int, epochs: int) -> None:
     """Proves that `epochs` passes see each row exactly so often, and each pass each row once."""
@@ -18,6 +19,7 @@ def test_every_row_is_seen_once_an_epoch(lengths: list[int], batch: int, seed: i
         assert sorted(order[epoch * len(lengths) : (epoch + 1) * len(lengths)]) == list(range(len(lengths)))
 
 
+@settings(deadline=None)
 @given(LENGTHS, st.integers(1, 40), st.integers(0, 9), st.integers(1, 900))
 def test_a_longer_run_begins_as_a_shorter_one(lengths: list[int], batch: int, seed: int, count: int) -> None:
     """Proves that the order depends on data and seed alone, which is what resuming needs."""

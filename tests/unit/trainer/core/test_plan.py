@@ -1,7 +1,7 @@
 """The figures of a run follow from the wish and the data."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tunemill_api.finetune import Training
 from tunemill_trainer.learn.plan import plan
@@ -23,6 +23,7 @@ def test_steps_come_from_epochs_or_are_given(training: Training, rows: int, step
     assert (made.steps, made.log_every) == (steps, log_every)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4096), st.integers(1, 200_000))
 def test_an_optimizer_step_always_has_the_rows_that_were_asked_for(batch: int, longest: int) -> None:
     """Proves that micro-batches divide the batch, down to one row, however often they are halved."""

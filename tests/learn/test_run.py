@@ -1,0 +1,86 @@
+"""All four stages through the command line: nothing is done twice, and an edit redoes what depends on it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import HfApi
+from learn.training import World, a_world
+from tunemill_api.stage_report import Stage
+from tunemill_dev.tiny import make_base, rows
+
+
+@dataclass
+class Machine:
+    """One machine with a manifest."""
+
+    world: World
+    folder: Path
+    manifest: dict
+
+    def run(self) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+        """Run `tunemill-trainer run` and return how it ended, and which stages it executed."""
+        path = self.folder / "finetune.yaml"
+        path.write_text(yaml.safe_dump(self.manifest))
+        ended = subprocess.run(
+            [sys.executable, "-m", "tunemill_trainer", "run", str(path), "--work", str(self.folder / "work")],
+            env=os.environ | {"TUNEMILL_SECRETS_DIR": str(self.world.secrets), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        summary = ended.stdout.rpartition("STAGE ")[2].splitlines()
+        return ended, [line.split()[0] for line in summary if "executed" in line]
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    """A machine with a bucket of rows, a Hub with a tiny base, and a manifest that names both."""
+    torch.set_num_threads(1)
+    base = make_base(tmp_path / "base", "gemma2")
+    with a_world(tmp_path, base) as world:
+        lines = "".join(json.dumps(row) + "\n" for row in rows(400, seed=5, talk=0.15))
+        world.s3().put_object(Bucket=world.bucket, Key="calls.jsonl", Body=lines.encode())
+        spec = world.spec(maxSteps=150, batchSize=16, maxLength=1024).model_dump(mode="json", by_alias=True)
+        manifest = {"apiVersion": "tunemill.dev/v1alpha1", "kind": "FunctionCallFineTune"}
+        yield Machine(world, tmp_path, {**manifest, "metadata": {"name": "tools"}, "spec": spec})
+
+
+def test_each_edit_redoes_what_depends_on_it_and_nothing_else(machine: Machine) -> None:
+    """Proves the one idea of the architecture, end to end: a stage whose output is there is never done again."""
+    ended, executed = machine.run()
+    assert ended.returncode == 0, ended.stdout
+    assert executed == list(Stage)
+    assert "exact_match" in ended.stdout
+    pushed = HfApi(endpoint=machine.world.hub_url, token="a-token-of-alice").model_info("acme/tuned")
+    assert {"README.md", "adapter_model.safetensors", "chat_template.jinja"} <= {
+        file.rfilename for file in pushed.siblings
+    }
+
+    ended, executed = machine.run()
+    assert (ended.returncode, executed) == (0, []), ended.stdout
+
+    machine.manifest["spec"]["publish"]["repository"] = "acme/elsewhere"
+    ended, executed = machine.run()
+    assert (ended.returncode, executed) == (0, ["publish"]), ended.stdout
+
+    machine.manifest["spec"]["training"]["learningRate"] = "4e-3"
+    ended, executed = machine.run()
+    assert (ended.returncode, executed) == (0, ["train", "evaluate", "publish"]), ended.stdout
+
+
+def test_a_stage_that_fails_ends_the_run_with_its_reason(machine: Machine) -> None:
+    """Proves that the exit code and the remedy of the stage are what the user gets."""
+    machine.manifest["spec"]["dataset"]["uri"] = f"s3://{machine.world.bucket}/no-such-file.jsonl"
+    ended, executed = machine.run()
+    assert (ended.returncode, executed) == (66, [])
+    assert "ObjectNotFound" in ended.stdout
+    assert "spec.dataset" in ended.stdout
