@@ -74,7 +74,7 @@ test-learn: $(READY) ## Real training on the CPU
 
 .PHONY: test-e2e
 test-e2e: $(READY) ## The chart, the images and real pods on a local cluster
-	@$(PYTEST) tests/e2e --cluster "$(CLUSTER)-e2e"
+	@$(PYTEST) tests/e2e --cluster "$(CLUSTER)"
 
 ##@ The local cluster
 .PHONY: cluster-up cluster-down cluster-status
