@@ -1,0 +1,319 @@
+"""Prepare as a whole: from S3 and a Hub to the workspace, in this process and as a pod runs it."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import HfApi
+from learn.training import BASE, World, a_world, run_spec, run_stage
+from tunemill_api.failures import Reason
+from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.stage_report import Stage
+from tunemill_dev.tiny import make_base, rows
+from tunemill_trainer.context import StageContext
+from tunemill_trainer.credentials import Credentials
+from tunemill_trainer.errors import Interrupted, StageError
+from tunemill_trainer.judge.parse import parse_reply
+from tunemill_trainer.prepared import IGNORED, Prepared
+from tunemill_trainer.progress import Progress
+from tunemill_trainer.stages import prepare
+from tunemill_trainer.stop import StopSignal
+
+HUB_TOKEN = "a-token-of-alice"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A tiny base; its weights do not matter here."""
+    return make_base(tmp_path_factory.mktemp("base"), steps=0)
+
+
+@dataclass
+class Site:
+    """Services with data, and the runs of prepare in them."""
+
+    world: World
+    folder: Path
+    runs: int = 0
+
+    def put(self, content: str | list[dict[str, Any]], key: str = "calls.jsonl") -> None:
+        """Upload data; a list becomes JSON lines."""
+        text = content if isinstance(content, str) else "".join(json.dumps(row) + "\n" for row in content)
+        self.world.s3().put_object(Bucket=self.world.bucket, Key=key, Body=text.encode())
+
+    def uri(self, key: str) -> str:
+        """Return the uri of an object."""
+        return f"s3://{self.world.bucket}/{key}"
+
+    def put_on_hub(self, name: str, content: str, repository: str = BASE) -> None:
+        """Replace a file of the base model."""
+        api = HfApi(endpoint=self.world.hub_url, token=HUB_TOKEN)
+        api.upload_file(path_or_fileobj=content.encode(), path_in_repo=name, repo_id=repository)
+
+    def spec(self, **changes: Any) -> FineTuneSpec:
+        """The usual wish with some fields changed, which are merged into it."""
+        here = {"endpoint": self.world.s3_url, "region": "us-east-1", "uri": self.uri("tunemill/")}
+        usual = self.world.spec().model_dump(by_alias=True) | {"workspace": here}
+        return FineTuneSpec.model_validate(merged(usual, changes))
+
+    def context(self, **changes: Any) -> StageContext:
+        """The surroundings of one run, with a new work folder."""
+        self.runs += 1
+        return StageContext(
+            run_spec(self.spec(**changes), None),
+            self.world.workspace(),
+            self.folder / f"work-{self.runs}",
+            Credentials(self.world.secrets),
+            Progress(Stage.PREPARE, None),
+            StopSignal(),
+        )
+
+    def prepare(self, **changes: Any):
+        """Run prepare; return what it found, whether it did anything, and the output as the workspace has it."""
+        context = self.context(**changes)
+        facts, executed = prepare.run(context)
+        output = self.folder / f"output-{self.runs}"
+        context.workspace.fetch(Stage.PREPARE, facts.key, output)
+        return facts, executed, Prepared(output)
+
+    def failure(self, **changes: Any) -> StageError:
+        """Run prepare, which must fail, and return its error."""
+        with pytest.raises(StageError) as raised:
+            prepare.run(self.context(**changes))
+        return raised.value
+
+
+def merged(value: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return a tree with some leaves changed."""
+    return value | {
+        name: merged(value.get(name) or {}, change) if isinstance(change, dict) else change
+        for name, change in changes.items()
+    }
+
+
+@pytest.fixture
+def site(tmp_path, base, monkeypatch) -> Iterator[Site]:
+    """A world with 60 good rows."""
+    with a_world(tmp_path, base) as world:
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hub-cache"))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        found = Site(world, tmp_path)
+        found.put(rows(60))
+        yield found
+
+
+def test_every_training_row_teaches_its_answer(site):
+    """What the loss is on, decoded and read as a server reads it, is what the data says."""
+    from transformers import AutoTokenizer
+
+    facts, executed, prepared = site.prepare()
+    assert executed
+    assert (facts.tokenizer_mode, facts.added_tokens, facts.dataset.format) == ("Extend", 4, "OpenAI")
+    assert facts.dataset.train_rows + facts.dataset.evaluation_rows == facts.dataset.rows == 60
+    tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer_path)
+    taught = set()
+    for example in pq.read_table(prepared.train_path).to_pylist():
+        labels = [label for label in example["labels"] if label != IGNORED]
+        assert labels[-1] == prepared.tokens().stop_token_ids[0]
+        assert example["input_ids"][-len(labels) - 1 : -1] == labels
+        reply = parse_reply(tokenizer.decode(labels[:-1]))
+        taught |= {json.dumps(call.to_json(), sort_keys=True) for call in reply.calls}
+    wanted = {
+        json.dumps(
+            {"name": call["function"]["name"], "arguments": json.loads(call["function"]["arguments"])}, sort_keys=True
+        )
+        for row in rows(60)
+        for call in row["messages"][2].get("tool_calls", [])
+    }
+    held_out = {json.dumps(call.to_json(), sort_keys=True) for case in prepared.cases() for call in case.gold.calls}
+    assert taught | held_out == wanted
+
+
+def test_a_prompt_of_a_case_is_what_a_server_renders(site):
+    """The saved tokenizer, used as servers use it, gives the prompt that the case was prepared with."""
+    from transformers import AutoTokenizer
+
+    *_, prepared = site.prepare()
+    tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer_path)
+    by_question = {row["messages"][1]["content"]: row for row in rows(60)}
+    for case in prepared.cases():
+        row = by_question[case.messages[-1].content]
+        rendered = tokenizer.apply_chat_template(
+            row["messages"][:2], tools=row["tools"], add_generation_prompt=True, return_dict=False
+        )
+        assert tuple(rendered) == case.prompt_ids
+
+
+def test_the_same_data_is_not_prepared_again(site):
+    """Another name for the same bytes changes nothing; other bytes do."""
+    first, executed, _ = site.prepare()
+    site.put(rows(60), "copy.jsonl")
+    again, executed_again, _ = site.prepare(dataset={"uri": site.uri("copy.jsonl")})
+    site.put(rows(61), "copy.jsonl")
+    other, executed_other, _ = site.prepare(dataset={"uri": site.uri("copy.jsonl")})
+    assert (executed, executed_again, executed_other) == (True, False, True)
+    assert first == again
+    assert other.key != first.key
+
+
+def test_a_prefix_is_read_in_the_order_of_its_keys(site):
+    """All files of known endings below a prefix are one data set; cases say from which file they come."""
+    site.put(rows(60)[30:], "many/b.jsonl")
+    site.put(json.dumps(rows(60)[:30]), "many/a/first.json")
+    site.put("not data", "many/readme.txt")
+    facts, _, prepared = site.prepare(dataset={"uri": site.uri("many/")})
+    assert facts.dataset.rows == 60
+    assert {case.id.split(":")[0] for case in prepared.cases()} <= {"a/first.json", "b.jsonl"}
+    numbers = [case.row for case in prepared.cases()]
+    assert numbers == sorted(numbers)
+
+
+def test_long_rows_are_left_out_and_counted(site):
+    """No row is cut: a cut row has lost its call."""
+    long = rows(64)[60:]
+    for row in long:
+        row["messages"][0]["content"] *= 40
+    site.put([*rows(60), *long])
+    facts, _, prepared = site.prepare()
+    assert facts.dataset.overlong_rows == 4
+    assert max(len(example["input_ids"]) for example in pq.read_table(prepared.train_path).to_pylist()) <= 512
+
+
+def test_the_base_models_own_template_gives_way_when_a_row_shows_that_it_cannot(site):
+    """Thinking models' templates forget earlier thoughts: fine for single turns, found out by a row with two."""
+    from trainer.chat.speakers import CHATML_TEMPLATE
+
+    template = CHATML_TEMPLATE.replace("<|im_start|>", "<start_of_turn>").replace("<|im_end|>", "<end_of_turn>")
+    site.put_on_hub("chat_template.jinja", template)
+    *_, prepared = site.prepare()
+    assert prepared.report()["chatTemplate"] == {"origin": "base", "passedOver": ""}
+
+    forgetful = template.replace("{{- message.content }}", "{{- message.content if loop.index < 4 else '' }}")
+    site.put_on_hub("chat_template.jinja", forgetful)
+    long = rows(70)[60:]
+    for row in long:
+        said = [("assistant", "Sure?"), ("user", "Yes."), ("assistant", "No.")]
+        row["messages"][2:] = [{"role": role, "content": content} for role, content in said]
+    site.put([*rows(60), *long])
+    *_, prepared = site.prepare()
+    told = prepared.report()["chatTemplate"]
+    assert told["origin"] == "tunemill"
+    assert "calls.jsonl line 61" in told["passedOver"]
+
+
+def test_plain_instructions_need_no_tags(site):
+    """Rows without tools are trained on with the base model's own template and vocabulary."""
+    said = [(("user", f"Say {number}"), ("assistant", str(number))) for number in range(30)]
+    site.put([{"messages": [{"role": role, "content": text} for role, text in turns]} for turns in said])
+    facts, _, prepared = site.prepare()
+    assert (facts.tokenizer_mode, facts.added_tokens, facts.dataset.tools) == ("Reuse", 0, 0)
+    assert prepared.report()["chatTemplate"]["origin"] == "base"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "message"),
+    [
+        ({"dataset": {"uri": "s3://no-such-bucket/calls.jsonl"}}, Reason.BUCKET_NOT_FOUND, "no-such-bucket"),
+        ({"dataset": {"uri": "gone.jsonl"}}, Reason.OBJECT_NOT_FOUND, "gone.jsonl"),
+        ({"dataset": {"uri": "gone/"}}, Reason.OBJECT_NOT_FOUND, "found 0 objects"),
+        ({"dataset": {"endpoint": "http://127.0.0.1:9"}}, Reason.S3_UNREACHABLE, "127.0.0.1:9"),
+        ({"training": {"maxLength": 64}}, Reason.ALL_ROWS_TOO_LONG, "the shortest has"),
+        ({"baseModel": {"id": "acme/absent"}}, Reason.BASE_MODEL_NOT_FOUND, "acme/absent"),
+        ({"baseModel": {"revision": "v9"}}, Reason.BASE_MODEL_NOT_FOUND, "v9"),
+        ({"publish": {"repository": "others/tuned"}}, Reason.HUB_WRITE_DENIED, "not a member of the namespace others"),
+        ({"hub": {"endpoint": "http://127.0.0.1:9"}}, Reason.HUB_UNREACHABLE, "spec.hub.endpoint"),
+        ({"tokenizer": {"mode": "Reuse"}}, Reason.TOKENIZER_LACKS_TAGS, "<tool_call>"),
+    ],
+)
+def test_each_wrong_field_ends_in_its_own_reason(site, changes, reason, message):
+    """A wrong wish fails in prepare, with what was found and which field it was."""
+    uri = changes.get("dataset", {}).get("uri", "")
+    if uri and not uri.startswith("s3:"):
+        changes = {"dataset": {"uri": site.uri(uri)}}
+    error = site.failure(**changes)
+    assert error.reason is reason, error.message
+    assert message in error.message
+
+
+@pytest.mark.parametrize(
+    ("data", "reason", "message"),
+    [
+        ("", Reason.DATASET_EMPTY, "found none"),
+        ('{"messages": [\n', Reason.DATASET_MALFORMED, "calls.jsonl line 1"),
+        ('{"text": "x"}\n', Reason.DATASET_FORMAT_UNKNOWN, "found the fields: text"),
+    ],
+)
+def test_data_that_cannot_be_read_ends_in_its_own_reason(site, data, reason, message):
+    """Wrong data fails in prepare, with the place."""
+    site.put(data)
+    error = site.failure()
+    assert error.reason is reason, error.message
+    assert message in error.message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", '{"architectures": ["T5ForConditionalGeneration"]}', "T5ForConditionalGeneration"),
+        ("config.json", "{", "is not JSON"),
+        ("tokenizer.json", "{}", "tokenizer.json"),
+    ],
+)
+def test_a_base_model_of_another_kind_is_refused(site, name, content, message):
+    """Only what the later stages can train and serve passes."""
+    site.put_on_hub(name, content)
+    error = site.failure()
+    assert error.reason is Reason.BASE_MODEL_UNSUPPORTED
+    assert message in error.message
+
+
+def test_a_base_model_without_a_fast_tokenizer_is_refused(site):
+    """What lacks is named."""
+    HfApi(endpoint=site.world.hub_url, token=HUB_TOKEN).delete_file("tokenizer.json", BASE)
+    error = site.failure()
+    assert error.reason is Reason.BASE_MODEL_UNSUPPORTED
+    assert "tokenizer.json (a fast tokenizer)" in error.message
+
+
+def test_a_gated_base_model_is_told_from_one_that_is_not_there(site):
+    """The remedy is another: accept the licence."""
+    api = HfApi(endpoint=site.world.hub_url, token=HUB_TOKEN)
+    api.update_repo_settings(BASE, gated="manual")
+    (site.world.secrets / "hub-read" / "token").unlink()
+    (site.world.secrets / "hub-read").rmdir()
+    assert site.failure().reason is Reason.BASE_MODEL_GATED
+
+
+def test_a_broken_template_of_the_users_own(site, tmp_path, monkeypatch):
+    """It fails with Jinja's line before any row is rendered; a missing one names the field."""
+    path = tmp_path / "chat_template.jinja"
+    monkeypatch.setattr(prepare, "CHAT_TEMPLATE_PATH", str(path))
+    wish = {"tokenizer": {"chatTemplate": {"configMapKeyRef": {"name": "templates", "key": "tools"}}}}
+    assert site.failure(**wish).reason is Reason.CONFIG_MAP_NOT_FOUND
+    path.write_text("{% for %}")
+    error = site.failure(**wish)
+    assert error.reason is Reason.INVALID_CHAT_TEMPLATE
+    assert "line 1" in error.message
+
+
+def test_a_request_to_stop_is_followed(site):
+    """A pod that is drained gives up at the next row."""
+    context = site.context()
+    context.stop.request()
+    with pytest.raises(Interrupted):
+        prepare.run(context)
+
+
+def test_a_pod_reports_what_was_found(site, tmp_path):
+    """As a process: exit code 0 and facts, or the reason's exit code and the failure."""
+    ended = run_stage(Stage.PREPARE, site.world, run_spec(site.world.spec(), None), tmp_path / "pod-1")
+    assert ended.code == 0, ended.log
+    assert ended.report.prepared.dataset.rows == 60
+    site.put("{}\n{")
+    ended = run_stage(Stage.PREPARE, site.world, run_spec(site.world.spec(), None), tmp_path / "pod-2")
+    assert ended.code == 65
+    assert ended.report.failure.reason is Reason.DATASET_FORMAT_UNKNOWN
