@@ -198,7 +198,9 @@ class World:
             if pod["status"]["phase"] == "Failed":
                 action, code = _rule(job, pod)
                 if action == "FailJob":
-                    message = f"Container for pod {pod['metadata']['name']} failed with exit code {code} matching FailJob"
+                    message = (
+                        f"Container for pod {pod['metadata']['name']} failed with exit code {code} matching FailJob"
+                    )
                     self._finish(job, "Failed", "PodFailurePolicy", message)
                     return
                 counted += action == "Count"

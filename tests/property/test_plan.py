@@ -5,7 +5,6 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-
 from property.simulator import World
 from tunemill_api.failures import Reason
 from tunemill_api.status import Phase
@@ -135,7 +134,7 @@ class Operation(RuleBasedStateMachine):
         assert all(condition.last_transition_time <= self.world.now for condition in status.conditions)
 
     def teardown(self) -> None:
-        """When everybody leaves it alone and all goes well, it is published in the end, with one Job a stage at most."""
+        """When everybody leaves it alone and all goes well, it is published in the end, and then at rest."""
         world = self.world
         world.edit(suspend=False, deadline="1000h", evaluation={"gates": [{"metric": "exact_match", "min": "0.5"}]})
         world.request("at last")

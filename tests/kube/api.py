@@ -1,0 +1,91 @@
+"""The API server for tests: JSON in, JSON out, as the user of a kubeconfig."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import urllib3
+import yaml
+
+Json = dict[str, Any]
+MERGE_PATCH = "application/merge-patch+json"
+STRATEGIC_PATCH = "application/strategic-merge-patch+json"
+
+
+class ApiError(Exception):
+    """The API server refused a request."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+
+
+class Api:
+    """One connection pool, usable from several threads."""
+
+    def __init__(self, kubeconfig: Path) -> None:
+        config = yaml.safe_load(kubeconfig.read_text())
+        cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
+        self.server: str = cluster["server"]
+        self.token: str = user.get("token", "")
+        files = {"ca": cluster, "client-certificate": user, "client-key": user}
+        paths: dict[str, str | None] = {}
+        for name, source in files.items():
+            field = "certificate-authority" if name == "ca" else name
+            paths[name] = source.get(field)
+            if data := source.get(f"{field}-data"):
+                path = kubeconfig.with_suffix(f".{name}.pem")
+                path.write_bytes(base64.b64decode(data))
+                paths[name] = str(path)
+        self._pool = urllib3.PoolManager(
+            ca_certs=paths["ca"],
+            cert_file=paths["client-certificate"],
+            key_file=paths["client-key"],
+            retries=False,
+            timeout=10,
+            maxsize=4,
+        )
+
+    def request(self, method: str, path: str, body: Json | None = None, content_type: str = "application/json") -> Json:
+        """Make a request.
+
+        Raises:
+            ApiError: when the answer is not a success.
+        """
+        headers = {"Content-Type": content_type, "Accept": "application/json"}
+        if self.token:
+            headers["Authorization"] = f"Bearer {self.token}"
+        answer = self._pool.request(
+            method, f"{self.server}{path}", body=None if body is None else json.dumps(body), headers=headers
+        )
+        if answer.status >= 400:
+            raise ApiError(answer.status, answer.data.decode())
+        decoded: Json = json.loads(answer.data)
+        return decoded
+
+    def get(self, path: str) -> Json:
+        """Return an object or a list."""
+        return self.request("GET", path)
+
+    def find(self, path: str) -> Json | None:
+        """Return an object, None when it does not exist (yet: 429 is the answer while a CRD is taken in)."""
+        try:
+            return self.get(path)
+        except ApiError as error:
+            if error.code not in {404, 429}:
+                raise
+            return None
+
+    def post(self, path: str, body: Json) -> Json:
+        """Create an object."""
+        return self.request("POST", path, body)
+
+    def patch(self, path: str, body: Json, content_type: str = MERGE_PATCH) -> Json:
+        """Change an object."""
+        return self.request("PATCH", path, body, content_type)
+
+    def delete(self, path: str, body: Json | None = None) -> Json:
+        """Delete an object."""
+        return self.request("DELETE", path, body)

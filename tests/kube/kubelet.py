@@ -1,0 +1,215 @@
+"""A kubelet without containers: it binds the pods of stages to a node and gives them the status that a test wants."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import urllib3
+from kube.api import STRATEGIC_PATCH, Api, ApiError
+from property.builders import a_failure_report, a_report
+from tunemill_api.constants import ANNOTATION_RUN_SPEC, LABEL_FINETUNE
+from tunemill_api.failures import FAILURES, Reason
+from tunemill_api.run_spec import RunSpec
+from tunemill_api.stage_report import Stage
+
+NODE = "fake-node"
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The container runs and ends."""
+
+    code: int = 0
+    message: str = ""
+    """The termination message; empty takes the report of a success."""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Waits:
+    """The container does not start."""
+
+    reason: str = "ContainerCreating"
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The container runs until the test says otherwise, or until its pod is deleted."""
+
+
+Behaviour = Ends | Waits | Runs
+
+
+def fails(stage: Stage, reason: Reason, message: str = "it went wrong") -> Ends:
+    """Return the end of a stage that fails for a reason."""
+    return Ends(int(FAILURES[reason].exit_code), a_failure_report(stage, reason, message))
+
+
+@dataclass
+class Kubelet:
+    """Works in a thread of its own until stopped."""
+
+    api: Api
+    behaviours: dict[tuple[str, str], Behaviour] = field(default_factory=dict)
+    """How a container behaves, by the object's name and the stage; the others end well."""
+    started: list[tuple[str, str, str]] = field(default_factory=list)
+    """Every container that was started: the object's name, the stage, the pod's uid."""
+    run_specs: dict[tuple[str, str], RunSpec] = field(default_factory=dict)
+    """The RunSpec that a pod was last given, by the object's name and the stage."""
+    interrupted: list[str] = field(default_factory=list)
+    """The names of the pods that were ended by a deletion."""
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def behave(self, name: str, stage: Stage, behaviour: Behaviour) -> None:
+        """Decide how the stage's container of an object behaves from now on."""
+        self.behaviours[name, stage.value] = behaviour
+
+    def starts_of(self, name: str, stage: Stage) -> int:
+        """Return how often the stage's container of an object was started."""
+        return sum(item[:2] == (name, stage.value) for item in self.started)
+
+    def start(self) -> None:
+        """Register the node and begin."""
+        self.api.post("/api/v1/nodes", {"metadata": {"name": NODE}})
+        self._thread = threading.Thread(target=self._work, name="kubelet", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop working."""
+        self._stop.set()
+        if self._thread:
+            self._thread.join(timeout=10)
+
+    def _work(self) -> None:
+        while not self._stop.wait(0.1):
+            try:
+                for pod in self.api.get(f"/api/v1/pods?labelSelector={LABEL_FINETUNE}")["items"]:
+                    self._look_after(pod)
+            except (ApiError, urllib3.exceptions.HTTPError):  # a pod has gone, or the API server is restarted
+                continue
+
+    def _look_after(self, pod: Json) -> None:
+        name, phase = pod["metadata"]["labels"][LABEL_FINETUNE], pod.get("status", {}).get("phase")
+        if "deletionTimestamp" in pod["metadata"]:
+            self._end_deleted(pod, phase)
+            return
+        if phase in {"Succeeded", "Failed"}:
+            return
+        if not pod["spec"].get("nodeName"):
+            self._bind(pod)
+            return
+        status = self._status(name, pod)
+        if status is not None:
+            self._write(pod, status)
+
+    def _status(self, name: str, pod: Json) -> Json | None:
+        """Return the pod's next status; None when nothing changes."""
+        spec, known = pod["spec"], _known(pod)
+        stages = [item["name"] for item in [*spec.get("initContainers", []), *spec["containers"]]]
+        for stage in stages:
+            state = known.get(stage, {})
+            if "terminated" in state:
+                continue
+            behaviour = self.behaviours.get((name, stage), Ends())
+            if isinstance(behaviour, Waits):
+                wanted = {"waiting": {"reason": behaviour.reason, "message": behaviour.message}}
+                return None if state == wanted else _pod_status(pod, {**known, stage: wanted}, "Pending")
+            if "running" not in state:
+                run_spec = RunSpec.model_validate_json(pod["metadata"]["annotations"][ANNOTATION_RUN_SPEC])
+                self.run_specs[name, stage] = run_spec
+                self.started.append((name, stage, pod["metadata"]["uid"]))
+                return _pod_status(pod, {**known, stage: {"running": {"startedAt": _now()}}}, "Running")
+            if isinstance(behaviour, Runs):
+                return None
+            ended = _terminated(state, behaviour, Stage(stage))
+            last = behaviour.code != 0 or stage == stages[-1]
+            phase = ("Failed" if behaviour.code else "Succeeded") if last else "Running"
+            return _pod_status(pod, {**known, stage: ended}, phase)
+        return None
+
+    def _end_deleted(self, pod: Json, phase: str | None) -> None:
+        """End a pod that is being deleted: SIGTERM, a checkpoint, exit 75."""
+        metadata = pod["metadata"]
+        if phase == "Running":
+            known = _known(pod)
+            stage = next((name for name, state in known.items() if "running" in state), None)
+            if stage:
+                self.interrupted.append(metadata["name"])
+                message = a_failure_report(Stage(stage), Reason.INTERRUPTED)
+                ended = _terminated(known[stage], Ends(75, message), Stage(stage))
+                self._write(pod, _pod_status(pod, {**known, stage: ended}, "Failed"))
+        self.api.delete(_path(pod), {"gracePeriodSeconds": 0})
+
+    def _bind(self, pod: Json) -> None:
+        body = {"metadata": {"name": pod["metadata"]["name"]}, "target": {"kind": "Node", "name": NODE}}
+        self.api.post(f"{_path(pod)}/binding", body)
+
+    def _write(self, pod: Json, status: Json) -> None:
+        self.api.patch(f"{_path(pod)}/status", {"status": status}, STRATEGIC_PATCH)
+
+
+def _path(pod: Json) -> str:
+    return f"/api/v1/namespaces/{pod['metadata']['namespace']}/pods/{pod['metadata']['name']}"
+
+
+def _known(pod: Json) -> dict[str, Json]:
+    status = pod.get("status", {})
+    items = [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
+    return {item["name"]: item["state"] for item in items}
+
+
+def _pod_status(pod: Json, states: dict[str, Json], phase: str) -> Json:
+    def container(item: Json) -> Json:
+        state = states.get(item["name"], {"waiting": {"reason": "PodInitializing"}})
+        return {
+            "name": item["name"],
+            "state": state,
+            "ready": "running" in state,
+            "restartCount": 0,
+            "image": item["image"],
+            "imageID": "",
+        }
+
+    return {
+        "phase": phase,
+        "startTime": _now(),
+        "initContainerStatuses": [container(item) for item in pod["spec"].get("initContainers", [])],
+        "containerStatuses": [container(item) for item in pod["spec"]["containers"]],
+    }
+
+
+def _terminated(state: Json, ends: Ends, stage: Stage) -> Json:
+    return {
+        "terminated": {
+            "exitCode": ends.code,
+            "reason": ends.reason or ("Error" if ends.code else "Completed"),
+            "message": ends.message or ("" if ends.code else a_report(stage)),
+            "startedAt": state["running"]["startedAt"],
+            "finishedAt": _now(),
+        }
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def eventually(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
+    """Wait until the condition holds and return its value.
+
+    Raises:
+        AssertionError: with `what` when it does not hold in time.
+    """
+    deadline = datetime.now(UTC).timestamp() + seconds
+    pause = threading.Event()
+    while True:
+        if value := condition():
+            return value
+        if datetime.now(UTC).timestamp() > deadline:
+            raise AssertionError(f"not within {seconds:.0f} s: {what}")
+        pause.wait(0.1)

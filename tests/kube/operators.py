@@ -1,0 +1,81 @@
+"""Operators as processes of their own: started, watched, stopped, killed."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from kube.kubelet import eventually
+
+IMAGE = "registry.example.com/trainer:1"
+
+
+@dataclass
+class Operator:
+    """One operator process."""
+
+    arguments: list[str]
+    log: Path
+    process: subprocess.Popen[bytes]
+
+    def said(self, words: str) -> bool:
+        """Tell whether the log holds these words."""
+        return words in self.log.read_text()
+
+    def wait_until_it_says(self, words: str, seconds: float = 30.0) -> None:
+        """Wait for words in the log."""
+        eventually(lambda: self.said(words), f"the operator says {words!r}; it said:\n{self.log.read_text()}", seconds)
+
+    def kill(self) -> None:
+        """End it as a node that loses power does."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self, seconds: float = 15.0) -> int:
+        """End it as a Deployment does; return its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+    def fetch(self, path: str) -> str:
+        """Return a page of its HTTP server."""
+        port = re.search(r"metrics and health on port (\d+)", self.log.read_text())
+        assert port, "the operator has not said its port"
+        with urllib.request.urlopen(f"http://127.0.0.1:{port[1]}{path}", timeout=5) as answer:
+            text: str = answer.read().decode()
+        return text
+
+
+def start(kubeconfig: Path, log: Path, *arguments: str, environment: dict[str, str] | None = None) -> Operator:
+    """Start an operator; it leads at once unless the arguments say otherwise."""
+    command = [
+        sys.executable,
+        "-m",
+        "tunemill_operator",
+        "run",
+        f"--kubeconfig={kubeconfig}",
+        f"--trainer-image={IMAGE}",
+        "--http-host=127.0.0.1",
+        "--http-port=0",
+        *arguments,
+    ]
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **(environment or {})})
+    return Operator(command, log, process)
+
+
+@contextmanager
+def an_operator(kubeconfig: Path, log: Path, *arguments: str) -> Iterator[Operator]:
+    """Run an operator until the block ends."""
+    operator = start(kubeconfig, log, *arguments)
+    try:
+        operator.wait_until_it_says("serving")
+        yield operator
+    finally:
+        if operator.process.poll() is None:
+            operator.kill()

@@ -1,0 +1,136 @@
+"""A real API server with our CRD, the fake kubelet, and a namespace as its user sees it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from kube.api import Api, ApiError
+from kube.kubelet import Kubelet, eventually
+from property.builders import a_spec
+from tunemill_api.constants import API_VERSION, GROUP, KIND, LABEL_FINETUNE, PLURAL
+
+CRD = Path(__file__).parents[2] / "crds" / f"{GROUP}_{PLURAL}.yaml"
+Json = dict[str, Any]
+
+
+@dataclass
+class Plane:
+    """The API server."""
+
+    kubeconfig: Path
+    kubectl: Path
+    logs: Path
+    api: Api = field(init=False)
+    kubelet: Kubelet = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.api = Api(self.kubeconfig)
+        self.kubelet = Kubelet(self.api)
+
+    def install_crd(self) -> None:
+        """Install the CRD and wait until it is served."""
+        path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+        self.api.post(path, yaml.safe_load(CRD.read_text()))
+        eventually(lambda: self.api.find(f"/apis/{API_VERSION}/{PLURAL}"), "the CRD is served")
+
+    def namespace(self, name: str, labels: dict[str, str] | None = None) -> "Namespace":
+        """Make a namespace."""
+        self.api.post("/api/v1/namespaces", {"metadata": {"name": name, "labels": labels or {}}})
+        account = f"/api/v1/namespaces/{name}/serviceaccounts/default"
+        eventually(lambda: self.api.find(account), f"namespace {name} has its service account")
+        return Namespace(self, name)
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """One namespace."""
+
+    plane: Plane
+    name: str
+
+    def path(self, kind: str, name: str = "") -> str:
+        """Return the path of a core or batch object, or of a FunctionCallFineTune."""
+        roots = {"jobs": "/apis/batch/v1", PLURAL: f"/apis/{API_VERSION}"}
+        return f"{roots.get(kind, '/api/v1')}/namespaces/{self.name}/{kind}{f'/{name}' if name else ''}"
+
+    def apply(self, name: str, **parts: Any) -> Json:
+        """Create a FunctionCallFineTune with the smallest spec and these parts."""
+        body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": a_spec(**parts)}
+        return self.plane.api.post(self.path(PLURAL), body)
+
+    def edit(self, name: str, **parts: Any) -> Json:
+        """Merge these parts into the spec."""
+        return self.plane.api.patch(self.path(PLURAL, name), {"spec": parts})
+
+    def annotate(self, name: str, annotation: str, value: str) -> Json:
+        """Set an annotation."""
+        return self.plane.api.patch(self.path(PLURAL, name), {"metadata": {"annotations": {annotation: value}}})
+
+    def delete(self, name: str) -> None:
+        """Delete a FunctionCallFineTune."""
+        self.plane.api.delete(self.path(PLURAL, name))
+
+    def get(self, name: str) -> Json:
+        """Return a FunctionCallFineTune."""
+        return self.plane.api.get(self.path(PLURAL, name))
+
+    def status(self, name: str) -> Json:
+        """Return its status."""
+        status: Json = self.get(name).get("status", {})
+        return status
+
+    def condition(self, name: str, kind: str) -> Json:
+        """Return one of its conditions."""
+        found = [item for item in self.status(name).get("conditions", []) if item["type"] == kind]
+        return found[0] if found else {}
+
+    def wait_for(self, name: str, phase: str, seconds: float = 40.0) -> Json:
+        """Wait until it is in this phase for the generation that it has; return the status."""
+
+        def reached() -> Json | None:
+            body = self.get(name)
+            status: Json = body.get("status", {})
+            fresh = status.get("observedGeneration") == body["metadata"]["generation"]
+            return status if fresh and status.get("phase") == phase else None
+
+        try:
+            found: Json = eventually(reached, f"{name} is {phase}", seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{yaml.safe_dump(self.status(name))}") from None
+        return found
+
+    def jobs(self, name: str) -> list[Json]:
+        """Return its Jobs."""
+        return self._labelled("jobs", name)
+
+    def live_jobs(self, name: str) -> list[Json]:
+        """Return its Jobs that may still run a pod."""
+        ends = {"Complete", "Failed"}
+        jobs = [(job, job.get("status", {}).get("conditions", [])) for job in self.jobs(name)]
+        return [job for job, conditions in jobs if not ends & {item["type"] for item in conditions}]
+
+    def pods(self, name: str) -> list[Json]:
+        """Return its pods."""
+        return self._labelled("pods", name)
+
+    def events(self, name: str) -> list[str]:
+        """Return the reasons of the events about it."""
+        events = self.plane.api.get(f"{self.path('events')}?fieldSelector=involvedObject.name={name}")
+        return [event["reason"] for event in events["items"]]
+
+    def make(self, kind: str, name: str, **body: Any) -> Json:
+        """Create a core object."""
+        return self.plane.api.post(self.path(kind), {"metadata": {"name": name}, **body})
+
+    def refusal_of(self, name: str, **parts: Any) -> str:
+        """Return what the API server says against a FunctionCallFineTune."""
+        try:
+            self.apply(name, **parts)
+        except ApiError as error:
+            return error.message
+        raise AssertionError(f"{name} was accepted")
+
+    def _labelled(self, kind: str, name: str) -> list[Json]:
+        items: list[Json] = self.plane.api.get(f"{self.path(kind)}?labelSelector={LABEL_FINETUNE}={name}")["items"]
+        return items

@@ -1,0 +1,180 @@
+"""One object from apply to publication, and what edits change, against a real API server."""
+
+import pytest
+from kube.kubelet import Runs, eventually
+from kube.plane import Namespace, Plane
+from tunemill_api.constants import ANNOTATION_REQUESTED_AT, PLURAL
+from tunemill_api.stage_report import Stage
+
+pytestmark = pytest.mark.usefixtures("operator")
+
+
+def starts(plane: Plane, name: str) -> list[int]:
+    """Return how often each stage's container was started."""
+    return [plane.kubelet.starts_of(name, stage) for stage in Stage]
+
+
+def test_an_object_is_taken_through_its_stages(plane: Plane, namespace: Namespace) -> None:
+    """Three Jobs, four stages, each container started once, and a status that says it all."""
+    namespace.apply("happy")
+    status = namespace.wait_for("happy", "Succeeded")
+    assert starts(plane, "happy") == [1, 1, 1, 1]
+    assert len(namespace.jobs("happy")) == 3
+    assert status["score"] == "0.9000"
+    assert status["gain"] == "+0.8000"
+    assert status["published"]["repository"] == "acme/support-tools"
+    assert {item["type"]: item["status"] for item in status["conditions"]} == {
+        "Ready": "True",
+        "Reconciling": "False",
+        "Stalled": "False",
+        "Prepared": "True",
+        "Trained": "True",
+        "Evaluated": "True",
+        "GatePassed": "True",
+        "Published": "True",
+        "Suspended": "False",
+    }
+    milestones = {"Prepared", "Trained", "Evaluated", "GatePassed", "Published"}
+    eventually(lambda: milestones <= set(namespace.events("happy")), "every milestone is an event")
+
+
+def test_the_first_status_is_not_yet_ready(namespace: Namespace) -> None:
+    """Nothing that waits for health goes ahead too early: Ready is Unknown or False from the first status on."""
+    namespace.apply("early")
+    ready = eventually(lambda: namespace.condition("early", "Ready"), "there is a condition Ready")
+    assert ready["status"] in {"Unknown", "False"}
+    assert ready["observedGeneration"] == 1
+
+
+def test_nothing_is_written_onto_objects_but_the_status(namespace: Namespace) -> None:
+    """No finalizer and no annotation: what users put into Git is what lies in the cluster."""
+    body = namespace.apply("clean")
+    namespace.wait_for("clean", "Succeeded")
+    after = namespace.get("clean")
+    assert after["spec"] == body["spec"]
+    assert "finalizers" not in after["metadata"]
+    assert "annotations" not in after["metadata"]
+    for child in [*namespace.jobs("clean"), *namespace.pods("clean")]:
+        assert not [name for name in child["metadata"].get("annotations", {}) if "kopf" in name]
+
+
+def test_later_stages_are_told_what_prepare_found(plane: Plane, namespace: Namespace) -> None:
+    """The RunSpec of train holds the facts of prepare, that of prepare none."""
+    namespace.apply("told")
+    namespace.wait_for("told", "Succeeded")
+    assert plane.kubelet.run_specs["told", "prepare"].prepared is None
+    prepared = plane.kubelet.run_specs["told", "train"].prepared
+    assert prepared is not None
+    assert prepared.key == namespace.status("told")["prepared"]["key"]
+
+
+@pytest.mark.parametrize(
+    ("what", "change", "expected"),
+    [
+        ("nothing", {}, [1, 1, 1, 1]),
+        ("another-repository", {"publish": {"repository": "acme/other"}}, [1, 1, 1, 2]),
+        ("more-rows-judged", {"evaluation": {"maxRows": 20}}, [1, 2, 2, 2]),
+        ("learning-rate", {"training": {"learningRate": "2e-4"}}, [1, 2, 2, 2]),
+        ("gate", {"evaluation": {"gates": [{"metric": "exact_match", "min": "0.5"}]}}, [1, 1, 1, 1]),
+        ("memory", {"compute": {"resources": {"limits": {"memory": "8Gi"}}}}, [1, 1, 1, 1]),
+    ],
+)
+def test_an_edit_runs_only_what_it_changes(
+    plane: Plane, namespace: Namespace, what: str, change: dict[str, object], expected: list[int]
+) -> None:
+    """After an edit, the Jobs of unchanged stages are not made again; train goes before evaluate and skips itself."""
+    name = f"edit-{what}"
+    namespace.apply(name)
+    namespace.wait_for(name, "Succeeded")
+    namespace.edit(name, **change)
+    namespace.wait_for(name, "Succeeded")
+    assert starts(plane, name) == expected
+
+
+def test_asking_again_looks_at_the_data_alone_when_it_has_not_changed(plane: Plane, namespace: Namespace) -> None:
+    """The annotation runs prepare; with the same key from it, nothing else runs."""
+    namespace.apply("again")
+    first = namespace.wait_for("again", "Succeeded")["run"]["id"]
+    namespace.annotate("again", ANNOTATION_REQUESTED_AT, "2026-11-21T12:00:00Z")
+    eventually(lambda: namespace.status("again")["run"]["id"] != first, "there is another run")
+    namespace.wait_for("again", "Succeeded")
+    assert starts(plane, "again") == [2, 1, 1, 1]
+
+
+def test_an_edit_while_training_stops_the_pod_before_another_starts(plane: Plane, namespace: Namespace) -> None:
+    """The pod is asked to stop, and the next one starts when it is gone."""
+    plane.kubelet.behave("midway", Stage.TRAIN, Runs())
+    namespace.apply("midway")
+    namespace.wait_for("midway", "Training")
+    (before,) = [pod for pod in namespace.pods("midway") if pod["status"]["phase"] == "Running"]
+    namespace.edit("midway", training={"learningRate": "3e-4"})
+    eventually(lambda: before["metadata"]["name"] in plane.kubelet.interrupted, "the pod is interrupted")
+    assert len(namespace.live_jobs("midway")) <= 1
+    namespace.wait_for("midway", "Training")
+    assert len(namespace.live_jobs("midway")) == 1
+    assert starts(plane, "midway") == [1, 2, 0, 0]
+    assert plane.kubelet.run_specs["midway", "train"].spec.training.learning_rate == "3e-4"
+
+
+def test_suspend_stops_and_resume_goes_on(plane: Plane, namespace: Namespace) -> None:
+    """spec.suspend ends the pod with time for a checkpoint; without it the same Job is made again."""
+    plane.kubelet.behave("pause", Stage.TRAIN, Runs())
+    namespace.apply("pause")
+    namespace.wait_for("pause", "Training")
+    namespace.edit("pause", suspend=True)
+    namespace.wait_for("pause", "Suspended")
+    eventually(lambda: namespace.condition("pause", "Suspended")["status"] == "True", "it has stopped")
+    assert not namespace.live_jobs("pause")
+    assert not [pod for pod in namespace.pods("pause") if pod["status"]["phase"] == "Running"]
+    assert plane.kubelet.interrupted
+    plane.kubelet.behaviours.pop(("pause", "train"))
+    namespace.edit("pause", suspend=False)
+    status = namespace.wait_for("pause", "Succeeded")
+    assert starts(plane, "pause") == [1, 2, 1, 1]
+    assert {entry["name"]: entry["attempts"] for entry in status["stages"]}["train"] == 2
+
+
+def test_an_object_may_be_born_suspended(namespace: Namespace) -> None:
+    """Nothing is started before somebody says so."""
+    namespace.apply("asleep", suspend=True)
+    namespace.wait_for("asleep", "Suspended")
+    assert not namespace.jobs("asleep")
+
+
+def test_a_deadline_stops_a_run_and_a_longer_one_lets_it_go_on(plane: Plane, namespace: Namespace) -> None:
+    """The time that stages have worked is what counts."""
+    plane.kubelet.behave("slow", Stage.TRAIN, Runs())
+    namespace.apply("slow", deadline="4s")
+    status = namespace.wait_for("slow", "Failed")
+    assert status["failure"]["reason"] == "DeadlineExceeded"
+    eventually(lambda: not namespace.live_jobs("slow"), "the Job is gone")
+    plane.kubelet.behaviours.pop(("slow", "train"))
+    namespace.edit("slow", deadline="1h")
+    namespace.wait_for("slow", "Succeeded")
+
+
+def test_a_gate_holds_the_result_until_it_is_lowered(plane: Plane, namespace: Namespace) -> None:
+    """What misses a gate is not published; lowering the gate publishes what is there, without training again."""
+    gates = [{"metric": "exact_match", "min": "0.95"}]
+    namespace.apply("bar", evaluation={"gates": gates})
+    status = namespace.wait_for("bar", "Held")
+    assert status["failure"]["reason"] == "GateNotPassed"
+    assert "exact_match >= 0.95" in status["failure"]["message"]
+    assert starts(plane, "bar") == [1, 1, 1, 0]
+    namespace.edit("bar", evaluation={"gates": [{"metric": "exact_match", "min": "0.8"}]})
+    namespace.wait_for("bar", "Succeeded")
+    assert starts(plane, "bar") == [1, 1, 1, 1]
+
+
+def test_deleting_an_object_takes_its_jobs_and_pods(plane: Plane, namespace: Namespace) -> None:
+    """The garbage collector does it, by the owner references; the same name can be used again at once."""
+    plane.kubelet.behave("gone", Stage.TRAIN, Runs())
+    namespace.apply("gone")
+    namespace.wait_for("gone", "Training")
+    namespace.delete("gone")
+    plane.kubelet.behaviours.pop(("gone", "train"))
+    namespace.apply("gone")
+    namespace.wait_for("gone", "Succeeded", seconds=60)
+    namespace.delete("gone")
+    eventually(lambda: not namespace.jobs("gone") and not namespace.pods("gone"), "nothing is left")
+    assert plane.api.find(namespace.path(PLURAL, "gone")) is None
