@@ -80,7 +80,7 @@ class Kubectl:
                 text = ""
                 for chunk in chunks(tick):
                     text += chunk
-                    found, text = _documents(text)
+                    found, text = documents(text)
                     latest = found[-1] if found else latest
                     if latest is not None:
                         yield latest
@@ -139,7 +139,7 @@ def _reading(command: tuple[str, ...]) -> Iterator["_Chunks"]:
         process.stdout.close()
 
 
-def _documents(text: str) -> tuple[list[Object], str]:
+def documents(text: str) -> tuple[list[Object], str]:
     """Return the complete JSON objects at the start of a stream, and what follows them."""
     found: list[Object] = []
     decoder = json.JSONDecoder()

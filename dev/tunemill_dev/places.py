@@ -104,6 +104,7 @@ def _wait_for_rollout(kubectl: Kubectl, name: str) -> None:
     except CommandError as error:
         needed = "\n".join(f"    {reference:<44} {IMAGES[key]} …" for key, reference in _images().items())
         raise CommandError(
-            f"{name} was not ready within {ROLLOUT_SECONDS} s. The cluster must be able to pull these images; push "
-            f"them and set {ENV_REGISTRY}=registry.example.com/team (and {ENV_TAG}), or load them into its nodes:\n{needed}"
+            f"{name} was not ready within {ROLLOUT_SECONDS} s. The cluster must be able to pull these images: push "
+            f"them to a registry and set {ENV_REGISTRY} and, for another tag, {ENV_TAG}; or load them into the nodes."
+            f"\n{needed}"
         ) from error

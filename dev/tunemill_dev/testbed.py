@@ -59,13 +59,17 @@ class ObjectStore:
         client = self.client()
         if bucket not in {each["Name"] for each in client.list_buckets()["Buckets"]}:
             client.create_bucket(Bucket=bucket)
-        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
-            for found in page.get("Contents", []):
-                client.delete_object(Bucket=bucket, Key=found["Key"])
+        for key in self.keys(bucket):
+            client.delete_object(Bucket=bucket, Key=key)
+
+    def keys(self, bucket: str) -> list[str]:
+        """Return the keys of all objects in a bucket."""
+        pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=bucket)
+        return [found["Key"] for page in pages for found in page.get("Contents", [])]
 
     def put_rows(self, uri: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Upload rows as JSON Lines to an `s3://bucket/key`."""
-        self.put(uri, "".join(f"{json.dumps(row)}\n" for row in rows))
+        self.put(uri, json_lines(rows))
 
     def put(self, uri: str, text: str) -> None:
         """Upload a text to an `s3://bucket/key`."""
@@ -241,6 +245,11 @@ def in_words(status: FineTuneStatus) -> str:
         return f"{status.phase} in {failure.stage}, {failure.reason}: {failure.message} {failure.remedy}"
     told = [each.message for each in status.conditions if each.type in {"Stalled", "Reconciling"} and each.message]
     return f"{status.phase or 'not seen by the operator yet'}. {' '.join(told)}"
+
+
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return rows as JSON Lines."""
+    return "".join(f"{json.dumps(row)}\n" for row in rows)
 
 
 def sample(name: str) -> Object:

@@ -6,7 +6,8 @@ import shlex
 from pathlib import Path
 
 from tunemill_dev.cluster.addresses import Addresses
-from tunemill_dev.cluster.processes import ProcessId, run
+from tunemill_dev.cluster.console import ClusterError
+from tunemill_dev.cluster.processes import ProcessId, run, succeeds
 
 _INSIDE = "eth0"
 
@@ -31,8 +32,10 @@ def connect(cluster: str, addresses: Addresses, init: ProcessId) -> None:
 
 def disconnect(cluster: str, addresses: Addresses | None) -> None:
     """Undo `connect`, however much of it was done."""
-    if addresses and Path("/sys/class/net", addresses.interface).exists():
-        run(["ip", "link", "delete", addresses.interface])
+    link = Path("/sys/class/net", addresses.interface) if addresses else None
+    # The kernel deletes the link by itself once the cluster's namespace is gone, which may be at this very moment.
+    if link and link.exists() and not succeeds(["ip", "link", "delete", link.name]) and link.exists():
+        raise ClusterError(f"The network link {link.name} could not be deleted; try `ip link delete {link.name}`.")
     for table in ("nat", "filter"):
         for rule in rules_of(cluster, run(["iptables", "-w", "-t", table, "-S"])):
             run(["iptables", "-w", "-t", table, "-D", *rule])

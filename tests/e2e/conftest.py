@@ -1,0 +1,67 @@
+"""The cluster, Tunemill in it, and for each test a namespace of its own; a failure leaves what explains it."""
+
+import logging
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from e2e.world import World, make_random_base
+from tunemill_dev.places import attached, local
+from tunemill_dev.testbed import REPOSITORY_ROOT, Testbed, save_diagnostics
+
+DIAGNOSTICS = REPOSITORY_ROOT / "build" / "e2e"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Which cluster: a local one, made when it does not run and left running, or one of yours."""
+    parser.addoption("--cluster", default="tunemill-e2e", help="the local cluster (default: %(default)s)")
+    parser.addoption("--context", default="", help="use the cluster of this kubectl context instead")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Tell the fixtures, which end after the test, whether it failed."""
+    report = yield
+    if report.when == "call":
+        item.stash[FAILED] = report.failed
+    return report
+
+
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.fixture(scope="session")
+def testbed(request: pytest.FixtureRequest) -> Iterator[Testbed]:
+    """A cluster with the chart installed."""
+    logging.getLogger("tunemill_dev.kubectl").setLevel(logging.INFO)
+    shutil.rmtree(DIAGNOSTICS, ignore_errors=True)
+    context = request.config.getoption("--context")
+    with attached(context) if context else local(request.config.getoption("--cluster")) as testbed:
+        testbed.install()
+        yield testbed
+
+
+@pytest.fixture(scope="session")
+def base(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The Hub repository of a small base model with random weights: what a run does needs no skill."""
+    repository = f"{testbed.hub.owner}/e2e-base"
+    testbed.hub.put_model(repository, make_random_base(tmp_path_factory.mktemp("base")))
+    return repository
+
+
+@pytest.fixture
+def world(testbed: Testbed, base: str, request: pytest.FixtureRequest) -> Iterator[World]:
+    """A namespace with secrets, a bucket and a name for a repository that no other test has."""
+    words = re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_"))[:30].strip("-")
+    world = World(testbed, base, name=f"{words}-{secrets.token_hex(2)}")
+    testbed.make_namespace(world.name)
+    testbed.store.make_empty(world.name)
+    try:
+        yield world
+        if request.node.stash.get(FAILED, True):
+            save_diagnostics(testbed.kubectl, world.name, DIAGNOSTICS / request.node.name)
+    finally:
+        testbed.kubectl("delete", "namespace", world.name, "--wait=false")
+        testbed.hub.delete(world.repository)

@@ -1,0 +1,107 @@
+"""Runs that reach their end, whatever happens to their pods and to the operator on the way."""
+
+from e2e.world import STEPS, World
+from tunemill_api.constants import LABEL_FINETUNE
+from tunemill_api.status import FineTuneStatus, Phase, StageState
+from tunemill_dev.demo.results import stages_run
+from tunemill_dev.testbed import HUB_SECRET, SYSTEM_NAMESPACE, FineTune
+
+RUN_SECONDS = 300
+
+
+def state_of(status: FineTuneStatus, stage: str) -> StageState | None:
+    """Return how far a stage is."""
+    return next((each.state for each in status.stages if each.name == stage), None)
+
+
+def uids(pods: list[dict]) -> set[str]:
+    """Return what tells pods of the same name apart."""
+    return {pod["metadata"]["uid"] for pod in pods}
+
+
+def until_training(finetune: FineTune) -> FineTuneStatus:
+    """Wait until the train container works."""
+    return finetune.follow(lambda status: state_of(status, "train") == StageState.RUNNING, RUN_SECONDS)
+
+
+def test_a_manifest_becomes_a_published_model(world: World):
+    """All four stages run once, the Hub has what the status says, and the train pod never held the write token."""
+    world.put_rows()
+    finetune = world.apply()
+    status = finetune.reach(Phase.SUCCEEDED, RUN_SECONDS)
+
+    assert stages_run(FineTuneStatus(), status) == {"prepare": 1, "train": 1, "evaluate": 1, "publish": 1}
+    assert status.trained.steps == STEPS
+    assert status.evaluation.rows > 0
+    published = world.testbed.hub.client().model_info(status.published.repository)
+    assert (published.id, published.sha) == (world.repository, status.published.revision)
+    assert {"adapter_model.safetensors", "README.md"} <= {file.rfilename for file in published.siblings}
+    (train,) = finetune.pods("train")
+    secrets = {volume["secret"]["secretName"] for volume in train["spec"]["volumes"] if "secret" in volume}
+    assert secrets
+    assert HUB_SECRET not in secrets
+
+
+def test_a_pod_that_is_killed_in_training_goes_on_from_its_checkpoint(world: World):
+    """The next pod starts at the checkpoint in the workspace, and no step is lost or done twice."""
+    steps = 300
+    world.put_rows()
+    finetune = world.apply(training={"maxSteps": steps, "checkpoint": {"everySteps": 5}})
+    finetune.follow(lambda _: has_checkpoint(world), RUN_SECONDS)
+    (killed,) = finetune.pods("train")
+    name = killed["metadata"]["name"]
+    world.testbed.kubectl("delete", "pod", name, "--namespace", world.name, "--grace-period=1", "--wait=false")
+
+    status = finetune.follow(lambda status: state_of(status, "train") == StageState.SUCCEEDED, RUN_SECONDS)
+    assert status.trained.steps == steps
+    assert 0 < status.trained.resumed_from_step < steps
+    assert uids(finetune.pods("train")) != uids([killed])
+
+
+def test_an_operator_that_is_killed_loses_nothing(world: World):
+    """The run goes on without it, and the next operator finds its result: no stage is started again."""
+    world.put_rows()
+    finetune = world.apply()
+    until_training(finetune)
+    trains = uids(finetune.pods("train"))
+    world.testbed.kubectl(
+        *("delete", "pods", "--namespace", SYSTEM_NAMESPACE, "--selector", "app.kubernetes.io/name=tunemill"),
+        *("--grace-period=0", "--force"),
+    )
+
+    status = finetune.reach(Phase.SUCCEEDED, RUN_SECONDS)
+    assert uids(finetune.pods("train")) == trains
+    assert {stage.name: stage.attempts for stage in status.stages} == dict.fromkeys(
+        ("prepare", "train", "evaluate", "publish"), 1
+    )
+
+
+def test_an_edited_gate_is_decided_anew_without_training(world: World):
+    """A model that no gate lets pass is held; once the gate is gone, it is published as it is."""
+    world.put_rows()
+    finetune = world.apply(evaluation={"gates": [{"metric": "exact_match", "min": "1"}]})
+    held = finetune.reach(Phase.HELD, RUN_SECONDS)
+    assert held.failure.reason == "GateNotPassed"
+    assert finetune.pods("publish") == []
+
+    finetune.edit({"evaluation": {"gates": []}})
+    status = finetune.reach(Phase.SUCCEEDED, RUN_SECONDS)
+    assert stages_run(held, status) == {"prepare": 0, "train": 0, "evaluate": 0, "publish": 1}
+
+
+def test_deleting_the_object_deletes_what_it_made_and_keeps_its_results(world: World):
+    """The Jobs go with the object; applied again, it finds every stage's output and only publishes."""
+    world.put_rows()
+    finetune = world.apply(publish={"repository": world.repository})
+    finetune.reach(Phase.SUCCEEDED, RUN_SECONDS)
+    finetune.delete()
+    assert world.testbed.kubectl.list("jobs,pods", world.name, LABEL_FINETUNE) == []
+
+    status = world.apply().reach(Phase.SUCCEEDED, RUN_SECONDS)
+    ran = stages_run(FineTuneStatus(), status)
+    assert (ran["train"], ran["evaluate"]) == (0, 0)
+
+
+def has_checkpoint(world: World) -> bool:
+    """Return whether a whole checkpoint is in the workspace."""
+    return any("/checkpoints/" in key and key.endswith("manifest.json") for key in world.testbed.store.keys(world.name))
