@@ -1,0 +1,165 @@
+"""The parts of training by themselves: device and number format, the guard against divergence, the record of a run."""
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tunemill_api.failures import Reason
+from tunemill_api.finetune import Precision
+from tunemill_trainer.errors import StageError
+from tunemill_trainer.learn import checkpoints, curve, devices
+from tunemill_trainer.learn.callbacks import DivergenceGuard
+from tunemill_trainer.learn.devices import Device
+from tunemill_trainer.prepared import NewToken, Tokens
+
+CPU = Device("cpu", "cpu")
+HISTORY = [
+    {"step": step, "epoch": step / 40, "loss": 4 * math.exp(-step / 15) + 0.1, "learning_rate": 1e-3, "num_tokens": 9.0}
+    for step in range(1, 41)
+]
+
+
+def watched(losses: list[float]) -> None:
+    """Show losses to the guard of a model with a thousand tokens, one a step."""
+    guard = DivergenceGuard(vocabulary=1000)
+    for step, loss in enumerate(losses, start=1):
+        state, arguments = SimpleNamespace(global_step=step), SimpleNamespace(learning_rate=0.3)
+        guard.on_log(arguments, state, None, logs={"loss": loss})
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_ends_the_run(loss: float) -> None:
+    """Proves that it is found in the very log in which it shows, and that step and learning rate are named."""
+    with pytest.raises(StageError, match=r"step 3.*learningRate 0\.3") as error:
+        watched([2.0, 1.9, loss])
+    assert error.value.reason == Reason.TRAINING_DIVERGED
+    assert error.value.exit_code == 64
+
+
+def test_a_model_that_became_worse_than_guessing_ends_the_run() -> None:
+    """Proves that a run whose loss exploded without becoming infinite does not waste its hours."""
+    with pytest.raises(StageError, match=r"worse than guessing \(6\.908\)"):
+        watched([2.0, 3.0, 7.5, 8.1, 9.0, 8.2, 8.8])
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [0.1, 2.5, 0.2, 3.0, 0.1, 2.8, 0.3, 2.9, 2.7, 2.6, 2.9],
+        [2.0, 9.0, 9.0, 9.0, 9.0, 1.0, 9.0, 9.0],
+        [12.0, 11.0, 10.0, 9.5, 9.0, 8.5, 8.0, 7.5],
+    ],
+    ids=["single rows", "a short spike", "a start from random weights"],
+)
+def test_what_recovers_or_never_was_better_is_no_divergence(losses: list[float]) -> None:
+    """Proves that noise of small batches, a spike and a poor start do not end a run that would have succeeded."""
+    watched(losses)
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [(Precision.AUTO, torch.float32), (Precision.FP32, torch.float32), (Precision.BF16, torch.bfloat16)],
+)
+def test_the_cpu_computes_in_fp32_unless_told(precision: Precision, expected: torch.dtype) -> None:
+    """Proves what Auto means without a GPU."""
+    assert devices.dtype(precision, CPU) is expected
+
+
+@pytest.mark.parametrize(
+    ("native", "precision", "expected"),
+    [
+        (True, Precision.AUTO, torch.bfloat16),
+        (False, Precision.AUTO, torch.float16),
+        (True, Precision.FP16, torch.float16),
+        (True, Precision.FP32, torch.float32),
+    ],
+)
+def test_a_gpu_computes_in_the_best_format_it_has(
+    monkeypatch: pytest.MonkeyPatch, native: bool, precision: Precision, expected: torch.dtype
+) -> None:
+    """Proves that Auto means BF16 where the GPU has it and FP16 else; an emulated BF16 is slow and does not count."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
+    assert devices.dtype(precision, Device("cuda", "GPU")) is expected
+
+
+@pytest.mark.parametrize("device", [CPU, Device("cuda", "Old GPU")], ids=["cpu", "gpu"])
+def test_a_format_that_the_device_has_not_is_refused(monkeypatch: pytest.MonkeyPatch, device: Device) -> None:
+    """Proves that the message names the field and what would work."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    with pytest.raises(StageError, match=r"spec\.training\.precision .* expected") as error:
+        devices.dtype(Precision.FP16 if device is CPU else Precision.BF16, device)
+    assert error.value.reason == Reason.INVALID_SPEC
+
+
+def test_more_gpus_than_are_used_are_refused() -> None:
+    """Proves that no GPU is held idle."""
+    with pytest.raises(StageError, match=r"spec\.compute\.gpus is 4") as error:
+        devices.choose(4)
+    assert error.value.reason == Reason.INVALID_SPEC
+
+
+def test_a_device_that_is_full_says_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proves that PyTorch's error becomes CudaOutOfMemory, with the GPU's name and size."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _index: SimpleNamespace(total_memory=8 << 30))
+    with (
+        pytest.raises(StageError, match="8192 MiB of Small GPU") as error,
+        devices.device_errors(Device("cuda", "Small GPU")),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+    assert error.value.reason == Reason.CUDA_OUT_OF_MEMORY
+    assert "batchSize" in error.value.failure.remedy
+
+
+def test_the_record_is_whole_in_all_its_forms(tmp_path: Path) -> None:
+    """Proves that lines, TensorBoard events and picture show the same run."""
+    curve.write_record(HISTORY, "tools: training loss", tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "training.jsonl").read_text().splitlines()]
+    assert lines[0] == {"step": 1, "epoch": 1 / 40, "loss": HISTORY[0]["loss"], "learning_rate": 1e-3, "tokens": 9.0}
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 41))
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_of_one_step_has_a_record_too(tmp_path: Path) -> None:
+    """Proves that nothing divides by the length of the run."""
+    curve.write_record(HISTORY[:1], "one step", tmp_path)
+    assert curve.mean_of_last_tenth(HISTORY[:1]) == HISTORY[0]["loss"]
+
+
+def test_the_reported_loss_is_that_of_the_last_tenth() -> None:
+    """Proves the figure of TrainedFacts.loss."""
+    assert curve.mean_of_last_tenth(HISTORY) == pytest.approx(sum(entry["loss"] for entry in HISTORY[-4:]) / 4)
+
+
+def test_the_clock_of_a_checkpoint_survives_its_journey(tmp_path: Path) -> None:
+    """Proves that the seconds of all attempts can be summed."""
+    checkpoints.write_clock(tmp_path, 12.3456)
+    assert checkpoints.read_clock(tmp_path) == 12.346
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_rows_begin_as_the_mean_and_no_row_is_lost(tied: bool) -> None:
+    """Proves that an embedding larger than the vocabulary is not cut, and that the rows of new tokens are the mean."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from tunemill_trainer.learn.models import extend_vocabulary
+
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        tie_word_embeddings=tied,
+    )  # fmt: skip
+    for added, rows in ((60, 64), (64, 65)):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+        before = model.get_input_embeddings().weight.detach().clone()
+        extend_vocabulary(model, Tokens("Extend", (NewToken(added, "<tool_call>"),), (1,), 0, added + 1))
+        after = model.get_input_embeddings().weight
+        assert after.shape[0] == rows
+        assert torch.allclose(after[added], before[:added].mean(dim=0), atol=1e-6)
+        assert torch.equal(after[:added], before[:added])
+        assert model.get_output_embeddings().weight.shape[0] == rows
+        assert (model.get_output_embeddings().weight is after) == tied
