@@ -1,0 +1,141 @@
+"""What the local cluster keeps: programs by content, kernel settings, package sources, credentials, manifests."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from tunemill_dev.cluster import addons, binaries, kernel_settings
+from tunemill_dev.cluster.base_image import matching_sources
+from tunemill_dev.cluster.console import ClusterError
+from tunemill_dev.cluster.home import ClusterFolder
+
+
+def _module(folder: Path, requirement: str = "v1.0.0", checksum: str = "h1:abc") -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "go.mod").write_text(f"module m\nrequire example.org/m {requirement}\n")
+    (folder / "go.sum").write_text(f"example.org/m {requirement} {checksum}\n")
+    return folder
+
+
+def test_programs_are_built_again_when_anything_that_goes_into_them_changes(tmp_path: Path) -> None:
+    """The key depends on go.mod, go.sum and every flag, and on nothing else."""
+    group = binaries.Group("m")
+    key = binaries.content_key(group, _module(tmp_path / "a"))
+    assert binaries.content_key(group, _module(tmp_path / "b")) == key
+    others = [
+        binaries.content_key(group, _module(tmp_path / "c", requirement="v1.0.1")),
+        binaries.content_key(group, _module(tmp_path / "d", checksum="h1:xyz")),
+        binaries.content_key(binaries.Group("m", tags="seccomp"), tmp_path / "a"),
+        binaries.content_key(binaries.Group("m", cgo=True), tmp_path / "a"),
+        binaries.content_key(binaries.Group("m", linker_flags="-s"), tmp_path / "a"),
+    ]
+    assert len({key, *others}) == 6
+
+
+def test_old_programs_go_unless_a_cluster_runs_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A running cluster restarts its components from the programs that it was started with."""
+    monkeypatch.setenv("TUNEMILL_HOME", str(tmp_path))
+    current, used, old = binaries.folder(binaries.HELM), tmp_path / "bin/helm-aaa", tmp_path / "bin/helm-bbb"
+    for folder in (current, used, old):
+        folder.mkdir(parents=True)
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"argv": [f"{used}/helm"]}))
+    binaries.prune(in_use=[plan, tmp_path / "missing.json"])
+    assert (current.exists(), used.exists(), old.exists()) == (True, True, False)
+
+
+def _kernel(folder: Path, boot: str = "boot-1") -> Path:
+    for name, value in {
+        "net/ipv4/ip_forward": "0",
+        "vm/overcommit_memory": "0",
+        "kernel/random/boot_id": boot,
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"{value}\n")
+    return folder
+
+
+def test_kernel_settings_come_back_as_the_first_cluster_found_them(tmp_path: Path) -> None:
+    """A second cluster that starts later must not take the first one's changes for the machine's own values."""
+    memory, sysctl = tmp_path / "memory", _kernel(tmp_path / "sys")
+    kernel_settings.remember(memory=memory, sysctl=sysctl)
+    (sysctl / "net/ipv4/ip_forward").write_text("1")
+    kernel_settings.remember(memory=memory, sysctl=sysctl)
+    kernel_settings.restore(memory=memory, sysctl=sysctl)
+    assert (sysctl / "net/ipv4/ip_forward").read_text().strip() == "0"
+    assert not memory.exists()
+
+
+def test_kernel_settings_of_an_earlier_boot_are_not_restored(tmp_path: Path) -> None:
+    """The reboot has already undone everything, and the administrator may have changed a value since."""
+    memory, sysctl = tmp_path / "memory", _kernel(tmp_path / "sys")
+    kernel_settings.remember(memory=memory, sysctl=sysctl)
+    _kernel(sysctl, boot="boot-2")
+    (sysctl / "vm/overcommit_memory").write_text("2")
+    kernel_settings.restore(memory=memory, sysctl=sysctl)
+    assert (sysctl / "vm/overcommit_memory").read_text() == "2"
+
+
+def test_only_package_sources_of_the_machines_own_release_make_the_base_image(tmp_path: Path) -> None:
+    """Both formats are read; a vendor's list, or one that mentions the release in a longer word, is left out."""
+    files = {
+        "a.sources": "# comment\nTypes: deb\nURIs: http://mirror.example/debian\nSuites: bookworm bookworm-updates\n",
+        "b.list": "# bookworm\ndeb [signed-by=/k.gpg arch=amd64] http://mirror.example/s bookworm-security main\n",
+        "c.list": "deb https://vendor.example/apt cloud-sdk-bookworm main\n",
+        "d.sources": "Types: deb\nSuites: nodistro\n",
+        "e.list": "deb http://mirror.example/debian trixie main\n",
+        "f.list": "\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert [path.name for path in matching_sources("bookworm", sorted(tmp_path.iterdir()))] == ["a.sources", "b.list"]
+
+
+@pytest.mark.parametrize("name", ["", "Upper", "a_b", "-a", "a-", "../escape", "x" * 21])
+def test_a_name_that_cannot_be_a_node_is_refused(name: str) -> None:
+    """The message names the option to change."""
+    with pytest.raises(ClusterError, match="Change --name"):
+        ClusterFolder.of(name)
+
+
+def test_credentials_are_made_once_and_kept_private(tmp_path: Path) -> None:
+    """A second start finds the keys of the first, and two clusters never share a key."""
+    made = addons.Credentials.ensure(tmp_path / "one")
+    assert addons.Credentials.ensure(tmp_path / "one") == made
+    assert addons.Credentials.ensure(tmp_path / "two").s3_secret_key != made.s3_secret_key
+    assert (tmp_path / "one").stat().st_mode & 0o777 == 0o600
+    assert made.s3_secret_key not in repr(made)
+
+
+def test_every_pod_of_the_services_passes_the_restricted_standard() -> None:
+    """The namespace enforces it, so a pod that does not would never start."""
+    text = addons.services(addons.Credentials(), s3_image="localhost/s3:1", hub_image="localhost/hub:1")
+    documents = list(yaml.safe_load_all(text))
+    (namespace,) = [document for document in documents if document["kind"] == "Namespace"]
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    pods = [document["spec"]["template"]["spec"] for document in documents if document["kind"] == "Deployment"]
+    assert len(pods) == 2
+    for pod in pods:
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in pod["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert re.fullmatch(r"localhost/(s3|hub):1", container["image"])
+
+
+def test_the_secrets_hold_what_the_pods_and_the_tests_are_given() -> None:
+    """The Hub's accounts are valid for the server, and name a token of each kind."""
+    from tunemill_dev.hub.accounts import Accounts
+
+    credentials = addons.Credentials()
+    accounts = Accounts.model_validate(credentials.hub_accounts())
+    roles = {token.value: token.role for token in accounts.tokens}
+    assert roles == {
+        credentials.hub_write_token: "write",
+        credentials.hub_read_token: "read",
+        credentials.hub_scoped_token: "fineGrained",
+    }
