@@ -7,10 +7,10 @@ from contextlib import ExitStack, contextmanager
 import yaml
 
 from tunemill_dev.cluster import addons, up
-from tunemill_dev.cluster.console import step
+from tunemill_dev.cluster.console import say, step
 from tunemill_dev.cluster.home import home
 from tunemill_dev.kubectl import CommandError, Kubectl
-from tunemill_dev.testbed import CHART, REPOSITORY_ROOT, Hub, ObjectStore, Testbed
+from tunemill_dev.testbed import CHART, REPOSITORY_ROOT, Hub, ObjectStore, Testbed, waiting_pods
 
 ENV_REGISTRY, ENV_TAG = "REGISTRY", "TAG"
 IMAGES = {
@@ -60,6 +60,11 @@ def attached(context: str) -> Iterator[Testbed]:
     with step(f"cluster of context {context}"):
         kubectl("version")
     images = _images()
+    say(
+        f"  It must have these images, or pull them from {ENV_REGISTRY}=registry.example.com/team, tag {ENV_TAG}:"
+    )
+    for name, reference in images.items():
+        say(f"    {reference:<44} {IMAGES[name]} …")
     # Kept, so that a second demo finds what the first one put there.
     credentials = addons.Credentials.ensure(home() / "contexts" / f"{context.replace('/', '_')}.json")
     with step("S3 and Hub"):
@@ -102,9 +107,5 @@ def _wait_for_rollout(kubectl: Kubectl, name: str) -> None:
     try:
         kubectl("rollout", "status", f"deployment/{name}", *where)
     except CommandError as error:
-        needed = "\n".join(f"    {reference:<44} {IMAGES[key]} …" for key, reference in _images().items())
-        raise CommandError(
-            f"{name} was not ready within {ROLLOUT_SECONDS} s. The cluster must be able to pull these images: push "
-            f"them to a registry and set {ENV_REGISTRY} and, for another tag, {ENV_TAG}; or load them into the nodes."
-            f"\n{needed}"
-        ) from error
+        reasons = waiting_pods(kubectl, addons.NAMESPACE) or str(error)
+        raise CommandError(f"{name} was not ready within {ROLLOUT_SECONDS} s: {reasons}") from error

@@ -140,7 +140,11 @@ class Testbed:
         }
         where = ("--namespace", SYSTEM_NAMESPACE, "--create-namespace", "--values", "-")
         waiting = ("--wait", "--timeout", f"{INSTALL_SECONDS}s")
-        run((*self.helm, "upgrade", "--install", RELEASE, str(CHART), *where, *waiting), json.dumps(chosen))
+        try:
+            run((*self.helm, "upgrade", "--install", RELEASE, str(CHART), *where, *waiting), json.dumps(chosen))
+        except CommandError as error:
+            reasons = waiting_pods(self.kubectl, SYSTEM_NAMESPACE)
+            raise CommandError(f"The chart could not be installed. {reasons} {error}") from error
 
     def make_namespace(self, name: str) -> None:
         """Make a namespace with the strictest Pod Security and with the secrets that the samples name."""
@@ -245,6 +249,15 @@ def in_words(status: FineTuneStatus) -> str:
         return f"{status.phase} in {failure.stage}, {failure.reason}: {failure.message} {failure.remedy}"
     told = [each.message for each in status.conditions if each.type in {"Stalled", "Reconciling"} and each.message]
     return f"{status.phase or 'not seen by the operator yet'}. {' '.join(told)}"
+
+
+def waiting_pods(kubectl: Kubectl, namespace: str) -> str:
+    """Return why the containers of a namespace that do not run do not, one sentence each; empty when all run."""
+    pods = kubectl.list("pods", namespace)
+    containers = [each for pod in pods for each in pod["status"].get("containerStatuses", [])]
+    waiting = [(each["image"], each["state"]["waiting"]) for each in containers if "waiting" in each["state"]]
+    reasons = [f"{image} is in {why['reason']}: {why.get('message', '')}." for image, why in waiting]
+    return " ".join(dict.fromkeys(reasons))
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
