@@ -49,13 +49,13 @@ class TrainedRun:
 
 
 @contextmanager
-def a_trained_run(folder: Path, kind: str, *, tags: tuple[str, ...] = (), steps: int = 150) -> Iterator[TrainedRun]:
-    """Make a base, prepare 400 rows, and train on them; a base without tags gets them added."""
+def a_trained_run(folder: Path, kind: str, *, tags: tuple[str, ...] = (), steps: int = 200) -> Iterator[TrainedRun]:
+    """Make a base, prepare 600 rows that offer two tools each, and train on them; a base without tags gets them added."""
     base = make_base(folder / "base", kind, tags=tags)
     with a_world(folder / "world", base) as world:
-        lines = "".join(json.dumps(row) + "\n" for row in rows(400, seed=11, talk=0.15))
+        lines = "".join(json.dumps(row) + "\n" for row in rows(600, seed=11, offered=2, talk=0.15))
         world.s3().put_object(Bucket=world.bucket, Key="calls.jsonl", Body=lines.encode())
-        spec = world.spec(maxSteps=steps, batchSize=16, maxLength=1024)
+        spec = world.spec(maxSteps=steps, batchSize=16, maxLength=512)
         prepared = run_stage(Stage.PREPARE, world, run_spec(spec, None), folder / "prepare")
         assert prepared.code == 0, prepared.log
         assert prepared.report is not None

@@ -193,7 +193,7 @@ vllm serve {facts.base.id} --revision {facts.base.revision} --enable-lora --max-
 
 def _training(facts: ReleaseFacts) -> str:
     data, training, lora = facts.prepared.dataset, facts.run.spec.training, facts.run.spec.adapter.lora
-    length = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs} epoch(s)"
+    length = "" if training.max_steps else f"{training.epochs} epoch(s), "
     left_out = f"{data.invalid_rows} invalid, {data.overlong_rows} too long, {data.duplicate_rows} duplicate"
     rows = [
         ("Base model", f"{facts.base.id} at `{facts.base.revision}`"),
@@ -204,7 +204,7 @@ def _training(facts: ReleaseFacts) -> str:
         ("Vocabulary", f"{facts.tokens.mode}, {len(facts.tokens.added)} tokens added"),
         ("LoRA", f"rank {lora.rank}, alpha {lora.alpha}, dropout {lora.dropout}, on {', '.join(lora.target_modules)}"),
         ("Learning rate", f"{training.learning_rate}, {training.scheduler.value}, warm-up {training.warmup_ratio}"),
-        ("Length", f"{length}, {facts.trained.steps} steps of {training.batch_size} rows, seed {training.seed}"),
+        ("Length", f"{length}{facts.trained.steps} steps of {training.batch_size} rows, seed {training.seed}"),
         ("Where", f"{facts.trained.device}, {facts.trained.train_seconds} s"),
         ("Training loss", f"from {facts.trained.first_loss} to {facts.trained.loss}"),
     ]
