@@ -50,7 +50,7 @@ class TrainedRun:
 
 @contextmanager
 def a_trained_run(folder: Path, kind: str, *, tags: tuple[str, ...] = (), steps: int = 200) -> Iterator[TrainedRun]:
-    """Make a base, prepare 600 rows that offer two tools each, and train on them; a base without tags gets them added."""
+    """Make a base, prepare 600 rows of two tools each, and train on them; a base without tags gets them added."""
     base = make_base(folder / "base", kind, tags=tags)
     with a_world(folder / "world", base) as world:
         lines = "".join(json.dumps(row) + "\n" for row in rows(600, seed=11, offered=2, talk=0.15))

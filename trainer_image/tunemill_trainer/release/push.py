@@ -51,7 +51,9 @@ class Repository:
 
     def create(self, *, private: bool) -> None:
         """Create the repository, unless it is there; then it stays as private or public as it is."""
-        self._call(lambda: self._api.create_repo(self.name, private=private, exist_ok=True))
+        # Asked first: a token for this repository alone may not create any, and is told so even when this one is there.
+        if not self._call(lambda: self._api.repo_exists(self.name)):
+            self._call(lambda: self._api.create_repo(self.name, private=private, exist_ok=True))
 
     def has(self, revision: str) -> bool:
         """Return whether the repository still has a commit."""

@@ -22,6 +22,12 @@ ACCOUNTS = Accounts.model_validate(
             {"value": "alice-writes", "user": "alice", "role": "write"},
             {"value": "alice-reads", "user": "alice", "role": "read"},
             {"value": "bob-writes", "user": "bob", "role": "write"},
+            {
+                "value": "alice-writes-this",
+                "user": "alice",
+                "role": "fineGrained",
+                "scopes": [{"entity": NAME, "permissions": ["repo.content.read", "repo.write"]}],
+            },
         ],
     }
 )
@@ -173,6 +179,14 @@ def test_what_does_not_pass_is_not_tried_again(
     assert caught.value.reason is reason
     assert refused.pauses == []
     assert len(publisher.commits()) == 1
+
+
+def test_a_token_for_this_repository_alone_is_enough(publisher: Publisher, tmp_path: Path):
+    """It may not create repositories, and need not: this one is there."""
+    narrow = Publisher(publisher.hub, "alice-writes-this")
+    narrow.repository.create(private=True)
+    commit = narrow.repository.put(release(tmp_path), "main", "Publish")
+    assert publisher.commits()[0] == commit
 
 
 def test_asking_to_stop_ends_the_waiting(publisher: Publisher, tmp_path: Path):
