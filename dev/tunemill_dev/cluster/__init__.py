@@ -1,7 +1,8 @@
 """A real Kubernetes on this machine: a whole cluster (`up`, `down`), or a control plane alone for tests."""
 
-from tunemill_dev.cluster.cluster import Cluster, HubAccess, S3Access, down, running, up
+from tunemill_dev.cluster.cluster import Cluster, HubAccess, S3Access, running
 from tunemill_dev.cluster.console import ClusterError
+from tunemill_dev.cluster.lifecycle import down, up
 from tunemill_dev.cluster.standalone import RunningControlPlane, control_plane
 
 __all__ = [

@@ -6,8 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from tunemill_dev.cluster.cluster import DEFAULT_NAME, down, running, up
+from tunemill_dev.cluster.cluster import DEFAULT_NAME, running
 from tunemill_dev.cluster.console import ClusterError, say, step
+from tunemill_dev.cluster.lifecycle import down, up
 from tunemill_dev.cluster.report import status
 
 _COMMANDS = {
