@@ -86,7 +86,7 @@ def _attempt(
             )
             train_seconds = clock.train_seconds
     if result.steps < figures.steps:
-        raise Interrupted(f"stopped after step {result.steps} of {figures.steps}; its checkpoint is in the workspace")
+        raise Interrupted(f"stopped after step {result.steps} of {figures.steps}; the next attempt goes on from there")
     output = context.folder("trained")
     save_adapter(result.model, prepared.base_model(), prepared.tokenizer_path, output / "adapter")
     curve.write_record(result.history, f"{context.run.name}: training loss", output)
