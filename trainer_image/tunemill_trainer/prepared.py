@@ -10,6 +10,7 @@
 
 import dataclasses
 import json
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,7 +155,7 @@ class PreparedWriter:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.layout = Prepared(folder)
-        self._examples: list[tuple[list[int], list[int]]] = []
+        self._columns = (_Lists(), _Lists())
 
     def __enter__(self) -> Self:
         self._parquet = pq.ParquetWriter(self.layout.train_path, _SCHEMA, compression="zstd")
@@ -169,8 +170,9 @@ class PreparedWriter:
 
     def add_example(self, input_ids: list[int], labels: list[int]) -> None:
         """Add one training row: as many labels as token ids."""
-        self._examples.append((input_ids, labels))
-        if len(self._examples) >= _ROWS_A_GROUP:
+        for column, values in zip(self._columns, (input_ids, labels), strict=True):
+            column.append(values)
+        if len(self._columns[0]) >= _ROWS_A_GROUP:
             self._flush()
 
     def add_case(self, case: Case) -> None:
@@ -187,7 +189,31 @@ class PreparedWriter:
             path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def _flush(self) -> None:
-        if self._examples:
-            columns = [pa.array(column, type=_TOKEN_IDS) for column in zip(*self._examples, strict=True)]
-            self._parquet.write_table(pa.Table.from_arrays(columns, schema=_SCHEMA))
-            self._examples.clear()
+        if len(self._columns[0]):
+            taken = [column.take() for column in self._columns]
+            self._parquet.write_table(pa.Table.from_arrays(taken, schema=_SCHEMA))
+
+
+class _Lists:
+    """A column of lists, kept as Arrow keeps it. Arrow would convert Python lists too, and import pandas for that."""
+
+    def __init__(self) -> None:
+        self._values = array("i")
+        self._offsets = array("i", [0])
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def append(self, values: list[int]) -> None:
+        """Add one list."""
+        self._values.extend(values)
+        self._offsets.append(len(self._values))
+
+    def take(self) -> pa.ListArray:
+        """Return the column, and begin a new one."""
+        offsets, values = (
+            pa.Array.from_buffers(pa.int32(), len(numbers), [None, pa.py_buffer(numbers)])
+            for numbers in (self._offsets, self._values)
+        )
+        self._values, self._offsets = array("i"), array("i", [0])
+        return pa.ListArray.from_arrays(offsets, values)

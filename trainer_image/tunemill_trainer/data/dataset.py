@@ -3,6 +3,7 @@
 Rows are spooled to disk and not kept: of each row only its fingerprint and its draw stay in memory.
 """
 
+import hashlib
 import json
 from array import array
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from tunemill_api.failures import Reason
 from tunemill_trainer.data import formats, lint, split
 from tunemill_trainer.data.findings import Findings, Problem, RowError, Rule
 from tunemill_trainer.data.records import Record, records
-from tunemill_trainer.data.rows import Message, Role, Row, Source, Tool
+from tunemill_trainer.data.rows import Role, Row, Source, Tool
 from tunemill_trainer.data.sources import Data
 from tunemill_trainer.errors import StageError
 
@@ -238,8 +239,8 @@ def _detect(data: Data) -> api.DatasetFormat:
 
 def _row_fingerprint(conversation: bytes, tools: tuple[Tool, ...]) -> bytes:
     """Return what tells rows apart: the conversation and the tools that it offers."""
-    marks = [Message(Role.SYSTEM, json.dumps(tool.to_json(), sort_keys=True)) for tool in tools]
-    return split.fingerprint([Message(Role.SYSTEM, conversation.hex()), *marks])
+    offered = json.dumps([tool.to_json() for tool in tools], sort_keys=True)
+    return hashlib.sha256(conversation + offered.encode()).digest()[:16]
 
 
 def _refuse_empty_side(held_out: int, trained: int, evaluation: str, train: str) -> None:
