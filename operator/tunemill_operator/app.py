@@ -51,13 +51,11 @@ async def run(settings: Settings) -> int:
     metrics = Metrics(version("tunemill-operator"))
     client = KubeClient(access.client(), metrics.requested)
     process = _Process(settings, client, metrics)
-    stopping = asyncio.Event()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(name, stopping.set)
+    process.take_signals()
     try:
         async with process.telemetry():
             leading = asyncio.create_task(process.lead_when_elected(access))
-            stopped = asyncio.create_task(stopping.wait())
+            stopped = asyncio.create_task(process.stopping.wait())
             await asyncio.wait({leading, stopped}, return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()
             if leading.done():
@@ -81,6 +79,13 @@ class _Process:
         self._platform = _platform(settings)
         self._resync: Resync | None = None
         self._primed = False
+        self.stopping = asyncio.Event()
+        """Set when the process is asked to stop."""
+
+    def take_signals(self) -> None:
+        """Have SIGTERM and SIGINT set `stopping`."""
+        for name in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(name, self.stopping.set)
 
     @contextlib.asynccontextmanager
     async def telemetry(self) -> AsyncIterator[None]:
@@ -114,7 +119,9 @@ class _Process:
         self._primed = True
         log.info("serving %s", ", ".join(settings.namespaces) or "all namespaces")
         async with asyncio.TaskGroup() as group:
-            group.create_task(handlers.watch(cache, queue, settings.namespaces, access.credentials, metrics.seen))
+            group.create_task(
+                handlers.watch(cache, queue, settings.namespaces, access.credentials, metrics.seen, self.take_signals)
+            )
             group.create_task(work(queue, reconciler.reconcile, settings.workers, metrics))
             group.create_task(resync.run(settings.resync_seconds))
             if settings.progress_url:

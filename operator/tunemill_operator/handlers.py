@@ -26,8 +26,17 @@ async def watch(
     namespaces: Sequence[str],
     credentials: Callable[[], Awaitable[Credentials]],
     seen: Callable[[str], None],
+    take_signals: Callable[[], None],
 ) -> None:
-    """Watch until cancelled; `seen` is called with the plural of every object that an event is about.
+    """Watch until cancelled.
+
+    Args:
+        cache: takes what is seen.
+        queue: takes the keys of what has changed.
+        namespaces: where to watch; empty means everywhere.
+        credentials: returns what is valid at the moment.
+        seen: called with the plural of every object that an event is about.
+        take_signals: installs the process's own signal handlers; kopf puts its own in their place.
 
     Raises:
         Exception: what ended a watch for good, for example a CRD that was removed; the process is to end then.
@@ -39,16 +48,16 @@ async def watch(
         if resource.selector:
             settings.watching.label_selectors[resource.group, resource.version, resource.plural] = resource.selector
     stop = asyncio.Event()
-    operator = asyncio.ensure_future(
-        kopf.operator(
-            registry=registry,
-            settings=settings,
-            standalone=True,
-            clusterwide=not namespaces,
-            namespaces=namespaces,
-            stop_flag=stop,
-        )
+    tasks = await kopf.spawn_tasks(
+        registry=registry,
+        settings=settings,
+        standalone=True,
+        clusterwide=not namespaces,
+        namespaces=namespaces,
+        stop_flag=stop,
     )
+    take_signals()
+    operator = asyncio.ensure_future(kopf.run_tasks(tasks, ignored=asyncio.all_tasks() - set(tasks)))
     try:
         await asyncio.shield(operator)
     finally:

@@ -28,9 +28,12 @@ class Operator:
         """Tell whether the log holds these words."""
         return words in self.log.read_text()
 
-    def wait_until_it_says(self, words: str, seconds: float = 30.0) -> None:
+    def wait_until_it_says(self, words: str, seconds: float = 90.0) -> None:
         """Wait for words in the log."""
-        eventually(lambda: self.said(words), f"the operator says {words!r}; it said:\n{self.log.read_text()}", seconds)
+        try:
+            eventually(lambda: self.said(words), f"the operator says {words!r}", seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it said:\n{self.log.read_text()}") from None
 
     def kill(self) -> None:
         """End it as a node that loses power does."""

@@ -69,11 +69,6 @@ class Case:
         return job is not None and (job.generation, job.requested_at) == (finetune.generation, finetune.requested_at)
 
     @property
-    def prepare_name(self) -> str:
-        """The name of the Job that prepares."""
-        return self.ledger.works()[0].job_name(self.finetune.meta.name)
-
-    @property
     def live_progress(self) -> Progress | None:
         """The newest progress report, if it is from a pod of the due Job that still works."""
         progress = self.observed.progress

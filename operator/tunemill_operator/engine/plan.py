@@ -146,13 +146,12 @@ def _output_lost(case: Case) -> _Step | None:
         report and report.failure and report.failure.reason is Reason.STAGE_OUTPUT_MISSING for report in reports
     ):
         return None
-    prepares = [
-        item for item in case.observed.jobs if item.meta.name == case.prepare_name and owned(item, case.finetune)
-    ]
+    # The ended Jobs too: their pods would still report the outputs that are gone. The witness of the loss goes last.
+    others = [item for item in case.observed.jobs if owned(item, case.finetune) and item != job]
     situation = Situation(
         Phase.PENDING, Reason.STAGE_OUTPUT_MISSING, "outputs are gone from the workspace: starting again with prepare"
     )
-    return _Step(situation, delete=(*prepares, job), ledger=forgotten(case.ledger))
+    return _Step(situation, delete=(*others, job), ledger=forgotten(case.ledger))
 
 
 def _in_the_way(case: Case) -> _Step | None:

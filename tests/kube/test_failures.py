@@ -1,0 +1,212 @@
+"""What goes wrong is told with a remedy, tried again only when that can help, and goes on when it is mended."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from kube.kubelet import Ends, Waits, eventually, fails
+from kube.plane import Namespace, Plane
+from tunemill_api.constants import ANNOTATION_REQUESTED_AT
+from tunemill_api.failures import Reason
+from tunemill_api.stage_report import Stage
+
+pytestmark = pytest.mark.usefixtures("operator")
+
+
+def complain(namespace: Namespace, pod: dict[str, Any], reason: str, message: str) -> None:
+    """Record an event about a pod, as the kubelet does."""
+    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    metadata = pod["metadata"]
+    namespace.make(
+        "events",
+        f"{metadata['name']}.{reason.lower()}",
+        type="Warning",
+        reason=reason,
+        message=message,
+        involvedObject={"kind": "Pod", "name": metadata["name"], "uid": metadata["uid"], "namespace": namespace.name},
+        firstTimestamp=now,
+        lastTimestamp=now,
+    )
+
+
+def stalled(namespace: Namespace, name: str, reason: Reason) -> dict[str, Any]:
+    """Wait until the object is stalled for this reason; return the failure."""
+    eventually(
+        lambda: namespace.status(name).get("failure", {}).get("reason") == reason,
+        f"{name} has failed with {reason}: {namespace.status(name).get('failure')}",
+    )
+    condition = namespace.condition(name, "Stalled")
+    assert (condition["status"], condition["reason"]) == ("True", reason)
+    assert namespace.condition(name, "Reconciling")["status"] == "False"
+    failure: dict[str, Any] = namespace.status(name)["failure"]
+    assert failure["remedy"]
+    return failure
+
+
+def test_a_failed_stage_is_told_and_not_tried_again(plane: Plane, namespace: Namespace) -> None:
+    """The stage's own words arrive in the status and as one Warning; no pod follows."""
+    message = "calls.jsonl line 17: not JSON"
+    plane.kubelet.behave("data", Stage.PREPARE, fails(Stage.PREPARE, Reason.DATASET_MALFORMED, message))
+    namespace.apply("data")
+    failure = stalled(namespace, "data", Reason.DATASET_MALFORMED)
+    assert failure["stage"] == "prepare"
+    assert failure["message"] == message
+    assert failure["exitCode"] == 65
+    assert failure["actor"] == "User"
+    assert not failure["retryable"]
+    eventually(lambda: "DatasetMalformed" in namespace.events("data"), "the failure is an event")
+    assert plane.kubelet.starts_of("data", Stage.PREPARE) == 1
+    assert not namespace.live_jobs("data")
+
+
+@pytest.mark.parametrize("how", ["edit", "annotation"])
+def test_a_failed_stage_is_tried_again_when_asked(plane: Plane, namespace: Namespace, how: str) -> None:
+    """By any edit, even one that leaves the key as it is, and by the annotation."""
+    name = f"retry-by-{how}"
+    plane.kubelet.behave(name, Stage.PUBLISH, fails(Stage.PUBLISH, Reason.HUB_WRITE_DENIED))
+    namespace.apply(name)
+    stalled(namespace, name, Reason.HUB_WRITE_DENIED)
+    plane.kubelet.behaviours.pop((name, "publish"))
+    if how == "edit":
+        namespace.edit(name, publish={"tokenSecretRef": {"name": "hf-other"}})
+    else:
+        namespace.annotate(name, ANNOTATION_REQUESTED_AT, "now")
+    status = namespace.wait_for(name, "Succeeded")
+    assert "failure" not in status
+    assert plane.kubelet.starts_of(name, Stage.TRAIN) == 1
+    assert plane.kubelet.starts_of(name, Stage.PUBLISH) == 2
+
+
+def test_a_failure_that_can_heal_is_tried_again_by_itself(plane: Plane, namespace: Namespace) -> None:
+    """The Job controller starts another pod; meanwhile the object is no failure."""
+    plane.kubelet.behave("flaky", Stage.PREPARE, fails(Stage.PREPARE, Reason.S3_UNREACHABLE, "no route"))
+    namespace.apply("flaky")
+    reconciling = eventually(
+        lambda: (c := namespace.condition("flaky", "Reconciling")).get("reason") == "Retrying" and c, "it is retried"
+    )
+    assert "S3Unreachable" in reconciling["message"]
+    plane.kubelet.behaviours.pop(("flaky", "prepare"))
+    namespace.wait_for("flaky", "Succeeded", seconds=60)
+    assert plane.kubelet.starts_of("flaky", Stage.PREPARE) == 2
+
+
+def test_a_stage_that_runs_out_of_memory_says_which_field(plane: Plane, namespace: Namespace) -> None:
+    """The kernel's kill leaves no report; the container's status tells."""
+    plane.kubelet.behave("big", Stage.TRAIN, Ends(137, reason="OOMKilled", message="Killed"))
+    namespace.apply("big", retry={"limit": 0})
+    failure = stalled(namespace, "big", Reason.OUT_OF_MEMORY)
+    assert failure["stage"] == "train"
+    assert "spec.compute.resources" in failure["remedy"]
+
+
+def test_an_end_without_a_report_shows_the_end_of_the_log(plane: Plane, namespace: Namespace) -> None:
+    """FallbackToLogsOnError brings it; the message holds it."""
+    plane.kubelet.behave("mute", Stage.PREPARE, Ends(1, message="Segmentation fault (core dumped)"))
+    namespace.apply("mute", retry={"limit": 0})
+    assert "Segmentation fault" in stalled(namespace, "mute", Reason.INTERNAL_ERROR)["message"]
+
+
+def test_lost_outputs_send_the_run_back_to_prepare(plane: Plane, namespace: Namespace) -> None:
+    """Somebody emptied the workspace: every stage is asked again, and makes what is missing."""
+    lost = fails(Stage.PUBLISH, Reason.STAGE_OUTPUT_MISSING, "train/abc is gone")
+    plane.kubelet.behave("lost", Stage.PUBLISH, lost)
+    namespace.apply("lost")
+    eventually(lambda: plane.kubelet.starts_of("lost", Stage.PREPARE) == 2, "the run begins again")
+    plane.kubelet.behaviours.pop(("lost", "publish"))
+    namespace.wait_for("lost", "Succeeded", seconds=60)
+    assert plane.kubelet.starts_of("lost", Stage.PREPARE) == 2
+    assert plane.kubelet.starts_of("lost", Stage.TRAIN) == 2
+
+
+def test_a_missing_secret_is_told_and_heals(plane: Plane, namespace: Namespace) -> None:
+    """The kubelet's event names the Secret, the status the field; when it is there, the same pod goes on."""
+    plane.kubelet.behave("keyless", Stage.PREPARE, Waits())
+    namespace.apply("keyless")
+    pod = eventually(lambda: namespace.pods("keyless"), "there is a pod")[0]
+    complain(
+        namespace, pod, "FailedMount", 'MountVolume.SetUp failed for volume "hub-write" : secret "hf-write" not found'
+    )
+    failure = stalled(namespace, "keyless", Reason.SECRET_NOT_FOUND)
+    assert "hf-write" in failure["message"]
+    assert "spec.publish.tokenSecretRef" in failure["message"]
+    plane.kubelet.behaviours.pop(("keyless", "prepare"))
+    status = namespace.wait_for("keyless", "Succeeded")
+    assert "failure" not in status
+    assert plane.kubelet.starts_of("keyless", Stage.PREPARE) == 1
+
+
+def test_an_image_that_cannot_be_pulled_is_told_and_heals(plane: Plane, namespace: Namespace) -> None:
+    """The container's waiting reason tells; the kubelet goes on trying."""
+    words = 'Back-off pulling image "registry.example.com/trainer:1"'
+    plane.kubelet.behave("imageless", Stage.PREPARE, Waits("ImagePullBackOff", words))
+    namespace.apply("imageless")
+    assert words in stalled(namespace, "imageless", Reason.IMAGE_PULL_FAILED)["message"]
+    plane.kubelet.behaviours.pop(("imageless", "prepare"))
+    namespace.wait_for("imageless", "Succeeded")
+
+
+def test_a_missing_service_account_is_told_and_heals(namespace: Namespace) -> None:
+    """The Job controller gets no pod; its event tells why."""
+    namespace.apply("accountless", compute={"serviceAccountName": "robot"})
+    failure = stalled(namespace, "accountless", Reason.SERVICE_ACCOUNT_NOT_FOUND)
+    assert "robot" in failure["message"]
+    namespace.make("serviceaccounts", "robot")
+    namespace.wait_for("accountless", "Succeeded", seconds=90)
+
+
+def test_a_full_quota_is_told(namespace: Namespace) -> None:
+    """The API server refuses the pod with the quota's name."""
+    namespace.make("resourcequotas", "none-left", spec={"hard": {"pods": "0"}})
+    namespace.apply("poor")
+    assert "none-left" in stalled(namespace, "poor", Reason.QUOTA_EXCEEDED)["message"]
+
+
+def test_an_unknown_priority_class_is_told_with_its_field(namespace: Namespace) -> None:
+    """It is a word in the spec that is wrong."""
+    namespace.apply("important", compute={"priorityClassName": "boss"})
+    assert "spec.compute.priorityClassName" in stalled(namespace, "important", Reason.INVALID_SPEC)["message"]
+
+
+def test_a_job_that_the_api_server_refuses_is_told_and_mended_by_an_edit(namespace: Namespace) -> None:
+    """A request above its limit passes the CRD and is refused in the Job."""
+    resources = {"requests": {"memory": "2Gi"}, "limits": {"memory": "1Gi"}}
+    namespace.apply("upside-down", compute={"prepareResources": resources})
+    failure = stalled(namespace, "upside-down", Reason.INVALID_SPEC)
+    assert "must be less than or equal to memory limit" in failure["message"]
+    namespace.edit("upside-down", compute={"prepareResources": {"requests": {"memory": "1Gi"}}})
+    namespace.wait_for("upside-down", "Succeeded")
+
+
+def test_a_job_of_the_same_name_is_left_alone_and_told(plane: Plane, namespace: Namespace) -> None:
+    """What is not ours is never touched; when it goes, the run begins."""
+    namespace.apply("twin", suspend=True)
+    namespace.wait_for("twin", "Suspended")
+    namespace.apply("model", **namespace.get("twin")["spec"] | {"suspend": False})
+    ours = eventually(lambda: namespace.jobs("model"), "there is a Job to take the name from")[0]
+    name = ours["metadata"]["name"].replace("model-", "twin-")
+    container = {"name": "x", "image": "x"}
+    template = {"metadata": {"labels": {"own": "yes"}}, "spec": {"restartPolicy": "Never", "containers": [container]}}
+    plane.api.post(
+        namespace.path("jobs"), {"metadata": {"name": name}, "spec": {"suspend": True, "template": template}}
+    )
+    namespace.edit("twin", suspend=False)
+    assert name in stalled(namespace, "twin", Reason.NAME_CONFLICT)["message"]
+    plane.api.delete(namespace.path("jobs", name), {"propagationPolicy": "Background"})
+    namespace.wait_for("twin", "Succeeded")
+
+
+def test_a_corrected_secret_name_replaces_the_pod_that_waits_for_the_wrong_one(
+    plane: Plane, namespace: Namespace
+) -> None:
+    """The key is the same, the pod must be another."""
+    plane.kubelet.behave("typo", Stage.PREPARE, Waits())
+    namespace.apply("typo", publish={"tokenSecretRef": {"name": "hf-wirte"}})
+    (before,) = eventually(lambda: namespace.pods("typo"), "there is a pod")
+    namespace.edit("typo", publish={"tokenSecretRef": {"name": "hf-write"}})
+    eventually(
+        lambda: [p for p in namespace.pods("typo") if p["metadata"]["uid"] != before["metadata"]["uid"]], "another pod"
+    )
+    plane.kubelet.behaviours.pop(("typo", "prepare"))
+    namespace.wait_for("typo", "Succeeded")
+    volumes = namespace.jobs("typo")[0]["spec"]["template"]["spec"]["volumes"]
+    assert {"hf-write"} == {item["secret"]["secretName"] for item in volumes if item["name"] == "hub-write"}

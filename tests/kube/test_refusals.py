@@ -1,0 +1,60 @@
+"""A bad object is refused at `kubectl apply`, with a sentence that names the field."""
+
+from typing import Any
+
+import pytest
+from kube.api import ApiError
+from kube.plane import Namespace
+from tunemill_api.constants import PLURAL
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"training": {"learningRate": "2"}}, "training.learningRate must lie above 0 and be at most 1"),
+        ({"dataset": {"evaluation": {"fraction": "1"}}}, "evaluation.fraction must lie between 0 and 1"),
+        ({"adapter": {"lora": {"dropout": "1"}}}, "adapter.lora.dropout must be below 1"),
+        ({"training": {"warmupRatio": "1.0"}}, "training.warmupRatio must be below 1"),
+        ({"evaluation": {"gates": [{"metric": "exact_match"}]}}, "a gate needs at least one of min"),
+        ({"evaluation": {"gates": [{"metric": "accuracy", "min": "0.5"}]}}, "spec.evaluation.gates[0].metric"),
+        ({"dataset": {"uri": "/home/me/calls.jsonl"}}, "spec.dataset.uri"),
+        ({"publish": {"repository": "support-tools"}}, "spec.publish.repository"),
+        ({"training": {"batchSize": 0}}, "spec.training.batchSize"),
+        ({"deadline": "soon"}, "spec.deadline"),
+        ({"baseModel": None}, "spec.baseModel: Required value"),
+    ],
+)
+def test_a_bad_field_is_refused_by_name(namespace: Namespace, parts: dict[str, Any], words: str) -> None:
+    """The API server itself answers; no operator runs in this test."""
+    assert words in namespace.refusal_of("bad", **parts)
+
+
+def test_a_name_that_is_too_long_for_its_jobs_is_refused(namespace: Namespace) -> None:
+    """Jobs are named after it, and a Job's name is a label of its pods."""
+    assert "at most 45 characters" in namespace.refusal_of("a" * 46)
+    namespace.apply("a" * 45)
+
+
+def test_a_misspelt_field_is_refused_by_a_strict_client(namespace: Namespace) -> None:
+    """Kubectl asks for strict validation by default."""
+    body = {
+        "apiVersion": "tunemill.dev/v1alpha1",
+        "kind": "FunctionCallFineTune",
+        "metadata": {"name": "misspelt"},
+        "spec": {
+            "baseModel": {"id": "a/b"},
+            "dataset": {"uri": "s3://abc/x"},
+            "publish": {"repository": "a/b"},
+            "trainning": {},
+        },
+    }
+    with pytest.raises(ApiError, match=r"unknown field .*spec\.trainning"):
+        namespace.plane.api.post(f"{namespace.path(PLURAL)}?fieldValidation=Strict", body)
+
+
+def test_defaults_are_filled_in(namespace: Namespace) -> None:
+    """`kubectl get -o yaml` shows what will be done, and Git and cluster do not differ afterwards."""
+    spec = namespace.apply("small")["spec"]
+    assert spec["training"]["learningRate"] == "1e-4"
+    assert spec["adapter"]["lora"]["rank"] == 16
+    assert spec["suspend"] is False

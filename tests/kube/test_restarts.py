@@ -1,0 +1,114 @@
+"""Operators that are killed, and an API server that goes away: the work is done once and to its end all the same."""
+
+import os
+import signal
+from pathlib import Path
+
+from kube.kubelet import Runs, eventually
+from kube.operators import an_operator, start
+from kube.plane import Namespace, Plane
+from tunemill_api.constants import API_VERSION, PLURAL
+from tunemill_api.stage_report import Stage
+
+
+def test_an_operator_that_is_killed_again_and_again_repeats_nothing(
+    plane: Plane, namespace: Namespace, tmp_path: Path
+) -> None:
+    """Killed at any moment, with a successor each time: five objects, one Job a stage, every stage once."""
+    names = [f"kill-{i}" for i in range(5)]
+    for name in names:
+        namespace.apply(name)
+    log = tmp_path / "operator.log"
+    for i in range(8):
+        operator = start(plane.kubeconfig, log, "--no-leader-election", f"--namespaces={namespace.name}")
+        progress = len(plane.kubelet.started)
+        # Each life ends somewhat later than the one before: at the first look, after a Job, between Job and status.
+        eventually(
+            lambda i=i, before=progress: (
+                len(plane.kubelet.started) > before + i
+                or all(namespace.status(name).get("phase") == "Succeeded" for name in names)
+            ),
+            "the operator goes on",
+        )
+        operator.kill()
+    with an_operator(plane.kubeconfig, log, "--no-leader-election", f"--namespaces={namespace.name}"):
+        for name in names:
+            namespace.wait_for(name, "Succeeded", seconds=60)
+            assert [plane.kubelet.starts_of(name, stage) for stage in Stage] == [1, 1, 1, 1]
+            assert len(namespace.jobs(name)) == 3
+
+
+def test_an_api_server_that_restarts_stops_nothing(plane: Plane, namespace: Namespace, tmp_path: Path) -> None:
+    """The operator goes on by itself when the API server is back, and misses nothing that happened in between."""
+    log = tmp_path / "operator.log"
+    with an_operator(plane.kubeconfig, log, "--no-leader-election", f"--namespaces={namespace.name}") as operator:
+        plane.kubelet.behave("steady", Stage.TRAIN, Runs())
+        namespace.apply("steady")
+        namespace.wait_for("steady", "Training")
+        os.kill(_pid_of_api_server(plane), signal.SIGKILL)
+        plane.kubelet.behaviours.pop(("steady", "train"))
+        eventually(lambda: _ready(plane), "the API server is back", seconds=60)
+        namespace.wait_for("steady", "Succeeded", seconds=120)
+        assert plane.kubelet.starts_of("steady", Stage.TRAIN) == 1
+        assert operator.process.poll() is None
+
+
+def test_a_leader_that_stops_hands_over_at_once_and_one_that_dies_after_its_lease(
+    plane: Plane, namespace: Namespace, tmp_path: Path
+) -> None:
+    """Two operators, one leader: never both, and no gap longer than the Lease."""
+    election = ["--lease-name=hand-over", f"--lease-namespace={namespace.name}", f"--namespaces={namespace.name}"]
+    first = start(plane.kubeconfig, tmp_path / "a.log", "--identity=a", *election)
+    first.wait_until_it_says("leading as a")
+    second = start(plane.kubeconfig, tmp_path / "b.log", "--identity=b", *election)
+    second.wait_until_it_says("metrics and health")
+    assert second.fetch("/readyz") == "ok"
+    assert not second.said("leading as b")
+    assert 'leader_election_master_status{name="hand-over"} 1.0' in first.fetch("/metrics")
+    assert first.stop() == 0
+    second.wait_until_it_says("leading as b", seconds=8)
+    third = start(plane.kubeconfig, tmp_path / "c.log", "--identity=c", *election)
+    namespace.apply("inherited")
+    namespace.wait_for("inherited", "Succeeded")
+    second.kill()
+    third.wait_until_it_says("leading as c", seconds=40)
+    namespace.edit("inherited", publish={"repository": "acme/third"})
+    namespace.wait_for("inherited", "Succeeded")
+    assert plane.kubelet.starts_of("inherited", Stage.PUBLISH) == 2
+    assert third.stop() == 0
+
+
+def test_a_leader_that_is_cut_off_ends_before_another_begins(
+    plane: Plane, namespace: Namespace, tmp_path: Path
+) -> None:
+    """A frozen leader finds its Lease taken when it wakes, and ends without another write."""
+    election = ["--lease-name=cut-off", f"--lease-namespace={namespace.name}", f"--namespaces={namespace.name}"]
+    first = start(plane.kubeconfig, tmp_path / "a.log", "--identity=a", *election)
+    first.wait_until_it_says("serving")
+    second = start(plane.kubeconfig, tmp_path / "b.log", "--identity=b", *election)
+    first.process.send_signal(signal.SIGSTOP)
+    second.wait_until_it_says("leading as b", seconds=40)
+    first.process.send_signal(signal.SIGCONT)
+    assert first.process.wait(20) != 0
+    assert second.process.poll() is None
+    assert second.stop() == 0
+
+
+def _pid_of_api_server(plane: Plane) -> int:
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                command = (process / "cmdline").read_bytes().decode()
+            except OSError:
+                continue
+            if command.split("\0")[0].endswith("kube-apiserver") and str(plane.kubeconfig.parent) in command:
+                return int(process.name)
+    raise AssertionError("the API server was not found")
+
+
+def _ready(plane: Plane) -> bool:
+    try:
+        plane.api.get(f"/apis/{API_VERSION}/{PLURAL}")
+    except Exception:  # noqa: BLE001 - whatever a server that is starting may say
+        return False
+    return True
