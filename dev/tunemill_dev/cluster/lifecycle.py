@@ -48,6 +48,7 @@ def up(name: str = DEFAULT_NAME) -> Cluster:
 
 def down(name: str = DEFAULT_NAME, *, purge: bool = False) -> None:
     """Stop the cluster and delete its objects. Images stay for the next start, unless `purge` is set."""
+    prerequisites.check_platform()
     folder = ClusterFolder.of(name)
     with locked(folder.lock), step(f"stop {name} and remove what it left"):
         tree.stop(folder)

@@ -23,12 +23,17 @@ _PACKAGES = {
 _FREE_GIB = 15
 
 
-def check() -> None:
-    """Make sure that this machine can run a cluster; ClusterError with the remedy otherwise."""
+def check_platform() -> None:
+    """Make sure that this is Linux, and that we may do what a cluster needs; ClusterError otherwise."""
     if platform.system() != "Linux":
         raise ClusterError(f"A local cluster needs Linux with namespaces and cgroups, and this is {platform.system()}.")
     if os.geteuid() != 0:
         raise ClusterError("A local cluster needs root (namespaces, mounts, cgroups): run the command again with sudo.")
+
+
+def check() -> None:
+    """Make sure that this machine can run a cluster; ClusterError with the remedy otherwise."""
+    check_platform()
     free = shutil.disk_usage(home()).free / 2**30
     if free < _FREE_GIB:
         raise ClusterError(

@@ -64,7 +64,10 @@ class ProcessId:
 
 def run(argv: Sequence[str | Path], *, stdin: str | None = None, what: str | None = None) -> str:
     """Run a command and return its standard output; ClusterError with its own words when it fails."""
-    done = subprocess.run([str(part) for part in argv], input=stdin, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run([str(part) for part in argv], input=stdin, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise ClusterError(f"The command {argv[0]} was not found: install it, then try again.") from error
     if done.returncode:
         words = "\n".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-20:])
         raise ClusterError(f"{what or Path(argv[0]).name + ' failed'} (exit code {done.returncode}):\n{words}")

@@ -67,6 +67,12 @@ def test_a_failing_command_says_what_it_said() -> None:
         run(["sh", "-c", "echo no fish >&2; exit 3"], what="Feeding the cat failed")
 
 
+def test_a_missing_command_is_a_sentence() -> None:
+    """Nobody should read a traceback because a program is not installed."""
+    with pytest.raises(ClusterError, match="The command no-such-program was not found"):
+        run(["no-such-program", "--help"])
+
+
 def test_a_replaced_file_is_private_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
     """State files hold credentials."""
     replace_file(tmp_path / "secret", "x")
