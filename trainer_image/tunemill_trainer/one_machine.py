@@ -35,7 +35,10 @@ def main(manifest: Path, work: Path) -> int:
     reports = []
     for stage in Stage:
         code, report = _run_stage(stage, run, work)
-        if report is None or report.failure is not None:
+        if report is None:
+            print(f"the process of {stage} ended with code {code} and without a report", file=sys.stderr)
+            return code
+        if report.failure is not None:
             return code
         reports.append(report)
         if report.prepared is not None:

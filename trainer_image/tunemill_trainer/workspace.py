@@ -90,11 +90,12 @@ class Workspace:
             return cls(s3.client(spec.endpoint, spec.region, credentials.s3("workspace")), spec.uri)
 
     def check_writable(self) -> None:
-        """Write, read and delete a small object, so that a missing right shows now and not after the training."""
+        """Write, read, list and delete a small object, so that a missing right shows now and not after the training."""
         key = f"{self._prefix}.write-check/{self._attempt}"
         with self._errors(key):
             self._client.put_object(Bucket=self._bucket, Key=key, Body=b"tunemill")
             self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+            self._client.list_objects_v2(Bucket=self._bucket, Prefix=key)
             self._client.delete_object(Bucket=self._bucket, Key=key)
 
     def uri(self, stage: str, key: str) -> str:
