@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -36,6 +37,9 @@ def base_archive() -> Path:
                 options += [f"--dpkgopt=path-exclude={pattern}" for pattern in _LEFT_OUT]
                 run(["mmdebstrap", *options, suite, fresh, *sources], what="mmdebstrap failed")
                 fresh.rename(archive)
+                for old in folder.parent.glob("base-*/"):
+                    if old != folder:
+                        shutil.rmtree(old)
     return archive
 
 
