@@ -113,8 +113,8 @@ class Tokenizer(ApiModel):
     """The vocabulary and the chat template."""
 
     mode: TokenizerMode = TokenizerMode.AUTO
-    """Reuse: every tag must be one token already. Extend: add the missing ones and train their rows. Auto: Reuse
-    where possible, else Extend."""
+    """Reuse: every tag that the assistant writes must be one token already. Extend: add the missing tags and train
+    their rows. Auto: Reuse where possible, else Extend."""
     add_tokens: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=64)]],
         Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
