@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tunemill_dev.cluster.addresses import Addresses
 from tunemill_dev.cluster.console import ClusterError
-from tunemill_dev.cluster.processes import ProcessId, run, succeeds, wait_until
+from tunemill_dev.cluster.processes import ProcessId, run, succeeds
 
 _INSIDE = "eth0"
 
