@@ -22,7 +22,8 @@ from tunemill_api.gates import decide, passed
 )
 def test_a_gate_compares_exactly_at_its_border(gate, base, tuned, holds):
     """Decimal arithmetic: 0.92 - 0.90 is 0.02, not a little more."""
-    decisions = decide([Gate.model_validate({"metric": "exact_match"} | gate)], an_evaluation("exact_match", base, tuned))
+    the_gate = Gate.model_validate({"metric": "exact_match"} | gate)
+    decisions = decide([the_gate], an_evaluation("exact_match", base, tuned))
     assert passed(decisions) is holds
 
 
