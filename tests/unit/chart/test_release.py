@@ -2,22 +2,25 @@
 
 import base64
 import json
+import os
 import ssl
 import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from chart.rendering import CHART, NAMESPACE, RELEASE, helm
-from tunemill_api.constants import API_VERSION, GROUP, KIND, PLURAL, SHORT_NAME
+from chart.rendering import CHART, NAMESPACE, RELEASE, helm, render
+from tunemill_api.constants import API_VERSION, GROUP, KIND, LABEL_LEADER, PLURAL, SHORT_NAME
 from tunemill_dev.cluster import control_plane
 
 CRD = f"{PLURAL}.{GROUP}"
 OPERATOR = f"system:serviceaccount:{NAMESPACE}:{RELEASE}"
-FINE_TUNE = {
+FINE_TUNE: dict[str, Any] = {
     "apiVersion": API_VERSION,
     "kind": KIND,
     "metadata": {"name": "support-tools", "namespace": "team-a"},
@@ -220,6 +223,54 @@ def test_an_editor_of_a_namespace_may_ask_for_a_fine_tune_there(cluster: Cluster
     assert not cluster.may("viewer", "create", CRD, "-n", "team-a")
     assert not cluster.may("editer", "patch", CRD, "--subresource=status", "-n", "team-a")
     assert not cluster.may("editer", "create", CRD, "-n", "team-b")
+
+
+@pytest.mark.parametrize("values", [{}, {"watchNamespaces": ["team-a"]}], ids=["everywhere", "team-a"])
+def test_the_operator_does_its_work_with_the_rights_that_the_chart_gives(
+    cluster: Cluster, tmp_path: Path, values: dict[str, Any]
+) -> None:
+    """It takes the Lease, labels its pod, makes and deletes Jobs, reads and writes events, and is refused nothing."""
+    cluster.install(**values)
+    cluster.wait("deployment", RELEASE, "-n", NAMESPACE, "--for=jsonpath={.status.replicas}=2")
+    (pod, *_) = cluster.get("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=operator")["items"]
+    with operator(cluster, tmp_path, pod["metadata"]["name"], **values) as log:
+        # Only an event of the Job says that its pods are missing their service account.
+        nobody = FINE_TUNE["spec"] | {"compute": {"serviceAccountName": "nobody"}}
+        cluster.kubectl("apply", "--filename=-", stdin=yaml.safe_dump(FINE_TUNE | {"spec": nobody}))
+        cluster.wait("job", "--all", "-n", "team-a", "--for=create")
+        reason = "--for=jsonpath={.status.failure.reason}=ServiceAccountNotFound"
+        cluster.wait(CRD, "support-tools", "-n", "team-a", reason)
+        cluster.wait("pod", "-n", NAMESPACE, f"--selector={LABEL_LEADER}=true", "--for=create")
+        suspend = {"spec": {"suspend": True}}
+        cluster.kubectl("patch", CRD, "support-tools", "-n", "team-a", "--type=merge", f"--patch={json.dumps(suspend)}")
+        cluster.wait(CRD, "support-tools", "-n", "team-a", "--for=jsonpath={.status.phase}=Suspended")
+        cluster.wait("job", "--all", "-n", "team-a", "--for=delete")
+        about = "involvedObject.name=support-tools"
+        cluster.wait("event", "-n", "team-a", f"--field-selector={about}", "--for=create")
+    assert "forbidden" not in log.read_text().lower()
+
+
+@contextmanager
+def operator(cluster: Cluster, folder: Path, pod: str, **values: Any) -> Iterator[Path]:
+    """Run the operator as that pod would: its account's token, its flags; yields its log, and stops it."""
+    kubeconfig = yaml.safe_load(cluster.kubeconfig.read_text())
+    token = cluster.kubectl("create", "token", RELEASE, "-n", NAMESPACE).stdout.strip()
+    kubeconfig["users"][0]["user"] = {"token": token}
+    (folder / "kubeconfig").write_text(yaml.safe_dump(kubeconfig))
+    for name, value in cluster.get("secret", f"{RELEASE}-progress-tls", "-n", NAMESPACE)["data"].items():
+        (folder / name).write_bytes(base64.b64decode(value))
+    flags = render(**values).flags | {"--http-port": "0", "--progress-port": "0"}
+    flags["--kubeconfig"] = str(folder / "kubeconfig")
+    flags |= {flag: str(folder / Path(path).name) for flag, path in flags.items() if path.startswith("/etc/tunemill/")}
+    command = [sys.executable, "-m", "tunemill_operator", "run", *(f"{flag}={value}" for flag, value in flags.items())]
+    log = folder / "operator.log"
+    identity = {"POD_NAME": pod, "POD_NAMESPACE": NAMESPACE}
+    with log.open("w") as output, subprocess.Popen(command, env=os.environ | identity, stderr=output) as process:
+        try:
+            yield log
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
 
 
 def handshake(folder: Path, host: str) -> str:
