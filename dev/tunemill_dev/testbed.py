@@ -93,16 +93,17 @@ class Hub:
         """Return the Hub's own client."""
         # Read when the client is first imported: a server without Xet makes an upload with it hang.
         os.environ["HF_HUB_DISABLE_XET"] = "1"
-        os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+        os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         from huggingface_hub import HfApi
 
         return HfApi(endpoint=self.endpoint, token=self.write_token)
 
     def put_model(self, repository: str, folder: Path) -> str:
-        """Make the repository hold what the folder holds, and return its commit."""
+        """Make a public repository with what the folder holds, in place of an older one, and return its commit."""
         client = self.client()
-        client.create_repo(repository, private=True, exist_ok=True)
-        client.upload_folder(repo_id=repository, folder_path=folder, delete_patterns="*")
+        self.delete(repository)
+        client.create_repo(repository, private=False)
+        client.upload_folder(repo_id=repository, folder_path=folder)
         return str(client.model_info(repository).sha)
 
     def delete(self, repository: str) -> None:
@@ -246,7 +247,7 @@ def in_words(status: FineTuneStatus) -> str:
     """Return where a run is, and what stands in its way."""
     if status.failure:
         failure = status.failure
-        return f"{status.phase} in {failure.stage}, {failure.reason}: {failure.message} {failure.remedy}"
+        return f"{status.phase} in {failure.stage}, {failure.reason}: {failure.message.rstrip('.')}. {failure.remedy}"
     told = [each.message for each in status.conditions if each.type in {"Stalled", "Reconciling"} and each.message]
     return f"{status.phase or 'not seen by the operator yet'}. {' '.join(told)}"
 

@@ -7,9 +7,11 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from e2e.world import World, make_random_base
+from e2e.world import World
+from tunemill_dev.background import in_own_process
 from tunemill_dev.places import attached, local
 from tunemill_dev.testbed import REPOSITORY_ROOT, Testbed, save_diagnostics
+from tunemill_dev.tiny import make_base
 
 DIAGNOSTICS = REPOSITORY_ROOT / "build" / "e2e"
 
@@ -47,7 +49,9 @@ def testbed(request: pytest.FixtureRequest) -> Iterator[Testbed]:
 def base(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The Hub repository of a small base model with random weights: what a run does needs no skill."""
     repository = f"{testbed.hub.owner}/e2e-base"
-    testbed.hub.put_model(repository, make_random_base(tmp_path_factory.mktemp("base")))
+    # Transformers, imported here, would bring in the Hub's client before it is told not to use Xet.
+    folder = in_own_process(make_base, tmp_path_factory.mktemp("base"), kind="qwen3", steps=0).result()
+    testbed.hub.put_model(repository, folder)
     return repository
 
 

@@ -1,5 +1,6 @@
 """Runs that reach their end, whatever happens to their pods and to the operator on the way."""
 
+import pytest
 from e2e.world import STEPS, World
 from tunemill_api.constants import LABEL_FINETUNE
 from tunemill_api.status import FineTuneStatus, Phase, StageState
@@ -7,6 +8,8 @@ from tunemill_dev.demo.results import stages_run
 from tunemill_dev.testbed import HUB_SECRET, SYSTEM_NAMESPACE, FineTune
 
 RUN_SECONDS = 300
+# Not of the fixtures: building the images for the first time takes minutes.
+pytestmark = pytest.mark.timeout(600, func_only=True)
 
 
 def state_of(status: FineTuneStatus, stage: str) -> StageState | None:

@@ -1,13 +1,12 @@
 """What the end-to-end tests say: a run of their own in a namespace of its own, small enough for two cores."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tunemill_api.constants import API_VERSION, KIND
 from tunemill_dev.kubectl import Object
 from tunemill_dev.testbed import HUB_SECRET, S3_SECRET, FineTune, Testbed
-from tunemill_dev.tiny import make_base, rows
+from tunemill_dev.tiny import rows
 
 ROWS, STEPS = 40, 4
 
@@ -44,7 +43,8 @@ class World:
             "training": {"maxSteps": STEPS, "batchSize": 4, "maxLength": 512},
             "evaluation": {"maxNewTokens": 8},
             "publish": {"repository": self.repository, "tokenSecretRef": {"name": HUB_SECRET}},
-            "compute": {"gpus": 0},
+            # One thread, as in the demo: two of them wait for each other on a busy machine.
+            "compute": {"gpus": 0, "resources": {"requests": {"cpu": "500m"}, "limits": {"cpu": "1"}}},
         }
         for part, fields in parts.items():
             spec[part] = spec.get(part, {}) | fields
@@ -58,8 +58,3 @@ class World:
     def apply(self, **parts: Any) -> FineTune:
         """Apply the manifest."""
         return FineTune.apply(self.testbed.kubectl, self.manifest(**parts))
-
-
-def make_random_base(folder: Path) -> Path:
-    """Make a base model that was never trained."""
-    return make_base(folder, kind="qwen3", steps=0)

@@ -14,10 +14,10 @@ from rich.table import Table
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.status import EvaluationFacts, FineTuneStatus, Phase, PublishedFacts
 
+from tunemill_dev.background import in_own_process
 from tunemill_dev.cluster.console import step
 from tunemill_dev.cluster.home import home
 from tunemill_dev.demo.answers import answers
-from tunemill_dev.demo.background import in_own_process
 from tunemill_dev.demo.base_model import base_model
 from tunemill_dev.demo.results import stages_run, summary
 from tunemill_dev.demo.view import RunView

@@ -1,4 +1,4 @@
-"""Runs what needs torch in a process of its own, so that the demo itself starts at once and keeps its environment."""
+"""Runs what needs torch in a process of its own, so that ours starts at once and keeps its environment."""
 
 import multiprocessing
 from collections.abc import Callable
