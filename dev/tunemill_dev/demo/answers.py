@@ -25,7 +25,7 @@ class Answer:
     """Whether it is the tool and the arguments that the request means."""
 
 
-def answers(hub: Hub, repository: str, revision: str, count: int, cache: Path) -> list[Answer]:
+def answers(hub: Hub, repository: str, revision: str, count: int, offered: int, cache: Path) -> list[Answer]:
     """Pull the adapter with its base, and return its answers to `count` requests that were in no training row.
 
     To be called in a process of its own: it sets for good which Hub the process speaks to.
@@ -48,7 +48,7 @@ def answers(hub: Hub, repository: str, revision: str, count: int, cache: Path) -
     tokenizer = AutoTokenizer.from_pretrained(repository, revision=revision)
     model.eval()
     answered = []
-    for question, tools, expected in unseen_requests(count):
+    for question, tools, expected in unseen_requests(count, offered=offered):
         reply = _reply(model, tokenizer, question, tools)
         calls = parse_reply(reply).calls
         said = ", ".join(_as_code(call.name, call.arguments) for call in calls)

@@ -25,7 +25,7 @@ from tunemill_dev.testbed import ENDED, REPOSITORY_ROOT, FineTune, NotReachedErr
 from tunemill_dev.tiny import rows
 
 OUTPUT = REPOSITORY_ROOT / "build" / "demo"
-ROWS, QUESTIONS = 480, 3
+ROWS, OFFERED, QUESTIONS = 900, 2, 3
 RUN_SECONDS = 900.0
 
 
@@ -68,7 +68,7 @@ class Story:
             testbed.hub.put_model(self._spec.base_model.id, base.result())
         with step(f"{ROWS} rows in the bucket"):
             testbed.store.make_empty(self._spec.dataset.uri.removeprefix("s3://").split("/")[0])
-            testbed.store.put_rows(self._spec.dataset.uri, rows(ROWS))
+            testbed.store.put_rows(self._spec.dataset.uri, rows(ROWS, offered=OFFERED))
         return finetune
 
     def _run(self, finetune: FineTune) -> FineTuneStatus:
@@ -89,7 +89,9 @@ class Story:
         self._say("\n[bold]Pulled from the Hub, it answers what it has never seen[/]")
         cache = OUTPUT / "hub-cache"
         shutil.rmtree(cache, ignore_errors=True)
-        answered = in_own_process(answers, testbed.hub, published.repository, published.revision, QUESTIONS, cache)
+        answered = in_own_process(
+            answers, testbed.hub, published.repository, published.revision, QUESTIONS, OFFERED, cache
+        )
         for answer in answered.result():
             mark = "[green]✓[/]" if answer.right else "[red]✗[/]"
             self._say(f"{mark} {escape(answer.question)}  →  {escape(answer.reply)}")

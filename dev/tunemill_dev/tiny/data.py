@@ -253,13 +253,15 @@ def rows(count: int, seed: int = 0, *, offered: int = 3, talk: float = 0.1) -> l
     return drawn
 
 
-def unseen_requests(count: int, seed: int = 0) -> list[tuple[str, list[dict[str, Any]], dict[str, Any]]]:
-    """Return requests that are in no training row, with the tools offered and the call that answers them."""
+def unseen_requests(
+    count: int, seed: int = 0, *, offered: int = 3
+) -> list[tuple[str, list[dict[str, Any]], dict[str, Any]]]:
+    """Return requests that are in no training row, with the `offered` tools and the call that answers them."""
     rng = random.Random(seed)
     found = []
     for task in rng.sample(TASKS, count):
         question, arguments = rng.choice([case for case in task.cases() if _kept_back(case[0])])
-        offer = [task.name, *rng.sample([name for name in TOOLS if name != task.name], 2)]
+        offer = [task.name, *rng.sample([name for name in TOOLS if name != task.name], offered - 1)]
         rng.shuffle(offer)
         found.append((question, [TOOLS[name] for name in offer], {"name": task.name, "arguments": arguments}))
     return found
