@@ -1,5 +1,6 @@
 """A real API server with our CRD, the fake kubelet, and a namespace as its user sees it."""
 
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ class Namespace:
         found = [item for item in self.status(name).get("conditions", []) if item["type"] == kind]
         return found[0] if found else {}
 
-    def wait_for(self, name: str, phase: str, seconds: float = 40.0) -> Json:
+    def wait_for(self, name: str, phase: str, seconds: float = 60.0) -> Json:
         """Wait until it is in this phase for the generation that it has; return the status."""
 
         def reached() -> Json | None:
@@ -134,3 +135,11 @@ class Namespace:
     def _labelled(self, kind: str, name: str) -> list[Json]:
         items: list[Json] = self.plane.api.get(f"{self.path(kind)}?labelSelector={LABEL_FINETUNE}={name}")["items"]
         return items
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
