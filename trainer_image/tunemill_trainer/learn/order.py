@@ -5,6 +5,9 @@ from collections.abc import Sequence
 
 _MEGA_BATCH = 50
 """Batches that are drawn together and sorted by length: enough to pad little, few enough to stay random."""
+_LEAST_GROUPS = 4
+"""Groups that an epoch has at least, as with Transformers' group_by_length. Rows of one length tend to call one tool:
+with an epoch of 50 batches sorted as a whole, the demo's exact match was 0.69 after 140 steps instead of 0.96."""
 
 
 def row_order(lengths: Sequence[int], batch_size: int, seed: int, count: int) -> list[int]:
@@ -30,7 +33,7 @@ def row_order(lengths: Sequence[int], batch_size: int, seed: int, count: int) ->
 
 def _grouped(rows: Sequence[int], lengths: Sequence[int], batch_size: int, draw: random.Random) -> list[int]:
     """Return the rows in batches of like length: the longest first, then in no order; a short one last."""
-    size = batch_size * _MEGA_BATCH
+    size = batch_size * max(1, min(_MEGA_BATCH, len(rows) // (batch_size * _LEAST_GROUPS)))
     batches: list[list[int]] = []
     for start in range(0, len(rows), size):
         drawn = sorted(rows[start : start + size], key=lambda row: -lengths[row])
