@@ -54,6 +54,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
         yield Machine(world, tmp_path, {**manifest, "metadata": {"name": "tools"}, "spec": spec})
 
 
+@pytest.mark.timeout(3600)
 def test_each_edit_redoes_what_depends_on_it_and_nothing_else(machine: Machine) -> None:
     """Proves the one idea of the architecture, end to end: a stage whose output is there is never done again."""
     ended, executed = machine.run()

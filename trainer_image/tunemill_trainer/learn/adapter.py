@@ -58,7 +58,8 @@ def save_adapter(model: Any, base: BaseModel, tokenizer: Path, folder: Path) -> 
 def _targets(wanted: list[str], model: Any) -> list[str] | str:  # noqa: ANN401
     if wanted == [_ALL_LINEAR]:
         return _ALL_LINEAR
-    layers = _vocabulary_layers(model)
+    # The head, too, when its weights are the embedding's: the loss reads them and would pass an adapter by.
+    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
     there = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding)}
     offered = sorted(
         {name.rpartition(".")[2] for name, module in there.items() if all(module is not layer for layer in layers)}
