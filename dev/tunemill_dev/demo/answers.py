@@ -1,6 +1,7 @@
 """Lets the adapter that was published answer requests that it has never seen, pulled from the Hub as a user would."""
 
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,10 @@ def answers(hub: Hub, repository: str, revision: str, count: int, offered: int, 
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
+    # Hints to programmers, in the middle of the demo's story.
+    logging.set_verbosity_error()
     logging.disable_progress_bar()
+    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     model = AutoPeftModelForCausalLM.from_pretrained(repository, revision=revision)
     tokenizer = AutoTokenizer.from_pretrained(repository, revision=revision)

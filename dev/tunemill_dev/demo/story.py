@@ -75,7 +75,7 @@ class Story:
         self._say("\n[bold]kubectl apply -f crds/samples/demo.yaml[/]")
         setup_seconds = time.monotonic() - self._started
         finetune.kubectl.apply(self._manifest)
-        status = self._follow(finetune)
+        status = self._follow(finetune, FineTuneStatus())
         seconds = time.monotonic() - self._started
         _write("summary.json", summary(FineTuneStatus(), status, setup_seconds, seconds))
         published = _published(status)
@@ -101,13 +101,13 @@ class Story:
         self._say(f"spec.publish.repository becomes {self._second_repository}")
         edited = time.monotonic()
         finetune.edit({"publish": {"repository": self._second_repository}})
-        status = self._follow(finetune)
+        status = self._follow(finetune, before)
         _write("republish.json", summary(before, status, 0.0, time.monotonic() - edited))
         ran = [name for name, times in stages_run(before, status).items() if times]
         self._say(f"The adapter lies at {_published(status).url} too; what ran for it: {', '.join(ran) or 'nothing'}")
 
-    def _follow(self, finetune: FineTune) -> FineTuneStatus:
-        with RunView(self._console) as view:
+    def _follow(self, finetune: FineTune, before: FineTuneStatus) -> FineTuneStatus:
+        with RunView(self._console, before) as view:
             return finetune.follow(lambda status: status.phase in ENDED, RUN_SECONDS, view.show)
 
     def _say(self, text: str) -> None:

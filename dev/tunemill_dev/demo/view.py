@@ -1,6 +1,6 @@
 """Shows a run while it goes on: a table that moves on a terminal, plain lines in a log."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from rich.console import Console
@@ -9,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from tunemill_api.status import FineTuneStatus, StageState, StageStatus
 
-from tunemill_dev.demo.results import STAGES
+from tunemill_dev.demo.results import STAGES, stages_run
 
 MARKS = {StageState.PENDING: "·", StageState.RUNNING: "▸", StageState.SUCCEEDED: "✓", StageState.FAILED: "✗"}
 PLAIN_PERCENT = 20
@@ -28,17 +28,23 @@ class StageLine:
     """What it found, or how it does: loss and time left."""
 
 
-def stage_lines(status: FineTuneStatus, now: datetime) -> list[StageLine]:
-    """Return one line a stage, in their order."""
+def stage_lines(before: FineTuneStatus, status: FineTuneStatus, now: datetime) -> list[StageLine]:
+    """Return one line a stage, in their order; what stands since `before`, the status before an edit, is called kept."""
     known = {stage.name: stage for stage in status.stages}
-    return [_line(known.get(name) or StageStatus(name=name, state=StageState.PENDING), status, now) for name in STAGES]
+    lines = [_line(known.get(name) or StageStatus(name=name, state=StageState.PENDING), status, now) for name in STAGES]
+    kept = {name for name, times in stages_run(before, status).items() if not times} if before.stages else set()
+    return [
+        replace(line, seconds=None, text="kept") if line.state == StageState.SUCCEEDED and line.name in kept else line
+        for line in lines
+    ]
 
 
 class RunView:
     """Shows every status that it is told of, until the block ends."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, before: FineTuneStatus) -> None:
         self._console = console
+        self._before = before
         self._live = Live(console=console, auto_refresh=False)
         self._printed: dict[str, tuple[StageState, int]] = {}
 
@@ -52,7 +58,7 @@ class RunView:
 
     def show(self, status: FineTuneStatus) -> None:
         """Show a status."""
-        lines = stage_lines(status, datetime.now(UTC))
+        lines = stage_lines(self._before, status, datetime.now(UTC))
         if self._console.is_terminal:
             self._live.update(_table(lines, waiting_for(status)), refresh=True)
             return

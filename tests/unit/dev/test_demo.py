@@ -51,6 +51,7 @@ def ended(*stages: StageStatus) -> FineTuneStatus:
     )
 
 
+NEW = FineTuneStatus()
 FIRST = ended(done("prepare", 0, 9), done("train", 10, 40.26), done("evaluate", 41, 55), done("publish", 56, 70))
 
 
@@ -97,7 +98,7 @@ def test_a_failed_run_has_a_summary_too():
 
 def test_a_running_stage_shows_percent_loss_time_left_and_seconds():
     """What `kubectl get fcft -w` would tell, nicer."""
-    (line,) = [line for line in stage_lines(training(45), at(40)) if line.name == "train"]
+    (line,) = [line for line in stage_lines(NEW, training(45), at(40)) if line.name == "train"]
     assert plain(line) == "▸ train     45 %   30.0 s  loss 0.41, 1:15 left"
 
 
@@ -105,7 +106,7 @@ def test_the_progress_of_another_stage_is_not_shown_for_one_that_has_no_pod_yet(
     """The last figures of train stay in the status for a moment; evaluate must not show them before it works."""
     waiting = StageStatus(name="evaluate", state=StageState.RUNNING)
     status = FineTuneStatus(stages=[waiting], trainer_status=training(100).trainer_status)
-    (line,) = [line for line in stage_lines(status, at(40)) if line.name == "evaluate"]
+    (line,) = [line for line in stage_lines(NEW, status, at(40)) if line.name == "evaluate"]
     assert (line.percent, line.text) == (None, "")
 
 
@@ -114,14 +115,22 @@ def test_a_finished_stage_says_what_it_made():
     trained = TrainedFacts(
         steps=120, loss="0.05", first_loss="3.1", train_seconds=30, device="cpu", adapter="s3://x/adapter"
     )
-    line = stage_lines(FIRST.model_copy(update={"trained": trained}), at(80))[1]
+    line = stage_lines(NEW, FIRST.model_copy(update={"trained": trained}), at(80))[1]
     assert line.text == "120 steps, loss 3.1 → 0.05"
+
+
+def test_a_stage_that_an_edit_left_alone_is_called_kept():
+    """After an edit of the repository, only publish shows a time and a result."""
+    again = ended(*FIRST.stages[:3], done("publish", 100, 110))
+    lines = stage_lines(FIRST, again, at(120))
+    assert [(line.text, line.seconds) for line in lines[:3]] == [("kept", None)] * 3
+    assert (lines[3].text, lines[3].seconds) == ("acme/support-tools at c0ffee", 10.0)
 
 
 def test_a_log_gets_a_line_when_something_changed_and_not_every_second():
     """Not a terminal: one line a fifth of a stage, none for a status that says nothing new."""
     written = io.StringIO()
-    with RunView(Console(file=written, width=200)) as view:
+    with RunView(Console(file=written, width=200), NEW) as view:
         for percent in (1, 2, 3, 25, 26, 39, 41):
             view.show(training(percent))
         view.show(FIRST)
