@@ -31,6 +31,8 @@ class World:
         self.refusal: Refusal | None = None
         self.status_writes = 0
         self.created: list[str] = []
+        self.outputs: set[Stage] = set()
+        """The stages whose output lies in the workspace."""
         self.events: list[str] = []
 
     # What the operator sees and does
@@ -155,10 +157,16 @@ class World:
         self._touch(pod)
 
     def succeed(self, pod: Json, **report: Any) -> None:
-        """Let the running container of the pod end well."""
+        """Let the running container of the pod end well, if the workspace holds what it builds on."""
         container = next((item for item in _containers(pod) if "running" in item["state"]), None)
-        if container is not None:
-            self.end(pod, 0, a_report(Stage(container["name"]), **report))
+        if container is None:
+            return
+        stage = Stage(container["name"])
+        if not self.outputs.issuperset(list(Stage)[: list(Stage).index(stage)]):
+            self.fail(pod, Reason.STAGE_OUTPUT_MISSING)
+            return
+        self.outputs.add(stage)
+        self.end(pod, 0, a_report(stage, **report))
 
     def fail(self, pod: Json, reason: Reason, message: str = "it went wrong") -> None:
         """Let the running container of the pod fail for a reason."""
@@ -181,6 +189,10 @@ class World:
     def lose(self, pod: Json) -> None:
         """Let the pod vanish with all that it would have said."""
         self.pods.pop(pod["metadata"]["name"], None)
+
+    def empty_the_workspace(self) -> None:
+        """Delete all that the stages have made."""
+        self.outputs.clear()
 
     def run_pod(self, **report: Any) -> None:
         """Let the live pod run all its containers to a good end."""

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from property.simulator import World
 from tunemill_api.failures import Reason
+from tunemill_api.stage_report import Stage
 from tunemill_api.status import Phase
 
 EDITS: list[dict[str, Any]] = [
@@ -93,6 +94,11 @@ class Operation(RuleBasedStateMachine):
         """The pod saves a checkpoint and goes."""
         self.world.drain(self.world.live_pods()[0])
 
+    @rule()
+    def somebody_empties_the_workspace(self) -> None:
+        """Later stages miss what earlier ones made."""
+        self.world.empty_the_workspace()
+
     @precondition(lambda self: self.world.pods)
     @rule()
     def a_pod_vanishes(self) -> None:
@@ -145,6 +151,7 @@ class Operation(RuleBasedStateMachine):
             world.job_controller()
             world.run_pod()
         assert world.status.phase is Phase.SUCCEEDED, world.status
+        assert world.outputs == set(Stage)
         writes, created = world.status_writes, list(world.created)
         world.settle()
         assert (world.status_writes, world.created) == (writes, created)

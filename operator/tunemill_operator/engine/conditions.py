@@ -108,10 +108,13 @@ def _conditions(
     stalled = situation.failure is not None
     ready = situation.phase is Phase.SUCCEEDED
     reconciling = not stalled and not ready
-    first = situation.phase is Phase.PENDING and not stalled
+    before = {condition.type: condition for condition in finetune.status.conditions}
+    # Until the first Job is seen, nothing has been found out; later, waiting for a Job is no news about Ready.
+    known = ConditionType.READY in before and before[ConditionType.READY].status != "Unknown"
+    unknown = situation.phase is Phase.PENDING and not stalled and not known
     reason, message = situation.reason, situation.message
     facts = [
-        (ConditionType.READY, "True" if ready else "Unknown" if first else "False", reason, message),
+        (ConditionType.READY, "True" if ready else "Unknown" if unknown else "False", reason, message),
         (
             ConditionType.RECONCILING,
             _truth(reconciling),
@@ -131,7 +134,6 @@ def _conditions(
             "spec.suspend is true" if situation.suspended else "",
         ),
     ]
-    before = {condition.type: condition for condition in finetune.status.conditions}
     return [_condition(*fact, finetune.generation, before.get(fact[0]), now) for fact in facts]
 
 

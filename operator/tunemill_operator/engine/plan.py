@@ -149,7 +149,9 @@ def _output_lost(case: Case) -> _Step | None:
     # The ended Jobs too: their pods would still report the outputs that are gone. The witness of the loss goes last.
     others = [item for item in case.observed.jobs if owned(item, case.finetune) and item != job]
     situation = Situation(
-        Phase.PENDING, Reason.STAGE_OUTPUT_MISSING, "outputs are gone from the workspace: starting again with prepare"
+        Phase.PENDING,
+        Reason.STAGE_OUTPUT_MISSING,
+        "outputs are gone from the workspace: starting again with prepare",
     )
     return _Step(situation, delete=(*others, job), ledger=forgotten(case.ledger))
 
@@ -166,7 +168,7 @@ def _in_the_way(case: Case) -> _Step | None:
     names = [*jobs, *(pod.meta.name for pod in case.observed.stray_pods())]
     if not names:
         return None
-    situation = Situation(Phase.PENDING, "Stopping", f"waiting for the end of {', '.join(names)}")
+    situation = Situation(_next_phase(case), "Stopping", f"waiting for the end of {', '.join(names)}")
     return _Step(situation, requeue_after=LOOK_AGAIN)
 
 
@@ -181,7 +183,7 @@ def _absent(case: Case) -> _Step | None:
         body = job_of(case.finetune, case.spec, case.work, case.ledger, case.run_id, case.platform)
     except SpecTooLargeError as error:
         return _stalled(case, Cause(case.work.stages[0], Reason.INVALID_SPEC, str(error)))
-    return _Step(Situation(Phase.PENDING, "Starting", f"Job {case.name} is being created"), create=body)
+    return _Step(Situation(_next_phase(case), "Starting", f"Job {case.name} is being created"), create=body)
 
 
 def _going(case: Case) -> _Step | None:
@@ -190,10 +192,10 @@ def _going(case: Case) -> _Step | None:
     if job is None:
         return None
     if job.meta.deleting:
-        return _Step(Situation(Phase.PENDING, "Stopping", f"waiting for the end of {job.meta.name}"))
+        return _Step(Situation(_next_phase(case), "Stopping", f"waiting for the end of {job.meta.name}"))
     if not job.finished and job.pod_digest != pod_digest(case.spec, case.work):
         message = f"Job {job.meta.name} is replaced: spec.compute or a Secret's name was changed"
-        return _Step(Situation(Phase.PENDING, "Replacing", message), delete=(job,))
+        return _Step(Situation(_next_phase(case), "Replacing", message), delete=(job,))
     return None
 
 
@@ -205,13 +207,13 @@ def _ended(case: Case) -> _Step | None:
     if not case.settled(job):
         return _Step(_work_situation(case), requeue_after=timedelta(seconds=1))
     if not case.as_asked:
-        return _Step(Situation(Phase.PENDING, "Retrying", f"Job {job.meta.name} is tried again"), delete=(job,))
+        return _Step(Situation(_next_phase(case), "Retrying", f"Job {job.meta.name} is tried again"), delete=(job,))
     if job.failed:
         return _stalled(case, failures.of_failed_job(case.work, job, case.pods))
     if case.pods:
         return _stalled(case, failures.of_unreported(case.work, job))
     message = f"the pods of Job {job.meta.name} are gone, and with them what they reported: it is done again"
-    return _Step(Situation(Phase.PENDING, "Retrying", message), delete=(job,))
+    return _Step(Situation(_next_phase(case), "Retrying", message), delete=(job,))
 
 
 def _at_work(case: Case) -> _Step:
@@ -251,6 +253,11 @@ def _work_situation(case: Case) -> Situation:
     last = failed[-1]
     message = f"attempt {len(pods)} after {last.reason} in {last.stage}: {last.message}"
     return Situation(phase, "Retrying" if all(pod.terminal for pod in pods) else phase.value, message)
+
+
+def _next_phase(case: Case) -> Phase:
+    """Return the phase of a run whose due Job does not work yet."""
+    return {"prepare": Phase.PENDING, "train": Phase.QUEUED, "publish": Phase.PUBLISHING}[case.work.label]
 
 
 def _phase(case: Case) -> Phase:

@@ -105,7 +105,8 @@ def recall(finetune: FineTune, spec: FineTuneSpec, observed: Observed, now: date
     prepare = _job(Work("prepare", (Stage.PREPARE,), request), finetune, observed)
     ledger = _followed(ledger, Stage.PREPARE, request, prepare, observed, now)
     if ledger.facts.prepared is None:
-        return replace(ledger, entries={stage: _at_rest(entry, now) for stage, entry in ledger.entries.items()})
+        entries = {stage: _at_rest(entry, now) for stage, entry in ledger.entries.items()}
+        return replace(ledger, entries={**entries, Stage.PREPARE: ledger.entries[Stage.PREPARE]})
     train = keys.train_key(ledger.facts.prepared.key, spec)
     evaluate = keys.evaluate_key(train, spec)
     publish = keys.publish_key(evaluate, spec)

@@ -1,0 +1,620 @@
+"""What the operator decides, rule by rule."""
+
+from typing import Any
+
+import pytest
+from property.builders import a_finetune_body, at
+from property.simulator import World
+from tunemill_api.failures import Reason
+from tunemill_api.stage_report import Stage
+from tunemill_api.status import Condition, Phase, StageState, StageStatus, TrainerStatus
+from tunemill_operator.engine.objects import finetune_of
+from tunemill_operator.engine.observe import Complaint, Observed, Progress, Refusal
+from tunemill_operator.engine.plan import CreateJob, DeleteJob, plan
+from tunemill_operator.engine.volumes import Platform
+
+
+def a_world_at(stage: Stage, **parts: Any) -> World:
+    """Return a world in which the container of this stage runs."""
+    world = World(**parts)
+    for _ in range(12):
+        world.settle()
+        for pod in world.live_pods():
+            world.start(pod)
+            if entry(world, stage).state is StageState.RUNNING:
+                return world
+            world.seconds += 10
+            world.reconcile()
+            if entry(world, stage).state is StageState.RUNNING:
+                return world
+            world.succeed(pod)
+    raise AssertionError(f"{stage} never ran")
+
+
+def a_finished_world(**parts: Any) -> World:
+    """Return a world in which everything is published."""
+    world = World(**parts)
+    for _ in range(4):
+        world.settle()
+        world.seconds += 10
+        world.run_pod()
+    world.settle()
+    assert world.status.phase is Phase.SUCCEEDED
+    return world
+
+
+def entry(world: World, stage: Stage) -> StageStatus:
+    """Return what is recorded about a stage."""
+    found: StageStatus = next(
+        (item for item in world.status.stages if item.name == stage), StageStatus(name=stage, state=StageState.PENDING)
+    )
+    return found
+
+
+def condition(world: World, kind: str) -> Condition:
+    """Return a condition."""
+    found: Condition = next(item for item in world.status.conditions if item.type == kind)
+    return found
+
+
+def labels(world: World) -> list[str]:
+    """Return the stage labels of the Jobs in the order in which they were created."""
+    return [name.split("-")[1] for name in world.created]
+
+
+def test_each_stage_follows_the_one_before() -> None:
+    """Three Jobs, in this order, and the events that tell of it."""
+    world = a_finished_world()
+    assert labels(world) == ["prepare", "train", "publish"]
+    assert world.events == [
+        f"Normal {what}" for what in ("Prepared", "Trained", "Evaluated", "GatePassed", "Published")
+    ]
+
+
+def test_a_new_object_gets_its_job_and_a_status_at_once() -> None:
+    """Ready is Unknown in the very first status, and it is written with the first Job."""
+    world = World()
+    decided = world.reconcile()
+    assert [type(action) for action in decided.actions] == [CreateJob]
+    assert condition(world, "Ready").status == "Unknown"
+    assert condition(world, "Reconciling").status == "True"
+    assert world.status.phase is Phase.PENDING
+    assert world.status.run.started_at == world.now
+
+
+@pytest.mark.parametrize(
+    ("stage", "phase"),
+    [
+        (Stage.PREPARE, Phase.PREPARING),
+        (Stage.TRAIN, Phase.TRAINING),
+        (Stage.EVALUATE, Phase.EVALUATING),
+        (Stage.PUBLISH, Phase.PUBLISHING),
+    ],
+)
+def test_the_phase_names_the_stage_at_work(stage: Stage, phase: Phase) -> None:
+    """Derived from the containers, not remembered."""
+    world = a_world_at(stage)
+    world.reconcile()
+    assert world.status.phase is phase
+    assert condition(world, "Ready").status == "False"
+
+
+def test_nothing_is_written_when_nothing_has_changed() -> None:
+    """An hour of reconciles of a finished object costs no request; times of conditions stay."""
+    world = a_finished_world()
+    writes, before = world.status_writes, world.status
+    for _ in range(10):
+        world.seconds += 360
+        world.settle()
+    assert world.status_writes == writes
+    assert world.status == before
+
+
+def test_times_of_conditions_change_only_with_their_status() -> None:
+    """A new message is no transition."""
+    world = a_world_at(Stage.PREPARE)
+    world.reconcile()
+    before = condition(world, "Ready")
+    world.seconds += 100
+    world.run_pod()
+    world.settle()
+    after = condition(world, "Ready")
+    assert after.message != before.message
+    assert after.last_transition_time == before.last_transition_time
+    assert condition(world, "Prepared").last_transition_time == world.now
+
+
+def test_an_object_that_is_being_deleted_is_left_to_the_garbage_collector() -> None:
+    """No action, no status."""
+    body = a_finetune_body()
+    body["metadata"]["deletionTimestamp"] = "2026-11-21T12:00:00Z"
+    decided = plan(finetune_of(body), Observed(), Platform("image"), at(0))
+    assert (decided.actions, decided.status) == ((), None)
+
+
+def test_a_spec_of_a_newer_crd_is_told_and_nothing_is_stopped() -> None:
+    """A field that this operator does not know could mean anything."""
+    world = a_world_at(Stage.TRAIN)
+    world.reconcile()
+    world.finetune_body["spec"]["adapter"] = {"method": "Future"}
+    world.finetune_body["metadata"]["generation"] += 1
+    decided = world.reconcile()
+    assert decided.actions == ()
+    assert world.status.failure.reason == Reason.INVALID_SPEC
+    assert "spec.adapter.method" in world.status.failure.message
+    assert world.status.prepared is not None
+
+
+# What edits change
+
+
+@pytest.mark.parametrize(
+    ("change", "jobs"),
+    [
+        ({"publish": {"tag": "v2"}}, ["publish"]),
+        ({"evaluation": {"maxRows": 7}}, ["train", "publish"]),
+        ({"adapter": {"lora": {"rank": 4}}}, ["train", "publish"]),
+        ({"evaluation": {"gates": []}}, []),
+        ({"compute": {"resources": {"limits": {"memory": "9Gi"}}}}, []),
+        ({"compute": {"trainerImage": "registry.example.com/mine:2"}}, []),
+        ({"retry": {"limit": 0}}, []),
+        ({"training": {"checkpoint": {"everySteps": 5}}}, []),
+        ({"dataset": {"credentialsSecretRef": {"name": "other"}}}, []),
+    ],
+)
+def test_after_an_edit_only_the_changed_stages_get_new_jobs(change: dict[str, Any], jobs: list[str]) -> None:
+    """The keys decide; what is in no key runs nothing."""
+    world = a_finished_world()
+    before = len(world.created)
+    world.edit(**change)
+    for _ in range(4):
+        world.settle()
+        world.run_pod()
+    world.settle()
+    assert [name.split("-")[1] for name in world.created[before:]] == jobs
+    assert world.status.phase is Phase.SUCCEEDED
+
+
+def test_changed_data_with_the_same_content_trains_nothing() -> None:
+    """Prepare answers with the same key: what was trained on it stays."""
+    world = a_finished_world()
+    world.edit(dataset={"uri": "s3://copy-of-the-bucket/calls.jsonl"})
+    world.settle()
+    assert world.status.phase is Phase.PREPARING
+    world.run_pod()
+    world.settle()
+    assert world.status.phase is Phase.SUCCEEDED
+    assert labels(world) == ["prepare", "train", "publish", "prepare"]
+
+
+def test_an_edit_that_is_taken_back_while_the_pod_ends_makes_the_job_anew() -> None:
+    """The Job of the first wish is on its way out and cannot be called back."""
+    world = a_world_at(Stage.TRAIN)
+    world.edit(training={"learningRate": "5e-4"})
+    world.reconcile()
+    world.edit(training={"learningRate": "1e-4"})
+    for _ in range(5):
+        world.settle()
+        world.run_pod()
+    world.settle()
+    assert world.status.phase is Phase.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("stage", "change"),
+    [
+        (Stage.PREPARE, {"publish": {"tokenSecretRef": {"name": "hf-other"}}}),
+        (Stage.PREPARE, {"compute": {"prepareResources": {"limits": {"memory": "9Gi"}}}}),
+        (Stage.TRAIN, {"compute": {"nodeSelector": {"gpu": "big"}}}),
+        (Stage.TRAIN, {"training": {"checkpoint": {"everySteps": 5}}}),
+        (Stage.TRAIN, {"compute": {"gpus": 2}}),
+        (Stage.PUBLISH, {"compute": {"trainerImage": "registry.example.com/mine:2"}}),
+    ],
+)
+def test_a_live_job_whose_pod_is_to_be_another_is_replaced(stage: Stage, change: dict[str, Any]) -> None:
+    """A corrected Secret name or node selector takes effect at once, on what waits or runs."""
+    world = a_world_at(stage)
+    job = world.live_jobs()[0]["metadata"]
+    world.edit(**change)
+    decided = world.reconcile()
+    assert [action.job.meta.uid for action in decided.actions if isinstance(action, DeleteJob)] == [job["uid"]]
+    world.settle()
+    (after,) = world.live_jobs()
+    assert after["metadata"]["name"] == job["name"]
+    assert after["metadata"]["uid"] != job["uid"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "change"),
+    [
+        (Stage.PREPARE, {"compute": {"nodeSelector": {"gpu": "big"}}}),
+        (Stage.TRAIN, {"publish": {"tokenSecretRef": {"name": "hf-other"}}}),
+        (Stage.TRAIN, {"compute": {"prepareResources": {"limits": {"memory": "9Gi"}}}}),
+        (Stage.TRAIN, {"evaluation": {"gates": []}}),
+        (Stage.TRAIN, {"deadline": "9h"}),
+        (Stage.TRAIN, {"publish": {"repository": "acme/other"}}),
+    ],
+)
+def test_a_live_job_that_an_edit_does_not_concern_goes_on(stage: Stage, change: dict[str, Any]) -> None:
+    """Nobody loses an hour of training to a changed gate."""
+    world = a_world_at(stage)
+    world.edit(**change)
+    assert world.reconcile().actions == ()
+
+
+def test_a_new_trainer_image_of_the_operator_interrupts_nothing() -> None:
+    """An upgrade of the operator waits for the next Job."""
+    world = a_world_at(Stage.TRAIN)
+    world.reconcile()
+    decided = plan(world.finetune, world.observed(), Platform("registry.example.com/trainer:2"), world.now)
+    assert decided.actions == ()
+    assert decided.status is not None
+    assert decided.status.run is not None
+    assert decided.status.run.image == "registry.example.com/trainer:1"
+
+
+# Suspension and deadline
+
+
+def test_suspension_deletes_the_job_and_says_when_it_has_stopped() -> None:
+    """Suspended is true when the pod is gone, not when it is asked to go."""
+    world = a_world_at(Stage.TRAIN)
+    world.edit(suspend=True)
+    decided = world.reconcile()
+    assert [type(action) for action in decided.actions] == [DeleteJob]
+    assert condition(world, "Suspended").status == "False"
+    world.settle()
+    assert condition(world, "Suspended").status == "True"
+    assert condition(world, "Reconciling").reason == "Suspended"
+    assert world.status.phase is Phase.SUSPENDED
+    assert entry(world, Stage.TRAIN).state is StageState.PENDING
+
+
+def test_suspending_what_is_published_changes_nothing() -> None:
+    """There is nothing to stop, and it stays Ready."""
+    world = a_finished_world()
+    world.edit(suspend=True)
+    world.settle()
+    assert world.status.phase is Phase.SUCCEEDED
+
+
+def test_suspended_time_does_not_count_against_the_deadline() -> None:
+    """Only the time that containers worked does, over all attempts."""
+    world = a_world_at(Stage.TRAIN, deadline="1h")
+    world.reconcile()
+    world.seconds += 1800
+    world.edit(suspend=True)
+    world.settle()
+    world.seconds += 100_000
+    world.edit(suspend=False)
+    world.settle()
+    assert world.status.phase is Phase.QUEUED
+    world.start(world.live_pods()[0])
+    decided = world.reconcile()
+    assert world.status.phase is Phase.TRAINING
+    assert entry(world, Stage.TRAIN).earlier_seconds == pytest.approx(1800, abs=15)
+    assert decided.requeue_after is not None
+    assert decided.requeue_after.total_seconds() == pytest.approx(1800, abs=30)
+    world.seconds += 1900
+    world.reconcile()
+    assert world.status.failure.reason == Reason.DEADLINE_EXCEEDED
+    world.settle()
+    assert not world.live_jobs()
+
+
+def test_a_longer_deadline_goes_on() -> None:
+    """The checkpoint is there; the same Job is made again."""
+    world = a_world_at(Stage.TRAIN, deadline="10m")
+    world.seconds += 700
+    world.settle()
+    assert world.status.failure.reason == Reason.DEADLINE_EXCEEDED
+    assert "spec.deadline allows 10m" in world.status.failure.message
+    world.edit(deadline="1h")
+    for _ in range(3):
+        world.settle()
+        world.run_pod()
+    world.settle()
+    assert world.status.phase is Phase.SUCCEEDED
+
+
+# Gates
+
+
+@pytest.mark.parametrize(("on_failure", "phase"), [("Hold", Phase.HELD), ("Fail", Phase.FAILED)])
+def test_a_missed_gate_holds_or_fails(on_failure: str, phase: Phase) -> None:
+    """Either way nothing is published and Stalled says by which figures."""
+    gates = {"gates": [{"metric": "exact_match", "min": "0.95"}], "onGateFailure": on_failure}
+    world = World(evaluation=gates)
+    for _ in range(4):
+        world.settle()
+        world.run_pod()
+    assert world.status.phase is phase
+    assert labels(world) == ["prepare", "train"]
+    assert condition(world, "GatePassed").status == "False"
+    assert condition(world, "Evaluated").status == "True"
+    assert "base 0.1000, tuned 0.9000" in world.status.failure.message
+
+
+def test_a_gate_that_is_raised_while_publishing_stops_the_push() -> None:
+    """What is not wanted any more is not published, if it can still be stopped."""
+    world = a_world_at(Stage.PUBLISH)
+    world.edit(evaluation={"gates": [{"metric": "exact_match", "min": "0.95"}]})
+    decided = world.reconcile()
+    assert [type(action) for action in decided.actions] == [DeleteJob]
+    assert world.status.phase is Phase.HELD
+
+
+def test_a_gate_on_what_was_not_measured_is_not_passed() -> None:
+    """Nobody could promise what it asks for."""
+    world = World(evaluation={"gates": [{"metric": "abstention_accuracy", "min": "0.5"}]})
+    for _ in range(4):
+        world.settle()
+        world.run_pod()
+    assert world.status.phase is Phase.HELD
+    assert "no held-out row measures abstention_accuracy" in world.status.failure.message
+
+
+# Failures and retries
+
+
+def test_a_failure_stays_until_somebody_changes_something() -> None:
+    """No amount of waiting starts another pod; one event tells of it."""
+    world = a_world_at(Stage.PREPARE)
+    world.fail(world.live_pods()[0], Reason.DATASET_MALFORMED, "line 17")
+    for _ in range(10):
+        world.seconds += 3600
+        world.settle()
+    assert world.status.phase is Phase.FAILED
+    assert world.status.failure.message == "line 17"
+    assert labels(world) == ["prepare"]
+    assert world.events == ["Warning DatasetMalformed"]
+    assert entry(world, Stage.PREPARE).state is StageState.FAILED
+
+
+def test_a_retryable_failure_is_told_while_it_is_retried_and_fails_after_the_limit() -> None:
+    """retry.limit counts what fails after the first attempt."""
+    world = a_world_at(Stage.PREPARE, retry={"limit": 1})
+    world.fail(world.live_pods()[0], Reason.S3_UNREACHABLE, "no route")
+    world.reconcile()
+    assert world.status.failure is None
+    assert condition(world, "Reconciling").reason == "Retrying"
+    assert "no route" in condition(world, "Reconciling").message
+    world.settle()
+    world.seconds += 10
+    world.start(world.live_pods()[0])
+    world.fail(world.live_pods()[0], Reason.S3_UNREACHABLE, "no route")
+    world.settle()
+    assert world.status.phase is Phase.FAILED
+    assert world.status.failure.retryable
+    assert entry(world, Stage.PREPARE).attempts == 2
+
+
+def test_a_preemption_costs_no_retry() -> None:
+    """However often the platform drains the node."""
+    world = a_world_at(Stage.TRAIN, retry={"limit": 0})
+    for _ in range(5):
+        world.drain(world.live_pods()[0])
+        world.settle()
+        world.seconds += 10
+        world.start(world.live_pods()[0])
+    world.reconcile()
+    assert world.status.phase is Phase.TRAINING
+    assert entry(world, Stage.TRAIN).attempts == 6
+
+
+def test_a_job_whose_pod_vanished_before_its_report_was_read_is_done_again() -> None:
+    """Prepare finds its output committed and skips; nothing is lost but a minute."""
+    world = World()
+    world.settle()
+    world.run_pod()
+    world.job_controller()
+    world.lose(next(iter(world.pods.values())))
+    world.seconds += 60
+    for _ in range(4):
+        world.settle()
+        world.run_pod()
+    world.settle()
+    assert world.status.phase is Phase.SUCCEEDED
+    assert labels(world) == ["prepare", "prepare", "train", "publish"]
+
+
+def test_the_end_of_a_job_is_not_judged_before_its_pod_is_seen_to_end() -> None:
+    """Jobs and pods are watched on different streams: the report may arrive a moment after the end."""
+    world = World()
+    world.settle()
+    (pod,) = world.pods.values()
+    world.start(pod)
+    world.reconcile()
+    running = pod["status"]["containerStatuses"][0]["state"]
+    world.succeed(pod)
+    ended = pod["status"]["containerStatuses"][0]["state"]
+    world.job_controller()
+    pod["status"] |= {"phase": "Running", "containerStatuses": [{"name": "prepare", "state": running}]}
+    decided = world.reconcile()
+    assert decided.actions == ()
+    assert world.status.failure is None
+    assert decided.requeue_after is not None
+    pod["status"] |= {"phase": "Succeeded", "containerStatuses": [{"name": "prepare", "state": ended}]}
+    world.settle()
+    assert labels(world) == ["prepare", "train"]
+
+
+def test_an_image_that_reports_nothing_is_a_failure_and_no_endless_loop() -> None:
+    """It ends with 0, and nobody knows what it did."""
+    world = a_world_at(Stage.PREPARE)
+    world.end(world.live_pods()[0], 0, "all good")
+    world.settle()
+    assert world.status.failure.reason == Reason.INTERNAL_ERROR
+    assert "report" in world.status.failure.message
+    assert labels(world) == ["prepare"]
+
+
+@pytest.mark.parametrize("stage", [Stage.TRAIN, Stage.EVALUATE, Stage.PUBLISH])
+def test_an_emptied_workspace_is_filled_again(stage: Stage) -> None:
+    """The stage that misses its input sends the run back to prepare, and every stage is asked again."""
+    world = a_world_at(stage)
+    world.empty_the_workspace()
+    for _ in range(8):
+        world.settle()
+        world.seconds += 10
+        world.run_pod()
+    assert world.status.phase is Phase.SUCCEEDED
+    assert world.outputs == set(Stage)
+
+
+def test_outputs_that_vanish_again_and_again_end_the_run() -> None:
+    """retry.limit bounds how often it begins anew."""
+    world = a_world_at(Stage.TRAIN, retry={"limit": 2})
+    for _ in range(30):
+        world.empty_the_workspace()
+        world.settle()
+        world.seconds += 10
+        for pod in world.live_pods():
+            world.start(pod)
+            world.succeed(pod)
+    assert world.status.failure.reason == Reason.STAGE_OUTPUT_MISSING
+    assert labels(world).count("prepare") == 3
+
+
+# What keeps a pod from starting
+
+
+def waiting(world: World, reason: str, message: str) -> None:
+    """Let the kubelet say why the pod's container waits."""
+    (pod,) = world.live_pods()
+    pod["status"]["containerStatuses"][0]["state"] = {"waiting": {"reason": reason, "message": message}}
+
+
+def test_a_pod_that_no_node_can_take_is_queued_and_no_failure() -> None:
+    """The scheduler's words are shown; nothing is polled, the watch tells when it changes."""
+    world = World()
+    world.settle()
+    (pod,) = world.live_pods()
+    message = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    pod["status"]["conditions"] = [
+        {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    ]
+    decided = world.reconcile()
+    assert world.status.phase is Phase.QUEUED
+    assert condition(world, "Reconciling").reason == "Unschedulable"
+    assert condition(world, "Reconciling").message == message
+    assert condition(world, "Stalled").status == "False"
+    assert decided.requeue_after is None
+
+
+@pytest.mark.parametrize("reason", ["ErrImagePull", "ImagePullBackOff", "InvalidImageName"])
+def test_an_image_that_cannot_be_pulled_stalls_while_it_lasts(reason: str) -> None:
+    """Nothing is deleted: the kubelet goes on trying, and the failure goes when it succeeds."""
+    world = World()
+    world.settle()
+    waiting(world, reason, "not found")
+    decided = world.reconcile()
+    assert world.status.failure.reason == Reason.IMAGE_PULL_FAILED
+    assert decided.actions == ()
+    assert decided.requeue_after is not None
+    world.start(world.live_pods()[0])
+    world.reconcile()
+    assert world.status.failure is None
+    assert condition(world, "Stalled").status == "False"
+
+
+def test_a_complaint_about_the_pod_is_shown_with_its_field() -> None:
+    """The kubelet's event names the volume, the volume the field."""
+    world = World(dataset={"credentialsSecretRef": {"name": "s3"}})
+    world.settle()
+    (pod,) = world.live_pods()
+    message = 'MountVolume.SetUp failed for volume "dataset" : secret "s3" not found'
+    world.complaints = (Complaint(pod["metadata"]["uid"], "FailedMount", message, at(5)),)
+    world.reconcile()
+    assert world.status.failure.reason == Reason.SECRET_NOT_FOUND
+    assert world.status.failure.message == 'the Secret "s3" of spec.dataset.credentialsSecretRef does not exist'
+    assert condition(world, "Prepared").reason == Reason.SECRET_NOT_FOUND
+
+
+def test_a_refused_job_is_told_and_tried_again_later() -> None:
+    """Admission may change its mind."""
+    world = World()
+    world.refusal = Refusal(403, "denied by policy gold-only", taken=False)
+    decided = world.reconcile()
+    assert decided.actions == ()
+    assert world.status.failure.reason == Reason.POD_REJECTED
+    assert decided.requeue_after is not None
+
+
+def test_a_spec_that_does_not_fit_into_an_annotation_is_told() -> None:
+    """An affinity of a megabyte is a mistake."""
+    world = World(compute={"affinity": {"nodeAffinity": {"x": "y" * 250_000}}})
+    decided = world.reconcile()
+    assert decided.actions == ()
+    assert world.status.failure.reason == Reason.INVALID_SPEC
+    assert "spec.compute.affinity" in world.status.failure.message
+
+
+# What else may lie around
+
+
+def test_nothing_starts_before_the_pods_of_a_deleted_job_are_gone() -> None:
+    """Somebody deleted the Job and left its pod: two pods would write one checkpoint."""
+    world = a_world_at(Stage.TRAIN)
+    world.jobs.clear()
+    decided = world.reconcile()
+    assert decided.actions == ()
+    (pod,) = world.live_pods()
+    assert pod["metadata"]["name"] in condition(world, "Reconciling").message
+    world.lose(pod)
+    assert [type(action) for action in world.reconcile().actions] == [CreateJob]
+
+
+def test_jobs_of_an_earlier_object_of_the_same_name_are_waited_for() -> None:
+    """The garbage collector takes them; they are not ours to delete."""
+    world = a_world_at(Stage.TRAIN)
+    world.finetune_body["metadata"]["uid"] = "uid-of-the-next"
+    world.finetune_body.pop("status")
+    decided = world.reconcile()
+    assert decided.actions == ()
+    assert world.status.phase is Phase.PENDING
+    world.jobs.clear()
+    world.pods.clear()
+    assert [type(action) for action in world.reconcile().actions] == [CreateJob]
+
+
+def test_an_orphaned_job_of_the_same_name_is_a_conflict() -> None:
+    """Nobody will take it away."""
+    world = World()
+    world.settle()
+    (job,) = world.jobs.values()
+    job["metadata"]["ownerReferences"] = []
+    world.pods.clear()
+    world.reconcile()
+    assert world.status.failure.reason == Reason.NAME_CONFLICT
+
+
+# Progress
+
+
+def test_progress_is_shown_while_its_stage_runs() -> None:
+    """It goes with the stage, and survives a restart of the operator in the status."""
+    world = a_world_at(Stage.TRAIN)
+    (pod,) = world.live_pods()
+    world.seconds += 1
+    figures = TrainerStatus(progress_percentage=7, estimated_remaining_seconds=3725, last_updated_time=world.now)
+    world.progress = Progress(pod["metadata"]["uid"], figures)
+    world.reconcile()
+    assert (world.status.progress, world.status.eta) == ("7%", "1h2m")
+    world.progress = None
+    world.reconcile()
+    assert world.status.progress == "7%"
+    world.seconds += 1
+    world.succeed(pod)
+    world.start(pod)
+    world.reconcile()
+    assert world.status.phase is Phase.EVALUATING
+    assert world.status.progress == ""
+
+
+def test_progress_of_another_pod_is_ignored() -> None:
+    """A pod that is on its way out may still talk."""
+    world = a_world_at(Stage.TRAIN)
+    world.progress = Progress("gone", TrainerStatus(progress_percentage=99, last_updated_time=world.now))
+    world.reconcile()
+    assert world.status.progress == ""
