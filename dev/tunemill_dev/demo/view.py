@@ -29,7 +29,7 @@ class StageLine:
 
 
 def stage_lines(before: FineTuneStatus, status: FineTuneStatus, now: datetime) -> list[StageLine]:
-    """Return one line a stage, in their order; what stands since `before`, the status before an edit, is called kept."""
+    """Return one line a stage, in their order; what stands since before an edit, whose status is `before`, is kept."""
     known = {stage.name: stage for stage in status.stages}
     lines = [_line(known.get(name) or StageStatus(name=name, state=StageState.PENDING), status, now) for name in STAGES]
     kept = {name for name, times in stages_run(before, status).items() if not times} if before.stages else set()
