@@ -5,16 +5,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from huggingface_hub import HfApi
 from learn.training import World, a_world
 from tunemill_api.stage_report import Stage
 from tunemill_dev.tiny import make_base, rows
+from tunemill_dev.tiny.base import STEPS
 
 
 @dataclass
@@ -41,22 +42,27 @@ class Machine:
         return ended, [line.split()[0] for line in summary if "executed" in line]
 
 
-@pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    """A machine with a bucket of rows, a Hub with a tiny base, and a manifest that names both."""
-    torch.set_num_threads(1)
-    base = make_base(tmp_path / "base", "gemma2")
-    with a_world(tmp_path, base) as world:
+@contextmanager
+def a_machine(folder: Path, *, base_steps: int) -> Iterator[Machine]:
+    """Serve a bucket of rows and a Hub with a tiny base, pre-trained for so many steps, and write a manifest."""
+    base = make_base(folder / "base", "gemma2", steps=base_steps)
+    with a_world(folder, base) as world:
         lines = "".join(json.dumps(row) + "\n" for row in rows(400, seed=5, talk=0.15))
         world.s3().put_object(Bucket=world.bucket, Key="calls.jsonl", Body=lines.encode())
         spec = world.spec(maxSteps=150, batchSize=16, maxLength=1024).model_dump(mode="json", by_alias=True)
         manifest = {"apiVersion": "tunemill.dev/v1alpha1", "kind": "FunctionCallFineTune"}
-        yield Machine(world, tmp_path, {**manifest, "metadata": {"name": "tools"}, "spec": spec})
+        yield Machine(world, folder, {**manifest, "metadata": {"name": "tools"}, "spec": spec})
 
 
 @pytest.mark.timeout(3600)
-def test_each_edit_redoes_what_depends_on_it_and_nothing_else(machine: Machine) -> None:
+def test_each_edit_redoes_what_depends_on_it_and_nothing_else(tmp_path: Path) -> None:
     """Proves the one idea of the architecture, end to end: a stage whose output is there is never done again."""
+    with a_machine(tmp_path, base_steps=STEPS) as machine:
+        edit_and_run(machine)
+
+
+def edit_and_run(machine: Machine) -> None:
+    """Run everything, then run again after each of several edits."""
     ended, executed = machine.run()
     assert ended.returncode == 0, ended.stdout
     assert executed == list(Stage)
@@ -78,10 +84,11 @@ def test_each_edit_redoes_what_depends_on_it_and_nothing_else(machine: Machine) 
     assert (ended.returncode, executed) == (0, ["train", "evaluate", "publish"]), ended.stdout
 
 
-def test_a_stage_that_fails_ends_the_run_with_its_reason(machine: Machine) -> None:
+def test_a_stage_that_fails_ends_the_run_with_its_reason(tmp_path: Path) -> None:
     """Proves that the exit code and the remedy of the stage are what the user gets."""
-    machine.manifest["spec"]["dataset"]["uri"] = f"s3://{machine.world.bucket}/no-such-file.jsonl"
-    ended, executed = machine.run()
+    with a_machine(tmp_path, base_steps=0) as machine:
+        machine.manifest["spec"]["dataset"]["uri"] = f"s3://{machine.world.bucket}/no-such-file.jsonl"
+        ended, executed = machine.run()
     assert (ended.returncode, executed) == (66, [])
     assert "ObjectNotFound" in ended.stdout
     assert "spec.dataset" in ended.stdout
