@@ -187,6 +187,37 @@ def test_changed_data_with_the_same_content_trains_nothing() -> None:
     assert labels(world) == ["prepare", "train", "publish", "prepare"]
 
 
+def test_an_edit_while_training_replaces_the_job_and_never_has_two() -> None:
+    """The old Job is asked to go, and the new one is made when its pod is gone."""
+    world = a_world_at(Stage.TRAIN)
+    (before,) = world.live_jobs()
+    world.edit(training={"learningRate": "5e-4"})
+    decided = world.reconcile()
+    assert [action.job.meta.name for action in decided.actions if isinstance(action, DeleteJob)] == [
+        before["metadata"]["name"]
+    ]
+    assert world.reconcile().actions == ()
+    world.settle()
+    (after,) = world.live_jobs()
+    assert after["metadata"]["name"] != before["metadata"]["name"]
+    assert entry(world, Stage.TRAIN).attempts == 0
+
+
+def test_ended_jobs_of_keys_that_are_not_wanted_any_more_are_cleaned_up() -> None:
+    """Those of the present keys stay, for `kubectl logs`."""
+    world = a_finished_world()
+    world.edit(training={"learningRate": "5e-4"})
+    for _ in range(4):
+        world.settle()
+        world.run_pod()
+    world.settle()
+    assert sorted(job["metadata"]["labels"]["tunemill.dev/stage"] for job in world.jobs.values()) == [
+        "prepare",
+        "publish",
+        "train",
+    ]
+
+
 def test_an_edit_that_is_taken_back_while_the_pod_ends_makes_the_job_anew() -> None:
     """The Job of the first wish is on its way out and cannot be called back."""
     world = a_world_at(Stage.TRAIN)
@@ -387,6 +418,37 @@ def test_a_retryable_failure_is_told_while_it_is_retried_and_fails_after_the_lim
     assert world.status.phase is Phase.FAILED
     assert world.status.failure.retryable
     assert entry(world, Stage.PREPARE).attempts == 2
+
+
+@pytest.mark.parametrize("how", ["edit", "annotation"])
+def test_a_failed_stage_is_tried_again_when_asked(how: str) -> None:
+    """By an edit that leaves its key as it is, or by the annotation; the failure is gone from the status at once."""
+    world = a_world_at(Stage.PUBLISH)
+    world.fail(world.live_pods()[0], Reason.HUB_WRITE_DENIED)
+    world.settle()
+    assert world.status.failure.reason == Reason.HUB_WRITE_DENIED
+    if how == "edit":
+        world.edit(retry={"limit": 1})
+    else:
+        world.request("now")
+    world.reconcile()
+    assert world.status.failure is None
+    for _ in range(4):
+        world.settle()
+        world.run_pod()
+    world.settle()
+    assert world.status.phase is Phase.SUCCEEDED
+    assert labels(world).count("publish") == 2
+    assert labels(world).count("train") == 1
+
+
+def test_an_interruption_costs_no_retry() -> None:
+    """Exit 75 follows a SIGTERM from outside: a kill by hand, or a preemption that is not marked as one."""
+    world = a_world_at(Stage.TRAIN, retry={"limit": 0})
+    world.fail(world.live_pods()[0], Reason.INTERRUPTED)
+    world.settle()
+    assert world.status.failure is None
+    assert len(world.live_pods()) == 1
 
 
 def test_a_preemption_costs_no_retry() -> None:
