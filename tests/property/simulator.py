@@ -186,6 +186,11 @@ class World:
         pod["status"]["phase"] = "Failed"
         self._touch(pod)
 
+    def evict(self, pod: Json, message: str) -> None:
+        """Let the kubelet evict the pod, because its node runs out of something."""
+        self.drain(pod)
+        pod["status"] |= {"reason": "Evicted", "message": message}
+
     def lose(self, pod: Json) -> None:
         """Let the pod vanish with all that it would have said."""
         self.pods.pop(pod["metadata"]["name"], None)

@@ -68,6 +68,13 @@ class Case:
         finetune, job = self.finetune, self.job
         return job is not None and (job.generation, job.requested_at) == (finetune.generation, finetune.requested_at)
 
+    def concluded(self, generation: int) -> bool:
+        """Tell whether what was concluded for that generation still holds: nobody has edited or asked again since."""
+        entries = {entry.name: entry for entry in self.finetune.status.stages}
+        request = self.ledger.wanted[Stage.PREPARE]
+        recorded = entries.get(Stage.PREPARE)
+        return generation == self.finetune.generation and recorded is not None and recorded.key == request
+
     @property
     def live_progress(self) -> Progress | None:
         """The newest progress report, if it is from a pod of the due Job that still works."""

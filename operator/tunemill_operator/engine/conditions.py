@@ -1,7 +1,6 @@
 """Makes the status from what was concluded: conditions, phase, printer columns."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
 from tunemill_api.finetune import Metric
@@ -10,7 +9,6 @@ from tunemill_api.stage_report import Stage
 from tunemill_api.status import (
     Condition,
     ConditionType,
-    FailureStatus,
     FineTuneStatus,
     GateFacts,
     Phase,
@@ -22,21 +20,8 @@ from tunemill_api.status import (
 from tunemill_operator.engine.failures import shortened
 from tunemill_operator.engine.objects import FineTune
 from tunemill_operator.engine.observe import Progress
+from tunemill_operator.engine.situation import Situation
 from tunemill_operator.engine.stages import Facts, Ledger, recorded
-
-
-@dataclass(frozen=True)
-class Situation:
-    """What was concluded about the object as a whole."""
-
-    phase: Phase
-    reason: str
-    """One CamelCase word for the conditions Ready and Reconciling."""
-    message: str
-    failure: FailureStatus | None = None
-    """Set when somebody has to act, or when it is over: Stalled."""
-    suspended: bool = False
-    """Whether everything has stopped because spec.suspend says so."""
 
 
 def status_of(

@@ -13,12 +13,13 @@ from tunemill_api.status import FineTuneStatus, Phase, StageState
 
 from tunemill_operator.engine import failures
 from tunemill_operator.engine.case import Case, case_of
-from tunemill_operator.engine.conditions import Situation, missed_gates, status_of, status_of_invalid
+from tunemill_operator.engine.conditions import missed_gates, status_of, status_of_invalid
 from tunemill_operator.engine.events import Announcement, announcements
 from tunemill_operator.engine.failures import Cause
 from tunemill_operator.engine.objects import FineTune, Job
 from tunemill_operator.engine.observe import SILENT_AFTER, Observed, owned
 from tunemill_operator.engine.pods import SpecTooLargeError, job_of, pod_digest
+from tunemill_operator.engine.situation import Situation, at_work, phase_before
 from tunemill_operator.engine.stages import Ledger, forgotten, report_of
 from tunemill_operator.engine.volumes import Manifest, Platform
 
@@ -136,6 +137,21 @@ def _overdue(case: Case) -> _Step | None:
     return _stalled(case, Cause(stage, Reason.DEADLINE_EXCEEDED, message), delete=case.live)
 
 
+def _evicted(case: Case) -> _Step | None:
+    """A pod that the kubelet evicts again and again takes more than its node has: the next one would end so too.
+
+    The Job controller would go on for ever, as it has to for preempted pods. The failure stays until somebody asks.
+    """
+    before = case.finetune.status.failure
+    if before and before.reason == Reason.EVICTED and case.concluded(before.observed_generation):
+        return _Step(Situation(Phase.FAILED, Reason.EVICTED, before.message, failure=before), delete=case.live)
+    evicted = [pod for pod in case.pods if pod.reason == "Evicted"]
+    if len(evicted) <= case.spec.retry.limit or not case.live:
+        return None
+    cause = failures.of_pod(evicted[-1])
+    return _stalled(case, cause, delete=case.live) if cause else None
+
+
 def _output_lost(case: Case) -> _Step | None:
     """A stage that misses what an earlier one left in the workspace sends the run back to prepare."""
     job, attempts = case.job, case.ledger.entries[Stage.PREPARE].attempts
@@ -168,7 +184,7 @@ def _in_the_way(case: Case) -> _Step | None:
     names = [*jobs, *(pod.meta.name for pod in case.observed.stray_pods())]
     if not names:
         return None
-    situation = Situation(_next_phase(case), "Stopping", f"waiting for the end of {', '.join(names)}")
+    situation = Situation(phase_before(case.work), "Stopping", f"waiting for the end of {', '.join(names)}")
     return _Step(situation, requeue_after=LOOK_AGAIN)
 
 
@@ -183,7 +199,7 @@ def _absent(case: Case) -> _Step | None:
         body = job_of(case.finetune, case.spec, case.work, case.ledger, case.run_id, case.platform)
     except SpecTooLargeError as error:
         return _stalled(case, Cause(case.work.stages[0], Reason.INVALID_SPEC, str(error)))
-    return _Step(Situation(_next_phase(case), "Starting", f"Job {case.name} is being created"), create=body)
+    return _Step(Situation(phase_before(case.work), "Starting", f"Job {case.name} is being created"), create=body)
 
 
 def _going(case: Case) -> _Step | None:
@@ -192,10 +208,10 @@ def _going(case: Case) -> _Step | None:
     if job is None:
         return None
     if job.meta.deleting:
-        return _Step(Situation(_next_phase(case), "Stopping", f"waiting for the end of {job.meta.name}"))
+        return _Step(Situation(phase_before(case.work), "Stopping", f"waiting for the end of {job.meta.name}"))
     if not job.finished and job.pod_digest != pod_digest(case.spec, case.work):
         message = f"Job {job.meta.name} is replaced: spec.compute or a Secret's name was changed"
-        return _Step(Situation(_next_phase(case), "Replacing", message), delete=(job,))
+        return _Step(Situation(phase_before(case.work), "Replacing", message), delete=(job,))
     return None
 
 
@@ -205,22 +221,24 @@ def _ended(case: Case) -> _Step | None:
     if job is None or not job.finished:
         return None
     if not case.settled(job):
-        return _Step(_work_situation(case), requeue_after=timedelta(seconds=1))
+        return _Step(at_work(case), requeue_after=timedelta(seconds=1))
     if not case.as_asked:
-        return _Step(Situation(_next_phase(case), "Retrying", f"Job {job.meta.name} is tried again"), delete=(job,))
+        return _Step(
+            Situation(phase_before(case.work), "Retrying", f"Job {job.meta.name} is tried again"), delete=(job,)
+        )
     if job.failed:
         return _stalled(case, failures.of_failed_job(case.work, job, case.pods))
     if case.pods:
         return _stalled(case, failures.of_unreported(case.work, job))
     message = f"the pods of Job {job.meta.name} are gone, and with them what they reported: it is done again"
-    return _Step(Situation(_next_phase(case), "Retrying", message), delete=(job,))
+    return _Step(Situation(phase_before(case.work), "Retrying", message), delete=(job,))
 
 
 def _at_work(case: Case) -> _Step:
     """A live Job runs, waits in a queue, or cannot begin."""
     if case.job and (cause := failures.blocking(case.spec, case.work, case.job, case.observed)):
         return _stalled(case, cause, requeue_after=LOOK_AGAIN)
-    return _Step(_work_situation(case), requeue_after=_silence_ends(case))
+    return _Step(at_work(case), requeue_after=_silence_ends(case))
 
 
 _RULES: tuple[Callable[[Case], _Step | None], ...] = (
@@ -228,6 +246,7 @@ _RULES: tuple[Callable[[Case], _Step | None], ...] = (
     _published,
     _suspended,
     _overdue,
+    _evicted,
     _output_lost,
     _in_the_way,
     _absent,
@@ -236,40 +255,6 @@ _RULES: tuple[Callable[[Case], _Step | None], ...] = (
     _at_work,
 )
 """The first rule that has something to say decides."""
-
-
-def _work_situation(case: Case) -> Situation:
-    """Return how far the due Job is."""
-    pods = case.pods
-    phase = _phase(case)
-    waiting = next((pod.unschedulable for pod in pods if not pod.terminal and pod.unschedulable), "")
-    if waiting:
-        return Situation(Phase.QUEUED, Reason.UNSCHEDULABLE, waiting)
-    if case.job and case.job.suspended:
-        return Situation(Phase.QUEUED, "JobSuspended", f"Job {case.job.meta.name} is held back by a queue")
-    failed = [cause for pod in pods if (cause := failures.of_pod(pod))]
-    if not failed:
-        return Situation(phase, phase.value, f"Job {case.name} is at work")
-    last = failed[-1]
-    message = f"attempt {len(pods)} after {last.reason} in {last.stage}: {last.message}"
-    return Situation(phase, "Retrying" if all(pod.terminal for pod in pods) else phase.value, message)
-
-
-def _next_phase(case: Case) -> Phase:
-    """Return the phase of a run whose due Job does not work yet."""
-    return {"prepare": Phase.PENDING, "train": Phase.QUEUED, "publish": Phase.PUBLISHING}[case.work.label]
-
-
-def _phase(case: Case) -> Phase:
-    if case.work.label == "prepare":
-        return Phase.PREPARING
-    if case.work.label == "publish":
-        return Phase.PUBLISHING
-    begun = any(container.started_at for pod in case.pods for container in pod.containers)
-    starting = any(not pod.terminal and not any(item.started_at for item in pod.containers) for pod in case.pods)
-    if starting or not begun:
-        return Phase.QUEUED
-    return Phase.EVALUATING if case.ledger.done(Stage.TRAIN) else Phase.TRAINING
 
 
 def _silence_ends(case: Case) -> timedelta | None:

@@ -421,6 +421,33 @@ def test_a_retryable_failure_is_told_while_it_is_retried_and_fails_after_the_lim
 
 
 @pytest.mark.parametrize("how", ["edit", "annotation"])
+def test_a_pod_that_is_evicted_again_and_again_ends_the_run_until_asked(how: str) -> None:
+    """The Job controller would replace it for ever; the message is the kubelet's."""
+    world = a_world_at(Stage.TRAIN, retry={"limit": 1})
+    for _ in range(2):
+        world.evict(world.live_pods()[0], "The node was low on resource: ephemeral-storage.")
+        world.settle()
+        for pod in world.live_pods():
+            world.seconds += 10
+            world.start(pod)
+    assert world.status.failure.reason == Reason.EVICTED
+    assert "ephemeral-storage" in world.status.failure.message
+    world.seconds += 3600
+    world.settle()
+    assert not world.live_jobs()
+    assert world.status.phase is Phase.FAILED
+    if how == "edit":
+        world.edit(compute={"resources": {"requests": {"ephemeral-storage": "50Gi"}}})
+    else:
+        world.request("now")
+    for _ in range(4):
+        world.settle()
+        world.run_pod()
+    world.settle()
+    assert world.status.phase is Phase.SUCCEEDED
+
+
+@pytest.mark.parametrize("how", ["edit", "annotation"])
 def test_a_failed_stage_is_tried_again_when_asked(how: str) -> None:
     """By an edit that leaves its key as it is, or by the annotation; the failure is gone from the status at once."""
     world = a_world_at(Stage.PUBLISH)

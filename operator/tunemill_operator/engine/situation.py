@@ -1,0 +1,59 @@
+"""How far an object is as a whole, in the words that people read: phase, reason, message."""
+
+from dataclasses import dataclass
+
+from tunemill_api.failures import Reason
+from tunemill_api.stage_report import Stage
+from tunemill_api.status import FailureStatus, Phase
+
+from tunemill_operator.engine import failures
+from tunemill_operator.engine.case import Case
+from tunemill_operator.engine.stages import Work
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What was concluded about the object as a whole."""
+
+    phase: Phase
+    reason: str
+    """One CamelCase word for the conditions Ready and Reconciling."""
+    message: str
+    failure: FailureStatus | None = None
+    """Set when somebody has to act, or when it is over: Stalled."""
+    suspended: bool = False
+    """Whether everything has stopped because spec.suspend says so."""
+
+
+def at_work(case: Case) -> Situation:
+    """Return how far the due Job is, which lives and can go on by itself."""
+    live = [pod for pod in case.pods if not pod.terminal]
+    if case.job and case.job.suspended:
+        return Situation(Phase.QUEUED, "JobSuspended", f"Job {case.name} is held back by a queue")
+    if unschedulable := next((pod.unschedulable for pod in live if pod.unschedulable), ""):
+        return Situation(Phase.QUEUED, Reason.UNSCHEDULABLE, unschedulable)
+    running = next((item.name for pod in live for item in pod.containers if item.running), "")
+    phase = _phase(case)
+    failed = [cause for pod in case.pods if (cause := failures.of_pod(pod))]
+    before = f" after {failed[-1].reason} in {failed[-1].stage}: {failed[-1].message}" if failed else ""
+    if running:
+        return Situation(phase, phase.value, f"{running} runs in Job {case.name}{before}")
+    if failed and not live:
+        return Situation(phase, "Retrying", f"Job {case.name} is about to try again{before}")
+    return Situation(phase, phase.value, f"Job {case.name} is about to start{before}")
+
+
+def phase_before(work: Work) -> Phase:
+    """Return the phase of a run whose due Job does not live yet."""
+    return {"prepare": Phase.PENDING, "train": Phase.QUEUED, "publish": Phase.PUBLISHING}[work.label]
+
+
+def _phase(case: Case) -> Phase:
+    if case.work.label == "prepare":
+        return Phase.PREPARING
+    if case.work.label == "publish":
+        return Phase.PUBLISHING
+    begun = [any(container.started_at for container in pod.containers) for pod in case.pods]
+    if not begun or not begun[-1]:  # the newest pod waits for a node, an image or a volume
+        return Phase.QUEUED
+    return Phase.EVALUATING if case.ledger.done(Stage.TRAIN) else Phase.TRAINING
