@@ -47,7 +47,7 @@ def test_a_manifest_becomes_a_published_model(world: World):
 
 def test_a_pod_that_is_killed_in_training_goes_on_from_its_checkpoint(world: World):
     """The next pod starts at the checkpoint in the workspace, and no step is lost or done twice."""
-    steps = 300
+    steps = 120
     world.put_rows()
     finetune = world.apply(training={"maxSteps": steps, "checkpoint": {"everySteps": 5}})
     finetune.follow(lambda _: has_checkpoint(world), RUN_SECONDS)
