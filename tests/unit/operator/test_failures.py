@@ -1,0 +1,276 @@
+"""What the operator reads off objects that cannot say themselves what is wrong."""
+
+from typing import Any
+
+import pytest
+from property.builders import a_failure_report, a_spec, at, parsed, text
+from tunemill_api.failures import FAILURES, Reason
+from tunemill_api.stage_report import Stage
+from tunemill_operator.engine import failures
+from tunemill_operator.engine.objects import Job, Pod, job_of, pod_of
+from tunemill_operator.engine.observe import Complaint, Observed, Refusal
+from tunemill_operator.engine.stages import Work
+
+PREPARE = Work("prepare", (Stage.PREPARE,), "key")
+TRAIN = Work("train", (Stage.TRAIN, Stage.EVALUATE), "key")
+WHOLE = parsed(
+    a_spec(
+        baseModel={"tokenSecretRef": {"name": "hf-read"}},
+        dataset={"credentialsSecretRef": {"name": "s3"}},
+        tokenizer={"chatTemplate": {"configMapKeyRef": {"name": "chat", "key": "template"}}},
+    )
+)
+
+
+def a_pod(*containers: dict[str, Any], phase: str = "Failed", **status: Any) -> Pod:
+    """Return a pod with these container statuses."""
+    metadata = {
+        "namespace": "team-a",
+        "name": "pod",
+        "uid": "pod",
+        "resourceVersion": "1",
+        "creationTimestamp": text(at(0)),
+        "ownerReferences": [{"uid": "job", "controller": True}],
+    }
+    return pod_of({"metadata": metadata, "status": {"phase": phase, "containerStatuses": list(containers), **status}})
+
+
+def ended(name: str, code: int, message: str = "", reason: str = "Error") -> dict[str, Any]:
+    """Return the status of a container that has ended."""
+    times = {"startedAt": text(at(1)), "finishedAt": text(at(2))}
+    return {"name": name, "state": {"terminated": {"exitCode": code, "message": message, "reason": reason} | times}}
+
+
+def a_job(**failed: str) -> Job:
+    """Return a Job, which has failed if a reason and a message are given."""
+    metadata = {
+        "namespace": "team-a",
+        "name": "support-prepare-1234",
+        "uid": "job",
+        "resourceVersion": "1",
+        "creationTimestamp": text(at(0)),
+    }
+    conditions = [{"type": "Failed", "status": "True", "lastTransitionTime": text(at(9)), **failed}] if failed else []
+    return job_of({"metadata": metadata, "spec": {}, "status": {"conditions": conditions}})
+
+
+@pytest.mark.parametrize(
+    ("container", "reason"),
+    [
+        (ended("train", 137, "Killed", "OOMKilled"), Reason.OUT_OF_MEMORY),
+        (ended("train", 137), Reason.POD_LOST),
+        (ended("train", 143), Reason.INTERRUPTED),
+        (ended("train", 75), Reason.INTERRUPTED),
+        (ended("train", 64, "what?"), Reason.INVALID_SPEC),
+        (ended("train", 1, "Traceback"), Reason.INTERNAL_ERROR),
+        (ended("train", 65, "no report"), Reason.INTERNAL_ERROR),
+        (ended("train", 128, 'exec: "tunemill-trainer": not found', "StartError"), Reason.IMAGE_PULL_FAILED),
+    ],
+)
+def test_an_end_without_a_report_has_a_reason_all_the_same(container: dict[str, Any], reason: Reason) -> None:
+    """From the exit code and the runtime's word; in doubt it is a defect, not a guess."""
+    cause = failures.of_pod(a_pod(container))
+    assert cause is not None
+    assert (cause.stage, cause.reason) == ("train", reason)
+    assert cause.exit_code == container["state"]["terminated"]["exitCode"] or reason is Reason.IMAGE_PULL_FAILED
+
+
+def test_a_report_is_believed_before_anything_else() -> None:
+    """Also when the container was killed for memory right after it."""
+    message = a_failure_report(Stage.TRAIN, Reason.CUDA_OUT_OF_MEMORY, "tried to allocate 2 GiB")
+    cause = failures.of_pod(a_pod(ended("train", 78, message, "OOMKilled")))
+    assert cause is not None
+    assert (cause.reason, cause.message) == (Reason.CUDA_OUT_OF_MEMORY, "tried to allocate 2 GiB")
+
+
+def test_a_report_of_another_stage_is_not_believed() -> None:
+    """A container speaks for itself only."""
+    cause = failures.of_pod(a_pod(ended("train", 65, a_failure_report(Stage.PREPARE, Reason.DATASET_EMPTY))))
+    assert cause is not None
+    assert cause.reason is Reason.INTERNAL_ERROR
+
+
+def test_the_failing_container_is_named_among_several() -> None:
+    """Train went well, evaluate did not."""
+    pod = a_pod(ended("evaluate", 1), initContainerStatuses=[ended("train", 0, "{}", "Completed")])
+    cause = failures.of_pod(pod)
+    assert cause is not None
+    assert cause.stage == "evaluate"
+
+
+def test_an_evicted_pod_shows_the_words_of_the_kubelet() -> None:
+    """They name what ran out."""
+    said = "The node was low on resource: memory."
+    cause = failures.of_pod(a_pod(ended("train", 137), reason="Evicted", message=said))
+    assert cause is not None
+    assert (cause.reason, cause.message) == (Reason.EVICTED, said)
+
+
+def test_a_pod_that_died_with_its_node_is_lost() -> None:
+    """No container status tells how it ended."""
+    waiting = {"name": "train", "state": {"running": {"startedAt": text(at(1))}}}
+    cause = failures.of_pod(a_pod(waiting, reason="NodeLost", message="Node went away"))
+    assert cause is not None
+    assert cause.reason is Reason.POD_LOST
+    assert "Node went away" in cause.message
+
+
+def test_a_pod_that_has_not_failed_has_no_failure() -> None:
+    """Neither one that runs, nor one that succeeded."""
+    assert failures.of_pod(a_pod(phase="Running")) is None
+    assert failures.of_pod(a_pod(ended("train", 0), phase="Succeeded")) is None
+
+
+def test_a_failed_job_says_what_its_last_own_failure_was() -> None:
+    """A preemption afterwards is not what failed it."""
+    first = a_pod(ended("prepare", 69, a_failure_report(Stage.PREPARE, Reason.S3_UNREACHABLE)))
+    drained = a_pod(
+        ended("prepare", 143), conditions=[{"type": "DisruptionTarget", "status": "True", "reason": "Preempted"}]
+    )
+    job = a_job(reason="BackoffLimitExceeded", message="…")
+    assert failures.of_failed_job(PREPARE, job, [first, drained]).reason is Reason.S3_UNREACHABLE
+
+
+def test_a_failed_job_without_pods_says_what_the_job_controller_said() -> None:
+    """The exit code stands in its message."""
+    job = a_job(
+        reason="PodFailurePolicy", message="Container prepare for pod x failed with exit code 65 matching FailJob"
+    )
+    cause = failures.of_failed_job(PREPARE, job, [])
+    assert (cause.reason, cause.exit_code) == (Reason.POD_LOST, 65)
+
+
+@pytest.mark.parametrize(
+    ("message", "reason", "words"),
+    [
+        (
+            'MountVolume.SetUp failed for volume "hub-write" : secret "hf-write" not found',
+            Reason.SECRET_NOT_FOUND,
+            'the Secret "hf-write" of spec.publish.tokenSecretRef does not exist',
+        ),
+        (
+            'MountVolume.SetUp failed for volume "hub-read" : references non-existent secret key: token',
+            Reason.SECRET_NOT_FOUND,
+            'the Secret "hf-read" of spec.baseModel.tokenSecretRef has no key "token"',
+        ),
+        (
+            'MountVolume.SetUp failed for volume "workspace" : secret "s3" not found',
+            Reason.SECRET_NOT_FOUND,
+            'the Secret "s3" of spec.dataset.credentialsSecretRef does not exist',
+        ),
+        (
+            'MountVolume.SetUp failed for volume "chat-template" : configmap "chat" not found',
+            Reason.CONFIG_MAP_NOT_FOUND,
+            'the ConfigMap "chat" of spec.tokenizer.chatTemplate.configMapKeyRef does not exist',
+        ),
+        (
+            (
+                'MountVolume.SetUp failed for volume "chat-template" : '
+                "configmap references non-existent config key: template"
+            ),
+            Reason.CONFIG_MAP_NOT_FOUND,
+            'has no key "template"',
+        ),
+    ],
+)
+def test_the_kubelets_complaints_are_told_with_the_field(message: str, reason: Reason, words: str) -> None:
+    """As a real kubelet words them."""
+    observed = Observed((a_job(),), (a_pod(phase="Pending"),), (Complaint("pod", "FailedMount", message, at(3)),))
+    cause = failures.blocking(WHOLE, PREPARE, observed.jobs[0], observed)
+    assert cause is not None
+    assert cause.reason is reason
+    assert words in cause.message
+
+
+def test_a_volume_of_the_kubelets_own_making_is_no_failure() -> None:
+    """It tries again within a second."""
+    message = 'MountVolume.SetUp failed for volume "kube-api-access-x" : failed to sync configmap cache: timed out'
+    observed = Observed((a_job(),), (a_pod(phase="Pending"),), (Complaint("pod", "FailedMount", message, at(3)),))
+    assert failures.blocking(WHOLE, PREPARE, observed.jobs[0], observed) is None
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (
+            'Error creating: pods "x-" is forbidden: violates PodSecurity "restricted:latest": …',
+            Reason.POD_REJECTED,
+        ),
+        (
+            'Error creating: pods "x-" is forbidden: exceeded quota: team, requested: pods=1, used: pods=3, limited: …',
+            Reason.QUOTA_EXCEEDED,
+        ),
+        (
+            'Error creating: pods "x-" is forbidden: failed quota: team: must specify limits.memory for: prepare',
+            Reason.QUOTA_EXCEEDED,
+        ),
+        (
+            'Error creating: pods "x-" is forbidden: maximum cpu usage per Container is 2, but limit is 4',
+            Reason.QUOTA_EXCEEDED,
+        ),
+        (
+            (
+                'Error creating: pods "x-" is forbidden: error looking up service account a/b: '
+                'serviceaccount "b" not found'
+            ),
+            Reason.SERVICE_ACCOUNT_NOT_FOUND,
+        ),
+        (
+            'Error creating: pods "x-" is forbidden: no PriorityClass with name boss was found',
+            Reason.INVALID_SPEC,
+        ),
+        (
+            'Error creating: pods "x-" is forbidden: pod rejected: RuntimeClass "nvidia" not found',
+            Reason.INVALID_SPEC,
+        ),
+        ('Error creating: Pod "x-" is invalid: spec.tolerations[0].operator: …', Reason.INVALID_SPEC),
+        ('Error creating: admission webhook "policy.example.com" denied the request: no', Reason.POD_REJECTED),
+    ],
+)
+def test_a_pod_that_is_refused_is_told(message: str, reason: Reason) -> None:
+    """As a real API server words it, in an event of the Job."""
+    observed = Observed((a_job(),), (), (Complaint("job", "FailedCreate", message, at(3)),))
+    cause = failures.blocking(WHOLE, TRAIN, observed.jobs[0], observed)
+    assert cause is not None
+    assert cause.reason is reason
+    assert cause.stage == "train"
+
+
+def test_the_newest_complaint_counts() -> None:
+    """What was mended since is not told any more."""
+    old = Complaint("job", "FailedCreate", "exceeded quota: team", at(1))
+    new = Complaint("job", "FailedCreate", 'serviceaccount "b" not found', at(2))
+    observed = Observed((a_job(),), (), (old, new))
+    cause = failures.blocking(WHOLE, TRAIN, observed.jobs[0], observed)
+    assert cause is not None
+    assert cause.reason is Reason.SERVICE_ACCOUNT_NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("refusal", "reason"),
+    [
+        (Refusal(409, "", taken=True), Reason.NAME_CONFLICT),
+        (Refusal(403, "exceeded quota: team, requested: count/jobs.batch=1", taken=False), Reason.QUOTA_EXCEEDED),
+        (Refusal(403, "admission webhook denied", taken=False), Reason.POD_REJECTED),
+        (Refusal(422, "spec.template.spec.tolerations: Invalid value", taken=False), Reason.INVALID_SPEC),
+    ],
+)
+def test_a_refused_job_is_told(refusal: Refusal, reason: Reason) -> None:
+    """By the code and the words of the API server."""
+    assert failures.of_refusal(PREPARE, "support-prepare-1", refusal).reason is reason
+
+
+def test_every_failure_in_a_status_has_what_the_taxonomy_says() -> None:
+    """Remedy, actor and whether it can heal by itself."""
+    for reason, known in FAILURES.items():
+        status = failures.Cause("train", reason, "message").status(generation=3)
+        assert (status.remedy, status.actor, status.retryable) == (known.remedy, known.actor, known.retryable)
+        assert status.observed_generation == 3
+
+
+def test_a_long_message_keeps_its_ends() -> None:
+    """An event takes 1024 characters; where it begins and how it ends says most."""
+    message = failures.shortened(f"begin {'x' * 5000} end")
+    assert len(message) <= failures.MESSAGE_LENGTH
+    assert message.startswith("begin")
+    assert message.endswith("end")
