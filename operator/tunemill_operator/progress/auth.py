@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import time
 from collections import OrderedDict
 from typing import Any, Protocol
 
@@ -78,7 +77,7 @@ class Gatekeeper:
 
     async def _judge(self, token: str) -> str:
         """Return the uid of the pod that the token was made for, empty when the token is no good."""
-        digest, now = hashlib.sha256(token.encode()).hexdigest(), time.monotonic()
+        digest, now = hashlib.sha256(token.encode()).hexdigest(), asyncio.get_running_loop().time()
         if (known := self._judged.get(digest)) and now - known[0] < REMEMBERED_SECONDS:
             return known[1]
         async with self._reviewing:

@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import logging
 import random
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -102,7 +101,7 @@ class Elector:
     async def _acquire(self) -> float:
         said = ""
         while True:
-            started = time.monotonic()
+            started = asyncio.get_running_loop().time()
             try:
                 async with asyncio.timeout(self._call_limit()):
                     if await self._try():
@@ -117,11 +116,11 @@ class Elector:
     async def _hold(self, work: "asyncio.Future[None]", renewed: float) -> None:
         """Renew until the work ends, somebody else holds the Lease, or no renewal has succeeded for too long."""
         deadline = self._election.deadline
-        while (left := renewed + deadline - time.monotonic()) > 0:
+        while (left := renewed + deadline - asyncio.get_running_loop().time()) > 0:
             await asyncio.wait({work}, timeout=min(self._pause(), left))
             if work.done():
                 return
-            started = time.monotonic()
+            started = asyncio.get_running_loop().time()
             try:
                 async with asyncio.timeout(min(self._call_limit(), max(0.0, renewed + deadline - started))):
                     if not await self._try():
@@ -143,10 +142,10 @@ class Elector:
         holder = spec.get("holderIdentity") or ""
         record = (holder, str(spec.get("renewTime")))
         if record != self._seen:
-            self._seen, self._seen_at = record, time.monotonic()
+            self._seen, self._seen_at = record, asyncio.get_running_loop().time()
         if holder not in ("", election.identity):
             expires = spec.get("leaseDurationSeconds") or election.duration
-            if time.monotonic() - self._seen_at < expires:
+            if asyncio.get_running_loop().time() - self._seen_at < expires:
                 return False
         if holder != election.identity:
             spec["acquireTime"] = now

@@ -1,0 +1,105 @@
+"""The work queue against a model of what it promises, in any order of calls. Time jumps."""
+
+import asyncio
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from property.jumping import JumpingLoop
+from tunemill_operator.runtime.queue import LONGEST_BACK_OFF, WorkQueue
+
+KEYS = st.sampled_from([("a", "1"), ("a", "2"), ("b", "1")])
+
+
+class Silent:
+    """Counts nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+
+class Queue(RuleBasedStateMachine):
+    """Workers, and those who enqueue."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = JumpingLoop()
+        self.queue: WorkQueue = self.loop.run_until_complete(_a_queue())
+        self.waiting: set[tuple[str, str]] = set()
+        self.working: set[tuple[str, str]] = set()
+        self.due: dict[tuple[str, str], float] = {}
+        """The latest time at which a key that is to come later must have come."""
+
+    @rule(key=KEYS)
+    def add(self, key: tuple[str, str]) -> None:
+        """As often as one likes."""
+        self.queue.add(key)
+        self.waiting.add(key)
+
+    @rule(key=KEYS, seconds=st.integers(1, 100))
+    def add_after(self, key: tuple[str, str], seconds: int) -> None:
+        """The earliest time that was asked for counts."""
+        self.queue.add_after(key, seconds)
+        self.due[key] = min(self.due.get(key, 1e9), self.loop.time() + seconds)
+
+    @precondition(lambda self: self.waiting - self.working)
+    @rule()
+    def take(self) -> None:
+        """A key that nobody works on, and that was asked for."""
+        key = self.loop.run_until_complete(self.queue.get())
+        assert key in self.waiting
+        assert key not in self.working
+        self.waiting.discard(key)
+        self.working.add(key)
+        self.due.pop(key, None)
+
+    @precondition(lambda self: self.working)
+    @rule(retry=st.booleans())
+    def finish(self, retry: bool) -> None:
+        """Well, or to be tried again."""
+        key = min(self.working)
+        if retry:
+            self.queue.retry(key)
+            latest = self.loop.time() + LONGEST_BACK_OFF * 1.2
+            self.due[key] = min(self.due.get(key, 1e9), latest)
+        else:
+            self.queue.forget(key)
+        self.queue.done(key)
+        self.working.discard(key)
+
+    @rule(seconds=st.integers(1, 100))
+    def time_passes(self, seconds: int) -> None:
+        """Keys become due."""
+        self.loop.run_until_complete(_sleep(seconds))
+        for key, latest in list(self.due.items()):
+            if latest <= self.loop.time() or key in self.queue._waiting:
+                del self.due[key]
+                self.waiting.add(key)
+
+    @invariant()
+    def exactly_what_was_asked_for_waits(self) -> None:
+        """No key is lost, none is there twice."""
+        assert len(self.queue) == len(self.waiting)
+
+    def teardown(self) -> None:
+        """Everything that was asked for is worked on in the end."""
+        for key in list(self.working):
+            self.queue.done(key)
+        self.loop.run_until_complete(_sleep(200))
+        left = self.waiting | set(self.due)
+        for _ in range(len(left)):
+            left.discard(self.loop.run_until_complete(self.queue.get()))
+        assert not left
+        self.queue.close()
+        self.loop.close()
+
+
+async def _a_queue() -> WorkQueue:
+    return WorkQueue(Silent())
+
+
+async def _sleep(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
+TestQueue = Queue.TestCase

@@ -1,0 +1,80 @@
+"""What the operator remembers of the cluster only moves forward."""
+
+from copy import deepcopy
+from typing import Any
+
+from property.builders import a_finetune_body
+from tunemill_operator.runtime.cache import Cache
+
+KEY = ("team-a", "support")
+
+
+def a_body(version: int, uid: str = "one", **spec: Any) -> dict[str, Any]:
+    """Return an object at this version."""
+    body = deepcopy(a_finetune_body(**spec))
+    body["metadata"] |= {"resourceVersion": str(version), "uid": uid}
+    return body
+
+
+def test_what_is_older_than_what_is_known_is_dropped() -> None:
+    """An answer to our own write may overtake the watch, and the watch then brings it once more."""
+    store = Cache().finetunes
+    assert store.put(a_body(5)) == KEY
+    assert store.put(a_body(5)) is None
+    assert store.put(a_body(4, suspend=True)) is None
+    (known,) = store.of(KEY)
+    assert known.spec is not None
+    assert not known.spec.suspend
+    assert store.put(a_body(6, suspend=True)) == KEY
+
+
+def test_a_deleted_object_does_not_come_back() -> None:
+    """The answer to a request may arrive after the watch told of the deletion."""
+    store = Cache().finetunes
+    store.put(a_body(5))
+    assert store.remove("one") == KEY
+    assert store.put(a_body(6)) is None
+    assert store.of(KEY) == ()
+    assert store.put(a_body(7, uid="two")) == KEY
+
+
+def test_an_object_of_the_same_name_is_another_object() -> None:
+    """Deleted and made anew: the youngest counts."""
+    cache = Cache()
+    cache.finetunes.put(a_body(5))
+    cache.finetunes.put(a_body(9, uid="two"))
+    found = cache.finetune(KEY)
+    assert found is not None
+    assert found.meta.uid == "two"
+
+
+def test_a_complete_list_takes_out_what_a_watch_has_missed() -> None:
+    """But not what was made after the list was taken, nor what lies in a namespace that was not listed."""
+    store = Cache().finetunes
+    store.put(a_body(5, uid="gone"))
+    store.put(a_body(6, uid="there"))
+    store.put(a_body(12, uid="new"))
+    other = a_body(5, uid="elsewhere")
+    other["metadata"]["namespace"] = "team-b"
+    store.put(other)
+    assert store.prune(["there"], version=10, namespace="team-a") == [KEY]
+    assert {view.meta.uid for view in store} == {"there", "new", "elsewhere"}
+    assert len(store) == 3
+
+
+def test_what_nobody_reads_is_not_kept() -> None:
+    """A user's large annotation must not cost the operator memory."""
+    store = Cache().pods
+    body = {
+        "metadata": {
+            "namespace": "team-a",
+            "name": "pod",
+            "uid": "pod",
+            "resourceVersion": "1",
+            "creationTimestamp": "2026-11-21T12:00:00Z",
+            "annotations": {"tunemill.dev/run-spec": "x" * 100_000},
+        },
+        "spec": {"containers": [{"name": "x", "env": [{"name": "y", "value": "z" * 100_000}]}]},
+    }
+    store.put(body)
+    assert len(repr(store.get("pod"))) < 1000

@@ -1,0 +1,208 @@
+"""Who may report progress, and how often it is written."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import pytest
+from property.builders import at, text
+from tunemill_api.constants import LABEL_FINETUNE, PROGRESS_AUDIENCE
+from tunemill_api.status import TrainerStatus
+from tunemill_operator.engine.objects import pod_of
+from tunemill_operator.progress.auth import (
+    POD_UID,
+    REMEMBERED_SECONDS,
+    REVIEWS_AT_ONCE,
+    Gatekeeper,
+    NotAllowedError,
+    NotAuthenticatedError,
+)
+from tunemill_operator.progress.board import WRITE_SECONDS, Board, ProgressReport
+
+KEY = ("team-a", "support")
+Jump = Callable[..., Any]
+
+
+class Reviewer:
+    """Judges every token as the test says, and counts."""
+
+    def __init__(self, **status: Any) -> None:
+        self.status = {
+            "authenticated": True,
+            "audiences": [PROGRESS_AUDIENCE],
+            "user": {"extra": {POD_UID: ["pod"]}},
+        } | status
+        self.reviews = 0
+        self.at_once = 0
+        self.most_at_once = 0
+
+    async def review_token(self, token: str, audience: str) -> dict[str, Any]:
+        """Take a second."""
+        assert audience == PROGRESS_AUDIENCE
+        self.reviews += 1
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await asyncio.sleep(1)
+        self.at_once -= 1
+        return self.status
+
+
+class Pods:
+    """Knows one pod."""
+
+    def __init__(self, phase: str = "Running", **metadata: Any) -> None:
+        body = {
+            "namespace": "team-a",
+            "name": "pod",
+            "uid": "pod",
+            "resourceVersion": "1",
+            "creationTimestamp": text(at(0)),
+            "labels": {LABEL_FINETUNE: "support"},
+        }
+        self.pod = pod_of({"metadata": body | metadata, "status": {"phase": phase}})
+
+    def get(self, uid: str) -> Any:
+        """Return it."""
+        return self.pod if uid == "pod" else None
+
+
+def test_the_running_pod_of_the_object_may_report(jump: Jump) -> None:
+    """By the pod's uid in the token."""
+    assert jump(Gatekeeper(Reviewer(), Pods()).pod_of("Bearer token", KEY)) == "pod"
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        {"authenticated": False},
+        {"authenticated": None},
+        {"audiences": ["https://kubernetes.default.svc"]},
+        {"audiences": []},
+        {"user": {}},
+        {"user": {"extra": {POD_UID: []}}},
+        {"user": {"extra": {POD_UID: ["pod", "other"]}}},
+    ],
+)
+def test_a_token_that_is_not_of_a_pod_for_this_purpose_is_refused(jump: Jump, status: dict[str, Any]) -> None:
+    """Whatever the API server leaves out or adds."""
+    with pytest.raises(NotAuthenticatedError):
+        jump(Gatekeeper(Reviewer(**status), Pods()).pod_of("Bearer token", KEY))
+
+
+@pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic dXNlcg==", "token"])
+def test_without_a_bearer_token_the_api_server_is_not_even_asked(jump: Jump, header: str) -> None:
+    """A request costs nothing."""
+    reviewer = Reviewer()
+    with pytest.raises(NotAuthenticatedError):
+        jump(Gatekeeper(reviewer, Pods()).pod_of(header, KEY))
+    assert reviewer.reviews == 0
+
+
+@pytest.mark.parametrize(
+    ("pods", "key"),
+    [
+        (Pods(), ("team-a", "other")),
+        (Pods(), ("team-b", "support")),
+        (Pods(phase="Succeeded"), KEY),
+        (Pods(phase="Failed"), KEY),
+        (Pods(deletionTimestamp=text(at(1))), KEY),
+        (Pods(uid="another"), KEY),
+    ],
+)
+def test_a_pod_may_report_about_its_own_object_while_it_works(jump: Jump, pods: Pods, key: tuple[str, str]) -> None:
+    """Not about others, not afterwards, not on its way out."""
+    if pods.pod.meta.uid == "another":
+        pods.get = lambda uid: None  # type: ignore[method-assign]
+    with pytest.raises(NotAllowedError):
+        jump(Gatekeeper(Reviewer(), pods).pod_of("Bearer token", key))
+
+
+def test_a_judgement_is_remembered_for_a_minute(jump: Jump) -> None:
+    """A stage reports every few seconds; a revoked token is refused soon all the same."""
+
+    async def story() -> None:
+        reviewer = Reviewer()
+        gatekeeper = Gatekeeper(reviewer, Pods())
+        for _ in range(5):
+            await gatekeeper.pod_of("Bearer token", KEY)
+        assert reviewer.reviews == 1
+        reviewer.status["authenticated"] = False
+        await asyncio.sleep(REMEMBERED_SECONDS)
+        with pytest.raises(NotAuthenticatedError):
+            await gatekeeper.pod_of("Bearer token", KEY)
+
+    jump(story())
+
+
+def test_a_flood_of_forged_tokens_does_not_flood_the_api_server(jump: Jump) -> None:
+    """A few reviews at a time."""
+
+    async def story() -> None:
+        reviewer = Reviewer(authenticated=False)
+        gatekeeper = Gatekeeper(reviewer, Pods())
+        tries = [gatekeeper.pod_of(f"Bearer {i}", KEY) for i in range(100)]
+        answers = await asyncio.gather(*tries, return_exceptions=True)
+        assert all(isinstance(answer, NotAuthenticatedError) for answer in answers)
+        assert reviewer.most_at_once == REVIEWS_AT_ONCE
+
+    jump(story())
+
+
+class Queue:
+    """Writes down what is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[float] = []
+
+    def add(self, key: tuple[str, str]) -> None:
+        """At once."""
+        self.asked.append(0)
+
+    def add_after(self, key: tuple[str, str], seconds: float) -> None:
+        """Later."""
+        self.asked.append(seconds)
+
+
+def a_report(percent: int, said: datetime | None = None) -> ProgressReport:
+    """Return a report, with the time that the pod's clock shows."""
+    return ProgressReport(trainer_status=TrainerStatus(progress_percentage=percent, last_updated_time=said))
+
+
+def test_the_first_report_is_written_at_once_and_the_next_ones_now_and_then() -> None:
+    """Ten reports in five seconds cost three writes at most; the newest is what is written."""
+    queue = Queue()
+    board = Board(queue)
+    for i in range(10):
+        board.post(KEY, "pod", a_report(i), at(i * 0.5))
+    assert queue.asked.count(0) == 2
+    assert max(queue.asked) <= WRITE_SECONDS
+    latest = board.latest(KEY)
+    assert latest is not None
+    assert latest.status.progress_percentage == 9
+
+
+def test_the_first_report_of_another_pod_is_written_at_once() -> None:
+    """A new attempt is news."""
+    queue = Queue()
+    board = Board(queue)
+    board.post(KEY, "one", a_report(50), at(0))
+    board.post(KEY, "two", a_report(0), at(1))
+    assert queue.asked == [0, 0]
+
+
+def test_the_time_of_a_report_is_when_it_arrived() -> None:
+    """A pod's clock may be wrong by hours."""
+    board = Board(Queue())
+    board.post(KEY, "pod", a_report(1, said=at(100_000)), at(7.4))
+    latest = board.latest(KEY)
+    assert latest is not None
+    assert latest.status.last_updated_time == at(7)
+
+
+def test_a_deleted_object_leaves_nothing_behind() -> None:
+    """The board does not grow with every object there ever was."""
+    board = Board(Queue())
+    board.post(KEY, "pod", a_report(1), at(0))
+    board.forget(KEY)
+    assert board.latest(KEY) is None

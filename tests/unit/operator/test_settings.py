@@ -1,0 +1,72 @@
+"""Flags and environment variables."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+from tunemill_operator.settings import Settings, SettingsError, add_options, settings_of
+
+
+def settings(*flags: str, **environment: str) -> Settings:
+    """Return the settings of a command line."""
+    parser = argparse.ArgumentParser()
+    add_options(parser, environment)
+    return settings_of(parser.parse_args(flags))
+
+
+def test_every_setting_is_a_flag_and_a_variable_and_the_flag_wins() -> None:
+    """One name for both."""
+    assert settings("--trainer-image=a").http_port == 8080
+    assert settings("--trainer-image=a", TUNEMILL_HTTP_PORT="9").http_port == 9
+    assert settings("--trainer-image=a", "--http-port=7", TUNEMILL_HTTP_PORT="9").http_port == 7
+    assert settings(TUNEMILL_TRAINER_IMAGE="b").trainer_image == "b"
+    assert settings("--trainer-image=a", TUNEMILL_NO_LEADER_ELECTION="true").no_leader_election
+
+
+def test_lists_are_separated_by_commas() -> None:
+    """Empty means all namespaces, and no pull secret."""
+    assert settings("--trainer-image=a").namespaces == ()
+    assert settings("--trainer-image=a", "--namespaces=").namespaces == ()
+    assert settings("--trainer-image=a", "--namespaces=team-a, team-b").namespaces == ("team-a", "team-b")
+
+
+def test_the_pods_own_name_comes_from_the_downward_api() -> None:
+    """As the chart sets it; the Lease lies in the same namespace."""
+    found = settings("--trainer-image=a", POD_NAME="operator-1", POD_NAMESPACE="tunemill-system")
+    assert (found.pod_name, found.pod_namespace) == ("operator-1", "tunemill-system")
+    assert found.lease_namespace == "tunemill-system"
+    assert settings("--trainer-image=a").lease_namespace == "default"
+
+
+def test_candidates_differ_by_default() -> None:
+    """Two processes with one identity would both believe that they lead."""
+    assert settings("--trainer-image=a").candidate != ""
+    assert settings("--trainer-image=a", "--identity=me").candidate == "me"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([], "--trainer-image is needed"),
+        (["--trainer-image=a", "--workers=0"], "--workers"),
+        (["--trainer-image=a", "--progress-url=http://x"], "--progress-url must begin with https://"),
+        (["--trainer-image=a", "--progress-url=https://x"], "--progress-cert must name a readable PEM file"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_said_in_one_sentence(flags: list[str], words: str) -> None:
+    """With the flag to change."""
+    with pytest.raises(SettingsError, match=words):
+        settings(*flags)
+
+
+def test_a_progress_endpoint_needs_its_three_files(tmp_path: Path) -> None:
+    """Certificate, key and authority."""
+    files = {name: tmp_path / name for name in ("cert", "key", "ca")}
+    flags = ["--trainer-image=a", "--progress-url=https://x", *(f"--progress-{n}={p}" for n, p in files.items())]
+    for missing in files:
+        for name, path in files.items():
+            path.write_text("pem")
+            if name == missing:
+                path.unlink()
+        with pytest.raises(SettingsError, match=f"--progress-{missing} "):
+            settings(*flags)

@@ -1,0 +1,132 @@
+"""What the operator says about itself."""
+
+import asyncio
+import json
+import logging
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+from aiohttp import web
+from prometheus_client import generate_latest
+from property.simulator import World
+from tunemill_api.failures import Reason
+from tunemill_operator.runtime.workers import current_key
+from tunemill_operator.telemetry import health, logs
+from tunemill_operator.telemetry.metrics import Metrics
+
+
+@pytest.fixture
+def restored_logging() -> Iterator[None]:
+    """Leave the test process's own logging as it was."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("restored_logging")
+def test_a_json_line_names_the_object_that_it_is_about(capsys: pytest.CaptureFixture[str]) -> None:
+    """So that one run's lines can be picked out."""
+    logs.configure("json", "info")
+    token = current_key.set("team-a/support")
+    try:
+        logging.getLogger("x").warning("it says %s", "déjà vu")
+        try:
+            raise ValueError("boom")
+        except ValueError:
+            logging.getLogger("x").exception("failed")
+    finally:
+        current_key.reset(token)
+    first, second = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    assert (first["level"], first["message"], first["finetune"]) == ("warning", "it says déjà vu", "team-a/support")
+    assert "ValueError: boom" in second["exception"]
+
+
+@pytest.mark.usefixtures("restored_logging")
+def test_a_text_line_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    """Time, level, object, message."""
+    logs.configure("text", "info")
+    logging.getLogger("x").info("created Job")
+    logging.getLogger("x").debug("not shown")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("info    created Job")
+
+
+def test_objects_are_counted_by_phase_and_failures_by_reason() -> None:
+    """At every scrape, all phases; a failure once, however often its status is written."""
+    metrics = Metrics("1.2.3")
+    world = World()
+    metrics.observe_phases(lambda: [world.finetune])
+    before = world.status
+    world.settle()
+    world.start(world.live_pods()[0])
+    world.fail(world.live_pods()[0], Reason.DATASET_EMPTY)
+    world.settle()
+    metrics.status_written(before, world.status)
+    metrics.status_written(world.status, world.status)
+    page = generate_latest(metrics.registry).decode()
+    assert 'tunemill_finetunes{phase="Failed"} 1.0' in page
+    assert 'tunemill_finetunes{phase="Succeeded"} 0.0' in page
+    assert 'tunemill_failures_total{reason="DatasetEmpty",stage="prepare"} 1.0' in page
+    assert 'tunemill_stage_attempts_total{stage="prepare"} 1.0' in page
+    assert 'tunemill_run_duration_seconds_count{result="Failed"} 1.0' in page
+    assert 'tunemill_operator_build_info{version="1.2.3"} 1.0' in page
+
+
+def test_metrics_have_the_names_that_dashboards_of_controllers_know() -> None:
+    """Of client-go and controller-runtime."""
+    metrics = Metrics("1")
+    metrics.queue.observe(lambda: 3, lambda: [0.5, 2.0])
+    metrics.queue.added()
+    metrics.queue.taken(0.1)
+    metrics.queue.finished(0.1)
+    metrics.queue.retried()
+    metrics.reconciled("error", 0.1)
+    metrics.requested("GET", 0, 0.1)
+    metrics.leading("lease", leads=True)
+    page = generate_latest(metrics.registry).decode()
+    for line in (
+        'workqueue_depth{name="functioncallfinetune"} 3.0',
+        'workqueue_adds_total{name="functioncallfinetune"} 1.0',
+        'workqueue_retries_total{name="functioncallfinetune"} 1.0',
+        'workqueue_unfinished_work_seconds{name="functioncallfinetune"} 2.5',
+        'workqueue_longest_running_processor_seconds{name="functioncallfinetune"} 2.0',
+        'controller_runtime_reconcile_total{controller="functioncallfinetune",result="error"} 1.0',
+        'controller_runtime_reconcile_errors_total{controller="functioncallfinetune"} 1.0',
+        'rest_client_requests_total{code="<error>",method="GET"} 1.0',
+        'leader_election_master_status{name="lease"} 1.0',
+    ):
+        assert line in page
+
+
+async def test_health_says_why_not() -> None:
+    """A probe that fails tells the reason."""
+    problem = {"unhealthy": "", "not_ready": "the caches are not filled yet"}
+    app = health.application(Metrics("1").registry, lambda: problem["unhealthy"], lambda: problem["not_ready"])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        assert await _fetch(port, "/healthz") == (200, "ok")
+        assert await _fetch(port, "/readyz") == (500, "the caches are not filled yet")
+        status, page = await _fetch(port, "/metrics")
+        assert status == 200
+        assert "tunemill_operator_build_info" in page
+    finally:
+        await runner.cleanup()
+
+
+async def _fetch(port: int, path: str) -> tuple[int, str]:
+    def fetch() -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    return await asyncio.to_thread(fetch)
