@@ -1,0 +1,192 @@
+"""What the API server's answers become."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from aiohttp import web
+from tunemill_operator.kube.access import AccessError, open_access
+from tunemill_operator.kube.client import FINETUNES, JOBS, KubeClient
+from tunemill_operator.kube.errors import (
+    ConflictError,
+    ExistsError,
+    KubeError,
+    NotFoundError,
+    RefusedError,
+    UnavailableError,
+)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def a_client(handler: Handler, folder: Path, **user: Any) -> AsyncIterator[tuple[KubeClient, list[Any]]]:
+    """Run a server with this handler; yield a client that a kubeconfig leads to it, and what it observed."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handler)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    kubeconfig = folder / "kubeconfig"
+    kubeconfig.write_text(
+        yaml.safe_dump(
+            {
+                "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{runner.addresses[0][1]}"}}],
+                "users": [{"name": "u", "user": user}],
+                "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+                "current-context": "x",
+            }
+        )
+    )
+    observed: list[Any] = []
+    access = await open_access(str(kubeconfig), "")
+    client = KubeClient(access.client(), lambda *what: observed.append(what))
+    try:
+        yield client, observed
+    finally:
+        await client.close()
+        await runner.cleanup()
+
+
+def answering(status: int, headers: dict[str, str] | None = None, **body: Any) -> Handler:
+    """Return a handler that always gives this answer."""
+
+    async def handler(_: web.Request) -> web.StreamResponse:
+        return web.json_response(body, status=status, headers=headers)
+
+    return handler
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (404, {"reason": "NotFound", "message": "jobs x not found"}, NotFoundError),
+        (409, {"reason": "AlreadyExists", "message": "jobs x already exists"}, ExistsError),
+        (409, {"reason": "Conflict", "message": "the object has been modified"}, ConflictError),
+        (403, {"reason": "Forbidden", "message": "cannot create"}, RefusedError),
+        (422, {"reason": "Invalid", "message": "is invalid"}, RefusedError),
+        (429, {"reason": "TooManyRequests", "message": "slow down"}, UnavailableError),
+        (503, {"reason": "ServiceUnavailable", "message": "starting"}, UnavailableError),
+    ],
+)
+async def test_each_answer_is_an_error_of_its_kind(
+    tmp_path: Path, status: int, body: dict[str, Any], kind: type[KubeError]
+) -> None:
+    """With the API server's own words."""
+    async with a_client(answering(status, **body), tmp_path) as (client, observed):
+        with pytest.raises(KubeError, match=body["message"]) as caught:
+            await client.get(JOBS, "team-a", "x")
+        assert type(caught.value) is kind
+        assert caught.value.code == status
+        assert observed[0][:2] == ("GET", status)
+
+
+async def test_a_server_that_asks_to_wait_is_heard(tmp_path: Path) -> None:
+    """Retry-After."""
+    handler = answering(429, {"Retry-After": "7"}, message="slow down")
+    async with a_client(handler, tmp_path) as (client, _):
+        with pytest.raises(UnavailableError) as caught:
+            await client.get(JOBS, "team-a", "x")
+        assert caught.value.retry_after == 7
+
+
+async def test_no_answer_is_an_error_too(tmp_path: Path) -> None:
+    """A connection that breaks off."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        assert request.transport
+        request.transport.close()
+        return web.Response()
+
+    async with a_client(handler, tmp_path) as (client, observed):
+        with pytest.raises(UnavailableError):
+            await client.get(JOBS, "team-a", "x")
+        assert observed[0][:2] == ("GET", 0)
+
+
+async def test_an_error_page_of_a_proxy_is_shown(tmp_path: Path) -> None:
+    """It is no JSON."""
+
+    async def handler(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=502, text="<h1>Bad Gateway</h1>")
+
+    async with a_client(handler, tmp_path) as (client, _):
+        with pytest.raises(UnavailableError, match="Bad Gateway"):
+            await client.get(JOBS, "team-a", "x")
+
+
+async def test_lists_are_read_page_by_page(tmp_path: Path) -> None:
+    """With the selector of the operator's own objects."""
+    asked: list[dict[str, str]] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        asked.append(dict(request.query))
+        more = {} if "continue" in request.query else {"continue": "more"}
+        return web.json_response({"items": [{}], "metadata": {"resourceVersion": "7", **more}})
+
+    async with a_client(handler, tmp_path) as (client, _):
+        pages = [page async for page in client.pages(JOBS, None)]
+    assert pages == [([{}], 7), ([{}], 7)]
+    assert asked[0] == {"labelSelector": "tunemill.dev/finetune", "limit": "500"}
+    assert asked[1]["continue"] == "more"
+
+
+async def test_the_status_is_applied_to_the_version_that_was_decided_on(tmp_path: Path) -> None:
+    """Server-side apply by our own field manager, on the status alone."""
+    seen: dict[str, Any] = {}
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        seen.update(
+            method=request.method,
+            path=request.path,
+            query=dict(request.query),
+            type=request.content_type,
+            body=await request.json(),
+            token=request.headers.get("Authorization"),
+        )
+        return web.json_response({})
+
+    async with a_client(handler, tmp_path, token="secret") as (client, _):
+        await client.apply_status("team-a", "support", 42, {"phase": "Pending"})
+    assert seen["method"] == "PATCH"
+    assert seen["path"] == f"{FINETUNES.path('team-a', 'support')}/status"
+    assert seen["query"] == {"fieldManager": "tunemill-operator", "force": "true"}
+    assert seen["type"] == "application/apply-patch+yaml"
+    assert seen["body"]["metadata"] == {"name": "support", "namespace": "team-a", "resourceVersion": "42"}
+    assert seen["body"]["status"] == {"phase": "Pending"}
+    assert seen["token"] == "Bearer secret"
+
+
+async def test_a_server_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every request is bounded."""
+    monkeypatch.setattr("tunemill_operator.kube.client.REQUEST_SECONDS", 0.2)
+
+    async def handler(_: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(5)
+        return web.Response()
+
+    async with a_client(handler, tmp_path) as (client, _):
+        with pytest.raises(UnavailableError):
+            await client.get(JOBS, "team-a", "x")
+
+
+async def test_without_a_kubeconfig_it_is_said_what_to_set(tmp_path: Path) -> None:
+    """One sentence, no traceback."""
+    with pytest.raises(AccessError, match="--kubeconfig"):
+        await open_access(str(tmp_path / "nothing"), "")
+
+
+async def test_the_credentials_of_the_kubeconfig_are_handed_on(tmp_path: Path) -> None:
+    """The watches connect by themselves."""
+    async with a_client(answering(200), tmp_path, token="secret"):
+        access = await open_access(str(tmp_path / "kubeconfig"), "x")
+        credentials = await access.credentials()
+    assert credentials.token == "secret"
+    assert credentials.server.startswith("http://127.0.0.1:")
+    with pytest.raises(AccessError, match="context"):
+        await open_access(str(tmp_path / "kubeconfig"), "another")

@@ -1,0 +1,393 @@
+"""How decisions are carried out: in this order, and from whatever answer the API server gives."""
+
+import asyncio
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import pytest
+from property.builders import PLATFORM, a_finetune_body
+from tunemill_api.constants import LABEL_FINETUNE
+from tunemill_operator.kube.client import JOBS, Resource
+from tunemill_operator.kube.errors import (
+    ConflictError,
+    ExistsError,
+    KubeError,
+    NotFoundError,
+    RefusedError,
+    UnavailableError,
+)
+from tunemill_operator.progress.board import Board
+from tunemill_operator.runtime.cache import Cache
+from tunemill_operator.runtime.queue import QueueClosedError, WorkQueue
+from tunemill_operator.runtime.reconciler import Reconciler
+from tunemill_operator.runtime.recorder import Recorder
+from tunemill_operator.runtime.resync import Resync
+from tunemill_operator.runtime.workers import FINISH_SECONDS, work
+
+Json = dict[str, Any]
+Jump = Callable[..., Any]
+KEY = ("team-a", "support")
+
+
+class Counter:
+    """Counts nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+
+class Client:
+    """An API server that keeps Jobs and the status of one object, and fails where a test says so."""
+
+    def __init__(self) -> None:
+        self.version = 100
+        self.finetune = a_finetune_body()
+        self.jobs: dict[str, Json] = {}
+        self.said: list[str] = []
+        self.errors: dict[str, KubeError] = {}
+
+    def _answer(self, what: str) -> None:
+        self.said.append(what)
+        if error := self.errors.pop(what, None):
+            raise error
+
+    async def create(self, resource: Resource, namespace: str, body: Json) -> Json:
+        """Create a Job or an event."""
+        if resource is not JOBS:
+            self._answer(f"event {body['reason']}")
+            return body
+        self._answer("create")
+        return self.keep(body)
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> Json:
+        """Return a Job."""
+        self._answer("get")
+        return self.jobs[name]
+
+    async def delete_job(self, namespace: str, name: str, uid: str) -> Json:
+        """Mark a Job as being deleted."""
+        self._answer("delete")
+        self.jobs[name]["metadata"]["deletionTimestamp"] = "2026-11-21T12:00:00Z"
+        return self.keep(self.jobs[name])
+
+    async def apply_status(self, namespace: str, name: str, resource_version: int, status: Json) -> Json:
+        """Write the status."""
+        self._answer("status")
+        self.finetune["status"] = status
+        self.version += 1
+        self.finetune["metadata"]["resourceVersion"] = str(self.version)
+        return deepcopy(self.finetune)
+
+    async def warnings_about(self, namespace: str, uid: str) -> list[Json]:
+        """Return no events."""
+        self._answer("events")
+        return []
+
+    async def pages(self, resource: Resource, namespace: str | None) -> Any:
+        """Return everything in one page."""
+        self._answer(f"list {resource.plural}")
+        items = {"functioncallfinetunes": [self.finetune], "jobs": list(self.jobs.values())}
+        yield deepcopy(items.get(resource.plural, [])), self.version
+
+    def keep(self, body: Json) -> Json:
+        """Store a Job as the API server does."""
+        self.version += 1
+        metadata = body["metadata"]
+        metadata.setdefault("uid", f"uid-{metadata['name']}")
+        metadata.setdefault("creationTimestamp", "2026-11-21T12:00:00Z")
+        metadata["resourceVersion"] = str(self.version)
+        self.jobs[metadata["name"]] = deepcopy(body)
+        return deepcopy(body)
+
+
+class Operation:
+    """A reconciler and all that it works with."""
+
+    def __init__(self) -> None:
+        self.client = Client()
+        self.cache = Cache()
+        self.queue = WorkQueue(Counter())
+        self.cache.finetunes.put(deepcopy(self.client.finetune))
+        client: Any = self.client
+        self.reconciler = Reconciler(
+            client, self.cache, self.queue, Board(self.queue), Recorder(client, "test"), Counter(), lambda: PLATFORM
+        )
+
+    @property
+    def status(self) -> Json:
+        """The status that was written last."""
+        status: Json = self.client.finetune.get("status", {})
+        return status
+
+    async def reconcile(self) -> None:
+        """Look once."""
+        await self.reconciler.reconcile(KEY)
+
+
+def test_a_job_is_created_before_the_status_is_written(jump: Jump) -> None:
+    """And the answers are taken in, so that the next look does neither again."""
+
+    async def story() -> None:
+        operation = Operation()
+        await operation.reconcile()
+        assert operation.client.said == ["create", "status"]
+        operation.client.said.clear()
+        await operation.reconcile()
+        assert "create" not in operation.client.said
+
+    jump(story())
+
+
+def test_events_follow_the_status_and_only_if_it_was_written(jump: Jump) -> None:
+    """What was not persisted is not announced."""
+
+    async def story() -> None:
+        operation = Operation()
+        operation.client.errors["create"] = RefusedError("denied the request", 403)
+        operation.client.errors["status"] = ConflictError("changed", 409)
+        with pytest.raises(ConflictError):
+            await operation.reconcile()
+        assert operation.client.said == ["create", "status"]
+        operation.client.errors["create"] = RefusedError("denied the request", 403)
+        await operation.reconcile()
+        assert operation.client.said[2:] == ["create", "status", "event PodRejected"]
+
+    jump(story())
+
+
+def test_a_refused_job_becomes_a_failure_in_the_same_look(jump: Jump) -> None:
+    """The API server's words arrive in the status."""
+
+    async def story() -> None:
+        operation = Operation()
+        operation.client.errors["create"] = RefusedError("must be less than or equal to memory limit", 422)
+        await operation.reconcile()
+        assert operation.status["failure"]["reason"] == "InvalidSpec"
+        assert "memory limit" in operation.status["failure"]["message"]
+
+    jump(story())
+
+
+def test_a_job_that_exists_and_is_ours_is_taken_in(jump: Jump) -> None:
+    """The operator was killed after it had created the Job, and the cache has not seen it yet."""
+
+    async def story() -> None:
+        first = Operation()
+        await first.reconcile()
+        second = Operation()
+        second.client.jobs = first.client.jobs
+        second.client.errors["create"] = ExistsError("exists", 409)
+        await second.reconcile()
+        assert "failure" not in second.status
+        assert len(second.cache.jobs) == 1
+
+    jump(story())
+
+
+def test_a_job_that_exists_and_is_not_ours_is_a_conflict(jump: Jump) -> None:
+    """It is not touched."""
+
+    async def story() -> None:
+        operation = Operation()
+        await operation.reconcile()
+        (job,) = operation.client.jobs.values()
+        job["metadata"]["ownerReferences"] = []
+        other = Operation()
+        other.client.jobs = operation.client.jobs
+        other.client.errors["create"] = ExistsError("exists", 409)
+        await other.reconcile()
+        assert other.status["failure"]["reason"] == "NameConflict"
+        assert "delete" not in other.client.said
+
+    jump(story())
+
+
+def test_an_api_server_that_is_away_leaves_the_status_alone(jump: Jump) -> None:
+    """It is no failure of the run; the queue tries again."""
+
+    async def story() -> None:
+        operation = Operation()
+        operation.client.errors["create"] = UnavailableError("connection refused")
+        with pytest.raises(UnavailableError):
+            await operation.reconcile()
+        assert operation.status == {}
+
+    jump(story())
+
+
+def test_a_namespace_that_is_going_away_is_no_failure(jump: Jump) -> None:
+    """The object goes with it."""
+
+    async def story() -> None:
+        operation = Operation()
+        operation.client.errors["create"] = RefusedError("unable to create: namespace is being terminated", 403)
+        await operation.reconcile()
+        assert "failure" not in operation.status
+
+    jump(story())
+
+
+@pytest.mark.parametrize("error", [NotFoundError("gone", 404), ConflictError("another uid", 409)])
+def test_a_job_that_is_gone_already_need_not_be_deleted(jump: Jump, error: KubeError) -> None:
+    """The cache learns of it at once."""
+
+    async def story() -> None:
+        operation = Operation()
+        await operation.reconcile()
+        operation.client.finetune["spec"]["suspend"] = True
+        operation.client.finetune["metadata"] |= {"generation": 2, "resourceVersion": "500"}
+        operation.client.version = 500
+        operation.cache.finetunes.put(deepcopy(operation.client.finetune))
+        operation.client.errors["delete"] = error
+        await operation.reconcile()
+        assert len(operation.cache.jobs) == 0
+
+    jump(story())
+
+
+def test_a_deleted_object_is_forgotten(jump: Jump) -> None:
+    """Nothing is asked of the API server."""
+
+    async def story() -> None:
+        operation = Operation()
+        operation.cache.finetunes.remove("uid-of-support")
+        await operation.reconcile()
+        assert operation.client.said == []
+
+    jump(story())
+
+
+def test_an_event_that_cannot_be_recorded_stops_nothing(jump: Jump) -> None:
+    """Events are for people."""
+
+    async def story() -> None:
+        operation = Operation()
+        operation.client.errors["create"] = RefusedError("denied the request", 403)
+        operation.client.errors["event PodRejected"] = RefusedError("no events here", 403)
+        await operation.reconcile()
+        assert operation.status["failure"]["reason"] == "PodRejected"
+
+    jump(story())
+
+
+def test_a_resync_finds_what_the_watches_have_missed(jump: Jump) -> None:
+    """A Job that vanished in a gap would be waited for for ever."""
+
+    async def story() -> None:
+        operation = Operation()
+        client: Any = operation.client
+        counted: list[int] = []
+
+        class Observer:
+            def diverged(self, objects: int) -> None:
+                counted.append(objects)
+
+        resync = Resync(client, operation.cache, operation.queue, Observer(), [])
+        await resync.prime()
+        await operation.reconcile()
+        operation.client.jobs.clear()
+        operation.client.version += 1
+        task = asyncio.ensure_future(resync.run(300))
+        await asyncio.sleep(400)
+        assert counted[0] == 1
+        assert len(operation.cache.jobs) == 0
+        task.cancel()
+
+    jump(story())
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (NotFoundError("the server could not find the requested resource", 404), "CRD of FunctionCallFineTune"),
+        (RefusedError("cannot list resource", 403), "lacks a rule"),
+        (UnavailableError("connection refused"), "does not answer"),
+    ],
+)
+def test_what_is_missing_at_the_start_is_said_once_and_waited_for(
+    jump: Jump, caplog: pytest.LogCaptureFixture, error: KubeError, words: str
+) -> None:
+    """No crash loop, and no flood of the same line."""
+
+    async def story() -> None:
+        operation = Operation()
+        client: Any = operation.client
+        client.errors["list functioncallfinetunes"] = error
+        resync = Resync(client, operation.cache, operation.queue, Counter(), [])
+        task = asyncio.ensure_future(resync.prime())
+        await asyncio.sleep(1)
+        client.errors["list functioncallfinetunes"] = error
+        await asyncio.sleep(5)
+        assert not task.done()
+        await task
+
+    with caplog.at_level("WARNING"):
+        jump(story())
+    assert [words in record.message for record in caplog.records] == [True]
+
+
+def test_a_defect_that_one_object_brings_out_stops_no_other(jump: Jump) -> None:
+    """It is logged and tried again, later and later."""
+
+    async def story() -> None:
+        queue = WorkQueue(Counter())
+        seen: list[str] = []
+
+        async def reconcile(key: tuple[str, str]) -> None:
+            seen.append(key[1])
+            if key[1] == "bad":
+                raise ZeroDivisionError
+
+        task = asyncio.ensure_future(work(queue, reconcile, 2, Counter()))
+        queue.add(("a", "bad"))
+        queue.add(("a", "good"))
+        await asyncio.sleep(1000)
+        assert seen.count("good") == 1
+        assert 10 < seen.count("bad") < 40
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    jump(story())
+
+
+def test_what_is_being_reconciled_is_finished_before_the_end(jump: Jump) -> None:
+    """Within two seconds, after which a new leader may be at work; no new key is begun."""
+
+    async def story() -> None:
+        queue = WorkQueue(Counter())
+        ended: list[str] = []
+
+        async def reconcile(key: tuple[str, str]) -> None:
+            await asyncio.sleep(1 if key[1] == "quick" else 100)
+            ended.append(key[1])
+
+        task = asyncio.ensure_future(work(queue, reconcile, 2, Counter()))
+        for name in ("quick", "slow", "never"):
+            queue.add(("a", name))
+        await asyncio.sleep(0.5)
+        started = asyncio.get_running_loop().time()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert asyncio.get_running_loop().time() - started <= FINISH_SECONDS
+        assert ended == ["quick"]
+        with pytest.raises(QueueClosedError):
+            await queue.get()
+
+    jump(story())
+
+
+def test_views_of_jobs_carry_the_name_of_their_object() -> None:
+    """By the label: so a Job is found when its object has been deleted and made anew."""
+    cache = Cache()
+    body = {
+        "metadata": {
+            "namespace": "team-a",
+            "name": "job",
+            "uid": "job",
+            "resourceVersion": "1",
+            "creationTimestamp": "2026-11-21T12:00:00Z",
+            "labels": {LABEL_FINETUNE: "support"},
+        }
+    }
+    assert cache.jobs.put(body) == KEY
