@@ -2,12 +2,14 @@
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from tunemill_api.base import ApiModel
 
 Quantity = Annotated[
     str,
+    # `cpu: 4` is a number in YAML, and the API server keeps it as one.
+    BeforeValidator(lambda value: str(value) if isinstance(value, int) else value),
     Field(
         max_length=64,
         pattern=r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$",

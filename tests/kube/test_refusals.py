@@ -58,3 +58,12 @@ def test_defaults_are_filled_in(namespace: Namespace) -> None:
     assert spec["training"]["learningRate"] == "1e-4"
     assert spec["adapter"]["lora"]["rank"] == 16
     assert spec["suspend"] is False
+
+
+@pytest.mark.usefixtures("operator")
+def test_a_quantity_may_be_a_number(namespace: Namespace) -> None:
+    """`cpu: 2` is what people write, and what the API server hands to the operator."""
+    namespace.apply("numbers", compute={"prepareResources": {"requests": {"cpu": 2}, "limits": {"cpu": 2}}})
+    namespace.wait_for("numbers", "Succeeded")
+    (job,) = [item for item in namespace.jobs("numbers") if "prepare" in item["metadata"]["name"]]
+    assert job["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"] == "2"

@@ -172,6 +172,12 @@ def test_only_the_training_pod_asks_for_a_gpu_and_its_node() -> None:
     assert pod["priorityClassName"] == "training"
 
 
+def test_a_quantity_may_be_a_number() -> None:
+    """`cpu: 2` is what people write, and what the API server hands on."""
+    job = a_job("train", compute={"gpus": 0, "resources": {"limits": {"cpu": 2}}})
+    assert containers_of(job)[0]["resources"]["limits"] == {"cpu": "2"}
+
+
 def test_without_gpus_none_is_asked_for() -> None:
     """A run on the CPU, for small models."""
     for container in containers_of(a_job("train", compute={"gpus": 0})):
