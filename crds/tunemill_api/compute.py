@@ -8,13 +8,13 @@ from tunemill_api.base import ApiModel
 
 Quantity = Annotated[
     str,
-    # `cpu: 4` is a number in YAML, and the API server keeps it as one.
-    BeforeValidator(lambda value: str(value) if isinstance(value, int) else value),
     Field(
         max_length=64,
         pattern=r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$",
         json_schema_extra={"x-kubernetes-int-or-string": True},
     ),
+    # `cpu: 4` is a number in YAML, and the API server keeps it as one.
+    BeforeValidator(lambda value: str(value) if isinstance(value, int) else value),
 ]
 """A Kubernetes quantity such as 500m or 16Gi."""
 
