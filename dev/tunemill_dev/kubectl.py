@@ -1,5 +1,6 @@
 """kubectl, bound to one cluster: what the demo and the end-to-end tests ask of it."""
 
+import base64
 import codecs
 import json
 import logging
@@ -27,8 +28,8 @@ class CommandError(Exception):
     """A command failed; the message says which, and the end of what it said."""
 
 
-def run(command: tuple[str, ...], stdin: str = "") -> str:
-    """Run a command to its end, log it with its output, and return what it printed. Input is never logged.
+def run(command: tuple[str, ...], stdin: str = "", *, secret: bool = False) -> str:
+    """Run a command to its end, log it, and return what it printed. Input is never logged, `secret` output neither.
 
     Raises:
         CommandError: it failed or is not there.
@@ -37,7 +38,7 @@ def run(command: tuple[str, ...], stdin: str = "") -> str:
         done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise CommandError(f"{command[0]} is needed and not on the PATH; install it") from None
-    _log.info("%s → %s\n%s%s", " ".join(command), done.returncode, done.stdout, done.stderr)
+    _log.info("%s → %s\n%s%s", " ".join(command), done.returncode, "" if secret else done.stdout, done.stderr)
     if done.returncode:
         said = (done.stderr or done.stdout).strip()
         raise CommandError(f"`{Path(command[0]).name} {' '.join(command[1:])}` failed: {said[-2000:]}")
@@ -64,6 +65,14 @@ class Kubectl:
         """Return an object, or None when it is not there."""
         found = self("get", kind, name, "--namespace", namespace, "--ignore-not-found", "--output", "json")
         return json.loads(found) if found.strip() else None
+
+    def secret(self, name: str, namespace: str) -> dict[str, str] | None:
+        """Return the values of a Secret, or None when it is not there."""
+        question = ("get", "secret", name, "--namespace", namespace, "--ignore-not-found", "--output", "json")
+        found = run((self.program, *self.options, *question), secret=True)
+        if not found.strip():
+            return None
+        return {key: base64.b64decode(value).decode() for key, value in json.loads(found)["data"].items()}
 
     def list(self, kind: str, namespace: str, selector: str = "") -> list[Object]:
         """Return the objects of a kind in a namespace, by labels."""

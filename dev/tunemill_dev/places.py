@@ -1,5 +1,6 @@
 """Where a testbed stands: on the local cluster, which is made as needed, or on a cluster of yours."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,7 +9,6 @@ import yaml
 
 from tunemill_dev.cluster import addons, up
 from tunemill_dev.cluster.console import say, step
-from tunemill_dev.cluster.home import home
 from tunemill_dev.kubectl import CommandError, Kubectl
 from tunemill_dev.testbed import CHART, REPOSITORY_ROOT, Hub, ObjectStore, Testbed, waiting_pods
 
@@ -60,13 +60,10 @@ def attached(context: str) -> Iterator[Testbed]:
     with step(f"cluster of context {context}"):
         kubectl("version")
     images = _images()
-    say(
-        f"  It must have these images, or pull them from {ENV_REGISTRY}=registry.example.com/team, tag {ENV_TAG}:"
-    )
+    say(f"  It must have these images, or pull them from {ENV_REGISTRY}=registry.example.com/team, tag {ENV_TAG}:")
     for name, reference in images.items():
         say(f"    {reference:<44} {IMAGES[name]} …")
-    # Kept, so that a second demo finds what the first one put there.
-    credentials = addons.Credentials.ensure(home() / "contexts" / f"{context.replace('/', '_')}.json")
+    credentials = _credentials(kubectl)
     with step("S3 and Hub"):
         manifests = addons.services(credentials, s3_image=images["versitygw"], hub_image=images["tunemill-hub"])
         kubectl("apply", "--filename", "-", stdin=manifests)
@@ -93,6 +90,22 @@ def attached(context: str) -> Iterator[Testbed]:
             operator_image=images["tunemill-operator"],
             trainer_image=images["tunemill-trainer"],
         )
+
+
+def _credentials(kubectl: Kubectl) -> addons.Credentials:
+    """Return the credentials that S3 and Hub in the cluster have already, else new ones."""
+    s3, hub = kubectl.secret("s3-root", addons.NAMESPACE), kubectl.secret("hub-accounts", addons.NAMESPACE)
+    if s3 is None or hub is None:
+        return addons.Credentials()
+    tokens = {token["name"]: token["value"] for token in json.loads(hub["accounts.json"])["tokens"]}
+    return addons.Credentials(
+        s3_access_key=s3["AWS_ACCESS_KEY_ID"],
+        s3_secret_key=s3["AWS_SECRET_ACCESS_KEY"],
+        hub_admin_token=hub["admin-token"],
+        hub_write_token=tokens["write"],
+        hub_read_token=tokens["read"],
+        hub_scoped_token=tokens["scoped"],
+    )
 
 
 def _images() -> dict[str, str]:
