@@ -29,7 +29,7 @@ from tunemill_operator.runtime.reconciler import Reconciler
 from tunemill_operator.runtime.recorder import Recorder
 from tunemill_operator.runtime.resync import Resync
 from tunemill_operator.runtime.workers import work
-from tunemill_operator.settings import Settings
+from tunemill_operator.settings import Settings, SettingsError
 from tunemill_operator.telemetry import health
 from tunemill_operator.telemetry.metrics import Metrics
 
@@ -46,6 +46,7 @@ async def run(settings: Settings) -> int:
 
     Raises:
         AccessError: when there is no way to an API server.
+        SettingsError: when the certificate cannot be used.
     """
     access = await open_access(settings.kubeconfig, settings.context)
     metrics = Metrics(version("tunemill-operator"))
@@ -77,6 +78,7 @@ class _Process:
         self._client = client
         self._metrics = metrics
         self._platform = _platform(settings)
+        self._certificate = _certificate(settings)
         self._resync: Resync | None = None
         self._primed = False
         self.stopping = asyncio.Event()
@@ -118,19 +120,23 @@ class _Process:
         await resync.prime()
         self._primed = True
         log.info("serving %s", ", ".join(settings.namespaces) or "all namespaces")
-        async with asyncio.TaskGroup() as group:
-            group.create_task(
-                handlers.watch(cache, queue, settings.namespaces, access.credentials, metrics.seen, self.take_signals)
-            )
-            group.create_task(work(queue, reconciler.reconcile, settings.workers, metrics))
-            group.create_task(resync.run(settings.resync_seconds))
-            if settings.progress_url:
-                group.create_task(self._take_progress(Gatekeeper(client, cache.pods), board))
+        watching = handlers.watch(
+            cache, queue, settings.namespaces, access.credentials, metrics.seen, self.take_signals
+        )
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(watching)
+                group.create_task(work(queue, reconciler.reconcile, settings.workers, metrics))
+                group.create_task(resync.run(settings.resync_seconds))
+                if self._certificate:
+                    group.create_task(self._take_progress(self._certificate, Gatekeeper(client, cache.pods), board))
+        except* handlers.WatchError as ended:
+            for error in ended.exceptions:
+                log.error("%s; the process ends, to begin anew", error)
 
-    async def _take_progress(self, gatekeeper: Gatekeeper, board: Board) -> None:
+    async def _take_progress(self, certificate: Certificate, gatekeeper: Gatekeeper, board: Board) -> None:
         """Serve the progress endpoint, and say so with the label that the Service selects, until cancelled."""
         settings = self._settings
-        certificate = Certificate(Path(settings.progress_cert), Path(settings.progress_key))
         app = progress_application(gatekeeper, board, self._metrics.progress_answered)
         async with _served(app, "0.0.0.0", settings.progress_port, certificate.context):  # noqa: S104 - pods reach it
             await self._label("true")
@@ -179,6 +185,15 @@ async def _served(
         yield int(runner.addresses[0][1])
     finally:
         await runner.cleanup()
+
+
+def _certificate(settings: Settings) -> Certificate | None:
+    if not settings.progress_url:
+        return None
+    try:
+        return Certificate(Path(settings.progress_cert), Path(settings.progress_key))
+    except OSError as error:
+        raise SettingsError(f"--progress-cert and --progress-key cannot be used together: {error}") from error
 
 
 def _platform(settings: Settings) -> Platform:

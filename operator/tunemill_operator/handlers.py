@@ -20,6 +20,10 @@ STOP_SECONDS = 3.0
 """kopf waits for its streams to end; a leader that has lost its lease cannot."""
 
 
+class WatchError(Exception):
+    """The operator is blind: the process has to begin anew."""
+
+
 async def watch(
     cache: Cache,
     queue: WorkQueue,
@@ -39,7 +43,7 @@ async def watch(
         take_signals: installs the process's own signal handlers; kopf puts its own in their place.
 
     Raises:
-        Exception: what ended a watch for good, for example a CRD that was removed; the process is to end then.
+        WatchError: when a watch has ended for good, for example because the CRD was removed.
     """
     registry, settings = kopf.OperatorRegistry(), _settings()
     _register_login(registry, credentials)
@@ -60,6 +64,8 @@ async def watch(
     operator = asyncio.ensure_future(kopf.run_tasks(tasks, ignored=asyncio.all_tasks() - set(tasks)))
     try:
         await asyncio.shield(operator)
+    except Exception as error:  # kopf re-raises whatever ended one of its tasks
+        raise WatchError(f"a watch has ended for good: {error}") from error
     finally:
         stop.set()
         _, late = await asyncio.wait([operator], timeout=STOP_SECONDS)

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,13 +46,15 @@ class Operator:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(seconds)
 
-    def fetch(self, path: str) -> str:
-        """Return a page of its HTTP server."""
+    def probe(self, path: str) -> tuple[int, str]:
+        """Return the HTTP status and the text of a page of its HTTP server."""
         port = re.search(r"metrics and health on port (\d+)", self.log.read_text())
         assert port, "the operator has not said its port"
-        with urllib.request.urlopen(f"http://127.0.0.1:{port[1]}{path}", timeout=5) as answer:
-            text: str = answer.read().decode()
-        return text
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port[1]}{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
 
 
 def start(kubeconfig: Path, log: Path, *arguments: str, environment: dict[str, str] | None = None) -> Operator:

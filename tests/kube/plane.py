@@ -12,6 +12,7 @@ from property.builders import a_spec
 from tunemill_api.constants import API_VERSION, GROUP, KIND, LABEL_FINETUNE, PLURAL
 
 CRD = Path(__file__).parents[2] / "crds" / f"{GROUP}_{PLURAL}.yaml"
+CRD_PATH = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 Json = dict[str, Any]
 
 
@@ -31,8 +32,7 @@ class Plane:
 
     def install_crd(self) -> None:
         """Install the CRD and wait until it is served."""
-        path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-        self.api.post(path, yaml.safe_load(CRD.read_text()))
+        self.api.post(CRD_PATH, yaml.safe_load(CRD.read_text()))
         eventually(lambda: self.api.find(f"/apis/{API_VERSION}/{PLURAL}"), "the CRD is served")
 
     def namespace(self, name: str, labels: dict[str, str] | None = None) -> "Namespace":

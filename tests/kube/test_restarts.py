@@ -62,9 +62,9 @@ def test_a_leader_that_stops_hands_over_at_once_and_one_that_dies_after_its_leas
     first.wait_until_it_says("leading as a")
     second = start(plane.kubeconfig, tmp_path / "b.log", "--identity=b", *election)
     second.wait_until_it_says("metrics and health")
-    assert second.fetch("/readyz") == "ok"
+    assert second.probe("/readyz") == (200, "ok")
     assert not second.said("leading as b")
-    assert 'leader_election_master_status{name="hand-over"} 1.0' in first.fetch("/metrics")
+    assert 'leader_election_master_status{name="hand-over"} 1.0' in first.probe("/metrics")[1]
     assert first.stop() == 0
     second.wait_until_it_says("leading as b", seconds=8)
     third = start(plane.kubeconfig, tmp_path / "c.log", "--identity=c", *election)

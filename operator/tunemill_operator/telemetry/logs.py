@@ -17,10 +17,18 @@ def configure(form: str, level: str) -> None:
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if form == "json" else _TextFormatter())
+    handler.addFilter(_without_tracebacks_of_kopf)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # kopf tells of every event that it hands over, and aiohttp of every scrape.
     logging.getLogger("kopf").setLevel(logging.WARNING)
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+
+
+def _without_tracebacks_of_kopf(record: logging.LogRecord) -> bool:
+    """Leave out the way through kopf's code by which a lost connection came: the message says it all."""
+    if record.name.startswith("kopf"):
+        record.exc_info = None
+    return True
 
 
 class _TextFormatter(logging.Formatter):

@@ -1,0 +1,25 @@
+"""An operator whose CRD is not there yet, or not any more, on a control plane of its own."""
+
+from pathlib import Path
+
+from kube.operators import start
+from kube.plane import CRD_PATH, Plane
+from tunemill_api.constants import GROUP, PLURAL
+from tunemill_dev.cluster import control_plane
+
+
+def test_an_operator_waits_for_its_crd_and_ends_when_it_is_removed(tmp_path: Path) -> None:
+    """One sentence in the log and on /readyz instead of a crash loop, and no traceback at the end."""
+    with control_plane(tmp_path / "plane") as running:
+        plane = Plane(running.kubeconfig, running.kubectl, running.logs)
+        operator = start(plane.kubeconfig, tmp_path / "operator.log", "--no-leader-election")
+        operator.wait_until_it_says("the CRD of FunctionCallFineTune is not installed")
+        assert operator.probe("/readyz") == (500, "the caches are not filled yet")
+        assert operator.probe("/healthz") == (200, "ok")
+        plane.install_crd()
+        operator.wait_until_it_says("serving all namespaces")
+        assert operator.probe("/readyz") == (200, "ok")
+        plane.api.delete(f"{CRD_PATH}/{PLURAL}.{GROUP}")
+        assert operator.process.wait(90) == 1
+        assert operator.said("the process ends, to begin anew")
+        assert not operator.said("Traceback"), operator.log.read_text()
