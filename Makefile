@@ -103,6 +103,7 @@ lock: $(UV) ## Pin all dependencies to the newest versions that work together
 	@$(COMPILE) -c requirements-dev.txt operator/pyproject.toml -o operator/requirements.txt
 	@$(COMPILE) -c requirements-dev.txt trainer_image/pyproject.toml -o trainer_image/requirements.txt
 	@$(COMPILE) -c requirements-dev.txt dev/hub/requirements.in -o dev/hub/requirements.txt
+	@echo hatchling | $(COMPILE) --upgrade - -o operator/requirements-build.txt
 
 .PHONY: clean
 clean: ## Remove what was built or installed here; the caches of the local cluster stay
