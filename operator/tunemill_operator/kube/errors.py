@@ -4,8 +4,8 @@ KubeError
  ├── NotFoundError       404: the object, or the kind, does not exist
  ├── ConflictError       409: somebody else was faster
  │    └── ExistsError    409 AlreadyExists: an object of that name is there
- ├── RefusedError        400, 401, 403, 413, 422: the same request will be refused again
- └── UnavailableError    429, 5xx, connection lost, timed out: the same request may succeed later
+ ├── RefusedError        400, 403, 413, 422: the same request will be refused again
+ └── UnavailableError    401 (an expired token), 429, 5xx, connection lost, timed out: it may succeed later
 """
 
 
@@ -18,6 +18,11 @@ class KubeError(Exception):
         """HTTP status, 0 when there was no answer."""
         self.retry_after = retry_after
         """Seconds that the API server asks to wait."""
+
+    @property
+    def namespace_ends(self) -> bool:
+        """Whether the namespace is being deleted, and everything in it: then a failure is none."""
+        return "is being terminated" in str(self)
 
 
 class NotFoundError(KubeError):
@@ -53,6 +58,6 @@ def error_of(code: int, reason: str, message: str, retry_after: float | None = N
         return NotFoundError(message, code)
     if code == 409:
         return ExistsError(message, code) if reason == "AlreadyExists" else ConflictError(message, code)
-    if code == 429 or code >= 500:
+    if code in {401, 429} or code >= 500:
         return UnavailableError(message, code, retry_after)
     return RefusedError(message, code)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from tunemill_api.status import FineTuneStatus
 
-from tunemill_operator.engine.objects import FineTune
+from tunemill_operator.engine.objects import FineTune, Job
 from tunemill_operator.engine.observe import Complaint, Observed, Progress, Refusal, silent
 from tunemill_operator.engine.plan import CreateJob, DeleteJob, Plan, plan
 from tunemill_operator.engine.volumes import Platform
@@ -87,15 +87,15 @@ class Reconciler:
         for action in decided.actions:
             match action:
                 case DeleteJob(job):
-                    await self._delete(action)
+                    await self._delete(job)
                     log.info("deleted Job %s", job.meta.name)
                 case CreateJob(body):
                     if refusal := await self._create(body):
                         return refusal
         return None
 
-    async def _delete(self, action: DeleteJob) -> None:
-        meta = action.job.meta
+    async def _delete(self, job: Job) -> None:
+        meta = job.meta
         try:
             answer = await self.client.delete_job(meta.namespace, meta.name, meta.uid)
         except (NotFoundError, ConflictError):  # gone, or another of the same name: the cache has not heard yet
@@ -109,9 +109,9 @@ class Reconciler:
         try:
             created = await self.client.create(JOBS, namespace, body)
         except ExistsError:
-            return await self._look_at(body, await self.client.get(JOBS, namespace, name))
+            return self._look_at(body, await self.client.get(JOBS, namespace, name))
         except RefusedError as error:
-            if "is being terminated" in str(error):  # the namespace goes, and the object with it
+            if error.namespace_ends:
                 return None
             return Refusal(error.code, str(error), taken=False)
         self.cache.jobs.put(created)
@@ -122,7 +122,7 @@ class Reconciler:
             self.observer.job_created(finetune, waited.total_seconds())
         return None
 
-    async def _look_at(self, wanted: Json, found: Json) -> Refusal | None:
+    def _look_at(self, wanted: Json, found: Json) -> Refusal | None:
         """Return a refusal when the Job that is there is not ours; else take it in, for the next look."""
         uid = wanted["metadata"]["ownerReferences"][0]["uid"]
         if any(owner["uid"] == uid for owner in found["metadata"].get("ownerReferences", [])):

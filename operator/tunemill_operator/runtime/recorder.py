@@ -47,4 +47,5 @@ class Recorder:
         try:
             await self._client.create(EVENTS, meta.namespace, body)
         except KubeError as error:
-            log.warning("an event could not be recorded: %s", error)
+            if not error.namespace_ends:
+                log.warning("an event could not be recorded: %s", error)

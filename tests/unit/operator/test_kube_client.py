@@ -68,6 +68,7 @@ def answering(status: int, headers: dict[str, str] | None = None, **body: Any) -
         (404, {"reason": "NotFound", "message": "jobs x not found"}, NotFoundError),
         (409, {"reason": "AlreadyExists", "message": "jobs x already exists"}, ExistsError),
         (409, {"reason": "Conflict", "message": "the object has been modified"}, ConflictError),
+        (401, {"reason": "Unauthorized", "message": "Unauthorized"}, UnavailableError),
         (403, {"reason": "Forbidden", "message": "cannot create"}, RefusedError),
         (422, {"reason": "Invalid", "message": "is invalid"}, RefusedError),
         (429, {"reason": "TooManyRequests", "message": "slow down"}, UnavailableError),

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 import pytest
+from tunemill_operator.__main__ import main
 from tunemill_operator.settings import Settings, SettingsError, add_options, settings_of
 
 
@@ -70,3 +71,19 @@ def test_a_progress_endpoint_needs_its_three_files(tmp_path: Path) -> None:
                 path.unlink()
         with pytest.raises(SettingsError, match=f"--progress-{missing} "):
             settings(*flags)
+
+
+def test_the_command_line_answers_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Without an image, without a cluster: no traceback."""
+    monkeypatch.setattr("sys.argv", ["tunemill-operator", "version"])
+    assert main() == 0
+    assert capsys.readouterr().out.strip()
+    monkeypatch.setattr("sys.argv", ["tunemill-operator", "run"])
+    assert main() == 64
+    assert "--trainer-image is needed" in capsys.readouterr().err
+    monkeypatch.setattr("tunemill_operator.telemetry.logs.configure", lambda *_: None)
+    monkeypatch.setattr("sys.argv", ["tunemill-operator", "run", "--trainer-image=a", f"--kubeconfig={tmp_path}/none"])
+    assert main() == 64
+    assert capsys.readouterr().err.startswith("tunemill-operator: cannot reach a cluster")
