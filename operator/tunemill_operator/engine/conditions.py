@@ -42,7 +42,7 @@ def status_of(
         phase=situation.phase,
         conditions=_conditions(finetune, ledger, situation, decisions, now),
         run=run,
-        stages=[ledger.entries[stage] for stage in Stage] if ledger.entries else [],
+        stages=[ledger.entries[stage] for stage in Stage],
         trainer_status=trainer,
         progress=f"{trainer.progress_percentage}%" if trainer and trainer.progress_percentage is not None else "",
         eta=_duration(trainer.estimated_remaining_seconds) if trainer else "",

@@ -69,16 +69,9 @@ def plan(finetune: FineTune, observed: Observed, platform: Platform, now: dateti
     case = case_of(finetune, finetune.spec, observed, platform, now)
     step = next(step for rule in _RULES if (step := rule(case)))
     ledger = step.ledger or case.ledger
-    progress = case.live_progress
-    status = status_of(
-        finetune,
-        ledger,
-        step.situation,
-        case.decisions,
-        case.run(ledger, renewed=step.create is not None),
-        progress,
-        now,
-    )
+    decisions = case.decisions if ledger.done(Stage.EVALUATE) else []
+    run = case.run(ledger, renewed=step.create is not None)
+    status = status_of(finetune, ledger, step.situation, decisions, run, case.live_progress, now)
     deletions = {job.meta.uid: DeleteJob(job) for job in (*case.surplus(), *step.delete) if not job.meta.deleting}
     return Plan(
         actions=(*deletions.values(), *([CreateJob(step.create)] if step.create else [])),
