@@ -46,7 +46,7 @@ async def run(settings: Settings) -> int:
 
     Raises:
         AccessError: when there is no way to an API server.
-        SettingsError: when the certificate cannot be used.
+        SettingsError: when the certificate cannot be used, or a port is taken.
     """
     access = await open_access(settings.kubeconfig, settings.context)
     metrics = Metrics(version("tunemill-operator"))
@@ -120,36 +120,42 @@ class _Process:
         await resync.prime()
         self._primed = True
         log.info("serving %s", ", ".join(settings.namespaces) or "all namespaces")
-        watching = handlers.watch(
-            cache, queue, settings.namespaces, access.credentials, metrics.seen, self.take_signals
-        )
+        seen, signals = metrics.seen, self.take_signals
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(watching)
+            async with self._progress(Gatekeeper(client, cache.pods), board), asyncio.TaskGroup() as group:
+                group.create_task(handlers.watch(cache, queue, settings.namespaces, access.credentials, seen, signals))
                 group.create_task(work(queue, reconciler.reconcile, settings.workers, metrics))
                 group.create_task(resync.run(settings.resync_seconds))
                 if self._certificate:
-                    group.create_task(self._take_progress(self._certificate, Gatekeeper(client, cache.pods), board))
+                    group.create_task(self._renew(self._certificate))
         except* handlers.WatchError as ended:
             for error in ended.exceptions:
                 log.error("%s; the process ends, to begin anew", error)
 
-    async def _take_progress(self, certificate: Certificate, gatekeeper: Gatekeeper, board: Board) -> None:
-        """Serve the progress endpoint, and say so with the label that the Service selects, until cancelled."""
-        settings = self._settings
+    @contextlib.asynccontextmanager
+    async def _progress(self, gatekeeper: Gatekeeper, board: Board) -> AsyncIterator[None]:
+        """Serve the progress endpoint if there is one, and say so with the label that the Service selects."""
+        if not self._certificate:
+            yield
+            return
         app = progress_application(gatekeeper, board, self._metrics.progress_answered)
-        async with _served(app, "0.0.0.0", settings.progress_port, certificate.context):  # noqa: S104 - pods reach it
+        everywhere, port = "0.0.0.0", self._settings.progress_port  # noqa: S104 - pods reach it
+        async with _served(app, everywhere, port, self._certificate.context):
             await self._label("true")
             try:
-                while True:
-                    await asyncio.sleep(FILES_SECONDS)
-                    try:
-                        certificate.refresh()
-                        self._platform = _platform(settings)
-                    except OSError as error:  # half-written: the old ones go on until the next look
-                        log.warning("the certificate could not be read again: %s", error)
+                yield
             finally:
                 await self._label(None)
+
+    async def _renew(self, certificate: Certificate) -> None:
+        """Read the certificate and the CA again when their files change, until cancelled."""
+        while True:
+            await asyncio.sleep(FILES_SECONDS)
+            try:
+                certificate.refresh()
+                self._platform = _platform(self._settings)
+            except OSError as error:  # half-written: the old ones go on until the next look
+                log.warning("the certificate could not be read again: %s", error)
 
     async def _label(self, value: str | None) -> None:
         settings = self._settings
@@ -180,8 +186,10 @@ async def _served(
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port, ssl_context=context)
-        await site.start()
+        try:
+            await web.TCPSite(runner, host, port, ssl_context=context).start()
+        except OSError as error:
+            raise SettingsError(f"port {port} cannot be listened on, choose another: {error.strerror}") from error
         yield int(runner.addresses[0][1])
     finally:
         await runner.cleanup()

@@ -83,5 +83,8 @@ def an_operator(kubeconfig: Path, log: Path, *arguments: str) -> Iterator[Operat
         operator.wait_until_it_says("serving")
         yield operator
     finally:
-        if operator.process.poll() is None:
+        ended = operator.process.poll()
+        if ended is None:
             operator.kill()
+        elif ended > 0:
+            raise AssertionError(f"the operator ended with {ended}; it said:\n{operator.log.read_text()}")

@@ -1,6 +1,5 @@
 """A real API server with our CRD, the fake kubelet, and a namespace as its user sees it."""
 
-import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,11 +134,3 @@ class Namespace:
     def _labelled(self, kind: str, name: str) -> list[Json]:
         items: list[Json] = self.plane.api.get(f"{self.path(kind)}?labelSelector={LABEL_FINETUNE}={name}")["items"]
         return items
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -8,9 +8,10 @@ import yaml
 from chart.rendering import NAMESPACE, render
 from kube.kubelet import eventually
 from kube.operators import an_operator
-from kube.plane import Namespace, Plane, free_port
+from kube.plane import Namespace, Plane
 from tunemill_api.constants import LABEL_LEADER
 from tunemill_dev.cluster.pki import Authority
+from tunemill_dev.cluster.ports import free_ports
 
 ROOTS = {
     "ServiceAccount": "/api/v1",
@@ -59,7 +60,7 @@ def test_the_rights_of_the_chart_are_enough(plane: Plane, namespace: Namespace, 
     )
     authority = Authority.ensure(tmp_path / "pki")
     authority.sign("server", user="progress", hosts=["127.0.0.1"])
-    port = free_port()
+    (port,) = free_ports(1)
     arguments = [
         f"--lease-name={rendered.flags['--lease-name']}",
         f"--lease-namespace={NAMESPACE}",

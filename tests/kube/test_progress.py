@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 from kube.kubelet import Runs, eventually
-from kube.operators import Operator, an_operator
-from kube.plane import Namespace, Plane, free_port
+from kube.operators import Operator, an_operator, start
+from kube.plane import Namespace, Plane
 from tunemill_api.constants import ENV_PROGRESS_CA, ENV_PROGRESS_TOKEN, ENV_PROGRESS_URL, PROGRESS_AUDIENCE
 from tunemill_api.stage_report import Stage
 from tunemill_dev.cluster.pki import Authority
+from tunemill_dev.cluster.ports import free_ports
 
 HALF = {"progressPercentage": 45, "estimatedRemainingSeconds": 190, "metrics": [{"name": "loss", "value": "0.2347"}]}
 
@@ -48,8 +49,14 @@ def endpoint(plane: Plane, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     folder = tmp_path_factory.mktemp("progress")
     authority = Authority.ensure(folder / "pki")
     authority.sign("server", user="progress", hosts=["127.0.0.1"])
-    port = free_port()
-    arguments = [
+    (port,) = free_ports(1)
+    with an_operator(plane.kubeconfig, folder / "operator.log", *arguments_for(port, authority)) as operator:
+        yield Endpoint(operator, f"https://127.0.0.1:{port}", authority)
+
+
+def arguments_for(port: int, authority: Authority) -> list[str]:
+    """Return the flags that turn the endpoint on."""
+    return [
         "--no-leader-election",
         f"--progress-url=https://127.0.0.1:{port}",
         f"--progress-port={port}",
@@ -57,8 +64,6 @@ def endpoint(plane: Plane, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         f"--progress-key={authority.key('server')}",
         f"--progress-ca={authority.certificate('ca')}",
     ]
-    with an_operator(plane.kubeconfig, folder / "operator.log", *arguments) as operator:
-        yield Endpoint(operator, f"https://127.0.0.1:{port}", authority)
 
 
 def training_pod(plane: Plane, namespace: Namespace, name: str) -> dict[str, Any]:
@@ -153,6 +158,14 @@ def test_the_status_is_not_written_at_every_report(endpoint: Endpoint, plane: Pl
         versions.add(int(namespace.get("chatty")["metadata"]["resourceVersion"]))
     eventually(lambda: namespace.status("chatty").get("progress") == "20%", "the last report is written")
     assert len(versions - {before}) <= 4
+
+
+def test_a_port_that_is_taken_ends_in_one_sentence(endpoint: Endpoint, plane: Plane, tmp_path: Path) -> None:
+    """The endpoint's port has to be free."""
+    port = int(endpoint.url.rpartition(":")[2])
+    second = start(plane.kubeconfig, tmp_path / "log", *arguments_for(port, endpoint.authority))
+    assert second.process.wait(60) == 64
+    assert f"port {port} cannot be listened on" in second.log.read_text().splitlines()[-1]
 
 
 def test_a_renewed_certificate_is_served_without_a_restart(endpoint: Endpoint, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from tunemill_dev.cluster.components import CLIENTS, ControlPlane, sign_control_
 from tunemill_dev.cluster.console import ClusterError
 from tunemill_dev.cluster.pki import Authority
 from tunemill_dev.cluster.plan import Plan
+from tunemill_dev.cluster.ports import free_ports
 from tunemill_dev.cluster.processes import replace_file, succeeds, wait_until
 
 _READY_SECONDS = 60
@@ -57,7 +57,7 @@ def control_plane(path: Path) -> Iterator[RunningControlPlane]:
 
 
 def _prepare(folder: Path, programs: Path) -> ControlPlane:
-    port, etcd_port, peer_port, controllers_port = _free_ports(4)
+    port, etcd_port, peer_port, controllers_port = free_ports(4)
     layout = ControlPlane(
         programs=programs,
         pki=Authority.ensure(folder / "pki"),
@@ -120,11 +120,3 @@ def _ready(running: RunningControlPlane) -> bool:
     # Without its default service account, a namespace refuses pods.
     account = [*kubectl, "get", "serviceaccount", "default"]
     return ready and wait_until(lambda: succeeds(account), seconds=_READY_SECONDS)
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi, get_session
 from huggingface_hub.errors import HfHubHTTPError
+from tunemill_dev.cluster.ports import free_ports
 
 ACCOUNTS: dict[str, object] = {
     "users": {"alice": {"acme": "write"}},
@@ -68,9 +68,7 @@ def eventually(check: Callable[[], object], seconds: float = 30) -> None:
 @contextmanager
 def running_hub(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The server as the pod starts it; gives its address and its process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     command = [sys.executable, "-m", "tunemill_dev.hub", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--data", str(folder / "data"), "--accounts", str(folder / "accounts.json")]
     process = subprocess.Popen(command, env=os.environ | {"HUB_ADMIN_TOKEN": "token-of-the-test"})
