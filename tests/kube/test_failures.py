@@ -57,6 +57,7 @@ def test_a_failed_stage_is_told_and_not_tried_again(plane: Plane, namespace: Nam
     eventually(lambda: "DatasetMalformed" in namespace.events("data"), "the failure is an event")
     assert plane.kubelet.starts_of("data", Stage.PREPARE) == 1
     assert not namespace.live_jobs("data")
+    assert namespace.status("data")["stages"][0]["state"] == "Failed"
 
 
 @pytest.mark.parametrize("how", ["edit", "annotation"])

@@ -14,6 +14,7 @@ from tunemill_api.status import (
     Phase,
     RunStatus,
     StageState,
+    StageStatus,
     TrainerStatus,
 )
 
@@ -42,7 +43,7 @@ def status_of(
         phase=situation.phase,
         conditions=_conditions(finetune, ledger, situation, decisions, now),
         run=run,
-        stages=[ledger.entries[stage] for stage in Stage],
+        stages=[_entry(ledger.entries[stage], situation) for stage in Stage],
         trainer_status=trainer,
         progress=f"{trainer.progress_percentage}%" if trainer and trainer.progress_percentage is not None else "",
         eta=_duration(trainer.estimated_remaining_seconds) if trainer else "",
@@ -55,6 +56,14 @@ def status_of(
         published=ledger.facts.published,
         failure=situation.failure,
     )
+
+
+def _entry(entry: StageStatus, situation: Situation) -> StageStatus:
+    """Return the stage's entry, failed if it has worked and the failure is its own."""
+    failed = situation.phase is Phase.FAILED and situation.failure and situation.failure.stage == entry.name
+    if failed and entry.attempts and entry.state is StageState.PENDING:
+        return entry.model_copy(update={"state": StageState.FAILED})
+    return entry
 
 
 def status_of_invalid(finetune: FineTune, situation: Situation, now: datetime) -> FineTuneStatus:

@@ -188,8 +188,6 @@ def _read(
             return entry.model_copy(update={"state": StageState.SUCCEEDED, "executed": report.executed}), fact
     if not seen:
         return _at_rest(entry, now), None
-    if job.failed and entry.state is not StageState.RUNNING:
-        entry = entry.model_copy(update={"state": StageState.FAILED})
     return entry, None
 
 

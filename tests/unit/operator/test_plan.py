@@ -432,6 +432,7 @@ def test_a_pod_that_is_evicted_again_and_again_ends_the_run_until_asked(how: str
             world.start(pod)
     assert world.status.failure.reason == Reason.EVICTED
     assert "ephemeral-storage" in world.status.failure.message
+    assert entry(world, Stage.TRAIN).state is StageState.FAILED
     world.seconds += 3600
     world.settle()
     assert not world.live_jobs()
