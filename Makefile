@@ -13,6 +13,7 @@ UV := build/uv/bin/uv
 READY := $(VENV)/.ready
 # One OpenMP thread: on a busy machine several of them wait for each other and a small model trains a hundred times slower.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
+PARALLEL := --numprocesses logical --maxprocesses 4
 
 .PHONY: help
 help: ## List the commands
@@ -58,7 +59,7 @@ contracts: $(READY) ## Who may import whom
 
 .PHONY: test-unit
 test-unit: $(READY) ## Fast tests of single parts
-	@$(PYTEST) tests/unit
+	@$(PYTEST) $(PARALLEL) --dist loadfile tests/unit
 
 .PHONY: test-property
 test-property: $(READY) ## Random sequences of edits and failures against the engine
@@ -70,7 +71,7 @@ test-kube: $(READY) ## The operator against a real API server, without a node
 
 .PHONY: test-learn
 test-learn: $(READY) ## Real training on the CPU
-	@$(PYTEST) tests/learn
+	@$(PYTEST) $(PARALLEL) --dist loadgroup tests/learn
 
 .PHONY: test-e2e
 test-e2e: $(READY) ## The chart, the images and real pods on a local cluster

@@ -113,7 +113,7 @@ def test_without_the_training_there_is_nothing_to_judge(extended_run: TrainedRun
 def test_a_base_that_knows_the_tags_is_judged_with_them(kind: str, tmp_path: Path):
     """Reuse: nothing is added to the vocabulary, and the tuned model calls all the same."""
     tags = ("<tools>", "</tools>", "<tool_call>", "</tool_call>")
-    with a_trained_run(tmp_path, kind, tags=tags, steps=150) as run:
+    with a_trained_run(tmp_path, kind, tags=tags) as run:
         assert run.run.prepared is not None
         assert run.run.prepared.tokenizer_mode == "Reuse"
         found = metrics(evaluated(run))

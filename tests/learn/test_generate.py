@@ -13,11 +13,6 @@ from tunemill_trainer.judge.generate import Decoding, generate
 END_OF_TURN = 4
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def loaded(folder: Path) -> tuple[Any, list[list[int]]]:
     """The model, and prompts of very different lengths."""
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from learn.training import TAGS, World, a_world, example, prepare, run_spec, run_stage
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
+from learn.runs import STEPS, TrainedRun
+from learn.training import BASE, TAGS, World, a_world, prepare, run_spec, run_stage
+from safetensors.torch import load_file
 from tunemill_api import keys
 from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
-from tunemill_dev.tiny import make_base, rows
+from tunemill_api.status import TrainedFacts
+from tunemill_dev.tiny import make_base
 
 
 @pytest.fixture(scope="module")
@@ -29,49 +29,24 @@ def world(tmp_path: Path, base: Path) -> Iterator[World]:
         yield running
 
 
-def exact_answers(adapter: Path, hub_url: str, monkeypatch: pytest.MonkeyPatch) -> float:
-    """Return the share of unseen requests that the adapter answers with exactly the right call."""
-    torch.set_num_threads(1)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub_url)
-    monkeypatch.setattr(
-        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", hub_url + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    model = AutoPeftModelForCausalLM.from_pretrained(adapter, cache_dir=adapter.parent / "cache").eval()
-    tokenizer = AutoTokenizer.from_pretrained(adapter)
-    right = 0
-    asked = [example(row) for row in rows(24, seed=77, talk=0)]
-    for prompt, answer in asked:
-        ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
-        stop = tokenizer.convert_tokens_to_ids("<end_of_turn>")
-        reply = model.generate(**ids, max_new_tokens=60, do_sample=False, eos_token_id=stop, pad_token_id=0)
-        right += tokenizer.decode(reply[0, ids["input_ids"].shape[1] :]) == answer
-    return right / len(asked)
-
-
-@pytest.mark.timeout(3600)
-def test_the_adapter_learns_the_calls_and_loads_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Proves that new tags are learnt, and that AutoPeft finds base, commit and vocabulary from the committed files."""
-    base = make_base(tmp_path / "base", "gemma2")
-    with a_world(tmp_path, base) as world:
-        facts = prepare(world, base, tmp_path / "prepared", extend=True, count=1200)
-        spec = world.spec(maxSteps=170, batchSize=24, checkpoint={"everySteps": 500})
-        ended = run_stage(Stage.TRAIN, world, run_spec(spec, facts), tmp_path / "work")
-        assert ended.code == 0, ended.log
-        trained = ended.report.trained
-        assert trained.steps == 170
-        assert float(trained.loss) < 0.2 * float(trained.first_loss)
-        output = tmp_path / "output"
-        world.workspace().fetch(Stage.TRAIN, ended.report.key, output)
-        config = json.loads((output / "adapter" / "adapter_config.json").read_text())
-        assert (config["base_model_name_or_path"], config["revision"]) == ("acme/tiny", facts.base_model_revision)
-        history = [json.loads(line) for line in (output / "training.jsonl").read_text().splitlines()]
-        assert [entry["step"] for entry in history] == list(range(1, 171))
-        assert {"loss", "learning_rate", "grad_norm", "epoch", "tokens"} <= history[0].keys()
-        assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
-        assert list((output / "tensorboard").iterdir())
-        # No embedding matrix is in the adapter: 128 by 1400 numbers alone would be 717 kB.
-        assert (output / "adapter" / "adapter_model.safetensors").stat().st_size < 700_000
-        assert exact_answers(output / "adapter", world.hub_url, monkeypatch) >= 0.8
+def test_the_adapter_is_committed_with_the_record_of_its_training(extended_run: TrainedRun, tmp_path: Path) -> None:
+    """Proves that the loss fell, that every step is on record, and that no embedding matrix is in the adapter."""
+    run = extended_run
+    output = tmp_path / "output"
+    trained = TrainedFacts.model_validate(run.world.workspace().fetch(Stage.TRAIN, run.train_key, output).facts)
+    assert trained.steps == STEPS
+    assert float(trained.loss) < 0.2 * float(trained.first_loss)
+    config = json.loads((output / "adapter" / "adapter_config.json").read_text())
+    assert run.run.prepared
+    assert (config["base_model_name_or_path"], config["revision"]) == (BASE, run.run.prepared.base_model_revision)
+    history = [json.loads(line) for line in (output / "training.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in history] == list(range(1, STEPS + 1))
+    assert {"loss", "learning_rate", "grad_norm", "epoch", "tokens"} <= history[0].keys()
+    assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert list((output / "tensorboard").iterdir())
+    # 128 by 1400 numbers of four bytes alone would be 717 kB.
+    weights = load_file(output / "adapter" / "adapter_model.safetensors")
+    assert not [name for name, tensor in weights.items() if tensor.shape[0] > 1000 or tensor.shape[-1] > 1000]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +61,6 @@ def test_the_adapter_learns_the_calls_and_loads_by_itself(tmp_path: Path, monkey
 )
 def test_every_shape_of_vocabulary_trains(tmp_path: Path, kind: str, tied: bool, extend: bool) -> None:
     """Proves that the loss falls with a head of its own and without, with new tags and with those of the base."""
-    torch.set_num_threads(1)
     base = make_base(tmp_path / "base", kind, tied=tied, tags=() if extend else TAGS, steps=0)
     with a_world(tmp_path, base) as world:
         facts = prepare(world, base, tmp_path / "prepared", extend=extend)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 from learn.training import Ended, World, a_world, prepare, run_spec, run_stage
 from tunemill_api import keys
 from tunemill_api.failures import Reason
@@ -61,7 +60,6 @@ class Training:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny base with random weights: resuming needs no knowledge."""
-    torch.set_num_threads(1)
     return make_base(tmp_path_factory.mktemp("base"), "gemma2", steps=0)
 
 

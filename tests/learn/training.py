@@ -44,7 +44,7 @@ class World:
     hub_url: str
     secrets: Path
 
-    def spec(self, **training: object) -> FineTuneSpec:
+    def spec(self, *, lora: dict[str, object] | None = None, **training: object) -> FineTuneSpec:
         """Return a wish that trains the tiny base on the CPU; keywords are fields of spec.training."""
         return FineTuneSpec.model_validate(
             {
@@ -52,7 +52,7 @@ class World:
                 "baseModel": {"id": BASE},
                 "dataset": {"uri": f"s3://{self.bucket}/calls.jsonl", "endpoint": self.s3_url, "region": "us-east-1"},
                 "training": {"batchSize": 8, "learningRate": "5e-3", "maxLength": 512, **training},
-                "adapter": {"lora": {"alpha": 32}},
+                "adapter": {"lora": {"alpha": 32, **(lora or {})}},
                 "publish": {"repository": "acme/tuned"},
                 "compute": {"gpus": 0},
             }

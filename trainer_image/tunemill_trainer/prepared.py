@@ -24,6 +24,9 @@ from tunemill_trainer.data.rows import JsonObject, Message, Tool
 IGNORED = -100
 """The label of a token that the loss is not computed on; the number is PyTorch's default `ignore_index`."""
 
+TRAIN_FILE = "train.parquet"
+"""The largest file, which only train needs."""
+
 _ROWS_A_GROUP = 1024
 _TOKEN_IDS = pa.list_(pa.int32())
 _SCHEMA = pa.schema([("input_ids", _TOKEN_IDS), ("labels", _TOKEN_IDS)])
@@ -118,7 +121,7 @@ class Prepared:
     """Reads a folder that prepare wrote."""
 
     def __init__(self, folder: Path) -> None:
-        self.train_path = folder / "train.parquet"
+        self.train_path = folder / TRAIN_FILE
         self.cases_path = folder / "evaluation.jsonl"
         self.tokenizer_path = folder / "tokenizer"
         self.tokens_path = folder / "tokens.json"

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
@@ -106,8 +106,14 @@ class Workspace:
         """Return what was committed under a key; None when nothing was."""
         return self._read_manifest(self._folder(stage, key))
 
-    def fetch(self, stage: str, key: str, into: Path) -> Manifest:
+    def fetch(self, stage: str, key: str, into: Path, *, without: Collection[str] = ()) -> Manifest:
         """Download a committed output and verify every file; what is already there and right is not fetched again.
+
+        Args:
+            stage: which stage's.
+            key: of the output.
+            into: the folder.
+            without: paths of the output that are not needed.
 
         Raises:
             StageError: StageOutputMissing, when nothing was committed, or a file of it is gone or damaged. In the
@@ -120,7 +126,7 @@ class Workspace:
                 f"expected the output of {stage} at {self._uri(self._folder(stage, key))}, found none",
             )
         try:
-            self._download(self._folder(stage, key), manifest, into)
+            self._download(self._folder(stage, key), manifest, into, without)
         except _DamagedError as error:
             self.withdraw(stage, key)
             raise StageError(
@@ -247,7 +253,7 @@ class Workspace:
                     raise _AlreadyThereError from error
                 raise
 
-    def _download(self, place: str, manifest: Manifest, into: Path) -> None:
+    def _download(self, place: str, manifest: Manifest, into: Path, without: Collection[str] = ()) -> None:
         def download(file: ManifestFile) -> None:
             target = into / file.path
             if target.is_file() and _digest(target) == file.sha256:
@@ -264,7 +270,7 @@ class Workspace:
                 raise _DamagedError(f"{self._uri(name)} has sha256 {found}, expected {file.sha256}")
 
         with self._errors(place), ThreadPoolExecutor(_TRANSFERS) as pool:
-            list(pool.map(download, manifest.files))
+            list(pool.map(download, [file for file in manifest.files if file.path not in without]))
 
     def _list(self, prefix: str) -> list[str]:
         with self._errors(prefix):

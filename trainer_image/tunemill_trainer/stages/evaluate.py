@@ -24,7 +24,7 @@ from tunemill_trainer.judge.generate import Decoding, answer_limit, generate
 from tunemill_trainer.judge.metrics import Reply
 from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, Settings
 from tunemill_trainer.learn import devices, models
-from tunemill_trainer.prepared import Case, Prepared, Tokens
+from tunemill_trainer.prepared import TRAIN_FILE, Case, Prepared, Tokens
 
 BASE_REPLIES = "base-replies"
 """Where the workspace keeps the base model's replies; the key is without the adapter, so that each is asked once."""
@@ -40,7 +40,7 @@ def run(context: StageContext) -> EvaluationFacts:
     device = devices.choose(spec.compute.gpus)
     dtype = devices.dtype(spec.training.precision, device)
     prepared = Prepared(context.folder("prepared"))
-    context.workspace.fetch(Stage.PREPARE, context.prepared.key, context.folder("prepared"))
+    context.workspace.fetch(Stage.PREPARE, context.prepared.key, context.folder("prepared"), without={TRAIN_FILE})
     context.workspace.fetch(Stage.TRAIN, context.train_key, context.folder("trained"))
     tokens = prepared.tokens()
     cases = sample(prepared.cases(), spec.evaluation.max_rows)

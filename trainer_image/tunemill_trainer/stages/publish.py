@@ -21,7 +21,7 @@ from tunemill_trainer.context import StageContext
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import Hub
 from tunemill_trainer.judge.report import REPORT_FILE, Report
-from tunemill_trainer.prepared import Prepared
+from tunemill_trainer.prepared import TRAIN_FILE, Prepared
 from tunemill_trainer.release import proof
 from tunemill_trainer.release.card import ReleaseFacts
 from tunemill_trainer.release.folder import assemble
@@ -52,7 +52,7 @@ def run(context: StageContext) -> tuple[PublishedFacts, bool]:
     hub.check_writable(spec.publish.repository)
 
     prepared = Prepared(context.folder("prepared"))
-    context.workspace.fetch(Stage.PREPARE, context.prepared.key, context.folder("prepared"))
+    context.workspace.fetch(Stage.PREPARE, context.prepared.key, context.folder("prepared"), without={TRAIN_FILE})
     trained = context.workspace.fetch(Stage.TRAIN, context.train_key, context.folder("trained"))
     facts = ReleaseFacts(
         run=context.run,

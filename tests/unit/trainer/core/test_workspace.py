@@ -39,6 +39,8 @@ def test_what_is_committed_can_be_fetched(bucket: Bucket, tmp_path: Path) -> Non
     assert TrainedFacts.model_validate(manifest.facts) == facts(7)
     assert (tmp_path / "in" / "a.txt").read_text() == "one"
     assert (tmp_path / "in" / "deep" / "er" / "b.txt").read_text() == "two"
+    bucket.workspace().fetch(Stage.TRAIN, KEY, tmp_path / "part", without={"deep/er/b.txt"})
+    assert [path.name for path in (tmp_path / "part").rglob("*") if path.is_file()] == ["a.txt"]
     assert f"{writer.uri(Stage.TRAIN, KEY)}/a.txt" == f"s3://{bucket.name}/runs/train/{KEY}/{manifest.attempt}/a.txt"
 
 
