@@ -72,10 +72,12 @@ def ensure(groups: Iterable[Group]) -> dict[str, Path]:
     for group in groups:
         target = folders[group.name] = folder(group)
         if not target.exists():
-            with locked(home() / "bin" / f"{group.name}.lock"):
+            with locked(home() / "bin" / "build.lock"):
                 if not target.exists():
                     with step(f"build {group.name} from its Go module"):
                         _build(group, target)
+                if all(folder(other).exists() for other in ALL):
+                    shutil.rmtree(_compiled(), ignore_errors=True)
     return folders
 
 
@@ -96,6 +98,11 @@ def go() -> Path:
     return Path(found)
 
 
+def _compiled() -> Path:
+    """What the compiler leaves, 6 GB for all groups: of no use once the programs are there."""
+    return home() / "go-build"
+
+
 def _build(group: Group, target: Path) -> None:
     fresh = target.with_name(f"{target.name}.partial")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -107,7 +114,7 @@ def _build(group: Group, target: Path) -> None:
         done = subprocess.run(
             ["nice", "-n", "5", *map(str, argv)],
             cwd=MODULES / group.name,
-            env={**os.environ, "CGO_ENABLED": "1" if group.cgo else "0"},
+            env={**os.environ, "CGO_ENABLED": "1" if group.cgo else "0", "GOCACHE": str(_compiled())},
             stdout=output,
             stderr=output,
             check=False,
