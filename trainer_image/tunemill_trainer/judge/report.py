@@ -1,5 +1,6 @@
-"""report.json of evaluate: written by it, read by publish for the model card."""
+"""report.json of evaluate: written by it, read by publish for the model card and the report page."""
 
+from pydantic import JsonValue
 from tunemill_api.base import ApiModel
 
 REPORT_FILE = "report.json"
@@ -19,6 +20,8 @@ class Settings(ApiModel):
     """The number format of weights and computation."""
     device: str
     """Where it was computed."""
+    reply_format: str = "hermes"
+    """How calls were read, with the name of vLLM's parser."""
 
 
 class Share(ApiModel):
@@ -50,8 +53,16 @@ class Calls(ApiModel):
 
     made: int
     """Calls that were made."""
+    named: int = 0
+    """Wanted calls that were made, whatever their arguments."""
     exact: int
     """Wanted calls that were made with equal arguments."""
+    precision: float | None = None
+    """named / made; None when none was made."""
+    recall: float | None = None
+    """named / wanted; None when none was wanted."""
+    f1: float | None = None
+    """The harmonic mean of both, 2 named / (made + wanted)."""
 
 
 class ToolReport(ApiModel):
@@ -76,8 +87,38 @@ class Right(ApiModel):
     """Of McNemar's exact test: how likely so uneven a change is when both are equally good."""
 
 
+class Attempt(ApiModel):
+    """What one model said to one case."""
+
+    text: str
+    """The reply as it was decoded, cut when it is very long."""
+    fault: str = ""
+    """One word of the faults; empty when the reply is right."""
+    error: str = ""
+    """What is wrong, in a sentence; empty when nothing is."""
+
+
+class Mistake(ApiModel):
+    """A case that the tuned model got wrong, with everything that is needed to see why."""
+
+    id: str
+    """The case, for example calls.jsonl:17#1."""
+    request: str
+    """What was said last before the reply, cut when it is very long."""
+    expected: list[JsonValue]
+    """The calls that were wanted, each an object with name and arguments; empty when none was."""
+    expected_text: str
+    """What the assistant says beside its calls in the data, cut when it is very long."""
+    got: list[JsonValue]
+    """The calls that a client of the tuned model would get."""
+    base: Attempt
+    """The base model's reply."""
+    tuned: Attempt
+    """The tuned model's reply."""
+
+
 Confusion = dict[str, dict[str, int]]
-"""Wanted tool → called tool → calls."""
+"""Wanted tool → called tool → calls. What is no tool is in angle brackets: <none>, <invalid>, <hallucinated>."""
 
 
 class Report(ApiModel):
@@ -90,7 +131,7 @@ class Report(ApiModel):
     settings: Settings
     """How the replies were made."""
     metrics: dict[str, MetricReport]
-    """By name."""
+    """By name, in the order in which people want to read them."""
     right: Right
     """Case by case."""
     tools: dict[str, ToolReport]
@@ -99,3 +140,16 @@ class Report(ApiModel):
     """Of the base model."""
     tuned_confusion: Confusion
     """Of the tuned model."""
+    base_tool_f1: float | None = None
+    """The mean F1 of all tools that were wanted or called; of the base model."""
+    tuned_tool_f1: float | None = None
+    """Of the tuned model."""
+    slices: dict[str, dict[str, MetricReport]] = {}
+    """Slice → metric → figures, of the cases that share a trait; only slices with cases and metrics that they ask for.
+    The names: no_call, single_call, multi_call, multi_turn, unseen_tools."""
+    base_faults: dict[str, int] = {}
+    """Fault → cases, most frequent first; of the base model."""
+    tuned_faults: dict[str, int] = {}
+    """Of the tuned model."""
+    mistakes: list[Mistake] = []
+    """Cases that the tuned model got wrong: of every fault the first ones, at most 60 in all."""
