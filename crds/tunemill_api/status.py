@@ -163,6 +163,27 @@ class GateFacts(StatusModel):
     """The figures."""
 
 
+class ServingFacts(StatusModel):
+    """How the published model is served, proven by publish."""
+
+    target: str
+    """The server: vLLM or Transformers."""
+    model: str = ""
+    """What it loads, repository@commit; empty when nothing that was published can be served."""
+    merged: bool
+    """Whether that is the whole model; else the adapter on its base."""
+    adapter_servable: bool
+    """Whether the server takes the adapter as it is."""
+    reason: str = ""
+    """Why it does not."""
+    tool_call_parser: str = ""
+    """The name of the server's parser for tool calls; empty when it has none for this call format."""
+    command: str = ""
+    """Starts the server; ready to paste."""
+    proof: str = ""
+    """What was asked of the downloaded model, and how many replies the parser read as they were meant."""
+
+
 class PublishedFacts(StatusModel):
     """Where the model lies."""
 
@@ -176,6 +197,9 @@ class PublishedFacts(StatusModel):
     """The tag of the commit."""
     url: str = ""
     """The page of the commit."""
+    serving: ServingFacts | None = None
+    """How the model is served; absent with spec.publish.serving None. In a status it stands beside, in
+    status.serving."""
 
 
 class StageState(StrEnum):
@@ -309,5 +333,7 @@ class FineTuneStatus(StatusModel):
     """Its difference to the base model, for the printer column."""
     published: PublishedFacts | None = None
     """Where the model lies."""
+    serving: ServingFacts | None = None
+    """How the published model is served."""
     failure: FailureStatus | None = None
     """Why the run failed or cannot go on."""

@@ -38,6 +38,7 @@ def status_of(
     trainer = _trainer_status(finetune, ledger, progress)
     figures = ledger.facts.evaluation if ledger.done(Stage.EVALUATE) else None
     exact = next((metric for metric in figures.metrics if metric.name == Metric.EXACT_MATCH), None) if figures else None
+    published = ledger.facts.published
     return FineTuneStatus(
         observed_generation=finetune.generation,
         phase=situation.phase,
@@ -53,7 +54,8 @@ def status_of(
         gates=list(decisions),
         score=exact.tuned if exact else "",
         gain=f"{float(exact.tuned) - float(exact.base):+.4f}" if exact and exact.tuned and exact.base else "",
-        published=ledger.facts.published,
+        published=published.model_copy(update={"serving": None}) if published else None,
+        serving=published.serving if published else None,
         failure=situation.failure,
     )
 

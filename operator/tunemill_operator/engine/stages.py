@@ -120,9 +120,10 @@ def recall(finetune: FineTune, spec: FineTuneSpec, observed: Observed, now: date
 def recorded(status: FineTuneStatus) -> Ledger:
     """Return the ledger as the status has it, before it is known which keys are wanted."""
     entries = {entry.name: entry for entry in status.stages}
+    published = status.published and status.published.model_copy(update={"serving": status.serving})
     return Ledger(
         entries={stage: entries.get(stage, StageStatus(name=stage, state=StageState.PENDING)) for stage in Stage},
-        facts=Facts(status.prepared, status.trained, status.evaluation, status.published),
+        facts=Facts(status.prepared, status.trained, status.evaluation, published),
     )
 
 
