@@ -47,6 +47,11 @@ class DatasetFormat(StrEnum):
     AUTO = "Auto"
     OPENAI = "OpenAI"
     HERMES = "Hermes"
+    SHAREGPT = "ShareGPT"
+    XLAM = "XLAM"
+    TOOLACE = "ToolACE"
+    GLAIVE = "Glaive"
+    SIMPLE = "Simple"
 
 
 class EvaluationSplit(ApiModel):
@@ -77,8 +82,9 @@ class Dataset(ApiModel):
     uri: S3Uri
     """An S3 object (.jsonl or .json, also with .gz), or a prefix that ends in / for all such objects below it."""
     format: DatasetFormat = DatasetFormat.AUTO
-    """Auto looks at the rows. OpenAI: messages, tools. Hermes: conversations with tags, as the Hermes, ShareGPT and
-    agents-course data have them."""
+    """Auto looks at the rows. OpenAI: messages, tools. Hermes: conversations with tags, as the Hermes and agents-course
+    data have them. ShareGPT: conversations with from and value. XLAM: query, answers, tools. ToolACE: system,
+    conversations. Glaive: system, chat. Simple: user_content, tool_name, tool_arguments."""
     credentials_secret_ref: SecretRef | None = None
     """Absent: the pod's own identity."""
     endpoint: Endpoint = ""

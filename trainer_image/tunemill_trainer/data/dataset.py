@@ -6,7 +6,7 @@ Rows are spooled to disk and not kept: of each row only its fingerprint and its 
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -15,8 +15,9 @@ from typing import TextIO
 from tunemill_api import finetune as api
 from tunemill_api.failures import Reason
 
-from tunemill_trainer.data import formats, lint, split
-from tunemill_trainer.data.findings import Findings, Problem, RowError, Rule
+from tunemill_trainer.data import formats, split
+from tunemill_trainer.data.findings import Findings, Problem, Rule, Severity
+from tunemill_trainer.data.reading import RowReader
 from tunemill_trainer.data.records import Record, records
 from tunemill_trainer.data.rows import Role, Row, Source, Tool
 from tunemill_trainer.data.sources import Data
@@ -78,7 +79,7 @@ class Dataset:
     findings: Findings = field(default_factory=Findings)
     cut: float = 0.0
 
-    def leave_out(self, source: Source, problems: list[Problem]) -> None:
+    def leave_out(self, source: Source, problems: Iterable[Problem]) -> None:
         """Count a row that is wrong."""
         self.invalid += 1
         self.findings.add(source, problems)
@@ -145,7 +146,7 @@ def refuse_too_many_invalid(dataset: Dataset, allowed: float) -> None:
     """Raise DatasetMalformed or DatasetInvalidRows, naming rows, if more than the allowed share was wrong."""
     if dataset.invalid <= allowed * dataset.rows:
         return
-    wrong = [finding for finding in dataset.findings.listed if finding.problem.rule is not Rule.DUPLICATE]
+    wrong = [finding for finding in dataset.findings.listed if finding.problem.rule.severity is Severity.ERROR]
     malformed = wrong[0].problem.rule is Rule.NOT_JSON
     shown: list[str] = []
     for finding in wrong:
@@ -166,7 +167,7 @@ class _Reader:
         self.draws = array("d")
         self._dataset = dataset
         self._spool = spool
-        self._read = formats.READERS[dataset.format]
+        self._reader = RowReader(dataset.format)
         self._keeps_silent = keeps_silent
         self._seed = seed
         self._tick = tick
@@ -186,18 +187,12 @@ class _Reader:
             raise StageError(Reason.DATASET_EMPTY, f"expected rows in {uri}, found none")
 
     def _usable(self, record: Record) -> Row | None:
-        problems = [Problem(Rule.NOT_JSON, record.error)]
-        if record.value is not None:
-            try:
-                messages, tools = self._read(record.value)
-                row = Row(tuple(messages), tools, record.source)
-                problems = lint.problems(row)
-            except RowError as error:
-                problems = [error.problem]
-            if not problems:
-                return row
-        self._dataset.leave_out(record.source, problems)
-        return None
+        found = self._reader.read(record)
+        if found.row is None:
+            self._dataset.leave_out(record.source, found.problems)
+        else:
+            self._dataset.findings.add(record.source, found.problems)
+        return found.row
 
     def _keep(self, row: Row, drawn: float | None) -> None:
         dataset = self._dataset

@@ -11,8 +11,15 @@ _KEPT = 1000
 """Findings that the report lists; the counts go on. A file of a million bad lines must not fill the workspace."""
 
 
+class Severity(StrEnum):
+    """What follows from a finding: an error makes its row useless, a warning is for the user to judge."""
+
+    ERROR = "error"
+    WARNING = "warning"
+
+
 class Rule(StrEnum):
-    """What a row must not be. All but DUPLICATE make the row invalid."""
+    """What rows are held against."""
 
     NOT_JSON = "not-json"
     FORMAT = "format"
@@ -27,10 +34,27 @@ class Rule(StrEnum):
     WRONG_ARGUMENT = "wrong-argument"
     UNANSWERED_CALL = "unanswered-call"
     UNKNOWN_CALL_ID = "unknown-call-id"
+    DUPLICATE_CALL_ID = "duplicate-call-id"
+    BREAKS_CONTRACT = "breaks-contract"
+    SECRET = "secret"  # noqa: S105 - the name of a rule
     MARKER_IN_TEXT = "marker-in-text"
     NOT_REPRODUCIBLE = "not-reproducible"
     DUPLICATE = "duplicate"
+    LEAKED = "leaked"
+    OVERLONG = "overlong"
+    NOT_SUPERVISED = "not-supervised"
+    RENAMED_TOOL = "renamed-tool"
+    IMBALANCE = "imbalance"
 
+    @property
+    def severity(self) -> Severity:
+        """What follows from a finding of this rule."""
+        return Severity.WARNING if self in _WARNINGS else Severity.ERROR
+
+
+_WARNINGS = frozenset(
+    {Rule.DUPLICATE, Rule.LEAKED, Rule.OVERLONG, Rule.NOT_SUPERVISED, Rule.RENAMED_TOOL, Rule.IMBALANCE}
+)
 
 REMEDIES: dict[Rule, str] = {
     Rule.NOT_JSON: "Write one whole JSON object a line, in UTF-8.",
@@ -46,9 +70,17 @@ REMEDIES: dict[Rule, str] = {
     Rule.WRONG_ARGUMENT: "Correct the argument's value, or the tool's schema.",
     Rule.UNANSWERED_CALL: "Put the tool's answer after the call, or end the row with the call.",
     Rule.UNKNOWN_CALL_ID: "Let tool_call_id be the id of a call in the assistant turn before.",
+    Rule.DUPLICATE_CALL_ID: "Give each call of a turn an id of its own, and answer each id once.",
+    Rule.BREAKS_CONTRACT: "Offer the tools as spec.tools declares them, or change the declaration there.",
+    Rule.SECRET: "Take the secret out of the data and revoke it: a model may repeat what it has learnt.",
     Rule.MARKER_IN_TEXT: "Take the marker out of the text: the model would read it as the end of a call or a turn.",
     Rule.NOT_REPRODUCIBLE: "Take out characters that the base model's tokenizer cannot write.",
     Rule.DUPLICATE: "Nothing: the row is used once.",
+    Rule.LEAKED: "Nothing: the row is left out of training. Take it out of one of the files to keep their sizes.",
+    Rule.OVERLONG: "Raise spec.training.maxLength, or shorten the row; until then it is left out.",
+    Rule.NOT_SUPERVISED: "Give the row an assistant turn, or set spec.training.lossOn to All; else it is left out.",
+    Rule.RENAMED_TOOL: "Use the new name where the model is served, or rename the tool in the data.",
+    Rule.IMBALANCE: "Add rows that call the rare tools, or leave them out of `tools`.",
 }
 
 
@@ -58,6 +90,11 @@ class Problem:
 
     rule: Rule
     message: str
+
+
+def invalidating(problems: Iterable[Problem]) -> bool:
+    """Return whether any of the problems makes its row useless."""
+    return any(problem.rule.severity is Severity.ERROR for problem in problems)
 
 
 class RowError(ValueError):
@@ -77,6 +114,18 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.source}: {self.problem.message}"
+
+    def to_json(self) -> JsonObject:
+        """Return the finding as `tunemill-trainer lint --json` and the report have it."""
+        rule = self.problem.rule
+        return {
+            "file": self.source.file,
+            "line": self.source.line,
+            "rule": rule.value,
+            "severity": rule.severity.value,
+            "message": self.problem.message,
+            "remedy": REMEDIES[rule],
+        }
 
 
 @dataclass
@@ -99,12 +148,8 @@ class Findings:
                 self.listed.append(Finding(source, problem))
 
     def to_json(self) -> JsonObject:
-        """Return counts, remedies and the first findings for the report."""
+        """Return the counts and the first findings for the report."""
         return {
             "counts": {rule.value: count for rule, count in sorted(self.counts.items())},
-            "remedies": {rule.value: REMEDIES[rule] for rule in sorted(self.counts)},
-            "first": [
-                {"source": str(item.source), "rule": item.problem.rule.value, "message": item.problem.message}
-                for item in self.listed
-            ],
+            "first": [item.to_json() for item in self.listed],
         }

@@ -1,26 +1,34 @@
 """Looks at a canonical row for what would teach a model something wrong."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tunemill_trainer.data.findings import Problem, Rule
-from tunemill_trainer.data.rows import Call, Message, Role, Row
-from tunemill_trainer.data.tools import call_problems
+from tunemill_trainer.data.rows import Call, Message, Role, Row, Tool
+from tunemill_trainer.data.secrets import secrets_in
+from tunemill_trainer.data.tools import call_problems, contract_problems
 
 MARKERS = ("<tool_call>", "</tool_call>")
 """Between these a server looks for a call, wherever in the assistant's turn they stand."""
 
 
-def problems(row: Row) -> list[Problem]:
-    """Return all that is wrong with a row; an empty list for a good one."""
+def problems(row: Row, contract: Sequence[Tool] = ()) -> list[Problem]:
+    """Return all that is wrong with a row; an empty list for a good one.
+
+    Args:
+        row: to look at.
+        contract: spec.tools, where they are given.
+    """
     found = list(_order_problems(row.messages))
+    if contract:
+        found += contract_problems(row.tools, contract)
     for message in row.messages:
         if message.role is Role.ASSISTANT:
             found += _assistant_problems(message)
             for call in message.calls:
                 found += _marker_problems(call)
                 found += call_problems(call, row.tools)
-    return found
+    return [*found, *_secret_problems(row)]
 
 
 def _order_problems(messages: tuple[Message, ...]) -> Iterator[Problem]:
@@ -45,6 +53,12 @@ def _assistant_problems(message: Message) -> Iterator[Problem]:
     for marker in MARKERS:
         if marker in message.content or marker in message.reasoning:
             yield Problem(Rule.MARKER_IN_TEXT, f"the text of an assistant turn contains {marker}")
+
+
+def _secret_problems(row: Row) -> Iterator[Problem]:
+    """Yield a problem a kind of secret. The secret itself stays out of messages: they end up in logs and reports."""
+    for kind in secrets_in(row):
+        yield Problem(Rule.SECRET, f"the row holds what looks like {kind}")
 
 
 def _marker_problems(call: Call) -> Iterator[Problem]:

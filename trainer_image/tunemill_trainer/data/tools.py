@@ -1,6 +1,7 @@
 """Tool definitions and calls: read from what data sets hold, and calls checked against their tool's JSON schema."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import cast
@@ -15,7 +16,8 @@ from tunemill_trainer.data.findings import Problem, RowError, Rule
 from tunemill_trainer.data.rows import Call, JsonObject, Tool
 from tunemill_trainer.data.values import read_object, read_value, shortened
 
-_PYTHON_TYPES = {
+JSON_TYPES = frozenset({"string", "integer", "number", "boolean", "array", "object", "null"})
+PYTHON_TYPES = {
     "str": "string",
     "text": "string",
     "int": "integer",
@@ -25,8 +27,18 @@ _PYTHON_TYPES = {
     "bool": "boolean",
     "list": "array",
     "tuple": "array",
+    "set": "array",
+    "sequence": "array",
     "dict": "object",
+    "mapping": "object",
+    "hashmap": "object",
 }
+"""What public data calls the types of JSON schema."""
+
+_LONGEST_NAME = 64
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
+_CACHED = 1024
+"""Definitions that are kept. Rows repeat their tools; a file with ever new ones must not fill the memory."""
 _MEANINGFUL_NULLS = {"default", "const", "example"}
 
 
@@ -38,14 +50,7 @@ def read_tools(value: JsonValue) -> tuple[Tool, ...]:
     """
     if value is None or value in ("", []):
         return ()
-    if isinstance(value, str):
-        value = read_value(value, Rule.BROKEN_TOOL)
-    tools: dict[str, Tool] = {}
-    for item in value if isinstance(value, list) else [value]:
-        tool = _read_tool(json.dumps(item))
-        if tools.setdefault(tool.name, tool) != tool:
-            raise RowError(Rule.BROKEN_TOOL, f"two tools have the name {tool.name}")
-    return tuple(tools.values())
+    return _read_tools(value if isinstance(value, str) else json.dumps(value))
 
 
 def read_call(value: JsonValue) -> Call:
@@ -57,12 +62,21 @@ def read_call(value: JsonValue) -> Call:
     call = read_object(value, Rule.BROKEN_CALL, "a call")
     if "function" in call:
         call = read_object(call["function"], Rule.BROKEN_CALL, "a call's function")
-    name, arguments = call.get("name"), call.get("arguments")
+    name, arguments = call.get("name"), call.get("arguments", call.get("parameters"))
     if not isinstance(name, str) or not name:
         raise RowError(Rule.BROKEN_CALL, f"a call has no name: {shortened(json.dumps(call))}")
     if arguments is None or arguments == "":
         arguments = {}
     return Call(name, read_object(arguments, Rule.BROKEN_CALL, f"the arguments of {name}"))
+
+
+def served_name(name: str) -> str:
+    """Return a tool's name as servers take it, or an empty string when nothing of it can be kept.
+
+    OpenAI's API takes letters, digits, _ and -, at most 64; the open servers also take the dot that many data sets use.
+    """
+    served = _NOT_IN_NAMES.sub("_", name.strip())[:_LONGEST_NAME]
+    return served if any(letter.isalnum() for letter in served) else ""
 
 
 def without_filled_nulls(call: Call, tools: Sequence[Tool]) -> Call:
@@ -101,16 +115,36 @@ def call_problems(call: Call, tools: Sequence[Tool]) -> Iterator[Problem]:
         yield Problem(Rule.BROKEN_TOOL, f"the schema of {call.name} points to something that is not in it: {error}")
 
 
+def contract_problems(offered: Sequence[Tool], contract: Sequence[Tool]) -> Iterator[Problem]:
+    """Yield where the tools that a row offers differ from those that the model will be served with."""
+    agreed = {tool.name: tool for tool in contract}
+    for tool in offered:
+        if tool.name not in agreed:
+            yield Problem(Rule.BREAKS_CONTRACT, f"the row offers {tool.name}, which is not among the given tools")
+        elif tool.parameters != agreed[tool.name].parameters:
+            yield Problem(Rule.BREAKS_CONTRACT, f"the parameters of {tool.name} are not those of the given tool")
+
+
 def _schema_problem(call: Call, error: ValidationError) -> Problem:
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
     rule = {"required": Rule.MISSING_ARGUMENT, "additionalProperties": Rule.EXTRA_ARGUMENT}.get(str(error.validator))
     return Problem(rule or Rule.WRONG_ARGUMENT, f"{call.name}{where}: {shortened(error.message)}")
 
 
-@lru_cache(maxsize=4096)
-def _read_tool(text: str) -> Tool:
-    """Read one definition. Rows repeat their tools: the same text is read once."""
-    value = read_object(json.loads(text), Rule.BROKEN_TOOL, "a tool")
+@lru_cache(maxsize=_CACHED)
+def _read_tools(text: str) -> tuple[Tool, ...]:
+    """Read the tools of a row. Rows repeat their tools: the same text is read once."""
+    value = read_value(text, Rule.BROKEN_TOOL)
+    tools: dict[str, Tool] = {}
+    for item in value if isinstance(value, list) else [value]:
+        tool = _read_tool(item)
+        if tools.setdefault(tool.name, tool) != tool:
+            raise RowError(Rule.BROKEN_TOOL, f"two tools have the name {tool.name}")
+    return tuple(tools.values())
+
+
+def _read_tool(item: JsonValue) -> Tool:
+    value = read_object(item, Rule.BROKEN_TOOL, "a tool")
     if "function" in value:
         value = read_object(value["function"], Rule.BROKEN_TOOL, "a tool's function")
     name = value.get("name")
@@ -137,7 +171,7 @@ def _schema(node: JsonObject) -> JsonObject:
     if kind == "any":
         del cleaned["type"]
     elif isinstance(kind, str):
-        cleaned["type"] = _PYTHON_TYPES.get(kind.lower(), kind.lower())
+        cleaned["type"] = PYTHON_TYPES.get(kind.lower(), kind.lower())
     if isinstance(properties := cleaned.get("properties"), dict):
         cleaned["properties"] = {name: _schema(item) for name, item in properties.items() if isinstance(item, dict)}
     if isinstance(items := cleaned.get("items"), dict):
@@ -149,7 +183,7 @@ def _validator(schema: JsonObject) -> Draft202012Validator:
     return _cached_validator(json.dumps(schema))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=_CACHED)
 def _cached_validator(text: str) -> Draft202012Validator:
     # With a registry of its own it resolves references inside the schema and fetches none from the network.
     return Draft202012Validator(json.loads(text), registry=Registry())

@@ -77,7 +77,7 @@ def test_the_agents_course_rows():
             {
                 "role": "model",
                 "content": "<think>I need the weather.</think><tool_call>\n"
-                "{'name': 'get_weather', 'arguments': {'city': 'Paris', 'days': None}}\n</tool_call>",
+                "{'name': 'get_weather', 'arguments': {'city': 'Paris', 'days': 2}}\n</tool_call>",
             },
             {"role": "tool", "content": "<tool_reponse>\n{'t': 3}\n</tool_reponse>"},
             {"role": "model", "content": "<think>Done.</think>3 degrees"},
@@ -86,7 +86,12 @@ def test_the_agents_course_rows():
     messages, _ = hermes.read(row)
     assert messages == [
         Message(Role.USER, "Weather?"),
-        Message(Role.ASSISTANT, "", reasoning="I need the weather.", calls=(Call("get_weather", {"city": "Paris"}),)),
+        Message(
+            Role.ASSISTANT,
+            "",
+            reasoning="I need the weather.",
+            calls=(Call("get_weather", {"city": "Paris", "days": 2}),),
+        ),
         Message(Role.TOOL, "{'t': 3}"),
         Message(Role.ASSISTANT, "3 degrees", reasoning="Done."),
     ]

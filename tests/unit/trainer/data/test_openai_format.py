@@ -16,28 +16,6 @@ def test_arguments_may_be_text_or_an_object():
     assert as_text[1] == Message(Role.ASSISTANT, "", calls=(Call("get_weather", {"city": "Rome", "days": 2}),))
 
 
-def test_nulls_that_a_table_filled_in_are_dropped():
-    """Data that went through a table has null for all that other rows have: the model must not learn that."""
-    row = openai_row(city="Rome", days=None, minutes=None)
-    properties = WEATHER["parameters"]["properties"] | {"minutes": None}
-    row["tools"] = [{"function": WEATHER | {"parameters": WEATHER["parameters"] | {"properties": properties}}}]
-    messages, (tool,) = openai.read(row)
-    assert messages[1].calls[0].arguments == {"city": "Rome"}
-    assert "minutes" not in tool.parameters["properties"]
-
-
-def test_a_null_that_the_schema_allows_or_requires_stays():
-    """Null is a value where the tool says so."""
-    row = openai_row(city=None, note=None)
-    parameters = {
-        "type": "object",
-        "properties": {"city": {"type": "string"}, "note": {"type": ["string", "null"]}},
-        "required": ["city"],
-    }
-    row["tools"] = [{"function": WEATHER | {"parameters": parameters}}]
-    assert openai.read(row)[0][1].calls[0].arguments == {"city": None, "note": None}
-
-
 def test_the_older_function_call_is_a_call():
     """Files of 2023 have function_call, functions and the role function."""
     row = {
@@ -73,6 +51,24 @@ def a_conversation(*more):
     return row
 
 
+def two_calls(*ids, answered=()):
+    """A row with parallel calls, some of them answered."""
+    row = openai_row()
+    (call,) = row["messages"][1]["tool_calls"]
+    row["messages"][1]["tool_calls"] = [call | {"id": identifier} for identifier in ids]
+    row["messages"] += [{"role": "tool", "tool_call_id": identifier, "content": "7"} for identifier in answered]
+    return row
+
+
+def test_parallel_calls_may_be_answered_in_any_order():
+    """The ids say which answer belongs to which call; the next turn may use the same ids again."""
+    row = two_calls("c1", "c2", answered=["c2", "c1"])
+    row["messages"] += two_calls("c1", "c2")["messages"][1:]
+    messages, _ = openai.read(row)
+    assert [len(message.calls) for message in messages] == [0, 2, 0, 0, 2]
+    assert [message.name for message in messages[2:4]] == ["get_weather", "get_weather"]
+
+
 @pytest.mark.parametrize(
     ("row", "rule", "message"),
     [
@@ -83,6 +79,13 @@ def a_conversation(*more):
         ({"messages": [{"role": "assistant", "content": "x", "weight": 0}]}, Rule.FORMAT, "weight 0"),
         (a_conversation({"role": "tool", "tool_call_id": "c2", "content": "7"}), Rule.UNKNOWN_CALL_ID, "answers c2"),
         (a_conversation({"role": "user", "content": "And?"}), Rule.UNANSWERED_CALL, "the call c1"),
+        (
+            a_conversation(*[{"role": "tool", "tool_call_id": "c1", "content": "7"}] * 2),
+            Rule.DUPLICATE_CALL_ID,
+            "two tool messages answer the call c1",
+        ),
+        (two_calls("c1", "c1"), Rule.DUPLICATE_CALL_ID, "two calls of an assistant turn have the id c1"),
+        (two_calls("c1", "c2", answered=["c2"]), Rule.UNANSWERED_CALL, "the call c1"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]}, Rule.BROKEN_CALL, "no name"),
         (
             {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}]},

@@ -9,39 +9,70 @@ from collections.abc import Callable, Iterable
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import DatasetFormat
 
-from tunemill_trainer.data.formats import hermes, openai
+from tunemill_trainer.data.formats import glaive, hermes, openai, simple, toolace, xlam
 from tunemill_trainer.data.rows import JsonObject, Message, Tool
 from tunemill_trainer.errors import StageError
 
 Reader = Callable[[JsonObject], tuple[list[Message], tuple[Tool, ...]]]
 
-READERS: dict[DatasetFormat, Reader] = {DatasetFormat.OPENAI: openai.read, DatasetFormat.HERMES: hermes.read}
+READERS: dict[DatasetFormat, Reader] = {
+    DatasetFormat.OPENAI: openai.read,
+    DatasetFormat.HERMES: hermes.read,
+    DatasetFormat.SHAREGPT: hermes.read,  # the same turns, only without the tags
+    DatasetFormat.XLAM: xlam.read,
+    DatasetFormat.TOOLACE: toolace.read,
+    DatasetFormat.GLAIVE: glaive.read,
+    DatasetFormat.SIMPLE: simple.read,
+}
 
 
 def detect(samples: Iterable[JsonObject], uri: str) -> DatasetFormat:
     """Return the format of the first rows of the data.
 
-    Both formats have a list of turns. It is Hermes when it is called `conversations`, or when its turns carry Hermes'
-    roles or tags; that decides for all rows, so that a row that differs is reported and not guessed at.
+    It decides for all rows, so that a row that differs is reported and not guessed at. Hermes' tags and ToolACE's
+    prompts may be in some rows only: a single one tells them from the formats that share their fields.
 
     Raises:
         StageError: DatasetFormatUnknown, naming the fields that were found.
     """
     fields: list[str] = []
-    openai_rows = False
+    seen: list[DatasetFormat] = []
     for sample in samples:
-        if isinstance(sample.get("conversations"), list):
-            return DatasetFormat.HERMES
-        messages = sample.get("messages")
-        if isinstance(messages, list):
-            openai_rows = True
-            if hermes.has_tags(json.dumps(messages, ensure_ascii=False)):
-                return DatasetFormat.HERMES
+        form = _form_of(sample)
+        if form is not None:
+            seen.append(form)
         fields = fields or sorted(sample)
-    if openai_rows:
-        return DatasetFormat.OPENAI
-    raise StageError(
-        Reason.DATASET_FORMAT_UNKNOWN,
-        f"expected rows with `messages` (OpenAI) or `conversations` (Hermes) in {uri}, found the fields: "
-        f"{', '.join(fields) or 'none'}",
-    )
+    if not seen:
+        raise StageError(
+            Reason.DATASET_FORMAT_UNKNOWN,
+            f"expected in {uri} rows with `messages` (OpenAI), `conversations` (Hermes, ShareGPT, ToolACE), `query` "
+            "and `answers` (XLAM), `system` and `chat` (Glaive) or `user_content` and `tool_name` (Simple), found the "
+            f"fields: {', '.join(fields) or 'none'}",
+        )
+    first = seen[0]
+    if first in _SHARED:
+        return next((form for form in _SHARED if form in seen), first)
+    return DatasetFormat.HERMES if first is DatasetFormat.OPENAI and DatasetFormat.HERMES in seen else first
+
+
+_SHARED = (DatasetFormat.HERMES, DatasetFormat.TOOLACE, DatasetFormat.SHAREGPT)
+"""The formats with a field `conversations`, the most telling first."""
+
+
+def _form_of(sample: JsonObject) -> DatasetFormat | None:
+    if isinstance(sample.get("conversations"), list):
+        if toolace.is_one(sample):
+            return DatasetFormat.TOOLACE
+        tagged = hermes.has_tags(json.dumps([sample["conversations"], sample.get("system")], ensure_ascii=False))
+        return DatasetFormat.HERMES if tagged or not hermes.has_sharegpt_turns(sample) else DatasetFormat.SHAREGPT
+    if isinstance(sample.get("messages"), list):
+        tagged = hermes.has_tags(json.dumps(sample["messages"], ensure_ascii=False))
+        return DatasetFormat.HERMES if tagged else DatasetFormat.OPENAI
+    for form, module in (
+        (DatasetFormat.XLAM, xlam),
+        (DatasetFormat.GLAIVE, glaive),
+        (DatasetFormat.SIMPLE, simple),
+    ):
+        if module.is_one(sample):
+            return form
+    return None

@@ -1,8 +1,9 @@
 """The Hermes family: turns whose text carries `<tool_call>`, `<tool_response>`, `<tools>` and `<think>`.
 
-Covers NousResearch's Hermes data, ShareGPT's `from` and `value`, and the Hugging Face agents course's data with the
-roles human and model. Traps in the public data, all met here: calls as Python literals, several calls and responses in
-a turn, an empty `<tools></tools>` in the prose of the system prompt, and the spelling `<tool_reponse>`.
+Covers NousResearch's Hermes data, ShareGPT's `from` and `value` with calls as turns of their own, and the Hugging Face
+agents course's data with the roles human and model. Traps in the public data, all met here: calls as Python literals,
+several calls and responses in a turn, an empty `<tools></tools>` in the prose of the system prompt, and the spelling
+`<tool_reponse>`.
 """
 
 import re
@@ -10,12 +11,12 @@ import re
 from pydantic import JsonValue
 
 from tunemill_trainer.data.findings import RowError, Rule
-from tunemill_trainer.data.formats.openai import text_of
+from tunemill_trainer.data.formats.openai import reasoning_of, text_of
 from tunemill_trainer.data.rows import Call, JsonObject, Message, Role, Tool
-from tunemill_trainer.data.tools import read_call, read_tools, without_filled_nulls
+from tunemill_trainer.data.tools import read_call, read_tools
 from tunemill_trainer.data.values import read_object, read_value
 
-_ROLES = {
+ROLES = {
     "system": Role.SYSTEM,
     "developer": Role.SYSTEM,
     "user": Role.USER,
@@ -55,6 +56,12 @@ def has_tags(text: str) -> bool:
     return _TAGGED.search(text) is not None
 
 
+def has_sharegpt_turns(row: JsonObject) -> bool:
+    """Return whether the turns have the fields `from` and `value`."""
+    turns = row.get("conversations")
+    return isinstance(turns, list) and any(isinstance(turn, dict) and "from" in turn for turn in turns)
+
+
 def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     """Return the turns and tools of a row.
 
@@ -66,19 +73,21 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
         raise RowError(Rule.FORMAT, "expected a field `conversations` with a list of turns")
     tools = read_tools(value.get("tools"))
     messages: list[Message] = []
+    if isinstance(value.get("system"), str):
+        turns = [{"role": "system", "content": value["system"]}, *turns]
     for turn in turns:
         fields = read_object(turn, Rule.FORMAT, "a turn of `conversations`")
         speaker = fields.get("role", fields.get("from"))
-        role = _ROLES.get(str(speaker))
+        role = ROLES.get(str(speaker))
         if role is None:
-            raise RowError(Rule.UNKNOWN_ROLE, f"unknown role {speaker!r}, expected one of {', '.join(_ROLES)}")
+            raise RowError(Rule.UNKNOWN_ROLE, f"unknown role {speaker!r}, expected one of {', '.join(ROLES)}")
         text = text_of(fields.get("content", fields.get("value")))
         if role is Role.SYSTEM:
             tools = tools or _tools_in_prompt(text)
             text = _without_tags(text)
             messages += [Message(role, text)] if text else []
         elif role is Role.ASSISTANT:
-            messages.append(_assistant(text, _structured_calls(fields, text), tools))
+            messages.append(_assistant(fields, text))
         elif role is Role.TOOL:
             responses = [part.strip() for part in _RESPONSE.findall(text)] or [text.strip()]
             messages += [Message(role, response, name=text_of(fields.get("name"))) for response in responses]
@@ -87,28 +96,24 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     return messages, tools
 
 
-def _assistant(text: str, structured: list[Call], tools: tuple[Tool, ...]) -> Message:
-    reasoning = ""
+def _assistant(turn: JsonObject, text: str) -> Message:
+    reasoning = reasoning_of(turn)
     if thought := _THOUGHT.match(text):
         reasoning, text = thought.group(2).strip(), text[thought.end() :]
-    calls = structured
-    if not structured:
+    if turn.get("from", turn.get("role")) == "function_call" and "<tool_call>" not in text:
+        # All of ShareGPT's turn `function_call` is one call, or a list of calls.
+        calls, text = _calls_of(read_value(text, Rule.BROKEN_CALL)), ""
+    else:
+        calls = _calls_of(turn.get("tool_calls")) + _calls_of(turn.get("function_call"))
+    if not calls:
         calls = [read_call(read_value(block, Rule.BROKEN_CALL)) for block in _CALL.findall(text)]
         text = _CALL.sub("", text)
-    return Message(
-        Role.ASSISTANT,
-        text.strip(),
-        reasoning=reasoning,
-        calls=tuple(without_filled_nulls(call, tools) for call in calls),
-    )
+    return Message(Role.ASSISTANT, text.strip(), reasoning=reasoning, calls=tuple(calls))
 
 
-def _structured_calls(turn: JsonObject, text: str) -> list[Call]:
-    """Return calls that stand beside the text, or that are all of ShareGPT's turn `function_call`."""
-    calls: JsonValue = turn.get("tool_calls")
-    if turn.get("from") == "function_call" and "<tool_call>" not in text:
-        calls = read_value(text, Rule.BROKEN_CALL)
-    return [read_call(call) for call in (calls if isinstance(calls, list) else [calls]) if call]
+def _calls_of(value: JsonValue) -> list[Call]:
+    """Return one call, several, or none for null."""
+    return [read_call(call) for call in (value if isinstance(value, list) else [value]) if call]
 
 
 def _tools_in_prompt(text: str) -> tuple[Tool, ...]:

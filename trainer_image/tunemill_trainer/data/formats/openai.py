@@ -9,7 +9,7 @@ from pydantic import JsonValue
 
 from tunemill_trainer.data.findings import RowError, Rule
 from tunemill_trainer.data.rows import Call, JsonObject, Message, Role, Tool
-from tunemill_trainer.data.tools import read_call, read_tools, without_filled_nulls
+from tunemill_trainer.data.tools import read_call, read_tools
 from tunemill_trainer.data.values import read_object, refuse
 
 _ROLES = {
@@ -34,17 +34,24 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     tools = read_tools(value.get("tools")) or read_tools(value.get("functions"))
     messages: list[Message] = []
     open_calls: dict[str, str] = {}
+    answered: set[str] = set()
     for turn in turns:
         fields = read_object(turn, Rule.FORMAT, "a turn of `messages`")
-        message = _message(fields, tools, open_calls)
+        message = _message(fields, open_calls, answered)
         if message.role is not Role.TOOL and open_calls:
             raise RowError(Rule.UNANSWERED_CALL, f"the call {next(iter(open_calls))} has no tool message with its id")
         messages.append(message)
-        open_calls |= _call_ids(fields)
+        for identifier, name in _call_ids(fields):
+            if identifier in open_calls:
+                raise RowError(Rule.DUPLICATE_CALL_ID, f"two calls of an assistant turn have the id {identifier}")
+            open_calls[identifier] = name
+            answered.discard(identifier)  # some files begin to count again with every turn
+    if open_calls and messages[-1].role is Role.TOOL:
+        raise RowError(Rule.UNANSWERED_CALL, f"the call {next(iter(open_calls))} has no tool message with its id")
     return messages, tools
 
 
-def _message(turn: JsonObject, tools: tuple[Tool, ...], open_calls: dict[str, str]) -> Message:
+def _message(turn: JsonObject, open_calls: dict[str, str], answered: set[str]) -> Message:
     role = _ROLES.get(str(turn.get("role")))
     if role is None:
         raise RowError(Rule.UNKNOWN_ROLE, f"unknown role {turn.get('role')!r}, expected one of {', '.join(_ROLES)}")
@@ -52,15 +59,18 @@ def _message(turn: JsonObject, tools: tuple[Tool, ...], open_calls: dict[str, st
     if role is Role.ASSISTANT:
         if turn.get("weight") == 0:
             raise RowError(Rule.FORMAT, "a turn has weight 0, which is not supported: end the row before it instead")
-        calls = tuple(without_filled_nulls(call, tools) for call in _calls(turn))
-        return Message(role, content, reasoning=_reasoning(turn), calls=calls)
+        return Message(role, content, reasoning=reasoning_of(turn), calls=tuple(_calls(turn)))
     if role is Role.TOOL:
         name = text_of(turn.get("name"))
         identifier = turn.get("tool_call_id")
         if isinstance(identifier, str) and identifier:
-            if identifier not in open_calls:
+            if identifier in open_calls:
+                name = open_calls.pop(identifier)
+            elif identifier in answered:
+                raise RowError(Rule.DUPLICATE_CALL_ID, f"two tool messages answer the call {identifier}")
+            else:
                 raise RowError(Rule.UNKNOWN_CALL_ID, f"a tool message answers {identifier}, which no open call has")
-            name = open_calls.pop(identifier)
+            answered.add(identifier)
         return Message(role, content, name=name)
     return Message(role, content)
 
@@ -73,13 +83,14 @@ def _calls(turn: JsonObject) -> list[Call]:
     return [read_call(call) for call in [*calls, *([legacy] if legacy else [])]]
 
 
-def _call_ids(turn: JsonObject) -> dict[str, str]:
+def _call_ids(turn: JsonObject) -> list[tuple[str, str]]:
     """Return the ids of a turn's calls with the names of their tools; older data has none."""
     calls = cast("list[JsonObject]", turn.get("tool_calls") or [])
-    return {str(call["id"]): read_call(call).name for call in calls if isinstance(call, dict) and call.get("id")}
+    return [(str(call["id"]), read_call(call).name) for call in calls if isinstance(call, dict) and call.get("id")]
 
 
-def _reasoning(turn: JsonObject) -> str:
+def reasoning_of(turn: JsonObject) -> str:
+    """Return what an assistant thinks first, which files have under several names."""
     found = (text_of(turn.get(name)) for name in ("reasoning_content", "reasoning", "thinking"))
     return next((text for text in found if text), "")
 

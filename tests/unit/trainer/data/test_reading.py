@@ -1,0 +1,125 @@
+"""From records to rows: the format is found, tools are completed and named, nulls of tables dropped."""
+
+import json
+
+import pytest
+from trainer.data.building import WEATHER, openai_row
+from tunemill_api.failures import Reason
+from tunemill_api.finetune import DatasetFormat
+from tunemill_trainer.data import formats
+from tunemill_trainer.data.findings import Rule, Severity
+from tunemill_trainer.data.reading import RowReader
+from tunemill_trainer.data.records import Record
+from tunemill_trainer.data.rows import Call, Message, Role, Source
+from tunemill_trainer.data.tools import read_tools
+from tunemill_trainer.errors import StageError
+
+CONTRACT = read_tools([WEATHER])
+SIMPLE = {"user_content": "Weather in Rome?", "tool_name": "get_weather", "tool_arguments": '{"city": "Rome"}'}
+TALK = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+TAGGED = [{"from": "gpt", "value": '<tool_call>{"name": "f"}</tool_call>'}]
+TOOLACE = {"system": "Functions: " + json.dumps([WEATHER]), "conversations": TALK}
+
+
+def read(row, form=DatasetFormat.OPENAI, contract=()):
+    """Read one row."""
+    return RowReader(form, contract).read(Record(Source("calls.jsonl", 3), row))
+
+
+@pytest.mark.parametrize(
+    ("rows", "form"),
+    [
+        ([openai_row()], DatasetFormat.OPENAI),
+        ([openai_row(), {"messages": [{"role": "model", "content": "x"}]}], DatasetFormat.HERMES),
+        ([{"conversations": [{"role": "user", "content": "x"}]}], DatasetFormat.HERMES),
+        ([{"conversations": TALK}], DatasetFormat.SHAREGPT),
+        ([{"conversations": TALK}, {"conversations": TAGGED}], DatasetFormat.HERMES),
+        ([{"conversations": TALK, "system": "Be brief.", "tools": "[]"}], DatasetFormat.SHAREGPT),
+        ([{"conversations": TALK, "system": "Be brief."}, TOOLACE], DatasetFormat.TOOLACE),
+        ([{"query": "x", "answers": "[]", "tools": "[]"}], DatasetFormat.XLAM),
+        ([{"system": "", "chat": "USER: x"}], DatasetFormat.GLAIVE),
+        ([SIMPLE], DatasetFormat.SIMPLE),
+        ([{"text": "a broken row"}, SIMPLE], DatasetFormat.SIMPLE),
+    ],
+)
+def test_the_format_is_found(rows, form):
+    """By the fields, and where formats share them, by what the turns look like."""
+    assert formats.detect(rows, "calls.jsonl") is form
+
+
+def test_fields_of_no_format_are_named():
+    """The message says what was looked for and what is there."""
+    with pytest.raises(StageError) as raised:
+        formats.detect([{"prompt": "a", "completion": "b"}], "calls.jsonl")
+    assert raised.value.reason is Reason.DATASET_FORMAT_UNKNOWN
+    assert "`user_content` and `tool_name` (Simple)" in raised.value.message
+    assert "found the fields: completion, prompt" in raised.value.message
+
+
+def test_every_format_has_a_reader():
+    """What the API offers can be read."""
+    assert set(formats.READERS) == set(DatasetFormat) - {DatasetFormat.AUTO}
+
+
+def test_a_simple_row_is_the_guides_conversation():
+    """The instruction of the FunctionGemma guide, the request, the call; the tools are those of the contract."""
+    row = read(SIMPLE, DatasetFormat.SIMPLE, CONTRACT).row
+    assert row.messages == (
+        Message(Role.SYSTEM, "You are a model that can do function calling with the following functions"),
+        Message(Role.USER, "Weather in Rome?"),
+        Message(Role.ASSISTANT, "", calls=(Call("get_weather", {"city": "Rome"}),)),
+    )
+    assert row.tools == CONTRACT
+    (problem,) = read(SIMPLE, DatasetFormat.SIMPLE).problems
+    assert problem.rule is Rule.UNKNOWN_TOOL
+
+
+def test_rows_with_tools_are_held_to_the_contract():
+    """Other tools, and other parameters, than the model will be served with are errors; fewer are not."""
+    assert read(openai_row(), contract=CONTRACT).problems == ()
+    more = openai_row()
+    more["tools"].append({"function": {"name": "other"}})
+    (problem,) = read(more, contract=CONTRACT).problems
+    assert (problem.rule, problem.message.split(",")[0]) == (Rule.BREAKS_CONTRACT, "the row offers other")
+    other = json.loads(json.dumps(openai_row()).replace('"integer"', '"number"'))
+    assert [problem.rule for problem in read(other, contract=CONTRACT).problems] == [Rule.BREAKS_CONTRACT]
+
+
+def test_names_that_servers_refuse_are_changed_everywhere():
+    """Definition, call and answer still belong together, and the user is told."""
+    text = json.dumps(openai_row()).replace("get_weather", "Weather (v2) API")
+    row = json.loads(text)
+    row["messages"].append({"role": "tool", "tool_call_id": "c1", "content": "7"})
+    found = read(row)
+    assert found.row.tools[0].name == "Weather_v2_API"
+    assert found.row.messages[1].calls[0].name == found.row.messages[2].name == "Weather_v2_API"
+    (problem,) = found.problems
+    assert (problem.rule, problem.rule.severity) == (Rule.RENAMED_TOOL, Severity.WARNING)
+
+
+@pytest.mark.parametrize(("first", "second"), [("a b", "a_b"), ("天気", "x")])
+def test_names_that_cannot_be_kept_apart_are_refused(first, second):
+    """Two tools with one name, or one with none, cannot be served."""
+    row = openai_row() | {"tools": [{"name": first}, {"name": second}]}
+    found = read(row)
+    assert found.row is None
+    assert [problem.rule for problem in found.problems] == [Rule.BROKEN_TOOL]
+
+
+def test_nulls_that_a_table_filled_in_are_dropped():
+    """Data that went through a table has null for all that other rows have: the model must not learn that."""
+    row = openai_row(city="Rome", days=None, minutes=None)
+    properties = WEATHER["parameters"]["properties"] | {"minutes": None}
+    row["tools"] = [{"function": WEATHER | {"parameters": WEATHER["parameters"] | {"properties": properties}}}]
+    found = read(row).row
+    assert found.messages[1].calls[0].arguments == {"city": "Rome"}
+    assert "minutes" not in found.tools[0].parameters["properties"]
+
+
+def test_a_null_that_the_schema_allows_or_requires_stays():
+    """Null is a value where the tool says so."""
+    row = openai_row(city=None, note=None)
+    properties = {"city": {"type": ["string", "null"]}, "note": {"type": ["string", "null"]}}
+    parameters = {"type": "object", "properties": properties, "required": ["city"]}
+    row["tools"] = [{"function": WEATHER | {"parameters": parameters}}]
+    assert read(row).row.messages[1].calls[0].arguments == {"city": None, "note": None}

@@ -1,0 +1,49 @@
+"""Secrets in the data are found by the forms that their makers gave them, and never repeated."""
+
+import pytest
+from trainer.data.building import a_row, calls, says, user
+from tunemill_trainer.data import lint
+from tunemill_trainer.data.findings import Rule
+
+ALNUM = "aB3dE5gH7jK9mN1pQ2sT4vW6yZ8bC0dF2hJ4"
+FOUND = {
+    "an AWS access key id": "AKIA" + "QWERTZUIOPASDFGH",
+    "a GitHub token": "ghp_" + ALNUM,
+    "a GitLab token": "glpat-" + ALNUM[:20],
+    "a Hugging Face token": "hf_" + ALNUM[:34],
+    "an OpenAI or Anthropic API key": "sk-proj-" + ALNUM,
+    "a Google API key": "AIza" + ALNUM[:35],
+    "a Slack token": "xoxb-" + "1234567890-" + ALNUM[:12],
+    "a Stripe live key": "sk_live_" + ALNUM[:24],
+    "a private key": "-----BEGIN RSA " + "PRIVATE KEY-----",
+    "a JSON Web Token": "eyJ" + ALNUM[:20] + ".eyJ" + ALNUM[:20] + "." + ALNUM,
+    "a password in a URL": "postgres://admin:" + "s3cr3t@db.acme.example/x",
+}
+
+
+@pytest.mark.parametrize("kind", FOUND)
+def test_a_secret_is_found_wherever_it_stands(kind):
+    """In what a user says as in a call's arguments; the message holds the kind and not the secret."""
+    secret = FOUND[kind]
+    for row in (a_row(user(f"My key is {secret}."), says()), a_row(user(), calls(city=f"x {secret}"))):
+        (problem,) = lint.problems(row)
+        assert problem.rule is Rule.SECRET
+        assert kind in problem.message
+        assert secret not in problem.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "AKIA" + "IOSFODNN7EXAMPLE",
+        "hf_" + "x" * 34,
+        "task-" + "management-for-larger-organisations",
+        "the skill sk-learn-something-completely-different",
+        "https://acme.example/a:b@c",
+        "postgres://${USER}:${PASSWORD}@db",
+        "the token is <TOKEN>",
+    ],
+)
+def test_what_only_looks_like_a_secret_passes(text):
+    """Placeholders of documentation and plain words are no secrets."""
+    assert lint.problems(a_row(user(text), says())) == []

@@ -1,0 +1,88 @@
+"""Rows in xLAM's format: everything as JSON text, types as Python writes them."""
+
+import json
+
+import pytest
+from tunemill_trainer.data.findings import RowError, Rule
+from tunemill_trainer.data.formats import xlam
+from tunemill_trainer.data.rows import Call, Message, Role
+
+
+def xlam_row(answers, **parameters):
+    """A row with one tool."""
+    tool = {"name": "games", "description": "Finds games", "parameters": parameters}
+    return {"id": 7, "query": "Which games?", "answers": json.dumps(answers), "tools": json.dumps([tool])}
+
+
+def test_parallel_answers_to_a_question():
+    """All answers are calls of one turn."""
+    calls = [{"name": "games", "arguments": {"kind": kind}} for kind in ("beta", "new")]
+    messages, (tool,) = xlam.read(xlam_row(calls, kind={"type": "str", "description": "of game", "default": "new"}))
+    assert messages == [
+        Message(Role.USER, "Which games?"),
+        Message(Role.ASSISTANT, "", calls=(Call("games", {"kind": "beta"}), Call("games", {"kind": "new"}))),
+    ]
+    assert tool.parameters == {
+        "type": "object",
+        "properties": {"kind": {"type": "string", "description": "of game", "default": "new"}},
+        "required": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("annotation", "schema"),
+    [
+        ("str", {"type": "string"}),
+        ("int, optional", {"type": "integer"}),
+        ("str, default 'x'", {"type": "string"}),
+        ("List[int]", {"type": "array", "items": {"type": "integer"}}),
+        ("list[List[str]]", {"type": "array", "items": {"type": "array", "items": {"type": "string"}}}),
+        ("Optional[float]", {"type": "number"}),
+        ("Dict[str, int]", {"type": "object"}),
+        ("Tuple[int, str]", {"type": "array"}),
+        ("List[Union[int, float]]", {"type": "array"}),
+        ("Callable[[float], float]", {}),
+        ("datetime", {}),
+    ],
+)
+def test_annotations_become_schemas(annotation, schema):
+    """What JSON schema cannot say is left open and not refused."""
+    assert xlam.type_of(annotation) == schema
+
+
+def test_an_argument_is_required_unless_it_is_optional_or_has_a_default():
+    """Parameters called type and properties are parameters like any other."""
+    row = xlam_row(
+        [{"name": "games", "arguments": {"type": "a"}}],
+        type={"type": "str", "description": "t"},
+        properties={"type": "List[str]", "description": "p", "default": ""},
+        limit={"type": "int, optional", "description": "l"},
+    )
+    _, (tool,) = xlam.read(row)
+    assert tool.parameters["required"] == ["type"]
+    assert list(tool.parameters["properties"]) == ["type", "properties", "limit"]
+
+
+def test_parameters_with_a_schema_are_taken_as_they_are():
+    """Some copies hold JSON schemas already."""
+    schema = {"type": "object", "properties": {"kind": {"type": "string"}}, "required": ["kind"]}
+    _, (tool,) = xlam.read(xlam_row([{"name": "games", "arguments": {"kind": "a"}}], **schema))
+    assert tool.parameters == schema
+
+
+@pytest.mark.parametrize(
+    ("row", "rule", "message"),
+    [
+        ({"query": "x"}, Rule.FORMAT, "`query` and `answers`"),
+        (xlam_row([]), Rule.EMPTY_TURN, "holds no call"),
+        (xlam_row([{"arguments": {}}]), Rule.BROKEN_CALL, "no name"),
+        (xlam_row([{"name": "games"}], kind="str"), Rule.BROKEN_TOOL, "expected JSON or a Python literal"),
+        ({"query": "x", "answers": "[{]", "tools": "[]"}, Rule.BROKEN_CALL, "expected JSON"),
+    ],
+)
+def test_a_row_that_cannot_be_read_says_why(row, rule, message):
+    """Nothing is guessed."""
+    with pytest.raises(RowError) as raised:
+        xlam.read(row)
+    assert raised.value.problem.rule is rule
+    assert message in raised.value.problem.message

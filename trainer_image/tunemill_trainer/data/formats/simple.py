@@ -1,0 +1,36 @@
+"""The smallest format: `user_content`, `tool_name` and `tool_arguments`, as Google's FunctionGemma guide has it.
+
+The tools are the same for all rows and stand in spec.tools (`--tools` on the command line), unless a row has its own.
+"""
+
+from pydantic import JsonValue
+
+from tunemill_trainer.data.findings import RowError, Rule
+from tunemill_trainer.data.formats.openai import text_of
+from tunemill_trainer.data.rows import JsonObject, Message, Role, Tool
+from tunemill_trainer.data.tools import read_call, read_tools
+
+INSTRUCTION = "You are a model that can do function calling with the following functions"
+"""What the guide's rows begin with, and what FunctionGemma was trained to call tools after."""
+
+
+def is_one(value: JsonObject) -> bool:
+    """Return whether a row has the fields of this format."""
+    return "user_content" in value and "tool_name" in value
+
+
+def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
+    """Return the turns and tools of a row: an instruction, a request and the one call that answers it.
+
+    Raises:
+        RowError: saying what is wrong.
+    """
+    if not is_one(value):
+        raise RowError(Rule.FORMAT, "expected the fields `user_content`, `tool_name` and `tool_arguments`")
+    call: dict[str, JsonValue] = {"name": value["tool_name"], "arguments": value.get("tool_arguments")}
+    messages = [
+        Message(Role.SYSTEM, INSTRUCTION),
+        Message(Role.USER, text_of(value["user_content"])),
+        Message(Role.ASSISTANT, "", calls=(read_call(call),)),
+    ]
+    return messages, read_tools(value.get("tools"))

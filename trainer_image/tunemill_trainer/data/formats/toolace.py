@@ -1,0 +1,113 @@
+"""ToolACE's format: `system` with the tools in its prose, `conversations`, and calls as `[Tool name(argument=value)]`.
+
+https://huggingface.co/datasets/Team-ACE/ToolACE
+"""
+
+import re
+
+from pydantic import JsonValue
+
+from tunemill_trainer.data import balanced
+from tunemill_trainer.data.findings import RowError, Rule
+from tunemill_trainer.data.formats.hermes import ROLES
+from tunemill_trainer.data.formats.openai import text_of
+from tunemill_trainer.data.rows import Call, JsonObject, Message, Role, Tool
+from tunemill_trainer.data.tools import read_tools
+from tunemill_trainer.data.values import read_object, read_value, shortened
+
+_LIST_OF_TOOLS = re.compile(r"\[\s*\{\s*[\"'](?:name|type|function|description|parameters)[\"']")
+_CALLS = re.compile(r"\[\s*[^\s\[\]{}()\"'][^\[\]{}()\"']*\(")
+"""The begin of a list of calls; `[1]` is prose."""
+_NAME = re.compile(r"[\s,]*([^\s,()\[\]{}\"'][^,()\[\]{}\"']*)\(")
+_ARGUMENT = re.compile(r"\s*([^\s=\"'()\[\]{}]+)\s*=(.*)\Z", re.DOTALL)
+
+_PROMPT_ABOUT_CALLS = tuple(
+    re.compile(pattern, re.DOTALL | re.IGNORECASE)
+    for pattern in (
+        r"You should only return the function calls? in (?:the )?tools? calls? sections?\.?",
+        r"Here is a list of functions in JSON format that you can invoke:?",
+        r"Should you decide to return the function call\(s\)\s*[.,]?",
+        r"(?:You MUST )?put (?:it|them) in the format of \[.*?\)\s*\]\.?",
+        r"NO other text MUST be included\.?",
+    )
+)
+"""What the prompts say about the format of calls. The chat template says it instead, and it says another one."""
+
+
+def is_one(value: JsonObject) -> bool:
+    """Return whether a row has the fields of this format, and tools in its prompt or calls in their brackets."""
+    turns, system = value.get("conversations"), value.get("system")
+    if not isinstance(turns, list) or not isinstance(system, str) or value.get("tools"):
+        return False
+    texts = [str(turn.get("value", turn.get("content"))) for turn in turns if isinstance(turn, dict)]
+    if any("<tool_call>" in text for text in texts):
+        return False
+    return _LIST_OF_TOOLS.search(system) is not None or any(_CALLS.match(text.strip()) for text in texts)
+
+
+def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
+    """Return the turns and tools of a row.
+
+    Raises:
+        RowError: saying what is wrong.
+    """
+    turns = value.get("conversations")
+    if not isinstance(turns, list) or not turns:
+        raise RowError(Rule.FORMAT, "expected a field `conversations` with a list of turns")
+    prompt, tools = _system(text_of(value.get("system")))
+    messages = [Message(Role.SYSTEM, prompt)] if prompt else []
+    for turn in turns:
+        fields = read_object(turn, Rule.FORMAT, "a turn of `conversations`")
+        speaker = fields.get("from", fields.get("role"))
+        role = ROLES.get(str(speaker))
+        if role is None:
+            raise RowError(Rule.UNKNOWN_ROLE, f"unknown role {speaker!r}, expected one of {', '.join(ROLES)}")
+        text = text_of(fields.get("value", fields.get("content"))).strip()
+        calls = _calls(text) if role is Role.ASSISTANT else ()
+        messages.append(Message(role, "" if calls else text, calls=calls))
+    return messages, tools or read_tools(value.get("tools"))
+
+
+def _system(text: str) -> tuple[str, tuple[Tool, ...]]:
+    """Return the instructions without the tools and without what they say about the format, and the tools."""
+    tools: tuple[Tool, ...] = ()
+    if begin := _LIST_OF_TOOLS.search(text):
+        end = balanced.end_of(text, begin.start())
+        if end is None:
+            raise RowError(Rule.BROKEN_TOOL, "the list of tools in `system` does not end")
+        tools = read_tools(read_value(text[begin.start() : end], Rule.BROKEN_TOOL))
+        text = text[: begin.start()] + text[end:].lstrip(". ")
+    for pattern in _PROMPT_ABOUT_CALLS:
+        text = pattern.sub("", text)
+    return re.sub(r"\s*\n\s*", "\n", text).strip(), tools
+
+
+def _calls(text: str) -> tuple[Call, ...]:
+    """Return the calls of a turn that is a list of calls; () for prose.
+
+    Raises:
+        RowError: BROKEN_CALL, when a list of calls begins and cannot be read.
+    """
+    if not (text.endswith("]") and _CALLS.match(text)):
+        return ()
+    inner, at, found = text[1:-1], 0, []
+    while inner[at:].strip(" \n\t,"):
+        head = _NAME.match(inner, at)
+        end = balanced.end_of(inner, head.end() - 1) if head else None
+        if head is None or end is None:
+            raise RowError(Rule.BROKEN_CALL, f"expected a call such as name(argument=value), found {shortened(text)}")
+        found.append(Call(head.group(1).strip(), _arguments(head.group(1), inner[head.end() : end - 1])))
+        at = end
+    return tuple(found)
+
+
+def _arguments(name: str, text: str) -> JsonObject:
+    found: dict[str, JsonValue] = {}
+    for part in balanced.parts(text):
+        argument = _ARGUMENT.match(part)
+        if argument is None:
+            raise RowError(
+                Rule.BROKEN_CALL, f"{name.strip()}: expected argument=value, found {shortened(part.strip())}"
+            )
+        found[argument.group(1)] = read_value(argument.group(2), Rule.BROKEN_CALL)
+    return found

@@ -1,0 +1,88 @@
+"""xLAM's format: `query`, and `answers` and `tools` as JSON text; a tool's parameters stand without a JSON schema.
+
+https://huggingface.co/datasets/Salesforce/xlam-function-calling-60k
+"""
+
+import json
+import re
+
+from pydantic import JsonValue
+
+from tunemill_trainer.data.findings import RowError, Rule
+from tunemill_trainer.data.formats.openai import text_of
+from tunemill_trainer.data.rows import JsonObject, Message, Role, Tool
+from tunemill_trainer.data.tools import JSON_TYPES, PYTHON_TYPES, read_call, read_tools
+from tunemill_trainer.data.values import read_object, read_value
+
+_OPTIONAL = re.compile(r"(?:typing\.)?optional\[(.*)\]\Z", re.IGNORECASE | re.DOTALL)
+_GENERIC = re.compile(r"(?:typing\.)?(\w+)\[(.*)\]\Z", re.IGNORECASE | re.DOTALL)
+
+
+def is_one(value: JsonObject) -> bool:
+    """Return whether a row has the fields of this format."""
+    return "query" in value and "answers" in value
+
+
+def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
+    """Return the turns and tools of a row: a question and the calls that answer it.
+
+    Raises:
+        RowError: saying what is wrong.
+    """
+    if not is_one(value):
+        raise RowError(Rule.FORMAT, "expected the fields `query` and `answers`")
+    answers = _list(value["answers"], Rule.BROKEN_CALL)
+    if not answers:
+        raise RowError(Rule.EMPTY_TURN, "`answers` holds no call, and the format has no place for a text")
+    tools = read_tools([_tool(item) for item in _list(value.get("tools"), Rule.BROKEN_TOOL)])
+    calls = tuple(read_call(answer) for answer in answers)
+    return [Message(Role.USER, text_of(value["query"])), Message(Role.ASSISTANT, "", calls=calls)], tools
+
+
+def _list(value: JsonValue, rule: Rule) -> list[JsonValue]:
+    if isinstance(value, str):
+        value = read_value(value, rule) if value.strip() else None
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _tool(item: JsonValue) -> JsonObject:
+    """Return a tool with a JSON schema; the format lists the parameters bare, with the types of Python."""
+    tool = read_object(item, Rule.BROKEN_TOOL, "a tool")
+    if "function" in tool:
+        tool = read_object(tool["function"], Rule.BROKEN_TOOL, "a tool's function")
+    name = tool.get("name")
+    bare = read_object(tool.get("parameters") or {}, Rule.BROKEN_TOOL, f"the parameters of {name}")
+    if isinstance(bare.get("type"), str) and isinstance(bare.get("properties"), dict):
+        return tool
+    properties: JsonObject = {}
+    required: list[JsonValue] = []
+    for parameter, described in bare.items():
+        if described is None:
+            # A table has a null for every parameter that any other tool has.
+            continue
+        schema = read_object(described, Rule.BROKEN_TOOL, f"the parameter {parameter} of {name}")
+        kind = schema.get("type")
+        if "default" not in schema and not (isinstance(kind, str) and "optional" in kind.lower()):
+            required.append(parameter)
+        # `required` beside a parameter is some copies' own; in JSON schema it means something else.
+        typed = type_of(kind) if isinstance(kind, str) else {}
+        kept = {key: part for key, part in schema.items() if key not in {"type", "required"} and part is not None}
+        properties[parameter] = {**typed, **kept}
+    return {**tool, "parameters": {"type": "object", "properties": properties, "required": required}}
+
+
+def type_of(annotation: str) -> JsonObject:
+    """Return the JSON schema of a Python annotation such as `List[int]` or `str, optional`; {} allows anything."""
+    kind = re.sub(r",\s*(optional|default\b.*)\Z", "", annotation.strip(), flags=re.IGNORECASE).strip()
+    if optional := _OPTIONAL.match(kind):
+        return type_of(optional.group(1))
+    if generic := _GENERIC.match(kind):
+        outer = type_of(generic.group(1))
+        if outer.get("type") == "array" and generic.group(1).lower() != "tuple":
+            items = type_of(generic.group(2))
+            return {**outer, "items": items} if items else outer
+        return outer
+    name = PYTHON_TYPES.get(kind.lower(), kind.lower())
+    return json.loads(json.dumps({"type": name})) if name in JSON_TYPES else {}

@@ -1,0 +1,98 @@
+"""From what a file holds to a canonical row that was looked at: the one way in for prepare, lint and score."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from tunemill_api.finetune import DatasetFormat
+
+from tunemill_trainer.data import formats, lint
+from tunemill_trainer.data.findings import Problem, RowError, Rule, invalidating
+from tunemill_trainer.data.records import Record
+from tunemill_trainer.data.rows import Message, Row, Tool
+from tunemill_trainer.data.tools import served_name, without_filled_nulls
+
+
+@dataclass(frozen=True)
+class ReadRow:
+    """What became of a record.
+
+    Attributes:
+        row: None when an error makes it useless.
+        problems: errors and warnings.
+    """
+
+    row: Row | None
+    problems: tuple[Problem, ...] = ()
+
+
+class RowReader:
+    """Reads records of one format.
+
+    Args:
+        form: the format; not Auto, see `formats.detect`.
+        contract: spec.tools: the tools of rows that carry none, and what those that do must agree with.
+    """
+
+    def __init__(self, form: DatasetFormat, contract: Sequence[Tool] = ()) -> None:
+        self.form = form
+        self._read = formats.READERS[form]
+        self._contract = tuple(contract)
+
+    def read(self, record: Record) -> ReadRow:
+        """Return the row of a record with everything that is wrong with it."""
+        if record.value is None:
+            return ReadRow(None, (Problem(Rule.NOT_JSON, record.error),))
+        try:
+            messages, own = self._read(record.value)
+            messages, tools, renamed = _with_served_names(messages, own or self._contract)
+            messages = [_without_filled_nulls(message, tools) for message in messages]
+        except RowError as error:
+            return ReadRow(None, (error.problem,))
+        row = Row(tuple(messages), tools, record.source)
+        problems = [*renamed, *lint.problems(row, self._contract)]
+        return ReadRow(None if invalidating(problems) else row, tuple(problems))
+
+
+def _without_filled_nulls(message: Message, tools: tuple[Tool, ...]) -> Message:
+    if not any(None in call.arguments.values() for call in message.calls):
+        return message
+    return replace(message, calls=tuple(without_filled_nulls(call, tools) for call in message.calls))
+
+
+def _with_served_names(
+    messages: list[Message], tools: tuple[Tool, ...]
+) -> tuple[list[Message], tuple[Tool, ...], list[Problem]]:
+    """Return a conversation whose tools have names that servers take, the same ones everywhere.
+
+    Raises:
+        RowError: BROKEN_TOOL, when no such name can be made, or two tools would get the same.
+    """
+    named = [tool.name for tool in tools]
+    called = [call.name for message in messages for call in message.calls]
+    new = {name: served_name(name) for name in dict.fromkeys([*named, *called])}
+    if all(old == served for old, served in new.items()):
+        return messages, tools, []
+    _refuse_lost_names(new)
+    problems = [
+        Problem(Rule.RENAMED_TOOL, f"servers take no name like {old!r}; the tool is now called {served}")
+        for old, served in new.items()
+        if old != served
+    ]
+    renamed = [
+        replace(
+            message,
+            calls=tuple(replace(call, name=new[call.name]) for call in message.calls),
+            name=new.get(message.name, message.name),
+        )
+        for message in messages
+    ]
+    return renamed, tuple(replace(tool, name=new[tool.name]) for tool in tools), problems
+
+
+def _refuse_lost_names(new: dict[str, str]) -> None:
+    origins: dict[str, str] = {}
+    for old, served in new.items():
+        if not served:
+            raise RowError(Rule.BROKEN_TOOL, f"servers take no name like {old!r}: use letters, digits, _, - and .")
+        if origins.setdefault(served, old) != old:
+            raise RowError(Rule.BROKEN_TOOL, f"servers would know {origins[served]!r} and {old!r} both as {served}")
