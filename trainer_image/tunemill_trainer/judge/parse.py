@@ -1,59 +1,73 @@
 """Reads tool calls out of a reply, as strictly as the server that will serve the model.
 
-The rule is that of vLLM's `hermes` parser: every `<tool_call>` block, the last one also when it is not closed, must be
-JSON with a name and arguments, and one bad block makes the server hand the whole reply back as plain text. A lenient
-reading here would promise calls that no client ever gets.
+One broken call makes a server hand the whole reply on as plain text, so it hides the good ones beside it. A lenient
+reading here would promise calls that no client ever gets; `lenient` says what such a reading would find.
 """
 
-import json
 import re
-from dataclasses import dataclass
-from typing import NoReturn
+from collections.abc import Callable, Iterable
+from enum import StrEnum
 
-from tunemill_trainer.data.rows import Call
-
-_BLOCK = re.compile(r"<tool_call>(.*?)</tool_call>|<tool_call>(.*)", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class ParsedReply:
-    """A reply as a server would hand it on.
-
-    Attributes:
-        calls: the calls; empty when any block is broken.
-        blocks: how many `<tool_call>` blocks were begun.
-        error: what is wrong with the first broken block; empty when none is.
-    """
-
-    calls: tuple[Call, ...]
-    blocks: int
-    error: str = ""
+from tunemill_trainer.judge.replies import functiongemma, hermes, llama, mistral, plain, pythonic
+from tunemill_trainer.judge.replies.parsed import ParsedReply
 
 
-def parse_reply(text: str) -> ParsedReply:
+class ReplyFormat(StrEnum):
+    """How calls are written. Named as vLLM's `--tool-call-parser`, but for json, which has none."""
+
+    HERMES = "hermes"
+    FUNCTIONGEMMA = "functiongemma"
+    MISTRAL = "mistral"
+    LLAMA3_JSON = "llama3_json"
+    PYTHONIC = "pythonic"
+    JSON = "json"
+
+
+_READERS: dict[ReplyFormat, Callable[[str], ParsedReply]] = {
+    ReplyFormat.HERMES: hermes.read,
+    ReplyFormat.FUNCTIONGEMMA: functiongemma.read,
+    ReplyFormat.MISTRAL: mistral.read,
+    ReplyFormat.LLAMA3_JSON: llama.read,
+    ReplyFormat.PYTHONIC: pythonic.read,
+    ReplyFormat.JSON: plain.read,
+}
+
+_MARKS = {
+    ReplyFormat.HERMES: hermes.BEGIN,
+    ReplyFormat.FUNCTIONGEMMA: functiongemma.BEGIN,
+    ReplyFormat.MISTRAL: mistral.BEGIN,
+    ReplyFormat.LLAMA3_JSON: llama.BEGIN,
+}
+_PARAMETERS = re.compile(r'"parameters"\s*:')
+
+
+def parse_reply(text: str, reply_format: ReplyFormat = ReplyFormat.HERMES) -> ParsedReply:
     """Return the calls of a reply that was decoded with its special tokens, up to its stop token."""
-    blocks = [closed or left_open for closed, left_open in _BLOCK.findall(text)]
-    try:
-        return ParsedReply(tuple(_call(block) for block in blocks), len(blocks))
-    except ValueError as error:
-        return ParsedReply((), len(blocks), str(error))
+    return _READERS[reply_format](text)
 
 
-def _call(block: str) -> Call:
-    try:
-        value = json.loads(block, parse_constant=_refuse)
-    except RecursionError as error:
-        raise ValueError("the call is nested too deeply to be read") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"a call must be a JSON object, found {type(value).__name__}")
-    name, arguments = value.get("name"), value.get("arguments")
-    if not isinstance(name, str):
-        raise ValueError("a call needs a name, which must be a string")
-    # vLLM would pass on a string or a list here, but no client can call a function with it.
-    if not isinstance(arguments, dict):
-        raise ValueError("a call needs arguments, which must be an object")
-    return Call(name, arguments)
+def detect(replies: Iterable[str]) -> ReplyFormat:
+    """Return the format in which most replies begin a call; Hermes when none does.
+
+    A server has one parser, so one format is chosen for all replies.
+    """
+    votes = dict.fromkeys(ReplyFormat, 0)
+    for text in replies:
+        vote = _format_of(text)
+        if vote is not None:
+            votes[vote] += 1
+    return max(votes, key=votes.__getitem__)
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
+def _format_of(text: str) -> ReplyFormat | None:
+    """Return the format that a reply looks like: marks are sure, a bracket or a brace at the beginning must do."""
+    marked = next((reply_format for reply_format, mark in _MARKS.items() if mark in text), None)
+    if marked is not None:
+        return marked
+    if pythonic.BEGIN.match(text.lstrip()):
+        return ReplyFormat.PYTHONIC
+    if not plain.BEGIN.match(text):
+        return None
+    # Llama's own name for arguments, and several objects in a row, are read by its parser alone.
+    only_llama = plain.read(text).error and llama.read(text).calls
+    return ReplyFormat.LLAMA3_JSON if only_llama or _PARAMETERS.search(text) else ReplyFormat.JSON

@@ -1,6 +1,6 @@
 """report.json of evaluate: written by it, read by publish for the model card and the report page."""
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 from tunemill_api.base import ApiModel
 
 REPORT_FILE = "report.json"
@@ -144,12 +144,12 @@ class Report(ApiModel):
     """The mean F1 of all tools that were wanted or called; of the base model."""
     tuned_tool_f1: float | None = None
     """Of the tuned model."""
-    slices: dict[str, dict[str, MetricReport]] = {}
+    slices: dict[str, dict[str, MetricReport]] = Field(default={})
     """Slice → metric → figures, of the cases that share a trait; only slices with cases and metrics that they ask for.
     The names: no_call, single_call, multi_call, multi_turn, unseen_tools."""
-    base_faults: dict[str, int] = {}
+    base_faults: dict[str, int] = Field(default={})
     """Fault → cases, most frequent first; of the base model."""
-    tuned_faults: dict[str, int] = {}
+    tuned_faults: dict[str, int] = Field(default={})
     """Of the tuned model."""
-    mistakes: list[Mistake] = []
+    mistakes: list[Mistake] = Field(default=[])
     """Cases that the tuned model got wrong: of every fault the first ones, at most 60 in all."""

@@ -1,0 +1,250 @@
+"""Every way of writing calls, read as the server's parser of that name reads it."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tunemill_trainer.data.rows import Call
+from tunemill_trainer.judge.lenient import read_leniently
+from tunemill_trainer.judge.parse import ReplyFormat, detect, parse_reply
+from tunemill_trainer.judge.replies import functiongemma
+
+OSLO = Call("get_weather", {"city": "Oslo", "days": 2})
+TIMER = Call("timer", {})
+
+WELL_WRITTEN = {
+    ReplyFormat.HERMES: '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo", "days": 2}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "timer", "arguments": {}}\n</tool_call>',
+    ReplyFormat.MISTRAL: '[TOOL_CALLS] [{"name": "get_weather", "arguments": {"city": "Oslo", "days": 2}}, '
+    '{"name": "timer", "arguments": {}}]',
+    ReplyFormat.LLAMA3_JSON: '{"name": "get_weather", "parameters": {"city": "Oslo", "days": 2}}; '
+    '{"name": "timer", "parameters": {}}',
+    ReplyFormat.PYTHONIC: '[get_weather(city="Oslo", days=2), timer()]',
+    ReplyFormat.JSON: '[{"name": "get_weather", "arguments": {"city": "Oslo", "days": 2}}, '
+    '{"name": "timer", "arguments": {}}]',
+}
+
+
+@pytest.mark.parametrize("reply_format", WELL_WRITTEN)
+def test_two_calls_as_each_family_writes_them(reply_format: ReplyFormat):
+    """Name, arguments of any type, and an empty list of arguments."""
+    reply = parse_reply(WELL_WRITTEN[reply_format], reply_format)
+    assert (reply.calls, reply.blocks, reply.error) == ((OSLO, TIMER), 2, "")
+    assert detect([WELL_WRITTEN[reply_format]]) is reply_format
+
+
+@pytest.mark.parametrize("reply_format", ReplyFormat)
+@pytest.mark.parametrize(
+    "text",
+    ["", "Hello!", "It is [1] about {braces} (and such).", '{"city": "Oslo"}', "[1, 2]", "a[0](b)", "def f(x): {x}"],
+)
+def test_prose_begins_no_call(reply_format: ReplyFormat, text: str):
+    """Brackets, braces and JSON answers are no calls."""
+    reply = parse_reply(text, reply_format)
+    assert (reply.calls, reply.blocks, reply.error) == ((), 0, "")
+
+
+@pytest.mark.parametrize(
+    ("reply_format", "text"),
+    [
+        (ReplyFormat.MISTRAL, '[TOOL_CALLS] [{"name": "timer", "arguments": {}}] Done.'),
+        (ReplyFormat.MISTRAL, '[TOOL_CALLS] [{"name": "timer", "arguments": {}}] [TOOL_CALLS] []'),
+        (ReplyFormat.MISTRAL, '[TOOL_CALLS] {"name": "timer", "arguments": {}}'),
+        (ReplyFormat.MISTRAL, '[TOOL_CALLS] [{"name": "timer", "arguments": "{}"}]'),
+        (ReplyFormat.MISTRAL, '[TOOL_CALLS]timer{"a": }'),
+        (ReplyFormat.MISTRAL, "[TOOL_CALLS]timer"),
+        (ReplyFormat.LLAMA3_JSON, '{"name": "timer"}'),
+        (ReplyFormat.LLAMA3_JSON, '{"name": "timer", "parameters": {}'),
+        (ReplyFormat.LLAMA3_JSON, '{"name": "timer", "parameters": {}}{"name": "timer", "parameters": {}}'),
+        (ReplyFormat.LLAMA3_JSON, "<|python_tag|>timer()"),
+        (ReplyFormat.PYTHONIC, "[timer(), timer(]"),
+        (ReplyFormat.PYTHONIC, "[timer()] Done."),
+        (ReplyFormat.PYTHONIC, "[timer()]\nprint(1)"),
+        (ReplyFormat.PYTHONIC, "[timer(a=x)]"),
+        (ReplyFormat.PYTHONIC, "[timer(**{'a': 1})]"),
+        (ReplyFormat.PYTHONIC, "[timer(a=(1, 2))]"),
+        (ReplyFormat.PYTHONIC, "[timer(a=1e999)]"),
+        (ReplyFormat.PYTHONIC, "[timer(), 3]"),
+        (ReplyFormat.PYTHONIC, "[timer(a='cut"),
+        (ReplyFormat.JSON, '```json\n{"name": "timer", "arguments": {}}\n```'[8:]),
+        (ReplyFormat.JSON, '{"name": "timer", "arguments": {}} Done.'),
+        (ReplyFormat.JSON, '{"name": "timer", "arguments": "{}"}'),
+        (ReplyFormat.JSON, '{"name": "timer", "arguments": {"a": NaN}}'),
+        (ReplyFormat.FUNCTIONGEMMA, "<start_function_call>timer{}<end_function_call>"),
+        (ReplyFormat.FUNCTIONGEMMA, "<start_function_call>call:my.timer{}<end_function_call>"),
+        (ReplyFormat.FUNCTIONGEMMA, "<start_function_call>call:timer{a:<escape>cut"),
+        (
+            ReplyFormat.FUNCTIONGEMMA,
+            "<start_function_call>call:timer{a:<escape>x<escape><start_function_call>call:timer{}<end_function_call>",
+        ),
+        (ReplyFormat.FUNCTIONGEMMA, "<start_function_call>call:timer{a:<escape>NaN<escape>}<end_function_call>"),
+    ],
+)
+def test_a_broken_call_breaks_the_reply(reply_format: ReplyFormat, text: str):
+    """No client gets a call out of these, and the reason is said."""
+    reply = parse_reply(text, reply_format)
+    assert reply.calls == ()
+    assert reply.blocks >= 1
+    assert reply.error
+
+
+@pytest.mark.parametrize(
+    ("reply_format", "text"),
+    [
+        (ReplyFormat.MISTRAL, 'I look. [TOOL_CALLS]timer{"a": 1}[TOOL_CALLS]timer[ARGS]{"a": 1}'),
+        (
+            ReplyFormat.LLAMA3_JSON,
+            '<|python_tag|>{"name": "timer", "arguments": {"a": 1}}; {"name": "timer", "parameters": {"a": 1}} Done.',
+        ),
+        (ReplyFormat.PYTHONIC, "[timer(a=+1), timer(a=1),]\n"),
+        (ReplyFormat.JSON, ' [{"arguments": {"a": 1}, "name": "timer"}, {"name": "timer", "arguments": {"a": 1}}]\n'),
+        (
+            ReplyFormat.FUNCTIONGEMMA,
+            "Well.<start_function_call>call:timer{a:<escape>1<escape>}<end_function_call>"
+            + "<start_function_call>call:timer{a:<escape>1<escape>}",
+        ),
+    ],
+)
+def test_what_servers_forgive(reply_format: ReplyFormat, text: str):
+    """Both spellings of Llama's field, Mistral's newer form, text where the parser passes over it, a missing end."""
+    assert parse_reply(text, reply_format).calls == (Call("timer", {"a": 1}),) * 2
+
+
+def test_literals_of_python_and_of_json():
+    """Pythonic arguments may be nested, negative, and named as JSON names its constants."""
+    reply = parse_reply("""[f(a=[1, -2.5, None], b={"c": 'ø'}, d=true, e=False, g="it's")]""", ReplyFormat.PYTHONIC)
+    assert reply.calls == (Call("f", {"a": [1, -2.5, None], "b": {"c": "ø"}, "d": True, "e": False, "g": "it's"}),)
+
+
+def test_function_gemma_loses_what_is_not_escaped():
+    """The parser of vLLM sees only escaped text, and reads it as JSON where it can; what is lost is named."""
+    text = (
+        "<start_function_call>call:f{city:<escape>a, {b}: c<escape>,days:2,deep:{list:[1,true,<escape>x<escape>]},"
+        "zip:<escape>0150<escape>,code:<escape>150<escape>}<end_function_call><start_function_response>"
+    )
+    reply = parse_reply(text, ReplyFormat.FUNCTIONGEMMA)
+    assert reply.calls == (Call("f", {"city": "a, {b}: c", "zip": "0150", "code": 150}),)
+    assert reply.lost == ("f.days", "f.deep")
+    meant = {"city": "a, {b}: c", "days": 2, "deep": {"list": [1, True, "x"]}, "zip": "0150", "code": "150"}
+    assert functiongemma.read_all(text) == (Call("f", meant),)
+
+
+def test_pythonic_loses_arguments_without_a_name():
+    """The server drops them; the client gets a call without."""
+    reply = parse_reply('[get_weather("Oslo")]', ReplyFormat.PYTHONIC)
+    assert (reply.calls, reply.lost) == ((Call("get_weather", {}),), ("get_weather.1",))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<tool_call>{'name': 'get_weather', 'arguments': {'city': 'Oslo', 'days': 2}}</tool_call>",
+        '<tool_call>{"name": "get_weather", "arguments": "{\\"city\\": \\"Oslo\\", \\"days\\": 2}"}</tool_call>',
+        '<tool_call>\n```json\n{"name": "get_weather", "parameters": {"city": "Oslo", "days": 2}}\n```\n</tool_call>',
+        'Sure:\n```json\n{"name": "get_weather", "arguments": {"city": "Oslo", "days": 2}}\n```\nHere you go.',
+        '{"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Oslo", "days": 2}}} Done.',
+        '  [get_weather(city="Oslo", days=2)] is the call.',
+        '[TOOL_CALLS] [{"name": "get_weather", "arguments": {"city": "Oslo", "days": 2}}] Done.',
+        '<functioncall> {"name": "get_weather", "arguments": \'{"city": "Oslo", "days": 2}\'} <|endoftext|>',
+        "<start_function_call>call:get_weather{city:<escape>Oslo<escape>,days:2}<end_function_call>",
+    ],
+)
+def test_a_lenient_reader_understands(text: str):
+    """Calls that no Hermes client gets, though anybody can see what is meant."""
+    assert parse_reply(text).calls == ()
+    assert read_leniently(text) == (OSLO,)
+
+
+@pytest.mark.parametrize("text", ["", "Hello", '{"city": "Oslo"}', "{a} and [b]", "```\ncode()\n```", '{"name": "Bo"}'])
+def test_a_lenient_reader_invents_nothing(text: str):
+    """Where nothing is meant as a call, there is none."""
+    assert read_leniently(text) == ()
+
+
+def test_one_format_for_all_replies():
+    """A server has one parser: most replies decide, plain text has no vote, and without any vote it is Hermes."""
+    hermes, pythonic = WELL_WRITTEN[ReplyFormat.HERMES], WELL_WRITTEN[ReplyFormat.PYTHONIC]
+    assert detect([pythonic, hermes, pythonic, "Hello", "Hi", "No"]) is ReplyFormat.PYTHONIC
+    assert detect(["Hello", 'Sure: ```json\n{"name": "f", "arguments": {}}\n```']) is ReplyFormat.HERMES
+    assert detect([]) is ReplyFormat.HERMES
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12)
+PLAIN_TEXT = TEXT.filter(lambda text: "<" not in text and "TOOL_CALLS" not in text)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | PLAIN_TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(PLAIN_TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+CALLS = st.lists(
+    st.builds(Call, st.sampled_from(["f", "get_weather"]), st.dictionaries(st.sampled_from("abc"), VALUES, max_size=3)),
+    min_size=1,
+    max_size=3,
+)
+
+
+def written(calls: list[Call], reply_format: ReplyFormat) -> str:
+    """The calls as a model of that family writes them."""
+    objects = [json.dumps(call.to_json(), ensure_ascii=False) for call in calls]
+    match reply_format:
+        case ReplyFormat.HERMES:
+            return "".join(f"<tool_call>{text}</tool_call>" for text in objects)
+        case ReplyFormat.MISTRAL:
+            return f"[TOOL_CALLS] [{', '.join(objects)}]"
+        case ReplyFormat.LLAMA3_JSON:
+            return "; ".join(objects)
+        case ReplyFormat.JSON:
+            return f"[{', '.join(objects)}]"
+        case ReplyFormat.PYTHONIC:
+            each = [f"{call.name}({', '.join(f'{k}={v!r}' for k, v in call.arguments.items())})" for call in calls]
+            return f"[{', '.join(each)}]"
+        case ReplyFormat.FUNCTIONGEMMA:
+            return "".join(
+                f"<start_function_call>call:{call.name}{in_gemma(call.arguments)}<end_function_call>" for call in calls
+            )
+
+
+def in_gemma(value: object) -> str:
+    """A value as FunctionGemma's template writes it."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{in_gemma(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(in_gemma, value)) + "]"
+    return f"<escape>{value}<escape>" if isinstance(value, str) else json.dumps(value)
+
+
+@given(CALLS, st.sampled_from([kind for kind in ReplyFormat if kind is not ReplyFormat.FUNCTIONGEMMA]))
+def test_what_is_written_is_read(calls: list[Call], reply_format: ReplyFormat):
+    """Any arguments, in every format that can carry them."""
+    assert parse_reply(written(calls, reply_format), reply_format).calls == tuple(calls)
+
+
+@given(
+    st.lists(
+        st.builds(Call, st.just("f"), st.dictionaries(st.sampled_from("abc"), st.text("ab ,:{}[]", max_size=9))),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_function_gemma_carries_text(calls: list[Call]):
+    """Whatever marks stand in an escaped text, it comes back."""
+    text = written(calls, ReplyFormat.FUNCTIONGEMMA)
+    assert functiongemma.read_all(text) == tuple(calls)
+
+
+@given(st.text(max_size=60), st.sampled_from(ReplyFormat))
+def test_no_reply_makes_a_parser_fail(text: str, reply_format: ReplyFormat):
+    """Models say anything: every parser answers, and so does the lenient one."""
+    for begin in (
+        "",
+        "<tool_call>",
+        "[TOOL_CALLS]",
+        "[f(",
+        '{"name":',
+        "<start_function_call>call:f{",
+        "<|python_tag|>",
+    ):
+        reply = parse_reply(begin + text, reply_format)
+        assert not (reply.calls and reply.error)
+        read_leniently(begin + text)

@@ -1,0 +1,83 @@
+"""Finds what a reader who wants to understand would take for calls, where a server takes none.
+
+It explains a figure, and is never counted as one: the difference between a model that does not know what to call and
+one that knows and does not write it as the server needs it.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+
+from pydantic import JsonValue
+
+from tunemill_trainer.data.findings import RowError, Rule
+from tunemill_trainer.data.rows import Call
+from tunemill_trainer.data.tools import read_call
+from tunemill_trainer.data.values import read_value
+from tunemill_trainer.judge.parse import ReplyFormat, parse_reply
+from tunemill_trainer.judge.replies import functiongemma
+
+_BLOCK = re.compile(
+    r"<(?:tool_call|function_call|functioncall)>(.*?)(?:</\w+>|(?=<(?:tool_call|function_call|functioncall)>)|\Z)"
+    r"|```\w*\s(.*?)(?:```|\Z)"
+    r"|(?:\[TOOL_CALLS\]|<\|python_tag\|>)(.*)",
+    re.DOTALL,
+)
+_DECODER = json.JSONDecoder()
+_OBJECT = re.compile(r"\{.*\}", re.DOTALL)
+_LIST_OF_CALLS = re.compile(r"\[\s*[A-Za-z][\w.]*\(.*\)\s*\]", re.DOTALL)
+
+
+def read_leniently(text: str) -> tuple[Call, ...]:
+    """Return the calls that a lenient reader would find; empty when there are none even for him."""
+    if functiongemma.BEGIN in text:
+        return functiongemma.read_all(text)
+    for reply_format in ReplyFormat:
+        if found := parse_reply(text, reply_format).calls:
+            return found
+    blocks = [inside for match in _BLOCK.finditer(text) for inside in match.groups() if inside]
+    return tuple(call for part in blocks or [text] for call in _calls(part))
+
+
+def _calls(part: str) -> list[Call]:
+    """Return the calls of the first spelling that holds any."""
+    for written in _spellings(part):
+        with suppress(RowError):
+            value = read_value(written, Rule.BROKEN_CALL)
+            return [_call(item) for item in (value if isinstance(value, list) else [value])]
+        if found := parse_reply(written, ReplyFormat.PYTHONIC).calls:
+            return list(found)
+    return [call for value in _objects(part) for call in _call_or_none(value)]
+
+
+def _spellings(part: str) -> Iterator[str]:
+    """Yield the text without a code fence, and what in it looks like an object or a list of calls."""
+    yield re.sub(r"\A\s*```\w*|```\s*\Z", "", part).strip()
+    for pattern in (_OBJECT, _LIST_OF_CALLS):
+        if found := pattern.search(part):
+            yield found.group()
+
+
+def _objects(part: str) -> Iterator[JsonValue]:
+    """Yield the JSON objects in a text, one after another."""
+    end = 0
+    for brace in re.finditer(r"\{", part):
+        if brace.start() >= end:
+            with suppress(ValueError, RecursionError):
+                value, end = _DECODER.raw_decode(part, brace.start())
+                yield value
+
+
+def _call_or_none(value: JsonValue) -> list[Call]:
+    with suppress(RowError):
+        return [_call(value)]
+    return []
+
+
+def _call(value: JsonValue) -> Call:
+    if isinstance(value, dict) and "parameters" in value and "arguments" not in value:
+        value = {"name": value.get("name"), "arguments": value["parameters"]}
+    if not isinstance(value, dict) or not value.keys() & {"arguments", "function"}:
+        raise RowError(Rule.BROKEN_CALL, "no call")
+    return read_call(value)

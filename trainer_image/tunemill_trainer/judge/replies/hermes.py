@@ -1,0 +1,21 @@
+"""`<tool_call>{"name": …, "arguments": {…}}</tool_call>`: Hermes, Qwen, and our own template.
+
+Every block, the last one also when it is not closed, must be JSON with a name and arguments. One bad block makes the
+server hand the whole reply back as plain text. Text around the blocks does not matter.
+"""
+
+import re
+
+from tunemill_trainer.judge.replies.parsed import NO_CALL, ParsedReply, call_of, read_each, read_json
+
+BEGIN = "<tool_call>"
+
+_BLOCK = re.compile(r"<tool_call>(.*?)</tool_call>|<tool_call>(.*)", re.DOTALL)
+
+
+def read(text: str) -> ParsedReply:
+    """Return the calls of a reply."""
+    if BEGIN not in text:
+        return NO_CALL
+    blocks = [closed or left_open for closed, left_open in _BLOCK.findall(text)]
+    return read_each(blocks, lambda block: call_of(read_json(block)))

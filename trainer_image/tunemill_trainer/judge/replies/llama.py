@@ -1,0 +1,55 @@
+"""`{"name": …, "parameters": {…}}`, several with `; ` between them, also after `<|python_tag|>`: Llama 3 and 4.
+
+The server looks for JSON objects anywhere in the reply and passes over text around them. An object without a name or
+without arguments, and a brace that begins no JSON, make it hand the whole reply back as text.
+"""
+
+import json
+import re
+
+from pydantic import JsonValue
+
+from tunemill_trainer.judge.replies.parsed import (
+    NO_CALL,
+    ParsedReply,
+    broken,
+    call_of,
+    not_json,
+    read_each,
+    refuse_constant,
+)
+
+BEGIN = "<|python_tag|>"
+
+_DECODER = json.JSONDecoder(parse_constant=refuse_constant)
+_NAMED = re.compile(r'\{\s*"(?:name|type|function|parameters|arguments)"')
+
+
+def read(text: str) -> ParsedReply:
+    """Return the calls of a reply."""
+    objects: list[JsonValue] = []
+    end = -1
+    for brace in re.finditer(r"\{", text):
+        # As the server has it: an object that follows another one without any character between them is not seen.
+        if brace.start() <= end:
+            continue
+        try:
+            value, end = _DECODER.raw_decode(text, brace.start())
+        except (ValueError, RecursionError) as error:
+            return broken(len(objects) + 1, _sentence(error)) if _begins_call(text) else NO_CALL
+        objects.append(value)
+    if not objects:
+        return broken(1, "no JSON object follows <|python_tag|>") if BEGIN in text else NO_CALL
+    reply = read_each(objects, lambda value: call_of(value, ("arguments", "parameters")))
+    return NO_CALL if reply.error and not _begins_call(text) else reply
+
+
+def _begins_call(text: str) -> bool:
+    """Return whether a reply that cannot be read was meant as a call; prose and answers may hold objects too."""
+    return BEGIN in text or _NAMED.search(text) is not None
+
+
+def _sentence(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return not_json(error)
+    return "the call is nested too deeply to be read" if isinstance(error, RecursionError) else str(error)

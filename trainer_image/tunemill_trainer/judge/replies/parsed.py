@@ -1,0 +1,93 @@
+"""What a server reads in a reply, and the steps that all readers share."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NoReturn, TypeVar, cast
+
+from pydantic import JsonValue
+
+from tunemill_trainer.data.rows import Call
+
+_Part = TypeVar("_Part")
+
+
+@dataclass(frozen=True)
+class ParsedReply:
+    """A reply as a server would hand it on.
+
+    Attributes:
+        calls: the calls; empty when any is broken.
+        blocks: how many calls were begun, broken ones included.
+        error: what is wrong with the first broken call; empty when none is.
+        lost: arguments that the model wrote and the server leaves out, as tool.argument.
+    """
+
+    calls: tuple[Call, ...]
+    blocks: int
+    error: str = ""
+    lost: tuple[str, ...] = ()
+
+
+NO_CALL = ParsedReply((), 0)
+"""A reply that is plain text."""
+
+
+def broken(blocks: int, error: object) -> ParsedReply:
+    """Return a reply that begins calls and that a server hands on as text."""
+    return ParsedReply((), max(1, blocks), str(error))
+
+
+def read_each(parts: Iterable[_Part], read: Callable[[_Part], Call]) -> ParsedReply:
+    """Return the calls of all parts; one that raises ValueError breaks the reply."""
+    parts = list(parts)
+    try:
+        return ParsedReply(tuple(map(read, parts)), len(parts))
+    except ValueError as error:
+        return broken(len(parts), error)
+
+
+def read_json(text: str) -> JsonValue:
+    """Return a JSON value.
+
+    Raises:
+        ValueError: also for NaN, which Python would take and a client would not, and for endless nesting.
+    """
+    try:
+        return cast("JsonValue", json.loads(text, parse_constant=refuse_constant))
+    except json.JSONDecodeError as error:
+        raise ValueError(not_json(error)) from error
+    except RecursionError as error:
+        raise ValueError("the call is nested too deeply to be read") from error
+
+
+def call_of(value: JsonValue, arguments_fields: tuple[str, ...] = ("arguments",)) -> Call:
+    """Return the call that an object with a name and arguments is.
+
+    Args:
+        value: any JSON value.
+        arguments_fields: the names that the arguments may have, the one that is looked for first in front.
+
+    Raises:
+        ValueError: saying what is missing.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"a call must be a JSON object, found {type(value).__name__}")
+    name = value.get("name")
+    if not isinstance(name, str):
+        raise ValueError("a call needs a name, which must be a string")
+    arguments = next((value[field] for field in arguments_fields if field in value), None)
+    # vLLM would pass on a string or a list here, but no client can call a function with it.
+    if not isinstance(arguments, dict):
+        raise ValueError(f"a call needs {' or '.join(arguments_fields)}, which must be an object")
+    return Call(name, arguments)
+
+
+def not_json(error: json.JSONDecodeError) -> str:
+    """Return what is wrong with a call that is not JSON."""
+    return f"the call is not JSON, at its character {error.pos + 1}: {error.msg}"
+
+
+def refuse_constant(constant: str) -> NoReturn:
+    """Refuse NaN and the infinities; for json's parse_constant."""
+    raise ValueError(f"{constant} is not JSON")

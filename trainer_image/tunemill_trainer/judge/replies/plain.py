@@ -1,0 +1,21 @@
+"""`{"name": …, "arguments": {…}}` or a list of such, and nothing else: models that were told to answer in JSON.
+
+No text may stand around it, and no code fence. An object with other fields is an answer and no call.
+"""
+
+import re
+
+from tunemill_trainer.judge.replies.parsed import NO_CALL, ParsedReply, broken, call_of, read_each, read_json
+
+BEGIN = re.compile(r'\s*(?:\[\s*)?\{(?=.*"(?:name|function|arguments|parameters)"\s*:)', re.DOTALL)
+
+
+def read(text: str) -> ParsedReply:
+    """Return the calls of a reply."""
+    if not BEGIN.match(text):
+        return NO_CALL
+    try:
+        value = read_json(text)
+    except ValueError as error:
+        return broken(1, error)
+    return read_each(value if isinstance(value, list) else [value], call_of)
