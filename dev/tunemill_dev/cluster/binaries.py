@@ -74,7 +74,7 @@ def ensure(groups: Iterable[Group]) -> dict[str, Path]:
         if not target.exists():
             with locked(home() / "bin" / "build.lock"):
                 if not target.exists():
-                    with step(f"build {group.name} from its Go module"):
+                    with step(f"build {group.name} (minutes, once)"):
                         _build(group, target)
                 if all(folder(other).exists() for other in ALL):
                     shutil.rmtree(_compiled(), ignore_errors=True)

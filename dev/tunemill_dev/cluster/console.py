@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,9 @@ class ClusterError(Exception):
 
 @contextmanager
 def step(title: str) -> Iterator[None]:
-    """Print the title and how long the body took, once it is done."""
+    """Print the title and how long the body took, once it is done; on a terminal the title shows from the start."""
+    if sys.stdout.isatty():
+        print(f"… {title}", end="\r", flush=True)
     started = time.monotonic()
     try:
         yield
