@@ -22,6 +22,7 @@ from tunemill_dev.cluster.processes import replace_file, run, succeeds, wait_unt
 _API_SECONDS = 60
 _NODE_SECONDS = 60
 _ADDON_SECONDS = 120
+_ADDON_URLS = {"kube-dns": "tcp:{}:53", "s3": "http://{}:7070/healthz", "hub": "http://{}:8080/healthz"}
 _BUILD_CACHE_GIB = 16
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -156,7 +157,9 @@ def _apply_addons(cluster: Cluster, folder: ClusterFolder, programs: Mapping[str
     with step("DNS, S3 and Hub ready"):
         manifests = f"{addons.dns(coredns, addresses.dns)}\n---\n{services}"
         applied, key = folder.config / "addons.sha256", hashlib.sha256(manifests.encode()).hexdigest()
-        if applied.exists() and applied.read_text() == key and all(is_there(url) for url in _addon_probes(cluster)):
+        probes = _addon_probes(cluster)
+        alive = len(probes) == len(_ADDON_URLS) and all(is_there(url) for url in probes)
+        if alive and applied.exists() and applied.read_text() == key:
             return
         cluster.run_kubectl("apply", "-f", "-", stdin=manifests)
         _wait_for_rollout(cluster, "kube-system", "coredns")
@@ -174,8 +177,7 @@ def _addon_probes(cluster: Cluster) -> tuple[str, ...]:
     jsonpath = "-o=jsonpath={range .items[*]}{.metadata.name}={.spec.clusterIP} {end}"
     listed = cluster.run_kubectl("get", "services", "--all-namespaces", jsonpath)
     addresses = dict(pair.split("=") for pair in listed.split())
-    urls = {"kube-dns": "tcp:{}:53", "s3": "http://{}:7070/healthz", "hub": "http://{}:8080/healthz"}
-    return tuple(url.format(addresses[name]) for name, url in urls.items() if name in addresses)
+    return tuple(url.format(addresses[name]) for name, url in _ADDON_URLS.items() if name in addresses)
 
 
 def _wait_for_rollout(cluster: Cluster, namespace: str, *names: str) -> None:
