@@ -242,8 +242,12 @@ class Metric(StrEnum):
 
     TOOL_NAME_ACCURACY = "tool_name_accuracy"
     EXACT_MATCH = "exact_match"
+    AST_MATCH = "ast_match"
     VALID_CALL_RATE = "valid_call_rate"
+    SCHEMA_VALID_RATE = "schema_valid_rate"
+    PARALLEL_ACCURACY = "parallel_accuracy"
     ABSTENTION_ACCURACY = "abstention_accuracy"
+    TOOL_F1 = "tool_f1"
 
 
 class Gate(ApiModel):

@@ -144,6 +144,11 @@ class Prepared:
             for line in lines:
                 yield Case.from_json(json.loads(line))
 
+    def trained_tools(self) -> frozenset[str]:
+        """Return the tools that the training rows call."""
+        side = cast("dict[str, dict[str, int]]", self.report()["train"])
+        return frozenset(side["callsByTool"])
+
     def report(self) -> JsonObject:
         """Return all findings of prepare."""
         return cast("JsonObject", json.loads(self.report_path.read_text(encoding="utf-8")))

@@ -1,15 +1,50 @@
 """Base and tuned model side by side: the facts for the status, the full report, and every case with both replies."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from tunemill_api.status import EvaluationFacts, MetricFacts
 
 from tunemill_trainer.data.rows import JsonObject
+from tunemill_trainer.judge.faults import FaultKind
 from tunemill_trainer.judge.metrics import Rate, Reply, Score, ToolScore, Verdict, score, sign_test
-from tunemill_trainer.judge.report import Calls, MetricReport, Report, Right, Settings, Share, ToolReport
+from tunemill_trainer.judge.parse import ReplyFormat
+from tunemill_trainer.judge.question import slices_of
+from tunemill_trainer.judge.report import (
+    Attempt,
+    Calls,
+    MetricReport,
+    Mistake,
+    Report,
+    Right,
+    Settings,
+    Share,
+    ToolReport,
+)
 from tunemill_trainer.prepared import Case
+
+HEADLINES = (
+    "tool_name_accuracy",
+    "exact_match",
+    "ast_match",
+    "valid_call_rate",
+    "schema_valid_rate",
+    "parallel_accuracy",
+    "abstention_accuracy",
+    "missed_call_rate",
+    "hallucinated_tool_rate",
+    "finished_rate",
+)
+"""The metrics of the status: those that gates can be set on, and three that explain them."""
+
+TOOL_F1 = "tool_f1"
+"""The one headline that is a mean and not a share of cases."""
+
+_MISTAKES = 60
+_MISTAKES_A_FAULT = 10
+_LONGEST_TEXT = 2000
 
 
 def sample(cases: Iterable[Case], max_rows: int) -> list[Case]:
@@ -41,25 +76,39 @@ class Comparison:
     def facts(self, report: str) -> EvaluationFacts:
         """Return what the status says; `report` is the URI of the full report."""
         metrics = [
-            MetricFacts(name=name, base=_share(self.base.rates[name]), tuned=_share(tuned), cases=tuned.cases)
-            for name, tuned in self.tuned.rates.items()
+            MetricFacts(
+                name=name,
+                base=_decimals(self.base.rates[name].value),
+                tuned=_decimals(self.tuned.rates[name].value),
+                cases=self.tuned.rates[name].cases,
+            )
+            for name in HEADLINES
         ]
-        return EvaluationFacts(rows=self.rows, metrics=metrics, report=report)
+        wanting = self.tuned.rates["exact_match"].cases
+        f1 = MetricFacts(
+            name=TOOL_F1,
+            base=_decimals(self.base.tool_f1 if wanting else None),
+            tuned=_decimals(self.tuned.tool_f1 if wanting else None),
+            cases=wanting,
+        )
+        return EvaluationFacts(rows=self.rows, metrics=[*metrics, f1], report=report)
 
-    def report(self, settings: Settings) -> Report:
-        """Return the full report: metrics with intervals, tools, which was taken for which, how it was measured."""
+    def report(self, settings: Settings, trained_tools: frozenset[str] | None = None) -> Report:
+        """Return the full report: metrics with intervals, slices, tools, faults and mistakes, how it was measured.
+
+        Args:
+            settings: how the replies were made.
+            trained_tools: the tools that are called in the training rows; None when nobody knows.
+        """
         base, tuned = self.base, self.tuned
         before = [verdict.right for verdict in base.verdicts]
         after = [verdict.right for verdict in tuned.verdicts]
-        none = ToolScore(0, 0, 0)
+        none = ToolScore()
         return Report(
             rows=self.rows,
             cases=len(self.cases),
             settings=settings,
-            metrics={
-                name: MetricReport(cases=rate.cases, base=_figures(base.rates[name]), tuned=_figures(rate))
-                for name, rate in tuned.rates.items()
-            },
+            metrics=_metrics(base.rates, tuned.rates),
             right=Right(base=sum(before), tuned=sum(after), p_value=sign_test(before, after)),
             tools={
                 name: _tool(base.tools.get(name, none), tuned.tools.get(name, none))
@@ -67,6 +116,27 @@ class Comparison:
             },
             base_confusion=base.confusion,
             tuned_confusion=tuned.confusion,
+            base_tool_f1=_rounded(base.tool_f1),
+            tuned_tool_f1=_rounded(tuned.tool_f1),
+            slices={
+                name: _asked(_metrics(base.rates_of(indices), tuned.rates_of(indices)))
+                for name, indices in slices_of(self.cases, trained_tools).items()
+            },
+            base_faults=base.faults,
+            tuned_faults=tuned.faults,
+            mistakes=[self._mistake(index) for index in _gallery(tuned.verdicts)],
+        )
+
+    def _mistake(self, index: int) -> Mistake:
+        case = self.cases[index]
+        return Mistake(
+            id=case.id,
+            request=_cut(case.messages[-1].content if case.messages else ""),
+            expected=[call.to_json() for call in case.gold.calls],
+            expected_text=_cut(case.gold.content),
+            got=[call.to_json() for call in self.tuned.calls[index]],
+            base=_attempt(self.base_replies[index], self.base.verdicts[index]),
+            tuned=_attempt(self.tuned_replies[index], self.tuned.verdicts[index]),
         )
 
     def lines(self) -> Iterator[JsonObject]:
@@ -82,13 +152,34 @@ class Comparison:
             }
 
 
-def compare(cases: list[Case], base: list[Reply], tuned: list[Reply]) -> Comparison:
+def compare(
+    cases: list[Case], base: list[Reply], tuned: list[Reply], reply_format: ReplyFormat = ReplyFormat.HERMES
+) -> Comparison:
     """Score both models' replies, one a case each."""
-    return Comparison(tuple(cases), tuple(base), tuple(tuned), score(cases, base), score(cases, tuned))
+    scores = [score(cases, replies, reply_format) for replies in (base, tuned)]
+    return Comparison(tuple(cases), tuple(base), tuple(tuned), *scores)
 
 
-def _share(rate: Rate) -> str:
-    return "" if rate.value is None else f"{rate.value:.4f}"
+def _gallery(verdicts: Sequence[Verdict]) -> list[int]:
+    """Return cases that went wrong, in their order: of every fault the first ones, so that a rare one is seen too."""
+    shown: Counter[FaultKind] = Counter()
+    chosen = []
+    for index, verdict in enumerate(verdicts):
+        if verdict.fault is not FaultKind.NONE and shown[verdict.fault] < _MISTAKES_A_FAULT:
+            shown[verdict.fault] += 1
+            chosen.append(index)
+    return chosen[:_MISTAKES]
+
+
+def _metrics(base: dict[str, Rate], tuned: dict[str, Rate]) -> dict[str, MetricReport]:
+    return {
+        name: MetricReport(cases=rate.cases, base=_figures(base[name]), tuned=_figures(rate))
+        for name, rate in tuned.items()
+    }
+
+
+def _asked(metrics: dict[str, MetricReport]) -> dict[str, MetricReport]:
+    return {name: metric for name, metric in metrics.items() if metric.cases}
 
 
 def _figures(rate: Rate) -> Share | None:
@@ -99,12 +190,35 @@ def _figures(rate: Rate) -> Share | None:
 
 
 def _tool(base: ToolScore, tuned: ToolScore) -> ToolReport:
-    return ToolReport(
-        wanted=max(base.wanted, tuned.wanted),
-        base=Calls(made=base.made, exact=base.exact),
-        tuned=Calls(made=tuned.made, exact=tuned.exact),
+    return ToolReport(wanted=max(base.wanted, tuned.wanted), base=_calls(base), tuned=_calls(tuned))
+
+
+def _calls(tool: ToolScore) -> Calls:
+    return Calls(
+        made=tool.made,
+        named=tool.named,
+        exact=tool.exact,
+        precision=_rounded(tool.precision),
+        recall=_rounded(tool.recall),
+        f1=_rounded(tool.f1),
     )
+
+
+def _attempt(reply: Reply, verdict: Verdict) -> Attempt:
+    return Attempt(text=_cut(reply.text), fault=verdict.fault.value, error=verdict.error)
 
 
 def _line(reply: Reply, verdict: Verdict) -> JsonObject:
     return {"text": reply.text, **asdict(verdict)}
+
+
+def _decimals(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " …"

@@ -33,8 +33,17 @@ def equal_calls(found: Sequence[Call], wanted: Sequence[Call]) -> Counter[str]:
     return hits
 
 
+def equal_values(found: JsonValue, wanted: JsonValue) -> bool:
+    """Return whether two values are equal as JSON."""
+    return _canonical(found) == _canonical(wanted)
+
+
 def _identity(call: Call) -> tuple[str, str]:
-    return call.name, json.dumps(_by_value(call.arguments), sort_keys=True)
+    return call.name, _canonical(call.arguments)
+
+
+def _canonical(value: JsonValue) -> str:
+    return json.dumps(_by_value(value), sort_keys=True)
 
 
 def _by_value(value: JsonValue) -> JsonValue:

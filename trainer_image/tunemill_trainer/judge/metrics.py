@@ -4,11 +4,17 @@
 |---|---|---|
 | tool_name_accuracy | a call is wanted | calls exactly the wanted tools |
 | exact_match | a call is wanted | calls exactly the wanted tools with equal arguments |
+| ast_match | a call is wanted | calls them with arguments that are as good, by the rule of BFCL |
 | valid_call_rate | a call is wanted | makes at least one call and every call can be parsed |
-| missed_call_rate | a call is wanted | does not even begin a call |
+| schema_valid_rate | a call is wanted | makes at least one call and every call keeps to its tool's schema |
+| parallel_accuracy | several calls are wanted | calls them all as good, in any order |
 | abstention_accuracy | no call is wanted | does not begin a call |
+| overall_accuracy | all | makes an AST match, or abstains where no call is wanted |
+| missed_call_rate | a call is wanted | does not even begin a call |
+| over_call_rate | all | makes more calls than are wanted, or begins one where none is |
 | hallucinated_tool_rate | all | calls a tool that it was not offered |
-| finished_rate | all | ends its turn by itself, within the tokens that it may use |
+| lenient_only_rate | a call is wanted | makes no call for the server, but one that a lenient reader understands |
+| finished_rate | it is known | ends its turn by itself, within the tokens that it may use |
 """
 
 import math
@@ -16,20 +22,24 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from tunemill_trainer.data.rows import Call
+from tunemill_trainer.data.tools import call_problems
+from tunemill_trainer.judge.faults import FaultKind, fault_of
 from tunemill_trainer.judge.match import equal_calls, same_calls, same_tools
-from tunemill_trainer.judge.parse import parse_reply
-from tunemill_trainer.prepared import Case
+from tunemill_trainer.judge.parse import ReplyFormat, parse_reply
+from tunemill_trainer.judge.question import Question
+from tunemill_trainer.judge.tolerant import ast_match
 
-NO_CALL, BROKEN_CALL, UNKNOWN_TOOL = "(no call)", "(broken call)", "(unknown tool)"
+NO_CALL, BROKEN_CALL, UNKNOWN_TOOL = "<none>", "<invalid>", "<hallucinated>"
 """The rows and columns of the confusion table that are no tools."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model said: the text up to its stop token, and whether there was a stop token."""
+    """What a model said: the text up to its stop token, and whether there was one; None when nobody knows."""
 
     text: str
-    finished: bool
+    finished: bool | None
 
 
 @dataclass(frozen=True)
@@ -38,21 +48,35 @@ class Verdict:
 
     Attributes:
         wants_call: the data has a call here.
+        wants_several: it has more than one.
         right: the same calls with equal arguments; where none is wanted, none was begun.
-        tool_names: the same tools as often, whatever their arguments.
+        ast: the same calls with arguments that are as good; where none is wanted, none was begun.
+        tool_names: the same tools as often, whatever their arguments; where none is wanted, none was begun.
         valid: a client gets at least one call.
-        began_call: there is a `<tool_call>`, broken or not.
+        schema_valid: a client gets at least one call, and all keep to their tools' schemas.
+        began_call: there is the beginning of a call, broken or not.
+        over_called: more calls than are wanted, or the beginning of one where none is.
         hallucinated: a tool is called that was not offered.
-        finished: the model ended its turn.
+        lenient: no client gets a call, though one can be understood.
+        finished: the model ended its turn; None when nobody knows.
+        fault: what is wrong, in a word; empty when the reply is right.
+        error: what is wrong, in a sentence.
     """
 
     wants_call: bool
+    wants_several: bool
     right: bool
+    ast: bool
     tool_names: bool
     valid: bool
+    schema_valid: bool
     began_call: bool
+    over_called: bool
     hallucinated: bool
-    finished: bool
+    lenient: bool
+    finished: bool | None
+    fault: FaultKind
+    error: str
 
 
 @dataclass(frozen=True)
@@ -79,11 +103,34 @@ class Rate:
 
 @dataclass(frozen=True)
 class ToolScore:
-    """One tool over all cases: calls that were wanted, calls that were made, wanted calls that were made exactly."""
+    """One tool over all cases.
 
-    wanted: int
-    made: int
-    exact: int
+    Attributes:
+        wanted: calls that were wanted.
+        made: calls that were made.
+        named: wanted calls that were made, whatever their arguments.
+        exact: wanted calls that were made with equal arguments.
+    """
+
+    wanted: int = 0
+    made: int = 0
+    named: int = 0
+    exact: int = 0
+
+    @property
+    def precision(self) -> float | None:
+        """The share of the calls that were wanted; None when none was made."""
+        return self.named / self.made if self.made else None
+
+    @property
+    def recall(self) -> float | None:
+        """The share of the wanted calls that were made; None when none was wanted."""
+        return self.named / self.wanted if self.wanted else None
+
+    @property
+    def f1(self) -> float:
+        """The harmonic mean of precision and recall; 0 when either is, or when the tool does not occur."""
+        return 2 * self.named / max(1, self.made + self.wanted)
 
 
 @dataclass(frozen=True)
@@ -93,22 +140,41 @@ class Score:
     Attributes:
         rates: metric → share, in the order of the table above.
         confusion: wanted tool → called tool → calls; what is on the diagonal is right.
-        tools: tool → its score.
+        tools: tool → its score; of the tools that were wanted, or offered and called.
+        calls: what a client gets, one list a case.
         verdicts: one a case, in the order of the cases.
     """
 
     rates: dict[str, Rate]
     confusion: dict[str, dict[str, int]]
     tools: dict[str, ToolScore]
+    calls: tuple[tuple[Call, ...], ...]
     verdicts: tuple[Verdict, ...]
 
+    @property
+    def tool_f1(self) -> float | None:
+        """The mean of the tools' F1, each tool counting the same; None without a tool."""
+        return sum(tool.f1 for tool in self.tools.values()) / len(self.tools) if self.tools else None
 
-def score(cases: Sequence[Case], replies: Sequence[Reply]) -> Score:
-    """Judge one reply a case."""
-    answers = [_Answer(case, reply) for case, reply in zip(cases, replies, strict=True)]
+    @property
+    def faults(self) -> dict[str, int]:
+        """How often each fault occurs, the most frequent first."""
+        counts = Counter(verdict.fault.value for verdict in self.verdicts if verdict.fault is not FaultKind.NONE)
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    def rates_of(self, indices: Iterable[int]) -> dict[str, Rate]:
+        """Return the rates of some of the cases."""
+        return _rates([self.verdicts[index] for index in indices])
+
+
+def score(
+    questions: Sequence[Question], replies: Sequence[Reply], reply_format: ReplyFormat = ReplyFormat.HERMES
+) -> Score:
+    """Judge one reply a question."""
+    answers = [_Answer(question, reply, reply_format) for question, reply in zip(questions, replies, strict=True)]
     verdicts = tuple(answer.verdict() for answer in answers)
-    rates = {name: _rate(verdicts, asks, hits) for name, (asks, hits) in _METRICS.items()}
-    return Score(rates, _confusion(answers), _tools(answers), verdicts)
+    calls = tuple(answer.found.calls for answer in answers)
+    return Score(_rates(verdicts), _confusion(answers), _tools(answers), calls, verdicts)
 
 
 def sign_test(before: Iterable[bool], after: Iterable[bool]) -> float:
@@ -128,40 +194,59 @@ def sign_test(before: Iterable[bool], after: Iterable[bool]) -> float:
 _METRICS: dict[str, tuple[Callable[[Verdict], bool], Callable[[Verdict], bool]]] = {
     "tool_name_accuracy": (lambda v: v.wants_call, lambda v: v.tool_names),
     "exact_match": (lambda v: v.wants_call, lambda v: v.right),
+    "ast_match": (lambda v: v.wants_call, lambda v: v.ast),
     "valid_call_rate": (lambda v: v.wants_call, lambda v: v.valid),
-    "missed_call_rate": (lambda v: v.wants_call, lambda v: not v.began_call),
+    "schema_valid_rate": (lambda v: v.wants_call, lambda v: v.schema_valid),
+    "parallel_accuracy": (lambda v: v.wants_several, lambda v: v.ast),
     "abstention_accuracy": (lambda v: not v.wants_call, lambda v: not v.began_call),
+    "overall_accuracy": (lambda _: True, lambda v: v.ast),
+    "missed_call_rate": (lambda v: v.wants_call, lambda v: not v.began_call),
+    "over_call_rate": (lambda _: True, lambda v: v.over_called),
     "hallucinated_tool_rate": (lambda _: True, lambda v: v.hallucinated),
-    "finished_rate": (lambda _: True, lambda v: v.finished),
+    "lenient_only_rate": (lambda v: v.wants_call, lambda v: v.lenient),
+    "finished_rate": (lambda v: v.finished is not None, lambda v: v.finished is True),
 }
 """Metric → which cases ask for it, and which of them count."""
 
 
-def _rate(verdicts: Sequence[Verdict], asks: Callable[[Verdict], bool], hits: Callable[[Verdict], bool]) -> Rate:
-    asked = [verdict for verdict in verdicts if asks(verdict)]
-    return Rate(sum(map(hits, asked)), len(asked))
+def _rates(verdicts: Sequence[Verdict]) -> dict[str, Rate]:
+    rates = {}
+    for name, (asks, hits) in _METRICS.items():
+        asked = [verdict for verdict in verdicts if asks(verdict)]
+        rates[name] = Rate(sum(map(hits, asked)), len(asked))
+    return rates
 
 
 class _Answer:
-    """A reply beside its case."""
+    """A reply beside its question."""
 
-    def __init__(self, case: Case, reply: Reply) -> None:
-        self.wanted = case.gold.calls
+    def __init__(self, question: Question, reply: Reply, reply_format: ReplyFormat) -> None:
+        self.wanted = question.gold.calls
+        self.tools = question.tools
         # Data without a list of tools calls what it knows.
-        self.offered = {tool.name for tool in case.tools} | {call.name for call in self.wanted}
-        self.found = parse_reply(reply.text)
-        self.finished = reply.finished
+        self.offered = {tool.name for tool in self.tools} | {call.name for call in self.wanted}
+        self.reply = reply
+        self.found = parse_reply(reply.text, reply_format)
 
     def verdict(self) -> Verdict:
         calls, began_call = self.found.calls, self.found.blocks > 0
+        abstained = not self.wanted and not began_call
+        fault = fault_of(self.reply.text, self.found, self.wanted, self.tools, finished=self.reply.finished)
         return Verdict(
             wants_call=bool(self.wanted),
-            right=same_calls(calls, self.wanted) if self.wanted else not began_call,
-            tool_names=same_tools(calls, self.wanted),
+            wants_several=len(self.wanted) > 1,
+            right=same_calls(calls, self.wanted) if self.wanted else abstained,
+            ast=ast_match(calls, self.wanted, self.tools) if self.wanted else abstained,
+            tool_names=same_tools(calls, self.wanted) if self.wanted else abstained,
             valid=bool(calls),
+            schema_valid=bool(calls) and all(map(self._keeps_to_schema, calls)),
             began_call=began_call,
+            over_called=len(calls) > len(self.wanted) or (began_call and not self.wanted),
             hallucinated=any(call.name not in self.offered for call in calls),
-            finished=self.finished,
+            lenient=fault.lenient,
+            finished=self.reply.finished,
+            fault=fault.kind,
+            error=fault.message,
         )
 
     def made(self) -> Counter[str]:
@@ -181,6 +266,11 @@ class _Answer:
         pairs = [(name, name) for name in right.elements()] + list(zip(missing, extra, strict=True))
         return pairs or [(NO_CALL, NO_CALL)]
 
+    def _keeps_to_schema(self, call: Call) -> bool:
+        if not self.tools:
+            return call.name in self.offered
+        return next(call_problems(call, self.tools), None) is None
+
 
 def _confusion(answers: Sequence[_Answer]) -> dict[str, dict[str, int]]:
     counts = Counter(pair for answer in answers for pair in answer.confused())
@@ -191,9 +281,12 @@ def _confusion(answers: Sequence[_Answer]) -> dict[str, dict[str, int]]:
 
 
 def _tools(answers: Sequence[_Answer]) -> dict[str, ToolScore]:
-    wanted, made, exact = Counter[str](), Counter[str](), Counter[str]()
+    wanted, made, named, exact = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     for answer in answers:
-        wanted.update(call.name for call in answer.wanted)
-        made.update(answer.made())
+        here, there = Counter(call.name for call in answer.wanted), answer.made()
+        wanted.update(here)
+        made.update(there)
+        named.update(here & there)
         exact.update(equal_calls(answer.found.calls, answer.wanted))
-    return {name: ToolScore(wanted[name], made[name], exact[name]) for name in sorted(wanted | made)}
+    names = sorted((wanted | made).keys() - {UNKNOWN_TOOL})
+    return {name: ToolScore(wanted[name], made[name], named[name], exact[name]) for name in names}

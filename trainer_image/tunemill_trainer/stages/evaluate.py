@@ -22,6 +22,7 @@ from tunemill_trainer.hub import Hub
 from tunemill_trainer.judge.comparison import compare, sample
 from tunemill_trainer.judge.generate import Decoding, answer_limit, generate
 from tunemill_trainer.judge.metrics import Reply
+from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, Settings
 from tunemill_trainer.learn import devices, models
 from tunemill_trainer.prepared import TRAIN_FILE, Case, Prepared, Tokens
@@ -62,14 +63,17 @@ def run(context: StageContext) -> EvaluationFacts:
         tuned = models.load_adapter(model, context.folder("trained") / "adapter")
         tuned_replies = _ask(tuned, tokenizer, [case.prompt_ids for case in cases], decoding, meter)
 
-    comparison = compare(cases, base_replies, tuned_replies)
+    reply_format = ReplyFormat(tokens.call_format)
+    comparison = compare(cases, base_replies, tuned_replies, reply_format)
     report = comparison.report(
         Settings(
             max_rows=spec.evaluation.max_rows,
             max_new_tokens=limit,
             precision=str(dtype).removeprefix("torch."),
             device=device.name,
-        )
+            reply_format=reply_format.value,
+        ),
+        prepared.trained_tools(),
     )
     folder = context.folder("evaluation")
     (folder / REPORT_FILE).write_text(report.model_dump_json(by_alias=True, indent=2) + "\n", encoding="utf-8")

@@ -45,7 +45,7 @@ def test_the_report_survives_its_file():
     """What evaluate writes, publish reads, intervals and confusion included."""
     report = compare([case(1), case(2, wants_call=False)], [SILENT] * 2, [RIGHT] * 2).report(SETTINGS)
     assert Report.model_validate_json(report.model_dump_json(by_alias=True)) == report
-    assert report.tuned_confusion == {"(no call)": {"timer": 1}, "timer": {"timer": 1}}
+    assert report.tuned_confusion == {"<none>": {"timer": 1}, "timer": {"timer": 1}}
     assert report.tools["timer"].tuned.made == 2
     assert (report.right.base, report.right.tuned, report.right.p_value) == (1, 1, 1.0)
     tuned = report.metrics["exact_match"].tuned

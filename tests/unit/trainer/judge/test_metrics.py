@@ -61,10 +61,16 @@ def test_each_metric_has_its_own_cases():
     assert hits(result) == {
         "tool_name_accuracy": (2, 5),
         "exact_match": (1, 5),
+        "ast_match": (1, 5),
         "valid_call_rate": (3, 5),
-        "missed_call_rate": (1, 5),
+        "schema_valid_rate": (3, 5),
+        "parallel_accuracy": (0, 0),
         "abstention_accuracy": (1, 3),
+        "overall_accuracy": (2, 8),
+        "missed_call_rate": (1, 5),
+        "over_call_rate": (2, 8),
         "hallucinated_tool_rate": (0, 8),
+        "lenient_only_rate": (0, 5),
         "finished_rate": (6, 8),
     }
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pydantic import JsonValue
 
 from tunemill_trainer.data.rows import Call, JsonObject
-from tunemill_trainer.judge.replies.parsed import NO_CALL, ParsedReply, broken, refuse_constant
+from tunemill_trainer.judge.replies.parsed import NO_CALL, ParsedReply, broken, refuse_constant, refuse_deep
 
 BEGIN = "<start_function_call>"
 
@@ -39,6 +39,7 @@ def read(text: str) -> ParsedReply:
         return broken(begun, "the last call was cut off")
     try:
         calls = tuple(Call(call[1] or call[3], _arguments(call[2] or call[4] or "")) for call in found)
+        refuse_deep(calls)
     except ValueError as error:
         return broken(begun, error)
     whole = read_all(text)

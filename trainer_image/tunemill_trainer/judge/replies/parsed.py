@@ -11,6 +11,9 @@ from tunemill_trainer.data.rows import Call
 
 _Part = TypeVar("_Part")
 
+_DEEPEST = 64
+_TOO_DEEP = "the call is nested too deeply to be read"
+
 
 @dataclass(frozen=True)
 class ParsedReply:
@@ -42,7 +45,9 @@ def read_each(parts: Iterable[_Part], read: Callable[[_Part], Call]) -> ParsedRe
     """Return the calls of all parts; one that raises ValueError breaks the reply."""
     parts = list(parts)
     try:
-        return ParsedReply(tuple(map(read, parts)), len(parts))
+        calls = tuple(map(read, parts))
+        refuse_deep(calls)
+        return ParsedReply(calls, len(parts))
     except ValueError as error:
         return broken(len(parts), error)
 
@@ -58,7 +63,7 @@ def read_json(text: str) -> JsonValue:
     except json.JSONDecodeError as error:
         raise ValueError(not_json(error)) from error
     except RecursionError as error:
-        raise ValueError("the call is nested too deeply to be read") from error
+        raise ValueError(_TOO_DEEP) from error
 
 
 def call_of(value: JsonValue, arguments_fields: tuple[str, ...] = ("arguments",)) -> Call:
@@ -81,6 +86,25 @@ def call_of(value: JsonValue, arguments_fields: tuple[str, ...] = ("arguments",)
     if not isinstance(arguments, dict):
         raise ValueError(f"a call needs {' or '.join(arguments_fields)}, which must be an object")
     return Call(name, arguments)
+
+
+def refuse_deep(calls: Iterable[Call]) -> None:
+    """Refuse arguments that are nested deeper than any tool asks for: comparing them would exhaust Python's stack.
+
+    Raises:
+        ValueError: there is such a call.
+    """
+    values: list[JsonValue] = [call.arguments for call in calls]
+    for _ in range(_DEEPEST):
+        values = [
+            part
+            for value in values
+            if isinstance(value, dict | list)
+            for part in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not values:
+            return
+    raise ValueError(_TOO_DEEP)
 
 
 def not_json(error: json.JSONDecodeError) -> str:
