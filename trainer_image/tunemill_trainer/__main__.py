@@ -1,7 +1,8 @@
-"""The command line: one stage of a run, as a pod calls it, or all four on one machine.
+"""The command line: one stage of a run, as a pod calls it, all four on one machine, and tools for data and replies.
 
 tunemill-trainer train --run-spec run.json --work /tmp/work
 tunemill-trainer run finetune.yaml
+tunemill-trainer score --rows rows.jsonl --outputs outputs.jsonl
 """
 
 import argparse
@@ -12,6 +13,8 @@ from pathlib import Path
 
 from tunemill_api.constants import RUN_SPEC_PATH, STAGE_DIRECTORY, TERMINATION_LOG
 from tunemill_api.stage_report import Stage
+
+from tunemill_trainer.judge import score_command
 
 ENV_WORK = "TUNEMILL_WORK"
 """Where stages may write, when --work does not say."""
@@ -24,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from tunemill_trainer import one_machine
 
         return one_machine.main(options.manifest, options.work)
+    if options.command == "score":
+        return score_command.main(options)
     from tunemill_trainer.stages import runner
 
     return runner.main(Stage(options.command), options.run_spec, options.work, options.report)
@@ -54,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     work = Path(os.environ.get(ENV_WORK, cache / "tunemill" / "work"))
     run.add_argument("--work", type=Path, default=work, help="a folder to work in (default: %(default)s)")
+    text = "judge any model's raw replies against rows with their right answers"
+    score_command.add_options(commands.add_parser("score", help=text, description=text))
     return parser
 
 

@@ -87,9 +87,9 @@ def fault_of(
 def _without_calls(text: str, found: ParsedReply, wanted: Sequence[Call], *, finished: bool | None) -> Fault:
     lenient = read_leniently(text)
     hint = f"; only a lenient reader would understand {_names(lenient)}" if lenient else ""
-    if finished is False:
+    if finished is False and not lenient:
         what = found.error or f"no call of {_names(wanted)} is begun"
-        return Fault(FaultKind.CUT_OFF, f"the reply was cut off: {what}{hint}", bool(lenient))
+        return Fault(FaultKind.CUT_OFF, f"the reply was cut off: {what}")
     if found.error:
         return Fault(FaultKind.BROKEN_CALL, f"{found.error}{hint}", bool(lenient))
     return Fault(FaultKind.MISSED_CALL, f"expected a call of {_names(wanted)}, found none{hint}", bool(lenient))

@@ -9,7 +9,10 @@ from tunemill_trainer.data.rows import Call, Message, Role, Tool
 from tunemill_trainer.judge.metrics import BROKEN_CALL, NO_CALL, UNKNOWN_TOOL, Rate, Reply, Score, score, sign_test
 from tunemill_trainer.prepared import Case
 
-TOOLS = tuple(Tool(name, "", {"type": "object"}) for name in ("weather", "timer"))
+TOOLS = (
+    Tool("weather", "", {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}),
+    Tool("timer", "", {"type": "object", "properties": {"minutes": {"type": "integer"}}}),
+)
 
 
 def asks(*wanted: Call, offered: tuple[Tool, ...] = TOOLS) -> Case:

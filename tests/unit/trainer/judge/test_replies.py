@@ -12,6 +12,7 @@ from tunemill_trainer.judge.replies import functiongemma
 
 OSLO = Call("get_weather", {"city": "Oslo", "days": 2})
 TIMER = Call("timer", {})
+GEMMA_TIMER = "<start_function_call>call:timer{a:<escape>1<escape>}"
 
 WELL_WRITTEN = {
     ReplyFormat.HERMES: '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo", "days": 2}}\n</tool_call>\n'
@@ -99,11 +100,7 @@ def test_a_broken_call_breaks_the_reply(reply_format: ReplyFormat, text: str):
         ),
         (ReplyFormat.PYTHONIC, "[timer(a=+1), timer(a=1),]\n"),
         (ReplyFormat.JSON, ' [{"arguments": {"a": 1}, "name": "timer"}, {"name": "timer", "arguments": {"a": 1}}]\n'),
-        (
-            ReplyFormat.FUNCTIONGEMMA,
-            "Well.<start_function_call>call:timer{a:<escape>1<escape>}<end_function_call>"
-            + "<start_function_call>call:timer{a:<escape>1<escape>}",
-        ),
+        (ReplyFormat.FUNCTIONGEMMA, f"Well.{GEMMA_TIMER}<end_function_call>{GEMMA_TIMER}"),
     ],
 )
 def test_what_servers_forgive(reply_format: ReplyFormat, text: str):

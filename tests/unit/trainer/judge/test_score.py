@@ -1,0 +1,244 @@
+"""`tunemill-trainer score`: a file of rows and a file of replies become a report."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tunemill_trainer.__main__ import main
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "days": {"type": "integer", "default": 1}},
+            "required": ["city"],
+        },
+    },
+}
+OSLO = {"name": "weather", "arguments": {"city": "Oslo"}}
+
+Scored = Callable[..., tuple[int, str, str]]
+
+
+def a_row(identifier: Any, *calls: dict, **fields: Any) -> dict:
+    """An OpenAI row whose right answer makes these calls, or says hello."""
+    answer: dict[str, Any] = {"role": "assistant", "content": "Hello!"}
+    if calls:
+        answer = {"role": "assistant", "tool_calls": [{"type": "function", "function": call} for call in calls]}
+    return {"id": identifier, "messages": [{"role": "user", "content": "?"}, answer], "tools": [WEATHER], **fields}
+
+
+def says(*calls: dict) -> str:
+    """A reply with these calls as Hermes writes them."""
+    return "".join(f"<tool_call>{json.dumps(call)}</tool_call>" for call in calls) or "Hello!"
+
+
+def written(path: Path, lines: Iterable[Any]) -> Path:
+    """A JSONL file."""
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Scored:
+    """Run the command on rows and outputs; returns exit code, standard output and standard error."""
+
+    def run(rows: Iterable[Any], outputs: Iterable[Any], *options: str) -> tuple[int, str, str]:
+        files = [
+            "--rows",
+            written(tmp_path / "rows.jsonl", rows),
+            "--outputs",
+            written(tmp_path / "outputs.jsonl", outputs),
+        ]
+        code = main(["score", *map(str, files), *options])
+        ended = capsys.readouterr()
+        return code, ended.out, ended.err
+
+    return run
+
+
+def test_rows_are_judged_one_by_one(scored: Scored):
+    """In the order of the rows, whatever the order of the outputs, with the reason for what is wrong."""
+    rows = [a_row("a", OSLO), a_row("b", OSLO), a_row("c"), a_row(4, OSLO, OSLO)]
+    outputs = [
+        {"id": 4, "output": says(OSLO)},
+        {"id": "c", "output": "Hi."},
+        {"id": "b", "output": says({"name": "weather", "arguments": {"days": 1, "city": "oslo"}})},
+        {"id": "a", "output": says(OSLO)},
+    ]
+    code, out, _ = scored(rows, outputs, "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert [list(row.values()) for row in report["rows"]] == [
+        ["a", True, True, True, None],
+        ["b", True, False, True, 'weather.city: expected "Oslo", found "oslo"'],
+        ["c", True, True, True, None],
+        [4, False, False, False, "expected a call of weather, weather, found weather"],
+    ]
+    metrics = report["metrics"]
+    assert [round(metrics[name], 3) for name in ("tool_name_accuracy", "exact_match", "ast_match")] == [
+        0.667,
+        0.333,
+        0.667,
+    ]
+    assert (metrics["abstention_accuracy"], metrics["parallel_accuracy"], metrics["finished_rate"]) == (1.0, 0.0, None)
+    assert report["formats"] == {"rows": "OpenAI", "replies": "hermes"}
+    assert set(report["slices"]) == {"no_call", "single_call", "multi_call"}
+
+
+def test_people_read_tables(scored: Scored):
+    """Without --json: metrics with intervals, tools, and the first mistakes with their reasons."""
+    code, out, _ = scored([a_row("a", OSLO), a_row("b", OSLO)], [{"id": i, "output": says(OSLO)} for i in "ab"])
+    assert code == 0
+    assert "2 rows in the format OpenAI, replies in the format hermes" in out
+    assert any(
+        line.split() == ["exact_match", "100.0", "%", "34.2", "%", "…", "100.0", "%", "2"] for line in out.splitlines()
+    )
+    _, out, _ = scored([a_row("a", OSLO)], [{"id": "a", "output": "No."}])
+    assert "missed_call  expected a call of weather, found none" in out
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {
+            "conversations": [
+                {"from": "system", "value": f"<tools>{json.dumps([WEATHER])}</tools>"},
+                {"from": "human", "value": "?"},
+                {"from": "gpt", "value": says(OSLO)},
+            ]
+        },
+        {"user_content": "?", "tool_name": "weather", "tool_arguments": json.dumps(OSLO["arguments"])},
+        {"query": "?", "answers": json.dumps([OSLO]), "tools": json.dumps([WEATHER["function"]])},
+    ],
+)
+def test_rows_of_any_format(scored: Scored, tmp_path: Path, row: dict):
+    """The id stands beside the format's own fields; the tools of rows without any come from a file."""
+    tools = tmp_path / "tools.json"
+    tools.write_text(json.dumps([WEATHER]))
+    right = {"name": "weather", "arguments": {"city": "OSLO", "days": 1}}
+    code, out, err = scored([{"id": 1, **row}], [{"id": 1, "output": says(right)}], "--tools", str(tools), "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["rows"][0]["ast_match"] is True
+
+
+def test_the_last_assistant_message_is_the_answer(scored: Scored):
+    """What comes before is history, what comes after is passed over."""
+    row = a_row("a", OSLO)
+    call = {"id": "c1", "type": "function", "function": OSLO}
+    row["messages"] = [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "rain"},
+        {"role": "assistant", "content": "It rains."},
+        {"role": "user", "content": "Thanks"},
+    ]
+    report = json.loads(scored([row], [{"id": "a", "output": "Rain."}], "--json")[1])
+    assert report["cases"]["abstention_accuracy"] == 1
+    assert set(report["slices"]) == {"no_call", "multi_turn"}
+
+
+@pytest.mark.parametrize(
+    ("output", "options", "reply_format"),
+    [
+        ('{"name": "weather", "parameters": {"city": "Oslo"}}', [], "llama3_json"),
+        ('[weather(city="Oslo")]', [], "pythonic"),
+        ('[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Oslo"}}]</s>', [], "mistral"),
+        ("<start_function_call>call:weather{city:<escape>Oslo<escape>}<end_function_call>", [], "functiongemma"),
+        (json.dumps(OSLO) + "<|eot_id|>\n<|endoftext|>", [], "json"),
+        (f"Sure: {json.dumps(OSLO)}", ["--reply-format", "llama3_json"], "llama3_json"),
+    ],
+)
+def test_replies_of_any_family(scored: Scored, output: str, options: list[str], reply_format: str):
+    """The way of writing calls is detected or forced, and marks of the end are no part of a call."""
+    report = json.loads(scored([a_row("a", OSLO)], [{"id": "a", "output": output}], "--json", *options)[1])
+    assert report["rows"][0]["exact_match"] is True
+    assert report["formats"]["replies"] == reply_format
+
+
+def test_marks_at_the_end_say_who_finished(scored: Scored):
+    """Where one reply has such a mark, the others were cut off; `finished` says it outright; else nobody knows."""
+    rows = [a_row(i, OSLO) for i in range(3)]
+    outputs = [
+        {"id": 0, "output": says(OSLO) + "<|im_end|>"},
+        {"id": 1, "output": says(OSLO)},
+        {"id": 2, "output": says(OSLO), "finished": True},
+    ]
+    report = json.loads(scored(rows, outputs, "--json")[1])
+    assert (round(report["metrics"]["finished_rate"], 3), report["cases"]["finished_rate"]) == (0.667, 3)
+    report = json.loads(scored(rows[1:], outputs[1:], "--json")[1])
+    assert (report["metrics"]["finished_rate"], report["cases"]["finished_rate"]) == (1.0, 1)
+
+
+ROW, OUTPUT = a_row("a", OSLO), {"id": "a", "output": "No."}
+
+
+@pytest.mark.parametrize(
+    ("rows", "outputs", "message"),
+    [
+        ([ROW, a_row("b")], [OUTPUT], "found none for 1 of 2: b ("),
+        ([ROW], [OUTPUT, {"id": "b", "output": ""}], "outputs.jsonl line 2: no row has the id b"),
+        ([ROW], [OUTPUT, OUTPUT], "outputs.jsonl line 2: the id a is also that of"),
+        ([ROW, ROW], [OUTPUT], "rows.jsonl line 2: the id a is also that of"),
+        ([a_row(1), a_row("1")], [OUTPUT], "rows.jsonl line 2: the id 1 is also that of"),
+        ([{**ROW, "id": None}], [OUTPUT], "rows.jsonl line 1: expected an `id`, a text or a whole number, found none"),
+        ([{**ROW, "id": True}], [OUTPUT], "rows.jsonl line 1: expected an `id`, a text or a whole number, found True"),
+        ([ROW], [{"output": ""}], "outputs.jsonl line 1: expected an `id`"),
+        ([ROW], [{"id": "a"}], "outputs.jsonl line 1: expected `output` to be a string, found none"),
+        ([ROW], [{"id": "a", "output": {}}], "outputs.jsonl line 1: expected `output` to be a string, found {}"),
+        ([ROW], [{**OUTPUT, "finished": "yes"}], "outputs.jsonl line 1: expected `finished` to be true or false"),
+        ([ROW], ["", "{broken"], "outputs.jsonl line 2: not JSON at column 2"),
+        (["[]"], [OUTPUT], "expected"),
+        ([], [OUTPUT], "found"),
+        ([{"id": 1, "messages": [{"role": "user", "content": "?"}]}], [OUTPUT], "expected an assistant message"),
+        ([{"id": 1, "messages": []}], [OUTPUT], "rows.jsonl line 1: expected a field `messages`"),
+        ([{"id": 1, "text": "?"}], [OUTPUT], "found the fields: id, text"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(scored: Scored, rows: list, outputs: list, message: str):
+    """With exit code 65, the place and what to do, on one line and without a traceback."""
+    code, out, err = scored(rows, outputs, "--json")
+    assert (code, out) == (65, "")
+    assert err.startswith("tunemill-trainer score: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Named, with exit code 66."""
+    assert main(["score", "--rows", str(tmp_path / "no.jsonl"), "--outputs", "no"]) == 66
+    assert "no.jsonl could not be read: No such file or directory. Correct the path." in capsys.readouterr().err
+
+
+def test_a_gzipped_list_is_read_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Rows and outputs come in every wrapping that data may have."""
+    rows, outputs = tmp_path / "rows.json.gz", tmp_path / "outputs.json"
+    rows.write_bytes(gzip.compress(json.dumps([ROW]).encode()))
+    outputs.write_text(json.dumps([{"id": "a", "output": says(OSLO)}]))
+    assert main(["score", "--rows", str(rows), "--outputs", str(outputs), "--format", "openai", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["exact_match"] == 1.0
+
+
+def test_no_training_stack_is_imported(tmp_path: Path):
+    """It must start at once, on a laptop without a GPU."""
+    arguments = ["--rows", written(tmp_path / "r", [ROW]), "--outputs", written(tmp_path / "o", [OUTPUT])]
+    program = (
+        "import sys; from tunemill_trainer.__main__ import main; code = main(sys.argv[1:]);"
+        "print(code, [name for name in ('torch', 'transformers', 'trl', 'peft', 'datasets') if name in sys.modules])"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "score", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ,
+        check=True,
+    )
+    assert ended.stdout.splitlines()[-1] == "0 []"

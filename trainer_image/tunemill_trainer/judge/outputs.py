@@ -1,0 +1,193 @@
+"""The files that `tunemill-trainer score` reads: rows with their right answers, and any model's raw replies to them."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import NoReturn
+
+from pydantic import JsonValue
+from tunemill_api.failures import Reason
+from tunemill_api.finetune import DatasetFormat
+
+from tunemill_trainer.data import formats
+from tunemill_trainer.data.findings import REMEDIES, RowError
+from tunemill_trainer.data.records import Record, records
+from tunemill_trainer.data.rows import JsonObject, Message, Role, Source, Tool
+from tunemill_trainer.data.sources import DataFile
+from tunemill_trainer.data.tools import read_tools
+from tunemill_trainer.data.values import shortened
+from tunemill_trainer.errors import StageError
+from tunemill_trainer.judge.metrics import Reply
+
+_SAMPLES = 100
+"""Rows that tell the format."""
+_NAMED = 3
+"""Places that one message names."""
+
+_END = re.compile(
+    r"(?:\s*(?:<\|im_end\|>|<\|endoftext\|>|<\|eot_id\|>|<\|eom_id\|>|<\|end_of_text\|>|<\|end\|>|<end_of_turn>|<eos>"
+    r"|</s>|<pad>|<start_function_response>))+\s*\Z"
+)
+"""Where models stop. A server takes these marks away before it looks for calls."""
+
+
+@dataclass(frozen=True)
+class GoldRow:
+    """A row whose last assistant message is the right answer; what stands after that message is passed over.
+
+    Attributes:
+        id: the row's id as text; the number 1 and the text "1" are the same.
+        given_id: as it stands in the file.
+        messages: the history.
+        tools: what may be called.
+        gold: the right answer.
+        source: where the row stands.
+    """
+
+    id: str
+    given_id: str | int
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...]
+    gold: Message
+    source: Source
+
+
+@dataclass(frozen=True)
+class GoldRows:
+    """All rows, and the format that they are in."""
+
+    rows: tuple[GoldRow, ...]
+    format: DatasetFormat
+
+
+def read_rows(path: Path, form: DatasetFormat, tools: tuple[Tool, ...]) -> GoldRows:
+    """Return the rows of a file.
+
+    Args:
+        path: the file.
+        form: their format, or Auto.
+        tools: what may be called in rows that carry no tools of their own.
+
+    Raises:
+        StageError: ObjectNotFound, DatasetEmpty, DatasetMalformed, DatasetFormatUnknown or DatasetInvalidRows.
+    """
+    if form is DatasetFormat.AUTO:
+        samples = [record.value for record in islice(_records(path), _SAMPLES) if record.value is not None]
+        form = formats.detect(samples, str(path))
+    read = formats.READERS[form]
+    rows: dict[str, GoldRow] = {}
+    for record in _records(path):
+        value, given = _identified(record)
+        identifier = str(given)
+        if identifier in rows:
+            _refuse(record, f"the id {identifier} is also that of {rows[identifier].source}", "Give every row its own.")
+        try:
+            messages, own_tools = read(value)
+        except RowError as error:
+            _refuse(record, error.problem.message, REMEDIES[error.problem.rule])
+        last = max((i for i, message in enumerate(messages) if message.role is Role.ASSISTANT), default=None)
+        if last is None:
+            _refuse(record, "expected an assistant message, which is the right answer, found none", "Add it.")
+        rows[identifier] = GoldRow(
+            identifier, given, tuple(messages[:last]), own_tools or tools, messages[last], record.source
+        )
+    if not rows:
+        raise StageError(Reason.DATASET_EMPTY, f"expected rows in {path}, found none", f"Put rows into {path}.")
+    return GoldRows(tuple(rows.values()), form)
+
+
+def read_outputs(path: Path, rows: GoldRows) -> list[Reply]:
+    """Return the replies in the order of the rows.
+
+    Whether a model ended its turn is told by the mark at the reply's end, if any reply of the file has one, or by the
+    field `finished`.
+
+    Raises:
+        StageError: ObjectNotFound, DatasetMalformed or DatasetInvalidRows, also when a row has no reply.
+    """
+    known = {row.id for row in rows.rows}
+    found: dict[str, tuple[str, bool | None, Source]] = {}
+    for record in _records(path):
+        value, given = _identified(record)
+        identifier = str(given)
+        if identifier not in known:
+            _refuse(record, f"no row has the id {identifier}", "Score the replies to these rows, and no others.")
+        if identifier in found:
+            place = found[identifier][2]
+            _refuse(record, f"the id {identifier} is also that of {place}", "Give one reply a row.")
+        output, finished = value.get("output"), value.get("finished")
+        if not isinstance(output, str):
+            _refuse(record, f"expected `output` to be a string, found {_shown(output)}", "Write the raw reply there.")
+        if not (finished is None or isinstance(finished, bool)):
+            _refuse(record, f"expected `finished` to be true or false, found {_shown(finished)}", "Correct it.")
+        found[identifier] = output, finished, record.source
+    missing = [row for row in rows.rows if row.id not in found]
+    if missing:
+        places = ", ".join(f"{row.id} ({row.source})" for row in missing[:_NAMED])
+        raise StageError(
+            Reason.DATASET_INVALID_ROWS,
+            f"expected a reply to every row in {path}, found none for {len(missing)} of {len(rows.rows)}: {places}"
+            + (", …" if len(missing) > _NAMED else ""),
+            'Add a line {"id": …, "output": …} for each; a model that said nothing has an empty output.',
+        )
+    marked = any(_END.search(output) for output, _, _ in found.values())
+    return [_reply(*found[row.id][:2], marked=marked) for row in rows.rows]
+
+
+def read_tools_file(path: Path) -> tuple[Tool, ...]:
+    """Return the tools of a JSON file: a list of definitions, or one.
+
+    Raises:
+        StageError: ObjectNotFound or DatasetInvalidRows.
+    """
+    try:
+        return read_tools(_text(path))
+    except RowError as error:
+        remedy = REMEDIES[error.problem.rule]
+        raise StageError(Reason.DATASET_INVALID_ROWS, f"{path}: {error.problem.message}", remedy) from error
+
+
+def _reply(output: str, finished: bool | None, *, marked: bool) -> Reply:
+    text = _END.sub("", output)
+    if finished is None and marked:
+        finished = text != output
+    return Reply(text, finished)
+
+
+def _records(path: Path) -> Iterator[Record]:
+    try:
+        yield from records(DataFile(str(path), path, sha256=""))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError | UnicodeDecodeError) -> StageError:
+    reason = error.strerror if isinstance(error, OSError) else f"not UTF-8: {error.reason}"
+    return StageError(Reason.OBJECT_NOT_FOUND, f"{path} could not be read: {reason}", "Correct the path.")
+
+
+def _identified(record: Record) -> tuple[JsonObject, str | int]:
+    """Return the object of a record and its id."""
+    if record.value is None:
+        _refuse(record, record.error, "Write one whole JSON object a line, in UTF-8.")
+    identifier = record.value.get("id")
+    if not isinstance(identifier, str | int) or isinstance(identifier, bool) or identifier == "":
+        _refuse(record, f"expected an `id`, a text or a whole number, found {_shown(identifier)}", "Add it.")
+    return record.value, identifier
+
+
+def _refuse(record: Record, problem: str, remedy: str) -> NoReturn:
+    raise StageError(Reason.DATASET_INVALID_ROWS, f"{record.source}: {problem}", remedy)
+
+
+def _shown(value: JsonValue) -> str:
+    return "none" if value is None else shortened(repr(value))

@@ -1,0 +1,148 @@
+"""What `tunemill-trainer score` prints: tables for people, or JSON."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from tunemill_trainer.data.rows import JsonObject
+from tunemill_trainer.judge.metrics import Score
+from tunemill_trainer.judge.outputs import GoldRows
+from tunemill_trainer.judge.parse import ReplyFormat
+from tunemill_trainer.judge.question import slices_of
+
+_SHOWN = 10
+"""Mistakes, and pairs of tools that were taken for each other, that the text shows."""
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """The score of the replies to some rows."""
+
+    rows: GoldRows
+    score: Score
+    reply_format: ReplyFormat
+
+    def to_json(self) -> JsonObject:
+        """Return all figures, and one object a row: whether it is right, and if not, why."""
+        score = self.score
+        metrics: JsonObject = {name: _rounded(rate.value) for name, rate in score.rates.items()}
+        asked = {name: rate for name, rate in score.rates.items() if rate.cases}
+        return {
+            "metrics": metrics | {"tool_f1": _rounded(score.tool_f1)},
+            "rows": [
+                {
+                    "id": row.given_id,
+                    "tool_name": verdict.tool_names,
+                    "exact_match": verdict.right,
+                    "ast_match": verdict.ast,
+                    "error": verdict.error or None,
+                }
+                for row, verdict in zip(self.rows.rows, score.verdicts, strict=True)
+            ],
+            "cases": {name: rate.cases for name, rate in score.rates.items()},
+            "intervals": {name: [_rounded(bound) for bound in rate.interval()] for name, rate in asked.items()},
+            "tools": {
+                name: {
+                    "wanted": tool.wanted,
+                    "made": tool.made,
+                    "named": tool.named,
+                    "exact": tool.exact,
+                    "precision": _rounded(tool.precision),
+                    "recall": _rounded(tool.recall),
+                    "f1": _rounded(tool.f1),
+                }
+                for name, tool in score.tools.items()
+            },
+            "confusion": {wanted: dict(called) for wanted, called in score.confusion.items()},
+            "faults": dict(score.faults),
+            "slices": {
+                name: {metric: _rounded(rate.value) for metric, rate in score.rates_of(indices).items() if rate.cases}
+                for name, indices in slices_of(self.rows.rows, None).items()
+            },
+            "formats": {"rows": self.rows.format.value, "replies": self.reply_format.value},
+        }
+
+    def to_text(self) -> str:
+        """Return the tables."""
+        parts = [self._metrics(), self._slices(), self._tools(), self._confusion(), self._mistakes()]
+        return "\n\n".join("\n".join(part) for part in map(list, parts) if part)
+
+    def _metrics(self) -> Iterator[str]:
+        count = len(self.rows.rows)
+        yield (
+            f"{count} {'row' if count == 1 else 'rows'} in the format {self.rows.format.value}, "
+            f"replies in the format {self.reply_format.value}"
+        )
+        yield ""
+        lines = [("metric", "share", "95 % interval", "of replies")]
+        for name, rate in self.score.rates.items():
+            if rate.value is not None:
+                low, high = rate.interval()
+                lines.append((name, _percent(rate.value), f"{_percent(low)} … {_percent(high)}", str(rate.cases)))
+        if self.score.tool_f1 is not None:
+            lines.append(("tool_f1", _percent(self.score.tool_f1), "", ""))
+        yield from _table(lines)
+
+    def _slices(self) -> Iterator[str]:
+        lines: list[tuple[str, ...]] = [("slice", "replies", "ast_match", "overall_accuracy")]
+        for name, indices in slices_of(self.rows.rows, None).items():
+            rates = self.score.rates_of(indices)
+            shares = (_percent(rates[metric].value) for metric in ("ast_match", "overall_accuracy"))
+            lines.append((name, str(len(indices)), *shares))
+        yield from _table(lines)
+
+    def _tools(self) -> Iterator[str]:
+        lines: list[tuple[str, ...]] = [("tool", "wanted", "made", "exact", "precision", "recall", "F1")]
+        for name, tool in self.score.tools.items():
+            shares = (_percent(share) for share in (tool.precision, tool.recall, tool.f1))
+            lines.append((name, str(tool.wanted), str(tool.made), str(tool.exact), *shares))
+        if len(lines) > 1:
+            yield from _table(lines)
+
+    def _confusion(self) -> Iterator[str]:
+        """Yield what was called instead of what; the diagonal is in the table of the tools."""
+        wrong = [
+            (count, wanted, called)
+            for wanted, row in self.score.confusion.items()
+            for called, count in row.items()
+            if wanted != called
+        ]
+        if wrong:
+            lines = [("wanted", "called", "calls")]
+            lines += [(wanted, called, str(count)) for count, wanted, called in _most(wrong)]
+            yield from _table(lines)
+
+    def _mistakes(self) -> Iterator[str]:
+        wrong = [
+            (row.id, verdict.fault.value, verdict.error)
+            for row, verdict in zip(self.rows.rows, self.score.verdicts, strict=True)
+            if verdict.error
+        ]
+        if wrong:
+            yield from _table([("id", "fault", "what is wrong"), *wrong[:_SHOWN]], numbers_from=3)
+            if len(wrong) > _SHOWN:
+                yield f"… and {len(wrong) - _SHOWN} more: --json has them all"
+
+
+def _most(wrong: list[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
+    return sorted(wrong, key=lambda item: (-item[0], item[1:]))[:_SHOWN]
+
+
+def _table(lines: Sequence[tuple[str, ...]], numbers_from: int = 1) -> Iterator[str]:
+    """Yield lines of equally wide columns; those from `numbers_from` on are numbers, and end together."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (
+            cell.rjust(width) if index >= numbers_from else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        yield "  ".join(cells).rstrip()
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
+def _rounded(value: float | None) -> JsonValue:
+    return None if value is None else round(value, 6)
