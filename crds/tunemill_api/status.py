@@ -82,6 +82,8 @@ class DatasetFacts(StatusModel):
     """Rows that were left out because they have more than maxLength tokens."""
     duplicate_rows: int = 0
     """Rows that occurred before and were left out."""
+    leaked_rows: int = 0
+    """Training rows that were left out because a row of dataset.evaluation.uri asks the same."""
     tools: int = 0
     """Different tools that the rows offer or call."""
     longest_row_tokens: int = 0
@@ -197,6 +199,8 @@ class PublishedFacts(StatusModel):
     """The tag of the commit."""
     url: str = ""
     """The page of the commit."""
+    merged: str = ""
+    """The whole model in its own repository beside the adapter, repository@commit; empty when there is none."""
     serving: ServingFacts | None = None
     """How the model is served; absent with spec.publish.serving None. In a status it stands beside, in
     status.serving."""

@@ -24,6 +24,7 @@ READ_FIELD = "spec.baseModel"
 WRITE_FIELD = "spec.publish"
 
 _TOKEN_FIELDS = {READ_FIELD: "spec.baseModel.tokenSecretRef", WRITE_FIELD: "spec.publish.tokenSecretRef"}
+_LICENSE = ("license", "license_name", "license_link")
 _WRITING_ROLES = {"admin", "write", "contributor"}
 """Roles in an organisation whose members may create repositories (https://huggingface.co/docs/hub/organizations-security)."""
 
@@ -78,6 +79,13 @@ class Hub:
                 model_id, revision=commit, allow_patterns=patterns, endpoint=self._endpoint, token=self._token
             )
         return Path(folder)
+
+    def license(self, model_id: str, commit: str) -> dict[str, str]:
+        """Return what a model's card says of its license: license, license_name and license_link, where it does."""
+        with hub_errors(READ_FIELD, f"{model_id}@{commit}"):
+            card = self.api.model_info(model_id, revision=commit).card_data
+        found = {name: getattr(card, name, None) for name in _LICENSE}
+        return {name: value for name, value in found.items() if isinstance(value, str)}
 
     def check_writable(self, repository: str) -> None:
         """Check that the token may push to a repository, or create it. Changes nothing on the Hub.

@@ -3,26 +3,19 @@
 The card says nothing of the training data but its digest and figures: the repository may be public, the rows are not.
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from tunemill_api.run_spec import RunSpec
-from tunemill_api.status import EvaluationFacts, GateFacts, MetricFacts, PreparedFacts, TrainedFacts
+from tunemill_api.status import EvaluationFacts, GateFacts, MetricFacts, PreparedFacts, ServingFacts, TrainedFacts
 
 from tunemill_trainer.judge.report import Report
 from tunemill_trainer.prepared import BaseModel, Tokens
+from tunemill_trainer.release import labels
 
-_METRICS = {
-    "tool_name_accuracy": "Right tools",
-    "exact_match": "Right tools and arguments",
-    "valid_call_rate": "Calls that can be parsed",
-    "missed_call_rate": "No call where one is wanted (lower is better)",
-    "abstention_accuracy": "No call where none is wanted",
-    "hallucinated_tool_rate": "Calls a tool that was not offered (lower is better)",
-    "finished_rate": "Ends its turn",
-}
-_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What `--max-lora-rank` takes."""
+_HUB_DATA = "hf://"
 
 
 @dataclass(frozen=True)
@@ -38,6 +31,11 @@ class ReleaseFacts:
         evaluation: how good both models are.
         report: the full report of evaluate.
         gates: how the gates were decided.
+        repository: where it goes.
+        whole: whether it is a whole model; else an adapter.
+        serving: the serving contract.
+        with_page: whether report.html is beside the card.
+        license: what the base model's card says of its license: license, license_name, license_link.
     """
 
     run: RunSpec
@@ -48,6 +46,21 @@ class ReleaseFacts:
     evaluation: EvaluationFacts
     report: Report
     gates: tuple[GateFacts, ...]
+    repository: str
+    whole: bool = False
+    serving: ServingFacts | None = None
+    with_page: bool = False
+    license: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The model's name: the repository's without its owner."""
+        return self.repository.split("/")[1]
+
+    @property
+    def revision(self) -> str:
+        """What the card asks users to load: it is written before there is a commit."""
+        return self.run.spec.publish.tag or self.run.spec.publish.branch
 
 
 def model_card(facts: ReleaseFacts) -> str:
@@ -57,7 +70,7 @@ def model_card(facts: ReleaseFacts) -> str:
         _introduction(facts),
         _evaluation(facts),
         _usage(facts),
-        _serving(facts),
+        *_serving(facts),
         _training(facts),
         _limits(facts),
     ]
@@ -65,14 +78,14 @@ def model_card(facts: ReleaseFacts) -> str:
 
 
 def _front_matter(facts: ReleaseFacts) -> str:
-    repository = facts.run.spec.publish.repository
     data = ModelCardData(
-        model_name=repository.split("/")[1],
+        model_name=facts.name,
         base_model=facts.base.id,
-        base_model_relation="adapter",
-        library_name="peft",
+        base_model_relation="finetune" if facts.whole else "adapter",
+        datasets=_hub_datasets(facts),
+        library_name="transformers" if facts.whole else "peft",
         pipeline_tag="text-generation",
-        tags=["function-calling", "tool-use", "lora", "tunemill"],
+        tags=["function-calling", "tool-use", _method(facts).lower(), "tunemill"],
         eval_results=[
             EvalResult(
                 task_type="text-generation",
@@ -80,24 +93,43 @@ def _front_matter(facts: ReleaseFacts) -> str:
                 dataset_type="held-out",
                 dataset_name="Held-out rows of the training data",
                 metric_type=metric.name,
-                metric_name=_METRICS.get(metric.name, metric.name),
+                metric_name=labels.METRICS.get(metric.name, metric.name),
                 metric_value=float(metric.tuned),
             )
             for metric in facts.evaluation.metrics
             if metric.tuned
         ],
+        license=facts.license.get("license"),
+        license_name=facts.license.get("license_name"),
+        license_link=facts.license.get("license_link"),
     )
     return f"---\n{data.to_yaml()}\n---"
 
 
+def _hub_datasets(facts: ReleaseFacts) -> list[str] | None:
+    uri = facts.run.spec.dataset.uri
+    if not uri.startswith(_HUB_DATA):
+        return None
+    owner, name = uri.removeprefix(_HUB_DATA).removeprefix("datasets/").split("/")[:2]
+    return [f"{owner}/{name.partition('@')[0]}"]
+
+
+def _method(facts: ReleaseFacts) -> str:
+    return facts.run.spec.adapter.method.value
+
+
 def _introduction(facts: ReleaseFacts) -> str:
-    name = facts.run.spec.publish.repository.split("/")[1]
     base, commit = facts.base.id, facts.base.revision[:12]
     page = f"{facts.run.spec.hub.endpoint.rstrip('/') or 'https://huggingface.co'}/{base}"
-    return f"""# {name}
+    what = (
+        f"[{base}]({page}) (commit `{commit}`), taught to call tools"
+        if facts.whole
+        else f"A {_method(facts)} adapter that teaches [{base}]({page}) (commit `{commit}`) to call tools"
+    )
+    return f"""# {facts.name}
 
-A LoRA adapter that teaches [{base}]({page}) (commit `{commit}`) to call tools. It was trained,
-measured against its base, published and proven to load by Tunemill."""
+{what}. It was trained, measured against its base,
+published and proven to load by Tunemill."""
 
 
 def _evaluation(facts: ReleaseFacts) -> str:
@@ -108,7 +140,7 @@ def _evaluation(facts: ReleaseFacts) -> str:
 
 Base and tuned model answered the same {report.cases} cases of {report.rows} held-out rows, {report.settings.decoding},
 with at most {report.settings.max_new_tokens} tokens. A case is one turn of the assistant. Calls are read as strictly as
-vLLM's `hermes` parser reads them; arguments must be equal to the letter.
+vLLM's `{report.settings.reply_format}` parser reads them; for `exact_match` arguments must be equal to the letter.
 
 | | base | tuned | 95 % interval | cases |
 |---|---:|---:|---:|---:|
@@ -118,28 +150,39 @@ vLLM's `hermes` parser reads them; arguments must be equal to the letter.
 
 The base has {right.base} cases right, the tuned model {right.tuned}. If both were equally good, a change as uneven as
 this would have a probability of {right.p_value:.2g} (McNemar's exact test)."""
-    return "\n\n".join([text, "The gates of this release:", "\n".join(gates)] if gates else [text])
+    parts = [text, "The gates of this release:", "\n".join(gates)] if gates else [text]
+    if facts.with_page:
+        parts.append(
+            "`report.html` in this repository shows all of it: tools, mix-ups, and what went wrong, case by case."
+        )
+    return "\n\n".join(parts)
 
 
 def _metric_line(metric: MetricFacts, report: Report) -> str:
-    share = report.metrics[metric.name].tuned
+    # Only shares of cases have an interval; a mean over tools has none.
+    measured = report.metrics.get(metric.name)
+    share = measured.tuned if measured else None
     interval = f"{share.low:.3f} to {share.high:.3f}" if share else ""
-    label = _METRICS.get(metric.name, metric.name)
-    return f"| {label} (`{metric.name}`) | {metric.base} | **{metric.tuned}** | {interval} | {metric.cases} |"
+    label = f"{labels.metric(metric.name)} (`{metric.name}`)"
+    return f"| {label} | {metric.base} | **{metric.tuned}** | {interval} | {metric.cases} |"
 
 
 def _usage(facts: ReleaseFacts) -> str:
-    publish = facts.run.spec.publish
     stops = list(facts.tokens.stop_token_ids)
+    library, loader = ("transformers", "AutoModelForCausalLM") if facts.whole else ("peft", "AutoPeftModelForCausalLM")
+    imports = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer"
+        if facts.whole
+        else f"from {library} import {loader}\nfrom transformers import AutoTokenizer"
+    )
     return f"""## Use
 
 ```python
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
+{imports}
 
-repository, revision = "{publish.repository}", "{publish.tag or publish.branch}"
+repository, revision = "{facts.repository}", "{facts.revision}"
 tokenizer = AutoTokenizer.from_pretrained(repository, revision=revision)
-model = AutoPeftModelForCausalLM.from_pretrained(repository, revision=revision, dtype="auto")
+model = {loader}.from_pretrained(repository, revision=revision, dtype="auto")
 
 tools = [
     {{
@@ -159,40 +202,35 @@ reply = model.generate(**prompt, max_new_tokens=256, do_sample=False, eos_token_
 print(tokenizer.decode(reply[0, prompt["input_ids"].shape[1] :]))
 ```
 
-Use the tools that it was trained with. A call comes as `<tool_call>{{"name": …, "arguments": {{…}}}}</tool_call>`."""
+Use the tools that it was trained with."""
 
 
-def _serving(facts: ReleaseFacts) -> str:
-    repository = facts.run.spec.publish.repository
-    name = repository.split("/")[1]
-    options = "--enable-auto-tool-choice --tool-call-parser hermes"
-    if facts.tokens.added:
-        added = ", ".join(f"`{token.token}`" for token in facts.tokens.added)
-        return f"""## Serving
-
-The adapter has trained rows for {len(facts.tokens.added)} new tokens ({added}), which vLLM does not load as an adapter.
-Merge it first, from the `model` and the `tokenizer` above, and serve the folder:
-
-```python
-model.merge_and_unload().save_pretrained("{name}-merged")
-tokenizer.save_pretrained("{name}-merged")
-```
-```sh
-vllm serve {name}-merged {options}
-```"""
-    rank = next(rank for rank in _VLLM_RANKS if rank >= facts.run.spec.adapter.lora.rank)
-    return f"""## Serving
-
-```sh
-hf download {repository} chat_template.jinja --local-dir .
-vllm serve {facts.base.id} --revision {facts.base.revision} --enable-lora --max-lora-rank {rank} \\
-    --lora-modules {name}={repository} --tokenizer {repository} --chat-template chat_template.jinja \\
-    {options}
-```"""
+def _serving(facts: ReleaseFacts) -> list[str]:
+    serving = facts.serving
+    if serving is None:
+        return []
+    if not serving.command:
+        return [f"## Serving\n\n{serving.target} does not take this adapter as it is: {serving.reason}."]
+    served, _, revision = serving.model.partition("@")
+    text = ["## Serving"]
+    if served != facts.repository:
+        text.append(
+            f"{serving.target} does not take this adapter as it is: {serving.reason}. "
+            f"The same model in one piece is {served}, at `{revision}`."
+        )
+    text.append(f"```sh\n{serving.command}\n```")
+    name = f"{served}@{revision}" if serving.target == "Transformers" else served.split("/")[1]
+    text.append(
+        f"""Any OpenAI client then gets calls as `tool_calls`. The model's name is `{name}`;
+send `temperature` 0, with which it was measured. `serving.json` says the same to machines."""
+        if serving.tool_call_parser
+        else f"{serving.target} has no parser for this call format: read the calls out of the text yourself."
+    )
+    return ["\n\n".join(text)]
 
 
 def _training(facts: ReleaseFacts) -> str:
-    data, training, lora = facts.prepared.dataset, facts.run.spec.training, facts.run.spec.adapter.lora
+    data, training = facts.prepared.dataset, facts.run.spec.training
     length = "" if training.max_steps else f"{training.epochs} epoch(s), "
     left_out = f"{data.invalid_rows} invalid, {data.overlong_rows} too long, {data.duplicate_rows} duplicate"
     rows = [
@@ -202,7 +240,7 @@ def _training(facts: ReleaseFacts) -> str:
         ("Longest row", f"{data.longest_row_tokens} tokens of {training.max_length}"),
         ("Loss", f"on {training.loss_on.value}: {data.supervised_token_percent} % of the tokens"),
         ("Vocabulary", f"{facts.tokens.mode}, {len(facts.tokens.added)} tokens added"),
-        ("LoRA", f"rank {lora.rank}, alpha {lora.alpha}, dropout {lora.dropout}, on {', '.join(lora.target_modules)}"),
+        (_method(facts), _settings(facts) or "all weights"),
         ("Learning rate", f"{training.learning_rate}, {training.scheduler.value}, warm-up {training.warmup_ratio}"),
         ("Length", f"{length}{facts.trained.steps} steps of {training.batch_size} rows, seed {training.seed}"),
         ("Where", f"{facts.trained.device}, {facts.trained.train_seconds} s"),
@@ -212,9 +250,18 @@ def _training(facts: ReleaseFacts) -> str:
     return f"## Training\n\n| | |\n|---|---|\n{table}\n\n![Training loss](loss.png)"
 
 
+def _settings(facts: ReleaseFacts) -> str:
+    """Return the settings of the method in words: those of its own block in spec.adapter."""
+    blocks: dict[str, Any] = facts.run.spec.adapter.model_dump(mode="json", by_alias=True)
+    settings: dict[str, Any] = next((own for name, own in blocks.items() if name.lower() == _method(facts).lower()), {})
+    return ", ".join(
+        f"{name} {value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()
+    )
+
+
 def _limits(facts: ReleaseFacts) -> str:
     return f"""## Limits
 
 - The figures are for rows like those of the training data. Other tools, languages and ways to ask were not measured.
 - A call that can be parsed may still be wrong: check arguments before acting on them.
-- The licence and the limits of {facts.base.id} apply to this adapter, too."""
+- The licence and the limits of {facts.base.id} apply to this model, too."""

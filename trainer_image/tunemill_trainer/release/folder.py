@@ -1,33 +1,81 @@
-"""The folder that is published: adapter, tokenizer and chat template as train left them, card, pictures and facts."""
+"""The folder that is published: model, tokenizer and chat template, card, pictures, serving contract and facts."""
 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
-from tunemill_trainer.data.rows import JsonObject
+from tokenizers import Tokenizer
+from tunemill_api.status import ServingFacts
+
+from tunemill_trainer.chat.rendering import ChatTemplate
+from tunemill_trainer.data.rows import Message, Role
+from tunemill_trainer.judge.parse import ReplyFormat
+from tunemill_trainer.prepared import Tokens
 from tunemill_trainer.release.card import ReleaseFacts, model_card
+from tunemill_trainer.release.contract import CONTRACT, TEMPLATE, response_template
 from tunemill_trainer.release.pictures import draw_scores
 from tunemill_trainer.release.push import CONTENTS, contents
 
+PAGE = "report.html"
 
-def assemble(trained: Path, facts: ReleaseFacts, folder: Path) -> None:
-    """Fill a folder with the release. The same inputs give the same bytes, so that a repeated push changes nothing.
+
+def assemble(folder: Path, facts: ReleaseFacts, trained: Path, evaluation: Path) -> None:
+    """Complete a folder that holds a model with its tokenizer.
+
+    The same inputs give the same bytes, so that a repeated push changes nothing.
 
     Args:
-        trained: the output of train.
+        folder: with an adapter or a whole model.
         facts: all that the card tells.
-        folder: empty.
+        trained: the output of train.
+        evaluation: the output of evaluate.
     """
-    shutil.copytree(trained / "adapter", folder, dirs_exist_ok=True)
+    _teach_transformers_to_read_calls(folder, facts.tokens, ReplyFormat(facts.report.settings.reply_format))
     shutil.copy(trained / "loss.png", folder / "loss.png")
     draw_scores(facts.report, folder / "scores.png")
+    if facts.with_page:
+        shutil.copy(evaluation / PAGE, folder / PAGE)
+    if facts.serving is not None:
+        _write(folder / CONTRACT, _contract(facts.serving, facts.tokens))
     (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
     (folder / CONTENTS).touch()
-    text = json.dumps(_record(facts, contents(folder)), indent=2, ensure_ascii=False)
-    (folder / CONTENTS).write_text(text + "\n", encoding="utf-8")
+    _write(folder / CONTENTS, _record(facts, contents(folder)))
 
 
-def _record(facts: ReleaseFacts, files: list[str]) -> JsonObject:
+def _teach_transformers_to_read_calls(folder: Path, tokens: Tokens, call_format: ReplyFormat) -> None:
+    path = folder / "tokenizer_config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    speaker = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    stops = [text for stop in tokens.stop_token_ids if (text := speaker.id_to_token(stop))]
+    special = {name: value for name, value in config.items() if name.endswith("_token") and isinstance(value, str)}
+    template = ChatTemplate((folder / TEMPLATE).read_text(encoding="utf-8"), special, marked=False)
+    found = response_template(call_format, _head(template), stops)
+    if found is not None:
+        _write(path, config | {"response_template": found})
+
+
+def _head(template: ChatTemplate) -> str:
+    """Return what the template writes before a reply."""
+    request = [Message(Role.USER, "Hello")]
+    return template.prompt(request, ()).removeprefix(template.conversation(request, ())[0])
+
+
+def _contract(serving: ServingFacts, tokens: Tokens) -> dict[str, Any]:
+    """Return the serving contract for machines."""
+    return {
+        **serving.model_dump(mode="json", by_alias=True, exclude={"proof"}),
+        "chatTemplate": TEMPLATE,
+        "stopTokenIds": list(tokens.stop_token_ids),
+        "sampling": {"temperature": 0},
+    }
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _record(facts: ReleaseFacts, files: list[str]) -> dict[str, Any]:
     """Return the facts for machines. Where data and workspace lie is nobody's business."""
     spec = facts.run.spec
     trained = facts.trained.model_dump(mode="json", by_alias=True, exclude={"adapter"})

@@ -1,15 +1,18 @@
 """Publish: gates, the release, the push, the proof. Nothing unproven ever comes to the user's branch.
 
-The release goes to a branch of its own first. What a user would download from there has to answer as the trained
-adapter does; only then the same files are committed to the user's branch, where a comparison of digests shows that they
+A release goes to a branch of its own first. What a user would download from there has to answer as the trained
+model does; only then the same files are committed to the user's branch, where a comparison of digests shows that they
 are the same, and tagged. The Hub keeps contents by digest, so that the second commit uploads nothing.
+
+A merged model beside an adapter has a repository of its own and comes first: the adapter's contract names its commit.
 """
 
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from tunemill_api import gates
@@ -20,11 +23,14 @@ from tunemill_api.status import EvaluationFacts, GateFacts, PublishedFacts, Trai
 from tunemill_trainer.context import StageContext
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import Hub
-from tunemill_trainer.judge.report import REPORT_FILE, Report
+from tunemill_trainer.judge.parse import ReplyFormat
+from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, Report
 from tunemill_trainer.prepared import TRAIN_FILE, Prepared
-from tunemill_trainer.release import proof
+from tunemill_trainer.release import artifacts, merged, proof, servability
 from tunemill_trainer.release.card import ReleaseFacts
+from tunemill_trainer.release.contract import Contract
 from tunemill_trainer.release.folder import assemble
+from tunemill_trainer.release.proof import Behaviour
 from tunemill_trainer.release.push import Repository
 
 PUBLISHED_FILE = "published.json"
@@ -33,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 def run(context: StageContext) -> tuple[PublishedFacts, bool]:
-    """Publish the adapter of `context.train_key`, unless the Hub still has it.
+    """Publish what `context.train_key` stands for, unless the Hub still has it.
 
     Returns:
         Where it lies, and whether anything had to be done.
@@ -46,40 +52,15 @@ def run(context: StageContext) -> tuple[PublishedFacts, bool]:
     evaluation = EvaluationFacts.model_validate(judged.facts)
     decisions = _pass_gates(context, evaluation)
     hub = Hub(spec.hub.endpoint, context.credentials.hub_token("hub-write"))
-    repository = Repository(hub.api, spec.publish.repository, lambda seconds: _pause(context, seconds))
-    if (earlier := _still_there(context, repository)) is not None:
+    if (earlier := _still_there(context, hub)) is not None:
         return earlier, False
     hub.check_writable(spec.publish.repository)
 
-    prepared = Prepared(context.folder("prepared"))
-    context.workspace.fetch(Stage.PREPARE, context.prepared.key, context.folder("prepared"), without={TRAIN_FILE})
-    trained = context.workspace.fetch(Stage.TRAIN, context.train_key, context.folder("trained"))
-    facts = ReleaseFacts(
-        run=context.run,
-        base=prepared.base_model(),
-        tokens=prepared.tokens(),
-        prepared=context.prepared,
-        trained=TrainedFacts.model_validate(trained.facts),
-        evaluation=evaluation,
-        report=Report.model_validate_json((context.folder("evaluation") / REPORT_FILE).read_text(encoding="utf-8")),
-        gates=tuple(decisions),
-    )
-    release = _emptied(context.folder("release"))
-    assemble(context.folder("trained"), facts, release)
+    release = _Release(context, hub, evaluation, decisions)
     context.progress.report(10)
-    commit = _push_proven(context, prepared, repository, release)
-    if spec.publish.tag:
-        repository.tag(spec.publish.tag, commit)
-
-    published = PublishedFacts(
-        repository=spec.publish.repository,
-        revision=commit,
-        branch=spec.publish.branch,
-        tag=spec.publish.tag,
-        url=f"{spec.hub.endpoint.rstrip('/') or 'https://huggingface.co'}/{spec.publish.repository}/tree/{commit}",
-    )
+    published = release.publish()
     output = _emptied(context.folder("published"))
-    shutil.copy(release / "README.md", output / "README.md")
+    shutil.copy(release.folder(release.repository) / "README.md", output / "README.md")
     (output / PUBLISHED_FILE).write_text(published.model_dump_json(by_alias=True, indent=2) + "\n", encoding="utf-8")
     manifest = context.workspace.commit(Stage.PUBLISH, context.publish_key, output, published)
     context.progress.report(100)
@@ -94,52 +75,171 @@ def _pass_gates(context: StageContext, evaluation: EvaluationFacts) -> list[Gate
     return decisions
 
 
-def _still_there(context: StageContext, repository: Repository) -> PublishedFacts | None:
+def _still_there(context: StageContext, hub: Hub) -> PublishedFacts | None:
     """Return what an earlier run published; None when there is nothing, or the Hub has it no more."""
     manifest = context.workspace.manifest(Stage.PUBLISH, context.publish_key)
     if manifest is None:
         return None
     published = PublishedFacts.model_validate(manifest.facts)
-    if repository.has(published.revision):
-        return published
-    _log.info("%s has no commit %s any more: it is pushed again", repository.name, published.revision)
-    context.workspace.withdraw(Stage.PUBLISH, context.publish_key)
-    return None
+    places = [f"{published.repository}@{published.revision}", *filter(None, [published.merged])]
+    for place in places:
+        name, _, revision = place.partition("@")
+        if not _repository(context, hub, name).has(revision):
+            _log.info("the Hub has no %s any more: it is pushed again", place)
+            context.workspace.withdraw(Stage.PUBLISH, context.publish_key)
+            return None
+    return published
 
 
-def _push_proven(context: StageContext, prepared: Prepared, repository: Repository, release: Path) -> str:
-    """Bring the release to the user's branch, proven, and return the commit."""
-    spec = context.spec
-    reader = Hub(
-        spec.hub.endpoint, context.credentials.hub_token("hub-read") or context.credentials.hub_token("hub-write")
-    )
-    tokens, cases = prepared.tokens(), proof.probes(prepared.cases())
-    # Imported with torch behind it, which a gate that is not passed must not wait for.
-    from tunemill_trainer.learn import models
+class _Release:
+    """All that one run publishes: the adapter, the whole model, or both."""
 
-    base = models.fetch_base(reader, prepared.base_model())
-    adapter = context.folder("trained") / "adapter"
-    trained = proof.trained_behaviour(base, adapter, tokens, cases, context.stop.check)
-    context.progress.report(40)
+    def __init__(
+        self, context: StageContext, hub: Hub, evaluation: EvaluationFacts, decisions: list[GateFacts]
+    ) -> None:
+        """Fetch what the earlier stages left, and decide what is published where."""
+        # Imported with torch behind it, which a gate that is not passed must not wait for.
+        from tunemill_trainer.learn import models
 
-    def prove(commit: str) -> None:
-        there = repository.download(commit, _emptied(context.folder("downloaded")))
-        proof.check_same(trained, proof.published_behaviour(there, tokens, cases, context.stop.check), cases)
-        context.progress.report(90)
+        spec = context.spec
+        self._context, self._hub = context, hub
+        self._prepared = Prepared(context.folder("prepared"))
+        context.workspace.fetch(Stage.PREPARE, context.prepared.key, context.folder("prepared"), without={TRAIN_FILE})
+        trained = context.workspace.fetch(Stage.TRAIN, context.train_key, context.folder("trained"))
+        self._model = context.folder("trained") / "adapter"
+        self._tokens, base = self._prepared.tokens(), self._prepared.base_model()
+        reader = Hub(
+            spec.hub.endpoint, context.credentials.hub_token("hub-read") or context.credentials.hub_token("hub-write")
+        )
+        self._base = models.fetch_base(reader, base)
+        adapter = servability.read_adapter(self._model, self._base, self._tokens.vocabulary)
+        verdict = servability.judge(adapter, spec.publish.serving)
+        self._chosen = artifacts.chosen(spec.publish, only_whole=False, servable=verdict.servable)
+        report = Report.model_validate_json((context.folder("evaluation") / REPORT_FILE).read_text(encoding="utf-8"))
+        call_format = ReplyFormat(report.settings.reply_format)
+        self._contract = Contract(spec.publish.serving, base, self._chosen, verdict, call_format)
+        right = proof.right_calls(context.folder("evaluation") / CASES_FILE)
+        self._probes = proof.probes(self._prepared.cases(), right)
+        self._facts = ReleaseFacts(
+            run=context.run,
+            base=base,
+            tokens=self._tokens,
+            prepared=context.prepared,
+            trained=TrainedFacts.model_validate(trained.facts),
+            evaluation=evaluation,
+            report=report,
+            gates=tuple(decisions),
+            repository=self.repository,
+            with_page=self._chosen.report,
+            license=reader.license(base.id, base.revision),
+        )
+        self._revisions = dict.fromkeys((self._chosen.adapter, self._chosen.whole), self._facts.revision)
+        self._proof = ""
 
-    repository.create(private=spec.publish.private)
-    head, message = repository.head(spec.publish.branch), f"Publish {context.run.name}"
-    if repository.holds(release, head):
+    @property
+    def repository(self) -> str:
+        """The repository that the user named."""
+        return self._chosen.adapter or self._chosen.whole
+
+    def folder(self, repository: str) -> Path:
+        """Return where the files for a repository are collected."""
+        return self._context.folder("whole" if repository == self._chosen.whole else "release")
+
+    def publish(self) -> PublishedFacts:
+        """Push and prove everything."""
+        chosen, spec = self._chosen, self._context.spec
+        if chosen.adapter and chosen.whole:
+            self._hub.check_writable(chosen.whole)
+        trained, whole = self._ask_trained()
+        self._context.progress.report(40)
+        if whole is not None:
+            # Its own card tells how it is served itself, also where the contract prefers the adapter.
+            self._push(chosen.whole, whole, replace(self._contract, artifacts=replace(chosen, adapter="")))
+            self._context.progress.report(70)
+        if chosen.adapter:
+            shutil.copytree(self._model, _emptied(self.folder(chosen.adapter)), dirs_exist_ok=True)
+            self._push(chosen.adapter, trained, self._contract)
+        revision = self._revisions[self.repository]
+        hub = spec.hub.endpoint.rstrip("/") or "https://huggingface.co"
+        return PublishedFacts(
+            repository=self.repository,
+            revision=revision,
+            branch=spec.publish.branch,
+            tag=spec.publish.tag,
+            url=f"{hub}/{self.repository}/tree/{revision}",
+            merged=f"{chosen.whole}@{self._revisions[chosen.whole]}" if chosen.adapter and chosen.whole else "",
+            serving=self._contract.serving(self._revisions, self._proof),
+        )
+
+    def _ask_trained(self) -> tuple[Behaviour, Behaviour | None]:
+        """Return what the trained model does, and what it does in one piece where that is published; writes that."""
+        import torch
+        from transformers import AutoConfig
+
+        from tunemill_trainer.learn import models
+        from tunemill_trainer.learn.devices import Device
+
+        dtype = AutoConfig.from_pretrained(self._base).dtype or torch.float32
+        model = models.load_base(self._base, Device("cpu", "cpu"), dtype)
+        models.extend_vocabulary(model, self._tokens)
+        model = models.load_adapter(model, self._model)
+        trained = self._ask(model)
+        if not self._chosen.whole:
+            return trained, None
+        model = merged.merge(model)
+        whole = self._ask(model)
+        proof.check_merged(trained, whole, self._probes, str(dtype).removeprefix("torch."))
+        folder = _emptied(self.folder(self._chosen.whole))
+        merged.save_whole(model, self._tokens, self._prepared.tokenizer_path, folder)
+        return trained, whole
+
+    def _ask(self, model: object) -> Behaviour:
+        prompts = [list(probe.case.prompt_ids) for probe in self._probes]
+        return proof.behaviour(model, prompts, self._tokens, self._context.stop.check)
+
+    def _push(self, name: str, made: Behaviour, contract: Contract) -> None:
+        """Complete the folder of a repository and bring it to the user's branch there, proven."""
+        context, publish = self._context, self._context.spec.publish
+        folder = self.folder(name)
+        facts = replace(
+            self._facts, repository=name, whole=name == self._chosen.whole, serving=contract.serving(self._revisions)
+        )
+        assemble(folder, facts, context.folder("trained"), context.folder("evaluation"))
+        repository = _repository(context, self._hub, name)
+
+        def prove(commit: str) -> None:
+            there = repository.download(commit, _emptied(context.folder("downloaded")))
+            published = proof.published_behaviour(there, self._tokens, self._probes, context.stop.check)
+            proof.check_same(made, published, self._probes)
+            if contract.served == name:
+                self._proof = proof.check_contract(
+                    there, contract, published, self._probes, self._tokens.stop_token_ids
+                )
+
+        repository.create(private=publish.private)
+        commit = _push_proven(context, repository, folder, prove)
+        if publish.tag:
+            repository.tag(publish.tag, commit)
+        self._revisions[name] = commit
+
+
+def _push_proven(context: StageContext, repository: Repository, folder: Path, prove: Callable[[str], None]) -> str:
+    """Bring a folder to the user's branch, proven, and return the commit."""
+    branch, message = context.spec.publish.branch, f"Publish {context.run.name}"
+    head = repository.head(branch)
+    if repository.holds(folder, head):
         prove(head)
         return head
     with _candidate(repository, f"tunemill-{context.publish_key}", head) as candidate:
-        commit = repository.put(release, candidate, message)
-        context.progress.report(60)
-        prove(commit)
-        commit = repository.put(release, spec.publish.branch, message)
-    if not repository.holds(release, commit):
+        prove(repository.put(folder, candidate, message))
+        commit = repository.put(folder, branch, message)
+    if not repository.holds(folder, commit):
         raise StageError(Reason.PROOF_FAILED, f"{repository.name} at {commit} does not hold the files that were pushed")
     return commit
+
+
+def _repository(context: StageContext, hub: Hub, name: str) -> Repository:
+    return Repository(hub.api, name, lambda seconds: _pause(context, seconds))
 
 
 @contextmanager

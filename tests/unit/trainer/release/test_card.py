@@ -1,26 +1,37 @@
 """The model card and the folder that is published."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 from huggingface_hub import ModelCard
+from tokenizers import Tokenizer, models
+from tunemill_api.finetune import ServingTarget
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.status import DatasetFacts, EvaluationFacts, GateFacts, MetricFacts, PreparedFacts, TrainedFacts
+from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import MetricReport, Report, Right, Settings, Share
 from tunemill_trainer.prepared import BaseModel, NewToken, Tokens
+from tunemill_trainer.release.artifacts import Artifacts
 from tunemill_trainer.release.card import ReleaseFacts, model_card
+from tunemill_trainer.release.contract import Contract
 from tunemill_trainer.release.folder import assemble
+from tunemill_trainer.release.servability import Verdict
 
 SECRETS = ("s3://secret-bucket", "s3.internal.example", "team-a", "hf-write", "hf-read")
 
 
-def facts(*added: str, publish: dict | None = None, rank: int = 16) -> ReleaseFacts:
+def facts(*added: str, publish: dict | None = None, dataset: dict | None = None, whole: bool = False) -> ReleaseFacts:
     """All that a card tells, of a run whose wish names places that a card must not tell."""
+    base = BaseModel("google/gemma-2-2b-it", "0123456789abcdef" * 2 + "01234567")
+    adapter, merged = "acme/support-tools", "acme/support-tools-merged"
+    places = Artifacts(adapter, merged if added else "", report=False) if not whole else Artifacts("", adapter, False)
+    verdict = Verdict(("it holds rows for new tokens",) if added else (), 32)
+    contract = Contract(ServingTarget.VLLM, base, places, verdict, ReplyFormat.HERMES)
     spec = {
         "baseModel": {"id": "google/gemma-2-2b-it", "tokenSecretRef": {"name": "hf-read"}},
-        "dataset": {"uri": "s3://secret-bucket/calls.jsonl", "endpoint": "https://s3.internal.example"},
-        "adapter": {"lora": {"rank": rank}},
+        "dataset": dataset or {"uri": "s3://secret-bucket/calls.jsonl", "endpoint": "https://s3.internal.example"},
         "publish": {"repository": "acme/support-tools", **(publish or {})},
     }
     data = DatasetFacts(
@@ -38,7 +49,7 @@ def facts(*added: str, publish: dict | None = None, rank: int = 16) -> ReleaseFa
     }
     return ReleaseFacts(
         run=RunSpec(namespace="team-a", name="tools", run_id="7f3a9c", spec=spec),
-        base=BaseModel("google/gemma-2-2b-it", "0123456789abcdef" * 2 + "01234567"),
+        base=base,
         tokens=Tokens(
             mode="Extend" if added else "Reuse",
             added=tuple(NewToken(1000 + at, token) for at, token in enumerate(added)),
@@ -79,7 +90,31 @@ def facts(*added: str, publish: dict | None = None, rank: int = 16) -> ReleaseFa
             tuned_confusion={},
         ),
         gates=(GateFacts(gate="exact_match >= 0.5", passed=True, message="base 0.1000, tuned 0.8000, 20 cases"),),
+        repository=adapter,
+        whole=whole,
+        serving=contract.serving({adapter: "main", merged: "decade"}),
+        license={"license": "gemma"},
     )
+
+
+def model(folder: Path) -> Path:
+    """Write what a release begins with: weights, tokenizer, template."""
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "chat_template.jinja").write_text("{% if add_generation_prompt %}<model>{% endif %}")
+    Tokenizer(models.WordLevel({"<end>": 107, "<eos>": 1}, unk_token="<eos>")).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def outputs(folder: Path) -> tuple[Path, Path]:
+    """Write what train and evaluate left."""
+    trained, evaluation = folder / "trained", folder / "evaluation"
+    trained.mkdir()
+    evaluation.mkdir()
+    (trained / "loss.png").write_bytes(b"curve")
+    (evaluation / "report.html").write_text("<html>")
+    return trained, evaluation
 
 
 def metadata(card: str) -> dict:
@@ -119,20 +154,41 @@ def test_no_place_of_the_user_is_told():
     assert not [secret for secret in SECRETS if secret in card]
 
 
-def test_reused_tags_are_served_as_an_adapter():
-    """Then vLLM loads it beside its base, with the smallest rank that it takes."""
-    card = model_card(facts(rank=24))
+def test_the_license_is_the_base_models():
+    """Inherited where the base model has one; none is made up."""
+    assert metadata(model_card(facts()))["license"] == "gemma"
+    assert "license" not in metadata(model_card(replace(facts(), license={})))
+
+
+def test_only_data_of_the_hub_is_named():
+    """A bucket is nobody's business, a data set on the Hub is linked."""
+    assert "datasets" not in metadata(model_card(facts()))
+    card = model_card(facts(dataset={"uri": "s3://x-y/z"}))
+    assert "datasets" not in metadata(card)
+
+
+def test_a_servable_adapter_has_its_command():
+    """VLLM loads it beside its base, with the smallest rank that it takes."""
+    card = model_card(facts())
     assert "--max-lora-rank 32" in card
-    assert "--lora-modules support-tools=acme/support-tools" in card
-    assert "merge_and_unload" not in card
+    assert "--lora-modules support-tools=./support-tools" in card
 
 
-def test_new_tokens_are_served_merged():
-    """As vLLM refuses adapters with trained rows, the card shows how to merge."""
+def test_an_adapter_that_vllm_refuses_leads_to_the_whole_model():
+    """Why, where it is, and the command."""
     card = model_card(facts("<tool_call>", "</tool_call>"))
-    assert "merge_and_unload" in card
+    assert "it holds rows for new tokens" in card
+    assert "vllm serve acme/support-tools-merged --revision decade" in card
     assert "--enable-lora" not in card
-    assert "2 new tokens (`<tool_call>`, `</tool_call>`)" in card
+
+
+def test_a_whole_model_is_loaded_without_peft():
+    """Its card shows other code, and the Hub files it as a fine-tuned model."""
+    card = model_card(facts(whole=True))
+    assert metadata(card)["base_model_relation"] == "finetune"
+    assert metadata(card)["library_name"] == "transformers"
+    assert "model = AutoModelForCausalLM.from_pretrained(repository" in card
+    assert "peft" not in card
 
 
 def test_the_code_loads_what_was_published():
@@ -143,28 +199,49 @@ def test_the_code_loads_what_was_published():
 
 def test_the_same_facts_make_the_same_folder(tmp_path: Path):
     """Byte for byte, pictures included: else a repeated push would be a new commit."""
-    trained = tmp_path / "trained"
-    (trained / "adapter").mkdir(parents=True)
-    (trained / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
-    (trained / "loss.png").write_bytes(b"curve")
-    folders = [tmp_path / "one", tmp_path / "two"]
+    trained, evaluation = outputs(tmp_path)
+    folders = [model(tmp_path / "one"), model(tmp_path / "two")]
     for folder in folders:
-        folder.mkdir()
-        assemble(trained, facts(), folder)
+        assemble(folder, facts(), trained, evaluation)
     one, two = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
     assert one == two
-    assert set(one) == {"README.md", "adapter_model.safetensors", "loss.png", "scores.png", "tunemill.json"}
+    assert {"README.md", "loss.png", "scores.png", "serving.json", "tunemill.json"} <= one.keys()
+    assert "report.html" not in one
+
+
+def test_the_report_goes_along_when_asked_for(tmp_path: Path):
+    """It shows held-out rows, so nobody gets it unasked."""
+    folder = model(tmp_path / "release")
+    assemble(folder, replace(facts(), with_page=True), *outputs(tmp_path))
+    assert (folder / "report.html").read_text() == "<html>"
+    assert "report.html" in (folder / "README.md").read_text()
+
+
+def test_the_tokenizer_can_read_calls(tmp_path: Path):
+    """Transformers' server finds calls by a template in the tokenizer: the head of a reply, and what ends it."""
+    folder = model(tmp_path / "release")
+    assemble(folder, facts(), *outputs(tmp_path))
+    template = json.loads((folder / "tokenizer_config.json").read_text())["response_template"]
+    assert template["start_anchor"] == "<model>"
+    assert template["fields"]["content"]["close"] == ["<end>", "<eos>"]
+
+
+def test_the_contract_is_there_for_machines(tmp_path: Path):
+    """Command, parser, template and stop tokens in one file."""
+    folder = model(tmp_path / "release")
+    assemble(folder, facts(), *outputs(tmp_path))
+    contract = json.loads((folder / "serving.json").read_text())
+    assert contract["toolCallParser"] == "hermes"
+    assert contract["chatTemplate"] == "chat_template.jinja"
+    assert contract["stopTokenIds"] == [107, 1]
+    assert contract["command"] in (folder / "README.md").read_text()
 
 
 def test_the_record_lists_all_files_and_no_place(tmp_path: Path):
     """tunemill.json is for machines: what the release consists of, and the recipe."""
-    trained = tmp_path / "trained"
-    (trained / "adapter").mkdir(parents=True)
-    (trained / "adapter" / "tokenizer.json").write_text("{}")
-    (trained / "loss.png").write_bytes(b"curve")
-    (tmp_path / "release").mkdir()
-    assemble(trained, facts(), tmp_path / "release")
-    text = (tmp_path / "release" / "tunemill.json").read_text()
-    assert json.loads(text)["files"] == ["README.md", "loss.png", "scores.png", "tokenizer.json", "tunemill.json"]
+    folder = model(tmp_path / "release")
+    assemble(folder, facts(), *outputs(tmp_path))
+    text = (folder / "tunemill.json").read_text()
+    assert json.loads(text)["files"] == sorted(path.name for path in folder.iterdir())
     assert json.loads(text)["dataset"]["digest"] == "ab" * 32
     assert not [secret for secret in SECRETS if secret in text]

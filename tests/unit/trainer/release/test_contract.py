@@ -1,0 +1,164 @@
+"""What is published where, and how it is served."""
+
+import shlex
+
+import pytest
+from tunemill_api.finetune import FineTuneSpec, Publish, ServingTarget
+from tunemill_trainer.judge.parse import ReplyFormat
+from tunemill_trainer.prepared import BaseModel
+from tunemill_trainer.release.artifacts import Artifacts, chosen, second_repository
+from tunemill_trainer.release.contract import Contract, response_template
+from tunemill_trainer.release.servability import Verdict
+
+ADAPTER, MERGED = "acme/tools", "acme/tools-merged"
+REVISIONS = {ADAPTER: "c0ffee", MERGED: "decade"}
+SERVABLE, REFUSED = Verdict((), 16), Verdict(("it holds rows for new tokens",), 16)
+
+
+def wish(*artifacts: str, serving: str = "vLLM") -> Publish:
+    """A wish with these artifacts; none means the default."""
+    return Publish.model_validate(
+        {"repository": ADAPTER, "serving": serving, **({"artifacts": list(artifacts)} if artifacts else {})}
+    )
+
+
+def contract(
+    verdict: Verdict = SERVABLE,
+    target: str = "vLLM",
+    adapter: str = ADAPTER,
+    whole: str = "",
+    call_format: ReplyFormat = ReplyFormat.HERMES,
+) -> Contract:
+    """A contract for what was published of a Gemma 2."""
+    base = BaseModel("google/gemma-2-2b-it", "ab" * 20)
+    return Contract(ServingTarget(target), base, Artifacts(adapter, whole, report=False), verdict, call_format)
+
+
+def test_auto_adds_the_merged_model_only_where_the_server_needs_it():
+    """A second copy of the weights is pushed for a reason."""
+    assert chosen(wish(), only_whole=False, servable=True) == Artifacts(ADAPTER, "", report=False)
+    assert chosen(wish(), only_whole=False, servable=False) == Artifacts(ADAPTER, MERGED, report=False)
+    assert chosen(wish(serving="None"), only_whole=False, servable=False) == Artifacts(ADAPTER, "", report=False)
+
+
+def test_what_is_named_is_what_is_published():
+    """Nothing less, and nothing more."""
+    assert chosen(wish("Adapter"), only_whole=False, servable=False) == Artifacts(ADAPTER, "", report=False)
+    assert chosen(wish("Adapter", "Merged"), only_whole=False, servable=True) == Artifacts(
+        ADAPTER, MERGED, report=False
+    )
+    assert chosen(wish("Merged", "Report"), only_whole=False, servable=True) == Artifacts("", ADAPTER, report=True)
+
+
+def test_a_whole_model_has_the_named_repository():
+    """Full training leaves no adapter."""
+    assert chosen(wish(), only_whole=True, servable=False) == Artifacts("", ADAPTER, report=False)
+
+
+def test_prepare_knows_the_second_repository_before_a_gpu_is_asked_for():
+    """So that a token that may not write there is found in time."""
+    spec = {"baseModel": {"id": "a/b"}, "dataset": {"uri": "s3://bucket/x.jsonl"}, "publish": {"repository": ADAPTER}}
+    assert second_repository(FineTuneSpec.model_validate(spec), added_tokens=0) == ""
+    assert second_repository(FineTuneSpec.model_validate(spec), added_tokens=4) == MERGED
+    transformers = spec | {"publish": {"repository": ADAPTER, "serving": "Transformers"}}
+    assert second_repository(FineTuneSpec.model_validate(transformers), added_tokens=0) == MERGED
+
+
+def test_an_adapter_is_served_beside_its_base():
+    """With the tokenizer, the template and the exact commits of what was measured."""
+    found = contract().serving(REVISIONS)
+    assert found is not None
+    download, serve = found.command.split("\n", 1)
+    assert shlex.split(download) == ["hf", "download", ADAPTER, "--revision", "c0ffee", "--local-dir", "./tools"]
+    words = shlex.split(serve.replace("\\\n", " "))
+    assert words[:5] == ["vllm", "serve", "google/gemma-2-2b-it", "--revision", "ab" * 20]
+    rest = (
+        "--enable-lora --max-lora-rank 16 --lora-modules tools=./tools --tokenizer ./tools "
+        "--chat-template ./tools/chat_template.jinja --enable-auto-tool-choice --tool-call-parser hermes"
+    )
+    assert " ".join(words[5:]) == rest
+    assert found.adapter_servable
+    assert not found.merged
+    assert found.model == f"{ADAPTER}@c0ffee"
+
+
+def test_a_refused_adapter_is_served_in_one_piece():
+    """The status says why, and which commit is served."""
+    found = contract(REFUSED, whole=MERGED).serving(REVISIONS)
+    assert found is not None
+    assert (found.model, found.merged, found.adapter_servable) == (f"{MERGED}@decade", True, False)
+    assert found.reason == "it holds rows for new tokens"
+    assert found.command.startswith(f"vllm serve {MERGED} --revision decade --tokenizer-revision decade")
+    assert "--enable-lora" not in found.command
+
+
+def test_a_refused_adapter_alone_cannot_be_served():
+    """No command that would not work; what to change instead."""
+    found = contract(REFUSED).serving(REVISIONS, "proven")
+    assert found is not None
+    assert (found.model, found.command, found.proof) == ("", "", "")
+    assert "add Merged to spec.publish.artifacts" in found.reason
+
+
+def test_a_servable_adapter_is_preferred():
+    """One base in memory serves many adapters."""
+    found = contract(whole=MERGED).serving(REVISIONS)
+    assert found is not None
+    assert found.model == f"{ADAPTER}@c0ffee"
+
+
+@pytest.mark.parametrize("call_format", ReplyFormat)
+def test_the_parser_is_the_one_that_evaluate_read_with(call_format: ReplyFormat):
+    """VLLM has a parser of the same name, but for plain JSON."""
+    found = contract(call_format=call_format).serving(REVISIONS)
+    assert found is not None
+    if call_format is ReplyFormat.JSON:
+        assert "--tool-call-parser" not in found.command
+    else:
+        assert f"--enable-auto-tool-choice --tool-call-parser {call_format.value}" in found.command
+
+
+def test_transformers_serves_a_commit():
+    """Its parser is a part of the tokenizer that is published."""
+    found = contract(Verdict(("no adapters",), 0), target="Transformers", whole=MERGED).serving(REVISIONS)
+    assert found is not None
+    assert found.command == f"transformers serve {MERGED}@decade"
+    assert found.tool_call_parser == "response_template"
+
+
+def test_no_target_no_contract():
+    """Nothing is promised that nobody asked for."""
+    assert contract(target="None").serving(REVISIONS) is None
+    assert contract(target="None").served == ""
+
+
+def test_formats_that_transformers_cannot_read_have_no_template():
+    """A call without an end cannot be found."""
+    assert response_template(ReplyFormat.LLAMA3_JSON, "<model>", ["<end>"]) is None
+    assert response_template(ReplyFormat.HERMES, "", ["<end>"]) is None
+
+
+TWO_CALLS = """<think>Look.</think>
+<tool_call>{"name": "a", "arguments": {"x": [1, "z"]}}</tool_call>
+<tool_call>{"name": "b", "arguments": {}}</tool_call><end>"""
+ONE_CALL = '<start_function_call>call:a{city:<escape>Oslo, "x"<escape>,days:3}<end_function_call><end>'
+
+
+@pytest.mark.parametrize(
+    ("call_format", "reply", "calls"),
+    [
+        (ReplyFormat.HERMES, TWO_CALLS, [("a", {"x": [1, "z"]}), ("b", {})]),
+        (ReplyFormat.FUNCTIONGEMMA, ONE_CALL, [("a", {"city": 'Oslo, "x"', "days": 3})]),
+        (ReplyFormat.HERMES, "Hello.<end>", []),
+    ],
+)
+def test_transformers_reads_calls_with_the_template(call_format: ReplyFormat, reply: str, calls: list):
+    """By its own reader, as its server does."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    template = response_template(call_format, "<model>\n", ["<end>"])
+    message = tokenizer.parse_response(reply, template, prefix="<user>\nHi<end>\n<model>\n")
+    found = [(call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls", [])]
+    assert found == calls

@@ -1,0 +1,217 @@
+"""The report page: everything of a run on one page, whatever stands in the rows."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from tunemill_api.run_spec import RunSpec
+from tunemill_api.status import DatasetFacts, PreparedFacts, TrainedFacts
+from tunemill_trainer.judge.report import (
+    Attempt,
+    Calls,
+    MetricReport,
+    Mistake,
+    Report,
+    Right,
+    Settings,
+    Share,
+    ToolReport,
+)
+from tunemill_trainer.prepared import BaseModel, Tokens
+from tunemill_trainer.release.curves import HEIGHT, WIDTH, loss_curve
+from tunemill_trainer.release.page import PageFacts, page
+
+HOSTILE = "<script>alert('row')</script><img src=x onerror=alert(1)>{{ 7 * 7 }}&\"'"
+
+
+def metric(base: int, tuned: int, cases: int = 40) -> MetricReport:
+    """A metric with so many hits."""
+    shares = [
+        Share(hits=hits, share=hits / cases, low=max(0, hits / cases - 0.1), high=min(1, hits / cases + 0.08))
+        for hits in (base, tuned)
+    ]
+    return MetricReport(cases=cases, base=shares[0], tuned=shares[1])
+
+
+def mistake(text: str, fault: str = "wrong_value") -> Mistake:
+    """A wrong reply, with this text wherever a row's text goes."""
+    call = {"name": text, "arguments": {"city": text, "days": 3}}
+    return Mistake(
+        id=f"calls.jsonl:17#1{text}",
+        request=text,
+        expected=[call],
+        expected_text=text,
+        got=[call] if fault == "wrong_value" else [],
+        base=Attempt(text=text, fault="missed_call", error=text),
+        tuned=Attempt(text=text, fault=fault, error=text),
+    )
+
+
+def report(text: str = "get_weather") -> Report:
+    """A report in which everything happens, to a tool of this name."""
+    tool = ToolReport(
+        wanted=12,
+        base=Calls(made=0, exact=0),
+        tuned=Calls(made=11, named=10, exact=9, precision=0.909, recall=0.833, f1=0.87),
+    )
+    return Report(
+        rows=36,
+        cases=40,
+        settings=Settings(max_rows=500, max_new_tokens=96, precision="bfloat16", device="NVIDIA H200"),
+        metrics={
+            "tool_name_accuracy": metric(3, 38),
+            "exact_match": metric(1, 33),
+            "ast_match": metric(1, 35),
+            "missed_call_rate": metric(30, 1),
+            "parallel_accuracy": MetricReport(cases=0, base=None, tuned=None),
+            "finished_rate": metric(39, 40),
+        },
+        right=Right(base=2, tuned=35, p_value=1.2e-9),
+        tools={text: tool, "set_alarm": tool},
+        base_confusion={text: {"<none>": 12}, "set_alarm": {"<none>": 11, "<invalid>": 1}},
+        tuned_confusion={text: {text: 10, "set_alarm": 2}, "set_alarm": {"set_alarm": 12}, "play": {"play": 3}},
+        base_tool_f1=0.0,
+        tuned_tool_f1=0.91,
+        slices={"multi_turn": {"exact_match": metric(0, 6, 8)}, "no_call": {"abstention_accuracy": metric(8, 7, 8)}},
+        base_faults={"missed_call": 30, "broken_call": 8},
+        tuned_faults={"wrong_value": 4, "broken_call": 1},
+        mistakes=[mistake(text), mistake(text, "broken_call")],
+    )
+
+
+def facts(text: str = "get_weather", history: list[dict] | None = None) -> PageFacts:
+    """All that a page shows; the spec names a bucket, which a page must not tell."""
+    spec = {
+        "baseModel": {"id": "google/gemma-2-2b-it"},
+        "dataset": {"uri": "s3://secret-bucket/calls.jsonl", "endpoint": "https://s3.internal.example"},
+        "publish": {"repository": "acme/support-tools"},
+    }
+    data = DatasetFacts(format="OpenAI", rows=400, train_rows=360, evaluation_rows=40, tools=4)
+    return PageFacts(
+        run=RunSpec(namespace="team-a", name="support-tools", run_id="7f3a9c", spec=spec),
+        base=BaseModel("google/gemma-2-2b-it", "ab" * 20),
+        tokens=Tokens("Extend", (), (107, 1), 0, 1000),
+        prepared=PreparedFacts(
+            key="0" * 16, base_model_revision="ab" * 20, dataset_digest="cd" * 32, tokenizer_mode="Extend", dataset=data
+        ),
+        trained=TrainedFacts(
+            steps=120, loss="0.07", first_loss="2.1", train_seconds=65, device="NVIDIA H200", adapter="s3://secret/a"
+        ),
+        history=[{"step": step, "loss": 2.1 * 0.97**step + 0.05} for step in range(1, 121)]
+        if history is None
+        else history,
+        report=report(text),
+    )
+
+
+class _Elements(HTMLParser):
+    """Collects the names of elements and attributes, and checks that elements close in their order."""
+
+    VOID = frozenset({"meta", "line", "path"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.attributes: set[str] = set()
+        self._open: list[str] = []
+        self.feed(text)
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+
+def test_rows_cannot_bring_markup_into_the_page():
+    """Whatever a row, a reply or a tool's name holds, it is text: no element and no attribute comes of it."""
+    found, clean = _Elements(page(facts(HOSTILE))), _Elements(page(facts()))
+    assert found.names == clean.names
+    assert found.attributes == clean.attributes
+    assert "script" not in found.names
+    assert not [name for name in found.attributes if name.startswith("on")]
+    assert "{{ 7 * 7 }}" in page(facts(HOSTILE))
+
+
+def test_nothing_is_loaded_from_elsewhere():
+    """No address in it, and a policy that would not let it be fetched."""
+    text = page(facts())
+    assert "default-src 'none'" in text
+    assert not re.search(r"https?://|url\(|@import|<link|src=", text)
+
+
+def test_no_place_of_the_user_is_told():
+    """The page may be published: buckets and servers are nobody's business."""
+    text = page(facts())
+    assert "secret" not in text
+    assert "internal.example" not in text
+
+
+def test_the_figures_are_on_it():
+    """Base, tuned, interval and number of cases; the fault in words; the reply that was got."""
+    text = page(facts())
+    assert "82.5" in text
+    assert "95 % interval 72.5 to 90.5 %" in text
+    assert "Wrong value" in text
+    assert "No call that a client would get." in text
+    assert "p = 1.2e-09" in text
+
+
+def test_less_is_better_where_it_is():
+    """A falling rate of missed calls is good news, a falling abstention is not."""
+    text = page(facts())
+    missed = text[text.index("<code>missed_call_rate") :]
+    assert re.search(r'class="n (good|bad)">([-+.\d]+)<', missed).groups() == ("good", "-72.5")
+    abstention = text[text.index("<code>abstention_accuracy") :]
+    assert re.search(r'class="n (good|bad)">([-+.\d]+)<', abstention).groups() == ("bad", "-12.5")
+
+
+def test_tools_without_a_mix_up_are_not_in_the_grid():
+    """With hundreds of tools it would be a wall of zeros; what is left out is counted."""
+    text = page(facts())
+    assert 'title="get_weather wanted, set_alarm called: 2"' in text
+    assert "play wanted" not in text
+    assert "2 more rows are all right" in text
+
+
+def test_a_page_of_a_perfect_or_a_short_run():
+    """What does not exist is not shown: no curve of one point, no gallery without a mistake."""
+    perfect = report().model_copy(
+        update={"mistakes": [], "tuned_faults": {}, "base_faults": {}, "slices": {}, "tools": {}, "tuned_confusion": {}}
+    )
+    text = page(replace(facts(history=[{"step": 1, "loss": 2.0}]), report=perfect))
+    assert "Training loss" not in text
+    assert "Mistakes of the tuned model" not in text
+    assert "every call went to the tool that was wanted" in text
+    _Elements(text)
+
+
+def test_the_same_facts_make_the_same_page():
+    """Else a repeated push would be a new commit."""
+    assert page(facts()) == page(facts())
+
+
+@pytest.mark.parametrize("losses", [[0.0, 0.0], [1e-9, 2e-9], [5.0, float("nan"), 4.0], [900.0, 1.0, 0.9, 0.8]])
+def test_curves_stay_in_their_picture(losses: list[float]):
+    """Also for losses of zero, spikes, and what is not a number."""
+    curve = loss_curve([{"step": step, "loss": loss} for step, loss in enumerate(losses, 1)])
+    assert curve is not None
+    points = [tuple(map(float, pair)) for pair in re.findall(r"[ML](\S+) (\S+)", f"{curve.raw} {curve.smooth}")]
+    assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in points)
+
+
+def test_the_held_out_loss_has_its_own_line():
+    """Where training measured it."""
+    history = [{"step": step, "loss": 2.0 / step} for step in range(1, 9)]
+    assert "on held-out rows" not in page(facts(history=history))
+    measured = [*history, {"step": 4, "eval_loss": 0.9}, {"step": 8, "eval_loss": 0.4}]
+    assert "on held-out rows" in page(facts(history=measured))

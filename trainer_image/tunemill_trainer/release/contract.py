@@ -1,0 +1,142 @@
+"""The serving contract: which server takes what was published, with which template, parser and flags.
+
+It is written into the repository as serving.json, into the model card, and into the object's status.
+"""
+
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from tunemill_api.finetune import ServingTarget
+from tunemill_api.status import ServingFacts
+
+from tunemill_trainer.judge.parse import ReplyFormat
+from tunemill_trainer.prepared import BaseModel
+from tunemill_trainer.release.artifacts import Artifacts
+from tunemill_trainer.release.servability import Verdict
+
+CONTRACT = "serving.json"
+TEMPLATE = "chat_template.jinja"
+
+_REGIONS: dict[ReplyFormat, dict[str, Any]] = {
+    ReplyFormat.HERMES: {
+        "open_pattern": r"\s*<tool_call>",
+        "close": "</tool_call>",
+        "content": "json",
+        "transform": {"type": "function", "function": "{content}"},
+    },
+    ReplyFormat.FUNCTIONGEMMA: {
+        "open_pattern": r"\s*<start_function_call>call:(?P<name>[^{]+)",
+        "close": "<end_function_call>",
+        "content": "json",
+        "content_args": {"unquoted_keys": True, "string_delims": [["<escape>", "<escape>"]]},
+        "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}},
+    },
+}
+"""How Transformers finds a call in a reply, by call format."""
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What the contract follows from.
+
+    Attributes:
+        target: the server.
+        base: the model that an adapter is put on.
+        artifacts: where what is published lies.
+        verdict: whether the server takes the adapter.
+        call_format: how the model writes calls.
+    """
+
+    target: ServingTarget
+    base: BaseModel
+    artifacts: Artifacts
+    verdict: Verdict
+    call_format: ReplyFormat
+
+    @property
+    def serves_adapter(self) -> bool:
+        """Whether the server is given the adapter; else the whole model, where there is one."""
+        return bool(self.artifacts.adapter) and self.verdict.servable
+
+    @property
+    def served(self) -> str:
+        """The repository that the server loads; empty when nothing that is published can be served."""
+        if self.target is ServingTarget.NONE:
+            return ""
+        return self.artifacts.adapter if self.serves_adapter else self.artifacts.whole
+
+    @property
+    def parser(self) -> str:
+        """The name of the server's parser of calls; empty when it has none."""
+        if self.target is ServingTarget.TRANSFORMERS:
+            return "response_template" if self.call_format in _REGIONS else ""
+        return "" if self.call_format is ReplyFormat.JSON else self.call_format.value
+
+    def serving(self, revisions: dict[str, str], proof: str = "") -> ServingFacts | None:
+        """Return how to serve what is published; None with the target None.
+
+        Args:
+            revisions: repository → commit, tag or branch.
+            proof: what was proven.
+        """
+        if self.target is ServingTarget.NONE:
+            return None
+        served = self.served
+        why_not = "; ".join(self.verdict.problems) if self.artifacts.adapter else ""
+        if not served:
+            why_not += "; add Merged to spec.publish.artifacts to publish the whole model, too"
+        return ServingFacts(
+            target=self.target.value,
+            model=f"{served}@{revisions[served]}" if served else "",
+            merged=bool(served) and not self.serves_adapter,
+            adapter_servable=self.serves_adapter,
+            reason=why_not,
+            tool_call_parser=self.parser,
+            command=self._command(served, revisions[served]) if served else "",
+            proof=proof if served else "",
+        )
+
+    def _command(self, served: str, revision: str) -> str:
+        if self.target is ServingTarget.TRANSFORMERS:
+            return f"transformers serve {served}@{revision}"
+        calls = f"--enable-auto-tool-choice --tool-call-parser {self.parser}" if self.parser else ""
+        name = served.split("/")[1]
+        if not self.serves_adapter:
+            parts = [
+                f"vllm serve {served} --revision {revision} --tokenizer-revision {revision}",
+                f"--served-model-name {name}",
+                calls,
+            ]
+            return " \\\n    ".join(part for part in parts if part)
+        # From a folder: of an adapter by name vLLM would take the newest commit, and no tokenizer and no template.
+        folder = shlex.quote(f"./{name}")
+        parts = [
+            f"vllm serve {self.base.id} --revision {self.base.revision}",
+            f"--enable-lora --max-lora-rank {self.verdict.max_rank} --lora-modules {name}={folder}",
+            f"--tokenizer {folder} --chat-template {folder}/{TEMPLATE}",
+            calls,
+        ]
+        download = f"hf download {served} --revision {revision} --local-dir {folder}"
+        return download + "\n" + " \\\n    ".join(part for part in parts if part)
+
+
+def response_template(call_format: ReplyFormat, head: str, stops: list[str]) -> dict[str, Any] | None:
+    """Return what Transformers needs in tokenizer_config.json to hand calls on as calls; None when it cannot.
+
+    Args:
+        call_format: how the model writes calls.
+        head: what the chat template writes before a reply.
+        stops: the texts of the tokens that end a reply.
+    """
+    if call_format not in _REGIONS or not head:
+        return None
+    return {
+        "defaults": {"role": "assistant"},
+        "start_anchor": head,
+        "fields": {
+            "reasoning_content": {"open": "<think>", "close": "</think>", "content": "text"},
+            "tool_calls": {**_REGIONS[call_format], "repeats": True},
+            "content": {"close": stops, "content": "text"},
+        },
+    }

@@ -1,0 +1,95 @@
+"""Lines in a picture: the loss of a training as the points of an SVG path, with its axes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+WIDTH, HEIGHT = 720, 240
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 8, 8, 26
+_TICKS = 5
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A mark on an axis: where, in pixels, and what it says."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A drawn curve. All paths are SVG's, in a box of WIDTH by HEIGHT pixels.
+
+    Attributes:
+        raw: the figures as they were logged.
+        smooth: their exponential mean.
+        held_out: the loss on held-out rows; empty when it was not measured.
+        across: the steps.
+        up: the losses.
+        last: the last smoothed figure.
+    """
+
+    raw: str
+    smooth: str
+    held_out: str
+    across: tuple[Tick, ...]
+    up: tuple[Tick, ...]
+    last: float
+
+
+def loss_curve(history: Sequence[dict[str, Any]]) -> Curve | None:
+    """Return the curve of a training; None when fewer than two losses were logged.
+
+    Args:
+        history: one entry a log, with step and loss, or with step and eval_loss.
+    """
+    logged = [(float(entry["step"]), float(entry["loss"])) for entry in history if "loss" in entry]
+    points = [point for point in logged if math.isfinite(point[1])]
+    if len(points) < 2:
+        return None
+    held_out = [(float(entry["step"]), float(entry["eval_loss"])) for entry in history if "eval_loss" in entry]
+    smooth = _smoothed(points)
+    low, high = points[0][0], points[-1][0]
+    # One spike at the beginning must not press the rest of the curve flat.
+    top = _round_up(max(sorted(loss for _, loss in points)[int(0.98 * (len(points) - 1))], smooth[0][1]))
+
+    def place(point: tuple[float, float]) -> tuple[float, float]:
+        step, loss = point
+        across = _LEFT + (step - low) / max(high - low, 1) * (WIDTH - _LEFT - _RIGHT)
+        return across, _TOP + (1 - min(loss, top) / top) * (HEIGHT - _TOP - _BOTTOM)
+
+    steps = [low + (high - low) * part / (_TICKS - 1) for part in range(_TICKS)]
+    losses = [top * part / (_TICKS - 1) for part in range(_TICKS)]
+    return Curve(
+        raw=_path([place(point) for point in points]),
+        smooth=_path([place(point) for point in smooth]),
+        held_out=_path([place(point) for point in held_out]),
+        across=tuple(Tick(place((step, 0))[0], f"{step:.0f}") for step in steps),
+        up=tuple(Tick(place((low, loss))[1], f"{loss:.3g}") for loss in losses),
+        last=smooth[-1][1],
+    )
+
+
+def _smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the exponential mean over about a twentieth of the run."""
+    weight = 2 / (1 + max(1.0, len(points) / 20))
+    mean = points[0][1]
+    smoothed = []
+    for step, loss in points:
+        mean += weight * (loss - mean)
+        smoothed.append((step, mean))
+    return smoothed
+
+
+def _round_up(value: float) -> float:
+    """Return the next number above that reads well on an axis."""
+    if value <= 0:
+        return 1.0
+    scale = 10.0 ** math.floor(math.log10(value))
+    return next(scale * step for step in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 5, 6, 8, 10) if scale * step >= value)
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{'L' if at else 'M'}{x:.1f} {y:.1f}" for at, (x, y) in enumerate(points))

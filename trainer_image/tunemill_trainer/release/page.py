@@ -1,0 +1,201 @@
+"""report.html: one page that shows a run, with nothing in it that has to be loaded from elsewhere.
+
+The rows of the data stand in it as text. They may hold anything, so every value is escaped, and the page forbids
+scripts to itself.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from tunemill_api.run_spec import RunSpec
+from tunemill_api.status import PreparedFacts, TrainedFacts
+
+from tunemill_trainer.judge.report import Confusion, MetricReport, Mistake, Report, Share
+from tunemill_trainer.prepared import BaseModel, Tokens
+from tunemill_trainer.release import labels
+from tunemill_trainer.release.curves import HEIGHT, WIDTH, loss_curve
+
+PAGE_FILE = "report.html"
+
+_HEADLINES = ("tool_name_accuracy", "exact_match", "ast_match", "overall_accuracy")
+_MOST_TOOLS = 30
+"""Rows of the table of mix-ups; more would be a wall of zeros."""
+
+
+@dataclass(frozen=True)
+class PageFacts:
+    """All that the page shows.
+
+    Attributes:
+        run: the wish. Only its recipe is shown, never where data lies.
+        base: the base model and its commit.
+        tokens: what was done to the vocabulary.
+        prepared: what was found in the data.
+        trained: how the training went.
+        history: one entry a log of the training, with step and loss.
+        report: the full report.
+    """
+
+    run: RunSpec
+    base: BaseModel
+    tokens: Tokens
+    prepared: PreparedFacts
+    trained: TrainedFacts
+    history: Sequence[dict[str, Any]]
+    report: Report
+
+
+@dataclass(frozen=True)
+class _Bar:
+    """One metric of both models; the shares are percents of the width of the picture."""
+
+    name: str
+    label: str
+    cases: int
+    base: Share
+    tuned: Share
+    better: bool
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The table of mix-ups: wanted tools down, called tools across; what is hidden is all right."""
+
+    wanted: tuple[str, ...]
+    called: tuple[str, ...]
+    counts: Confusion
+    hidden: int
+
+    def share(self, wanted: str, called: str) -> float:
+        """Return the share of the calls of a wanted tool that went to another."""
+        return self.counts[wanted].get(called, 0) / max(1, sum(self.counts[wanted].values()))
+
+
+def page(facts: PageFacts) -> str:
+    """Return the page. The same facts give the same page, to the letter."""
+    report = facts.report
+    environment = Environment(
+        loader=PackageLoader("tunemill_trainer.release", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "json": _json, "number": _number}
+    return environment.get_template("page.html.jinja").render(
+        facts=facts,
+        report=report,
+        labels=labels,
+        headlines=[bar for name in _HEADLINES for bar in _bars(report.metrics) if bar.name == name],
+        metrics=_bars(report.metrics),
+        slices={labels.SLICES.get(name, name): _bars(metrics) for name, metrics in report.slices.items()},
+        curve=loss_curve(facts.history),
+        grids=[("Tuned model", _grid(report.tuned_confusion)), ("Base model", _grid(report.base_confusion))],
+        faults=_faults(report),
+        gallery=_gallery(report.mistakes),
+        recipe=_recipe(facts),
+        data=_data(facts),
+        width=WIDTH,
+        height=HEIGHT,
+    )
+
+
+def _bars(metrics: dict[str, MetricReport]) -> list[_Bar]:
+    return [
+        _Bar(
+            name=name,
+            label=labels.metric(name),
+            cases=metric.cases,
+            base=metric.base,
+            tuned=metric.tuned,
+            better=(metric.tuned.share < metric.base.share) == (name in labels.LOWER_IS_BETTER)
+            or metric.tuned.share == metric.base.share,
+        )
+        for name, metric in metrics.items()
+        if metric.base and metric.tuned
+    ]
+
+
+def _grid(confusion: Confusion) -> _Grid:
+    """Return the table of the tools that were mixed up, those with the most mistakes first."""
+    wrong = {name: sum(count for called, count in row.items() if called != name) for name, row in confusion.items()}
+    shown = sorted((name for name, count in wrong.items() if count), key=lambda name: (-wrong[name], name))[
+        :_MOST_TOOLS
+    ]
+    called = dict.fromkeys(shown)
+    for name in shown:
+        called |= dict.fromkeys(confusion[name])
+    return _Grid(tuple(shown), tuple(called), confusion, len(confusion) - len(shown))
+
+
+def _faults(report: Report) -> list[tuple[str, int, int]]:
+    """Return what goes wrong, with the cases of base and tuned model; what the tuned model does most comes first."""
+    names = dict.fromkeys([*report.tuned_faults, *report.base_faults])
+    return [
+        (labels.FAULTS.get(name, name), report.base_faults.get(name, 0), report.tuned_faults.get(name, 0))
+        for name in names
+    ]
+
+
+def _gallery(mistakes: Iterable[Mistake]) -> dict[str, list[Mistake]]:
+    """Return the mistakes by fault."""
+    groups: dict[str, list[Mistake]] = {}
+    for mistake in mistakes:
+        groups.setdefault(labels.FAULTS.get(mistake.tuned.fault, mistake.tuned.fault or "Other"), []).append(mistake)
+    return groups
+
+
+def _data(facts: PageFacts) -> list[tuple[str, str]]:
+    data = facts.prepared.dataset
+    return [
+        ("Rows", f"{data.rows:,}"),
+        ("Format", data.format),
+        ("For training", f"{data.train_rows:,}"),
+        ("Held out", f"{data.evaluation_rows:,}"),
+        ("Left out", f"{data.invalid_rows} invalid, {data.overlong_rows} too long, {data.duplicate_rows} duplicate"),
+        ("Tools", f"{data.tools:,}"),
+        ("Longest row", f"{data.longest_row_tokens:,} tokens"),
+        ("Tokens learnt from", f"{data.supervised_token_percent} %"),
+        ("Digest", f"sha256 {facts.prepared.dataset_digest}"),
+    ]
+
+
+def _recipe(facts: PageFacts) -> list[tuple[str, str]]:
+    training, adapter = facts.run.spec.training, facts.run.spec.adapter
+    method = adapter.method.value
+    blocks: dict[str, dict[str, Any]] = adapter.model_dump(mode="json", by_alias=True)
+    settings = next((block for name, block in blocks.items() if name.lower() == method.lower()), {})
+    length = f"{facts.trained.steps:,} steps of {training.batch_size} rows"
+    return [
+        ("Base model", f"{facts.base.id} at {facts.base.revision[:12]}"),
+        ("Method", ", ".join([method, *(f"{name} {_plain(value)}" for name, value in settings.items())])),
+        ("Vocabulary", f"{facts.tokens.mode}, {len(facts.tokens.added)} tokens added"),
+        ("Learning rate", f"{training.learning_rate}, {training.scheduler.value}, warm-up {training.warmup_ratio}"),
+        ("Length", length if training.max_steps else f"{training.epochs} epochs, {length}"),
+        ("Longest row taken", f"{training.max_length:,} tokens"),
+        ("Loss on", training.loss_on.value),
+        ("Seed", str(training.seed)),
+        ("Trained on", f"{facts.trained.device}, {facts.trained.train_seconds:,} s"),
+        ("Loss", f"from {facts.trained.first_loss} to {facts.trained.loss}"),
+        ("Judged on", f"{facts.report.settings.device}, {facts.report.settings.precision}"),
+        ("Replies", f"{facts.report.settings.decoding}, at most {facts.report.settings.max_new_tokens} tokens"),
+    ]
+
+
+def _plain(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _json(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    return json.dumps(value, indent=2, ensure_ascii=False)
