@@ -1,7 +1,10 @@
 """From two models' replies to the facts, the report and the lines for the user."""
 
+from dataclasses import replace
+
+from tunemill_api.finetune import Metric
 from tunemill_trainer.data.rows import Call, Message, Role, Tool
-from tunemill_trainer.judge.comparison import compare, sample
+from tunemill_trainer.judge.comparison import HEADLINES, TOOL_F1, compare, sample
 from tunemill_trainer.judge.metrics import Reply
 from tunemill_trainer.judge.report import Report, Settings
 from tunemill_trainer.prepared import Case
@@ -78,3 +81,68 @@ def test_a_sample_is_not_the_beginning_of_the_data():
     assert small < large
     assert max(small) > 50
     assert sample(cases, 1000) == cases
+
+
+def test_every_gate_can_be_measured():
+    """What a gate can be set on is in the status, and the status stays short."""
+    facts = compare([case(1)], [SILENT], [RIGHT]).facts("")
+    names = [metric.name for metric in facts.metrics]
+    assert {metric.value for metric in Metric} <= set(names)
+    assert names == [*HEADLINES, TOOL_F1]
+    assert len(names) <= 12
+
+
+def test_slices_compare_cases_that_share_a_trait():
+    """Each with the metrics that its cases ask for; tools that no training row calls are one of them."""
+    cases = [case(1), case(1, 2), case(2, wants_call=False)]
+    comparison = compare(cases, [SILENT] * 3, [RIGHT, SILENT, SILENT])
+    report = comparison.report(SETTINGS, frozenset({"weather"}))
+    assert {name: max(metric.cases for metric in part.values()) for name, part in report.slices.items()} == {
+        "no_call": 1,
+        "single_call": 2,
+        "unseen_tools": 2,
+    }
+    assert "exact_match" not in report.slices["no_call"]
+    exact = report.slices["unseen_tools"]["exact_match"]
+    assert exact.base is not None
+    assert exact.tuned is not None
+    assert (exact.base.share, exact.tuned.share) == (0.0, 0.5)
+    assert "unseen_tools" not in comparison.report(SETTINGS).slices
+    assert "unseen_tools" not in comparison.report(SETTINGS, frozenset({"timer"})).slices
+
+
+def test_mistakes_stand_beside_what_was_expected():
+    """Request, expected and got, and what the base said; what is right is not listed."""
+    asked = replace(case(1), messages=(Message(Role.USER, "Three minutes, please"),))
+    wrong = Reply('<tool_call>{"name": "timer", "arguments": {"minutes": 3}}</tool_call>', finished=True)
+    report = compare([asked, case(2)], [SILENT] * 2, [wrong, RIGHT]).report(SETTINGS)
+    (mistake,) = report.mistakes
+    assert (mistake.id, mistake.request) == ("rows.jsonl:1#1", "Three minutes, please")
+    assert mistake.expected == [{"name": "timer", "arguments": {}}]
+    assert mistake.got == [{"name": "timer", "arguments": {"minutes": 3}}]
+    assert (mistake.base.fault, mistake.tuned.fault) == ("cut_off", "extra_argument")
+    assert mistake.tuned.error == "timer.minutes is not wanted, found 3"
+    assert (report.base_faults, report.tuned_faults) == ({"cut_off": 2}, {"extra_argument": 1})
+
+
+def test_a_rare_fault_is_in_the_gallery_too():
+    """A thousand times the same mistake does not hide the other one, nor fill the report; nor does a long reply."""
+    talk = Reply("x" * 100_000, finished=True)
+    broken = Reply("<tool_call>", finished=True)
+    report = compare([case(row) for row in range(101)], [SILENT] * 101, [talk] * 100 + [broken]).report(SETTINGS)
+    assert [mistake.tuned.fault for mistake in report.mistakes] == ["missed_call"] * 10 + ["broken_call"]
+    assert len(report.model_dump_json()) < 100_000
+
+
+def test_tools_have_precision_recall_and_f1():
+    """By name: three calls made, two wanted, one of them made; and their mean is a headline."""
+    several = replace(case(1), gold=Message(Role.ASSISTANT, "", calls=(Call("timer", {}), Call("alarm", {}))))
+    thrice = Reply(RIGHT.text * 3, finished=True)
+    comparison = compare([several], [SILENT], [thrice])
+    report = comparison.report(SETTINGS)
+    timer, alarm = report.tools["timer"].tuned, report.tools["alarm"].tuned
+    assert (timer.precision, timer.recall, timer.f1) == (0.3333, 1.0, 0.5)
+    assert (alarm.precision, alarm.recall, alarm.f1) == (None, 0.0, 0.0)
+    assert (report.base_tool_f1, report.tuned_tool_f1) == (0.0, 0.25)
+    f1 = next(metric for metric in comparison.facts("").metrics if metric.name == TOOL_F1)
+    assert (f1.base, f1.tuned, f1.cases) == ("0.0000", "0.2500", 1)

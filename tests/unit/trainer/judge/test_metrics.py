@@ -78,6 +78,66 @@ def test_each_metric_has_its_own_cases():
     }
 
 
+def test_as_good_as_wanted():
+    """AST match forgives case and an integer for a number; parallel calls are judged where several are wanted."""
+    result = judged(
+        (asks(weather()), says(weather("OSLO"))),
+        (asks(weather(), timer()), says(timer(), weather("oslo"))),
+        (asks(weather(), timer()), says(weather())),
+    )
+    assert [hits(result)[name] for name in ("exact_match", "ast_match", "parallel_accuracy")] == [
+        (0, 3),
+        (2, 3),
+        (1, 2),
+    ]
+    assert result.rates["overall_accuracy"] == result.rates["ast_match"]
+
+
+@pytest.mark.parametrize(
+    ("call", "keeps"),
+    [
+        (weather(), True),
+        (Call("weather", {}), False),
+        (Call("weather", {"city": 3}), False),
+        (Call("weather", {"city": "Oslo", "wind": 1}), False),
+        (Call("timer", {"minutes": "3"}), False),
+        (Call("timer", {}), True),
+        (Call("nope", {}), False),
+    ],
+)
+def test_calls_against_their_schema(call: Call, keeps: bool):
+    """Required, declared and typed as the tool says, whether or not it is the wanted call."""
+    assert judged((asks(weather()), says(call))).rates["schema_valid_rate"].hits == keeps
+
+
+def test_calling_more_than_is_wanted():
+    """One call too many, a call where none is wanted, and the beginning of one; not: another tool, or fewer calls."""
+    result = judged(
+        (asks(weather()), says(weather(), timer())),
+        (asks(), says(timer())),
+        (asks(), Reply("<tool_call>{", finished=True)),
+        (asks(weather()), says(timer())),
+        (asks(weather(), timer()), says(timer())),
+    )
+    assert hits(result)["over_call_rate"] == (3, 5)
+
+
+def test_what_only_a_lenient_reader_understands_is_counted_apart():
+    """It is no call, and the figure says how many would be."""
+    fenced = Reply(f"```json\n{json.dumps(weather().to_json())}\n```", finished=True)
+    result = judged((asks(weather()), fenced), (asks(weather()), Reply("No.", finished=True)))
+    assert [hits(result)[name] for name in ("valid_call_rate", "missed_call_rate", "lenient_only_rate")] == [
+        (0, 2),
+        (2, 2),
+        (1, 2),
+    ]
+
+
+def test_nobody_knows_whether_it_finished():
+    """Such replies are not in the rate."""
+    assert hits(judged((asks(), Reply("Hi", None)), (asks(), Reply("Hi", finished=True))))["finished_rate"] == (1, 1)
+
+
 def test_no_case_no_share():
     """Rows that all want a call say nothing about abstention."""
     result = judged((asks(weather()), says(weather())))
