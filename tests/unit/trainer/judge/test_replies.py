@@ -1,10 +1,9 @@
 """Every way of writing calls, read as the server's parser of that name reads it."""
 
-import json
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from trainer.judge.writing import written
 from tunemill_trainer.data.rows import Call
 from tunemill_trainer.judge.lenient import read_leniently
 from tunemill_trainer.judge.parse import ReplyFormat, detect, parse_reply
@@ -179,36 +178,6 @@ CALLS = st.lists(
     min_size=1,
     max_size=3,
 )
-
-
-def written(calls: list[Call], reply_format: ReplyFormat) -> str:
-    """The calls as a model of that family writes them."""
-    objects = [json.dumps(call.to_json(), ensure_ascii=False) for call in calls]
-    match reply_format:
-        case ReplyFormat.HERMES:
-            return "".join(f"<tool_call>{text}</tool_call>" for text in objects)
-        case ReplyFormat.MISTRAL:
-            return f"[TOOL_CALLS] [{', '.join(objects)}]"
-        case ReplyFormat.LLAMA3_JSON:
-            return "; ".join(objects)
-        case ReplyFormat.JSON:
-            return f"[{', '.join(objects)}]"
-        case ReplyFormat.PYTHONIC:
-            each = [f"{call.name}({', '.join(f'{k}={v!r}' for k, v in call.arguments.items())})" for call in calls]
-            return f"[{', '.join(each)}]"
-        case ReplyFormat.FUNCTIONGEMMA:
-            return "".join(
-                f"<start_function_call>call:{call.name}{in_gemma(call.arguments)}<end_function_call>" for call in calls
-            )
-
-
-def in_gemma(value: object) -> str:
-    """A value as FunctionGemma's template writes it."""
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{in_gemma(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(in_gemma, value)) + "]"
-    return f"<escape>{value}<escape>" if isinstance(value, str) else json.dumps(value)
 
 
 @given(CALLS, st.sampled_from([kind for kind in ReplyFormat if kind is not ReplyFormat.FUNCTIONGEMMA]))
