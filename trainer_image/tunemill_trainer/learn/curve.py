@@ -5,23 +5,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_SCALARS = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy", "entropy")
+_SCALARS = ("loss", "held_out_loss", "learning_rate", "grad_norm", "mean_token_accuracy", "entropy")
+_RECORD = "training.jsonl"
 _NAMES = {"num_tokens": "tokens"}
 
 
-def write_record(history: Sequence[dict[str, Any]], title: str, folder: Path) -> None:
-    """Write training.jsonl, tensorboard/ and loss.png.
+def write_record(
+    history: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]], title: str, folder: Path
+) -> None:
+    """Write training.jsonl, held-out.jsonl, tensorboard/ and loss.png.
 
     Args:
         history: one entry a log, with step, epoch and loss at least.
+        held_out: one entry an epoch, with step, epoch and held_out_loss.
         title: of the picture.
         folder: where the files go.
     """
-    with (folder / "training.jsonl").open("w", encoding="utf-8") as lines:
+    with (folder / _RECORD).open("w", encoding="utf-8") as lines:
         for entry in history:
             lines.write(json.dumps({_NAMES.get(name, name): value for name, value in entry.items()}) + "\n")
     _write_events(history, folder / "tensorboard")
     _draw(history, title, folder / "loss.png")
+
+
+def read_record(folder: Path) -> list[dict[str, Any]]:
+    """Return what `write_record` wrote, one entry a log."""
+    with (folder / _RECORD).open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def mean_of_last_tenth(history: Sequence[dict[str, Any]]) -> float:
@@ -41,7 +51,7 @@ def _write_events(history: Sequence[dict[str, Any]], folder: Path) -> None:
                     writer.add_scalar(f"train/{name}", entry[name], entry["step"])
 
 
-def _draw(history: Sequence[dict[str, Any]], title: str, path: Path) -> None:
+def _draw(history: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -52,9 +62,12 @@ def _draw(history: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     axes = figure.add_subplot()
     axes.plot(steps, losses, color="#9ecae1", linewidth=1, label="loss")
     axes.plot(steps, _smooth(losses), color="#08519c", linewidth=2, label="smoothed")
+    if held_out:
+        measured = [entry["held_out_loss"] for entry in held_out]
+        axes.plot([entry["step"] for entry in held_out], measured, "o-", color="#e6550d", markersize=4, label="held out")
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel("training loss")
+    axes.set_ylabel("loss")
     axes.set_ylim(bottom=0)
     axes.margins(x=0.01)
     axes.grid(axis="y", alpha=0.3)

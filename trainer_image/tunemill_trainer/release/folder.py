@@ -14,10 +14,9 @@ from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.prepared import Tokens
 from tunemill_trainer.release.card import ReleaseFacts, model_card
 from tunemill_trainer.release.contract import CONTRACT, TEMPLATE, response_template
+from tunemill_trainer.release.page import PAGE_FILE
 from tunemill_trainer.release.pictures import draw_scores
 from tunemill_trainer.release.push import CONTENTS, contents
-
-PAGE = "report.html"
 
 
 def assemble(folder: Path, facts: ReleaseFacts, trained: Path, evaluation: Path) -> None:
@@ -35,7 +34,7 @@ def assemble(folder: Path, facts: ReleaseFacts, trained: Path, evaluation: Path)
     shutil.copy(trained / "loss.png", folder / "loss.png")
     draw_scores(facts.report, folder / "scores.png")
     if facts.with_page:
-        shutil.copy(evaluation / PAGE, folder / PAGE)
+        shutil.copy(evaluation / PAGE_FILE, folder / PAGE_FILE)
     if facts.serving is not None:
         _write(folder / CONTRACT, _contract(facts.serving, facts.tokens))
     (folder / "README.md").write_text(model_card(facts), encoding="utf-8")

@@ -13,7 +13,7 @@ from typing import Any
 
 from tunemill_api import keys
 from tunemill_api.stage_report import Stage
-from tunemill_api.status import EvaluationFacts
+from tunemill_api.status import EvaluationFacts, TrainedFacts
 
 from tunemill_trainer.chat.tokenizer import Tokenizer, load
 from tunemill_trainer.context import StageContext
@@ -24,8 +24,9 @@ from tunemill_trainer.judge.generate import Decoding, answer_limit, generate
 from tunemill_trainer.judge.metrics import Reply
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, Settings
-from tunemill_trainer.learn import devices, models
+from tunemill_trainer.learn import curve, devices, models
 from tunemill_trainer.prepared import TRAIN_FILE, Case, Prepared, Tokens
+from tunemill_trainer.release.page import PAGE_FILE, PageFacts, page
 
 BASE_REPLIES = "base-replies"
 """Where the workspace keeps the base model's replies; the key is without the adapter, so that each is asked once."""
@@ -42,7 +43,7 @@ def run(context: StageContext) -> EvaluationFacts:
     dtype = devices.dtype(spec.training.precision, device)
     prepared = Prepared(context.folder("prepared"))
     context.workspace.fetch(Stage.PREPARE, context.prepared.key, context.folder("prepared"), without={TRAIN_FILE})
-    context.workspace.fetch(Stage.TRAIN, context.train_key, context.folder("trained"))
+    trained = context.workspace.fetch(Stage.TRAIN, context.train_key, context.folder("trained"))
     tokens = prepared.tokens()
     cases = sample(prepared.cases(), spec.evaluation.max_rows)
     limit = spec.evaluation.max_new_tokens or answer_limit([case.answer_tokens for case in cases])
@@ -78,6 +79,16 @@ def run(context: StageContext) -> EvaluationFacts:
     folder = context.folder("evaluation")
     (folder / REPORT_FILE).write_text(report.model_dump_json(by_alias=True, indent=2) + "\n", encoding="utf-8")
     _write_lines(folder / CASES_FILE, comparison.lines())
+    shown = PageFacts(
+        run=context.run,
+        base=prepared.base_model(),
+        tokens=tokens,
+        prepared=context.prepared,
+        trained=TrainedFacts.model_validate(trained.facts),
+        history=curve.read_record(context.folder("trained")),
+        report=report,
+    )
+    (folder / PAGE_FILE).write_text(page(shown), encoding="utf-8")
     facts = comparison.facts(f"{context.workspace.uri(Stage.EVALUATE, context.evaluate_key)}/{REPORT_FILE}")
     return EvaluationFacts.model_validate(
         context.workspace.commit(Stage.EVALUATE, context.evaluate_key, folder, facts).facts
