@@ -30,6 +30,14 @@ class Hub(ApiModel):
     """The Hub's URL, for a mirror or a Hub of your own; empty means huggingface.co."""
 
 
+class Quantization(StrEnum):
+    """How the base model's linear layers are kept in memory while they are not trained."""
+
+    NONE = "None"
+    NF4 = "NF4"
+    INT8 = "Int8"
+
+
 class BaseModelRef(ApiModel):
     """The model to fine-tune."""
 
@@ -39,6 +47,9 @@ class BaseModelRef(ApiModel):
     """Branch, tag or commit. Prepare resolves it to a commit, which every later stage uses."""
     token_secret_ref: SecretKeyRef | None = None
     """A read token, for gated and private models."""
+    quantization: Quantization = Quantization.NONE
+    """Train and judge on a base model with weights of 4 bits (NF4) or 8 (Int8), in about a third or a half of the
+    memory. What is trained stays in FP32, and what is published fits the unquantised model, too."""
 
 
 class DatasetFormat(StrEnum):
@@ -68,7 +79,7 @@ class EvaluationSplit(ApiModel):
             )
         ),
     ] = "0.1"
-    """The share of the rows that is held out. Rows with the same conversation always fall on the same side."""
+    """The share of the rows that is held out. Rows that ask the same always fall on the same side."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 42
     """Chooses which rows are held out."""
     uri: Annotated[str, Field(max_length=1024, pattern=r"^(s3://[a-z0-9][-.a-z0-9]{1,61}[a-z0-9]/[^*?]+)?$")] = ""
@@ -134,6 +145,16 @@ class AdapterMethod(StrEnum):
     """How the model is changed."""
 
     LORA = "LoRA"
+    IA3 = "IA3"
+    ADALORA = "AdaLoRA"
+    FULL = "Full"
+
+
+TargetModules = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=128)]],
+    Field(min_length=1, max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
+]
+"""Names of modules, or [all-linear]."""
 
 
 class Lora(ApiModel):
@@ -147,22 +168,62 @@ class Lora(ApiModel):
         Fraction, Field(json_schema_extra=rules(rule("double(self) < 1.0", "adapter.lora.dropout must be below 1")))
     ] = "0.05"
     """The share of the adapter's inputs that is dropped in training."""
-    target_modules: Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=128)]],
-        Field(min_length=1, max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
-    ] = ["all-linear"]
+    target_modules: TargetModules = ["all-linear"]
     """The modules that get an adapter; all-linear means every linear layer but the output head."""
     rs_lora: bool = False
     """Scale by alpha / sqrt(rank), which keeps high ranks stable."""
+
+
+class AdaLora(ApiModel):
+    """The settings of an AdaLoRA adapter: LoRA that takes ranks away where they help least."""
+
+    model_config = {
+        "json_schema_extra": rules(
+            rule(
+                "self.targetRank < self.initialRank",
+                "adapter.adalora.targetRank must be below initialRank, or no rank is taken away",
+            )
+        )
+    }
+
+    initial_rank: Annotated[int, Field(ge=2, le=512)] = 24
+    """The rank of every module at first. The first tenth of the steps keeps it."""
+    target_rank: Annotated[int, Field(ge=1, le=511)] = 16
+    """The mean rank in the last 30 % of the steps."""
+    alpha: Annotated[int, Field(ge=1, le=2048)] = 64
+    """The update is scaled by alpha / initialRank."""
+    dropout: Annotated[
+        Fraction, Field(json_schema_extra=rules(rule("double(self) < 1.0", "adapter.adalora.dropout must be below 1")))
+    ] = "0.05"
+    """The share of the adapter's inputs that is dropped in training."""
+    target_modules: TargetModules = ["all-linear"]
+    """The modules that get an adapter; all-linear means every linear layer but the output head."""
+
+
+class Ia3(ApiModel):
+    """The settings of an IA3 adapter: one factor for each output, or input, of a module."""
+
+    target_modules: TargetModules = ["k_proj", "v_proj", "down_proj"]
+    """The modules that get factors; all-linear means every linear layer but the output head."""
+    feedforward_modules: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=128)]],
+        Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
+    ] = ["down_proj"]
+    """Those of the modules whose inputs are scaled instead of their outputs."""
 
 
 class Adapter(ApiModel):
     """What is trained on top of the base model."""
 
     method: AdapterMethod = AdapterMethod.LORA
-    """How the model is changed."""
+    """LoRA, AdaLoRA and IA3 train a small adapter. Full trains the whole model, with 16 bytes of memory for each of its
+    weights, and publishes a whole model."""
     lora: Lora = Lora()
     """The settings of a LoRA adapter."""
+    adalora: AdaLora = AdaLora()
+    """The settings of an AdaLoRA adapter."""
+    ia3: Ia3 = Ia3()
+    """The settings of an IA3 adapter."""
 
 
 class Scheduler(StrEnum):
@@ -196,6 +257,20 @@ class Checkpoint(ApiModel):
     """A checkpoint goes to the workspace after so many optimizer steps, and when the pod is asked to stop."""
     keep: Annotated[int, Field(ge=1, le=100)] = 2
     """How many checkpoints are kept in the workspace while training goes on."""
+
+
+class EarlyStopping(ApiModel):
+    """When training ends before its last epoch."""
+
+    patience: Annotated[int, Field(ge=0, le=1000)] = 0
+    """End after so many epochs without a lower loss on the held-out rows, and keep the best epoch; 0 never does."""
+
+
+class Divergence(StrEnum):
+    """What to do when the loss rises above that of guessing."""
+
+    STOP = "Stop"
+    IGNORE = "Ignore"
 
 
 class Training(ApiModel):
@@ -235,6 +310,11 @@ class Training(ApiModel):
     """Auto: BF16 where the GPU has it, else FP16; FP32 on a CPU."""
     checkpoint: Checkpoint = Checkpoint()
     """How often training can be taken up again."""
+    early_stopping: EarlyStopping = EarlyStopping()
+    """When training ends before its last epoch."""
+    divergence: Divergence = Divergence.STOP
+    """Stop: end the run when the model has become worse than guessing, and name a learning rate to try. Ignore: go on.
+    A loss that is no number ends the run in any case."""
 
 
 class Metric(StrEnum):
@@ -373,6 +453,25 @@ class Retry(ApiModel):
 
 class FineTuneSpec(ApiModel):
     """The wish: which model learns what, how well it must do, and where it goes. An edit means: make it so."""
+
+    model_config = {
+        "json_schema_extra": rules(
+            rule(
+                "self.adapter.method != 'Full' || self.baseModel.quantization == 'None'",
+                "baseModel.quantization must be None with adapter.method Full: quantised weights cannot be trained",
+            ),
+            rule(
+                "self.adapter.method != 'AdaLoRA' || self.training.earlyStopping.patience == 0",
+                "training.earlyStopping.patience must be 0 with adapter.method AdaLoRA: its ranks are settled at the "
+                "end of the planned steps",
+            ),
+            rule(
+                "self.adapter.method != 'IA3' || (self.tokenizer.mode != 'Extend' && size(self.tokenizer.addTokens) == 0)",
+                "adapter.method IA3 cannot train the rows of added tokens: take another method, or set tokenizer.mode "
+                "to Reuse or Text and leave tokenizer.addTokens empty",
+            ),
+        )
+    }
 
     suspend: bool = False
     """Stop what runs, keep its checkpoint, and start nothing; false goes on."""

@@ -8,9 +8,9 @@ import hashlib
 import json
 from typing import Any
 
-from tunemill_api.finetune import FineTuneSpec, effective_workspace
+from tunemill_api.finetune import Adapter, AdapterMethod, FineTuneSpec, effective_workspace
 
-RECIPES: dict[str, int] = {"prepare": 1, "train": 1, "evaluate": 2, "publish": 2}
+RECIPES: dict[str, int] = {"prepare": 2, "train": 2, "evaluate": 2, "publish": 2}
 """Raised by us when a stage would compute something else from the same inputs; part of the keys, so that old outputs
 are not reused."""
 
@@ -48,7 +48,13 @@ def train_key(prepared: str, spec: FineTuneSpec) -> str:
     for name in ("checkpoint", "maxLength", "lossOn"):  # the first changes no result, the others are prepare's
         training.pop(name)
     return _digest(
-        {"recipe": RECIPES["train"], "prepare": prepared, "training": training, "adapter": _dump(spec.adapter)}
+        {
+            "recipe": RECIPES["train"],
+            "prepare": prepared,
+            "training": training,
+            "adapter": _adapter(spec.adapter),
+            "quantization": spec.base_model.quantization.value,
+        }
     )
 
 
@@ -64,9 +70,9 @@ def base_judgement_key(prepared: str, spec: FineTuneSpec) -> str:
     The adapter is no part of it, so that one base model is asked once however often it is tuned.
     """
     settings = {"maxRows": spec.evaluation.max_rows, "maxNewTokens": spec.evaluation.max_new_tokens}
-    precision = spec.training.precision.value
+    computed = {"precision": spec.training.precision.value, "quantization": spec.base_model.quantization.value}
     return _digest(
-        {"recipe": RECIPES["evaluate"], "prepare": prepared, "precision": precision, "baseEvaluation": settings}
+        {"recipe": RECIPES["evaluate"], "prepare": prepared, "computed": computed, "baseEvaluation": settings}
     )
 
 
@@ -89,6 +95,16 @@ def _prepare_inputs(spec: FineTuneSpec) -> dict[str, Any]:
         "maxLength": spec.training.max_length,
         "lossOn": spec.training.loss_on.value,
     }
+
+
+def _adapter(adapter: Adapter) -> dict[str, Any]:
+    """Return the method with its own settings: those of the others change nothing."""
+    settings = {
+        AdapterMethod.LORA: adapter.lora,
+        AdapterMethod.ADALORA: adapter.adalora,
+        AdapterMethod.IA3: adapter.ia3,
+    }.get(adapter.method)
+    return {"method": adapter.method.value} | ({"settings": _dump(settings)} if settings else {})
 
 
 def _workspace(spec: FineTuneSpec) -> dict[str, Any]:

@@ -118,6 +118,10 @@ class TrainedFacts(StatusModel):
     """The mean training loss over the last tenth of the steps."""
     first_loss: str = ""
     """The training loss that was logged first."""
+    held_out_loss: str = ""
+    """The lowest loss on the held-out answers after an epoch. With early stopping it is that of what was trained."""
+    best_step: int = 0
+    """The step after which it was measured."""
     train_seconds: int
     """Time that all attempts spent training, as far as their checkpoints tell."""
     resumed_from_step: int = 0
@@ -125,7 +129,7 @@ class TrainedFacts(StatusModel):
     device: str
     """Where it was trained, for example cpu or NVIDIA H200."""
     adapter: str
-    """The adapter's URI in the workspace."""
+    """The URI in the workspace of what was trained: an adapter, or with the method Full a whole model."""
 
 
 class MetricFacts(StatusModel):

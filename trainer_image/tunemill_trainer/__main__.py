@@ -2,6 +2,7 @@
 
 tunemill-trainer train --run-spec run.json --work /tmp/work
 tunemill-trainer run finetune.yaml
+tunemill-trainer lint calls.jsonl
 tunemill-trainer score --rows rows.jsonl --outputs outputs.jsonl
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 from tunemill_api.constants import RUN_SPEC_PATH, STAGE_DIRECTORY, TERMINATION_LOG
 from tunemill_api.stage_report import Stage
 
+from tunemill_trainer import lint_command
 from tunemill_trainer.judge import score_command
 
 ENV_WORK = "TUNEMILL_WORK"
@@ -27,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from tunemill_trainer import one_machine
 
         return one_machine.main(options.manifest, options.work)
+    if options.command == "lint":
+        return lint_command.main(options)
     if options.command == "score":
         return score_command.main(options)
     from tunemill_trainer.stages import runner
@@ -59,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     work = Path(os.environ.get(ENV_WORK, cache / "tunemill" / "work"))
     run.add_argument("--work", type=Path, default=work, help="a folder to work in (default: %(default)s)")
+    text = "look at data as prepare does, and say what is wrong with it"
+    lint_command.add_options(commands.add_parser("lint", help=text, description=text))
     text = "judge any model's raw replies against rows with their right answers"
     score_command.add_options(commands.add_parser("score", help=text, description=text))
     return parser

@@ -11,8 +11,9 @@
 import dataclasses
 import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Self, TextIO, cast
 
@@ -80,7 +81,7 @@ class Case:
         tools: what may be called.
         prompt_ids: the history as the tuned model's template renders it, up to where the assistant begins to speak.
         gold: the assistant turn of the data.
-        answer_tokens: tokens of the gold turn, its end included.
+        answer_ids: the token ids of the gold turn, its end included.
     """
 
     id: str
@@ -89,7 +90,12 @@ class Case:
     tools: tuple[Tool, ...]
     prompt_ids: tuple[int, ...]
     gold: Message
-    answer_tokens: int
+    answer_ids: tuple[int, ...]
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of the gold turn, its end included."""
+        return len(self.answer_ids)
 
     def to_json(self) -> JsonObject:
         """Return the case as a line of evaluation.jsonl."""
@@ -100,7 +106,7 @@ class Case:
             "tools": [tool.to_json() for tool in self.tools],
             "prompt_ids": list(self.prompt_ids),
             "gold": self.gold.to_json(),
-            "answer_tokens": self.answer_tokens,
+            "answer_ids": list(self.answer_ids),
         }
 
     @classmethod
@@ -113,8 +119,13 @@ class Case:
             tools=tuple(Tool.from_json(tool) for tool in cast("list[JsonObject]", value["tools"])),
             prompt_ids=tuple(cast("list[int]", value["prompt_ids"])),
             gold=Message.from_json(cast("JsonObject", value["gold"])),
-            answer_tokens=cast("int", value["answer_tokens"]),
+            answer_ids=tuple(cast("list[int]", value["answer_ids"])),
         )
+
+
+def case_line(case: Case) -> str:
+    """Return a case as a line of evaluation.jsonl."""
+    return json.dumps(case.to_json(), ensure_ascii=False) + "\n"
 
 
 class Prepared:
@@ -178,14 +189,22 @@ class PreparedWriter:
 
     def add_example(self, input_ids: list[int], labels: list[int]) -> None:
         """Add one training row: as many labels as token ids."""
+        self.add_examples([len(input_ids)], array("i", input_ids), array("i", labels))
+
+    def add_examples(self, lengths: Sequence[int], input_ids: "array[int]", labels: "array[int]") -> None:
+        """Add training rows: the length of each, and all token ids and labels one row after the other."""
         for column, values in zip(self._columns, (input_ids, labels), strict=True):
-            column.append(values)
+            column.extend(lengths, values)
         if len(self._columns[0]) >= _ROWS_A_GROUP:
             self._flush()
 
     def add_case(self, case: Case) -> None:
         """Add one held-out case."""
-        self._cases.write(json.dumps(case.to_json(), ensure_ascii=False) + "\n")
+        self.add_case_line(case_line(case))
+
+    def add_case_line(self, line: str) -> None:
+        """Add one held-out case that `case_line` wrote."""
+        self._cases.write(line)
 
     def describe(self, tokens: Tokens, base_model: BaseModel, report: JsonObject) -> None:
         """Write everything but the rows and the tokenizer."""
@@ -212,10 +231,11 @@ class _Lists:
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
-    def append(self, values: list[int]) -> None:
-        """Add one list."""
+    def extend(self, lengths: Sequence[int], values: "array[int]") -> None:
+        """Add lists: the length of each, and the values of all."""
+        start = len(self._values)
         self._values.extend(values)
-        self._offsets.append(len(self._values))
+        self._offsets.extend(start + end for end in accumulate(lengths))
 
     def take(self) -> pa.ListArray:
         """Return the column, and begin a new one."""

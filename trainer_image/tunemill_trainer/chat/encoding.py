@@ -6,6 +6,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tokenizers import Encoding
+
 from tunemill_trainer.chat.rendering import ChatTemplate, Span, TemplateError
 from tunemill_trainer.chat.tokenizer import Tokenizer
 from tunemill_trainer.data.findings import Problem, Rule
@@ -53,11 +55,18 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
         self.template = template
         self._tokenizer = tokenizer
+        self._backend = tokenizer.backend_tokenizer
         self._enders = set(tokenizer.added_tokens_decoder)
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
         """Return the ids of a history up to where the assistant begins to speak."""
-        return self._tokenise([self.template.prompt(messages, tools)])[0][0]
+        return self.all_prompt_ids([(messages, tools)])[0]
+
+    def all_prompt_ids(self, histories: Sequence[tuple[Sequence[Message], Sequence[Tool]]]) -> list[list[int]]:
+        """Return the ids of histories with their tools, each up to where the assistant begins to speak."""
+        prompts = [self.template.prompt(messages, tools) for messages, tools in histories]
+        # The template writes the beginning-of-text token itself. Without offsets it is faster.
+        return [encoded.ids for encoded in self._backend.encode_batch_fast(prompts, add_special_tokens=False)]
 
     def end_of_turn(self, row: Row) -> int:
         """Return the token that ends the first assistant turn of a row that has one."""
@@ -78,32 +87,24 @@ class Encoder:
                 rendered.append(self.template.conversation(row.messages, row.tools))
             except TemplateError as error:
                 rendered.append(Problem(Rule.NOT_REPRODUCIBLE, f"the chat template {error}"))
-        tokenised = iter(self._tokenise([item[0] for item in rendered if not isinstance(item, Problem)]))
+        texts = [item[0] for item in rendered if not isinstance(item, Problem)]
+        # The template writes the beginning-of-text token itself.
+        tokenised = iter(self._backend.encode_batch(texts, add_special_tokens=False))
         return [
-            Encoded([], (), item) if isinstance(item, Problem) else self._encoded(row, item[1], *next(tokenised))
+            Encoded([], (), item) if isinstance(item, Problem) else self._encoded(row, item[1], next(tokenised))
             for row, item in zip(rows, rendered, strict=True)
         ]
 
-    def _tokenise(self, texts: list[str]) -> list[tuple[list[int], list[Span]]]:
-        if not texts:
-            return []
-        # The template writes the beginning-of-text token itself.
-        batch = self._tokenizer(
-            texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False
-        )
-        return list(zip(batch["input_ids"], batch["offset_mapping"], strict=True))
-
-    def _encoded(self, row: Row, spans: list[Span], ids: list[int], offsets: list[Span]) -> Encoded:
+    def _encoded(self, row: Row, spans: list[Span], tokens: Encoding) -> Encoded:
+        ids, offsets = tokens.ids, tokens.offsets
         starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
         indices = [index for index, message in enumerate(row.messages) if message.role is Role.ASSISTANT]
         turns = tuple(
             Turn(index, bisect_right(ends, start), bisect_left(starts, end))
             for index, (start, end) in zip(indices, spans, strict=True)
         )
-        texts = self._tokenizer.batch_decode(
-            [ids[turn.start : turn.end - 1] for turn in turns],
-            skip_special_tokens=False,
-            clean_up_tokenization_spaces=False,
+        texts = self._backend.decode_batch(
+            [ids[turn.start : turn.end - 1] for turn in turns], skip_special_tokens=False
         )
         for turn, text in zip(turns, texts, strict=True):
             problem = self._ending_problem(ids[turn.start : turn.end]) or _reading_problem(

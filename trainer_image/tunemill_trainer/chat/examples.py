@@ -1,20 +1,22 @@
-"""The second pass over the data: every row becomes a training example or held-out cases."""
+"""The second pass over the data: every row becomes a training example or held-out cases, on all CPUs."""
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
+from itertools import accumulate, islice
 
 from tunemill_trainer.chat.encoding import Encoded
 from tunemill_trainer.chat.templates import Choice
 from tunemill_trainer.data.dataset import Dataset, SpooledRow
-from tunemill_trainer.data.findings import Problem
+from tunemill_trainer.data.findings import Findings, Problem, Rule
 from tunemill_trainer.data.rows import JsonObject
-from tunemill_trainer.prepared import IGNORED, Case, PreparedWriter
+from tunemill_trainer.parallel import ordered_map
+from tunemill_trainer.prepared import IGNORED, Case, PreparedWriter, case_line
 
-_BATCH = 256
-"""Rows that are rendered and tokenised together: enough to keep the tokenizer's threads busy."""
+_BATCH = 128
+"""Rows that a worker renders and tokenises at once."""
 
 
 @dataclass
@@ -23,14 +25,14 @@ class Side:
 
     Attributes:
         rows: that were written.
-        lengths: of these, in tokens.
+        lengths: of these, in tokens: how many have which.
         calls: of these, by tool; the empty name counts assistant turns without a call.
         overlong: rows that were left out because of their length.
         shortest_overlong: the length of the shortest of them.
     """
 
     rows: int = 0
-    lengths: "array[int]" = field(default_factory=lambda: array("i"))
+    lengths: Counter[int] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
     overlong: int = 0
     shortest_overlong: int = 0
@@ -38,27 +40,40 @@ class Side:
     def keep(self, item: SpooledRow, encoded: Encoded) -> None:
         """Count a row that is written."""
         self.rows += 1
-        self.lengths.append(len(encoded.input_ids))
+        self.lengths[len(encoded.input_ids)] += 1
         for turn in encoded.turns:
             self.calls.update([call.name for call in item.row.messages[turn.message].calls] or [""])
 
     def leave_out(self, encoded: Encoded) -> None:
         """Count a row that is too long."""
-        length = len(encoded.input_ids)
-        self.shortest_overlong = min(self.shortest_overlong or length, length)
-        self.overlong += 1
+        self.add(Side(overlong=1, shortest_overlong=len(encoded.input_ids)))
+
+    def add(self, other: "Side") -> None:
+        """Count what others have counted."""
+        shortest = {self.shortest_overlong, other.shortest_overlong} - {0}
+        self.rows += other.rows
+        self.lengths.update(other.lengths)
+        self.calls.update(other.calls)
+        self.overlong += other.overlong
+        self.shortest_overlong = min(shortest, default=0)
 
     def to_json(self) -> JsonObject:
         """Return the figures for the report."""
-        ordered = sorted(self.lengths)
         shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
         return {
             "rows": self.rows,
             "overlongRows": self.overlong,
-            "tokens": {name: ordered[int(share * (len(ordered) - 1))] for name, share in shares.items() if ordered},
+            "tokens": {name: self._length_at(share) for name, share in shares.items() if self.rows},
             "callsByTool": {name: count for name, count in sorted(self.calls.items()) if name},
             "turnsWithoutCall": self.calls[""],
         }
+
+    def _length_at(self, share: float) -> int:
+        """Return the length up to which a share of the rows goes."""
+        position = int(share * (self.rows - 1))
+        lengths = sorted(self.lengths)
+        ends = accumulate(self.lengths[length] for length in lengths)
+        return next(length for length, end in zip(lengths, ends, strict=True) if position < end)
 
 
 @dataclass
@@ -71,6 +86,7 @@ class Examples:
         cases: held-out assistant turns.
         tokens: of the training rows.
         supervised: of these, those that the loss is on.
+        findings: rows that were left out because of their length.
     """
 
     train: Side = field(default_factory=Side)
@@ -78,6 +94,7 @@ class Examples:
     cases: int = 0
     tokens: int = 0
     supervised: int = 0
+    findings: Findings = field(default_factory=Findings)
 
 
 @dataclass(frozen=True)
@@ -88,6 +105,19 @@ class Unfit:
     problem: Problem
 
 
+@dataclass
+class _Batch:
+    """What a worker made of some rows: the training rows one after the other, the cases as lines."""
+
+    rows: int
+    written: Examples = field(default_factory=Examples)
+    lengths: list[int] = field(default_factory=list)
+    input_ids: "array[int]" = field(default_factory=lambda: array("i"))
+    labels: "array[int]" = field(default_factory=lambda: array("i"))
+    cases: list[str] = field(default_factory=list)
+    unfit: list[Unfit] = field(default_factory=list)
+
+
 def write(
     dataset: Dataset,
     choice: Choice,
@@ -95,6 +125,7 @@ def write(
     *,
     max_length: int,
     on_everything: bool,
+    workers: int,
     unfit: Callable[[Unfit], None],
     tick: Callable[[int], None],
 ) -> Examples:
@@ -106,51 +137,78 @@ def write(
         writer: takes examples and cases.
         max_length: longer rows are left out and counted.
         on_everything: whether the loss is on all tokens.
+        workers: processes to encode with.
         unfit: called for every row that cannot be learnt from; may raise to give the template up.
         tick: called with the rows done so far; may raise to stop.
     """
     written = Examples()
     done = 0
-    for batch in _batches(dataset):
+    encode = partial(_encode, dataset, choice, max_length, on_everything)
+    for batch in ordered_map(encode, _batches(dataset.lines()), workers):
         tick(done)
-        for item, encoded in zip(batch, choice.encoder.encode([item.row for item in batch]), strict=True):
-            side = written.held_out if item.held_out else written.train
-            if encoded.problem is not None:
-                unfit(Unfit(item, encoded.problem))
-            elif len(encoded.input_ids) > max_length:
-                side.leave_out(encoded)
-            else:
-                side.keep(item, encoded)
-                if item.held_out:
-                    written.cases += _write_cases(item, encoded, choice, writer)
-                else:
-                    labels = encoded.labels(everything=on_everything)
-                    written.tokens += len(labels)
-                    written.supervised += len(labels) - labels.count(IGNORED)
-                    writer.add_example(encoded.input_ids, labels)
-        done += len(batch)
+        for row in batch.unfit:
+            unfit(row)
+        writer.add_examples(batch.lengths, batch.input_ids, batch.labels)
+        for line in batch.cases:
+            writer.add_case_line(line)
+        written.train.add(batch.written.train)
+        written.held_out.add(batch.written.held_out)
+        written.cases += len(batch.cases)
+        written.tokens += len(batch.labels)
+        written.supervised += len(batch.labels) - batch.labels.count(IGNORED)
+        written.findings.merge(batch.written.findings)
+        done += batch.rows
     return written
 
 
-def _write_cases(item: SpooledRow, encoded: Encoded, choice: Choice, writer: PreparedWriter) -> int:
-    row = item.row
-    for number, turn in enumerate(encoded.turns, start=1):
-        history = row.messages[: turn.message]
-        writer.add_case(
-            Case(
-                id=f"{row.source.file}:{row.source.line}#{number}",
-                row=item.number,
-                messages=history,
-                tools=row.tools,
-                prompt_ids=tuple(choice.encoder.prompt_ids(history, row.tools)),
-                gold=row.messages[turn.message],
-                answer_tokens=turn.end - turn.start,
-            )
+def _encode(dataset: Dataset, choice: Choice, max_length: int, on_everything: bool, lines: Sequence[str]) -> _Batch:
+    batch = _Batch(len(lines))
+    items = [dataset.row(line) for line in lines]
+    held_out: list[tuple[SpooledRow, Encoded]] = []
+    for item, encoded in zip(items, choice.encoder.encode([item.row for item in items]), strict=True):
+        side = batch.written.held_out if item.held_out else batch.written.train
+        length = len(encoded.input_ids)
+        if encoded.problem is not None:
+            batch.unfit.append(Unfit(item, encoded.problem))
+        elif length > max_length:
+            side.leave_out(encoded)
+            problem = Problem(Rule.OVERLONG, f"the row has {length} tokens, and {max_length} are allowed")
+            batch.written.findings.add(item.row.source, [problem])
+        else:
+            side.keep(item, encoded)
+            if item.held_out:
+                held_out.append((item, encoded))
+            else:
+                batch.lengths.append(length)
+                batch.input_ids.extend(encoded.input_ids)
+                batch.labels.extend(encoded.labels(everything=on_everything))
+    batch.cases = [case_line(case) for case in _cases(held_out, choice)]
+    return batch
+
+
+def _cases(held_out: Sequence[tuple[SpooledRow, Encoded]], choice: Choice) -> Iterator[Case]:
+    asked = [
+        (item, turn, f"#{number}", tuple(encoded.input_ids[turn.start : turn.end]))
+        for item, encoded in held_out
+        for number, turn in enumerate(encoded.turns, start=1)
+    ]
+    prompts = choice.encoder.all_prompt_ids(
+        [(item.row.messages[: turn.message], item.row.tools) for item, turn, _, _ in asked]
+    )
+    for (item, turn, number, answer_ids), prompt_ids in zip(asked, prompts, strict=True):
+        row = item.row
+        yield Case(
+            id=f"{row.source.file}:{row.source.line}{number}",
+            row=item.number,
+            messages=row.messages[: turn.message],
+            tools=row.tools,
+            prompt_ids=tuple(prompt_ids),
+            gold=row.messages[turn.message],
+            answer_ids=answer_ids,
         )
-    return len(encoded.turns)
 
 
-def _batches(items: Iterable[SpooledRow]) -> Iterator[list[SpooledRow]]:
-    remaining = iter(items)
+def _batches(lines: Iterable[str]) -> Iterator[list[str]]:
+    remaining = iter(lines)
     while batch := list(islice(remaining, _BATCH)):
         yield batch

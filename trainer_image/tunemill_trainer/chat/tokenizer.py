@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypedDict, cast
 
+import tokenizers
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast, logging
 from tunemill_api.failures import Reason
@@ -23,8 +24,6 @@ class Encoding(TypedDict):
     """What a tokenizer returns for a list of texts, one list of tokens a text."""
 
     input_ids: list[list[int]]
-    offset_mapping: list[list[tuple[int, int]]]
-    """The first character of each token and the one after its last; with return_offsets_mapping."""
 
 
 class Tokenizer(Protocol):
@@ -38,6 +37,8 @@ class Tokenizer(Protocol):
     pad_token_id: int | None
     added_tokens_decoder: dict[int, AddedToken]
     special_tokens_map: dict[str, str]
+    backend_tokenizer: tokenizers.Tokenizer
+    """What it wraps. Asked directly it is a third faster (509 and 370 microseconds for 308 tokens)."""
 
     def __call__(self, text: list[str], **options: bool) -> Encoding:
         """Tokenise."""
@@ -74,11 +75,15 @@ def load(folder: Path) -> Tokenizer:
     """
     logging.set_verbosity_error()
     try:
-        return cast("Tokenizer", PreTrainedTokenizerFast.from_pretrained(folder))
+        loaded = cast("Tokenizer", PreTrainedTokenizerFast.from_pretrained(folder))
     except Exception as error:  # tokenizers raises bare Exceptions for what it cannot read
         raise StageError(
             Reason.BASE_MODEL_UNSUPPORTED, f"the tokenizer.json of spec.baseModel cannot be read: {error}"
         ) from error
+    # Some repositories were saved with the settings of their own training.
+    loaded.backend_tokenizer.no_truncation()
+    loaded.backend_tokenizer.no_padding()
+    return loaded
 
 
 def prepare_vocabulary(

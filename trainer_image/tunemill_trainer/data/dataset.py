@@ -1,32 +1,41 @@
 """The first pass over the data: every row read, checked, told from its duplicates, and spooled with its side.
 
-Rows are spooled to disk and not kept: of each row only its fingerprint and its draw stay in memory.
+Rows are read by all CPUs, put into order again, and spooled to disk: none stays in memory.
 """
 
-import hashlib
 import json
-from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 from tunemill_api import finetune as api
 from tunemill_api.failures import Reason
 
 from tunemill_trainer.data import formats, split
+from tunemill_trainer.data.files import Data
 from tunemill_trainer.data.findings import Findings, Problem, Rule, Severity
 from tunemill_trainer.data.reading import RowReader
-from tunemill_trainer.data.records import Record, records
-from tunemill_trainer.data.rows import Role, Row, Source, Tool
-from tunemill_trainer.data.sources import Data
+from tunemill_trainer.data.records import Line, Record, records, unparsed
+from tunemill_trainer.data.rows import Message, Role, Row, Source, Tool
+from tunemill_trainer.data.seen import Seen
 from tunemill_trainer.errors import StageError
+from tunemill_trainer.parallel import ordered_map
+
+T = TypeVar("T")
+
+HELD_OUT, TRAIN_ONLY = 0.0, 1.0
+"""The draws of rows that are always held out, and never."""
 
 _SAMPLES = 100
 """Rows that tell the format."""
-_TRAIN_ONLY = 1.0
-"""The draw of a row that is never held out."""
+_BATCH = 256
+"""Rows that a worker reads at once."""
+_FEWEST_CALLS = 20
+"""Below so many calls of one tool, chance alone makes tools uneven."""
 
 
 @dataclass
@@ -48,6 +57,11 @@ class Features:
             self.responses = self.responses or message.role is Role.TOOL
             self.reasoning = self.reasoning or bool(message.reasoning)
 
+    def add(self, other: "Features") -> None:
+        """Take note of what others have seen."""
+        for name, seen in vars(other).items():
+            setattr(self, name, getattr(self, name) or seen)
+
 
 @dataclass
 class Dataset:
@@ -59,9 +73,11 @@ class Dataset:
         rows: that were read.
         invalid: rows that were left out because they are wrong.
         duplicates: rows that were left out because they occurred before.
+        leaked: training rows that were left out because a held-out row of a file of its own asks the same.
         silent: rows that were left out because no assistant speaks in them.
         kept: rows in the spool.
-        tools: names of the tools that rows offer.
+        offers: the tools that rows offer, each with the first row that does.
+        calls: of the usable rows, by tool.
         features: of the usable rows.
         findings: everything that was found.
         cut: rows whose draw is below it are held out.
@@ -72,9 +88,11 @@ class Dataset:
     rows: int = 0
     invalid: int = 0
     duplicates: int = 0
+    leaked: int = 0
     silent: int = 0
     kept: int = 0
-    tools: set[str] = field(default_factory=set)
+    offers: dict[str, Source] = field(default_factory=dict)
+    calls: Counter[str] = field(default_factory=Counter)
     features: Features = field(default_factory=Features)
     findings: Findings = field(default_factory=Findings)
     cut: float = 0.0
@@ -84,12 +102,20 @@ class Dataset:
         self.invalid += 1
         self.findings.add(source, problems)
 
-    def __iter__(self) -> Iterator["SpooledRow"]:
-        """Yield the usable rows in the order of the data, held-out rows from a file of their own first."""
+    def lines(self) -> Iterator[str]:
+        """Yield the usable rows as they are spooled: in the order of the data, a file of held-out rows first."""
         with self.spool.open(encoding="utf-8") as lines:
-            for line in lines:
-                number, drawn, row = json.loads(line)
-                yield SpooledRow(number, Row.from_json(row), held_out=drawn < self.cut)
+            yield from lines
+
+    def row(self, line: str) -> "SpooledRow":
+        """Return the row of a spooled line."""
+        number, drawn, (file, at, unit), messages, tools = json.loads(line)
+        row = Row(tuple(Message.from_json(each) for each in messages), _tools(tools), Source(file, at, unit))
+        return SpooledRow(number, row, held_out=drawn < self.cut)
+
+    def __iter__(self) -> Iterator["SpooledRow"]:
+        """Yield the usable rows."""
+        return map(self.row, self.lines())
 
 
 @dataclass(frozen=True)
@@ -101,45 +127,81 @@ class SpooledRow:
     held_out: bool
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read.
+
+    Attributes:
+        format: Auto looks at the first ones.
+        contract: spec.tools, where they are given.
+        keeps_silent: whether rows without an assistant turn are of use.
+        seed: draws the side of a row.
+        workers: processes to read with.
+        tool_ratio: so many times more calls of one tool than of another are worth a word.
+    """
+
+    format: api.DatasetFormat = api.DatasetFormat.AUTO
+    contract: tuple[Tool, ...] = ()
+    keeps_silent: bool = False
+    seed: int = 42
+    workers: int = 1
+    tool_ratio: float = 10.0
+
+
 def read(
-    spec: api.Dataset, loss_on: api.LossOn, train: Data, evaluation: Data | None, spool: Path, tick: Callable[[], None]
+    spec: api.Dataset, how: Reading, train: Data, evaluation: Data | None, spool: Path, tick: Callable[[], None]
 ) -> Dataset:
     """Read the training data and, where spec.dataset.evaluation.uri names it, the held-out data.
 
     Args:
         spec: the wish.
-        loss_on: with Assistant, rows without an assistant turn are of no use.
+        how: to read.
         train: the files of spec.dataset.uri.
-        evaluation: the files of spec.dataset.evaluation.uri. Its rows are read first: where both hold the same
-            conversation, it is the training row that is left out, so that nothing is judged that was learnt.
-        spool: a file to write.
-        tick: called with every row; may raise to stop.
+        evaluation: the files of spec.dataset.evaluation.uri. Its rows are read first: where both ask the same, it is
+            the training row that is left out, so that nothing is judged that was learnt.
+        spool: a file to write; another one with the ending .seen beside it is scratch.
+        tick: called with every batch of rows; may raise to stop.
 
     Raises:
         StageError: DatasetEmpty, DatasetFormatUnknown, DatasetMalformed, DatasetInvalidRows, DatasetTooSmall or
             NothingToLearn.
     """
-    chosen = spec.format if spec.format is not api.DatasetFormat.AUTO else _detect(train)
-    dataset = Dataset(chosen, spool)
-    with spool.open("w", encoding="utf-8") as file:
-        reader = _Reader(dataset, file, keeps_silent=loss_on is api.LossOn.ALL, seed=spec.evaluation.seed, tick=tick)
+    dataset = Dataset(detect(train, how.format), spool)
+    with Intake(dataset, how, tick) as intake:
         if evaluation is not None:
-            reader.read(_all_records(evaluation), evaluation.uri, drawn=0.0)
+            intake.read(_all_items(evaluation), evaluation.uri, drawn=HELD_OUT)
         held_out = dataset.kept
-        stream = _all_records(train)
+        stream = _all_items(train)
         limited = islice(stream, spec.max_rows) if spec.max_rows else stream
-        reader.read(limited, train.uri, drawn=None if evaluation is None else _TRAIN_ONLY)
+        intake.read(limited, train.uri, drawn=None if evaluation is None else TRAIN_ONLY)
     refuse_too_many_invalid(dataset, float(spec.max_invalid_fraction))
     if dataset.silent and not dataset.kept:
         raise StageError(
             Reason.NOTHING_TO_LEARN, f"expected assistant messages in {train.uri}, found none in {dataset.silent} rows"
         )
     if evaluation is None:
-        dataset.cut = split.cut(reader.draws, float(spec.evaluation.fraction))
+        dataset.cut = split.cut(intake.lowest, intake.highest, float(spec.evaluation.fraction))
     else:
-        dataset.cut = _TRAIN_ONLY
+        dataset.cut = TRAIN_ONLY
         _refuse_empty_side(held_out, dataset.kept - held_out, evaluation.uri, train.uri)
     return dataset
+
+
+def detect(data: Data, wanted: api.DatasetFormat = api.DatasetFormat.AUTO) -> api.DatasetFormat:
+    """Return the format of data: the wanted one, or with Auto what the first rows look like.
+
+    Raises:
+        StageError: DatasetEmpty, DatasetMalformed or DatasetFormatUnknown.
+    """
+    if wanted is not api.DatasetFormat.AUTO:
+        return wanted
+    samples = list(islice(chain.from_iterable(records(file) for file in data.files), _SAMPLES))
+    if not samples:
+        raise StageError(Reason.DATASET_EMPTY, f"expected rows in {data.uri}, found none")
+    values = [sample.value for sample in samples if sample.value is not None]
+    if not values:
+        raise StageError(Reason.DATASET_MALFORMED, f"{samples[0].source}: {samples[0].error}")
+    return formats.detect(values, data.uri)
 
 
 def refuse_too_many_invalid(dataset: Dataset, allowed: float) -> None:
@@ -160,82 +222,149 @@ def refuse_too_many_invalid(dataset: Dataset, allowed: float) -> None:
     )
 
 
-class _Reader:
-    def __init__(
-        self, dataset: Dataset, spool: TextIO, *, keeps_silent: bool, seed: int, tick: Callable[[], None]
-    ) -> None:
-        self.draws = array("d")
-        self._dataset = dataset
-        self._spool = spool
-        self._reader = RowReader(dataset.format)
-        self._keeps_silent = keeps_silent
-        self._seed = seed
-        self._tick = tick
-        self._rows: set[bytes] = set()
-        self._held_out: set[bytes] = set()
+class Intake:
+    """Takes rows into a dataset: one file or side after the other. A context manager: the spool is whole at its end."""
 
-    def read(self, stream: Iterator[Record], uri: str, drawn: float | None) -> None:
-        """Read one side, or, where `drawn` is None, rows whose side follows from their conversation."""
+    def __init__(self, dataset: Dataset, how: Reading, tick: Callable[[], None]) -> None:
+        self.lowest, self.highest = 1.0, 0.0
+        self._dataset = dataset
+        self._how = how
+        self._tick = tick
+        self._scratch = dataset.spool.with_suffix(".seen")
+        self._seen = Seen(self._scratch)
+
+    def __enter__(self) -> "Intake":
+        self._spool: TextIO = self._dataset.spool.open("w", encoding="utf-8")
+        self._seen.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._spool.close()
+        self._seen.__exit__(None, None, None)
+        self._scratch.unlink(missing_ok=True)
+        if exception[0] is None:
+            self._note_imbalance()
+
+    def read(self, stream: Iterable[Line | Record], uri: str, drawn: float | None) -> None:
+        """Read one side, or, where `drawn` is None, rows whose side follows from their request.
+
+        Raises:
+            StageError: DatasetEmpty; BrokenFileError.
+        """
         before = self._dataset.rows
-        for record in stream:
+        look = partial(_look_at, RowReader(self._dataset.format, self._how.contract))
+        for batch in ordered_map(look, _batches(stream), self._how.workers):
             self._tick()
-            self._dataset.rows += 1
-            row = self._usable(record)
-            if row is not None:
-                self._keep(row, drawn)
+            for looked in batch:
+                self._take(looked, drawn)
         if self._dataset.rows == before:
             raise StageError(Reason.DATASET_EMPTY, f"expected rows in {uri}, found none")
 
-    def _usable(self, record: Record) -> Row | None:
-        found = self._reader.read(record)
-        if found.row is None:
-            self._dataset.leave_out(record.source, found.problems)
-        else:
-            self._dataset.findings.add(record.source, found.problems)
-        return found.row
-
-    def _keep(self, row: Row, drawn: float | None) -> None:
-        dataset = self._dataset
-        conversation = split.fingerprint(row.messages)
-        whole = _row_fingerprint(conversation, row.tools)
-        if whole in self._rows or conversation in self._held_out:
+    def _take(self, looked: "_Looked", drawn: float | None) -> None:
+        dataset, source = self._dataset, looked.source
+        dataset.rows += 1
+        if looked.row is None:
+            dataset.leave_out(source, looked.problems)
+            return
+        dataset.findings.add(source, looked.problems)
+        if drawn == TRAIN_ONLY and (asked := self._seen.find(b"held out" + looked.request)):
+            dataset.leaked += 1
+            dataset.findings.add(source, [Problem(Rule.LEAKED, f"the held-out row at {asked} asks the same")])
+        elif first := self._seen.before(b"row" + looked.whole, source):
             dataset.duplicates += 1
-            dataset.findings.add(row.source, [Problem(Rule.DUPLICATE, "the same row, or held-out row, came before")])
-            return
-        self._rows.add(whole)
-        if drawn == 0.0:
-            self._held_out.add(conversation)
-        silent = not any(message.role is Role.ASSISTANT for message in row.messages)
-        if silent and not self._keeps_silent:
+            dataset.findings.add(source, [Problem(Rule.DUPLICATE, f"the same row as {first}")])
+        elif looked.silent and not self._how.keeps_silent:
             dataset.silent += 1
-            return
+            dataset.findings.add(source, [Problem(Rule.NOT_SUPERVISED, "no assistant speaks in the row")])
+        else:
+            self._keep(looked, looked.row, drawn)
+
+    def _keep(self, looked: "_Looked", row: str, drawn: float | None) -> None:
+        dataset = self._dataset
+        if drawn == HELD_OUT:
+            self._seen.before(b"held out" + looked.request, looked.source)
         if drawn is None:
-            drawn = _TRAIN_ONLY if silent else split.draw(conversation, self._seed)
-            self.draws.append(drawn)
+            drawn = TRAIN_ONLY if looked.silent else split.draw(looked.request, self._how.seed)
+            self.lowest, self.highest = min(self.lowest, drawn), max(self.highest, drawn)
         dataset.kept += 1
-        dataset.tools.update(tool.name for tool in row.tools)
-        dataset.features.see(row)
-        self._spool.write(json.dumps([dataset.rows, drawn, row.to_json()], ensure_ascii=False) + "\n")
+        for tool in looked.tools:
+            dataset.offers.setdefault(tool, looked.source)
+        dataset.calls.update(looked.calls)
+        dataset.features.add(looked.features)
+        self._spool.write(f"[{dataset.rows}, {drawn!r}, {row}\n")
+
+    def _note_imbalance(self) -> None:
+        calls = self._dataset.calls
+        most = max(calls.values(), default=0)
+        rare = sorted(
+            (calls[tool], tool) for tool in self._dataset.offers if calls[tool] * self._how.tool_ratio <= most
+        )
+        if most < _FEWEST_CALLS or not rare:
+            return
+        often = next(tool for tool, count in calls.items() if count == most)
+        shown = ", ".join(f"{tool} {count} times" for count, tool in rare[:5])
+        more = f" and {len(rare) - 5} more as rarely" if len(rare) > 5 else ""
+        problem = Problem(Rule.IMBALANCE, f"{often} is called {most} times, but {shown}{more}")
+        self._dataset.findings.add(self._dataset.offers[rare[0][1]], [problem])
 
 
-def _all_records(data: Data) -> Iterator[Record]:
-    return chain.from_iterable(records(file) for file in data.files)
+@dataclass(frozen=True)
+class _Looked:
+    """What the main process needs of a row that a worker read; `row` is the rest of its line in the spool."""
+
+    source: Source
+    problems: tuple[Problem, ...]
+    row: str | None = None
+    whole: bytes = b""
+    request: bytes = b""
+    silent: bool = False
+    tools: tuple[str, ...] = ()
+    calls: tuple[str, ...] = ()
+    features: Features = field(default_factory=Features)
 
 
-def _detect(data: Data) -> api.DatasetFormat:
-    samples = list(islice(_all_records(data), _SAMPLES))
-    if not samples:
-        raise StageError(Reason.DATASET_EMPTY, f"expected rows in {data.uri}, found none")
-    values = [sample.value for sample in samples if sample.value is not None]
-    if not values:
-        raise StageError(Reason.DATASET_MALFORMED, f"{samples[0].source}: {samples[0].error}")
-    return formats.detect(values, data.uri)
+def _look_at(reader: RowReader, batch: Sequence[Line | Record]) -> list[_Looked]:
+    return [_looked(reader, item if isinstance(item, Record) else item.parsed()) for item in batch]
 
 
-def _row_fingerprint(conversation: bytes, tools: tuple[Tool, ...]) -> bytes:
-    """Return what tells rows apart: the conversation and the tools that it offers."""
-    offered = json.dumps([tool.to_json() for tool in tools], sort_keys=True)
-    return hashlib.sha256(conversation + offered.encode()).digest()[:16]
+def _looked(reader: RowReader, record: Record) -> _Looked:
+    found = reader.read(record)
+    row = found.row
+    if row is None:
+        return _Looked(record.source, found.problems)
+    features = Features()
+    features.see(row)
+    conversation = split.conversation_fingerprint(row.messages)
+    offered = json.dumps([tool.to_json() for tool in row.tools], ensure_ascii=False)
+    place = [row.source.file, row.source.line, row.source.unit]
+    messages = [message.to_json() for message in row.messages]
+    return _Looked(
+        record.source,
+        found.problems,
+        # The tools stand as text in the line, so that rows that repeat them need them read only once.
+        row=", ".join(json.dumps(part, ensure_ascii=False) for part in (place, messages, offered)) + "]",
+        whole=split.digest(conversation + offered.encode()),
+        request=split.request_fingerprint(row.messages),
+        silent=not any(message.role is Role.ASSISTANT for message in row.messages),
+        tools=tuple(tool.name for tool in row.tools),
+        calls=tuple(call.name for message in row.messages for call in message.calls),
+        features=features,
+    )
+
+
+@lru_cache(maxsize=1024)
+def _tools(text: str) -> tuple[Tool, ...]:
+    return tuple(Tool.from_json(tool) for tool in json.loads(text))
+
+
+def _all_items(data: Data) -> Iterator[Line | Record]:
+    return chain.from_iterable(unparsed(file) for file in data.files)
+
+
+def _batches(items: Iterable[T]) -> Iterator[list[T]]:
+    remaining = iter(items)
+    while batch := list(islice(remaining, _BATCH)):
+        yield batch
 
 
 def _refuse_empty_side(held_out: int, trained: int, evaluation: str, train: str) -> None:

@@ -135,17 +135,24 @@ class Findings:
     Attributes:
         counts: findings by rule.
         listed: the first findings.
+        kept: how many are listed at most.
     """
 
     counts: Counter[Rule] = field(default_factory=Counter)
     listed: list[Finding] = field(default_factory=list)
+    kept: int = _KEPT
 
     def add(self, source: Source, problems: Iterable[Problem]) -> None:
         """Take note of the problems of one row."""
         for problem in problems:
             self.counts[problem.rule] += 1
-            if len(self.listed) < _KEPT:
+            if len(self.listed) < self.kept:
                 self.listed.append(Finding(source, problem))
+
+    def merge(self, other: "Findings") -> None:
+        """Take over what was collected elsewhere."""
+        self.counts.update(other.counts)
+        self.listed += other.listed[: max(0, self.kept - len(self.listed))]
 
     def to_json(self) -> JsonObject:
         """Return the counts and the first findings for the report."""

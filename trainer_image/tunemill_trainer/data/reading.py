@@ -9,7 +9,7 @@ from tunemill_trainer.data import formats, lint
 from tunemill_trainer.data.findings import Problem, RowError, Rule, invalidating
 from tunemill_trainer.data.records import Record
 from tunemill_trainer.data.rows import Message, Row, Tool
-from tunemill_trainer.data.tools import served_name, without_filled_nulls
+from tunemill_trainer.data.tools import served_name
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,15 @@ class RowReader:
         if record.value is None:
             return ReadRow(None, (Problem(Rule.NOT_JSON, record.error),))
         try:
-            messages, own = self._read(record.value)
-            messages, tools, renamed = _with_served_names(messages, own or self._contract)
-            messages = [_without_filled_nulls(message, tools) for message in messages]
+            messages, tools = self._read(record.value)
+            if not tools and self._contract:
+                messages, tools = formats.without_filled_nulls(messages, self._contract), self._contract
+            messages, tools, renamed = _with_served_names(messages, tools)
         except RowError as error:
             return ReadRow(None, (error.problem,))
         row = Row(tuple(messages), tools, record.source)
         problems = [*renamed, *lint.problems(row, self._contract)]
         return ReadRow(None if invalidating(problems) else row, tuple(problems))
-
-
-def _without_filled_nulls(message: Message, tools: tuple[Tool, ...]) -> Message:
-    if not any(None in call.arguments.values() for call in message.calls):
-        return message
-    return replace(message, calls=tuple(without_filled_nulls(call, tools) for call in message.calls))
 
 
 def _with_served_names(

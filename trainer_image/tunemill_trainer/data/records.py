@@ -1,4 +1,4 @@
-"""Reads files as a stream of JSON objects with their places: JSON lines or one JSON list, plain or gzipped.
+"""Reads files as a stream of JSON objects with their places: JSON lines or one JSON list, plain or gzipped, or parquet.
 
 The contents decide, not the name. Nothing holds more than a row and a buffer: a file may be larger than memory.
 """
@@ -12,13 +12,20 @@ from dataclasses import dataclass
 from io import BufferedReader
 from typing import BinaryIO, NoReturn, cast
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from tunemill_api.failures import Reason
 
+from tunemill_trainer.data.files import DataFile
+from tunemill_trainer.data.findings import RowError, Rule
 from tunemill_trainer.data.rows import JsonObject, Source
-from tunemill_trainer.data.sources import DataFile
+from tunemill_trainer.data.values import as_json
 from tunemill_trainer.errors import StageError
 
 _GZIP_MAGIC = b"\x1f\x8b"
+_PARQUET_MAGIC = b"PAR1"
+_ROWS_OF_A_TABLE = 256
+"""Read at once; rows may be large."""
 _CHUNK_BYTES = 1 << 20
 _LONGEST_LITERAL = 16
 """A JSON error so close to the end of the buffer may only mean that the buffer ends within a literal or an escape."""
@@ -33,30 +40,91 @@ class Record:
     error: str = ""
 
 
+@dataclass(frozen=True)
+class Line:
+    """A line that was not looked at yet: parsing it may be left to another process."""
+
+    source: Source
+    content: bytes
+
+    def parsed(self) -> Record:
+        """Return the object that the line holds, or what is wrong with it."""
+        return _record(self.source, self.content)
+
+
+class BrokenFileError(StageError):
+    """The rest of a file cannot be read at all.
+
+    Args:
+        last: the last place that was read.
+        message: as of StageError.
+    """
+
+    def __init__(self, last: Source, message: str) -> None:
+        super().__init__(Reason.DATASET_MALFORMED, message)
+        self.last = last
+
+
 def records(file: DataFile) -> Iterator[Record]:
     """Yield the objects of a file; empty lines are passed over.
 
     Raises:
-        StageError: DatasetMalformed, when the rest of the file cannot be read at all.
+        BrokenFileError: DatasetMalformed.
     """
-    last: Source | None = None
+    return (item if isinstance(item, Record) else item.parsed() for item in unparsed(file))
+
+
+def unparsed(file: DataFile) -> Iterator[Line | Record]:
+    """Yield the lines of a file as they are; what does not come in lines is parsed.
+
+    Raises:
+        BrokenFileError: DatasetMalformed.
+    """
+    with file.path.open("rb") as raw:
+        if raw.read(4) == _PARQUET_MAGIC:
+            return _rows_of_a_table(file)
+    return _text(file)
+
+
+def _text(file: DataFile) -> Iterator[Line | Record]:
+    last = Source(file.name, 1)
+    found = False
     try:
         with _open(file) as stream:
             start = _first_character(stream)
-            for record in _elements(file.name, stream) if start == b"[" else _lines(file.name, stream):
-                last = record.source
-                yield record
+            for item in _elements(file.name, stream) if start == b"[" else _lines(file.name, stream):
+                last, found = item.source, True
+                yield item
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        where = f"after {last}" if last else f"at the start of {file.name}"
-        raise StageError(
-            Reason.DATASET_MALFORMED, f"expected a whole gzip file, found damage {where}: {error}"
-        ) from error
+        where = f"after {last}" if found else f"at the start of {file.name}"
+        raise BrokenFileError(last, f"expected a whole gzip file, found damage {where}: {error}") from error
 
 
 def _open(file: DataFile) -> BinaryIO:
     with file.path.open("rb") as raw:
         zipped = raw.read(2) == _GZIP_MAGIC
     return cast("BinaryIO", gzip.open(file.path)) if zipped else file.path.open("rb")
+
+
+def _rows_of_a_table(file: DataFile) -> Iterator[Record]:
+    """Yield the rows of a parquet file, with the nulls that a table fills in: the reader of rows drops them."""
+    number = 0
+    try:
+        with pq.ParquetFile(file.path) as table:
+            for batch in table.iter_batches(_ROWS_OF_A_TABLE):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield _of_a_table(Source(file.name, number, "row"), row)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        last = Source(file.name, max(number, 1), "row")
+        raise BrokenFileError(last, f"expected a whole parquet file, found damage after {last}: {error}") from error
+
+
+def _of_a_table(source: Source, row: JsonObject) -> Record:
+    try:
+        return Record(source, cast("JsonObject", as_json(row, Rule.NOT_JSON)))
+    except RowError as error:
+        return Record(source, None, error.problem.message)
 
 
 def _first_character(stream: BinaryIO) -> bytes:
@@ -68,10 +136,10 @@ def _first_character(stream: BinaryIO) -> bytes:
     return peekable.peek(_CHUNK_BYTES).lstrip()[:1]
 
 
-def _lines(name: str, stream: BinaryIO) -> Iterator[Record]:
+def _lines(name: str, stream: BinaryIO) -> Iterator[Line]:
     for number, line in enumerate(stream, start=1):
-        if line.strip():
-            yield _record(Source(name, number), line)
+        if not line.isspace():
+            yield Line(Source(name, number), line)
 
 
 def _record(source: Source, line: bytes) -> Record:
@@ -107,10 +175,8 @@ def _elements(name: str, stream: BinaryIO) -> Iterator[Record]:
                 return buffer[at : at + 1]
 
     def fail(problem: str) -> NoReturn:
-        raise StageError(
-            Reason.DATASET_MALFORMED,
-            f"{Source(name, number, 'element')}: {problem}; the rest of the list cannot be read",
-        )
+        here = Source(name, max(number, 1), "element")
+        raise BrokenFileError(here, f"{here}: {problem}; the rest of the list cannot be read")
 
     try:
         skip_space()

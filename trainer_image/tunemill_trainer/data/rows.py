@@ -117,21 +117,3 @@ class Row:
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...]
     source: Source
-
-    def to_json(self) -> JsonObject:
-        """Return the row for the spool file."""
-        return {
-            "messages": [message.to_json() for message in self.messages],
-            "tools": [tool.to_json() for tool in self.tools],
-            "source": [self.source.file, self.source.line, self.source.unit],
-        }
-
-    @classmethod
-    def from_json(cls, value: JsonObject) -> Self:
-        """Read what `to_json` wrote."""
-        file, line, unit = cast("tuple[str, int, str]", value["source"])
-        return cls(
-            messages=tuple(Message.from_json(message) for message in cast("list[JsonObject]", value["messages"])),
-            tools=tuple(Tool.from_json(tool) for tool in cast("list[JsonObject]", value["tools"])),
-            source=Source(file, line, unit),
-        )

@@ -1,12 +1,12 @@
 """Brings the data from S3 to the work folder and takes its digest."""
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunemill_api.failures import Reason
 
+from tunemill_trainer.data.files import Data, DataFile
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.s3 import s3_errors, split_uri
 from tunemill_trainer.stop import StopSignal
@@ -18,37 +18,6 @@ ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 """What is taken from below a prefix."""
 
 _CHUNK_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class DataFile:
-    """One file of the data.
-
-    Attributes:
-        name: relative to the prefix, as messages show it.
-        path: where it lies now.
-        sha256: of its bytes as they lie in the bucket.
-    """
-
-    name: str
-    path: Path
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Data:
-    """The files behind one uri, in the order of their keys."""
-
-    uri: str
-    files: tuple[DataFile, ...]
-
-    @property
-    def digest(self) -> str:
-        """The sha256 of the one file; of several, that of their list as sha256sum prints it."""
-        if len(self.files) == 1:
-            return self.files[0].sha256
-        listing = "".join(f"{file.sha256}  {file.name}\n" for file in self.files)
-        return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def fetch(client: "S3Client", uri: str, field: str, into: Path, stop: StopSignal) -> Data:

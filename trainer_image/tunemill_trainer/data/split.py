@@ -1,4 +1,4 @@
-"""Decides which rows are held out. A row's side depends on its own conversation alone: new rows move no old ones."""
+"""Decides which rows are held out. A row's side depends on its own request alone: new rows move no old ones."""
 
 import hashlib
 import json
@@ -7,34 +7,55 @@ from collections.abc import Sequence
 
 from tunemill_api.failures import Reason
 
-from tunemill_trainer.data.rows import Message
+from tunemill_trainer.data.rows import Message, Role
 from tunemill_trainer.errors import StageError
 
 
-def fingerprint(messages: Sequence[Message]) -> bytes:
-    """Return 16 bytes that identify a conversation."""
-    text = json.dumps([message.to_json() for message in messages], sort_keys=True)
-    return hashlib.sha256(text.encode()).digest()[:16]
+def request_fingerprint(messages: Sequence[Message]) -> bytes:
+    """Return 16 bytes that identify what the assistant is asked: all that others say, whatever the spacing and case.
+
+    A row that asks what a held-out row asks would give the answer away, also where it is worded differently.
+    """
+    said = [
+        (message.role, " ".join(message.content.casefold().split()))
+        for message in messages
+        if message.role is not Role.ASSISTANT
+    ]
+    return digest(json.dumps(said).encode())
 
 
-def draw(conversation: bytes, seed: int) -> float:
-    """Return a conversation's number from 0 to 1; equal conversations draw equal numbers."""
-    digest = hashlib.sha256(f"{seed}:".encode() + conversation).digest()
+def conversation_fingerprint(messages: Sequence[Message]) -> bytes:
+    """Return 16 bytes that identify a conversation; the order of a call's arguments does not count."""
+    return digest(json.dumps([message.to_json() for message in messages], sort_keys=True).encode())
+
+
+def draw(request: bytes, seed: int) -> float:
+    """Return a request's number from 0 to 1; equal requests draw equal numbers."""
+    digest = hashlib.sha256(f"{seed}:".encode() + request).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
-def cut(draws: Sequence[float], fraction: float) -> float:
+def cut(lowest: float, highest: float, fraction: float) -> float:
     """Return the number below which a draw means: held out. At least one row falls on each side.
 
+    Args:
+        lowest: of all draws.
+        highest: of all draws.
+        fraction: the share to hold out.
+
     Raises:
-        StageError: DatasetTooSmall, when all rows hold the same conversation.
+        StageError: DatasetTooSmall, when all rows hold the same request, or there are none.
     """
-    lowest, highest = min(draws, default=0.0), max(draws, default=0.0)
-    if lowest == highest:
+    if lowest >= highest:
         raise StageError(
             Reason.DATASET_TOO_SMALL,
-            "expected at least two different conversations, one to train on and one to hold out, "
-            f"found {min(len(draws), 1)}",
+            "expected at least two rows with different requests, one to train on and one to hold out, "
+            f"found {'one' if lowest == highest else 'none'}",
         )
     # A small file may have no draw on one side of the usual cut.
     return min(max(fraction, math.nextafter(lowest, 1.0)), highest)
+
+
+def digest(content: bytes) -> bytes:
+    """Return 16 bytes that tell contents apart."""
+    return hashlib.sha256(content).digest()[:16]

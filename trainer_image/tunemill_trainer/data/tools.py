@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import cast
 
@@ -11,10 +12,12 @@ from jsonschema.exceptions import SchemaError, ValidationError
 from pydantic import JsonValue
 from referencing import Registry
 from referencing.exceptions import Unresolvable
+from tunemill_api.failures import Reason
 
 from tunemill_trainer.data.findings import Problem, RowError, Rule
 from tunemill_trainer.data.rows import Call, JsonObject, Tool
 from tunemill_trainer.data.values import read_object, read_value, shortened
+from tunemill_trainer.errors import StageError
 
 JSON_TYPES = frozenset({"string", "integer", "number", "boolean", "array", "object", "null"})
 PYTHON_TYPES = {
@@ -53,6 +56,25 @@ def read_tools(value: JsonValue) -> tuple[Tool, ...]:
     return _read_tools(value if isinstance(value, str) else json.dumps(value))
 
 
+def given_tools(text: str, where: str) -> tuple[Tool, ...]:
+    """Return the tools that the user gives for all rows, with the names that servers take.
+
+    Args:
+        text: JSON: a list of definitions, or one.
+        where: the text is from, for the message.
+
+    Raises:
+        StageError: InvalidSpec.
+    """
+    try:
+        tools = tuple(replace(tool, name=served_name(tool.name) or tool.name) for tool in read_tools(text.strip()))
+    except RowError as error:
+        raise StageError(Reason.INVALID_SPEC, f"{where}: {error.problem.message}") from error
+    if not tools:
+        raise StageError(Reason.INVALID_SPEC, f"expected at least one tool in {where}, found none")
+    return tools
+
+
 def read_call(value: JsonValue) -> Call:
     """Return a call: an object with name and arguments, bare or wrapped as OpenAI has it, the arguments also as text.
 
@@ -79,22 +101,38 @@ def served_name(name: str) -> str:
     return served if any(letter.isalnum() for letter in served) else ""
 
 
-def without_filled_nulls(call: Call, tools: Sequence[Tool]) -> Call:
-    """Return the call without arguments that are null although their tool neither requires them nor allows null.
+def without_nulls(call: Call, tools: Sequence[Tool]) -> Call:
+    """Return the call without values that are null although their tool neither requires them nor allows null.
 
     Data that went through a table has a null for every argument that any other row has, and a model would learn it.
     """
     tool = next((tool for tool in tools if tool.name == call.name), None)
-    if tool is None or None not in call.arguments.values():
+    if tool is None:
         return call
-    required = cast("list[str]", tool.parameters.get("required", []))
-    properties = cast("JsonObject", tool.parameters.get("properties", {}))
+    return Call(call.name, cast("JsonObject", _without_nulls(call.arguments, tool.parameters)))
 
-    def meant(name: str, value: JsonValue) -> bool:
-        schema = properties.get(name)
-        return value is not None or name in required or (isinstance(schema, dict) and _validator(schema).is_valid(None))
 
-    return Call(call.name, {name: value for name, value in call.arguments.items() if meant(name, value)})
+def _without_nulls(value: JsonValue, schema: JsonValue) -> JsonValue:
+    """Return a value without the nulls that its schema does not know; where it has no properties, all is meant."""
+    if not isinstance(schema, dict):
+        return value
+    if isinstance(value, list):
+        return [_without_nulls(item, schema.get("items")) for item in value]
+    properties = schema.get("properties")
+    if not (isinstance(value, dict) and isinstance(properties, dict)):
+        return value
+    required = schema.get("required")
+
+    def meant(name: str) -> bool:
+        described = properties.get(name)
+        needed = isinstance(required, list) and name in required
+        return needed or (isinstance(described, dict) and _validator(described).is_valid(None))
+
+    return {
+        name: _without_nulls(item, properties.get(name))
+        for name, item in value.items()
+        if item is not None or meant(name)
+    }
 
 
 def call_problems(call: Call, tools: Sequence[Tool]) -> Iterator[Problem]:

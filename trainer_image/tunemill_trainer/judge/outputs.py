@@ -12,10 +12,10 @@ from tunemill_api.failures import Reason
 from tunemill_api.finetune import DatasetFormat
 
 from tunemill_trainer.data import formats
+from tunemill_trainer.data.files import DataFile
 from tunemill_trainer.data.findings import REMEDIES, RowError
 from tunemill_trainer.data.records import Record, records
 from tunemill_trainer.data.rows import JsonObject, Message, Role, Source, Tool
-from tunemill_trainer.data.sources import DataFile
 from tunemill_trainer.data.tools import read_tools
 from tunemill_trainer.data.values import shortened
 from tunemill_trainer.errors import StageError

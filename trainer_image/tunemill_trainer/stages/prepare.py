@@ -15,17 +15,17 @@ from tunemill_api.finetune import LossOn
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import DatasetFacts, PreparedFacts
 
-from tunemill_trainer import s3
+from tunemill_trainer import combinations, cpus, s3
 from tunemill_trainer.chat import examples, templates, tokenizer
 from tunemill_trainer.chat.examples import Examples, Unfit
 from tunemill_trainer.chat.templates import Choice, Origin
 from tunemill_trainer.context import StageContext
 from tunemill_trainer.data import dataset as data
 from tunemill_trainer.data import sources
-from tunemill_trainer.data.dataset import Dataset
+from tunemill_trainer.data.dataset import Dataset, Reading
+from tunemill_trainer.data.files import Data
 from tunemill_trainer.data.findings import Rule
 from tunemill_trainer.data.rows import JsonObject
-from tunemill_trainer.data.sources import Data
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import READ_FIELD, Hub, ModelCommit
 from tunemill_trainer.prepared import BaseModel, PreparedWriter, Tokens
@@ -43,6 +43,7 @@ def run(context: StageContext) -> tuple[PreparedFacts, bool]:
     Raises:
         StageError: with a reason for everything that a user or a platform can mend.
     """
+    combinations.refuse_impossible(context.spec)
     folder = _empty_folder(context.work / "prepare")
     hub, base = _check_permissions(context)
     train, evaluation = _fetch(context, folder)
@@ -133,7 +134,13 @@ def _resolved(base: ModelCommit, train: Data, evaluation: Data | None, of_user: 
 
 def _read(context: StageContext, train: Data, evaluation: Data | None, spool: Path) -> Dataset:
     spec = context.spec
-    dataset = data.read(spec.dataset, spec.training.loss_on, train, evaluation, spool, context.stop.check)
+    how = Reading(
+        format=spec.dataset.format,
+        keeps_silent=spec.training.loss_on is LossOn.ALL,
+        seed=spec.dataset.evaluation.seed,
+        workers=cpus.available(),
+    )
+    dataset = data.read(spec.dataset, how, train, evaluation, spool, context.stop.check)
     context.progress.report(_READ, metrics={"rows": dataset.rows, "invalid_rows": dataset.invalid})
     return dataset
 
@@ -170,6 +177,7 @@ def _encode(
         with PreparedWriter(output) as writer:
             written = _write_examples(context, dataset, choice, speaker, writer)
             tokens = tokenizer.describe(speaker, vocabulary, choice.end_of_turn, base_folder)
+            combinations.refuse_untrainable_tokens(context.spec, tokens)
             speaker.chat_template = choice.encoder.template.source
             speaker.save_pretrained(writer.layout.tokenizer_path)
             report = _report(dataset, written, choice)
@@ -207,9 +215,11 @@ def _write_examples(
         writer,
         max_length=training.max_length,
         on_everything=training.loss_on is LossOn.ALL,
+        workers=cpus.available(),
         unfit=take_note,
         tick=tick,
     )
+    dataset.findings.merge(written.findings)
     for row in unfit:
         dataset.leave_out(row.item.row.source, [row.problem])
     data.refuse_too_many_invalid(dataset, float(context.spec.dataset.max_invalid_fraction))
@@ -230,7 +240,6 @@ def _refuse_empty_side(written: Examples, max_length: int) -> None:
 
 
 def _dataset_facts(dataset: Dataset, written: Examples) -> DatasetFacts:
-    lengths = [*written.train.lengths, *written.held_out.lengths]
     return DatasetFacts(
         format=dataset.format.value,
         rows=dataset.rows,
@@ -239,8 +248,9 @@ def _dataset_facts(dataset: Dataset, written: Examples) -> DatasetFacts:
         invalid_rows=dataset.invalid,
         overlong_rows=written.train.overlong + written.held_out.overlong,
         duplicate_rows=dataset.duplicates,
-        tools=len(dataset.tools),
-        longest_row_tokens=max(lengths),
+        leaked_rows=dataset.leaked,
+        tools=len(dataset.offers),
+        longest_row_tokens=max(written.train.lengths | written.held_out.lengths),
         supervised_token_percent=f"{100 * written.supervised / written.tokens:.1f}",
     )
 
@@ -251,8 +261,9 @@ def _report(dataset: Dataset, written: Examples, choice: Choice) -> JsonObject:
         "rows": dataset.rows,
         "invalidRows": dataset.invalid,
         "duplicateRows": dataset.duplicates,
+        "leakedRows": dataset.leaked,
         "rowsWithoutAssistant": dataset.silent,
-        "tools": [*sorted(dataset.tools)],
+        "tools": [*sorted(dataset.offers)],
         "train": written.train.to_json() | {"supervisedTokens": written.supervised, "allTokens": written.tokens},
         "evaluation": written.held_out.to_json() | {"cases": written.cases},
         "chatTemplate": {"origin": choice.origin.value, "passedOver": choice.passed_over},

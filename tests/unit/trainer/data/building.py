@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tunemill_trainer.data.files import Data, DataFile
 from tunemill_trainer.data.rows import Call, Message, Role, Row, Source, Tool
-from tunemill_trainer.data.sources import Data, DataFile
 
 WEATHER = {
     "name": "get_weather",

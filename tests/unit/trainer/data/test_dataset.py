@@ -5,17 +5,18 @@ import json
 import pytest
 from trainer.data.building import openai_row, some_data
 from tunemill_api.failures import Reason
-from tunemill_api.finetune import Dataset, DatasetFormat, LossOn
+from tunemill_api.finetune import Dataset, DatasetFormat
 from tunemill_trainer.data import dataset
 from tunemill_trainer.data.findings import Rule
 from tunemill_trainer.errors import StageError
 
 
-def read(folder, train, held_out=None, loss_on=LossOn.ASSISTANT, **spec):
+def read(folder, train, held_out=None, *, workers=1, contract=(), keeps_silent=False, **spec):
     """Read rows as spec.dataset would have it."""
     wish = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl", **spec})
+    how = dataset.Reading(wish.format, contract, keeps_silent=keeps_silent, workers=workers)
     evaluation = None if held_out is None else some_data(folder, held_out, "held-out.jsonl")
-    return dataset.read(wish, loss_on, some_data(folder, train), evaluation, folder / "spool", lambda: None)
+    return dataset.read(wish, how, some_data(folder, train), evaluation, folder / "spool", lambda: None)
 
 
 def good(count, start=0):
@@ -34,7 +35,7 @@ def test_every_good_row_lands_on_one_side(tmp_path):
     assert found.format is DatasetFormat.OPENAI
     assert [item.number for item in rows] == list(range(1, 41))
     assert 0 < sum(item.held_out for item in rows) < 40
-    assert (found.rows, found.kept, found.tools) == (40, 40, {"get_weather"})
+    assert (found.rows, found.kept, set(found.offers)) == (40, 40, {"get_weather"})
 
 
 def test_duplicates_are_used_once(tmp_path):
@@ -42,7 +43,7 @@ def test_duplicates_are_used_once(tmp_path):
     again = json.loads(json.dumps(good(1)[0]).replace("c1", "c9"))
     found = read(tmp_path, [*good(3), again])
     assert (found.kept, found.duplicates, found.invalid) == (3, 1, 0)
-    assert str(found.findings.listed[0]).startswith("calls.jsonl line 4: the same row")
+    assert str(found.findings.listed[0]).startswith("calls.jsonl line 4: the same row as calls.jsonl line 1")
 
 
 def test_wrong_rows_end_the_run_and_are_named(tmp_path):
@@ -78,7 +79,7 @@ def test_a_line_that_is_not_json_is_malformed_data(tmp_path):
         ("\n\n", Reason.DATASET_EMPTY, "expected rows"),
         ("hello\n", Reason.DATASET_MALFORMED, "calls.jsonl line 1: not JSON"),
         ([{"prompt": "a", "completion": "b"}], Reason.DATASET_FORMAT_UNKNOWN, "found the fields: completion, prompt"),
-        (good(1), Reason.DATASET_TOO_SMALL, "at least two different conversations"),
+        (good(1), Reason.DATASET_TOO_SMALL, "two rows with different requests"),
         ([SILENT], Reason.NOTHING_TO_LEARN, "expected assistant messages"),
     ],
 )
@@ -123,7 +124,7 @@ def test_max_rows_counts_from_the_start(tmp_path):
 def test_rows_without_an_assistant_are_only_learnt_from_with_loss_on_all(tmp_path):
     """They are left out and counted, or kept for training, never held out."""
     assert (read(tmp_path, [*good(3), SILENT]).silent, read(tmp_path, [*good(3), SILENT]).kept) == (1, 3)
-    kept = list(read(tmp_path, [*good(3), SILENT], loss_on=LossOn.ALL))
+    kept = list(read(tmp_path, [*good(3), SILENT], keeps_silent=True))
     assert (len(kept), kept[-1].held_out) == (4, False)
 
 
@@ -132,7 +133,37 @@ def test_held_out_rows_of_their_own(tmp_path):
     found = read(tmp_path, good(10), good(3), evaluation={"uri": "s3://team-a/held-out.jsonl"})
     sides = [item.held_out for item in found]
     assert sides == [True] * 3 + [False] * 7
-    assert found.duplicates == 3
+    assert (found.duplicates, found.leaked) == (0, 3)
+    assert str(found.findings.listed[0]) == (
+        "calls.jsonl line 1: the held-out row at held-out.jsonl line 1 asks the same"
+    )
+
+
+def test_a_leak_is_one_however_it_is_answered(tmp_path):
+    """A training row that asks what is judged gives the answer away, also where it is worded in another way."""
+    again = openai_row("what is the weather  in town 1?", city="Oslo")
+    found = read(tmp_path, [*good(3, start=5), again], good(3), evaluation={"uri": "s3://team-a/held-out.jsonl"})
+    assert (found.kept, found.leaked) == (6, 1)
+
+
+def test_many_processes_find_what_one_finds(tmp_path):
+    """Rows come back in their order, with the same sides and findings."""
+    rows = [*good(700), BAD, *good(5), SILENT]
+    one, many = (read(tmp_path, rows, workers=workers, maxInvalidFraction="0.1") for workers in (1, 2))
+    assert [str(finding) for finding in one.findings.listed] == [str(finding) for finding in many.findings.listed]
+    assert (many.invalid, many.duplicates, many.silent) == (1, 5, 1)
+    assert list(one) == list(many)
+
+
+def test_tools_that_are_called_far_more_rarely_are_worth_a_word(tmp_path):
+    """A model learns what it sees: one warning names the tools, at the first row that offers the rarest."""
+    rows = good(30)
+    for row in rows[3:]:
+        row["tools"].append({"function": {"name": "get_news", "parameters": {}}})
+    (finding,) = read(tmp_path, rows).findings.listed
+    assert finding.problem.rule is Rule.IMBALANCE
+    assert str(finding) == "calls.jsonl line 4: get_weather is called 30 times, but get_news 0 times"
+    assert read(tmp_path, rows[:15]).findings.listed == []
 
 
 def test_held_out_rows_that_leave_nothing_to_train_on(tmp_path):

@@ -1,7 +1,7 @@
 """Which rows are held out."""
 
 import pytest
-from trainer.data.building import user
+from trainer.data.building import answers, calls, says, user
 from tunemill_api.failures import Reason
 from tunemill_trainer.data import split
 from tunemill_trainer.errors import StageError
@@ -9,19 +9,24 @@ from tunemill_trainer.errors import StageError
 
 def draws(count, seed=42):
     """The draws of so many different conversations."""
-    return [split.draw(split.fingerprint([user(f"question {number}")]), seed) for number in range(count)]
+    return [split.draw(split.request_fingerprint([user(f"question {number}")]), seed) for number in range(count)]
+
+
+def cut(found, fraction):
+    """Where the draws are cut."""
+    return split.cut(min(found), max(found), fraction)
 
 
 def test_the_share_is_about_what_was_asked_for():
     """Of 5000 conversations about a tenth falls below the cut."""
     found = draws(5000)
-    assert 430 < sum(each < split.cut(found, 0.1) for each in found) < 570
+    assert 430 < sum(each < cut(found, 0.1) for each in found) < 570
 
 
 def test_more_rows_move_no_old_ones():
     """A conversation's side depends on itself alone: growing data keeps what was held out."""
     few, many = draws(200), draws(2000)
-    cut_of_few, cut_of_many = split.cut(few, 0.2), split.cut(many, 0.2)
+    cut_of_few, cut_of_many = cut(few, 0.2), cut(many, 0.2)
     assert [each < cut_of_few for each in few] == [each < cut_of_many for each in many[:200]]
 
 
@@ -36,14 +41,21 @@ def test_each_side_gets_a_row(count, fraction):
     """Also of two rows, one is held out and one is trained on."""
     for seed in range(20):
         found = draws(count, seed)
-        held_out = [each < split.cut(found, fraction) for each in found]
+        held_out = [each < cut(found, fraction) for each in found]
         assert any(held_out)
         assert not all(held_out)
 
 
-@pytest.mark.parametrize("found", [[], [0.4], [0.4, 0.4]])
-def test_one_conversation_cannot_be_split(found):
-    """The same conversation on both sides would be judged after it was learnt."""
+@pytest.mark.parametrize(("lowest", "highest"), [(1.0, 0.0), (0.4, 0.4)])
+def test_one_request_cannot_be_split(lowest, highest):
+    """The same request on both sides would be judged after its answer was learnt."""
     with pytest.raises(StageError) as raised:
-        split.cut(found, 0.1)
+        split.cut(lowest, highest, 0.1)
     assert raised.value.reason is Reason.DATASET_TOO_SMALL
+
+
+def test_what_is_asked_counts_and_not_how_it_is_answered_or_spaced():
+    """Rows that ask the same fall on the same side; a tool's answer is part of what is asked."""
+    asked = split.request_fingerprint([user("What is  the WEATHER?"), says("It rains.")])
+    assert asked == split.request_fingerprint([user("what is the weather? "), says("Sun.")])
+    assert asked != split.request_fingerprint([user("what is the weather?"), calls(city="Rome"), answers("7")])

@@ -4,26 +4,40 @@ A format is a module with `read(value) -> (messages, tools)`, which raises RowEr
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 
+from pydantic import JsonValue
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import DatasetFormat
 
 from tunemill_trainer.data.formats import glaive, hermes, openai, simple, toolace, xlam
 from tunemill_trainer.data.rows import JsonObject, Message, Tool
+from tunemill_trainer.data.tools import without_nulls
 from tunemill_trainer.errors import StageError
 
 Reader = Callable[[JsonObject], tuple[list[Message], tuple[Tool, ...]]]
 
+
+def _cleaned(read: Reader, value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
+    messages, tools = read(value)
+    return without_filled_nulls(messages, tools), tools
+
+
 READERS: dict[DatasetFormat, Reader] = {
-    DatasetFormat.OPENAI: openai.read,
-    DatasetFormat.HERMES: hermes.read,
-    DatasetFormat.SHAREGPT: hermes.read,  # the same turns, only without the tags
-    DatasetFormat.XLAM: xlam.read,
-    DatasetFormat.TOOLACE: toolace.read,
-    DatasetFormat.GLAIVE: glaive.read,
-    DatasetFormat.SIMPLE: simple.read,
+    form: partial(_cleaned, read)
+    for form, read in {
+        DatasetFormat.OPENAI: openai.read,
+        DatasetFormat.HERMES: hermes.read,
+        DatasetFormat.SHAREGPT: hermes.read,  # the same turns, only without the tags
+        DatasetFormat.XLAM: xlam.read,
+        DatasetFormat.TOOLACE: toolace.read,
+        DatasetFormat.GLAIVE: glaive.read,
+        DatasetFormat.SIMPLE: simple.read,
+    }.items()
 }
+"""Each reads a row, and drops the nulls that a table filled in."""
 
 
 def detect(samples: Iterable[JsonObject], uri: str) -> DatasetFormat:
@@ -53,6 +67,22 @@ def detect(samples: Iterable[JsonObject], uri: str) -> DatasetFormat:
     if first in _SHARED:
         return next((form for form in _SHARED if form in seen), first)
     return DatasetFormat.HERMES if first is DatasetFormat.OPENAI and DatasetFormat.HERMES in seen else first
+
+
+def without_filled_nulls(messages: list[Message], tools: Sequence[Tool]) -> list[Message]:
+    """Return the turns without nulls in their calls that the tools neither require nor allow; see `tools`."""
+    return [
+        replace(message, calls=tuple(without_nulls(call, tools) for call in message.calls))
+        if any(_holds_null(call.arguments) for call in message.calls)
+        else message
+        for message in messages
+    ]
+
+
+def _holds_null(value: JsonValue) -> bool:
+    if isinstance(value, dict):
+        return any(_holds_null(item) for item in value.values())
+    return value is None or (isinstance(value, list) and any(_holds_null(item) for item in value))
 
 
 _SHARED = (DatasetFormat.HERMES, DatasetFormat.TOOLACE, DatasetFormat.SHAREGPT)

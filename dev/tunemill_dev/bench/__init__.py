@@ -1,0 +1,1 @@
+"""Benchmarks of the stages, side by side with what they are compared to, as ratios."""

@@ -1,0 +1,203 @@
+"""`tunemill-trainer lint`: what prepare would say, on a laptop."""
+
+import json
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from trainer.chat.speakers import GEMMA, a_speaker
+from trainer.data.building import WEATHER, a_file, openai_row
+from tunemill_trainer.__main__ import main
+
+SIMPLE = {"user_content": "Weather in Rome?", "tool_name": "get_weather", "tool_arguments": {"city": "Rome"}}
+
+
+@pytest.fixture
+def lint(tmp_path, capsys, monkeypatch):
+    """Runs the command in a folder; returns the exit code and what it printed, as JSON."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        code = main(["lint", *map(str, arguments), "--json"])
+        printed = capsys.readouterr().out
+        return code, json.loads(printed) if printed else None
+
+    return run
+
+
+def put(name, rows, **options):
+    """Write a file into the current folder."""
+    from pathlib import Path
+
+    a_file(Path.cwd(), rows, name, **options).path.rename(name)
+    return name
+
+
+def rules(result):
+    """(file, line, rule) of every finding."""
+    return [(found["file"], found["line"], found["rule"]) for found in result["findings"]]
+
+
+def test_good_rows_end_with_zero(lint):
+    """Nothing found, nothing wrong."""
+    code, result = lint(put("calls.jsonl", [openai_row(str(number)) for number in range(3)]))
+    assert (code, result["findings"]) == (0, [])
+    assert result["summary"] == {
+        "files": {"calls.jsonl": "OpenAI"},
+        "rows": 3,
+        "usableRows": 3,
+        "errors": 0,
+        "warnings": 0,
+        "rules": {},
+    }
+
+
+def test_errors_end_with_65_and_warnings_do_not(lint):
+    """Each finding has its file, line, rule, severity, message and remedy."""
+    wrong = put("wrong.jsonl", [openai_row("a"), openai_row("b", town="Rome")])
+    code, result = lint(wrong)
+    assert code == 65
+    (extra, missing) = result["findings"]
+    assert extra == {
+        "file": "wrong.jsonl",
+        "line": 2,
+        "rule": "extra-argument",
+        "severity": "error",
+        "message": "get_weather is called with town, which its schema does not have",
+        "remedy": "Declare the argument in the tool's schema, or take it out of the call.",
+    }
+    assert missing["rule"] == "missing-argument"
+    code, result = lint(put("twice.jsonl", [openai_row("a"), openai_row("a")]))
+    assert (code, rules(result)) == (0, [("twice.jsonl", 2, "duplicate")])
+    assert result["findings"][0]["severity"] == "warning"
+
+
+def test_files_of_all_kinds_each_in_its_own_format(lint):
+    """Lines, lists, gzip and tables; places are lines, elements and rows, counted from 1."""
+    pq.write_table(pa.Table.from_pylist([openai_row("t1"), openai_row("t2", days=3)]), "table.parquet")
+    files = [
+        put("calls.json", json.dumps([openai_row("l"), openai_row("m", city=7)])),
+        put("calls.jsonl.gz", [{"conversations": [{"from": "human", "value": "x"}]}], zipped=True),
+        "table.parquet",
+    ]
+    code, result = lint(*files)
+    assert code == 65
+    assert result["summary"]["files"] == {files[0]: "OpenAI", files[1]: "ShareGPT", files[2]: "OpenAI"}
+    assert rules(result) == [
+        ("calls.json", 2, "wrong-argument"),
+        ("calls.jsonl.gz", 1, "not-supervised"),
+        ("table.parquet", 2, "missing-argument"),
+    ]
+
+
+def test_a_table_fills_in_nulls_that_nobody_meant(lint):
+    """Arrow gives every call all arguments; nested ones too."""
+    parameters = {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string"},
+            "days": {"type": "integer"},
+            "options": {"type": "object", "properties": {"unit": {"type": "string"}, "wind": {"type": "boolean"}}},
+        },
+    }
+    tools = [{"function": WEATHER | {"parameters": parameters}}]
+    arguments = [{"city": "Rome"}, {"days": 2}, {"options": {"unit": "C"}}, {"options": {"wind": True}}]
+    rows = []
+    for number, given in enumerate(arguments):
+        row = openai_row(str(number))
+        row["messages"][1]["tool_calls"][0]["function"]["arguments"] = given
+        rows.append(row | {"tools": json.dumps(tools)})
+    pq.write_table(pa.Table.from_pylist(rows), "table.parquet")
+    assert lint("table.parquet") == lint("table.parquet")
+    assert lint("table.parquet")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("", ("x.json", 1, "format")),
+        ('{"prompt": "a"}\n', ("x.json", 1, "format")),
+        ("hello\n", ("x.json", 1, "not-json")),
+        ('[{"messages": []}, {', ("x.json", 2, "not-json")),
+        (b"PAR1 and no table", ("x.json", 1, "not-json")),
+        (b"\x1f\x8b and no gzip", ("x.json", 1, "not-json")),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_a_finding(lint, content, found):
+    """What ends a run is told like everything else, and the other files are looked at."""
+    good = put("good.jsonl", [openai_row()])
+    code, result = lint(put("x.json", content), good)
+    assert code == 65
+    assert found in rules(result)
+    assert result["summary"]["files"]["good.jsonl"] == "OpenAI"
+
+
+def test_tools_may_come_from_a_file(lint):
+    """For rows without tools they are the tools; without the file such rows call unknown ones."""
+    rows = put("simple.jsonl", [SIMPLE])
+    assert rules(lint(rows)[1]) == [("simple.jsonl", 1, "unknown-tool")]
+    assert lint(rows, "--tools", put("tools.json", json.dumps([WEATHER])))[0] == 0
+    assert lint(rows, "--tools", put("broken.json", '[{"nome": "f"}]')) == (64, None)
+
+
+def test_a_forced_format_holds_rows_to_it(lint):
+    """Rows of another format are then wrong rows; the name's case does not matter."""
+    rows = put("simple.jsonl", [SIMPLE])
+    assert rules(lint(rows, "--format", "xlam")[1]) == [("simple.jsonl", 1, "format")]
+
+
+def test_held_out_rows_must_not_be_trained_on(lint):
+    """The training row is named, with the held-out row that asks the same."""
+    train, held_out = put("train.jsonl", [openai_row("A  b"), openai_row("c")]), put("eval.jsonl", [openai_row("a B")])
+    code, result = lint(train, "--evaluation", held_out)
+    assert (code, rules(result)) == (0, [("train.jsonl", 1, "leaked")])
+    assert "eval.jsonl line 1" in result["findings"][0]["message"]
+
+
+def test_the_threshold_of_uneven_tools_can_be_set(lint):
+    """One tool that is never called is named from the given ratio on."""
+    rows = [openai_row(str(number)) for number in range(25)]
+    for row in rows:
+        row["tools"].append({"name": "never", "parameters": {}})
+    file = put("calls.jsonl", rows)
+    assert rules(lint(file)[1]) == [("calls.jsonl", 1, "imbalance")]
+    rows[0]["messages"][1]["tool_calls"][0]["function"] = {"name": "never", "arguments": "{}"}
+    file = put("calls.jsonl", rows)
+    assert lint(file, "--max-tool-ratio", 100)[1]["findings"] == []
+
+
+def test_lengths_and_rendering_need_a_tokenizer(lint, tmp_path):
+    """With one, over-long rows and texts that no server could tell from a marker are found."""
+    a_speaker(GEMMA).save_pretrained(tmp_path / "base")
+    rows = [openai_row("short"), openai_row("long " * 1000), openai_row("x", city="<end_of_turn>")]
+    file = put("calls.jsonl", rows)
+    assert lint(file)[1]["findings"] == []
+    code, result = lint(file, "--tokenizer", tmp_path / "base", "--max-length", 2000)
+    assert (code, rules(result)) == (65, [("calls.jsonl", 2, "overlong"), ("calls.jsonl", 3, "marker-in-text")])
+    assert result["summary"]["usableRows"] == 1
+
+
+def test_text_for_people(tmp_path, capsys, monkeypatch):
+    """By file and rule, the remedy once; a missing file is told in one line."""
+    monkeypatch.chdir(tmp_path)
+    file = put("calls.jsonl", [openai_row(str(number), town="x") for number in range(30)])
+    assert main(["lint", file]) == 65
+    printed = capsys.readouterr().out
+    assert "  error: missing-argument (30)\n    line 1: get_weather: 'city' is a required property\n" in printed
+    assert "    … and 10 more; --json lists all\n    → Add the argument to the call" in printed
+    assert printed.endswith("30 rows, 0 usable; 60 errors, 0 warnings\n")
+    assert main(["lint", "absent.jsonl"]) == 66
+    assert "absent.jsonl could not be read: No such file" in capsys.readouterr().err
+
+
+def test_it_starts_without_the_heavy_libraries(tmp_path):
+    """Neither torch nor Transformers nor a client of S3 or the Hub is imported."""
+    file = a_file(tmp_path, [openai_row()])
+    code = (
+        "import sys; from tunemill_trainer.__main__ import main; main(['lint', sys.argv[1]]); "
+        "print([name for name in ('torch', 'transformers', 'boto3', 'huggingface_hub') if name in sys.modules])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(file.path)], capture_output=True, text=True, check=True)
+    assert ended.stdout.endswith("[]\n")

@@ -1,0 +1,63 @@
+"""Looks at rows with a base model's tokenizer, as prepare's second pass does, and keeps nothing but the findings."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from tunemill_api.finetune import TokenizerMode
+
+from tunemill_trainer import cpus
+from tunemill_trainer.chat import examples, templates, tokenizer
+from tunemill_trainer.chat.examples import Unfit
+from tunemill_trainer.data.dataset import Dataset
+from tunemill_trainer.data.findings import Rule
+from tunemill_trainer.hub import Hub
+from tunemill_trainer.prepared import PreparedWriter
+
+
+def render_all(dataset: Dataset, base: str, max_length: int) -> int:
+    """Add what is wrong with the rendered rows to the dataset's findings, and return how many are of no use.
+
+    Args:
+        dataset: the usable rows.
+        base: a folder with a base model's tokenizer, or the model's id on the Hub.
+        max_length: the longest row that is of use, in tokens.
+
+    Raises:
+        StageError: the tokenizer cannot be loaded, or no template fits it.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the processes do better
+    speaker = tokenizer.load(_folder(base))
+    tokenizer.prepare_vocabulary(speaker, TokenizerMode.AUTO, dataset.features, [])
+    choice = templates.choose(speaker, dataset.features, None)
+    ours = templates.ours(speaker, dataset.features, "").encoder
+    unfit = 0
+
+    def take_note(row: Unfit) -> None:
+        nonlocal unfit
+        # Where only the base model's own template cannot carry a row, prepare takes ours.
+        if row.problem.rule is Rule.NOT_REPRODUCIBLE and ours.encode([row.item.row])[0].problem is None:
+            return
+        unfit += 1
+        dataset.findings.add(row.item.row.source, [row.problem])
+
+    with tempfile.TemporaryDirectory() as scratch, PreparedWriter(Path(scratch)) as writer:
+        written = examples.write(
+            dataset,
+            choice,
+            writer,
+            max_length=max_length,
+            on_everything=False,
+            workers=cpus.available(),
+            unfit=take_note,
+            tick=lambda _done: None,
+        )
+    dataset.findings.merge(written.findings)
+    return unfit + written.train.overlong
+
+
+def _folder(base: str) -> Path:
+    if Path(base).is_dir():
+        return Path(base)
+    hub = Hub(os.environ.get("HF_ENDPOINT", ""), os.environ.get("HF_TOKEN"))
+    return hub.download(base, hub.resolve(base, "main").commit, tokenizer.FILES)

@@ -1,0 +1,51 @@
+"""Wishes that contradict each other: refused by the API server at `kubectl apply`, and here where there is none."""
+
+from tunemill_api.failures import Reason
+from tunemill_api.finetune import AdapterMethod, FineTuneSpec, Quantization
+
+from tunemill_trainer.errors import StageError
+from tunemill_trainer.prepared import Tokens
+
+
+def refuse_impossible(spec: FineTuneSpec) -> None:
+    """Raise InvalidSpec if what is to be trained cannot be trained on such a base model.
+
+    Raises:
+        StageError: InvalidSpec.
+    """
+    adapter = spec.adapter
+    if adapter.method is AdapterMethod.FULL and spec.base_model.quantization is not Quantization.NONE:
+        raise StageError(
+            Reason.INVALID_SPEC,
+            f"expected spec.baseModel.quantization None with spec.adapter.method Full, found "
+            f"{spec.base_model.quantization.value}: quantised weights cannot be trained",
+        )
+    if adapter.method is AdapterMethod.ADALORA and adapter.adalora.target_rank >= adapter.adalora.initial_rank:
+        raise StageError(
+            Reason.INVALID_SPEC,
+            f"expected spec.adapter.adalora.targetRank below initialRank, found {adapter.adalora.target_rank} and "
+            f"{adapter.adalora.initial_rank}",
+        )
+    if adapter.method is AdapterMethod.ADALORA and spec.training.early_stopping.patience:
+        raise StageError(
+            Reason.INVALID_SPEC,
+            "expected spec.training.earlyStopping.patience 0 with spec.adapter.method AdaLoRA, found "
+            f"{spec.training.early_stopping.patience}: its ranks are settled at the end of the planned steps",
+        )
+
+
+def refuse_untrainable_tokens(spec: FineTuneSpec, tokens: Tokens) -> None:
+    """Raise InvalidSpec if tokens were added whose rows the method cannot train: the model would never write them.
+
+    IA3 scales what modules put out, and PEFT gives it no rows of its own as it does LoRA.
+
+    Raises:
+        StageError: InvalidSpec.
+    """
+    if spec.adapter.method is AdapterMethod.IA3 and tokens.added:
+        names = ", ".join(token.token for token in tokens.added)
+        raise StageError(
+            Reason.INVALID_SPEC,
+            f"spec.adapter.method IA3 cannot train the rows of added tokens, and the base model lacks {names}: set "
+            "spec.tokenizer.mode to Text, leave spec.tokenizer.addTokens empty, or take another spec.adapter.method",
+        )

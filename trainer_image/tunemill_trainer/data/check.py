@@ -1,0 +1,138 @@
+"""Looks at files as prepare would, and says all that it finds: what `tunemill-trainer lint` prints."""
+
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from tunemill_api.failures import Reason
+from tunemill_api.finetune import DatasetFormat
+
+from tunemill_trainer.data.dataset import HELD_OUT, TRAIN_ONLY, Dataset, Intake, Reading, detect
+from tunemill_trainer.data.files import Data, DataFile
+from tunemill_trainer.data.findings import REMEDIES, Finding, Findings, Problem, Rule, Severity
+from tunemill_trainer.data.records import BrokenFileError, unparsed
+from tunemill_trainer.data.rows import JsonObject, Source
+from tunemill_trainer.errors import StageError
+
+_SHOWN = 20
+"""Findings of one rule in one file that are printed as text."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found.
+
+    Attributes:
+        findings: in the order of the files and their lines.
+        files: that were read, with their formats; None where it could not be told.
+        rows: that were read.
+        usable: rows that prepare would use.
+    """
+
+    findings: tuple[Finding, ...]
+    files: dict[str, DatasetFormat | None]
+    rows: int
+    usable: int
+
+    @property
+    def errors(self) -> int:
+        """How many of the findings are errors."""
+        return sum(finding.problem.rule.severity is Severity.ERROR for finding in self.findings)
+
+    def to_json(self) -> JsonObject:
+        """Return the findings and their summary."""
+        rules = Counter(finding.problem.rule.value for finding in self.findings)
+        return {
+            "findings": [finding.to_json() for finding in self.findings],
+            "summary": {
+                "files": {name: form.value if form else None for name, form in self.files.items()},
+                "rows": self.rows,
+                "usableRows": self.usable,
+                "errors": self.errors,
+                "warnings": len(self.findings) - self.errors,
+                "rules": dict(sorted(rules.items())),
+            },
+        }
+
+    def to_text(self) -> str:
+        """Return the findings for people: by file and rule, with the remedy of each rule once."""
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        by_file = {name: [each for each in self.findings if each.source.file == name] for name in self.files}
+        for name, findings in by_file.items():
+            form = self.files[name]
+            yield f"{name}  ({form.value if form else 'no known format'}{'' if findings else ', nothing to say'})"
+            ordered = sorted(findings, key=lambda finding: (finding.problem.rule.severity, finding.problem.rule))
+            for rule, group in groupby(ordered, key=lambda finding: finding.problem.rule):
+                of_rule = list(group)
+                yield f"\n  {rule.severity}: {rule} ({len(of_rule)})"
+                for finding in of_rule[:_SHOWN]:
+                    yield f"    {finding.source.unit} {finding.source.line}: {finding.problem.message}"
+                if len(of_rule) > _SHOWN:
+                    yield f"    … and {len(of_rule) - _SHOWN} more; --json lists all"
+                yield f"    → {REMEDIES[rule]}"
+            yield ""
+        warnings = len(self.findings) - self.errors
+        counts = f"{_count(self.errors, 'error')}, {_count(warnings, 'warning')}"
+        yield f"{_count(self.rows, 'row')}, {self.usable} usable; {counts}"
+
+
+def check(
+    files: Sequence[Path], evaluation: Sequence[Path], how: Reading, render: Callable[[Dataset], int] | None = None
+) -> Checked:
+    """Look at files of training rows and of held-out rows.
+
+    Args:
+        files: with training rows.
+        evaluation: with rows that are held out.
+        how: to read; with the format Auto, each file may have its own.
+        render: looks at the usable rows with a tokenizer, adds to the dataset's findings, and returns how many of the
+            rows are of no use after all; None leaves it out.
+
+    Raises:
+        OSError: a file cannot be read.
+        StageError: from `render`.
+    """
+    formats: dict[str, DatasetFormat | None] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        found = Findings(kept=sys.maxsize)
+        dataset = Dataset(DatasetFormat.OPENAI, Path(scratch) / "rows.jsonl", findings=found)
+        with Intake(dataset, how, tick=lambda: None) as intake:
+            # Held-out rows first, as prepare has it: of two that ask the same, it is the training row that goes.
+            for path, drawn in [*((path, HELD_OUT) for path in evaluation), *((path, TRAIN_ONLY) for path in files)]:
+                formats[str(path)] = _take_in(DataFile(str(path), path, sha256=""), intake, dataset, how, drawn)
+        usable = dataset.kept - (render(dataset) if render is not None and dataset.kept else 0)
+    place = {name: number for number, name in enumerate([*map(str, files), *map(str, evaluation)])}
+    ordered = sorted(found.listed, key=lambda finding: (place[finding.source.file], finding.source.line))
+    return Checked(tuple(ordered), {name: formats[name] for name in place}, dataset.rows, usable)
+
+
+def _take_in(file: DataFile, intake: Intake, dataset: Dataset, how: Reading, drawn: float) -> DatasetFormat | None:
+    """Read a file and return its format, if it has one; what would end a run is a finding here."""
+    form = None
+    try:
+        dataset.format = form = detect(Data(file.name, (file,)), how.format)
+    except BrokenFileError as error:
+        dataset.findings.add(error.last, [Problem(Rule.NOT_JSON, error.message)])
+        return None
+    except StageError as error:
+        if error.reason is not Reason.DATASET_MALFORMED:
+            dataset.findings.add(Source(file.name, 1), [Problem(Rule.FORMAT, error.message)])
+            return None
+        # No line is JSON: every format says so of each.
+    try:
+        intake.read(unparsed(file), file.name, drawn)
+    except BrokenFileError as error:
+        dataset.findings.add(error.last, [Problem(Rule.NOT_JSON, error.message)])
+    except StageError as error:
+        dataset.findings.add(Source(file.name, 1), [Problem(Rule.FORMAT, error.message)])
+    return form
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")

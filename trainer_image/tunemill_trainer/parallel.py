@@ -1,0 +1,74 @@
+"""Maps a function over batches with all CPUs that the pod has, in order, and with a bounded number of batches at once."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import chain, islice
+from multiprocessing.connection import wait
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_AHEAD = 2
+"""Batches a worker that wait for it, or for the batches before them."""
+
+_function: Callable[[Any], Any]
+"""Of a worker process."""
+
+
+def ordered_map(function: Callable[[T], R], batches: Iterable[T], workers: int) -> Iterator[R]:
+    """Yield the results in the order of the batches.
+
+    Workers are forked, so that the function may hold what takes long to make, such as a tokenizer. One batch alone, one
+    worker and systems without a safe fork make no process.
+
+    Raises:
+        MemoryError: when a worker was killed, which only the kernel does, and for that reason.
+    """
+    remaining = iter(batches)
+    first = list(islice(remaining, 2))
+    if len(first) < 2 or workers < 2 or sys.platform != "linux":
+        yield from map(function, chain(first, remaining))
+        return
+    context = multiprocessing.get_context("fork")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(function,))
+    waiting: deque[Future[R]] = deque()
+    try:
+        for batch in chain(first, remaining):
+            waiting.append(pool.submit(_call, batch))
+            if len(waiting) >= _AHEAD * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise MemoryError("a worker process was killed") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(function: Callable[[Any], Any]) -> None:
+    global _function  # noqa: PLW0603 - what a process is for
+    _function = function
+    # The main process decides when to stop; its handlers would write a report of their own from here.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_main_process, daemon=True).start()
+
+
+def _call(batch: Any) -> Any:  # noqa: ANN401 - the types are those of ordered_map
+    return _function(batch)
+
+
+def _end_with_the_main_process() -> None:
+    """A main process that is killed closes no pipe that its other workers hold too."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
