@@ -40,7 +40,7 @@ class Fault:
     """Why a reply is not right.
 
     Attributes:
-        kind: NONE when it is. SPELLING when it is an AST match and no exact one.
+        kind: NONE when it is both an exact and an AST match. SPELLING when it is an AST match and no exact one.
         message: one sentence; empty when the reply is right.
         lenient: whether a lenient reader would find calls where the server finds none.
     """
@@ -96,9 +96,13 @@ def _without_calls(text: str, found: ParsedReply, wanted: Sequence[Call], *, fin
 
 
 def _of_arguments(found: ParsedReply, wanted: Sequence[Call], tools: Sequence[Tool]) -> Fault:
-    if same_calls(found.calls, wanted):
-        return Fault(FaultKind.NONE)
+    exact = same_calls(found.calls, wanted)
     pairs = best_pairs(found.calls, wanted, {tool.name: tool.parameters for tool in tools})
+    if exact and len(pairs) == len(wanted):
+        return Fault(FaultKind.NONE)
+    if exact:
+        names = ", ".join(want.name for index, want in enumerate(wanted) if index not in pairs)
+        return Fault(FaultKind.WRONG_TYPE, f"{names}: a number such as 2.0 stands where the schema wants an integer")
     free = [call for index, call in enumerate(found.calls) if index not in pairs.values()]
     for index, want in enumerate(wanted):
         if index not in pairs:

@@ -19,7 +19,7 @@ _DETECT = "auto"
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    forms = {form.value.lower(): form for form in DatasetFormat}
+    forms = [form.value for form in DatasetFormat]
     reply_formats = [_DETECT, *(reply_format.value for reply_format in ReplyFormat)]
     command.add_argument(
         "--rows", type=Path, required=True, help="rows with an `id`; the last assistant message is the right answer"
@@ -27,14 +27,15 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--outputs", type=Path, required=True, help='one {"id", "output"} a line')
     command.add_argument(
         "--format",
-        type=lambda text: forms.get(text.lower(), text),
-        choices=list(DatasetFormat),
-        default=DatasetFormat.AUTO,
+        type=lambda text: next((form for form in forms if form.lower() == text.lower()), text),
+        choices=forms,
+        default=DatasetFormat.AUTO.value,
         metavar="FORMAT",
-        help=f"of the rows: {', '.join(DatasetFormat)} (default: %(default)s)",
+        help=f"of the rows: {', '.join(forms)} (default: %(default)s)",
     )
     command.add_argument(
         "--reply-format",
+        type=str.lower,
         choices=reply_formats,
         default=_DETECT,
         metavar="FORMAT",
@@ -52,7 +53,9 @@ def main(options: argparse.Namespace) -> int:
     from tunemill_trainer.judge.score_report import ScoreReport
 
     try:
-        rows = read_rows(options.rows, options.format, read_tools_file(options.tools) if options.tools else ())
+        rows = read_rows(
+            options.rows, DatasetFormat(options.format), read_tools_file(options.tools) if options.tools else ()
+        )
         replies = read_outputs(options.outputs, rows)
     except StageError as error:
         print(f"tunemill-trainer score: {error.failure.message}. {error.failure.remedy}", file=sys.stderr)

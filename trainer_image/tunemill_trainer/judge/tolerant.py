@@ -4,7 +4,7 @@ After BFCL v4's `ast_checker` (gorilla, 2026-03). Types are those of the tool's 
 number; strings are compared without case, spaces and the marks `,./-_*^`, and with ' for "; lists keep their order,
 objects do not; an optional argument that is absent equals the schema's default, on either side. BFCL pairs parallel
 calls with the first answer that fits, which can use up the only answer that fits a later call. We look for the best
-pairing.
+pairing. As in BFCL, 2.0 is no match where the schema wants an integer, though it is an exact one for 2.
 """
 
 import re

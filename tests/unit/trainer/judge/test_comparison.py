@@ -18,7 +18,7 @@ SETTINGS = Settings(max_rows=500, max_new_tokens=64, precision="float32", device
 def case(row: int, turn: int = 1, *, wants_call: bool = True) -> Case:
     """A turn of a row that wants a call of the timer, or plain text."""
     gold = Message(Role.ASSISTANT, "", calls=(Call("timer", {}),) if wants_call else ())
-    return Case(f"rows.jsonl:{row}#{turn}", row, (), (TIMER,), (1, 2), gold, 5)
+    return Case(f"rows.jsonl:{row}#{turn}", row, (), (TIMER,), (1, 2), gold, (5,))
 
 
 def test_facts_have_four_decimals_and_the_cases_of_each_metric():

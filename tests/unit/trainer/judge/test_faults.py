@@ -64,6 +64,12 @@ def fault(
             'weather.city: expected "Oslo", found "Rome"',
         ),
         (
+            says(Call("weather", {"city": "Oslo", "days": 2.0})),
+            [OSLO],
+            FaultKind.WRONG_TYPE,
+            "weather: a number such as 2.0 stands where the schema wants an integer",
+        ),
+        (
             says(Call("weather", {"city": "oslo", "days": 2})),
             [OSLO],
             FaultKind.SPELLING,

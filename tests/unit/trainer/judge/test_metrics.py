@@ -18,7 +18,7 @@ TOOLS = (
 def asks(*wanted: Call, offered: tuple[Tool, ...] = TOOLS) -> Case:
     """A case that wants these calls, or plain text."""
     gold = Message(Role.ASSISTANT, "" if wanted else "Hello!", calls=wanted)
-    return Case("rows.jsonl:1#1", 1, (Message(Role.USER, "?"),), offered, (1,), gold, 9)
+    return Case("rows.jsonl:1#1", 1, (Message(Role.USER, "?"),), offered, (1,), gold, (9,))
 
 
 def says(*calls: Call, finished: bool = True) -> Reply:
