@@ -29,6 +29,7 @@ from tunemill_trainer.data.rows import JsonObject
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import READ_FIELD, Hub, ModelCommit
 from tunemill_trainer.prepared import BaseModel, PreparedWriter, Tokens
+from tunemill_trainer.release import artifacts
 
 _FETCHED, _READ, _ENCODED = 10, 30, 95
 """Percent of the stage at the end of its parts."""
@@ -51,7 +52,9 @@ def run(context: StageContext) -> tuple[PreparedFacts, bool]:
     key = keys.prepare_key(context.spec, _resolved(base, train, evaluation, of_user))
     manifest = context.workspace.manifest(Stage.PREPARE, key)
     if manifest is not None:
-        return PreparedFacts.model_validate(manifest.facts), False
+        facts = PreparedFacts.model_validate(manifest.facts)
+        _check_second_repository(context, facts)
+        return facts, False
 
     dataset = _read(context, train, evaluation, folder / "rows.jsonl")
     base_folder = _download_tokenizer(hub, base)
@@ -64,6 +67,7 @@ def run(context: StageContext) -> tuple[PreparedFacts, bool]:
         added_tokens=len(tokens.added),
         dataset=_dataset_facts(dataset, written),
     )
+    _check_second_repository(context, facts)
     committed = context.workspace.commit(Stage.PREPARE, key, folder / "output", facts)
     context.progress.report(100)
     return PreparedFacts.model_validate(committed.facts), True
@@ -92,6 +96,13 @@ def _check_permissions(context: StageContext) -> tuple[Hub, ModelCommit]:
             f"spec.baseModel is {base.id}@{base.commit}, which has no {', '.join(lacking)}",
         )
     return hub, base
+
+
+def _check_second_repository(context: StageContext, facts: PreparedFacts) -> None:
+    """Find out now whether publish may push a merged model, where there will be one."""
+    name = artifacts.second_repository(context.spec, facts.added_tokens)
+    if name:
+        Hub(context.spec.hub.endpoint, context.credentials.hub_token("hub-write")).check_writable(name)
 
 
 def _fetch(context: StageContext, folder: Path) -> tuple[Data, Data | None]:
