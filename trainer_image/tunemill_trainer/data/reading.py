@@ -8,7 +8,7 @@ from tunemill_api.finetune import DatasetFormat
 from tunemill_trainer.data import formats, lint
 from tunemill_trainer.data.findings import Problem, RowError, Rule, invalidating
 from tunemill_trainer.data.records import Record
-from tunemill_trainer.data.rows import Message, Row, Tool
+from tunemill_trainer.data.rows import JsonObject, Message, Row, Source, Tool
 from tunemill_trainer.data.tools import served_name
 
 
@@ -43,15 +43,23 @@ class RowReader:
         if record.value is None:
             return ReadRow(None, (Problem(Rule.NOT_JSON, record.error),))
         try:
-            messages, tools = self._read(record.value)
-            if not tools and self._contract:
-                messages, tools = formats.without_filled_nulls(messages, self._contract), self._contract
-            messages, tools, renamed = _with_served_names(messages, tools)
+            row, renamed = self.canonical(record.value, record.source)
         except RowError as error:
             return ReadRow(None, (error.problem,))
-        row = Row(tuple(messages), tools, record.source)
         problems = [*renamed, *lint.problems(row, self._contract)]
         return ReadRow(None if invalidating(problems) else row, tuple(problems))
+
+    def canonical(self, value: JsonObject, source: Source) -> tuple[Row, list[Problem]]:
+        """Return the row that a JSON object is, before anybody looks for what is wrong in it, and who was renamed.
+
+        Raises:
+            RowError: it cannot be read.
+        """
+        messages, tools = self._read(value)
+        if not tools and self._contract:
+            messages, tools = formats.without_filled_nulls(messages, self._contract), self._contract
+        messages, tools, renamed = _with_served_names(messages, tools)
+        return Row(tuple(messages), tools, source), renamed
 
 
 def _with_served_names(

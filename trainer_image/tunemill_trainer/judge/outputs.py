@@ -14,6 +14,7 @@ from tunemill_api.finetune import DatasetFormat
 from tunemill_trainer.data import formats
 from tunemill_trainer.data.files import DataFile
 from tunemill_trainer.data.findings import REMEDIES, RowError
+from tunemill_trainer.data.reading import RowReader
 from tunemill_trainer.data.records import Record, records
 from tunemill_trainer.data.rows import JsonObject, Message, Role, Source, Tool
 from tunemill_trainer.data.tools import read_tools
@@ -76,7 +77,7 @@ def read_rows(path: Path, form: DatasetFormat, tools: tuple[Tool, ...]) -> GoldR
     if form is DatasetFormat.AUTO:
         samples = [record.value for record in islice(_records(path), _SAMPLES) if record.value is not None]
         form = formats.detect(samples, str(path))
-    read = formats.READERS[form]
+    reader = RowReader(form, tools)
     rows: dict[str, GoldRow] = {}
     for record in _records(path):
         value, given = _identified(record)
@@ -84,15 +85,13 @@ def read_rows(path: Path, form: DatasetFormat, tools: tuple[Tool, ...]) -> GoldR
         if identifier in rows:
             _refuse(record, f"the id {identifier} is also that of {rows[identifier].source}", "Give every row its own.")
         try:
-            messages, own_tools = read(value)
+            row = reader.canonical(value, record.source)[0]
         except RowError as error:
             _refuse(record, error.problem.message, REMEDIES[error.problem.rule])
-        last = max((i for i, message in enumerate(messages) if message.role is Role.ASSISTANT), default=None)
+        last = max((i for i, message in enumerate(row.messages) if message.role is Role.ASSISTANT), default=None)
         if last is None:
             _refuse(record, "expected an assistant message, which is the right answer, found none", "Add it.")
-        rows[identifier] = GoldRow(
-            identifier, given, tuple(messages[:last]), own_tools or tools, messages[last], record.source
-        )
+        rows[identifier] = GoldRow(identifier, given, row.messages[:last], row.tools, row.messages[last], row.source)
     if not rows:
         raise StageError(Reason.DATASET_EMPTY, f"expected rows in {path}, found none", f"Put rows into {path}.")
     return GoldRows(tuple(rows.values()), form)
