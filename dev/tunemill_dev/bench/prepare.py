@@ -6,6 +6,7 @@ share count once.
 """
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -104,6 +105,7 @@ def _services(folder: Path) -> Iterator[_Services]:
     for purpose in ("hub-read", "hub-write"):
         (secrets / purpose).mkdir()
         (secrets / purpose / "token").write_text(_TOKEN)
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line a request
     huggingface_hub.constants.HF_HUB_DISABLE_XET = True  # the local Hub speaks none
     accounts = Accounts.model_validate(
         {"users": {"alice": {"acme": "write"}}, "tokens": [{"value": _TOKEN, "user": "alice", "role": "write"}]}

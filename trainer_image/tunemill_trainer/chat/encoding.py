@@ -5,6 +5,7 @@ import unicodedata
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from tokenizers import Encoding
 
@@ -14,6 +15,9 @@ from tunemill_trainer.data.findings import Problem, Rule
 from tunemill_trainer.data.rows import Call, Message, Role, Row, Tool
 from tunemill_trainer.judge.parse import parse_reply
 from tunemill_trainer.prepared import IGNORED
+
+_START, _END = itemgetter(0), itemgetter(1)
+"""Of a token's offsets: its first character, and the one after its last."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,9 @@ class Encoder:
 
     def _encoded(self, row: Row, spans: list[Span], tokens: Encoding) -> Encoded:
         ids, offsets = tokens.ids, tokens.offsets
-        starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
         indices = [index for index, message in enumerate(row.messages) if message.role is Role.ASSISTANT]
         turns = tuple(
-            Turn(index, bisect_right(ends, start), bisect_left(starts, end))
+            Turn(index, bisect_right(offsets, start, key=_END), bisect_left(offsets, end, key=_START))
             for index, (start, end) in zip(indices, spans, strict=True)
         )
         texts = self._backend.decode_batch(
@@ -127,11 +130,13 @@ class Encoder:
 def _reading_problem(message: Message, text: str) -> Problem | None:
     """Compare a turn with what a server and a person would read in its tokens."""
     read = parse_reply(text)
-    if _calls(read.calls) != _calls(message.calls) or read.blocks != len(message.calls):
+    same = read.blocks == len(message.calls) and (not read.blocks or _calls(read.calls) == _calls(message.calls))
+    if not same:
         return Problem(Rule.NOT_REPRODUCIBLE, "the calls of an assistant turn read differently in its tokens")
+    whole = _composed(text)
     for part in (message.reasoning, message.content):
         # A template may trim what it writes.
-        if _composed(part.strip()) not in _composed(text):
+        if _composed(part.strip()) not in whole:
             return Problem(Rule.NOT_REPRODUCIBLE, "the text of an assistant turn is not the same in its tokens")
     return None
 

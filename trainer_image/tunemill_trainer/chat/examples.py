@@ -180,8 +180,9 @@ def _encode(dataset: Dataset, choice: Choice, max_length: int, on_everything: bo
                 held_out.append((item, encoded))
             else:
                 batch.lengths.append(length)
-                batch.input_ids.extend(encoded.input_ids)
-                batch.labels.extend(encoded.labels(everything=on_everything))
+                # An array takes another array at once, and a list number by number.
+                batch.input_ids.extend(array("i", encoded.input_ids))
+                batch.labels.extend(array("i", encoded.labels(everything=on_everything)))
     batch.cases = [case_line(case) for case in _cases(held_out, choice)]
     return batch
 

@@ -18,6 +18,7 @@ from tunemill_api.failures import Reason
 from tunemill_trainer.data import formats, split
 from tunemill_trainer.data.files import Data
 from tunemill_trainer.data.findings import Findings, Problem, Rule, Severity
+from tunemill_trainer.data.memo import Memo
 from tunemill_trainer.data.reading import RowReader
 from tunemill_trainer.data.records import Line, Record, records, unparsed
 from tunemill_trainer.data.rows import Message, Role, Row, Source, Tool
@@ -335,14 +336,14 @@ def _looked(reader: RowReader, record: Record) -> _Looked:
     features = Features()
     features.see(row)
     conversation = split.conversation_fingerprint(row.messages)
-    offered = json.dumps([tool.to_json() for tool in row.tools], ensure_ascii=False)
+    offered = _offered(row.tools)
     place = [row.source.file, row.source.line, row.source.unit]
     messages = [message.to_json() for message in row.messages]
     return _Looked(
         record.source,
         found.problems,
         # The tools stand as text in the line, so that rows that repeat them need them read only once.
-        row=", ".join(json.dumps(part, ensure_ascii=False) for part in (place, messages, offered)) + "]",
+        row=f"{_encode(place)}, {_encode(messages)}, {offered}]",
         whole=split.digest(conversation + offered.encode()),
         request=split.request_fingerprint(row.messages),
         silent=not any(message.role is Role.ASSISTANT for message in row.messages),
@@ -350,6 +351,17 @@ def _looked(reader: RowReader, record: Record) -> _Looked:
         calls=tuple(call.name for message in row.messages for call in message.calls),
         features=features,
     )
+
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def _write_tools(tools: tuple[Tool, ...]) -> str:
+    return _encode(_encode([tool.to_json() for tool in tools]))
+
+
+_offered = Memo(_write_tools)
+"""The tools as text, as JSON."""
 
 
 @lru_cache(maxsize=1024)

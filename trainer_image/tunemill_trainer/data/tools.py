@@ -15,6 +15,7 @@ from referencing.exceptions import Unresolvable
 from tunemill_api.failures import Reason
 
 from tunemill_trainer.data.findings import Problem, RowError, Rule
+from tunemill_trainer.data.memo import Memo
 from tunemill_trainer.data.rows import Call, JsonObject, Tool
 from tunemill_trainer.data.values import read_object, read_value, shortened
 from tunemill_trainer.errors import StageError
@@ -217,11 +218,9 @@ def _schema(node: JsonObject) -> JsonObject:
     return cleaned
 
 
-def _validator(schema: JsonObject) -> Draft202012Validator:
-    return _cached_validator(json.dumps(schema))
-
-
-@lru_cache(maxsize=_CACHED)
-def _cached_validator(text: str) -> Draft202012Validator:
+def _make_validator(schema: JsonObject) -> Draft202012Validator:
     # With a registry of its own it resolves references inside the schema and fetches none from the network.
-    return Draft202012Validator(json.loads(text), registry=Registry())
+    return Draft202012Validator(schema, registry=Registry())
+
+
+_validator = Memo(_make_validator)

@@ -41,7 +41,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
         if message.role is not Role.TOOL and open_calls:
             raise RowError(Rule.UNANSWERED_CALL, f"the call {next(iter(open_calls))} has no tool message with its id")
         messages.append(message)
-        for identifier, name in _call_ids(fields):
+        for identifier, name in _call_ids(fields, message):
             if identifier in open_calls:
                 raise RowError(Rule.DUPLICATE_CALL_ID, f"two calls of an assistant turn have the id {identifier}")
             open_calls[identifier] = name
@@ -83,10 +83,14 @@ def _calls(turn: JsonObject) -> list[Call]:
     return [read_call(call) for call in [*calls, *([legacy] if legacy else [])]]
 
 
-def _call_ids(turn: JsonObject) -> list[tuple[str, str]]:
+def _call_ids(turn: JsonObject, message: Message) -> list[tuple[str, str]]:
     """Return the ids of a turn's calls with the names of their tools; older data has none."""
-    calls = cast("list[JsonObject]", turn.get("tool_calls") or [])
-    return [(str(call["id"]), read_call(call).name) for call in calls if isinstance(call, dict) and call.get("id")]
+    calls = cast("list[JsonValue]", turn.get("tool_calls") or [])
+    return [
+        (str(call["id"]), read.name)
+        for call, read in zip(calls, message.calls, strict=False)
+        if isinstance(call, dict) and call.get("id")
+    ]
 
 
 def reasoning_of(turn: JsonObject) -> str:
