@@ -1,6 +1,5 @@
 """The files that `tunemill-trainer score` reads: rows with their right answers, and any model's raw replies to them."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -27,9 +26,18 @@ _SAMPLES = 100
 _NAMED = 3
 """Places that one message names."""
 
-_END = re.compile(
-    r"(?:\s*(?:<\|im_end\|>|<\|endoftext\|>|<\|eot_id\|>|<\|eom_id\|>|<\|end_of_text\|>|<\|end\|>|<end_of_turn>|<eos>"
-    r"|</s>|<pad>|<start_function_response>))+\s*\Z"
+_ENDS = (
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<start_function_response>",
+    "<eos>",
+    "</s>",
+    "<pad>",
 )
 """Where models stop. A server takes these marks away before it looks for calls."""
 
@@ -74,9 +82,11 @@ def read_rows(path: Path, form: DatasetFormat, tools: tuple[Tool, ...]) -> GoldR
     Raises:
         StageError: ObjectNotFound, DatasetEmpty, DatasetMalformed, DatasetFormatUnknown or DatasetInvalidRows.
     """
+    samples = list(islice(_records(path), _SAMPLES))
+    if not samples:
+        raise StageError(Reason.DATASET_EMPTY, f"expected rows in {path}, found none", f"Put rows into {path}.")
     if form is DatasetFormat.AUTO:
-        samples = [record.value for record in islice(_records(path), _SAMPLES) if record.value is not None]
-        form = formats.detect(samples, str(path))
+        form = formats.detect([_identified(sample)[0] for sample in samples], str(path))
     reader = RowReader(form, tools)
     rows: dict[str, GoldRow] = {}
     for record in _records(path):
@@ -92,8 +102,6 @@ def read_rows(path: Path, form: DatasetFormat, tools: tuple[Tool, ...]) -> GoldR
         if last is None:
             _refuse(record, "expected an assistant message, which is the right answer, found none", "Add it.")
         rows[identifier] = GoldRow(identifier, given, row.messages[:last], row.tools, row.messages[last], row.source)
-    if not rows:
-        raise StageError(Reason.DATASET_EMPTY, f"expected rows in {path}, found none", f"Put rows into {path}.")
     return GoldRows(tuple(rows.values()), form)
 
 
@@ -131,7 +139,7 @@ def read_outputs(path: Path, rows: GoldRows) -> list[Reply]:
             + (", …" if len(missing) > _NAMED else ""),
             'Add a line {"id": …, "output": …} for each; a model that said nothing has an empty output.',
         )
-    marked = any(_END.search(output) for output, _, _ in found.values())
+    marked = any(_without_end(output) != output for output, _, _ in found.values())
     return [_reply(*found[row.id][:2], marked=marked) for row in rows.rows]
 
 
@@ -149,10 +157,18 @@ def read_tools_file(path: Path) -> tuple[Tool, ...]:
 
 
 def _reply(output: str, finished: bool | None, *, marked: bool) -> Reply:
-    text = _END.sub("", output)
+    text = _without_end(output)
     if finished is None and marked:
         finished = text != output
     return Reply(text, finished)
+
+
+def _without_end(output: str) -> str:
+    """Return the reply without the marks at its end; as it is when there are none."""
+    text, rest = output, output.rstrip()
+    while mark := next((mark for mark in _ENDS if rest.endswith(mark)), ""):
+        text = rest = rest.removesuffix(mark).rstrip()
+    return text
 
 
 def _records(path: Path) -> Iterator[Record]:
