@@ -60,6 +60,7 @@ class Reason(StrEnum):
     # Inputs that are not there
     BUCKET_NOT_FOUND = "BucketNotFound"
     OBJECT_NOT_FOUND = "ObjectNotFound"
+    DATASET_NOT_FOUND = "DatasetNotFound"
     BASE_MODEL_NOT_FOUND = "BaseModelNotFound"
     BASE_MODEL_UNSUPPORTED = "BaseModelUnsupported"
     SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - a reason
@@ -70,6 +71,7 @@ class Reason(StrEnum):
     HUB_TOKEN_INVALID = "HubTokenInvalid"  # noqa: S105 - a reason
     HUB_WRITE_DENIED = "HubWriteDenied"
     BASE_MODEL_GATED = "BaseModelGated"
+    DATASET_GATED = "DatasetGated"
     HUB_QUOTA_EXCEEDED = "HubQuotaExceeded"
     # Services
     S3_UNREACHABLE = "S3Unreachable"
@@ -164,6 +166,12 @@ FAILURES: dict[Reason, Failure] = {
     Reason.OBJECT_NOT_FOUND: Failure(
         _MISSING, _USER, "Correct the key in the uri that the message names, or upload the object."
     ),
+    Reason.DATASET_NOT_FOUND: Failure(
+        _MISSING,
+        _USER,
+        "Correct the data set's name, revision or path in the uri that the message names; for a private one, set "
+        "spec.baseModel.tokenSecretRef.",
+    ),
     Reason.BASE_MODEL_NOT_FOUND: Failure(
         _MISSING,
         _USER,
@@ -198,6 +206,9 @@ FAILURES: dict[Reason, Failure] = {
     ),
     Reason.BASE_MODEL_GATED: Failure(
         _DENIED, _USER, "Accept the model's licence on its Hub page with the account of spec.baseModel.tokenSecretRef."
+    ),
+    Reason.DATASET_GATED: Failure(
+        _DENIED, _USER, "Accept the data set's terms on its Hub page with the account of spec.baseModel.tokenSecretRef."
     ),
     Reason.HUB_QUOTA_EXCEEDED: Failure(
         _DENIED, _USER, "Free storage in the Hub account, or set spec.publish.private to false."

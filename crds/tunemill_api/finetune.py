@@ -9,13 +9,14 @@ from tunemill_api.base import ApiModel
 from tunemill_api.compute import Compute
 from tunemill_api.scalars import (
     ConfigMapKeyRef,
+    DataUri,
     Difference,
     Duration,
     Endpoint,
     Fraction,
     HubId,
     Number,
-    S3Uri,
+    OptionalDataUri,
     SecretKeyRef,
     SecretRef,
     rule,
@@ -82,16 +83,18 @@ class EvaluationSplit(ApiModel):
     """The share of the rows that is held out. Rows that ask the same always fall on the same side."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 42
     """Chooses which rows are held out."""
-    uri: Annotated[str, Field(max_length=1024, pattern=r"^(s3://[a-z0-9][-.a-z0-9]{1,61}[a-z0-9]/[^*?]+)?$")] = ""
-    """An object with the held-out rows, instead of a share of the training rows; read with the dataset's
-    credentials."""
+    uri: OptionalDataUri = ""
+    """Where the held-out rows are, instead of a share of the training rows; written as dataset.uri and read with the
+    same credentials."""
 
 
 class Dataset(ApiModel):
     """Where the rows are and what they look like."""
 
-    uri: S3Uri
-    """An S3 object (.jsonl or .json, also with .gz), or a prefix that ends in / for all such objects below it."""
+    uri: DataUri
+    """An S3 object (.jsonl, .json or .parquet, also with .gz), a prefix that ends in / for all such objects below it,
+    or a glob such as s3://bucket/calls/*.jsonl. Or a data set on the Hub: hf://owner/name, hf://owner/name@revision,
+    hf://owner/name/data/*.parquet; it is read with the token of baseModel.tokenSecretRef."""
     format: DatasetFormat = DatasetFormat.AUTO
     """Auto looks at the rows. OpenAI: messages, tools. Hermes: conversations with tags, as the Hermes and agents-course
     data have them. ShareGPT: conversations with from and value. XLAM: query, answers, tools. ToolACE: system,
@@ -282,6 +285,7 @@ class Training(ApiModel):
     """Train for so many optimizer steps instead of epochs; 0 means epochs."""
     learning_rate: Annotated[
         Number,
+        OptionalDataUri,
         Field(
             json_schema_extra=rules(
                 rule(
@@ -457,6 +461,10 @@ class FineTuneSpec(ApiModel):
     model_config = {
         "json_schema_extra": rules(
             rule(
+                "self.dataset.uri.startsWith('s3://') || self.workspace.uri != ''",
+                "workspace.uri is needed when dataset.uri is on the Hub: there is no bucket to put a workspace into",
+            ),
+            rule(
                 "self.adapter.method != 'Full' || self.baseModel.quantization == 'None'",
                 "baseModel.quantization must be None with adapter.method Full: quantised weights cannot be trained",
             ),
@@ -466,7 +474,8 @@ class FineTuneSpec(ApiModel):
                 "end of the planned steps",
             ),
             rule(
-                "self.adapter.method != 'IA3' || (self.tokenizer.mode != 'Extend' && size(self.tokenizer.addTokens) == 0)",
+                "self.adapter.method != 'IA3' || "
+                "(self.tokenizer.mode != 'Extend' && size(self.tokenizer.addTokens) == 0)",
                 "adapter.method IA3 cannot train the rows of added tokens: take another method, or set tokenizer.mode "
                 "to Reuse or Text and leave tokenizer.addTokens empty",
             ),

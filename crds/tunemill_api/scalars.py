@@ -37,8 +37,17 @@ HubId = Annotated[
 ]
 """A repository on the Hub: `name` or `owner/name`."""
 
-S3Uri = Annotated[str, Field(max_length=1024, pattern=r"^s3://[a-z0-9][-.a-z0-9]{1,61}[a-z0-9](/[^*?]*)?$")]
-"""An S3 object or prefix."""
+_S3 = r"s3://[a-z0-9][-.a-z0-9]{1,61}[a-z0-9](/.*)?"
+_HUB = (
+    r"hf://(datasets/)?[A-Za-z0-9][-._A-Za-z0-9]*/[A-Za-z0-9][-._A-Za-z0-9]*(@[A-Za-z0-9][-._A-Za-z0-9]*)?"
+    r"(/[^\s]+)?"
+)
+
+DataUri = Annotated[str, Field(max_length=1024, pattern=rf"^({_S3}|{_HUB})$")]
+"""An S3 object, prefix or glob, or a data set on the Hub."""
+
+OptionalDataUri = Annotated[str, Field(max_length=1024, pattern=rf"^({_S3}|{_HUB})?$")]
+"""As DataUri; empty means none."""
 
 Endpoint = Annotated[str, Field(max_length=512, pattern=r"^(https?://[^\s/]+(/[^\s]*)?)?$")]
 """The URL of a service; empty means the public one."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -22,8 +22,15 @@ from tunemill_trainer.errors import StageError
 
 READ_FIELD = "spec.baseModel"
 WRITE_FIELD = "spec.publish"
+DATASET_FIELD = "spec.dataset"
 
-_TOKEN_FIELDS = {READ_FIELD: "spec.baseModel.tokenSecretRef", WRITE_FIELD: "spec.publish.tokenSecretRef"}
+_TOKEN_FIELDS = {
+    READ_FIELD: "spec.baseModel.tokenSecretRef",
+    WRITE_FIELD: "spec.publish.tokenSecretRef",
+    DATASET_FIELD: "spec.baseModel.tokenSecretRef",
+}
+_NOT_FOUND = {READ_FIELD: Reason.BASE_MODEL_NOT_FOUND, DATASET_FIELD: Reason.DATASET_NOT_FOUND}
+_GATED = {READ_FIELD: Reason.BASE_MODEL_GATED, DATASET_FIELD: Reason.DATASET_GATED}
 _LICENSE = ("license", "license_name", "license_link")
 _WRITING_ROLES = {"admin", "write", "contributor"}
 """Roles in an organisation whose members may create repositories (https://huggingface.co/docs/hub/organizations-security)."""
@@ -79,6 +86,32 @@ class Hub:
                 model_id, revision=commit, allow_patterns=patterns, endpoint=self._endpoint, token=self._token
             )
         return Path(folder)
+
+    def resolve_dataset(self, dataset_id: str, revision: str) -> ModelCommit:
+        """Return the commit of a data set's branch, tag or commit, and check that its files may be read.
+
+        Raises:
+            StageError: DatasetNotFound, DatasetGated, HubTokenInvalid or HubUnreachable.
+        """
+        with hub_errors(DATASET_FIELD, f"{dataset_id}@{revision}"):
+            self.api.auth_check(dataset_id, repo_type="dataset")
+            info = self.api.dataset_info(dataset_id, revision=revision)
+        if not info.sha:
+            raise StageError(Reason.DATASET_NOT_FOUND, f"{dataset_id} has no commit for revision {revision}")
+        return ModelCommit(dataset_id, info.sha, frozenset(sibling.rfilename for sibling in info.siblings or ()))
+
+    def download_file_of_dataset(self, dataset: ModelCommit, name: str) -> Path:
+        """Return where a file of a data set lies, in the cache of HF_HOME."""
+        with hub_errors(DATASET_FIELD, f"{dataset.id}@{dataset.commit}"):
+            path = hf_hub_download(
+                dataset.id,
+                name,
+                repo_type="dataset",
+                revision=dataset.commit,
+                endpoint=self._endpoint,
+                token=self._token,
+            )
+        return Path(path)
 
     def license(self, model_id: str, commit: str) -> dict[str, str]:
         """Return what a model's card says of its license: license, license_name and license_link, where it does."""
@@ -158,12 +191,12 @@ def hub_errors(field: str, subject: str = "") -> Iterator[None]:
     """Turn what huggingface_hub raises inside the block into a StageError; other errors pass.
 
     Args:
-        field: READ_FIELD or WRITE_FIELD, the part of the spec that the block acts on.
+        field: READ_FIELD, WRITE_FIELD or DATASET_FIELD, the part of the spec that the block acts on.
         subject: the repository, for the message.
 
     Raises:
-        StageError: HubTokenInvalid, HubWriteDenied, BaseModelGated, BaseModelNotFound, HubQuotaExceeded or
-            HubUnreachable.
+        StageError: HubTokenInvalid, HubWriteDenied, BaseModelGated, BaseModelNotFound, DatasetGated, DatasetNotFound,
+            HubQuotaExceeded or HubUnreachable.
     """
     try:
         yield
@@ -181,22 +214,30 @@ def hub_errors(field: str, subject: str = "") -> Iterator[None]:
 def _explained(error: HfHubHTTPError, field: str, subject: str) -> StageError | None:
     status = error.response.status_code
     said = (error.server_message or str(error)).splitlines()[0]
-    reading = field == READ_FIELD
+    denied = Reason.HUB_WRITE_DENIED
     token = f"the token of {_TOKEN_FIELDS[field]}"
     full = status == 402 or (status == 403 and any(word in said.lower() for word in ("quota", "storage", "payment")))
     cases = (
-        (isinstance(error, GatedRepoError), Reason.BASE_MODEL_GATED, f"{subject} is gated, {token} may not read it"),
-        (isinstance(error, RevisionNotFoundError), Reason.BASE_MODEL_NOT_FOUND, f"{subject} has no such revision"),
+        (
+            isinstance(error, GatedRepoError),
+            _GATED.get(field, Reason.BASE_MODEL_GATED),
+            f"{subject} is gated, {token} may not read it",
+        ),
+        (
+            isinstance(error, RevisionNotFoundError),
+            _NOT_FOUND.get(field, Reason.BASE_MODEL_NOT_FOUND),
+            f"{subject} has no such revision",
+        ),
         (
             isinstance(error, RepositoryNotFoundError),
-            Reason.BASE_MODEL_NOT_FOUND if reading else Reason.HUB_WRITE_DENIED,
-            f"{field} is {subject}, and the Hub has no such model, or none that {token} may see",
+            _NOT_FOUND.get(field, denied),
+            f"{field} is {subject}, and the Hub has no such repository, or none that {token} may see",
         ),
         (status == 401, Reason.HUB_TOKEN_INVALID, f"the Hub does not accept {token}"),
         (full, Reason.HUB_QUOTA_EXCEEDED, f"the Hub takes no more data for {subject}"),
         (
             status == 403,
-            Reason.BASE_MODEL_GATED if reading else Reason.HUB_WRITE_DENIED,
+            _GATED.get(field, denied),
             f"{token} has no right on {subject}",
         ),
         (

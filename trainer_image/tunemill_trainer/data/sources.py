@@ -1,6 +1,8 @@
-"""Brings the data from S3 to the work folder and takes its digest."""
+"""Brings the data from S3 or the Hub to the work folder and takes its digest."""
 
 import hashlib
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,62 +10,133 @@ from tunemill_api.failures import Reason
 
 from tunemill_trainer.data.files import Data, DataFile
 from tunemill_trainer.errors import StageError
+from tunemill_trainer.hub import Hub
 from tunemill_trainer.s3 import s3_errors, split_uri
 from tunemill_trainer.stop import StopSignal
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
 
-ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
-"""What is taken from below a prefix."""
+ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
+"""What is taken from below a prefix, of a glob's matches, and of a data set on the Hub."""
 
 _CHUNK_BYTES = 1 << 20
+_WILDCARD = re.compile(r"\*\*|\*|\?")
+_HUB_URI = re.compile(
+    r"hf://(?:datasets/)?(?P<id>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<path>.+))?\Z", re.DOTALL
+)
+_ABOUT_DATA = re.compile(r"(?:\A|/)(?:[._]|dataset_infos?\.json\Z|dataset_dict\.json\Z|state\.json\Z)")
+"""Files in a data set's repository that hold no rows."""
+_TRAINING = re.compile(r"(?:\A|[/._-])train(?:ing)?(?=[/._-])")
+"""How the Hub names the files of a data set's training split (https://huggingface.co/docs/hub/datasets-file-names-and-splits)."""
 
 
-def fetch(client: "S3Client", uri: str, field: str, into: Path, stop: StopSignal) -> Data:
-    """Download an object, or all objects of the known endings below a prefix that ends in a slash.
+class Places:
+    """Where data may lie.
 
     Args:
-        client: of the server where the data lies.
-        uri: s3://bucket/key, s3://bucket/prefix/ or s3://bucket.
-        field: the part of the spec that holds the uri, for messages.
-        into: an empty folder. The names in it are ours: a key never becomes a path.
+        s3: opens the S3 client of spec.dataset; called only for data on S3, which alone needs credentials for it.
+        hub: where data sets are read, with its token.
         stop: looked at between chunks.
-
-    Raises:
-        StageError: BucketNotFound, ObjectNotFound, S3AccessDenied, S3Unreachable or CredentialsMissing.
     """
-    bucket, key = split_uri(uri)
-    into.mkdir(parents=True, exist_ok=True)
-    with s3_errors(uri, field):
-        keys = _below(client, bucket, key, uri, field) if not key or key.endswith("/") else [key]
+
+    def __init__(self, s3: "Callable[[], S3Client]", hub: Hub, stop: StopSignal) -> None:
+        self._s3 = s3
+        self._hub = hub
+        self._stop = stop
+
+    def fetch(self, uri: str, field: str, into: Path) -> Data:
+        """Download what a uri stands for.
+
+        Args:
+            uri: s3://bucket/key, s3://bucket/prefix/, s3://bucket, s3://bucket/glob*.jsonl or
+                hf://owner/name[@revision][/path], where the path is a file, a folder that ends in a slash, or a glob.
+            field: the part of the spec that holds the uri, for messages.
+            into: an empty folder. The names in it are ours: a key never becomes a path.
+
+        Raises:
+            StageError: BucketNotFound, ObjectNotFound, S3AccessDenied, S3Unreachable, CredentialsMissing,
+                DatasetNotFound, DatasetGated, HubTokenInvalid or HubUnreachable.
+        """
+        into.mkdir(parents=True, exist_ok=True)
+        return self._from_hub(uri, field) if uri.startswith("hf://") else self._from_s3(uri, field, into)
+
+    def _from_s3(self, uri: str, field: str, into: Path) -> Data:
+        client = self._s3()
+        bucket, key = split_uri(uri)
+        with s3_errors(uri, field):
+            if not key or key.endswith("/") or _WILDCARD.search(key):
+                prefix = _WILDCARD.split(key)[0]
+                pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+                keys = _usable((item["Key"] for page in pages for item in page.get("Contents", [])), key, uri, field)
+            else:
+                keys = [key]
+            files = []
+            for number, name in enumerate(keys):
+                path = into / f"{number:06d}"
+                files.append(DataFile(_shown(name, key), path, self._download(client, bucket, name, path)))
+        return Data(uri, tuple(files))
+
+    def _download(self, client: "S3Client", bucket: str, key: str, path: Path) -> str:
+        digest = hashlib.sha256()
+        body = client.get_object(Bucket=bucket, Key=key)["Body"]
+        with path.open("wb") as file:
+            for chunk in body.iter_chunks(_CHUNK_BYTES):
+                self._stop.check()
+                digest.update(chunk)
+                file.write(chunk)
+        return digest.hexdigest()
+
+    def _from_hub(self, uri: str, field: str) -> Data:
+        parts = _HUB_URI.match(uri)
+        if parts is None:
+            raise StageError(Reason.INVALID_SPEC, f"expected hf://owner/name in {field}.uri, found {uri}")
+        dataset = self._hub.resolve_dataset(parts["id"], parts["revision"] or "main")
+        path = parts["path"] or ""
+        rows = [name for name in dataset.files if not _ABOUT_DATA.search(name)]
+        if not path:
+            rows = [name for name in rows if _TRAINING.search(name)] or rows
+        if path and not path.endswith("/") and not _WILDCARD.search(path):
+            if path not in dataset.files:
+                raise StageError(Reason.DATASET_NOT_FOUND, f"{field}.uri is {uri}, and {dataset.id} has no file {path}")
+            names = [path]
+        else:
+            names = _usable(rows, path, uri, field)
         files = []
-        for number, name in enumerate(keys):
-            path = into / f"{number:06d}"
-            shown = name.removeprefix(key) or name.rsplit("/", 1)[-1]
-            files.append(DataFile(shown, path, _download(client, bucket, name, path, stop)))
-    return Data(uri, tuple(files))
+        for name in names:
+            self._stop.check()
+            lies = self._hub.download_file_of_dataset(dataset, name)
+            with lies.open("rb") as file:
+                files.append(DataFile(_shown(name, path), lies, hashlib.file_digest(file, "sha256").hexdigest()))
+        return Data(uri, tuple(files))
 
 
-def _below(client: "S3Client", bucket: str, prefix: str, uri: str, field: str) -> list[str]:
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-    found = [item["Key"] for page in pages for item in page.get("Contents", [])]
+def matching(pattern: str) -> re.Pattern[str]:
+    """Return what a glob matches: * and ? stay within a folder, ** does not."""
+    meanings = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
+    texts, wildcards = _WILDCARD.split(pattern), _WILDCARD.findall(pattern)
+    parts = [re.escape(texts[0])]
+    for wildcard, text in zip(wildcards, texts[1:], strict=True):
+        parts += [meanings[wildcard], re.escape(text)]
+    return re.compile("".join(parts), re.DOTALL)
+
+
+def _usable(names: Iterable[str], path: str, uri: str, field: str) -> list[str]:
+    """Return the names of data files below a prefix, or that a glob matches, in their order."""
+    glob = matching(path) if _WILDCARD.search(path) else None
+    found = [name for name in names if (glob.fullmatch(name) if glob else name.startswith(path))]
     usable = sorted(name for name in found if name.endswith(ENDINGS))
     if not usable:
+        where = "that match" if glob else "below"
         raise StageError(
             Reason.OBJECT_NOT_FOUND,
-            f"expected objects ending in {', '.join(ENDINGS)} below {uri} ({field}.uri), "
+            f"expected objects ending in {', '.join(ENDINGS)} {where} {uri} ({field}.uri), "
             f"found {len(found)} objects and none of these",
         )
     return usable
 
 
-def _download(client: "S3Client", bucket: str, key: str, path: Path, stop: StopSignal) -> str:
-    digest = hashlib.sha256()
-    body = client.get_object(Bucket=bucket, Key=key)["Body"]
-    with path.open("wb") as file:
-        for chunk in body.iter_chunks(_CHUNK_BYTES):
-            stop.check()
-            digest.update(chunk)
-            file.write(chunk)
-    return digest.hexdigest()
+def _shown(name: str, path: str) -> str:
+    """Return a name as messages show it: relative to the folder that the uri names."""
+    folder = _WILDCARD.split(path)[0].rpartition("/")[0]
+    return name.removeprefix(f"{folder}/" if folder else "")

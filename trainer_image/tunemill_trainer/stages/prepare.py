@@ -21,11 +21,11 @@ from tunemill_trainer.chat.examples import Examples, Unfit
 from tunemill_trainer.chat.templates import Choice, Origin
 from tunemill_trainer.context import StageContext
 from tunemill_trainer.data import dataset as data
-from tunemill_trainer.data import sources
 from tunemill_trainer.data.dataset import Dataset, Reading
 from tunemill_trainer.data.files import Data
 from tunemill_trainer.data.findings import Rule
 from tunemill_trainer.data.rows import JsonObject
+from tunemill_trainer.data.sources import Places
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import READ_FIELD, Hub, ModelCommit
 from tunemill_trainer.prepared import BaseModel, PreparedWriter, Tokens
@@ -47,7 +47,7 @@ def run(context: StageContext) -> tuple[PreparedFacts, bool]:
     combinations.refuse_impossible(context.spec)
     folder = _empty_folder(context.work / "prepare")
     hub, base = _check_permissions(context)
-    train, evaluation = _fetch(context, folder)
+    train, evaluation = _fetch(context, hub, folder)
     of_user = _users_template(context)
     key = keys.prepare_key(context.spec, _resolved(base, train, evaluation, of_user))
     manifest = context.workspace.manifest(Stage.PREPARE, key)
@@ -105,15 +105,13 @@ def _check_second_repository(context: StageContext, facts: PreparedFacts) -> Non
         Hub(context.spec.hub.endpoint, context.credentials.hub_token("hub-write")).check_writable(name)
 
 
-def _fetch(context: StageContext, folder: Path) -> tuple[Data, Data | None]:
+def _fetch(context: StageContext, hub: Hub, folder: Path) -> tuple[Data, Data | None]:
     spec = context.spec.dataset
-    client = s3.client(spec.endpoint, spec.region, context.credentials.s3("dataset"))
-    train = sources.fetch(client, spec.uri, "spec.dataset", folder / "train", context.stop)
+    places = Places(lambda: s3.client(spec.endpoint, spec.region, context.credentials.s3("dataset")), hub, context.stop)
+    train = places.fetch(spec.uri, "spec.dataset", folder / "train")
     evaluation = None
     if spec.evaluation.uri:
-        evaluation = sources.fetch(
-            client, spec.evaluation.uri, "spec.dataset.evaluation", folder / "evaluation", context.stop
-        )
+        evaluation = places.fetch(spec.evaluation.uri, "spec.dataset.evaluation", folder / "evaluation")
     context.progress.report(_FETCHED)
     return train, evaluation
 
