@@ -104,7 +104,9 @@ class Contract:
         name = served.split("/")[1]
         if not self.serves_adapter:
             parts = [
-                f"vllm serve {served} --revision {revision} --tokenizer-revision {revision}",
+                f"vllm serve {served}",
+                f"--revision {revision}",
+                f"--tokenizer-revision {revision}",
                 f"--served-model-name {name}",
                 calls,
             ]

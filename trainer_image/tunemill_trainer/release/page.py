@@ -20,7 +20,7 @@ from tunemill_trainer.release.curves import HEIGHT, WIDTH, loss_curve
 
 PAGE_FILE = "report.html"
 
-_HEADLINES = ("tool_name_accuracy", "exact_match", "ast_match", "overall_accuracy")
+_HEADLINES = ("tool_name_accuracy", "exact_match", "ast_match")
 _MOST_TOOLS = 30
 """Rows of the table of mix-ups; more would be a wall of zeros."""
 
@@ -50,24 +50,33 @@ class PageFacts:
 
 @dataclass(frozen=True)
 class _Bar:
-    """One metric of both models; the shares are percents of the width of the picture."""
+    """One metric of both models. `change` is good, bad, or empty where nothing changed."""
 
     name: str
     label: str
     cases: int
     base: Share
     tuned: Share
-    better: bool
+    change: str
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """The table of mix-ups: wanted tools down, called tools across; what is hidden is all right."""
+    """The table of mix-ups: wanted tools down, called tools across.
+
+    Attributes:
+        wanted: the rows.
+        called: the columns.
+        counts: of all tools.
+        right: tools that are not shown as they were never mixed up.
+        cut: tools that are not shown as there are too many.
+    """
 
     wanted: tuple[str, ...]
     called: tuple[str, ...]
     counts: Confusion
-    hidden: int
+    right: int
+    cut: int
 
     def share(self, wanted: str, called: str) -> float:
         """Return the share of the calls of a wanted tool that went to another."""
@@ -111,24 +120,28 @@ def _bars(metrics: dict[str, MetricReport]) -> list[_Bar]:
             cases=metric.cases,
             base=metric.base,
             tuned=metric.tuned,
-            better=(metric.tuned.share < metric.base.share) == (name in labels.LOWER_IS_BETTER)
-            or metric.tuned.share == metric.base.share,
+            change=_change(name, metric.tuned.share - metric.base.share),
         )
         for name, metric in metrics.items()
         if metric.base and metric.tuned
     ]
 
 
+def _change(name: str, gain: float) -> str:
+    if gain == 0:
+        return ""
+    return "good" if (gain < 0) == (name in labels.LOWER_IS_BETTER) else "bad"
+
+
 def _grid(confusion: Confusion) -> _Grid:
     """Return the table of the tools that were mixed up, those with the most mistakes first."""
     wrong = {name: sum(count for called, count in row.items() if called != name) for name, row in confusion.items()}
-    shown = sorted((name for name, count in wrong.items() if count), key=lambda name: (-wrong[name], name))[
-        :_MOST_TOOLS
-    ]
+    mixed = sorted((name for name, count in wrong.items() if count), key=lambda name: (-wrong[name], name))
+    shown = mixed[:_MOST_TOOLS]
     called = dict.fromkeys(shown)
     for name in shown:
         called |= dict.fromkeys(confusion[name])
-    return _Grid(tuple(shown), tuple(called), confusion, len(confusion) - len(shown))
+    return _Grid(tuple(shown), tuple(called), confusion, len(confusion) - len(mixed), len(mixed) - len(shown))
 
 
 def _faults(report: Report) -> list[tuple[str, int, int]]:

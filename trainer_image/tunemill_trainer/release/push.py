@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,7 +29,7 @@ WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 LONGEST_WAIT_SECONDS = 300.0
 """A server that asks for more is left alone: the stage ends, and is tried again later."""
 _RACES = 5
-_PASSING = {408, 429, 500, 502, 503, 504}
+_PASSING = {408, 412, 429, 500, 502, 503, 504}
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -102,6 +103,44 @@ class Repository:
             Reason.HUB_UNREACHABLE, f"branch {branch} of {self.name} moved on {_RACES} times while it was pushed to"
         )
 
+    def put_proven(self, folder: Path, branch: str, candidate: str, message: str, prove: Callable[[str], None]) -> str:
+        """Make a branch hold a folder that was proven as a user would download it; until then the branch stays.
+
+        Args:
+            folder: what is pushed.
+            branch: the user's.
+            candidate: a branch for the proof, which is gone afterwards.
+            message: of the commit.
+            prove: is given a commit with the folder; what it raises ends the push.
+
+        Returns:
+            The commit: a new one, or the branch's head when that has it all.
+        """
+        head = self.head(branch)
+        if self.holds(folder, head):
+            prove(head)
+            return head
+        with self._candidate(candidate, head):
+            prove(self.put(folder, candidate, message))
+            commit = self.put(folder, branch, message)
+        if not self.holds(folder, commit):
+            raise StageError(Reason.PROOF_FAILED, f"{self.name} at {commit} does not hold the files that were pushed")
+        return commit
+
+    @contextmanager
+    def _candidate(self, branch: str, head: str) -> Iterator[None]:
+        """Begin a branch anew, whatever an earlier attempt left of it, and remove it afterwards."""
+        self.remove(branch)
+        self.begin(branch, head)
+        try:
+            yield
+        finally:
+            try:
+                self.remove(branch)
+            except StageError as error:
+                # Not worth a failure, nor to hide the one on its way; the next attempt removes it.
+                _log.warning("branch %s of %s could not be removed: %s", branch, self.name, error)
+
     def tag(self, name: str, commit: str) -> None:
         """Make a tag point at a commit; a tag of that name which points elsewhere is moved."""
         refs = self._call(lambda: self._api.list_repo_refs(self.name))
@@ -145,9 +184,16 @@ class Repository:
                 *(CommitOperationAdd(path, folder / path) for path in missing),
                 *(CommitOperationDelete(path) for path in obsolete),
             ]
-            info = self._api.create_commit(
-                self.name, operations, commit_message=message, revision=branch, parent_commit=parent
-            )
+            try:
+                info = self._api.create_commit(
+                    self.name, operations, commit_message=message, revision=branch, parent_commit=parent
+                )
+            except HfHubHTTPError as error:
+                if error.response.status_code == 412:
+                    raise _MovedError from error
+                raise
+            except RuntimeError as error:
+                raise _unwrapped(error) from error
             return info.oid
 
         return self._call(commit)
@@ -164,10 +210,11 @@ class Repository:
                     LocalEntryNotFoundError,
                     IncompleteSnapshotError,
                 ) as error:
-                    wait = _wait(error, waits)
+                    known = _unwrapped(error)
+                    wait = _wait(known, waits)
                     if wait is None:
-                        raise
-                    _log.warning("the Hub failed, trying again in %.0f s: %s", wait, _first_line(error))
+                        raise known from error
+                    _log.warning("the Hub failed, trying again in %.0f s: %s", wait, _first_line(known))
                     self._pause(wait)
 
 
@@ -190,14 +237,17 @@ def _unless_gone(call: Callable[[], _T]) -> _T | None:
         return None
 
 
+def _unwrapped(error: Exception) -> Exception:
+    """Return what the Hub or its storage answered, which huggingface_hub wraps for uploads and downloads."""
+    cause = error.__cause__
+    return cause if isinstance(cause, HfHubHTTPError | httpx2.TransportError) else error
+
+
 def _wait(error: Exception, waits: Iterator[float]) -> float | None:
     """Return how long to wait before the next attempt; None when another attempt cannot help."""
     asked = 0.0
     if isinstance(error, HfHubHTTPError):
-        status = error.response.status_code
-        if status == 412:
-            raise _MovedError from error
-        if status not in _PASSING:
+        if error.response.status_code not in _PASSING:
             return None
         asked = _asked_for(error)
     wait = next(waits, None)

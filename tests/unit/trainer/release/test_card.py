@@ -178,7 +178,8 @@ def test_an_adapter_that_vllm_refuses_leads_to_the_whole_model():
     """Why, where it is, and the command."""
     card = model_card(facts("<tool_call>", "</tool_call>"))
     assert "it holds rows for new tokens" in card
-    assert "vllm serve acme/support-tools-merged --revision decade" in card
+    assert "vllm serve acme/support-tools-merged" in card
+    assert "--revision decade" in card
     assert "--enable-lora" not in card
 
 

@@ -180,7 +180,16 @@ def test_tools_without_a_mix_up_are_not_in_the_grid():
     text = page(facts())
     assert 'title="get_weather wanted, set_alarm called: 2"' in text
     assert "play wanted" not in text
-    assert "2 more rows are all right" in text
+    assert "Not shown: 2 without a mix-up." in text
+
+
+def test_the_grid_has_a_bound():
+    """The tools with the most mix-ups come first; how many are left out is said."""
+    confusion = {f"tool_{at}": {"other": at} for at in range(1, 51)}
+    text = page(replace(facts(), report=report().model_copy(update={"tuned_confusion": confusion})))
+    assert 'title="tool_50 wanted, other called: 50"' in text
+    assert "tool_20 wanted" not in text
+    assert "20 with fewer mix-ups are not shown" in text
 
 
 def test_a_page_of_a_perfect_or_a_short_run():

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import HfApi
 from tunemill_api.failures import Reason
 from tunemill_dev.hub.accounts import Accounts
-from tunemill_dev.hub.faults import Fault
+from tunemill_dev.hub.faults import Fault, Faults
 from tunemill_dev.hub.local import LocalHub, local_hub
 from tunemill_trainer.errors import Interrupted, StageError
 from tunemill_trainer.release.push import WAITS_SECONDS, Repository
@@ -258,3 +258,83 @@ def test_a_download_is_what_was_pushed(publisher: Publisher, tmp_path: Path):
     commit = publisher.repository.put(release(tmp_path / "here"), "main", "Publish")
     there = publisher.repository.download(commit, tmp_path / "there")
     assert (there / "adapter_model.safetensors").read_text() == "weights"
+
+
+class FailingCall(Faults):
+    """A Hub whose call of this number fails, once or from then on."""
+
+    def __init__(self, at: int, fault: Fault) -> None:
+        super().__init__()
+        self._at, self._fault, self._calls = at, fault, 0
+
+    def take(self, method: str, path: str) -> Fault | None:
+        """Count the call."""
+        self._calls += 1
+        lasting = self._fault.times < 0 and self._calls > self._at
+        return self._fault if self._calls == self._at or lasting else None
+
+
+FAULTS = {
+    "503 once": Fault(path="", status=503),
+    "429 once": Fault(path="", status=429, headers={"Retry-After": "9"}),
+    "412 once": Fault(path="", status=412),
+    "dropped once": Fault(path="", drop_connection=True),
+    "cut off once": Fault(path="", drop_after_bytes=3),
+    "503 for good": Fault(path="", status=503, times=-1),
+    "401 for good": Fault(path="", status=401, times=-1, message="Invalid user token."),
+    "403 for good": Fault(path="", status=403, times=-1, message="No right"),
+}
+FINAL = {
+    "503 for good": Reason.HUB_UNREACHABLE,
+    "401 for good": Reason.HUB_TOKEN_INVALID,
+    "403 for good": Reason.HUB_WRITE_DENIED,
+}
+"""The others pass."""
+
+
+def whole_or_nothing(publisher: Publisher, folder: Path, before: str) -> None:
+    """The user's branch holds the whole release, or is where it was."""
+    head = publisher.commits()[0]
+    assert head == before or publisher.files(head) >= {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_at_any_call_tears_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whichever call of a push fails: what passes ends in a proven release, what does not in a reason, nothing torn."""
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _seconds: None)
+    folder, proven = release(tmp_path / "release"), []
+    with local_hub(ACCOUNTS) as hub:
+        publisher = Publisher(hub)
+
+        def push(faults: Faults) -> None:
+            proven.clear()
+            publisher.repository.create(private=True)
+            before = publisher.commits()[0]
+            # The Hub keeps contents by their digest: new weights, or nothing would be uploaded.
+            (folder / "adapter_model.safetensors").write_text(before)
+            object.__setattr__(hub.hub, "faults", faults)
+            try:
+                commit = publisher.repository.put_proven(folder, "main", "candidate", "Publish", prove)
+            finally:
+                object.__setattr__(hub.hub, "faults", Faults())
+                whole_or_nothing(publisher, folder, before)
+            assert publisher.repository.holds(folder, commit)
+            assert publisher.commits()[0] == commit
+
+        def prove(commit: str) -> None:
+            there = publisher.repository.download(commit, tmp_path / commit)
+            assert all((there / path.name).read_bytes() == path.read_bytes() for path in folder.iterdir())
+            proven.append(commit)
+
+        push(clean := Faults())
+        calls = len(clean.requests)
+        assert calls > 15
+        for at in range(1, calls + 1):
+            failure = None
+            try:
+                push(FailingCall(at, FAULTS[name]))
+            except StageError as error:
+                failure = error.reason
+            # The last call removes the candidate, which is not worth a failure.
+            assert failure == FINAL.get(name) or (failure is None and proven), f"call {at}"
+            publisher.repository.remove("candidate")
