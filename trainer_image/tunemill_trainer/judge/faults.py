@@ -109,7 +109,7 @@ def _of_arguments(found: ParsedReply, wanted: Sequence[Call], tools: Sequence[To
             call = next((call for call in free if call.name == want.name), free[0])
             kind, message = _difference(want.name, call.arguments, want.arguments)
             if found.lost:
-                message += f" (the server leaves out {', '.join(found.lost)})"
+                message += f"; the server leaves out {', '.join(found.lost)}, only a lenient reader would understand it"
             return Fault(kind, message)
     kind, message = FaultKind.SPELLING, ""
     for index, want in enumerate(wanted):

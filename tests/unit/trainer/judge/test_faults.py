@@ -116,4 +116,7 @@ def test_arguments_that_the_server_leaves_out_are_named():
     text = "<start_function_call>call:weather{city:<escape>Oslo<escape>,days:2}<end_function_call>"
     found = fault(text, OSLO, reply_format=ReplyFormat.FUNCTIONGEMMA)
     assert found.kind is FaultKind.MISSING_ARGUMENT
-    assert found.message == "weather.days is missing, expected 2 (the server leaves out weather.days)"
+    assert found.message == (
+        "weather.days is missing, expected 2; the server leaves out weather.days, only a lenient reader would "
+        "understand it"
+    )
