@@ -45,5 +45,6 @@ def second_repository(spec: FineTuneSpec, added_tokens: int) -> str:
     It is known before anything is trained, so that a token that may not write there shows at once.
     """
     servable = spec.publish.serving is ServingTarget.VLLM and spec.adapter.method is AdapterMethod.LORA
-    found = chosen(spec.publish, only_whole=False, servable=servable and not added_tokens)
+    only_whole = spec.adapter.method is AdapterMethod.FULL
+    found = chosen(spec.publish, only_whole=only_whole, servable=servable and not added_tokens)
     return found.whole if found.adapter else ""

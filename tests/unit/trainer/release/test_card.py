@@ -163,8 +163,8 @@ def test_the_license_is_the_base_models():
 def test_only_data_of_the_hub_is_named():
     """A bucket is nobody's business, a data set on the Hub is linked."""
     assert "datasets" not in metadata(model_card(facts()))
-    card = model_card(facts(dataset={"uri": "s3://x-y/z"}))
-    assert "datasets" not in metadata(card)
+    for uri in ("hf://acme/calls", "hf://datasets/acme/calls@v2/data/*.parquet"):
+        assert metadata(model_card(facts(dataset={"uri": uri})))["datasets"] == ["acme/calls"]
 
 
 def test_a_servable_adapter_has_its_command():

@@ -60,6 +60,8 @@ def test_prepare_knows_the_second_repository_before_a_gpu_is_asked_for():
     spec = {"baseModel": {"id": "a/b"}, "dataset": {"uri": "s3://bucket/x.jsonl"}, "publish": {"repository": ADAPTER}}
     assert second_repository(FineTuneSpec.model_validate(spec), added_tokens=0) == ""
     assert second_repository(FineTuneSpec.model_validate(spec), added_tokens=4) == MERGED
+    whole = spec | {"adapter": {"method": "Full"}}
+    assert second_repository(FineTuneSpec.model_validate(whole), added_tokens=4) == ""
     transformers = spec | {"publish": {"repository": ADAPTER, "serving": "Transformers"}}
     assert second_repository(FineTuneSpec.model_validate(transformers), added_tokens=0) == MERGED
 
