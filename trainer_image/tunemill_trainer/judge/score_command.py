@@ -5,6 +5,7 @@ tunemill-trainer score --rows rows.jsonl --outputs outputs.jsonl --json
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -66,5 +67,11 @@ def main(options: argparse.Namespace) -> int:
         else ReplyFormat(options.reply_format)
     )
     report = ScoreReport(rows, score(rows.rows, replies, reply_format), reply_format)
-    print(json.dumps(report.to_json(), indent=1, ensure_ascii=False) if options.json else report.to_text())
+    try:
+        print(
+            json.dumps(report.to_json(), indent=1, ensure_ascii=False) if options.json else report.to_text(), flush=True
+        )
+    except BrokenPipeError:
+        # Who reads it, such as head, has seen enough. Python would complain once more when it closes the output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return ExitCode.DONE

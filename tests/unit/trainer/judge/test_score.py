@@ -228,6 +228,15 @@ def test_a_gzipped_list_is_read_too(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert json.loads(capsys.readouterr().out)["metrics"]["exact_match"] == 1.0
 
 
+def test_a_reader_that_has_seen_enough(tmp_path: Path):
+    """`| head` ends it without a word."""
+    rows = written(tmp_path / "r", [a_row(number, OSLO) for number in range(3000)])
+    outputs = written(tmp_path / "o", [{"id": number, "output": "No."} for number in range(3000)])
+    command = f"{sys.executable} -m tunemill_trainer score --rows {rows} --outputs {outputs} --json | head -n 1"
+    ended = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=True)
+    assert (ended.stdout, ended.stderr) == ("{\n", "")
+
+
 def test_no_training_stack_is_imported(tmp_path: Path):
     """It must start at once, on a laptop without a GPU."""
     arguments = ["--rows", written(tmp_path / "r", [ROW]), "--outputs", written(tmp_path / "o", [OUTPUT])]
