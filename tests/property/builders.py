@@ -13,6 +13,7 @@ from tunemill_api.status import (
     MetricFacts,
     PreparedFacts,
     PublishedFacts,
+    ServingFacts,
     TrainedFacts,
 )
 from tunemill_operator.engine.volumes import Platform
@@ -95,8 +96,9 @@ def evaluation_facts(tuned: str = "0.9000", base: str = "0.1000") -> EvaluationF
 
 
 def published_facts() -> PublishedFacts:
-    """Return what was pushed."""
-    return PublishedFacts(repository="acme/support-tools", revision="feed" * 10, branch="main")
+    """Return what was pushed, and how it is served."""
+    serving = ServingFacts(target="vLLM", merged=False, adapter_servable=True, command="vllm serve a-base")
+    return PublishedFacts(repository="acme/support-tools", revision="feed" * 10, branch="main", serving=serving)
 
 
 def a_report(stage: Stage, *, executed: bool = True, tuned: str = "0.9000", key: str = "0123456789abcdef") -> str:

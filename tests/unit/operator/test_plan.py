@@ -301,6 +301,17 @@ def test_suspension_deletes_the_job_and_says_when_it_has_stopped() -> None:
     assert entry(world, Stage.TRAIN).state is StageState.PENDING
 
 
+def test_how_it_is_served_stands_beside_where_it_is() -> None:
+    """Once, and also after the Jobs are gone and the status is all that is left."""
+    world = a_finished_world()
+    world.edit(suspend=True)
+    world.settle()
+    assert world.status.serving is not None
+    assert world.status.serving.command == "vllm serve a-base"
+    assert world.status.published is not None
+    assert world.status.published.serving is None
+
+
 def test_suspending_what_is_published_changes_nothing() -> None:
     """There is nothing to stop, and it stays Ready."""
     world = a_finished_world()
