@@ -37,6 +37,7 @@ SECRETS_DIRECTORY: Final = f"{STAGE_DIRECTORY}/secrets"
 """One folder a purpose below it: `dataset` and `workspace` with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and optionally
 AWS_SESSION_TOKEN as files, `hub-read` and `hub-write` with a file `token`."""
 CHAT_TEMPLATE_PATH: Final = f"{STAGE_DIRECTORY}/chat-template/chat_template.jinja"
+TOOLS_PATH: Final = f"{STAGE_DIRECTORY}/tools/tools.json"
 PROGRESS_TOKEN_PATH: Final = f"{STAGE_DIRECTORY}/progress/token"
 PROGRESS_CA_PATH: Final = f"{STAGE_DIRECTORY}/progress/ca.crt"
 TERMINATION_LOG: Final = "/dev/termination-log"

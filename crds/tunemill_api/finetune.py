@@ -113,11 +113,26 @@ class Dataset(ApiModel):
     """How many rows to use at most, from the start; 0 means all."""
 
 
+class Tools(ApiModel):
+    """Where the tools come from that are the same for all rows."""
+
+    config_map_key_ref: ConfigMapKeyRef
+    """A JSON list of tools, as OpenAI's API takes them."""
+
+
+class Think(StrEnum):
+    """What to do with what an assistant thinks before it speaks or calls."""
+
+    KEEP = "Keep"
+    DROP = "Drop"
+
+
 class TokenizerMode(StrEnum):
     """What to do about the tags of the call format."""
 
     AUTO = "Auto"
     REUSE = "Reuse"
+    TEXT = "Text"
     EXTEND = "Extend"
 
 
@@ -133,8 +148,9 @@ class Tokenizer(ApiModel):
     """The vocabulary and the chat template."""
 
     mode: TokenizerMode = TokenizerMode.AUTO
-    """Reuse: every tag that the assistant writes must be one token already. Extend: add the missing tags and train
-    their rows. Auto: Reuse where possible, else Extend."""
+    """Reuse: every tag that the assistant writes must be one token already. Text: tags that the base lacks stay
+    ordinary text of several tokens each; the vocabulary is the base's own, so that servers take the adapter alone.
+    Extend: add the missing tags and train their rows. Auto: Reuse where possible, else Extend."""
     add_tokens: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=64)]],
         Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
@@ -142,6 +158,9 @@ class Tokenizer(ApiModel):
     """More tokens to add, besides the tags of the call format that the base lacks."""
     chat_template: ChatTemplateSource | None = None
     """A template of your own; absent: the base model's where it carries tools, else ours."""
+    think: Think = Think.KEEP
+    """Keep: learn what the assistant thinks, as think → act → observe data have it. Drop: leave it out, for a model
+    that answers at once."""
 
 
 class AdapterMethod(StrEnum):
@@ -490,6 +509,8 @@ class FineTuneSpec(ApiModel):
     """The model to fine-tune."""
     dataset: Dataset
     """Where the rows are and what they look like."""
+    tools: Tools | None = None
+    """The tools of rows that carry none; rows that do carry tools must agree with them."""
     tokenizer: Tokenizer = Tokenizer()
     """The vocabulary and the chat template."""
     adapter: Adapter = Adapter()

@@ -31,13 +31,15 @@ def prepare_key(spec: FineTuneSpec, resolved: dict[str, str]) -> str:
     Args:
         spec: the wish.
         resolved: the base model's commit (`baseModel`) and the sha256 of the training rows (`dataset`). Where there are
-            any, also of the rows of `spec.dataset.evaluation.uri` (`evaluation`) and of the template (`chatTemplate`).
+            any, also of the rows of `spec.dataset.evaluation.uri` (`evaluation`), of the template (`chatTemplate`) and
+            of the tools (`tools`).
     """
     wish = _prepare_inputs(spec)
     del wish["hub"], wish["baseModel"]["revision"]
     for name in ("uri", "endpoint", "region"):
         del wish["dataset"][name]
     del wish["dataset"]["evaluation"]["uri"]
+    del wish["tools"]
     wish["tokenizer"].pop("chatTemplate", None)
     return _digest({"recipe": RECIPES["prepare"], "wish": wish, "resolved": resolved})
 
@@ -91,6 +93,7 @@ def _prepare_inputs(spec: FineTuneSpec) -> dict[str, Any]:
         "hub": spec.hub.endpoint,
         "baseModel": {"id": spec.base_model.id, "revision": spec.base_model.revision},
         "dataset": dataset,
+        "tools": _dump(spec.tools) if spec.tools else None,
         "tokenizer": _dump(spec.tokenizer),
         "maxLength": spec.training.max_length,
         "lossOn": spec.training.loss_on.value,

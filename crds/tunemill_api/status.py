@@ -102,7 +102,7 @@ class PreparedFacts(StatusModel):
     dataset_digest: str
     """sha256 of the data, in the order in which it was read."""
     tokenizer_mode: str
-    """Reuse or Extend: what was done."""
+    """Reuse, Text or Extend: what was done."""
     added_tokens: int = 0
     """Tokens that were added to the vocabulary."""
     dataset: DatasetFacts

@@ -14,6 +14,7 @@ from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.stage_report import Stage
 from tunemill_dev.tiny import make_base, rows
+from tunemill_trainer import config_maps
 from tunemill_trainer.context import StageContext
 from tunemill_trainer.credentials import Credentials
 from tunemill_trainer.errors import Interrupted, StageError
@@ -214,6 +215,28 @@ def test_plain_instructions_need_no_tags(site):
     assert prepared.report()["chatTemplate"]["origin"] == "base"
 
 
+def test_simple_rows_get_the_tools_of_a_config_map(site, tmp_path, monkeypatch):
+    """Tags as text leave the vocabulary alone; other tools make other data."""
+    tool = {"name": "look_up", "parameters": {"type": "object", "properties": {"word": {"type": "string"}}}}
+    (tmp_path / "tools.json").write_text(json.dumps([tool]))
+    monkeypatch.setenv(config_maps.ENV_CONFIG_DIRECTORY, str(tmp_path))
+    site.put(
+        [{"user_content": f"Word {n}?", "tool_name": "look_up", "tool_arguments": {"word": str(n)}} for n in range(9)]
+    )
+    wish = {"tools": {"configMapKeyRef": {"name": "tools", "key": "x"}}, "tokenizer": {"mode": "Text"}}
+    facts, _, prepared = site.prepare(**wish)
+    assert (facts.dataset.format, facts.tokenizer_mode, facts.added_tokens) == ("Simple", "Text", 0)
+    (case, *_) = prepared.cases()
+    assert [tool.name for tool in case.tools] == ["look_up"]
+    assert case.gold.calls[0].name == "look_up"
+    (tmp_path / "tools.json").write_text(json.dumps([tool | {"description": "Looks up a word"}]))
+    again, executed, _ = site.prepare(**wish)
+    assert executed
+    assert again.key != facts.key
+    (tmp_path / "tools.json").write_text("[]")
+    assert site.failure(**wish).reason is Reason.INVALID_SPEC
+
+
 @pytest.mark.parametrize(
     ("changes", "reason", "message"),
     [
@@ -291,7 +314,7 @@ def test_a_gated_base_model_is_told_from_one_that_is_not_there(site):
 def test_a_broken_template_of_the_users_own(site, tmp_path, monkeypatch):
     """It fails with Jinja's line before any row is rendered; a missing one names the field."""
     path = tmp_path / "chat_template.jinja"
-    monkeypatch.setattr(prepare, "CHAT_TEMPLATE_PATH", str(path))
+    monkeypatch.setenv(config_maps.ENV_CONFIG_DIRECTORY, str(tmp_path))
     wish = {"tokenizer": {"chatTemplate": {"configMapKeyRef": {"name": "templates", "key": "tools"}}}}
     assert site.failure(**wish).reason is Reason.CONFIG_MAP_NOT_FOUND
     path.write_text("{% for %}")

@@ -4,6 +4,7 @@ Each stage is a process of its own, as it is in the cluster: it gives its memory
 read their settings at the first import read those of this run.
 """
 
+import os
 import shutil
 import signal
 import subprocess
@@ -14,12 +15,13 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
-from tunemill_api.constants import API_VERSION, KIND
+from tunemill_api.constants import API_VERSION, CHAT_TEMPLATE_PATH, KIND, TOOLS_PATH
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage, StageReport
 
+from tunemill_trainer.config_maps import ENV_CONFIG_DIRECTORY
 from tunemill_trainer.errors import StageError
 
 
@@ -32,6 +34,7 @@ def main(manifest: Path, work: Path) -> int:
         return error.exit_code
     work /= run.name
     _clear(work)
+    write_config(manifest, run, work / "config")
     reports = []
     for stage in Stage:
         code, report = _run_stage(stage, run, work)
@@ -53,13 +56,7 @@ def load(manifest: Path) -> RunSpec:
     Raises:
         StageError: InvalidSpec, naming the field.
     """
-    try:
-        documents = [document for document in yaml.safe_load_all(manifest.read_text(encoding="utf-8")) if document]
-    except OSError as error:
-        raise StageError(Reason.INVALID_SPEC, f"could not read {manifest}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise StageError(Reason.INVALID_SPEC, f"{manifest} is not YAML: {error}") from error
-    ours = [document for document in documents if isinstance(document, dict) and document.get("kind") == KIND]
+    ours = [document for document in _documents(manifest) if document.get("kind") == KIND]
     if len(ours) != 1 or ours[0].get("apiVersion") != API_VERSION:
         raise StageError(Reason.INVALID_SPEC, f"expected one {KIND} of {API_VERSION} in {manifest}, found {len(ours)}")
     metadata: dict[str, Any] = ours[0].get("metadata") or {}
@@ -73,9 +70,30 @@ def load(manifest: Path) -> RunSpec:
             for found in error.errors(include_url=False, include_input=False)
         ]
         raise StageError(Reason.INVALID_SPEC, f"{manifest}: {'; '.join(wrong)}") from error
+    if not (spec.workspace.uri or spec.dataset.uri.startswith("s3://")):
+        raise StageError(
+            Reason.INVALID_SPEC,
+            f"{manifest}: spec.workspace.uri is needed when spec.dataset.uri is on the Hub: there is no bucket to put "
+            "a workspace into",
+        )
     return RunSpec(
         namespace=metadata.get("namespace") or "default", name=metadata["name"], run_id=metadata["name"], spec=spec
     )
+
+
+def write_config(manifest: Path, run: RunSpec, folder: Path) -> None:
+    """Put the ConfigMaps that the wish refers to, which stand in the manifest too, where the stages look for them."""
+    folder.mkdir()
+    data = {
+        document["metadata"]["name"]: document.get("data") or {}
+        for document in _documents(manifest)
+        if document.get("kind") == "ConfigMap"
+    }
+    for source, mounted in ((run.spec.tokenizer.chat_template, CHAT_TEMPLATE_PATH), (run.spec.tools, TOOLS_PATH)):
+        if source is not None:
+            text = data.get(source.config_map_key_ref.name, {}).get(source.config_map_key_ref.key)
+            if isinstance(text, str):
+                (folder / Path(mounted).name).write_text(text, encoding="utf-8")
 
 
 def summary(reports: list[StageReport]) -> str:
@@ -101,6 +119,16 @@ def summary(reports: list[StageReport]) -> str:
     return "\n".join(lines)
 
 
+def _documents(manifest: Path) -> list[dict[str, Any]]:
+    try:
+        documents = list(yaml.safe_load_all(manifest.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise StageError(Reason.INVALID_SPEC, f"could not read {manifest}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise StageError(Reason.INVALID_SPEC, f"{manifest} is not YAML: {error}") from error
+    return [document for document in documents if isinstance(document, dict)]
+
+
 def _clear(work: Path) -> None:
     """Remove what an earlier run left, so that its files do not mix with ours. The downloaded models stay."""
     work.mkdir(parents=True, exist_ok=True)
@@ -115,7 +143,8 @@ def _run_stage(stage: Stage, run: RunSpec, work: Path) -> tuple[int, StageReport
     run_spec.write_text(run.model_dump_json(by_alias=True), encoding="utf-8")
     report.unlink(missing_ok=True)
     options = ["--run-spec", str(run_spec), "--work", str(work), "--report", str(report)]
-    with subprocess.Popen([sys.executable, "-m", "tunemill_trainer", stage, *options]) as process:
+    environment = os.environ | {ENV_CONFIG_DIRECTORY: str(work / "config")}
+    with subprocess.Popen([sys.executable, "-m", "tunemill_trainer", stage, *options], env=environment) as process:
 
         def forward(number: int, _frame: FrameType | None) -> None:
             # Ctrl-C reaches the stage by itself; both ask it to stop, and its end is ours.

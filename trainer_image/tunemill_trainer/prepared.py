@@ -54,7 +54,7 @@ class Tokens:
     """What the later stages must know about the vocabulary.
 
     Attributes:
-        mode: Reuse or Extend, what was done.
+        mode: Reuse, Text or Extend, what was done. Only with Extend has the adapter rows that the base lacks.
         added: the tokens that were added; their ids follow each other.
         stop_token_ids: a reply ends with any of these; the end of turn of the chat template comes first.
         pad_token_id: fills a batch.

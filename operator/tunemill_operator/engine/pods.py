@@ -20,6 +20,7 @@ from tunemill_operator.engine.volumes import (
     Manifest,
     Platform,
     Volume,
+    config_maps_of,
     progress_env,
     secrets_of,
     volumes_of,
@@ -102,7 +103,7 @@ def pod_digest(spec: FineTuneSpec, work: Work) -> str:
     wish: Manifest = {
         "secrets": {name: _dump(ref) for name, ref in secrets_of(spec).items() if name in SECRETS_OF_WORK[work.label]},
         "checkpoint": _dump(spec.training.checkpoint) if work.label == "train" else None,
-        "chatTemplate": _dump(spec.tokenizer.chat_template) if work.label == "prepare" else None,
+        "configMaps": {name: _dump(ref) for name, (ref, _) in config_maps_of(spec).items() if work.label == "prepare"},
         "pod": _placement(spec, work),
         "metadata": [spec.compute.pod_labels, spec.compute.pod_annotations],
         "image": spec.compute.trainer_image,

@@ -5,7 +5,7 @@ from typing import Any
 
 from tunemill_api import constants
 from tunemill_api.finetune import FineTuneSpec, effective_workspace
-from tunemill_api.scalars import SecretKeyRef, SecretRef
+from tunemill_api.scalars import ConfigMapKeyRef, SecretKeyRef, SecretRef
 
 from tunemill_operator.engine.objects import FineTune
 
@@ -27,6 +27,7 @@ _FIELD_OF_VOLUME = {
     "hub-read": "spec.baseModel.tokenSecretRef",
     "hub-write": "spec.publish.tokenSecretRef",
     "chat-template": "spec.tokenizer.chatTemplate.configMapKeyRef",
+    "tools": "spec.tools.configMapKeyRef",
 }
 
 SECRETS_OF_WORK = {
@@ -76,11 +77,8 @@ def volumes_of(spec: FineTuneSpec, label: str, platform: Platform) -> dict[str, 
     for name, ref in secrets_of(spec).items():
         if name in SECRETS_OF_WORK[label]:
             volumes[name] = Volume(f"{constants.SECRETS_DIRECTORY}/{name}", {"secret": _secret_source(ref)})
-    if label == "prepare" and spec.tokenizer.chat_template:
-        template = spec.tokenizer.chat_template.config_map_key_ref
-        path, _, file = constants.CHAT_TEMPLATE_PATH.rpartition("/")
-        items = [{"key": template.key, "path": file}]
-        volumes["chat-template"] = Volume(path, {"configMap": {"name": template.name, "items": items}})
+    if label == "prepare":
+        volumes |= {name: _config_volume(ref, path) for name, (ref, path) in config_maps_of(spec).items()}
     if platform.progress_url:
         volumes["progress"] = _progress_volume(platform)
     return volumes
@@ -97,11 +95,25 @@ def secrets_of(spec: FineTuneSpec) -> dict[str, SecretRef | SecretKeyRef]:
     return {name: ref for name, ref in refs.items() if ref is not None}
 
 
+def config_maps_of(spec: FineTuneSpec) -> dict[str, tuple[ConfigMapKeyRef, str]]:
+    """Return the ConfigMaps that prepare reads, by the volume that they become, each with the path of its file."""
+    refs = {
+        "chat-template": (spec.tokenizer.chat_template, constants.CHAT_TEMPLATE_PATH),
+        "tools": (spec.tools, constants.TOOLS_PATH),
+    }
+    return {name: (source.config_map_key_ref, path) for name, (source, path) in refs.items() if source is not None}
+
+
 def field_of(spec: FineTuneSpec, volume: str) -> str:
     """Return the field of the spec that a volume comes from; empty for the operator's own volumes."""
     if volume == "workspace" and not spec.workspace.uri:
         volume = "dataset"
     return _FIELD_OF_VOLUME.get(volume, "")
+
+
+def _config_volume(ref: ConfigMapKeyRef, path: str) -> Volume:
+    folder, _, file = path.rpartition("/")
+    return Volume(folder, {"configMap": {"name": ref.name, "items": [{"key": ref.key, "path": file}]}})
 
 
 def _secret_source(ref: SecretRef | SecretKeyRef) -> Manifest:

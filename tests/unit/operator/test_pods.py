@@ -29,6 +29,7 @@ PLATFORM = Platform(
 WHOLE: dict[str, Any] = {
     "baseModel": {"tokenSecretRef": {"name": "hf-read", "key": "hf"}},
     "dataset": {"credentialsSecretRef": {"name": "s3"}},
+    "tools": {"configMapKeyRef": {"name": "schema", "key": "tools"}},
     "tokenizer": {"chatTemplate": {"configMapKeyRef": {"name": "chat", "key": "template"}}},
     "workspace": {"uri": "s3://runs/", "credentialsSecretRef": {"name": "s3-runs"}},
     "compute": {

@@ -101,13 +101,21 @@ def prepare_vocabulary(
         more: spec.tokenizer.addTokens.
 
     Raises:
-        StageError: TokenizerLacksTags, with the mode Reuse.
+        StageError: TokenizerLacksTags, with the mode Reuse; InvalidSpec, with the mode Text and tokens to add.
     """
     written = _pair("tool_call") * features.calls + _pair("think") * features.reasoning
     read = _pair("tools") * features.tools + _pair("tool_response") * features.responses
     lacking = [token for token in dict.fromkeys([*written, *more]) if not _is_one_token(tokenizer, token)]
     if not lacking and mode is not TokenizerMode.EXTEND:
         return Vocabulary(TokenizerMode.REUSE, ())
+    if mode is TokenizerMode.TEXT:
+        if asked := [token for token in more if token in lacking]:
+            raise StageError(
+                Reason.INVALID_SPEC,
+                f"expected spec.tokenizer.addTokens empty with spec.tokenizer.mode Text, found {', '.join(asked)}: "
+                "Text adds no tokens",
+            )
+        return Vocabulary(TokenizerMode.TEXT, ())
     if mode is TokenizerMode.REUSE:
         raise StageError(
             Reason.TOKENIZER_LACKS_TAGS,

@@ -135,6 +135,7 @@ class Reading:
     Attributes:
         format: Auto looks at the first ones.
         contract: spec.tools, where they are given.
+        drops_thoughts: whether what assistants think is left out.
         keeps_silent: whether rows without an assistant turn are of use.
         seed: draws the side of a row.
         workers: processes to read with.
@@ -143,6 +144,7 @@ class Reading:
 
     format: api.DatasetFormat = api.DatasetFormat.AUTO
     contract: tuple[Tool, ...] = ()
+    drops_thoughts: bool = False
     keeps_silent: bool = False
     seed: int = 42
     workers: int = 1
@@ -253,8 +255,9 @@ class Intake:
             StageError: DatasetEmpty; BrokenFileError.
         """
         before = self._dataset.rows
-        look = partial(_look_at, RowReader(self._dataset.format, self._how.contract))
-        for batch in ordered_map(look, _batches(stream), self._how.workers):
+        how = self._how
+        reader = RowReader(self._dataset.format, how.contract, drops_thoughts=how.drops_thoughts)
+        for batch in ordered_map(partial(_look_at, reader), _batches(stream), how.workers):
             self._tick()
             for looked in batch:
                 self._take(looked, drawn)

@@ -31,12 +31,14 @@ class RowReader:
     Args:
         form: the format; not Auto, see `formats.detect`.
         contract: spec.tools: the tools of rows that carry none, and what those that do must agree with.
+        drops_thoughts: whether what assistants think is left out.
     """
 
-    def __init__(self, form: DatasetFormat, contract: Sequence[Tool] = ()) -> None:
+    def __init__(self, form: DatasetFormat, contract: Sequence[Tool] = (), *, drops_thoughts: bool = False) -> None:
         self.form = form
         self._read = formats.READERS[form]
         self._contract = tuple(contract)
+        self._drops_thoughts = drops_thoughts
 
     def read(self, record: Record) -> ReadRow:
         """Return the row of a record with everything that is wrong with it."""
@@ -58,6 +60,8 @@ class RowReader:
         messages, tools = self._read(value)
         if not tools and self._contract:
             messages, tools = formats.without_filled_nulls(messages, self._contract), self._contract
+        if self._drops_thoughts:
+            messages = [replace(message, reasoning="") for message in messages]
         messages, tools, renamed = _with_served_names(messages, tools)
         return Row(tuple(messages), tools, source), renamed
 

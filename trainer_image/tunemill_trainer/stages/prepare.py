@@ -6,16 +6,17 @@ Imports no torch: this stage runs on small CPU pods, and a wrong field should sh
 import hashlib
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from tunemill_api import keys
-from tunemill_api.constants import CHAT_TEMPLATE_PATH
+from tunemill_api.constants import CHAT_TEMPLATE_PATH, TOOLS_PATH
 from tunemill_api.failures import Reason
-from tunemill_api.finetune import LossOn
+from tunemill_api.finetune import LossOn, Think
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import DatasetFacts, PreparedFacts
 
-from tunemill_trainer import combinations, cpus, s3
+from tunemill_trainer import combinations, config_maps, cpus, s3
 from tunemill_trainer.chat import examples, templates, tokenizer
 from tunemill_trainer.chat.examples import Examples, Unfit
 from tunemill_trainer.chat.templates import Choice, Origin
@@ -24,8 +25,9 @@ from tunemill_trainer.data import dataset as data
 from tunemill_trainer.data.dataset import Dataset, Reading
 from tunemill_trainer.data.files import Data
 from tunemill_trainer.data.findings import Rule
-from tunemill_trainer.data.rows import JsonObject
+from tunemill_trainer.data.rows import JsonObject, Tool
 from tunemill_trainer.data.sources import Places
+from tunemill_trainer.data.tools import given_tools
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import READ_FIELD, Hub, ModelCommit
 from tunemill_trainer.prepared import BaseModel, PreparedWriter, Tokens
@@ -48,7 +50,7 @@ def run(context: StageContext) -> tuple[PreparedFacts, bool]:
     folder = _empty_folder(context.work / "prepare")
     hub, base = _check_permissions(context)
     train, evaluation = _fetch(context, hub, folder)
-    of_user = _users_template(context)
+    of_user = _of_user(context)
     key = keys.prepare_key(context.spec, _resolved(base, train, evaluation, of_user))
     manifest = context.workspace.manifest(Stage.PREPARE, key)
     if manifest is not None:
@@ -56,9 +58,9 @@ def run(context: StageContext) -> tuple[PreparedFacts, bool]:
         _check_second_repository(context, facts)
         return facts, False
 
-    dataset = _read(context, train, evaluation, folder / "rows.jsonl")
+    dataset = _read(context, of_user, train, evaluation, folder / "rows.jsonl")
     base_folder = _download_tokenizer(hub, base)
-    tokens, written = _encode(context, dataset, base, base_folder, of_user, folder / "output")
+    tokens, written = _encode(context, dataset, base, base_folder, of_user.template, folder / "output")
     facts = PreparedFacts(
         key=key,
         base_model_revision=base.commit,
@@ -116,35 +118,42 @@ def _fetch(context: StageContext, hub: Hub, folder: Path) -> tuple[Data, Data | 
     return train, evaluation
 
 
-def _users_template(context: StageContext) -> str | None:
-    if context.spec.tokenizer.chat_template is None:
-        return None
-    try:
-        return Path(CHAT_TEMPLATE_PATH).read_text(encoding="utf-8")
-    except OSError as error:
-        raise StageError(
-            Reason.CONFIG_MAP_NOT_FOUND,
-            f"expected the template of spec.tokenizer.chatTemplate at {CHAT_TEMPLATE_PATH}: {error.strerror}",
-        ) from error
-    except UnicodeDecodeError as error:
-        raise StageError(
-            Reason.INVALID_CHAT_TEMPLATE, f"the template of spec.tokenizer.chatTemplate is not UTF-8: {error.reason}"
-        ) from error
+@dataclass(frozen=True)
+class _OfUser:
+    """What the user gives besides the data; None and empty where nothing is given."""
+
+    template: str | None
+    tools_text: str
+    tools: tuple[Tool, ...]
 
 
-def _resolved(base: ModelCommit, train: Data, evaluation: Data | None, of_user: str | None) -> dict[str, str]:
+def _of_user(context: StageContext) -> _OfUser:
+    spec = context.spec
+    template, tools = None, ""
+    if spec.tokenizer.chat_template is not None:
+        template = config_maps.read(CHAT_TEMPLATE_PATH, "spec.tokenizer.chatTemplate", Reason.INVALID_CHAT_TEMPLATE)
+    if spec.tools is not None:
+        tools = config_maps.read(TOOLS_PATH, "spec.tools", Reason.INVALID_SPEC)
+    return _OfUser(template, tools, given_tools(tools, "spec.tools") if spec.tools is not None else ())
+
+
+def _resolved(base: ModelCommit, train: Data, evaluation: Data | None, of_user: _OfUser) -> dict[str, str]:
     resolved = {"baseModel": base.commit, "dataset": train.digest}
     if evaluation is not None:
         resolved["evaluation"] = evaluation.digest
-    if of_user is not None:
-        resolved["chatTemplate"] = hashlib.sha256(of_user.encode()).hexdigest()
+    if of_user.template is not None:
+        resolved["chatTemplate"] = hashlib.sha256(of_user.template.encode()).hexdigest()
+    if of_user.tools:
+        resolved["tools"] = hashlib.sha256(of_user.tools_text.encode()).hexdigest()
     return resolved
 
 
-def _read(context: StageContext, train: Data, evaluation: Data | None, spool: Path) -> Dataset:
+def _read(context: StageContext, of_user: _OfUser, train: Data, evaluation: Data | None, spool: Path) -> Dataset:
     spec = context.spec
     how = Reading(
         format=spec.dataset.format,
+        contract=of_user.tools,
+        drops_thoughts=spec.tokenizer.think is Think.DROP,
         keeps_silent=spec.training.loss_on is LossOn.ALL,
         seed=spec.dataset.evaluation.seed,
         workers=cpus.available(),

@@ -49,6 +49,20 @@ def test_reuse_without_the_tags_names_them():
     assert "<tool_call>, </tool_call>" in raised.value.message
 
 
+def test_text_leaves_the_vocabulary_as_it_is():
+    """Tags that the base lacks are text of several tokens; tags that it has are reused, and tokens cannot be added."""
+    speaker = a_speaker(GEMMA)
+    before = len(speaker)
+    done = tokenizer.prepare_vocabulary(speaker, TokenizerMode.TEXT, CALLS, [])
+    assert (done.mode, done.added, len(speaker)) == (TokenizerMode.TEXT, (), before)
+    known = tokenizer.prepare_vocabulary(a_speaker(CHATML, tags=CALL_TAGS), TokenizerMode.TEXT, CALLS, [])
+    assert known.mode is TokenizerMode.REUSE
+    with pytest.raises(StageError) as raised:
+        tokenizer.prepare_vocabulary(speaker, TokenizerMode.TEXT, CALLS, ["<plan>"])
+    assert raised.value.reason is Reason.INVALID_SPEC
+    assert "<plan>" in raised.value.message
+
+
 def test_tokens_that_the_user_wants_are_added_once():
     """spec.tokenizer.addTokens extends a base that could be reused, and knows what is there already."""
     speaker = a_speaker(CHATML, tags=CALL_TAGS)

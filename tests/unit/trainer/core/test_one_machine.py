@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tunemill_api.constants import CHAT_TEMPLATE_PATH, TOOLS_PATH
 from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage, StageReport
 from tunemill_api.status import EvaluationFacts, MetricFacts, PublishedFacts, TrainedFacts
-from tunemill_trainer import one_machine
+from tunemill_trainer import config_maps, one_machine
 from tunemill_trainer.errors import StageError
 
 SMALLEST = """
@@ -40,6 +41,28 @@ def test_other_objects_in_the_file_are_passed_over(tmp_path: Path) -> None:
     """Proves that a file with a Secret beside the object works."""
     both = "kind: Secret\napiVersion: v1\n---\n" + SMALLEST + "\n---\n"
     assert one_machine.load(manifest(tmp_path, both)).name == "support-tools"
+
+
+def test_config_maps_of_the_file_are_what_a_pod_has_mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proves that a manifest with its ConfigMaps needs no cluster; one that is not there is left to prepare to tell."""
+    monkeypatch.setenv(config_maps.ENV_CONFIG_DIRECTORY, str(tmp_path / "config"))
+    config_map = 'kind: ConfigMap\nmetadata: {name: support}\ndata: {schema: \'[{"name": "f"}]\'}\n---\n'
+    tools = "  tools: {configMapKeyRef: {name: support, key: schema}}\n"
+    template = "  tokenizer: {chatTemplate: {configMapKeyRef: {name: absent, key: x}}}\n"
+    path = manifest(tmp_path, config_map + SMALLEST + tools + template)
+    one_machine.write_config(path, one_machine.load(path), tmp_path / "config")
+    assert config_maps.read(TOOLS_PATH, "spec.tools", Reason.INVALID_SPEC) == '[{"name": "f"}]'
+    with pytest.raises(StageError) as raised:
+        config_maps.read(CHAT_TEMPLATE_PATH, "spec.tokenizer.chatTemplate", Reason.INVALID_CHAT_TEMPLATE)
+    assert raised.value.reason is Reason.CONFIG_MAP_NOT_FOUND
+    assert "spec.tokenizer.chatTemplate" in raised.value.message
+
+
+def test_data_on_the_hub_needs_a_workspace_of_its_own(tmp_path: Path) -> None:
+    """Proves that the rule of the CRD holds without an API server."""
+    with pytest.raises(StageError) as raised:
+        one_machine.load(manifest(tmp_path, SMALLEST.replace("s3://team-a-data/calls.jsonl", "hf://acme/calls")))
+    assert "spec.workspace.uri is needed" in raised.value.message
 
 
 @pytest.mark.parametrize(
