@@ -9,10 +9,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tunemill_api.failures import Reason
-from tunemill_api.finetune import Precision
+from tunemill_api.finetune import Divergence, Precision
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn import checkpoints, curve, devices
-from tunemill_trainer.learn.callbacks import DivergenceGuard
+from tunemill_trainer.learn.callbacks import DivergenceGuard, rate_to_try
 from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.prepared import NewToken, Tokens
 
@@ -23,9 +23,9 @@ HISTORY = [
 ]
 
 
-def watched(losses: list[float]) -> None:
+def watched(losses: list[float], divergence: Divergence = Divergence.STOP) -> None:
     """Show losses to the guard of a model with a thousand tokens, one a step."""
-    guard = DivergenceGuard(vocabulary=1000)
+    guard = DivergenceGuard(1000, divergence)
     for step, loss in enumerate(losses, start=1):
         state, arguments = SimpleNamespace(global_step=step), SimpleNamespace(learning_rate=0.3)
         guard.on_log(arguments, state, None, logs={"loss": loss})
@@ -42,8 +42,26 @@ def test_a_loss_that_is_no_number_ends_the_run(loss: float) -> None:
 
 def test_a_model_that_became_worse_than_guessing_ends_the_run() -> None:
     """Proves that a run whose loss exploded without becoming infinite does not waste its hours."""
-    with pytest.raises(StageError, match=r"worse than guessing \(6\.908\)"):
+    with pytest.raises(StageError, match=r"worse than guessing \(6\.908\)") as error:
         watched([2.0, 3.0, 7.5, 8.1, 9.0, 8.2, 8.8])
+    assert 'learningRate "3e-2"' in error.value.failure.remedy
+
+
+def test_a_rising_loss_may_be_ignored_but_not_one_that_is_no_number() -> None:
+    """Proves what spec.training.divergence Ignore means."""
+    watched([2.0, 3.0, 7.5, 8.1, 9.0, 8.2, 8.8], Divergence.IGNORE)
+    with pytest.raises(StageError):
+        watched([2.0, math.nan], Divergence.IGNORE)
+
+
+@pytest.mark.parametrize(
+    ("rate", "best_rate", "expected"),
+    [(0.3, 0.0, "3e-2"), (0.3, 0.3, "1e-1"), (0.3, 0.01, "5e-3"), (1e-4, 1e-9, "1e-6"), (2e-2, 1.5e-2, "6e-3")],
+)
+def test_the_rate_to_try_is_one_that_helped_in_the_warm_up(rate: float, best_rate: float, expected: str) -> None:
+    """Proves that it is always lower, has one digit, and follows the loss where the warm-up showed it."""
+    assert rate_to_try(rate, best_rate) == expected
+    assert float(expected) < rate
 
 
 @pytest.mark.parametrize(
@@ -116,18 +134,21 @@ def test_a_device_that_is_full_says_what_to_lower(monkeypatch: pytest.MonkeyPatc
 
 def test_the_record_is_whole_in_all_its_forms(tmp_path: Path) -> None:
     """Proves that lines, TensorBoard events and picture show the same run."""
-    curve.write_record(HISTORY, "tools: training loss", tmp_path)
+    measured = [{"step": 40, "epoch": 1.0, "held_out_loss": 0.5}]
+    curve.write_record(HISTORY, measured, "tools: training loss", tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "training.jsonl").read_text().splitlines()]
     assert lines[0] == {"step": 1, "epoch": 1 / 40, "loss": HISTORY[0]["loss"], "learning_rate": 1e-3, "tokens": 9.0}
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 41))
+    assert [(event.step, event.value) for event in events.Scalars("train/held_out_loss")] == [(40, 0.5)]
+    assert [json.loads(line) for line in (tmp_path / "held-out.jsonl").read_text().splitlines()] == measured
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_run_of_one_step_has_a_record_too(tmp_path: Path) -> None:
     """Proves that nothing divides by the length of the run."""
-    curve.write_record(HISTORY[:1], "one step", tmp_path)
+    curve.write_record(HISTORY[:1], [], "one step", tmp_path)
     assert curve.mean_of_last_tenth(HISTORY[:1]) == HISTORY[0]["loss"]
 
 

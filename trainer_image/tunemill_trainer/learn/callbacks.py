@@ -8,10 +8,12 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from tunemill_api.failures import Reason
+from tunemill_api.finetune import Divergence
 from typing_extensions import override
 
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn.checkpoints import Uploads, write_clock
+from tunemill_trainer.learn.held_out import LOSS
 from tunemill_trainer.progress import Progress
 from tunemill_trainer.stop import StopSignal
 
@@ -50,6 +52,10 @@ class ProgressReports(TrainerCallback):  # type: ignore[misc] # transformers shi
         """Report. The last percent is for saving and uploading."""
         done = state.global_step - self._first_step
         pace = (time.monotonic() - self._started_at) / max(done, 1)
+        # Measured at the end of the step before, after this callback had its turn; a log of that step may follow it.
+        for entry in state.log_history[-2:]:
+            if LOSS in entry:
+                self._figures[LOSS] = f"{entry[LOSS]:.5g}"
         figures = {
             **self._figures,
             "current_step": state.global_step,
@@ -65,14 +71,21 @@ class DivergenceGuard(TrainerCallback):  # type: ignore[misc]
 
     A model that gives every token the same chance has a loss of ln(vocabulary). Five logs in a row above that and
     above where the run began are no noise of small batches. Needs logging_nan_inf_filter=False, or no NaN is logged.
+
+    Args:
+        vocabulary: tokens that the model knows.
+        divergence: Ignore lets a loss rise that is still a number.
     """
 
     _PATIENCE = 5
 
-    def __init__(self, vocabulary: int) -> None:
+    def __init__(self, vocabulary: int, divergence: Divergence = Divergence.STOP) -> None:
         self._guessing = math.log(vocabulary)
+        self._divergence = divergence
         self._first: float | None = None
         self._recent: deque[float] = deque(maxlen=self._PATIENCE)
+        self._best = math.inf
+        self._best_rate = 0.0
 
     @override
     def on_log(
@@ -81,24 +94,46 @@ class DivergenceGuard(TrainerCallback):  # type: ignore[misc]
         """Look at the loss.
 
         Raises:
-            StageError: TrainingDiverged.
+            StageError: TrainingDiverged, with a learning rate to try as its remedy.
         """
         if "loss" not in logs:
             return
         loss = float(logs["loss"])
         if not math.isfinite(loss):
-            raise StageError(
-                Reason.TRAINING_DIVERGED,
-                f"the loss is {loss} at step {state.global_step}, spec.training.learningRate {args.learning_rate:g}",
-            )
+            raise self._diverged(f"the loss is {loss} at step {state.global_step}", args.learning_rate)
         self._first = loss if self._first is None else self._first
+        if loss < self._best:
+            self._best, self._best_rate = loss, float(logs.get("learning_rate", 0.0))
         self._recent.append(loss)
-        if len(self._recent) == self._PATIENCE and min(self._recent) > max(self._guessing, self._first):
-            raise StageError(
-                Reason.TRAINING_DIVERGED,
+        full = len(self._recent) == self._PATIENCE
+        if self._divergence is Divergence.STOP and full and min(self._recent) > max(self._guessing, self._first):
+            raise self._diverged(
                 f"the loss rose from {self._first:.3f} to {loss:.3f} by step {state.global_step}, which is worse than "
-                f"guessing ({self._guessing:.3f}), with spec.training.learningRate {args.learning_rate:g}",
+                f"guessing ({self._guessing:.3f})",
+                args.learning_rate,
             )
+
+    def _diverged(self, what: str, rate: float) -> StageError:
+        suggested = rate_to_try(rate, self._best_rate)
+        return StageError(
+            Reason.TRAINING_DIVERGED,
+            f"{what}, with spec.training.learningRate {rate:g}",
+            f'Try spec.training.learningRate "{suggested}" and look at the data.',
+        )
+
+
+def rate_to_try(rate: float, best_rate: float) -> str:
+    """Return a learning rate for the next try, rounded down to one digit.
+
+    Args:
+        rate: the one that diverged.
+        best_rate: what it was when the loss was lowest; 0 when that is not known. The warm-up tries all lower rates,
+            and half of the last one that helped is safe; but no less than a hundredth, as one step may help by chance.
+    """
+    wanted = min(rate / 3, max(best_rate / 2, rate / 100)) if best_rate else rate / 10
+    exponent = math.floor(math.log10(wanted))
+    digit = max(1, math.floor(wanted / 10**exponent + 1e-9))
+    return f"{digit}e{exponent}"
 
 
 class StopAtStep(TrainerCallback):  # type: ignore[misc]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 _SCALARS = ("loss", "held_out_loss", "learning_rate", "grad_norm", "mean_token_accuracy", "entropy")
-_RECORD = "training.jsonl"
+_RECORD, _HELD_OUT = "training.jsonl", "held-out.jsonl"
 _NAMES = {"num_tokens": "tokens"}
 
 
@@ -21,11 +21,11 @@ def write_record(
         title: of the picture.
         folder: where the files go.
     """
-    with (folder / _RECORD).open("w", encoding="utf-8") as lines:
-        for entry in history:
-            lines.write(json.dumps({_NAMES.get(name, name): value for name, value in entry.items()}) + "\n")
-    _write_events(history, folder / "tensorboard")
-    _draw(history, title, folder / "loss.png")
+    for entries, name in ((history, _RECORD), (held_out, _HELD_OUT)):
+        lines = [json.dumps({_NAMES.get(name, name): value for name, value in entry.items()}) for entry in entries]
+        (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    _write_events([*history, *held_out], folder / "tensorboard")
+    _draw(history, held_out, title, folder / "loss.png")
 
 
 def read_record(folder: Path) -> list[dict[str, Any]]:
@@ -64,7 +64,9 @@ def _draw(history: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]],
     axes.plot(steps, _smooth(losses), color="#08519c", linewidth=2, label="smoothed")
     if held_out:
         measured = [entry["held_out_loss"] for entry in held_out]
-        axes.plot([entry["step"] for entry in held_out], measured, "o-", color="#e6550d", markersize=4, label="held out")
+        axes.plot(
+            [entry["step"] for entry in held_out], measured, "o-", color="#e6550d", markersize=4, label="held out"
+        )
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss")

@@ -1,11 +1,14 @@
-"""Loading: the base model from the Hub, new rows of its vocabulary, and an adapter on top of it."""
+"""Loading: the base model from the Hub, new rows of its vocabulary, and what was trained on top of it."""
 
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from tunemill_api.failures import Reason
+from tunemill_api.finetune import Quantization
 
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import Hub
@@ -23,10 +26,16 @@ def fetch_base(hub: Hub, base: BaseModel) -> Path:
     return hub.download(base.id, base.revision, ["*.json", "model*.safetensors"])
 
 
-def load_base(folder: Path, device: Device, dtype: torch.dtype) -> Any:  # noqa: ANN401 - transformers ships no types
+def load_base(folder: Path, device: Device, dtype: torch.dtype, quantization: Quantization = Quantization.NONE) -> Any:  # noqa: ANN401 - transformers ships no types
     """Load the model that `fetch_base` downloaded onto the device.
 
     Attention is what Transformers takes by default: sdpa, and eager for models that sdpa cannot serve (Gemma 2).
+
+    Args:
+        folder: with the model.
+        device: where it goes.
+        dtype: of the weights; of a quantised model that of the computation and of what is not quantised.
+        quantization: of the linear layers but the head.
 
     Raises:
         StageError: BaseModelUnsupported, when it is no causal language model with safetensors weights.
@@ -35,7 +44,12 @@ def load_base(folder: Path, device: Device, dtype: torch.dtype) -> Any:  # noqa:
 
     try:
         return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, device_map={"": device.torch_name}, use_safetensors=True, trust_remote_code=False
+            folder,
+            dtype=dtype,
+            device_map={"": device.torch_name},
+            use_safetensors=True,
+            trust_remote_code=False,
+            quantization_config=_quantized(quantization, dtype),
         )
     except (OSError, ValueError) as error:
         raise StageError(
@@ -58,6 +72,40 @@ def extend_vocabulary(model: Any, tokens: Tokens) -> None:  # noqa: ANN401
             layer.weight[new] = layer.weight[: min(new)].float().mean(dim=0).to(layer.weight.dtype)
 
 
+def is_adapter(folder: Path) -> bool:
+    """Tell whether a folder that train left, or publish pushed, holds an adapter and not a whole model."""
+    return (folder / "adapter_config.json").is_file()
+
+
 def load_adapter(model: Any, folder: Path) -> Any:  # noqa: ANN401
-    """Put a saved adapter onto a base model whose vocabulary is extended already; for inference."""
-    return PeftModel.from_pretrained(model, str(folder)).eval()
+    """Return the tuned model for inference: an adapter on `model`, or the whole model that was trained in its place.
+
+    Args:
+        model: the base model, its vocabulary extended.
+        folder: what train left; a whole model takes device and number format of `model`.
+    """
+    if is_adapter(folder):
+        # AdaLoRA's saved ranks are not LoRA's rank_pattern, for which PEFT takes them here.
+        warnings.filterwarnings("ignore", message="The following rank_pattern keys", category=RuntimeWarning)
+        return PeftModel.from_pretrained(model, str(folder)).eval()
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=model.dtype, device_map={"": model.device}, use_safetensors=True, trust_remote_code=False
+    ).eval()
+
+
+def _quantized(quantization: Quantization, dtype: torch.dtype) -> Any:  # noqa: ANN401
+    """Return the settings for bitsandbytes; None for weights as they are."""
+    from transformers import BitsAndBytesConfig
+
+    if quantization is Quantization.NONE:
+        return None
+    # They say once per matrix product that Int8 computes in FP16.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="MatMul8bitLt")
+    if quantization is Quantization.INT8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )

@@ -1,6 +1,6 @@
 """The training run: TRL's SFTTrainer on the prepared tensors, from a checkpoint on, to its end or a signal."""
 
-import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,14 +8,16 @@ from typing import Any
 import datasets
 import pyarrow.compute as pc
 import torch
-from peft import LoraConfig
+from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, set_seed
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 from tunemill_api.finetune import Scheduler, Training
 
 from tunemill_trainer.learn.devices import Device
+from tunemill_trainer.learn.held_out import LOSS, Best, HeldOutLoss, Row, best_of, ends_of_epochs
 from tunemill_trainer.learn.order import row_order
 from tunemill_trainer.learn.plan import Plan
+from tunemill_trainer.learn.trainer import MicroBatchTrainer, RankAllocation
 
 _SCHEDULERS = {Scheduler.COSINE: "cosine", Scheduler.LINEAR: "linear", Scheduler.CONSTANT: "constant_with_warmup"}
 
@@ -44,14 +46,20 @@ class Result:
     """A run that ended.
 
     Attributes:
-        model: the PeftModel.
+        model: the PeftModel, or the model when it was trained as a whole; with early stopping that of the best epoch.
         steps: optimizer steps, those of earlier attempts included; fewer than planned when it was asked to stop.
+        finished: whether it came to its end, which early stopping is, too.
         history: one entry a log, of all attempts: step, epoch, loss, learning_rate, grad_norm and more.
+        held_out: one entry an epoch: step, epoch, held_out_loss.
+        best: the epoch with the lowest held-out loss; None without held-out rows.
     """
 
     model: Any
     steps: int
+    finished: bool
     history: list[dict[str, Any]]
+    held_out: list[dict[str, Any]]
+    best: Best | None
 
 
 def read_rows(path: Path) -> datasets.Dataset:
@@ -63,22 +71,24 @@ def read_rows(path: Path) -> datasets.Dataset:
 def train(
     run: Run,
     model: Any,  # noqa: ANN401 - transformers ships no types
-    adapter: LoraConfig,
+    adapter: PeftConfig | None,
     tokenizer: PreTrainedTokenizerBase,
     rows: datasets.Dataset,
     callbacks: list[TrainerCallback],
     checkpoint: Path | None,
+    held_out: Sequence[Row] = (),
 ) -> Result:
-    """Train the adapter.
+    """Train the adapter, or the whole model.
 
     Args:
         run: the settings.
         model: the base model, its vocabulary extended.
-        adapter: what is trained.
+        adapter: what is trained; None trains the whole model.
         tokenizer: for the padding token.
         rows: input_ids, labels, length.
         callbacks: what happens around the steps.
         checkpoint: where to go on; None begins.
+        held_out: rows to measure the loss on after every epoch.
 
     Returns:
         The model. After a resumed run every logged figure equals that of a run that was never disturbed; on the CPU to
@@ -91,20 +101,35 @@ def train(
     # uses, too, and a run that is resumed in its second epoch would see other rows.
     ordered = rows.remove_columns("length").select(row_order(lengths, training.batch_size, training.seed, seen))
     set_seed(training.seed)
-    trainer = SFTTrainer(
+    trainer = MicroBatchTrainer(
+        plan.micro_batch_tokens,
         model=model,
         args=_config(run),
         train_dataset=ordered,
         processing_class=tokenizer,
         peft_config=adapter,
-        callbacks=callbacks,
+        callbacks=[RankAllocation(), *callbacks],
     )
     _work_around(trainer)
+    patience = training.early_stopping.patience
+    if held_out:
+        after = ends_of_epochs(len(rows), training.batch_size, plan.steps)
+        trainer.add_callback(HeldOutLoss(trainer, held_out, after, patience))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    for entry in history:
+    log = trainer.state.log_history
+    for entry in log:
         entry["epoch"] = round(entry["step"] * training.batch_size / len(rows), 4)
-    return Result(trainer.model, trainer.state.global_step, history)
+    steps, best = trainer.state.global_step, best_of(log)
+    if patience and best is not None and best.worse:
+        trainer.restore_best()
+    return Result(
+        model=trainer.model,
+        steps=steps,
+        finished=steps == plan.steps or bool(patience and best and best.worse >= patience),
+        history=[entry for entry in log if "loss" in entry],
+        held_out=[entry for entry in log if LOSS in entry],
+        best=best,
+    )
 
 
 def _config(run: Run) -> SFTConfig:
@@ -112,8 +137,8 @@ def _config(run: Run) -> SFTConfig:
     config = SFTConfig(
         output_dir=str(run.folder),
         max_steps=plan.steps,
-        per_device_train_batch_size=plan.micro_batch,
-        gradient_accumulation_steps=plan.accumulation,
+        per_device_train_batch_size=training.batch_size,  # MicroBatchTrainer cuts it
+        gradient_accumulation_steps=1,
         learning_rate=float(training.learning_rate),
         lr_scheduler_type=_SCHEDULERS[training.scheduler],
         warmup_steps=float(training.warmup_ratio),  # below 1 it is a share
@@ -143,17 +168,13 @@ def _config(run: Run) -> SFTConfig:
     return config
 
 
-def _work_around(trainer: SFTTrainer) -> None:
-    """Mend what TRL 1.16, PEFT 0.21 and Transformers 5.23 do to an adapter with trained token rows."""
+def _work_around(trainer: MicroBatchTrainer) -> None:
+    """Mend what TRL 1.16 and PEFT 0.21 do to trained token rows and to the trained parameters of a quantised base."""
     trainer.remove_callback(PrinterCallback)
     # TRL's fused head reads `.bias`, which PEFT's TrainableTokensWrapper does not have (peft#3649).
     head = trainer.model.get_output_embeddings()
     if not hasattr(head, "bias"):
         head.register_parameter("bias", None)
-    # A resized vocabulary would put two whole embedding matrices into every checkpoint.
-    trainer.model.save_pretrained = functools.partial(trainer.model.save_pretrained, save_embedding_layers=False)
-    # Nor is the tokenizer needed in each: it is prepare's.
-    trainer.processing_class = None
     # AdamW moves a bfloat16 weight by nothing at usual learning rates.
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:

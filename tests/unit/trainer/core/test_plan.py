@@ -1,9 +1,10 @@
 """The figures of a run follow from the wish and the data."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tunemill_api.finetune import Training
+from tunemill_trainer.learn.micro_batches import halved, split
 from tunemill_trainer.learn.plan import plan
 
 
@@ -19,25 +20,27 @@ from tunemill_trainer.learn.plan import plan
 )
 def test_steps_come_from_epochs_or_are_given(training: Training, rows: int, steps: int, log_every: int) -> None:
     """Proves that each row counts as often as there are epochs, and that short runs log every step."""
-    made = plan(training, rows, 100)
+    made = plan(training, rows)
     assert (made.steps, made.log_every) == (steps, log_every)
 
 
-@settings(deadline=None)
-@given(st.integers(1, 4096), st.integers(1, 200_000))
-def test_an_optimizer_step_always_has_the_rows_that_were_asked_for(batch: int, longest: int) -> None:
-    """Proves that micro-batches divide the batch, down to one row, however often they are halved."""
-    made = plan(Training(batch_size=batch), 1000, longest)
-    sizes = [made.micro_batch]
-    while made.micro_batch > 1:
-        made = made.halved()
-        sizes.append(made.micro_batch)
-        assert made.micro_batch * made.accumulation == batch
-    assert sizes == sorted(set(sizes), reverse=True)
+@given(st.lists(st.integers(1, 4096), min_size=1, max_size=64), st.integers(1, 40_000))
+def test_every_row_has_one_forward_pass_and_none_is_too_large(lengths: list[int], tokens: int) -> None:
+    """Proves that an optimizer step has exactly its rows, and that padding counts."""
+    passes = split(lengths, tokens)
+    assert sorted(row for rows in passes for row in rows) == list(range(len(lengths)))
+    for rows in passes:
+        assert len(rows) == 1 or len(rows) * max(lengths[row] for row in rows) <= tokens
 
 
-def test_long_rows_get_small_micro_batches() -> None:
-    """Proves that what does not fit is not tried first."""
-    assert plan(Training(batch_size=64), 1000, 100).micro_batch == 64
-    assert plan(Training(batch_size=64), 1000, 2048).micro_batch == 8
-    assert plan(Training(batch_size=64), 1000, 100_000).micro_batch == 1
+@given(st.lists(st.integers(1, 4096), min_size=1, max_size=64), st.integers(1, 40_000))
+def test_what_does_not_fit_is_cut_until_every_row_is_alone(lengths: list[int], tokens: int) -> None:
+    """Proves that the largest pass of several rows shrinks with every try, until there is none."""
+    bound: int | None = tokens
+    largest = []
+    while bound is not None:
+        shared = [len(rows) * max(lengths[row] for row in rows) for rows in split(lengths, bound) if len(rows) > 1]
+        largest.append(max(shared, default=0))
+        bound = halved(lengths, bound)
+    assert largest == sorted(set(largest), reverse=True)
+    assert largest[-1] == 0
