@@ -1,0 +1,189 @@
+"""TRL's trainer with micro-batches by tokens, AdaLoRA's schedule, and checkpoints of nothing but what is trained."""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import AdaLoraModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import SFTTrainer
+from typing_extensions import override
+
+from tunemill_trainer.learn.held_out import Row
+from tunemill_trainer.learn.micro_batches import halved, split
+from tunemill_trainer.prepared import IGNORED
+
+TRAINABLE_FILE = "trainable.safetensors"
+"""The trained parameters by name, in a checkpoint."""
+_BEST_FILE = "best.safetensors"
+"""The trained parameters after the best epoch, beside the checkpoints and in each of them."""
+_IMPORTANCE_FILE = "adalora.safetensors"
+_PATTERN_FILE = "adalora.json"
+_IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+"""What AdaLoRA remembers of each step; a run that is resumed without it takes other ranks away."""
+
+_log = logging.getLogger(__name__)
+
+
+class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
+    """Sees a whole optimizer step as one batch and cuts it into forward passes itself.
+
+    The loss is the mean over all supervised tokens of the step, so how it is cut changes nothing but time and memory.
+
+    Args:
+        micro_batch_tokens: padded tokens that one forward pass may have; halved when memory is not enough.
+        arguments: SFTTrainer's.
+    """
+
+    def __init__(self, micro_batch_tokens: int, **arguments: Any) -> None:  # noqa: ANN401
+        super().__init__(**arguments)
+        self._micro_batch_tokens = micro_batch_tokens
+
+    @override
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Return the loss of an optimizer step, its gradients added up.
+
+        Raises:
+            torch.OutOfMemoryError: when not even a single row fits.
+        """
+        supervised = (inputs["labels"][:, 1:] != IGNORED).sum()
+        while True:
+            try:
+                return self._all_parts(model, inputs, supervised)
+            except torch.OutOfMemoryError:
+                lengths = inputs["attention_mask"].sum(dim=1).tolist()
+                smaller = halved(lengths, self._micro_batch_tokens)
+                if smaller is None:
+                    raise
+                self._micro_batch_tokens = smaller
+            # Outside of the except block, which keeps the tensors of the failed pass alive.
+            _log.warning("memory is not enough: going on with %d tokens per forward pass", smaller)
+            model.zero_grad()
+            torch.cuda.empty_cache()
+
+    def _all_parts(self, model: nn.Module, inputs: dict[str, torch.Tensor], supervised: torch.Tensor) -> torch.Tensor:
+        losses = [
+            super(MicroBatchTrainer, self).training_step(model, part, supervised)
+            for part in _parts(inputs, self._micro_batch_tokens)
+        ]
+        adalora = adalora_of(model)
+        if adalora is not None:
+            # TRL computes the loss outside of AdaLoRA's forward, which would add this.
+            config = adalora.peft_config["default"]
+            self.accelerator.backward(config.orth_reg_weight * _far_from_orthogonal(adalora))
+        return torch.stack(losses).sum()
+
+    def mean_loss(self, rows: Sequence[Row]) -> float:
+        """Return the mean loss of the supervised tokens of rows that are not trained on; draws no random number."""
+        self.model.eval()
+        total = count = 0.0
+        for chosen in split([len(row["input_ids"]) for row in rows], self._micro_batch_tokens):
+            inputs = self._prepare_inputs(self.data_collator([rows[i] for i in chosen]))
+            with torch.no_grad(), self.compute_loss_context_manager():
+                outputs = self.model(**inputs, fused_lm_head=True)
+            total -= float(outputs.log_probs.sum())
+            count += float(outputs.label_mask.sum())
+        self.model.train()
+        return total / count
+
+    def keep_as_best(self) -> None:
+        """Remember what is trained as it is now, in the next checkpoints, too."""
+        save_trainable(self.model, self._best)
+
+    def restore_best(self) -> None:
+        """Take what is trained back to where `keep_as_best` was called last."""
+        load_trainable(self.model, self._best)
+
+    @property
+    def _best(self) -> Path:
+        return Path(self.args.output_dir) / _BEST_FILE
+
+    @override
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_trainable(self.model, folder / TRAINABLE_FILE)
+        if self._best.exists():
+            shutil.copy(self._best, folder / _BEST_FILE)
+        adalora = adalora_of(self.model)
+        if adalora is not None:
+            allocator = adalora.rankallocator
+            kinds = {kind: getattr(allocator, kind) for kind in _IMPORTANCE}
+            state = {f"{kind}/{name}": tensor for kind, tensors in kinds.items() for name, tensor in tensors.items()}
+            save_file(state, folder / _IMPORTANCE_FILE)
+            (folder / _PATTERN_FILE).write_text(json.dumps(adalora.peft_config["default"].rank_pattern))
+
+    @override
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        load_trainable(self.model, folder / TRAINABLE_FILE)
+        if (folder / _BEST_FILE).exists():
+            shutil.copy(folder / _BEST_FILE, self._best)
+        adalora = adalora_of(self.model)
+        if adalora is not None:
+            for name, tensor in load_file(folder / _IMPORTANCE_FILE, device=str(self.args.device)).items():
+                kind, _, parameter = name.partition("/")
+                getattr(adalora.rankallocator, kind)[parameter] = tensor
+            adalora.peft_config["default"].rank_pattern = json.loads((folder / _PATTERN_FILE).read_text())
+
+
+class RankAllocation(TrainerCallback):  # type: ignore[misc] # transformers ships no types
+    """Lets AdaLoRA look at the gradients of every step, and take ranks away by what it saw."""
+
+    @override
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        """Look at the gradients while they are there; nothing happens with other methods."""
+        adalora = adalora_of(model)
+        if adalora is not None:
+            adalora.update_and_allocate(state.global_step)
+
+
+def save_trainable(model: nn.Module, path: Path) -> None:
+    """Write the parameters that are trained, by name."""
+    tensors = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+
+
+def load_trainable(model: nn.Module, path: Path) -> None:
+    """Put the parameters that `save_trainable` wrote back in place."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in load_file(path).items():
+            parameters[name].copy_(tensor)
+
+
+def adalora_of(model: Any) -> AdaLoraModel | None:  # noqa: ANN401 - a PeftModel or a Transformers model
+    """Return the AdaLoRA part of a model, if it has one."""
+    tuner = getattr(model, "base_model", None)
+    return tuner if isinstance(tuner, AdaLoraModel) else None
+
+
+def _parts(inputs: dict[str, torch.Tensor], tokens: int) -> Iterator[dict[str, torch.Tensor]]:
+    lengths = inputs["attention_mask"].sum(dim=1)
+    for rows in split(lengths.tolist(), tokens):
+        # Padding is on the right.
+        longest = int(lengths[rows].max())
+        yield {name: tensor[rows, :longest] for name, tensor in inputs.items()}
+
+
+def _far_from_orthogonal(adalora: AdaLoraModel) -> torch.Tensor:
+    """Return how far AdaLoRA's singular vectors are from being orthogonal: the mean Frobenius norm, as in the paper."""
+    distances = []
+    for name, parameter in adalora.model.named_parameters():
+        if "lora_A" in name or "lora_B" in name:
+            product = parameter @ parameter.T if "lora_A" in name else parameter.T @ parameter
+            distances.append(torch.linalg.norm(product - torch.eye(len(product), device=product.device)))
+    return torch.stack(distances).mean()
