@@ -90,7 +90,9 @@ def judge(adapter: Adapter, target: ServingTarget) -> Verdict:
     """Return whether a server takes the adapter without merging it into its base."""
     if target is ServingTarget.TRANSFORMERS:
         return Verdict(("`transformers serve` loads whole models, and no adapters",), 0)
-    ranks = [int(adapter.config.get("r") or 0), *(adapter.config.get("rank_pattern") or {}).values()]
+    # AdaLoRA keeps lists of flags where LoRA keeps ranks.
+    pattern = (adapter.config.get("rank_pattern") or {}).values()
+    ranks = [int(adapter.config.get("r") or 0), *(rank for rank in pattern if isinstance(rank, int))]
     fitting = [rank for rank in LORA_RANKS if rank >= max(ranks)]
     # What the configuration asks for is found again in the tensors.
     problems = _of_config(adapter) or _of_tensors(adapter)

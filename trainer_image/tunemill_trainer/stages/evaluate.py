@@ -55,7 +55,7 @@ def run(context: StageContext) -> EvaluationFacts:
     base_replies = _kept_base_replies(context)
     meter = _Meter(context, len(cases) if base_replies else 2 * len(cases))
     with devices.device_errors(device):
-        model = models.load_base(base_folder, device, dtype).eval()
+        model = models.load_base(base_folder, device, dtype, spec.base_model.quantization).eval()
         if base_replies is None:
             base_tokenizer, prompts = _as_base_reads(cases, tokens, tokenizer, base_folder)
             base_replies = _ask(model, base_tokenizer, prompts, decoding, meter)
