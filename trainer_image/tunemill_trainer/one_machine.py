@@ -116,6 +116,8 @@ def summary(reports: list[StageReport]) -> str:
             published = report.published
             where = published.url or f"{published.repository}@{published.revision}"
             lines += ["", f"adapter    {adapter}", f"published  {where}"]
+            if published.serving and published.serving.command:
+                lines += ["", "serve it with", published.serving.command]
     return "\n".join(lines)
 
 

@@ -116,7 +116,7 @@ class Contract:
         parts = [
             f"vllm serve {self.base.id} --revision {self.base.revision}",
             f"--enable-lora --max-lora-rank {self.verdict.max_rank} --lora-modules {name}={folder}",
-            f"--tokenizer {folder} --chat-template {folder}/{TEMPLATE}",
+            f"--tokenizer {folder} --chat-template {folder}/{TEMPLATE} --generation-config {folder}",
             calls,
         ]
         download = f"hf download {served} --revision {revision} --local-dir {folder}"

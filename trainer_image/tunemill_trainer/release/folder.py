@@ -31,6 +31,7 @@ def assemble(folder: Path, facts: ReleaseFacts, trained: Path, evaluation: Path)
         evaluation: the output of evaluate.
     """
     _teach_transformers_to_read_calls(folder, facts.tokens, ReplyFormat(facts.report.settings.reply_format))
+    _write(folder / "generation_config.json", _generation(facts.tokens))
     shutil.copy(trained / "loss.png", folder / "loss.png")
     draw_scores(facts.report, folder / "scores.png")
     if facts.with_page:
@@ -52,6 +53,15 @@ def _teach_transformers_to_read_calls(folder: Path, tokens: Tokens, call_format:
     found = response_template(call_format, _head(template), stops)
     if found is not None:
         _write(path, config | {"response_template": found})
+
+
+def _generation(tokens: Tokens) -> dict[str, Any]:
+    """Return where a server stops and how it decodes.
+
+    The base model's own settings may know another end of a turn, and may ask for sampling and penalties, with which
+    the model was never measured.
+    """
+    return {"do_sample": False, "eos_token_id": list(tokens.stop_token_ids), "pad_token_id": tokens.pad_token_id}
 
 
 def _head(template: ChatTemplate) -> str:

@@ -4,8 +4,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tunemill_trainer.prepared import Tokens
-
 _SHARD = "5GB"
 """The largest file: what the Hub and downloads over shaky lines take well."""
 
@@ -16,20 +14,13 @@ def merge(model: Any) -> Any:  # noqa: ANN401 - peft ships no types
     return model.merge_and_unload(safe_merge=True).eval()
 
 
-def save_whole(model: Any, tokens: Tokens, tokenizer: Path, folder: Path) -> None:  # noqa: ANN401
+def save_whole(model: Any, tokenizer: Path, folder: Path) -> None:  # noqa: ANN401
     """Write a whole model with its tokenizer and chat template to a folder that loads without any other.
 
     Args:
         model: a causal language model without an adapter.
-        tokens: a reply ends with its stop tokens.
         tokenizer: the folder with the prepared tokenizer.
         folder: where the files go.
     """
-    from transformers import GenerationConfig
-
-    # The base's own may ask for sampling and penalties, with which the model was never measured.
-    model.generation_config = GenerationConfig(
-        eos_token_id=list(tokens.stop_token_ids), pad_token_id=tokens.pad_token_id, do_sample=False
-    )
     model.save_pretrained(folder, max_shard_size=_SHARD)
     shutil.copytree(tokenizer, folder, dirs_exist_ok=True)

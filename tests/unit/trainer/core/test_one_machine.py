@@ -8,7 +8,7 @@ import yaml
 from tunemill_api.constants import CHAT_TEMPLATE_PATH, TOOLS_PATH
 from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage, StageReport
-from tunemill_api.status import EvaluationFacts, MetricFacts, PublishedFacts, TrainedFacts
+from tunemill_api.status import EvaluationFacts, MetricFacts, PublishedFacts, ServingFacts, TrainedFacts
 from tunemill_trainer import config_maps, one_machine
 from tunemill_trainer.errors import StageError
 
@@ -107,6 +107,7 @@ def test_the_summary_says_what_was_done_how_good_it_is_and_where_it_lies() -> No
     now = datetime.now(UTC)
     metric = MetricFacts(name="exact_match", base="0.0000", tuned="0.9300", cases=40)
     common = {"key": "k", "started_at": now, "finished_at": now}
+    serving = ServingFacts(target="vLLM", merged=False, adapter_servable=True, command="vllm serve a-base")
     text = one_machine.summary(
         [
             StageReport(stage=Stage.PREPARE, **common),
@@ -118,7 +119,9 @@ def test_the_summary_says_what_was_done_how_good_it_is_and_where_it_lies() -> No
             ),
             StageReport(stage=Stage.EVALUATE, evaluation=EvaluationFacts(rows=40, metrics=[metric]), **common),
             StageReport(
-                stage=Stage.PUBLISH, published=PublishedFacts(repository="acme/tools", revision="abc"), **common
+                stage=Stage.PUBLISH,
+                published=PublishedFacts(repository="acme/tools", revision="abc", serving=serving),
+                **common,
             ),
         ]
     )
@@ -127,3 +130,4 @@ def test_the_summary_says_what_was_done_how_good_it_is_and_where_it_lies() -> No
     assert "0.9300" in text
     assert "s3://b/adapter" in text
     assert "acme/tools@abc" in text
+    assert "vllm serve a-base" in text

@@ -227,6 +227,14 @@ def test_the_tokenizer_can_read_calls(tmp_path: Path):
     assert template["fields"]["content"]["close"] == ["<end>", "<eos>"]
 
 
+def test_a_server_stops_where_training_did(tmp_path: Path):
+    """The base model may know another end of a turn than the template."""
+    folder = model(tmp_path / "release")
+    assemble(folder, facts(), *outputs(tmp_path))
+    settings = json.loads((folder / "generation_config.json").read_text())
+    assert settings == {"do_sample": False, "eos_token_id": [107, 1], "pad_token_id": 0}
+
+
 def test_the_contract_is_there_for_machines(tmp_path: Path):
     """Command, parser, template and stop tokens in one file."""
     folder = model(tmp_path / "release")

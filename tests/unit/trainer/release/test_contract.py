@@ -76,7 +76,8 @@ def test_an_adapter_is_served_beside_its_base():
     assert words[:5] == ["vllm", "serve", "google/gemma-2-2b-it", "--revision", "ab" * 20]
     rest = (
         "--enable-lora --max-lora-rank 16 --lora-modules tools=./tools --tokenizer ./tools "
-        "--chat-template ./tools/chat_template.jinja --enable-auto-tool-choice --tool-call-parser hermes"
+        "--chat-template ./tools/chat_template.jinja --generation-config ./tools "
+        "--enable-auto-tool-choice --tool-call-parser hermes"
     )
     assert " ".join(words[5:]) == rest
     assert found.adapter_servable
