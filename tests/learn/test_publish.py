@@ -15,6 +15,7 @@ from tunemill_api import keys
 from tunemill_api.failures import ExitCode, Reason
 from tunemill_api.stage_report import Stage, StageFailure
 from tunemill_api.status import PublishedFacts
+from tunemill_trainer.prepared import Prepared
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,13 @@ def adapter(run: TrainedRun, into: Path) -> Path:
 def branches(run: TrainedRun, repository: str) -> set[str]:
     """Return the branches of a repository."""
     return {ref.name for ref in run.api.list_repo_refs(f"acme/{repository}").branches}
+
+
+def run_tokens(run: TrainedRun, folder: Path) -> tuple[int, ...]:
+    """Return the ids that end a reply."""
+    assert run.run.prepared is not None
+    run.world.workspace().fetch(Stage.PREPARE, run.run.prepared.key, folder / "prepared")
+    return Prepared(folder / "prepared").tokens().stop_token_ids
 
 
 def test_a_judged_run_is_published_whole(judged_run: TrainedRun, tmp_path: Path):
@@ -204,3 +212,42 @@ def test_a_namespace_of_someone_else_is_refused(judged_run: TrainedRun):
     assert failure(ended).reason is Reason.HUB_WRITE_DENIED
     assert "spec.publish.repository" in failure(ended).message
     assert ended.code == ExitCode.PERMISSION_DENIED
+
+
+def test_new_tokens_lead_to_a_merged_model_beside_the_adapter(judged_run: TrainedRun, tmp_path: Path):
+    """The adapter is refused: the whole model has a repository of its own, and the contract names its commit."""
+    run = to(judged_run, "both", artifacts=["Auto", "Report"], tag="v1")
+    facts = published(run.stage(Stage.PUBLISH))
+    head = run.api.list_repo_commits("acme/both-merged")[0].commit_id
+    assert facts.merged == f"acme/both-merged@{head}"
+    assert facts.serving is not None
+    assert facts.serving.model == facts.merged
+    assert (facts.serving.adapter_servable, facts.serving.merged) == (False, True)
+    assert "trainable_token_indices" in facts.serving.reason
+    assert "calls read as wanted" in facts.serving.proof
+    for repository in ("acme/both", "acme/both-merged"):
+        files = set(run.api.list_repo_files(repository, revision="v1"))
+        assert {"README.md", "report.html", "serving.json", "chat_template.jinja", "tokenizer.json"} <= files
+        assert branches(run, repository.removeprefix("acme/")) == {"main"}
+    assert "model.safetensors" in run.api.list_repo_files("acme/both-merged")
+    contract = json.loads(Path(run.api.hf_hub_download("acme/both", "serving.json", local_dir=tmp_path)).read_text())
+    assert contract["command"] == facts.serving.command
+    run.api.delete_repo("acme/both-merged")
+    again = run.stage(Stage.PUBLISH)
+    assert published(again).merged.startswith("acme/both-merged@")
+    assert again.report is not None
+    assert again.report.executed
+
+
+def test_a_merged_model_alone_has_the_named_repository(judged_run: TrainedRun, tmp_path: Path):
+    """It loads without peft and without the base, and nothing else is pushed."""
+    run = to(judged_run, "alone", artifacts=["Merged"], serving="None")
+    facts = published(run.stage(Stage.PUBLISH))
+    assert facts.serving is None
+    assert facts.merged == ""
+    files = set(run.api.list_repo_files("acme/alone"))
+    assert {"model.safetensors", "config.json", "generation_config.json"} <= files
+    assert not {"adapter_config.json", "serving.json", "report.html"} & files
+    assert not run.api.repo_exists("acme/alone-merged")
+    settings = Path(run.api.hf_hub_download("acme/alone", "generation_config.json", local_dir=tmp_path)).read_text()
+    assert json.loads(settings)["eos_token_id"] == list(run_tokens(run, tmp_path))

@@ -10,8 +10,6 @@ A merged model beside an adapter has a repository of its own and comes first: th
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +30,7 @@ from tunemill_trainer.release.contract import Contract
 from tunemill_trainer.release.folder import assemble
 from tunemill_trainer.release.proof import Behaviour
 from tunemill_trainer.release.push import Repository
+from tunemill_trainer.release.servability import Verdict
 
 PUBLISHED_FILE = "published.json"
 
@@ -112,9 +111,12 @@ class _Release:
             spec.hub.endpoint, context.credentials.hub_token("hub-read") or context.credentials.hub_token("hub-write")
         )
         self._base = models.fetch_base(reader, base)
-        adapter = servability.read_adapter(self._model, self._base, self._tokens.vocabulary)
-        verdict = servability.judge(adapter, spec.publish.serving)
-        self._chosen = artifacts.chosen(spec.publish, only_whole=False, servable=verdict.servable)
+        self._is_adapter = models.is_adapter(self._model)
+        verdict = Verdict((), 0)
+        if self._is_adapter:
+            adapter = servability.read_adapter(self._model, self._base, self._tokens.vocabulary)
+            verdict = servability.judge(adapter, spec.publish.serving)
+        self._chosen = artifacts.chosen(spec.publish, only_whole=not self._is_adapter, servable=verdict.servable)
         report = Report.model_validate_json((context.folder("evaluation") / REPORT_FILE).read_text(encoding="utf-8"))
         call_format = ReplyFormat(report.settings.reply_format)
         self._contract = Contract(spec.publish.serving, base, self._chosen, verdict, call_format)
@@ -186,11 +188,13 @@ class _Release:
         trained = self._ask(model)
         if not self._chosen.whole:
             return trained, None
-        model = merged.merge(model)
-        whole = self._ask(model)
-        proof.check_merged(trained, whole, self._probes, str(dtype).removeprefix("torch."))
+        whole = trained
+        if self._is_adapter:
+            model = merged.merge(model)
+            whole = self._ask(model)
+            proof.check_merged(trained, whole, self._probes, str(dtype).removeprefix("torch."))
         folder = _emptied(self.folder(self._chosen.whole))
-        merged.save_whole(model, self._tokens, self._prepared.tokenizer_path, folder)
+        merged.save_whole(model, self._prepared.tokenizer_path, folder)
         return trained, whole
 
     def _ask(self, model: object) -> Behaviour:
@@ -217,44 +221,15 @@ class _Release:
                 )
 
         repository.create(private=publish.private)
-        commit = _push_proven(context, repository, folder, prove)
+        candidate = f"tunemill-{context.publish_key}"
+        commit = repository.put_proven(folder, publish.branch, candidate, f"Publish {context.run.name}", prove)
         if publish.tag:
             repository.tag(publish.tag, commit)
         self._revisions[name] = commit
 
 
-def _push_proven(context: StageContext, repository: Repository, folder: Path, prove: Callable[[str], None]) -> str:
-    """Bring a folder to the user's branch, proven, and return the commit."""
-    branch, message = context.spec.publish.branch, f"Publish {context.run.name}"
-    head = repository.head(branch)
-    if repository.holds(folder, head):
-        prove(head)
-        return head
-    with _candidate(repository, f"tunemill-{context.publish_key}", head) as candidate:
-        prove(repository.put(folder, candidate, message))
-        commit = repository.put(folder, branch, message)
-    if not repository.holds(folder, commit):
-        raise StageError(Reason.PROOF_FAILED, f"{repository.name} at {commit} does not hold the files that were pushed")
-    return commit
-
-
 def _repository(context: StageContext, hub: Hub, name: str) -> Repository:
     return Repository(hub.api, name, lambda seconds: _pause(context, seconds))
-
-
-@contextmanager
-def _candidate(repository: Repository, branch: str, head: str) -> Iterator[str]:
-    """Give the release a branch of its own, which is gone afterwards; a leftover of an earlier attempt goes first."""
-    repository.remove(branch)
-    repository.begin(branch, head)
-    try:
-        yield branch
-    finally:
-        try:
-            repository.remove(branch)
-        except StageError as error:
-            # Not worth a failure, nor to hide the one on its way; the next attempt removes it.
-            _log.warning("branch %s of %s could not be removed: %s", branch, repository.name, error)
 
 
 def _pause(context: StageContext, seconds: float) -> None:
