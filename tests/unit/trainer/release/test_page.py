@@ -5,6 +5,8 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.status import DatasetFacts, PreparedFacts, TrainedFacts
 from tunemill_trainer.judge.report import (
@@ -140,6 +142,15 @@ def test_rows_cannot_bring_markup_into_the_page():
     assert "script" not in found.names
     assert not [name for name in found.attributes if name.startswith("on")]
     assert "{{ 7 * 7 }}" in page(facts(HOSTILE))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text(alphabet=st.sampled_from("<>/&\"'={}%#! abscript\n\x00")))
+def test_no_text_at_all_becomes_markup(text: str):
+    """The same for whatever can be put together from the characters that matter."""
+    found, clean = _Elements(page(facts(text))), _Elements(page(facts()))
+    assert found.names <= clean.names
+    assert found.attributes <= clean.attributes
 
 
 def test_nothing_is_loaded_from_elsewhere():
