@@ -202,7 +202,8 @@ class AdaLora(ApiModel):
     model_config = {
         "json_schema_extra": rules(
             rule(
-                "self.targetRank < self.initialRank",
+                # The API server checks the default {} before it fills in the fields' own defaults.
+                "!has(self.targetRank) || !has(self.initialRank) || self.targetRank < self.initialRank",
                 "adapter.adalora.targetRank must be below initialRank, or no rank is taken away",
             )
         )
