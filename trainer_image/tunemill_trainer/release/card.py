@@ -85,7 +85,7 @@ def _front_matter(facts: ReleaseFacts) -> str:
         datasets=_hub_datasets(facts),
         library_name="transformers" if facts.whole else "peft",
         pipeline_tag="text-generation",
-        tags=["function-calling", "tool-use", _method(facts).lower(), "tunemill"],
+        tags=["function-calling", "tool-use", *([] if facts.whole else [_method(facts).lower()]), "tunemill"],
         eval_results=[
             EvalResult(
                 task_type="text-generation",

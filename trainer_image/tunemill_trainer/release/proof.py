@@ -35,7 +35,10 @@ MERGE_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
 layers rounding makes 6e-7, 0.009 and 0.002 of it, and more on more layers; a merge that is wrong makes more than 1."""
 _PROMPTS = 4
 _CALLS = 2
-_NEW_TOKENS = 256
+_TOKENS = 16
+"""Of every reply, the tokens whose logits are compared; a vocabulary's logits of many tokens would fill the memory."""
+_MOST_TOKENS = 256
+"""Of a call, as a processor without a GPU should not be at it for long."""
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +55,11 @@ class Probe:
     case: Case
     right: bool
 
+    @property
+    def new_tokens(self) -> int:
+        """How long the reply may be: enough for a call that is to be read, else a few tokens."""
+        return min(self.case.answer_tokens + _TOKENS, _MOST_TOKENS) if self.right else _TOKENS
+
 
 @dataclass(frozen=True)
 class Behaviour:
@@ -60,7 +68,7 @@ class Behaviour:
     Attributes:
         prompt_ids: the token ids of each prompt, by its own tokenizer and chat template.
         replies: the token ids of each greedy reply.
-        logits: a tensor a prompt, tokens of the reply by vocabulary, 32-bit.
+        logits: a tensor a prompt, the first tokens of the reply by vocabulary, 32-bit.
     """
 
     prompt_ids: list[list[int]]
@@ -108,35 +116,35 @@ def published_behaviour(folder: Path, tokens: Tokens, asked: list[Probe], check_
         raise StageError(
             Reason.PROOF_FAILED, f"what was pushed cannot be loaded: {type(error).__name__}: {error}"
         ) from error
-    return behaviour(model, prompts, tokens, check_stop)
+    return behaviour(model, prompts, asked, tokens, check_stop)
 
 
 def behaviour(
     model: Any,  # noqa: ANN401 - transformers ships no types
     prompts: list[list[int]],
+    asked: list[Probe],
     tokens: Tokens,
     check_stop: Callable[[], None],
 ) -> Behaviour:
-    """Ask a model, one prompt after the other."""
+    """Ask a model, one prompt after the other; a prompt for each of the cases, as its own tokenizer makes it."""
     import torch
     from transformers import GenerationConfig
 
     model.generation_config = GenerationConfig(
         do_sample=False,
-        max_new_tokens=_NEW_TOKENS,
         eos_token_id=list(tokens.stop_token_ids),
         pad_token_id=tokens.pad_token_id,
         output_logits=True,
         return_dict_in_generate=True,
     )
     replies, logits = [], []
-    for prompt in prompts:
+    for prompt, probe in zip(prompts, asked, strict=True):
         check_stop()
         ids = torch.tensor([prompt])
         with torch.inference_mode():
-            output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
+            output = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=probe.new_tokens)
         replies.append(output.sequences[0, len(prompt) :].tolist())
-        logits.append(torch.cat(output.logits).float())
+        logits.append(torch.cat(output.logits[:_TOKENS]).float())
     del model
     gc.collect()
     return Behaviour(prompts, replies, logits)

@@ -199,7 +199,7 @@ class _Release:
 
     def _ask(self, model: object) -> Behaviour:
         prompts = [list(probe.case.prompt_ids) for probe in self._probes]
-        return proof.behaviour(model, prompts, self._tokens, self._context.stop.check)
+        return proof.behaviour(model, prompts, self._probes, self._tokens, self._context.stop.check)
 
     def _push(self, name: str, made: Behaviour, contract: Contract) -> None:
         """Complete the folder of a repository and bring it to the user's branch there, proven."""
