@@ -48,6 +48,12 @@ def test_training_turns_no_call_into_the_right_call(extended_run: TrainedRun, tm
     assert len(lines) == report.cases
     assert sum(line["tuned"]["right"] for line in lines) == report.right.tuned
     assert report.right.p_value < 0.001
+    assert report.settings.reply_format == "hermes"
+    assert {"no_call", "single_call"} <= set(report.slices)
+    assert sum(report.tuned_faults.values()) == sum(bool(line["tuned"]["fault"]) for line in lines)
+    assert {mistake.id for mistake in report.mistakes} <= {line["id"] for line in lines if line["tuned"]["fault"]}
+    assert float(found["tool_f1"].tuned) > float(found["tool_f1"].base)
+    assert float(found["ast_match"].tuned) >= float(found["exact_match"].tuned)
 
 
 def test_the_same_judgement_is_not_made_twice(extended_run: TrainedRun):

@@ -1,5 +1,6 @@
 """Batched generation on a real model: the same replies as one by one, only faster."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,15 @@ def answer(model: Any, prompts: list[list[int]], tokens: int = 40, batch_tokens:
 
 @pytest.mark.parametrize("kind", ["gemma2", "qwen3", "gemma3", "llama"])
 def test_a_batch_answers_as_one_by_one(kind: str, tmp_path: Path):
-    """Padding on the left changes no token, in a model that has learnt to answer."""
+    """Neither padding, nor the company in a batch, nor the order changes a token, in a model that has learnt."""
     model, prompts = loaded(make_base(tmp_path, kind, steps=60))
     alone = [answer(model, [prompt])[0] for prompt in prompts]
-    assert answer(model, prompts) == alone
-    assert answer(model, prompts, batch_tokens=400) == alone
     assert len({len(reply) for reply in alone}) > 1
+    draw = random.Random(kind)
+    for batch_tokens in (100_000, 400, 900, 1700):
+        order = draw.sample(range(len(prompts)), len(prompts))
+        answers = answer(model, [prompts[i] for i in order], batch_tokens=batch_tokens)
+        assert answers == [alone[i] for i in order]
 
 
 def test_a_reply_ends_with_its_stop_token(tmp_path: Path):
