@@ -191,7 +191,7 @@ def test_the_base_models_own_template_gives_way_when_a_row_shows_that_it_cannot(
     template = CHATML_TEMPLATE.replace("<|im_start|>", "<start_of_turn>").replace("<|im_end|>", "<end_of_turn>")
     site.put_on_hub("chat_template.jinja", template)
     *_, prepared = site.prepare()
-    assert prepared.report()["chatTemplate"] == {"origin": "base", "passedOver": ""}
+    assert prepared.report()["chatTemplate"] == {"origin": "base", "passedOver": "", "callFormat": "hermes"}
 
     forgetful = template.replace("{{- message.content }}", "{{- message.content if loop.index < 4 else '' }}")
     site.put_on_hub("chat_template.jinja", forgetful)

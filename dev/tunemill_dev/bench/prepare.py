@@ -26,6 +26,7 @@ from tunemill_api.run_spec import RunSpec
 from tunemill_dev.hub.accounts import Accounts
 from tunemill_dev.hub.local import local_hub
 from tunemill_dev.tiny import TOOLS, make_base
+from tunemill_dev.tiny.data import SYSTEM
 
 SIZES = (20_000, 200_000)
 _TOKEN = "a-token-of-alice"
@@ -70,23 +71,18 @@ class _Services:
 
 
 def _row(number: int) -> dict[str, Any]:
-    """Return a row with three tools, a call, its answer and a closing turn; all rows differ."""
+    """Return a row as the demo's data has them, a request and a call with two tools to choose from; all rows differ."""
     names = list(TOOLS)
-    offered = [TOOLS[names[(number + step) % len(names)]] for step in range(3)]
+    offered = [TOOLS[names[(number + step) % len(names)]] for step in range(2)]
     function = offered[0]["function"]
     kinds = {name: schema["type"] for name, schema in function["parameters"]["properties"].items()}
     arguments = {name: number % 97 if kind == "integer" else f"item {number}" for name, kind in kinds.items()}
     call = {"id": "c1", "type": "function", "function": {"name": function["name"], "arguments": json.dumps(arguments)}}
     return {
         "messages": [
-            {"role": "system", "content": "You are the help desk. Call a tool when one fits."},
-            {
-                "role": "user",
-                "content": f"Request {number}: please {function['description'].lower()}.",
-            },
+            {"role": "system", "content": SYSTEM},
+            {"role": "user", "content": f"Request {number}: please {function['description'].lower()}."},
             {"role": "assistant", "content": None, "tool_calls": [call]},
-            {"role": "tool", "tool_call_id": "c1", "content": json.dumps({"status": "done", "ticket": number * 7})},
-            {"role": "assistant", "content": f"Done: it is ticket {number * 7}."},
         ],
         "tools": offered,
     }

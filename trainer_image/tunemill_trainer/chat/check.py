@@ -28,8 +28,7 @@ def render_all(dataset: Dataset, base: str, max_length: int) -> int:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the processes do better
     speaker = tokenizer.load(_folder(base))
-    tokenizer.prepare_vocabulary(speaker, TokenizerMode.AUTO, dataset.features, [])
-    choice = templates.choose(speaker, dataset.features, None)
+    choice, _ = templates.settle(speaker, TokenizerMode.AUTO, dataset.features, [], None)
     ours = templates.ours(speaker, dataset.features, "").encoder
     unfit = 0
 

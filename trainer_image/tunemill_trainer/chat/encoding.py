@@ -13,7 +13,7 @@ from tunemill_trainer.chat.rendering import ChatTemplate, Span, TemplateError
 from tunemill_trainer.chat.tokenizer import Tokenizer
 from tunemill_trainer.data.findings import Problem, Rule
 from tunemill_trainer.data.rows import Call, Message, Role, Row, Tool
-from tunemill_trainer.judge.parse import parse_reply
+from tunemill_trainer.judge.parse import ReplyFormat, parse_reply
 from tunemill_trainer.prepared import IGNORED
 
 _START, _END = itemgetter(0), itemgetter(1)
@@ -54,10 +54,19 @@ class Encoded:
 
 
 class Encoder:
-    """Renders and tokenises with one template."""
+    """Renders and tokenises with one template.
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+    Args:
+        tokenizer: of the base model.
+        template: renders.
+        call_format: how the template writes calls: they are read back as a server reads them.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, template: ChatTemplate, call_format: ReplyFormat = ReplyFormat.HERMES
+    ) -> None:
         self.template = template
+        self.call_format = call_format
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
         self._enders = set(tokenizer.added_tokens_decoder)
@@ -72,16 +81,25 @@ class Encoder:
         # The template writes the beginning-of-text token itself. Without offsets it is faster.
         return [encoded.ids for encoded in self._backend.encode_batch_fast(prompts, add_special_tokens=False)]
 
-    def end_of_turn(self, row: Row) -> int:
-        """Return the token that ends the first assistant turn of a row that has one."""
+    def ends_of_turns(self, row: Row) -> tuple[int, ...]:
+        """Return the tokens that end the assistant turns of a row, each once."""
         encoded = self.encode([row])[0]
-        return encoded.input_ids[encoded.turns[0].end - 1]
+        return tuple(dict.fromkeys(encoded.input_ids[turn.end - 1] for turn in encoded.turns))
 
-    def heads_are_learnt(self, encoded: Encoded) -> bool:
-        """Return whether a turn begins with a special token: then the model would have to write its own name first."""
+    def heads_are_learnt(self, row: Row, encoded: Encoded) -> bool:
+        """Return whether a turn begins with a special token: then the model would have to write its own name first.
+
+        A call may begin with a special token of its own: without it, it would be no call.
+        """
         added = self._tokenizer.added_tokens_decoder
-        first = [added.get(encoded.input_ids[turn.start]) for turn in encoded.turns]
-        return any(token is not None and token.special for token in first)
+        for turn in encoded.turns:
+            first = added.get(encoded.input_ids[turn.start])
+            rest = self._backend.decode(encoded.input_ids[turn.start + 1 : turn.end - 1], skip_special_tokens=False)
+            calls = row.messages[turn.message].calls
+            own = calls and parse_reply(rest, self.call_format).calls != calls
+            if first is not None and first.special and not own:
+                return True
+        return False
 
     def encode(self, rows: Sequence[Row]) -> list[Encoded]:
         """Return the rows as token ids, each with what is wrong with it."""
@@ -110,9 +128,8 @@ class Encoder:
             [ids[turn.start : turn.end - 1] for turn in turns], skip_special_tokens=False
         )
         for turn, text in zip(turns, texts, strict=True):
-            problem = self._ending_problem(ids[turn.start : turn.end]) or _reading_problem(
-                row.messages[turn.message], text
-            )
+            message = row.messages[turn.message]
+            problem = self._ending_problem(ids[turn.start : turn.end]) or self._reading_problem(message, text)
             if problem:
                 return Encoded(ids, turns, problem)
         return Encoded(ids, turns)
@@ -126,19 +143,18 @@ class Encoder:
             return Problem(Rule.MARKER_IN_TEXT, "an assistant turn contains the end-of-turn marker in its text")
         return None
 
-
-def _reading_problem(message: Message, text: str) -> Problem | None:
-    """Compare a turn with what a server and a person would read in its tokens."""
-    read = parse_reply(text)
-    same = read.blocks == len(message.calls) and (not read.blocks or _calls(read.calls) == _calls(message.calls))
-    if not same:
-        return Problem(Rule.NOT_REPRODUCIBLE, "the calls of an assistant turn read differently in its tokens")
-    whole = _composed(text)
-    for part in (message.reasoning, message.content):
-        # A template may trim what it writes.
-        if _composed(part.strip()) not in whole:
-            return Problem(Rule.NOT_REPRODUCIBLE, "the text of an assistant turn is not the same in its tokens")
-    return None
+    def _reading_problem(self, message: Message, text: str) -> Problem | None:
+        """Compare a turn with what a server and a person would read in its tokens."""
+        read = parse_reply(text, self.call_format)
+        same = read.blocks == len(message.calls) and (not read.blocks or _calls(read.calls) == _calls(message.calls))
+        if not same:
+            return Problem(Rule.NOT_REPRODUCIBLE, "the calls of an assistant turn read differently in its tokens")
+        whole = _composed(text)
+        for part in (message.reasoning, message.content):
+            # A template may trim what it writes.
+            if _composed(part.strip()) not in whole:
+                return Problem(Rule.NOT_REPRODUCIBLE, "the text of an assistant turn is not the same in its tokens")
+        return None
 
 
 def _calls(calls: Sequence[Call]) -> str:

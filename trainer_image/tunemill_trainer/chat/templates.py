@@ -1,19 +1,21 @@
 """Chooses the chat template: the user's, the base model's own where it is proven to carry the rows, or ours."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import resources
 
 from tunemill_api.failures import Reason
+from tunemill_api.finetune import TokenizerMode
 
 from tunemill_trainer.chat.encoding import Encoder
 from tunemill_trainer.chat.rendering import ChatTemplate, TemplateError
-from tunemill_trainer.chat.tokenizer import Tokenizer
+from tunemill_trainer.chat.tokenizer import Tokenizer, Vocabulary, prepare_vocabulary
 from tunemill_trainer.data.dataset import Features
 from tunemill_trainer.data.rows import Call, Message, Role, Row, Source, Tool
 from tunemill_trainer.errors import StageError
+from tunemill_trainer.judge.parse import ReplyFormat
 
 
 class Origin(StrEnum):
@@ -31,13 +33,13 @@ class Choice:
     Attributes:
         encoder: renders with it.
         origin: whose it is.
-        end_of_turn: the token that ends an assistant's turn.
+        ends_of_turns: the tokens that end an assistant's turn; several where a call ends in another than a text.
         passed_over: why the base model's own was not taken; empty when there was no question.
     """
 
     encoder: Encoder
     origin: Origin
-    end_of_turn: int
+    ends_of_turns: tuple[int, ...]
     passed_over: str = ""
 
 
@@ -60,6 +62,31 @@ _FAMILIES = (
     _Turns("<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>", "", "system", "user", "assistant"),
 )
 """Gemma, ChatML (Qwen and many others), Llama 3."""
+
+
+_SERVED = tuple(call_format for call_format in ReplyFormat if call_format is not ReplyFormat.JSON)
+"""The ways to write calls that a server has a parser for; Hermes, our own, first."""
+
+
+def settle(
+    tokenizer: Tokenizer, mode: TokenizerMode, features: Features, more: Iterable[str], of_user: str | None
+) -> tuple[Choice, Vocabulary]:
+    """Return the template to use, and give the tokenizer the tags that it lacks for it.
+
+    Args:
+        tokenizer: of the base model, with its template; changed.
+        mode: spec.tokenizer.mode.
+        features: what occurs in the rows.
+        more: spec.tokenizer.addTokens.
+        of_user: the text of spec.tokenizer.chatTemplate.
+
+    Raises:
+        StageError: as `choose` and `prepare_vocabulary` do.
+    """
+    choice = choose(tokenizer, features, of_user)
+    vocabulary = prepare_vocabulary(tokenizer, mode, features, more, choice.encoder.call_format)
+    # With new tokens the proof is another one.
+    return (choose(tokenizer, features, of_user) if vocabulary.added else choice), vocabulary
 
 
 def choose(tokenizer: Tokenizer, features: Features, of_user: str | None) -> Choice:
@@ -96,19 +123,22 @@ def ours(tokenizer: Tokenizer, features: Features, passed_over: str) -> Choice:
         raise StageError(
             Reason.BASE_MODEL_UNSUPPORTED, f"with the tokenizer of spec.baseModel our chat template {reason}"
         )
-    return Choice(chosen.encoder, chosen.origin, chosen.end_of_turn, passed_over)
+    return Choice(chosen.encoder, chosen.origin, chosen.ends_of_turns, passed_over)
 
 
 def _first_proven(tokenizer: Tokenizer, features: Features, source: str, origin: Origin) -> tuple[Choice | None, str]:
-    """Return the template with the first way of finding turns that works, or why none does."""
+    """Return the template with the first way of finding turns and calls that works, or why none does."""
     reason = ""
+    formats = _SERVED if features.calls and origin is not Origin.TUNEMILL else (ReplyFormat.HERMES,)
     # Some templates leave the end-of-turn marker outside of {% generation %}: then comparing may still find the turns.
     for marked in (True, False) if ChatTemplate.has_markers(source) else (False,):
-        encoder = Encoder(tokenizer, ChatTemplate(source, tokenizer.special_tokens_map, marked=marked))
-        found = _shortcoming(encoder, features)
-        if not found:
-            return Choice(encoder, origin, encoder.end_of_turn(_probe(features))), ""
-        reason = reason or found
+        template = ChatTemplate(source, tokenizer.special_tokens_map, marked=marked)
+        for call_format in formats:
+            encoder = Encoder(tokenizer, template, call_format)
+            found = _shortcoming(encoder, features)
+            if not found:
+                return Choice(encoder, origin, encoder.ends_of_turns(_probe(features))), ""
+            reason = reason or found
     return None, reason
 
 
@@ -132,7 +162,7 @@ def _shortcoming(encoder: Encoder, features: Features) -> str:
     encoded = encoder.encode([probe])[0]
     if encoded.problem:
         return f"does not carry the assistant's turns: {encoded.problem.message}"
-    if encoder.heads_are_learnt(encoded):
+    if encoder.heads_are_learnt(probe, encoded):
         return "does not write the head of an assistant turn when it asks for one"
     return ""
 

@@ -14,6 +14,7 @@ from tunemill_api.finetune import TokenizerMode
 
 from tunemill_trainer.data.dataset import Features
 from tunemill_trainer.errors import StageError
+from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.prepared import NewToken, Tokens
 
 FILES = ["*.json", "*.jinja", "additional_chat_templates/*"]
@@ -87,7 +88,11 @@ def load(folder: Path) -> Tokenizer:
 
 
 def prepare_vocabulary(
-    tokenizer: Tokenizer, mode: TokenizerMode, features: Features, more: Iterable[str]
+    tokenizer: Tokenizer,
+    mode: TokenizerMode,
+    features: Features,
+    more: Iterable[str],
+    call_format: ReplyFormat = ReplyFormat.HERMES,
 ) -> Vocabulary:
     """Give the tokenizer the tags that it lacks, as far as the mode says so.
 
@@ -99,12 +104,16 @@ def prepare_vocabulary(
         mode: the wish.
         features: what occurs in the rows.
         more: spec.tokenizer.addTokens.
+        call_format: how the chat template writes calls. Only Hermes' tags may be lacking: a base model whose own
+            template writes them in another way has what that needs.
 
     Raises:
         StageError: TokenizerLacksTags, with the mode Reuse; InvalidSpec, with the mode Text and tokens to add.
     """
     written = _pair("tool_call") * features.calls + _pair("think") * features.reasoning
     read = _pair("tools") * features.tools + _pair("tool_response") * features.responses
+    if call_format is not ReplyFormat.HERMES:
+        written, read = [], []
     lacking = [token for token in dict.fromkeys([*written, *more]) if not _is_one_token(tokenizer, token)]
     if not lacking and mode is not TokenizerMode.EXTEND:
         return Vocabulary(TokenizerMode.REUSE, ())
@@ -131,26 +140,34 @@ def prepare_vocabulary(
     return Vocabulary(TokenizerMode.EXTEND, tuple(NewToken(ids[token], token) for token in new))
 
 
-def describe(tokenizer: Tokenizer, vocabulary: Vocabulary, end_of_turn: int, base: Path) -> Tokens:
+def describe(
+    tokenizer: Tokenizer,
+    vocabulary: Vocabulary,
+    ends_of_turns: tuple[int, ...],
+    base: Path,
+    call_format: ReplyFormat = ReplyFormat.HERMES,
+) -> Tokens:
     """Return what the later stages must know; gives the tokenizer a padding token if it has none.
 
     Args:
         tokenizer: after prepare_vocabulary.
         vocabulary: what that returned.
-        end_of_turn: the token that ends an assistant's turn.
+        ends_of_turns: the tokens that end an assistant's turn.
         base: the folder of the base model's files, for generation_config.json.
+        call_format: how the chat template writes calls.
     """
     ids = tokenizer.get_vocab()
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or next(token for token, at in ids.items() if at == end_of_turn)
+        tokenizer.pad_token = tokenizer.eos_token or next(token for token, at in ids.items() if at == ends_of_turns[0])
     assert tokenizer.pad_token_id is not None
-    stops = [end_of_turn, tokenizer.eos_token_id, *_generation_stops(base / "generation_config.json")]
+    stops = [*ends_of_turns, tokenizer.eos_token_id, *_generation_stops(base / "generation_config.json")]
     return Tokens(
         mode=vocabulary.mode.value,
         added=vocabulary.added,
         stop_token_ids=tuple(dict.fromkeys(stop for stop in stops if stop is not None)),
         pad_token_id=tokenizer.pad_token_id,
         vocabulary=max(ids.values()) + 1,
+        call_format=call_format.value,
     )
 
 

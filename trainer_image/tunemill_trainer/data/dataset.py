@@ -79,7 +79,7 @@ class Dataset:
         kept: rows in the spool.
         offers: the tools that rows offer, each with the first row that does.
         calls: of the usable rows, by tool.
-        features: of the usable rows.
+        features: of the rows that can be read.
         findings: everything that was found.
         cut: rows whose draw is below it are held out.
     """
@@ -257,8 +257,9 @@ class Intake:
         before = self._dataset.rows
         how = self._how
         reader = RowReader(self._dataset.format, how.contract, drops_thoughts=how.drops_thoughts)
-        for batch in ordered_map(partial(_look_at, reader), _batches(stream), how.workers):
+        for features, batch in ordered_map(partial(_look_at, reader), _batches(stream), how.workers):
             self._tick()
+            self._dataset.features.add(features)
             for looked in batch:
                 self._take(looked, drawn)
         if self._dataset.rows == before:
@@ -294,7 +295,6 @@ class Intake:
         for tool in looked.tools:
             dataset.offers.setdefault(tool, looked.source)
         dataset.calls.update(looked.calls)
-        dataset.features.add(looked.features)
         self._spool.write(f"[{dataset.rows}, {drawn!r}, {row}\n")
 
     def _note_imbalance(self) -> None:
@@ -324,35 +324,36 @@ class _Looked:
     silent: bool = False
     tools: tuple[str, ...] = ()
     calls: tuple[str, ...] = ()
-    features: Features = field(default_factory=Features)
 
 
-def _look_at(reader: RowReader, batch: Sequence[Line | Record]) -> list[_Looked]:
-    return [_looked(reader, item if isinstance(item, Record) else item.parsed()) for item in batch]
-
-
-def _looked(reader: RowReader, record: Record) -> _Looked:
-    found = reader.read(record)
-    row = found.row
-    if row is None:
-        return _Looked(record.source, found.problems)
+def _look_at(reader: RowReader, batch: Sequence[Line | Record]) -> tuple[Features, list[_Looked]]:
     features = Features()
-    features.see(row)
-    conversation = split.conversation_fingerprint(row.messages)
+    looked = []
+    for item in batch:
+        record = item if isinstance(item, Record) else item.parsed()
+        found = reader.read(record)
+        if found.row is None:
+            looked.append(_Looked(record.source, found.problems))
+        else:
+            features.see(found.row)
+            looked.append(_looked(found.row, found.problems))
+    return features, looked
+
+
+def _looked(row: Row, problems: tuple[Problem, ...]) -> _Looked:
     offered = _offered(row.tools)
     place = [row.source.file, row.source.line, row.source.unit]
-    messages = [message.to_json() for message in row.messages]
+    messages = _encode([message.to_json() for message in row.messages])
     return _Looked(
-        record.source,
-        found.problems,
+        row.source,
+        problems,
         # The tools stand as text in the line, so that rows that repeat them need them read only once.
-        row=f"{_encode(place)}, {_encode(messages)}, {offered}]",
-        whole=split.digest(conversation + offered.encode()),
+        row=f"{_encode(place)}, {messages}, {offered}]",
+        whole=split.digest(f"{messages}{offered}".encode()),
         request=split.request_fingerprint(row.messages),
         silent=not any(message.role is Role.ASSISTANT for message in row.messages),
         tools=tuple(tool.name for tool in row.tools),
         calls=tuple(call.name for message in row.messages for call in message.calls),
-        features=features,
     )
 
 

@@ -1,7 +1,6 @@
 """Decides which rows are held out. A row's side depends on its own request alone: new rows move no old ones."""
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 
@@ -17,16 +16,11 @@ def request_fingerprint(messages: Sequence[Message]) -> bytes:
     A row that asks what a held-out row asks would give the answer away, also where it is worded differently.
     """
     said = [
-        (message.role, " ".join(message.content.casefold().split()))
+        f"{message.role}:{' '.join(message.content.casefold().split())}"
         for message in messages
         if message.role is not Role.ASSISTANT
     ]
-    return digest(json.dumps(said).encode())
-
-
-def conversation_fingerprint(messages: Sequence[Message]) -> bytes:
-    """Return 16 bytes that identify a conversation; the order of a call's arguments does not count."""
-    return digest(json.dumps([message.to_json() for message in messages], sort_keys=True).encode())
+    return digest("\n".join(said).encode())
 
 
 def draw(request: bytes, seed: int) -> float:

@@ -20,6 +20,7 @@ from tunemill_trainer import combinations, config_maps, cpus, s3
 from tunemill_trainer.chat import examples, templates, tokenizer
 from tunemill_trainer.chat.examples import Examples, Unfit
 from tunemill_trainer.chat.templates import Choice, Origin
+from tunemill_trainer.chat.tokenizer import Vocabulary
 from tunemill_trainer.context import StageContext
 from tunemill_trainer.data import dataset as data
 from tunemill_trainer.data.dataset import Dataset, Reading
@@ -30,6 +31,7 @@ from tunemill_trainer.data.sources import Places
 from tunemill_trainer.data.tools import given_tools
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import READ_FIELD, Hub, ModelCommit
+from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.prepared import BaseModel, PreparedWriter, Tokens
 from tunemill_trainer.release import artifacts
 
@@ -189,12 +191,12 @@ def _encode(
     """Write the output folder; with our template where a row shows that the base model's own cannot carry it."""
     wish = context.spec.tokenizer
     speaker = tokenizer.load(base_folder)
-    vocabulary = tokenizer.prepare_vocabulary(speaker, wish.mode, dataset.features, wish.add_tokens)
 
-    def write(choice: Choice) -> tuple[Tokens, Examples]:
+    def write(choice: Choice, vocabulary: Vocabulary) -> tuple[Tokens, Examples]:
         with PreparedWriter(output) as writer:
             written = _write_examples(context, dataset, choice, speaker, writer)
-            tokens = tokenizer.describe(speaker, vocabulary, choice.end_of_turn, base_folder)
+            call_format = choice.encoder.call_format
+            tokens = tokenizer.describe(speaker, vocabulary, choice.ends_of_turns, base_folder, call_format)
             combinations.refuse_untrainable_tokens(context.spec, tokens)
             speaker.chat_template = choice.encoder.template.source
             speaker.save_pretrained(writer.layout.tokenizer_path)
@@ -202,11 +204,15 @@ def _encode(
             writer.describe(tokens, BaseModel(base.id, base.commit), report)
         return tokens, written
 
-    choice = templates.choose(speaker, dataset.features, of_user)
+    choice, vocabulary = templates.settle(speaker, wish.mode, dataset.features, wish.add_tokens, of_user)
     try:
-        return write(choice)
+        return write(choice, vocabulary)
     except _TemplateUnfitError as error:
-        return write(templates.ours(speaker, dataset.features, f"the base model's chat template: {error}"))
+        if choice.encoder.call_format is not ReplyFormat.HERMES:
+            # Ours needs tags that the base model's own template did not.
+            vocabulary = tokenizer.prepare_vocabulary(speaker, wish.mode, dataset.features, wish.add_tokens)
+        passed_over = f"the base model's chat template: {error}"
+        return write(templates.ours(speaker, dataset.features, passed_over), vocabulary)
 
 
 def _write_examples(
@@ -284,7 +290,11 @@ def _report(dataset: Dataset, written: Examples, choice: Choice) -> JsonObject:
         "tools": [*sorted(dataset.offers)],
         "train": written.train.to_json() | {"supervisedTokens": written.supervised, "allTokens": written.tokens},
         "evaluation": written.held_out.to_json() | {"cases": written.cases},
-        "chatTemplate": {"origin": choice.origin.value, "passedOver": choice.passed_over},
+        "chatTemplate": {
+            "origin": choice.origin.value,
+            "passedOver": choice.passed_over,
+            "callFormat": choice.encoder.call_format.value,
+        },
         "findings": dataset.findings.to_json(),
     }
 

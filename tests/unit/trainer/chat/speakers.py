@@ -53,3 +53,52 @@ def a_speaker(special, *, template=None, tags=(), **names):
     fast.add_tokens([AddedToken(token, special=False, normalized=False) for token in tags])
     fast.chat_template = template
     return fast
+
+
+LLAMA_TEMPLATE = """{{- bos_token }}
+{%- for message in messages %}
+{%- set role = 'ipython' if message.role == 'tool' else message.role %}
+{{- '<|start_header_id|>' + role + '<|end_header_id|>\n\n' }}
+{%- if tools and loop.index0 == (1 if messages[0].role == 'system' else 0) %}
+{{- 'Respond with a JSON object {"name": function name, "parameters": dictionary of arguments}.\n\n' }}
+{%- for tool in tools %}{{- tool | tojson + '\n\n' }}{%- endfor %}{%- endif %}
+{%- if message.tool_calls %}{%- set call = message.tool_calls[0].function %}
+{{- '{"name": "' + call.name + '", "parameters": ' + (call.arguments | tojson) + '}' }}
+{%- else %}{{- message.content | trim }}{%- endif %}{{- '<|eot_id|>' }}
+{%- endfor %}{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"""
+"""In the manner of Llama 3: one call a turn, as JSON without marks."""
+
+FUNCTION_GEMMA = [
+    *GEMMA,
+    "<start_function_declaration>",
+    "<end_function_declaration>",
+    "<start_function_call>",
+    "<end_function_call>",
+    "<start_function_response>",
+    "<end_function_response>",
+    "<escape>",
+]
+FUNCTION_GEMMA_TEMPLATE = """{{- bos_token }}
+{%- macro value(item) %}{%- if item is string %}{{- '<escape>' + item + '<escape>' }}
+{%- else %}{{- item | tojson }}{%- endif %}{%- endmacro %}
+{%- if messages[0].role in ('system', 'developer') or tools %}{{- '<start_of_turn>developer\n' }}
+{%- if messages[0].role in ('system', 'developer') %}{{- messages[0].content | trim }}{%- endif %}
+{%- for tool in tools or [] %}{{- '<start_function_declaration>declaration:' + tool.function.name + '{description:' }}
+{{- value(tool.function.description) + ',parameters:{' }}
+{%- for name, schema in tool.function.parameters.properties.items() %}{{- name + ':' + value(schema.type) + ',' }}
+{%- endfor %}{{- '}}<end_function_declaration>' }}{%- endfor %}{{- '<end_of_turn>\n' }}{%- endif %}
+{%- for message in messages %}
+{%- if message.role == 'tool' %}
+{%- if loop.previtem.role == 'tool' %}{{- '<start_function_response>' }}{%- endif %}
+{{- 'response:' + (message.name or 'f') + '{value:' + value(message.content) + '}<end_function_response>' }}
+{%- elif message.role not in ('system', 'developer') %}
+{%- if loop.index0 == 0 or loop.previtem.role != 'tool' %}
+{{- '<start_of_turn>' + ('model' if message.role == 'assistant' else 'user') + '\n' }}{%- endif %}
+{{- message.content | trim }}
+{%- for call in message.tool_calls or [] %}{{- '<start_function_call>call:' + call.function.name + '{' }}
+{%- for name, item in call.function.arguments.items() %}
+{{- (',' if not loop.first else '') + name + ':' + value(item) }}
+{%- endfor %}{{- '}<end_function_call>' }}{%- endfor %}
+{{- '<start_function_response>' if message.tool_calls else '<end_of_turn>\n' }}{%- endif %}{%- endfor %}
+{%- if add_generation_prompt and messages[-1].role != 'tool' %}{{- '<start_of_turn>model\n' }}{%- endif %}"""
+"""In the manner of FunctionGemma: tags of its own, and a call ends where the tool's response begins."""

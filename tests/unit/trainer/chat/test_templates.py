@@ -5,19 +5,25 @@ from trainer.chat.speakers import (
     CHATML,
     CHATML_TEMPLATE,
     EVERYTHING,
+    FUNCTION_GEMMA,
+    FUNCTION_GEMMA_TEMPLATE,
     GEMMA,
     GEMMA_TEMPLATE,
     LLAMA3,
+    LLAMA_TEMPLATE,
     PLAIN,
     a_speaker,
 )
 from trainer.data.building import a_row, answers, calls, says, user
 from tunemill_api.failures import Reason
+from tunemill_api.finetune import TokenizerMode
 from tunemill_trainer.chat import templates
 from tunemill_trainer.chat.templates import Origin
 from tunemill_trainer.data.dataset import Features
+from tunemill_trainer.data.findings import Rule
 from tunemill_trainer.data.rows import Message, Role
 from tunemill_trainer.errors import StageError
+from tunemill_trainer.judge.parse import ReplyFormat
 
 FAMILIES = [GEMMA, CHATML, LLAMA3, PLAIN]
 CONVERSATION = a_row(
@@ -55,7 +61,7 @@ def test_ours_carries_everything_in_the_turns_of_every_family(special):
         "7 and -3." + end,
         "Bye" + end,
     ]
-    assert speaker.convert_ids_to_tokens(choice.end_of_turn) == end
+    assert speaker.convert_ids_to_tokens(list(choice.ends_of_turns)) == [end]
 
 
 def test_gemma_gets_the_system_message_and_the_tools_in_its_first_user_turn():
@@ -82,7 +88,10 @@ def test_the_base_models_own_is_taken_where_it_is_proven():
         ("{% for message in messages %}{{ message.content }}{% endfor %}", "count_moorings"),
         ("{% for message in %}", "is not valid Jinja at line 1"),
         (CHATML_TEMPLATE.replace("{{- tool | tojson }}", "{{- tool.function.name }}"), "Counts free berths"),
-        (CHATML_TEMPLATE.replace("<tool_call>", "<function>"), "calls of an assistant turn read differently"),
+        (
+            CHATML_TEMPLATE.replace("call.function | tojson", "call.function.name"),
+            "calls of an assistant turn read differently",
+        ),
         (CHATML_TEMPLATE.replace("message.reasoning_content", "false"), "text of an assistant turn is not the same"),
         (
             CHATML_TEMPLATE.replace("{%- if add_generation_prompt", "{%- if false"),
@@ -152,3 +161,39 @@ def test_without_any_token_to_end_a_turn_the_base_is_unsupported():
     with pytest.raises(StageError) as raised:
         templates.choose(a_speaker([]), Features(), None)
     assert raised.value.reason is Reason.BASE_MODEL_UNSUPPORTED
+
+
+@pytest.mark.parametrize(
+    ("special", "template", "call_format", "ends"),
+    [
+        (LLAMA3, LLAMA_TEMPLATE, ReplyFormat.LLAMA3_JSON, ["<|eot_id|>"]),
+        (
+            FUNCTION_GEMMA,
+            FUNCTION_GEMMA_TEMPLATE,
+            ReplyFormat.FUNCTIONGEMMA,
+            ["<start_function_response>", "<end_of_turn>"],
+        ),
+    ],
+    ids=["llama", "functiongemma"],
+)
+def test_a_base_that_calls_in_its_own_way_keeps_its_template_and_its_vocabulary(special, template, call_format, ends):
+    """Calls are read back as its parser reads them; none of our tags is added; all ends of turns are known."""
+    speaker = a_speaker(special, template=template)
+    before = len(speaker)
+    features = Features(system=True, tools=True, calls=True, responses=True)
+    choice, vocabulary = templates.settle(speaker, TokenizerMode.AUTO, features, [], None)
+    assert (choice.origin, choice.encoder.call_format) == (Origin.BASE, call_format), choice.passed_over
+    assert (vocabulary.mode, len(speaker)) == (TokenizerMode.REUSE, before)
+    assert speaker.convert_ids_to_tokens(list(choice.ends_of_turns)) == ends
+    row = a_row(user(), calls(city="L'Aquila"), answers("7"), says("Seven."))
+    (encoded,) = choice.encoder.encode([row])
+    assert encoded.problem is None
+
+
+def test_arguments_that_the_parser_would_lose_are_found():
+    """FunctionGemma's parser on the server drops numbers: such a row is no good with the base model's own template."""
+    speaker = a_speaker(FUNCTION_GEMMA, template=FUNCTION_GEMMA_TEMPLATE)
+    features = Features(tools=True, calls=True)
+    choice, _ = templates.settle(speaker, TokenizerMode.AUTO, features, [], None)
+    (encoded,) = choice.encoder.encode([a_row(user(), calls(city="Rome", days=2))])
+    assert encoded.problem.rule is Rule.NOT_REPRODUCIBLE

@@ -81,7 +81,7 @@ def test_later_stages_learn_where_replies_end(tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [257, 9, 260]}))
     speaker = a_speaker(GEMMA)
     kept = tokenizer.Vocabulary(TokenizerMode.REUSE, ())
-    described = tokenizer.describe(speaker, kept, speaker.convert_tokens_to_ids("<end_of_turn>"), tmp_path)
+    described = tokenizer.describe(speaker, kept, (speaker.convert_tokens_to_ids("<end_of_turn>"),), tmp_path)
     assert described.stop_token_ids == (
         speaker.convert_tokens_to_ids("<end_of_turn>"),
         speaker.eos_token_id,
@@ -98,7 +98,7 @@ def test_later_stages_learn_where_replies_end(tmp_path):
 def test_a_tokenizer_without_padding_gets_one(tmp_path):
     """Batches need a filler: the end-of-text token, on which no loss is computed there."""
     speaker = a_speaker(PLAIN)
-    described = tokenizer.describe(speaker, tokenizer.Vocabulary(TokenizerMode.REUSE, ()), 256, tmp_path)
+    described = tokenizer.describe(speaker, tokenizer.Vocabulary(TokenizerMode.REUSE, ()), (256,), tmp_path)
     assert described.pad_token_id == speaker.eos_token_id
 
 
