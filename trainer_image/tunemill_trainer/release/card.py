@@ -231,8 +231,8 @@ send `temperature` 0, with which it was measured. `serving.json` says the same t
 
 def _training(facts: ReleaseFacts) -> str:
     data, training = facts.prepared.dataset, facts.run.spec.training
-    length = "" if training.max_steps else f"{training.epochs} epoch(s), "
-    left_out = f"{data.invalid_rows} invalid, {data.overlong_rows} too long, {data.duplicate_rows} duplicate"
+    length = "" if training.max_steps else f"{training.epochs} epoch{'s' * (training.epochs > 1)}, "
+    left_out = labels.left_out(data)
     rows = [
         ("Base model", f"{facts.base.id} at `{facts.base.revision}`"),
         ("Data", f"{data.rows} rows ({data.format}), {data.tools} tools; sha256 `{facts.prepared.dataset_digest}`"),

@@ -1,5 +1,7 @@
 """What metrics, faults and slices are called where people read them."""
 
+from tunemill_api.status import DatasetFacts
+
 METRICS = {
     "tool_name_accuracy": "Right tools",
     "exact_match": "Right tools and arguments",
@@ -46,3 +48,11 @@ SLICES = {
 def metric(name: str) -> str:
     """Return what a metric is called, with the direction where less is more."""
     return METRICS.get(name, name) + (" (lower is better)" if name in LOWER_IS_BETTER else "")
+
+
+def left_out(data: DatasetFacts) -> str:
+    """Return which rows were left out, in words."""
+    return (
+        f"{data.invalid_rows} invalid, {data.overlong_rows} too long, {data.duplicate_rows} duplicate, "
+        f"{data.leaked_rows} also held out"
+    )

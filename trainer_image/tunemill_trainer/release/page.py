@@ -168,7 +168,7 @@ def _data(facts: PageFacts) -> list[tuple[str, str]]:
         ("Format", data.format),
         ("For training", f"{data.train_rows:,}"),
         ("Held out", f"{data.evaluation_rows:,}"),
-        ("Left out", f"{data.invalid_rows} invalid, {data.overlong_rows} too long, {data.duplicate_rows} duplicate"),
+        ("Left out", labels.left_out(data)),
         ("Tools", f"{data.tools:,}"),
         ("Longest row", f"{data.longest_row_tokens:,} tokens"),
         ("Tokens learnt from", f"{data.supervised_token_percent} %"),
@@ -187,7 +187,7 @@ def _recipe(facts: PageFacts) -> list[tuple[str, str]]:
         ("Method", ", ".join([method, *(f"{name} {_plain(value)}" for name, value in settings.items())])),
         ("Vocabulary", f"{facts.tokens.mode}, {len(facts.tokens.added)} tokens added"),
         ("Learning rate", f"{training.learning_rate}, {training.scheduler.value}, warm-up {training.warmup_ratio}"),
-        ("Length", length if training.max_steps else f"{training.epochs} epochs, {length}"),
+        ("Length", length if training.max_steps else f"{training.epochs} epoch{'s' * (training.epochs > 1)}, {length}"),
         ("Longest row taken", f"{training.max_length:,} tokens"),
         ("Loss on", training.loss_on.value),
         ("Seed", str(training.seed)),
@@ -199,7 +199,9 @@ def _recipe(facts: PageFacts) -> list[tuple[str, str]]:
 
 
 def _plain(value: Any) -> str:  # noqa: ANN401 - any JSON value
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _percent(share: float) -> str:
