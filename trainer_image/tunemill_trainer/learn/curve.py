@@ -29,9 +29,9 @@ def write_record(
 
 
 def read_record(folder: Path) -> list[dict[str, Any]]:
-    """Return what `write_record` wrote, one entry a log."""
-    with (folder / _RECORD).open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+    """Return what `write_record` wrote: one entry a log, then one an epoch with held_out_loss."""
+    lines = [line for name in (_RECORD, _HELD_OUT) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in lines]
 
 
 def mean_of_last_tenth(history: Sequence[dict[str, Any]]) -> float:

@@ -43,13 +43,13 @@ def loss_curve(history: Sequence[dict[str, Any]]) -> Curve | None:
     """Return the curve of a training; None when fewer than two losses were logged.
 
     Args:
-        history: one entry a log, with step and loss, or with step and eval_loss.
+        history: one entry a log, with step and loss, or with step and held_out_loss.
     """
     logged = [(float(entry["step"]), float(entry["loss"])) for entry in history if "loss" in entry]
     points = [point for point in logged if math.isfinite(point[1])]
     if len(points) < 2:
         return None
-    held_out = [(float(entry["step"]), float(entry["eval_loss"])) for entry in history if "eval_loss" in entry]
+    held_out = [(float(entry["step"]), float(entry["held_out_loss"])) for entry in history if "held_out_loss" in entry]
     smooth = _smoothed(points)
     low, high = points[0][0], points[-1][0]
     # One spike at the beginning must not press the rest of the curve flat.

@@ -35,7 +35,7 @@ class PageFacts:
         tokens: what was done to the vocabulary.
         prepared: what was found in the data.
         trained: how the training went.
-        history: one entry a log of the training, with step and loss.
+        history: one entry a log of the training with step and loss, and one an epoch with step and held_out_loss.
         report: the full report.
     """
 

@@ -233,5 +233,5 @@ def test_the_held_out_loss_has_its_own_line():
     """Where training measured it."""
     history = [{"step": step, "loss": 2.0 / step} for step in range(1, 9)]
     assert "on held-out rows" not in page(facts(history=history))
-    measured = [*history, {"step": 4, "eval_loss": 0.9}, {"step": 8, "eval_loss": 0.4}]
+    measured = [*history, {"step": 4, "held_out_loss": 0.9}, {"step": 8, "held_out_loss": 0.4}]
     assert "on held-out rows" in page(facts(history=measured))
