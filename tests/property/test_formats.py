@@ -1,0 +1,141 @@
+"""Whatever a conversation holds: written in any format, in any of the format's spellings, it is read as what it was."""
+
+import json
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tunemill_api.finetune import DatasetFormat
+from tunemill_trainer.data import formats
+from tunemill_trainer.data.rows import Call, Message, Role
+
+letters = st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"], exclude_characters="<>[")
+text = st.text(letters, max_size=30).map(str.strip)
+said = text.filter(bool)
+words = st.from_regex(r"[a-z][a-z_]{0,8}", fullmatch=True)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
+    max_leaves=5,
+)
+calls = st.builds(Call, words, st.dictionaries(words, values, max_size=3))
+several = st.lists(calls, min_size=1, max_size=3).map(tuple)
+spelling = st.sampled_from([json.dumps, repr])
+"""JSON, or as Python's str() wrote much of the public data."""
+
+thorough = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def read(form, row):
+    """The turns of a row, as comparable text: 1, 1.0 and true are different values."""
+    return as_text(formats.READERS[form](row)[0])
+
+
+def as_text(messages):
+    """Turns as text, without the names that only some formats give to a tool's answers."""
+    return json.dumps([message.to_json() | {"name": ""} for message in messages], sort_keys=True)
+
+
+def conversation(question, thought, called, answers, reply):
+    """A question, calls, their answers, a reply."""
+    return [
+        Message(Role.USER, question),
+        Message(Role.ASSISTANT, "", reasoning=thought, calls=called),
+        *[Message(Role.TOOL, answer) for answer in answers],
+        Message(Role.ASSISTANT, reply),
+    ]
+
+
+@thorough
+@given(question=text, thought=text, called=several, answer=text, reply=said, as_object=st.booleans())
+def test_openai(question, thought, called, answer, reply, as_object):
+    """Arguments as text or as an object, parallel calls with ids, reasoning in its own field."""
+    meant = conversation(question, thought, called, [answer] * len(called), reply)
+    made = [
+        {
+            "id": f"c{number}",
+            "type": "function",
+            "function": {
+                "name": call.name,
+                "arguments": call.arguments if as_object else json.dumps(call.arguments),
+            },
+        }
+        for number, call in enumerate(called)
+    ]
+    turns = [{"role": "user", "content": [{"type": "text", "text": question}]}]
+    turns.append({"role": "assistant", "content": None, "reasoning_content": thought, "tool_calls": made})
+    turns += [{"role": "tool", "tool_call_id": call["id"], "content": answer} for call in made]
+    turns.append({"role": "assistant", "content": reply})
+    assert read(DatasetFormat.OPENAI, {"messages": turns}) == as_text(meant)
+
+
+@thorough
+@given(question=text, thought=said, called=several, answer=said, reply=said, write=spelling, sharegpt=st.booleans())
+def test_hermes(question, thought, called, answer, reply, write, sharegpt):
+    """Tags around JSON or Python literals, several in a turn, in both spellings of the turns."""
+    meant = conversation(question, thought, called, [answer] * len(called), reply)
+    blocks = "\n".join(f"<tool_call>\n{write(call.to_json())}\n</tool_call>" for call in called)
+    responses = "\n".join(f"<tool_response>\n{answer}\n</tool_response>" for _ in called)
+    turns = [("human", question), ("gpt", f"<think>{thought}</think>{blocks}"), ("tool", responses), ("gpt", reply)]
+    who, what = ("from", "value") if sharegpt else ("role", "content")
+    assert read(DatasetFormat.HERMES, {"conversations": [{who: a, what: b} for a, b in turns]}) == as_text(meant)
+
+
+@thorough
+@given(question=text, called=several, answer=said, reply=said)
+def test_sharegpt(question, called, answer, reply):
+    """Calls as turns of their own."""
+    meant = conversation(question, "", called, [answer], reply)
+    made = json.dumps([call.to_json() for call in called])
+    turns = [("human", question), ("function_call", made), ("observation", answer), ("gpt", reply)]
+    assert read(DatasetFormat.SHAREGPT, {"conversations": [{"from": a, "value": b} for a, b in turns]}) == as_text(
+        meant
+    )
+
+
+@thorough
+@given(question=text, called=several)
+def test_xlam(question, called):
+    """Everything as JSON text."""
+    row = {"query": question, "tools": "[]", "answers": json.dumps([call.to_json() for call in called])}
+    meant = [Message(Role.USER, question), Message(Role.ASSISTANT, "", calls=called)]
+    assert read(DatasetFormat.XLAM, row) == as_text(meant)
+
+
+@thorough
+@given(question=text, called=several, answer=text, reply=said, write=spelling)
+def test_toolace(question, called, answer, reply, write):
+    """Calls in brackets, whatever quotes and brackets their values hold."""
+
+    def written(call):
+        arguments = ", ".join(f"{name}={write(value)}" for name, value in call.arguments.items())
+        return f"{call.name}({arguments})"
+
+    meant = conversation(question, "", called, [answer], reply)
+    turns = [("user", question), ("assistant", f"[{', '.join(map(written, called))}]"), ("tool", answer)]
+    turns.append(("assistant", reply))
+    row = {"system": "", "conversations": [{"from": a, "value": b} for a, b in turns]}
+    assert read(DatasetFormat.TOOLACE, row) == as_text(meant)
+
+
+@thorough
+@given(question=said, call=calls, answer=said, reply=said, quoted=st.booleans())
+def test_glaive(question, call, answer, reply, quoted):
+    """Arguments as JSON in single quotes, with apostrophes escaped, or as an object."""
+    arguments = json.dumps(call.arguments)
+    if quoted:
+        arguments = "'" + arguments.replace("'", "\\'") + "'"
+    made = f'<functioncall> {{"name": "{call.name}", "arguments": {arguments}}} <|endoftext|>'
+    turns = [f"USER: {question}", f"ASSISTANT: {made}", f"FUNCTION RESPONSE: {answer}", f"ASSISTANT: {reply}"]
+    row = {"system": "", "chat": "\n\n\n".join(turns) + " <|endoftext|>"}
+    assert read(DatasetFormat.GLAIVE, row) == as_text(conversation(question, "", (call,), [answer], reply))
+
+
+@thorough
+@given(question=text, call=calls, as_object=st.booleans())
+def test_simple(question, call, as_object):
+    """One request, one call, behind the guide's instruction."""
+    arguments = call.arguments if as_object else json.dumps(call.arguments)
+    row = {"user_content": question, "tool_name": call.name, "tool_arguments": arguments}
+    meant = [Message(Role.USER, question), Message(Role.ASSISTANT, "", calls=(call,))]
+    messages, _ = formats.READERS[DatasetFormat.SIMPLE](row)
+    assert as_text(messages[1:]) == as_text(meant)
