@@ -120,10 +120,10 @@ class _Process:
         await resync.prime()
         self._primed = True
         log.info("serving %s", ", ".join(settings.namespaces) or "all namespaces")
-        seen, signals = metrics.seen, self.take_signals
+        audience = handlers.Audience(cache, queue, metrics.seen, resync.listed)
         try:
             async with self._progress(Gatekeeper(client, cache.pods), board), asyncio.TaskGroup() as group:
-                group.create_task(handlers.watch(cache, queue, settings.namespaces, access.credentials, seen, signals))
+                group.create_task(handlers.watch(audience, settings.namespaces, access.credentials, self.take_signals))
                 group.create_task(work(queue, reconciler.reconcile, settings.workers, metrics))
                 group.create_task(resync.run(settings.resync_seconds))
                 if self._certificate:

@@ -6,6 +6,7 @@ the operator is away is lost on them. Everything is decided by `engine.plan`, fr
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import kopf
@@ -24,22 +25,32 @@ class WatchError(Exception):
     """The operator is blind: the process has to begin anew."""
 
 
+@dataclass(frozen=True)
+class Audience:
+    """Who is told what the watches see."""
+
+    cache: Cache
+    """Takes what is seen."""
+    queue: WorkQueue
+    """Takes the keys of what has changed."""
+    seen: Callable[[str], None]
+    """Called with the plural of every object that an event is about."""
+    listed: Callable[[], None]
+    """Called for every object of the list that a watch is taken up with."""
+
+
 async def watch(
-    cache: Cache,
-    queue: WorkQueue,
+    audience: Audience,
     namespaces: Sequence[str],
     credentials: Callable[[], Awaitable[Credentials]],
-    seen: Callable[[str], None],
     take_signals: Callable[[], None],
 ) -> None:
     """Watch until cancelled.
 
     Args:
-        cache: takes what is seen.
-        queue: takes the keys of what has changed.
+        audience: is told what is seen.
         namespaces: where to watch; empty means everywhere.
         credentials: returns what is valid at the moment.
-        seen: called with the plural of every object that an event is about.
         take_signals: installs the process's own signal handlers; kopf puts its own in their place.
 
     Raises:
@@ -47,8 +58,9 @@ async def watch(
     """
     registry, settings = kopf.OperatorRegistry(), _settings()
     _register_login(registry, credentials)
+    cache = audience.cache
     for resource, store in ((FINETUNES, cache.finetunes), (JOBS, cache.jobs), (PODS, cache.pods)):
-        _register(registry, resource, store, queue, seen)
+        _register(registry, resource, store, audience)
         if resource.selector:
             settings.watching.label_selectors[resource.group, resource.version, resource.plural] = resource.selector
     stop = asyncio.Event()
@@ -73,22 +85,18 @@ async def watch(
             task.cancel()
 
 
-def _register(
-    registry: kopf.OperatorRegistry,
-    resource: Resource,
-    store: Store[Any],
-    queue: WorkQueue,
-    seen: Callable[[str], None],
-) -> None:
+def _register(registry: kopf.OperatorRegistry, resource: Resource, store: Store[Any], audience: Audience) -> None:
     async def observe(event: kopf.RawEvent, **_: Any) -> None:  # noqa: ANN401 - kopf's keyword arguments
-        seen(resource.plural)
+        audience.seen(resource.plural)
+        if event["type"] is None:
+            audience.listed()
         key: Key | None
         if event["type"] == "DELETED":
             key = store.remove(event["object"]["metadata"]["uid"])
         else:
             key = store.put(event["object"])
         if key is not None:
-            queue.add(key)
+            audience.queue.add(key)
 
     kopf.on.event(
         resource.group, resource.version, resource.plural, id=f"observe-{resource.plural}", registry=registry

@@ -1,9 +1,10 @@
-"""Compares the caches with complete lists: before the work begins, and every few minutes.
+"""Compares the caches with complete lists: before the work begins, when a watch was taken up, and every few minutes.
 
-A watch alone is not enough: after a gap it is taken up again without the deletions that fell into the gap.
+A watch alone is not enough: it is taken up with a list, and the deletions that fell into the gap before are not told.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 5.0
 """Between two looks for what has to be there first: the CRD, the permissions, the API server."""
+LISTED_SECONDS = 3.0
+"""The caches are compared so long after a watch has told the last object of its list."""
 
 
 class ResyncObserver(Protocol):
@@ -41,6 +44,8 @@ class Resync:
     """Empty means all."""
     last: float = field(default_factory=time.monotonic)
     """When the caches were last compared, on the monotonic clock."""
+    _listed: asyncio.Event = field(default_factory=asyncio.Event)
+    _quiet_at: float = 0.0
 
     async def prime(self) -> None:
         """Fill the caches and enqueue everything; wait, and say for what, while that is not possible."""
@@ -57,15 +62,29 @@ class Resync:
             await asyncio.sleep(WAIT_SECONDS)
         self._enqueue_all()
 
+    def listed(self) -> None:
+        """A watch was taken up: it told an object of its list. What was deleted before that is found a moment later."""
+        self._quiet_at = asyncio.get_running_loop().time() + LISTED_SECONDS
+        self._listed.set()
+
     async def run(self, period: float) -> None:
-        """Compare and enqueue everything about every `period` seconds, until cancelled."""
+        """Compare and enqueue everything about every `period` seconds and after `listed`, until cancelled."""
         while True:
-            await asyncio.sleep(period * random.uniform(0.9, 1.1))  # noqa: S311 - spreads load
+            await self._due(period * random.uniform(0.9, 1.1))  # noqa: S311 - spreads load
             try:
                 self.observer.diverged(await self._compare())
             except KubeError as error:
                 log.warning("the caches could not be compared: %s", error)
             self._enqueue_all()
+
+    async def _due(self, seconds: float) -> None:
+        """Return after so many seconds, or when a watch has told its whole list."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._listed.wait()
+                while (left := self._quiet_at - asyncio.get_running_loop().time()) > 0:  # noqa: ASYNC110 - it moves on
+                    await asyncio.sleep(left)
+        self._listed.clear()
 
     async def _compare(self) -> int:
         """List everything into the caches; return how many objects a watch had missed."""

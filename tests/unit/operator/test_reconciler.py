@@ -297,6 +297,29 @@ def test_a_resync_finds_what_the_watches_have_missed(jump: Jump) -> None:
     jump(story())
 
 
+def test_what_vanished_before_a_watch_was_taken_up_is_found_at_once(jump: Jump) -> None:
+    """The watch's own list does not tell of it; the next comparison of the period is minutes away."""
+
+    async def story() -> None:
+        operation = Operation()
+        client: Any = operation.client
+        resync = Resync(client, operation.cache, operation.queue, Counter(), [])
+        await resync.prime()
+        await operation.reconcile()
+        operation.client.jobs.clear()
+        operation.client.version += 1
+        task = asyncio.ensure_future(resync.run(300))
+        for _ in range(5):
+            await asyncio.sleep(1)
+            resync.listed()
+        assert len(operation.cache.jobs) == 1, "the list is still being told"
+        await asyncio.sleep(4)
+        assert len(operation.cache.jobs) == 0
+        task.cancel()
+
+    jump(story())
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [
