@@ -6,7 +6,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tunemill_api.finetune import DatasetFormat
 from tunemill_trainer.data import formats
-from tunemill_trainer.data.rows import Call, Message, Role
+from tunemill_trainer.data.reading import RowReader
+from tunemill_trainer.data.records import Record
+from tunemill_trainer.data.rows import Call, Message, Role, Source
 
 letters = st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"], exclude_characters="<>[")
 text = st.text(letters, max_size=30).map(str.strip)
@@ -139,3 +141,77 @@ def test_simple(question, call, as_object):
     meant = [Message(Role.USER, question), Message(Role.ASSISTANT, "", calls=(call,))]
     messages, _ = formats.READERS[DatasetFormat.SIMPLE](row)
     assert as_text(messages[1:]) == as_text(meant)
+
+
+names = st.sampled_from(
+    [
+        "messages",
+        "conversations",
+        "role",
+        "from",
+        "content",
+        "value",
+        "tool_calls",
+        "function_call",
+        "function",
+        "name",
+        "arguments",
+        "parameters",
+        "tools",
+        "system",
+        "chat",
+        "query",
+        "answers",
+        "user_content",
+        "tool_name",
+        "tool_arguments",
+        "id",
+        "tool_call_id",
+        "type",
+        "properties",
+        "required",
+        "items",
+        "default",
+        "text",
+        "weight",
+    ]
+)
+fragments = st.sampled_from(
+    ["user", "assistant", "tool", "human", "gpt", "function_call", "f", "object", "dict", "{}", "[]", "[f(a=1)]", "'"]
+) | st.sampled_from(
+    [
+        "<tool_call>{'name': 'f'}</tool_call>",
+        "<tools>[</tools>",
+        "USER: x ASSISTANT: <functioncall> {",
+        '[{"name": "f"}',
+    ]
+)
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | fragments | text,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=6),
+    max_leaves=25,
+)
+
+
+@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(row=st.dictionaries(names, anything, min_size=1, max_size=6), form=st.sampled_from(list(formats.READERS)))
+def test_a_row_of_any_shape_ends_in_findings_and_never_in_a_traceback(row, form):
+    """Whatever stands where something else was expected."""
+    found = RowReader(form).read(Record(Source("calls.jsonl", 1), row))
+    assert found.row is not None or found.problems
+    assert all(problem.message for problem in found.problems)
+
+
+def test_what_is_nested_without_end_is_refused():
+    """Checking it would exhaust Python's stack, in a call as in a tool's schema."""
+    deep: dict = {}
+    for _ in range(400):
+        deep = {"items": deep}
+    turns = [{"role": "user", "content": "x"}]
+    calling = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": deep}}]}
+    for row in (
+        {"messages": [*turns, calling], "tools": [{"name": "f"}]},
+        {"messages": turns, "tools": [{"name": "f", "parameters": {"type": "object", "properties": {"a": deep}}}]},
+    ):
+        (problem,) = RowReader(DatasetFormat.OPENAI).read(Record(Source("calls.jsonl", 1), row)).problems
+        assert "nested too deeply" in problem.message

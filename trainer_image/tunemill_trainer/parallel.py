@@ -1,4 +1,4 @@
-"""Maps a function over batches with all CPUs that the pod has, in order, and with a bounded number of batches at once."""
+"""Maps a function over batches with all CPUs that the pod has, in order, and with a bounded number of them at once."""
 
 import multiprocessing
 import os

@@ -40,6 +40,7 @@ PYTHON_TYPES = {
 """What public data calls the types of JSON schema."""
 
 _LONGEST_NAME = 64
+_DEEPEST = 64
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
 _CACHED = 1024
 """Definitions that are kept. Rows repeat their tools; a file with ever new ones must not fill the memory."""
@@ -90,7 +91,9 @@ def read_call(value: JsonValue) -> Call:
         raise RowError(Rule.BROKEN_CALL, f"a call has no name: {shortened(json.dumps(call))}")
     if arguments is None or arguments == "":
         arguments = {}
-    return Call(name, read_object(arguments, Rule.BROKEN_CALL, f"the arguments of {name}"))
+    call = Call(name, read_object(arguments, Rule.BROKEN_CALL, f"the arguments of {name}"))
+    _refuse_deep(call)
+    return call
 
 
 def served_name(name: str) -> str:
@@ -154,6 +157,21 @@ def call_problems(call: Call, tools: Sequence[Tool]) -> Iterator[Problem]:
         yield Problem(Rule.BROKEN_TOOL, f"the schema of {call.name} points to something that is not in it: {error}")
 
 
+def _refuse_deep(call: Call) -> None:
+    """Refuse arguments that are nested deeper than any tool asks for: checking them would exhaust Python's stack."""
+    values: list[JsonValue] = [call.arguments]
+    for _ in range(_DEEPEST):
+        values = [
+            part
+            for value in values
+            if isinstance(value, dict | list)
+            for part in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not values:
+            return
+    raise RowError(Rule.BROKEN_CALL, f"the arguments of {call.name} are nested too deeply to be read")
+
+
 def contract_problems(offered: Sequence[Tool], contract: Sequence[Tool]) -> Iterator[Problem]:
     """Yield where the tools that a row offers differ from those that the model will be served with."""
     agreed = {tool.name: tool for tool in contract}
@@ -176,7 +194,10 @@ def _read_tools(text: str) -> tuple[Tool, ...]:
     value = read_value(text, Rule.BROKEN_TOOL)
     tools: dict[str, Tool] = {}
     for item in value if isinstance(value, list) else [value]:
-        tool = _read_tool(item)
+        try:
+            tool = _read_tool(item)
+        except RecursionError as error:
+            raise RowError(Rule.BROKEN_TOOL, "a tool is nested too deeply to be read") from error
         if tools.setdefault(tool.name, tool) != tool:
             raise RowError(Rule.BROKEN_TOOL, f"two tools have the name {tool.name}")
     return tuple(tools.values())
