@@ -1,0 +1,75 @@
+"""The second pass: rows become examples and cases, whoever does the work."""
+
+import pyarrow.parquet as pq
+from trainer.chat.speakers import GEMMA, a_speaker
+from trainer.data.building import openai_row, some_data
+from tunemill_api.finetune import Dataset, TokenizerMode
+from tunemill_trainer.chat import examples, templates
+from tunemill_trainer.data import dataset as data
+from tunemill_trainer.data.findings import Rule
+from tunemill_trainer.prepared import PreparedWriter
+
+ROWS = [openai_row(f"What is the weather in town {number}? {'Please! ' * (number % 7)}") for number in range(300)]
+
+
+def written(folder, *, workers=1, max_length=4096, rows=ROWS):
+    """Write rows; return what was counted and the folder."""
+    folder.mkdir()
+    wish = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl"})
+    found = data.read(wish, data.Reading(), some_data(folder, rows), None, folder / "spool", lambda: None)
+    choice, _ = templates.settle(a_speaker(GEMMA), TokenizerMode.AUTO, found.features, [], None)
+    unfit = []
+    with PreparedWriter(folder / "output") as writer:
+        counted = examples.write(
+            found,
+            choice,
+            writer,
+            max_length=max_length,
+            on_everything=False,
+            workers=workers,
+            unfit=unfit.append,
+            tick=lambda done: None,
+        )
+    return counted, unfit, writer.layout
+
+
+def test_several_processes_write_what_one_writes(tmp_path):
+    """The same examples and cases in the same order, the same figures."""
+    one, _, alone = written(tmp_path / "one")
+    many, _, together = written(tmp_path / "many", workers=2)
+    assert pq.read_table(alone.train_path).equals(pq.read_table(together.train_path))
+    assert alone.cases_path.read_text() == together.cases_path.read_text()
+    assert (one.train, one.held_out, one.supervised) == (many.train, many.held_out, many.supervised)
+
+
+def test_lengths_are_told_as_shares_of_the_rows(tmp_path):
+    """The report's percentiles are those of the sorted lengths."""
+    counted, _, layout = written(tmp_path / "rows")
+    lengths = sorted(len(ids) for ids in pq.read_table(layout.train_path)["input_ids"].to_pylist())
+    told = counted.train.to_json()["tokens"]
+    assert told == {
+        "p50": lengths[int(0.5 * (len(lengths) - 1))],
+        "p90": lengths[int(0.9 * (len(lengths) - 1))],
+        "p99": lengths[int(0.99 * (len(lengths) - 1))],
+        "max": lengths[-1],
+    }
+    assert sum(lengths) == counted.tokens
+
+
+def test_long_rows_are_findings_with_their_length(tmp_path):
+    """Left out, counted, and named with what they have and what is allowed."""
+    longest = max(written(tmp_path / "all")[0].train.lengths)
+    counted, unfit, _ = written(tmp_path / "some", max_length=longest - 1)
+    assert unfit == []
+    assert counted.train.overlong == counted.findings.counts[Rule.OVERLONG] - counted.held_out.overlong > 0
+    assert f"{longest - 1} are allowed" in counted.findings.listed[0].problem.message
+    assert counted.train.shortest_overlong == longest
+
+
+def test_a_row_that_cannot_be_written_and_read_back_is_handed_over(tmp_path):
+    """With the marker that would end the turn early."""
+    rows = [*ROWS[:5], openai_row("x", city="<end_of_turn>")]
+    counted, (unfit,), _ = written(tmp_path / "rows", rows=rows)
+    assert unfit.problem.rule is Rule.MARKER_IN_TEXT
+    assert str(unfit.item.row.source) == "calls.jsonl line 6"
+    assert counted.train.rows + counted.held_out.rows == 5
