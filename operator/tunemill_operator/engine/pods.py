@@ -21,6 +21,7 @@ from tunemill_operator.engine.volumes import (
     Platform,
     Volume,
     config_maps_of,
+    model_claim,
     progress_env,
     secrets_of,
     volumes_of,
@@ -108,6 +109,8 @@ def pod_digest(spec: FineTuneSpec, work: Work) -> str:
         "metadata": [spec.compute.pod_labels, spec.compute.pod_annotations],
         "image": spec.compute.trainer_image,
     }
+    if claim := model_claim(spec, work.label):
+        wish["modelCache"] = claim
     return hashlib.sha256(json.dumps(wish, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -28,6 +28,7 @@ _FIELD_OF_VOLUME = {
     "hub-write": "spec.publish.tokenSecretRef",
     "chat-template": "spec.tokenizer.chatTemplate.configMapKeyRef",
     "tools": "spec.tools.configMapKeyRef",
+    "models": "spec.compute.modelCache.persistentVolumeClaim",
 }
 
 SECRETS_OF_WORK = {
@@ -79,6 +80,9 @@ def volumes_of(spec: FineTuneSpec, label: str, platform: Platform) -> dict[str, 
             volumes[name] = Volume(f"{constants.SECRETS_DIRECTORY}/{name}", {"secret": _secret_source(ref)})
     if label == "prepare":
         volumes |= {name: _config_volume(ref, path) for name, (ref, path) in config_maps_of(spec).items()}
+    if claim := model_claim(spec, label):
+        source = {"persistentVolumeClaim": {"claimName": claim}}
+        volumes["models"] = Volume(constants.MODEL_CACHE_PATH, source, read_only=False)
     if platform.progress_url:
         volumes["progress"] = _progress_volume(platform)
     return volumes
@@ -93,6 +97,11 @@ def secrets_of(spec: FineTuneSpec) -> dict[str, SecretRef | SecretKeyRef]:
         "hub-write": spec.publish.token_secret_ref,
     }
     return {name: ref for name, ref in refs.items() if ref is not None}
+
+
+def model_claim(spec: FineTuneSpec, label: str) -> str:
+    """Return the claim with the cache of base models; empty where there is none, and for pods that load no model."""
+    return "" if label == "prepare" else spec.compute.model_cache.persistent_volume_claim
 
 
 def config_maps_of(spec: FineTuneSpec) -> dict[str, tuple[ConfigMapKeyRef, str]]:

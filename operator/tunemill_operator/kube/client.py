@@ -10,7 +10,7 @@ import aiohttp
 from kubernetes.aio.client import ApiClient
 from tunemill_api.constants import API_VERSION, FIELD_MANAGER, GROUP, KIND, LABEL_FINETUNE, PLURAL, VERSION
 
-from tunemill_operator.kube.errors import UnavailableError, error_of
+from tunemill_operator.kube.errors import NotFoundError, UnavailableError, error_of
 
 Json = dict[str, Any]
 """An object as the API server has it."""
@@ -61,6 +61,15 @@ class KubeClient:
     async def close(self) -> None:
         """Close the connections."""
         await self._api.close()  # type: ignore[no-untyped-call]
+
+    async def check_discovered(self, resource: Resource) -> None:
+        """Raise NotFoundError until the API server's discovery names the kind, which is a moment after it is served."""
+        groups = (await self.request("GET", "/apis"))["groups"]
+        if any(group["name"] == resource.group for group in groups):
+            kinds = (await self.request("GET", f"/apis/{resource.group}/{resource.version}"))["resources"]
+            if any(kind["name"] == resource.plural for kind in kinds):
+                return
+        raise NotFoundError(f"the API server does not name {resource.plural}.{resource.group} among its kinds", 404)
 
     async def pages(self, resource: Resource, namespace: str | None) -> AsyncIterator[tuple[list[Json], int]]:
         """Yield the objects of a kind page by page, each with the resource version at which the list was taken."""

@@ -52,6 +52,8 @@ class Resync:
         said = ""
         while True:
             try:
+                # A watch of a kind that discovery does not name yet would never begin, and nobody would notice.
+                await self.client.check_discovered(FINETUNES)
                 await self._compare()
                 break
             except KubeError as error:

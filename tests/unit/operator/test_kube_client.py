@@ -191,3 +191,27 @@ async def test_the_credentials_of_the_kubeconfig_are_handed_on(tmp_path: Path) -
     assert credentials.server.startswith("http://127.0.0.1:")
     with pytest.raises(AccessError, match="context"):
         await open_access(str(tmp_path / "kubeconfig"), "another")
+
+
+@pytest.mark.parametrize(
+    ("groups", "kinds", "known"),
+    [
+        ([], [], False),
+        ([{"name": FINETUNES.group}], [], False),
+        ([{"name": FINETUNES.group}], [{"name": FINETUNES.plural}], True),
+    ],
+)
+async def test_a_kind_is_discovered_only_when_group_and_kind_are_named(
+    tmp_path: Path, groups: list[Any], kinds: list[Any], known: bool
+) -> None:
+    """The list of a new kind is served a moment before discovery names it, and kopf goes by discovery."""
+
+    async def discovery(request: web.Request) -> web.Response:
+        return web.json_response({"groups": groups} if request.path == "/apis" else {"resources": kinds})
+
+    async with a_client(discovery, tmp_path) as (client, _):
+        if known:
+            await client.check_discovered(FINETUNES)
+        else:
+            with pytest.raises(NotFoundError):
+                await client.check_discovered(FINETUNES)

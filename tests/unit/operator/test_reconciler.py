@@ -84,6 +84,10 @@ class Client:
         self._answer("events")
         return []
 
+    async def check_discovered(self, resource: Resource) -> None:
+        """Name every kind."""
+        self._answer(f"discover {resource.plural}")
+
     async def pages(self, resource: Resource, namespace: str | None) -> Any:
         """Return everything in one page."""
         self._answer(f"list {resource.plural}")
@@ -336,7 +340,7 @@ def test_what_is_missing_at_the_start_is_said_once_and_waited_for(
     async def story() -> None:
         operation = Operation()
         client: Any = operation.client
-        client.errors["list functioncallfinetunes"] = error
+        client.errors["discover functioncallfinetunes"] = error
         resync = Resync(client, operation.cache, operation.queue, Counter(), [])
         task = asyncio.ensure_future(resync.prime())
         await asyncio.sleep(1)
