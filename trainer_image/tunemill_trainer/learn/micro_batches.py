@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+_WORTH_A_PASS = 256
+"""Tokens of padding that cost more than one more forward pass."""
+
 
 def split(lengths: Sequence[int], tokens: int) -> list[list[int]]:
     """Return the indices of the rows of each forward pass, rows of like length together.
@@ -13,7 +16,8 @@ def split(lengths: Sequence[int], tokens: int) -> list[list[int]]:
     passes: list[list[int]] = []
     # The longest first, so that the first row of a pass is what all others are padded to.
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if passes and (len(passes[-1]) + 1) * lengths[passes[-1][0]] <= tokens:
+        longest = lengths[passes[-1][0]] if passes else 0
+        if passes and (len(passes[-1]) + 1) * longest <= tokens and longest - lengths[row] <= _WORTH_A_PASS:
             passes[-1].append(row)
         else:
             passes.append([row])

@@ -16,6 +16,7 @@ from trl import SFTTrainer
 from typing_extensions import override
 
 from tunemill_trainer.learn.held_out import Row
+from tunemill_trainer.learn.loss import score
 from tunemill_trainer.learn.micro_batches import halved, split
 from tunemill_trainer.prepared import IGNORED
 
@@ -84,6 +85,24 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
             self.accelerator.backward(config.orth_reg_weight * _far_from_orthogonal(adalora))
         return torch.stack(losses).sum()
 
+    @override
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Return the part of a forward pass in the mean over the supervised tokens of the step; logs as SFTTrainer."""
+        scores = score(model, inputs)
+        self._total_train_tokens += int(inputs["attention_mask"].sum())
+        metrics = self._metrics["train"]
+        metrics["num_tokens"] = [self._total_train_tokens]
+        if scores.tokens:
+            metrics["mean_token_accuracy"].append(scores.right / scores.tokens)
+        # A step without a supervised token has no loss.
+        return scores.loss / max(int(num_items_in_batch or 0), 1)
+
     def mean_loss(self, rows: Sequence[Row]) -> float:
         """Return the mean loss of the supervised tokens of rows that are not trained on; draws no random number."""
         self.model.eval()
@@ -91,9 +110,9 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
         for chosen in split([len(row["input_ids"]) for row in rows], self._micro_batch_tokens):
             inputs = self._prepare_inputs(self.data_collator([rows[i] for i in chosen]))
             with torch.no_grad(), self.compute_loss_context_manager():
-                outputs = self.model(**inputs, fused_lm_head=True)
-            total -= float(outputs.log_probs.sum())
-            count += float(outputs.label_mask.sum())
+                scores = score(self.model, inputs)
+            total += float(scores.loss)
+            count += scores.tokens
         self.model.train()
         return total / count
 

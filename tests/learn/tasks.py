@@ -1,0 +1,111 @@
+"""A small task for tests that train in their own process: requests and calls without the tools' schemas."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from learn.training import TAGS, example
+from tokenizers import AddedToken
+from transformers import AutoTokenizer, TrainerCallback
+from tunemill_api.finetune import Adapter, Quantization, Training
+from tunemill_dev.tiny import make_base, rows
+from tunemill_trainer.judge.generate import Decoding, generate
+from tunemill_trainer.learn import models, sft
+from tunemill_trainer.learn.adapter import adapter_config
+from tunemill_trainer.learn.devices import Device
+from tunemill_trainer.learn.plan import Plan, plan
+from tunemill_trainer.prepared import NewToken, Tokens
+
+CPU = Device("cpu", "cpu")
+TRAIN_ROWS, HELD_OUT_ROWS = 320, 40
+
+
+@dataclass(frozen=True)
+class Task:
+    """Requests and the calls that answer them, in the tokens of a base model.
+
+    Attributes:
+        base: the model's folder.
+        tokenizer: the folder of the prepared tokenizer.
+        tokens: what was added.
+        pairs: prompt and answer, the held-out ones last.
+    """
+
+    base: Path
+    tokenizer: Path
+    tokens: Tokens
+    pairs: list[tuple[list[int], list[int]]]
+
+    def model(self, quantization: Quantization = Quantization.NONE) -> Any:
+        """The base model with rows for what was added."""
+        model = models.load_base(self.base, CPU, torch.float32, quantization)
+        models.extend_vocabulary(model, self.tokens)
+        return model
+
+    def rows(self, count: int = TRAIN_ROWS) -> datasets.Dataset:
+        """The training rows."""
+        return datasets.Dataset.from_list(
+            [
+                {"input_ids": ask + say, "labels": [-100] * len(ask) + say, "length": len(ask + say)}
+                for ask, say in self.pairs[:count]
+            ]
+        )
+
+    def held_out(self) -> list[dict[str, list[int]]]:
+        """The held-out rows."""
+        return [{"input_ids": ask + say, "labels": [-100] * len(ask) + say} for ask, say in self.pairs[-HELD_OUT_ROWS:]]
+
+    def train(
+        self,
+        folder: Path,
+        adapter: Adapter,
+        model: Any,
+        *,
+        count: int = TRAIN_ROWS,
+        made: Plan | None = None,
+        held_out: bool = False,
+        resume_from: Path | None = None,
+        callbacks: tuple[TrainerCallback, ...] = (),
+        **training: object,
+    ) -> sft.Result:
+        """Train; keywords are fields of spec.training."""
+        settings = Training.model_validate({"batchSize": 16, "checkpoint": {"everySteps": 1000}, **training})
+        made = made or plan(settings, count)
+        run = sft.Run(settings, made, CPU, torch.float32, folder)
+        config = adapter_config(adapter, model, self.tokens, made.steps)
+        speaker = AutoTokenizer.from_pretrained(self.tokenizer)
+        return sft.train(run, model, config, speaker, self.rows(count), [], None, self.held_out() if held_out else [])
+
+    def exact(self, model: Any) -> float:
+        """The share of the held-out requests that are answered to the letter."""
+        asked = self.pairs[-HELD_OUT_ROWS:]
+        decoding = Decoding(self.tokens.stop_token_ids, self.tokens.pad_token_id, 40)
+        prompts = [ask for ask, _ in asked]
+        replies = generate(model.eval(), prompts, decoding, check_stop=lambda: None, on_progress=lambda _: None)
+        return sum(reply == say for reply, (_, say) in zip(replies, asked, strict=True)) / len(asked)
+
+
+def a_task(folder: Path, kind: str, *, extend: bool, steps: int) -> Task:
+    """Make a base, and a task for it; `steps` of pre-training."""
+    base = make_base(folder / "base", kind, tags=() if extend else TAGS, steps=steps)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    before = len(tokenizer)
+    if extend:
+        tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+    tokenizer.save_pretrained(folder / "tokenizer")
+    added = tuple(NewToken(before + at, tag) for at, tag in enumerate(TAGS)) if extend else ()
+    stop = tokenizer.convert_tokens_to_ids("<end_of_turn>")
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    pairs = [(ids(ask), ids(say)) for ask, say in map(example, rows(TRAIN_ROWS + HELD_OUT_ROWS, seed=3, talk=0))]
+    tokens = Tokens("Extend" if extend else "Reuse", added, (stop, 1), 0, len(tokenizer))
+    return Task(base, folder / "tokenizer", tokens, pairs)
+
+
+def adapter(method: str, **settings: object) -> Adapter:
+    """A wish for a method."""
+    return Adapter.model_validate({"method": method, **settings})

@@ -1,0 +1,149 @@
+"""What happens within a run: steps cut into forward passes, memory that is not enough, resuming, stopping early."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from learn.tasks import Task, a_task, adapter
+from tunemill_api.failures import Reason
+from tunemill_trainer.errors import StageError
+from tunemill_trainer.learn import held_out
+from tunemill_trainer.learn.loss import score
+from tunemill_trainer.learn.plan import Plan
+
+WITHOUT_DROPOUT = {"lora": {"dropout": "0"}, "adalora": {"dropout": "0"}}
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    """A base with random weights, for what does not need to be learnt."""
+    return a_task(tmp_path_factory.mktemp("raw"), "qwen3", extend=True, steps=0)
+
+
+@pytest.fixture
+def whole_in_memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A device that takes 8 rows in a forward pass and no more; the rows of all passes that it took."""
+    taken: list[int] = []
+
+    def small(model: Any, inputs: dict[str, torch.Tensor]) -> Any:
+        if len(inputs["input_ids"]) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        taken.append(len(inputs["input_ids"]))
+        return score(model, inputs)
+
+    monkeypatch.setattr("tunemill_trainer.learn.trainer.score", small)
+    return taken
+
+
+def figures(history: list[dict]) -> list[tuple[float, float]]:
+    """Loss and gradient norm of every step."""
+    return [(entry["loss"], entry["grad_norm"]) for entry in history]
+
+
+def test_how_a_step_is_cut_changes_nothing(raw: Task, tmp_path: Path):
+    """Proves that the loss is the mean over the step's supervised tokens, however few rows a pass has."""
+    wish = adapter("LoRA", **WITHOUT_DROPOUT)
+    whole, cut = (
+        raw.train(tmp_path / str(tokens), wish, raw.model(), count=48, made=Plan(3, 1, tokens))
+        for tokens in (10**6, 64)
+    )
+    assert len(whole.history) == 3
+    for one, other in zip(figures(whole.history), figures(cut.history), strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_rows_that_do_not_fit_are_cut_smaller_and_none_is_lost(raw: Task, tmp_path: Path, whole_in_memory: list[int]):
+    """Proves that a run goes on after a lack of memory with the same steps, and ends when one row does not fit."""
+    result = raw.train(tmp_path, adapter("LoRA", **WITHOUT_DROPOUT), raw.model(), count=48)
+    assert sum(whole_in_memory) == 48
+    assert max(whole_in_memory) <= 8
+    assert result.finished
+
+
+def test_the_head_sees_supervised_tokens_alone(raw: Task):
+    """Proves that the loss is what Transformers computes from all logits."""
+    model = raw.model()
+    ids = torch.tensor([ask + say for ask, say in raw.pairs[:1]])
+    labels = torch.tensor([[-100] * len(ask) + say for ask, say in raw.pairs[:1]])
+    expected = model(input_ids=ids, labels=labels).loss
+    scores = score(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels})
+    assert scores.tokens == len(raw.pairs[0][1])
+    assert float(scores.loss.detach() / scores.tokens) == pytest.approx(float(expected), rel=1e-5)
+    assert model(input_ids=ids).logits.shape[:2] == ids.shape
+
+
+@pytest.mark.parametrize("method", ["AdaLoRA", "Full", "LoRA"])
+def test_a_resumed_run_is_the_undisturbed_one_to_the_last_bit(raw: Task, tmp_path: Path, method: str):
+    """Proves that a checkpoint holds all that the next step depends on: AdaLoRA's memory and ranks, and dropout."""
+    settings = {"count": 48, "maxSteps": 8, "batchSize": 8, "checkpoint": {"everySteps": 3}}
+    undisturbed = raw.train(tmp_path / "run", adapter(method), raw.model(), **settings)
+    resumed = raw.train(
+        tmp_path / "again",
+        adapter(method),
+        raw.model(),
+        resume_from=tmp_path / "run" / "checkpoint-3",
+        **settings,
+    )
+    assert figures(resumed.history) == figures(undisturbed.history)
+    for (name, one), (_, other) in zip(
+        undisturbed.model.named_parameters(), resumed.model.named_parameters(), strict=True
+    ):
+        assert torch.equal(one, other), name
+
+
+def test_training_ends_when_the_held_out_loss_rises_and_keeps_the_best_epoch(
+    raw: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Proves patience, that what is kept has the lowest loss, and that a resumed run decides alike."""
+    settings = {
+        "count": 16,
+        "batchSize": 8,
+        "held_out": True,
+        "epochs": 20,
+        "learningRate": "1e-1",
+        "earlyStopping": {"patience": 2},
+        "checkpoint": {"everySteps": 1, "keep": 20},
+    }
+    result = raw.train(tmp_path / "run", adapter("LoRA"), raw.model(), **settings)
+    assert result.best is not None
+    measured = [entry["held_out_loss"] for entry in result.held_out]
+    assert result.finished
+    assert result.best.loss == min(measured)
+    assert len(measured) < 20
+    assert measured.index(min(measured)) == len(measured) - 3
+    rows = raw.held_out()
+    again = sum(float(_loss(result.model, row)) * _answer(row) for row in rows) / sum(map(_answer, rows))
+    assert again == pytest.approx(result.best.loss, rel=1e-4)
+
+    last = tmp_path / "run" / f"checkpoint-{result.steps - 1}"
+    resumed = raw.train(tmp_path / "again", adapter("LoRA"), raw.model(), resume_from=last, **settings)
+    assert (resumed.steps, resumed.best) == (result.steps, result.best)
+    assert all(torch.equal(*pair) for pair in zip(result.model.parameters(), resumed.model.parameters(), strict=True))
+
+
+def _loss(model: Any, row: dict[str, list[int]]) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).loss
+
+
+def _answer(row: dict[str, list[int]]) -> int:
+    return sum(label != -100 for label in row["labels"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "steps", "expected"),
+    [(32, 16, 6, {2, 4, 6}), (33, 16, 7, {3, 5, 7}), (100, 16, 3, {3}), (5, 16, 3, {1, 2, 3})],
+)
+def test_epochs_end_where_their_last_row_was_seen(rows: int, batch: int, steps: int, expected: set[int]):
+    """Proves that a run without a whole epoch is measured at its end, and tiny data not more than once a step."""
+    assert held_out.ends_of_epochs(rows, batch, steps) == expected
+
+
+def test_too_few_steps_for_adalora_are_refused(raw: Task):
+    """Proves that the message names the fields that add steps."""
+    from tunemill_trainer.learn.adapter import adapter_config
+
+    with pytest.raises(StageError, match=r"maxSteps") as error:
+        adapter_config(adapter("AdaLoRA"), raw.model(), raw.tokens, 1)
+    assert error.value.reason is Reason.INVALID_SPEC
