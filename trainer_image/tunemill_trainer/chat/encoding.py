@@ -2,22 +2,16 @@
 
 import json
 import unicodedata
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 
-from tokenizers import Encoding
-
+from tunemill_trainer.chat.beginnings import Beginnings, Tokens
 from tunemill_trainer.chat.rendering import ChatTemplate, Span, TemplateError
 from tunemill_trainer.chat.tokenizer import Tokenizer
 from tunemill_trainer.data.findings import Problem, Rule
 from tunemill_trainer.data.rows import Call, Message, Role, Row, Tool
 from tunemill_trainer.judge.parse import ReplyFormat, parse_reply
 from tunemill_trainer.prepared import IGNORED
-
-_START, _END = itemgetter(0), itemgetter(1)
-"""Of a token's offsets: its first character, and the one after its last."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +64,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
         self._enders = set(tokenizer.added_tokens_decoder)
+        self._beginnings = Beginnings(self._backend, tokenizer.added_tokens_decoder.values())
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
         """Return the ids of a history up to where the assistant begins to speak."""
@@ -78,8 +73,8 @@ class Encoder:
     def all_prompt_ids(self, histories: Sequence[tuple[Sequence[Message], Sequence[Tool]]]) -> list[list[int]]:
         """Return the ids of histories with their tools, each up to where the assistant begins to speak."""
         prompts = [self.template.prompt(messages, tools) for messages, tools in histories]
-        # The template writes the beginning-of-text token itself. Without offsets it is faster.
-        return [encoded.ids for encoded in self._backend.encode_batch_fast(prompts, add_special_tokens=False)]
+        requests = [_request(messages) for messages, _ in histories]
+        return [tokens.ids for tokens in self._beginnings.tokenise(prompts, requests)]
 
     def ends_of_turns(self, row: Row) -> tuple[int, ...]:
         """Return the tokens that end the assistant turns of a row, each once."""
@@ -110,19 +105,20 @@ class Encoder:
             except TemplateError as error:
                 rendered.append(Problem(Rule.NOT_REPRODUCIBLE, f"the chat template {error}"))
         texts = [item[0] for item in rendered if not isinstance(item, Problem)]
-        # The template writes the beginning-of-text token itself.
-        tokenised = iter(self._backend.encode_batch(texts, add_special_tokens=False))
+        requests = [
+            _request(row.messages) for row, item in zip(rows, rendered, strict=True) if not isinstance(item, Problem)
+        ]
+        tokenised = iter(self._beginnings.tokenise(texts, requests))
         return [
             Encoded([], (), item) if isinstance(item, Problem) else self._encoded(row, item[1], next(tokenised))
             for row, item in zip(rows, rendered, strict=True)
         ]
 
-    def _encoded(self, row: Row, spans: list[Span], tokens: Encoding) -> Encoded:
-        ids, offsets = tokens.ids, tokens.offsets
+    def _encoded(self, row: Row, spans: list[Span], tokens: Tokens) -> Encoded:
+        ids = tokens.ids
         indices = [index for index, message in enumerate(row.messages) if message.role is Role.ASSISTANT]
         turns = tuple(
-            Turn(index, bisect_right(offsets, start, key=_END), bisect_left(offsets, end, key=_START))
-            for index, (start, end) in zip(indices, spans, strict=True)
+            Turn(index, *tokens.between(start, end)) for index, (start, end) in zip(indices, spans, strict=True)
         )
         texts = self._backend.decode_batch(
             [ids[turn.start : turn.end - 1] for turn in turns], skip_special_tokens=False
@@ -155,6 +151,12 @@ class Encoder:
             if _composed(part.strip()) not in whole:
                 return Problem(Rule.NOT_REPRODUCIBLE, "the text of an assistant turn is not the same in its tokens")
         return None
+
+
+def _request(messages: Sequence[Message]) -> str:
+    """Return the first text that a row does not share with others; empty where the assistant begins."""
+    first = next((message for message in messages if message.role is not Role.SYSTEM), None)
+    return first.content.strip() if first is not None and first.role is not Role.ASSISTANT else ""
 
 
 def _calls(calls: Sequence[Call]) -> str:
