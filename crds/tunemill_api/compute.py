@@ -47,6 +47,18 @@ Labels = Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_le
 """Labels, or a selector of labels."""
 
 
+class ModelCache(ApiModel):
+    """A cache of base models that runs share."""
+
+    persistent_volume_claim: Annotated[
+        str, Field(max_length=253, pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")
+    ] = ""
+    """A claim in the object's namespace that the pods which load the base model mount; empty means that every pod
+    downloads it. Pods on several nodes need the access mode ReadWriteMany."""
+    max_gib: Annotated[int, Field(ge=1, le=1_000_000)] = 200
+    """GiB that the cache may hold. The revisions that were used longest ago go first; what a pod is reading stays."""
+
+
 class Compute(ApiModel):
     """Where the pods run and what they get."""
 
@@ -78,5 +90,7 @@ class Compute(ApiModel):
     """Put on all pods."""
     pod_annotations: Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=64)] = {}
     """Put on all pods."""
+    model_cache: ModelCache = ModelCache()
+    """A cache of base models that runs share."""
     trainer_image: Annotated[str, Field(max_length=512)] = ""
     """An image of your own for all stages; empty means the operator's."""

@@ -11,6 +11,7 @@ from tunemill_api.status import PreparedFacts
 
 from tunemill_trainer.credentials import Credentials
 from tunemill_trainer.errors import StageError
+from tunemill_trainer.model_cache import ModelCache
 from tunemill_trainer.progress import Progress
 from tunemill_trainer.stop import StopSignal
 from tunemill_trainer.workspace import Workspace
@@ -51,6 +52,11 @@ class StageContext:
         if self.run.prepared is None:
             raise StageError(Reason.STAGE_OUTPUT_MISSING, "expected `prepared` in the RunSpec, found none")
         return self.run.prepared
+
+    @property
+    def model_cache(self) -> ModelCache | None:
+        """The cache of base models that this pod shares with others."""
+        return ModelCache.mounted(self.spec.compute.model_cache)
 
     @property
     def train_key(self) -> str:

@@ -137,6 +137,29 @@ def test_a_hub_token_is_a_file_of_that_name_whatever_its_key() -> None:
     assert volume["secret"]["items"] == [{"key": "hf", "path": "token"}]
 
 
+def test_pods_that_load_the_base_model_share_a_cache_of_models() -> None:
+    """The claim is mounted where the trainer looks for it, writable; prepare needs no weights and no volume."""
+    wish = {"compute": {"modelCache": {"persistentVolumeClaim": "models"}}}
+    for label, wanted in (("prepare", []), ("train", ["models"]), ("publish", ["models"])):
+        pod = pod_of(a_job(label, **wish))
+        claims = [item["persistentVolumeClaim"] for item in pod["volumes"] if "persistentVolumeClaim" in item]
+        assert claims == [{"claimName": name} for name in wanted]
+        for container in [*pod.get("initContainers", []), *pod["containers"]]:
+            mounts = [mount for mount in container["volumeMounts"] if mount["mountPath"] == constants.MODEL_CACHE_PATH]
+            assert mounts == [{"name": name, "mountPath": constants.MODEL_CACHE_PATH} for name in wanted]
+
+
+def test_another_cache_replaces_the_pod_and_its_bound_does_not() -> None:
+    """A corrected claim takes effect on a pod that waits for it."""
+    digests = {
+        claim: pod_digest(parsed(a_spec(compute={"modelCache": {"persistentVolumeClaim": claim}})), WORKS["train"])
+        for claim in ("", "models")
+    }
+    assert digests[""] == pod_digest(parsed(a_spec()), WORKS["train"]) != digests["models"]
+    bounded = parsed(a_spec(compute={"modelCache": {"persistentVolumeClaim": "models", "maxGib": 5}}))
+    assert pod_digest(bounded, WORKS["train"]) == digests["models"]
+
+
 def test_without_a_workspace_the_datasets_credentials_serve() -> None:
     """They lead to the same bucket."""
     mounted = mounts_of(a_job("train", dataset={"credentialsSecretRef": {"name": "s3"}}))

@@ -13,17 +13,29 @@ from tunemill_api.finetune import Quantization
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import Hub
 from tunemill_trainer.learn.devices import Device
+from tunemill_trainer.model_cache import ModelCache
 from tunemill_trainer.prepared import BaseModel, Tokens
 
 
-def fetch_base(hub: Hub, base: BaseModel) -> Path:
+def fetch_base(hub: Hub, base: BaseModel, cache: ModelCache | None) -> Path:
     """Download configuration and weights of a base model at its commit; return the folder.
+
+    Args:
+        hub: where it is.
+        base: the model.
+        cache: is kept within its bound; where it lies is set by `runner`, as huggingface_hub reads it at its import.
 
     Raises:
         StageError: what `hub.hub_errors` knows.
     """
+    if cache is not None:
+        cache.make_room(base.id, base.revision)
+        cache.hold(base.id, base.revision)
     # Weights are safetensors only; a repository's second copies of them have other names (consolidated, original/…).
-    return hub.download(base.id, base.revision, ["*.json", "model*.safetensors"])
+    folder = hub.download(base.id, base.revision, ["*.json", "model*.safetensors"])
+    if cache is not None:
+        cache.make_room()
+    return folder
 
 
 def load_base(folder: Path, device: Device, dtype: torch.dtype, quantization: Quantization = Quantization.NONE) -> Any:  # noqa: ANN401 - transformers ships no types

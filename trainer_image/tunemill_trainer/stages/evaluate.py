@@ -50,7 +50,7 @@ def run(context: StageContext) -> EvaluationFacts:
     decoding = Decoding(tokens.stop_token_ids, tokens.pad_token_id, limit)
 
     hub = Hub(spec.hub.endpoint, context.credentials.hub_token("hub-read"))
-    base_folder = models.fetch_base(hub, prepared.base_model())
+    base_folder = models.fetch_base(hub, prepared.base_model(), context.model_cache)
     tokenizer = load(prepared.tokenizer_path)
     base_replies = _kept_base_replies(context)
     meter = _Meter(context, len(cases) if base_replies else 2 * len(cases))

@@ -110,7 +110,7 @@ class _Release:
         reader = Hub(
             spec.hub.endpoint, context.credentials.hub_token("hub-read") or context.credentials.hub_token("hub-write")
         )
-        self._base = models.fetch_base(reader, base)
+        self._base = models.fetch_base(reader, base, context.model_cache)
         self._is_adapter = models.is_adapter(self._model)
         verdict = Verdict((), 0)
         if self._is_adapter:

@@ -40,7 +40,7 @@ def run(context: StageContext) -> TrainedFacts:
     combinations.refuse_impossible(spec)
     combinations.refuse_untrainable_tokens(spec, prepared.tokens())
     hub = Hub(spec.hub.endpoint, context.credentials.hub_token("hub-read"))
-    base_folder = models.fetch_base(hub, prepared.base_model())
+    base_folder = models.fetch_base(hub, prepared.base_model(), context.model_cache)
     rows = sft.read_rows(prepared.train_path)
     context.stop.check()
     try:

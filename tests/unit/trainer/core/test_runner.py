@@ -202,6 +202,27 @@ def test_a_run_spec_that_cannot_be_read_is_the_specs_fault(machine: Machine, tex
     assert named in report.failure.message
 
 
+def test_models_come_from_the_cache_that_is_mounted(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proves that huggingface_hub is told of the volume, and that without a claim or a volume nothing changes."""
+    volume = machine.folder / "models"
+    monkeypatch.setattr(runner, "MODEL_CACHE_PATH", str(volume))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    seen: list[str | None] = []
+
+    def stage(_context: StageContext) -> object:
+        seen.append(os.environ.get("HF_HUB_CACHE"))
+        return FACTS, True
+
+    spec = json.loads(machine.run_spec.read_text())
+    machine.run(stage)
+    spec["spec"]["compute"] = {**spec["spec"].get("compute", {}), "modelCache": {"persistentVolumeClaim": "models"}}
+    machine.run_spec.write_text(json.dumps(spec))
+    machine.run(stage)
+    volume.mkdir()
+    machine.run(stage)
+    assert seen == [None, None, str(volume)]
+
+
 def test_a_run_spec_that_is_not_there_is_said_to_be(machine: Machine) -> None:
     """Proves that a mistyped path gives a sentence."""
     machine.run_spec.unlink()
