@@ -97,6 +97,15 @@ def test_the_agents_course_rows():
     ]
 
 
+def test_the_prompt_may_stand_before_the_first_request():
+    """Gemma has no system role: the course's notebook puts the prompt into the user's turn."""
+    prompt = HERMES_PROMPT.format(tools=str([WEATHER]))
+    messages, (tool,) = hermes.read(sharegpt(("human", prompt + "\nIs it raining?"), ("gpt", "Oui.")))
+    assert tool.name == "get_weather"
+    assert (messages[0].role, messages[0].content.splitlines()[-1]) == (Role.USER, "Is it raining?")
+    assert "<tools>" not in messages[0].content
+
+
 def test_several_responses_in_one_turn_are_several_messages():
     """Parallel calls are answered in one turn of the data."""
     text = "<tool_response>\n1\n</tool_response>\n<tool_response>\n2\n</tool_response>"

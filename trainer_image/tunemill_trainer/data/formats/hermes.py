@@ -36,6 +36,7 @@ _TAGGED = re.compile(r"<tool_call>|<tool_res?ponse>|<tools>|\"role\": \"(?:human
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 _RESPONSE = re.compile(r"<tool_res?ponse>(.*?)(?:</tool_res?ponse>|\Z)", re.DOTALL)
 _THOUGHT = re.compile(r"\A\s*<(think|scratch_pad)>(.*?)</\1>", re.DOTALL)
+_DECLARED = re.compile(r"<tools>\s*[\[{]")
 _TOOLS = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
 
 _PROMPT_ABOUT_TAGS = tuple(
@@ -82,7 +83,8 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
         if role is None:
             raise RowError(Rule.UNKNOWN_ROLE, f"unknown role {speaker!r}, expected one of {', '.join(ROLES)}")
         text = text_of(fields.get("content", fields.get("value")))
-        if role is Role.SYSTEM:
+        if role is Role.SYSTEM or (not tools and not messages and _DECLARED.search(text)):
+            # For models without a system role, the agents course puts the prompt before the first request.
             tools = tools or _tools_in_prompt(text)
             text = _without_tags(text)
             messages += [Message(role, text)] if text else []
