@@ -18,6 +18,8 @@ from tunemill_api.constants import PLURAL
         ({"evaluation": {"gates": [{"metric": "exact_match"}]}}, "a gate needs at least one of min"),
         ({"evaluation": {"gates": [{"metric": "accuracy", "min": "0.5"}]}}, "spec.evaluation.gates[0].metric"),
         ({"dataset": {"uri": "/home/me/calls.jsonl"}}, "spec.dataset.uri"),
+        ({"dataset": {"uri": "hf://calls"}}, "spec.dataset.uri"),
+        ({"dataset": {"uri": "hf://acme/calls"}}, "workspace.uri is needed when dataset.uri is on the Hub"),
         ({"publish": {"repository": "support-tools"}}, "spec.publish.repository"),
         ({"training": {"batchSize": 0}}, "spec.training.batchSize"),
         ({"deadline": "soon"}, "spec.deadline"),

@@ -19,6 +19,8 @@ def chain(spec, resolved=RESOLVED):
     ("change", "first_changed"),
     [
         ({"tokenizer": {"mode": "Extend"}}, 0),
+        ({"tokenizer": {"think": "Drop"}}, 0),
+        ({"dataset": {"uri": "s3://team-a-data/support/calls.jsonl", "format": "XLAM"}}, 0),
         ({"training": {"maxLength": 512}}, 0),
         ({"training": {"lossOn": "All"}}, 0),
         ({"training": {"learningRate": "3e-4"}}, 1),
@@ -50,6 +52,8 @@ def test_an_edit_changes_the_key_of_its_stage_and_of_all_later_ones(change, firs
         {"evaluation": {"gates": [{"metric": "exact_match", "min": "0.9"}]}},
         {"dataset": {"uri": "s3://team-a-data/support/calls.jsonl", "credentialsSecretRef": {"name": "s3"}}},
         {"dataset": {"uri": "s3://copied-elsewhere/calls.jsonl"}},
+        {"dataset": {"uri": "hf://copied-to/the-hub"}},
+        {"tools": {"configMapKeyRef": {"name": "the-same-tools", "key": "elsewhere"}}},
         {"baseModel": {"id": "google/gemma-2-2b-it", "revision": "v2-which-is-the-same-commit"}},
         {"workspace": {"uri": "s3://other/place"}},
     ],
@@ -65,6 +69,11 @@ def test_new_data_under_the_same_name_changes_every_key():
     assert not set(before) & set(after)
 
 
+def test_other_tools_change_every_key():
+    """As with the data, the content counts."""
+    assert not set(chain(a_spec())) & set(chain(a_spec(), {**RESOLVED, "tools": "d3d3"}))
+
+
 def test_a_request_changes_when_the_user_asks_again_or_the_data_moves():
     """Prepare is asked for again when the wish differs, the annotation is new, or the workspace is another."""
     requests = {
@@ -72,8 +81,9 @@ def test_a_request_changes_when_the_user_asks_again_or_the_data_moves():
         keys.prepare_request(a_spec(), "2026-11-21T10:00:00Z"),
         keys.prepare_request(a_spec(dataset={"uri": "s3://team-a-data/new.jsonl"})),
         keys.prepare_request(a_spec(workspace={"uri": "s3://other/place"})),
+        keys.prepare_request(a_spec(tools={"configMapKeyRef": {"name": "tools", "key": "tools.json"}})),
     }
-    assert len(requests) == 4
+    assert len(requests) == 5
 
 
 def test_a_request_does_not_change_with_the_credentials():
