@@ -221,8 +221,8 @@ def check_contract(
         raise _failed(
             wanted[0][1], f"the parser {contract.parser} of {contract.target} reads other calls than evaluate did"
         )
-    calls = f"{read} of {len(wanted)} calls read as wanted" if wanted else "evaluate found no right call to read"
-    return f"{len(asked)} prompts with the replies of the trained model; {calls}"
+    outcome = f"{read} of {len(wanted)} calls read as wanted" if wanted else "evaluate found no right call to read"
+    return f"{len(asked)} prompts with the replies of the trained model; {outcome}"
 
 
 def right_calls(path: Path) -> set[str]:
