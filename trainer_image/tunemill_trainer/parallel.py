@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
+_MOST = 8
+"""Workers at most: the one process that puts their results into order keeps up with no more, and each takes memory."""
 _AHEAD = 2
 """Batches a worker that wait for it, or for the batches before them."""
 
@@ -32,7 +34,7 @@ def ordered_map(function: Callable[[T], R], batches: Iterable[T], workers: int) 
     Raises:
         MemoryError: when a worker was killed, which only the kernel does, and for that reason.
     """
-    remaining = iter(batches)
+    remaining, workers = iter(batches), min(workers, _MOST)
     first = list(islice(remaining, 2))
     if len(first) < 2 or workers < 2 or sys.platform != "linux":
         yield from map(function, chain(first, remaining))
