@@ -106,12 +106,18 @@ def _adalora(adalora: AdaLora, model: Any, rows: dict[str, list[int]] | None, st
 
 def _ia3(ia3: Ia3, model: Any) -> IA3Config:  # noqa: ANN401
     targets = _targets(ia3.target_modules, model, "spec.adapter.ia3.targetModules")
-    stray = [] if targets == _ALL_LINEAR else sorted(set(ia3.feedforward_modules) - set(targets))
+    if targets == _ALL_LINEAR:
+        # PEFT would write whole paths into the configuration, and refuse it when it is loaded: the feed-forward modules
+        # are names and no longer among them.
+        head = model.get_output_embeddings()
+        linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and part is not head]
+        targets = sorted({name.rpartition(".")[2] for name in linear})
+    stray = sorted(set(ia3.feedforward_modules) - set(targets))
     if stray:
         raise StageError(
             Reason.INVALID_SPEC,
             f"spec.adapter.ia3.feedforwardModules names {', '.join(stray)}: expected some of "
-            f"spec.adapter.ia3.targetModules, which are {', '.join(ia3.target_modules)}",
+            f"spec.adapter.ia3.targetModules, which are {', '.join(targets)}",
         )
     return IA3Config(target_modules=targets, feedforward_modules=ia3.feedforward_modules, task_type="CAUSAL_LM")
 
