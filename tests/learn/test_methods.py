@@ -30,8 +30,8 @@ def skilled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Task]:
 LEARNING = [
     pytest.param(adapter("AdaLoRA"), Quantization.NONE, True, {"maxSteps": 90, "learningRate": "3e-2"}, id="AdaLoRA"),
     pytest.param(adapter("Full"), Quantization.NONE, True, {"maxSteps": 80, "learningRate": "3e-3"}, id="Full"),
-    pytest.param(adapter("LoRA"), Quantization.NF4, False, {"maxSteps": 80, "learningRate": "1e-2"}, id="NF4"),
-    pytest.param(adapter("LoRA"), Quantization.INT8, True, {"maxSteps": 80, "learningRate": "1e-2"}, id="Int8"),
+    pytest.param(adapter("LoRA"), Quantization.NF4, False, {"maxSteps": 120, "learningRate": "1e-2"}, id="NF4"),
+    pytest.param(adapter("LoRA"), Quantization.INT8, True, {"maxSteps": 120, "learningRate": "1e-2"}, id="Int8"),
 ]
 
 
