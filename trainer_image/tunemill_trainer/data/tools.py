@@ -91,9 +91,9 @@ def read_call(value: JsonValue) -> Call:
         raise RowError(Rule.BROKEN_CALL, f"a call has no name: {shortened(json.dumps(call))}")
     if arguments is None or arguments == "":
         arguments = {}
-    call = Call(name, read_object(arguments, Rule.BROKEN_CALL, f"the arguments of {name}"))
-    _refuse_deep(call)
-    return call
+    read = Call(name, read_object(arguments, Rule.BROKEN_CALL, f"the arguments of {name}"))
+    _refuse_deep(read)
+    return read
 
 
 def served_name(name: str) -> str:
