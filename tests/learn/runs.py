@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from learn.training import Ended, World, a_world, run_spec, run_stage
 from tunemill_api import keys
+from tunemill_api.finetune import Tokenizer, TokenizerMode
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage
 from tunemill_dev.tiny import make_base, rows
@@ -52,8 +53,8 @@ class TrainedRun:
 
 
 @contextmanager
-def a_trained_run(folder: Path, kind: str, *, tags: tuple[str, ...] = ()) -> Iterator[TrainedRun]:
-    """Make a base, prepare 600 rows of two tools each, and train on them; a base without tags gets them added."""
+def a_trained_run(folder: Path, kind: str, *, tags: tuple[str, ...] = (), mode: str = "Auto") -> Iterator[TrainedRun]:
+    """Make a base, prepare 600 rows of two tools each, and train on them; with Auto, a base without tags gets them."""
     base = make_base(folder / "base", kind, tags=tags)
     with a_world(folder / "world", base) as world:
         lines = "".join(json.dumps(row) + "\n" for row in rows(600, seed=11, offered=2, talk=0.15))
@@ -61,6 +62,7 @@ def a_trained_run(folder: Path, kind: str, *, tags: tuple[str, ...] = ()) -> Ite
         spec = world.spec(
             lora={"rank": 16, "dropout": "0"}, maxSteps=STEPS, batchSize=16, learningRate="1e-2", maxLength=512
         )
+        spec = spec.model_copy(update={"tokenizer": Tokenizer(mode=TokenizerMode(mode))})
         prepared = run_stage(Stage.PREPARE, world, run_spec(spec, None), folder / "prepare")
         assert prepared.code == 0, prepared.log
         assert prepared.report is not None
