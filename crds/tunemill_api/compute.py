@@ -50,9 +50,7 @@ Labels = Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_le
 class ModelCache(ApiModel):
     """A cache of base models that runs share."""
 
-    persistent_volume_claim: Annotated[
-        str, Field(max_length=253, pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")
-    ] = ""
+    persistent_volume_claim: Annotated[str, Field(max_length=253, pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")] = ""
     """A claim in the object's namespace that the pods which load the base model mount; empty means that every pod
     downloads it. Pods on several nodes need the access mode ReadWriteMany."""
     max_gib: Annotated[int, Field(ge=1, le=1_000_000)] = 200
