@@ -69,7 +69,7 @@ def test_the_head_sees_supervised_tokens_alone(raw: Task):
     expected = model(input_ids=ids, labels=labels).loss
     scores = score(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels})
     assert scores.tokens == len(raw.pairs[0][1])
-    assert float(scores.loss.detach() / scores.tokens) == pytest.approx(float(expected), rel=1e-5)
+    assert float(scores.loss.detach() / scores.tokens) == pytest.approx(float(expected.detach()), rel=1e-5)
     assert model(input_ids=ids).logits.shape[:2] == ids.shape
 
 
