@@ -77,6 +77,10 @@ test-learn: $(READY) ## Real training on the CPU
 test-e2e: $(READY) ## The chart, the images and real pods on a local cluster
 	@$(PYTEST) tests/e2e --cluster "$(CLUSTER)"
 
+.PHONY: bench-trainer
+bench-trainer: $(READY) ## Measure the stages beside what they are compared to; leaves build/bench/trainer.json
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tunemill_dev.bench
+
 ##@ The local cluster
 .PHONY: cluster-up cluster-down cluster-status
 cluster-up: $(READY) ## Start a local Kubernetes (CLUSTER=name), or check that it runs
