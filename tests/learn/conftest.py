@@ -7,6 +7,7 @@ import torch
 from learn.runs import TrainedRun, a_trained_run
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep on one worker what looks at the same trained run, and otherwise the tests of one module."""
     for item in items:
