@@ -99,7 +99,7 @@ def train(
     seen = plan.steps * training.batch_size if training.max_steps else training.epochs * len(rows)
     # One long pass in an order of our own: Transformers' length-grouped sampler draws from the generator that dropout
     # uses, too, and a run that is resumed in its second epoch would see other rows.
-    ordered = rows.remove_columns("length").select(row_order(lengths, training.batch_size, training.seed, seen))
+    ordered = rows.remove_columns("length").select(row_order(lengths, training.seed, seen))
     set_seed(training.seed)
     trainer = MicroBatchTrainer(
         plan.micro_batch_tokens,
