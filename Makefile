@@ -71,7 +71,7 @@ test-kube: $(READY) ## The operator against a real API server, without a node
 
 .PHONY: test-learn
 test-learn: $(READY) ## Real training on the CPU
-	@$(PYTEST) $(PARALLEL) --dist loadgroup tests/learn
+	@$(PYTEST) $(PARALLEL) --dist loadfile tests/learn
 
 .PHONY: test-e2e
 test-e2e: $(READY) ## The chart, the images and real pods on a local cluster

@@ -7,15 +7,6 @@ import torch
 from learn.runs import TrainedRun, a_trained_run
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep on one worker what looks at the same trained run, and otherwise the tests of one module."""
-    for item in items:
-        if isinstance(item, pytest.Function):
-            shared = "extended_run" in item.fixturenames
-            item.add_marker(pytest.mark.xdist_group("extended_run" if shared else item.module.__name__))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """Two threads of so small a model wait for each other, and the tests run side by side."""

@@ -12,7 +12,8 @@ from tunemill_api import keys
 from tunemill_api.finetune import Tokenizer, TokenizerMode
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage
-from tunemill_dev.tiny import make_base, rows
+from tunemill_dev.tiny import rows
+from tunemill_dev.tiny.cached import cached_base
 
 STEPS = 140
 """With these settings a tiny base makes most calls exactly right."""
@@ -55,7 +56,7 @@ class TrainedRun:
 @contextmanager
 def a_trained_run(folder: Path, kind: str, *, tags: tuple[str, ...] = (), mode: str = "Auto") -> Iterator[TrainedRun]:
     """Make a base, prepare 600 rows of two tools each, and train on them; with Auto, a base without tags gets them."""
-    base = make_base(folder / "base", kind, tags=tags)
+    base = cached_base(kind, tags)
     with a_world(folder / "world", base) as world:
         lines = "".join(json.dumps(row) + "\n" for row in rows(600, seed=11, offered=2, talk=0.15))
         world.s3().put_object(Bucket=world.bucket, Key="calls.jsonl", Body=lines.encode())

@@ -16,13 +16,12 @@ from tunemill_api.status import EvaluationFacts, FineTuneStatus, Phase, Publishe
 
 from tunemill_dev.background import in_own_process
 from tunemill_dev.cluster.console import step
-from tunemill_dev.cluster.home import home
 from tunemill_dev.demo.answers import answers
-from tunemill_dev.demo.base_model import base_model
 from tunemill_dev.demo.results import stages_run, summary
 from tunemill_dev.demo.view import RunView
 from tunemill_dev.testbed import ENDED, REPOSITORY_ROOT, FineTune, NotReachedError, Testbed, in_words, sample
 from tunemill_dev.tiny import rows
+from tunemill_dev.tiny.cached import cached_base
 
 OUTPUT = REPOSITORY_ROOT / "build" / "demo"
 ROWS, OFFERED, QUESTIONS = 900, 2, 3
@@ -46,7 +45,7 @@ class Story:
             NotReachedError: the run did not end in a published model.
             ClusterError, CommandError: something around it is not as it must be.
         """
-        base = in_own_process(base_model, home())
+        base = in_own_process(cached_base)
         with place as testbed:
             with step("operator installed"):
                 testbed.install()

@@ -1,0 +1,46 @@
+"""A small base model made once on this machine, kept under the hash of what makes it: for the demo and the tests."""
+
+import hashlib
+import io
+import json
+import shutil
+from contextlib import redirect_stdout
+from importlib.metadata import version
+from pathlib import Path
+
+from tunemill_dev.cluster.home import home, locked
+from tunemill_dev.tiny.base import make_base
+
+_MADE_BY = ("torch", "transformers", "tokenizers")
+
+
+def cached_base(kind: str = "gemma2", tags: tuple[str, ...] = ()) -> Path:
+    """Return the folder of a base model, made in a minute or two when it is not there yet; nobody may change it.
+
+    Args:
+        kind: as for `make_base`.
+        tags: as for `make_base`.
+    """
+    import torch
+    from transformers.utils import logging
+
+    folder = home() / "bases" / f"{kind}-{_key(tags)}"
+    with locked(folder.with_suffix(".lock")):
+        if not folder.exists():
+            unfinished = folder.with_suffix(".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            # Two threads of so small a model wait for each other; while images are built beside it, for minutes.
+            torch.set_num_threads(1)
+            logging.disable_progress_bar()
+            with redirect_stdout(io.StringIO()):
+                make_base(unfinished, kind, tags=tags)
+            unfinished.rename(folder)
+    return folder
+
+
+def _key(tags: tuple[str, ...]) -> str:
+    digest = hashlib.sha256()
+    for name in ("base.py", "data.py"):
+        digest.update((Path(__file__).parent / name).read_bytes())
+    digest.update(json.dumps([tags, *(version(name) for name in _MADE_BY)]).encode())
+    return digest.hexdigest()[:12]
