@@ -79,7 +79,11 @@ test-e2e: $(READY) ## The chart, the images and real pods on a local cluster
 
 .PHONY: bench-trainer
 bench-trainer: $(READY) ## Measure the stages beside what they are compared to; leaves build/bench/trainer.json
-	@OMP_NUM_THREADS=1 $(BIN)/python -m tunemill_dev.bench
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tunemill_dev.bench.trainer
+
+.PHONY: bench-operator
+bench-operator: $(READY) ## Measure the operator beside Kubeflow Trainer; leaves build/bench/operator.json
+	@$(BIN)/python -m tunemill_dev.bench.operator
 
 ##@ The local cluster
 .PHONY: cluster-up cluster-down cluster-status
