@@ -19,7 +19,7 @@ from tunemill_api.failures import Reason
 from tunemill_trainer.data.files import DataFile
 from tunemill_trainer.data.findings import RowError, Rule
 from tunemill_trainer.data.rows import JsonObject, Source
-from tunemill_trainer.data.values import as_json
+from tunemill_trainer.data.values import as_json, refuse_constant
 from tunemill_trainer.errors import StageError
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -221,8 +221,4 @@ def _kind(value: object) -> str:
     return {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}.get(type(value), "a number")
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse)
+_DECODER = json.JSONDecoder(parse_constant=refuse_constant)

@@ -17,7 +17,7 @@ from tunemill_api.failures import Reason
 from tunemill_trainer.data.findings import Problem, RowError, Rule
 from tunemill_trainer.data.memo import Memo
 from tunemill_trainer.data.rows import Call, JsonObject, Tool
-from tunemill_trainer.data.values import read_object, read_value, shortened
+from tunemill_trainer.data.values import is_deep, read_object, read_value, shortened
 from tunemill_trainer.errors import StageError
 
 JSON_TYPES = frozenset({"string", "integer", "number", "boolean", "array", "object", "null"})
@@ -40,7 +40,6 @@ PYTHON_TYPES = {
 """What public data calls the types of JSON schema."""
 
 _LONGEST_NAME = 64
-_DEEPEST = 64
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
 _CACHED = 1024
 """Definitions that are kept. Rows repeat their tools; a file with ever new ones must not fill the memory."""
@@ -91,9 +90,10 @@ def read_call(value: JsonValue) -> Call:
         raise RowError(Rule.BROKEN_CALL, f"a call has no name: {shortened(json.dumps(call))}")
     if arguments is None or arguments == "":
         arguments = {}
-    read = Call(name, read_object(arguments, Rule.BROKEN_CALL, f"the arguments of {name}"))
-    _refuse_deep(read)
-    return read
+    read = read_object(arguments, Rule.BROKEN_CALL, f"the arguments of {name}")
+    if is_deep(read):
+        raise RowError(Rule.BROKEN_CALL, f"the arguments of {name} are nested too deeply to be read")
+    return Call(name, read)
 
 
 def served_name(name: str) -> str:
@@ -155,21 +155,6 @@ def call_problems(call: Call, tools: Sequence[Tool]) -> Iterator[Problem]:
             yield _schema_problem(call, error)
     except Unresolvable as error:
         yield Problem(Rule.BROKEN_TOOL, f"the schema of {call.name} points to something that is not in it: {error}")
-
-
-def _refuse_deep(call: Call) -> None:
-    """Refuse arguments that are nested deeper than any tool asks for: checking them would exhaust Python's stack."""
-    values: list[JsonValue] = [call.arguments]
-    for _ in range(_DEEPEST):
-        values = [
-            part
-            for value in values
-            if isinstance(value, dict | list)
-            for part in (value.values() if isinstance(value, dict) else value)
-        ]
-        if not values:
-            return
-    raise RowError(Rule.BROKEN_CALL, f"the arguments of {call.name} are nested too deeply to be read")
 
 
 def contract_problems(offered: Sequence[Tool], contract: Sequence[Tool]) -> Iterator[Problem]:

@@ -12,6 +12,7 @@ from tunemill_trainer.data.findings import RowError, Rule
 from tunemill_trainer.data.rows import JsonObject
 
 _JSON_NAMES = {"true": True, "false": False, "null": None}
+_DEEPEST = 64
 
 
 def read_value(text: str, rule: Rule) -> JsonValue:
@@ -54,6 +55,26 @@ def as_json(value: object, rule: Rule) -> JsonValue:
     if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     raise RowError(rule, f"JSON has no such value: {shortened(repr(value))}")
+
+
+def is_deep(value: JsonValue) -> bool:
+    """Return whether a value is nested deeper than any tool asks for: looking into it would exhaust Python's stack."""
+    values = [value]
+    for _ in range(_DEEPEST):
+        values = [
+            part
+            for value in values
+            if isinstance(value, dict | list)
+            for part in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not values:
+            return False
+    return True
+
+
+def refuse_constant(constant: str) -> NoReturn:
+    """Refuse NaN and the infinities; for json's parse_constant."""
+    raise ValueError(f"{constant} is not JSON")
 
 
 def shortened(text: str) -> str:

@@ -14,7 +14,8 @@ from contextlib import suppress
 from pydantic import JsonValue
 
 from tunemill_trainer.data.rows import Call, JsonObject
-from tunemill_trainer.judge.replies.parsed import NO_CALL, ParsedReply, broken, refuse_constant, refuse_deep
+from tunemill_trainer.data.values import refuse_constant
+from tunemill_trainer.judge.replies.parsed import NO_CALL, ParsedReply, broken, refuse_deep
 
 BEGIN = "<start_function_call>"
 

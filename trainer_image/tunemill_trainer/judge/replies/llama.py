@@ -9,6 +9,7 @@ import re
 
 from pydantic import JsonValue
 
+from tunemill_trainer.data.values import refuse_constant
 from tunemill_trainer.judge.replies.parsed import (
     NO_CALL,
     ParsedReply,
@@ -16,7 +17,6 @@ from tunemill_trainer.judge.replies.parsed import (
     call_of,
     not_json,
     read_each,
-    refuse_constant,
 )
 
 BEGIN = "<|python_tag|>"

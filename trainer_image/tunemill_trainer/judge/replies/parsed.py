@@ -3,15 +3,15 @@
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NoReturn, TypeVar, cast
+from typing import TypeVar, cast
 
 from pydantic import JsonValue
 
 from tunemill_trainer.data.rows import Call
+from tunemill_trainer.data.values import is_deep, refuse_constant
 
 _Part = TypeVar("_Part")
 
-_DEEPEST = 64
 _TOO_DEEP = "the call is nested too deeply to be read"
 
 
@@ -89,29 +89,15 @@ def call_of(value: JsonValue, arguments_fields: tuple[str, ...] = ("arguments",)
 
 
 def refuse_deep(calls: Iterable[Call]) -> None:
-    """Refuse arguments that are nested deeper than any tool asks for: comparing them would exhaust Python's stack.
+    """Refuse arguments that are nested too deeply to be compared.
 
     Raises:
         ValueError: there is such a call.
     """
-    values: list[JsonValue] = [call.arguments for call in calls]
-    for _ in range(_DEEPEST):
-        values = [
-            part
-            for value in values
-            if isinstance(value, dict | list)
-            for part in (value.values() if isinstance(value, dict) else value)
-        ]
-        if not values:
-            return
-    raise ValueError(_TOO_DEEP)
+    if any(is_deep(call.arguments) for call in calls):
+        raise ValueError(_TOO_DEEP)
 
 
 def not_json(error: json.JSONDecodeError) -> str:
     """Return what is wrong with a call that is not JSON."""
     return f"the call is not JSON, at its character {error.pos + 1}: {error.msg}"
-
-
-def refuse_constant(constant: str) -> NoReturn:
-    """Refuse NaN and the infinities; for json's parse_constant."""
-    raise ValueError(f"{constant} is not JSON")
