@@ -55,6 +55,13 @@ def ordered_map(function: Callable[[T], R], batches: Iterable[T], workers: int) 
         pool.shutdown(cancel_futures=True)
 
 
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield lists of so many items, the last one of what is left; no item is taken before its list is asked for."""
+    remaining = iter(items)
+    while batch := list(islice(remaining, size)):
+        yield batch
+
+
 def _begin(function: Callable[[Any], Any]) -> None:
     global _function  # noqa: PLW0603 - what a process is for
     _function = function

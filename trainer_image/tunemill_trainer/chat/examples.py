@@ -2,17 +2,17 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate, islice
+from itertools import accumulate
 
 from tunemill_trainer.chat.encoding import Encoded
 from tunemill_trainer.chat.templates import Choice
 from tunemill_trainer.data.dataset import Dataset, SpooledRow
 from tunemill_trainer.data.findings import Findings, Problem, Rule
 from tunemill_trainer.data.rows import JsonObject
-from tunemill_trainer.parallel import ordered_map
+from tunemill_trainer.parallel import batches, ordered_map
 from tunemill_trainer.prepared import IGNORED, Case, PreparedWriter, case_line
 
 _BATCH = 128
@@ -144,7 +144,7 @@ def write(
     written = Examples()
     done = 0
     encode = partial(_encode, dataset, choice, max_length, on_everything)
-    for batch in ordered_map(encode, _batches(dataset.lines()), workers):
+    for batch in ordered_map(encode, batches(dataset.lines(), _BATCH), workers):
         tick(done)
         for row in batch.unfit:
             unfit(row)
@@ -207,9 +207,3 @@ def _cases(held_out: Sequence[tuple[SpooledRow, Encoded]], choice: Choice) -> It
             gold=row.messages[turn.message],
             answer_ids=answer_ids,
         )
-
-
-def _batches(lines: Iterable[str]) -> Iterator[list[str]]:
-    remaining = iter(lines)
-    while batch := list(islice(remaining, _BATCH)):
-        yield batch

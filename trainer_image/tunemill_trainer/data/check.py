@@ -11,10 +11,11 @@ from pathlib import Path
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import DatasetFormat
 
-from tunemill_trainer.data.dataset import HELD_OUT, TRAIN_ONLY, Dataset, Intake, Reading, detect
-from tunemill_trainer.data.files import Data, DataFile
+from tunemill_trainer.data import formats
+from tunemill_trainer.data.dataset import HELD_OUT, TRAIN_ONLY, Dataset, Intake, Reading
+from tunemill_trainer.data.files import DataFile
 from tunemill_trainer.data.findings import REMEDIES, Finding, Findings, Problem, Rule, Severity
-from tunemill_trainer.data.records import BrokenFileError, unparsed
+from tunemill_trainer.data.records import BrokenFileError, records, unparsed
 from tunemill_trainer.data.rows import JsonObject, Source
 from tunemill_trainer.errors import StageError
 
@@ -98,25 +99,25 @@ def check(
         OSError: a file cannot be read.
         StageError: from `render`.
     """
-    formats: dict[str, DatasetFormat | None] = {}
+    found_formats: dict[str, DatasetFormat | None] = {}
     with tempfile.TemporaryDirectory() as scratch:
         found = Findings(kept=sys.maxsize)
         dataset = Dataset(DatasetFormat.OPENAI, Path(scratch) / "rows.jsonl", findings=found)
         with Intake(dataset, how, tick=lambda: None) as intake:
             # Held-out rows first, as prepare has it: of two that ask the same, it is the training row that goes.
             for path, drawn in [*((path, HELD_OUT) for path in evaluation), *((path, TRAIN_ONLY) for path in files)]:
-                formats[str(path)] = _take_in(DataFile(str(path), path, sha256=""), intake, dataset, how, drawn)
+                found_formats[str(path)] = _take_in(DataFile(str(path), path, sha256=""), intake, dataset, how, drawn)
         usable = dataset.kept - (render(dataset) if render is not None and dataset.kept else 0)
     place = {name: number for number, name in enumerate([*map(str, files), *map(str, evaluation)])}
     ordered = sorted(found.listed, key=lambda finding: (place[finding.source.file], finding.source.line))
-    return Checked(tuple(ordered), {name: formats[name] for name in place}, dataset.rows, usable)
+    return Checked(tuple(ordered), {name: found_formats[name] for name in place}, dataset.rows, usable)
 
 
 def _take_in(file: DataFile, intake: Intake, dataset: Dataset, how: Reading, drawn: float) -> DatasetFormat | None:
     """Read a file and return its format, if it has one; what would end a run is a finding here."""
     form = None
     try:
-        dataset.format = form = detect(Data(file.name, (file,)), how.format)
+        dataset.format = form = formats.detect(records(file), file.name, how.format)
     except BrokenFileError as error:
         dataset.findings.add(error.last, [Problem(Rule.NOT_JSON, error.message)])
         return None

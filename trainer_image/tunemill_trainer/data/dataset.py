@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import TextIO
 
 from tunemill_api import finetune as api
 from tunemill_api.failures import Reason
@@ -24,15 +24,11 @@ from tunemill_trainer.data.records import Line, Record, records, unparsed
 from tunemill_trainer.data.rows import Message, Role, Row, Source, Tool
 from tunemill_trainer.data.seen import Seen
 from tunemill_trainer.errors import StageError
-from tunemill_trainer.parallel import ordered_map
-
-T = TypeVar("T")
+from tunemill_trainer.parallel import batches, ordered_map
 
 HELD_OUT, TRAIN_ONLY = 0.0, 1.0
 """The draws of rows that are always held out, and never."""
 
-_SAMPLES = 100
-"""Rows that tell the format."""
 _BATCH = 256
 """Rows that a worker reads at once."""
 _FEWEST_CALLS = 20
@@ -169,7 +165,8 @@ def read(
         StageError: DatasetEmpty, DatasetFormatUnknown, DatasetMalformed, DatasetInvalidRows, DatasetTooSmall or
             NothingToLearn.
     """
-    dataset = Dataset(detect(train, how.format), spool)
+    form = formats.detect(chain.from_iterable(map(records, train.files)), train.uri, how.format)
+    dataset = Dataset(form, spool)
     with Intake(dataset, how, tick) as intake:
         if evaluation is not None:
             intake.read(_all_items(evaluation), evaluation.uri, drawn=HELD_OUT)
@@ -188,23 +185,6 @@ def read(
         dataset.cut = TRAIN_ONLY
         _refuse_empty_side(held_out, dataset.kept - held_out, evaluation.uri, train.uri)
     return dataset
-
-
-def detect(data: Data, wanted: api.DatasetFormat = api.DatasetFormat.AUTO) -> api.DatasetFormat:
-    """Return the format of data: the wanted one, or with Auto what the first rows look like.
-
-    Raises:
-        StageError: DatasetEmpty, DatasetMalformed or DatasetFormatUnknown.
-    """
-    if wanted is not api.DatasetFormat.AUTO:
-        return wanted
-    samples = list(islice(chain.from_iterable(records(file) for file in data.files), _SAMPLES))
-    if not samples:
-        raise StageError(Reason.DATASET_EMPTY, f"expected rows in {data.uri}, found none")
-    values = [sample.value for sample in samples if sample.value is not None]
-    if not values:
-        raise StageError(Reason.DATASET_MALFORMED, f"{samples[0].source}: {samples[0].error}")
-    return formats.detect(values, data.uri)
 
 
 def refuse_too_many_invalid(dataset: Dataset, allowed: float) -> None:
@@ -257,7 +237,7 @@ class Intake:
         before = self._dataset.rows
         how = self._how
         reader = RowReader(self._dataset.format, how.contract, drops_thoughts=how.drops_thoughts)
-        for features, batch in ordered_map(partial(_look_at, reader), _batches(stream), how.workers):
+        for features, batch in ordered_map(partial(_look_at, reader), batches(stream, _BATCH), how.workers):
             self._tick()
             self._dataset.features.add(features)
             for looked in batch:
@@ -375,12 +355,6 @@ def _tools(text: str) -> tuple[Tool, ...]:
 
 def _all_items(data: Data) -> Iterator[Line | Record]:
     return chain.from_iterable(unparsed(file) for file in data.files)
-
-
-def _batches(items: Iterable[T]) -> Iterator[list[T]]:
-    remaining = iter(items)
-    while batch := list(islice(remaining, _BATCH)):
-        yield batch
 
 
 def _refuse_empty_side(held_out: int, trained: int, evaluation: str, train: str) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,8 +20,6 @@ from tunemill_trainer.data.values import shortened
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.judge.metrics import Reply
 
-_SAMPLES = 100
-"""Rows that tell the format."""
 _NAMED = 3
 """Places that one message names."""
 
@@ -82,11 +79,7 @@ def read_rows(path: Path, form: DatasetFormat, tools: tuple[Tool, ...]) -> GoldR
     Raises:
         StageError: ObjectNotFound, DatasetEmpty, DatasetMalformed, DatasetFormatUnknown or DatasetInvalidRows.
     """
-    samples = list(islice(_records(path), _SAMPLES))
-    if not samples:
-        raise StageError(Reason.DATASET_EMPTY, f"expected rows in {path}, found none", f"Put rows into {path}.")
-    if form is DatasetFormat.AUTO:
-        form = formats.detect([_identified(sample)[0] for sample in samples], str(path))
+    form = formats.detect(_records(path), str(path), form)
     reader = RowReader(form, tools)
     rows: dict[str, GoldRow] = {}
     for record in _records(path):

@@ -26,6 +26,11 @@ def read(row, form=DatasetFormat.OPENAI, contract=()):
     return RowReader(form, contract).read(Record(Source("calls.jsonl", 3), row))
 
 
+def as_records(rows):
+    """Objects as they come from a file."""
+    return [Record(Source("calls.jsonl", line), row) for line, row in enumerate(rows, start=1)]
+
+
 @pytest.mark.parametrize(
     ("rows", "form"),
     [
@@ -44,13 +49,13 @@ def read(row, form=DatasetFormat.OPENAI, contract=()):
 )
 def test_the_format_is_found(rows, form):
     """By the fields, and where formats share them, by what the turns look like."""
-    assert formats.detect(rows, "calls.jsonl") is form
+    assert formats.detect(as_records(rows), "calls.jsonl") is form
 
 
 def test_fields_of_no_format_are_named():
     """The message says what was looked for and what is there."""
     with pytest.raises(StageError) as raised:
-        formats.detect([{"prompt": "a", "completion": "b"}], "calls.jsonl")
+        formats.detect(as_records([{"prompt": "a", "completion": "b"}]), "calls.jsonl")
     assert raised.value.reason is Reason.DATASET_FORMAT_UNKNOWN
     assert "`user_content` and `tool_name` (Simple)" in raised.value.message
     assert "found the fields: completion, prompt" in raised.value.message

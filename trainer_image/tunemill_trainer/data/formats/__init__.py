@@ -7,12 +7,15 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 
 from pydantic import JsonValue
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import DatasetFormat
 
+from tunemill_trainer.data.findings import REMEDIES, Rule
 from tunemill_trainer.data.formats import glaive, hermes, openai, simple, toolace, xlam
+from tunemill_trainer.data.records import Record
 from tunemill_trainer.data.rows import JsonObject, Message, Tool
 from tunemill_trainer.data.tools import without_nulls
 from tunemill_trainer.errors import StageError
@@ -40,28 +43,36 @@ READERS: dict[DatasetFormat, Reader] = {
 """Each reads a row, and drops the nulls that a table filled in."""
 
 
-def detect(samples: Iterable[JsonObject], uri: str) -> DatasetFormat:
-    """Return the format of the first rows of the data.
+def detect(rows: Iterable[Record], name: str, wanted: DatasetFormat = DatasetFormat.AUTO) -> DatasetFormat:
+    """Return the format of data: the wanted one, or with Auto what the first rows look like.
 
     It decides for all rows, so that a row that differs is reported and not guessed at. Hermes' tags and ToolACE's
     prompts may be in some rows only: a single one tells them from the formats that share their fields.
 
+    Args:
+        rows: of the data; only the first ones are looked at.
+        name: of the data, for messages.
+        wanted: spec.dataset.format.
+
     Raises:
-        StageError: DatasetFormatUnknown, naming the fields that were found.
+        StageError: DatasetEmpty, DatasetMalformed, or DatasetFormatUnknown, naming the fields that were found.
     """
-    fields: list[str] = []
-    seen: list[DatasetFormat] = []
-    for sample in samples:
-        form = _form_of(sample)
-        if form is not None:
-            seen.append(form)
-        fields = fields or sorted(sample)
+    samples = list(islice(rows, _SAMPLES))
+    if not samples:
+        raise StageError(Reason.DATASET_EMPTY, f"expected rows in {name}, found none", f"Put rows into {name}.")
+    if wanted is not DatasetFormat.AUTO:
+        return wanted
+    values = [sample.value for sample in samples if sample.value is not None]
+    if not values:
+        message = f"{samples[0].source}: {samples[0].error}"
+        raise StageError(Reason.DATASET_MALFORMED, message, REMEDIES[Rule.NOT_JSON])
+    seen = [form for form in map(_form_of, values) if form is not None]
     if not seen:
         raise StageError(
             Reason.DATASET_FORMAT_UNKNOWN,
-            f"expected in {uri} rows with `messages` (OpenAI), `conversations` (Hermes, ShareGPT, ToolACE), `query` "
+            f"expected in {name} rows with `messages` (OpenAI), `conversations` (Hermes, ShareGPT, ToolACE), `query` "
             "and `answers` (XLAM), `system` and `chat` (Glaive) or `user_content` and `tool_name` (Simple), found the "
-            f"fields: {', '.join(fields) or 'none'}",
+            f"fields: {', '.join(sorted(values[0])) or 'none'}",
         )
     first = seen[0]
     if first in _SHARED:
@@ -87,6 +98,8 @@ def _holds_null(value: JsonValue) -> bool:
 
 _SHARED = (DatasetFormat.HERMES, DatasetFormat.TOOLACE, DatasetFormat.SHAREGPT)
 """The formats with a field `conversations`, the most telling first."""
+_SAMPLES = 100
+"""Rows that tell the format."""
 
 
 def _form_of(sample: JsonObject) -> DatasetFormat | None:

@@ -9,7 +9,7 @@ from pydantic import JsonValue
 
 from tunemill_trainer.data import balanced
 from tunemill_trainer.data.findings import RowError, Rule
-from tunemill_trainer.data.formats.openai import text_of
+from tunemill_trainer.data.formats.turns import text_of
 from tunemill_trainer.data.rows import Call, JsonObject, Message, Role, Tool
 from tunemill_trainer.data.tools import read_call, read_tools
 from tunemill_trainer.data.values import read_object, read_value, shortened

@@ -11,26 +11,10 @@ import re
 from pydantic import JsonValue
 
 from tunemill_trainer.data.findings import RowError, Rule
-from tunemill_trainer.data.formats.openai import reasoning_of, text_of
+from tunemill_trainer.data.formats.turns import ROLES, reasoning_of, role_of, text_of, turns_of
 from tunemill_trainer.data.rows import Call, JsonObject, Message, Role, Tool
 from tunemill_trainer.data.tools import read_call, read_tools
-from tunemill_trainer.data.values import read_object, read_value
-
-ROLES = {
-    "system": Role.SYSTEM,
-    "developer": Role.SYSTEM,
-    "user": Role.USER,
-    "human": Role.USER,
-    "assistant": Role.ASSISTANT,
-    "gpt": Role.ASSISTANT,
-    "model": Role.ASSISTANT,
-    "function_call": Role.ASSISTANT,
-    "tool": Role.TOOL,
-    "observation": Role.TOOL,
-    "function": Role.TOOL,
-    "function_response": Role.TOOL,
-    "ipython": Role.TOOL,
-}
+from tunemill_trainer.data.values import read_value
 
 _TAGGED = re.compile(r"<tool_call>|<tool_res?ponse>|<tools>|\"role\": \"(?:human|model|gpt)\"")
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
@@ -69,30 +53,24 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     Raises:
         RowError: saying what is wrong.
     """
-    turns = value.get("conversations", value.get("messages"))
-    if not isinstance(turns, list) or not turns:
-        raise RowError(Rule.FORMAT, "expected a field `conversations` with a list of turns")
+    turns = turns_of(value, "conversations", "messages")
     tools = read_tools(value.get("tools"))
     messages: list[Message] = []
     if isinstance(value.get("system"), str):
         turns = [{"role": "system", "content": value["system"]}, *turns]
     for turn in turns:
-        fields = read_object(turn, Rule.FORMAT, "a turn of `conversations`")
-        speaker = fields.get("role", fields.get("from"))
-        role = ROLES.get(str(speaker))
-        if role is None:
-            raise RowError(Rule.UNKNOWN_ROLE, f"unknown role {speaker!r}, expected one of {', '.join(ROLES)}")
-        text = text_of(fields.get("content", fields.get("value")))
+        role = role_of(turn.get("role", turn.get("from")), ROLES)
+        text = text_of(turn.get("content", turn.get("value")))
         if role is Role.SYSTEM or (not tools and not messages and _DECLARED.search(text)):
             # For models without a system role, the agents course puts the prompt before the first request.
             tools = tools or _tools_in_prompt(text)
             text = _without_tags(text)
             messages += [Message(role, text)] if text else []
         elif role is Role.ASSISTANT:
-            messages.append(_assistant(fields, text))
+            messages.append(_assistant(turn, text))
         elif role is Role.TOOL:
             responses = [part.strip() for part in _RESPONSE.findall(text)] or [text.strip()]
-            messages += [Message(role, response, name=text_of(fields.get("name"))) for response in responses]
+            messages += [Message(role, response, name=text_of(turn.get("name"))) for response in responses]
         else:
             messages.append(Message(role, text))
     return messages, tools

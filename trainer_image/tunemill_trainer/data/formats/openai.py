@@ -8,18 +8,9 @@ from typing import cast
 from pydantic import JsonValue
 
 from tunemill_trainer.data.findings import RowError, Rule
+from tunemill_trainer.data.formats.turns import OPENAI_ROLES, reasoning_of, role_of, text_of, turns_of
 from tunemill_trainer.data.rows import Call, JsonObject, Message, Role, Tool
 from tunemill_trainer.data.tools import read_call, read_tools
-from tunemill_trainer.data.values import read_object, refuse
-
-_ROLES = {
-    "system": Role.SYSTEM,
-    "developer": Role.SYSTEM,
-    "user": Role.USER,
-    "assistant": Role.ASSISTANT,
-    "tool": Role.TOOL,
-    "function": Role.TOOL,
-}
 
 
 def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
@@ -28,20 +19,17 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     Raises:
         RowError: saying what is wrong.
     """
-    turns = value.get("messages")
-    if not isinstance(turns, list) or not turns:
-        raise RowError(Rule.FORMAT, "expected a field `messages` with a list of turns")
+    turns = turns_of(value, "messages")
     tools = read_tools(value.get("tools")) or read_tools(value.get("functions"))
     messages: list[Message] = []
     open_calls: dict[str, str] = {}
     answered: set[str] = set()
     for turn in turns:
-        fields = read_object(turn, Rule.FORMAT, "a turn of `messages`")
-        message = _message(fields, open_calls, answered)
+        message = _message(turn, open_calls, answered)
         if message.role is not Role.TOOL and open_calls:
             raise RowError(Rule.UNANSWERED_CALL, f"the call {next(iter(open_calls))} has no tool message with its id")
         messages.append(message)
-        for identifier, name in _call_ids(fields, message):
+        for identifier, name in _call_ids(turn, message):
             if identifier in open_calls:
                 raise RowError(Rule.DUPLICATE_CALL_ID, f"two calls of an assistant turn have the id {identifier}")
             open_calls[identifier] = name
@@ -52,9 +40,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
 
 
 def _message(turn: JsonObject, open_calls: dict[str, str], answered: set[str]) -> Message:
-    role = _ROLES.get(str(turn.get("role")))
-    if role is None:
-        raise RowError(Rule.UNKNOWN_ROLE, f"unknown role {turn.get('role')!r}, expected one of {', '.join(_ROLES)}")
+    role = role_of(turn.get("role"), OPENAI_ROLES)
     content = text_of(turn.get("content"))
     if role is Role.ASSISTANT:
         if turn.get("weight") == 0:
@@ -91,33 +77,3 @@ def _call_ids(turn: JsonObject, message: Message) -> list[tuple[str, str]]:
         for call, read in zip(calls, message.calls, strict=False)
         if isinstance(call, dict) and call.get("id")
     ]
-
-
-def reasoning_of(turn: JsonObject) -> str:
-    """Return what an assistant thinks first, which files have under several names."""
-    found = (text_of(turn.get(name)) for name in ("reasoning_content", "reasoning", "thinking"))
-    return next((text for text in found if text), "")
-
-
-def text_of(content: JsonValue) -> str:
-    """Return the text of a content that is a string, null or a list of text parts.
-
-    Raises:
-        RowError: FORMAT, for pictures and the like.
-    """
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        return "".join(_text_of_part(part) for part in content)
-    return refuse(Rule.FORMAT, f"expected a content of text, found {type(content).__name__}")
-
-
-def _text_of_part(part: JsonValue) -> str:
-    if isinstance(part, str):
-        return part
-    if isinstance(part, dict) and isinstance(part.get("text"), str):
-        return cast("str", part["text"])
-    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-    return refuse(Rule.FORMAT, f"expected contents of text, found a part of type {kind}")

@@ -6,7 +6,7 @@ The tools are the same for all rows and stand in spec.tools (`--tools` on the co
 from pydantic import JsonValue
 
 from tunemill_trainer.data.findings import RowError, Rule
-from tunemill_trainer.data.formats.openai import text_of
+from tunemill_trainer.data.formats.turns import text_of
 from tunemill_trainer.data.rows import JsonObject, Message, Role, Tool
 from tunemill_trainer.data.tools import read_call, read_tools
 

@@ -9,11 +9,10 @@ from pydantic import JsonValue
 
 from tunemill_trainer.data import balanced
 from tunemill_trainer.data.findings import RowError, Rule
-from tunemill_trainer.data.formats.hermes import ROLES
-from tunemill_trainer.data.formats.openai import text_of
+from tunemill_trainer.data.formats.turns import ROLES, role_of, text_of, turns_of
 from tunemill_trainer.data.rows import Call, JsonObject, Message, Role, Tool
 from tunemill_trainer.data.tools import read_tools
-from tunemill_trainer.data.values import read_object, read_value, shortened
+from tunemill_trainer.data.values import read_value, shortened
 
 _LIST_OF_TOOLS = re.compile(r"\[\s*\{\s*[\"'](?:name|type|function|description|parameters)[\"']")
 _CALLS = re.compile(r"\[\s*[^\s\[\]{}()\"'][^\[\]{}()\"']*\(")
@@ -51,18 +50,12 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     Raises:
         RowError: saying what is wrong.
     """
-    turns = value.get("conversations")
-    if not isinstance(turns, list) or not turns:
-        raise RowError(Rule.FORMAT, "expected a field `conversations` with a list of turns")
+    turns = turns_of(value, "conversations")
     prompt, tools = _system(text_of(value.get("system")))
     messages = [Message(Role.SYSTEM, prompt)] if prompt else []
     for turn in turns:
-        fields = read_object(turn, Rule.FORMAT, "a turn of `conversations`")
-        speaker = fields.get("from", fields.get("role"))
-        role = ROLES.get(str(speaker))
-        if role is None:
-            raise RowError(Rule.UNKNOWN_ROLE, f"unknown role {speaker!r}, expected one of {', '.join(ROLES)}")
-        text = text_of(fields.get("value", fields.get("content"))).strip()
+        role = role_of(turn.get("from", turn.get("role")), ROLES)
+        text = text_of(turn.get("value", turn.get("content"))).strip()
         calls = _calls(text) if role is Role.ASSISTANT else ()
         messages.append(Message(role, "" if calls else text, calls=calls))
     return messages, tools or read_tools(value.get("tools"))
