@@ -10,7 +10,6 @@ from tunemill_trainer import cpus
 from tunemill_trainer.chat import examples, templates, tokenizer
 from tunemill_trainer.chat.examples import Unfit
 from tunemill_trainer.data.dataset import Dataset
-from tunemill_trainer.data.findings import Rule
 from tunemill_trainer.hub import Hub
 from tunemill_trainer.prepared import PreparedWriter
 
@@ -29,16 +28,15 @@ def render_all(dataset: Dataset, base: str, max_length: int) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the processes do better
     speaker = tokenizer.load(_folder(base))
     choice, _ = templates.settle(speaker, TokenizerMode.AUTO, dataset.features, [], None)
-    ours = templates.ours(speaker, dataset.features, "").encoder
+    fallback = templates.Fallback(choice, speaker, dataset.features)
     unfit = 0
 
     def take_note(row: Unfit) -> None:
         nonlocal unfit
-        # Where only the base model's own template cannot carry a row, prepare takes ours.
-        if row.problem.rule is Rule.NOT_REPRODUCIBLE and ours.encode([row.item.row])[0].problem is None:
-            return
-        unfit += 1
-        dataset.findings.add(row.item.row.source, [row.problem])
+        # For such a row prepare begins again with our template.
+        if not fallback.carries(row.item.row, row.problem):
+            unfit += 1
+            dataset.findings.add(row.item.row.source, [row.problem])
 
     with tempfile.TemporaryDirectory() as scratch, PreparedWriter(Path(scratch)) as writer:
         written = examples.write(

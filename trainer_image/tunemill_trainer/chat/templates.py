@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from importlib import resources
 
 from tunemill_api.failures import Reason
@@ -13,6 +14,7 @@ from tunemill_trainer.chat.encoding import Encoder
 from tunemill_trainer.chat.rendering import ChatTemplate, TemplateError
 from tunemill_trainer.chat.tokenizer import Tokenizer, Vocabulary, prepare_vocabulary
 from tunemill_trainer.data.dataset import Features
+from tunemill_trainer.data.findings import Problem, Rule
 from tunemill_trainer.data.rows import Call, Message, Role, Row, Source, Tool
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.judge.parse import ReplyFormat
@@ -124,6 +126,31 @@ def ours(tokenizer: Tokenizer, features: Features, passed_over: str) -> Choice:
             Reason.BASE_MODEL_UNSUPPORTED, f"with the tokenizer of spec.baseModel our chat template {reason}"
         )
     return Choice(chosen.encoder, chosen.origin, chosen.ends_of_turns, passed_over)
+
+
+class Fallback:
+    """Tells rows that are wrong from rows that only the base model's own template cannot carry, and ours can.
+
+    Args:
+        choice: the template that is used.
+        tokenizer: of the base model.
+        features: what occurs in the rows.
+    """
+
+    def __init__(self, choice: Choice, tokenizer: Tokenizer, features: Features) -> None:
+        self._choice = choice
+        self._tokenizer = tokenizer
+        self._features = features
+
+    def carries(self, row: Row, problem: Problem) -> bool:
+        """Return whether a row that has a problem with the template has none with ours."""
+        if self._choice.origin is not Origin.BASE or problem.rule is not Rule.NOT_REPRODUCIBLE:
+            return False
+        return self._ours.encoder.encode([row])[0].problem is None
+
+    @cached_property
+    def _ours(self) -> Choice:
+        return ours(self._tokenizer, self._features, "")
 
 
 def _first_proven(tokenizer: Tokenizer, features: Features, source: str, origin: Origin) -> tuple[Choice | None, str]:

@@ -19,13 +19,12 @@ from tunemill_api.status import DatasetFacts, PreparedFacts
 from tunemill_trainer import combinations, config_maps, cpus, s3
 from tunemill_trainer.chat import examples, templates, tokenizer
 from tunemill_trainer.chat.examples import Examples, Unfit
-from tunemill_trainer.chat.templates import Choice, Origin
+from tunemill_trainer.chat.templates import Choice
 from tunemill_trainer.chat.tokenizer import Vocabulary
 from tunemill_trainer.context import StageContext
 from tunemill_trainer.data import dataset as data
 from tunemill_trainer.data.dataset import Dataset, Reading
 from tunemill_trainer.data.files import Data
-from tunemill_trainer.data.findings import Rule
 from tunemill_trainer.data.rows import JsonObject, Tool
 from tunemill_trainer.data.sources import Places
 from tunemill_trainer.data.tools import given_tools
@@ -219,13 +218,12 @@ def _write_examples(
     context: StageContext, dataset: Dataset, choice: Choice, speaker: tokenizer.Tokenizer, writer: PreparedWriter
 ) -> Examples:
     training = context.spec.training
+    fallback = templates.Fallback(choice, speaker, dataset.features)
     unfit: list[Unfit] = []
 
     def take_note(row: Unfit) -> None:
-        if choice.origin is Origin.BASE and row.problem.rule is Rule.NOT_REPRODUCIBLE:
-            ours = templates.ours(speaker, dataset.features, "")
-            if ours.encoder.encode([row.item.row])[0].problem is None:
-                raise _TemplateUnfitError(f"{row.item.row.source}: {row.problem.message}")
+        if fallback.carries(row.item.row, row.problem):
+            raise _TemplateUnfitError(f"{row.item.row.source}: {row.problem.message}")
         unfit.append(row)
 
     def tick(done: int) -> None:
