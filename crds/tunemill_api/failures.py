@@ -92,6 +92,8 @@ class Reason(StrEnum):
     # The run
     INTERRUPTED = "Interrupted"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
+    NO_PROGRESS = "NoProgress"
+    GPU_HOURS_SPENT = "GpuHoursSpent"
     STAGE_OUTPUT_MISSING = "StageOutputMissing"
     GATE_NOT_PASSED = "GateNotPassed"
     PROOF_FAILED = "ProofFailed"
@@ -274,6 +276,13 @@ FAILURES: dict[Reason, Failure] = {
         ExitCode.INTERRUPTED, _NOBODY, "Nothing: the stage was stopped in time and goes on from its last checkpoint."
     ),
     Reason.DEADLINE_EXCEEDED: Failure(_SPEC, _USER, "Raise spec.deadline: the run goes on from its last checkpoint."),
+    Reason.NO_PROGRESS: Failure(
+        _RETRY,
+        _PLATFORM,
+        "Look at the log and the node of the pods that fell silent; where a stage is only slow, raise "
+        "spec.stallTimeout.",
+    ),
+    Reason.GPU_HOURS_SPENT: Failure(_SPEC, _USER, "Raise spec.maxGpuHours: the run goes on from its last checkpoint."),
     Reason.STAGE_OUTPUT_MISSING: Failure(
         _RETRY, _NOBODY, "Nothing: the stage whose output is gone from the workspace is done again."
     ),

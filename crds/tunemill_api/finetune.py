@@ -342,7 +342,10 @@ class Training(ApiModel):
 
 
 class Metric(StrEnum):
-    """What gates can be set on. All are shares from 0 to 1, measured on the held-out rows."""
+    """What gates can be set on.
+
+    All are shares from 0 to 1, measured on the held-out rows; of those in LOWER_IS_BETTER less is better.
+    """
 
     TOOL_NAME_ACCURACY = "tool_name_accuracy"
     EXACT_MATCH = "exact_match"
@@ -352,6 +355,15 @@ class Metric(StrEnum):
     PARALLEL_ACCURACY = "parallel_accuracy"
     ABSTENTION_ACCURACY = "abstention_accuracy"
     TOOL_F1 = "tool_f1"
+    MISSED_CALL_RATE = "missed_call_rate"
+    OVER_CALL_RATE = "over_call_rate"
+    HALLUCINATED_TOOL_RATE = "hallucinated_tool_rate"
+
+
+LOWER_IS_BETTER = frozenset({Metric.MISSED_CALL_RATE, Metric.OVER_CALL_RATE, Metric.HALLUCINATED_TOOL_RATE})
+"""The metrics that count mistakes."""
+
+_COUNTS_MISTAKES = f"self.metric in {sorted(metric.value for metric in LOWER_IS_BETTER)}"
 
 
 class Gate(ApiModel):
@@ -360,9 +372,18 @@ class Gate(ApiModel):
     model_config = {
         "json_schema_extra": rules(
             rule(
-                "has(self.min) || has(self.minGainOverBase) || has(self.maxLossVsBase)",
-                "a gate needs at least one of min, minGainOverBase and maxLossVsBase",
-            )
+                "has(self.min) || has(self.max) || has(self.minGainOverBase) || has(self.maxLossVsBase)",
+                "a gate needs at least one of min, max, minGainOverBase and maxLossVsBase",
+            ),
+            rule(
+                f"!has(self.min) || !({_COUNTS_MISTAKES})",
+                "a gate on a metric that counts mistakes needs max in place of min: less is better",
+            ),
+            rule(
+                f"!has(self.max) || {_COUNTS_MISTAKES}",
+                "a gate can have max only on missed_call_rate, over_call_rate and hallucinated_tool_rate: of the "
+                "other metrics more is better",
+            ),
         )
     }
 
@@ -370,6 +391,8 @@ class Gate(ApiModel):
     """What is measured."""
     min: Fraction | None = None
     """The tuned model must reach this."""
+    max: Fraction | None = None
+    """The tuned model must not be above this; for missed_call_rate, over_call_rate and hallucinated_tool_rate."""
     min_gain_over_base: Difference | None = None
     """The tuned model must be better than the base model by this much."""
     max_loss_vs_base: Fraction | None = None
@@ -380,6 +403,7 @@ class OnGateFailure(StrEnum):
     """What to do when a gate is not passed."""
 
     HOLD = "Hold"
+    DRAFT = "Draft"
     FAIL = "Fail"
 
 
@@ -395,7 +419,9 @@ class Evaluation(ApiModel):
     ]
     """All must be passed before anything is published. Default: not worse than the base model."""
     on_gate_failure: OnGateFailure = OnGateFailure.HOLD
-    """Hold: keep the result and wait for a change of the gates. Fail: end the run as failed."""
+    """Hold: keep the result and wait for a change of the gates. Draft: do so, and push it to the branch
+    tunemill-draft-KEY of spec.publish.repository for people to look at, never to spec.publish.branch and without a tag;
+    a repository that must be created for it is private. Fail: end the run as failed."""
 
 
 class Artifact(StrEnum):
@@ -475,6 +501,19 @@ class Retry(ApiModel):
     does not count."""
 
 
+GpuHours = Annotated[
+    str,
+    Field(
+        pattern=r"^([0-9]+(\.[0-9]{1,4})?)?$",
+        max_length=12,
+        json_schema_extra=rules(
+            rule("self == '' || double(self) > 0.0", 'maxGpuHours must be above 0, for example "24"; "" sets no limit')
+        ),
+    ),
+]
+"""Hours as a string; empty means no limit."""
+
+
 class FineTuneSpec(ApiModel):
     """The wish: which model learns what, how well it must do, and where it goes. An edit means: make it so."""
 
@@ -530,6 +569,12 @@ class FineTuneSpec(ApiModel):
     """What is tried again."""
     deadline: Duration = "8h"
     """How long the stages of a run may take together; waiting and suspended time does not count."""
+    stall_timeout: Duration = "30m"
+    """How long a stage that has reported progress may then be silent. Its pod is stopped, with a checkpoint, and tried
+    again, which counts against retry.limit. Longer than loading the base model or pushing takes; 0s never stops one."""
+    max_gpu_hours: GpuHours = ""
+    """GPU hours that train and evaluate of a run may use together, over all their pods; a pod of 2 GPUs uses 2 an hour.
+    Empty sets no limit."""
 
 
 def effective_workspace(spec: FineTuneSpec) -> Workspace:

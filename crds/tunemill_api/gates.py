@@ -1,4 +1,4 @@
-"""Decides whether the measured metrics pass the gates.
+"""Decides whether the measured metrics pass the gates, and what becomes of a model that does not pass them.
 
 Pure, so that the operator re-decides without a pod when a gate is edited.
 """
@@ -6,8 +6,8 @@ Pure, so that the operator re-decides without a pod when a gate is edited.
 from collections.abc import Sequence
 from decimal import Decimal
 
-from tunemill_api.finetune import Gate
-from tunemill_api.status import EvaluationFacts, GateFacts
+from tunemill_api.finetune import LOWER_IS_BETTER, Evaluation, Gate, OnGateFailure
+from tunemill_api.status import EvaluationFacts, GateFacts, MetricFacts
 
 
 def decide(gates: Sequence[Gate], evaluation: EvaluationFacts) -> list[GateFacts]:
@@ -24,29 +24,45 @@ def passed(decisions: Sequence[GateFacts]) -> bool:
     return all(decision.passed for decision in decisions)
 
 
+def missed(decisions: Sequence[GateFacts]) -> str:
+    """Return in words which gates are not passed, and by which figures."""
+    return "; ".join(f"{decision.gate} ({decision.message})" for decision in decisions if not decision.passed)
+
+
+def is_draft(settings: Evaluation, evaluation: EvaluationFacts) -> bool:
+    """Return whether what was evaluated is pushed as a draft and not published."""
+    wished = settings.on_gate_failure is OnGateFailure.DRAFT
+    return wished and not passed(decide(settings.gates, evaluation))
+
+
 def _decide(gate: Gate, evaluation: EvaluationFacts) -> list[GateFacts]:
     name = gate.metric.value
     measured = next((metric for metric in evaluation.metrics if metric.name == name and metric.tuned), None)
-    conditions = []
-    if gate.min is not None:
-        conditions.append(
-            (f"{name} >= {gate.min}", None if measured is None else Decimal(measured.tuned) >= Decimal(gate.min))
-        )
-    if gate.min_gain_over_base is not None:
-        text = f"{name} >= base + {gate.min_gain_over_base}"
-        least = Decimal(gate.min_gain_over_base)
-        conditions.append(
-            (text, None if measured is None else Decimal(measured.tuned) - Decimal(measured.base) >= least)
-        )
-    if gate.max_loss_vs_base is not None:
-        text = f"{name} >= base - {gate.max_loss_vs_base}"
-        most = Decimal(gate.max_loss_vs_base)
-        conditions.append(
-            (text, None if measured is None else Decimal(measured.base) - Decimal(measured.tuned) <= most)
-        )
     if measured is None:
         return [
-            GateFacts(gate=text, passed=False, message=f"no held-out row measures {name}") for text, _ in conditions
+            GateFacts(gate=text, passed=False, message=f"no held-out row measures {name}")
+            for text in _conditions(gate, MetricFacts(name=name, base="0", tuned="0"))
         ]
     figures = f"base {measured.base}, tuned {measured.tuned}, {measured.cases} cases"
-    return [GateFacts(gate=text, passed=bool(holds), message=figures) for text, holds in conditions]
+    return [GateFacts(gate=text, passed=holds, message=figures) for text, holds in _conditions(gate, measured).items()]
+
+
+def _conditions(gate: Gate, measured: MetricFacts) -> dict[str, bool]:
+    """Return the gate's conditions in words, and whether each holds."""
+    name, base, tuned = gate.metric.value, Decimal(measured.base), Decimal(measured.tuned)
+    # Of a metric that counts mistakes, a gain is that there are fewer.
+    fewer = gate.metric in LOWER_IS_BETTER
+    sign, better, worse, reaches = (-1, "-", "+", "<=") if fewer else (1, "+", "-", ">=")
+    gain = sign * (tuned - base)
+    conditions = {}
+    if gate.min is not None:
+        conditions[f"{name} >= {gate.min}"] = tuned >= Decimal(gate.min)
+    if gate.max is not None:
+        conditions[f"{name} <= {gate.max}"] = tuned <= Decimal(gate.max)
+    if gate.min_gain_over_base is not None:
+        conditions[f"{name} {reaches} base {better} {gate.min_gain_over_base}"] = gain >= Decimal(
+            gate.min_gain_over_base
+        )
+    if gate.max_loss_vs_base is not None:
+        conditions[f"{name} {reaches} base {worse} {gate.max_loss_vs_base}"] = -gain <= Decimal(gate.max_loss_vs_base)
+    return conditions

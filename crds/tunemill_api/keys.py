@@ -10,7 +10,7 @@ from typing import Any
 
 from tunemill_api.finetune import Adapter, AdapterMethod, FineTuneSpec, effective_workspace
 
-RECIPES: dict[str, int] = {"prepare": 2, "train": 2, "evaluate": 2, "publish": 2}
+RECIPES: dict[str, int] = {"prepare": 2, "train": 2, "evaluate": 3, "publish": 3}
 """Raised by us when a stage would compute something else from the same inputs; part of the keys, so that old outputs
 are not reused."""
 
@@ -78,11 +78,18 @@ def base_judgement_key(prepared: str, spec: FineTuneSpec) -> str:
     )
 
 
-def publish_key(evaluated: str, spec: FineTuneSpec) -> str:
-    """Return the key of a published model. Credentials are no part of it."""
+def publish_key(evaluated: str, spec: FineTuneSpec, *, draft: bool = False) -> str:
+    """Return the key of a published model. Credentials are no part of it.
+
+    With `draft` it is that of a draft, whose place is its own, and whose card says which gates kept it there.
+    """
     publish = _dump(spec.publish)
     publish.pop("tokenSecretRef")
     publish["hub"] = spec.hub.endpoint
+    if draft:
+        for name in ("branch", "tag", "private"):
+            del publish[name]
+        publish["draft"] = [_dump(gate) for gate in spec.evaluation.gates]
     return _digest({"recipe": RECIPES["publish"], "evaluate": evaluated, "publish": publish})
 
 

@@ -25,3 +25,5 @@ class RunSpec(ApiModel):
     """The wish, with all defaults."""
     prepared: PreparedFacts | None = None
     """What prepare found; None while prepare itself is running. Holds the key from which the later keys follow."""
+    memory_kills: Annotated[int, Field(ge=0)] = 0
+    """Pods of train and evaluate that needed more memory than their limit; each halves what is computed at once."""

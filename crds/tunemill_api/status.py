@@ -206,8 +206,10 @@ class PublishedFacts(StatusModel):
     merged: str = ""
     """The whole model in its own repository beside the adapter, repository@commit; empty when there is none."""
     serving: ServingFacts | None = None
-    """How the model is served; absent with spec.publish.serving None. In a status it stands beside, in
+    """How the model is served; absent with spec.publish.serving None. That of status.published stands beside, in
     status.serving."""
+    draft: bool = False
+    """Whether it is a draft, as a gate is not passed."""
 
 
 class StageState(StrEnum):
@@ -217,6 +219,14 @@ class StageState(StrEnum):
     RUNNING = "Running"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
+
+
+class CutShort(StrEnum):
+    """What ends a pod before its time and is counted."""
+
+    PREEMPTED = "Preempted"
+    STALLED = "Stalled"
+    OUT_OF_MEMORY = "OutOfMemory"
 
 
 class StageStatus(StatusModel):
@@ -238,6 +248,20 @@ class StageStatus(StatusModel):
     """When it ended."""
     earlier_seconds: Annotated[int, Field(ge=0)] = 0
     """Running time of the pods that worked on it before the present one; counts against spec.deadline."""
+    gpus: Annotated[int, Field(ge=0)] = 0
+    """GPUs of the present pod, or of the last one."""
+    earlier_gpu_seconds: Annotated[int, Field(ge=0)] = 0
+    """GPU time of the pods before it; counts against spec.maxGpuHours."""
+    preemptions: Annotated[int, Field(ge=0)] = 0
+    """Pods that were stopped from outside: preempted, drained, lost with their node. They cost no retry."""
+    stalls: Annotated[int, Field(ge=0)] = 0
+    """Pods that were stopped because they made no progress for spec.stallTimeout. They count against
+    spec.retry.limit."""
+    memory_kills: Annotated[int, Field(ge=0)] = 0
+    """Pods of train that needed more memory than their limit. They count against spec.retry.limit, and each halves what
+    the next one computes at once."""
+    cut_short: CutShort | None = None
+    """Which of these three befell the last pod."""
     job: str = ""
     """The Job that works on it."""
 
@@ -255,6 +279,10 @@ class RunStatus(StatusModel):
     """sha256 of the data."""
     image: str = ""
     """The trainer image."""
+    preemptions: Annotated[int, Field(ge=0)] = 0
+    """Pods of all stages that were stopped from outside: preempted, drained, lost with their node."""
+    gpu_seconds: Annotated[int, Field(ge=0)] = 0
+    """GPU time of train and evaluate until now, over all their pods; in whole minutes while one runs."""
 
 
 class TrainerMetric(StatusModel):
@@ -343,5 +371,7 @@ class FineTuneStatus(StatusModel):
     """Where the model lies."""
     serving: ServingFacts | None = None
     """How the published model is served."""
+    draft: PublishedFacts | None = None
+    """Where the draft lies that was pushed in place of a publication, with spec.evaluation.onGateFailure Draft."""
     failure: FailureStatus | None = None
     """Why the run failed or cannot go on."""

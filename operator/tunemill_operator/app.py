@@ -7,6 +7,8 @@ import signal
 import ssl
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -142,6 +144,7 @@ class _Process:
         everywhere, port = "0.0.0.0", self._settings.progress_port  # noqa: S104 - pods reach it
         async with _served(app, everywhere, port, self._certificate.context):
             await self._label("true")
+            self._platform = replace(self._platform, listening_since=datetime.now(UTC))
             try:
                 yield
             finally:
@@ -153,7 +156,7 @@ class _Process:
             await asyncio.sleep(FILES_SECONDS)
             try:
                 certificate.refresh()
-                self._platform = _platform(self._settings)
+                self._platform = replace(_platform(self._settings), listening_since=self._platform.listening_since)
             except OSError as error:  # half-written: the old ones go on until the next look
                 log.warning("the certificate could not be read again: %s", error)
 

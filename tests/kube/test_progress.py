@@ -66,10 +66,10 @@ def arguments_for(port: int, authority: Authority) -> list[str]:
     ]
 
 
-def training_pod(plane: Plane, namespace: Namespace, name: str) -> dict[str, Any]:
+def training_pod(plane: Plane, namespace: Namespace, name: str, **parts: Any) -> dict[str, Any]:
     """Bring an object to its training; return the pod."""
     plane.kubelet.behave(name, Stage.TRAIN, Runs())
-    namespace.apply(name)
+    namespace.apply(name, **parts)
     namespace.wait_for(name, "Training")
     return next(pod for pod in namespace.pods(name) if pod["status"]["phase"] == "Running")
 
@@ -99,6 +99,20 @@ def test_a_report_of_the_running_pod_arrives_in_the_status(
     assert (status["progress"], status["eta"]) == ("45%", "3m10s")
     plane.kubelet.behaviours.pop(("lively", "train"))
     assert "trainerStatus" not in namespace.wait_for("lively", "Succeeded")
+
+
+def test_a_stage_that_falls_silent_is_stopped_and_started_again(
+    endpoint: Endpoint, plane: Plane, namespace: Namespace
+) -> None:
+    """After its last report nothing comes for spec.stallTimeout; the pod gets its time to save a checkpoint."""
+    pod = training_pod(plane, namespace, "frozen", stallTimeout="3s")
+    assert endpoint.post(namespace.name, "frozen", token_of(namespace, pod)) == 200
+    eventually(lambda: pod["metadata"]["name"] in plane.kubelet.interrupted, "the pod is stopped")
+    plane.kubelet.behaviours.pop(("frozen", "train"))
+    status = namespace.wait_for("frozen", "Succeeded")
+    entry = next(item for item in status["stages"] if item["name"] == "train")
+    assert (entry["stalls"], entry["attempts"]) == (1, 2)
+    eventually(lambda: "Stalled" in namespace.events("frozen"), "an event tells of it")
 
 
 def test_pods_are_told_where_and_how_to_report(endpoint: Endpoint, plane: Plane, namespace: Namespace) -> None:

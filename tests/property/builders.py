@@ -95,19 +95,33 @@ def evaluation_facts(tuned: str = "0.9000", base: str = "0.1000") -> EvaluationF
     return EvaluationFacts(rows=10, metrics=[MetricFacts(name="exact_match", base=base, tuned=tuned, cases=10)])
 
 
-def published_facts() -> PublishedFacts:
+def published_facts(*, draft: bool = False) -> PublishedFacts:
     """Return what was pushed, and how it is served."""
     serving = ServingFacts(target="vLLM", merged=False, adapter_servable=True, command="vllm serve a-base")
-    return PublishedFacts(repository="acme/support-tools", revision="feed" * 10, branch="main", serving=serving)
+    return PublishedFacts(
+        repository="acme/support-tools",
+        revision="feed" * 10,
+        branch="tunemill-draft-1234" if draft else "main",
+        url="https://huggingface.co/acme/support-tools/tree/feed",
+        serving=serving,
+        draft=draft,
+    )
 
 
-def a_report(stage: Stage, *, executed: bool = True, tuned: str = "0.9000", key: str = "0123456789abcdef") -> str:
+def a_report(
+    stage: Stage,
+    *,
+    executed: bool = True,
+    tuned: str = "0.9000",
+    key: str = "0123456789abcdef",
+    draft: bool = False,
+) -> str:
     """Return the termination message of a stage that has succeeded."""
     facts: dict[str, Any] = {
         Stage.PREPARE: {"prepared": prepared_facts(key)},
         Stage.TRAIN: {"trained": trained_facts()},
         Stage.EVALUATE: {"evaluation": evaluation_facts(tuned)},
-        Stage.PUBLISH: {"published": published_facts()},
+        Stage.PUBLISH: {"published": published_facts(draft=draft)},
     }[stage]
     report = StageReport(stage=stage, key=key, executed=executed, started_at=NOON, finished_at=at(1), **facts)
     return report.termination_message()

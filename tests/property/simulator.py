@@ -4,11 +4,26 @@ Nothing happens by itself: a test says which part takes its next step. So every 
 """
 
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
-from property.builders import PLATFORM, a_failure_report, a_finetune_body, a_report, at, merged, text
+from property.builders import (
+    NOON,
+    PLATFORM,
+    a_failure_report,
+    a_finetune_body,
+    a_report,
+    at,
+    evaluation_facts,
+    merged,
+    text,
+)
+from tunemill_api.constants import ANNOTATION_RUN_SPEC
 from tunemill_api.failures import FAILURES, Reason
+from tunemill_api.gates import is_draft
+from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage
+from tunemill_api.status import TrainerStatus
 from tunemill_operator.engine.objects import FineTune, finetune_of, job_of, pod_of
 from tunemill_operator.engine.observe import Complaint, Observed, Progress, Refusal
 from tunemill_operator.engine.plan import CreateJob, DeleteJob, Plan, plan
@@ -28,11 +43,14 @@ class World:
         self.pods: dict[str, Json] = {}
         self.complaints: tuple[Complaint, ...] = ()
         self.progress: Progress | None = None
+        self.platform = replace(PLATFORM, listening_since=NOON)
         self.refusal: Refusal | None = None
         self.status_writes = 0
         self.created: list[str] = []
         self.outputs: set[Stage] = set()
         """The stages whose output lies in the workspace."""
+        self.tuned = ""
+        """The figure of the evaluation in the workspace."""
         self.events: list[str] = []
 
     # What the operator sees and does
@@ -64,7 +82,7 @@ class World:
 
     def plan(self) -> Plan:
         """Return what the operator would do now."""
-        return plan(self.finetune, self.observed(), PLATFORM, self.now)
+        return plan(self.finetune, self.observed(), self.platform, self.now)
 
     def reconcile(self, *, steps: int | None = None) -> Plan:
         """Let the operator do what it decides; after so many steps it dies, and the rest is not done."""
@@ -81,6 +99,11 @@ class World:
                 case status:
                     self._write_status(status, decided)
         return decided
+
+    def restart_operator(self) -> None:
+        """Begin with nothing in memory: reports that came before are known from the status only."""
+        self.progress = None
+        self.platform = replace(self.platform, listening_since=self.now)
 
     def settle(self) -> None:
         """Let operator and Job controller work until nothing changes any more."""
@@ -165,6 +188,11 @@ class World:
         if not self.outputs.issuperset(list(Stage)[: list(Stage).index(stage)]):
             self.fail(pod, Reason.STAGE_OUTPUT_MISSING)
             return
+        if stage is Stage.EVALUATE:
+            self.tuned = report.get("tuned", "0.9000")
+        elif stage is Stage.PUBLISH:
+            asked = RunSpec.model_validate_json(pod["metadata"]["annotations"][ANNOTATION_RUN_SPEC]).spec.evaluation
+            report["draft"] = is_draft(asked, evaluation_facts(self.tuned))
         self.outputs.add(stage)
         self.end(pod, 0, a_report(stage, **report))
 
@@ -174,6 +202,15 @@ class World:
         if container is not None:
             code = int(FAILURES[reason].exit_code)
             self.end(pod, code, a_failure_report(Stage(container["name"]), reason, message))
+
+    def hear(self, pod: Json, percent: int = 7) -> None:
+        """Let the pod report progress."""
+        status = TrainerStatus(progress_percentage=percent, last_updated_time=self.now)
+        self.progress = Progress(pod["metadata"]["uid"], status)
+
+    def kill_for_memory(self, pod: Json) -> None:
+        """Let the kernel end the running container of the pod, which has reached its memory limit."""
+        self.end(pod, 137, "", "OOMKilled")
 
     def drain(self, pod: Json) -> None:
         """Let the platform end the pod, as for a preemption or a drained node."""
@@ -258,6 +295,7 @@ class World:
                 "uid": uid,
                 "creationTimestamp": text(self.now),
                 "labels": template["metadata"]["labels"],
+                "annotations": template["metadata"]["annotations"],
                 "ownerReferences": [
                     {"kind": "Job", "name": metadata["name"], "uid": metadata["uid"], "controller": True}
                 ],

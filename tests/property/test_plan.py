@@ -18,11 +18,17 @@ EDITS: list[dict[str, Any]] = [
     {"evaluation": {"maxRows": 20}},
     {"evaluation": {"gates": [{"metric": "exact_match", "min": "0.95"}]}},
     {"evaluation": {"gates": [{"metric": "exact_match", "min": "0.5"}]}},
+    {"evaluation": {"onGateFailure": "Draft"}},
+    {"evaluation": {"onGateFailure": "Hold"}},
     {"publish": {"repository": "acme/other"}},
     {"compute": {"resources": {"limits": {"memory": "8Gi"}}}},
     {"workspace": {"uri": "s3://elsewhere/"}},
     {"deadline": "10m"},
     {"deadline": "8h"},
+    {"stallTimeout": "5m"},
+    {"stallTimeout": "0s"},
+    {"maxGpuHours": "0.3"},
+    {"maxGpuHours": ""},
     {"suspend": True},
     {"suspend": False},
 ]
@@ -90,6 +96,23 @@ class Operation(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.live_pods())
     @rule()
+    def a_stage_reports_progress(self) -> None:
+        """And may fall silent afterwards."""
+        self.world.hear(self.world.live_pods()[0])
+
+    @rule()
+    def another_operator_takes_over(self) -> None:
+        """It has heard nothing yet."""
+        self.world.restart_operator()
+
+    @precondition(lambda self: self.world.live_pods())
+    @rule()
+    def a_container_needs_too_much_memory(self) -> None:
+        """The kernel kills it."""
+        self.world.kill_for_memory(self.world.live_pods()[0])
+
+    @precondition(lambda self: self.world.live_pods())
+    @rule()
     def a_node_is_drained(self) -> None:
         """The pod saves a checkpoint and goes."""
         self.world.drain(self.world.live_pods()[0])
@@ -139,10 +162,19 @@ class Operation(RuleBasedStateMachine):
         assert status.failure is None or status.failure.remedy
         assert all(condition.last_transition_time <= self.world.now for condition in status.conditions)
 
+    @invariant()
+    def a_draft_is_never_taken_for_a_publication(self) -> None:
+        """Whoever reads status.published, or waits for Ready, gets what has passed its gates."""
+        status = self.world.status
+        truth = {condition.type: condition.status for condition in status.conditions}
+        assert status.draft is None or (status.published is None and status.serving is None)
+        assert status.draft is None or (truth["Ready"], truth["Published"]) == ("False", "False")
+
     def teardown(self) -> None:
         """When everybody leaves it alone and all goes well, it is published in the end, and then at rest."""
         world = self.world
-        world.edit(suspend=False, deadline="1000h", evaluation={"gates": [{"metric": "exact_match", "min": "0.5"}]})
+        world.edit(suspend=False, deadline="1000h", stallTimeout="0s", maxGpuHours="")
+        world.edit(evaluation={"gates": [{"metric": "exact_match", "min": "0.5"}]})
         world.request("at last")
         world.edit(evaluation={"maxRows": 77})
         for _ in range(40):

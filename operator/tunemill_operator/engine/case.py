@@ -1,10 +1,11 @@
 """What the rules decide on: the object, what is recorded about its stages, and the Job that is due."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from tunemill_api import gates, keys
+from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import GateFacts, RunStatus
@@ -12,9 +13,11 @@ from tunemill_api.status import GateFacts, RunStatus
 from tunemill_operator.engine.objects import FineTune, Job, Pod
 from tunemill_operator.engine.observe import Observed, Progress, owned
 from tunemill_operator.engine.pods import image_of
-from tunemill_operator.engine.stages import Ledger, Work, recall
+from tunemill_operator.engine.stages import Ledger, Work, newest_report, recall
 from tunemill_operator.engine.volumes import Platform
 
+LASTING = frozenset({Reason.EVICTED, Reason.NO_PROGRESS, Reason.OUT_OF_MEMORY})
+"""Failures that stay until somebody asks, although the Job that showed them is deleted."""
 SETTLING = timedelta(seconds=5)
 """How long the pods of an ended Job may be seen later than its end: the two are watched on streams of their own."""
 
@@ -83,6 +86,20 @@ class Case:
         return progress if progress and progress.pod in alive else None
 
     @property
+    def silence(self) -> timedelta | None:
+        """For how long the stage at work has reported nothing; None where nothing can be concluded from it.
+
+        That is so for a stage that was never heard: its reports may not get through, or it is not of our making. Time
+        in which nobody listened does not count.
+        """
+        live = self.live_progress
+        heard = newest_report(self.ledger, [live.status if live else None, self.finetune.status.trainer_status])
+        listening = self.platform.listening_since
+        if heard is None or heard.last_updated_time is None or listening is None:
+            return None
+        return self.now - max(heard.last_updated_time, listening)
+
+    @property
     def run_id(self) -> str:
         """The run's id, which follows from everything that a stage depends on."""
         request = keys.prepare_request(self.spec, self.finetune.requested_at)
@@ -100,6 +117,8 @@ class Case:
             base_model_revision=prepared.base_model_revision if prepared else "",
             dataset_digest=prepared.dataset_digest if prepared else "",
             image=same.image if same and same.image and not renewed else image_of(self.spec, self.platform),
+            preemptions=ledger.preemptions(),
+            gpu_seconds=_shown_seconds(ledger, self.now),
         )
 
     def surplus(self) -> tuple[Job, ...]:
@@ -132,4 +151,14 @@ def case_of(finetune: FineTune, spec: FineTuneSpec, observed: Observed, platform
     ledger = recall(finetune, spec, observed, now)
     evaluation = ledger.facts.evaluation if ledger.done(Stage.EVALUATE) else None
     decisions = gates.decide(spec.evaluation.gates, evaluation) if evaluation else []
-    return Case(finetune, spec, observed, platform, now, ledger, decisions, ledger.due())
+    case = Case(finetune, spec, observed, platform, now, ledger, decisions, ledger.due())
+    before = finetune.status.failure
+    if before and before.reason in LASTING and not case.concluded(before.observed_generation):
+        return replace(case, ledger=ledger.pardoned())
+    return case
+
+
+def _shown_seconds(ledger: Ledger, now: datetime) -> int:
+    """Return the GPU time for the status: a run that goes on is no reason to write more than once a minute."""
+    seconds = int(ledger.gpu_seconds(now))
+    return seconds - seconds % 60 if ledger.at_work() else seconds

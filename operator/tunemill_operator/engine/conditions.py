@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from tunemill_api.finetune import Metric
-from tunemill_api.gates import passed
+from tunemill_api.gates import missed, passed
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import (
     Condition,
@@ -15,14 +15,13 @@ from tunemill_api.status import (
     RunStatus,
     StageState,
     StageStatus,
-    TrainerStatus,
 )
 
 from tunemill_operator.engine.failures import shortened
 from tunemill_operator.engine.objects import FineTune
 from tunemill_operator.engine.observe import Progress
 from tunemill_operator.engine.situation import Situation
-from tunemill_operator.engine.stages import Facts, Ledger, recorded
+from tunemill_operator.engine.stages import Facts, Ledger, newest_report, recorded
 
 
 def status_of(
@@ -35,10 +34,12 @@ def status_of(
     now: datetime,
 ) -> FineTuneStatus:
     """Return the whole status. `now` is used only for what changes with this status."""
-    trainer = _trainer_status(finetune, ledger, progress)
+    # After a restart of the operator the figures are those of the status.
+    trainer = newest_report(ledger, [progress.status if progress else None, finetune.status.trainer_status])
     figures = ledger.facts.evaluation if ledger.done(Stage.EVALUATE) else None
     exact = next((metric for metric in figures.metrics if metric.name == Metric.EXACT_MATCH), None) if figures else None
-    published = ledger.facts.published
+    pushed = ledger.facts.published
+    published, draft = (None, pushed) if pushed and pushed.draft else (pushed, None)
     return FineTuneStatus(
         observed_generation=finetune.generation,
         phase=situation.phase,
@@ -56,6 +57,7 @@ def status_of(
         gain=f"{float(exact.tuned) - float(exact.base):+.4f}" if exact and exact.tuned and exact.base else "",
         published=published.model_copy(update={"serving": None}) if published else None,
         serving=published.serving if published else None,
+        draft=draft,
         failure=situation.failure,
     )
 
@@ -79,23 +81,6 @@ def status_of_invalid(finetune: FineTune, situation: Situation, now: datetime) -
             "failure": situation.failure,
         }
     )
-
-
-def _trainer_status(finetune: FineTune, ledger: Ledger, progress: Progress | None) -> TrainerStatus | None:
-    """Return the newest figures of the stage at work; after a restart of the operator those of the status."""
-    at_work = next((ledger.entries[s] for s in ledger.wanted if ledger.entries[s].state is StageState.RUNNING), None)
-    if at_work is None:
-        return None
-    candidates = [progress.status if progress else None, finetune.status.trainer_status]
-    for candidate in candidates:
-        if candidate and _since(candidate.last_updated_time, at_work.started_at):
-            return candidate
-    return None
-
-
-def _since(reported: datetime | None, started: datetime | None) -> bool:
-    """Tell whether a report is of the stage at work: train and evaluate share a pod, but not their progress."""
-    return reported is not None and started is not None and reported >= started
 
 
 def _conditions(
@@ -137,7 +122,9 @@ def _milestone(
     kind: ConditionType, stage: Stage, ledger: Ledger, situation: Situation
 ) -> tuple[ConditionType, str, str, str]:
     if ledger.done(stage):
-        return kind, "True", kind.value, _achievement(stage, ledger.facts)
+        done = _achievement(stage, ledger.facts)
+        is_draft = stage is Stage.PUBLISH and ledger.facts.published and ledger.facts.published.draft
+        return (kind, "False", "Draft", done) if is_draft else (kind, "True", kind.value, done)
     failure = situation.failure
     if failure and failure.stage == stage:
         return kind, "False", str(failure.reason), failure.message
@@ -158,7 +145,8 @@ def _achievement(stage: Stage, facts: Facts) -> str:
             metrics = [f"{m.name} {m.tuned} (base {m.base})" for m in facts.evaluation.metrics if m.tuned]
             return f"{facts.evaluation.rows} held-out rows: {', '.join(metrics)}"
         case Stage.PUBLISH if facts.published:
-            return f"{facts.published.repository} at {facts.published.revision[:12]}"
+            at = f"{facts.published.repository} at {facts.published.revision[:12]}"
+            return f"a draft, on the branch {facts.published.branch} of {at}" if facts.published.draft else at
     return ""
 
 
@@ -167,13 +155,7 @@ def _gate(ledger: Ledger, decisions: Sequence[GateFacts]) -> tuple[ConditionType
         return ConditionType.GATE_PASSED, "Unknown", "NotEvaluated", ""
     if passed(decisions):
         return ConditionType.GATE_PASSED, "True", "GatePassed", f"{len(decisions)} of {len(decisions)} gates passed"
-    return ConditionType.GATE_PASSED, "False", "GateNotPassed", missed_gates(decisions)
-
-
-def missed_gates(decisions: Sequence[GateFacts]) -> str:
-    """Return in one sentence which gates were not passed and by which figures."""
-    missed = [f"{decision.gate} ({decision.message})" for decision in decisions if not decision.passed]
-    return f"not passed: {'; '.join(missed)}"
+    return ConditionType.GATE_PASSED, "False", "GateNotPassed", f"not passed: {missed(decisions)}"
 
 
 def _condition(

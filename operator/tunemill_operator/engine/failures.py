@@ -12,9 +12,10 @@ from tunemill_api.failures import FAILURES, ExitCode, Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.status import FailureStatus
 
+from tunemill_operator.engine.attempts import report_of
 from tunemill_operator.engine.objects import Container, Job, Pod
 from tunemill_operator.engine.observe import Complaint, Observed, Refusal
-from tunemill_operator.engine.stages import Work, report_of
+from tunemill_operator.engine.stages import Work
 from tunemill_operator.engine.volumes import field_of, secrets_of
 
 MESSAGE_LENGTH = 1000

@@ -7,20 +7,21 @@ from datetime import datetime, timedelta
 from tunemill_api import gates
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import OnGateFailure
-from tunemill_api.scalars import duration_seconds
 from tunemill_api.stage_report import Stage
-from tunemill_api.status import FineTuneStatus, Phase, StageState
+from tunemill_api.status import FineTuneStatus, Phase
 
-from tunemill_operator.engine import failures
+from tunemill_operator.engine import failures, limits
+from tunemill_operator.engine.attempts import report_of
 from tunemill_operator.engine.case import Case, case_of
-from tunemill_operator.engine.conditions import missed_gates, status_of, status_of_invalid
+from tunemill_operator.engine.conditions import status_of, status_of_invalid
 from tunemill_operator.engine.events import Announcement, announcements
 from tunemill_operator.engine.failures import Cause
 from tunemill_operator.engine.objects import FineTune, Job
 from tunemill_operator.engine.observe import SILENT_AFTER, Observed, owned
 from tunemill_operator.engine.pods import SpecTooLargeError, job_of, pod_digest
 from tunemill_operator.engine.situation import Situation, at_work, phase_before
-from tunemill_operator.engine.stages import Ledger, forgotten, report_of
+from tunemill_operator.engine.stages import forgotten
+from tunemill_operator.engine.step import Step, stalled
 from tunemill_operator.engine.volumes import Manifest, Platform
 
 LOOK_AGAIN = timedelta(seconds=10)
@@ -81,71 +82,38 @@ def plan(finetune: FineTune, observed: Observed, platform: Platform, now: dateti
     )
 
 
-@dataclass(frozen=True)
-class _Step:
-    """What a rule concludes."""
-
-    situation: Situation
-    create: Manifest | None = None
-    delete: tuple[Job, ...] = ()
-    requeue_after: timedelta | None = None
-    ledger: Ledger | None = None
-    """Set when what was recorded is to be forgotten."""
-
-
-def _gate_not_passed(case: Case) -> _Step | None:
-    """What misses a gate is not published; the result waits for another gate."""
-    if gates.passed(case.decisions):
+def _gate_not_passed(case: Case) -> Step | None:
+    """What misses a gate is not published; the result waits for another gate, as a draft if it is to be one."""
+    on_failure, pushed = case.spec.evaluation.on_gate_failure, case.ledger.facts.published
+    if gates.passed(case.decisions) or (on_failure is OnGateFailure.DRAFT and case.due):
         return None
-    cause = Cause("publish", Reason.GATE_NOT_PASSED, missed_gates(case.decisions))
-    phase = Phase.FAILED if case.spec.evaluation.on_gate_failure is OnGateFailure.FAIL else Phase.HELD
-    return _stalled(case, cause, phase=phase, delete=case.live)
+    message = f"not passed: {gates.missed(case.decisions)}"
+    if pushed and pushed.draft:
+        message += f". A draft is at {pushed.url}"
+    cause = Cause("publish", Reason.GATE_NOT_PASSED, message)
+    phase = Phase.FAILED if on_failure is OnGateFailure.FAIL else Phase.HELD
+    return stalled(case, cause, phase=phase, delete=case.live)
 
 
-def _published(case: Case) -> _Step | None:
+def _published(case: Case) -> Step | None:
     """When every stage is done, there is nothing left to do."""
     facts = case.ledger.facts.published
     if case.due or facts is None:
         return None
-    return _Step(Situation(Phase.SUCCEEDED, "Published", f"{facts.repository} at {facts.revision[:12]}"))
+    return Step(Situation(Phase.SUCCEEDED, "Published", f"{facts.repository} at {facts.revision[:12]}"))
 
 
-def _suspended(case: Case) -> _Step | None:
+def _suspended(case: Case) -> Step | None:
     """spec.suspend stops what runs, and starts nothing."""
     if not case.spec.suspend:
         return None
     live = [job.meta.name for job in case.observed.jobs if not job.finished]
     message = f"stopping {', '.join(live)}: a checkpoint is saved" if live else "spec.suspend is true"
     situation = Situation(Phase.SUSPENDED, "Suspended", message, suspended=not live)
-    return _Step(situation, delete=case.live)
+    return Step(situation, delete=case.live)
 
 
-def _overdue(case: Case) -> _Step | None:
-    """A run whose stages have worked longer than its deadline is stopped."""
-    seconds = case.ledger.running_seconds(case.now)
-    if seconds < duration_seconds(case.spec.deadline):
-        return None
-    stage = case.ledger.first_open()
-    message = f"the stages have worked for {int(seconds)} s, spec.deadline allows {case.spec.deadline}"
-    return _stalled(case, Cause(stage, Reason.DEADLINE_EXCEEDED, message), delete=case.live)
-
-
-def _evicted(case: Case) -> _Step | None:
-    """A pod that the kubelet evicts again and again takes more than its node has: the next one would end so too.
-
-    The Job controller would go on for ever, as it has to for preempted pods. The failure stays until somebody asks.
-    """
-    before = case.finetune.status.failure
-    if before and before.reason == Reason.EVICTED and case.concluded(before.observed_generation):
-        return _Step(Situation(Phase.FAILED, Reason.EVICTED, before.message, failure=before), delete=case.live)
-    evicted = [pod for pod in case.pods if pod.reason == "Evicted"]
-    if len(evicted) <= case.spec.retry.limit or not case.live:
-        return None
-    cause = failures.of_pod(evicted[-1])
-    return _stalled(case, cause, delete=case.live) if cause else None
-
-
-def _output_lost(case: Case) -> _Step | None:
+def _output_lost(case: Case) -> Step | None:
     """A stage that misses what an earlier one left in the workspace sends the run back to prepare."""
     job, attempts = case.job, case.ledger.entries[Stage.PREPARE].attempts
     if job is None or job.meta.deleting or not case.pods or attempts > case.spec.retry.limit:
@@ -162,84 +130,95 @@ def _output_lost(case: Case) -> _Step | None:
         Reason.STAGE_OUTPUT_MISSING,
         "outputs are gone from the workspace: starting again with prepare",
     )
-    return _Step(situation, delete=(*others, job), ledger=forgotten(case.ledger))
+    return Step(situation, delete=(*others, job), ledger=forgotten(case.ledger))
 
 
-def _in_the_way(case: Case) -> _Step | None:
+def _in_the_way(case: Case) -> Step | None:
     """Nothing is begun while something else of this object may still be at work."""
     if case.job:
         return None
     orphan = case.observed.job(case.name)
     if orphan and not orphan.meta.owner:
         message = f"the Job {orphan.meta.name} was left behind by a deleted object"
-        return _stalled(case, Cause(case.work.stages[0], Reason.NAME_CONFLICT, message), requeue_after=LOOK_AGAIN)
+        return stalled(case, Cause(case.work.stages[0], Reason.NAME_CONFLICT, message), requeue_after=LOOK_AGAIN)
     jobs = [job.meta.name for job in case.observed.jobs if not job.finished or job is orphan]
     names = [*jobs, *(pod.meta.name for pod in case.observed.stray_pods())]
     if not names:
         return None
     situation = Situation(phase_before(case.work), "Stopping", f"waiting for the end of {', '.join(names)}")
-    return _Step(situation, requeue_after=LOOK_AGAIN)
+    return Step(situation, requeue_after=LOOK_AGAIN)
 
 
-def _absent(case: Case) -> _Step | None:
+def _absent(case: Case) -> Step | None:
     """The due Job is created, unless the API server has just refused it."""
     if case.job:
         return None
     if case.observed.refusal:
         cause = failures.of_refusal(case.work, case.name, case.observed.refusal)
-        return _stalled(case, cause, requeue_after=LOOK_AGAIN)
+        return stalled(case, cause, requeue_after=LOOK_AGAIN)
     try:
         body = job_of(case.finetune, case.spec, case.work, case.ledger, case.run_id, case.platform)
     except SpecTooLargeError as error:
-        return _stalled(case, Cause(case.work.stages[0], Reason.INVALID_SPEC, str(error)))
-    return _Step(Situation(phase_before(case.work), "Starting", f"Job {case.name} is being created"), create=body)
+        return stalled(case, Cause(case.work.stages[0], Reason.INVALID_SPEC, str(error)))
+    return Step(Situation(phase_before(case.work), "Starting", f"Job {case.name} is being created"), create=body)
 
 
-def _going(case: Case) -> _Step | None:
+def _going(case: Case) -> Step | None:
     """A Job that is being deleted is waited for; a live one whose pod is to be another is deleted."""
     job = case.job
     if job is None:
         return None
     if job.meta.deleting:
-        return _Step(Situation(phase_before(case.work), "Stopping", f"waiting for the end of {job.meta.name}"))
-    if not job.finished and job.pod_digest != pod_digest(case.spec, case.work):
-        message = f"Job {job.meta.name} is replaced: spec.compute or a Secret's name was changed"
-        return _Step(Situation(phase_before(case.work), "Replacing", message), delete=(job,))
+        return Step(Situation(phase_before(case.work), "Stopping", f"waiting for the end of {job.meta.name}"))
+    if not job.finished and job.pod_digest != pod_digest(case.spec, case.work, case.ledger):
+        message = f"Job {job.meta.name} is replaced: {_why_another(case)}"
+        return Step(Situation(phase_before(case.work), "Replacing", message), delete=(job,))
     return None
 
 
-def _ended(case: Case) -> _Step | None:
+def _why_another(case: Case) -> str:
+    causes = [cause for pod in case.pods if (cause := failures.of_pod(pod))]
+    if causes and causes[-1].reason is Reason.OUT_OF_MEMORY:
+        return f"{causes[-1].message}; the next pod computes half as much at once"
+    return "spec.compute or a Secret's name was changed"
+
+
+def _ended(case: Case) -> Step | None:
     """A Job that has ended without the due result has failed, or is done again when the object changed since."""
     job = case.job
     if job is None or not job.finished:
         return None
     if not case.settled(job):
-        return _Step(at_work(case), requeue_after=timedelta(seconds=1))
+        return Step(at_work(case), requeue_after=timedelta(seconds=1))
     if not case.as_asked:
-        return _Step(
+        return Step(
             Situation(phase_before(case.work), "Retrying", f"Job {job.meta.name} is tried again"), delete=(job,)
         )
     if job.failed:
-        return _stalled(case, failures.of_failed_job(case.work, job, case.pods))
+        return stalled(case, failures.of_failed_job(case.work, job, case.pods))
     if case.pods:
-        return _stalled(case, failures.of_unreported(case.work, job))
+        return stalled(case, failures.of_unreported(case.work, job))
     message = f"the pods of Job {job.meta.name} are gone, and with them what they reported: it is done again"
-    return _Step(Situation(phase_before(case.work), "Retrying", message), delete=(job,))
+    return Step(Situation(phase_before(case.work), "Retrying", message), delete=(job,))
 
 
-def _at_work(case: Case) -> _Step:
+def _at_work(case: Case) -> Step:
     """A live Job runs, waits in a queue, or cannot begin."""
     if case.job and (cause := failures.blocking(case.spec, case.work, case.job, case.observed)):
-        return _stalled(case, cause, requeue_after=LOOK_AGAIN)
-    return _Step(at_work(case), requeue_after=_silence_ends(case))
+        return stalled(case, cause, requeue_after=LOOK_AGAIN)
+    return Step(at_work(case), requeue_after=_silence_ends(case))
 
 
-_RULES: tuple[Callable[[Case], _Step | None], ...] = (
+_RULES: tuple[Callable[[Case], Step | None], ...] = (
     _gate_not_passed,
     _published,
     _suspended,
-    _overdue,
-    _evicted,
+    limits.overdue,
+    limits.gpu_hours_spent,
+    limits.concluded,
+    limits.evicted,
+    limits.out_of_memory,
+    limits.silent,
     _output_lost,
     _in_the_way,
     _absent,
@@ -261,19 +240,6 @@ def _silence_ends(case: Case) -> timedelta | None:
     return SILENT_AFTER if case.now - youngest <= SILENT_AFTER else LOOK_AGAIN
 
 
-def _stalled(
-    case: Case,
-    cause: Cause,
-    *,
-    phase: Phase = Phase.FAILED,
-    delete: tuple[Job, ...] = (),
-    requeue_after: timedelta | None = None,
-) -> _Step:
-    failure = cause.status(case.finetune.generation)
-    situation = Situation(phase, str(cause.reason), failure.message, failure=failure)
-    return _Step(situation, delete=delete, requeue_after=requeue_after)
-
-
 def _invalid(finetune: FineTune, now: datetime) -> Plan:
     """A spec that the operator cannot read is told, and what runs is left alone."""
     cause = Cause("prepare", Reason.INVALID_SPEC, finetune.spec_error)
@@ -283,10 +249,6 @@ def _invalid(finetune: FineTune, now: datetime) -> Plan:
     return Plan(status=status, announcements=announcements(finetune.status, status))
 
 
-def _requeue_after(case: Case, step: _Step) -> timedelta | None:
-    """Return when to look again: when the rule says so, and when the deadline of what runs is reached."""
-    times = [step.requeue_after] if step.requeue_after else []
-    if any(case.ledger.entries[stage].state is StageState.RUNNING for stage in case.ledger.wanted):
-        left = duration_seconds(case.spec.deadline) - case.ledger.running_seconds(case.now)
-        times.append(timedelta(seconds=max(1.0, left)))
-    return min(times, default=None)
+def _requeue_after(case: Case, step: Step) -> timedelta | None:
+    """Return when to look again: when the rule says so, and when what runs reaches a limit."""
+    return min((wait for wait in (step.requeue_after, limits.next_limit(case)) if wait), default=None)

@@ -57,7 +57,7 @@ def job_of(
                 constants.ANNOTATION_KEY: work.key,
                 constants.ANNOTATION_GENERATION: str(finetune.generation),
                 constants.ANNOTATION_REQUESTED_AT: finetune.requested_at,
-                ANNOTATION_POD: pod_digest(spec, work),
+                ANNOTATION_POD: pod_digest(spec, work, ledger),
             },
             "ownerReferences": [
                 {
@@ -94,8 +94,8 @@ def image_of(spec: FineTuneSpec, platform: Platform) -> str:
     return spec.compute.trainer_image or platform.image
 
 
-def pod_digest(spec: FineTuneSpec, work: Work) -> str:
-    """Return a digest of what the spec says about a pod beyond its work.
+def pod_digest(spec: FineTuneSpec, work: Work, ledger: Ledger) -> str:
+    """Return a digest of what the spec, and how often memory was not enough, say about a pod beyond its work.
 
     The key of the work does not hold it, as it changes no output. A live Job with another digest is replaced, so that a
     corrected Secret name or a larger memory limit takes effect. The operator's own settings are no part of it: an
@@ -111,6 +111,8 @@ def pod_digest(spec: FineTuneSpec, work: Work) -> str:
     }
     if claim := model_claim(spec, work.label):
         wish["modelCache"] = claim
+    if work.label == "train" and (kills := ledger.memory_kills()):
+        wish["memoryKills"] = kills
     return hashlib.sha256(json.dumps(wish, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -131,6 +133,7 @@ def _run_spec(finetune: FineTune, spec: FineTuneSpec, ledger: Ledger, run_id: st
         run_id=run_id,
         spec=spec,
         prepared=ledger.facts.prepared,
+        memory_kills=ledger.memory_kills(),
     )
     text = run.model_dump_json(by_alias=True, exclude_none=True)
     size = len(text.encode())

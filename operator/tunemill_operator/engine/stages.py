@@ -5,15 +5,15 @@ that the spec asks for now. What an edit changes follows from that: only stages 
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from pydantic import BaseModel, ValidationError
-from tunemill_api import keys
+from tunemill_api import gates, keys
 from tunemill_api.finetune import FineTuneSpec
-from tunemill_api.stage_report import Stage, StageReport
+from tunemill_api.stage_report import Stage
 from tunemill_api.status import (
+    CutShort,
     EvaluationFacts,
     FineTuneStatus,
     PreparedFacts,
@@ -21,9 +21,11 @@ from tunemill_api.status import (
     StageState,
     StageStatus,
     TrainedFacts,
+    TrainerStatus,
 )
 
-from tunemill_operator.engine.objects import Container, Ended, FineTune, Job
+from tunemill_operator.engine.attempts import FACT_OF, ON_GPU, at_rest, folded, read, run_seconds
+from tunemill_operator.engine.objects import FineTune, Job
 from tunemill_operator.engine.observe import Observed, owned
 
 
@@ -51,14 +53,6 @@ class Facts:
     trained: TrainedFacts | None = None
     evaluation: EvaluationFacts | None = None
     published: PublishedFacts | None = None
-
-
-_FACT_OF = {
-    Stage.PREPARE: "prepared",
-    Stage.TRAIN: "trained",
-    Stage.EVALUATE: "evaluation",
-    Stage.PUBLISH: "published",
-}
 
 
 @dataclass(frozen=True)
@@ -94,8 +88,39 @@ class Ledger:
 
     def running_seconds(self, now: datetime) -> float:
         """Return how long the containers of the run's stages have worked together."""
-        entries = [self.entries[stage] for stage in self.wanted]
-        return sum(entry.earlier_seconds + _run_seconds(entry, entry.finished_at or now) for entry in entries)
+        return sum(entry.earlier_seconds + run_seconds(entry, entry.finished_at or now) for entry in self._of_run())
+
+    def gpu_seconds(self, now: datetime) -> float:
+        """Return the GPU time of the run: the running time of the containers times the GPUs of their pods."""
+        return sum(
+            entry.earlier_gpu_seconds + entry.gpus * run_seconds(entry, entry.finished_at or now)
+            for entry in self._of_run()
+        )
+
+    def preemptions(self) -> int:
+        """Return how many pods of the run were stopped from outside."""
+        return sum(entry.preemptions for entry in self._of_run())
+
+    def memory_kills(self) -> int:
+        """Return how many pods that train and evaluate needed more memory than they may have."""
+        return sum(self.entries[stage].memory_kills for stage in ON_GPU if stage in self.wanted)
+
+    def at_work(self) -> StageStatus | None:
+        """Return the entry of the stage whose container runs."""
+        return next((entry for entry in self._of_run() if entry.state is StageState.RUNNING), None)
+
+    def with_stall(self, entry: StageStatus) -> "Ledger":
+        """Return the ledger with one more pod of the stage that is stopped because it makes no progress."""
+        stalled = entry.model_copy(update={"stalls": entry.stalls + 1, "cut_short": CutShort.STALLED})
+        return replace(self, entries={**self.entries, Stage(entry.name): stalled})
+
+    def pardoned(self) -> "Ledger":
+        """Return the ledger after somebody asked to try again: what counts against the retry limit begins anew."""
+        update = {"stalls": 0, "memory_kills": 0}
+        return replace(self, entries={s: entry.model_copy(update=update) for s, entry in self.entries.items()})
+
+    def _of_run(self) -> list[StageStatus]:
+        return [self.entries[stage] for stage in self.wanted]
 
 
 def recall(finetune: FineTune, spec: FineTuneSpec, observed: Observed, now: datetime) -> Ledger:
@@ -103,24 +128,27 @@ def recall(finetune: FineTune, spec: FineTuneSpec, observed: Observed, now: date
     ledger = recorded(finetune.status)
     request = keys.prepare_request(spec, finetune.requested_at)
     prepare = _job(Work("prepare", (Stage.PREPARE,), request), finetune, observed)
-    ledger = _followed(ledger, Stage.PREPARE, request, prepare, observed, now)
+    ledger = _followed(ledger, Stage.PREPARE, request, prepare, observed, 0, now)
     if ledger.facts.prepared is None:
-        entries = {stage: _at_rest(entry, now) for stage, entry in ledger.entries.items()}
+        entries = {stage: at_rest(entry, now) for stage, entry in ledger.entries.items()}
         return replace(ledger, entries={**entries, Stage.PREPARE: ledger.entries[Stage.PREPARE]})
     train = keys.train_key(ledger.facts.prepared.key, spec)
     evaluate = keys.evaluate_key(train, spec)
-    publish = keys.publish_key(evaluate, spec)
     job = _job(Work("train", (Stage.TRAIN, Stage.EVALUATE), evaluate), finetune, observed)
-    ledger = _followed(ledger, Stage.TRAIN, train, job, observed, now)
-    ledger = _followed(ledger, Stage.EVALUATE, evaluate, job, observed, now)
+    ledger = _followed(ledger, Stage.TRAIN, train, job, observed, spec.compute.gpus, now)
+    ledger = _followed(ledger, Stage.EVALUATE, evaluate, job, observed, spec.compute.gpus, now)
+    figures = ledger.facts.evaluation
+    draft = figures is not None and gates.is_draft(spec.evaluation, figures)
+    publish = keys.publish_key(evaluate, spec, draft=draft)
     job = _job(Work("publish", (Stage.PUBLISH,), publish), finetune, observed)
-    return _followed(ledger, Stage.PUBLISH, publish, job, observed, now)
+    return _followed(ledger, Stage.PUBLISH, publish, job, observed, 0, now)
 
 
 def recorded(status: FineTuneStatus) -> Ledger:
     """Return the ledger as the status has it, before it is known which keys are wanted."""
     entries = {entry.name: entry for entry in status.stages}
     published = status.published and status.published.model_copy(update={"serving": status.serving})
+    published = published or status.draft
     return Ledger(
         entries={stage: entries.get(stage, StageStatus(name=stage, state=StageState.PENDING)) for stage in Stage},
         facts=Facts(status.prepared, status.trained, status.evaluation, published),
@@ -134,22 +162,22 @@ def forgotten(ledger: Ledger) -> Ledger:
     """
     return Ledger(
         entries={
-            stage: _folded(entry).model_copy(update={"state": StageState.PENDING, "executed": False})
+            stage: folded(entry).model_copy(update={"state": StageState.PENDING, "executed": False})
             for stage, entry in ledger.entries.items()
         },
         wanted={Stage.PREPARE: ledger.wanted[Stage.PREPARE]},
     )
 
 
-def report_of(container: Container) -> StageReport | None:
-    """Return the report that a container left as its termination message; None when it left none."""
-    if container.ended is None or not container.ended.message.startswith("{"):
+def newest_report(ledger: Ledger, reports: Iterable[TrainerStatus | None]) -> TrainerStatus | None:
+    """Return the first report that is of the stage at work: train and evaluate share a pod, but not their progress."""
+    at_work = ledger.at_work()
+    if at_work is None or at_work.started_at is None:
         return None
-    try:
-        report = StageReport.model_validate_json(container.ended.message)
-    except ValidationError:  # what a stage prints may look like JSON too: no report then, and the message is shown
-        return None
-    return report if report.stage == container.name else None
+    for report in reports:
+        if report and report.last_updated_time and report.last_updated_time >= at_work.started_at:
+            return report
+    return None
 
 
 def _job(work: Work, finetune: FineTune, observed: Observed) -> Job | None:
@@ -157,75 +185,17 @@ def _job(work: Work, finetune: FineTune, observed: Observed) -> Job | None:
     return job if job and owned(job, finetune) and not job.meta.deleting else None
 
 
-def _followed(ledger: Ledger, stage: Stage, key: str, job: Job | None, observed: Observed, now: datetime) -> Ledger:
-    """Return the ledger with what the Job's pods say about the stage of this key."""
-    entry, fact = ledger.entries[stage], getattr(ledger.facts, _FACT_OF[stage])
+def _followed(
+    ledger: Ledger, stage: Stage, key: str, job: Job | None, observed: Observed, gpus: int, now: datetime
+) -> Ledger:
+    """Return the ledger with what the Job's pods, each with so many GPUs, say about the stage of this key."""
+    entry, fact = ledger.entries[stage], getattr(ledger.facts, FACT_OF[stage])
     if entry.key != key:
         entry, fact = StageStatus(name=stage, state=StageState.PENDING, key=key), None
     if entry.state is not StageState.SUCCEEDED or fact is None:
-        entry, fact = _read(entry, stage, job, observed, now) if job else (_at_rest(entry, now), None)
+        entry, fact = read(entry, stage, job, observed, gpus, now) if job else (at_rest(entry, now), None)
     return Ledger(
         entries={**ledger.entries, stage: entry},
-        facts=replace(ledger.facts, **{_FACT_OF[stage]: fact}),
+        facts=replace(ledger.facts, **{FACT_OF[stage]: fact}),
         wanted={**ledger.wanted, stage: key},
     )
-
-
-def _read(
-    entry: StageStatus, stage: Stage, job: Job, observed: Observed, now: datetime
-) -> tuple[StageStatus, BaseModel | None]:
-    """Return the entry and the facts that the containers of the Job's pods tell."""
-    entry = entry.model_copy(update={"job": job.meta.name})
-    seen = False
-    for pod in observed.pods_of(job):
-        run = pod.container(stage)
-        if run is None or run.started_at is None:
-            continue
-        seen = True
-        entry = _with_run(entry, run.started_at, run.ended, alive=run.running and not pod.terminal, now=now)
-        report = report_of(run)
-        fact: BaseModel | None = getattr(report, _FACT_OF[stage]) if report else None
-        if run.ended and run.ended.exit_code == 0 and report and fact:
-            return entry.model_copy(update={"state": StageState.SUCCEEDED, "executed": report.executed}), fact
-    if not seen:
-        return _at_rest(entry, now), None
-    return entry, None
-
-
-def _with_run(
-    entry: StageStatus, started_at: datetime, ended: Ended | None, *, alive: bool, now: datetime
-) -> StageStatus:
-    """Return the entry with one run of the stage's container, which may be the one that it knows already."""
-    if entry.started_at is None or started_at > entry.started_at:
-        # A start without a known end before it ends at the latest where the next one begins.
-        entry = _folded(_at_rest(entry, started_at)).model_copy(
-            update={"started_at": started_at, "attempts": entry.attempts + 1}
-        )
-    elif started_at < entry.started_at:
-        return entry
-    if alive:
-        return entry.model_copy(update={"state": StageState.RUNNING, "finished_at": None})
-    finished_at = (ended.finished_at if ended else None) or entry.finished_at or now
-    return entry.model_copy(update={"state": StageState.PENDING, "finished_at": finished_at})
-
-
-def _at_rest(entry: StageStatus, now: datetime) -> StageStatus:
-    """Return the entry of a stage at which nothing works: it is not running, and its last run has an end."""
-    update: dict[str, object] = {}
-    if entry.state in {StageState.RUNNING, StageState.FAILED}:
-        update["state"] = StageState.PENDING
-    if entry.started_at and not entry.finished_at:
-        update["finished_at"] = max(now, entry.started_at)
-    return entry.model_copy(update=update)
-
-
-def _folded(entry: StageStatus) -> StageStatus:
-    """Return the entry with its last run counted among the earlier ones."""
-    seconds = int(_run_seconds(entry, entry.finished_at or entry.started_at))
-    return entry.model_copy(
-        update={"earlier_seconds": entry.earlier_seconds + seconds, "started_at": None, "finished_at": None}
-    )
-
-
-def _run_seconds(entry: StageStatus, until: datetime | None) -> float:
-    return max(0.0, (until - entry.started_at).total_seconds()) if entry.started_at and until else 0.0

@@ -1,6 +1,7 @@
 """What a stage pod gets mounted: its RunSpec, the Secrets of its stages, room to work, the means to report progress."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from tunemill_api import constants
@@ -53,6 +54,8 @@ class Platform:
     """Base URL of the progress endpoint; empty when there is none."""
     progress_ca: str = ""
     """The endpoint's certificate authority as PEM; empty when a public one signs."""
+    listening_since: datetime | None = None
+    """Since when progress reports can arrive here. None: they cannot, and no stage is judged by its silence."""
 
 
 @dataclass(frozen=True)

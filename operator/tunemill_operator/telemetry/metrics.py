@@ -70,6 +70,15 @@ class Metrics:
         self._attempts = Counter(
             "tunemill_stage_attempts_total", "Pods that began to work on a stage.", ["stage"], registry=registry
         )
+        self._cut_short = Counter(
+            "tunemill_pods_cut_short_total",
+            "Pods that were preempted, made no progress or needed too much memory, by stage.",
+            ["stage", "why"],
+            registry=registry,
+        )
+        self._gpu_seconds = Counter(
+            "tunemill_gpu_seconds_total", "GPU time of the stages that train and evaluate.", registry=registry
+        )
         self._divergence = Counter(
             "tunemill_cache_divergence_total", "Objects that a watch had missed until a resync.", registry=registry
         )
@@ -113,10 +122,17 @@ class Metrics:
         failure = after.failure
         if failure and (before.failure is None or before.failure.reason != failure.reason):
             self._failures.labels(failure.stage, str(failure.reason)).inc()
-        attempts = {entry.name: entry.attempts for entry in before.stages}
+        known = {entry.name: entry for entry in before.stages}
         for entry in after.stages:
-            if entry.attempts > attempts.get(entry.name, 0):
-                self._attempts.labels(entry.name).inc(entry.attempts - attempts.get(entry.name, 0))
+            old = known.get(entry.name)
+            attempts = old.attempts if old else 0
+            if entry.attempts > attempts:
+                self._attempts.labels(entry.name).inc(entry.attempts - attempts)
+            if entry.cut_short and (old is None or (old.attempts, old.cut_short) != (entry.attempts, entry.cut_short)):
+                self._cut_short.labels(entry.name, entry.cut_short).inc()
+        if after.run:
+            used = before.run.gpu_seconds if before.run and before.run.id == after.run.id else 0
+            self._gpu_seconds.inc(max(0, after.run.gpu_seconds - used))
         if after.phase != before.phase and after.run and after.phase in {Phase.SUCCEEDED, Phase.FAILED, Phase.HELD}:
             ended = max(condition.last_transition_time for condition in after.conditions)
             self._run_seconds.labels(after.phase).observe((ended - after.run.started_at).total_seconds())

@@ -2,8 +2,8 @@
 
 import pytest
 from api.builders import an_evaluation
-from tunemill_api.finetune import Gate
-from tunemill_api.gates import decide, passed
+from tunemill_api.finetune import Evaluation, Gate
+from tunemill_api.gates import decide, is_draft, passed
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,34 @@ def test_a_gate_compares_exactly_at_its_border(gate, base, tuned, holds):
     the_gate = Gate.model_validate({"metric": "exact_match"} | gate)
     decisions = decide([the_gate], an_evaluation("exact_match", base, tuned))
     assert passed(decisions) is holds
+
+
+@pytest.mark.parametrize(
+    ("gate", "base", "tuned", "holds", "text"),
+    [
+        ({"max": "0.02"}, "0.5000", "0.0200", True, "hallucinated_tool_rate <= 0.02"),
+        ({"max": "0.02"}, "0.0000", "0.0201", False, "hallucinated_tool_rate <= 0.02"),
+        ({"minGainOverBase": "0.05"}, "0.1000", "0.0500", True, "hallucinated_tool_rate <= base - 0.05"),
+        ({"minGainOverBase": "0.05"}, "0.1000", "0.0501", False, "hallucinated_tool_rate <= base - 0.05"),
+        ({"maxLossVsBase": "0.02"}, "0.0000", "0.0200", True, "hallucinated_tool_rate <= base + 0.02"),
+        ({"maxLossVsBase": "0.02"}, "0.0000", "0.0201", False, "hallucinated_tool_rate <= base + 0.02"),
+        ({"maxLossVsBase": "0.02"}, "0.9000", "0.0000", True, "hallucinated_tool_rate <= base + 0.02"),
+    ],
+)
+def test_of_what_counts_mistakes_less_is_better(gate, base, tuned, holds, text):
+    """Max bounds it from above; a gain is that there are fewer, a loss that there are more."""
+    the_gate = Gate.model_validate({"metric": "hallucinated_tool_rate"} | gate)
+    (decision,) = decide([the_gate], an_evaluation("hallucinated_tool_rate", base, tuned))
+    assert (decision.gate, decision.passed) == (text, holds)
+
+
+@pytest.mark.parametrize(
+    ("on_failure", "tuned", "draft"), [("Draft", "0.5", True), ("Draft", "0.9", False), ("Hold", "0.5", False)]
+)
+def test_only_what_misses_a_gate_and_is_wished_for_is_a_draft(on_failure, tuned, draft):
+    """The operator and the publish stage decide it by this one rule."""
+    wish = {"gates": [{"metric": "exact_match", "min": "0.9"}], "onGateFailure": on_failure}
+    assert is_draft(Evaluation.model_validate(wish), an_evaluation("exact_match", "0.1", tuned)) is draft
 
 
 def test_a_metric_that_nothing_measured_passes_no_gate():

@@ -63,6 +63,18 @@ def test_what_changes_no_output_changes_no_key(change):
     assert chain(a_spec(**change)) == chain(a_spec())
 
 
+def test_a_draft_has_a_key_of_its_own_that_follows_its_gates():
+    """Its card names them. Branch and tag are those of the publication that it is not."""
+
+    def draft_key(**change):
+        return keys.publish_key("0123", a_spec(evaluation={"gates": [{"metric": "exact_match", **change}]}), draft=True)
+
+    assert draft_key(min="0.9") != draft_key(min="0.8")
+    assert draft_key(min="0.9") != keys.publish_key("0123", a_spec())
+    tagged = a_spec(publish={"repository": "acme/support-tools", "tag": "v1", "branch": "next"})
+    assert keys.publish_key("0123", tagged, draft=True) == keys.publish_key("0123", a_spec(), draft=True)
+
+
 def test_new_data_under_the_same_name_changes_every_key():
     """The keys hold the content of the data, not its name."""
     before, after = chain(a_spec()), chain(a_spec(), {**RESOLVED, "dataset": "d2d2"})

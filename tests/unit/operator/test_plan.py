@@ -5,61 +5,14 @@ from typing import Any
 import pytest
 from property.builders import a_finetune_body, at
 from property.simulator import World
+from property.worlds import a_finished_world, a_world_at, condition, entry, labels
 from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
-from tunemill_api.status import Condition, Phase, StageState, StageStatus, TrainerStatus
+from tunemill_api.status import Phase, StageState, TrainerStatus
 from tunemill_operator.engine.objects import finetune_of
 from tunemill_operator.engine.observe import Complaint, Observed, Progress, Refusal
 from tunemill_operator.engine.plan import CreateJob, DeleteJob, plan
 from tunemill_operator.engine.volumes import Platform
-
-
-def a_world_at(stage: Stage, **parts: Any) -> World:
-    """Return a world in which the container of this stage runs."""
-    world = World(**parts)
-    for _ in range(12):
-        world.settle()
-        for pod in world.live_pods():
-            world.start(pod)
-            if entry(world, stage).state is StageState.RUNNING:
-                return world
-            world.seconds += 10
-            world.reconcile()
-            if entry(world, stage).state is StageState.RUNNING:
-                return world
-            world.succeed(pod)
-    raise AssertionError(f"{stage} never ran")
-
-
-def a_finished_world(**parts: Any) -> World:
-    """Return a world in which everything is published."""
-    world = World(**parts)
-    for _ in range(4):
-        world.settle()
-        world.seconds += 10
-        world.run_pod()
-    world.settle()
-    assert world.status.phase is Phase.SUCCEEDED
-    return world
-
-
-def entry(world: World, stage: Stage) -> StageStatus:
-    """Return what is recorded about a stage."""
-    found: StageStatus = next(
-        (item for item in world.status.stages if item.name == stage), StageStatus(name=stage, state=StageState.PENDING)
-    )
-    return found
-
-
-def condition(world: World, kind: str) -> Condition:
-    """Return a condition."""
-    found: Condition = next(item for item in world.status.conditions if item.type == kind)
-    return found
-
-
-def labels(world: World) -> list[str]:
-    """Return the stage labels of the Jobs in the order in which they were created."""
-    return [name.split("-")[1] for name in world.created]
 
 
 def test_each_stage_follows_the_one_before() -> None:
@@ -375,6 +328,58 @@ def test_a_missed_gate_holds_or_fails(on_failure: str, phase: Phase) -> None:
     assert condition(world, "GatePassed").status == "False"
     assert condition(world, "Evaluated").status == "True"
     assert "base 0.1000, tuned 0.9000" in world.status.failure.message
+
+
+def test_a_missed_gate_may_leave_a_draft() -> None:
+    """It is pushed, the run is held all the same, and nothing says that it is published or ready."""
+    gates = {"gates": [{"metric": "exact_match", "min": "0.95"}], "onGateFailure": "Draft"}
+    world = a_world_at(Stage.PUBLISH, evaluation=gates)
+    assert world.status.phase is Phase.PUBLISHING
+    assert condition(world, "Reconciling").status == "True"
+    assert condition(world, "GatePassed").status == "False"
+    world.run_pod()
+    world.settle()
+    assert world.status.phase is Phase.HELD
+    assert [condition(world, kind).status for kind in ("Ready", "Reconciling", "Stalled")] == ["False", "False", "True"]
+    assert (condition(world, "Published").status, condition(world, "Published").reason) == ("False", "Draft")
+    assert world.status.published is None
+    assert world.status.draft.branch == "tunemill-draft-1234"
+    assert "exact_match >= 0.95 (base 0.1000, tuned 0.9000" in world.status.failure.message
+    assert world.status.draft.url in world.status.failure.message
+    assert world.events[-1] == "Warning GateNotPassed"
+    assert not world.live_jobs()
+
+
+def test_a_draft_is_published_when_its_gate_is_lowered() -> None:
+    """Publish runs again for the user's branch; nothing is trained again, and the draft is no longer told of."""
+    gates = {"gates": [{"metric": "exact_match", "min": "0.95"}], "onGateFailure": "Draft"}
+    world = World(evaluation=gates)
+    for _ in range(4):
+        world.settle()
+        world.run_pod()
+    assert world.status.draft is not None
+    world.edit(evaluation={"gates": [{"metric": "exact_match", "min": "0.9"}]})
+    world.settle()
+    world.run_pod()
+    world.settle()
+    assert world.status.phase is Phase.SUCCEEDED
+    assert labels(world) == ["prepare", "train", "publish", "publish"]
+    assert world.status.draft is None
+    assert world.status.published.branch == "main"
+
+
+def test_a_draft_is_pushed_again_when_it_misses_another_gate() -> None:
+    """Its card names the gates; with the same gates nothing happens."""
+    gates = {"gates": [{"metric": "exact_match", "min": "0.95"}], "onGateFailure": "Draft"}
+    world = World(evaluation=gates)
+    for change in ({}, {"deadline": "9h"}, {"evaluation": {"gates": [{"metric": "exact_match", "min": "0.99"}]}}):
+        world.edit(**change)
+        for _ in range(4):
+            world.settle()
+            world.run_pod()
+    assert world.status.phase is Phase.HELD
+    assert labels(world) == ["prepare", "train", "publish", "publish"]
+    assert "exact_match >= 0.99" in world.status.failure.message
 
 
 def test_a_gate_that_is_raised_while_publishing_stops_the_push() -> None:

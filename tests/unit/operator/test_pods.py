@@ -152,12 +152,14 @@ def test_pods_that_load_the_base_model_share_a_cache_of_models() -> None:
 def test_another_cache_replaces_the_pod_and_its_bound_does_not() -> None:
     """A corrected claim takes effect on a pod that waits for it."""
     digests = {
-        claim: pod_digest(parsed(a_spec(compute={"modelCache": {"persistentVolumeClaim": claim}})), WORKS["train"])
+        claim: pod_digest(
+            parsed(a_spec(compute={"modelCache": {"persistentVolumeClaim": claim}})), WORKS["train"], Ledger()
+        )
         for claim in ("", "models")
     }
-    assert digests[""] == pod_digest(parsed(a_spec()), WORKS["train"]) != digests["models"]
+    assert digests[""] == pod_digest(parsed(a_spec()), WORKS["train"], Ledger()) != digests["models"]
     bounded = parsed(a_spec(compute={"modelCache": {"persistentVolumeClaim": "models", "maxGib": 5}}))
-    assert pod_digest(bounded, WORKS["train"]) == digests["models"]
+    assert pod_digest(bounded, WORKS["train"], Ledger()) == digests["models"]
 
 
 def test_without_a_workspace_the_datasets_credentials_serve() -> None:
@@ -255,6 +257,6 @@ def test_the_users_image_wins_over_the_operators() -> None:
 def test_the_digest_of_a_pod_ignores_what_no_pod_is_made_from() -> None:
     """Else a changed gate would interrupt a training."""
     work = WORKS["train"]
-    same = pod_digest(parsed(a_spec(evaluation={"gates": []}, suspend=True, deadline="1h")), work)
-    assert pod_digest(parsed(a_spec()), work) == same
-    assert pod_digest(parsed(a_spec(compute={"podLabels": {"a": "b"}})), work) != same
+    same = pod_digest(parsed(a_spec(evaluation={"gates": []}, suspend=True, deadline="1h")), work, Ledger())
+    assert pod_digest(parsed(a_spec()), work, Ledger()) == same
+    assert pod_digest(parsed(a_spec(compute={"podLabels": {"a": "b"}})), work, Ledger()) != same

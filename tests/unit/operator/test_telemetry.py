@@ -11,7 +11,9 @@ import pytest
 from aiohttp import web
 from prometheus_client import generate_latest
 from property.simulator import World
+from property.worlds import a_world_at
 from tunemill_api.failures import Reason
+from tunemill_api.stage_report import Stage
 from tunemill_operator.runtime.workers import current_key
 from tunemill_operator.telemetry import health, logs
 from tunemill_operator.telemetry.metrics import Metrics
@@ -74,6 +76,23 @@ def test_objects_are_counted_by_phase_and_failures_by_reason() -> None:
     assert 'tunemill_stage_attempts_total{stage="prepare"} 1.0' in page
     assert 'tunemill_run_duration_seconds_count{result="Failed"} 1.0' in page
     assert 'tunemill_operator_build_info{version="1.2.3"} 1.0' in page
+
+
+def test_gpu_time_and_pods_that_were_cut_short_are_counted() -> None:
+    """What a run costs, and why it takes longer: once each, however often the status is written."""
+    metrics = Metrics("1")
+    world = a_world_at(Stage.TRAIN, compute={"gpus": 2})
+    start = world.status
+    world.seconds += 300
+    world.drain(world.live_pods()[0])
+    world.settle()
+    drained = world.status
+    for before, after in ((start, drained), (drained, drained)):
+        metrics.status_written(before, after)
+    page = generate_latest(metrics.registry).decode()
+    assert f"tunemill_gpu_seconds_total {drained.run.gpu_seconds - start.run.gpu_seconds:.1f}" in page
+    assert drained.run.gpu_seconds >= 600
+    assert 'tunemill_pods_cut_short_total{stage="train",why="Preempted"} 1.0' in page
 
 
 def test_metrics_have_the_names_that_dashboards_of_controllers_know() -> None:

@@ -25,7 +25,7 @@ class Plan:
     micro_batch_tokens: int = _MICRO_BATCH_TOKENS
 
 
-def plan(training: Training, rows: int) -> Plan:
-    """Return the figures for a number of training rows."""
+def plan(training: Training, rows: int, memory_kills: int = 0) -> Plan:
+    """Return the figures for a number of training rows; each pod that was killed for memory halves a forward pass."""
     steps = training.max_steps or math.ceil(training.epochs * rows / training.batch_size)
-    return Plan(steps, log_every=1 if steps <= _SHORT_RUN_STEPS else 10)
+    return Plan(steps, 1 if steps <= _SHORT_RUN_STEPS else 10, _MICRO_BATCH_TOKENS >> memory_kills)

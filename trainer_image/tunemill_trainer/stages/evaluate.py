@@ -20,7 +20,7 @@ from tunemill_trainer.context import StageContext
 from tunemill_trainer.data.rows import JsonObject
 from tunemill_trainer.hub import Hub
 from tunemill_trainer.judge.comparison import compare, sample
-from tunemill_trainer.judge.generate import Decoding, answer_limit, generate
+from tunemill_trainer.judge.generate import BATCH_TOKENS, Decoding, answer_limit, generate
 from tunemill_trainer.judge.metrics import Reply
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, Settings
@@ -47,7 +47,8 @@ def run(context: StageContext) -> EvaluationFacts:
     tokens = prepared.tokens()
     cases = sample(prepared.cases(), spec.evaluation.max_rows)
     limit = spec.evaluation.max_new_tokens or answer_limit([case.answer_tokens for case in cases])
-    decoding = Decoding(tokens.stop_token_ids, tokens.pad_token_id, limit)
+    batch_tokens = BATCH_TOKENS >> context.run.memory_kills
+    decoding = Decoding(tokens.stop_token_ids, tokens.pad_token_id, limit, batch_tokens)
 
     hub = Hub(spec.hub.endpoint, context.credentials.hub_token("hub-read"))
     base_folder = models.fetch_base(hub, prepared.base_model(), context.model_cache)

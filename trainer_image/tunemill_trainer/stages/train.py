@@ -56,7 +56,7 @@ def _train(
     context: StageContext, prepared: Prepared, base_folder: Path, rows: datasets.Dataset, device: Device
 ) -> TrainedFacts:
     spec, workspace, key = context.spec, context.workspace, context.train_key
-    tokens, figures = prepared.tokens(), plan(spec.training, len(rows))
+    tokens, figures = prepared.tokens(), plan(spec.training, len(rows), context.run.memory_kills)
     dtype = devices.dtype(spec.training.precision, device)
     # AdamW cannot move weights of half precision; what is trained as a whole is kept in FP32 and computed in `dtype`.
     weights = torch.float32 if spec.adapter.method is AdapterMethod.FULL else dtype

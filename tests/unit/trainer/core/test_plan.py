@@ -24,6 +24,15 @@ def test_steps_come_from_epochs_or_are_given(training: Training, rows: int, step
     assert (made.steps, made.log_every) == (steps, log_every)
 
 
+def test_each_pod_that_was_killed_for_memory_halves_a_forward_pass() -> None:
+    """Proves that the next pod computes less at once, down to one row, and does the same steps."""
+    whole, kills = plan(Training(), 100), range(1, 22)
+    smaller = [plan(Training(), 100, count) for count in kills]
+    assert [made.micro_batch_tokens for made in smaller] == [whole.micro_batch_tokens // 2**count for count in kills]
+    assert {made.steps for made in smaller} == {whole.steps}
+    assert split([5, 5], smaller[-1].micro_batch_tokens) == [[0], [1]]
+
+
 @given(st.lists(st.integers(1, 4096), min_size=1, max_size=64), st.integers(1, 40_000))
 def test_every_row_has_one_forward_pass_and_none_is_too_large(lengths: list[int], tokens: int) -> None:
     """Proves that an optimizer step has exactly its rows, and that padding counts."""
