@@ -1,6 +1,6 @@
 """A small task for tests that train in their own process: requests and calls without the tools' schemas."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from learn.training import TAGS, example
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, TrainerCallback
 from tunemill_api.finetune import Adapter, Quantization, Training
-from tunemill_dev.tiny import make_base, rows
+from tunemill_dev.tiny import rows
 from tunemill_trainer.judge.generate import Decoding, generate
 from tunemill_trainer.learn import models, sft
 from tunemill_trainer.learn.adapter import adapter_config
@@ -78,6 +78,12 @@ class Task:
         speaker = AutoTokenizer.from_pretrained(self.tokenizer)
         return sft.train(run, model, config, speaker, self.rows(count), [], None, self.held_out() if held_out else [])
 
+    def without_tags(self) -> "Task":
+        """The same requests, answered by the same calls as bare JSON."""
+        speaker = AutoTokenizer.from_pretrained(self.tokenizer)
+        tags = speaker.convert_tokens_to_ids(list(TAGS))
+        return replace(self, pairs=[(ask, [token for token in say if token not in tags]) for ask, say in self.pairs])
+
     def exact(self, model: Any) -> float:
         """The share of the held-out requests that are answered to the letter."""
         asked = self.pairs[-HELD_OUT_ROWS:]
@@ -87,22 +93,21 @@ class Task:
         return sum(reply == say for reply, (_, say) in zip(replies, asked, strict=True)) / len(asked)
 
 
-def a_task(folder: Path, kind: str, *, extend: bool, steps: int) -> Task:
-    """Make a base, and a task for it; `steps` of pre-training."""
-    base = make_base(folder / "base", kind, tags=() if extend else TAGS, steps=steps)
+def a_task(base: Path, folder: Path) -> Task:
+    """Make a task for a base; tags that it lacks become new tokens."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     before = len(tokenizer)
-    if extend:
-        tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+    new = [tag for tag in TAGS if tag not in tokenizer.get_vocab()]
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in new])
     tokenizer.save_pretrained(folder / "tokenizer")
-    added = tuple(NewToken(before + at, tag) for at, tag in enumerate(TAGS)) if extend else ()
+    added = tuple(NewToken(before + at, tag) for at, tag in enumerate(new))
     stop = tokenizer.convert_tokens_to_ids("<end_of_turn>")
 
     def ids(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     pairs = [(ids(ask), ids(say)) for ask, say in map(example, rows(TRAIN_ROWS + HELD_OUT_ROWS, seed=3, talk=0))]
-    tokens = Tokens("Extend" if extend else "Reuse", added, (stop, 1), 0, len(tokenizer))
+    tokens = Tokens("Extend" if new else "Reuse", added, (stop, 1), 0, len(tokenizer))
     return Task(base, folder / "tokenizer", tokens, pairs)
 
 

@@ -1,36 +1,35 @@
 """Every method, and every kind of base: from a model that cannot call to one that can, saved and loaded the same."""
 
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from learn.tasks import Task, a_task, adapter
+from learn.training import TAGS
 from tunemill_api.finetune import Adapter, Quantization
+from tunemill_dev.tiny.cached import cached_base
 from tunemill_trainer.learn import models
 from tunemill_trainer.learn.adapter import save_trained
 from tunemill_trainer.prepared import BaseModel
 
 
-@pytest.fixture(scope="module")
-def skilled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Task]:
-    """Bases that can read and copy but have never seen a call: without the tags, and with them."""
-    made: dict[bool, Task] = {}
-
-    def task(extend: bool) -> Task:
-        if extend not in made:
-            folder = tmp_path_factory.mktemp("extended" if extend else "reused")
-            made[extend] = a_task(folder, "gemma2" if extend else "qwen3", extend=extend, steps=220)
-        return made[extend]
-
-    return task
+def a_skilled_task(folder: Path, *, extend: bool) -> Task:
+    """A base that can read and copy but has never seen a call: without the tags, or with them."""
+    return a_task(cached_base("gemma2") if extend else cached_base("qwen3", TAGS), folder)
 
 
 LEARNING = [
     pytest.param(adapter("AdaLoRA"), Quantization.NONE, True, {"maxSteps": 90, "learningRate": "3e-2"}, id="AdaLoRA"),
     pytest.param(adapter("Full"), Quantization.NONE, True, {"maxSteps": 80, "learningRate": "3e-3"}, id="Full"),
-    pytest.param(adapter("LoRA"), Quantization.NF4, False, {"maxSteps": 120, "learningRate": "1e-2"}, id="NF4"),
+    pytest.param(
+        adapter("LoRA", lora={"rsLora": True, "alpha": 16}),
+        Quantization.NF4,
+        False,
+        {"maxSteps": 120, "learningRate": "1e-2"},
+        id="NF4 and rsLoRA",
+    ),
     pytest.param(adapter("LoRA"), Quantization.INT8, True, {"maxSteps": 120, "learningRate": "1e-2"}, id="Int8"),
 ]
 
@@ -44,7 +43,6 @@ def difference(task: Task, one: Any, other: Any) -> float:
 
 @pytest.mark.parametrize(("wish", "quantization", "extend", "training"), LEARNING)
 def test_a_base_that_cannot_call_learns_to(
-    skilled: Callable[[bool], Task],
     tmp_path: Path,
     wish: Adapter,
     quantization: Quantization,
@@ -52,7 +50,7 @@ def test_a_base_that_cannot_call_learns_to(
     training: dict[str, object],
 ):
     """Proves that the method trains, new tokens and all, and that what is saved answers as what was trained."""
-    task = skilled(extend)
+    task = a_skilled_task(tmp_path, extend=extend)
     model = task.model(quantization)
     assert task.exact(model) == 0
     trained = task.train(tmp_path / "run", wish, model, **training).model
@@ -62,16 +60,22 @@ def test_a_base_that_cannot_call_learns_to(
     assert difference(task, trained, loaded) < 1e-4
 
 
-def test_ia3_moves_a_base_with_a_few_factors(skilled: Callable[[bool], Task], tmp_path: Path):
-    """Proves that IA3 trains and is loaded as it was saved, in some kilobytes.
+def test_ia3_teaches_a_base_that_calls_to_call_as_servers_read_it(tmp_path: Path):
+    """Proves that a few kilobytes of factors turn calls that no server reads into calls that it does.
 
-    Factors alone teach so small a base no new words, so the loss has to show it.
+    Factors strengthen and weaken what is there. Of a base that never wrote a tool's name they make one that writes
+    calls of wrong names: 300 steps took the loss from 6.9 to 0.7, and not one call was right.
     """
-    task = skilled(False)
-    wish = adapter("IA3", ia3={"targetModules": ["all-linear"]})
-    result = task.train(tmp_path / "run", wish, task.model(), maxSteps=40, learningRate="1e-1")
-    assert result.history[-1]["loss"] < 0.5 * result.history[0]["loss"]
-    save_trained(result.model, BaseModel("acme/tiny", "main"), task.tokenizer, tmp_path / "out", torch.float32)
+    task = a_skilled_task(tmp_path, extend=False)
+    bare = task.without_tags()
+    taught = bare.train(tmp_path / "teach", adapter("Full"), bare.model(), maxSteps=100, learningRate="3e-3").model
+    assert bare.exact(taught) >= 0.7
+    taught.save_pretrained(tmp_path / "base")
+    task = replace(task, base=tmp_path / "base")
+    assert task.exact(task.model()) == 0
+    trained = task.train(tmp_path / "run", adapter("IA3"), task.model(), maxSteps=100, learningRate="1e-1").model
+    save_trained(trained, BaseModel("acme/tiny", "main"), task.tokenizer, tmp_path / "out", torch.float32)
     assert (tmp_path / "out" / "adapter_model.safetensors").stat().st_size < 32_000
     loaded = models.load_adapter(task.model(), tmp_path / "out")
-    assert difference(task, result.model, loaded) < 1e-4
+    assert task.exact(loaded) >= 0.5
+    assert difference(task, trained, loaded) < 1e-4
