@@ -15,8 +15,9 @@ NAMES = [path.name for path in sorted(SAMPLES.glob("*.yaml"))]
 
 
 def sample(name: str) -> dict[str, Any]:
-    """Return the object of a sample."""
-    return yaml.safe_load((SAMPLES / name).read_text())
+    """Return the FunctionCallFineTune of a sample; ConfigMaps may stand beside it."""
+    (found,) = [body for body in yaml.safe_load_all((SAMPLES / name).read_text()) if body["kind"] == KIND]
+    return found
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -63,3 +64,13 @@ def test_the_agents_course_sample_is_its_recipe():
     assert (lora.rank, lora.alpha, lora.dropout) == (16, 64, "0.05")
     assert (training.learning_rate, training.scheduler, training.warmup_ratio) == ("1e-4", "Cosine", "0.1")
     assert (training.epochs, training.max_length, spec.tokenizer.mode) == (1, 1500, "Extend")
+
+
+def test_the_functiongemma_sample_is_its_recipe():
+    """The figures of Google's guide, by which its readers recognise it."""
+    spec = FineTuneSpec.model_validate(sample("functiongemma.yaml")["spec"])
+    training = spec.training
+    assert (spec.base_model.id, spec.adapter.method) == ("google/functiongemma-270m-it", "Full")
+    assert (training.epochs, training.batch_size, training.max_length) == (8, 4, 512)
+    assert (training.learning_rate, training.scheduler, float(training.warmup_ratio)) == ("5e-5", "Constant", 0)
+    assert (spec.dataset.format, spec.dataset.evaluation.fraction) == ("Simple", "0.5")

@@ -1,0 +1,174 @@
+"""What the recipes among the samples need, in small: rows as their data sets have them, and a base like FunctionGemma.
+
+The rows are drawn from the help desk's wordings and values, which the small base models can read.
+"""
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tunemill_dev.tiny.cached import cached_base
+from tunemill_dev.tiny.data import CITIES, OPENINGS, TASKS, TOPICS, Task, rows
+
+Row = dict[str, Any]
+
+FUNCTION_GEMMA_TAGS = (
+    "<start_function_declaration>",
+    "<end_function_declaration>",
+    "<start_function_call>",
+    "<end_function_call>",
+    "<start_function_response>",
+    "<end_function_response>",
+    "<escape>",
+)
+
+FUNCTION_GEMMA_TEMPLATE = """{{- bos_token -}}
+{%- macro text(value) -%}{{- '<escape>' + value + '<escape>' -}}{%- endmacro -%}
+{%- macro value(item) -%}
+{%- if item is string -%}{{- text(item) -}}{%- else -%}{{- item | tojson -}}{%- endif -%}
+{%- endmacro -%}
+{%- macro declared(tool) -%}
+{{- '<start_function_declaration>declaration:' + tool.name + '{description:' + text(tool.description) -}}
+{{- ',parameters:{properties:{' -}}
+{%- for name, schema in tool.parameters.properties.items() -%}
+{{- (',' if not loop.first else '') + name + ':{' -}}
+{%- if schema.description -%}{{- 'description:' + text(schema.description) + ',' -}}{%- endif -%}
+{{- 'type:' + text(schema.type | upper) + '}' -}}
+{%- endfor -%}
+{{- '}' -}}
+{%- if tool.parameters.required -%}
+{{- ',required:[' -}}
+{%- for name in tool.parameters.required -%}{{- (',' if not loop.first else '') + text(name) -}}{%- endfor -%}
+{{- ']' -}}
+{%- endif -%}
+{{- ',type:' + text('OBJECT') + '}}<end_function_declaration>' -}}
+{%- endmacro -%}
+{%- set turns = messages -%}
+{%- set preamble = '' -%}
+{%- if messages[0]['role'] in ('system', 'developer') -%}
+{%- set preamble = messages[0]['content'] | trim -%}
+{%- set turns = messages[1:] -%}
+{%- endif -%}
+{%- if preamble or tools -%}
+{{- '<start_of_turn>developer\\n' + preamble -}}
+{%- for tool in tools or [] -%}{{- declared(tool['function']) -}}{%- endfor -%}
+{{- '<end_of_turn>\\n' -}}
+{%- endif -%}
+{%- for message in turns -%}
+{%- set answers = not loop.first and loop.previtem['role'] == 'tool' -%}
+{%- if message['role'] == 'tool' -%}
+{{- '<start_function_response>' if answers else '' -}}
+{{- 'response:' + message['name'] + '{value:' + value(message['content']) + '}<end_function_response>' -}}
+{%- else -%}
+{%- if not answers -%}
+{{- '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\\n' -}}
+{%- endif -%}
+{{- (message['content'] or '') | trim -}}
+{%- for call in message['tool_calls'] or [] -%}
+{{- '<start_function_call>call:' + call['function']['name'] + '{' -}}
+{%- for name, item in call['function']['arguments'].items() -%}
+{{- (',' if not loop.first else '') + name + ':' + value(item) -}}
+{%- endfor -%}
+{{- '}<end_function_call>' -}}
+{%- endfor -%}
+{{- '<start_function_response>' if message['tool_calls'] else '<end_of_turn>\\n' -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt and messages[-1]['role'] != 'tool' -%}{{- '<start_of_turn>model\\n' -}}{%- endif -%}
+"""
+"""Writes what the FunctionGemma guide prints: tags of its own, and a call that ends where the tool's answer begins."""
+
+HERMES_PROMPT = (
+    "You call functions, and think before you do. You are provided with function signatures within <tools></tools> XML "
+    "tags. Here are the available tools:<tools> {tools} </tools>For each function call return a json object with its "
+    "name and arguments within <tool_call></tool_call> XML tags."
+)
+"""In the manner of the agents course's rows: the tools stand in it as Python literals, after an empty pair of tags."""
+
+ADVICE = {
+    "get_weather": "Look at the sky above {city}.",
+    "send_email": "Dear {to}, this is about {subject}.",
+    "set_timer": "Count to {minutes} slowly.",
+    "order_item": "The shop sells {quantity} {item}.",
+    "search_documents": "Ask the office about {query}.",
+    "book_room": "Be in {room} at {hour}.",
+    "reset_password": "Tell {user} to try again.",
+    "open_ticket": "{user} needs a new {item}.",
+}
+"""What one says where there is no tool, by the tool that there would be."""
+
+
+def function_gemma(folder: Path) -> Path:
+    """Make the small Gemma 3 one that has FunctionGemma's tags and template, and can do nothing with them yet."""
+    from transformers import AutoTokenizer
+
+    shutil.copytree(cached_base("gemma3", FUNCTION_GEMMA_TAGS), folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = FUNCTION_GEMMA_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def search_rows(count: int, seed: int = 0) -> list[Row]:
+    """Return rows as the FunctionGemma guide has them: a search for what is ours, or one for what is everybody's."""
+    documents = next(task for task in TASKS if task.name == "search_documents")
+    weather = next(task for task in TASKS if task.name == "get_weather")
+    ours = [
+        _searched(opening + wording.format(query=topic), "search_knowledge_base", f"{topic} policy")
+        for opening in OPENINGS
+        for wording in documents.wordings
+        for topic in TOPICS
+    ]
+    public = [
+        _searched(opening + wording.format(city=city), "search_google", f"weather in {city}")
+        for opening in OPENINGS
+        for wording in weather.wordings
+        for city in CITIES
+    ]
+    rng = random.Random(seed)
+    drawn = rng.sample(ours, count // 2) + rng.sample(public, count - count // 2)
+    rng.shuffle(drawn)
+    return drawn
+
+
+def thinking_rows(count: int, seed: int = 0) -> list[Row]:
+    """Return rows as the agents course has them: think, act, observe, and an answer that depends on what was observed.
+
+    With the traps of its data: calls as Python literals, the tools in the prose of a system prompt, a misspelt tag.
+    """
+    rng = random.Random(seed)
+    return [_thought(row, succeeds=rng.random() < 0.5) for row in rows(count, seed, offered=2, talk=0)]
+
+
+def instruction_rows(count: int, seed: int = 0) -> list[Row]:
+    """Return rows of `messages` alone: a request, and a sentence that says something of it."""
+    rng = random.Random(seed)
+    cases = {task.name: list(task.cases()) for task in TASKS}
+    drawn = []
+    for _ in range(count):
+        task: Task = rng.choice(TASKS)
+        request, arguments = rng.choice(cases[task.name])
+        said = ADVICE[task.name].format(**arguments)
+        drawn.append({"messages": [{"role": "user", "content": request}, {"role": "assistant", "content": said}]})
+    return drawn
+
+
+def _searched(request: str, tool: str, query: str) -> Row:
+    return {"user_content": request, "tool_name": tool, "tool_arguments": json.dumps({"query": query})}
+
+
+def _thought(row: Row, *, succeeds: bool) -> Row:
+    _, user, answer = row["messages"]
+    call = answer["tool_calls"][0]["function"]
+    called = {"name": call["name"], "arguments": json.loads(call["arguments"])}
+    seen, said = ("ok", "It is done.") if succeeds else ("failed", "Sorry, that failed.")
+    turns = [
+        ("system", HERMES_PROMPT.format(tools=row["tools"])),
+        ("human", user["content"]),
+        ("model", f"<think>The tool for it is {call['name']}.</think><tool_call>\n{called}\n</tool_call>"),
+        ("tool", f"<tool_reponse>\n{ {'status': seen} }\n</tool_reponse>"),
+        ("model", f"<think>The status is {seen}.</think>{said}"),
+    ]
+    return {"conversations": [{"role": role, "content": content} for role, content in turns]}

@@ -1,0 +1,25 @@
+"""The manifests that users copy, applied as kubectl does: the API server's schema and rules have the last word."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from kube.plane import Namespace
+from tunemill_api.constants import KIND, PLURAL
+
+SAMPLES = sorted((Path(__file__).parents[2] / "crds" / "samples").glob("*.yaml"))
+PATHS = {KIND: PLURAL, "ConfigMap": "configmaps"}
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=[path.stem for path in SAMPLES])
+def test_a_sample_is_accepted(namespace: Namespace, path: Path) -> None:
+    """Each of its objects is taken without an unknown field, and every ConfigMap that it names is among them."""
+    objects = list(yaml.safe_load_all(path.read_text()))
+    for body in objects:
+        del body["metadata"]["namespace"]
+        namespace.plane.api.post(f"{namespace.path(PATHS[body['kind']])}?fieldValidation=Strict", body)
+    (spec,) = [body["spec"] for body in objects if body["kind"] == KIND]
+    given = {(body["metadata"]["name"], key) for body in objects for key in body.get("data", {})}
+    refs = [spec.get("tools"), spec.get("tokenizer", {}).get("chatTemplate")]
+    named = {(ref["configMapKeyRef"]["name"], ref["configMapKeyRef"]["key"]) for ref in refs if ref}
+    assert named == given
