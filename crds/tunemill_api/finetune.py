@@ -575,6 +575,8 @@ class FineTuneSpec(ApiModel):
     max_gpu_hours: GpuHours = ""
     """GPU hours that train and evaluate of a run may use together, over all their pods; a pod of 2 GPUs uses 2 an hour.
     Empty sets no limit."""
+    history_limit: Annotated[int, Field(ge=0, le=50)] = 5
+    """How many ended runs status.history keeps."""
 
 
 def effective_workspace(spec: FineTuneSpec) -> Workspace:

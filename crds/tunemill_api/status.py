@@ -328,6 +328,33 @@ class FailureStatus(StatusModel):
     """The generation of the spec that failed; an edit tries again."""
 
 
+class RunResult(StrEnum):
+    """How a run ended."""
+
+    SUCCEEDED = "Succeeded"
+    HELD = "Held"
+    FAILED = "Failed"
+    REPLACED = "Replaced"
+
+
+class PastRun(StatusModel):
+    """A run that has ended."""
+
+    id: str
+    """As in status.run."""
+    result: RunResult
+    """Succeeded: published. Held: a gate was not passed. Failed: see the reason. Replaced: an edit made another run of
+    it before its end."""
+    reason: str = ""
+    """Why it was held or failed."""
+    finished: datetime
+    """When it ended."""
+    metrics: dict[str, str] = {}
+    """Of the tuned model, as shares from 0 to 1, by name."""
+    revision: str = ""
+    """The commit on the Hub; of a run that was held that of its draft."""
+
+
 class FineTuneStatus(StatusModel):
     """What the operator knows about the object."""
 
@@ -375,3 +402,9 @@ class FineTuneStatus(StatusModel):
     """Where the draft lies that was pushed in place of a publication, with spec.evaluation.onGateFailure Draft."""
     failure: FailureStatus | None = None
     """Why the run failed or cannot go on."""
+    history: list[PastRun] = Field(
+        default=[],
+        max_length=50,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["id"]},
+    )
+    """The runs that have ended, the newest first; at most spec.historyLimit of them."""

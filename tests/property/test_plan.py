@@ -29,6 +29,8 @@ EDITS: list[dict[str, Any]] = [
     {"stallTimeout": "0s"},
     {"maxGpuHours": "0.3"},
     {"maxGpuHours": ""},
+    {"historyLimit": 1},
+    {"historyLimit": 5},
     {"suspend": True},
     {"suspend": False},
 ]
@@ -170,6 +172,19 @@ class Operation(RuleBasedStateMachine):
         assert status.draft is None or (status.published is None and status.serving is None)
         assert status.draft is None or (truth["Ready"], truth["Published"]) == ("False", "False")
 
+    @invariant()
+    def the_history_is_bounded_and_has_each_run_once(self) -> None:
+        """Newest first, and what has not ended is not in it."""
+        history = self.world.status.history
+        assert len(history) <= 5
+        assert len({entry.id for entry in history}) == len(history)
+        assert [entry.finished for entry in history] == sorted((entry.finished for entry in history), reverse=True)
+
+    @invariant()
+    def children_are_bounded(self) -> None:
+        """A Job a stage, and those that are on their way out."""
+        assert len([job for job in self.world.jobs.values() if "deletionTimestamp" not in job["metadata"]]) <= 4
+
     def teardown(self) -> None:
         """When everybody leaves it alone and all goes well, it is published in the end, and then at rest."""
         world = self.world
@@ -187,6 +202,7 @@ class Operation(RuleBasedStateMachine):
         writes, created = world.status_writes, list(world.created)
         world.settle()
         assert (world.status_writes, world.created) == (writes, created)
+        assert (world.status.history[0].id, world.status.history[0].result) == (world.status.run.id, "Succeeded")
 
 
 TestOperation = Operation.TestCase

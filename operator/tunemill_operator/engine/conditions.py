@@ -11,6 +11,7 @@ from tunemill_api.status import (
     ConditionType,
     FineTuneStatus,
     GateFacts,
+    PastRun,
     Phase,
     RunStatus,
     StageState,
@@ -31,6 +32,7 @@ def status_of(
     decisions: Sequence[GateFacts],
     run: RunStatus,
     progress: Progress | None,
+    history: Sequence[PastRun],
     now: datetime,
 ) -> FineTuneStatus:
     """Return the whole status. `now` is used only for what changes with this status."""
@@ -59,6 +61,7 @@ def status_of(
         serving=published.serving if published else None,
         draft=draft,
         failure=situation.failure,
+        history=list(history),
     )
 
 

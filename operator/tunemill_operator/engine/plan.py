@@ -16,6 +16,7 @@ from tunemill_operator.engine.case import Case, case_of
 from tunemill_operator.engine.conditions import status_of, status_of_invalid
 from tunemill_operator.engine.events import Announcement, announcements
 from tunemill_operator.engine.failures import Cause
+from tunemill_operator.engine.history import history_of
 from tunemill_operator.engine.objects import FineTune, Job
 from tunemill_operator.engine.observe import SILENT_AFTER, Observed, owned
 from tunemill_operator.engine.pods import SpecTooLargeError, job_of, pod_digest
@@ -72,7 +73,8 @@ def plan(finetune: FineTune, observed: Observed, platform: Platform, now: dateti
     ledger = step.ledger or case.ledger
     decisions = case.decisions if ledger.done(Stage.EVALUATE) else []
     run = case.run(ledger, renewed=step.create is not None)
-    status = status_of(finetune, ledger, step.situation, decisions, run, case.live_progress, now)
+    history = history_of(finetune.status, run, step, ledger, case.spec.history_limit, now)
+    status = status_of(finetune, ledger, step.situation, decisions, run, case.live_progress, history, now)
     deletions = {job.meta.uid: DeleteJob(job) for job in (*case.surplus(), *step.delete) if not job.meta.deleting}
     return Plan(
         actions=(*deletions.values(), *([CreateJob(step.create)] if step.create else [])),

@@ -24,6 +24,11 @@ class Step:
     ledger: Ledger | None = None
     """Set when something else is to be recorded than what was found."""
 
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing goes on before somebody changes something."""
+        return self.situation.failure is not None and self.requeue_after is None
+
 
 def stalled(
     case: Case,

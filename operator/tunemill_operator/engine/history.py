@@ -1,0 +1,62 @@
+"""Keeps in the status how the runs of an object ended."""
+
+from datetime import datetime
+
+from tunemill_api.stage_report import Stage
+from tunemill_api.status import FineTuneStatus, PastRun, Phase, RunResult, RunStatus
+
+from tunemill_operator.engine.stages import Ledger
+from tunemill_operator.engine.step import Step
+
+_RESULTS = {Phase.SUCCEEDED: RunResult.SUCCEEDED, Phase.HELD: RunResult.HELD, Phase.FAILED: RunResult.FAILED}
+
+
+def history_of(
+    before: FineTuneStatus, run: RunStatus, step: Step, ledger: Ledger, limit: int, now: datetime
+) -> list[PastRun]:
+    """Return the newest `limit` runs that have ended, the newest first.
+
+    A run stands in it once: when it fails, is tried again and succeeds, it has succeeded.
+
+    Args:
+        before: the status that was written last.
+        run: the present run.
+        step: what was concluded about it.
+        ledger: what is recorded about its stages.
+        limit: how many runs are kept.
+        now: the time.
+    """
+    replaced = _replaced(before, run, now)
+    history = [replaced, *before.history] if replaced else list(before.history)
+    ended = _ended(run, step, ledger, now)
+    if ended is not None:
+        known = next((entry for entry in history if entry.id == ended.id), None)
+        if known is not None and known == ended.model_copy(update={"finished": known.finished}):
+            return history[:limit]
+        history = [ended, *(entry for entry in history if entry.id != ended.id)]
+    return history[:limit]
+
+
+def _replaced(before: FineTuneStatus, run: RunStatus, now: datetime) -> PastRun | None:
+    """Return the run of the status before, if it had begun to work and is given up for this one."""
+    old = before.run
+    if old is None or old.id == run.id or any(entry.id == old.id for entry in before.history):
+        return None
+    begun = any(entry.started_at and entry.started_at >= old.started_at for entry in before.stages)
+    return PastRun(id=old.id, result=RunResult.REPLACED, finished=now) if begun else None
+
+
+def _ended(run: RunStatus, step: Step, ledger: Ledger, now: datetime) -> PastRun | None:
+    situation = step.situation
+    if situation.phase is not Phase.SUCCEEDED and not step.is_final:
+        return None
+    evaluation = ledger.facts.evaluation if ledger.done(Stage.EVALUATE) else None
+    published = ledger.facts.published if ledger.done(Stage.PUBLISH) else None
+    return PastRun(
+        id=run.id,
+        result=_RESULTS[situation.phase],
+        reason=str(situation.failure.reason) if situation.failure else "",
+        finished=now,
+        metrics={metric.name: metric.tuned for metric in evaluation.metrics if metric.tuned} if evaluation else {},
+        revision=published.revision if published else "",
+    )

@@ -1,0 +1,102 @@
+"""What the status keeps of runs that have ended."""
+
+from typing import Any
+
+from property.simulator import World
+from property.worlds import a_finished_world, a_world_at
+from tunemill_api.failures import Reason
+from tunemill_api.stage_report import Stage
+from tunemill_api.status import RunResult
+
+
+def go_on(world: World, **report: Any) -> None:
+    """Let everything go well until it rests."""
+    for _ in range(4):
+        world.settle()
+        world.seconds += 10
+        world.run_pod(**report)
+    world.settle()
+
+
+def results(world: World) -> list[RunResult]:
+    """Return how the runs ended, the newest first."""
+    return [entry.result for entry in world.status.history]
+
+
+def test_a_published_run_stands_in_the_history_with_its_figures() -> None:
+    """Once, at the time of its end, however long it stays so."""
+    world = a_finished_world()
+    (entry,) = world.status.history
+    assert (entry.id, entry.result) == (world.status.run.id, RunResult.SUCCEEDED)
+    assert entry.metrics == {"exact_match": "0.9000"}
+    assert entry.revision == world.status.published.revision
+    world.seconds += 3600
+    world.settle()
+    assert world.status.history == [entry]
+
+
+def test_every_run_that_ended_stays_up_to_the_limit() -> None:
+    """The newest first; a lower limit takes effect at once."""
+    world = a_finished_world(historyLimit=2)
+    for tag in ("v1", "v2", "v3"):
+        world.edit(publish={"tag": tag})
+        go_on(world)
+    assert results(world) == [RunResult.SUCCEEDED] * 2
+    assert world.status.history[0].id == world.status.run.id
+    world.edit(historyLimit=0)
+    go_on(world)
+    assert results(world) == []
+
+
+def test_a_run_that_failed_and_was_tried_again_has_the_result_of_the_last_try() -> None:
+    """It is one run: nothing of what was asked for has changed."""
+    world = a_world_at(Stage.TRAIN)
+    world.fail(world.live_pods()[0], Reason.TRAINING_DIVERGED)
+    world.settle()
+    (failed,) = world.status.history
+    assert (failed.result, failed.reason) == (RunResult.FAILED, Reason.TRAINING_DIVERGED)
+    world.edit(retry={"limit": 1})
+    go_on(world)
+    assert results(world) == [RunResult.SUCCEEDED]
+    assert world.status.history[0].id == failed.id
+
+
+def test_a_run_that_is_edited_away_at_work_was_replaced() -> None:
+    """What was asked for before it was never finished."""
+    world = a_world_at(Stage.TRAIN)
+    world.edit(training={"learningRate": "5e-4"})
+    go_on(world)
+    assert results(world) == [RunResult.SUCCEEDED, RunResult.REPLACED]
+
+
+def test_a_wish_that_nothing_worked_for_leaves_no_trace() -> None:
+    """Two edits in a row are one."""
+    world = a_finished_world()
+    world.edit(suspend=True)
+    world.seconds += 10
+    for rate in ("5e-4", "6e-4"):
+        world.edit(training={"learningRate": rate})
+        world.settle()
+    assert results(world) == [RunResult.SUCCEEDED]
+
+
+def test_a_held_run_stands_with_its_figures_and_is_one_with_its_publication() -> None:
+    """A gate is in no key: lowering it ends the same run another way."""
+    world = World(evaluation={"gates": [{"metric": "exact_match", "min": "0.95"}]})
+    go_on(world)
+    (held,) = world.status.history
+    assert (held.result, held.reason, held.metrics) == (RunResult.HELD, "GateNotPassed", {"exact_match": "0.9000"})
+    world.edit(evaluation={"gates": []})
+    go_on(world)
+    assert results(world) == [RunResult.SUCCEEDED]
+
+
+def test_what_goes_on_by_itself_has_not_ended() -> None:
+    """An image that cannot be pulled yet is shown as a failure, and is no result."""
+    world = World()
+    world.settle()
+    (pod,) = world.live_pods()
+    pod["status"]["containerStatuses"][0]["state"] = {"waiting": {"reason": "ErrImagePull", "message": "not found"}}
+    world.settle()
+    assert world.status.failure is not None
+    assert results(world) == []
