@@ -1,8 +1,9 @@
 """One object from apply to publication, and what edits change, against a real API server."""
 
 import pytest
-from kube.kubelet import Runs, eventually
+from kube.kubelet import Ends, Runs, eventually
 from kube.plane import Namespace, Plane
+from property.builders import a_report
 from tunemill_api.constants import ANNOTATION_REQUESTED_AT, PLURAL
 from tunemill_api.stage_report import Stage
 
@@ -164,6 +165,24 @@ def test_a_gate_holds_the_result_until_it_is_lowered(plane: Plane, namespace: Na
     namespace.edit("bar", evaluation={"gates": [{"metric": "exact_match", "min": "0.8"}]})
     namespace.wait_for("bar", "Succeeded")
     assert starts(plane, "bar") == [1, 1, 1, 1]
+
+
+def test_a_draft_is_held_until_its_gate_is_lowered(plane: Plane, namespace: Namespace) -> None:
+    """The real API server keeps status.draft, and no status.published beside it; then publish runs once more."""
+    plane.kubelet.behave("sketch", Stage.PUBLISH, Ends(message=a_report(Stage.PUBLISH, draft=True)))
+    wish = {"gates": [{"metric": "hallucinated_tool_rate", "max": "0.02"}], "onGateFailure": "Draft"}
+    namespace.apply("sketch", evaluation=wish)
+    status = namespace.wait_for("sketch", "Held")
+    assert status["draft"]["branch"] == "tunemill-draft-1234"
+    assert "published" not in status
+    assert namespace.condition("sketch", "Published")["reason"] == "Draft"
+    assert namespace.condition("sketch", "Stalled")["status"] == "True"
+    plane.kubelet.behaviours.pop(("sketch", "publish"))
+    namespace.edit("sketch", evaluation={"gates": []})
+    status = namespace.wait_for("sketch", "Succeeded")
+    assert "draft" not in status
+    assert status["published"]["branch"] == "main"
+    assert starts(plane, "sketch") == [1, 1, 1, 2]
 
 
 def test_deleting_an_object_takes_its_jobs_and_pods(plane: Plane, namespace: Namespace) -> None:

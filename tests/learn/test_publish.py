@@ -159,6 +159,34 @@ def test_a_gate_that_is_not_passed_stops_before_the_hub(judged_run: TrainedRun):
     assert not run.api.repo_exists("acme/held")
 
 
+def test_a_draft_goes_to_a_branch_of_its_own_until_its_gate_is_lowered(judged_run: TrainedRun, tmp_path: Path):
+    """Main stays as it was, no tag is set, a new repository is private; once published, the draft is gone."""
+    gate = {"metric": "exact_match", "minGainOverBase": "1"}
+    run = to(judged_run, "sketch", tag="v1", private=False).changed(
+        evaluation={"gates": [gate], "onGateFailure": "Draft"}
+    )
+    facts = published(run.stage(Stage.PUBLISH))
+    branch = f"tunemill-draft-{keys.evaluate_key(run.train_key, run.run.spec)}"
+    assert (facts.draft, facts.branch, facts.tag) == (True, branch, "")
+    assert run.api.list_repo_commits("acme/sketch", revision=branch)[0].commit_id == facts.revision
+    assert set(run.api.list_repo_files("acme/sketch", revision="main")) == {".gitattributes"}
+    assert "adapter_model.safetensors" in run.api.list_repo_files("acme/sketch", revision=branch)
+    assert not run.api.list_repo_refs("acme/sketch").tags
+    assert run.api.model_info("acme/sketch").private
+    card = Path(run.api.hf_hub_download("acme/sketch", "README.md", revision=branch, local_dir=tmp_path)).read_text()
+    assert "This is a draft and no release" in card
+    assert "exact_match >= base + 1" in card
+    again = run.stage(Stage.PUBLISH)
+    assert published(again) == facts
+    assert again.report is not None
+    assert not again.report.executed
+
+    released = published(run.changed(evaluation={"gates": []}).stage(Stage.PUBLISH))
+    assert (released.draft, released.branch, released.tag) == (False, "main", "v1")
+    assert run.api.list_repo_commits("acme/sketch")[0].commit_id == released.revision
+    assert branches(run, "sketch") == {"main"}
+
+
 def test_gates_are_decided_without_torch():
     """A gate that is not passed must not wait for the training stack."""
     code = "import sys; import tunemill_trainer.stages.publish; assert 'torch' not in sys.modules, 'torch is imported'"

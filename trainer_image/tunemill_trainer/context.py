@@ -68,10 +68,9 @@ class StageContext:
         """The key of the adapter's judgement."""
         return keys.evaluate_key(self.train_key, self.spec)
 
-    @property
-    def publish_key(self) -> str:
-        """The key of the published model."""
-        return keys.publish_key(self.evaluate_key, self.spec)
+    def publish_key(self, *, draft: bool) -> str:
+        """Return the key of the published model, or of its draft."""
+        return keys.publish_key(self.evaluate_key, self.spec, draft=draft)
 
     def folder(self, name: str) -> Path:
         """Return a folder below the work folder, made when it is not there."""

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 from tunemill_api.constants import API_VERSION, CHAT_TEMPLATE_PATH, KIND, TOOLS_PATH
-from tunemill_api.failures import Reason
+from tunemill_api.failures import FAILURES, ExitCode, Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage, StageReport
@@ -26,7 +26,10 @@ from tunemill_trainer.errors import StageError
 
 
 def main(manifest: Path, work: Path) -> int:
-    """Run the stages that are not done yet, print what came out, and return the exit code of the last stage."""
+    """Run the stages that are not done yet, print what came out, and return the exit code of the last stage.
+
+    That of a gate that is not passed is also returned when a draft was pushed: nobody shall take it for a release.
+    """
     try:
         run = load(manifest)
     except StageError as error:
@@ -47,7 +50,8 @@ def main(manifest: Path, work: Path) -> int:
         if report.prepared is not None:
             run = run.model_copy(update={"prepared": report.prepared})
     print(summary(reports))
-    return 0
+    draft = any(report.published and report.published.draft for report in reports)
+    return FAILURES[Reason.GATE_NOT_PASSED].exit_code if draft else ExitCode.DONE
 
 
 def load(manifest: Path) -> RunSpec:
@@ -115,7 +119,8 @@ def summary(reports: list[StageReport]) -> str:
         if report.published is not None:
             published = report.published
             where = published.url or f"{published.repository}@{published.revision}"
-            lines += ["", f"adapter    {adapter}", f"published  {where}"]
+            did = "draft, as a gate is not passed:" if published.draft else "published "
+            lines += ["", f"adapter    {adapter}", f"{did} {where}"]
             if published.serving and published.serving.command:
                 lines += ["", "serve it with", published.serving.command]
     return "\n".join(lines)

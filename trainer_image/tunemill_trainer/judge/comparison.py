@@ -34,10 +34,11 @@ HEADLINES = (
     "parallel_accuracy",
     "abstention_accuracy",
     "missed_call_rate",
+    "over_call_rate",
     "hallucinated_tool_rate",
     "finished_rate",
 )
-"""The metrics of the status: those that gates can be set on, and three that explain them."""
+"""The metrics of the status: those that gates can be set on, and one that explains them."""
 
 TOOL_F1 = "tool_f1"
 """The one headline that is a mean and not a share of cases."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
+from tunemill_api import gates
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.status import EvaluationFacts, GateFacts, MetricFacts, PreparedFacts, ServingFacts, TrainedFacts
 
@@ -58,6 +59,11 @@ class ReleaseFacts:
         return self.repository.split("/")[1]
 
     @property
+    def draft(self) -> bool:
+        """Whether a gate is not passed, and it is no release."""
+        return not gates.passed(self.gates)
+
+    @property
     def revision(self) -> str:
         """What the card asks users to load: it is written before there is a commit."""
         return self.run.spec.publish.tag or self.run.spec.publish.branch
@@ -85,7 +91,13 @@ def _front_matter(facts: ReleaseFacts) -> str:
         datasets=_hub_datasets(facts),
         library_name="transformers" if facts.whole else "peft",
         pipeline_tag="text-generation",
-        tags=["function-calling", "tool-use", *([] if facts.whole else [_method(facts).lower()]), "tunemill"],
+        tags=[
+            "function-calling",
+            "tool-use",
+            *([] if facts.whole else [_method(facts).lower()]),
+            "tunemill",
+            *(["draft"] * facts.draft),
+        ],
         eval_results=[
             EvalResult(
                 task_type="text-generation",
@@ -126,16 +138,24 @@ def _introduction(facts: ReleaseFacts) -> str:
         if facts.whole
         else f"A {_method(facts)} adapter that teaches [{base}]({page}) (commit `{commit}`) to call tools"
     )
-    return f"""# {facts.name}
+    introduction = f"""# {facts.name}
 
 {what}. It was trained, measured against its base,
-published and proven to load by Tunemill."""
+{"pushed" if facts.draft else "published"} and proven to load by Tunemill."""
+    if not facts.draft:
+        return introduction
+    missed = "\n".join(f"> - `{gate.gate}` ({gate.message})" for gate in facts.gates if not gate.passed)
+    return f"""{introduction}
+
+> **This is a draft and no release.** These gates are not passed:
+>
+{missed}"""
 
 
 def _evaluation(facts: ReleaseFacts) -> str:
     report, right = facts.report, facts.report.right
     rows = "\n".join(_metric_line(metric, report) for metric in facts.evaluation.metrics if metric.tuned)
-    gates = [f"- `{gate.gate}`: {'passed' if gate.passed else 'not passed'} ({gate.message})" for gate in facts.gates]
+    lines = [f"- `{gate.gate}`: {'passed' if gate.passed else 'not passed'} ({gate.message})" for gate in facts.gates]
     text = f"""## Evaluation
 
 Base and tuned model answered the same {report.cases} cases of {report.rows} held-out rows, {report.settings.decoding},
@@ -150,7 +170,7 @@ vLLM's `{report.settings.reply_format}` parser reads them; for `exact_match` arg
 
 The base has {right.base} cases right, the tuned model {right.tuned}. If both were equally good, a change as uneven as
 this would have a probability of {right.p_value:.2g} (McNemar's exact test)."""
-    parts = [text, "The gates of this release:", "\n".join(gates)] if gates else [text]
+    parts = [text, f"The gates of this {'draft' if facts.draft else 'release'}:", "\n".join(lines)] if lines else [text]
     if facts.with_page:
         parts.append(
             "`report.html` in this repository shows all of it: tools, mix-ups, and what went wrong, case by case."

@@ -1,5 +1,6 @@
 """What metrics, faults and slices are called where people read them."""
 
+from tunemill_api import finetune
 from tunemill_api.status import DatasetFacts
 
 METRICS = {
@@ -18,7 +19,7 @@ METRICS = {
     "lenient_only_rate": "Calls that only a lenient reader finds",
     "finished_rate": "Ends its turn",
 }
-LOWER_IS_BETTER = {"missed_call_rate", "over_call_rate", "hallucinated_tool_rate", "lenient_only_rate"}
+LOWER_IS_BETTER = {*map(str, finetune.LOWER_IS_BETTER), "lenient_only_rate"}
 
 FAULTS = {
     "cut_off": "Cut off",

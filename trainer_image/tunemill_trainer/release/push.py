@@ -78,6 +78,14 @@ class Repository:
         """Delete a branch, unless it is gone."""
         self._call(lambda: _unless_gone(lambda: self._api.delete_branch(self.name, branch=branch)))
 
+    def clear(self, branch: str) -> None:
+        """Delete a branch that is no longer needed, if that can be done."""
+        try:
+            self.remove(branch)
+        except StageError as error:
+            # Not worth a failure, nor to hide the one on its way.
+            _log.warning("branch %s of %s could not be removed: %s", branch, self.name, error)
+
     def holds(self, folder: Path, revision: str) -> bool:
         """Return whether all files of a folder are at a revision, byte for byte."""
         return self._missing(folder, self._tree(revision)) == []
@@ -135,11 +143,7 @@ class Repository:
         try:
             yield
         finally:
-            try:
-                self.remove(branch)
-            except StageError as error:
-                # Not worth a failure, nor to hide the one on its way; the next attempt removes it.
-                _log.warning("branch %s of %s could not be removed: %s", branch, self.name, error)
+            self.clear(branch)
 
     def tag(self, name: str, commit: str) -> None:
         """Make a tag point at a commit; a tag of that name which points elsewhere is moved."""

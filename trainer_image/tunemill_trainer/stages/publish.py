@@ -5,6 +5,8 @@ model does; only then the same files are committed to the user's branch, where a
 are the same, and tagged. The Hub keeps contents by digest, so that the second commit uploads nothing.
 
 A merged model beside an adapter has a repository of its own and comes first: the adapter's contract names its commit.
+
+What misses a gate may go to a branch for drafts in place of the user's, without a tag, and otherwise by the same way.
 """
 
 import logging
@@ -49,34 +51,47 @@ def run(context: StageContext) -> tuple[PublishedFacts, bool]:
     spec = context.spec
     judged = context.workspace.fetch(Stage.EVALUATE, context.evaluate_key, context.folder("evaluation"))
     evaluation = EvaluationFacts.model_validate(judged.facts)
-    decisions = _pass_gates(context, evaluation)
+    decisions = gates.decide(spec.evaluation.gates, evaluation)
+    draft = gates.is_draft(spec.evaluation, evaluation)
+    if draft:
+        context = _towards_a_draft(context)
+    elif not gates.passed(decisions):
+        message = f"not published, as these gates are not passed: {gates.missed(decisions)}"
+        raise StageError(Reason.GATE_NOT_PASSED, message)
     hub = Hub(spec.hub.endpoint, context.credentials.hub_token("hub-write"))
-    if (earlier := _still_there(context, hub)) is not None:
+    key = context.publish_key(draft=draft)
+    if (earlier := _still_there(context, key, hub)) is not None:
         return earlier, False
     hub.check_writable(spec.publish.repository)
 
-    release = _Release(context, hub, evaluation, decisions)
+    release = _Release(context, hub, evaluation, decisions, key)
     context.progress.report(10)
     published = release.publish()
     output = _emptied(context.folder("published"))
     shutil.copy(release.folder(release.repository) / "README.md", output / "README.md")
     (output / PUBLISHED_FILE).write_text(published.model_dump_json(by_alias=True, indent=2) + "\n", encoding="utf-8")
-    manifest = context.workspace.commit(Stage.PUBLISH, context.publish_key, output, published)
+    manifest = context.workspace.commit(Stage.PUBLISH, key, output, published)
     context.progress.report(100)
     return PublishedFacts.model_validate(manifest.facts), True
 
 
-def _pass_gates(context: StageContext, evaluation: EvaluationFacts) -> list[GateFacts]:
-    decisions = gates.decide(context.spec.evaluation.gates, evaluation)
-    if not gates.passed(decisions):
-        missed = "; ".join(f"{gate.gate} ({gate.message})" for gate in decisions if not gate.passed)
-        raise StageError(Reason.GATE_NOT_PASSED, f"not published, as these gates are not passed: {missed}")
-    return decisions
+def _towards_a_draft(context: StageContext) -> StageContext:
+    """Return the surroundings of a run that wishes for no more than a draft."""
+    # Nobody has asked for a public repository that holds nothing but a draft.
+    goal = {"branch": _draft_branch(context), "tag": "", "private": True}
+    publish = context.spec.publish.model_copy(update=goal)
+    spec = context.spec.model_copy(update={"publish": publish})
+    return replace(context, run=context.run.model_copy(update={"spec": spec}))
 
 
-def _still_there(context: StageContext, hub: Hub) -> PublishedFacts | None:
+def _draft_branch(context: StageContext) -> str:
+    """Return the branch for drafts of this model: the same one whichever gates it misses."""
+    return f"tunemill-draft-{context.evaluate_key}"
+
+
+def _still_there(context: StageContext, key: str, hub: Hub) -> PublishedFacts | None:
     """Return what an earlier run published; None when there is nothing, or the Hub has it no more."""
-    manifest = context.workspace.manifest(Stage.PUBLISH, context.publish_key)
+    manifest = context.workspace.manifest(Stage.PUBLISH, key)
     if manifest is None:
         return None
     published = PublishedFacts.model_validate(manifest.facts)
@@ -85,7 +100,7 @@ def _still_there(context: StageContext, hub: Hub) -> PublishedFacts | None:
         name, _, revision = place.partition("@")
         if not _repository(context, hub, name).has(revision):
             _log.info("the Hub has no %s any more: it is pushed again", place)
-            context.workspace.withdraw(Stage.PUBLISH, context.publish_key)
+            context.workspace.withdraw(Stage.PUBLISH, key)
             return None
     return published
 
@@ -94,14 +109,14 @@ class _Release:
     """All that one run publishes: the adapter, the whole model, or both."""
 
     def __init__(
-        self, context: StageContext, hub: Hub, evaluation: EvaluationFacts, decisions: list[GateFacts]
+        self, context: StageContext, hub: Hub, evaluation: EvaluationFacts, decisions: list[GateFacts], key: str
     ) -> None:
         """Fetch what the earlier stages left, and decide what is published where."""
         # Imported with torch behind it, which a gate that is not passed must not wait for.
         from tunemill_trainer.learn import models
 
         spec = context.spec
-        self._context, self._hub = context, hub
+        self._context, self._hub, self._key = context, hub, key
         self._prepared = Prepared(context.folder("prepared"))
         context.workspace.fetch(Stage.PREPARE, context.prepared.key, context.folder("prepared"), without={TRAIN_FILE})
         trained = context.workspace.fetch(Stage.TRAIN, context.train_key, context.folder("trained"))
@@ -171,6 +186,7 @@ class _Release:
             url=f"{hub}/{self.repository}/tree/{revision}",
             merged=f"{chosen.whole}@{self._revisions[chosen.whole]}" if chosen.adapter and chosen.whole else "",
             serving=self._contract.serving(self._revisions, self._proof),
+            draft=self._facts.draft,
         )
 
     def _ask_trained(self) -> tuple[Behaviour, Behaviour | None]:
@@ -221,10 +237,12 @@ class _Release:
                 )
 
         repository.create(private=publish.private)
-        candidate = f"tunemill-{context.publish_key}"
-        commit = repository.put_proven(folder, publish.branch, candidate, f"Publish {context.run.name}", prove)
+        message = f"{'Draft of' if facts.draft else 'Publish'} {context.run.name}"
+        commit = repository.put_proven(folder, publish.branch, f"tunemill-{self._key}", message, prove)
         if publish.tag:
             repository.tag(publish.tag, commit)
+        if not facts.draft:
+            repository.clear(_draft_branch(context))
         self._revisions[name] = commit
 
 

@@ -109,7 +109,7 @@ def _outcome(stage: Stage, context: StageContext) -> tuple[str, Facts, bool]:
         from tunemill_trainer.stages import publish
 
         published, executed = publish.run(context)
-        return context.publish_key, published, executed
+        return context.publish_key(draft=published.draft), published, executed
     key = context.train_key if stage is Stage.TRAIN else context.evaluate_key
     manifest = context.workspace.manifest(stage, key)
     if stage is Stage.TRAIN:

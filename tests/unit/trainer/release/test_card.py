@@ -133,6 +133,18 @@ def test_the_hub_finds_what_it_looks_for():
     assert [(metric["type"], metric["value"]) for metric in result["metrics"]] == [("exact_match", 0.8)]
 
 
+def test_a_draft_says_what_it_is_first():
+    """Whoever opens its branch reads before anything else that it is no release, and which gates it misses."""
+    missed = GateFacts(gate="exact_match >= 0.9", passed=False, message="base 0.1000, tuned 0.8000, 20 cases")
+    card = model_card(replace(facts(), gates=(*facts().gates, missed)))
+    introduction = card.split("## Evaluation")[0]
+    assert "This is a draft and no release" in introduction
+    assert "> - `exact_match >= 0.9` (base 0.1000, tuned 0.8000, 20 cases)" in introduction
+    assert "exact_match >= 0.5" not in introduction
+    assert "draft" in metadata(card)["tags"]
+    assert "draft" not in model_card(facts())
+
+
 def test_the_card_can_be_read_back():
     """huggingface_hub parses it without a complaint, evaluation results included."""
     card = ModelCard(model_card(facts()))
