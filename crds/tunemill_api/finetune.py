@@ -491,6 +491,9 @@ class Workspace(ApiModel):
     """The S3 server's URL; empty means AWS."""
     region: Annotated[str, Field(max_length=64, pattern=r"^[-a-z0-9]*$")] = ""
     """The bucket's region; empty means what the environment says."""
+    keep_runs: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Of how many runs of this object the outputs are kept; older ones are removed when a model has been published.
+    What any run of another object refers to stays."""
 
 
 class Retry(ApiModel):

@@ -3,6 +3,7 @@
     PREFIX/<stage>/<key>/manifest.json                      written last; without it there is no output
     PREFIX/<stage>/<key>/<attempt>/…                        the files, in a folder of the attempt that wrote them
     PREFIX/train/<key>/checkpoints/<step>-<attempt>/…       checkpoints, built the same way; removed by the commit
+    PREFIX/runs/…                                           which run refers to which output, see references.py
 
 Each process writes below an attempt of its own, so that two pods with the same work (a lost node that is still alive,
 say) never mix their files. The first manifest wins: it is written with If-None-Match.
@@ -15,6 +16,7 @@ import shutil
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Self
 
@@ -200,6 +202,19 @@ class Workspace:
             name for name in self._list(f"{self._folder(Stage.TRAIN, key)}{_CHECKPOINTS}/") if not name.startswith(kept)
         )
 
+    def mark(self, path: str) -> None:
+        """Write an empty object below the prefix."""
+        with self._errors(self._prefix + path):
+            self._client.put_object(Bucket=self._bucket, Key=self._prefix + path, Body=b"")
+
+    def marks(self, path: str) -> dict[str, datetime]:
+        """Return the objects below a path, with their paths from the prefix on, and when each was written last."""
+        return {name.removeprefix(self._prefix): time for name, time in self._list(self._prefix + path).items()}
+
+    def remove(self, path: str) -> None:
+        """Remove everything below a path, manifests first, so that no half of an output passes for a whole one."""
+        self._delete(sorted(self._list(self._prefix + path), key=lambda name: not name.endswith(f"/{_MANIFEST}")))
+
     def _folder(self, stage: str, key: str) -> str:
         return f"{self._prefix}{stage}/{key}/"
 
@@ -272,10 +287,11 @@ class Workspace:
         with self._errors(place), ThreadPoolExecutor(_TRANSFERS) as pool:
             list(pool.map(download, [file for file in manifest.files if file.path not in without]))
 
-    def _list(self, prefix: str) -> list[str]:
+    def _list(self, prefix: str) -> dict[str, datetime]:
+        """Return the objects whose names begin so, and when each was written last."""
         with self._errors(prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
-            return [item["Key"] for page in pages for item in page.get("Contents", [])]
+            return {item["Key"]: item["LastModified"] for page in pages for item in page.get("Contents", [])}
 
     def _delete(self, names: Iterable[str]) -> None:
         for name in names:

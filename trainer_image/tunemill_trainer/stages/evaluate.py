@@ -26,10 +26,8 @@ from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, Settings
 from tunemill_trainer.learn import curve, devices, models
 from tunemill_trainer.prepared import TRAIN_FILE, Case, Prepared, Tokens
+from tunemill_trainer.references import BASE_REPLIES
 from tunemill_trainer.release.page import PAGE_FILE, PageFacts, page
-
-BASE_REPLIES = "base-replies"
-"""Where the workspace keeps the base model's replies; the key is without the adapter, so that each is asked once."""
 
 
 def run(context: StageContext) -> EvaluationFacts:

@@ -16,7 +16,7 @@ from tunemill_api.finetune import LossOn, Think
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import DatasetFacts, PreparedFacts
 
-from tunemill_trainer import combinations, config_maps, cpus, s3
+from tunemill_trainer import combinations, config_maps, cpus, references, s3
 from tunemill_trainer.chat import examples, templates, tokenizer
 from tunemill_trainer.chat.examples import Examples, Unfit
 from tunemill_trainer.chat.templates import Choice
@@ -53,6 +53,7 @@ def run(context: StageContext) -> tuple[PreparedFacts, bool]:
     train, evaluation = _fetch(context, hub, folder)
     of_user = _of_user(context)
     key = keys.prepare_key(context.spec, _resolved(base, train, evaluation, of_user))
+    references.refer(context.workspace, context.run, key)
     manifest = context.workspace.manifest(Stage.PREPARE, key)
     if manifest is not None:
         facts = PreparedFacts.model_validate(manifest.facts)

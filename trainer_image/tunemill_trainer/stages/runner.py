@@ -24,7 +24,7 @@ from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage, StageFailure, StageReport, failure_of
 from tunemill_api.status import EvaluationFacts, PreparedFacts, PublishedFacts, TrainedFacts
 
-from tunemill_trainer import cpus
+from tunemill_trainer import cpus, references
 from tunemill_trainer.context import StageContext
 from tunemill_trainer.credentials import Credentials
 from tunemill_trainer.errors import Interrupted, StageError
@@ -76,6 +76,8 @@ def run_stage(stage: Stage, run: RunSpec, work: Path, stop: StopSignal, started_
     _configure_libraries(run, work)
     credentials = Credentials.from_environment()
     progress = Progress(stage, Destination.from_environment())
+    # Once the operator has heard a stage it takes silence for a stall.
+    progress.report(0)
     try:
         workspace = Workspace.open(effective_workspace(run.spec), credentials)
         context = StageContext(run, workspace, work, credentials, progress, stop)
@@ -105,10 +107,13 @@ def _outcome(stage: Stage, context: StageContext) -> tuple[str, Facts, bool]:
 
         prepared, executed = prepare.run(context)
         return prepared.key, prepared, executed
+    references.refer(context.workspace, context.run, context.prepared.key)
     if stage is Stage.PUBLISH:
         from tunemill_trainer.stages import publish
 
         published, executed = publish.run(context)
+        if executed:
+            references.prune(context.workspace, context.run)
         return context.publish_key(draft=published.draft), published, executed
     key = context.train_key if stage is Stage.TRAIN else context.evaluate_key
     manifest = context.workspace.manifest(stage, key)

@@ -1,0 +1,85 @@
+"""Which outputs of the workspace the runs of an object refer to, and the removal of those that no run refers to.
+
+    PREFIX/runs/<namespace>/<name>/<run>/<stage>/<key>      a reference: an empty object
+
+Outputs are shared: two objects with the same wish have the same keys. So a stage refers to all outputs of its run
+before it looks which of them are there, and an output goes only when the last reference to it goes. Where both happen
+at the same moment, a later stage finds its input gone, and the run begins again with prepare: time is lost, nothing
+else.
+"""
+
+import logging
+from datetime import datetime
+
+from tunemill_api import keys
+from tunemill_api.run_spec import RunSpec
+from tunemill_api.stage_report import Stage
+
+from tunemill_trainer.errors import StageError
+from tunemill_trainer.workspace import Workspace
+
+BASE_REPLIES = "base-replies"
+"""Where the workspace keeps the base model's replies; the key is without the adapter, so that each is asked once."""
+_RUNS = "runs/"
+
+_log = logging.getLogger(__name__)
+
+
+def refer(workspace: Workspace, run: RunSpec, prepared: str) -> None:
+    """Refer to everything that the run makes or uses, whether it is there or not.
+
+    Args:
+        workspace: holds the outputs.
+        run: the run.
+        prepared: the key of prepare's output.
+    """
+    train = keys.train_key(prepared, run.spec)
+    evaluate = keys.evaluate_key(train, run.spec)
+    for stage, key in (
+        (Stage.PREPARE, prepared),
+        (Stage.TRAIN, train),
+        (BASE_REPLIES, keys.base_judgement_key(prepared, run.spec)),
+        (Stage.EVALUATE, evaluate),
+        (Stage.PUBLISH, keys.publish_key(evaluate, run.spec)),
+        (Stage.PUBLISH, keys.publish_key(evaluate, run.spec, draft=True)),
+    ):
+        workspace.mark(f"{_of_object(run)}{run.run_id}/{stage}/{key}")
+
+
+def prune(workspace: Workspace, run: RunSpec) -> None:
+    """Remove the outputs that only runs of this object before its last spec.workspace.keepRuns ones refer to.
+
+    A server that does not let it is no reason to fail: the next run tries again.
+    """
+    try:
+        _prune(workspace, run)
+    except StageError as error:
+        _log.warning("the outputs of earlier runs stay in the workspace: %s", error)
+
+
+def _prune(workspace: Workspace, run: RunSpec) -> None:
+    own, marks = _of_object(run), workspace.marks(_RUNS)
+    last_used: dict[str, datetime] = {}
+    for path, time in marks.items():
+        if path.startswith(own):
+            of_run = path.removeprefix(own).partition("/")[0]
+            last_used[of_run] = max(time, last_used.get(of_run, time))
+    present_first = sorted(last_used, key=lambda name: (name == run.run_id, last_used[name]), reverse=True)
+    dropped = tuple(f"{own}{name}/" for name in present_first[run.spec.workspace.keep_runs :])
+    kept = {_output(path) for path in marks if not path.startswith(dropped)}
+    for output in sorted({_output(path) for path in marks if path.startswith(dropped)} - kept):
+        _log.info("no run refers to %s any more: it is removed from the workspace", output)
+        workspace.remove(output)
+    # The references go last: whoever is interrupted here finds again next time what was to be removed.
+    for folder in dropped:
+        workspace.remove(folder)
+
+
+def _of_object(run: RunSpec) -> str:
+    return f"{_RUNS}{run.namespace}/{run.name}/"
+
+
+def _output(reference: str) -> str:
+    """Return the folder of the output that a reference is to."""
+    stage, key = reference.split("/")[-2:]
+    return f"{stage}/{key}/"
