@@ -51,6 +51,9 @@ COREDNS = Group("coredns")
 HELM = Group("helm")
 S3 = Group("versitygw")
 ALL = (KUBERNETES, CONTAINERD, RUNC, BUILDKIT, COREDNS, S3, HELM)
+"""What a cluster needs."""
+KUBEFLOW = Group("kubeflow")
+"""The peer of `make bench-operator`."""
 
 
 def content_key(group: Group, module: Path) -> str:
@@ -83,7 +86,7 @@ def ensure(groups: Iterable[Group]) -> dict[str, Path]:
 
 def prune(*, in_use: Iterable[Path]) -> None:
     """Delete programs of earlier versions, but for those that one of these plans names."""
-    current = {folder(group).name for group in ALL}
+    current = {folder(group).name for group in (*ALL, KUBEFLOW)}
     plans = "".join(plan.read_text() for plan in in_use if plan.exists())
     for old in (home() / "bin").glob("*-*/"):
         if old.name not in current and f"/{old.name}/" not in plans:

@@ -79,6 +79,11 @@ class Cluster:
             given = {"BASE_IMAGE": self.image_store.base(), **(build_args or {})}
             return self.image_store.build(name, context, dockerfile, build_args=given, secrets=secrets)
 
+    @property
+    def volumes(self) -> Path:
+        """Where folders for persistent volumes of the kind `local` belong: they go when the cluster goes."""
+        return ClusterFolder.of(self.name).volumes
+
     def prune(self) -> None:
         """Free disk: keep the newest image of each name and no build cache."""
         with locked(self.state / "images.lock"):

@@ -117,6 +117,11 @@ class ClusterFolder:
         return self.root / "kubelet"
 
     @property
+    def volumes(self) -> Path:
+        """What persistent volumes of the node hold."""
+        return self.root / "volumes"
+
+    @property
     def images(self) -> Path:
         """The image store: containerd's and BuildKit's roots."""
         return self.root / "images"
@@ -136,4 +141,5 @@ class ClusterFolder:
             self.logs,
             self.etcd,
             self.kubelet,
+            self.volumes,
         )

@@ -35,8 +35,10 @@ class RunningControlPlane:
 
 
 @contextmanager
-def control_plane(path: Path) -> Iterator[RunningControlPlane]:
+def control_plane(path: Path, *, controllers: bool = True) -> Iterator[RunningControlPlane]:
     """Run a control plane whose files lie in `path` (an empty folder) until the block ends.
+
+    Without `controllers` it is etcd and the API server alone: a Job makes no pod, and nothing is collected.
 
     It also ends when this process dies, however it dies. Raises ClusterError, with the last lines of the right log,
     when it does not come up.
@@ -44,11 +46,11 @@ def control_plane(path: Path) -> Iterator[RunningControlPlane]:
     programs = binaries.ensure([binaries.KUBERNETES])[binaries.KUBERNETES.name]
     for attempt in range(_TRIES):
         folder = path / str(attempt)
-        layout = _prepare(folder, programs)
+        layout = _prepare(folder, programs, controllers=controllers)
         with _running(folder / "plan.json", folder / "logs"):
             running = RunningControlPlane(folder / "kubeconfig", programs / "kubectl", layout.server, folder / "logs")
             # Somebody else may take a free port before etcd or the API server does: then try with other ports.
-            if _ready(running):
+            if _ready(running, controllers=controllers):
                 yield running
                 return
             if attempt == _TRIES - 1:
@@ -56,7 +58,7 @@ def control_plane(path: Path) -> Iterator[RunningControlPlane]:
                 raise ClusterError.with_log(f"The control plane was not ready within {_READY_SECONDS} s.", log)
 
 
-def _prepare(folder: Path, programs: Path) -> ControlPlane:
+def _prepare(folder: Path, programs: Path, *, controllers: bool) -> ControlPlane:
     port, etcd_port, peer_port, controllers_port = free_ports(4)
     layout = ControlPlane(
         programs=programs,
@@ -74,13 +76,11 @@ def _prepare(folder: Path, programs: Path) -> ControlPlane:
     for name in CLIENTS:
         replace_file(folder / f"{name}.kubeconfig", layout.pki.kubeconfig(name, layout.server))
     (folder / "admin.kubeconfig").rename(folder / "kubeconfig")
-    components = (
-        layout.etcd(),
-        # A loopback address cannot be an endpoint of the `kubernetes` Service, and nothing here needs that Service.
-        layout.api_server(endpoint_reconciler_type="none"),
-        layout.controller_manager(secure_port=str(controllers_port)),
-    )
-    plan = Plan(components, logs=str(folder / "logs"), status=str(folder / "components.json"), lifeline=True)
+    # A loopback address cannot be an endpoint of the `kubernetes` Service, and nothing here needs that Service.
+    components = [layout.etcd(), layout.api_server(endpoint_reconciler_type="none")]
+    if controllers:
+        components.append(layout.controller_manager(secure_port=str(controllers_port)))
+    plan = Plan(tuple(components), logs=str(folder / "logs"), status=str(folder / "components.json"), lifeline=True)
     plan.write(folder / "plan.json")
     return layout
 
@@ -114,9 +114,9 @@ def _running(plan: Path, logs: Path) -> Iterator[None]:
         raise ClusterError.with_log("The control plane's supervisor failed.", logs / "supervisor.log")
 
 
-def _ready(running: RunningControlPlane) -> bool:
+def _ready(running: RunningControlPlane, *, controllers: bool) -> bool:
     kubectl: list[str | Path] = [running.kubectl, "--kubeconfig", running.kubeconfig]
     ready = wait_until(lambda: succeeds([*kubectl, "get", "--raw=/readyz"]), seconds=_READY_SECONDS)
-    # Without its default service account, a namespace refuses pods.
-    account = [*kubectl, "get", "serviceaccount", "default"]
-    return ready and wait_until(lambda: succeeds(account), seconds=_READY_SECONDS)
+    # Without its default service account, a namespace refuses pods; without controllers it never has one.
+    needed = "serviceaccount" if controllers else "namespace"
+    return ready and wait_until(lambda: succeeds([*kubectl, "get", needed, "default"]), seconds=_READY_SECONDS)

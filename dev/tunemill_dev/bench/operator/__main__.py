@@ -1,0 +1,176 @@
+"""Measures the operators in turns, and leaves the figures in `build/bench/operator.json`.
+
+Every turn has an API server of its own, without controllers: what is compared is the operator's work, from an object to
+the object that it makes of it. The load comes from this process, on the same cores for all.
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tunemill_dev.bench.operator import load
+from tunemill_dev.bench.operator.api import Api
+from tunemill_dev.bench.operator.contenders import Contender, Kubeflow, Ours
+from tunemill_dev.cluster import control_plane
+
+OUTPUT = Path("build/bench/operator.json")
+BURSTS = (200, 500, 1000)
+RATES = (5, 10, 30)
+STEADY_SECONDS = 15.0
+RESTARTS = (1_000, 5_000, 10_000)
+PEERS_RESTART = 1_000
+"""Its burst leaves so many objects; more take it too long."""
+RAISED = {"qps": 500, "burst": 500}
+"""Client limits that are no limit here."""
+
+
+@dataclass
+class Figures:
+    """What was measured of one operator, one value a turn."""
+
+    burst: dict[int, list[float]] = field(default_factory=dict)
+    """Objects per second, by the size of the burst."""
+    latency: dict[int, list[float]] = field(default_factory=dict)
+    """Milliseconds, by rate per second; all arrivals of all turns."""
+    cpu: list[float] = field(default_factory=list)
+    """Milliseconds of CPU time per object of the largest burst."""
+    base_mb: list[float] = field(default_factory=list)
+    """Resident memory before the first object."""
+    peak_mb: list[float] = field(default_factory=list)
+    """Highest resident memory after all objects of a turn."""
+    objects: int = 0
+    """How many these were."""
+    restart: dict[int, list[float]] = field(default_factory=dict)
+    """Seconds, by the number of objects."""
+    memory_mb: dict[int, float] = field(default_factory=dict)
+    """Resident memory of a fresh start, by the number of objects."""
+
+    def summary(self) -> dict[str, Any]:
+        """Return medians over turns, and percentiles over arrivals."""
+        return {
+            "burst_per_s": {str(size): round(statistics.median(each), 1) for size, each in self.burst.items()},
+            "latency_ms": {
+                str(rate): {"p50": round(statistics.median(each), 1), "p99": round(_percentile(each, 99), 1)}
+                for rate, each in self.latency.items()
+            },
+            "cpu_ms_per_object": round(statistics.median(self.cpu), 2),
+            "base_mb": round(statistics.median(self.base_mb)),
+            "peak_mb": round(statistics.median(self.peak_mb)),
+            "objects": self.objects,
+            "restart_s": {str(count): round(statistics.median(each), 1) for count, each in self.restart.items()},
+        }
+
+
+def main() -> None:
+    """Print the figures and leave them in `build/bench/operator.json`."""
+    parser = argparse.ArgumentParser(prog="python -m tunemill_dev.bench.operator", description=__doc__)
+    parser.add_argument("--turns", type=int, default=3, help="how often each operator has its turn")
+    parser.add_argument("--quick", action="store_true", help="one small turn each, to see that it works")
+    options = parser.parse_args()
+    figures = asyncio.run(_measure(1 if options.quick else options.turns, quick=options.quick))
+    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+    OUTPUT.write_text(json.dumps(figures, indent=2) + "\n")
+    print(json.dumps(figures, indent=2))
+
+
+async def _measure(turns: int, *, quick: bool) -> dict[str, Any]:
+    bursts, seconds = ((20, 50), 3.0) if quick else (BURSTS, STEADY_SECONDS)
+    restarts = (100, 200) if quick else RESTARTS
+    ours, default, raised, limit = Figures(), Figures(), Figures(), []
+    for turn in range(turns):
+        _say(f"turn {turn + 1} of {turns}")
+        # The order changes, so that a drift of the machine's speed hits all alike.
+        contenders = [(Ours(), ours), (Kubeflow("default"), default), (Kubeflow("raised", RAISED), raised)]
+        for contender, figures in contenders[turn % 3 :] + contenders[: turn % 3]:
+            limit += await _turn(contender, figures, bursts, seconds)
+    await _many(ours, restarts)
+    largest, rate, most = bursts[-1], RATES[-1], restarts[-1]
+    faster, base = statistics.median(ours.burst[largest]), statistics.median(ours.base_mb)
+    return {
+        "ours": ours.summary() | {"memory_mb": ours.memory_mb},
+        "kubeflow": {"default": default.summary(), "raised": raised.summary()},
+        "same_writes_per_s": round(statistics.median(limit), 1),
+        "ratios": {
+            "burst_vs_default": round(faster / statistics.median(default.burst[largest]), 2),
+            "burst_vs_raised": round(faster / statistics.median(raised.burst[largest]), 2),
+            "burst_vs_same_writes": round(faster / statistics.median(limit), 2),
+            "p99_at_30": round(_percentile(ours.latency[rate], 99) / _percentile(default.latency[rate], 99), 2),
+            "cpu_per_object": round(statistics.median(ours.cpu) / statistics.median(default.cpu), 2),
+        },
+        "restart_s": {str(count): round(ours.restart[count][0], 1) for count in restarts if count != 5_000},
+        "mb": {"base": round(base), "per_1000": round(1000 * (ours.memory_mb[most] - base) / most, 1)},
+    }
+
+
+async def _turn(contender: Contender, figures: Figures, bursts: tuple[int, ...], seconds: float) -> list[float]:
+    """Measure one operator on an API server of its own; return the speed of the same writes if it is ours."""
+    with TemporaryDirectory() as path, control_plane(Path(path, "plane"), controllers=False) as plane:
+        folder = Path(path)
+        async with Api.of(plane.kubeconfig) as api:
+            await contender.install(api)
+            running = await contender.start(api, plane.kubeconfig, folder)
+            try:
+                await load.burst(api, contender, "first", 5)  # what is loaded at first use is not counted
+                figures.base_mb.append(running.memory_mb())
+                figures.objects = 5
+                for rate in RATES:
+                    figures.objects += int(rate * seconds)
+                    latencies = await load.steady(api, contender, f"steady-{rate}", rate, seconds)
+                    figures.latency.setdefault(rate, []).extend(latencies)
+                for count in bursts:
+                    before, figures.objects = running.cpu_seconds(), figures.objects + count
+                    took = await load.burst(api, contender, f"burst-{count}", count)
+                    figures.burst.setdefault(count, []).append(count / took)
+                    _say(f"  {contender.name}: {count / took:.1f} objects/s in a burst of {count}")
+                await asyncio.sleep(2)  # the last status and events
+                figures.cpu.append(1000 * (running.cpu_seconds() - before) / bursts[-1])
+                figures.peak_mb.append(running.memory_mb(peak=True))
+                if isinstance(contender, Kubeflow):
+                    running, took = await load.restart(api, contender, running, plane.kubeconfig, folder)
+                    figures.restart.setdefault(PEERS_RESTART, []).append(took)
+            finally:
+                await running.stop()
+            if not isinstance(contender, Ours):
+                return []
+            count = bursts[-1]
+            return [count / await load.same_writes(api, contender, f"burst-{count}-0", count)]
+
+
+async def _many(figures: Figures, counts: tuple[int, ...]) -> None:
+    """Restart our operator among more and more objects."""
+    with TemporaryDirectory() as path, control_plane(Path(path, "plane"), controllers=False) as plane:
+        async with Api.of(plane.kubeconfig) as api:
+            contender = Ours()
+            await contender.install(api)
+            running = await contender.start(api, plane.kubeconfig, Path(path))
+            try:
+                there = 0
+                for count in counts:
+                    await load.burst(api, contender, f"many-{count}", count - there)
+                    await asyncio.sleep(5)  # the last status
+                    running, took = await load.restart(api, contender, running, plane.kubeconfig, Path(path))
+                    figures.restart[count] = [took]
+                    await asyncio.sleep(5)  # what was read is looked at
+                    figures.memory_mb[count] = round(running.memory_mb(peak=True))
+                    _say(f"  ours: {took:.1f} s until a new object is served among {count}")
+                    there = count
+            finally:
+                await running.stop()
+
+
+def _percentile(values: list[float], percent: int) -> float:
+    return statistics.quantiles(values, n=100)[percent - 1]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
