@@ -88,6 +88,12 @@ class Reason(StrEnum):
     QUOTA_EXCEEDED = "QuotaExceeded"
     UNSCHEDULABLE = "Unschedulable"
     SERVICE_ACCOUNT_NOT_FOUND = "ServiceAccountNotFound"
+    CLAIM_NOT_FOUND = "ClaimNotFound"
+    VOLUME_UNAVAILABLE = "VolumeUnavailable"
+    SANDBOX_FAILED = "SandboxFailed"
+    NODE_REJECTED_POD = "NodeRejectedPod"
+    NODE_LOST = "NodeLost"
+    WEBHOOK_UNAVAILABLE = "WebhookUnavailable"
     NAME_CONFLICT = "NameConflict"
     # The run
     INTERRUPTED = "Interrupted"
@@ -268,6 +274,36 @@ FAILURES: dict[Reason, Failure] = {
         _MISSING,
         _USER,
         "Create the ServiceAccount that spec.compute.serviceAccountName names; the run goes on by itself.",
+    ),
+    Reason.CLAIM_NOT_FOUND: Failure(
+        _MISSING,
+        _USER,
+        "Create the PersistentVolumeClaim that spec.compute.modelCache names in the object's namespace, or correct the "
+        "name; the run goes on by itself.",
+    ),
+    Reason.VOLUME_UNAVAILABLE: Failure(
+        _RETRY,
+        _PLATFORM,
+        "Check the claim and its volume; pods on several nodes need one with the access mode ReadWriteMany.",
+    ),
+    Reason.SANDBOX_FAILED: Failure(
+        _RETRY,
+        _PLATFORM,
+        "Check the container runtime and the network plugin of the pod's node, and spec.compute.runtimeClassName.",
+    ),
+    Reason.NODE_REJECTED_POD: Failure(
+        _RETRY,
+        _PLATFORM,
+        "Check the device plugin of the pod's node and what else runs there, or choose other nodes in spec.compute.",
+    ),
+    Reason.NODE_LOST: Failure(
+        _RETRY,
+        _PLATFORM,
+        "Bring the node back, or delete its Node object once the machine is surely off: the stage then goes on "
+        "elsewhere from its last checkpoint.",
+    ),
+    Reason.WEBHOOK_UNAVAILABLE: Failure(
+        _RETRY, _PLATFORM, "Bring the admission webhook that the message names back; the run goes on by itself."
     ),
     Reason.NAME_CONFLICT: Failure(
         _CONFIG, _USER, "Rename this object, or remove the Job of the same name that belongs to something else."

@@ -64,7 +64,7 @@ def _with_run(
         )
     elif started_at < entry.started_at:
         return entry
-    if run.running and not pod.terminal:
+    if run.running and not pod.terminal and not pod.lost(now):
         return entry.model_copy(update={"state": StageState.RUNNING, "finished_at": None})
     finished_at = (run.ended.finished_at if run.ended else None) or entry.finished_at or now
     entry = entry.model_copy(update={"state": StageState.PENDING, "finished_at": finished_at})

@@ -21,7 +21,17 @@ from tunemill_operator.engine.volumes import field_of, secrets_of
 MESSAGE_LENGTH = 1000
 """Characters of a message; an event takes 1024."""
 
-_IMAGE_REASONS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
+_IMAGE_REASONS = {
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "ImageInspectError",
+    "RegistryUnavailable",
+    "SignatureValidationFailed",
+}
+_REJECTED = re.compile("OutOf|UnexpectedAdmissionError|NodeAffinity|TopologyAffinityError|Preempting|AppArmor|PodOS")
+"""Reasons with which a kubelet fails a pod before it starts anything; DisruptionTarget is not set then."""
 _START_REASONS = {"StartError", "ContainerCannotRun", "RunContainerError", "CreateContainerError"}
 
 
@@ -59,6 +69,9 @@ def of_pod(pod: Pod) -> Cause | None:
     stage = _stage_at_work(pod)
     if pod.reason == "Evicted":
         return Cause(stage, Reason.EVICTED, pod.message or "the kubelet evicted the pod")
+    if container is None and _REJECTED.match(pod.reason):
+        where = f"node {pod.node}" if pod.node else "the node"
+        return Cause(stage, Reason.NODE_REJECTED_POD, f"{where} rejected the pod: {pod.reason}: {pod.message}")
     if container is None:
         said = pod.message or pod.reason or pod.disrupted
         return Cause(stage, Reason.POD_LOST, f"pod {pod.meta.name} ended without a word{f': {said}' if said else ''}")
@@ -93,6 +106,8 @@ def of_refusal(work: Work, name: str, refusal: Refusal) -> Cause:
         return Cause(stage, Reason.NAME_CONFLICT, f"a Job {name} exists and belongs to something else")
     if "exceeded quota" in refusal.message:
         return Cause(stage, Reason.QUOTA_EXCEEDED, refusal.message)
+    if refusal.code >= 500:
+        return Cause(stage, Reason.WEBHOOK_UNAVAILABLE, refusal.message)
     if refusal.code == 403:
         return Cause(stage, Reason.POD_REJECTED, refusal.message)
     return Cause(stage, Reason.INVALID_SPEC, f"the API server refuses the Job {name}: {refusal.message}")
@@ -102,15 +117,40 @@ def blocking(spec: FineTuneSpec, work: Work, job: Job, observed: Observed) -> Ca
     """Return what keeps a live Job's pod from starting and is for somebody to mend; None when nothing does."""
     live = [pod for pod in observed.pods_of(job) if not pod.terminal]
     for pod in live:
+        if claim := re.search(r'persistentvolumeclaim "([^"]+)" not found', pod.unschedulable):
+            field = field_of(spec, "models")
+            message = f'the PersistentVolumeClaim "{claim[1]}" of {field} does not exist'
+            return Cause(work.stages[0], Reason.CLAIM_NOT_FOUND, message)
         for container in pod.containers:
             if container.waiting_reason in _IMAGE_REASONS:
-                return Cause(container.name, Reason.IMAGE_PULL_FAILED, container.waiting_message)
+                return _of_image(container)
             if container.waiting_reason == "CreateContainerConfigError":
                 return _of_missing(container.name, container.waiting_message, spec)
             if container.waiting_reason in _START_REASONS:
                 return _of_start(container.name, container.waiting_message)
     complaints = observed.complaints_about([job.meta.uid] if not live else [pod.meta.uid for pod in live])
     return next((cause for item in complaints if (cause := _of_complaint(item, work, spec))), None)
+
+
+def of_lost_node(work: Work, pod: Pod) -> Cause:
+    """Return why nothing goes on beside a pod that its node does not end."""
+    since = f"{pod.ends_by:%Y-%m-%d %H:%M:%S} UTC" if pod.ends_by else "long ago"
+    message = f"pod {pod.meta.name} was to end by {since}, and node {pod.node or '(none)'} does not answer"
+    return Cause(work.stages[0], Reason.NODE_LOST, message)
+
+
+def lacking(unschedulable: str) -> str:
+    """Return in words what the scheduler's message says that no node has, with the fields that ask for it."""
+    found = []
+    if resources := sorted(set(re.findall(r"Insufficient ([\w./-]+\w)", unschedulable))):
+        found.append(f"no node has enough free {', '.join(resources)}")
+    if re.search(r"didn't match Pod's node affinity|didn't match node selector", unschedulable):
+        found.append("nodes do not match spec.compute.nodeSelector or affinity")
+    if taints := sorted(set(re.findall(r"untolerated taint\(?s?\)? (\{[^}]*\})", unschedulable))):
+        found.append(f"spec.compute.tolerations has nothing for {', '.join(taints)}")
+    if "unbound immediate PersistentVolumeClaims" in unschedulable:
+        found.append("the claim of spec.compute.modelCache has no volume yet")
+    return "; ".join(found)
 
 
 def shortened(message: str) -> str:
@@ -158,6 +198,13 @@ def _reason_of_exit_code(code: int) -> Reason:
     return Reason.INVALID_SPEC if code == ExitCode.SPEC_WRONG else Reason.INTERNAL_ERROR
 
 
+def _of_image(container: Container) -> Cause:
+    message = container.waiting_message
+    if container.image and container.image not in message:
+        message = f'image "{container.image}": {message or container.waiting_reason}'
+    return Cause(container.name, Reason.IMAGE_PULL_FAILED, message)
+
+
 def _of_start(stage: str, message: str) -> Cause:
     return Cause(
         stage,
@@ -167,8 +214,9 @@ def _of_start(stage: str, message: str) -> Cause:
 
 
 _REFUSED_PODS = (
+    (r"failed call(ing|ed)? .*webhook|failed to call webhook", Reason.WEBHOOK_UNAVAILABLE, ""),
     (r'serviceaccount "[^"]+" not found', Reason.SERVICE_ACCOUNT_NOT_FOUND, ""),
-    (r"quota|usage per", Reason.QUOTA_EXCEEDED, ""),
+    (r"quota|(usage|ratio) per ", Reason.QUOTA_EXCEEDED, ""),
     (r"no PriorityClass with name", Reason.INVALID_SPEC, "spec.compute.priorityClassName: "),
     (r"RuntimeClass", Reason.INVALID_SPEC, "spec.compute.runtimeClassName: "),
     (r" is invalid: ", Reason.INVALID_SPEC, "spec.compute makes a pod that is not valid: "),
@@ -180,8 +228,12 @@ _REFUSED_PODS = (
 def _of_complaint(complaint: Complaint, work: Work, spec: FineTuneSpec) -> Cause | None:
     stage = work.stages[0].value
     if complaint.reason == "FailedMount":
-        return _of_missing(stage, complaint.message, spec)
-    if complaint.reason != "FailedCreate":
+        return _of_missing(stage, complaint.message, spec) or _of_volume(stage, complaint.message, spec)
+    if complaint.reason == "FailedAttachVolume":
+        return _of_volume(stage, complaint.message, spec)
+    if complaint.reason == "FailedCreatePodSandBox":
+        return Cause(stage, Reason.SANDBOX_FAILED, complaint.message)
+    if complaint.reason != "FailedCreate" or "is being terminated" in complaint.message:
         return None
     found = ((reason, before) for pattern, reason, before in _REFUSED_PODS if re.search(pattern, complaint.message))
     reason, before = next(found)
@@ -204,3 +256,11 @@ def _of_missing(stage: str, message: str, spec: FineTuneSpec) -> Cause | None:
     if key := re.search(r"non-existent config key: (\S+)", message):
         return Cause(stage, Reason.CONFIG_MAP_NOT_FOUND, f'the ConfigMap{where} has no key "{key[1]}"')
     return None
+
+
+def _of_volume(stage: str, message: str, spec: FineTuneSpec) -> Cause | None:
+    """Return that the cache of base models cannot be mounted; None when the complaint is about something else."""
+    claim = spec.compute.model_cache.persistent_volume_claim
+    if not claim or not re.search(r"Multi-Attach|AttachVolume|\bmodels\b", message):
+        return None
+    return Cause(stage, Reason.VOLUME_UNAVAILABLE, f'the claim "{claim}" of {field_of(spec, "models")}: {message}')

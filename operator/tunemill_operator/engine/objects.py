@@ -6,7 +6,7 @@ cached object costs a few kilobytes, whatever users put into their annotations.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
@@ -23,6 +23,9 @@ from tunemill_api.status import FineTuneStatus
 
 ANNOTATION_POD = f"{GROUP}/pod"
 """On Jobs: a digest of what the spec says about the pod beyond the work; a live Job with another one is replaced."""
+
+GONE_AFTER = timedelta(seconds=60)
+"""A pod that has not ended so long after the end of its grace period is on a node that does not answer."""
 
 Json = Mapping[str, Any]
 """An object as the API server sends it."""
@@ -96,6 +99,7 @@ class Container:
     """A container, init or main, of a pod."""
 
     name: str
+    image: str
     waiting_reason: str
     waiting_message: str
     started_at: datetime | None
@@ -119,12 +123,20 @@ class Pod:
     """The scheduler's message while it finds no node; empty otherwise."""
     disrupted: str
     """Why the platform ended it (preemption, drain, eviction); empty when it did not."""
+    node: str
+    """The node that it is bound to; empty while there is none."""
+    ends_by: datetime | None
+    """The end of its grace period, once it is deleted."""
     containers: tuple[Container, ...]
 
     @property
     def terminal(self) -> bool:
         """Whether no container will run again."""
         return self.phase in {"Succeeded", "Failed"}
+
+    def lost(self, now: datetime) -> bool:
+        """Tell whether its node has not ended it although its time is over."""
+        return not self.terminal and self.ends_by is not None and now > self.ends_by + GONE_AFTER
 
     def container(self, name: str) -> Container | None:
         """Return the container of that name."""
@@ -137,7 +149,7 @@ def finetune_of(body: Json) -> FineTune:
     try:
         spec = FineTuneSpec.model_validate(body.get("spec") or {})
     except ValidationError as invalid:
-        error = "; ".join(f"spec.{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in invalid.errors()[:5])
+        error = "; ".join(_invalid_field(found["loc"], found["type"], found["msg"]) for found in invalid.errors()[:5])
     try:
         status = FineTuneStatus.model_validate(body.get("status") or {})
     except ValidationError:  # written by something else than this operator: what it says is found out again
@@ -151,6 +163,13 @@ def finetune_of(body: Json) -> FineTune:
         spec_error=error,
         status=status,
     )
+
+
+def _invalid_field(location: tuple[int | str, ...], kind: str, message: str) -> str:
+    field = f"spec.{'.'.join(str(part) for part in location)}"
+    # The API server drops or refuses what the CRD does not have.
+    unknown = "this operator does not know the field, the CRD is newer than it: upgrade the operator"
+    return f"{field}: {unknown if kind == 'extra_forbidden' else message}"
 
 
 def job_of(body: Json) -> Job:
@@ -190,6 +209,8 @@ def pod_of(body: Json) -> Pod:
         message=status.get("message", ""),
         unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
         disrupted=disruption.get("reason", "Disrupted") if disruption.get("status") == "True" else "",
+        node=(body.get("spec") or {}).get("nodeName", ""),
+        ends_by=_time(body["metadata"].get("deletionTimestamp")),
         containers=tuple(_container(item) for item in statuses),
     )
 
@@ -199,6 +220,7 @@ def _container(status: Json) -> Container:
     waiting, running, ended = (state.get(name) or {} for name in ("waiting", "running", "terminated"))
     return Container(
         name=status["name"],
+        image=status.get("image", ""),
         waiting_reason=waiting.get("reason", ""),
         waiting_message=waiting.get("message", ""),
         started_at=_time(running.get("startedAt") or ended.get("startedAt")),

@@ -66,6 +66,10 @@ class Observed:
         jobs = {job.meta.uid for job in self.jobs}
         return tuple(pod for pod in self.pods if pod.meta.owner not in jobs and not pod.terminal)
 
+    def lost_pods(self, now: datetime) -> tuple[Pod, ...]:
+        """Return the pods that their nodes have not ended although their time is over."""
+        return tuple(pod for pod in self.pods if pod.lost(now))
+
     def complaints_about(self, uids: Iterable[str]) -> tuple[Complaint, ...]:
         """Return what was said about these objects, newest first."""
         wanted = set(uids)

@@ -17,7 +17,7 @@ from tunemill_operator.engine.conditions import status_of, status_of_invalid
 from tunemill_operator.engine.events import Announcement, announcements
 from tunemill_operator.engine.failures import Cause
 from tunemill_operator.engine.history import history_of
-from tunemill_operator.engine.objects import FineTune, Job
+from tunemill_operator.engine.objects import GONE_AFTER, FineTune, Job
 from tunemill_operator.engine.observe import SILENT_AFTER, Observed, owned
 from tunemill_operator.engine.pods import SpecTooLargeError, job_of, pod_digest
 from tunemill_operator.engine.situation import Situation, at_work, phase_before
@@ -113,6 +113,12 @@ def _suspended(case: Case) -> Step | None:
     message = f"stopping {', '.join(live)}: a checkpoint is saved" if live else "spec.suspend is true"
     situation = Situation(Phase.SUSPENDED, "Suspended", message, suspended=not live)
     return Step(situation, delete=case.live)
+
+
+def _node_lost(case: Case) -> Step | None:
+    """A pod whose node does not answer may still work, or may not: nothing begins beside it."""
+    lost = case.observed.lost_pods(case.now)
+    return stalled(case, failures.of_lost_node(case.work, lost[0]), requeue_after=LOOK_AGAIN) if lost else None
 
 
 def _output_lost(case: Case) -> Step | None:
@@ -221,6 +227,7 @@ _RULES: tuple[Callable[[Case], Step | None], ...] = (
     limits.evicted,
     limits.out_of_memory,
     limits.silent,
+    _node_lost,
     _output_lost,
     _in_the_way,
     _absent,
@@ -253,4 +260,7 @@ def _invalid(finetune: FineTune, now: datetime) -> Plan:
 
 def _requeue_after(case: Case, step: Step) -> timedelta | None:
     """Return when to look again: when the rule says so, and when what runs reaches a limit."""
-    return min((wait for wait in (step.requeue_after, limits.next_limit(case)) if wait), default=None)
+    waits = [step.requeue_after, limits.next_limit(case)]
+    # No watch tells of a node that is silent.
+    waits += [pod.ends_by + GONE_AFTER - case.now for pod in case.observed.pods if pod.ends_by and not pod.terminal]
+    return min((max(wait, timedelta(seconds=1)) for wait in waits if wait), default=None)

@@ -31,7 +31,10 @@ def at_work(case: Case) -> Situation:
     if case.job and case.job.suspended:
         return Situation(Phase.QUEUED, "JobSuspended", f"Job {case.name} is held back by a queue")
     if unschedulable := next((pod.unschedulable for pod in live if pod.unschedulable), ""):
-        return Situation(Phase.QUEUED, Reason.UNSCHEDULABLE, unschedulable)
+        lacking = failures.lacking(unschedulable)
+        return Situation(
+            Phase.QUEUED, Reason.UNSCHEDULABLE, f"{lacking}: {unschedulable}" if lacking else unschedulable
+        )
     running = next((item.name for pod in live for item in pod.containers if item.running), "")
     phase = _phase(case)
     failed = [cause for pod in case.pods if (cause := failures.of_pod(pod))]

@@ -24,6 +24,11 @@ class KubeError(Exception):
         """Whether the namespace is being deleted, and everything in it: then a failure is none."""
         return "is being terminated" in str(self)
 
+    @property
+    def webhook_fails(self) -> bool:
+        """Whether an admission webhook that has to be asked does not answer."""
+        return "webhook" in str(self) and "failed" in str(self)
+
 
 class NotFoundError(KubeError):
     """The object, or its kind, does not exist."""

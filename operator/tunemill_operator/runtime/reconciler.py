@@ -13,7 +13,7 @@ from tunemill_operator.engine.observe import Complaint, Observed, Progress, Refu
 from tunemill_operator.engine.plan import CreateJob, DeleteJob, Plan, plan
 from tunemill_operator.engine.volumes import Platform
 from tunemill_operator.kube.client import JOBS, Json, KubeClient
-from tunemill_operator.kube.errors import ConflictError, ExistsError, NotFoundError, RefusedError
+from tunemill_operator.kube.errors import ConflictError, ExistsError, NotFoundError, RefusedError, UnavailableError
 from tunemill_operator.runtime.cache import Cache, Key
 from tunemill_operator.runtime.queue import WorkQueue
 from tunemill_operator.runtime.recorder import Recorder
@@ -113,6 +113,10 @@ class Reconciler:
         except RefusedError as error:
             if error.namespace_ends:
                 return None
+            return Refusal(error.code, str(error), taken=False)
+        except UnavailableError as error:
+            if not error.webhook_fails:
+                raise
             return Refusal(error.code, str(error), taken=False)
         self.cache.jobs.put(created)
         log.info("created Job %s", name)

@@ -225,6 +225,21 @@ def test_a_volume_of_the_kubelets_own_making_is_no_failure() -> None:
         ),
         ('Error creating: Pod "x-" is invalid: spec.tolerations[0].operator: …', Reason.INVALID_SPEC),
         ('Error creating: admission webhook "policy.example.com" denied the request: no', Reason.POD_REJECTED),
+        (
+            (
+                'Error creating: pods "x-" is forbidden: memory max limit to request ratio per Container is 2, but '
+                "provided ratio is 4.000000"
+            ),
+            Reason.QUOTA_EXCEEDED,
+        ),
+        (
+            (
+                'Error creating: Internal error occurred: failed calling webhook "pods.example.com": failed to call '
+                'webhook: Post "https://policy.policies.svc:443/pods?timeout=10s": dial tcp 10.96.3.4:443: connect: '
+                "connection refused"
+            ),
+            Reason.WEBHOOK_UNAVAILABLE,
+        ),
     ],
 )
 def test_a_pod_that_is_refused_is_told(message: str, reason: Reason) -> None:
@@ -246,9 +261,136 @@ def test_the_newest_complaint_counts() -> None:
     assert cause.reason is Reason.SERVICE_ACCOUNT_NOT_FOUND
 
 
+def test_pods_of_a_namespace_that_ends_are_no_failure() -> None:
+    """The object goes with it."""
+    message = (
+        'Error creating: pods "x-" is forbidden: unable to create new content in namespace a because it is being '
+        "terminated"
+    )
+    observed = Observed((a_job(),), (), (Complaint("job", "FailedCreate", message, at(3)),))
+    assert failures.blocking(WHOLE, TRAIN, observed.jobs[0], observed) is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "expected"),
+    [
+        (
+            "FailedAttachVolume",
+            'Multi-Attach error for volume "pvc-1" Volume is already used by pod(s) other-train-1',
+            Reason.VOLUME_UNAVAILABLE,
+        ),
+        (
+            "FailedMount",
+            (
+                "Unable to attach or mount volumes: unmounted volumes=[models], unattached volumes=[], failed to "
+                "process volumes=[]: timed out waiting for the condition"
+            ),
+            Reason.VOLUME_UNAVAILABLE,
+        ),
+        (
+            "FailedCreatePodSandBox",
+            'Failed to create pod sandbox: rpc error: code = Unknown desc = no runtime for "nvidia" is configured',
+            Reason.SANDBOX_FAILED,
+        ),
+    ],
+)
+def test_what_the_node_cannot_give_a_pod_is_told(reason: str, message: str, expected: Reason) -> None:
+    """As kubelet and attach controller word it, in an event of the pod."""
+    spec = parsed(a_spec(compute={"modelCache": {"persistentVolumeClaim": "cache"}}))
+    observed = Observed((a_job(),), (a_pod(phase="Pending"),), (Complaint("pod", reason, message, at(3)),))
+    cause = failures.blocking(spec, TRAIN, observed.jobs[0], observed)
+    assert cause is not None
+    assert cause.reason is expected
+    assert message in cause.message
+
+
+@pytest.mark.parametrize("reason", ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ImageInspectError"])
+@pytest.mark.parametrize("message", ["", "rpc error: code = NotFound", 'Back-off pulling image "mine/trainer:7"'])
+def test_an_image_that_cannot_be_had_is_named(reason: str, message: str) -> None:
+    """Whether the kubelet says which one it is, or not."""
+    waiting = {"name": "train", "image": "mine/trainer:7", "state": {"waiting": {"reason": reason, "message": message}}}
+    observed = Observed((a_job(),), (a_pod(waiting, phase="Pending"),))
+    cause = failures.blocking(WHOLE, TRAIN, observed.jobs[0], observed)
+    assert cause is not None
+    assert cause.reason is Reason.IMAGE_PULL_FAILED
+    assert '"mine/trainer:7"' in cause.message
+    assert message in cause.message
+
+
+def unschedulable(message: str) -> dict[str, Any]:
+    """Return a pod's conditions when the scheduler finds no node."""
+    return {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}]}
+
+
+def test_a_missing_claim_is_told_with_its_field() -> None:
+    """The scheduler waits for it; somebody has to create it."""
+    message = '0/1 nodes are available: persistentvolumeclaim "cache" not found. not eligible for preemption.'
+    observed = Observed((a_job(),), (a_pod(phase="Pending", **unschedulable(message)),))
+    cause = failures.blocking(WHOLE, TRAIN, observed.jobs[0], observed)
+    assert cause is not None
+    assert cause.reason is Reason.CLAIM_NOT_FOUND
+    assert '"cache" of spec.compute.modelCache.persistentVolumeClaim does not exist' in cause.message
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (
+            (
+                "0/4 nodes are available: 1 Insufficient memory, 3 Insufficient nvidia.com/gpu. preemption: 0/4 nodes "
+                "are available: 4 No preemption victims found for incoming pod."
+            ),
+            "no node has enough free memory, nvidia.com/gpu",
+        ),
+        (
+            "0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector.",
+            "nodes do not match spec.compute.nodeSelector or affinity",
+        ),
+        (
+            "0/1 nodes are available: 1 node(s) had untolerated taint {nvidia.com/gpu: present}.",
+            "spec.compute.tolerations has nothing for {nvidia.com/gpu: present}",
+        ),
+        (
+            "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims.",
+            "the claim of spec.compute.modelCache has no volume yet",
+        ),
+        ("0/1 nodes are available: something new.", ""),
+    ],
+)
+def test_what_no_node_has_is_said_in_words_of_the_spec(message: str, words: str) -> None:
+    """As a real scheduler words it; its own words follow in the status."""
+    assert failures.lacking(message) == words
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (
+            {"reason": "UnexpectedAdmissionError", "message": "Allocate failed due to no healthy devices present"},
+            Reason.NODE_REJECTED_POD,
+        ),
+        (
+            {"reason": "OutOfnvidia.com/gpu", "message": "Node didn't have enough resource: nvidia.com/gpu"},
+            Reason.NODE_REJECTED_POD,
+        ),
+        (
+            {"reason": "Terminated", "message": "Pod was terminated in response to imminent node shutdown."},
+            Reason.POD_LOST,
+        ),
+    ],
+)
+def test_a_pod_that_its_node_does_not_take_is_told_from_a_lost_one(status: dict[str, Any], reason: Reason) -> None:
+    """The one may end so again and again, the other is nobody's fault."""
+    cause = failures.of_pod(a_pod(**status))
+    assert cause is not None
+    assert cause.reason is reason
+    assert status["message"] in cause.message
+
+
 @pytest.mark.parametrize(
     ("refusal", "reason"),
     [
+        (Refusal(500, 'failed calling webhook "jobs.example.com"', taken=False), Reason.WEBHOOK_UNAVAILABLE),
         (Refusal(409, "", taken=True), Reason.NAME_CONFLICT),
         (Refusal(403, "exceeded quota: team, requested: count/jobs.batch=1", taken=False), Reason.QUOTA_EXCEEDED),
         (Refusal(403, "admission webhook denied", taken=False), Reason.POD_REJECTED),

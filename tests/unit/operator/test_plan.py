@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from property.builders import a_finetune_body, at
+from property.builders import a_finetune_body, at, text
 from property.simulator import World
 from property.worlds import a_finished_world, a_world_at, condition, entry, labels
 from tunemill_api.failures import Reason
@@ -596,14 +596,14 @@ def test_a_pod_that_no_node_can_take_is_queued_and_no_failure() -> None:
     world = World()
     world.settle()
     (pod,) = world.live_pods()
-    message = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    said = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
     pod["status"]["conditions"] = [
-        {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+        {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": said}
     ]
     decided = world.reconcile()
     assert world.status.phase is Phase.QUEUED
     assert condition(world, "Reconciling").reason == "Unschedulable"
-    assert condition(world, "Reconciling").message == message
+    assert condition(world, "Reconciling").message == f"no node has enough free nvidia.com/gpu: {said}"
     assert condition(world, "Stalled").status == "False"
     assert decided.requeue_after is None
 
@@ -657,6 +657,61 @@ def test_a_spec_that_does_not_fit_into_an_annotation_is_told() -> None:
 
 
 # What else may lie around
+
+
+@pytest.mark.parametrize("how", ["drained", "edited"])
+def test_a_pod_that_a_dead_node_does_not_end_is_told_and_waited_for(how: str) -> None:
+    """It may still write its checkpoint; when the node is gone for good, the stage goes on elsewhere."""
+    world = a_world_at(Stage.TRAIN)
+    (pod,) = world.live_pods()
+    pod["spec"] = {"nodeName": "gpu-7"}
+    pod["metadata"]["deletionTimestamp"] = text(at(world.seconds + 60))
+    pod["status"]["conditions"] = [
+        {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager", "message": ""}
+    ]
+    if how == "edited":
+        world.edit(training={"epochs": 2})
+    decided = world.reconcile()
+    assert world.status.failure is None
+    assert decided.requeue_after is not None
+    assert decided.requeue_after.total_seconds() <= 120
+    world.seconds += 121
+    world.reconcile()
+    assert world.status.failure.reason == Reason.NODE_LOST
+    assert "node gpu-7 does not answer" in world.status.failure.message
+    assert entry(world, Stage.TRAIN).state is not StageState.RUNNING
+    writes = world.status_writes
+    world.seconds += 600
+    world.reconcile()
+    assert (world.status_writes, world.live_jobs() != []) == (writes, True)
+    world.lose(pod)
+    for _ in range(4):
+        world.settle()
+        world.seconds += 10
+        world.run_pod()
+    world.settle()
+    assert world.status.phase is Phase.SUCCEEDED
+
+
+def test_a_webhook_that_is_down_is_told_and_waited_for() -> None:
+    """It goes on by itself."""
+    world = World()
+    world.refusal = Refusal(500, 'failed calling webhook "jobs.example.com": connection refused', taken=False)
+    decided = world.reconcile()
+    assert world.status.failure.reason == Reason.WEBHOOK_UNAVAILABLE
+    assert decided.requeue_after is not None
+    world.refusal = None
+    world.settle()
+    assert world.status.failure is None
+
+
+def test_a_field_that_the_operator_does_not_know_is_named_with_what_to_upgrade() -> None:
+    """A CRD that is newer than the operator keeps the field; nothing is done as if it were not there."""
+    world = World()
+    world.finetune_body["spec"]["training"] = {"future": True}
+    decided = world.reconcile()
+    assert decided.actions == ()
+    assert "spec.training.future: this operator does not know the field" in world.status.failure.message
 
 
 def test_nothing_starts_before_the_pods_of_a_deleted_job_are_gone() -> None:

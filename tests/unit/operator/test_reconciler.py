@@ -220,6 +220,23 @@ def test_an_api_server_that_is_away_leaves_the_status_alone(jump: Jump) -> None:
     jump(story())
 
 
+def test_a_webhook_that_does_not_answer_is_told_and_tried_again(jump: Jump) -> None:
+    """The API server itself is there: whoever waits for the Job is told which webhook is not."""
+
+    async def story() -> None:
+        operation = Operation()
+        message = 'Internal error occurred: failed calling webhook "jobs.example.com": connection refused'
+        operation.client.errors["create"] = UnavailableError(message, 500)
+        await operation.reconcile()
+        assert operation.status["failure"]["reason"] == "WebhookUnavailable"
+        assert "jobs.example.com" in operation.status["failure"]["message"]
+        operation.client.errors.clear()
+        await operation.reconcile()
+        assert "failure" not in operation.status
+
+    jump(story())
+
+
 def test_a_namespace_that_is_going_away_is_no_failure(jump: Jump) -> None:
     """The object goes with it."""
 
