@@ -70,7 +70,7 @@ def fault_of(
         return Fault(FaultKind.UNWANTED_CALL, f"no call is wanted, and {_names(found.calls)} is called")
     offered = {tool.name for tool in tools} | {call.name for call in wanted}
     if unknown := [call.name for call in found.calls if call.name not in offered]:
-        return Fault(FaultKind.HALLUCINATED_TOOL, f"{unknown[0]} is called, which is not offered")
+        return Fault(FaultKind.HALLUCINATED_TOOL, f"{shortened(unknown[0])} is called, which is not offered")
     names, right = Counter(call.name for call in found.calls), Counter(call.name for call in wanted)
     if names != right:
         kind = (
@@ -136,7 +136,7 @@ def _difference(path: str, found: JsonObject, wanted: JsonObject) -> tuple[Fault
 
 
 def _names(calls: Sequence[Call]) -> str:
-    return ", ".join(call.name for call in calls)
+    return shortened(", ".join(call.name for call in calls))
 
 
 def _shown(value: JsonValue) -> str:

@@ -6,8 +6,10 @@ one that knows and does not write it as the server needs it.
 
 import json
 import re
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 
 from pydantic import JsonValue
 
@@ -16,7 +18,7 @@ from tunemill_trainer.data.rows import Call
 from tunemill_trainer.data.tools import read_call
 from tunemill_trainer.data.values import read_value
 from tunemill_trainer.judge.parse import ReplyFormat, parse_reply
-from tunemill_trainer.judge.replies import functiongemma
+from tunemill_trainer.judge.replies import functiongemma, pythonic
 
 _BLOCK = re.compile(
     r"<(?:tool_call|function_call|functioncall)>(.*?)(?:</\w+>|(?=<(?:tool_call|function_call|functioncall)>)|\Z)"
@@ -25,8 +27,9 @@ _BLOCK = re.compile(
     re.DOTALL,
 )
 _DECODER = json.JSONDecoder()
-_OBJECT = re.compile(r"\{.*\}", re.DOTALL)
-_LIST_OF_CALLS = re.compile(r"\[\s*[A-Za-z][\w.]*\(.*\)\s*\]", re.DOTALL)
+_END_OF_LIST = re.compile(r"\)\s*\]")
+_MOST_BRACES = 1000
+"""Where a call may begin in one reply; in a longer one nobody would look for it."""
 
 
 def read_leniently(text: str) -> tuple[Call, ...]:
@@ -52,17 +55,22 @@ def _calls(part: str) -> list[Call]:
 
 
 def _spellings(part: str) -> Iterator[str]:
-    """Yield the text without a code fence, and what in it looks like an object or a list of calls."""
+    """Yield the text without a code fence, and what in it looks like an object or a list of calls.
+
+    Each mark is looked for by itself: one pattern from the first to the last would take time by the square of a long
+    reply.
+    """
     yield re.sub(r"\A\s*```\w*|```\s*\Z", "", part).strip()
-    for pattern in (_OBJECT, _LIST_OF_CALLS):
-        if found := pattern.search(part):
-            yield found.group()
+    yield part[part.find("{") : part.rfind("}") + 1]
+    first, last = pythonic.BEGIN.search(part), deque(_END_OF_LIST.finditer(part), maxlen=1)
+    if first and last:
+        yield part[first.start() : last[0].end()]
 
 
 def _objects(part: str) -> Iterator[JsonValue]:
     """Yield the JSON objects in a text, one after another."""
     end = 0
-    for brace in re.finditer(r"\{", part):
+    for brace in islice(re.finditer(r"\{", part), _MOST_BRACES):
         if brace.start() >= end:
             with suppress(ValueError, RecursionError):
                 value, end = _DECODER.raw_decode(part, brace.start())

@@ -158,10 +158,18 @@ def _reply(output: str, finished: bool | None, *, marked: bool) -> Reply:
 
 def _without_end(output: str) -> str:
     """Return the reply without the marks at its end; as it is when there are none."""
-    text, rest = output, output.rstrip()
-    while mark := next((mark for mark in _ENDS if rest.endswith(mark)), ""):
-        text = rest = rest.removesuffix(mark).rstrip()
-    return text
+    kept, end = len(output), _end_of_text(output, len(output))
+    # By places and not by texts: a reply may end with thousands of <pad>.
+    while mark := next((mark for mark in _ENDS if output.endswith(mark, 0, end)), ""):
+        kept = end = _end_of_text(output, end - len(mark))
+    return output[:kept]
+
+
+def _end_of_text(output: str, end: int) -> int:
+    """Return where the text up to `end` ends without the spaces there."""
+    while end and output[end - 1].isspace():
+        end -= 1
+    return end
 
 
 def _records(path: Path) -> Iterator[Record]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 
-from tunemill_trainer.judge.replies import functiongemma, hermes, llama, mistral, plain, pythonic
+from tunemill_trainer.judge.replies import functiongemma, hermes, llama, llama4, mistral, plain, pythonic
 from tunemill_trainer.judge.replies.parsed import ParsedReply
 
 
@@ -20,6 +20,7 @@ class ReplyFormat(StrEnum):
     MISTRAL = "mistral"
     LLAMA3_JSON = "llama3_json"
     PYTHONIC = "pythonic"
+    LLAMA4_PYTHONIC = "llama4_pythonic"
     JSON = "json"
 
 
@@ -29,6 +30,7 @@ _READERS: dict[ReplyFormat, Callable[[str], ParsedReply]] = {
     ReplyFormat.MISTRAL: mistral.read,
     ReplyFormat.LLAMA3_JSON: llama.read,
     ReplyFormat.PYTHONIC: pythonic.read,
+    ReplyFormat.LLAMA4_PYTHONIC: llama4.read,
     ReplyFormat.JSON: plain.read,
 }
 
@@ -37,6 +39,7 @@ _MARKS = {
     ReplyFormat.FUNCTIONGEMMA: functiongemma.BEGIN,
     ReplyFormat.MISTRAL: mistral.BEGIN,
     ReplyFormat.LLAMA3_JSON: llama.BEGIN,
+    ReplyFormat.LLAMA4_PYTHONIC: llama4.BEGIN,
 }
 _PARAMETERS = re.compile(r'"parameters"\s*:')
 

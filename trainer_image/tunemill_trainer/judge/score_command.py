@@ -4,6 +4,7 @@ tunemill-trainer score --rows rows.jsonl --outputs outputs.jsonl --json
 """
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -67,6 +68,8 @@ def main(options: argparse.Namespace) -> int:
         else ReplyFormat(options.reply_format)
     )
     report = ScoreReport(rows, score(rows.rows, replies, reply_format), reply_format)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a character, and a reply hold half of one
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         print(
             json.dumps(report.to_json(), indent=1, ensure_ascii=False) if options.json else report.to_text(), flush=True

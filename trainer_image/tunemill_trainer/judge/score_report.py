@@ -131,6 +131,7 @@ def _most(wrong: list[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
 
 def _table(lines: Sequence[tuple[str, ...]], numbers_from: int = 1) -> Iterator[str]:
     """Yield lines of equally wide columns; those from `numbers_from` on are numbers, and end together."""
+    lines = [tuple(map(_printable, line)) for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = (
@@ -138,6 +139,11 @@ def _table(lines: Sequence[tuple[str, ...]], numbers_from: int = 1) -> Iterator[
             for index, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
         yield "  ".join(cells).rstrip()
+
+
+def _printable(cell: str) -> str:
+    """Return what a cell says in one line: names of tools may come from a model, which writes anything."""
+    return "".join(character if character.isprintable() else " " for character in cell)
 
 
 def _percent(share: float | None) -> str:

@@ -9,6 +9,7 @@ pairing. As in BFCL, 2.0 is no match where the schema wants an integer, though i
 
 import re
 import unicodedata
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from pydantic import JsonValue
@@ -37,25 +38,37 @@ def ast_match(found: Sequence[Call], wanted: Sequence[Call], tools: Sequence[Too
 def best_pairs(found: Sequence[Call], wanted: Sequence[Call], schemas: Mapping[str, JsonObject]) -> dict[int, int]:
     """Return as many pairs as possible of wanted and found calls that fit: index among the wanted → among the found.
 
-    It is a maximum matching, by augmenting paths.
+    It is a maximum matching, by shortest augmenting paths.
     """
     fitting = [
         [j for j, want in enumerate(wanted) if call_fits(call, want, schemas.get(want.name, {}))] for call in found
     ]
-    taken: dict[int, int] = {}
-
-    def place(i: int, seen: set[int]) -> bool:
-        for j in fitting[i]:
-            if j not in seen:
-                seen.add(j)
-                if j not in taken or place(taken[j], seen):
-                    taken[j] = i
-                    return True
-        return False
-
+    pairs: dict[int, int] = {}
     for i in range(len(found)):
-        place(i, set())
-    return taken
+        _place(i, fitting, pairs)
+    return pairs
+
+
+def _place(start: int, fitting: Sequence[Sequence[int]], pairs: dict[int, int]) -> None:
+    """Find a wanted call for one more found call; those that have one may have to move to another."""
+    before = {i: j for j, i in pairs.items()}
+    reached_from: dict[int, int] = {}
+    waiting = deque([start])
+    while waiting:
+        i = waiting.popleft()
+        for j in fitting[i]:
+            if j in reached_from:
+                continue
+            reached_from[j] = i
+            if j in pairs:
+                waiting.append(pairs[j])
+                continue
+            free: int | None = j
+            while free is not None:
+                mover = reached_from[free]
+                pairs[free] = mover
+                free = before.get(mover)
+            return
 
 
 def call_fits(found: Call, wanted: Call, schema: JsonObject) -> bool:

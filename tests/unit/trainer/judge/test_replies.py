@@ -1,5 +1,7 @@
 """Every way of writing calls, read as the server's parser of that name reads it."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +23,7 @@ WELL_WRITTEN = {
     ReplyFormat.LLAMA3_JSON: '{"name": "get_weather", "parameters": {"city": "Oslo", "days": 2}}; '
     '{"name": "timer", "parameters": {}}',
     ReplyFormat.PYTHONIC: '[get_weather(city="Oslo", days=2), timer()]',
+    ReplyFormat.LLAMA4_PYTHONIC: '<|python_start|>[get_weather(city="Oslo", days=2), timer()]<|python_end|>',
     ReplyFormat.JSON: '[{"name": "get_weather", "arguments": {"city": "Oslo", "days": 2}}, '
     '{"name": "timer", "arguments": {}}]',
 }
@@ -67,6 +70,11 @@ def test_prose_begins_no_call(reply_format: ReplyFormat, text: str):
         (ReplyFormat.PYTHONIC, "[timer(a=1e999)]"),
         (ReplyFormat.PYTHONIC, "[timer(), 3]"),
         (ReplyFormat.PYTHONIC, "[timer(a='cut"),
+        (ReplyFormat.PYTHONIC, f"[timer(a={'1+' * 1500}1)]"),
+        (ReplyFormat.PYTHONIC, f"[timer(a={'-' * 1500}1)]"),
+        (ReplyFormat.PYTHONIC, f"[timer{'.a' * 1500}()]"),
+        (ReplyFormat.PYTHONIC, "[timer(a='\\ud83d')]"),
+        (ReplyFormat.LLAMA4_PYTHONIC, "<|python_start|>[timer()] Done.<|python_end|>"),
         (ReplyFormat.JSON, '```json\n{"name": "timer", "arguments": {}}\n```'[8:]),
         (ReplyFormat.JSON, '{"name": "timer", "arguments": {}} Done.'),
         (ReplyFormat.JSON, '{"name": "timer", "arguments": "{}"}'),
@@ -79,6 +87,8 @@ def test_prose_begins_no_call(reply_format: ReplyFormat, text: str):
             "<start_function_call>call:timer{a:<escape>x<escape><start_function_call>call:timer{}<end_function_call>",
         ),
         (ReplyFormat.FUNCTIONGEMMA, "<start_function_call>call:timer{a:<escape>NaN<escape>}<end_function_call>"),
+        (ReplyFormat.HERMES, '<tool_call>{"name": "timer", "arguments": {"a": "\\ud83d"}}</tool_call>'),
+        (ReplyFormat.HERMES, '<tool_call>{"name": "\\ud83d", "arguments": {}}</tool_call>'),
     ],
 )
 def test_a_broken_call_breaks_the_reply(reply_format: ReplyFormat, text: str):
@@ -105,6 +115,51 @@ def test_a_broken_call_breaks_the_reply(reply_format: ReplyFormat, text: str):
 def test_what_servers_forgive(reply_format: ReplyFormat, text: str):
     """Both spellings of Llama's field, Mistral's newer form, text where the parser passes over it, a missing end."""
     assert parse_reply(text, reply_format).calls == (Call("timer", {"a": 1}),) * 2
+
+
+@pytest.mark.parametrize("reply_format", ReplyFormat)
+def test_marks_within_an_argument_begin_nothing(reply_format: ReplyFormat):
+    """A text may speak of calls; only the end of its own call may not stand in it."""
+    call = Call("timer", {"a": "<tool_call>, <start_function_call>call:f{}, <|python_tag|>, [f()], {}"})
+    reply = parse_reply(written([call], reply_format), reply_format)
+    assert (reply.calls, reply.blocks) == ((call,), 1)
+
+
+LONG = 100_000
+MONSTERS = [
+    "{",
+    '{"a":',
+    '{"a":[1,2,3], ',
+    "{} ",
+    "[{",
+    "[a(",
+    "<tool_call>",
+    "<tool_call></tool_call>",
+    "```json ",
+    "<start_function_call>call:f{",
+    "a:<escape>",
+    "[TOOL_CALLS]",
+    "<pad>",
+    "x",
+    " ",
+    "\\",
+]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "begin", ["", "<tool_call>", "<start_function_call>call:f{", "<|python_tag|>{", "[f(a=", "[TOOL_CALLS][", "[f("]
+)
+def test_a_reply_without_an_end_takes_no_time_to_speak_of(begin: str):
+    """A model that repeats itself until it is stopped: time grows with the length, not with its square."""
+    for monster in MONSTERS:
+        text = begin + monster * (LONG // len(monster))
+        started = time.process_time()
+        for reply_format in ReplyFormat:
+            for reply in (parse_reply(text, reply_format), parse_reply(text + "}<end_function_call>", reply_format)):
+                assert not (reply.calls and reply.error)
+        read_leniently(text)
+        assert time.process_time() - started < 4, monster
 
 
 def test_literals_of_python_and_of_json():
@@ -197,6 +252,7 @@ def test_function_gemma_carries_text(calls: list[Call]):
     """Whatever marks stand in an escaped text, it comes back."""
     text = written(calls, ReplyFormat.FUNCTIONGEMMA)
     assert functiongemma.read_all(text) == tuple(calls)
+    assert parse_reply(text, ReplyFormat.FUNCTIONGEMMA).blocks == len(calls)
 
 
 @given(st.text(max_size=60), st.sampled_from(ReplyFormat))

@@ -19,9 +19,10 @@ def written(calls: Sequence[Call], reply_format: ReplyFormat) -> str:
             return "; ".join(text.replace('"arguments":', '"parameters":', 1) for text in objects)
         case ReplyFormat.JSON:
             return f"[{', '.join(objects)}]"
-        case ReplyFormat.PYTHONIC:
+        case ReplyFormat.PYTHONIC | ReplyFormat.LLAMA4_PYTHONIC:
             each = [f"{call.name}({', '.join(f'{k}={v!r}' for k, v in call.arguments.items())})" for call in calls]
-            return f"[{', '.join(each)}]"
+            begin, end = ("", "") if reply_format is ReplyFormat.PYTHONIC else ("<|python_start|>", "<|python_end|>")
+            return f"{begin}[{', '.join(each)}]{end}"
         case ReplyFormat.FUNCTIONGEMMA:
             return "".join(
                 f"<start_function_call>call:{call.name}{in_gemma(call.arguments)}<end_function_call>" for call in calls

@@ -15,14 +15,16 @@ from pydantic import JsonValue
 
 from tunemill_trainer.data.rows import Call, JsonObject
 from tunemill_trainer.data.values import refuse_constant
-from tunemill_trainer.judge.replies.parsed import NO_CALL, ParsedReply, broken, refuse_deep
+from tunemill_trainer.judge.replies.parsed import NO_CALL, ParsedReply, broken, refuse_unusable
 
 BEGIN = "<start_function_call>"
 
 _CALL = re.compile(
     r"<start_function_call>call:(\w+)\{(.*?)\}<end_function_call>|<start_function_call>call:(\w+)\{(.*)", re.DOTALL
 )
-_ESCAPED = re.compile(r"(\w+):<escape>(.*?)<escape>", re.DOTALL)
+# From the first letter of a name on, and without a second thought: else a long word takes time by its square.
+_ESCAPED = re.compile(r"(?<!\w)(\w++):<escape>(.*?)<escape>", re.DOTALL)
+_TEXT = re.compile(r"<escape>.*?<escape>", re.DOTALL)
 _WHOLE_CALL = re.compile(r"<start_function_call>\s*call:([\w.-]+)(\{.*?)(?=<end_function_call>|<start_|\Z)", re.DOTALL)
 _TOKEN = re.compile(r"<escape>(.*?)<escape>|([{}\[\],:])|([^{}\[\],:]+)", re.DOTALL)
 _NAMES: dict[str, JsonValue] = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
@@ -30,17 +32,18 @@ _NAMES: dict[str, JsonValue] = {"true": True, "True": True, "false": False, "Fal
 
 def read(text: str) -> ParsedReply:
     """Return the calls of a reply."""
-    begun = text.count(BEGIN)
+    found = list(_CALL.finditer(text))
+    # A mark within an argument begins nothing.
+    begun = max(len(found), _TEXT.sub("", text).count(BEGIN))
     if not begun:
         return NO_CALL
-    found = list(_CALL.finditer(text))
     if len(found) < begun:
         return broken(begun, f"{begun} calls are begun and only {len(found)} have the form call:name{{…}}")
     if found[-1][3] and not found[-1][4].rstrip().endswith("}"):
         return broken(begun, "the last call was cut off")
     try:
         calls = tuple(Call(call[1] or call[3], _arguments(call[2] or call[4] or "")) for call in found)
-        refuse_deep(calls)
+        refuse_unusable(calls)
     except ValueError as error:
         return broken(begun, error)
     whole = read_all(text)

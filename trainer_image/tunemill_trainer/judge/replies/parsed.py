@@ -42,14 +42,16 @@ def broken(blocks: int, error: object) -> ParsedReply:
 
 
 def read_each(parts: Iterable[_Part], read: Callable[[_Part], Call]) -> ParsedReply:
-    """Return the calls of all parts; one that raises ValueError breaks the reply."""
+    """Return the calls of all parts; one that raises ValueError breaks the reply, and so does one without an end."""
     parts = list(parts)
     try:
         calls = tuple(map(read, parts))
-        refuse_deep(calls)
+        refuse_unusable(calls)
         return ParsedReply(calls, len(parts))
     except ValueError as error:
         return broken(len(parts), error)
+    except RecursionError:
+        return broken(len(parts), _TOO_DEEP)
 
 
 def read_json(text: str) -> JsonValue:
@@ -88,14 +90,19 @@ def call_of(value: JsonValue, arguments_fields: tuple[str, ...] = ("arguments",)
     return Call(name, arguments)
 
 
-def refuse_deep(calls: Iterable[Call]) -> None:
-    """Refuse arguments that are nested too deeply to be compared.
+def refuse_unusable(calls: Iterable[Call]) -> None:
+    r"""Refuse what no client gets: nesting without an end, and half of a character, as "\ud83d" alone is.
 
     Raises:
         ValueError: there is such a call.
     """
-    if any(is_deep(call.arguments) for call in calls):
-        raise ValueError(_TOO_DEEP)
+    for call in calls:
+        if is_deep(call.arguments):
+            raise ValueError(_TOO_DEEP)
+        try:
+            json.dumps(call.to_json(), ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("the call holds half of a character (a lone surrogate), which is no text") from error
 
 
 def not_json(error: json.JSONDecodeError) -> str:

@@ -50,7 +50,10 @@ def _call(node: ast.expr) -> Call:
     for keyword in node.keywords:
         if keyword.arg is None:
             raise ValueError("a call has ** among its arguments")
-        arguments[keyword.arg] = _value(keyword.value)
+        try:
+            arguments[keyword.arg] = _value(keyword.value)
+        except ValueError as error:
+            raise ValueError(f"the argument {keyword.arg} {error}") from error
     return Call(_name(node.func), arguments)
 
 
@@ -65,7 +68,7 @@ def _name(node: ast.expr) -> str:
 def _value(node: ast.expr) -> JsonValue:
     if isinstance(node, ast.Constant) and (node.value is None or isinstance(node.value, str | bool | int | float)):
         if isinstance(node.value, float) and not math.isfinite(node.value):
-            raise ValueError("an argument is too large a number for JSON")
+            raise ValueError("is too large a number for JSON")
         return node.value
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
         number = _value(node.operand)
@@ -79,4 +82,4 @@ def _value(node: ast.expr) -> JsonValue:
             return {str(key): _value(item) for key, item in zip(keys, node.values, strict=True)}
     if isinstance(node, ast.Name) and node.id in _JSON_NAMES:
         return _JSON_NAMES[node.id]
-    raise ValueError(f"an argument is no literal: {ast.unparse(node)[:80]}")
+    raise ValueError("is no literal")

@@ -1,0 +1,18 @@
+"""`<|python_start|>[name(argument="text")]<|python_end|>`: Llama 4, whose marks may be missing.
+
+Between the marks, or without them, it is the list of calls of the pythonic format.
+"""
+
+from tunemill_trainer.judge.replies import pythonic
+from tunemill_trainer.judge.replies.parsed import ParsedReply
+
+BEGIN = "<|python_start|>"
+
+_END = "<|python_end|>"
+
+
+def read(text: str) -> ParsedReply:
+    """Return the calls of a reply."""
+    if text.startswith(BEGIN):
+        text = text.removeprefix(BEGIN).replace(_END, "")
+    return pythonic.read(text)
