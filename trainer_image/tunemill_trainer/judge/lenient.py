@@ -26,7 +26,7 @@ _BLOCK = re.compile(
     r"|(?:\[TOOL_CALLS\]|<\|python_tag\|>)(.*)",
     re.DOTALL,
 )
-_DECODER = json.JSONDecoder()
+_DECODER = json.JSONDecoder(strict=False)  # which takes a text over several lines
 _END_OF_LIST = re.compile(r"\)\s*\]")
 _MOST_BRACES = 1000
 """Where a call may begin in one reply; in a longer one nobody would look for it."""

@@ -89,6 +89,10 @@ def test_prose_begins_no_call(reply_format: ReplyFormat, text: str):
         (ReplyFormat.FUNCTIONGEMMA, "<start_function_call>call:timer{a:<escape>NaN<escape>}<end_function_call>"),
         (ReplyFormat.HERMES, '<tool_call>{"name": "timer", "arguments": {"a": "\\ud83d"}}</tool_call>'),
         (ReplyFormat.HERMES, '<tool_call>{"name": "\\ud83d", "arguments": {}}</tool_call>'),
+        (ReplyFormat.HERMES, '<tool_call>{"name": "timer", "arguments": {"a": 1e999}}</tool_call>'),
+        (ReplyFormat.LLAMA3_JSON, '{"name": "timer", "parameters": {"a": -1e999}}'),
+        (ReplyFormat.PYTHONIC, f"[timer(a=0x{'f' * 9999})]"),
+        (ReplyFormat.MISTRAL, "[TOOL_CALLS][ARGS]{}"),
     ],
 )
 def test_a_broken_call_breaks_the_reply(reply_format: ReplyFormat, text: str):
@@ -103,6 +107,7 @@ def test_a_broken_call_breaks_the_reply(reply_format: ReplyFormat, text: str):
     ("reply_format", "text"),
     [
         (ReplyFormat.MISTRAL, 'I look. [TOOL_CALLS]timer{"a": 1}[TOOL_CALLS]timer[ARGS]{"a": 1}'),
+        (ReplyFormat.MISTRAL, '[TOOL_CALLS] timer[CALL_ID]a1b2c3d4e[ARGS]{"a": 1}\n[TOOL_CALLS] timer {"a": 1}'),
         (
             ReplyFormat.LLAMA3_JSON,
             '<|python_tag|>{"name": "timer", "arguments": {"a": 1}}; {"name": "timer", "parameters": {"a": 1}} Done.',

@@ -3,13 +3,15 @@
 Text before the first mark does not matter. With the list there is one mark, and nothing but the list follows it.
 """
 
+import re
+
 from tunemill_trainer.data.rows import Call
 from tunemill_trainer.judge.replies.parsed import NO_CALL, ParsedReply, broken, call_of, read_each, read_json
 
 BEGIN = "[TOOL_CALLS]"
 
-_ARGUMENTS = "[ARGS]"
-"""Stands between name and arguments since tokenizer version 13."""
+_MARKS = re.compile(r"\[CALL_ID\]|\[ARGS\]")
+"""Some versions of the tokenizer have the call's id, or a mark, between name and arguments."""
 
 
 def read(text: str) -> ParsedReply:
@@ -36,7 +38,7 @@ def _listed(parts: list[str]) -> ParsedReply:
 
 def _named(part: str) -> Call:
     name, brace, arguments = part.partition("{")
-    name = name.strip().removesuffix(_ARGUMENTS)
+    name = _MARKS.split(name)[0].strip()
     if not brace or not name:
         raise ValueError(f"expected a name and arguments after {BEGIN}")
     return call_of({"name": name, "arguments": read_json(brace + arguments)})

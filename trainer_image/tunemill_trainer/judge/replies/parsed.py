@@ -91,7 +91,7 @@ def call_of(value: JsonValue, arguments_fields: tuple[str, ...] = ("arguments",)
 
 
 def refuse_unusable(calls: Iterable[Call]) -> None:
-    r"""Refuse what no client gets: nesting without an end, and half of a character, as "\ud83d" alone is.
+    r"""Refuse what JSON cannot carry to a client: endless nesting, 1e999, half of a character as "\ud83d" alone is.
 
     Raises:
         ValueError: there is such a call.
@@ -100,9 +100,11 @@ def refuse_unusable(calls: Iterable[Call]) -> None:
         if is_deep(call.arguments):
             raise ValueError(_TOO_DEEP)
         try:
-            json.dumps(call.to_json(), ensure_ascii=False).encode()
+            json.dumps(call.to_json(), ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError as error:
             raise ValueError("the call holds half of a character (a lone surrogate), which is no text") from error
+        except ValueError as error:
+            raise ValueError("the call holds a number that is too large for JSON") from error
 
 
 def not_json(error: json.JSONDecodeError) -> str:

@@ -5,7 +5,6 @@ server leaves out those without a name.
 """
 
 import ast
-import math
 import re
 import warnings
 
@@ -67,8 +66,6 @@ def _name(node: ast.expr) -> str:
 
 def _value(node: ast.expr) -> JsonValue:
     if isinstance(node, ast.Constant) and (node.value is None or isinstance(node.value, str | bool | int | float)):
-        if isinstance(node.value, float) and not math.isfinite(node.value):
-            raise ValueError("is too large a number for JSON")
         return node.value
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
         number = _value(node.operand)
