@@ -10,7 +10,7 @@ from typing import Any
 
 from tunemill_api.finetune import Adapter, AdapterMethod, FineTuneSpec, effective_workspace
 
-RECIPES: dict[str, int] = {"prepare": 2, "train": 2, "evaluate": 3, "publish": 3}
+RECIPES: dict[str, int] = {"prepare": 3, "train": 2, "evaluate": 3, "publish": 3}
 """Raised by us when a stage would compute something else from the same inputs; part of the keys, so that old outputs
 are not reused."""
 

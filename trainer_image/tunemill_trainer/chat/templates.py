@@ -85,10 +85,12 @@ def settle(
     Raises:
         StageError: as `choose` and `prepare_vocabulary` do.
     """
+    # A template of the user's may end its turns in them.
+    asked = prepare_vocabulary(tokenizer, mode, Features(), more)
     choice = choose(tokenizer, features, of_user)
-    vocabulary = prepare_vocabulary(tokenizer, mode, features, more, choice.encoder.call_format)
+    tags = prepare_vocabulary(tokenizer, mode, features, (), choice.encoder.call_format)
     # With new tokens the proof is another one.
-    return (choose(tokenizer, features, of_user) if vocabulary.added else choice), vocabulary
+    return (choose(tokenizer, features, of_user) if tags.added else choice), asked.then(tags)
 
 
 def choose(tokenizer: Tokenizer, features: Features, of_user: str | None) -> Choice:

@@ -64,6 +64,11 @@ class Vocabulary:
     mode: TokenizerMode
     added: tuple[NewToken, ...]
 
+    def then(self, later: "Vocabulary") -> "Vocabulary":
+        """Return what was done in two goes."""
+        added = self.added + later.added
+        return Vocabulary(TokenizerMode.EXTEND if added else later.mode, added)
+
 
 def load(folder: Path) -> Tokenizer:
     """Load a tokenizer from its tokenizer.json.

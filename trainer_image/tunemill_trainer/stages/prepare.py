@@ -210,7 +210,7 @@ def _encode(
     except _TemplateUnfitError as error:
         if choice.encoder.call_format is not ReplyFormat.HERMES:
             # Ours needs tags that the base model's own template did not.
-            vocabulary = tokenizer.prepare_vocabulary(speaker, wish.mode, dataset.features, wish.add_tokens)
+            vocabulary = vocabulary.then(tokenizer.prepare_vocabulary(speaker, wish.mode, dataset.features, ()))
         passed_over = f"the base model's chat template: {error}"
         return write(templates.ours(speaker, dataset.features, passed_over), vocabulary)
 

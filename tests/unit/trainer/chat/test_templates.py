@@ -156,6 +156,19 @@ def test_a_broken_template_of_the_users_own_is_their_error(template, message):
     assert "spec.tokenizer.chatTemplate" in raised.value.message
 
 
+def test_a_template_of_the_users_own_may_end_its_turns_in_tokens_to_be_added():
+    """A base that never chatted gets turns, by spec.tokenizer.addTokens and a template that uses them."""
+    speaker = a_speaker(PLAIN)
+    turns = ["<|im_start|>", "<|im_end|>"]
+    features = Features(tools=True, calls=True)
+    choice, vocabulary = templates.settle(speaker, TokenizerMode.AUTO, features, turns, CHATML_TEMPLATE)
+    assert choice.origin is Origin.USER
+    assert [token.token for token in vocabulary.added[:2]] == turns
+    assert {"<tool_call>", "</tool_call>"} <= {token.token for token in vocabulary.added}
+    assert [token.id for token in vocabulary.added] == [speaker.get_vocab()[token.token] for token in vocabulary.added]
+    assert speaker.convert_ids_to_tokens(list(choice.ends_of_turns)) == ["<|im_end|>"]
+
+
 def test_without_any_token_to_end_a_turn_the_base_is_unsupported():
     """A model that cannot say that it is done cannot be taught to."""
     with pytest.raises(StageError) as raised:
