@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    forms = {form.value.lower(): form for form in DatasetFormat}
+    forms = {form.value.lower(): form.value for form in DatasetFormat}
     command.add_argument(
         "files", metavar="FILE", type=Path, nargs="+", help=".jsonl, .json or .parquet, also gzipped; one set of rows"
     )
     command.add_argument(
         "--format",
         type=lambda text: forms.get(text.lower(), text),
-        choices=list(DatasetFormat),
-        default=DatasetFormat.AUTO,
+        choices=[*forms.values()],
+        default=DatasetFormat.AUTO.value,
         metavar="FORMAT",
-        help=f"of the rows: {', '.join(DatasetFormat)} (default: %(default)s)",
+        help=f"of the rows: {', '.join(forms.values())} (default: %(default)s)",
     )
     command.add_argument(
         "--tools",
@@ -77,7 +77,9 @@ def main(options: argparse.Namespace) -> int:
 
     try:
         contract = given_tools(_text(options.tools), str(options.tools)) if options.tools else ()
-        how = Reading(options.format, contract, workers=cpus.available(), tool_ratio=options.max_tool_ratio)
+        how = Reading(
+            DatasetFormat(options.format), contract, workers=cpus.available(), tool_ratio=options.max_tool_ratio
+        )
         checked = check(options.files, options.evaluation, how, _renderer(options) if options.tokenizer else None)
     except StageError as error:
         print(f"tunemill-trainer lint: {error.message}. {error.failure.remedy}", file=sys.stderr)

@@ -16,7 +16,7 @@ from tunemill_trainer.prepared import IGNORED
 
 @dataclass(frozen=True)
 class Turn:
-    """One assistant turn.
+    """One assistant turn that is learnt.
 
     Attributes:
         message: its index in the row.
@@ -118,7 +118,9 @@ class Encoder:
         ids = tokens.ids
         indices = [index for index, message in enumerate(row.messages) if message.role is Role.ASSISTANT]
         turns = tuple(
-            Turn(index, *tokens.between(start, end)) for index, (start, end) in zip(indices, spans, strict=True)
+            Turn(index, *tokens.between(start, end))
+            for index, (start, end) in zip(indices, spans, strict=True)
+            if row.messages[index].learnt
         )
         texts = self._backend.decode_batch(
             [ids[turn.start : turn.end - 1] for turn in turns], skip_special_tokens=False

@@ -260,7 +260,7 @@ class Intake:
             dataset.findings.add(source, [Problem(Rule.DUPLICATE, f"the same row as {first}")])
         elif looked.silent and not self._how.keeps_silent:
             dataset.silent += 1
-            dataset.findings.add(source, [Problem(Rule.NOT_SUPERVISED, "no assistant speaks in the row")])
+            dataset.findings.add(source, [Problem(Rule.NOT_SUPERVISED, "no assistant turn is learnt from")])
         else:
             self._keep(looked, looked.row, drawn)
 
@@ -331,9 +331,9 @@ def _looked(row: Row, problems: tuple[Problem, ...]) -> _Looked:
         row=f"{_encode(place)}, {messages}, {offered}]",
         whole=split.digest(f"{messages}{offered}".encode()),
         request=split.request_fingerprint(row.messages),
-        silent=not any(message.role is Role.ASSISTANT for message in row.messages),
+        silent=not any(message.role is Role.ASSISTANT and message.learnt for message in row.messages),
         tools=tuple(tool.name for tool in row.tools),
-        calls=tuple(call.name for message in row.messages for call in message.calls),
+        calls=tuple(call.name for message in row.messages if message.learnt for call in message.calls),
     )
 
 

@@ -64,7 +64,7 @@ REMEDIES: dict[Rule, str] = {
     Rule.EMPTY_TURN: "Give the assistant turn a text or a call, or remove it.",
     Rule.BROKEN_CALL: "Write a call as an object with name and arguments, the arguments as an object.",
     Rule.BROKEN_TOOL: "Declare a tool with a name and, as parameters, a JSON schema of type object.",
-    Rule.UNKNOWN_TOOL: "Declare the tool in the row, or correct the name in the call.",
+    Rule.UNKNOWN_TOOL: "Declare the tool in the row or in spec.tools, or correct the name in the call.",
     Rule.MISSING_ARGUMENT: "Add the argument to the call, or take it out of the schema's required list.",
     Rule.EXTRA_ARGUMENT: "Declare the argument in the tool's schema, or take it out of the call.",
     Rule.WRONG_ARGUMENT: "Correct the argument's value, or the tool's schema.",

@@ -27,7 +27,8 @@ def problems(row: Row, contract: Sequence[Tool] = ()) -> list[Problem]:
             found += _assistant_problems(message)
             for call in message.calls:
                 found += _marker_problems(call)
-                found += call_problems(call, row.tools)
+                # What is not learnt may be the mistake that the next turns mend.
+                found += call_problems(call, row.tools) if message.learnt else ()
     return [*found, *_secret_problems(row)]
 
 
@@ -38,13 +39,14 @@ def _order_problems(messages: tuple[Message, ...]) -> Iterator[Problem]:
         yield Problem(Rule.ROLE_ORDER, "the assistant speaks first: there is nothing to answer")
     for before, message in zip((None, *messages), messages, strict=False):
         if message.role is Role.SYSTEM and before is not None:
-            yield Problem(Rule.ROLE_ORDER, f"a system message comes after a {before.role.value} message")
+            yield Problem(Rule.ROLE_ORDER, f"a system message comes after one of the {before.role.value}")
         may_answer = before is not None and (before.role is Role.TOOL or bool(before.calls))
         if message.role is Role.TOOL and not may_answer:
             yield Problem(Rule.ROLE_ORDER, "a tool message comes without a call before it")
         if before is not None and before.calls and message.role is not Role.TOOL:
             names = ", ".join(call.name for call in before.calls)
-            yield Problem(Rule.UNANSWERED_CALL, f"{names} is called and a {message.role.value} message follows")
+            follows = f"a message of the {message.role.value} follows"
+            yield Problem(Rule.UNANSWERED_CALL, f"{names} is called, and {follows}")
 
 
 def _assistant_problems(message: Message) -> Iterator[Problem]:

@@ -6,6 +6,7 @@ The contents decide, not the name. Nothing holds more than a row and a buffer: a
 import codecs
 import gzip
 import json
+import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +27,19 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _PARQUET_MAGIC = b"PAR1"
 _ROWS_OF_A_TABLE = 256
 """Read at once; rows may be large."""
+_OF_FORMATS = (str, list, dict, bool, int)
+"""What the columns hold that a format may know."""
 _CHUNK_BYTES = 1 << 20
+_OTHER_KINDS = {
+    b"PK\x03\x04": "a zip archive",
+    b"\x28\xb5\x2f\xfd": "zstandard",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"ARROW1": "an Arrow file",
+    b"\xff\xfe": "text in UTF-16",
+    b"\xfe\xff": "text in UTF-16",
+}
+"""What else files of data are, by their first bytes."""
 _LONGEST_LITERAL = 16
 """A JSON error so close to the end of the buffer may only mean that the buffer ends within a literal or an escape."""
 
@@ -91,7 +104,7 @@ def _text(file: DataFile) -> Iterator[Line | Record]:
     found = False
     try:
         with _open(file) as stream:
-            start = _first_character(stream)
+            start = _first_character(file.name, stream)
             for item in _elements(file.name, stream) if start == b"[" else _lines(file.name, stream):
                 last, found = item.source, True
                 yield item
@@ -120,20 +133,37 @@ def _rows_of_a_table(file: DataFile) -> Iterator[Record]:
         raise BrokenFileError(last, f"expected a whole parquet file, found damage after {last}: {error}") from error
 
 
-def _of_a_table(source: Source, row: JsonObject) -> Record:
+def _of_a_table(source: Source, row: dict[str, object]) -> Record:
+    # Columns of dates, bytes and the like are of no format: they may stand beside the rows, as any column may.
+    readable = {name: value for name, value in row.items() if value is None or isinstance(value, _OF_FORMATS)}
     try:
-        return Record(source, cast("JsonObject", as_json(row, Rule.NOT_JSON)))
+        return Record(source, cast("JsonObject", as_json(readable, Rule.NOT_JSON)))
     except RowError as error:
         return Record(source, None, error.problem.message)
 
 
-def _first_character(stream: BinaryIO) -> bytes:
-    """Move to the first byte that is neither a byte order mark nor white space, and return it."""
+def _first_character(name: str, stream: BinaryIO) -> bytes:
+    """Pass over a byte order mark, and return the first byte that is not white space.
+
+    Raises:
+        BrokenFileError: the file is no text in UTF-8, or spreads its first object over several lines.
+    """
     peekable = cast("BufferedReader", stream)
     if peekable.peek(3)[:3] == codecs.BOM_UTF8:
         stream.read(3)
     # Lines are counted from the start, so only a list's leading white space may be passed over.
-    return peekable.peek(_CHUNK_BYTES).lstrip()[:1]
+    start = peekable.peek(_CHUNK_BYTES)
+    kind = next((kind for magic, kind in _OTHER_KINDS.items() if start.startswith(magic)), "")
+    if not kind and b"\0" in start[:4]:
+        kind = "text in UTF-16 or UTF-32, or no text"
+    here = Source(name, 1)
+    if kind:
+        raise BrokenFileError(here, f"expected JSON as text in UTF-8, gzip or parquet in {name}, found {kind}")
+    first, end, _ = start.lstrip().partition(b"\n")
+    if first.strip() == b"{" and end:
+        message = f"expected in {name} one whole JSON object a line, or one list, found an object over several lines"
+        raise BrokenFileError(here, message)
+    return first[:1]
 
 
 def _lines(name: str, stream: BinaryIO) -> Iterator[Line]:
@@ -151,7 +181,7 @@ def _record(source: Source, line: bytes) -> Record:
     except json.JSONDecodeError as error:
         return Record(source, None, f"not JSON at column {error.colno}: {error.msg}")
     except (ValueError, RecursionError) as error:
-        return Record(source, None, f"not JSON: {error}")
+        return Record(source, None, f"not JSON: {_said(error)}")
     return _checked(source, value, may_hold_surrogates="\\u" in text)
 
 
@@ -176,7 +206,7 @@ def _elements(name: str, stream: BinaryIO) -> Iterator[Record]:
 
     def fail(problem: str) -> NoReturn:
         here = Source(name, max(number, 1), "element")
-        raise BrokenFileError(here, f"{here}: {problem}; the rest of the list cannot be read")
+        raise BrokenFileError(here, f"{here}: {problem}; what follows cannot be read")
 
     try:
         skip_space()
@@ -197,12 +227,17 @@ def _elements(name: str, stream: BinaryIO) -> Iterator[Record]:
             following = skip_space()
             if following == ",":
                 at += 1
+                if skip_space() == "]":
+                    fail("expected an element after the last comma, found ]")
             elif following != "]":
                 fail(f"expected , or ] after it, found {following or 'the end of the file'!r}")
+        at += 1
+        if rest := skip_space():
+            fail(f"expected nothing after the list, found {rest!r}")
     except UnicodeDecodeError as error:
         fail(f"not UTF-8: {error.reason}")
     except (ValueError, RecursionError) as error:
-        fail(f"not JSON: {error}")
+        fail(f"not JSON: {_said(error)}")
 
 
 def _checked(source: Source, value: object, *, may_hold_surrogates: bool) -> Record:
@@ -221,4 +256,18 @@ def _kind(value: object) -> str:
     return {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}.get(type(value), "a number")
 
 
-_DECODER = json.JSONDecoder(parse_constant=refuse_constant)
+def _said(error: ValueError | RecursionError) -> str:
+    """Return what Python says, where it speaks of the file and not of itself."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return "a number has too many digits" if "integer string conversion" in str(error) else str(error)
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError(f"{number} is too large a number")
+    return value
+
+
+_DECODER = json.JSONDecoder(parse_constant=refuse_constant, parse_float=_finite)

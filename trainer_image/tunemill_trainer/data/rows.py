@@ -67,6 +67,7 @@ class Message:
         reasoning: what an assistant thinks first.
         calls: what an assistant calls, in its order.
         name: the tool that a tool message comes from, where the data says it.
+        learnt: whether the loss is on what an assistant says; the data may say no of a turn.
     """
 
     role: Role
@@ -74,6 +75,7 @@ class Message:
     reasoning: str = ""
     calls: tuple[Call, ...] = ()
     name: str = ""
+    learnt: bool = True
 
     def to_json(self) -> JsonObject:
         """Return the turn without the fields that are empty; `content` is always there."""
@@ -84,6 +86,8 @@ class Message:
             value["calls"] = [call.to_json() for call in self.calls]
         if self.name:
             value["name"] = self.name
+        if not self.learnt:
+            value["learnt"] = False
         return value
 
     @classmethod
@@ -95,6 +99,7 @@ class Message:
             reasoning=str(value.get("reasoning", "")),
             calls=tuple(Call.from_json(call) for call in cast("list[JsonObject]", value.get("calls", []))),
             name=str(value.get("name", "")),
+            learnt=bool(value.get("learnt", True)),
         )
 
 

@@ -6,44 +6,71 @@ and lengths are those that the makers document for scanners. Passwords and keys 
 
 import json
 import re
+from collections.abc import Iterator
 
-from tunemill_trainer.data.rows import Row
+from tunemill_trainer.data.memo import Memo
+from tunemill_trainer.data.rows import Row, Tool
 
 _KINDS: dict[str, str] = {
     # https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html
-    "an AWS access key id": r"(?:AKIA|ASIA)[A-Z2-7]{16}(?![A-Za-z0-9])",
+    "an AWS access key id": r"(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])",
+    # No prefix of its own, but everybody writes this name before it.
+    "an AWS secret access key": r"(?i:aws_?secret_?access_?key)[\"' :=]{1,6}[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+])",
     # https://github.blog/engineering/behind-githubs-new-authentication-token-formats/
     "a GitHub token": r"(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9]{22}_[A-Za-z0-9]{59})",
-    "a GitLab token": r"glpat-[A-Za-z0-9_-]{20}",
-    "a Hugging Face token": r"hf_[A-Za-z0-9]{30,}",
-    "an OpenAI or Anthropic API key": r"sk-(?:proj-|svcacct-|admin-|ant-[a-z0-9]+-)?[A-Za-z0-9_]{20,}",
-    "a Google API key": r"AIza[A-Za-z0-9_-]{35}",
-    "a Slack token": r"xox[abeoprs]-[A-Za-z0-9-]{10,}",
+    "a GitLab token": r"gl(?:pat|dt|rt)-[A-Za-z0-9_-]{20}",
+    "a Hugging Face token": r"(?:hf|api_org)_[A-Za-z0-9]{30,}",
+    "an API key of a model provider": (
+        r"sk-(?:(?:proj|svcacct|admin|ant-[a-z0-9]+|or-v1)-[A-Za-z0-9_-]{20,}|[A-Za-z0-9_]{20,})"
+        r"|gsk_[A-Za-z0-9]{40,}|xai-[A-Za-z0-9]{40,}|r8_[A-Za-z0-9]{37}|pplx-[A-Za-z0-9]{40,}|nvapi-[A-Za-z0-9_-]{60,}"
+    ),
+    "a Google key or token": r"AIza[A-Za-z0-9_-]{35}|ya29\.[A-Za-z0-9_-]{30,}|GOCSPX-[A-Za-z0-9_-]{28}",
+    "a Slack token": r"xox[abeoprs]-[A-Za-z0-9-]{10,}|xapp-\d-[A-Za-z0-9-]{10,}",
+    "a Slack webhook": r"https://hooks\.slack\.com/services/T[A-Za-z0-9]+/B[A-Za-z0-9]+/[A-Za-z0-9]{20,}",
     "a Stripe live key": r"[sr]k_live_[A-Za-z0-9]{16,}",
-    "a package registry token": r"(?:npm_[A-Za-z0-9]{36}|pypi-[A-Za-z0-9_-]{50,})",
-    "a private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----",
+    "a package registry token": r"npm_[A-Za-z0-9]{36}|pypi-[A-Za-z0-9_-]{50,}|dckr_pat_[A-Za-z0-9_-]{27}",
+    "a cloud provider's token": (
+        r"do[opr]_v1_[a-f0-9]{64}|shp(?:at|ca|pa|ss)_[a-fA-F0-9]{32}|hv[sb]\.[A-Za-z0-9_-]{24,}|dapi[a-f0-9]{32}"
+        r"|glsa_[A-Za-z0-9]{32}_[a-fA-F0-9]{8}|SG\.[A-Za-z0-9_-]{22}\.[A-Za-z0-9_-]{43}|AccountKey=[A-Za-z0-9+/]{86}=="
+    ),
+    "a private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----|AGE-SECRET-KEY-1[A-Z0-9]{58}",
     # RFC 7519: both parts are base64 of JSON objects, which begin with {".
     "a JSON Web Token": r"eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}",
-    "a password in a URL": r"[a-z][a-z0-9+.-]{1,20}://[^\s/:@\"'<>{}$]{1,64}:[^\s/:@\"'<>{}$]{3,128}@[A-Za-z0-9]",
+    "a password in a URL": r"[a-z][a-z0-9+.-]{1,20}://[^\s/:@\"'<>{}$]{0,64}:[^\s/:@\"'<>{}$]{3,128}@[A-Za-z0-9]",
 }
 _ANY = re.compile("|".join(f"(?P<k{number}>{pattern})" for number, pattern in enumerate(_KINDS.values())))
 _BEGINS = re.compile(
-    r"AKIA|ASIA|gh[pousr]_|github_pat_|glpat-|hf_|sk-|AIza|xox[abeoprs]-|[sr]k_live_|npm_|pypi-|-----BEGIN|eyJ|://"
+    r"AKIA|ASIA|[Kk]ey|KEY|gh[pousr]_|github_pat_|gl(?:pat|dt|rt|sa)[-_]|hf_|api_org_|sk-|gsk_|xai-|r8_|pplx-|nvapi-|AIza"
+    r"|ya29|GOCSPX|xox[abeoprs]-|xapp-|[sr]k_live_|npm_|pypi-|dckr_|do[opr]_v1|shp(?:at|ca|pa|ss)_|hv[sb]\.|dapi|SG\."
+    r"|-----BEGIN|eyJ|://"
 )
 _NAMES = tuple(_KINDS)
-_MADE_UP = re.compile(r"EXAMPLE|x{8}|X{8}|0{12}|\*{4}|(.)\1{11}")
-"""What documentation writes in a secret's place: AWS's own example key, rows of x."""
+_MADE_UP = re.compile(
+    r"EXAMPLE|x{8}|X{8}|0{12}|\*{4}|(.)\1{11}|[-_]here\b|\byour[-_]|://[^:@]*:(?:pass(?:word|wd)?|pwd|secret|token|key|guest)@"
+)
+"""What documentation writes in a secret's place: AWS's own example key, rows of x, the word itself."""
 
 
 def secrets_in(row: Row) -> list[str]:
     """Return the kinds of secrets that a row holds, each once, in words for a message."""
     texts = [text for message in row.messages for text in (message.content, message.reasoning) if text]
     texts += [json.dumps(call.arguments, ensure_ascii=False) for message in row.messages for call in message.calls]
-    found: dict[str, None] = {}
+    found = dict.fromkeys(_in_tools(row.tools))
     # Most rows hold nothing that a secret could begin with, and this looks through them much faster.
-    for text in texts if _BEGINS.search("\n".join(texts)) else ():
-        for match in _ANY.finditer(text):
-            before = text[match.start() - 1 : match.start()]
-            if not (before.isalnum() or _MADE_UP.search(match.group())):
-                found[_NAMES[int(str(match.lastgroup)[1:])]] = None
+    if _BEGINS.search("\n".join(texts)):
+        found |= dict.fromkeys(kind for text in texts for kind in _kinds_in(text))
     return list(found)
+
+
+def _kinds_in(text: str) -> Iterator[str]:
+    for match in _ANY.finditer(text):
+        before = text[match.start() - 1 : match.start()]
+        if not (before.isalnum() or _MADE_UP.search(match.group())):
+            yield _NAMES[int(str(match.lastgroup)[1:])]
+
+
+def _find_in_tools(tools: tuple[Tool, ...]) -> tuple[str, ...]:
+    return tuple(kind for tool in tools for kind in _kinds_in(json.dumps(tool.to_json(), ensure_ascii=False)))
+
+
+_in_tools = Memo(_find_in_tools)

@@ -7,43 +7,22 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import cast
 
-from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, ValidationError
+from jsonschema.protocols import Validator
 from pydantic import JsonValue
-from referencing import Registry
 from referencing.exceptions import Unresolvable
 from tunemill_api.failures import Reason
 
+from tunemill_trainer.data import schemas
 from tunemill_trainer.data.findings import Problem, RowError, Rule
-from tunemill_trainer.data.memo import Memo
 from tunemill_trainer.data.rows import Call, JsonObject, Tool
 from tunemill_trainer.data.values import is_deep, read_object, read_value, shortened
 from tunemill_trainer.errors import StageError
-
-JSON_TYPES = frozenset({"string", "integer", "number", "boolean", "array", "object", "null"})
-PYTHON_TYPES = {
-    "str": "string",
-    "text": "string",
-    "int": "integer",
-    "long": "integer",
-    "float": "number",
-    "double": "number",
-    "bool": "boolean",
-    "list": "array",
-    "tuple": "array",
-    "set": "array",
-    "sequence": "array",
-    "dict": "object",
-    "mapping": "object",
-    "hashmap": "object",
-}
-"""What public data calls the types of JSON schema."""
 
 _LONGEST_NAME = 64
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
 _CACHED = 1024
 """Definitions that are kept. Rows repeat their tools; a file with ever new ones must not fill the memory."""
-_MEANINGFUL_NULLS = {"default", "const", "example"}
 
 
 def read_tools(value: JsonValue) -> tuple[Tool, ...]:
@@ -109,31 +88,38 @@ def without_nulls(call: Call, tools: Sequence[Tool]) -> Call:
     """Return the call without values that are null although their tool neither requires them nor allows null.
 
     Data that went through a table has a null for every argument that any other row has, and a model would learn it.
+
+    Raises:
+        RowError: BROKEN_TOOL.
     """
     tool = next((tool for tool in tools if tool.name == call.name), None)
     if tool is None:
         return call
-    return Call(call.name, cast("JsonObject", _without_nulls(call.arguments, tool.parameters)))
+    checker = schemas.checker(tool.parameters)
+    try:
+        kept = _without_nulls(call.arguments, cast("JsonObject", checker.schema), checker)
+    except (Unresolvable, RecursionError) as error:
+        raise RowError(Rule.BROKEN_TOOL, _unusable(call.name, error)) from error
+    return Call(call.name, cast("JsonObject", kept))
 
 
-def _without_nulls(value: JsonValue, schema: JsonValue) -> JsonValue:
+def _without_nulls(value: JsonValue, schema: JsonValue, checker: Validator) -> JsonValue:
     """Return a value without the nulls that its schema does not know; where it has no properties, all is meant."""
     if not isinstance(schema, dict):
         return value
     if isinstance(value, list):
-        return [_without_nulls(item, schema.get("items")) for item in value]
+        return [_without_nulls(item, schema.get("items"), checker) for item in value]
     properties = schema.get("properties")
     if not (isinstance(value, dict) and isinstance(properties, dict)):
         return value
     required = schema.get("required")
 
     def meant(name: str) -> bool:
-        described = properties.get(name)
         needed = isinstance(required, list) and name in required
-        return needed or (isinstance(described, dict) and _validator(described).is_valid(None))
+        return needed or schemas.allows_null(checker, properties.get(name))
 
     return {
-        name: _without_nulls(item, properties.get(name))
+        name: _without_nulls(item, properties.get(name), checker)
         for name, item in value.items()
         if item is not None or meant(name)
     }
@@ -146,15 +132,11 @@ def call_problems(call: Call, tools: Sequence[Tool]) -> Iterator[Problem]:
         offered = ", ".join(tool.name for tool in tools) or "no tool"
         yield Problem(Rule.UNKNOWN_TOOL, f"{call.name} is called, and the row offers {shortened(offered)}")
         return
-    properties = cast("JsonObject", tool.parameters.get("properties", {}))
-    if tool.parameters.get("additionalProperties") is None and "patternProperties" not in tool.parameters:
-        for name in sorted(call.arguments.keys() - properties.keys()):
-            yield Problem(Rule.EXTRA_ARGUMENT, f"{call.name} is called with {name}, which its schema does not have")
     try:
-        for error in _validator(tool.parameters).iter_errors(call.arguments):
-            yield _schema_problem(call, error)
-    except Unresolvable as error:
-        yield Problem(Rule.BROKEN_TOOL, f"the schema of {call.name} points to something that is not in it: {error}")
+        for error in schemas.checker(tool.parameters).iter_errors(call.arguments):
+            yield from _schema_problems(call, error)
+    except (Unresolvable, RecursionError) as error:
+        yield Problem(Rule.BROKEN_TOOL, _unusable(call.name, error))
 
 
 def contract_problems(offered: Sequence[Tool], contract: Sequence[Tool]) -> Iterator[Problem]:
@@ -167,10 +149,31 @@ def contract_problems(offered: Sequence[Tool], contract: Sequence[Tool]) -> Iter
             yield Problem(Rule.BREAKS_CONTRACT, f"the parameters of {tool.name} are not those of the given tool")
 
 
-def _schema_problem(call: Call, error: ValidationError) -> Problem:
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
-    rule = {"required": Rule.MISSING_ARGUMENT, "additionalProperties": Rule.EXTRA_ARGUMENT}.get(str(error.validator))
-    return Problem(rule or Rule.WRONG_ARGUMENT, f"{call.name}{where}: {shortened(error.message)}")
+def _schema_problems(call: Call, error: ValidationError) -> Iterator[Problem]:
+    where = call.name + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
+    match error.validator:
+        case "additionalProperties":
+            undeclared = _undeclared(cast("JsonObject", error.instance), cast("JsonObject", error.schema))
+            for name in sorted(undeclared):
+                yield Problem(Rule.EXTRA_ARGUMENT, f"{where} is called with {name}, which its schema does not have")
+        case "unevaluatedProperties":
+            yield Problem(Rule.EXTRA_ARGUMENT, f"{where}: {shortened(error.message)}")
+        case "required":
+            yield Problem(Rule.MISSING_ARGUMENT, f"{where}: {shortened(error.message)}")
+        case _:
+            yield Problem(Rule.WRONG_ARGUMENT, f"{where}: {shortened(error.message)}")
+
+
+def _undeclared(instance: JsonObject, schema: JsonObject) -> Iterator[str]:
+    """Yield the names in an object that its schema has neither a name nor a pattern for."""
+    names, patterns = (cast("JsonObject", schema.get(key, {})) for key in ("properties", "patternProperties"))
+    return (name for name in instance if name not in names and not any(re.search(each, name) for each in patterns))
+
+
+def _unusable(name: str, error: Unresolvable | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return f"the schema of {name} refers to itself without end"
+    return f"the schema of {name} points to something that is not in it: {shortened(str(error))}"
 
 
 @lru_cache(maxsize=_CACHED)
@@ -195,11 +198,13 @@ def _read_tool(item: JsonValue) -> Tool:
     name = value.get("name")
     if not isinstance(name, str) or not name:
         raise RowError(Rule.BROKEN_TOOL, f"a tool has no name: {shortened(json.dumps(value))}")
-    parameters = _schema(read_object(value.get("parameters") or {}, Rule.BROKEN_TOOL, f"the parameters of {name}"))
+    parameters = schemas.cleaned(
+        read_object(value.get("parameters") or {}, Rule.BROKEN_TOOL, f"the parameters of {name}")
+    )
     parameters.setdefault("type", "object")
     parameters.setdefault("properties", {})
     try:
-        Draft202012Validator.check_schema(parameters)
+        schemas.refuse_wrong(parameters)
     except SchemaError as error:
         raise RowError(
             Rule.BROKEN_TOOL, f"the parameters of {name} are no JSON schema: {shortened(error.message)}"
@@ -207,26 +212,3 @@ def _read_tool(item: JsonValue) -> Tool:
     if parameters["type"] != "object":
         raise RowError(Rule.BROKEN_TOOL, f"the parameters of {name} must be of type object")
     return Tool(name, str(value.get("description") or ""), parameters)
-
-
-def _schema(node: JsonObject) -> JsonObject:
-    """Return a schema with JSON's type names, without the nulls that a table filled in."""
-    cleaned = {key: value for key, value in node.items() if value is not None or key in _MEANINGFUL_NULLS}
-    kind = cleaned.get("type")
-    if kind == "any":
-        del cleaned["type"]
-    elif isinstance(kind, str):
-        cleaned["type"] = PYTHON_TYPES.get(kind.lower(), kind.lower())
-    if isinstance(properties := cleaned.get("properties"), dict):
-        cleaned["properties"] = {name: _schema(item) for name, item in properties.items() if isinstance(item, dict)}
-    if isinstance(items := cleaned.get("items"), dict):
-        cleaned["items"] = _schema(items)
-    return cleaned
-
-
-def _make_validator(schema: JsonObject) -> Draft202012Validator:
-    # With a registry of its own it resolves references inside the schema and fetches none from the network.
-    return Draft202012Validator(schema, registry=Registry())
-
-
-_validator = Memo(_make_validator)

@@ -36,7 +36,12 @@ def read_object(value: JsonValue, rule: Rule, what: str) -> JsonObject:
         RowError: with the given rule; `what` names the thing in the message.
     """
     if isinstance(value, str):
-        value = read_value(value, rule)
+        text = value.strip()
+        try:
+            value = read_value(text, rule)
+        except RowError as error:
+            message = f"expected {what} to be an object, as JSON or a Python literal, found {shortened(text)}"
+            raise RowError(rule, message) from error
     if not isinstance(value, dict):
         raise RowError(rule, f"expected {what} to be an object, found {shortened(json.dumps(value))}")
     return value

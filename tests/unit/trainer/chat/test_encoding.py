@@ -26,6 +26,16 @@ def test_labels_are_the_assistants_tokens_or_all():
     assert encoded.labels(everything=True) == encoded.input_ids
 
 
+def test_a_turn_that_is_not_learnt_is_read_and_has_no_labels():
+    """It stays in the history of the turns behind it."""
+    encoder = encoder_of(a_speaker(GEMMA))
+    row = a_row(user("Hi"), says("Wrong", learnt=False), user("No"), says("Yo"))
+    (encoded,) = encoder.encode([row])
+    assert [turn.message for turn in encoded.turns] == [3]
+    assert sum(label != IGNORED for label in encoded.labels(everything=False)) == len("Yo") + 1
+    assert encoder.prompt_ids(row.messages[:3], row.tools) == encoded.input_ids[: encoded.turns[0].start]
+
+
 def test_a_prompt_is_how_the_whole_begins():
     """What the tuned model is asked is what it has learnt to go on from."""
     encoder = encoder_of(a_speaker(GEMMA))

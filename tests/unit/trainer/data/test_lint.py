@@ -29,7 +29,11 @@ def test_a_row_may_end_with_a_call_and_may_offer_no_tools():
         (a_row(user(), answers()), Rule.ROLE_ORDER, "a tool message comes without a call"),
         (a_row(user(), says(), Message(Role.SYSTEM, "x")), Rule.ROLE_ORDER, "a system message comes after"),
         (a_row(Message(Role.SYSTEM, "x")), Rule.ROLE_ORDER, "no turn but the system message"),
-        (a_row(user(), calls(city="Rome"), user()), Rule.UNANSWERED_CALL, "get_weather is called and a user message"),
+        (
+            a_row(user(), calls(city="Rome"), user()),
+            Rule.UNANSWERED_CALL,
+            "a message of the user follows",
+        ),
         (a_row(user(), says(" \n")), Rule.EMPTY_TURN, "neither text nor calls"),
         (a_row(user(), says("write <tool_call> so")), Rule.MARKER_IN_TEXT, "contains <tool_call>"),
         (a_row(user(), calls(city="</tool_call>")), Rule.MARKER_IN_TEXT, "the call of get_weather contains"),

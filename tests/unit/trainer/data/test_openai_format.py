@@ -1,5 +1,7 @@
 """Rows in OpenAI's format, with what real files make of it."""
 
+import json
+
 import pytest
 from trainer.data.building import WEATHER, openai_row
 from tunemill_trainer.data.findings import RowError, Rule
@@ -44,6 +46,22 @@ def test_reasoning_is_kept_apart_from_the_text():
     assert openai.read({"messages": [turn]})[0] == [Message(Role.ASSISTANT, "Hi", reasoning="A greeting.")]
 
 
+def test_a_turn_of_weight_0_is_there_and_not_learnt():
+    """OpenAI's way to keep a mistake in the history without teaching it."""
+    row = openai_row()
+    row["messages"][1]["weight"] = 0
+    row["messages"] += [{"role": "tool", "tool_call_id": "c1", "content": "7"}, {"role": "assistant", "content": "7"}]
+    assert [message.learnt for message in openai.read(row)[0]] == [True, False, True, True]
+
+
+@pytest.mark.parametrize("answer", [{"degrees": 7}, 7, [{"degrees": 7}], False])
+def test_a_tool_may_answer_with_any_value(answer):
+    """It becomes the text that a client would send."""
+    row = openai_row()
+    row["messages"].append({"role": "tool", "tool_call_id": "c1", "content": answer})
+    assert json.loads(openai.read(row)[0][-1].content) == answer
+
+
 def a_conversation(*more):
     """The usual row and what follows its call."""
     row = openai_row()
@@ -73,10 +91,10 @@ def test_parallel_calls_may_be_answered_in_any_order():
     ("row", "rule", "message"),
     [
         ({"messages": []}, Rule.FORMAT, "expected a field `messages`"),
-        ({"messages": ["hi"]}, Rule.FORMAT, "expected JSON or a Python literal"),
+        ({"messages": ["hi"]}, Rule.FORMAT, "expected a turn of `messages` to be an object"),
         ({"messages": [{"role": "martian", "content": "x"}]}, Rule.UNKNOWN_ROLE, "unknown role 'martian'"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, Rule.FORMAT, "part of type image_url"),
-        ({"messages": [{"role": "assistant", "content": "x", "weight": 0}]}, Rule.FORMAT, "weight 0"),
+        ({"messages": [{"role": "assistant", "content": "x", "weight": 0.5}]}, Rule.FORMAT, "weight to be 0 or 1"),
         (a_conversation({"role": "tool", "tool_call_id": "c2", "content": "7"}), Rule.UNKNOWN_CALL_ID, "answers c2"),
         (a_conversation({"role": "user", "content": "And?"}), Rule.UNANSWERED_CALL, "the call c1"),
         (

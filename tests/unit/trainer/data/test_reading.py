@@ -18,6 +18,8 @@ CONTRACT = read_tools([WEATHER])
 SIMPLE = {"user_content": "Weather in Rome?", "tool_name": "get_weather", "tool_arguments": '{"city": "Rome"}'}
 TALK = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
 TAGGED = [{"from": "gpt", "value": '<tool_call>{"name": "f"}</tool_call>'}]
+PLAIN = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+IN_TAGS = {"messages": [{"role": "assistant", "content": '<tool_call>{"name": "f"}</tool_call>'}]}
 TOOLACE = {"system": "Functions: " + json.dumps([WEATHER]), "conversations": TALK}
 
 
@@ -35,7 +37,10 @@ def as_records(rows):
     ("rows", "form"),
     [
         ([openai_row()], DatasetFormat.OPENAI),
-        ([openai_row(), {"messages": [{"role": "model", "content": "x"}]}], DatasetFormat.HERMES),
+        ([PLAIN, {"messages": [{"role": "model", "content": "x"}]}], DatasetFormat.HERMES),
+        ([PLAIN, IN_TAGS, openai_row(), openai_row()], DatasetFormat.OPENAI),
+        ([PLAIN, IN_TAGS, IN_TAGS, openai_row()], DatasetFormat.HERMES),
+        ([{"messages": json.dumps(openai_row()["messages"])}], DatasetFormat.OPENAI),
         ([{"conversations": [{"role": "user", "content": "x"}]}], DatasetFormat.HERMES),
         ([{"conversations": TALK}], DatasetFormat.SHAREGPT),
         ([{"conversations": TALK}, {"conversations": TAGGED}], DatasetFormat.HERMES),

@@ -2,8 +2,11 @@
 
 import json
 import tracemalloc
+from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from trainer.data.building import a_file
 from tunemill_api.failures import Reason
@@ -48,7 +51,9 @@ def test_the_contents_decide_and_not_the_name(tmp_path):
         (b"7", "expected a JSON object, found a number"),
         (b'{"a": "\xff"}', "not UTF-8 at byte 8"),
         (b'{"a": "\\ud800"}', "half of a surrogate pair"),
-        (b'{"a":' * 100_000, "not JSON"),
+        (b'{"a":' * 100_000, "not JSON: it is nested too deeply"),
+        (b'{"a": 1e999}', "1e999 is too large a number"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "a number has too many digits"),
     ],
 )
 def test_a_bad_line_says_what_is_wrong_and_the_next_is_read(tmp_path, line, error):
@@ -71,6 +76,8 @@ def test_whole_surrogate_pairs_are_text(tmp_path):
         ('[{"a": 1} {"a": 2}]', "calls.json element 1: expected , or ]"),
         ('[{"a": 1}', "calls.json element 1: expected , or ] after it, found 'the end of the file'"),
         ('[{"a": "x', "calls.json element 1: not JSON: Unterminated string"),
+        ('[{"a": 1},]', "calls.json element 1: expected an element after the last comma"),
+        ('[{"a": 1}]\n[{"a": 2}]', "calls.json element 1: expected nothing after the list, found '['"),
     ],
 )
 def test_a_broken_list_ends_the_run(tmp_path, text, error):
@@ -79,6 +86,32 @@ def test_a_broken_list_ends_the_run(tmp_path, text, error):
         read(tmp_path, text, "calls.json")
     assert raised.value.reason is Reason.DATASET_MALFORMED
     assert error in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ('{"a": 1}\n'.encode("utf-16"), "text in UTF-16"),
+        ('{"a": 1}\n'.encode("utf-16-be"), "text in UTF-16 or UTF-32"),
+        (b"PK\x03\x04 and more", "a zip archive"),
+        (b"\x28\xb5\x2f\xfd and more", "zstandard"),
+        (json.dumps({"a": 1, "b": [2]}, indent=2).encode(), "an object over several lines"),
+    ],
+)
+def test_a_file_of_another_kind_is_told_once(tmp_path, content, kind):
+    """What it is, and not a thousand lines that are no JSON."""
+    with pytest.raises(StageError) as raised:
+        read(tmp_path, content)
+    assert raised.value.reason is Reason.DATASET_MALFORMED
+    assert kind in raised.value.message
+
+
+def test_columns_of_no_format_may_hold_anything(tmp_path):
+    """Dates, bytes and numbers that JSON lacks stand beside the rows in many tables."""
+    row = {"messages": [{"role": "user"}], "when": datetime.now(UTC), "raw": b"\xff", "score": float("nan"), "by": None}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "made.parquet")
+    [(_, found)] = read(tmp_path, (tmp_path / "made.parquet").read_bytes())
+    assert found == {"messages": [{"role": "user"}], "by": None}
 
 
 def test_a_cut_off_gzip_file_says_how_far_it_was_read(tmp_path):

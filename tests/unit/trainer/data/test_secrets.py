@@ -4,6 +4,7 @@ import pytest
 from trainer.data.building import a_row, calls, says, user
 from tunemill_trainer.data import lint
 from tunemill_trainer.data.findings import Rule
+from tunemill_trainer.data.rows import Tool
 
 ALNUM = "aB3dE5gH7jK9mN1pQ2sT4vW6yZ8bC0dF2hJ4"
 FOUND = {
@@ -11,8 +12,10 @@ FOUND = {
     "a GitHub token": "ghp_" + ALNUM,
     "a GitLab token": "glpat-" + ALNUM[:20],
     "a Hugging Face token": "hf_" + ALNUM[:34],
-    "an OpenAI or Anthropic API key": "sk-proj-" + ALNUM,
-    "a Google API key": "AIza" + ALNUM[:35],
+    "an API key of a model provider": "sk-proj-" + ALNUM[:8] + "-" + ALNUM,
+    "a Google key or token": "AIza" + ALNUM[:35],
+    "an AWS secret access key": "aws_secret_access_key = " + ALNUM + "+/+/",
+    "a cloud provider's token": "dapi" + "0123456789abcdef" * 2,
     "a Slack token": "xoxb-" + "1234567890-" + ALNUM[:12],
     "a Stripe live key": "sk_live_" + ALNUM[:24],
     "a private key": "-----BEGIN RSA " + "PRIVATE KEY-----",
@@ -32,6 +35,13 @@ def test_a_secret_is_found_wherever_it_stands(kind):
         assert secret not in problem.message
 
 
+def test_a_secret_in_a_tool_is_found_too():
+    """The tools stand in every prompt."""
+    tool = Tool("f", "Send " + FOUND["a GitHub token"], {"type": "object", "properties": {}})
+    (problem,) = lint.problems(a_row(user(), says(), tools=(tool,)))
+    assert problem.rule is Rule.SECRET
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -42,6 +52,9 @@ def test_a_secret_is_found_wherever_it_stands(kind):
         "https://acme.example/a:b@c",
         "postgres://${USER}:${PASSWORD}@db",
         "the token is <TOKEN>",
+        "postgres://user:" + "password@host/db",
+        "xoxb-" + "your-token-here",
+        "disk-abcdefghijklmnopqrstuvwxyz",
     ],
 )
 def test_what_only_looks_like_a_secret_passes(text):

@@ -69,14 +69,18 @@ def test_calls_are_read_whatever_their_values_hold(text, calls):
     assert list(calls_of(text)) == [Call(name, arguments) for name, arguments in calls]
 
 
-@pytest.mark.parametrize("text", ["[1] is a source", "No [function] fits.", "[see] (there)", "[]", "It costs 3 (EUR)]"])
+@pytest.mark.parametrize(
+    "text", ["[1] is a source", "No [function] fits.", "[see] (there)", "[]", "It costs 3 (EUR)]", "[note (well)] x"]
+)
 def test_prose_with_brackets_is_prose(text):
     """Only what begins like a call is one."""
     messages, _ = toolace.read(toolace_row("x", text))
     assert (messages[2].content, messages[2].calls) == (text, ())
 
 
-@pytest.mark.parametrize("text", ["[f(a=b)]", "[f('x')]", "[f(a='x', )]", "[f(a=1) g(b=2]", "[f(a=1), 7]"])
+@pytest.mark.parametrize(
+    "text", ["[f(a=b)]", "[f('x')]", "[f(a='x', )]", "[f(a=1) g(b=2]", "[f(a=1), 7]", "[Market Trends API(a=1)], done"]
+)
 def test_a_list_of_calls_that_cannot_be_read_is_refused(text):
     """Never executed, never guessed at, and never learnt as prose."""
     with pytest.raises(RowError) as raised:

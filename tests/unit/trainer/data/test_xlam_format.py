@@ -6,6 +6,7 @@ import pytest
 from tunemill_trainer.data.findings import RowError, Rule
 from tunemill_trainer.data.formats import xlam
 from tunemill_trainer.data.rows import Call, Message, Role
+from tunemill_trainer.data.schemas import type_of
 
 
 def xlam_row(answers, **parameters):
@@ -47,7 +48,7 @@ def test_parallel_answers_to_a_question():
 )
 def test_annotations_become_schemas(annotation, schema):
     """What JSON schema cannot say is left open and not refused."""
-    assert xlam.type_of(annotation) == schema
+    assert type_of(annotation) == schema
 
 
 def test_an_argument_is_required_unless_it_is_optional_or_has_a_default():
@@ -76,7 +77,7 @@ def test_parameters_with_a_schema_are_taken_as_they_are():
         ({"query": "x"}, Rule.FORMAT, "`query` and `answers`"),
         (xlam_row([]), Rule.EMPTY_TURN, "holds no call"),
         (xlam_row([{"arguments": {}}]), Rule.BROKEN_CALL, "no name"),
-        (xlam_row([{"name": "games"}], kind="str"), Rule.BROKEN_TOOL, "expected JSON or a Python literal"),
+        (xlam_row([{"name": "games"}], kind="str"), Rule.BROKEN_TOOL, "the parameter kind of games"),
         ({"query": "x", "answers": "[{]", "tools": "[]"}, Rule.BROKEN_CALL, "expected JSON"),
     ],
 )

@@ -4,6 +4,7 @@ A format is a module with `read(value) -> (messages, tools)`, which raises RowEr
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,7 @@ from tunemill_api.finetune import DatasetFormat
 
 from tunemill_trainer.data.findings import REMEDIES, Rule
 from tunemill_trainer.data.formats import glaive, hermes, openai, simple, toolace, xlam
+from tunemill_trainer.data.formats.turns import with_turns
 from tunemill_trainer.data.records import Record
 from tunemill_trainer.data.rows import JsonObject, Message, Tool
 from tunemill_trainer.data.tools import without_nulls
@@ -24,7 +26,7 @@ Reader = Callable[[JsonObject], tuple[list[Message], tuple[Tool, ...]]]
 
 
 def _cleaned(read: Reader, value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
-    messages, tools = read(value)
+    messages, tools = read(with_turns(value))
     return without_filled_nulls(messages, tools), tools
 
 
@@ -46,8 +48,8 @@ READERS: dict[DatasetFormat, Reader] = {
 def detect(rows: Iterable[Record], name: str, wanted: DatasetFormat = DatasetFormat.AUTO) -> DatasetFormat:
     """Return the format of data: the wanted one, or with Auto what the first rows look like.
 
-    It decides for all rows, so that a row that differs is reported and not guessed at. Hermes' tags and ToolACE's
-    prompts may be in some rows only: a single one tells them from the formats that share their fields.
+    It decides for all rows, so that a row that differs is reported and not guessed at. Rows that could be of several
+    formats, such as plain talk in `messages` or `conversations`, have no say where others are sure; of these, most win.
 
     Args:
         rows: of the data; only the first ones are looked at.
@@ -66,7 +68,8 @@ def detect(rows: Iterable[Record], name: str, wanted: DatasetFormat = DatasetFor
     if not values:
         message = f"{samples[0].source}: {samples[0].error}"
         raise StageError(Reason.DATASET_MALFORMED, message, REMEDIES[Rule.NOT_JSON])
-    seen = [form for form in map(_form_of, values) if form is not None]
+    values = [with_turns(value) for value in values]
+    seen = [found for found in map(_form_of, values) if found is not None]
     if not seen:
         raise StageError(
             Reason.DATASET_FORMAT_UNKNOWN,
@@ -74,10 +77,8 @@ def detect(rows: Iterable[Record], name: str, wanted: DatasetFormat = DatasetFor
             "and `answers` (XLAM), `system` and `chat` (Glaive) or `user_content` and `tool_name` (Simple), found the "
             f"fields: {', '.join(sorted(values[0])) or 'none'}",
         )
-    first = seen[0]
-    if first in _SHARED:
-        return next((form for form in _SHARED if form in seen), first)
-    return DatasetFormat.HERMES if first is DatasetFormat.OPENAI and DatasetFormat.HERMES in seen else first
+    votes = Counter(form for form, sure in seen if sure) or Counter(form for form, _ in seen)
+    return votes.most_common(1)[0][0]
 
 
 def without_filled_nulls(messages: list[Message], tools: Sequence[Tool]) -> list[Message]:
@@ -96,26 +97,27 @@ def _holds_null(value: JsonValue) -> bool:
     return value is None or (isinstance(value, list) and any(_holds_null(item) for item in value))
 
 
-_SHARED = (DatasetFormat.HERMES, DatasetFormat.TOOLACE, DatasetFormat.SHAREGPT)
-"""The formats with a field `conversations`, the most telling first."""
 _SAMPLES = 100
 """Rows that tell the format."""
 
 
-def _form_of(sample: JsonObject) -> DatasetFormat | None:
+def _form_of(sample: JsonObject) -> tuple[DatasetFormat, bool] | None:
+    """Return what a row looks like, and whether it could be nothing else; None when it is of no format."""
     if isinstance(sample.get("conversations"), list):
-        if toolace.is_one(sample):
-            return DatasetFormat.TOOLACE
-        tagged = hermes.has_tags(json.dumps([sample["conversations"], sample.get("system")], ensure_ascii=False))
-        return DatasetFormat.HERMES if tagged or not hermes.has_sharegpt_turns(sample) else DatasetFormat.SHAREGPT
+        return _form_of_conversations(sample)
     if isinstance(sample.get("messages"), list):
+        if openai.has_calls(sample):
+            return DatasetFormat.OPENAI, True
         tagged = hermes.has_tags(json.dumps(sample["messages"], ensure_ascii=False))
-        return DatasetFormat.HERMES if tagged else DatasetFormat.OPENAI
-    for form, module in (
-        (DatasetFormat.XLAM, xlam),
-        (DatasetFormat.GLAIVE, glaive),
-        (DatasetFormat.SIMPLE, simple),
-    ):
-        if module.is_one(sample):
-            return form
-    return None
+        return DatasetFormat.HERMES if tagged else DatasetFormat.OPENAI, tagged
+    modules = {DatasetFormat.XLAM: xlam, DatasetFormat.GLAIVE: glaive, DatasetFormat.SIMPLE: simple}
+    return next(((form, True) for form, module in modules.items() if module.is_one(sample)), None)
+
+
+def _form_of_conversations(sample: JsonObject) -> tuple[DatasetFormat, bool]:
+    if toolace.is_one(sample):
+        return DatasetFormat.TOOLACE, True
+    if hermes.has_tags(json.dumps([sample["conversations"], sample.get("system")], ensure_ascii=False)):
+        return DatasetFormat.HERMES, True
+    speakers = hermes.speakers(sample)
+    return DatasetFormat.SHAREGPT if speakers else DatasetFormat.HERMES, "function_call" in speakers

@@ -11,7 +11,7 @@ import re
 from pydantic import JsonValue
 
 from tunemill_trainer.data.findings import RowError, Rule
-from tunemill_trainer.data.formats.turns import ROLES, reasoning_of, role_of, text_of, turns_of
+from tunemill_trainer.data.formats.turns import ROLES, answer_of, reasoning_of, role_of, text_of, turns_of
 from tunemill_trainer.data.rows import Call, JsonObject, Message, Role, Tool
 from tunemill_trainer.data.tools import read_call, read_tools
 from tunemill_trainer.data.values import read_value
@@ -41,10 +41,12 @@ def has_tags(text: str) -> bool:
     return _TAGGED.search(text) is not None
 
 
-def has_sharegpt_turns(row: JsonObject) -> bool:
-    """Return whether the turns have the fields `from` and `value`."""
+def speakers(row: JsonObject) -> set[str]:
+    """Return who speaks in turns with the fields `from` and `value`; nobody where they have other fields."""
     turns = row.get("conversations")
-    return isinstance(turns, list) and any(isinstance(turn, dict) and "from" in turn for turn in turns)
+    if not isinstance(turns, list):
+        return set()
+    return {str(turn["from"]) for turn in turns if isinstance(turn, dict) and "from" in turn}
 
 
 def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
@@ -60,7 +62,8 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
         turns = [{"role": "system", "content": value["system"]}, *turns]
     for turn in turns:
         role = role_of(turn.get("role", turn.get("from")), ROLES)
-        text = text_of(turn.get("content", turn.get("value")))
+        said = turn.get("content", turn.get("value"))
+        text = answer_of(said) if role is Role.TOOL or _is_call(turn) else text_of(said)
         if role is Role.SYSTEM or (not tools and not messages and _DECLARED.search(text)):
             # For models without a system role, the agents course puts the prompt before the first request.
             tools = tools or _tools_in_prompt(text)
@@ -80,7 +83,7 @@ def _assistant(turn: JsonObject, text: str) -> Message:
     reasoning = reasoning_of(turn)
     if thought := _THOUGHT.match(text):
         reasoning, text = thought.group(2).strip(), text[thought.end() :]
-    if turn.get("from", turn.get("role")) == "function_call" and "<tool_call>" not in text:
+    if _is_call(turn) and "<tool_call>" not in text:
         # All of ShareGPT's turn `function_call` is one call, or a list of calls.
         calls, text = _calls_of(read_value(text, Rule.BROKEN_CALL)), ""
     else:
@@ -89,6 +92,10 @@ def _assistant(turn: JsonObject, text: str) -> Message:
         calls = [read_call(read_value(block, Rule.BROKEN_CALL)) for block in _CALL.findall(text)]
         text = _CALL.sub("", text)
     return Message(Role.ASSISTANT, text.strip(), reasoning=reasoning, calls=tuple(calls))
+
+
+def _is_call(turn: JsonObject) -> bool:
+    return turn.get("from", turn.get("role")) == "function_call"
 
 
 def _calls_of(value: JsonValue) -> list[Call]:

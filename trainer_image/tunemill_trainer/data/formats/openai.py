@@ -8,9 +8,17 @@ from typing import cast
 from pydantic import JsonValue
 
 from tunemill_trainer.data.findings import RowError, Rule
-from tunemill_trainer.data.formats.turns import OPENAI_ROLES, reasoning_of, role_of, text_of, turns_of
+from tunemill_trainer.data.formats.turns import OPENAI_ROLES, answer_of, reasoning_of, role_of, text_of, turns_of
 from tunemill_trainer.data.rows import Call, JsonObject, Message, Role, Tool
 from tunemill_trainer.data.tools import read_call, read_tools
+
+
+def has_calls(row: JsonObject) -> bool:
+    """Return whether turns carry calls in fields of their own."""
+    turns = row.get("messages")
+    return isinstance(turns, list) and any(
+        isinstance(turn, dict) and (turn.get("tool_calls") or turn.get("function_call")) for turn in turns
+    )
 
 
 def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
@@ -25,7 +33,8 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     open_calls: dict[str, str] = {}
     answered: set[str] = set()
     for turn in turns:
-        message = _message(turn, open_calls, answered)
+        after_call = bool(messages) and (bool(messages[-1].calls) or messages[-1].role is Role.TOOL)
+        message = _message(turn, open_calls, answered, after_call=after_call)
         if message.role is not Role.TOOL and open_calls:
             raise RowError(Rule.UNANSWERED_CALL, f"the call {next(iter(open_calls))} has no tool message with its id")
         messages.append(message)
@@ -39,13 +48,15 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     return messages, tools
 
 
-def _message(turn: JsonObject, open_calls: dict[str, str], answered: set[str]) -> Message:
+def _message(turn: JsonObject, open_calls: dict[str, str], answered: set[str], *, after_call: bool) -> Message:
     role = role_of(turn.get("role"), OPENAI_ROLES)
-    content = text_of(turn.get("content"))
+    content = answer_of(turn.get("content")) if role is Role.TOOL else text_of(turn.get("content"))
     if role is Role.ASSISTANT:
-        if turn.get("weight") == 0:
-            raise RowError(Rule.FORMAT, "a turn has weight 0, which is not supported: end the row before it instead")
-        return Message(role, content, reasoning=reasoning_of(turn), calls=tuple(_calls(turn)))
+        weight = turn.get("weight")
+        if weight not in {None, 0, 1}:
+            raise RowError(Rule.FORMAT, f"expected a turn's weight to be 0 or 1, found {weight!r}")
+        calls = tuple(_calls(turn))
+        return Message(role, content, reasoning=reasoning_of(turn), calls=calls, learnt=weight != 0)
     if role is Role.TOOL:
         name = text_of(turn.get("name"))
         identifier = turn.get("tool_call_id")
@@ -54,7 +65,7 @@ def _message(turn: JsonObject, open_calls: dict[str, str], answered: set[str]) -
                 name = open_calls.pop(identifier)
             elif identifier in answered:
                 raise RowError(Rule.DUPLICATE_CALL_ID, f"two tool messages answer the call {identifier}")
-            else:
+            elif after_call:  # else it is the order that is wrong
                 raise RowError(Rule.UNKNOWN_CALL_ID, f"a tool message answers {identifier}, which no open call has")
             answered.add(identifier)
         return Message(role, content, name=name)

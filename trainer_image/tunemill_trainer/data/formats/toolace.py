@@ -4,12 +4,13 @@ https://huggingface.co/datasets/Team-ACE/ToolACE
 """
 
 import re
+from collections.abc import Collection
 
 from pydantic import JsonValue
 
 from tunemill_trainer.data import balanced
 from tunemill_trainer.data.findings import RowError, Rule
-from tunemill_trainer.data.formats.turns import ROLES, role_of, text_of, turns_of
+from tunemill_trainer.data.formats.turns import ROLES, answer_of, role_of, text_of, turns_of
 from tunemill_trainer.data.rows import Call, JsonObject, Message, Role, Tool
 from tunemill_trainer.data.tools import read_tools
 from tunemill_trainer.data.values import read_value, shortened
@@ -55,8 +56,9 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     messages = [Message(Role.SYSTEM, prompt)] if prompt else []
     for turn in turns:
         role = role_of(turn.get("from", turn.get("role")), ROLES)
-        text = text_of(turn.get("value", turn.get("content"))).strip()
-        calls = _calls(text) if role is Role.ASSISTANT else ()
+        said = turn.get("value", turn.get("content"))
+        text = (answer_of(said) if role is Role.TOOL else text_of(said)).strip()
+        calls = _calls(text, {tool.name for tool in tools}) if role is Role.ASSISTANT else ()
         messages.append(Message(role, "" if calls else text, calls=calls))
     return messages, tools or read_tools(value.get("tools"))
 
@@ -75,13 +77,22 @@ def _system(text: str) -> tuple[str, tuple[Tool, ...]]:
     return re.sub(r"\s*\n\s*", "\n", text).strip(), tools
 
 
-def _calls(text: str) -> tuple[Call, ...]:
+def _calls(text: str, tools: Collection[str]) -> tuple[Call, ...]:
     """Return the calls of a turn that is a list of calls; () for prose.
+
+    Args:
+        text: of the turn.
+        tools: that the row offers: a bracket with one of their names begins a call for sure.
 
     Raises:
         RowError: BROKEN_CALL, when a list of calls begins and cannot be read.
     """
-    if not (text.endswith("]") and _CALLS.match(text)):
+    if not _CALLS.match(text):
+        return ()
+    if not text.endswith("]"):
+        first = _NAME.match(text, 1)
+        if first is not None and first.group(1).strip() in tools:
+            raise RowError(Rule.BROKEN_CALL, f"expected only calls up to ], found {shortened(text)}")
         return ()
     inner, at, found = text[1:-1], 0, []
     while inner[at:].strip(" \n\t,"):

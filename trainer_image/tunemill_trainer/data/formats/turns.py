@@ -1,13 +1,15 @@
 """What the formats share that list turns: the turns of a row, who speaks in them, and what is said."""
 
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import cast
 
 from pydantic import JsonValue
 
 from tunemill_trainer.data.findings import RowError, Rule
 from tunemill_trainer.data.rows import JsonObject, Role
-from tunemill_trainer.data.values import read_object, refuse
+from tunemill_trainer.data.values import read_object, read_value, refuse, shortened
 
 OPENAI_ROLES = {
     "system": Role.SYSTEM,
@@ -38,8 +40,19 @@ def turns_of(row: JsonObject, *fields: str) -> list[JsonObject]:
     field = next((field for field in fields if row.get(field) is not None), fields[0])
     turns = row.get(field)
     if not isinstance(turns, list) or not turns:
-        raise RowError(Rule.FORMAT, f"expected a field `{field}` with a list of turns")
+        found = json.dumps(turns) if field in row else "the fields " + ", ".join(sorted(row))
+        raise RowError(Rule.FORMAT, f"expected a field `{field}` with a list of turns, found {shortened(found)}")
     return [read_object(turn, Rule.FORMAT, f"a turn of `{field}`") for turn in turns]
+
+
+def with_turns(row: JsonObject) -> JsonObject:
+    """Return a row whose turns are a list also where a table holds them as text."""
+    packed = {field: row[field] for field in ("messages", "conversations") if isinstance(row.get(field), str)}
+    unpacked: JsonObject = {}
+    for field, text in packed.items():
+        with suppress(RowError):
+            unpacked[field] = read_value(cast("str", text), Rule.FORMAT)
+    return row | unpacked if unpacked else row
 
 
 def role_of(speaker: JsonValue, roles: Mapping[str, Role]) -> Role:
@@ -73,6 +86,21 @@ def text_of(content: JsonValue) -> str:
     if isinstance(content, list):
         return "".join(_text_of_part(part) for part in content)
     return refuse(Rule.FORMAT, f"expected a content of text, found {type(content).__name__}")
+
+
+def answer_of(content: JsonValue) -> str:
+    """Return what a tool answers: a text, or any other value as JSON, as chat templates and clients write it.
+
+    Raises:
+        RowError: FORMAT, for pictures and the like.
+    """
+    if content is None or isinstance(content, str) or _is_parts(content):
+        return text_of(content)
+    return json.dumps(content, ensure_ascii=False)
+
+
+def _is_parts(content: JsonValue) -> bool:
+    return isinstance(content, list) and all(isinstance(part, dict) and "type" in part for part in content)
 
 
 def _text_of_part(part: JsonValue) -> str:

@@ -3,7 +3,6 @@
 https://huggingface.co/datasets/Salesforce/xlam-function-calling-60k
 """
 
-import json
 import re
 
 from pydantic import JsonValue
@@ -11,11 +10,11 @@ from pydantic import JsonValue
 from tunemill_trainer.data.findings import RowError, Rule
 from tunemill_trainer.data.formats.turns import text_of
 from tunemill_trainer.data.rows import JsonObject, Message, Role, Tool
-from tunemill_trainer.data.tools import JSON_TYPES, PYTHON_TYPES, read_call, read_tools
+from tunemill_trainer.data.schemas import type_of
+from tunemill_trainer.data.tools import read_call, read_tools
 from tunemill_trainer.data.values import read_object, read_value
 
-_OPTIONAL = re.compile(r"(?:typing\.)?optional\[(.*)\]\Z", re.IGNORECASE | re.DOTALL)
-_GENERIC = re.compile(r"(?:typing\.)?(\w+)\[(.*)\]\Z", re.IGNORECASE | re.DOTALL)
+_MAY_LACK = re.compile(r"optional|,\s*default\b", re.IGNORECASE)
 
 
 def is_one(value: JsonObject) -> bool:
@@ -64,25 +63,10 @@ def _tool(item: JsonValue) -> JsonObject:
             continue
         schema = read_object(described, Rule.BROKEN_TOOL, f"the parameter {parameter} of {name}")
         kind = schema.get("type")
-        if "default" not in schema and not (isinstance(kind, str) and "optional" in kind.lower()):
+        if "default" not in schema and not (isinstance(kind, str) and _MAY_LACK.search(kind)):
             required.append(parameter)
         # `required` beside a parameter is some copies' own; in JSON schema it means something else.
         typed = type_of(kind) if isinstance(kind, str) else {}
         kept = {key: part for key, part in schema.items() if key not in {"type", "required"} and part is not None}
         properties[parameter] = {**typed, **kept}
     return {**tool, "parameters": {"type": "object", "properties": properties, "required": required}}
-
-
-def type_of(annotation: str) -> JsonObject:
-    """Return the JSON schema of a Python annotation such as `List[int]` or `str, optional`; {} allows anything."""
-    kind = re.sub(r",\s*(optional|default\b.*)\Z", "", annotation.strip(), flags=re.IGNORECASE).strip()
-    if optional := _OPTIONAL.match(kind):
-        return type_of(optional.group(1))
-    if generic := _GENERIC.match(kind):
-        outer = type_of(generic.group(1))
-        if outer.get("type") == "array" and generic.group(1).lower() != "tuple":
-            items = type_of(generic.group(2))
-            return {**outer, "items": items} if items else outer
-        return outer
-    name = PYTHON_TYPES.get(kind.lower(), kind.lower())
-    return json.loads(json.dumps({"type": name})) if name in JSON_TYPES else {}
