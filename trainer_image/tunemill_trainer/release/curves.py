@@ -26,6 +26,7 @@ class Curve:
         raw: the figures as they were logged.
         smooth: their exponential mean.
         held_out: the loss on held-out rows; empty when it was not measured.
+        measured: the points of that, x and y in pixels: with one epoch there is one, and no path to see.
         across: the steps.
         up: the losses.
         last: the last smoothed figure.
@@ -34,6 +35,7 @@ class Curve:
     raw: str
     smooth: str
     held_out: str
+    measured: tuple[tuple[float, float], ...]
     across: tuple[Tick, ...]
     up: tuple[Tick, ...]
     last: float
@@ -66,6 +68,7 @@ def loss_curve(history: Sequence[dict[str, Any]]) -> Curve | None:
         raw=_path([place(point) for point in points]),
         smooth=_path([place(point) for point in smooth]),
         held_out=_path([place(point) for point in held_out]),
+        measured=tuple(place(point) for point in held_out),
         across=tuple(Tick(place((step, 0))[0], f"{step:.0f}") for step in steps),
         up=tuple(Tick(place((low, loss))[1], f"{loss:.3g}") for loss in losses),
         last=smooth[-1][1],

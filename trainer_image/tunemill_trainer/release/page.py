@@ -93,14 +93,14 @@ def page(facts: PageFacts) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "json": _json, "number": _number}
+    environment.filters |= {"percent": _percent, "json": _json, "number": _number, "change": _signed}
     return environment.get_template("page.html.jinja").render(
         facts=facts,
         report=report,
         labels=labels,
         headlines=[bar for name in _HEADLINES for bar in _bars(report.metrics) if bar.name == name],
         metrics=_bars(report.metrics),
-        slices={labels.SLICES.get(name, name): _bars(metrics) for name, metrics in report.slices.items()},
+        slices=_slices(report),
         curve=loss_curve(facts.history),
         grids=[("Tuned model", _grid(report.tuned_confusion)), ("Base model", _grid(report.base_confusion))],
         faults=_faults(report),
@@ -125,6 +125,16 @@ def _bars(metrics: dict[str, MetricReport]) -> list[_Bar]:
         for name, metric in metrics.items()
         if metric.base and metric.tuned
     ]
+
+
+def _slices(report: Report) -> dict[str, list[_Bar]]:
+    """Return the slices by what they are called; one of all the cases would say everything twice."""
+    bars = {name: _bars(metrics) for name, metrics in report.slices.items()}
+    return {
+        labels.SLICES.get(name, name): rows
+        for name, rows in bars.items()
+        if rows and max(row.cases for row in rows) < report.cases
+    }
 
 
 def _change(name: str, gain: float) -> str:
@@ -206,6 +216,12 @@ def _plain(value: Any) -> str:  # noqa: ANN401 - any JSON value
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
+
+
+def _signed(row: _Bar) -> str:
+    """Return by how much the tuned model is above the base, in points; 0.0 has no sign."""
+    gain = f"{100 * (row.tuned.share - row.base.share):+.1f}"
+    return "0.0" if float(gain) == 0 else gain
 
 
 def _number(value: float | None) -> str:

@@ -110,7 +110,7 @@ def facts(text: str = "get_weather", history: list[dict] | None = None) -> PageF
 class _Elements(HTMLParser):
     """Collects the names of elements and attributes, and checks that elements close in their order."""
 
-    VOID = frozenset({"meta", "line", "path"})
+    VOID = frozenset({"meta", "line", "path", "circle"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -230,8 +230,25 @@ def test_curves_stay_in_their_picture(losses: list[float]):
 
 
 def test_the_held_out_loss_has_its_own_line():
-    """Where training measured it."""
+    """Where training measured it; each measurement is a dot, as one alone makes no line."""
     history = [{"step": step, "loss": 2.0 / step} for step in range(1, 9)]
     assert "on held-out rows" not in page(facts(history=history))
     measured = [*history, {"step": 4, "held_out_loss": 0.9}, {"step": 8, "held_out_loss": 0.4}]
     assert "on held-out rows" in page(facts(history=measured))
+    assert page(facts(history=measured)).count("<circle") == 2
+    assert page(facts(history=measured[:-1])).count("<circle") == 1
+
+
+def test_a_slice_of_all_cases_is_not_told_twice():
+    """Where every row wants one call, the table above says it all."""
+    whole = report().model_copy(update={"slices": {"single_call": {"exact_match": metric(1, 33, 40)}}})
+    assert "One call is wanted" not in page(replace(facts(), report=whole))
+    assert "Later turns of a conversation" in page(facts())
+
+
+def test_no_change_has_no_sign():
+    """Nor a colour: +0.0 looks like a gain."""
+    same = report().model_copy(update={"metrics": {"exact_match": metric(20, 20)}})
+    text = page(replace(facts(), report=same))
+    assert '<td class="n ">0.0</td>' in text
+    assert "+0.0" not in text
