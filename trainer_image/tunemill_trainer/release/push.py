@@ -28,8 +28,8 @@ WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Between the attempts of one call, when the server does not say how long to wait."""
 LONGEST_WAIT_SECONDS = 300.0
 """A server that asks for more is left alone: the stage ends, and is tried again later."""
-_RACES = 5
-_PASSING = {408, 412, 429, 500, 502, 503, 504}
+_PASSING = {408, 412, 425, 429}
+"""As do all answers from 500 on, which proxies have numbers of their own for."""
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class Repository:
         Returns:
             The commit: a new one, or the branch's head when that has it all.
         """
-        for _ in range(_RACES):
+        for wait in WAITS_SECONDS:
             head = self.head(branch)
             tree = self._tree(head)
             missing, obsolete = self._missing(folder, tree), self._obsolete(folder, head, tree)
@@ -105,10 +105,12 @@ class Repository:
             try:
                 return self._commit(folder, branch, head, message, missing, obsolete)
             except _MovedError:
-                # Someone else's commit, or our own whose answer was lost; the new head tells.
-                _log.info("%s of %s has moved on from %s: looking again", branch, self.name, head)
+                # Someone else's commit, or our own whose answer was lost; the new head tells, when the Hub knows it.
+                _log.info("%s of %s has moved on from %s: looking again in %.0f s", branch, self.name, head, wait)
+                self._pause(wait)
+        times = len(WAITS_SECONDS)
         raise StageError(
-            Reason.HUB_UNREACHABLE, f"branch {branch} of {self.name} moved on {_RACES} times while it was pushed to"
+            Reason.HUB_UNREACHABLE, f"branch {branch} of {self.name} moved on {times} times while it was pushed to"
         )
 
     def put_proven(self, folder: Path, branch: str, candidate: str, message: str, prove: Callable[[str], None]) -> str:
@@ -251,11 +253,18 @@ def _wait(error: Exception, waits: Iterator[float]) -> float | None:
     """Return how long to wait before the next attempt; None when another attempt cannot help."""
     asked = 0.0
     if isinstance(error, HfHubHTTPError):
-        if error.response.status_code not in _PASSING:
+        if not _passes(error.response):
             return None
         asked = _asked_for(error)
     wait = next(waits, None)
     return None if wait is None or asked > LONGEST_WAIT_SECONDS else max(wait, asked)
+
+
+def _passes(answer: httpx2.Response) -> bool:
+    if answer.status_code == 403 and answer.request.method == "PUT":
+        # The storage refuses an upload whose address has expired; the next attempt is given another address.
+        return True
+    return answer.status_code in _PASSING or answer.status_code >= 500
 
 
 def _asked_for(error: HfHubHTTPError) -> float:

@@ -100,6 +100,7 @@ def test_the_same_release_again_is_no_commit(publisher: Publisher, tmp_path: Pat
         Fault(method="GET", path="/refs", status=502),
         Fault(method="GET", path="/tree/", status=504),
         Fault(method="POST", path="/preupload/", status=503),
+        Fault(method="GET", path="/refs", status=522),
     ],
     ids=lambda fault: f"{fault.status or 'dropped'} {fault.path}",
 )
@@ -109,6 +110,14 @@ def test_what_passes_is_tried_again(publisher: Publisher, tmp_path: Path, fault:
     commit = publisher.repository.put(release(tmp_path), "main", "Publish")
     assert publisher.repository.holds(tmp_path, commit)
     assert len(publisher.commits()) == 2
+
+
+def test_an_upload_address_that_expired_is_asked_for_anew(publisher: Publisher, tmp_path: Path):
+    """Of a large file on a slow line the storage says 403, which is not the Hub's word on the token."""
+    publisher.hub.fail(Fault(method="PUT", path="", status=403, message="Request has expired"))
+    commit = publisher.repository.put(release(tmp_path), "main", "Publish")
+    assert publisher.repository.holds(tmp_path, commit)
+    assert publisher.pauses == [WAITS_SECONDS[0]]
 
 
 def test_a_busy_server_is_given_the_time_that_it_asks_for(publisher: Publisher, tmp_path: Path):
@@ -131,6 +140,15 @@ def test_a_server_that_asks_for_too_much_is_left_alone(publisher: Publisher, tmp
 def test_a_server_that_stays_down_ends_the_push(publisher: Publisher, tmp_path: Path):
     """After all waits the reason says that the Hub is not there, which is tried again by the Job."""
     publisher.hub.fail(Fault(method="POST", path=COMMIT, status=503, times=-1))
+    with pytest.raises(StageError) as caught:
+        publisher.repository.put(release(tmp_path), "main", "Publish")
+    assert caught.value.reason is Reason.HUB_UNREACHABLE
+    assert publisher.pauses == list(WAITS_SECONDS)
+
+
+def test_a_branch_that_keeps_moving_is_not_run_after_without_a_rest(publisher: Publisher, tmp_path: Path):
+    """The Hub may answer 412 while it does not yet show the new head: asking at once, again and again, is no help."""
+    publisher.hub.fail(Fault(method="POST", path=COMMIT, status=412, times=-1))
     with pytest.raises(StageError) as caught:
         publisher.repository.put(release(tmp_path), "main", "Publish")
     assert caught.value.reason is Reason.HUB_UNREACHABLE
