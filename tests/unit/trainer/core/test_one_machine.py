@@ -131,3 +131,20 @@ def test_the_summary_says_what_was_done_how_good_it_is_and_where_it_lies() -> No
     assert "s3://b/adapter" in text
     assert "acme/tools@abc" in text
     assert "vllm serve a-base" in text
+
+
+def test_a_draft_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Proves that a pipeline stops at a draft as at any gate that is not passed, and that the summary calls it one."""
+    now = datetime.now(UTC)
+    trained = TrainedFacts(steps=1, loss="0.1", train_seconds=1, device="cpu", adapter="s3://b/adapter")
+    draft = PublishedFacts(repository="acme/tools", revision="abc", branch="tunemill-draft-1234", draft=True)
+
+    def ended(stage: Stage, _run: object, _work: Path) -> tuple[int, StageReport]:
+        facts = {Stage.TRAIN: {"trained": trained}, Stage.PUBLISH: {"published": draft}}.get(stage, {})
+        return 0, StageReport(stage=stage, executed=True, started_at=now, finished_at=now, **facts)
+
+    monkeypatch.setattr(one_machine, "_run_stage", ended)
+    assert one_machine.main(manifest(tmp_path, SMALLEST), tmp_path / "work") == 64
+    assert "draft, as a gate is not passed: acme/tools@abc" in capsys.readouterr().out
