@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import reduce
 from typing import Protocol
 
 from tunemill_api.status import FineTuneStatus
@@ -14,6 +15,7 @@ from tunemill_operator.engine.plan import CreateJob, DeleteJob, Plan, plan
 from tunemill_operator.engine.volumes import Platform
 from tunemill_operator.kube.client import JOBS, Json, KubeClient
 from tunemill_operator.kube.errors import ConflictError, ExistsError, NotFoundError, RefusedError, UnavailableError
+from tunemill_operator.kube.undeclared import undeclared, without
 from tunemill_operator.runtime.cache import Cache, Key
 from tunemill_operator.runtime.queue import WorkQueue
 from tunemill_operator.runtime.recorder import Recorder
@@ -135,16 +137,32 @@ class Reconciler:
         return Refusal(409, "a Job of that name exists", taken=True)
 
     async def _write(self, finetune: FineTune, decided: Plan, status: FineTuneStatus, now: datetime) -> None:
-        meta = finetune.meta
         body = status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
         try:
-            answer = await self.client.apply_status(meta.namespace, meta.name, meta.resource_version, body)
+            answer = await self._apply(finetune, body)
         except NotFoundError:  # deleted in between
             return
         self.cache.finetunes.put(answer)
         self.observer.status_written(finetune.status, status)
         for announcement in decided.announcements:
             await self.recorder.record(finetune, announcement, now)
+
+    async def _apply(self, finetune: FineTune, body: Json) -> Json:
+        """Write the status, without the fields that the cluster's CRD does not have."""
+        meta = finetune.meta
+        while True:
+            try:
+                return await self.client.apply_status(meta.namespace, meta.name, meta.resource_version, body)
+            except UnavailableError as error:
+                fields = undeclared(str(error))
+                if not fields:
+                    raise
+                lacking = ", status.".join(fields)
+                log.warning("the CRD is older than the operator and lacks status.%s: apply the operator's CRD", lacking)
+                shortened = reduce(without, fields, body)
+                if shortened == body:
+                    raise
+                body = shortened
 
 
 def _complaint(event: Json) -> Complaint:

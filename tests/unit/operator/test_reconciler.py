@@ -46,6 +46,8 @@ class Client:
         self.jobs: dict[str, Json] = {}
         self.said: list[str] = []
         self.errors: dict[str, KubeError] = {}
+        self.refusals: list[str] = []
+        """What is said against the next statuses."""
 
     def _answer(self, what: str) -> None:
         self.said.append(what)
@@ -74,6 +76,8 @@ class Client:
     async def apply_status(self, namespace: str, name: str, resource_version: int, status: Json) -> Json:
         """Write the status."""
         self._answer("status")
+        if self.refusals:
+            raise UnavailableError(self.refusals.pop(0), 500)
         self.finetune["status"] = status
         self.version += 1
         self.finetune["metadata"]["resourceVersion"] = str(self.version)
@@ -233,6 +237,43 @@ def test_a_webhook_that_does_not_answer_is_told_and_tried_again(jump: Jump) -> N
         operation.client.errors.clear()
         await operation.reconcile()
         assert "failure" not in operation.status
+
+    jump(story())
+
+
+def test_a_crd_that_is_older_than_the_operator_costs_only_the_fields_that_it_lacks(
+    jump: Jump, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Server-side apply refuses the whole status for one of them, and does not always name all at once."""
+
+    async def story() -> None:
+        operation = Operation()
+        words = "failed to create typed patch object (team-a/support; tunemill.dev/v1alpha1, Kind=X): errors:\n"
+        operation.client.refusals = [
+            (
+                f'{words}  .status.stages[name="train"].key: field not declared in schema\n'
+                "  .status.phase: field not declared in schema"
+            ),
+            f"{words}.status.run.id: field not declared in schema",
+        ]
+        await operation.reconcile()
+        assert operation.status["conditions"]
+        assert "phase" not in operation.status
+        assert "id" not in operation.status["run"]
+        assert all("key" not in entry for entry in operation.status["stages"])
+        assert "lacks status.phase, status.stages.key" in caplog.text
+
+    jump(story())
+
+
+def test_an_apply_that_fails_for_another_reason_is_tried_again_later(jump: Jump) -> None:
+    """Whatever the message says about fields that are not in the status."""
+
+    async def story() -> None:
+        operation = Operation()
+        operation.client.refusals = [".status.neverWritten: field not declared in schema"]
+        with pytest.raises(UnavailableError):
+            await operation.reconcile()
 
     jump(story())
 

@@ -1,0 +1,59 @@
+"""A CRD and an operator of different versions, as an upgrade in two steps has them for a while."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kube.kubelet import eventually
+from kube.operators import an_operator
+from kube.plane import CRD, CRD_PATH, Plane
+from tunemill_api.constants import API_VERSION, GROUP, PLURAL
+from tunemill_api.stage_report import Stage
+from tunemill_dev.cluster import control_plane
+
+
+@pytest.fixture
+def own_plane(tmp_path: Path) -> Iterator[Plane]:
+    """A control plane whose CRD no other test sees."""
+    with control_plane(tmp_path / "plane") as running:
+        plane = Plane(running.kubeconfig, running.kubectl, running.logs)
+        plane.kubelet.start()
+        yield plane
+        plane.kubelet.stop()
+
+
+def test_an_operator_that_is_newer_than_the_crd_does_its_work_and_says_so(own_plane: Plane, tmp_path: Path) -> None:
+    """Helm upgrades no CRDs by itself: what the old one cannot hold is left out, and comes once it is replaced."""
+    crd: dict[str, Any] = yaml.safe_load(CRD.read_text())
+    schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
+    for fields, gone in (
+        (schema["status"]["properties"], ("history", "incumbent")),
+        (schema["status"]["properties"]["run"]["properties"], ("gpuSeconds",)),
+        (schema["status"]["properties"]["stages"]["items"]["properties"], ("gpus",)),
+        (schema["spec"]["properties"], ("stallTimeout",)),
+    ):
+        for name in gone:
+            del fields[name]
+    own_plane.api.post(CRD_PATH, crd)
+    eventually(lambda: own_plane.api.find(f"/apis/{API_VERSION}/{PLURAL}"), "the CRD is served")
+    namespace = own_plane.namespace("versions")
+    namespace.apply("early")
+    with an_operator(own_plane.kubeconfig, tmp_path / "operator.log", "--no-leader-election") as operator:
+        status = namespace.wait_for("early", "Succeeded")
+        assert "history" not in status
+        assert operator.said("lacks status.")
+        newer = yaml.safe_load(CRD.read_text())
+        own_plane.api.patch(f"{CRD_PATH}/{PLURAL}.{GROUP}", {"spec": newer["spec"]})
+        eventually(lambda: served(own_plane, "historyLimit"), "the new CRD is served")
+        namespace.edit("early", publish={"repository": "acme/other"})
+        status = namespace.wait_for("early", "Succeeded")
+        assert status["history"][0]["result"] == "Succeeded"
+        assert own_plane.kubelet.starts_of("early", Stage.TRAIN) == 1
+
+
+def served(plane: Plane, field: str) -> bool:
+    """Tell whether the API server publishes a field of the spec."""
+    document = plane.api.get(f"/openapi/v3/apis/{API_VERSION}")
+    return field in str(document)
