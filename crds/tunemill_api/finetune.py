@@ -517,6 +517,30 @@ GpuHours = Annotated[
 """Hours as a string; empty means no limit."""
 
 
+class Promote(StrEnum):
+    """When a new model takes the place of the published one."""
+
+    IF_BETTER = "IfBetter"
+    ALWAYS = "Always"
+
+
+_CRON_FIELD = r"[-*,/#0-9A-Za-z]+"
+
+
+class Retrain(ApiModel):
+    """When to look at the data again without being asked."""
+
+    schedule: Annotated[str, Field(min_length=9, max_length=100, pattern=rf"^{_CRON_FIELD}( {_CRON_FIELD}){{4}}$")]
+    """As cron has it: minute, hour, day of the month, month, day of the week; for example 0 2 * * 0, Sundays at two.
+    Prepare then looks at the data and the base model. Only what has changed leads on to training, and only once no run
+    is under way."""
+    time_zone: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_+/-]+$")] = "Etc/UTC"
+    """The zone of the schedule, as the IANA names it, for example Europe/Berlin."""
+    promote: Promote = Promote.IF_BETTER
+    """IfBetter: also ask the published model for the same held-out rows, and publish only what has more exact matches.
+    Always: publish whatever passes the gates."""
+
+
 class FineTuneSpec(ApiModel):
     """The wish: which model learns what, how well it must do, and where it goes. An edit means: make it so."""
 
@@ -580,6 +604,8 @@ class FineTuneSpec(ApiModel):
     Empty sets no limit."""
     history_limit: Annotated[int, Field(ge=0, le=50)] = 5
     """How many ended runs status.history keeps."""
+    retrain: Retrain | None = None
+    """When to look at the data again; absent: when asked by an edit or by the annotation tunemill.dev/requested-at."""
 
 
 def effective_workspace(spec: FineTuneSpec) -> Workspace:

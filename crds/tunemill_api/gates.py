@@ -6,7 +6,7 @@ Pure, so that the operator re-decides without a pod when a gate is edited.
 from collections.abc import Sequence
 from decimal import Decimal
 
-from tunemill_api.finetune import LOWER_IS_BETTER, Evaluation, Gate, OnGateFailure
+from tunemill_api.finetune import LOWER_IS_BETTER, Evaluation, FineTuneSpec, Gate, Metric, OnGateFailure, Promote
 from tunemill_api.status import EvaluationFacts, GateFacts, MetricFacts
 
 
@@ -33,6 +33,17 @@ def is_draft(settings: Evaluation, evaluation: EvaluationFacts) -> bool:
     """Return whether what was evaluated is pushed as a draft and not published."""
     wished = settings.on_gate_failure is OnGateFailure.DRAFT
     return wished and not passed(decide(settings.gates, evaluation))
+
+
+def is_not_better(spec: FineTuneSpec, evaluation: EvaluationFacts) -> str:
+    """Return in words why what was evaluated does not take the place of the published model; empty when it does."""
+    if spec.retrain is None or spec.retrain.promote is not Promote.IF_BETTER:
+        return ""
+    exact = next((metric for metric in evaluation.metrics if metric.name == Metric.EXACT_MATCH), None)
+    if exact is None or not exact.published or Decimal(exact.tuned) > Decimal(exact.published):
+        return ""
+    figures = f"exact_match {exact.tuned} against {exact.published} on the same {evaluation.rows} held-out rows"
+    return f"the published model stays: {figures}"
 
 
 def _decide(gate: Gate, evaluation: EvaluationFacts) -> list[GateFacts]:

@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from tunemill_api.finetune import Adapter, AdapterMethod, FineTuneSpec, effective_workspace
+from tunemill_api.status import Rival
 
 RECIPES: dict[str, int] = {"prepare": 3, "train": 2, "evaluate": 3, "publish": 3}
 """Raised by us when a stage would compute something else from the same inputs; part of the keys, so that old outputs
@@ -60,9 +61,14 @@ def train_key(prepared: str, spec: FineTuneSpec) -> str:
     )
 
 
-def evaluate_key(trained: str, spec: FineTuneSpec) -> str:
-    """Return the key of the judgement of the adapter `trained`. Gates are no part of it: they decide on it."""
+def evaluate_key(trained: str, spec: FineTuneSpec, rival: Rival | None = None) -> str:
+    """Return the key of the judgement of the adapter `trained`. Gates are no part of it: they decide on it.
+
+    `rival` is the published model that is asked for the same rows; without one the key is as if there were none.
+    """
     settings = {"maxRows": spec.evaluation.max_rows, "maxNewTokens": spec.evaluation.max_new_tokens}
+    if rival and rival.train:
+        return _digest({"recipe": RECIPES["evaluate"], "train": trained, "evaluation": settings, "rival": rival.train})
     return _digest({"recipe": RECIPES["evaluate"], "train": trained, "evaluation": settings})
 
 

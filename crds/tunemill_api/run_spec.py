@@ -6,7 +6,7 @@ from pydantic import Field
 
 from tunemill_api.base import ApiModel
 from tunemill_api.finetune import FineTuneSpec
-from tunemill_api.status import PreparedFacts
+from tunemill_api.status import PreparedFacts, Rival
 
 
 class RunSpec(ApiModel):
@@ -27,3 +27,5 @@ class RunSpec(ApiModel):
     """What prepare found; None while prepare itself is running. Holds the key from which the later keys follow."""
     memory_kills: Annotated[int, Field(ge=0)] = 0
     """Pods of train and evaluate that needed more memory than their limit; each halves what is computed at once."""
+    rival: Rival | None = None
+    """The published model to compare with, with spec.retrain.promote IfBetter."""

@@ -141,6 +141,8 @@ class MetricFacts(StatusModel):
     """Of the base model."""
     tuned: str = ""
     """Of the tuned model."""
+    published: str = ""
+    """Of the model that was published before, with spec.retrain.promote IfBetter."""
     cases: int = 0
     """The replies that the metric was computed from."""
 
@@ -334,6 +336,7 @@ class RunResult(StrEnum):
     SUCCEEDED = "Succeeded"
     HELD = "Held"
     FAILED = "Failed"
+    NOT_BETTER = "NotBetter"
     REPLACED = "Replaced"
 
 
@@ -343,8 +346,8 @@ class PastRun(StatusModel):
     id: str
     """As in status.run."""
     result: RunResult
-    """Succeeded: published. Held: a gate was not passed. Failed: see the reason. Replaced: an edit made another run of
-    it before its end."""
+    """Succeeded: published. Held: a gate was not passed. Failed: see the reason. NotBetter: the model that was
+    published before stays. Replaced: an edit made another run of it before its end."""
     reason: str = ""
     """Why it was held or failed."""
     finished: datetime
@@ -353,6 +356,37 @@ class PastRun(StatusModel):
     """Of the tuned model, as shares from 0 to 1, by name."""
     revision: str = ""
     """The commit on the Hub; of a run that was held that of its draft."""
+
+
+class ModelKeys(StatusModel):
+    """The published model in the workspace."""
+
+    prepare: str
+    """The key of what it was trained on."""
+    train: str
+    """Its own key."""
+
+
+class Rival(StatusModel):
+    """The model that a new one is compared with. It stays the same while the new one is judged and published."""
+
+    of: str
+    """The key of the new model."""
+    prepare: str = ""
+    """The key of what the rival was trained on; empty when there is none."""
+    train: str = ""
+    """The rival's key; empty when there is none."""
+
+
+class RetrainStatus(StatusModel):
+    """When the data is looked at."""
+
+    schedule: str = ""
+    """The schedule and the time zone that nextTime follows from."""
+    next_time: datetime | None = None
+    """When the data is looked at next, or as soon as the present run has ended."""
+    last_time: datetime | None = None
+    """The time in the schedule for which it was looked at last."""
 
 
 class FineTuneStatus(StatusModel):
@@ -395,7 +429,7 @@ class FineTuneStatus(StatusModel):
     gain: str = ""
     """Its difference to the base model, for the printer column."""
     published: PublishedFacts | None = None
-    """Where the model lies."""
+    """Where the model lies; while another one is made, or where it is not published, the one before."""
     serving: ServingFacts | None = None
     """How the published model is served."""
     draft: PublishedFacts | None = None
@@ -408,3 +442,9 @@ class FineTuneStatus(StatusModel):
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["id"]},
     )
     """The runs that have ended, the newest first; at most spec.historyLimit of them."""
+    incumbent: ModelKeys | None = None
+    """The published model, for comparison."""
+    rival: Rival | None = None
+    """What the newest model is compared with."""
+    retrain: RetrainStatus | None = None
+    """When the data is looked at, with spec.retrain."""

@@ -28,6 +28,10 @@ from tunemill_api.constants import PLURAL
         ({"stallTimeout": "30"}, "spec.stallTimeout"),
         ({"maxGpuHours": "0.0"}, "maxGpuHours must be above 0"),
         ({"maxGpuHours": "a day"}, "spec.maxGpuHours"),
+        ({"retrain": {"schedule": "@weekly"}}, "spec.retrain.schedule"),
+        ({"retrain": {"schedule": "0 2 * *"}}, "spec.retrain.schedule"),
+        ({"retrain": {"promote": "Always"}}, "spec.retrain.schedule: Required value"),
+        ({"retrain": {"schedule": "0 2 * * 0", "timeZone": "../zone"}}, "spec.retrain.timeZone"),
         ({"baseModel": None}, "spec.baseModel: Required value"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from learn.runs import TrainedRun, a_trained_run
 from tunemill_api import keys
 from tunemill_api.failures import ExitCode, Reason
 from tunemill_api.stage_report import Stage
-from tunemill_api.status import EvaluationFacts, MetricFacts
+from tunemill_api.status import EvaluationFacts, MetricFacts, Rival
 from tunemill_trainer.judge.report import Report
 
 
@@ -79,6 +80,34 @@ def test_a_base_is_asked_once(extended_run: TrainedRun):
     }
     assert float(after["exact_match"].tuned) < float(metrics(before)["exact_match"].tuned)
     assert f"total_replies={metrics(before)['finished_rate'].cases}" in ended.log
+
+
+def test_the_published_model_is_asked_for_the_same_rows(extended_run: TrainedRun):
+    """Its figures beside a worse model are those that it had itself; the judgement without it stays another one."""
+    alone = metrics(evaluated(extended_run))
+    assert extended_run.run.prepared is not None
+    other = extended_run.changed(training={"maxSteps": 3})
+    assert other.stage(Stage.TRAIN).code == 0
+    rival = Rival(of=other.train_key, prepare=extended_run.run.prepared.key, train=extended_run.train_key)
+    beside = replace(other, run=other.run.model_copy(update={"rival": rival}))
+    found = metrics(evaluated(beside))
+    assert {name: metric.published for name, metric in found.items()} == {
+        name: metric.tuned for name, metric in alone.items()
+    }
+    assert float(found["exact_match"].tuned) < float(found["exact_match"].published)
+    assert all(metric.published == "" for metric in metrics(evaluated(other)).values())
+
+
+def test_a_published_model_that_is_gone_from_the_workspace_is_no_failure(extended_run: TrainedRun):
+    """There is nothing to compare with, and the gates decide alone."""
+    assert extended_run.run.prepared is not None
+    rival = Rival(of=extended_run.train_key, prepare=extended_run.run.prepared.key, train="0123456789abcdef")
+    ended = replace(extended_run, run=extended_run.run.model_copy(update={"rival": rival})).stage(Stage.EVALUATE)
+    assert ended.code == 0, ended.log
+    assert ended.report is not None
+    assert ended.report.evaluation is not None
+    assert all(metric.published == "" for metric in ended.report.evaluation.metrics)
+    assert "compared with the base model alone" in ended.log
 
 
 def test_fewer_rows_and_shorter_replies_are_another_judgement(extended_run: TrainedRun):

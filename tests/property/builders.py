@@ -90,9 +90,10 @@ def trained_facts() -> TrainedFacts:
     return TrainedFacts(steps=12, loss="0.2347", train_seconds=60, device="cpu", adapter="s3://team-a-data/x/adapter")
 
 
-def evaluation_facts(tuned: str = "0.9000", base: str = "0.1000") -> EvaluationFacts:
+def evaluation_facts(tuned: str = "0.9000", base: str = "0.1000", published: str = "") -> EvaluationFacts:
     """Return the judgement of ten rows."""
-    return EvaluationFacts(rows=10, metrics=[MetricFacts(name="exact_match", base=base, tuned=tuned, cases=10)])
+    exact = MetricFacts(name="exact_match", base=base, tuned=tuned, published=published, cases=10)
+    return EvaluationFacts(rows=10, metrics=[exact])
 
 
 def published_facts(*, draft: bool = False) -> PublishedFacts:
@@ -113,6 +114,7 @@ def a_report(
     *,
     executed: bool = True,
     tuned: str = "0.9000",
+    published: str = "",
     key: str = "0123456789abcdef",
     draft: bool = False,
 ) -> str:
@@ -120,7 +122,7 @@ def a_report(
     facts: dict[str, Any] = {
         Stage.PREPARE: {"prepared": prepared_facts(key)},
         Stage.TRAIN: {"trained": trained_facts()},
-        Stage.EVALUATE: {"evaluation": evaluation_facts(tuned)},
+        Stage.EVALUATE: {"evaluation": evaluation_facts(tuned, published=published)},
         Stage.PUBLISH: {"published": published_facts(draft=draft)},
     }[stage]
     report = StageReport(stage=stage, key=key, executed=executed, started_at=NOON, finished_at=at(1), **facts)

@@ -51,6 +51,8 @@ class World:
         """The stages whose output lies in the workspace."""
         self.tuned = ""
         """The figure of the evaluation in the workspace."""
+        self.serving = ""
+        """The figure of the model that is published."""
         self.events: list[str] = []
 
     # What the operator sees and does
@@ -190,9 +192,11 @@ class World:
             return
         if stage is Stage.EVALUATE:
             self.tuned = report.get("tuned", "0.9000")
+            rival = _asked(pod).rival
+            report["published"] = self.serving if rival and rival.train else ""
         elif stage is Stage.PUBLISH:
-            asked = RunSpec.model_validate_json(pod["metadata"]["annotations"][ANNOTATION_RUN_SPEC]).spec.evaluation
-            report["draft"] = is_draft(asked, evaluation_facts(self.tuned))
+            report["draft"] = is_draft(_asked(pod).spec.evaluation, evaluation_facts(self.tuned))
+            self.serving = self.serving if report["draft"] else self.tuned
         self.outputs.add(stage)
         self.end(pod, 0, a_report(stage, **report))
 
@@ -345,6 +349,10 @@ class World:
 
     def _state(self) -> Json:
         return deepcopy({"finetune": self.finetune_body, "jobs": self.jobs, "pods": self.pods})
+
+
+def _asked(pod: Json) -> RunSpec:
+    return RunSpec.model_validate_json(pod["metadata"]["annotations"][ANNOTATION_RUN_SPEC])
 
 
 def _containers(pod: Json) -> list[Json]:

@@ -30,6 +30,9 @@ EDITS: list[dict[str, Any]] = [
     {"maxGpuHours": "0.3"},
     {"maxGpuHours": ""},
     {"historyLimit": 1},
+    {"retrain": {"schedule": "*/15 * * * *"}},
+    {"retrain": {"schedule": "0 * * * *", "promote": "Always"}},
+    {"retrain": None},
     {"historyLimit": 5},
     {"suspend": True},
     {"suspend": False},
@@ -50,6 +53,7 @@ class Operation(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.world = World()
+        self.data = "0123456789abcdef"
 
     @rule(steps=st.sampled_from([None, None, None, 0, 1, 2]))
     def the_operator_reconciles(self, steps: int | None) -> None:
@@ -60,6 +64,11 @@ class Operation(RuleBasedStateMachine):
     def the_job_controller_works(self) -> None:
         """It makes a pod, or ends a Job."""
         self.world.job_controller()
+
+    @rule(key=st.sampled_from(["0123456789abcdef", "fedcba9876543210"]))
+    def the_data_changes(self, key: str) -> None:
+        """Prepare will find other rows, when somebody asks it to look."""
+        self.data = key
 
     @rule(seconds=st.sampled_from([1, 5, 60, 900]))
     def time_passes(self, seconds: int) -> None:
@@ -81,7 +90,7 @@ class Operation(RuleBasedStateMachine):
     def a_container_starts_or_succeeds(self, tuned: str) -> None:
         """With a good or a bad evaluation."""
         pod = self.world.live_pods()[0]
-        self.world.succeed(pod, tuned=tuned)
+        self.world.succeed(pod, tuned=tuned, key=self.data)
         self.world.start(pod)
 
     @precondition(lambda self: self.world.live_pods())
@@ -188,7 +197,7 @@ class Operation(RuleBasedStateMachine):
     def teardown(self) -> None:
         """When everybody leaves it alone and all goes well, it is published in the end, and then at rest."""
         world = self.world
-        world.edit(suspend=False, deadline="1000h", stallTimeout="0s", maxGpuHours="")
+        world.edit(suspend=False, deadline="1000h", stallTimeout="0s", maxGpuHours="", retrain=None)
         world.edit(evaluation={"gates": [{"metric": "exact_match", "min": "0.5"}]})
         world.request("at last")
         world.edit(evaluation={"maxRows": 77})

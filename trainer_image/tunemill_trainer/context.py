@@ -66,7 +66,7 @@ class StageContext:
     @property
     def evaluate_key(self) -> str:
         """The key of the adapter's judgement."""
-        return keys.evaluate_key(self.train_key, self.spec)
+        return keys.evaluate_key(self.train_key, self.spec, self.run.rival)
 
     def publish_key(self, *, draft: bool) -> str:
         """Return the key of the published model, or of its draft."""

@@ -34,15 +34,18 @@ def refer(workspace: Workspace, run: RunSpec, prepared: str) -> None:
         prepared: the key of prepare's output.
     """
     train = keys.train_key(prepared, run.spec)
-    evaluate = keys.evaluate_key(train, run.spec)
-    for stage, key in (
+    evaluate = keys.evaluate_key(train, run.spec, run.rival)
+    used = [
         (Stage.PREPARE, prepared),
         (Stage.TRAIN, train),
         (BASE_REPLIES, keys.base_judgement_key(prepared, run.spec)),
         (Stage.EVALUATE, evaluate),
         (Stage.PUBLISH, keys.publish_key(evaluate, run.spec)),
         (Stage.PUBLISH, keys.publish_key(evaluate, run.spec, draft=True)),
-    ):
+    ]
+    if run.rival and run.rival.train:
+        used += [(Stage.PREPARE, run.rival.prepare), (Stage.TRAIN, run.rival.train)]
+    for stage, key in used:
         workspace.mark(f"{_of_object(run)}{run.run_id}/{stage}/{key}")
 
 

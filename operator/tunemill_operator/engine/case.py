@@ -69,7 +69,7 @@ class Case:
     def as_asked(self) -> bool:
         """Whether the due Job was made for the object as it is: if so, its failure is not tried again unasked."""
         finetune, job = self.finetune, self.job
-        return job is not None and (job.generation, job.requested_at) == (finetune.generation, finetune.requested_at)
+        return job is not None and (job.generation, job.asked) == (finetune.generation, finetune.asked)
 
     def concluded(self, generation: int) -> bool:
         """Tell whether what was concluded for that generation still holds: nobody has edited or asked again since."""
@@ -102,7 +102,7 @@ class Case:
     @property
     def run_id(self) -> str:
         """The run's id, which follows from everything that a stage depends on."""
-        request = keys.prepare_request(self.spec, self.finetune.requested_at)
+        request = keys.prepare_request(self.spec, self.finetune.asked)
         train = keys.train_key(request, self.spec)
         return keys.publish_key(keys.evaluate_key(train, self.spec), self.spec)[:8]
 

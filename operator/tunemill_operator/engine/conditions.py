@@ -11,6 +11,7 @@ from tunemill_api.status import (
     ConditionType,
     FineTuneStatus,
     GateFacts,
+    ModelKeys,
     PastRun,
     Phase,
     RunStatus,
@@ -21,7 +22,7 @@ from tunemill_api.status import (
 from tunemill_operator.engine.failures import shortened
 from tunemill_operator.engine.objects import FineTune
 from tunemill_operator.engine.observe import Progress
-from tunemill_operator.engine.situation import Situation
+from tunemill_operator.engine.situation import NOT_BETTER, Situation
 from tunemill_operator.engine.stages import Facts, Ledger, newest_report, recorded
 
 
@@ -41,7 +42,10 @@ def status_of(
     figures = ledger.facts.evaluation if ledger.done(Stage.EVALUATE) else None
     exact = next((metric for metric in figures.metrics if metric.name == Metric.EXACT_MATCH), None) if figures else None
     pushed = ledger.facts.published
-    published, draft = (None, pushed) if pushed and pushed.draft else (pushed, None)
+    draft = pushed if pushed and pushed.draft else None
+    made = pushed if pushed and not pushed.draft else None
+    # Until there is another one, the model that was published last is still where it is.
+    published = made.model_copy(update={"serving": None}) if made else finetune.status.published
     return FineTuneStatus(
         observed_generation=finetune.generation,
         phase=situation.phase,
@@ -57,12 +61,22 @@ def status_of(
         gates=list(decisions),
         score=exact.tuned if exact else "",
         gain=f"{float(exact.tuned) - float(exact.base):+.4f}" if exact and exact.tuned and exact.base else "",
-        published=published.model_copy(update={"serving": None}) if published else None,
-        serving=published.serving if published else None,
+        published=published,
+        serving=made.serving if made else finetune.status.serving,
         draft=draft,
         failure=situation.failure,
         history=list(history),
+        incumbent=_incumbent(finetune, ledger),
+        rival=ledger.rival or finetune.status.rival,
+        retrain=finetune.status.retrain,
     )
+
+
+def _incumbent(finetune: FineTune, ledger: Ledger) -> ModelKeys | None:
+    prepared, published = ledger.facts.prepared, ledger.facts.published
+    if not ledger.done(Stage.PUBLISH) or prepared is None or published is None or published.draft:
+        return finetune.status.incumbent
+    return ModelKeys(prepare=prepared.key, train=ledger.wanted[Stage.TRAIN])
 
 
 def _entry(entry: StageStatus, situation: Situation) -> StageStatus:
@@ -129,6 +143,8 @@ def _milestone(
         is_draft = stage is Stage.PUBLISH and ledger.facts.published and ledger.facts.published.draft
         return (kind, "False", "Draft", done) if is_draft else (kind, "True", kind.value, done)
     failure = situation.failure
+    if stage is Stage.PUBLISH and situation.reason == NOT_BETTER:
+        return kind, "False", NOT_BETTER, situation.message
     if failure and failure.stage == stage:
         return kind, "False", str(failure.reason), failure.message
     state = ledger.entries[stage].state if stage in ledger.wanted else StageState.PENDING

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from tunemill_api.status import ConditionType, CutShort, FineTuneStatus
 
+from tunemill_operator.engine.situation import NOT_BETTER
+
 _MILESTONES = (
     ConditionType.PREPARED,
     ConditionType.TRAINED,
@@ -32,14 +34,30 @@ class Announcement:
 
 
 def announcements(before: FineTuneStatus, after: FineTuneStatus) -> tuple[Announcement, ...]:
-    """Return what happened between the two statuses: milestones, pods that were cut short, a failure that is new."""
-    return (*_reached(before, after), *_cut_short(before, after), *_failed(before, after))
+    """Return what happened between the two statuses, in the order of a run."""
+    return (
+        *_looked_again(before, after),
+        *_cut_short(before, after),
+        *_reached(before, after),
+        *_failed(before, after),
+    )
+
+
+def _looked_again(before: FineTuneStatus, after: FineTuneStatus) -> Iterator[Announcement]:
+    last_time = after.retrain.last_time if after.retrain else None
+    if last_time and last_time != (before.retrain.last_time if before.retrain else None):
+        yield Announcement("Normal", "Retraining", f"looking at the data again, as scheduled for {last_time:%F %R} UTC")
 
 
 def _reached(before: FineTuneStatus, after: FineTuneStatus) -> Iterator[Announcement]:
     old = {condition.type: condition.status for condition in before.conditions}
     for condition in after.conditions:
         if condition.type in _MILESTONES and condition.status == "True" and old.get(condition.type) != "True":
+            yield Announcement("Normal", condition.reason, condition.message)
+    reasons = {condition.type: condition.reason for condition in before.conditions}
+    for condition in after.conditions:
+        known = reasons.get(condition.type)
+        if condition.type == ConditionType.READY and condition.reason == NOT_BETTER and known != NOT_BETTER:
             yield Announcement("Normal", condition.reason, condition.message)
 
 

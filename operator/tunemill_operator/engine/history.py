@@ -5,6 +5,7 @@ from datetime import datetime
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import FineTuneStatus, PastRun, Phase, RunResult, RunStatus
 
+from tunemill_operator.engine.situation import NOT_BETTER
 from tunemill_operator.engine.stages import Ledger
 from tunemill_operator.engine.step import Step
 
@@ -33,6 +34,9 @@ def history_of(
         known = next((entry for entry in history if entry.id == ended.id), None)
         if known is not None and known == ended.model_copy(update={"finished": known.finished}):
             return history[:limit]
+        if history and history[0].revision == ended.revision and not _has_published(run, ledger):
+            # The data was looked at again, and nothing had changed.
+            return [history[0].model_copy(update={"id": ended.id}), *history[1:limit]][:limit]
         history = [ended, *(entry for entry in history if entry.id != ended.id)]
     return history[:limit]
 
@@ -46,15 +50,20 @@ def _replaced(before: FineTuneStatus, run: RunStatus, now: datetime) -> PastRun 
     return PastRun(id=old.id, result=RunResult.REPLACED, finished=now) if begun else None
 
 
+def _has_published(run: RunStatus, ledger: Ledger) -> bool:
+    began = ledger.entries[Stage.PUBLISH].started_at
+    return not ledger.done(Stage.PUBLISH) or began is None or began >= run.started_at
+
+
 def _ended(run: RunStatus, step: Step, ledger: Ledger, now: datetime) -> PastRun | None:
     situation = step.situation
-    if situation.phase is not Phase.SUCCEEDED and not step.is_final:
+    if not step.is_at_rest:
         return None
     evaluation = ledger.facts.evaluation if ledger.done(Stage.EVALUATE) else None
     published = ledger.facts.published if ledger.done(Stage.PUBLISH) else None
     return PastRun(
         id=run.id,
-        result=_RESULTS[situation.phase],
+        result=RunResult.NOT_BETTER if situation.reason == NOT_BETTER else _RESULTS[situation.phase],
         reason=str(situation.failure.reason) if situation.failure else "",
         finished=now,
         metrics={metric.name: metric.tuned for metric in evaluation.metrics if metric.tuned} if evaluation else {},

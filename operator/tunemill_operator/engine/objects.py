@@ -59,6 +59,13 @@ class FineTune:
     spec_error: str
     status: FineTuneStatus
 
+    @property
+    def asked(self) -> str:
+        """What was asked for beside the spec: to look again, by the annotation or by the schedule."""
+        retrain = self.status.retrain
+        scheduled = f"@{retrain.last_time:%Y-%m-%dT%H:%MZ}" if retrain and retrain.last_time else ""
+        return f"{self.requested_at}{scheduled}"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -69,7 +76,7 @@ class Job:
     """`prepare`, `train` or `publish`."""
     key: str
     generation: int
-    requested_at: str
+    asked: str
     pod_digest: str
     suspended: bool
     complete: bool
@@ -184,7 +191,7 @@ def job_of(body: Json) -> Job:
         label=(body["metadata"].get("labels") or {}).get(LABEL_STAGE, ""),
         key=annotations.get(ANNOTATION_KEY, ""),
         generation=int(annotations.get(ANNOTATION_GENERATION, "0")),
-        requested_at=annotations.get(ANNOTATION_REQUESTED_AT, ""),
+        asked=annotations.get(ANNOTATION_REQUESTED_AT, ""),
         pod_digest=annotations.get(ANNOTATION_POD, ""),
         suspended=bool((body.get("spec") or {}).get("suspend", False)),
         complete="Complete" in conditions,

@@ -20,7 +20,8 @@ from tunemill_operator.engine.history import history_of
 from tunemill_operator.engine.objects import GONE_AFTER, FineTune, Job
 from tunemill_operator.engine.observe import SILENT_AFTER, Observed, owned
 from tunemill_operator.engine.pods import SpecTooLargeError, job_of, pod_digest
-from tunemill_operator.engine.situation import Situation, at_work, phase_before
+from tunemill_operator.engine.retraining import ScheduleError, scheduled
+from tunemill_operator.engine.situation import NOT_BETTER, Situation, at_work, phase_before
 from tunemill_operator.engine.stages import forgotten
 from tunemill_operator.engine.step import Step, stalled
 from tunemill_operator.engine.volumes import Manifest, Platform
@@ -66,9 +67,14 @@ def plan(finetune: FineTune, observed: Observed, platform: Platform, now: dateti
     """
     if finetune.meta.deleting:  # the garbage collector takes the Jobs and pods
         return Plan()
-    if finetune.spec is None:
-        return _invalid(finetune, now)
-    case = case_of(finetune, finetune.spec, observed, platform, now)
+    spec, before = finetune.spec, finetune.status
+    if spec is None:
+        return _invalid(finetune, finetune.spec_error, now)
+    try:
+        finetune = scheduled(finetune, spec, observed, now)
+    except ScheduleError as error:
+        return _invalid(finetune, str(error), now)
+    case = case_of(finetune, spec, observed, platform, now)
     step = next(step for rule in _RULES if (step := rule(case)))
     ledger = step.ledger or case.ledger
     decisions = case.decisions if ledger.done(Stage.EVALUATE) else []
@@ -79,7 +85,7 @@ def plan(finetune: FineTune, observed: Observed, platform: Platform, now: dateti
     return Plan(
         actions=(*deletions.values(), *([CreateJob(step.create)] if step.create else [])),
         status=status,
-        announcements=announcements(finetune.status, status),
+        announcements=announcements(before, status),
         requeue_after=_requeue_after(case, step),
     )
 
@@ -95,6 +101,17 @@ def _gate_not_passed(case: Case) -> Step | None:
     cause = Cause("publish", Reason.GATE_NOT_PASSED, message)
     phase = Phase.FAILED if on_failure is OnGateFailure.FAIL else Phase.HELD
     return stalled(case, cause, phase=phase, delete=case.live)
+
+
+def _not_better(case: Case) -> Step | None:
+    """What is no better than the published model does not take its place, and nobody has to act."""
+    figures = case.ledger.facts.evaluation if case.ledger.done(Stage.EVALUATE) else None
+    if figures is None or case.due is None or not gates.passed(case.decisions):
+        return None
+    why = gates.is_not_better(case.spec, figures)
+    if not why:
+        return None
+    return Step(Situation(Phase.SUCCEEDED, NOT_BETTER, why), delete=case.live)
 
 
 def _published(case: Case) -> Step | None:
@@ -219,6 +236,7 @@ def _at_work(case: Case) -> Step:
 
 _RULES: tuple[Callable[[Case], Step | None], ...] = (
     _gate_not_passed,
+    _not_better,
     _published,
     _suspended,
     limits.overdue,
@@ -249,9 +267,9 @@ def _silence_ends(case: Case) -> timedelta | None:
     return SILENT_AFTER if case.now - youngest <= SILENT_AFTER else LOOK_AGAIN
 
 
-def _invalid(finetune: FineTune, now: datetime) -> Plan:
+def _invalid(finetune: FineTune, error: str, now: datetime) -> Plan:
     """A spec that the operator cannot read is told, and what runs is left alone."""
-    cause = Cause("prepare", Reason.INVALID_SPEC, finetune.spec_error)
+    cause = Cause("prepare", Reason.INVALID_SPEC, error)
     failure = cause.status(finetune.generation)
     situation = Situation(Phase.FAILED, str(cause.reason), failure.message, failure=failure)
     status = status_of_invalid(finetune, situation, now)
@@ -261,6 +279,8 @@ def _invalid(finetune: FineTune, now: datetime) -> Plan:
 def _requeue_after(case: Case, step: Step) -> timedelta | None:
     """Return when to look again: when the rule says so, and when what runs reaches a limit."""
     waits = [step.requeue_after, limits.next_limit(case)]
+    if (retrain := case.finetune.status.retrain) and retrain.next_time and step.is_at_rest:
+        waits.append(retrain.next_time - case.now)
     # No watch tells of a node that is silent.
     waits += [pod.ends_by + GONE_AFTER - case.now for pod in case.observed.pods if pod.ends_by and not pod.terminal]
     return min((max(wait, timedelta(seconds=1)) for wait in waits if wait), default=None)

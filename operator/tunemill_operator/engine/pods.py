@@ -56,7 +56,7 @@ def job_of(
             "annotations": {
                 constants.ANNOTATION_KEY: work.key,
                 constants.ANNOTATION_GENERATION: str(finetune.generation),
-                constants.ANNOTATION_REQUESTED_AT: finetune.requested_at,
+                constants.ANNOTATION_REQUESTED_AT: finetune.asked,
                 ANNOTATION_POD: pod_digest(spec, work, ledger),
             },
             "ownerReferences": [
@@ -134,6 +134,7 @@ def _run_spec(finetune: FineTune, spec: FineTuneSpec, ledger: Ledger, run_id: st
         spec=spec,
         prepared=ledger.facts.prepared,
         memory_kills=ledger.memory_kills(),
+        rival=ledger.rival,
     )
     text = run.model_dump_json(by_alias=True, exclude_none=True)
     size = len(text.encode())

@@ -10,6 +10,9 @@ from tunemill_operator.engine import failures
 from tunemill_operator.engine.case import Case
 from tunemill_operator.engine.stages import Work
 
+NOT_BETTER = "NotBetter"
+"""The reason of a run that ended well and changed nothing: the model that was published before stays."""
+
 
 @dataclass(frozen=True)
 class Situation:

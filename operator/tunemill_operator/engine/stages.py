@@ -18,6 +18,7 @@ from tunemill_api.status import (
     FineTuneStatus,
     PreparedFacts,
     PublishedFacts,
+    Rival,
     StageState,
     StageStatus,
     TrainedFacts,
@@ -27,6 +28,7 @@ from tunemill_api.status import (
 from tunemill_operator.engine.attempts import FACT_OF, ON_GPU, at_rest, folded, read, run_seconds
 from tunemill_operator.engine.objects import FineTune, Job
 from tunemill_operator.engine.observe import Observed, owned
+from tunemill_operator.engine.retraining import rival_of
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Ledger:
     """Of the entries that succeeded."""
     wanted: Mapping[Stage, str] = field(default_factory=dict)
     """The key of each stage; those after prepare are known once prepare has succeeded."""
+    rival: Rival | None = None
+    """What the new model is compared with; None before its key is known, and where nothing was ever compared."""
 
     def done(self, stage: Stage) -> bool:
         """Tell whether the stage has succeeded for the key that the spec asks for."""
@@ -126,14 +130,16 @@ class Ledger:
 def recall(finetune: FineTune, spec: FineTuneSpec, observed: Observed, now: datetime) -> Ledger:
     """Return what the status and the containers' reports say about the stages of this spec."""
     ledger = recorded(finetune.status)
-    request = keys.prepare_request(spec, finetune.requested_at)
+    request = keys.prepare_request(spec, finetune.asked)
     prepare = _job(Work("prepare", (Stage.PREPARE,), request), finetune, observed)
     ledger = _followed(ledger, Stage.PREPARE, request, prepare, observed, 0, now)
     if ledger.facts.prepared is None:
         entries = {stage: at_rest(entry, now) for stage, entry in ledger.entries.items()}
         return replace(ledger, entries={**entries, Stage.PREPARE: ledger.entries[Stage.PREPARE]})
     train = keys.train_key(ledger.facts.prepared.key, spec)
-    evaluate = keys.evaluate_key(train, spec)
+    rival = rival_of(finetune.status, spec, train)
+    ledger = replace(ledger, rival=rival)
+    evaluate = keys.evaluate_key(train, spec, rival)
     job = _job(Work("train", (Stage.TRAIN, Stage.EVALUATE), evaluate), finetune, observed)
     ledger = _followed(ledger, Stage.TRAIN, train, job, observed, spec.compute.gpus, now)
     ledger = _followed(ledger, Stage.EVALUATE, evaluate, job, observed, spec.compute.gpus, now)
@@ -148,10 +154,9 @@ def recorded(status: FineTuneStatus) -> Ledger:
     """Return the ledger as the status has it, before it is known which keys are wanted."""
     entries = {entry.name: entry for entry in status.stages}
     published = status.published and status.published.model_copy(update={"serving": status.serving})
-    published = published or status.draft
     return Ledger(
         entries={stage: entries.get(stage, StageStatus(name=stage, state=StageState.PENDING)) for stage in Stage},
-        facts=Facts(status.prepared, status.trained, status.evaluation, published),
+        facts=Facts(status.prepared, status.trained, status.evaluation, status.draft or published),
     )
 
 
@@ -194,7 +199,8 @@ def _followed(
         entry, fact = StageStatus(name=stage, state=StageState.PENDING, key=key), None
     if entry.state is not StageState.SUCCEEDED or fact is None:
         entry, fact = read(entry, stage, job, observed, gpus, now) if job else (at_rest(entry, now), None)
-    return Ledger(
+    return replace(
+        ledger,
         entries={**ledger.entries, stage: entry},
         facts=replace(ledger.facts, **{FACT_OF[stage]: fact}),
         wanted={**ledger.wanted, stage: key},

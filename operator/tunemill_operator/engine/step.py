@@ -25,9 +25,10 @@ class Step:
     """Set when something else is to be recorded than what was found."""
 
     @property
-    def is_final(self) -> bool:
-        """Whether nothing goes on before somebody changes something."""
-        return self.situation.failure is not None and self.requeue_after is None
+    def is_at_rest(self) -> bool:
+        """Whether the run has ended: nothing goes on before somebody changes something."""
+        failed = self.situation.failure is not None and self.requeue_after is None
+        return failed or self.situation.phase is Phase.SUCCEEDED
 
 
 def stalled(

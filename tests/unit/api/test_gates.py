@@ -1,9 +1,10 @@
 """How gates are decided."""
 
 import pytest
-from api.builders import an_evaluation
+from api.builders import a_spec, an_evaluation
 from tunemill_api.finetune import Evaluation, Gate
-from tunemill_api.gates import decide, is_draft, passed
+from tunemill_api.gates import decide, is_draft, is_not_better, passed
+from tunemill_api.status import EvaluationFacts, MetricFacts
 
 
 @pytest.mark.parametrize(
@@ -66,3 +67,23 @@ def test_a_metric_that_nothing_measured_passes_no_gate():
 def test_without_gates_everything_passes():
     """An empty list of gates asks for nothing."""
     assert passed(decide([], an_evaluation()))
+
+
+@pytest.mark.parametrize(
+    ("promote", "tuned", "published", "stays"),
+    [
+        ("IfBetter", "0.7200", "0.7300", True),
+        ("IfBetter", "0.7300", "0.7300", True),
+        ("IfBetter", "0.7301", "0.7300", False),
+        ("IfBetter", "0.7200", "", False),
+        ("Always", "0.1000", "0.7300", False),
+    ],
+)
+def test_only_more_exact_matches_than_the_published_model_are_better(promote, tuned, published, stays):
+    """As much is not more; where nothing was compared, the gates decide alone."""
+    exact = MetricFacts(name="exact_match", base="0.1", tuned=tuned, published=published, cases=10)
+    wish = a_spec(retrain={"schedule": "0 2 * * 0", "promote": promote})
+    why = is_not_better(wish, EvaluationFacts(rows=10, metrics=[exact]))
+    assert bool(why) is stays
+    assert not stays or f"{tuned} against {published} on the same 10 held-out rows" in why
+    assert is_not_better(a_spec(), EvaluationFacts(rows=10, metrics=[exact])) == ""

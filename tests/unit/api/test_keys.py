@@ -3,6 +3,7 @@
 import pytest
 from api.builders import a_spec
 from tunemill_api import keys
+from tunemill_api.status import Rival
 
 RESOLVED = {"baseModel": "c0ffee", "dataset": "d1d1"}
 
@@ -73,6 +74,13 @@ def test_a_draft_has_a_key_of_its_own_that_follows_its_gates():
     assert draft_key(min="0.9") != keys.publish_key("0123", a_spec())
     tagged = a_spec(publish={"repository": "acme/support-tools", "tag": "v1", "branch": "next"})
     assert keys.publish_key("0123", tagged, draft=True) == keys.publish_key("0123", a_spec(), draft=True)
+
+
+def test_the_published_model_beside_a_new_one_is_in_its_judgement_alone():
+    """It changes the figures of a run that is compared, and nothing where nothing is."""
+    rival, none = Rival(of="0123", prepare="4567", train="89ab"), Rival(of="0123")
+    assert keys.evaluate_key("0123", a_spec(), rival) != keys.evaluate_key("0123", a_spec())
+    assert keys.evaluate_key("0123", a_spec(), none) == keys.evaluate_key("0123", a_spec())
 
 
 def test_new_data_under_the_same_name_changes_every_key():

@@ -1,23 +1,28 @@
 """Evaluate: lets the base model and the tuned one answer the same held-out cases, and counts what they get right.
 
-Both decode greedily with the same limits. Each reads the same text through its own tokenizer: a base whose vocabulary
-was extended would otherwise meet tokens that it has never seen, and look worse than it is.
+The published model answers them too, where the new one is to be better. All decode greedily with the same limits. Each
+reads the same text through its own tokenizer: a base whose vocabulary was extended would otherwise meet tokens that it
+has never seen, and look worse than it is.
 """
 
 import json
+import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from tunemill_api import keys
+from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import EvaluationFacts, TrainedFacts
 
 from tunemill_trainer.chat.tokenizer import Tokenizer, load
 from tunemill_trainer.context import StageContext
 from tunemill_trainer.data.rows import JsonObject
+from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import Hub
 from tunemill_trainer.judge.comparison import compare, sample
 from tunemill_trainer.judge.generate import BATCH_TOKENS, Decoding, answer_limit, generate
@@ -25,9 +30,12 @@ from tunemill_trainer.judge.metrics import Reply
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, Settings
 from tunemill_trainer.learn import curve, devices, models
+from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.prepared import TRAIN_FILE, Case, Prepared, Tokens
 from tunemill_trainer.references import BASE_REPLIES
 from tunemill_trainer.release.page import PAGE_FILE, PageFacts, page
+
+_log = logging.getLogger(__name__)
 
 
 def run(context: StageContext) -> EvaluationFacts:
@@ -52,7 +60,8 @@ def run(context: StageContext) -> EvaluationFacts:
     base_folder = models.fetch_base(hub, prepared.base_model(), context.model_cache)
     tokenizer = load(prepared.tokenizer_path)
     base_replies = _kept_base_replies(context)
-    meter = _Meter(context, len(cases) if base_replies else 2 * len(cases))
+    models_asked = 1 + (base_replies is None) + _has_rival(context)
+    meter = _Meter(context, models_asked * len(cases))
     with devices.device_errors(device):
         model = models.load_base(base_folder, device, dtype, spec.base_model.quantization).eval()
         if base_replies is None:
@@ -62,6 +71,9 @@ def run(context: StageContext) -> EvaluationFacts:
         models.extend_vocabulary(model, tokens)
         tuned = models.load_adapter(model, context.folder("trained") / "adapter")
         tuned_replies = _ask(tuned, tokenizer, [case.prompt_ids for case in cases], decoding, meter)
+        del model, tuned  # there may not be room for another one
+        texts = _texts(tokenizer, [case.prompt_ids for case in cases])
+        published = _ask_published(context, hub, texts, device, dtype, decoding, meter)
 
     reply_format = ReplyFormat(tokens.call_format)
     comparison = compare(cases, base_replies, tuned_replies, reply_format)
@@ -89,9 +101,54 @@ def run(context: StageContext) -> EvaluationFacts:
     )
     (folder / PAGE_FILE).write_text(page(shown), encoding="utf-8")
     facts = comparison.facts(f"{context.workspace.uri(Stage.EVALUATE, context.evaluate_key)}/{REPORT_FILE}")
+    if published is not None:
+        beside = compare(cases, base_replies, *published).facts("")
+        facts = _with_published(facts, beside)
     return EvaluationFacts.model_validate(
         context.workspace.commit(Stage.EVALUATE, context.evaluate_key, folder, facts).facts
     )
+
+
+def _has_rival(context: StageContext) -> bool:
+    return context.run.rival is not None and context.run.rival.train != ""
+
+
+def _ask_published(
+    context: StageContext,
+    hub: Hub,
+    prompts: list[str],
+    device: Device,
+    dtype: torch.dtype,
+    decoding: Decoding,
+    meter: "_Meter",
+) -> tuple[list[Reply], ReplyFormat] | None:
+    """Return the replies of the published model to the same prompts; None when there is none, or it is gone."""
+    rival, workspace = context.run.rival, context.workspace
+    if rival is None or not rival.train:
+        return None
+    prepared = Prepared(context.folder("published-prepared"))
+    try:
+        workspace.fetch(Stage.PREPARE, rival.prepare, context.folder("published-prepared"), without={TRAIN_FILE})
+        workspace.fetch(Stage.TRAIN, rival.train, context.folder("published-trained"))
+    except StageError as error:
+        if error.reason is not Reason.STAGE_OUTPUT_MISSING:
+            raise
+        _log.warning("the new model is compared with the base model alone: %s", error)
+        return None
+    tokens, tokenizer = prepared.tokens(), load(prepared.tokenizer_path)
+    base_folder = models.fetch_base(hub, prepared.base_model(), context.model_cache)
+    model = models.load_base(base_folder, device, dtype, context.spec.base_model.quantization).eval()
+    models.extend_vocabulary(model, tokens)
+    model = models.load_adapter(model, context.folder("published-trained") / "adapter")
+    decoding = replace(decoding, stop_token_ids=tokens.stop_token_ids, pad_token_id=tokens.pad_token_id)
+    prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    return _ask(model, tokenizer, prompt_ids, decoding, meter), ReplyFormat(tokens.call_format)
+
+
+def _with_published(facts: EvaluationFacts, published: EvaluationFacts) -> EvaluationFacts:
+    figures = {metric.name: metric.tuned for metric in published.metrics}
+    metrics = [metric.model_copy(update={"published": figures.get(metric.name, "")}) for metric in facts.metrics]
+    return facts.model_copy(update={"metrics": metrics})
 
 
 class _Meter:
