@@ -13,6 +13,7 @@ from tunemill_trainer.data.rows import JsonObject
 
 _JSON_NAMES = {"true": True, "false": False, "null": None}
 _DEEPEST = 64
+_CONTAINERS = (dict, list)
 
 
 def read_value(text: str, rule: Rule) -> JsonValue:
@@ -64,15 +65,15 @@ def as_json(value: object, rule: Rule) -> JsonValue:
 
 def is_deep(value: JsonValue) -> bool:
     """Return whether a value is nested deeper than any tool asks for: looking into it would exhaust Python's stack."""
-    values = [value]
+    level = [value] if isinstance(value, _CONTAINERS) else []
     for _ in range(_DEEPEST):
-        values = [
+        level = [
             part
-            for value in values
-            if isinstance(value, dict | list)
-            for part in (value.values() if isinstance(value, dict) else value)
+            for each in level
+            for part in (each.values() if isinstance(each, dict) else each)
+            if isinstance(part, _CONTAINERS)
         ]
-        if not values:
+        if not level:
             return False
     return True
 
