@@ -45,6 +45,7 @@ def main(manifest: Path, work: Path) -> int:
             print(f"the process of {stage} ended with code {code} and without a report", file=sys.stderr)
             return code
         if report.failure is not None:
+            print(summary(reports))  # the figures are what someone needs whose gate is not passed
             return code
         reports.append(report)
         if report.prepared is not None:

@@ -252,9 +252,9 @@ send `temperature` 0, with which it was measured. `serving.json` says the same t
 def _training(facts: ReleaseFacts) -> str:
     data, training = facts.prepared.dataset, facts.run.spec.training
     length = "" if training.max_steps else f"{training.epochs} epoch{'s' * (training.epochs > 1)}, "
-    left_out = labels.left_out(data)
+    left_out, quantization = labels.left_out(data), facts.run.spec.base_model.quantization
     rows = [
-        ("Base model", f"{facts.base.id} at `{facts.base.revision}`"),
+        ("Base model", f"{facts.base.id} at `{facts.base.revision}`{labels.as_trained(quantization)}"),
         ("Data", f"{data.rows} rows ({data.format}), {data.tools} tools; sha256 `{facts.prepared.dataset_digest}`"),
         ("Rows", f"{data.train_rows} for training, {data.evaluation_rows} held out; left out: {left_out}"),
         ("Longest row", f"{data.longest_row_tokens} tokens of {training.max_length}"),

@@ -1,6 +1,7 @@
 """What metrics, faults and slices are called where people read them."""
 
 from tunemill_api import finetune
+from tunemill_api.finetune import Quantization
 from tunemill_api.status import DatasetFacts
 
 METRICS = {
@@ -49,6 +50,11 @@ SLICES = {
 def metric(name: str) -> str:
     """Return what a metric is called, with the direction where less is more."""
     return METRICS.get(name, name) + (" (lower is better)" if name in LOWER_IS_BETTER else "")
+
+
+def as_trained(quantization: Quantization) -> str:
+    """Return how the base model's weights were kept in training and judging; empty for whole ones."""
+    return "" if quantization is Quantization.NONE else f", in {quantization.value} while it was trained and judged"
 
 
 def left_out(data: DatasetFacts) -> str:

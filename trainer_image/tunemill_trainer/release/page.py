@@ -192,8 +192,9 @@ def _recipe(facts: PageFacts) -> list[tuple[str, str]]:
     blocks: dict[str, dict[str, Any]] = adapter.model_dump(mode="json", by_alias=True)
     settings = next((block for name, block in blocks.items() if name.lower() == method.lower()), {})
     length = f"{facts.trained.steps:,} steps of {training.batch_size} rows"
+    quantization = facts.run.spec.base_model.quantization
     return [
-        ("Base model", f"{facts.base.id} at {facts.base.revision[:12]}"),
+        ("Base model", f"{facts.base.id} at {facts.base.revision[:12]}{labels.as_trained(quantization)}"),
         ("Method", ", ".join([method, *(f"{name} {_plain(value)}" for name, value in settings.items())])),
         ("Vocabulary", f"{facts.tokens.mode}, {len(facts.tokens.added)} tokens added"),
         ("Learning rate", f"{training.learning_rate}, {training.scheduler.value}, warm-up {training.warmup_ratio}"),

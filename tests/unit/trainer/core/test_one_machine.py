@@ -2,12 +2,13 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from tunemill_api.constants import CHAT_TEMPLATE_PATH, TOOLS_PATH
 from tunemill_api.failures import Reason
-from tunemill_api.stage_report import Stage, StageReport
+from tunemill_api.stage_report import Stage, StageFailure, StageReport, failure_of
 from tunemill_api.status import EvaluationFacts, MetricFacts, PublishedFacts, ServingFacts, TrainedFacts
 from tunemill_trainer import config_maps, one_machine
 from tunemill_trainer.errors import StageError
@@ -133,18 +134,42 @@ def test_the_summary_says_what_was_done_how_good_it_is_and_where_it_lies() -> No
     assert "vllm serve a-base" in text
 
 
+def ends_with(monkeypatch: pytest.MonkeyPatch, published: PublishedFacts | StageFailure) -> None:
+    """Let all stages end at once: well, but for publish when it is given a failure."""
+    now = datetime.now(UTC)
+    facts: dict[Stage, dict[str, Any]] = {
+        Stage.TRAIN: {
+            "trained": TrainedFacts(steps=1, loss="0.1", train_seconds=1, device="cpu", adapter="s3://b/adapter")
+        },
+        Stage.EVALUATE: {
+            "evaluation": EvaluationFacts(
+                rows=40, metrics=[MetricFacts(name="exact_match", base="0.0000", tuned="0.9300", cases=40)]
+            )
+        },
+        Stage.PUBLISH: {"failure" if isinstance(published, StageFailure) else "published": published},
+    }
+
+    def ended(stage: Stage, _run: object, _work: Path) -> tuple[int, StageReport]:
+        report = StageReport(stage=stage, executed=True, started_at=now, finished_at=now, **facts.get(stage, {}))
+        return 64 if report.failure else 0, report
+
+    monkeypatch.setattr(one_machine, "_run_stage", ended)
+
+
 def test_a_draft_is_no_success(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Proves that a pipeline stops at a draft as at any gate that is not passed, and that the summary calls it one."""
-    now = datetime.now(UTC)
-    trained = TrainedFacts(steps=1, loss="0.1", train_seconds=1, device="cpu", adapter="s3://b/adapter")
     draft = PublishedFacts(repository="acme/tools", revision="abc", branch="tunemill-draft-1234", draft=True)
-
-    def ended(stage: Stage, _run: object, _work: Path) -> tuple[int, StageReport]:
-        facts = {Stage.TRAIN: {"trained": trained}, Stage.PUBLISH: {"published": draft}}.get(stage, {})
-        return 0, StageReport(stage=stage, executed=True, started_at=now, finished_at=now, **facts)
-
-    monkeypatch.setattr(one_machine, "_run_stage", ended)
+    ends_with(monkeypatch, draft)
     assert one_machine.main(manifest(tmp_path, SMALLEST), tmp_path / "work") == 64
     assert "draft, as a gate is not passed: acme/tools@abc" in capsys.readouterr().out
+
+
+def test_who_misses_a_gate_sees_the_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Proves that the summary comes also when the last stage fails, with the exit code of the failure."""
+    ends_with(monkeypatch, failure_of(Reason.GATE_NOT_PASSED, "not passed"))
+    assert one_machine.main(manifest(tmp_path, SMALLEST), tmp_path / "work") == 64
+    assert "0.9300" in capsys.readouterr().out

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import ModelCard
 from tokenizers import Tokenizer, models
-from tunemill_api.finetune import ServingTarget
+from tunemill_api.finetune import Quantization, ServingTarget
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.status import DatasetFacts, EvaluationFacts, GateFacts, MetricFacts, PreparedFacts, TrainedFacts
 from tunemill_trainer.judge.parse import ReplyFormat
@@ -149,6 +149,17 @@ def test_the_card_can_be_read_back():
     """huggingface_hub parses it without a complaint, evaluation results included."""
     card = ModelCard(model_card(facts()))
     assert [result.metric_value for result in card.data.eval_results or []] == [0.8]
+
+
+def test_a_quantised_base_is_named_as_such():
+    """The figures are those of the weights that were computed with."""
+    run = facts().run
+    spec = run.spec.model_copy(
+        update={"base_model": run.spec.base_model.model_copy(update={"quantization": Quantization.NF4})}
+    )
+    quantised = replace(facts(), run=run.model_copy(update={"spec": spec}))
+    assert ", in NF4 while it was trained and judged |" in model_card(quantised)
+    assert "while it was trained" not in model_card(facts())
 
 
 def test_figures_stand_beside_their_base_and_their_doubt():
