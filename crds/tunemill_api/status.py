@@ -422,7 +422,7 @@ class FineTuneStatus(StatusModel):
     """What train made."""
     evaluation: EvaluationFacts | None = None
     """How base and tuned model did."""
-    gates: list[GateFacts] = Field(default=[], max_length=16, json_schema_extra={"x-kubernetes-list-type": "atomic"})
+    gates: list[GateFacts] = Field(default=[], max_length=48, json_schema_extra={"x-kubernetes-list-type": "atomic"})
     """How the gates were decided."""
     score: str = ""
     """Exact match of the tuned model, for the printer column."""

@@ -2,9 +2,10 @@
 
 import pytest
 from api.builders import a_spec, an_evaluation
+from pydantic import ValidationError
 from tunemill_api.finetune import Evaluation, Gate
 from tunemill_api.gates import decide, is_draft, is_not_better, passed
-from tunemill_api.status import EvaluationFacts, MetricFacts
+from tunemill_api.status import EvaluationFacts, FineTuneStatus, MetricFacts
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,16 @@ def test_a_metric_that_nothing_measured_passes_no_gate():
     (decision,) = decide([gate], an_evaluation("exact_match"))
     assert not decision.passed
     assert "no held-out row measures abstention_accuracy" in decision.message
+
+
+def test_a_status_has_room_for_the_decisions_on_all_gates():
+    """As many gates as a spec may have, each with as many conditions as a gate may have."""
+    most = 16
+    with pytest.raises(ValidationError):
+        Evaluation.model_validate({"gates": [{"metric": "exact_match", "min": "1"}] * (most + 1)})
+    gate = {"metric": "exact_match", "min": "1", "minGainOverBase": "1", "maxLossVsBase": "0"}
+    gates = Evaluation.model_validate({"gates": [gate] * most}).gates
+    assert len(FineTuneStatus(gates=decide(gates, an_evaluation())).gates) == 3 * most
 
 
 def test_without_gates_everything_passes():
