@@ -705,6 +705,33 @@ def test_a_webhook_that_is_down_is_told_and_waited_for() -> None:
     assert world.status.failure is None
 
 
+@pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.TRAIN, Stage.EVALUATE, Stage.PUBLISH])
+def test_what_an_older_or_newer_operator_wrote_is_taken_over_at_work(stage: Stage) -> None:
+    """An upgrade, or the way back, restarts nothing: only what it counts besides begins anew."""
+    world = a_world_at(stage)
+    world.reconcile()
+    status = world.finetune_body["status"]
+    kept = ("observedGeneration", "phase", "conditions", "run", "stages", "prepared", "trained", "evaluation", "gates")
+    older = {name: value for name, value in status.items() if name in kept}
+    old_entry = ("name", "state", "key", "executed", "attempts", "startedAt", "finishedAt", "earlierSeconds", "job")
+    older["stages"] = [{name: entry[name] for name in old_entry if name in entry} for entry in status["stages"]]
+    older["run"] = {name: status["run"][name] for name in ("id", "startedAt", "image")}
+    older["somethingNewer"] = {"of": "which nothing is known"}
+    world.finetune_body["status"] = older
+    (job,) = world.live_jobs()
+    assert world.reconcile().actions == ()
+    assert [item["metadata"]["uid"] for item in world.live_jobs()] == [job["metadata"]["uid"]]
+    before = list(world.created)
+    for _ in range(4):
+        world.settle()
+        world.seconds += 10
+        world.run_pod()
+    world.settle()
+    assert world.status.phase is Phase.SUCCEEDED
+    assert world.created[: len(before)] == before
+    assert labels(world) == ["prepare", "train", "publish"]
+
+
 def test_a_field_that_the_operator_does_not_know_is_named_with_what_to_upgrade() -> None:
     """A CRD that is newer than the operator keeps the field; nothing is done as if it were not there."""
     world = World()
