@@ -1,10 +1,12 @@
 """Every way of writing calls, read as the server's parser of that name reads it."""
 
+import json
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import JsonValue
 from trainer.judge.writing import written
 from tunemill_trainer.data.rows import Call
 from tunemill_trainer.judge.lenient import read_leniently
@@ -248,16 +250,27 @@ def test_what_is_written_is_read(calls: list[Call], reply_format: ReplyFormat):
 
 @given(
     st.lists(
-        st.builds(Call, st.just("f"), st.dictionaries(st.sampled_from("abc"), st.text("ab ,:{}[]", max_size=9))),
+        st.builds(Call, st.just("f"), st.dictionaries(st.sampled_from("abc"), st.text("ab1 ,:{}[]", max_size=9))),
         min_size=1,
         max_size=3,
     )
 )
 def test_function_gemma_carries_text(calls: list[Call]):
-    """Whatever marks stand in an escaped text, it comes back."""
+    """Whatever marks stand in an escaped text, it comes back; the server takes what is JSON for its value."""
     text = written(calls, ReplyFormat.FUNCTIONGEMMA)
     assert functiongemma.read_all(text) == tuple(calls)
-    assert parse_reply(text, ReplyFormat.FUNCTIONGEMMA).blocks == len(calls)
+    served = [Call(call.name, {name: served_text(str(it)) for name, it in call.arguments.items()}) for call in calls]
+    reply = parse_reply(text, ReplyFormat.FUNCTIONGEMMA)
+    assert (reply.calls, reply.blocks, reply.lost) == (tuple(served), len(calls), ())
+
+
+def served_text(text: str) -> JsonValue:
+    """A text between two `<escape>` as the server hands it on."""
+    try:
+        value: JsonValue = json.loads(text)
+    except ValueError:
+        return text
+    return value
 
 
 @given(st.text(max_size=60), st.sampled_from(ReplyFormat))
