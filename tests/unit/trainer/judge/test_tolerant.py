@@ -105,6 +105,13 @@ def test_the_best_pairing_is_found():
     assert ast_match([only_second, either, only_second], [either, either, only_second], tools)
 
 
+def test_a_thousand_calls_exhaust_nothing():
+    """A model that repeats one call, against data that does so too: the pairing must not go as deep as there are calls."""
+    many = [Call("f", {})] * 1100
+    assert ast_match(many, many, ())
+    assert not ast_match(many, [*many[1:], Call("f", {"a": 1})], ())
+
+
 def test_as_many_calls_as_wanted():
     """One too many and one too few are no match, nor is a doubled call for two different ones."""
     assert not ast_match([weather(city="x")] * 2, [weather(city="x")], TOOLS)
