@@ -1,8 +1,9 @@
 """The S3 client that data and workspace share, and what its errors mean to a user."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import boto3
 from boto3.exceptions import RetriesExceededError, S3UploadFailedError
@@ -11,6 +12,8 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     CredentialRetrievalError,
+    HTTPClientError,
+    IncompleteReadError,
     NoAuthTokenError,
     NoCredentialsError,
     PartialCredentialsError,
@@ -22,6 +25,10 @@ from tunemill_trainer.errors import StageError
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
+
+WAITS_SECONDS = (1.0, 2.0, 4.0)
+"""Before a body that broke off is asked for again."""
+_CHUNK_BYTES = 1 << 20
 
 _DENIED = {
     "AccessDenied",
@@ -72,6 +79,32 @@ def split_uri(uri: str) -> tuple[str, str]:
     """Return bucket and key of `s3://bucket/key`; the key may be empty or end in a slash."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     return bucket, key
+
+
+def chunks(client: "S3Client", bucket: str, key: str) -> Iterator[bytes]:
+    """Yield the bytes of an object.
+
+    boto3 asks again for what fails before the first byte. A body that breaks off later is taken up where it did, from
+    the same version of the object.
+
+    Raises:
+        BotoCoreError, ClientError: for use within `s3_errors`.
+    """
+    done = 0
+    rest: dict[str, Any] = {}
+    for wait in (*WAITS_SECONDS, None):
+        response = client.get_object(Bucket=bucket, Key=key, **rest)
+        try:
+            for chunk in response["Body"].iter_chunks(_CHUNK_BYTES):
+                done += len(chunk)
+                yield chunk
+        except (HTTPClientError, IncompleteReadError):
+            if wait is None:
+                raise
+            time.sleep(wait)
+            rest = {"Range": f"bytes={done}-", "IfMatch": response["ETag"]}
+        else:
+            return
 
 
 @contextmanager

@@ -96,7 +96,7 @@ class Workspace:
         key = f"{self._prefix}.write-check/{self._attempt}"
         with self._errors(key):
             self._client.put_object(Bucket=self._bucket, Key=key, Body=b"tunemill")
-            self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+            list(s3.chunks(self._client, self._bucket, key))
             self._client.list_objects_v2(Bucket=self._bucket, Prefix=key)
             self._client.delete_object(Bucket=self._bucket, Key=key)
 
@@ -232,7 +232,7 @@ class Workspace:
     def _read_manifest(self, place: str) -> Manifest | None:
         with self._errors(place + _MANIFEST):
             try:
-                body = self._client.get_object(Bucket=self._bucket, Key=place + _MANIFEST)["Body"].read()
+                body = b"".join(s3.chunks(self._client, self._bucket, place + _MANIFEST))
             except self._client.exceptions.NoSuchKey:
                 return None
         try:

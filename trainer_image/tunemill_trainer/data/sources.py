@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from tunemill_api.failures import Reason
 
+from tunemill_trainer import s3
 from tunemill_trainer.data.files import Data, DataFile
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import Hub
-from tunemill_trainer.s3 import s3_errors, split_uri
 from tunemill_trainer.stop import StopSignal
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 """What is taken from below a prefix, of a glob's matches, and of a data set on the Hub."""
 
-_CHUNK_BYTES = 1 << 20
 _WILDCARD = re.compile(r"\*\*|\*|\?")
 _HUB_URI = re.compile(
     r"hf://(?:datasets/)?(?P<id>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<path>.+))?\Z", re.DOTALL
@@ -63,8 +62,8 @@ class Places:
 
     def _from_s3(self, uri: str, field: str, into: Path) -> Data:
         client = self._s3()
-        bucket, key = split_uri(uri)
-        with s3_errors(uri, field):
+        bucket, key = s3.split_uri(uri)
+        with s3.s3_errors(uri, field):
             if not key or key.endswith("/") or _WILDCARD.search(key):
                 prefix = _WILDCARD.split(key)[0]
                 pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
@@ -79,9 +78,8 @@ class Places:
 
     def _download(self, client: "S3Client", bucket: str, key: str, path: Path) -> str:
         digest = hashlib.sha256()
-        body = client.get_object(Bucket=bucket, Key=key)["Body"]
         with path.open("wb") as file:
-            for chunk in body.iter_chunks(_CHUNK_BYTES):
+            for chunk in s3.chunks(client, bucket, key):
                 self._stop.check()
                 digest.update(chunk)
                 file.write(chunk)
