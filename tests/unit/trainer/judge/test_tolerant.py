@@ -106,7 +106,7 @@ def test_the_best_pairing_is_found():
 
 
 def test_a_thousand_calls_exhaust_nothing():
-    """A model that repeats one call, against data that does so too: the pairing must not go as deep as there are calls."""
+    """A model that repeats one call, against data that does so too: pairing must not go as deep as there are calls."""
     many = [Call("f", {})] * 1100
     assert ast_match(many, many, ())
     assert not ast_match(many, [*many[1:], Call("f", {"a": 1})], ())
