@@ -227,7 +227,7 @@ class CutShort(StrEnum):
     """What ends a pod before its time and is counted."""
 
     PREEMPTED = "Preempted"
-    STALLED = "Stalled"
+    NO_PROGRESS = "NoProgress"
     OUT_OF_MEMORY = "OutOfMemory"
 
 

@@ -112,7 +112,7 @@ def test_a_stage_that_falls_silent_is_stopped_and_started_again(
     status = namespace.wait_for("frozen", "Succeeded")
     entry = next(item for item in status["stages"] if item["name"] == "train")
     assert (entry["stalls"], entry["attempts"]) == (1, 2)
-    eventually(lambda: "Stalled" in namespace.events("frozen"), "an event tells of it")
+    eventually(lambda: "NoProgress" in namespace.events("frozen"), "an event tells of it")
 
 
 def test_pods_are_told_where_and_how_to_report(endpoint: Endpoint, plane: Plane, namespace: Namespace) -> None:

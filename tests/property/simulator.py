@@ -227,6 +227,14 @@ class World:
         pod["status"]["phase"] = "Failed"
         self._touch(pod)
 
+    def cut_off(self, pod: Json) -> None:
+        """Let the pod's node stop answering: the control plane deletes the pod, and it stays as it is."""
+        pod["metadata"].setdefault("deletionTimestamp", text(self.now))
+        pod["status"]["conditions"] = [
+            {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}
+        ]
+        self._touch(pod)
+
     def evict(self, pod: Json, message: str) -> None:
         """Let the kubelet evict the pod, because its node runs out of something."""
         self.drain(pod)

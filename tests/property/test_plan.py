@@ -128,6 +128,18 @@ class Operation(RuleBasedStateMachine):
         """The pod saves a checkpoint and goes."""
         self.world.drain(self.world.live_pods()[0])
 
+    @precondition(lambda self: self.world.live_pods())
+    @rule()
+    def a_node_runs_out_of_something(self) -> None:
+        """The kubelet evicts the pod."""
+        self.world.evict(self.world.live_pods()[0], "The node was low on resource: memory.")
+
+    @precondition(lambda self: self.world.live_pods())
+    @rule()
+    def a_node_stops_answering(self) -> None:
+        """Its pod is deleted, and nobody ends it."""
+        self.world.cut_off(self.world.live_pods()[0])
+
     @rule()
     def somebody_empties_the_workspace(self) -> None:
         """Later stages miss what earlier ones made."""
@@ -197,6 +209,9 @@ class Operation(RuleBasedStateMachine):
     def teardown(self) -> None:
         """When everybody leaves it alone and all goes well, it is published in the end, and then at rest."""
         world = self.world
+        for pod in world.live_pods():
+            if "deletionTimestamp" in pod["metadata"]:  # its node is given up
+                world.lose(pod)
         world.edit(suspend=False, deadline="1000h", stallTimeout="0s", maxGpuHours="", retrain=None)
         world.edit(evaluation={"gates": [{"metric": "exact_match", "min": "0.5"}]})
         world.request("at last")

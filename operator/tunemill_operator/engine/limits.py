@@ -89,7 +89,7 @@ def next_limit(case: Case) -> timedelta | None:
     if allowed is not None and entry.gpus:
         left.append((allowed - case.ledger.gpu_seconds(case.now)) / entry.gpus)
     patience = duration_seconds(case.spec.stall_timeout)
-    if patience and case.silence is not None and entry.cut_short is not CutShort.STALLED:
+    if patience and case.silence is not None and entry.cut_short is not CutShort.NO_PROGRESS:
         left.append(patience - case.silence.total_seconds())
     return timedelta(seconds=max(1.0, min(left)))
 

@@ -115,7 +115,7 @@ class Ledger:
 
     def with_stall(self, entry: StageStatus) -> "Ledger":
         """Return the ledger with one more pod of the stage that is stopped because it makes no progress."""
-        stalled = entry.model_copy(update={"stalls": entry.stalls + 1, "cut_short": CutShort.STALLED})
+        stalled = entry.model_copy(update={"stalls": entry.stalls + 1, "cut_short": CutShort.NO_PROGRESS})
         return replace(self, entries={**self.entries, Stage(entry.name): stalled})
 
     def pardoned(self) -> "Ledger":

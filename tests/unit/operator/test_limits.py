@@ -55,8 +55,8 @@ def test_a_stage_that_falls_silent_is_stopped_and_started_again() -> None:
     assert deletes(world)
     assert condition(world, "Reconciling").reason == Reason.NO_PROGRESS
     assert "reported nothing for 600 s, spec.stallTimeout allows 10m" in condition(world, "Reconciling").message
-    assert (entry(world, Stage.TRAIN).stalls, entry(world, Stage.TRAIN).cut_short) == (1, CutShort.STALLED)
-    assert "Warning Stalled" in world.events
+    assert (entry(world, Stage.TRAIN).stalls, entry(world, Stage.TRAIN).cut_short) == (1, CutShort.NO_PROGRESS)
+    assert "Warning NoProgress" in world.events
     world.settle()
     (again,) = world.live_jobs()
     assert again["metadata"]["name"] == job["metadata"]["name"]

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from property.builders import a_finetune_body, at, text
+from property.builders import a_finetune_body, at
 from property.simulator import World
 from property.worlds import a_finished_world, a_world_at, condition, entry, labels
 from tunemill_api.failures import Reason
@@ -665,17 +665,14 @@ def test_a_pod_that_a_dead_node_does_not_end_is_told_and_waited_for(how: str) ->
     world = a_world_at(Stage.TRAIN)
     (pod,) = world.live_pods()
     pod["spec"] = {"nodeName": "gpu-7"}
-    pod["metadata"]["deletionTimestamp"] = text(at(world.seconds + 60))
-    pod["status"]["conditions"] = [
-        {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager", "message": ""}
-    ]
+    world.cut_off(pod)
     if how == "edited":
         world.edit(training={"epochs": 2})
     decided = world.reconcile()
     assert world.status.failure is None
     assert decided.requeue_after is not None
-    assert decided.requeue_after.total_seconds() <= 120
-    world.seconds += 121
+    assert decided.requeue_after.total_seconds() <= 60
+    world.seconds += 61
     world.reconcile()
     assert world.status.failure.reason == Reason.NODE_LOST
     assert "node gpu-7 does not answer" in world.status.failure.message
