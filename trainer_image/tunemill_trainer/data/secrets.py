@@ -15,7 +15,7 @@ _KINDS: dict[str, str] = {
     # https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html
     "an AWS access key id": r"(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])",
     # No prefix of its own, but everybody writes this name before it.
-    "an AWS secret access key": r"(?i:aws_?secret_?access_?key)[\"' :=]{1,6}[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+])",
+    "an AWS secret access key": r"(?i:(?:aws_?)?secret_?access_?key)[\"' :=]{1,6}[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+])",
     # https://github.blog/engineering/behind-githubs-new-authentication-token-formats/
     "a GitHub token": r"(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9]{22}_[A-Za-z0-9]{59})",
     "a GitLab token": r"gl(?:pat|dt|rt)-[A-Za-z0-9_-]{20}",
@@ -40,7 +40,7 @@ _KINDS: dict[str, str] = {
 }
 _ANY = re.compile("|".join(f"(?P<k{number}>{pattern})" for number, pattern in enumerate(_KINDS.values())))
 _BEGINS = re.compile(
-    r"AKIA|ASIA|[Kk]ey|KEY|gh[pousr]_|github_pat_|gl(?:pat|dt|rt|sa)[-_]|hf_|api_org_|sk-|gsk_|xai-|r8_|pplx-|nvapi-|AIza"
+    r"AKIA|ASIA|(?i:access_?key)|AccountKey|AGE-SECRET|gh[pousr]_|github_pat_|gl(?:pat|dt|rt|sa)[-_]|hf_|api_org_|sk-|gsk_|xai-|r8_|pplx-|nvapi-|AIza"
     r"|ya29|GOCSPX|xox[abeoprs]-|xapp-|[sr]k_live_|npm_|pypi-|dckr_|do[opr]_v1|shp(?:at|ca|pa|ss)_|hv[sb]\.|dapi|SG\."
     r"|-----BEGIN|eyJ|://"
 )

@@ -7,6 +7,7 @@ from tunemill_trainer.data.findings import Rule
 from tunemill_trainer.data.rows import Tool
 
 ALNUM = "aB3dE5gH7jK9mN1pQ2sT4vW6yZ8bC0dF2hJ4"
+HEX = "0123456789abcdef"
 FOUND = {
     "an AWS access key id": "AKIA" + "QWERTZUIOPASDFGH",
     "a GitHub token": "ghp_" + ALNUM,
@@ -15,7 +16,7 @@ FOUND = {
     "an API key of a model provider": "sk-proj-" + ALNUM[:8] + "-" + ALNUM,
     "a Google key or token": "AIza" + ALNUM[:35],
     "an AWS secret access key": "aws_secret_access_key = " + ALNUM + "+/+/",
-    "a cloud provider's token": "dapi" + "0123456789abcdef" * 2,
+    "a cloud provider's token": "dapi" + HEX * 2,
     "a Slack token": "xoxb-" + "1234567890-" + ALNUM[:12],
     "a Stripe live key": "sk_live_" + ALNUM[:24],
     "a private key": "-----BEGIN RSA " + "PRIVATE KEY-----",
@@ -33,6 +34,36 @@ def test_a_secret_is_found_wherever_it_stands(kind):
         assert problem.rule is Rule.SECRET
         assert kind in problem.message
         assert secret not in problem.message
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "sk-or-v1-" + HEX * 4,
+        "gsk_" + ALNUM + ALNUM[:16],
+        "xai-" + ALNUM * 2,
+        "r8_" + ALNUM + "a",
+        "pplx-" + ALNUM + ALNUM[:12],
+        "nvapi-" + ALNUM * 2,
+        "ya29." + ALNUM,
+        "GOCSPX-" + ALNUM[:28],
+        "xapp-1-" + ALNUM,
+        "https://hooks.slack.com/services/" + "T0AB1/B2CD3/" + ALNUM[:24],
+        "dckr_pat_" + ALNUM[:27],
+        "dop_v1_" + HEX * 4,
+        "shpat_" + HEX * 2,
+        "hvs." + ALNUM,
+        "glsa_" + ALNUM[:32] + "_" + HEX[:8],
+        "SG." + ALNUM[:22] + "." + ALNUM + ALNUM[:7],
+        "AccountKey=" + ALNUM * 2 + ALNUM[:14] + "==",
+        "AGE-SECRET-" + "KEY-1" + "QPZRY9X8GF2TVDW0S3JN54KHCE6MUA7LQPZRY9X8GF2TVDW0S3JN54KHCE",
+        "AKIA" + "1234567890ABCDEF",
+        '"SecretAccessKey": "' + ALNUM + '+/+/"',
+    ],
+)
+def test_every_maker_has_its_form(secret):
+    """The quick look over a row passes over none of them."""
+    assert [problem.rule for problem in lint.problems(a_row(user(f"Use {secret} here"), says()))] == [Rule.SECRET]
 
 
 def test_a_secret_in_a_tool_is_found_too():
