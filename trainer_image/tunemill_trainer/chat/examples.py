@@ -11,7 +11,7 @@ from tunemill_trainer.chat.encoding import Encoded
 from tunemill_trainer.chat.templates import Choice
 from tunemill_trainer.data.dataset import Dataset, SpooledRow
 from tunemill_trainer.data.findings import Findings, Problem, Rule
-from tunemill_trainer.data.rows import JsonObject
+from tunemill_trainer.data.rows import JsonObject, Role
 from tunemill_trainer.parallel import batches, ordered_map
 from tunemill_trainer.prepared import IGNORED, Case, PreparedWriter, case_line
 
@@ -189,17 +189,18 @@ def _encode(dataset: Dataset, choice: Choice, max_length: int, on_everything: bo
 
 def _cases(held_out: Sequence[tuple[SpooledRow, Encoded]], choice: Choice) -> Iterator[Case]:
     asked = [
-        (item, turn, f"#{number}", tuple(encoded.input_ids[turn.start : turn.end]))
+        (item, turn, tuple(encoded.input_ids[turn.start : turn.end]))
         for item, encoded in held_out
-        for number, turn in enumerate(encoded.turns, start=1)
+        for turn in encoded.turns
     ]
     prompts = choice.encoder.all_prompt_ids(
-        [(item.row.messages[: turn.message], item.row.tools) for item, turn, _, _ in asked]
+        [(item.row.messages[: turn.message], item.row.tools) for item, turn, _ in asked]
     )
-    for (item, turn, number, answer_ids), prompt_ids in zip(asked, prompts, strict=True):
+    for (item, turn, answer_ids), prompt_ids in zip(asked, prompts, strict=True):
         row = item.row
+        number = sum(message.role is Role.ASSISTANT for message in row.messages[: turn.message + 1])
         yield Case(
-            id=f"{row.source.file}:{row.source.line}{number}",
+            id=f"{row.source.file}:{row.source.line}#{number}",
             row=item.number,
             messages=row.messages[: turn.message],
             tools=row.tools,

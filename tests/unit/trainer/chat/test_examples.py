@@ -73,3 +73,17 @@ def test_a_row_that_cannot_be_written_and_read_back_is_handed_over(tmp_path):
     assert unfit.problem.rule is Rule.MARKER_IN_TEXT
     assert str(unfit.item.row.source) == "calls.jsonl line 6"
     assert counted.train.rows + counted.held_out.rows == 5
+
+
+def test_a_turn_that_is_not_learnt_is_no_case_and_counts(tmp_path):
+    """The turn behind it is the second one, as a reader of the file counts."""
+    rows = [openai_row(f"question {number}") for number in range(20)]
+    for row in rows:
+        row["messages"][1]["weight"] = 0
+        row["messages"] += [
+            {"role": "tool", "tool_call_id": "c1", "content": "7"},
+            {"role": "assistant", "content": "7"},
+        ]
+    counted, _, layout = written(tmp_path / "rows", rows=rows)
+    assert [case.id.partition("#")[2] for case in layout.cases()] == ["2"] * counted.held_out.rows
+    assert counted.train.calls.keys() == {""}
