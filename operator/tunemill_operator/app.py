@@ -104,14 +104,14 @@ class _Process:
         settings = self._settings
         await self._label(None)  # a leader that ended in a hurry may have left it
         if settings.no_leader_election:
-            await self._lead(access)
+            await self._lead(access, self._client)
             return
         election = Election(settings.lease_name, settings.lease_namespace, settings.candidate)
         elector = Elector(self._client, election, lambda leads: self._metrics.leading(settings.lease_name, leads))
-        await elector.run(lambda: self._lead(access))
+        await elector.run(lambda: self._lead(access, self._client.fenced(elector.holds)))
 
-    async def _lead(self, access: Access) -> None:
-        settings, client, metrics = self._settings, self._client, self._metrics
+    async def _lead(self, access: Access, client: KubeClient) -> None:
+        settings, metrics = self._settings, self._metrics
         cache, queue = Cache(), WorkQueue(metrics.queue)
         board = Board(queue)
         recorder = Recorder(client, settings.candidate)

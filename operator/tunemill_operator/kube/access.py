@@ -2,6 +2,8 @@
 
 import inspect
 from dataclasses import dataclass
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
@@ -28,6 +30,9 @@ class Access:
 
     def __init__(self, configuration: Configuration) -> None:
         self._configuration = configuration
+        # Asked once: aiohttp would look for proxies and a .netrc in a thread for every request.
+        configuration.proxy = configuration.proxy or _proxy(configuration.host)
+        configuration.client_session_kwargs = {"trust_env": False}
 
     def client(self) -> ApiClient:
         """Return a client of its own connection pool; the caller closes it."""
@@ -79,3 +84,9 @@ async def open_access(kubeconfig: str, context: str) -> Access:
         place = kubeconfig or "$KUBECONFIG or ~/.kube/config"
         raise AccessError(f"cannot reach a cluster with {place}: {error}; set --kubeconfig and --context") from error
     return Access(configuration)
+
+
+def _proxy(server: str) -> str | None:
+    """Return the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY ask for on the way to the server."""
+    url = urlsplit(server)
+    return None if proxy_bypass(url.netloc) else getproxies().get(url.scheme)

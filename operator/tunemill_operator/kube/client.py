@@ -54,9 +54,16 @@ LEASES = Resource("coordination.k8s.io", "v1", "leases")
 class KubeClient:
     """The API server. Every method raises a KubeError when it does not succeed."""
 
-    def __init__(self, api: ApiClient, observer: Observer = lambda *_: None) -> None:
+    def __init__(
+        self, api: ApiClient, observer: Observer = lambda *_: None, may_write: Callable[[], bool] = lambda: True
+    ) -> None:
         self._api = api
         self._observer = observer
+        self._may_write = may_write
+
+    def fenced(self, may_write: Callable[[], bool]) -> "KubeClient":
+        """Return a client of the same connections that only reads when it may not write."""
+        return KubeClient(self._api, self._observer, may_write)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -140,18 +147,20 @@ class KubeClient:
         content_type: str = "application/json",
     ) -> Json:
         """Make a request and return the answer's object."""
+        if method != "GET" and not self._may_write():
+            raise UnavailableError(f"{method} {path}: not made, as another operator may lead by now")
         started, code = time.monotonic(), 0
         try:
-            _, url, headers, payload, _ = await self._api.param_serialize(
+            _, url, headers, _, _ = await self._api.param_serialize(
                 method,
                 path,
                 query_params=[(key, value) for key, value in (query or {}).items() if value],
                 header_params={"Accept": "application/json", "Content-Type": content_type},
-                body=body,
                 auth_settings=["BearerToken"],
             )
+            # The body is JSON as it is; the client would only look for models of its own in it.
             response = await self._api.call_api(
-                method, url, header_params=headers, body=payload, _request_timeout=REQUEST_SECONDS
+                method, url, header_params=headers, body=body, _request_timeout=REQUEST_SECONDS
             )
             code = response.status
             text = await response.read()  # type: ignore[no-untyped-call]

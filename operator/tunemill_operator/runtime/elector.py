@@ -7,6 +7,8 @@ The rules that make it safe:
 - a follower judges expiry on its own monotonic clock, from when it saw the record change: clocks of different machines
   are never compared;
 - a write is a compare-and-swap on the resource version;
+- `holds()` tells those who write for the leader whether anybody else can lead by now: a process that was frozen wakes
+  up in the middle of its work;
 - a clean end gives the Lease back, so that the hand-over takes about one period.
 
 kubernetes.aio has an elector too; that of release 37 fails in its first call, bounds no call and gives nothing back.
@@ -77,6 +79,11 @@ class Elector:
         self._leading = leading
         self._seen: tuple[str, str] | None = None
         self._seen_at = 0.0
+        self._held_until = 0.0
+
+    def holds(self) -> bool:
+        """Return whether nobody else can hold the Lease yet."""
+        return asyncio.get_running_loop().time() < self._held_until
 
     async def run(self, lead: Callable[[], Awaitable[None]]) -> None:
         """Wait for the Lease, run `lead()` while holding it, and cancel it when the Lease is lost.
@@ -85,6 +92,7 @@ class Elector:
         process then: a fresh one has no stale state.
         """
         held_since = await self._acquire()
+        self._held_until = held_since + self._election.duration
         self._leading(True)
         log.info("leading as %s", self._election.identity)
         work = asyncio.ensure_future(lead())
@@ -124,9 +132,11 @@ class Elector:
             try:
                 async with asyncio.timeout(min(self._call_limit(), max(0.0, renewed + deadline - started))):
                     if not await self._try():
+                        self._held_until = 0.0
                         log.error("another operator holds the Lease now: stopping")
                         return
                 renewed = started
+                self._held_until = renewed + self._election.duration
             except (KubeError, TimeoutError) as error:
                 log.warning("the Lease could not be renewed: %s", error or "no answer in time")
         log.error("the Lease could not be renewed for %.0f s: stopping", deadline)
@@ -177,12 +187,13 @@ class Elector:
                     lease["spec"].update(holderIdentity="", renewTime=_now())
                     await self._leases.replace(LEASES, election.namespace, lease)
 
-    @staticmethod
-    async def _swapped(request: Awaitable[Json]) -> bool:
+    async def _swapped(self, request: Awaitable[Json]) -> bool:
         try:
             await request
-        except ConflictError:  # somebody else was faster
-            return False
+        except ConflictError:
+            # Somebody else was faster, or ourselves: a request whose answer is lost is sent again below us.
+            lease = await self._leases.get(LEASES, self._election.namespace, self._election.name)
+            return bool(lease.get("spec", {}).get("holderIdentity") == self._election.identity)
         return True
 
     def _call_limit(self) -> float:

@@ -30,6 +30,8 @@ class Client:
         self.seconds = seconds
         self.broken = False
         self.hangs = False
+        self.repeats = False
+        """Whether every write arrives twice, because the connection broke before the first answer."""
 
     async def _answer(self) -> None:
         await asyncio.sleep(10_000 if self.hangs else self.seconds)
@@ -54,6 +56,8 @@ class Client:
         """Replace the Lease, if it has not changed."""
         await self._answer()
         assert self.store.lease is not None
+        if self.repeats:
+            self._keep(body, int(self.store.lease["metadata"]["resourceVersion"]) + 1)
         version = self.store.lease["metadata"]["resourceVersion"]
         if body["metadata"]["resourceVersion"] != version:
             raise ConflictError("changed", 409)
@@ -74,8 +78,8 @@ class Candidate:
         self.client = Client(store, seconds)
         self.since: float | None = None
         self.until: float | None = None
-        election = Election("lease", "default", name)
-        self.task = asyncio.ensure_future(Elector(self.client, election, self._leading).run(self._lead))
+        self.elector = Elector(self.client, Election("lease", "default", name), self._leading)
+        self.task = asyncio.ensure_future(self.elector.run(self._lead))
 
     @property
     def leads(self) -> bool:
@@ -193,6 +197,47 @@ def test_a_leader_that_wakes_late_finds_its_lease_taken(jump: Jump) -> None:
         assert not first.leads
         assert first.task.done()
         assert store.lease["spec"]["holderIdentity"] == "b"
+
+    jump(story())
+
+
+def test_whoever_has_lost_the_lease_may_not_write_any_more(jump: Jump) -> None:
+    """Neither when another has it, nor when another may have it because time went by unseen."""
+
+    async def story() -> None:
+        store = Store()
+        first = Candidate(store, "a")
+        await asyncio.sleep(1)
+        assert first.elector.holds()
+        first.client.hangs = True
+        await asyncio.sleep(9)
+        assert first.elector.holds()
+        await asyncio.sleep(7)
+        assert not first.elector.holds()
+        second = Candidate(store, "b")
+        await asyncio.sleep(30)
+        assert second.elector.holds()
+        assert store.lease is not None
+        store.lease["spec"]["holderIdentity"] = "c"
+        store.lease["metadata"]["resourceVersion"] = "999"
+        await asyncio.sleep(3)
+        assert not second.elector.holds()
+
+    jump(story())
+
+
+def test_a_renewal_that_arrives_twice_is_no_other_leader(jump: Jump) -> None:
+    """Connections send again what was not answered; the conflict that follows is with oneself."""
+
+    async def story() -> None:
+        store = Store()
+        first = Candidate(store, "a")
+        await asyncio.sleep(1)
+        first.client.repeats = True
+        await asyncio.sleep(60)
+        assert first.leads
+        assert first.elector.holds()
+        await first.stop()
 
     jump(story())
 

@@ -215,3 +215,41 @@ async def test_a_kind_is_discovered_only_when_group_and_kind_are_named(
         else:
             with pytest.raises(NotFoundError):
                 await client.check_discovered(FINETUNES)
+
+
+async def test_a_client_that_may_not_write_only_reads(tmp_path: Path) -> None:
+    """What another operator may lead by now is left to it, however far this one has come."""
+    allowed = [True, False]
+    async with a_client(answering(200, kind="Job"), tmp_path) as (client, observed):
+        fenced = client.fenced(lambda: allowed.pop(0))
+        await fenced.create(JOBS, "team-a", {"metadata": {"name": "x"}})
+        with pytest.raises(UnavailableError, match="another operator may lead"):
+            await fenced.create(JOBS, "team-a", {"metadata": {"name": "y"}})
+        await fenced.get(JOBS, "team-a", "x")
+    assert [method for method, _, _ in observed] == ["POST", "GET"]
+
+
+async def test_the_way_to_the_server_is_asked_of_the_environment_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy is used for a server that NO_PROXY does not name, and passed by for one that it does."""
+    seen: list[str] = []
+
+    async def proxy(request: web.Request) -> web.StreamResponse:
+        seen.append(request.headers["Host"])
+        return web.json_response({"kind": "Job"})
+
+    async with a_client(proxy, tmp_path):
+        text = (tmp_path / "kubeconfig").read_text()
+        monkeypatch.setenv("http_proxy", yaml.safe_load(text)["clusters"][0]["cluster"]["server"])
+        far = tmp_path / "far"
+        far.write_text(text.replace("127.0.0.1", "api.example.invalid"))
+        client = KubeClient((await open_access(str(far), "")).client())
+        await client.get(JOBS, "team-a", "x")
+        await client.close()
+        monkeypatch.setenv("no_proxy", "api.example.invalid")
+        client = KubeClient((await open_access(str(far), "")).client())
+        with pytest.raises(UnavailableError):
+            await client.get(JOBS, "team-a", "x")
+        await client.close()
+    assert [host.partition(":")[0] for host in seen] == ["api.example.invalid"]
