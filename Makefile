@@ -67,7 +67,11 @@ test-property: $(READY) ## Random sequences of edits and failures against the en
 
 .PHONY: test-kube
 test-kube: $(READY) ## The operator against a real API server, without a node
-	@$(PYTEST) tests/kube
+	@$(PYTEST) tests/kube tests/chaos
+
+.PHONY: test-chaos
+test-chaos: $(READY) ## Three hundred objects while everything breaks; not part of `make test`, which does it with thirty
+	@$(PYTEST) tests/chaos --objects 300 --kills 10
 
 .PHONY: test-learn
 test-learn: $(READY) ## Real training on the CPU

@@ -15,6 +15,7 @@ from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage
 
 NODE = "fake-node"
+LIVE_PODS = f"/api/v1/pods?labelSelector={LABEL_FINETUNE}&fieldSelector=status.phase!=Succeeded,status.phase!=Failed"
 Json = dict[str, Any]
 
 
@@ -89,7 +90,7 @@ class Kubelet:
     def _work(self) -> None:
         while not self._stop.wait(0.1):
             try:
-                for pod in self.api.get(f"/api/v1/pods?labelSelector={LABEL_FINETUNE}")["items"]:
+                for pod in self.api.get(LIVE_PODS)["items"]:
                     self._look_after(pod)
             except (ApiError, urllib3.exceptions.HTTPError):  # a pod has gone, or the API server is restarted
                 continue
@@ -98,8 +99,6 @@ class Kubelet:
         name, phase = pod["metadata"]["labels"][LABEL_FINETUNE], pod.get("status", {}).get("phase")
         if "deletionTimestamp" in pod["metadata"]:
             self._end_deleted(pod, phase)
-            return
-        if phase in {"Succeeded", "Failed"}:
             return
         if not pod["spec"].get("nodeName"):
             self._bind(pod)
@@ -126,7 +125,9 @@ class Kubelet:
                 self._last_start[name, stage] = _now()
                 run_spec = RunSpec.model_validate_json(pod["metadata"]["annotations"][ANNOTATION_RUN_SPEC])
                 self.run_specs[name, stage] = run_spec
-                self.started.append((name, stage, pod["metadata"]["uid"]))
+                start = (name, stage, pod["metadata"]["uid"])
+                if start not in self.started:  # the status of an earlier try was not taken
+                    self.started.append(start)
                 return _pod_status(pod, {**known, stage: {"running": {"startedAt": _now()}}}, "Running")
             if isinstance(behaviour, Runs):
                 return None

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import urllib3
 import yaml
 from kube.api import Api, ApiError
 from kube.kubelet import Kubelet, eventually
@@ -33,6 +34,26 @@ class Plane:
         """Install the CRD and wait until it is served."""
         self.api.post(CRD_PATH, yaml.safe_load(CRD.read_text()))
         eventually(lambda: self.api.find(f"/apis/{API_VERSION}/{PLURAL}"), "the CRD is served")
+
+    def ready(self) -> bool:
+        """Return whether the API server serves our kind."""
+        try:
+            return self.api.find(f"/apis/{API_VERSION}/{PLURAL}?limit=1") is not None
+        except (ApiError, urllib3.exceptions.HTTPError):
+            return False
+
+    def process(self, program: str) -> tuple[int, list[str]]:
+        """Return the process id and the arguments of one of the plane's programs."""
+        for process in Path("/proc").iterdir():
+            if process.name.isdigit():
+                try:
+                    arguments = (process / "cmdline").read_bytes().decode().split("\0")
+                except OSError:
+                    continue
+                mine = any(str(self.kubeconfig.parent) in argument for argument in arguments)
+                if mine and Path(arguments[0]).name == program:
+                    return int(process.name), arguments
+        raise AssertionError(f"{program} was not found")
 
     def namespace(self, name: str, labels: dict[str, str] | None = None) -> "Namespace":
         """Make a namespace."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from kube.kubelet import Runs, eventually
 from kube.operators import an_operator, start
 from kube.plane import Namespace, Plane
-from tunemill_api.constants import API_VERSION, PLURAL
 from tunemill_api.stage_report import Stage
 
 
@@ -45,9 +44,9 @@ def test_an_api_server_that_restarts_stops_nothing(plane: Plane, namespace: Name
         plane.kubelet.behave("steady", Stage.TRAIN, Runs())
         namespace.apply("steady")
         namespace.wait_for("steady", "Training")
-        os.kill(_pid_of_api_server(plane), signal.SIGKILL)
+        os.kill(plane.process("kube-apiserver")[0], signal.SIGKILL)
         plane.kubelet.behaviours.pop(("steady", "train"))
-        eventually(lambda: _ready(plane), "the API server is back", seconds=60)
+        eventually(plane.ready, "the API server is back", seconds=60)
         namespace.wait_for("steady", "Succeeded", seconds=120)
         assert plane.kubelet.starts_of("steady", Stage.TRAIN) == 1
         assert operator.process.poll() is None
@@ -92,23 +91,3 @@ def test_a_leader_that_is_cut_off_ends_before_another_begins(
     assert first.process.wait(20) != 0
     assert second.process.poll() is None
     assert second.stop() == 0
-
-
-def _pid_of_api_server(plane: Plane) -> int:
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                command = (process / "cmdline").read_bytes().decode()
-            except OSError:
-                continue
-            if command.split("\0")[0].endswith("kube-apiserver") and str(plane.kubeconfig.parent) in command:
-                return int(process.name)
-    raise AssertionError("the API server was not found")
-
-
-def _ready(plane: Plane) -> bool:
-    try:
-        plane.api.get(f"/apis/{API_VERSION}/{PLURAL}")
-    except Exception:  # noqa: BLE001 - whatever a server that is starting may say
-        return False
-    return True

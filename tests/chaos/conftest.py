@@ -1,0 +1,24 @@
+"""A control plane with the fake kubelet, and how many objects suffer."""
+
+from collections.abc import Iterator
+
+import pytest
+from kube.plane import Plane
+from tunemill_dev.cluster import control_plane
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let `make test-chaos` ask for more than CI does."""
+    parser.addoption("--objects", type=int, default=30, help="how many FunctionCallFineTunes suffer")
+    parser.addoption("--kills", type=int, default=2, help="how often the leading operator is killed")
+
+
+@pytest.fixture
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
+    """A control plane with the CRD and the fake kubelet."""
+    with control_plane(tmp_path_factory.mktemp("plane")) as running:
+        plane = Plane(running.kubeconfig, running.kubectl, running.logs)
+        plane.install_crd()
+        plane.kubelet.start()
+        yield plane
+        plane.kubelet.stop()
