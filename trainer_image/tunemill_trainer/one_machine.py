@@ -38,7 +38,7 @@ def main(manifest: Path, work: Path) -> int:
     work /= run.name
     _clear(work)
     write_config(manifest, run, work / "config")
-    reports = []
+    reports: list[StageReport] = []
     for stage in Stage:
         code, report = _run_stage(stage, run, work)
         if report is None:
