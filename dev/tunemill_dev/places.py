@@ -44,6 +44,7 @@ def local(name: str) -> Iterator[Testbed]:
         hub=Hub(hub.host_url, hub.cluster_url, hub.organisation, hub.write_token),
         operator_image=operator,
         trainer_image=trainer,
+        volumes=cluster.volumes,
     )
 
 

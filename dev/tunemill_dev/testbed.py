@@ -124,6 +124,8 @@ class Testbed:
     hub: Hub
     operator_image: str
     trainer_image: str
+    volumes: Path | None = None
+    """Where this machine, which is the node, keeps persistent volumes; None where the cluster provides them itself."""
 
     def install(self, **values: Any) -> None:  # noqa: ANN401 - any JSON value
         """Install the chart or bring it up to date, and wait until the operator is ready; CommandError when it is not.
@@ -152,6 +154,29 @@ class Testbed:
         labels = {"pod-security.kubernetes.io/enforce": "restricted"}
         self.kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
         self.kubectl.apply(self.s3_secret(name), self.hub_secret(name))
+
+    def make_claim(self, name: str, namespace: str) -> None:
+        """Make a PersistentVolumeClaim of a GiB, and its volume where nothing else provides one."""
+        metadata = {"name": name, "namespace": namespace}
+        terms: Object = {"accessModes": ["ReadWriteOnce"]}
+        claimed: Object = {**terms, "resources": {"requests": {"storage": "1Gi"}}}
+        if self.volumes is not None:
+            folder = self.volumes / namespace / name
+            folder.mkdir(parents=True)
+            volume = f"{namespace}-{name}"
+            any_node = [{"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "Exists"}]}]
+            spec: Object = {
+                **terms,
+                "capacity": {"storage": "1Gi"},
+                "claimRef": metadata,
+                "local": {"path": str(folder)},
+                "nodeAffinity": {"required": {"nodeSelectorTerms": any_node}},
+            }
+            self.kubectl.apply(
+                {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": volume}, "spec": spec}
+            )
+            claimed |= {"storageClassName": "", "volumeName": volume}
+        self.kubectl.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": claimed})
 
     def s3_secret(self, namespace: str) -> Object:
         """Return the Secret with the credentials of S3."""

@@ -29,7 +29,12 @@ class World:
         """Where the rows lie."""
         return f"s3://{self.name}/calls.jsonl"
 
-    def manifest(self, **parts: Any) -> Object:
+    def workspace(self) -> Object:
+        """Return the workspace of a run whose rows lie elsewhere."""
+        server = {"endpoint": self.testbed.store.inside, "credentialsSecretRef": {"name": S3_SECRET}}
+        return {"uri": f"s3://{self.name}/tunemill/", **server}
+
+    def manifest(self, name: str = "support-tools", **parts: Any) -> Object:
         """Return a FunctionCallFineTune that ends within about a minute; keywords are fields of parts of the spec."""
         spec: dict[str, Any] = {
             "hub": {"endpoint": self.testbed.hub.inside},
@@ -48,13 +53,13 @@ class World:
         }
         for part, fields in parts.items():
             spec[part] = spec.get(part, {}) | fields
-        metadata = {"name": "support-tools", "namespace": self.name}
+        metadata = {"name": name, "namespace": self.name}
         return {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
 
     def put_rows(self) -> None:
         """Upload good rows."""
         self.testbed.store.put_rows(self.data, rows(ROWS))
 
-    def apply(self, **parts: Any) -> FineTune:
+    def apply(self, name: str = "support-tools", **parts: Any) -> FineTune:
         """Apply the manifest."""
-        return FineTune.apply(self.testbed.kubectl, self.manifest(**parts))
+        return FineTune.apply(self.testbed.kubectl, self.manifest(name, **parts))
