@@ -1,43 +1,15 @@
 """All four stages through the command line: nothing is done twice, and an edit redoes what depends on it."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from huggingface_hub import HfApi
-from learn.training import World, a_world
+from learn.machines import Machine
+from learn.training import a_world
 from tunemill_api.stage_report import Stage
 from tunemill_dev.tiny import make_base, rows
-
-
-@dataclass
-class Machine:
-    """One machine with a manifest."""
-
-    world: World
-    folder: Path
-    manifest: dict
-
-    def run(self) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-        """Run `tunemill-trainer run` and return how it ended, and which stages it executed."""
-        path = self.folder / "finetune.yaml"
-        path.write_text(yaml.safe_dump(self.manifest))
-        ended = subprocess.run(
-            [sys.executable, "-m", "tunemill_trainer", "run", str(path), "--work", str(self.folder / "work")],
-            env=os.environ | {"TUNEMILL_SECRETS_DIR": str(self.world.secrets), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        summary = ended.stdout.rpartition("STAGE ")[2].splitlines()
-        return ended, [line.split()[0] for line in summary if "executed" in line]
 
 
 @contextmanager
@@ -50,7 +22,7 @@ def a_machine(folder: Path) -> Iterator[Machine]:
         spec = world.spec(maxSteps=4).model_dump(mode="json", by_alias=True)
         spec["evaluation"] |= {"maxNewTokens": 20, "gates": []}  # what is learnt is looked at elsewhere
         manifest = {"apiVersion": "tunemill.dev/v1alpha1", "kind": "FunctionCallFineTune"}
-        yield Machine(world, folder, {**manifest, "metadata": {"name": "tools"}, "spec": spec})
+        yield Machine(world, folder, [{**manifest, "metadata": {"name": "tools"}, "spec": spec}])
 
 
 def test_each_edit_redoes_what_depends_on_it_and_nothing_else(tmp_path: Path) -> None:
@@ -73,11 +45,11 @@ def edit_and_run(machine: Machine) -> None:
     ended, executed = machine.run()
     assert (ended.returncode, executed) == (0, []), ended.stdout
 
-    machine.manifest["spec"]["publish"]["repository"] = "acme/elsewhere"
+    machine.spec["publish"]["repository"] = "acme/elsewhere"
     ended, executed = machine.run()
     assert (ended.returncode, executed) == (0, ["publish"]), ended.stdout
 
-    machine.manifest["spec"]["training"]["learningRate"] = "4e-3"
+    machine.spec["training"]["learningRate"] = "4e-3"
     ended, executed = machine.run()
     assert (ended.returncode, executed) == (0, ["train", "evaluate", "publish"]), ended.stdout
 
@@ -85,7 +57,7 @@ def edit_and_run(machine: Machine) -> None:
 def test_a_stage_that_fails_ends_the_run_with_its_reason(tmp_path: Path) -> None:
     """Proves that the exit code and the remedy of the stage are what the user gets."""
     with a_machine(tmp_path) as machine:
-        machine.manifest["spec"]["dataset"]["uri"] = f"s3://{machine.world.bucket}/no-such-file.jsonl"
+        machine.spec["dataset"]["uri"] = f"s3://{machine.world.bucket}/no-such-file.jsonl"
         ended, executed = machine.run()
     assert (ended.returncode, executed) == (66, [])
     assert "ObjectNotFound" in ended.stdout

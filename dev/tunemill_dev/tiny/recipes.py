@@ -1,6 +1,7 @@
 """What the recipes among the samples need, in small: rows as their data sets have them, and a base like FunctionGemma.
 
-The rows are drawn from the help desk's wordings and values, which the small base models can read.
+The rows are drawn from the help desk's wordings and values, which the small base models can read. Texts to be written
+begin with the value, as they do in the JSON from which the base models have learnt to copy.
 """
 
 import json
@@ -32,7 +33,7 @@ FUNCTION_GEMMA_TEMPLATE = """{{- bos_token -}}
 {%- macro declared(tool) -%}
 {{- '<start_function_declaration>declaration:' + tool.name + '{description:' + text(tool.description) -}}
 {{- ',parameters:{properties:{' -}}
-{%- for name, schema in tool.parameters.properties.items() -%}
+{%- for name, schema in tool.parameters.properties | dictsort -%}
 {{- (',' if not loop.first else '') + name + ':{' -}}
 {%- if schema.description -%}{{- 'description:' + text(schema.description) + ',' -}}{%- endif -%}
 {{- 'type:' + text(schema.type | upper) + '}' -}}
@@ -68,7 +69,7 @@ FUNCTION_GEMMA_TEMPLATE = """{{- bos_token -}}
 {{- (message['content'] or '') | trim -}}
 {%- for call in message['tool_calls'] or [] -%}
 {{- '<start_function_call>call:' + call['function']['name'] + '{' -}}
-{%- for name, item in call['function']['arguments'].items() -%}
+{%- for name, item in call['function']['arguments'] | dictsort -%}
 {{- (',' if not loop.first else '') + name + ':' + value(item) -}}
 {%- endfor -%}
 {{- '}<end_function_call>' -}}
@@ -87,15 +88,18 @@ HERMES_PROMPT = (
 )
 """In the manner of the agents course's rows: the tools stand in it as Python literals, after an empty pair of tags."""
 
+THOUGHT_OF = ("get_weather", "search_documents", "book_room", "reset_password")
+"""The tools that are called; more of them would take more rows than a test has time for."""
+
 ADVICE = {
-    "get_weather": "Look at the sky above {city}.",
-    "send_email": "Dear {to}, this is about {subject}.",
-    "set_timer": "Count to {minutes} slowly.",
-    "order_item": "The shop sells {quantity} {item}.",
-    "search_documents": "Ask the office about {query}.",
-    "book_room": "Be in {room} at {hour}.",
-    "reset_password": "Tell {user} to try again.",
-    "open_ticket": "{user} needs a new {item}.",
+    "get_weather": "{city} has weather of its own.",
+    "send_email": "{to} reads no mail today.",
+    "set_timer": "Count to {minutes} by yourself.",
+    "order_item": "{item} and all is sold out.",
+    "search_documents": "{query} is what the office knows best.",
+    "book_room": "{room} is always free.",
+    "reset_password": "{user} should try again.",
+    "open_ticket": "{item} and all goes to the workshop.",
 }
 """What one says where there is no tool, by the tool that there would be."""
 
@@ -122,7 +126,7 @@ def search_rows(count: int, seed: int = 0) -> list[Row]:
         for topic in TOPICS
     ]
     public = [
-        _searched(opening + wording.format(city=city), "search_google", f"weather in {city}")
+        _searched(opening + wording.format(city=city), "search_google", f"{city} weather")
         for opening in OPENINGS
         for wording in weather.wordings
         for city in CITIES
@@ -139,11 +143,12 @@ def thinking_rows(count: int, seed: int = 0) -> list[Row]:
     With the traps of its data: calls as Python literals, the tools in the prose of a system prompt, a misspelt tag.
     """
     rng = random.Random(seed)
-    return [_thought(row, succeeds=rng.random() < 0.5) for row in rows(count, seed, offered=2, talk=0)]
+    drawn = [row for row in rows(4 * count, seed, offered=2, talk=0) if _call(row)["name"] in THOUGHT_OF]
+    return [_thought(row, succeeds=rng.random() < 0.5) for row in drawn[:count]]
 
 
 def instruction_rows(count: int, seed: int = 0) -> list[Row]:
-    """Return rows of `messages` alone: a request, and a sentence that says something of it."""
+    """Return rows as smoltalk has them: a topic, and `messages` with a request and a sentence that answers it."""
     rng = random.Random(seed)
     cases = {task.name: list(task.cases()) for task in TASKS}
     drawn = []
@@ -151,7 +156,8 @@ def instruction_rows(count: int, seed: int = 0) -> list[Row]:
         task: Task = rng.choice(TASKS)
         request, arguments = rng.choice(cases[task.name])
         said = ADVICE[task.name].format(**arguments)
-        drawn.append({"messages": [{"role": "user", "content": request}, {"role": "assistant", "content": said}]})
+        turns = [{"role": "user", "content": request}, {"role": "assistant", "content": said}]
+        drawn.append({"full_topic": task.description, "messages": turns})
     return drawn
 
 
@@ -159,9 +165,14 @@ def _searched(request: str, tool: str, query: str) -> Row:
     return {"user_content": request, "tool_name": tool, "tool_arguments": json.dumps({"query": query})}
 
 
+def _call(row: Row) -> Row:
+    call: Row = row["messages"][-1]["tool_calls"][0]["function"]
+    return call
+
+
 def _thought(row: Row, *, succeeds: bool) -> Row:
-    _, user, answer = row["messages"]
-    call = answer["tool_calls"][0]["function"]
+    user = row["messages"][1]
+    call = _call(row)
     called = {"name": call["name"], "arguments": json.loads(call["arguments"])}
     seen, said = ("ok", "It is done.") if succeeds else ("failed", "Sorry, that failed.")
     turns = [
