@@ -10,6 +10,7 @@ from tunemill_dev.cluster import control_plane
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let `make test-chaos` ask for more than CI does."""
     parser.addoption("--objects", type=int, default=30, help="how many FunctionCallFineTunes suffer")
+    parser.addoption("--minutes", type=float, default=1.0, help="how long objects come and go")
     parser.addoption("--kills", type=int, default=2, help="how often the leading operator is killed")
 
 
