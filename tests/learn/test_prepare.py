@@ -159,6 +159,8 @@ def test_the_same_data_is_not_prepared_again(site):
     assert (executed, executed_again, executed_other) == (True, False, True)
     assert first == again
     assert other.key != first.key
+    referred = {path.rpartition("/")[2] for path in site.world.workspace().marks("runs/")}
+    assert {first.key, other.key} <= referred, "nobody may take away what a run has prepared"
 
 
 def test_a_prefix_is_read_in_the_order_of_its_keys(site):

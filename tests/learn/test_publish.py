@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,23 @@ def test_what_is_published_is_not_published_again(judged_run: TrainedRun):
     assert again.report is not None
     assert not again.report.executed
     assert len(run.api.list_repo_commits("acme/once")) == 2
+
+
+def test_a_published_run_takes_away_what_only_earlier_runs_of_its_object_refer_to(judged_run: TrainedRun):
+    """Every stage refers to its run's outputs, and publish removes the rest: an older training, and nothing shared."""
+
+    def run_of_tidy(run: TrainedRun, run_id: str) -> TrainedRun:
+        return replace(run, run=run.run.model_copy(update={"name": "tidy", "run_id": run_id}))
+
+    run = to(judged_run, "tidy").changed(workspace={"keepRuns": 1})
+    earlier = run_of_tidy(run.changed(training={"maxSteps": 1}), "run1")
+    assert earlier.stage(Stage.TRAIN).code == 0
+    workspace = run.world.workspace()
+    assert workspace.manifest(Stage.TRAIN, earlier.train_key) is not None
+    published(run_of_tidy(run, "run2").stage(Stage.PUBLISH))
+    assert workspace.manifest(Stage.TRAIN, earlier.train_key) is None
+    assert workspace.manifest(Stage.TRAIN, run.train_key) is not None
+    assert {path.split("/")[3] for path in workspace.marks(f"runs/{run.run.namespace}/tidy/")} == {"run2"}
 
 
 def test_a_push_that_was_not_recorded_is_found(judged_run: TrainedRun):
