@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from kube.plane import Plane
-from tunemill_dev.cluster import control_plane
+from kube.plane import Plane, a_plane
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,9 +16,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
     """A control plane with the CRD and the fake kubelet."""
-    with control_plane(tmp_path_factory.mktemp("plane")) as running:
-        plane = Plane(running.kubeconfig, running.kubectl, running.logs)
-        plane.install_crd()
-        plane.kubelet.start()
+    with a_plane(tmp_path_factory.mktemp("plane")) as plane:
         yield plane
-        plane.kubelet.stop()

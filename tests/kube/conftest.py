@@ -5,19 +5,14 @@ from collections.abc import Iterator
 
 import pytest
 from kube.operators import Operator, an_operator
-from kube.plane import Namespace, Plane
-from tunemill_dev.cluster import control_plane
+from kube.plane import Namespace, Plane, a_plane
 
 
 @pytest.fixture(scope="session")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
     """A control plane with the CRD and the fake kubelet."""
-    with control_plane(tmp_path_factory.mktemp("plane")) as running:
-        plane = Plane(running.kubeconfig, running.kubectl, running.logs)
-        plane.install_crd()
-        plane.kubelet.start()
+    with a_plane(tmp_path_factory.mktemp("plane")) as plane:
         yield plane
-        plane.kubelet.stop()
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """A real API server with our CRD, the fake kubelet, and a namespace as its user sees it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from kube.api import Api, ApiError
 from kube.kubelet import Kubelet, eventually
 from property.builders import a_spec
 from tunemill_api.constants import API_VERSION, GROUP, KIND, LABEL_FINETUNE, PLURAL
+from tunemill_dev.cluster import control_plane
 
 CRD = Path(__file__).parents[2] / "crds" / f"{GROUP}_{PLURAL}.yaml"
 CRD_PATH = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
@@ -22,7 +25,6 @@ class Plane:
 
     kubeconfig: Path
     kubectl: Path
-    logs: Path
     api: Api = field(init=False)
     kubelet: Kubelet = field(init=False)
 
@@ -61,6 +63,17 @@ class Plane:
         account = f"/api/v1/namespaces/{name}/serviceaccounts/default"
         eventually(lambda: self.api.find(account), f"namespace {name} has its service account")
         return Namespace(self, name)
+
+
+@contextmanager
+def a_plane(folder: Path) -> Iterator[Plane]:
+    """Run a control plane with the CRD and the fake kubelet, whose files lie in an empty folder."""
+    with control_plane(folder) as running:
+        plane = Plane(running.kubeconfig, running.kubectl)
+        plane.install_crd()
+        plane.kubelet.start()
+        yield plane
+        plane.kubelet.stop()
 
 
 @dataclass(frozen=True)

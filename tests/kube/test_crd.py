@@ -11,7 +11,7 @@ from tunemill_dev.cluster import control_plane
 def test_an_operator_waits_for_its_crd_and_ends_when_it_is_removed(tmp_path: Path) -> None:
     """One sentence in the log and on /readyz instead of a crash loop, and no traceback at the end."""
     with control_plane(tmp_path / "plane") as running:
-        plane = Plane(running.kubeconfig, running.kubectl, running.logs)
+        plane = Plane(running.kubeconfig, running.kubectl)
         operator = start(plane.kubeconfig, tmp_path / "operator.log", "--no-leader-election")
         operator.wait_until_it_says("the CRD of FunctionCallFineTune is not installed")
         assert operator.probe("/readyz") == (500, "the caches are not filled yet")

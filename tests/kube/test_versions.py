@@ -18,7 +18,7 @@ from tunemill_dev.cluster import control_plane
 def own_plane(tmp_path: Path) -> Iterator[Plane]:
     """A control plane whose CRD no other test sees."""
     with control_plane(tmp_path / "plane") as running:
-        plane = Plane(running.kubeconfig, running.kubectl, running.logs)
+        plane = Plane(running.kubeconfig, running.kubectl)
         plane.kubelet.start()
         yield plane
         plane.kubelet.stop()
