@@ -48,6 +48,7 @@ lint: $(READY) ## Style, shell, YAML, Dockerfiles, generated files
 	@git ls-files -z '*.sh' .ci/run | xargs -0r $(BIN)/shellcheck
 	@git ls-files -z '*Dockerfile' | xargs -0r $(BIN)/hadolint
 	@$(BIN)/python -m tunemill_api.codegen . --check
+	@$(BIN)/python -m tunemill_operator.telemetry.reference . --check
 
 .PHONY: types
 types: $(READY) ## mypy --strict
@@ -104,8 +105,9 @@ format: $(READY) ## Format the code and mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
 .PHONY: generate
-generate: $(READY) ## Write the CRD and the reference pages from the models
+generate: $(READY) ## Write the CRD and the reference pages from the code
 	@$(BIN)/python -m tunemill_api.codegen .
+	@$(BIN)/python -m tunemill_operator.telemetry.reference .
 
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--no-header --no-annotate --no-emit-package tunemill-api --no-emit-package tunemill-operator \

@@ -3,16 +3,19 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Protocol
 
 from aiohttp import web
+from tunemill_api import traces
 from tunemill_api.constants import LABEL_LEADER
 
 from tunemill_operator import handlers
@@ -28,9 +31,10 @@ from tunemill_operator.runtime.cache import Cache
 from tunemill_operator.runtime.elector import Election, Elector
 from tunemill_operator.runtime.queue import WorkQueue
 from tunemill_operator.runtime.reconciler import Reconciler
+from tunemill_operator.runtime.reconciliation import Request
 from tunemill_operator.runtime.recorder import Recorder
 from tunemill_operator.runtime.resync import Resync
-from tunemill_operator.runtime.workers import work
+from tunemill_operator.runtime.workers import WorkObserver, work
 from tunemill_operator.settings import Settings, SettingsError
 from tunemill_operator.telemetry import health
 from tunemill_operator.telemetry.metrics import Metrics
@@ -43,17 +47,34 @@ STALE_RESYNCS = 4
 """A leader that could not compare its caches for so many periods is started anew."""
 
 
+class Witness(WorkObserver, Protocol):
+    """Is told of reconciles and of requests."""
+
+    def requested(self, request: Request) -> None:
+        """A request to the API server ended."""
+
+
 async def run(settings: Settings) -> int:
     """Run until SIGTERM or SIGINT, or until leadership is lost; return the exit status.
 
     Raises:
         AccessError: when there is no way to an API server.
-        SettingsError: when the certificate cannot be used, or a port is taken.
+        SettingsError: when the certificate or a variable of OpenTelemetry cannot be used, or a port is taken.
     """
     access = await open_access(settings.kubeconfig, settings.context)
-    metrics = Metrics(version("tunemill-operator"))
-    client = KubeClient(access.client(), metrics.requested)
-    process = _Process(settings, client, metrics)
+    metrics = Metrics(version("tunemill-operator"), access.host)
+    with _traced() as tracing:
+        return await _run(settings, access, metrics, [metrics, *tracing])
+
+
+async def _run(settings: Settings, access: Access, metrics: Metrics, witnesses: Sequence[Witness]) -> int:
+    def requested(method: str, path: str, code: int, seconds: float) -> None:
+        request = Request(method, path, code, time.time() - seconds, seconds)
+        for witness in witnesses:
+            witness.requested(request)
+
+    client = KubeClient(access.client(), requested)
+    process = _Process(settings, client, metrics, witnesses)
     process.take_signals()
     try:
         async with process.telemetry():
@@ -75,8 +96,11 @@ async def run(settings: Settings) -> int:
 class _Process:
     """What one process holds: it follows until it is elected, leads once, and ends."""
 
-    def __init__(self, settings: Settings, client: KubeClient, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, client: KubeClient, metrics: Metrics, witnesses: Sequence[WorkObserver]
+    ) -> None:
         self._settings = settings
+        self._witnesses = witnesses
         self._client = client
         self._metrics = metrics
         self._platform = _platform(settings)
@@ -117,7 +141,7 @@ class _Process:
         recorder = Recorder(client, settings.candidate)
         reconciler = Reconciler(client, cache, queue, board, recorder, metrics, lambda: self._platform)
         self._resync = resync = Resync(client, cache, queue, metrics, settings.namespaces)
-        metrics.queue.observe(queue.__len__, queue.processing_seconds)
+        metrics.queue.observe(queue.__len__, queue.processing_seconds, settings.workers)
         metrics.observe_phases(lambda: cache.finetunes)
         await resync.prime()
         self._primed = True
@@ -126,7 +150,7 @@ class _Process:
         try:
             async with self._progress(Gatekeeper(client, cache.pods), board), asyncio.TaskGroup() as group:
                 group.create_task(handlers.watch(audience, settings.namespaces, access.credentials, self.take_signals))
-                group.create_task(work(queue, reconciler.reconcile, settings.workers, metrics))
+                group.create_task(work(queue, reconciler.reconcile, settings.workers, self._witnesses))
                 group.create_task(resync.run(settings.resync_seconds))
                 if self._certificate:
                     group.create_task(self._renew(self._certificate))
@@ -181,6 +205,24 @@ class _Process:
         return "the caches are not filled yet" if leads and not self._primed else ""
 
 
+@contextlib.contextmanager
+def _traced() -> Iterator[Sequence[Witness]]:
+    """Yield who makes traces, if somebody wants them."""
+    if not traces.endpoints(os.environ):
+        yield []
+        return
+    from tunemill_operator.telemetry.tracing import Tracing
+
+    try:
+        tracing = Tracing()
+    except ValueError as error:
+        raise SettingsError(f"one of the variables OTEL_… cannot be used: {error}") from error
+    try:
+        yield [tracing]
+    finally:
+        tracing.close()
+
+
 @contextlib.asynccontextmanager
 async def _served(
     app: web.Application, host: str, port: int, context: ssl.SSLContext | None = None
@@ -214,4 +256,5 @@ def _platform(settings: Settings) -> Platform:
         image_pull_secrets=settings.image_pull_secrets,
         progress_url=settings.progress_url.rstrip("/"),
         progress_ca=Path(settings.progress_ca).read_text() if settings.progress_url else "",
+        traces=traces.endpoints(os.environ),
     )

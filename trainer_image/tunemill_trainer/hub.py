@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
 )
 from tunemill_api.failures import Reason
 
+from tunemill_trainer import tracing
 from tunemill_trainer.errors import StageError
 
 READ_FIELD = "spec.baseModel"
@@ -79,6 +80,7 @@ class Hub:
             raise StageError(Reason.BASE_MODEL_NOT_FOUND, f"{model_id} has no commit for revision {revision}")
         return ModelCommit(model_id, info.sha, frozenset(sibling.rfilename for sibling in info.siblings or ()))
 
+    @tracing.step("download")
     def download(self, model_id: str, commit: str, patterns: list[str] | None = None) -> Path:
         """Return the folder of a model's files, those that match the patterns, in the cache of HF_HOME."""
         with hub_errors(READ_FIELD, f"{model_id}@{commit}"):

@@ -28,7 +28,7 @@ from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import StatusModel
 
-from tunemill_trainer import s3
+from tunemill_trainer import s3, tracing
 from tunemill_trainer.credentials import Credentials
 from tunemill_trainer.errors import StageError
 
@@ -108,6 +108,7 @@ class Workspace:
         """Return what was committed under a key; None when nothing was."""
         return self._read_manifest(self._folder(stage, key))
 
+    @tracing.step("fetch outputs")
     def fetch(self, stage: str, key: str, into: Path, *, without: Collection[str] = ()) -> Manifest:
         """Download a committed output and verify every file; what is already there and right is not fetched again.
 
@@ -136,6 +137,7 @@ class Workspace:
             ) from error
         return manifest
 
+    @tracing.step("commit outputs")
     def commit(self, stage: str, key: str, folder: Path, facts: StatusModel) -> Manifest:
         """Upload a folder as the output of a stage, the manifest last; remove other attempts and checkpoints.
 

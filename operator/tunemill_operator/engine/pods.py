@@ -24,6 +24,7 @@ from tunemill_operator.engine.volumes import (
     model_claim,
     progress_env,
     secrets_of,
+    traces_env,
     volumes_of,
 )
 
@@ -83,7 +84,7 @@ def job_of(
                         **({ANNOTATION_PROGRESS_CA: platform.progress_ca} if platform.progress_ca else {}),
                     },
                 },
-                "spec": _pod(finetune, spec, work, platform),
+                "spec": _pod(spec, work, platform, _env(finetune, run_id, platform)),
             },
         },
     }
@@ -146,9 +147,9 @@ def _run_spec(finetune: FineTune, spec: FineTuneSpec, ledger: Ledger, run_id: st
     return text
 
 
-def _pod(finetune: FineTune, spec: FineTuneSpec, work: Work, platform: Platform) -> Manifest:
+def _pod(spec: FineTuneSpec, work: Work, platform: Platform, env: dict[str, str]) -> Manifest:
     volumes = volumes_of(spec, work.label, platform)
-    containers = [_container(finetune, spec, stage, work, platform, volumes) for stage in work.stages]
+    containers = [_container(spec, stage, work, platform, volumes, env) for stage in work.stages]
     pod: Manifest = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": GRACE_SECONDS,
@@ -194,15 +195,19 @@ def _gpu_resources(resources: Resources, gpu_resource: str, gpus: int) -> Manife
     return {"requests": {**resources.requests, **gpu}, "limits": {**resources.limits, **gpu}}
 
 
-def _container(
-    finetune: FineTune, spec: FineTuneSpec, stage: Stage, work: Work, platform: Platform, volumes: dict[str, Volume]
-) -> Manifest:
-    env = {
+def _env(finetune: FineTune, run_id: str, platform: Platform) -> dict[str, str]:
+    return {
         "HOME": WORK_DIRECTORY,
         "HF_HOME": f"{WORK_DIRECTORY}/huggingface",
         "TUNEMILL_WORK": WORK_DIRECTORY,
         **progress_env(finetune, platform),
+        **traces_env(finetune, run_id, platform),
     }
+
+
+def _container(
+    spec: FineTuneSpec, stage: Stage, work: Work, platform: Platform, volumes: dict[str, Volume], env: dict[str, str]
+) -> Manifest:
     container: Manifest = {
         "name": stage.value,
         "image": image_of(spec, platform),

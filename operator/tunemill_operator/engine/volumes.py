@@ -1,10 +1,11 @@
 """What a stage pod gets mounted: its RunSpec, the Secrets of its stages, room to work, the means to report progress."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from tunemill_api import constants
+from tunemill_api import constants, traces
 from tunemill_api.finetune import FineTuneSpec, effective_workspace
 from tunemill_api.scalars import ConfigMapKeyRef, SecretKeyRef, SecretRef
 
@@ -56,6 +57,8 @@ class Platform:
     """The endpoint's certificate authority as PEM; empty when a public one signs."""
     listening_since: datetime | None = None
     """Since when progress reports can arrive here. None: they cannot, and no stage is judged by its silence."""
+    traces: Mapping[str, str] = field(default_factory=dict)
+    """The variables that say where stages send their traces; empty when nobody wants any."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,13 @@ def progress_env(finetune: FineTune, platform: Platform) -> dict[str, str]:
     if platform.progress_ca:
         env[constants.ENV_PROGRESS_CA] = constants.PROGRESS_CA_PATH
     return env
+
+
+def traces_env(finetune: FineTune, run_id: str, platform: Platform) -> dict[str, str]:
+    """Return the variables from which a stage knows where its spans go and which trace they are part of."""
+    if not platform.traces:
+        return {}
+    return {**platform.traces, traces.ENV_TRACEPARENT: traces.SpanRef.of_run(finetune.meta.uid, run_id).traceparent}
 
 
 def progress_path(namespace: str, name: str) -> str:

@@ -34,6 +34,11 @@ class Access:
         configuration.proxy = configuration.proxy or _proxy(configuration.host)
         configuration.client_session_kwargs = {"trust_env": False}
 
+    @property
+    def host(self) -> str:
+        """The API server's host and port."""
+        return urlsplit(self._configuration.host).netloc
+
     def client(self) -> ApiClient:
         """Return a client of its own connection pool; the caller closes it."""
         return ApiClient(self._configuration)

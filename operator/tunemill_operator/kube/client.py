@@ -22,8 +22,8 @@ PAGE = 500
 MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 
-Observer = Callable[[str, int, float], None]
-"""Called after every request with the method, the HTTP status (0 without an answer) and the seconds it took."""
+Observer = Callable[[str, str, int, float], None]
+"""Called after every request with its method, path, HTTP status (0 without an answer) and duration in seconds."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class KubeClient:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise UnavailableError(f"{method} {path}: {error or type(error).__name__}") from error
         finally:
-            self._observer(method, code, time.monotonic() - started)
+            self._observer(method, path, code, time.monotonic() - started)
         answer: Json = _decoded(text)
         if code >= 400:
             message = answer.get("message") or text.decode(errors="replace")[:500]

@@ -18,6 +18,7 @@ from tunemill_operator.kube.errors import ConflictError, ExistsError, NotFoundEr
 from tunemill_operator.kube.undeclared import undeclared, without
 from tunemill_operator.runtime.cache import Cache, Key
 from tunemill_operator.runtime.queue import WorkQueue
+from tunemill_operator.runtime.reconciliation import Reconciliation, current
 from tunemill_operator.runtime.recorder import Recorder
 
 log = logging.getLogger(__name__)
@@ -65,13 +66,18 @@ class Reconciler:
         if finetune is None:
             self.board.forget(key)
             return
+        told = current.get() or Reconciliation(key)
+        told.uid = finetune.meta.uid
+        told.at(finetune.status)
         now = datetime.now(UTC).replace(microsecond=0)
         observed = await self._observe(key, now)
         decided = plan(finetune, observed, self.platform(), now)
+        told.at(decided.status or finetune.status)
         if refusal := await self._act(decided):
             decided = plan(finetune, replace(observed, refusal=refusal), self.platform(), now)
+            told.at(decided.status or finetune.status)
         if decided.status is not None and decided.status != finetune.status:
-            await self._write(finetune, decided, decided.status, now)
+            told.begins_run = await self._write(finetune, decided, decided.status, now)
         if decided.requeue_after is not None:
             self.queue.add_after(key, decided.requeue_after.total_seconds())
 
@@ -136,16 +142,19 @@ class Reconciler:
             return None
         return Refusal(409, "a Job of that name exists", taken=True)
 
-    async def _write(self, finetune: FineTune, decided: Plan, status: FineTuneStatus, now: datetime) -> None:
+    async def _write(self, finetune: FineTune, decided: Plan, status: FineTuneStatus, now: datetime) -> bool:
+        """Write the status and tell of it; return whether a run has begun with it."""
         body = status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
         try:
             answer = await self._apply(finetune, body)
         except NotFoundError:  # deleted in between
-            return
+            return False
         self.cache.finetunes.put(answer)
         self.observer.status_written(finetune.status, status)
         for announcement in decided.announcements:
             await self.recorder.record(finetune, announcement, now)
+        before = finetune.status.run
+        return status.run is not None and (before is None or before.id != status.run.id)
 
     async def _apply(self, finetune: FineTune, body: Json) -> Json:
         """Write the status, without the fields that the cluster's CRD does not have."""

@@ -4,35 +4,32 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from contextvars import ContextVar
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from tunemill_operator.kube.errors import ConflictError, KubeError
 from tunemill_operator.runtime.cache import Key
 from tunemill_operator.runtime.queue import QueueClosedError, WorkQueue
+from tunemill_operator.runtime.reconciliation import Reconciliation, current
 
 log = logging.getLogger(__name__)
 
 FINISH_SECONDS = 2.0
 """A leader that has lost its lease has only seconds until another one begins."""
 
-current_key: ContextVar[str] = ContextVar("finetune", default="")
-"""The object that is worked on, for log lines."""
-
 
 class WorkObserver(Protocol):
-    """Counts what the workers do."""
+    """Is told what the workers do."""
 
     def reconciled(self, result: str, seconds: float) -> None:
         """A key was reconciled with this result (success, conflict, error) in so many seconds."""
 
 
 async def work(
-    queue: WorkQueue, reconcile: Callable[[Key], Awaitable[None]], workers: int, observer: WorkObserver
+    queue: WorkQueue, reconcile: Callable[[Key], Awaitable[None]], workers: int, observers: Sequence[WorkObserver]
 ) -> None:
     """Work until cancelled; what is being reconciled then has FINISH_SECONDS to end."""
-    tasks = [asyncio.create_task(_work(queue, reconcile, observer), name=f"worker-{i}") for i in range(workers)]
+    tasks = [asyncio.create_task(_work(queue, reconcile, observers), name=f"worker-{i}") for i in range(workers)]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         for task in done:
@@ -44,14 +41,19 @@ async def work(
             task.cancel()
 
 
-async def _work(queue: WorkQueue, reconcile: Callable[[Key], Awaitable[None]], observer: WorkObserver) -> None:
+async def _work(
+    queue: WorkQueue, reconcile: Callable[[Key], Awaitable[None]], observers: Sequence[WorkObserver]
+) -> None:
     with contextlib.suppress(QueueClosedError):
         while True:
             key = await queue.get()
-            current_key.set("/".join(key))
+            current.set(Reconciliation(key))
             started = time.monotonic()
             result = await _reconciled(queue, reconcile, key)
-            observer.reconciled(result, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            for observer in observers:
+                observer.reconciled(result, seconds)
+            current.set(None)
             queue.done(key)
 
 

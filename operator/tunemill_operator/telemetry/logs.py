@@ -5,7 +5,7 @@ import logging
 import sys
 from datetime import UTC, datetime
 
-from tunemill_operator.runtime.workers import current_key
+from tunemill_operator.runtime.reconciliation import current
 
 
 def configure(form: str, level: str) -> None:
@@ -33,8 +33,8 @@ def _without_tracebacks_of_kopf(record: logging.LogRecord) -> bool:
 
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        key = current_key.get()
-        about = f" {key}:" if key else ""
+        work = current.get()
+        about = f" {'/'.join(work.key)}:" if work else ""
         text = f"{_time(record)} {record.levelname.lower():<7}{about} {record.getMessage()}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
@@ -47,8 +47,8 @@ class _JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if key := current_key.get():
-            line["finetune"] = key
+        if work := current.get():
+            line |= {"finetune": "/".join(work.key), "run": work.run, "stage": work.stage, "reconcileID": work.id}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)

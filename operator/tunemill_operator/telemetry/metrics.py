@@ -3,12 +3,13 @@
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from tunemill_api.status import FineTuneStatus, Phase
 
 from tunemill_operator.engine.objects import FineTune
+from tunemill_operator.runtime.reconciliation import Request
 
 CONTROLLER = "functioncallfinetune"
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -18,13 +19,16 @@ _LONG_SECONDS = (60, 300, 900, 1800, 3600, 7200, 14400, 28800, 86400, 259200)
 class Metrics:
     """The operator's metrics, in a registry of their own."""
 
-    def __init__(self, version: str) -> None:
+    def __init__(self, version: str, host: str) -> None:
+        """Make them for this version of the operator and this host of the API server."""
+        self._host = host
         self.registry = registry = CollectorRegistry()
         Info("tunemill_operator_build", "The operator's version.", registry=registry).info({"version": version})
+        ProcessCollector(registry=registry)
         self.queue = QueueMetrics(registry)
         self._reconciles = Counter(
             "controller_runtime_reconcile_total",
-            "Reconciles by result.",
+            "Reconciles by result: success, conflict or error.",
             ["controller", "result"],
             registry=registry,
         )
@@ -39,12 +43,12 @@ class Metrics:
             registry=registry,
         )
         self._requests = Counter(
-            "rest_client_requests_total", "Requests to the API server.", ["code", "method"], registry=registry
+            "rest_client_requests_total", "Requests to the API server.", ["code", "host", "method"], registry=registry
         )
         self._request_seconds = Histogram(
             "rest_client_request_duration_seconds",
             "Duration of requests to the API server.",
-            ["method"],
+            ["host", "verb"],
             buckets=_SECONDS,
             registry=registry,
         )
@@ -59,7 +63,7 @@ class Metrics:
         )
         self._run_seconds = Histogram(
             "tunemill_run_duration_seconds",
-            "From a wish to its end, by result.",
+            "From the beginning of a run to its end, by the phase that it ended in.",
             ["result"],
             buckets=_LONG_SECONDS,
             registry=registry,
@@ -84,7 +88,7 @@ class Metrics:
         )
         self._last_event = Gauge(
             "tunemill_watch_last_event_timestamp_seconds",
-            "When a watch last brought an event.",
+            "When a watch last brought an event, in Unix time.",
             ["resource"],
             registry=registry,
         )
@@ -103,10 +107,10 @@ class Metrics:
         if result == "error":
             self._reconcile_errors.labels(CONTROLLER).inc()
 
-    def requested(self, method: str, code: int, seconds: float) -> None:
-        """A request to the API server ended; code 0 stands for no answer."""
-        self._requests.labels(str(code) if code else "<error>", method).inc()
-        self._request_seconds.labels(method).observe(seconds)
+    def requested(self, request: Request) -> None:
+        """A request to the API server ended."""
+        self._requests.labels(str(request.code) if request.code else "<error>", self._host, request.method).inc()
+        self._request_seconds.labels(self._host, request.method).observe(request.seconds)
 
     def leading(self, lease: str, leads: bool) -> None:
         """Leadership began or ended."""
@@ -175,11 +179,11 @@ class QueueMetrics:
             registry=registry,
         )
 
-    def observe(self, depth: Callable[[], int], processing: Callable[[], list[float]]) -> None:
-        """Ask the queue at every scrape how many keys wait, and for how long others have been worked on."""
+    def observe(self, depth: Callable[[], int], processing: Callable[[], list[float]], workers: int) -> None:
+        """Ask the queue at every scrape how many keys wait, and for how long the workers have been at others."""
 
-        def gauge(name: str, text: str, value: Callable[[], float]) -> None:
-            Gauge(name, text, ["name"], registry=self._registry).labels(CONTROLLER).set_function(value)
+        def gauge(name: str, text: str, value: Callable[[], float], label: str = "name") -> None:
+            Gauge(name, text, [label], registry=self._registry).labels(CONTROLLER).set_function(value)
 
         gauge("workqueue_depth", "Keys that wait.", depth)
         gauge("workqueue_unfinished_work_seconds", "Seconds of all work in progress.", lambda: sum(processing()))
@@ -188,7 +192,8 @@ class QueueMetrics:
             "Seconds of the longest work in progress.",
             lambda: max(processing(), default=0.0),
         )
-        gauge("controller_runtime_active_workers", "Workers at work.", lambda: len(processing()))
+        gauge("controller_runtime_active_workers", "Workers at work.", lambda: len(processing()), "controller")
+        gauge("controller_runtime_max_concurrent_reconciles", "Workers that there are.", lambda: workers, "controller")
 
     def added(self) -> None:
         """A key has begun to wait."""

@@ -138,6 +138,23 @@ def test_the_network_policy_lets_stage_pods_report_and_nobody_else() -> None:
 
 
 @pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [
+        ("http://collector.observability:4318", 4318),
+        ("https://traces.example.com/otlp", 443),
+        ("http://[::1]:4318", 4318),
+    ],
+)
+def test_traces_go_where_the_value_says_and_nothing_is_said_by_default(endpoint: str, port: int) -> None:
+    """By OpenTelemetry's own variable; a network policy lets them out."""
+    assert not [item for item in render().container["env"] if item["name"].startswith("OTEL")]
+    rendered = render(tracing={"endpoint": endpoint}, networkPolicy={"enabled": True})
+    assert {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": endpoint} in rendered.container["env"]
+    (*_, last) = rendered.one("NetworkPolicy")["spec"]["egress"]
+    assert last["ports"] == [{"port": port, "protocol": "TCP"}]
+
+
+@pytest.mark.parametrize(
     "field", ["nodeSelector", "tolerations", "affinity", "topologySpreadConstraints", "priorityClassName"]
 )
 def test_where_the_pods_run_is_passed_through(field: str) -> None:

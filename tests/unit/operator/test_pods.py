@@ -1,5 +1,6 @@
 """The Jobs that are made: what their pods may do, what they are given, and what ends them."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from tunemill_api import constants
 from tunemill_api.failures import FINAL_EXIT_CODES
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage
+from tunemill_api.traces import SpanRef
 from tunemill_operator.engine.objects import finetune_of
 from tunemill_operator.engine.pods import job_of, pod_digest
 from tunemill_operator.engine.stages import Facts, Ledger, Work
@@ -54,6 +56,18 @@ def a_job(label: str, platform: Platform = PLATFORM, **parts: Any) -> dict[str, 
     assert finetune.spec is not None
     ledger = Ledger(facts=Facts(prepared=prepared_facts()))
     return job_of(finetune, finetune.spec, WORKS[label], ledger, "run1", platform)
+
+
+def test_traces_go_with_the_run_and_replace_no_pod() -> None:
+    """Every container is told the endpoint and the run's span; the digest of a pod that runs stays the same."""
+    endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}
+    plain, traced = a_job("train"), a_job("train", platform=replace(PLATFORM, traces=endpoint))
+    span = SpanRef.of_run(plain["metadata"]["ownerReferences"][0]["uid"], "run1").traceparent
+    for container in containers_of(traced):
+        env = {item["name"]: item["value"] for item in container["env"]}
+        assert env.items() >= {**endpoint, "TRACEPARENT": span}.items()
+    assert traced["metadata"] == plain["metadata"]
+    assert not [item for item in containers_of(plain)[0]["env"] if item["name"].startswith(("OTEL", "TRACE"))]
 
 
 def pod_of(job: dict[str, Any]) -> dict[str, Any]:

@@ -424,7 +424,7 @@ def test_a_defect_that_one_object_brings_out_stops_no_other(jump: Jump) -> None:
             if key[1] == "bad":
                 raise ZeroDivisionError
 
-        task = asyncio.ensure_future(work(queue, reconcile, 2, Counter()))
+        task = asyncio.ensure_future(work(queue, reconcile, 2, [Counter()]))
         queue.add(("a", "bad"))
         queue.add(("a", "good"))
         await asyncio.sleep(1000)
@@ -447,7 +447,7 @@ def test_what_is_being_reconciled_is_finished_before_the_end(jump: Jump) -> None
             await asyncio.sleep(1 if key[1] == "quick" else 100)
             ended.append(key[1])
 
-        task = asyncio.ensure_future(work(queue, reconcile, 2, Counter()))
+        task = asyncio.ensure_future(work(queue, reconcile, 2, [Counter()]))
         for name in ("quick", "slow", "never"):
             queue.add(("a", name))
         await asyncio.sleep(0.5)

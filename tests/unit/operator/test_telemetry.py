@@ -6,6 +6,7 @@ import logging
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -14,8 +15,8 @@ from property.simulator import World
 from property.worlds import a_world_at
 from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
-from tunemill_operator.runtime.workers import current_key
-from tunemill_operator.telemetry import health, logs
+from tunemill_operator.runtime.reconciliation import Reconciliation, Request, current
+from tunemill_operator.telemetry import health, logs, reference
 from tunemill_operator.telemetry.metrics import Metrics
 
 
@@ -31,9 +32,9 @@ def restored_logging() -> Iterator[None]:
 
 @pytest.mark.usefixtures("restored_logging")
 def test_a_json_line_names_the_object_that_it_is_about(capsys: pytest.CaptureFixture[str]) -> None:
-    """So that one run's lines can be picked out."""
+    """And its run, stage and reconcile, so that their lines can be picked out."""
     logs.configure("json", "info")
-    token = current_key.set("team-a/support")
+    token = current.set(Reconciliation(("team-a", "support"), id="r1", run="00c0ffee", stage="train"))
     try:
         logging.getLogger("x").warning("it says %s", "déjà vu")
         try:
@@ -41,10 +42,12 @@ def test_a_json_line_names_the_object_that_it_is_about(capsys: pytest.CaptureFix
         except ValueError:
             logging.getLogger("x").exception("failed")
     finally:
-        current_key.reset(token)
+        current.reset(token)
     first, second = (json.loads(line) for line in capsys.readouterr().err.splitlines())
     assert (first["level"], first["message"], first["finetune"]) == ("warning", "it says déjà vu", "team-a/support")
+    assert (first["run"], first["stage"], first["reconcileID"]) == ("00c0ffee", "train", "r1")
     assert "ValueError: boom" in second["exception"]
+    assert second["reconcileID"] == "r1"
 
 
 @pytest.mark.usefixtures("restored_logging")
@@ -59,7 +62,7 @@ def test_a_text_line_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_objects_are_counted_by_phase_and_failures_by_reason() -> None:
     """At every scrape, all phases; a failure once, however often its status is written."""
-    metrics = Metrics("1.2.3")
+    metrics = Metrics("1.2.3", "api:6443")
     world = World()
     metrics.observe_phases(lambda: [world.finetune])
     before = world.status
@@ -80,7 +83,7 @@ def test_objects_are_counted_by_phase_and_failures_by_reason() -> None:
 
 def test_gpu_time_and_pods_that_were_cut_short_are_counted() -> None:
     """What a run costs, and why it takes longer: once each, however often the status is written."""
-    metrics = Metrics("1")
+    metrics = Metrics("1", "api:6443")
     world = a_world_at(Stage.TRAIN, compute={"gpus": 2})
     start = world.status
     world.seconds += 300
@@ -97,14 +100,14 @@ def test_gpu_time_and_pods_that_were_cut_short_are_counted() -> None:
 
 def test_metrics_have_the_names_that_dashboards_of_controllers_know() -> None:
     """Of client-go and controller-runtime."""
-    metrics = Metrics("1")
-    metrics.queue.observe(lambda: 3, lambda: [0.5, 2.0])
+    metrics = Metrics("1", "api:6443")
+    metrics.queue.observe(lambda: 3, lambda: [0.5, 2.0], 16)
     metrics.queue.added()
     metrics.queue.taken(0.1)
     metrics.queue.finished(0.1)
     metrics.queue.retried()
     metrics.reconciled("error", 0.1)
-    metrics.requested("GET", 0, 0.1)
+    metrics.requested(Request("GET", "/api", 0, 0.0, 0.1))
     metrics.leading("lease", leads=True)
     page = generate_latest(metrics.registry).decode()
     for line in (
@@ -112,19 +115,31 @@ def test_metrics_have_the_names_that_dashboards_of_controllers_know() -> None:
         'workqueue_adds_total{name="functioncallfinetune"} 1.0',
         'workqueue_retries_total{name="functioncallfinetune"} 1.0',
         'workqueue_unfinished_work_seconds{name="functioncallfinetune"} 2.5',
+        'controller_runtime_active_workers{controller="functioncallfinetune"} 2.0',
+        'controller_runtime_max_concurrent_reconciles{controller="functioncallfinetune"} 16.0',
         'workqueue_longest_running_processor_seconds{name="functioncallfinetune"} 2.0',
         'controller_runtime_reconcile_total{controller="functioncallfinetune",result="error"} 1.0',
         'controller_runtime_reconcile_errors_total{controller="functioncallfinetune"} 1.0',
-        'rest_client_requests_total{code="<error>",method="GET"} 1.0',
+        'rest_client_requests_total{code="<error>",host="api:6443",method="GET"} 1.0',
+        'rest_client_request_duration_seconds_count{host="api:6443",verb="GET"} 1.0',
         'leader_election_master_status{name="lease"} 1.0',
     ):
         assert line in page
 
 
+def test_the_reference_page_of_the_metrics_is_up_to_date() -> None:
+    """It is written from the metrics themselves, and says of each what its labels are."""
+    page = Path(__file__).parents[3] / reference.PAGE
+    assert page.read_text() == reference.metrics_page(), "run `make generate`"
+    assert "| `tunemill_failures_total` | counter | `stage`, `reason` |" in reference.metrics_page()
+
+
 async def test_health_says_why_not() -> None:
     """A probe that fails tells the reason."""
     problem = {"unhealthy": "", "not_ready": "the caches are not filled yet"}
-    app = health.application(Metrics("1").registry, lambda: problem["unhealthy"], lambda: problem["not_ready"])
+    app = health.application(
+        Metrics("1", "api:6443").registry, lambda: problem["unhealthy"], lambda: problem["not_ready"]
+    )
     runner = web.AppRunner(app)
     await runner.setup()
     try:

@@ -10,6 +10,7 @@ from peft import PeftModel
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import Quantization
 
+from tunemill_trainer import tracing
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import Hub
 from tunemill_trainer.learn.devices import Device
@@ -38,6 +39,7 @@ def fetch_base(hub: Hub, base: BaseModel, cache: ModelCache | None) -> Path:
     return folder
 
 
+@tracing.step("load model")
 def load_base(folder: Path, device: Device, dtype: torch.dtype, quantization: Quantization = Quantization.NONE) -> Any:  # noqa: ANN401 - transformers ships no types
     """Load the model that `fetch_base` downloaded onto the device.
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from trl import SFTConfig
 from tunemill_api.finetune import Scheduler, Training
 
+from tunemill_trainer import tracing
 from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.learn.held_out import LOSS, Best, HeldOutLoss, Row, best_of, ends_of_epochs
 from tunemill_trainer.learn.order import row_order
@@ -68,6 +69,7 @@ def read_rows(path: Path) -> datasets.Dataset:
     return rows.add_column("length", pc.list_value_length(rows.data.column("input_ids")).to_pylist())
 
 
+@tracing.step("train steps")
 def train(
     run: Run,
     model: Any,  # noqa: ANN401 - transformers ships no types

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import ServingTarget
 
+from tunemill_trainer import tracing
 from tunemill_trainer.data.rows import Call
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.judge.match import same_calls
@@ -119,6 +120,7 @@ def published_behaviour(folder: Path, tokens: Tokens, asked: list[Probe], check_
     return behaviour(model, prompts, asked, tokens, check_stop)
 
 
+@tracing.step("generate")
 def behaviour(
     model: Any,  # noqa: ANN401 - transformers ships no types
     prompts: list[list[int]],

@@ -18,6 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, IncompleteSnapshotError, Loca
 from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined] # it is public all the same
 from tunemill_api.failures import Reason
 
+from tunemill_trainer import tracing
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import WRITE_FIELD, hub_errors
 
@@ -113,6 +114,7 @@ class Repository:
             Reason.HUB_UNREACHABLE, f"branch {branch} of {self.name} moved on {times} times while it was pushed to"
         )
 
+    @tracing.step("push")
     def put_proven(self, folder: Path, branch: str, candidate: str, message: str, prove: Callable[[str], None]) -> str:
         """Make a branch hold a folder that was proven as a user would download it; until then the branch stays.
 

@@ -19,6 +19,7 @@ from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import EvaluationFacts, TrainedFacts
 
+from tunemill_trainer import tracing
 from tunemill_trainer.chat.tokenizer import Tokenizer, load
 from tunemill_trainer.context import StageContext
 from tunemill_trainer.data.rows import JsonObject
@@ -186,6 +187,7 @@ def _as_base_reads(
     return own, own(texts, add_special_tokens=False)["input_ids"]
 
 
+@tracing.step("generate")
 def _ask(
     model: Any,  # noqa: ANN401 - transformers ships no types
     tokenizer: Tokenizer,

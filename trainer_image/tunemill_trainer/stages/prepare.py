@@ -16,7 +16,7 @@ from tunemill_api.finetune import LossOn, Think
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import DatasetFacts, PreparedFacts
 
-from tunemill_trainer import combinations, config_maps, cpus, references, s3
+from tunemill_trainer import combinations, config_maps, cpus, references, s3, tracing
 from tunemill_trainer.chat import examples, templates, tokenizer
 from tunemill_trainer.chat.examples import Examples, Unfit
 from tunemill_trainer.chat.templates import Choice
@@ -77,6 +77,7 @@ def run(context: StageContext) -> tuple[PreparedFacts, bool]:
     return PreparedFacts.model_validate(committed.facts), True
 
 
+@tracing.step("check permissions")
 def _check_permissions(context: StageContext) -> tuple[Hub, ModelCommit]:
     """Find out now what a later stage would fail at, the cheapest first."""
     spec = context.spec
@@ -109,6 +110,7 @@ def _check_second_repository(context: StageContext, facts: PreparedFacts) -> Non
         Hub(context.spec.hub.endpoint, context.credentials.hub_token("hub-write")).check_writable(name)
 
 
+@tracing.step("fetch data")
 def _fetch(context: StageContext, hub: Hub, folder: Path) -> tuple[Data, Data | None]:
     spec = context.spec.dataset
     places = Places(lambda: s3.client(spec.endpoint, spec.region, context.credentials.s3("dataset")), hub, context.stop)
@@ -150,6 +152,7 @@ def _resolved(base: ModelCommit, train: Data, evaluation: Data | None, of_user: 
     return resolved
 
 
+@tracing.step("read data")
 def _read(context: StageContext, of_user: _OfUser, train: Data, evaluation: Data | None, spool: Path) -> Dataset:
     spec = context.spec
     how = Reading(
@@ -185,6 +188,7 @@ class _TemplateUnfitError(Exception):
     """A row shows that the base model's own template cannot carry the data, and that ours can."""
 
 
+@tracing.step("tokenise")
 def _encode(
     context: StageContext, dataset: Dataset, base: ModelCommit, base_folder: Path, of_user: str | None, output: Path
 ) -> tuple[Tokens, Examples]:

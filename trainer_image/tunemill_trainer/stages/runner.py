@@ -24,7 +24,7 @@ from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage, StageFailure, StageReport, failure_of
 from tunemill_api.status import EvaluationFacts, PreparedFacts, PublishedFacts, TrainedFacts
 
-from tunemill_trainer import cpus, references
+from tunemill_trainer import cpus, references, tracing
 from tunemill_trainer.context import StageContext
 from tunemill_trainer.credentials import Credentials
 from tunemill_trainer.errors import Interrupted, StageError
@@ -81,7 +81,8 @@ def run_stage(stage: Stage, run: RunSpec, work: Path, stop: StopSignal, started_
     try:
         workspace = Workspace.open(effective_workspace(run.spec), credentials)
         context = StageContext(run, workspace, work, credentials, progress, stop)
-        key, facts, executed = _outcome(stage, context)
+        with tracing.stage(stage, run):
+            key, facts, executed = _outcome(stage, context)
         if executed:
             progress.report(100, 0)
     finally:
