@@ -34,6 +34,7 @@ from tunemill_operator.runtime.reconciler import Reconciler
 from tunemill_operator.runtime.reconciliation import Request
 from tunemill_operator.runtime.recorder import Recorder
 from tunemill_operator.runtime.resync import Resync
+from tunemill_operator.runtime.warnings import Warnings
 from tunemill_operator.runtime.workers import WorkObserver, work
 from tunemill_operator.settings import Settings, SettingsError
 from tunemill_operator.telemetry import health
@@ -139,7 +140,9 @@ class _Process:
         cache, queue = Cache(), WorkQueue(metrics.queue)
         board = Board(queue)
         recorder = Recorder(client, settings.candidate)
-        reconciler = Reconciler(client, cache, queue, board, recorder, metrics, lambda: self._platform)
+        reconciler = Reconciler(
+            client, cache, queue, board, recorder, Warnings(client), metrics, lambda: self._platform
+        )
         self._resync = resync = Resync(client, cache, queue, metrics, settings.namespaces)
         metrics.queue.observe(queue.__len__, queue.processing_seconds, settings.workers)
         metrics.observe_phases(lambda: cache.finetunes)

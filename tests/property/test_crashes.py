@@ -24,6 +24,7 @@ from tunemill_operator.runtime.cache import Cache
 from tunemill_operator.runtime.queue import WorkQueue
 from tunemill_operator.runtime.reconciler import Reconciler
 from tunemill_operator.runtime.recorder import Recorder
+from tunemill_operator.runtime.warnings import Warnings
 
 Json = dict[str, Any]
 KEY = ("team-a", "support")
@@ -98,7 +99,7 @@ class Server:
 
         return self._answer("status", write)
 
-    async def warnings_about(self, namespace: str, uid: str) -> list[Json]:
+    async def warnings_in(self, namespace: str) -> list[Json]:
         """Return no events."""
         return self._answer("events", list)
 
@@ -154,7 +155,9 @@ class Operator:
         client: Any = self._server
         self._cache, queue = Cache(), WorkQueue(_Quiet())
         recorder = Recorder(client, "test")
-        self._reconciler = Reconciler(client, self._cache, queue, Board(queue), recorder, _Quiet(), lambda: PLATFORM)
+        self._reconciler = Reconciler(
+            client, self._cache, queue, Board(queue), recorder, Warnings(client), _Quiet(), lambda: PLATFORM
+        )
 
     def _see(self) -> None:
         world, cache = self._server.world, self._cache

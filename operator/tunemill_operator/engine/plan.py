@@ -27,7 +27,9 @@ from tunemill_operator.engine.step import Step, stalled
 from tunemill_operator.engine.volumes import Manifest, Platform
 
 LOOK_AGAIN = timedelta(seconds=10)
-"""How often something is looked at again whose change no watch tells: a missing Secret, a full quota."""
+"""How soon something is looked at again whose change no watch tells: a missing Secret, a full quota."""
+LOOK_SELDOM = timedelta(minutes=5)
+"""How seldom at most: a thousand objects may wait for one quota."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ def _absent(case: Case) -> Step | None:
         return None
     if case.observed.refusal:
         cause = failures.of_refusal(case.work, case.name, case.observed.refusal)
-        return stalled(case, cause, requeue_after=LOOK_AGAIN)
+        return stalled(case, cause, requeue_after=_patience(case, _stalled_since(case)))
     try:
         body = job_of(case.finetune, case.spec, case.work, case.ledger, case.run_id, case.platform)
     except SpecTooLargeError as error:
@@ -230,7 +232,7 @@ def _ended(case: Case) -> Step | None:
 def _at_work(case: Case) -> Step:
     """A live Job runs, waits in a queue, or cannot begin."""
     if case.job and (cause := failures.blocking(case.spec, case.work, case.job, case.observed)):
-        return stalled(case, cause, requeue_after=LOOK_AGAIN)
+        return stalled(case, cause, requeue_after=_patience(case, _youngest(case, case.job)))
     return Step(at_work(case), requeue_after=_silence_ends(case))
 
 
@@ -263,8 +265,23 @@ def _silence_ends(case: Case) -> timedelta | None:
         return None
     if any(container.started_at for pod in pods for container in pod.containers):
         return None
-    youngest = max([job.meta.created_at, *(pod.meta.created_at for pod in pods)])
-    return SILENT_AFTER if case.now - youngest <= SILENT_AFTER else LOOK_AGAIN
+    youngest = _youngest(case, job)
+    return SILENT_AFTER if case.now - youngest <= SILENT_AFTER else _patience(case, youngest)
+
+
+def _youngest(case: Case, job: Job) -> datetime:
+    """Return when the Job, or the last of its pods that have not ended, was created."""
+    return max([job.meta.created_at, *(pod.meta.created_at for pod in case.pods if not pod.terminal)])
+
+
+def _stalled_since(case: Case) -> datetime:
+    stalled = next((each for each in case.finetune.status.conditions if each.type == "Stalled"), None)
+    return stalled.last_transition_time if stalled and stalled.status == "True" else case.now
+
+
+def _patience(case: Case, since: datetime) -> timedelta:
+    """Return when to look again at what has not changed since then: the longer it lasts, the more seldom."""
+    return min(max((case.now - since) / 4, LOOK_AGAIN), LOOK_SELDOM)
 
 
 def _invalid(finetune: FineTune, error: str, now: datetime) -> Plan:

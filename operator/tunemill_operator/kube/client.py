@@ -2,8 +2,8 @@
 
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
@@ -35,6 +35,8 @@ class Resource:
     plural: str
     selector: str = ""
     """The label selector of those that concern the operator."""
+    fields: str = ""
+    """The field selector of those."""
 
     def path(self, namespace: str | None, name: str = "") -> str:
         """Return the path of the collection, or of one object; no namespace means all."""
@@ -80,7 +82,7 @@ class KubeClient:
 
     async def pages(self, resource: Resource, namespace: str | None) -> AsyncIterator[tuple[list[Json], int]]:
         """Yield the objects of a kind page by page, each with the resource version at which the list was taken."""
-        query = {"labelSelector": resource.selector, "limit": str(PAGE)}
+        query = {"labelSelector": resource.selector, "fieldSelector": resource.fields, "limit": str(PAGE)}
         while True:
             page = await self.request("GET", resource.path(namespace), query)
             yield page["items"], int(page["metadata"]["resourceVersion"])
@@ -116,11 +118,10 @@ class KubeClient:
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
         return await self.request("PATCH", f"{FINETUNES.path(namespace, name)}/status", query, body, APPLY_PATCH)
 
-    async def warnings_about(self, namespace: str, uid: str) -> Sequence[Json]:
-        """Return the newest Warning events about the object with this uid."""
-        query = {"fieldSelector": f"involvedObject.uid={uid},type=Warning", "limit": "50"}
-        events: list[Json] = (await self.request("GET", CORE_EVENTS.path(namespace), query))["items"]
-        return events
+    async def warnings_in(self, namespace: str) -> list[Json]:
+        """Return the Warning events of a namespace."""
+        warnings = replace(CORE_EVENTS, fields="type=Warning")
+        return [event async for page, _ in self.pages(warnings, namespace) for event in page]
 
     async def label_pod(self, namespace: str, name: str, labels: Mapping[str, str | None]) -> None:
         """Set labels of a pod; None removes one."""

@@ -10,7 +10,7 @@ from typing import Protocol
 from tunemill_api.status import FineTuneStatus
 
 from tunemill_operator.engine.objects import FineTune, Job
-from tunemill_operator.engine.observe import Complaint, Observed, Progress, Refusal, silent
+from tunemill_operator.engine.observe import Observed, Progress, Refusal, silent
 from tunemill_operator.engine.plan import CreateJob, DeleteJob, Plan, plan
 from tunemill_operator.engine.volumes import Platform
 from tunemill_operator.kube.client import JOBS, Json, KubeClient
@@ -20,6 +20,7 @@ from tunemill_operator.runtime.cache import Cache, Key
 from tunemill_operator.runtime.queue import WorkQueue
 from tunemill_operator.runtime.reconciliation import Reconciliation, current
 from tunemill_operator.runtime.recorder import Recorder
+from tunemill_operator.runtime.warnings import Warnings
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class Reconciler:
     queue: WorkQueue
     board: ProgressBoard
     recorder: Recorder
+    warnings: Warnings
     observer: ReconcileObserver
     platform: Callable[[], Platform]
 
@@ -83,12 +85,10 @@ class Reconciler:
 
     async def _observe(self, key: Key, now: datetime) -> Observed:
         observed = Observed(self.cache.jobs.of(key), self.cache.pods.of(key), progress=self.board.latest(key))
-        complaints = [
-            _complaint(event)
-            for view in silent(observed, now)
-            for event in await self.client.warnings_about(view.meta.namespace, view.meta.uid)
-        ]
-        return replace(observed, complaints=tuple(complaints))
+        waiting = [view.meta.uid for view in silent(observed, now)]
+        if not waiting:
+            return observed
+        return replace(observed, complaints=await self.warnings.about(key[0], waiting))
 
     async def _act(self, decided: Plan) -> Refusal | None:
         """Take the actions; return why the API server refused a Job, if it did."""
@@ -172,13 +172,3 @@ class Reconciler:
                 if shortened == body:
                     raise
                 body = shortened
-
-
-def _complaint(event: Json) -> Complaint:
-    seen = event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"]
-    return Complaint(
-        about=event["involvedObject"]["uid"],
-        reason=event.get("reason", ""),
-        message=event.get("message", ""),
-        last_seen=datetime.fromisoformat(seen),
-    )

@@ -1,5 +1,6 @@
 """What the operator decides, rule by rule."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -803,3 +804,14 @@ def test_progress_of_another_pod_is_ignored() -> None:
     world.progress = Progress("gone", TrainerStatus(progress_percentage=99, last_updated_time=world.now))
     world.reconcile()
     assert world.status.progress == ""
+
+
+def test_what_has_waited_long_is_looked_at_ever_more_seldom() -> None:
+    """A thousand objects may wait for one quota for a day; the first looks come soon."""
+    world = World()
+    world.reconcile()
+    waits = []
+    for seconds in (4, 60, 600, 28_000):
+        world.seconds = seconds
+        waits.append(world.plan().requeue_after)
+    assert waits == [timedelta(seconds=seconds) for seconds in (10, 15, 150, 300)]

@@ -23,6 +23,7 @@ from tunemill_operator.runtime.queue import QueueClosedError, WorkQueue
 from tunemill_operator.runtime.reconciler import Reconciler
 from tunemill_operator.runtime.recorder import Recorder
 from tunemill_operator.runtime.resync import Resync
+from tunemill_operator.runtime.warnings import Warnings
 from tunemill_operator.runtime.workers import FINISH_SECONDS, work
 
 Json = dict[str, Any]
@@ -83,7 +84,7 @@ class Client:
         self.finetune["metadata"]["resourceVersion"] = str(self.version)
         return deepcopy(self.finetune)
 
-    async def warnings_about(self, namespace: str, uid: str) -> list[Json]:
+    async def warnings_in(self, namespace: str) -> list[Json]:
         """Return no events."""
         self._answer("events")
         return []
@@ -119,7 +120,14 @@ class Operation:
         self.cache.finetunes.put(deepcopy(self.client.finetune))
         client: Any = self.client
         self.reconciler = Reconciler(
-            client, self.cache, self.queue, Board(self.queue), Recorder(client, "test"), Counter(), lambda: PLATFORM
+            client,
+            self.cache,
+            self.queue,
+            Board(self.queue),
+            Recorder(client, "test"),
+            Warnings(client),
+            Counter(),
+            lambda: PLATFORM,
         )
 
     @property
