@@ -1,17 +1,28 @@
 """The operator with exactly the rights that the chart gives it."""
 
+import ssl
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from aiohttp import web
+from chaos.proxy import Proxy
 from chart.rendering import NAMESPACE, render
-from kube.kubelet import eventually
+from kube.kubelet import Runs, Waits, eventually
 from kube.operators import an_operator
 from kube.plane import Namespace, Plane
+from property.builders import a_spec
+from tunemill_api import keys
 from tunemill_api.constants import LABEL_LEADER
+from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.stage_report import Stage
 from tunemill_dev.cluster.pki import Authority
 from tunemill_dev.cluster.ports import free_ports
+from tunemill_operator.engine.stages import Work
 
 ROOTS = {
     "ServiceAccount": "/api/v1",
@@ -20,6 +31,37 @@ ROOTS = {
     "Role": "/apis/rbac.authorization.k8s.io/v1",
     "RoleBinding": "/apis/rbac.authorization.k8s.io/v1",
 }
+
+
+VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+FOR_ADMISSION = ("tunemill.dev", "functioncallfinetunes/finalizers", "update")
+"""Asked for by OwnerReferencesPermissionEnforcement when a Job is created; no request carries it."""
+
+
+@dataclass
+class Witness(Proxy):
+    """Passes everything on, and notes which right each request needs."""
+
+    used: set[tuple[str, str, str]] = field(default_factory=set)
+    """API group, resource and verb, as rules name them."""
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        if needed := right_for(request.method, request.path, watches="watch" in request.query):
+            self.used.add(needed)
+        return await super()._handle(request)
+
+
+def right_for(method: str, path: str, *, watches: bool) -> tuple[str, str, str] | None:
+    """Return the API group, resource and verb of a request; None for discovery, which everybody may do."""
+    parts = path.strip("/").split("/")
+    group, rest = ("", parts[2:]) if parts[0] == "api" else (parts[1] if len(parts) > 1 else "", parts[3:])
+    if rest[:1] == ["namespaces"]:
+        rest = rest[2:]
+    if not rest:
+        return None
+    resource = "/".join([rest[0], *rest[2:]])
+    reads = "get" if len(rest) > 1 else "watch" if watches else "list"
+    return group, resource, VERBS.get(method, reads)
 
 
 def install(plane: Plane, objects: list[dict[str, Any]]) -> None:
@@ -41,6 +83,25 @@ def kubeconfig_of(plane: Plane, account: str, folder: Path) -> Path:
     return kubeconfig
 
 
+def arguments_for(pod: str, lease: str, folder: Path) -> list[str]:
+    """Return flags like those of the chart, for an operator that is said to be this pod."""
+    authority = Authority.ensure(folder / "pki")
+    authority.sign("server", user="progress", hosts=["127.0.0.1"])
+    (port,) = free_ports(1)
+    return [
+        f"--lease-name={lease}",
+        f"--lease-namespace={NAMESPACE}",
+        f"--progress-url=https://127.0.0.1:{port}",
+        f"--progress-port={port}",
+        f"--progress-cert={authority.certificate('server')}",
+        f"--progress-key={authority.key('server')}",
+        f"--progress-ca={authority.certificate('ca')}",
+        f"--pod-name={pod}",
+        f"--pod-namespace={NAMESPACE}",
+        "--resync-seconds=2",
+    ]
+
+
 @pytest.mark.parametrize("confined", [False, True], ids=["everywhere", "confined"])
 def test_the_rights_of_the_chart_are_enough(plane: Plane, namespace: Namespace, tmp_path: Path, confined: bool) -> None:
     """Leader election, progress and a whole run, without one refusal in the log; Secrets cannot be read."""
@@ -58,21 +119,9 @@ def test_the_rights_of_the_chart_are_enough(plane: Plane, namespace: Namespace, 
         f"/api/v1/namespaces/{NAMESPACE}/pods",
         {"metadata": {"name": release}, "spec": {"containers": [container]}},
     )
-    authority = Authority.ensure(tmp_path / "pki")
-    authority.sign("server", user="progress", hosts=["127.0.0.1"])
-    (port,) = free_ports(1)
     arguments = [
-        f"--lease-name={rendered.flags['--lease-name']}",
-        f"--lease-namespace={NAMESPACE}",
+        *arguments_for(release, rendered.flags["--lease-name"], tmp_path),
         f"--namespaces={namespace.name}" if confined else "--namespaces=",
-        f"--progress-url=https://127.0.0.1:{port}",
-        f"--progress-port={port}",
-        f"--progress-cert={authority.certificate('server')}",
-        f"--progress-key={authority.key('server')}",
-        f"--progress-ca={authority.certificate('ca')}",
-        f"--pod-name={release}",
-        f"--pod-namespace={NAMESPACE}",
-        "--resync-seconds=2",
     ]
     with an_operator(kubeconfig, tmp_path / "operator.log", *arguments) as operator:
         namespace.apply("allowed")
@@ -92,3 +141,63 @@ def test_the_rights_of_the_chart_are_enough(plane: Plane, namespace: Namespace, 
     }
     answer = plane.api.post("/apis/authorization.k8s.io/v1/subjectaccessreviews", review)
     assert not answer["status"]["allowed"]
+
+
+def test_every_right_of_the_chart_is_used(plane: Plane, namespace: Namespace, tmp_path: Path) -> None:
+    """The rights that the requests of all kinds of work need are those of the chart: none can be taken away."""
+    rendered = render("witnessed")
+    granted = {
+        (group, resource, verb)
+        for _, _, rule in rendered.rules_of_operator()
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    witness = Witness(plane.kubeconfig, tmp_path / "kubeconfig")
+    witness.start()
+    pod = plane.namespace("witnessed").make("pods", "op", spec={"containers": [{"name": "op", "image": "op"}]})
+    arguments = arguments_for(pod["metadata"]["name"], "witnessed", tmp_path)
+    arguments += ["--lease-namespace=witnessed", "--pod-namespace=witnessed", f"--namespaces={namespace.name}"]
+    try:
+        with an_operator(witness.kubeconfig, tmp_path / "operator.log", *arguments) as operator:
+            plane.kubelet.behave("paused", Stage.TRAIN, Runs())
+            namespace.apply("paused")
+            namespace.wait_for("paused", "Training")
+            namespace.edit("paused", suspend=True)
+            namespace.wait_for("paused", "Suspended")
+            plane.kubelet.behave("silent", Stage.PREPARE, Waits())
+            namespace.apply("silent")
+            the_job_of_somebody_else(namespace, "taken")
+            namespace.apply("taken")
+            namespace.wait_for("taken", "Failed")
+            report_with_a_bad_token(arguments, tmp_path / "pki" / "ca.crt")
+            rest = granted - {FOR_ADMISSION}
+            eventually(lambda: rest <= witness.used, "every right is used", seconds=20)
+            assert operator.stop() == 0
+    except AssertionError as error:
+        raise AssertionError(f"{error}; never used: {sorted(granted - {FOR_ADMISSION} - witness.used)}") from None
+    finally:
+        witness.stop()
+    assert witness.used == granted - {FOR_ADMISSION}
+
+
+def the_job_of_somebody_else(namespace: Namespace, name: str) -> None:
+    """Create a Job with the name that the first Job of an object is going to have."""
+    key = keys.prepare_request(FineTuneSpec.model_validate(a_spec()))
+    spec = {"restartPolicy": "Never", "containers": [{"name": "other", "image": "other"}]}
+    namespace.make(
+        "jobs",
+        Work("prepare", (Stage.PREPARE,), key).job_name(name),
+        spec={"suspend": True, "template": {"spec": spec}},
+    )
+
+
+def report_with_a_bad_token(arguments: list[str], authority: Path) -> None:
+    """Post a progress report that the API server has to be asked about."""
+    flags = dict(argument.split("=", 1) for argument in arguments)
+    path = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/team-a/trainjobs/x/status"
+    request = urllib.request.Request(
+        f"{flags['--progress-url']}{path}", data=b"{}", headers={"Authorization": "Bearer forged"}, method="POST"
+    )
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(request, timeout=10, context=ssl.create_default_context(cafile=str(authority)))

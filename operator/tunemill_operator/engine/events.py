@@ -17,7 +17,7 @@ _MILESTONES = (
 )
 
 _CUT_SHORT = {
-    CutShort.PREEMPTED: "was stopped from outside, which costs no retry; the next one goes on from the last checkpoint",
+    CutShort.PREEMPTED: "was stopped from outside, which costs no retry; train goes on from its last checkpoint",
     CutShort.NO_PROGRESS: "made no progress for spec.stallTimeout and is stopped",
     CutShort.OUT_OF_MEMORY: "needed more memory than its limit; the next one computes half as much at once",
 }

@@ -1,6 +1,7 @@
 """Records Kubernetes events about FunctionCallFineTunes."""
 
 import logging
+import time
 from datetime import datetime
 
 from tunemill_api.constants import API_VERSION, GROUP, KIND
@@ -27,7 +28,8 @@ class Recorder:
         body = {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
-            "metadata": {"generateName": f"{meta.name}-", "namespace": meta.namespace},
+            # kubectl describe shows events in the order of their names, for want of a last timestamp.
+            "metadata": {"name": f"{meta.name}.{time.time_ns():x}", "namespace": meta.namespace},
             "eventTime": now.isoformat(timespec="microseconds").replace("+00:00", "Z"),
             "type": announcement.kind,
             "reason": announcement.reason,
