@@ -9,7 +9,7 @@ The rules that make it safe:
 - a write is a compare-and-swap on the resource version;
 - `holds()` tells those who write for the leader whether anybody else can lead by now: a process that was frozen wakes
   up in the middle of its work;
-- a clean end gives the Lease back, so that the hand-over takes about one period.
+- a clean end gives the Lease back, and followers look twice a period, so that the hand-over takes half of one.
 
 kubernetes.aio has an elector too; that of release 37 fails in its first call, bounds no call and gives nothing back.
 """
@@ -54,7 +54,7 @@ class Election:
         identity: who the candidate is; different for every process.
         duration: seconds after which followers take a Lease that is not renewed.
         deadline: seconds after which a leader that cannot renew stops.
-        period: seconds between two tries.
+        period: seconds between two renewals; a follower looks after half of it.
     """
 
     name: str
@@ -119,7 +119,7 @@ class Elector:
                 if message != said:
                     log.warning("the Lease %s could not be read or taken: %s", self._election.name, message)
                     said = message
-            await asyncio.sleep(self._pause())
+            await asyncio.sleep(self._pause() / 2)
 
     async def _hold(self, work: "asyncio.Future[None]", renewed: float) -> None:
         """Renew until the work ends, somebody else holds the Lease, or no renewal has succeeded for too long."""
