@@ -8,13 +8,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from api.collector import a_collector
 from huggingface_hub import HfApi
 from learn.training import BASE, World, a_world, run_spec, run_stage
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.stage_report import Stage
 from tunemill_dev.tiny import make_base, rows
-from tunemill_trainer import config_maps
+from tunemill_trainer import config_maps, tracing
 from tunemill_trainer.context import StageContext
 from tunemill_trainer.credentials import Credentials
 from tunemill_trainer.errors import Interrupted, StageError
@@ -342,3 +343,16 @@ def test_a_pod_reports_what_was_found(site, tmp_path):
     ended = run_stage(Stage.PREPARE, site.world, run_spec(site.world.spec(), None), tmp_path / "pod-2")
     assert ended.code == 65
     assert ended.report.failure.reason is Reason.DATASET_FORMAT_UNKNOWN
+
+
+def test_the_parts_of_a_traced_stage_are_told_apart(site, monkeypatch):
+    """Where the time of a stage goes, each part below the stage's span."""
+    context = site.context()
+    with a_collector() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
+        with tracing.stage(Stage.PREPARE, context.run):
+            prepare.run(context)
+    (stage,) = collector.named("prepare")
+    parts = {"check permissions", "fetch data", "read data", "download", "tokenise", "commit outputs"}
+    assert {span.name for span in collector.spans} == {"prepare", *parts}
+    assert {span.parent for span in collector.spans if span.name in parts} == {stage.id}
