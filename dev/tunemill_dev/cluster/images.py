@@ -21,6 +21,8 @@ from tunemill_dev.cluster.processes import replace_file, run
 _CONTEXTS = SOURCES / "images"
 _CA_BUNDLES = (Path("/etc/ssl/certs/ca-certificates.crt"), Path("/etc/pki/tls/certs/ca-bundle.crt"))
 _KEPT_TAGS = 2
+_ROOM_BYTES = 25 << 30
+"""What a build of the trainer's image may take while it lasts: its layers as files of the build, as blobs, as files."""
 _BY_ID = "sha256:"
 
 
@@ -49,8 +51,11 @@ class ImageStore:
 
         The hash is of the image's content: the same files give the same reference, so a Deployment rolls exactly when
         something changed. The secret `ca` is the machine's own bundle of certificate authorities. Older tags of the
-        name go, but for the newest two and those that a workload names.
+        name go, but for the newest two and those that a workload names; when the disk is nearly full, caches and all
+        but the newest image of each name go first.
         """
+        if shutil.disk_usage(self.logs).free < _ROOM_BYTES:
+            self.prune()
         passed = {"ca": _ca_bundle(), **(secrets or {})}
         moving = f"localhost/{name}:build"
         self._build(moving, context, dockerfile, build_args or {}, passed)
