@@ -24,7 +24,7 @@ demo: $(READY) ## Show the whole run on a local cluster (CLUSTER=name), or on yo
 	@$(BIN)/python -m tunemill_dev.demo --cluster "$(CLUSTER)" --context "$(CONTEXT)"
 
 .PHONY: test
-test: lint types contracts test-unit test-property test-kube test-learn test-e2e ## Run every check, as CI does
+test: lint types contracts test-unit test-property test-kube test-learn test-platform test-e2e ## Run every check, as CI does
 
 ##@ One layer each
 .PHONY: setup
@@ -77,6 +77,10 @@ test-chaos: $(READY) ## 300 objects while everything breaks, 30 minutes of churn
 .PHONY: test-learn
 test-learn: $(READY) ## Real training on the CPU
 	@$(PYTEST) $(PARALLEL) --dist loadfile tests/learn
+
+.PHONY: test-platform
+test-platform: $(READY) ## What platform teams rely on: with the real GitOps engines, and what else they run
+	@$(PYTEST) tests/platform
 
 .PHONY: test-e2e
 test-e2e: $(READY) ## The chart, the images and real pods on a local cluster
