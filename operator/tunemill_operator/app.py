@@ -137,7 +137,8 @@ class _Process:
 
     async def _lead(self, access: Access, client: KubeClient) -> None:
         settings, metrics = self._settings, self._metrics
-        cache, queue = Cache(), WorkQueue(metrics.queue)
+        cache = Cache()
+        queue = WorkQueue(metrics.queue, cache.unserved)
         board = Board(queue)
         recorder = Recorder(client, settings.candidate)
         reconciler = Reconciler(
@@ -145,7 +146,7 @@ class _Process:
         )
         self._resync = resync = Resync(client, cache, queue, metrics, settings.namespaces)
         metrics.queue.observe(queue.__len__, queue.processing_seconds, settings.workers)
-        metrics.observe_phases(lambda: cache.finetunes)
+        metrics.observe_phases(lambda: (stored.phase for stored in cache.finetunes))
         await resync.prime()
         self._primed = True
         log.info("serving %s", ", ".join(settings.namespaces) or "all namespaces")

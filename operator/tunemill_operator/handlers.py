@@ -13,7 +13,7 @@ import kopf
 from tunemill_api.constants import GROUP
 
 from tunemill_operator.kube.access import Credentials
-from tunemill_operator.kube.client import FINETUNES, JOBS, PODS, Resource
+from tunemill_operator.kube.client import FINETUNES, JOBS, PAGE, PODS, Resource
 from tunemill_operator.runtime.cache import Cache, Key, Store
 from tunemill_operator.runtime.queue import WorkQueue
 
@@ -126,9 +126,10 @@ def _settings() -> kopf.OperatorSettings:
     settings.watching.server_timeout = 300
     settings.watching.client_timeout = 330
     settings.watching.connect_timeout = 10
-    settings.watching.chunk_size = 500
+    settings.watching.chunk_size = PAGE
     settings.networking.request_timeout = 30
-    settings.queueing.idle_timeout = 1
+    # For so long kopf keeps each object that it has told of, as JSON: a second of them is all of thousands.
+    settings.queueing.idle_timeout = 0.05
     settings.queueing.exit_timeout = 1
     settings.process.ultimate_exiting_timeout = 30
     settings.persistence.finalizer = f"{GROUP}/kopf"

@@ -3,12 +3,14 @@
 import asyncio
 from typing import Any
 
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from property.jumping import JumpingLoop
-from tunemill_operator.runtime.queue import LONGEST_BACK_OFF, WorkQueue
+from tunemill_operator.runtime.queue import LONGEST_BACK_OFF, URGENT_IN_A_ROW, WorkQueue
 
 KEYS = st.sampled_from([("a", "1"), ("a", "2"), ("b", "1")])
+"""Those of namespace a are urgent."""
 
 
 class Silent:
@@ -95,7 +97,7 @@ class Queue(RuleBasedStateMachine):
 
 
 async def _a_queue() -> WorkQueue:
-    return WorkQueue(Silent())
+    return WorkQueue(Silent(), lambda key: key[0] == "a")
 
 
 async def _sleep(seconds: float) -> None:
@@ -103,3 +105,24 @@ async def _sleep(seconds: float) -> None:
 
 
 TestQueue = Queue.TestCase
+
+
+@given(st.lists(st.booleans(), max_size=60))
+def test_urgent_keys_come_first_and_starve_no_other(urgency: list[bool]) -> None:
+    """In the order in which they were added; one of the others after so many in a row."""
+
+    async def story() -> list[tuple[str, str]]:
+        queue = await _a_queue()
+        for number, urgent in enumerate(urgency):
+            queue.add(("a" if urgent else "b", str(number)))
+        return [await queue.get() for _ in urgency]
+
+    taken = asyncio.run(story())
+    for namespace in "ab":
+        numbers = [int(number) for kind, number in taken if kind == namespace]
+        assert numbers == sorted(numbers)
+    others = [at for at, (kind, _) in enumerate(taken) if kind == "b"]
+    urgents = sum(urgency)
+    assert others == [
+        min(turn * (URGENT_IN_A_ROW + 1) + URGENT_IN_A_ROW, urgents + turn) for turn in range(len(others))
+    ]

@@ -1,6 +1,5 @@
 """The requests that the operator makes: plain JSON in and out, every one bounded in time and counted."""
 
-import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -8,6 +7,7 @@ from typing import Any
 
 import aiohttp
 from kubernetes.aio.client import ApiClient
+from pydantic_core import from_json
 from tunemill_api.constants import API_VERSION, FIELD_MANAGER, GROUP, KIND, LABEL_FINETUNE, PLURAL, VERSION
 
 from tunemill_operator.kube.errors import NotFoundError, UnavailableError, error_of
@@ -17,8 +17,8 @@ Json = dict[str, Any]
 
 REQUEST_SECONDS = 30.0
 """The longest that a request may take. A watch is none of them: kopf watches."""
-PAGE = 500
-"""Objects per page of a list."""
+PAGE = 200
+"""Objects per page of a list: more would only take memory, tens of kilobytes each until they are looked through."""
 MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 
@@ -179,7 +179,7 @@ class KubeClient:
 
 def _decoded(text: bytes) -> Json:
     try:
-        answer: Json = json.loads(text)
+        answer: Json = from_json(text)
     except ValueError:  # a proxy's error page
         return {}
     return answer

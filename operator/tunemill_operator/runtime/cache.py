@@ -4,7 +4,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
-from tunemill_operator.engine.objects import FineTune, Job, Meta, Pod, finetune_of, job_of, pod_of
+from tunemill_operator.engine.objects import (
+    FineTune,
+    Job,
+    Meta,
+    Pod,
+    StoredFineTune,
+    job_of,
+    pod_of,
+    stored_finetune_of,
+)
 
 Key = tuple[str, str]
 """Namespace and name of a FunctionCallFineTune."""
@@ -94,10 +103,21 @@ class Cache:
     """All that the operator has seen."""
 
     def __init__(self) -> None:
-        self.finetunes: Store[FineTune] = Store(finetune_of, lambda view: (view.meta.namespace, view.meta.name))
+        self.finetunes: Store[StoredFineTune] = Store(
+            stored_finetune_of, lambda stored: (stored.meta.namespace, stored.meta.name)
+        )
         self.jobs: Store[Job] = Store(job_of, lambda view: (view.meta.namespace, view.meta.finetune))
         self.pods: Store[Pod] = Store(pod_of, lambda view: (view.meta.namespace, view.meta.finetune))
 
     def finetune(self, key: Key) -> FineTune | None:
         """Return the FunctionCallFineTune of this key; the youngest, where one was deleted and made anew."""
-        return max(self.finetunes.of(key), key=lambda view: view.meta.resource_version, default=None)
+        stored = self._stored(key)
+        return stored.view() if stored else None
+
+    def unserved(self, key: Key) -> bool:
+        """Tell whether this FunctionCallFineTune is new: nothing was made of it, nothing was told of it yet."""
+        stored = self._stored(key)
+        return stored is not None and not stored.phase and not self.jobs.of(key)
+
+    def _stored(self, key: Key) -> StoredFineTune | None:
+        return max(self.finetunes.of(key), key=lambda stored: stored.meta.resource_version, default=None)

@@ -2,17 +2,23 @@
 
 As in client-go: a key waits once however often it is added; it is never worked on twice at the same time; a key that is
 added while it is worked on comes again afterwards; failures back off per key and are forgotten on success.
+
+Urgent keys come first, so that after a start among thousands of objects, or when hundreds are made at once, a new
+object does not wait until everything else was looked at and told of.
 """
 
 import asyncio
 import random
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Callable
 from typing import Protocol
 
 from tunemill_operator.runtime.cache import Key
 
 FIRST_BACK_OFF = 0.2
 LONGEST_BACK_OFF = 60.0
+URGENT_IN_A_ROW = 8
+"""After so many urgent keys another one has its turn, however many urgent ones wait."""
 
 
 class QueueObserver(Protocol):
@@ -38,10 +44,15 @@ class QueueClosedError(Exception):
 class WorkQueue:
     """Keys to be worked on, now or later. To be used from one event loop."""
 
-    def __init__(self, observer: QueueObserver) -> None:
+    def __init__(self, observer: QueueObserver, urgent: Callable[[Key], bool] = lambda _: False) -> None:
         self._observer = observer
+        self._urgent = urgent
         self._loop = asyncio.get_running_loop()
-        self._ready: asyncio.Queue[Key | None] = asyncio.Queue()
+        self._ready = asyncio.Semaphore(0)
+        self._first: deque[Key] = deque()
+        self._others: deque[Key] = deque()
+        self._in_a_row = 0
+        self._closed = False
         self._waiting: dict[Key, float] = {}
         self._processing: dict[Key, float] = {}
         self._timers: dict[Key, asyncio.TimerHandle] = {}
@@ -49,6 +60,11 @@ class WorkQueue:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    @property
+    def pressed(self) -> bool:
+        """Whether urgent keys wait: what can come later, should."""
+        return bool(self._first)
 
     def processing_seconds(self) -> list[float]:
         """Return for how long each key at work has been worked on."""
@@ -61,7 +77,7 @@ class WorkQueue:
         self._waiting[key] = self._loop.time()
         self._observer.added()
         if key not in self._processing:
-            self._ready.put_nowait(key)
+            self._line_up(key)
 
     def add_after(self, key: Key, seconds: float) -> None:
         """Have the key worked on after so many seconds, or earlier when that was asked for before."""
@@ -89,10 +105,11 @@ class WorkQueue:
         Raises:
             QueueClosedError: when the queue was closed; keys that still wait are left to the next process.
         """
-        key = await self._ready.get()
-        if key is None:
-            self._ready.put_nowait(None)  # for the next worker
+        await self._ready.acquire()
+        if self._closed:
+            self._ready.release()  # for the next worker
             raise QueueClosedError
+        key = self._next()
         now = self._loop.time()
         self._observer.taken(now - self._waiting.pop(key))
         self._processing[key] = now
@@ -104,16 +121,24 @@ class WorkQueue:
         """Say that the key is no longer worked on."""
         self._observer.finished(self._loop.time() - self._processing.pop(key))
         if key in self._waiting:
-            self._ready.put_nowait(key)
+            self._line_up(key)
 
     def close(self) -> None:
         """Give out no more keys; those that are worked on are finished by their workers."""
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        while not self._ready.empty():
-            self._ready.get_nowait()
-        self._ready.put_nowait(None)
+        self._closed = True
+        self._ready.release()
+
+    def _line_up(self, key: Key) -> None:
+        (self._first if self._urgent(key) else self._others).append(key)
+        self._ready.release()
+
+    def _next(self) -> Key:
+        urgent = bool(self._first) and not (self._others and self._in_a_row >= URGENT_IN_A_ROW)
+        self._in_a_row = self._in_a_row + 1 if urgent else 0
+        return (self._first if urgent else self._others).popleft()
 
     def _due(self, key: Key) -> None:
         self._timers.pop(key, None)

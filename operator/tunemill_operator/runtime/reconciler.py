@@ -78,6 +78,9 @@ class Reconciler:
         if refusal := await self._act(decided):
             decided = plan(finetune, replace(observed, refusal=refusal), self.platform(), now)
             told.at(decided.status or finetune.status)
+        elif decided.actions and self.queue.pressed and self.cache.jobs.of(key):
+            self.queue.add(key)  # what was done is told after new objects have their Jobs
+            return
         if decided.status is not None and decided.status != finetune.status:
             told.begins_run = await self._write(finetune, decided, decided.status, now)
         if decided.requeue_after is not None:

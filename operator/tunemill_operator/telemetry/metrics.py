@@ -96,9 +96,9 @@ class Metrics:
             "tunemill_progress_reports_total", "Requests at the progress endpoint.", ["code"], registry=registry
         )
 
-    def observe_phases(self, finetunes: Callable[[], Iterable[FineTune]]) -> None:
+    def observe_phases(self, phases: Callable[[], Iterable[str]]) -> None:
         """Count the objects by phase at every scrape."""
-        self.registry.register(_Phases(finetunes))
+        self.registry.register(_Phases(phases))
 
     def reconciled(self, result: str, seconds: float) -> None:
         """A key was reconciled."""
@@ -215,13 +215,13 @@ class QueueMetrics:
 class _Phases(Collector):
     """Counts objects by phase when asked."""
 
-    def __init__(self, finetunes: Callable[[], Iterable[FineTune]]) -> None:
-        self._finetunes = finetunes
+    def __init__(self, phases: Callable[[], Iterable[str]]) -> None:
+        self._phases = phases
 
     def collect(self) -> Iterable[Metric]:
         """Return one figure a phase, zero included, so that alerts need not handle absence."""
-        tally = Tally(finetune.status.phase or Phase.PENDING for finetune in self._finetunes())
+        tally = Tally(phase or Phase.PENDING.value for phase in self._phases())
         family = GaugeMetricFamily("tunemill_finetunes", "FunctionCallFineTunes by phase.", labels=["phase"])
         for phase in Phase:
-            family.add_metric([phase.value], tally[phase])
+            family.add_metric([phase.value], tally[phase.value])
         yield family

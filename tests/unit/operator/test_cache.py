@@ -4,8 +4,11 @@ from copy import deepcopy
 from typing import Any
 
 from property.builders import a_finetune_body
+from tunemill_api.constants import ANNOTATION_REQUESTED_AT
+from tunemill_operator.engine.objects import finetune_of
 from tunemill_operator.runtime.cache import Cache
 
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 KEY = ("team-a", "support")
 
 
@@ -23,8 +26,9 @@ def test_what_is_older_than_what_is_known_is_dropped() -> None:
     assert store.put(a_body(5)) is None
     assert store.put(a_body(4, suspend=True)) is None
     (known,) = store.of(KEY)
-    assert known.spec is not None
-    assert not known.spec.suspend
+    spec = known.view().spec
+    assert spec is not None
+    assert not spec.suspend
     assert store.put(a_body(6, suspend=True)) == KEY
 
 
@@ -60,6 +64,30 @@ def test_a_complete_list_takes_out_what_a_watch_has_missed() -> None:
     assert store.prune(["there"], version=10, namespace="team-a") == [KEY]
     assert {view.meta.uid for view in store} == {"there", "new", "elsewhere"}
     assert len(store) == 3
+
+
+def test_an_object_is_kept_small_and_whole() -> None:
+    """As text, without what others wrote onto it; what the engine decides on is the same."""
+    body = a_body(5)
+    body["metadata"]["managedFields"] = [{"manager": "kubectl", "fieldsV1": {"f:spec": {"f:x": {}} | {"y" * 9000: {}}}}]
+    body["metadata"]["annotations"] = {LAST_APPLIED: "z" * 9000, ANNOTATION_REQUESTED_AT: "now"}
+    cache = Cache()
+    cache.finetunes.put(body)
+    (stored,) = cache.finetunes.of(KEY)
+    assert len(stored.text) < 3000
+    assert cache.finetune(KEY) == finetune_of(body)
+
+
+def test_an_object_is_new_until_something_was_made_of_it_or_told_of_it() -> None:
+    """New ones are served first."""
+    cache = Cache()
+    assert not cache.unserved(KEY)
+    cache.finetunes.put(a_body(5))
+    assert cache.unserved(KEY)
+    told = a_body(6)
+    told["status"] = {"phase": "Pending"}
+    cache.finetunes.put(told)
+    assert not cache.unserved(KEY)
 
 
 def test_what_nobody_reads_is_not_kept() -> None:

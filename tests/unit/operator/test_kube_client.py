@@ -10,7 +10,7 @@ import pytest
 import yaml
 from aiohttp import web
 from tunemill_operator.kube.access import AccessError, open_access
-from tunemill_operator.kube.client import FINETUNES, JOBS, KubeClient
+from tunemill_operator.kube.client import FINETUNES, JOBS, PAGE, KubeClient
 from tunemill_operator.kube.errors import (
     ConflictError,
     ExistsError,
@@ -133,7 +133,7 @@ async def test_lists_are_read_page_by_page(tmp_path: Path) -> None:
     async with a_client(handler, tmp_path) as (client, _):
         pages = [page async for page in client.pages(JOBS, None)]
     assert pages == [([{}], 7), ([{}], 7)]
-    assert asked[0] == {"labelSelector": "tunemill.dev/finetune", "limit": "500"}
+    assert asked[0] == {"labelSelector": "tunemill.dev/finetune", "limit": str(PAGE)}
     assert asked[1]["continue"] == "more"
 
 

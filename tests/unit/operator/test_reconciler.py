@@ -116,7 +116,7 @@ class Operation:
     def __init__(self) -> None:
         self.client = Client()
         self.cache = Cache()
-        self.queue = WorkQueue(Counter())
+        self.queue = WorkQueue(Counter(), self.cache.unserved)
         self.cache.finetunes.put(deepcopy(self.client.finetune))
         client: Any = self.client
         self.reconciler = Reconciler(
@@ -151,6 +151,28 @@ def test_a_job_is_created_before_the_status_is_written(jump: Jump) -> None:
         operation.client.said.clear()
         await operation.reconcile()
         assert "create" not in operation.client.said
+
+    jump(story())
+
+
+def test_while_new_objects_wait_for_their_jobs_statuses_are_written_later(jump: Jump) -> None:
+    """A burst of objects gets its Jobs first; what was done for each is told when no new one waits any more."""
+
+    async def story() -> None:
+        operation = Operation()
+        newer = deepcopy(operation.client.finetune)
+        newer["metadata"] |= {"name": "newer", "uid": "uid-of-newer"}
+        operation.cache.finetunes.put(newer)
+        operation.queue.add(KEY)
+        operation.queue.add((KEY[0], "newer"))
+        assert await operation.queue.get() == KEY
+        await operation.reconcile()
+        operation.queue.done(KEY)
+        assert operation.client.said == ["create"]
+        assert await operation.queue.get() == (KEY[0], "newer")
+        assert await operation.queue.get() == KEY
+        await operation.reconcile()
+        assert operation.client.said[-1] == "status"
 
     jump(story())
 

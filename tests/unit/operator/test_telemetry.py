@@ -64,7 +64,7 @@ def test_objects_are_counted_by_phase_and_failures_by_reason() -> None:
     """At every scrape, all phases; a failure once, however often its status is written."""
     metrics = Metrics("1.2.3", "api:6443")
     world = World()
-    metrics.observe_phases(lambda: [world.finetune])
+    metrics.observe_phases(lambda: [world.status.phase or ""])
     before = world.status
     world.settle()
     world.start(world.live_pods()[0])
