@@ -49,8 +49,11 @@ PROGRESS_AUDIENCE: Final = f"progress.{GROUP}"
 """The only audience of the token that a stage pod holds: it is good for progress reports and for nothing else."""
 ENV_PROGRESS_URL: Final = "KUBEFLOW_TRAINER_SERVER_URL"
 ENV_PROGRESS_CA: Final = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
+CA_BUNDLE_PATH: Final = f"{STAGE_DIRECTORY}/authorities/ca.crt"
 ENV_PROGRESS_TOKEN: Final = "KUBEFLOW_TRAINER_SERVER_TOKEN"  # noqa: S105 - the name of a variable, not a token
 """The three variables of Kubeflow's status protocol (KEP-2779), which Transformers speaks by itself."""
 
 USER_ID: Final = 65532
+ENV_CA_BUNDLE: Final = "TUNEMILL_CA_BUNDLE"
+"""On stage containers: the file with the authorities that the platform trusts beside the public ones."""
 """The user and group that every container of ours runs as."""

@@ -13,19 +13,20 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from aiohttp import web
 from tunemill_api import traces
 from tunemill_api.constants import LABEL_LEADER
 
 from tunemill_operator import handlers
-from tunemill_operator.engine.volumes import Platform
 from tunemill_operator.kube.access import Access, open_access
 from tunemill_operator.kube.client import KubeClient
 from tunemill_operator.kube.errors import KubeError
+from tunemill_operator.platform import platform_of, trusting
 from tunemill_operator.progress.auth import Gatekeeper
 from tunemill_operator.progress.board import Board
-from tunemill_operator.progress.server import Certificate
+from tunemill_operator.progress.certificate import Certificate, kept
 from tunemill_operator.progress.server import application as progress_application
 from tunemill_operator.runtime.cache import Cache
 from tunemill_operator.runtime.elector import Election, Elector
@@ -60,11 +61,11 @@ async def run(settings: Settings) -> int:
 
     Raises:
         AccessError: when there is no way to an API server.
-        SettingsError: when the certificate or a variable of OpenTelemetry cannot be used, or a port is taken.
+        SettingsError: when a certificate or a variable of OpenTelemetry cannot be used, or a port is taken.
     """
     access = await open_access(settings.kubeconfig, settings.context)
     metrics = Metrics(version("tunemill-operator"), access.host)
-    with _traced() as tracing:
+    with trusting(settings.ca_bundle), _traced() as tracing:
         return await _run(settings, access, metrics, [metrics, *tracing])
 
 
@@ -104,8 +105,8 @@ class _Process:
         self._witnesses = witnesses
         self._client = client
         self._metrics = metrics
-        self._platform = _platform(settings)
         self._certificate = _certificate(settings)
+        self._platform = platform_of(settings, self._certificate)
         self._resync: Resync | None = None
         self._primed = False
         self.stopping = asyncio.Event()
@@ -152,41 +153,55 @@ class _Process:
         log.info("serving %s", ", ".join(settings.namespaces) or "all namespaces")
         audience = handlers.Audience(cache, queue, metrics.seen, resync.listed)
         try:
-            async with self._progress(Gatekeeper(client, cache.pods), board), asyncio.TaskGroup() as group:
+            async with self._progress(client, cache, board), asyncio.TaskGroup() as group:
                 group.create_task(handlers.watch(audience, settings.namespaces, access.credentials, self.take_signals))
                 group.create_task(work(queue, reconciler.reconcile, settings.workers, self._witnesses))
                 group.create_task(resync.run(settings.resync_seconds))
-                if self._certificate:
-                    group.create_task(self._renew(self._certificate))
+                group.create_task(self._renew())
         except* handlers.WatchError as ended:
             for error in ended.exceptions:
                 log.error("%s; the process ends, to begin anew", error)
 
     @contextlib.asynccontextmanager
-    async def _progress(self, gatekeeper: Gatekeeper, board: Board) -> AsyncIterator[None]:
+    async def _progress(self, client: KubeClient, cache: Cache, board: Board) -> AsyncIterator[None]:
         """Serve the progress endpoint if there is one, and say so with the label that the Service selects."""
-        if not self._certificate:
+        settings = self._settings
+        if not settings.progress_url:
             yield
             return
-        app = progress_application(gatekeeper, board, self._metrics.progress_answered)
-        everywhere, port = "0.0.0.0", self._settings.progress_port  # noqa: S104 - pods reach it
+        self._certificate = self._certificate or await self._kept_certificate(client)
+        app = progress_application(Gatekeeper(client, cache.pods), board, self._metrics.progress_answered)
+        everywhere, port = "0.0.0.0", settings.progress_port  # noqa: S104 - pods reach it
         async with _served(app, everywhere, port, self._certificate.context):
             await self._label("true")
-            self._platform = replace(self._platform, listening_since=datetime.now(UTC))
+            self._platform = replace(platform_of(settings, self._certificate), listening_since=datetime.now(UTC))
             try:
                 yield
             finally:
                 await self._label(None)
 
-    async def _renew(self, certificate: Certificate) -> None:
-        """Read the certificate and the CA again when their files change, until cancelled."""
+    async def _kept_certificate(self, client: KubeClient) -> Certificate:
+        name, namespace = self._settings.progress_secret, self._settings.lease_namespace
+        host = urlsplit(self._settings.progress_url).hostname or ""
+        try:
+            return await kept(client, namespace, name, host)
+        except (KubeError, OSError) as error:
+            raise SettingsError(
+                f"--progress-secret: the certificate in Secret {namespace}/{name} cannot be used: {error}; "
+                "apply the Secret of the chart, which is empty, and let the operator fill it"
+            ) from error
+
+    async def _renew(self) -> None:
+        """Read the files of the certificate and of authorities again when they change, until cancelled."""
         while True:
             await asyncio.sleep(FILES_SECONDS)
             try:
-                certificate.refresh()
-                self._platform = replace(_platform(self._settings), listening_since=self._platform.listening_since)
-            except OSError as error:  # half-written: the old ones go on until the next look
-                log.warning("the certificate could not be read again: %s", error)
+                if self._certificate and not self._settings.progress_secret:
+                    self._certificate.refresh()
+                fresh = platform_of(self._settings, self._certificate)
+                self._platform = replace(fresh, listening_since=self._platform.listening_since)
+            except (OSError, SettingsError) as error:  # half-written: the old ones go on until the next look
+                log.warning("the certificates could not be read again: %s", error)
 
     async def _label(self, value: str | None) -> None:
         settings = self._settings
@@ -245,20 +260,9 @@ async def _served(
 
 
 def _certificate(settings: Settings) -> Certificate | None:
-    if not settings.progress_url:
+    if not settings.progress_url or settings.progress_secret:
         return None
     try:
-        return Certificate(Path(settings.progress_cert), Path(settings.progress_key))
+        return Certificate(Path(settings.progress_cert), Path(settings.progress_key), Path(settings.progress_ca))
     except OSError as error:
         raise SettingsError(f"--progress-cert and --progress-key cannot be used together: {error}") from error
-
-
-def _platform(settings: Settings) -> Platform:
-    return Platform(
-        image=settings.trainer_image,
-        image_pull_policy=settings.image_pull_policy,
-        image_pull_secrets=settings.image_pull_secrets,
-        progress_url=settings.progress_url.rstrip("/"),
-        progress_ca=Path(settings.progress_ca).read_text() if settings.progress_url else "",
-        traces=traces.endpoints(os.environ),
-    )

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 PREFIX: Final = "TUNEMILL_"
+_PROXY: Final = re.compile(r"https?://[^/@\s]+/?")
 
 
 def _setting(default: Any, text: str, *choices: str, environment: str = "") -> Any:  # noqa: ANN401 - a dataclass field
@@ -37,6 +39,13 @@ class Settings:
     progress_key: str = _setting("", "File with the endpoint's key as PEM.")
     progress_ca: str = _setting("", "File with the authority that signed the certificate, which pods are to trust.")
     http_host: str = _setting("0.0.0.0", "Address of /metrics, /healthz and /readyz.")  # noqa: S104 - scraped
+    progress_secret: str = _setting(
+        "", "In place of the three files: a Secret beside the Lease, for a certificate that the operator makes."
+    )
+    ca_bundle: str = _setting("", "File with authorities, as PEM, that are trusted beside the public ones.")
+    http_proxy: str = _setting("", "Proxy of stages for http, by URL; it is written into pods.")
+    https_proxy: str = _setting("", "Proxy of stages for https, by URL; it is written into pods.")
+    no_proxy: str = _setting("", "Hosts and domains that stages reach without a proxy, by comma.")
     http_port: int = _setting(8080, "Port of /metrics, /healthz and /readyz; 0 takes a free one.")
     log_format: str = _setting("text", "Form of the log lines.", "text", "json")
     log_level: str = _setting("info", "What is logged.", "debug", "info", "warning", "error")
@@ -93,6 +102,9 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     if settings.progress_url:
         _check_progress(settings)
     return settings
+    for flag, url in (("--http-proxy", settings.http_proxy), ("--https-proxy", settings.https_proxy)):
+        if url and not _PROXY.fullmatch(url):
+            raise SettingsError(f"{flag} must be a URL of http:// or https:// without credentials, as all pods show it")
 
 
 def _check_progress(settings: Settings) -> None:
@@ -101,12 +113,18 @@ def _check_progress(settings: Settings) -> None:
             f"--progress-url must begin with https://, got {settings.progress_url!r}: tokens travel there"
         )
     for flag, path in (
+    if settings.progress_secret:
+        if settings.progress_cert or settings.progress_key or settings.progress_ca:
+            raise SettingsError("give either --progress-secret or --progress-cert, --progress-key and --progress-ca")
+        return
         ("--progress-cert", settings.progress_cert),
         ("--progress-key", settings.progress_key),
         ("--progress-ca", settings.progress_ca),
     ):
         if not path or not Path(path).is_file():
-            raise SettingsError(f"with --progress-url, {flag} must name a readable PEM file, got {path!r}")
+            raise SettingsError(
+                f"with --progress-url and no --progress-secret, {flag} must name a readable PEM file, got {path!r}"
+            )
 
 
 def _as_text(item: "Field[Any]") -> str:

@@ -1,5 +1,6 @@
 """The operator with exactly the rights that the chart gives it."""
 
+import base64
 import ssl
 import urllib.error
 import urllib.request
@@ -20,7 +21,6 @@ from tunemill_api import keys
 from tunemill_api.constants import LABEL_LEADER
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.stage_report import Stage
-from tunemill_dev.cluster.pki import Authority
 from tunemill_dev.cluster.ports import free_ports
 from tunemill_operator.engine.stages import Work
 
@@ -30,6 +30,7 @@ ROOTS = {
     "ClusterRoleBinding": "/apis/rbac.authorization.k8s.io/v1",
     "Role": "/apis/rbac.authorization.k8s.io/v1",
     "RoleBinding": "/apis/rbac.authorization.k8s.io/v1",
+    "Secret": "/api/v1",
 }
 
 
@@ -65,7 +66,7 @@ def right_for(method: str, path: str, *, watches: bool) -> tuple[str, str, str] 
 
 
 def install(plane: Plane, objects: list[dict[str, Any]]) -> None:
-    """Create the chart's accounts and roles."""
+    """Create the chart's accounts and roles, and the Secret for the operator's certificate."""
     for item in objects:
         namespace = item["metadata"].get("namespace")
         where = f"/namespaces/{namespace}" if namespace else ""
@@ -83,19 +84,15 @@ def kubeconfig_of(plane: Plane, account: str, folder: Path) -> Path:
     return kubeconfig
 
 
-def arguments_for(pod: str, lease: str, folder: Path) -> list[str]:
+def arguments_for(pod: str, lease: str, secret: str) -> list[str]:
     """Return flags like those of the chart, for an operator that is said to be this pod."""
-    authority = Authority.ensure(folder / "pki")
-    authority.sign("server", user="progress", hosts=["127.0.0.1"])
     (port,) = free_ports(1)
     return [
         f"--lease-name={lease}",
         f"--lease-namespace={NAMESPACE}",
-        f"--progress-url=https://127.0.0.1:{port}",
+        f"--progress-url=https://localhost:{port}",
         f"--progress-port={port}",
-        f"--progress-cert={authority.certificate('server')}",
-        f"--progress-key={authority.key('server')}",
-        f"--progress-ca={authority.certificate('ca')}",
+        f"--progress-secret={secret}",
         f"--pod-name={pod}",
         f"--pod-namespace={NAMESPACE}",
         "--resync-seconds=2",
@@ -120,7 +117,7 @@ def test_the_rights_of_the_chart_are_enough(plane: Plane, namespace: Namespace, 
         {"metadata": {"name": release}, "spec": {"containers": [container]}},
     )
     arguments = [
-        *arguments_for(release, rendered.flags["--lease-name"], tmp_path),
+        *arguments_for(release, rendered.flags["--lease-name"], rendered.flags["--progress-secret"]),
         f"--namespaces={namespace.name}" if confined else "--namespaces=",
     ]
     with an_operator(kubeconfig, tmp_path / "operator.log", *arguments) as operator:
@@ -133,14 +130,15 @@ def test_the_rights_of_the_chart_are_enough(plane: Plane, namespace: Namespace, 
         assert LABEL_LEADER not in plane.api.get(path)["metadata"].get("labels", {})
         assert not operator.said("forbidden"), operator.log.read_text()
         assert not operator.said("warning"), operator.log.read_text()
-    review = {
-        "spec": {
-            "user": f"system:serviceaccount:{NAMESPACE}:{account}",
-            "resourceAttributes": {"namespace": namespace.name, "resource": "secrets", "verb": "get"},
+    for where in (namespace.name, NAMESPACE):
+        review = {
+            "spec": {
+                "user": f"system:serviceaccount:{NAMESPACE}:{account}",
+                "resourceAttributes": {"namespace": where, "resource": "secrets", "verb": "get", "name": "s3"},
+            }
         }
-    }
-    answer = plane.api.post("/apis/authorization.k8s.io/v1/subjectaccessreviews", review)
-    assert not answer["status"]["allowed"]
+        answer = plane.api.post("/apis/authorization.k8s.io/v1/subjectaccessreviews", review)
+        assert not answer["status"]["allowed"]
 
 
 def test_every_right_of_the_chart_is_used(plane: Plane, namespace: Namespace, tmp_path: Path) -> None:
@@ -155,8 +153,10 @@ def test_every_right_of_the_chart_is_used(plane: Plane, namespace: Namespace, tm
     }
     witness = Witness(plane.kubeconfig, tmp_path / "kubeconfig")
     witness.start()
-    pod = plane.namespace("witnessed").make("pods", "op", spec={"containers": [{"name": "op", "image": "op"}]})
-    arguments = arguments_for(pod["metadata"]["name"], "witnessed", tmp_path)
+    home = plane.namespace("witnessed")
+    pod = home.make("pods", "op", spec={"containers": [{"name": "op", "image": "op"}]})
+    home.make("secrets", "progress")
+    arguments = arguments_for(pod["metadata"]["name"], "witnessed", "progress")
     arguments += ["--lease-namespace=witnessed", "--pod-namespace=witnessed", f"--namespaces={namespace.name}"]
     try:
         with an_operator(witness.kubeconfig, tmp_path / "operator.log", *arguments) as operator:
@@ -170,7 +170,8 @@ def test_every_right_of_the_chart_is_used(plane: Plane, namespace: Namespace, tm
             the_job_of_somebody_else(namespace, "taken")
             namespace.apply("taken")
             namespace.wait_for("taken", "Failed")
-            report_with_a_bad_token(arguments, tmp_path / "pki" / "ca.crt")
+            held = plane.api.get(home.path("secrets", "progress"))["data"]
+            report_with_a_bad_token(arguments, base64.b64decode(held["ca.crt"]).decode())
             rest = granted - {FOR_ADMISSION}
             eventually(lambda: rest <= witness.used, "every right is used", seconds=20)
             assert operator.stop() == 0
@@ -192,7 +193,7 @@ def the_job_of_somebody_else(namespace: Namespace, name: str) -> None:
     )
 
 
-def report_with_a_bad_token(arguments: list[str], authority: Path) -> None:
+def report_with_a_bad_token(arguments: list[str], authority: str) -> None:
     """Post a progress report that the API server has to be asked about."""
     flags = dict(argument.split("=", 1) for argument in arguments)
     path = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/team-a/trainjobs/x/status"
@@ -200,4 +201,4 @@ def report_with_a_bad_token(arguments: list[str], authority: Path) -> None:
         f"{flags['--progress-url']}{path}", data=b"{}", headers={"Authorization": "Bearer forged"}, method="POST"
     )
     with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(request, timeout=10, context=ssl.create_default_context(cafile=str(authority)))
+        urllib.request.urlopen(request, timeout=10, context=ssl.create_default_context(cadata=authority))

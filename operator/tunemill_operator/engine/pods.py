@@ -14,6 +14,7 @@ from tunemill_api.stage_report import Stage
 from tunemill_operator.engine.objects import ANNOTATION_POD, FineTune
 from tunemill_operator.engine.stages import Ledger, Work
 from tunemill_operator.engine.volumes import (
+    ANNOTATION_CA_BUNDLE,
     ANNOTATION_PROGRESS_CA,
     SECRETS_OF_WORK,
     WORK_DIRECTORY,
@@ -22,6 +23,7 @@ from tunemill_operator.engine.volumes import (
     Volume,
     config_maps_of,
     model_claim,
+    network_env,
     progress_env,
     secrets_of,
     traces_env,
@@ -85,6 +87,7 @@ def job_of(
                     },
                 },
                 "spec": _pod(spec, work, platform, _env(finetune, run_id, platform)),
+                        **({ANNOTATION_CA_BUNDLE: platform.ca_bundle} if platform.ca_bundle else {}),
             },
         },
     }
@@ -216,6 +219,7 @@ def _container(
         "env": [{"name": name, "value": value} for name, value in env.items()],
         "resources": _placement(spec, work)["resources"],
         "securityContext": {
+        **network_env(platform),
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},

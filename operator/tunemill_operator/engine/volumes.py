@@ -17,6 +17,10 @@ Manifest = dict[str, Any]
 ANNOTATION_PROGRESS_CA = f"{constants.GROUP}/progress-ca"
 """On stage pods: the certificate authority of the progress endpoint, which the pod reads through the downward API."""
 
+ANNOTATION_CA_BUNDLE = f"{constants.GROUP}/ca-bundle"
+"""On stage pods: the authorities that the platform trusts beside the public ones. Not a ConfigMap: it would have to be
+in every namespace, or the operator be allowed to make it there."""
+
 WORK_DIRECTORY = f"{constants.STAGE_DIRECTORY}/work"
 TOKEN_SECONDS = 3600
 """Life of the progress token; the kubelet renews it."""
@@ -57,6 +61,10 @@ class Platform:
     """The endpoint's certificate authority as PEM; empty when a public one signs."""
     listening_since: datetime | None = None
     """Since when progress reports can arrive here. None: they cannot, and no stage is judged by its silence."""
+    ca_bundle: str = ""
+    """Authorities as PEM that stages trust beside the public ones."""
+    proxies: Mapping[str, str] = field(default_factory=dict)
+    """The variables that say which proxies stages use; empty when they use none."""
     traces: Mapping[str, str] = field(default_factory=dict)
     """The variables that say where stages send their traces; empty when nobody wants any."""
 
@@ -89,6 +97,11 @@ def volumes_of(spec: FineTuneSpec, label: str, platform: Platform) -> dict[str, 
     if claim := model_claim(spec, label):
         source = {"persistentVolumeClaim": {"claimName": claim}}
         volumes["models"] = Volume(constants.MODEL_CACHE_PATH, source, read_only=False)
+    if platform.ca_bundle:
+        folder, _, file = constants.CA_BUNDLE_PATH.rpartition("/")
+        volumes["authorities"] = Volume(
+            folder, {"downwardAPI": {"items": [_from_annotation(file, ANNOTATION_CA_BUNDLE)]}}
+        )
     if platform.progress_url:
         volumes["progress"] = _progress_volume(platform)
     return volumes
@@ -167,6 +180,12 @@ def progress_env(finetune: FineTune, platform: Platform) -> dict[str, str]:
     if platform.progress_ca:
         env[constants.ENV_PROGRESS_CA] = constants.PROGRESS_CA_PATH
     return env
+
+
+def network_env(platform: Platform) -> dict[str, str]:
+    """Return the variables from which a stage knows its proxies and whom to trust."""
+    trusted = {constants.ENV_CA_BUNDLE: constants.CA_BUNDLE_PATH} if platform.ca_bundle else {}
+    return {**platform.proxies, **trusted}
 
 
 def traces_env(finetune: FineTune, run_id: str, platform: Platform) -> dict[str, str]:

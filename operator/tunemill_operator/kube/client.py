@@ -63,6 +63,7 @@ class KubeClient:
         self._observer = observer
         self._may_write = may_write
 
+SECRETS = Resource("", "v1", "secrets")
     def fenced(self, may_write: Callable[[], bool]) -> "KubeClient":
         """Return a client of the same connections that only reads when it may not write."""
         return KubeClient(self._api, self._observer, may_write)

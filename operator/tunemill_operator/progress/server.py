@@ -1,10 +1,8 @@
-"""The web application that takes progress reports, and its TLS server."""
+"""The web application that takes progress reports."""
 
 import logging
-import ssl
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from pathlib import Path
 
 from aiohttp import web
 from pydantic import ValidationError
@@ -20,28 +18,6 @@ BODY_BYTES = 16 * 1024
 """A report has at most 32 short metrics."""
 READ_SECONDS = 10.0
 """A request that takes longer to arrive is dropped."""
-
-
-class Certificate:
-    """The endpoint's certificate; read again when its files change, as a mounted Secret does when it is renewed."""
-
-    def __init__(self, certificate: Path, key: Path) -> None:
-        self._files = (certificate, key)
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self._loaded: tuple[int, ...] = ()
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Read the files if they have changed.
-
-        Raises:
-            OSError: when they cannot be read or do not belong together.
-        """
-        state = tuple(file.stat().st_mtime_ns for file in self._files)
-        if state != self._loaded:
-            self.context.load_cert_chain(*self._files)
-            self._loaded = state
 
 
 def application(gatekeeper: Gatekeeper, board: Board, counted: Callable[[int], None]) -> web.Application:

@@ -17,7 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
-from tunemill_api.constants import MODEL_CACHE_PATH
+from tunemill_api import trust
+from tunemill_api.constants import ENV_CA_BUNDLE, MODEL_CACHE_PATH
 from tunemill_api.failures import FAILURES, ExitCode, Reason
 from tunemill_api.finetune import effective_workspace
 from tunemill_api.run_spec import RunSpec
@@ -74,6 +75,7 @@ def main(stage: Stage, run_spec: Path, work: Path, report_path: Path) -> int:
 def run_stage(stage: Stage, run: RunSpec, work: Path, stop: StopSignal, started_at: datetime) -> StageReport:
     """Run a stage and return the report of its success; every failure is raised."""
     _configure_libraries(run, work)
+    _configure_trust(work)
     credentials = Credentials.from_environment()
     progress = Progress(stage, Destination.from_environment())
     # Once the operator has heard a stage it takes silence for a stall.
@@ -221,3 +223,15 @@ def _configure_libraries(run: RunSpec, work: Path) -> None:
     # Progress has one voice, ours: Transformers would add its own as soon as it sees the same variables.
     os.environ["DISABLE_KUBEFLOW_INTEGRATION"] = "TRUE"
     work.mkdir(parents=True, exist_ok=True)
+
+
+def _configure_trust(work: Path) -> None:
+    bundle = os.environ.get(ENV_CA_BUNDLE, "")
+    if not bundle:
+        return
+    try:
+        trust.trust(Path(bundle), work)
+    except (OSError, ValueError) as error:
+        raise StageError(
+            Reason.INVALID_SPEC, f"the authorities in {bundle} (${ENV_CA_BUNDLE}) cannot be used: {error}"
+        ) from error

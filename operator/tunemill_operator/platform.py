@@ -1,0 +1,81 @@
+"""What the platform team's settings mean for the pods of stages, and whom the operator itself trusts."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tunemill_api import traces, trust
+
+from tunemill_operator.engine.volumes import Platform
+from tunemill_operator.progress.certificate import Certificate
+from tunemill_operator.settings import Settings, SettingsError
+
+CA_BUNDLE_BYTES = 24 * 1024
+"""They go into an annotation of every stage pod: all of them may have 256 KiB, of which the RunSpec takes up to 200."""
+
+
+def platform_of(settings: Settings, certificate: Certificate | None) -> Platform:
+    """Return what is said about stage pods as of now.
+
+    Args:
+        settings: the operator's.
+        certificate: that of the progress endpoint; None when nobody listens there.
+
+    Raises:
+        SettingsError: when the authorities of `--ca-bundle` cannot be used.
+        OSError: when the certificate's authority cannot be read.
+    """
+    proxies = {
+        "HTTP_PROXY": settings.http_proxy,
+        "HTTPS_PROXY": settings.https_proxy,
+        "NO_PROXY": settings.no_proxy,
+    }
+    return Platform(
+        image=settings.trainer_image,
+        image_pull_policy=settings.image_pull_policy,
+        image_pull_secrets=settings.image_pull_secrets,
+        progress_url=settings.progress_url.rstrip("/") if certificate else "",
+        progress_ca=certificate.authority if certificate else "",
+        ca_bundle=_ca_bundle(settings.ca_bundle),
+        proxies={name: value for name, value in proxies.items() if value},
+        traces=traces.endpoints(os.environ),
+    )
+
+
+@contextlib.contextmanager
+def trusting(ca_bundle: str) -> Iterator[None]:
+    """Have this process trust the authorities of a file as well while the context lasts.
+
+    Raises:
+        SettingsError: when they cannot be used.
+    """
+    if not ca_bundle:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            trust.trust(Path(ca_bundle), Path(folder))
+        except (OSError, ValueError) as error:
+            raise _unusable(ca_bundle, error) from error
+        yield
+
+
+def _ca_bundle(path: str) -> str:
+    if not path:
+        return ""
+    try:
+        text = trust.beside_public(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unusable(path, error) from error
+    if len(text) > CA_BUNDLE_BYTES:
+        raise SettingsError(
+            f"--ca-bundle: the authorities in {path} that are not public ones have {len(text)} bytes, at most "
+            f"{CA_BUNDLE_BYTES} fit into a pod: leave in it only those that sign for S3, the Hub and proxies"
+        )
+    return text
+
+
+def _unusable(path: str, error: Exception) -> SettingsError:
+    return SettingsError(f"--ca-bundle: {path} cannot be used: {error}")
