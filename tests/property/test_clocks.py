@@ -1,0 +1,61 @@
+"""The same promises when the operator's clock jumps, or the next operator's differs from the last one's."""
+
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import invariant, rule
+from property.builders import at
+from property.simulator import World
+from property.test_plan import Operation
+from tunemill_operator.engine.plan import Plan, plan
+
+
+class TwoClockWorld(World):
+    """The operator's clock is not that of the API server and the nodes."""
+
+    skew = 0
+    """Seconds by which it is ahead."""
+
+    def plan(self) -> Plan:
+        """Return what the operator would do by its own clock."""
+        return plan(self.finetune, self.observed(), self.platform, at(self.seconds + self.skew))
+
+
+class TwoClocks(Operation):
+    """As `Operation`, but times do not follow each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world: Any = TwoClockWorld()
+
+    @rule(skew=st.sampled_from([-86_400, -3_600, -5, 0, 5, 3_600, 86_400]))
+    def the_clock_jumps(self, skew: int) -> None:
+        """By seconds, an hour or a day, either way."""
+        self.world.skew = skew
+
+    @invariant()
+    def what_stalls_says_what_to_do(self) -> None:
+        """But for the order of times."""
+        status = self.world.status
+        truth = {condition.type: condition.status for condition in status.conditions}
+        assert not (truth and truth["Stalled"] == "True" and truth["Reconciling"] == "True")
+        assert status.failure is None or status.failure.remedy
+
+    @invariant()
+    def the_history_is_bounded_and_has_each_run_once(self) -> None:
+        """But for the order of times."""
+        history = self.world.status.history
+        assert len(history) <= 5
+        assert len({entry.id for entry in history}) == len(history)
+
+    def teardown(self) -> None:
+        """Once the clock is right again, everything ends well, whatever was written by a wrong one."""
+        self.world.skew = 0
+        super().teardown()
+
+
+TestTwoClocks = TwoClocks.TestCase
+TestTwoClocks.settings = settings(
+    max_examples=30, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
