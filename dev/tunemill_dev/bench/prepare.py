@@ -31,7 +31,7 @@ from tunemill_dev.tiny.data import SYSTEM
 SIZES = (20_000, 200_000)
 _TOKEN = "a-token-of-alice"
 _BUCKET = "bench"
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
