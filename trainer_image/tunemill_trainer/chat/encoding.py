@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunemill_trainer.chat.beginnings import Beginnings, Tokens
-from tunemill_trainer.chat.rendering import ChatTemplate, Span, TemplateError
+from tunemill_trainer.chat.rendering import MEMORY, ChatTemplate, Span, TemplateError
 from tunemill_trainer.chat.tokenizer import Tokenizer
 from tunemill_trainer.data.findings import Problem, Rule
 from tunemill_trainer.data.rows import Call, Message, Role, Row, Tool
@@ -72,7 +72,8 @@ class Encoder:
 
     def all_prompt_ids(self, histories: Sequence[tuple[Sequence[Message], Sequence[Tool]]]) -> list[list[int]]:
         """Return the ids of histories with their tools, each up to where the assistant begins to speak."""
-        prompts = [self.template.prompt(messages, tools) for messages, tools in histories]
+        with MEMORY:
+            prompts = [self.template.prompt(messages, tools) for messages, tools in histories]
         requests = [_request(messages) for messages, _ in histories]
         return [tokens.ids for tokens in self._beginnings.tokenise(prompts, requests)]
 
@@ -99,11 +100,12 @@ class Encoder:
     def encode(self, rows: Sequence[Row]) -> list[Encoded]:
         """Return the rows as token ids, each with what is wrong with it."""
         rendered: list[tuple[str, list[Span]] | Problem] = []
-        for row in rows:
-            try:
-                rendered.append(self.template.conversation(row.messages, row.tools))
-            except TemplateError as error:
-                rendered.append(Problem(Rule.NOT_REPRODUCIBLE, f"the chat template {error}"))
+        with MEMORY:
+            for row in rows:
+                try:
+                    rendered.append(self.template.conversation(row.messages, row.tools))
+                except TemplateError as error:
+                    rendered.append(Problem(Rule.NOT_REPRODUCIBLE, f"the chat template {error}"))
         texts = [item[0] for item in rendered if not isinstance(item, Problem)]
         requests = [
             _request(row.messages) for row, item in zip(rows, rendered, strict=True) if not isinstance(item, Problem)

@@ -5,11 +5,15 @@ from dataclasses import dataclass, replace
 
 from tunemill_api.finetune import DatasetFormat
 
+from tunemill_trainer.bounds import OutOfBoundsError, TimeBound
 from tunemill_trainer.data import formats, lint
 from tunemill_trainer.data.findings import Problem, RowError, Rule, invalidating
 from tunemill_trainer.data.records import Record
 from tunemill_trainer.data.rows import JsonObject, Message, Row, Source, Tool
 from tunemill_trainer.data.tools import served_name
+
+_TIME = TimeBound(seconds=10.0)
+"""For one row: a megabyte of white space keeps some patterns busy for minutes. Usual is less than a millisecond."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,13 @@ class RowReader:
         if record.value is None:
             return ReadRow(None, (Problem(Rule.NOT_JSON, record.error),))
         try:
-            row, renamed = self.canonical(record.value, record.source)
+            with _TIME:
+                row, renamed = self.canonical(record.value, record.source)
+                problems = [*renamed, *lint.problems(row, self._contract)]
         except RowError as error:
             return ReadRow(None, (error.problem,))
-        problems = [*renamed, *lint.problems(row, self._contract)]
+        except OutOfBoundsError as error:
+            return ReadRow(None, (Problem(Rule.FORMAT, f"reading the row {error}"),))
         return ReadRow(None if invalidating(problems) else row, tuple(problems))
 
     def canonical(self, value: JsonObject, source: Source) -> tuple[Row, list[Problem]]:

@@ -1,6 +1,7 @@
 """Reads files as a stream of JSON objects with their places: JSON lines or one JSON list, plain or gzipped, or parquet.
 
-The contents decide, not the name. Nothing holds more than a row and a buffer: a file may be larger than memory.
+The contents decide, not the name. Nothing holds more than a row and a buffer: a file may be larger than memory, and a
+small one may be packed so that it becomes larger than any memory.
 """
 
 import codecs
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tunemill_api.failures import Reason
 
+from tunemill_trainer.bounds import MemoryBound, OutOfBoundsError
 from tunemill_trainer.data.files import DataFile
 from tunemill_trainer.data.findings import RowError, Rule
 from tunemill_trainer.data.rows import JsonObject, Source
@@ -30,6 +32,10 @@ _ROWS_OF_A_TABLE = 256
 _OF_FORMATS = (str, list, dict, bool, int)
 """What the columns hold that a format may know."""
 _CHUNK_BYTES = 1 << 20
+_LONGEST_ROW = 32 << 20
+"""Bytes of a line, characters of a list's element: several times what the longest context holds."""
+_ROOM_OF_A_TABLE = MemoryBound(2 << 30)
+"""For the rows of a table that are read at once."""
 _OTHER_KINDS = {
     b"PK\x03\x04": "a zip archive",
     b"\x28\xb5\x2f\xfd": "zstandard",
@@ -124,13 +130,26 @@ def _rows_of_a_table(file: DataFile) -> Iterator[Record]:
     number = 0
     try:
         with pq.ParquetFile(file.path) as table:
-            for batch in table.iter_batches(_ROWS_OF_A_TABLE):
-                for row in batch.to_pylist():
+            batches = table.iter_batches(_ROWS_OF_A_TABLE)
+            while rows := _next_rows(batches):
+                for row in rows:
                     number += 1
                     yield _of_a_table(Source(file.name, number, "row"), row)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         last = Source(file.name, max(number, 1), "row")
         raise BrokenFileError(last, f"expected a whole parquet file, found damage after {last}: {error}") from error
+    except OutOfBoundsError as error:
+        last = Source(file.name, max(number, 1), "row")
+        raise BrokenFileError(last, f"reading {_ROWS_OF_A_TABLE} rows after {last} {error}") from error
+
+
+def _next_rows(batches: "Iterator[pa.RecordBatch]") -> list[dict[str, object]]:
+    """Return the next rows of a table; none at its end."""
+    with _ROOM_OF_A_TABLE:
+        while (batch := next(batches, None)) is not None:
+            if rows := batch.to_pylist():
+                return cast("list[dict[str, object]]", rows)
+    return []
 
 
 def _of_a_table(source: Source, row: dict[str, object]) -> Record:
@@ -167,7 +186,10 @@ def _first_character(name: str, stream: BinaryIO) -> bytes:
 
 
 def _lines(name: str, stream: BinaryIO) -> Iterator[Line]:
-    for number, line in enumerate(stream, start=1):
+    for number, line in enumerate(iter(lambda: stream.readline(_LONGEST_ROW + 1), b""), start=1):
+        if len(line) > _LONGEST_ROW:
+            here = Source(name, number)
+            raise BrokenFileError(here, f"{here}: expected at most {_LONGEST_ROW >> 20} MiB, found more")
         if not line.isspace():
             yield Line(Source(name, number), line)
 
@@ -219,6 +241,8 @@ def _elements(name: str, stream: BinaryIO) -> Iterator[Record]:
                     break
                 except json.JSONDecodeError as error:
                     cut_off = error.msg.startswith("Unterminated") or error.pos >= len(buffer) - _LONGEST_LITERAL
+                    if len(buffer) - at > _LONGEST_ROW:
+                        fail(f"expected at most {_LONGEST_ROW >> 20} MiB, found more")
                     if not (cut_off and fill()):
                         fail(f"not JSON: {error.msg}")
             surrogates = "\\u" in buffer[at:end]

@@ -14,6 +14,7 @@ from pydantic import JsonValue
 from referencing.exceptions import Unresolvable
 from tunemill_api.failures import Reason
 
+from tunemill_trainer.bounds import OutOfBoundsError, TimeBound
 from tunemill_trainer.data import schemas
 from tunemill_trainer.data.findings import Problem, RowError, Rule
 from tunemill_trainer.data.rows import Call, JsonObject, Tool
@@ -26,6 +27,8 @@ _WITHOUT_REFERENCES = 2
 """A version of marshal in which equal values have equal bytes; five times as fast as JSON."""
 _CACHED_LISTS, _CACHED_TOOLS = 1024, 4096
 """What is kept. Rows repeat their tools, all of them or some; a file with ever new ones must not fill the memory."""
+_TIME = TimeBound(seconds=1.0)
+"""For one tool, or one call of it: a pattern, or references that branch, may take for ever. Usual are milliseconds."""
 
 
 def read_tools(value: JsonValue) -> tuple[Tool, ...]:
@@ -100,8 +103,9 @@ def without_nulls(call: Call, tools: Sequence[Tool]) -> Call:
         return call
     checker = schemas.checker(tool.parameters)
     try:
-        kept = _without_nulls(call.arguments, cast("JsonObject", checker.schema), checker)
-    except (Unresolvable, RecursionError) as error:
+        with _TIME:
+            kept = _without_nulls(call.arguments, cast("JsonObject", checker.schema), checker)
+    except (Unresolvable, RecursionError, OutOfBoundsError) as error:
         raise RowError(Rule.BROKEN_TOOL, _unusable(call.name, error)) from error
     return Call(call.name, cast("JsonObject", kept))
 
@@ -128,18 +132,18 @@ def _without_nulls(value: JsonValue, schema: JsonValue, checker: Validator) -> J
     }
 
 
-def call_problems(call: Call, tools: Sequence[Tool]) -> Iterator[Problem]:
-    """Yield what is wrong with a call in the light of the tools that the row offers."""
+def call_problems(call: Call, tools: Sequence[Tool]) -> list[Problem]:
+    """Return what is wrong with a call in the light of the tools that the row offers."""
     tool = next((tool for tool in tools if tool.name == call.name), None)
     if tool is None:
         offered = ", ".join(tool.name for tool in tools) or "no tool"
-        yield Problem(Rule.UNKNOWN_TOOL, f"{call.name} is called, and the row offers {shortened(offered)}")
-        return
+        return [Problem(Rule.UNKNOWN_TOOL, f"{call.name} is called, and the row offers {shortened(offered)}")]
+    checker = schemas.checker(tool.parameters)
     try:
-        for error in schemas.checker(tool.parameters).iter_errors(call.arguments):
-            yield from _schema_problems(call, error)
-    except (Unresolvable, RecursionError) as error:
-        yield Problem(Rule.BROKEN_TOOL, _unusable(call.name, error))
+        with _TIME:
+            return [problem for error in checker.iter_errors(call.arguments) for problem in _of_schema(call, error)]
+    except (Unresolvable, RecursionError, OutOfBoundsError) as error:
+        return [Problem(Rule.BROKEN_TOOL, _unusable(call.name, error))]
 
 
 def contract_problems(offered: Sequence[Tool], contract: Sequence[Tool]) -> Iterator[Problem]:
@@ -152,7 +156,7 @@ def contract_problems(offered: Sequence[Tool], contract: Sequence[Tool]) -> Iter
             yield Problem(Rule.BREAKS_CONTRACT, f"the parameters of {tool.name} are not those of the given tool")
 
 
-def _schema_problems(call: Call, error: ValidationError) -> Iterator[Problem]:
+def _of_schema(call: Call, error: ValidationError) -> Iterator[Problem]:
     where = call.name + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
     match error.validator:
         case "additionalProperties":
@@ -173,7 +177,9 @@ def _undeclared(instance: JsonObject, schema: JsonObject) -> Iterator[str]:
     return (name for name in instance if name not in names and not any(re.search(each, name) for each in patterns))
 
 
-def _unusable(name: str, error: Unresolvable | RecursionError) -> str:
+def _unusable(name: str, error: Unresolvable | RecursionError | OutOfBoundsError) -> str:
+    if isinstance(error, OutOfBoundsError):
+        return f"checking a call of {name} against its schema {error}"
     if isinstance(error, RecursionError):
         return f"the schema of {name} refers to itself without end"
     return f"the schema of {name} points to something that is not in it: {shortened(str(error))}"
@@ -205,13 +211,15 @@ def _read_tool(packed: bytes) -> Tool:
     name = value.get("name")
     if not isinstance(name, str) or not name:
         raise RowError(Rule.BROKEN_TOOL, f"a tool has no name: {shortened(json.dumps(value))}")
-    parameters = schemas.cleaned(
-        read_object(value.get("parameters") or {}, Rule.BROKEN_TOOL, f"the parameters of {name}")
-    )
-    parameters.setdefault("type", "object")
-    parameters.setdefault("properties", {})
+    written = read_object(value.get("parameters") or {}, Rule.BROKEN_TOOL, f"the parameters of {name}")
     try:
-        schemas.refuse_wrong(parameters)
+        with _TIME:
+            parameters = schemas.cleaned(written)
+            parameters.setdefault("type", "object")
+            parameters.setdefault("properties", {})
+            schemas.refuse_wrong(parameters)
+    except OutOfBoundsError as error:
+        raise RowError(Rule.BROKEN_TOOL, f"reading the parameters of {name} {error}") from error
     except SchemaError as error:
         raise RowError(
             Rule.BROKEN_TOOL, f"the parameters of {name} are no JSON schema: {shortened(error.message)}"

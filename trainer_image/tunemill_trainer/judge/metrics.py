@@ -269,7 +269,7 @@ class _Answer:
     def _keeps_to_schema(self, call: Call) -> bool:
         if not self.tools:
             return call.name in self.offered
-        return next(call_problems(call, self.tools), None) is None
+        return not call_problems(call, self.tools)
 
 
 def _confusion(answers: Sequence[_Answer]) -> dict[str, dict[str, int]]:

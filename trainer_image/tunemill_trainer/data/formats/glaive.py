@@ -9,12 +9,12 @@ from pydantic import JsonValue
 
 from tunemill_trainer.data import balanced
 from tunemill_trainer.data.findings import RowError, Rule
-from tunemill_trainer.data.formats.turns import text_of
+from tunemill_trainer.data.formats.turns import text_of, without_blank_lines
 from tunemill_trainer.data.rows import Call, JsonObject, Message, Role, Tool
 from tunemill_trainer.data.tools import read_call, read_tools
 from tunemill_trainer.data.values import read_object, read_value, shortened
 
-_TURN = re.compile(r"(?:\A|\n)\s*(USER|ASSISTANT|FUNCTION RESPONSE):[ \t]*")
+_TURN = re.compile(r"(?:\A|\n)[^\S\n]*(USER|ASSISTANT|FUNCTION RESPONSE):[ \t]*")
 _END = "<|endoftext|>"
 _CALL = "<functioncall>"
 _QUOTED = re.compile(r"""\{\s*"name":\s*"([^"]+)"\s*,\s*"arguments":\s*'(.*)'\s*\}\Z""", re.DOTALL)
@@ -66,7 +66,7 @@ def _system(text: str) -> tuple[str, tuple[Tool, ...]]:
         at = text.find("{", end)
         kept += text[end : at if at >= 0 else len(text)]
     prompt = _ABOUT_TOOLS.sub(".", kept.strip().removeprefix("SYSTEM:"))
-    return re.sub(r"\s*\n\s*", "\n", prompt).strip(), read_tools(found)
+    return without_blank_lines(prompt), read_tools(found)
 
 
 def _assistant(text: str) -> Message:

@@ -11,7 +11,15 @@ import re
 from pydantic import JsonValue
 
 from tunemill_trainer.data.findings import RowError, Rule
-from tunemill_trainer.data.formats.turns import ROLES, answer_of, reasoning_of, role_of, text_of, turns_of
+from tunemill_trainer.data.formats.turns import (
+    ROLES,
+    answer_of,
+    reasoning_of,
+    role_of,
+    text_of,
+    turns_of,
+    without_blank_lines,
+)
 from tunemill_trainer.data.rows import Call, JsonObject, Message, Role, Tool
 from tunemill_trainer.data.tools import read_call, read_tools
 from tunemill_trainer.data.values import read_value
@@ -120,4 +128,4 @@ def _tools_in_prompt(text: str) -> tuple[Tool, ...]:
 def _without_tags(text: str) -> str:
     for pattern in _PROMPT_ABOUT_TAGS:
         text = pattern.sub("\n", text)
-    return re.sub(r"\s*\n\s*", "\n", text).strip()
+    return without_blank_lines(text)

@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from tunemill_trainer.data import balanced
 from tunemill_trainer.data.findings import RowError, Rule
-from tunemill_trainer.data.formats.turns import ROLES, answer_of, role_of, text_of, turns_of
+from tunemill_trainer.data.formats.turns import ROLES, answer_of, role_of, text_of, turns_of, without_blank_lines
 from tunemill_trainer.data.rows import Call, JsonObject, Message, Role, Tool
 from tunemill_trainer.data.tools import read_tools
 from tunemill_trainer.data.values import read_value, shortened
@@ -74,7 +74,7 @@ def _system(text: str) -> tuple[str, tuple[Tool, ...]]:
         text = text[: begin.start()] + text[end:].lstrip(". ")
     for pattern in _PROMPT_ABOUT_CALLS:
         text = pattern.sub("", text)
-    return re.sub(r"\s*\n\s*", "\n", text).strip(), tools
+    return without_blank_lines(text), tools
 
 
 def _calls(text: str, tools: Collection[str]) -> tuple[Call, ...]:

@@ -110,3 +110,9 @@ def _text_of_part(part: JsonValue) -> str:
         return cast("str", part["text"])
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
     return refuse(Rule.FORMAT, f"expected contents of text, found a part of type {kind}")
+
+
+def without_blank_lines(text: str) -> str:
+    """Return the text's lines without the white space around them, and without those that have nothing else."""
+    # A pattern for it takes time with the square of the white space.
+    return "\n".join(filter(None, map(str.strip, text.split("\n"))))
