@@ -21,6 +21,10 @@ LABEL_STAGE: Final = f"{GROUP}/stage"
 LABEL_LEADER: Final = f"{GROUP}/leader"
 """On the operator pod that holds the Lease: the progress Service selects it."""
 
+LABEL_QUEUE: Final = "kueue.x-k8s.io/queue-name"
+LABEL_PRIORITY: Final = "kueue.x-k8s.io/priority-class"
+"""Kueue's own: on the Job that trains, and, for those who queue everything by label, on a FunctionCallFineTune."""
+
 ANNOTATION_RUN_SPEC: Final = f"{GROUP}/run-spec"
 """On stage pods: the RunSpec as JSON; the pod reads it through the downward API."""
 ANNOTATION_KEY: Final = f"{GROUP}/key"

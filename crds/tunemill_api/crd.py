@@ -21,6 +21,7 @@ COLUMNS = [
     ("Reason", "string", ".status.failure.reason", 1, "Why it failed or waits"),
     ("Run", "string", ".status.run.id", 1, "The present run"),
     ("Model", "string", ".spec.baseModel.id", 1, "The base model"),
+    ("Queue", "string", ".status.queue.name", 1, "The queue that the run waits in or has its quota from"),
     ("Revision", "string", ".status.published.revision", 1, "The published commit"),
 ]
 

@@ -86,6 +86,8 @@ class Reason(StrEnum):
     IMAGE_PULL_FAILED = "ImagePullFailed"
     POD_REJECTED = "PodRejected"
     QUOTA_EXCEEDED = "QuotaExceeded"
+    QUEUE_NOT_FOUND = "QueueNotFound"
+    QUEUE_UNAVAILABLE = "QueueUnavailable"
     UNSCHEDULABLE = "Unschedulable"
     SERVICE_ACCOUNT_NOT_FOUND = "ServiceAccountNotFound"
     CLAIM_NOT_FOUND = "ClaimNotFound"
@@ -266,6 +268,17 @@ FAILURES: dict[Reason, Failure] = {
     ),
     Reason.QUOTA_EXCEEDED: Failure(
         _CONFIG, _PLATFORM, "Raise the namespace's ResourceQuota or LimitRange, or ask for less in spec.compute."
+    ),
+    Reason.QUEUE_NOT_FOUND: Failure(
+        _MISSING,
+        _USER,
+        "Set spec.queue.name to a LocalQueue of the object's namespace, or have this one created; the run goes on by "
+        "itself.",
+    ),
+    Reason.QUEUE_UNAVAILABLE: Failure(
+        _CONFIG,
+        _PLATFORM,
+        "Install or mend Kueue, or remove spec.queue to train without one; the run goes on by itself.",
     ),
     Reason.UNSCHEDULABLE: Failure(
         _RETRY, _PLATFORM, "Add a node that has what the message says is missing, or ask for less in spec.compute."

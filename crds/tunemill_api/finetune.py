@@ -496,6 +496,16 @@ class Workspace(ApiModel):
     What any run of another object refers to stays."""
 
 
+class Queue(ApiModel):
+    """A queue of Kueue."""
+
+    name: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+    """A LocalQueue of the object's namespace."""
+    priority_class: Annotated[str, Field(max_length=63, pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")] = ""
+    """A WorkloadPriorityClass, which says who goes first in the queue and who is preempted; empty: that of the pod's
+    spec.compute.priorityClassName, or 0."""
+
+
 class Retry(ApiModel):
     """What is tried again."""
 
@@ -592,6 +602,10 @@ class FineTuneSpec(ApiModel):
     """Where the outputs of the stages are kept: nothing that lies there is ever computed again."""
     compute: Compute = Compute()
     """Where the pods run and what they get."""
+    queue: Queue | None = None
+    """The queue in which the pod that trains and evaluates waits for its quota; prepare and publish, which need no GPU,
+    do not wait. Absent: that of the object's labels kueue.x-k8s.io/queue-name and kueue.x-k8s.io/priority-class, or
+    none."""
     retry: Retry = Retry()
     """What is tried again."""
     deadline: Duration = "8h"

@@ -287,6 +287,21 @@ class RunStatus(StatusModel):
     """GPU time of train and evaluate until now, over all their pods; in whole minutes while one runs."""
 
 
+class QueueStatus(StatusModel):
+    """How the Job that is due stands with Kueue."""
+
+    name: str
+    """The LocalQueue."""
+    workload: str
+    """The Workload in which Kueue keeps the books of the Job: `kubectl describe workload` tells everything."""
+    cluster_queue: str = ""
+    """The ClusterQueue whose quota it has; empty while it waits for some."""
+    flavors: dict[str, str] = {}
+    """The ResourceFlavor that each resource is taken from, by the resource's name."""
+    since: datetime
+    """Since when it waits, or has its quota."""
+
+
 class TrainerMetric(StatusModel):
     """One figure of the running stage, as Kubeflow's status protocol has it."""
 
@@ -410,6 +425,8 @@ class FineTuneStatus(StatusModel):
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     """The stages of the present run."""
+    queue: QueueStatus | None = None
+    """How the Job that is due stands with Kueue; absent when it is in no queue."""
     trainer_status: TrainerStatus | None = None
     """Progress of the running stage."""
     progress: str = ""

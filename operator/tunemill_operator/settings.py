@@ -38,7 +38,6 @@ class Settings:
     progress_cert: str = _setting("", "File with the endpoint's certificate as PEM.")
     progress_key: str = _setting("", "File with the endpoint's key as PEM.")
     progress_ca: str = _setting("", "File with the authority that signed the certificate, which pods are to trust.")
-    http_host: str = _setting("0.0.0.0", "Address of /metrics, /healthz and /readyz.")  # noqa: S104 - scraped
     progress_secret: str = _setting(
         "", "In place of the three files: a Secret beside the Lease, for a certificate that the operator makes."
     )
@@ -46,6 +45,7 @@ class Settings:
     http_proxy: str = _setting("", "Proxy of stages for http, by URL; it is written into pods.")
     https_proxy: str = _setting("", "Proxy of stages for https, by URL; it is written into pods.")
     no_proxy: str = _setting("", "Hosts and domains that stages reach without a proxy, by comma.")
+    http_host: str = _setting("0.0.0.0", "Address of /metrics, /healthz and /readyz.")  # noqa: S104 - scraped
     http_port: int = _setting(8080, "Port of /metrics, /healthz and /readyz; 0 takes a free one.")
     log_format: str = _setting("text", "Form of the log lines.", "text", "json")
     log_level: str = _setting("info", "What is logged.", "debug", "info", "warning", "error")
@@ -101,10 +101,10 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         raise SettingsError("--workers and --resync-seconds must be at least 1")
     if settings.progress_url:
         _check_progress(settings)
-    return settings
     for flag, url in (("--http-proxy", settings.http_proxy), ("--https-proxy", settings.https_proxy)):
         if url and not _PROXY.fullmatch(url):
             raise SettingsError(f"{flag} must be a URL of http:// or https:// without credentials, as all pods show it")
+    return settings
 
 
 def _check_progress(settings: Settings) -> None:
@@ -112,11 +112,11 @@ def _check_progress(settings: Settings) -> None:
         raise SettingsError(
             f"--progress-url must begin with https://, got {settings.progress_url!r}: tokens travel there"
         )
-    for flag, path in (
     if settings.progress_secret:
         if settings.progress_cert or settings.progress_key or settings.progress_ca:
             raise SettingsError("give either --progress-secret or --progress-cert, --progress-key and --progress-ca")
         return
+    for flag, path in (
         ("--progress-cert", settings.progress_cert),
         ("--progress-key", settings.progress_key),
         ("--progress-ca", settings.progress_ca),

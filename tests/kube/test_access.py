@@ -167,6 +167,7 @@ def test_every_right_of_the_chart_is_used(plane: Plane, namespace: Namespace, tm
             namespace.wait_for("paused", "Suspended")
             plane.kubelet.behave("silent", Stage.PREPARE, Waits())
             namespace.apply("silent")
+            namespace.apply("queued", queue={"name": "team-a"})
             the_job_of_somebody_else(namespace, "taken")
             namespace.apply("taken")
             namespace.wait_for("taken", "Failed")

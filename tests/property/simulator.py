@@ -5,6 +5,7 @@ Nothing happens by itself: a test says which part takes its next step. So every 
 
 from copy import deepcopy
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from property.builders import (
@@ -18,15 +19,16 @@ from property.builders import (
     merged,
     text,
 )
-from tunemill_api.constants import ANNOTATION_RUN_SPEC
+from tunemill_api.constants import ANNOTATION_RUN_SPEC, LABEL_QUEUE
 from tunemill_api.failures import FAILURES, Reason
 from tunemill_api.gates import is_draft
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import TrainerStatus
 from tunemill_operator.engine.objects import FineTune, finetune_of, job_of, pod_of
-from tunemill_operator.engine.observe import Complaint, Observed, Progress, Refusal
+from tunemill_operator.engine.observe import Complaint, Observed, Progress, Queueing, Refusal
 from tunemill_operator.engine.plan import CreateJob, DeleteJob, Plan, plan
+from tunemill_operator.engine.workloads import Workload
 
 Json = dict[str, Any]
 
@@ -54,6 +56,12 @@ class World:
         self.serving = ""
         """The figure of the model that is published."""
         self.events: list[str] = []
+        self.kueue = True
+        """Whether there is a Kueue."""
+        self.waits_for = "insufficient unused quota for nvidia.com/gpu in flavor h100, 1 more needed"
+        """What it says about a Job that waits."""
+        self.stopped = ""
+        """Why it has stopped the last one."""
 
     # What the operator sees and does
 
@@ -80,6 +88,7 @@ class World:
             complaints=self.complaints,
             progress=self.progress,
             refusal=self.refusal,
+            queueing=Queueing(self.kueue, tuple(self._workload(job) for job in self.queued() if self.kueue)),
         )
 
     def plan(self) -> Plan:
@@ -131,6 +140,42 @@ class World:
         """Set the annotation that asks to look at the data again."""
         self.finetune_body["metadata"].setdefault("annotations", {})["tunemill.dev/requested-at"] = value
         self._touch(self.finetune_body)
+
+    # What Kueue does
+
+    def queued(self) -> list[Json]:
+        """Return the live Jobs that are in a queue."""
+        return [job for job in self.live_jobs() if LABEL_QUEUE in job["metadata"]["labels"]]
+
+    def admit(self) -> None:
+        """Let Kueue give quota to what waits."""
+        for job in self.queued():
+            self._suspend(job, value=False)
+
+    def preempt(self) -> None:
+        """Let Kueue take the quota back."""
+        self.stopped = "Preempted to accommodate a workload of a higher priority"
+        for job in self.queued():
+            self._suspend(job, value=True)
+
+    def _suspend(self, job: Json, *, value: bool) -> None:
+        if job["spec"]["suspend"] != value:
+            job["spec"]["suspend"] = value
+            job["since"] = text(self.now)
+            self._touch(job)
+
+    def _workload(self, job: Json) -> Workload:
+        metadata, waits = job["metadata"], job["spec"]["suspend"]
+        return Workload(
+            name=f"job-{metadata['name']}",
+            job=metadata["uid"],
+            queue=metadata["labels"][LABEL_QUEUE],
+            cluster_queue="" if waits else "gpus",
+            flavors={} if waits else {"nvidia.com/gpu": "h100"},
+            since=datetime.fromisoformat(job.get("since", metadata["creationTimestamp"])),
+            waits_for=self.waits_for if waits else "",
+            stopped=self.stopped if waits else "",
+        )
 
     # What Kubernetes does
 
@@ -256,6 +301,10 @@ class World:
                 self.succeed(pod, **report)
 
     def _advance(self, job: Json, pods: list[Json]) -> None:
+        if job["spec"].get("suspend"):
+            for pod in pods:
+                self._delete_pod(pod)
+            return
         if any(pod["status"]["phase"] == "Succeeded" for pod in pods):
             self._finish(job, "Complete", "CompletionsReached", "")
             return

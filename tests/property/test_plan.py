@@ -34,6 +34,9 @@ EDITS: list[dict[str, Any]] = [
     {"retrain": {"schedule": "0 * * * *", "promote": "Always"}},
     {"retrain": None},
     {"historyLimit": 5},
+    {"queue": {"name": "team-a"}},
+    {"queue": {"name": "team-b", "priorityClass": "high"}},
+    {"queue": None},
     {"suspend": True},
     {"suspend": False},
 ]
@@ -141,6 +144,16 @@ class Operation(RuleBasedStateMachine):
         self.world.cut_off(self.world.live_pods()[0])
 
     @rule()
+    def kueue_admits_what_waits(self) -> None:
+        """There is quota."""
+        self.world.admit()
+
+    @rule()
+    def kueue_preempts_what_runs(self) -> None:
+        """Somebody else has a higher priority."""
+        self.world.preempt()
+
+    @rule()
     def somebody_empties_the_workspace(self) -> None:
         """Later stages miss what earlier ones made."""
         self.world.empty_the_workspace()
@@ -219,6 +232,7 @@ class Operation(RuleBasedStateMachine):
         for _ in range(40):
             world.seconds += 10
             world.reconcile()
+            world.admit()
             world.job_controller()
             world.run_pod()
         assert world.status.phase is Phase.SUCCEEDED, world.status

@@ -19,24 +19,24 @@ from tunemill_api.status import (
     StageStatus,
 )
 
+from tunemill_operator.engine.admission import queue_of
+from tunemill_operator.engine.case import Case
 from tunemill_operator.engine.failures import shortened
 from tunemill_operator.engine.objects import FineTune
-from tunemill_operator.engine.observe import Progress
 from tunemill_operator.engine.situation import NOT_BETTER, Situation
 from tunemill_operator.engine.stages import Facts, Ledger, newest_report, recorded
 
 
 def status_of(
-    finetune: FineTune,
+    case: Case,
     ledger: Ledger,
     situation: Situation,
     decisions: Sequence[GateFacts],
     run: RunStatus,
-    progress: Progress | None,
     history: Sequence[PastRun],
-    now: datetime,
 ) -> FineTuneStatus:
-    """Return the whole status. `now` is used only for what changes with this status."""
+    """Return the whole status. The time of the case is used only for what changes with this status."""
+    finetune, progress = case.finetune, case.live_progress
     # After a restart of the operator the figures are those of the status.
     trainer = newest_report(ledger, [progress.status if progress else None, finetune.status.trainer_status])
     figures = ledger.facts.evaluation if ledger.done(Stage.EVALUATE) else None
@@ -49,9 +49,10 @@ def status_of(
     return FineTuneStatus(
         observed_generation=finetune.generation,
         phase=situation.phase,
-        conditions=_conditions(finetune, ledger, situation, decisions, now),
+        conditions=_conditions(finetune, ledger, situation, decisions, case.now),
         run=run,
         stages=[_entry(ledger.entries[stage], situation) for stage in Stage],
+        queue=queue_of(case),
         trainer_status=trainer,
         progress=f"{trainer.progress_percentage}%" if trainer and trainer.progress_percentage is not None else "",
         eta=_duration(trainer.estimated_remaining_seconds) if trainer else "",

@@ -38,6 +38,7 @@ def announcements(before: FineTuneStatus, after: FineTuneStatus) -> tuple[Announ
     return (
         *_looked_again(before, after),
         *_cut_short(before, after),
+        *_admitted(before, after),
         *_reached(before, after),
         *_failed(before, after),
     )
@@ -67,6 +68,14 @@ def _cut_short(before: FineTuneStatus, after: FineTuneStatus) -> Iterator[Announ
         if entry.cut_short and old.get(entry.name) != (entry.attempts, entry.cut_short):
             message = f"pod {entry.attempts} of {entry.name} {_CUT_SHORT[entry.cut_short]}"
             yield Announcement("Warning", entry.cut_short.value, message)
+
+
+def _admitted(before: FineTuneStatus, after: FineTuneStatus) -> Iterator[Announcement]:
+    queue = after.queue
+    if queue and queue.cluster_queue and not (before.queue and before.queue.cluster_queue):
+        flavors = ", ".join(f"{resource} from {flavor}" for resource, flavor in sorted(queue.flavors.items()))
+        told = f"the queue {queue.name} gives quota of the ClusterQueue {queue.cluster_queue}"
+        yield Announcement("Normal", "QuotaReserved", f"{told}: {flavors}" if flavors else told)
 
 
 def _failed(before: FineTuneStatus, after: FineTuneStatus) -> Iterator[Announcement]:

@@ -18,6 +18,8 @@ from tunemill_api.constants import (
     ANNOTATION_REQUESTED_AT,
     GROUP,
     LABEL_FINETUNE,
+    LABEL_PRIORITY,
+    LABEL_QUEUE,
     LABEL_STAGE,
 )
 from tunemill_api.finetune import FineTuneSpec
@@ -95,6 +97,10 @@ class Job:
     generation: int
     asked: str
     pod_digest: str
+    queue: str
+    """The LocalQueue of Kueue that it waits in; empty when it is in none."""
+    priority: str
+    """The WorkloadPriorityClass; empty when it names none."""
     suspended: bool
     complete: bool
     failed: bool
@@ -186,7 +192,7 @@ def finetune_of(body: Json) -> FineTune:
     """Return the view of a FunctionCallFineTune."""
     spec, error = None, ""
     try:
-        spec = FineTuneSpec.model_validate(body.get("spec") or {})
+        spec = FineTuneSpec.model_validate(_queued(body))
     except ValidationError as invalid:
         error = "; ".join(_invalid_field(found["loc"], found["type"], found["msg"]) for found in invalid.errors()[:5])
     try:
@@ -204,6 +210,18 @@ def finetune_of(body: Json) -> FineTune:
     )
 
 
+def _queued(body: Json) -> Json:
+    """Return the spec, with the queue that the object's labels name where it names none itself.
+
+    Those who use Kueue label whatever is to be queued, and kustomize labels everything at once.
+    """
+    spec, labels = body.get("spec") or {}, body["metadata"].get("labels") or {}
+    if not labels.get(LABEL_QUEUE) or spec.get("queue"):
+        return spec
+    queue = {"name": labels[LABEL_QUEUE], "priorityClass": labels.get(LABEL_PRIORITY, "")}
+    return {**spec, "queue": queue}
+
+
 def _invalid_field(location: tuple[int | str, ...], kind: str, message: str) -> str:
     field = f"spec.{'.'.join(str(part) for part in location)}"
     # The API server drops or refuses what the CRD does not have.
@@ -213,18 +231,20 @@ def _invalid_field(location: tuple[int | str, ...], kind: str, message: str) -> 
 
 def job_of(body: Json) -> Job:
     """Return the view of a Job."""
-    annotations = body["metadata"].get("annotations") or {}
+    annotations, labels = (body["metadata"].get(name) or {} for name in ("annotations", "labels"))
     status = body.get("status") or {}
     conditions = {c["type"]: c for c in status.get("conditions") or [] if c["status"] == "True"}
     end = conditions.get("Complete") or conditions.get("Failed")
     failed = conditions.get("Failed") or {}
     return Job(
         meta=_meta(body),
-        label=(body["metadata"].get("labels") or {}).get(LABEL_STAGE, ""),
+        label=labels.get(LABEL_STAGE, ""),
         key=annotations.get(ANNOTATION_KEY, ""),
         generation=int(annotations.get(ANNOTATION_GENERATION, "0")),
         asked=annotations.get(ANNOTATION_REQUESTED_AT, ""),
         pod_digest=annotations.get(ANNOTATION_POD, ""),
+        queue=labels.get(LABEL_QUEUE, ""),
+        priority=labels.get(LABEL_PRIORITY, ""),
         suspended=bool((body.get("spec") or {}).get("suspend", False)),
         complete="Complete" in conditions,
         failed=bool(failed),

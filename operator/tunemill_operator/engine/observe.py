@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from tunemill_api.status import TrainerStatus
 
 from tunemill_operator.engine.objects import FineTune, Job, Pod
+from tunemill_operator.engine.workloads import Workload
 
 SILENT_AFTER = timedelta(seconds=3)
 """A Job without a pod, or a pod that does not start, is asked for its events after this time."""
@@ -43,6 +44,19 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class Queueing:
+    """What Kueue says about the Jobs of which it was asked."""
+
+    installed: bool
+    """Whether there is a Kueue to ask."""
+    workloads: tuple[Workload, ...] = ()
+
+    def of(self, job: Job) -> Workload | None:
+        """Return the Job's Workload."""
+        return next((workload for workload in self.workloads if workload.job == job.meta.uid), None)
+
+
+@dataclass(frozen=True)
 class Observed:
     """The Jobs and pods that carry the object's label, and what was said about them."""
 
@@ -52,6 +66,8 @@ class Observed:
     progress: Progress | None = None
     refusal: Refusal | None = None
     """Set when the Job that the last plan asked for was refused."""
+    queueing: Queueing | None = None
+    """None when Kueue was not asked, or may not be."""
 
     def job(self, name: str) -> Job | None:
         """Return the Job of that name."""
@@ -80,6 +96,16 @@ class Observed:
 def owned(job: Job, finetune: FineTune) -> bool:
     """Tell whether the Job belongs to this very object, not to an earlier one of the same name."""
     return job.meta.owner == finetune.meta.uid
+
+
+def unadmitted(finetune: FineTune, observed: Observed) -> tuple[Job, ...]:
+    """Return the Jobs of which Kueue has to be asked: those it holds back, and those whose admission is no record yet.
+
+    What it decides about them later shows in the Job: it goes on, or is suspended.
+    """
+    recorded = finetune.status.queue is not None and finetune.status.queue.cluster_queue != ""
+    live = [job for job in observed.jobs if not job.finished and not job.meta.deleting]
+    return tuple(job for job in live if job.suspended or (job.queue and not recorded))
 
 
 def silent(observed: Observed, now: datetime) -> tuple[Job | Pod, ...]:

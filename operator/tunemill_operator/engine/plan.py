@@ -10,7 +10,7 @@ from tunemill_api.finetune import OnGateFailure
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import FineTuneStatus, Phase
 
-from tunemill_operator.engine import failures, limits
+from tunemill_operator.engine import admission, failures, limits
 from tunemill_operator.engine.attempts import report_of
 from tunemill_operator.engine.case import Case, case_of
 from tunemill_operator.engine.conditions import status_of, status_of_invalid
@@ -82,7 +82,7 @@ def plan(finetune: FineTune, observed: Observed, platform: Platform, now: dateti
     decisions = case.decisions if ledger.done(Stage.EVALUATE) else []
     run = case.run(ledger, renewed=step.create is not None)
     history = history_of(finetune.status, run, step, ledger, case.spec.history_limit, now)
-    status = status_of(finetune, ledger, step.situation, decisions, run, case.live_progress, history, now)
+    status = status_of(case, ledger, step.situation, decisions, run, history)
     deletions = {job.meta.uid: DeleteJob(job) for job in (*case.surplus(), *step.delete) if not job.meta.deleting}
     return Plan(
         actions=(*deletions.values(), *([CreateJob(step.create)] if step.create else [])),
@@ -207,7 +207,7 @@ def _why_another(case: Case) -> str:
     causes = [cause for pod in case.pods if (cause := failures.of_pod(pod))]
     if causes and causes[-1].reason is Reason.OUT_OF_MEMORY:
         return f"{causes[-1].message}; the next pod computes half as much at once"
-    return "spec.compute or a Secret's name was changed"
+    return "spec.compute, spec.queue or a Secret's name was changed"
 
 
 def _ended(case: Case) -> Step | None:
@@ -229,8 +229,20 @@ def _ended(case: Case) -> Step | None:
     return Step(Situation(phase_before(case.work), "Retrying", message), delete=(job,))
 
 
+def _held_back(case: Case) -> Step | None:
+    """A Job that Kueue holds back waits; where there is no queue to take it, somebody has to act."""
+    job = case.job
+    if job is None or not job.suspended:
+        return None
+    since = admission.waits_since(case, job)
+    again = SILENT_AFTER if case.now - since <= admission.TAKEN_WITHIN else _patience(case, since)
+    if cause := admission.without_queue(case, job):
+        return stalled(case, cause, requeue_after=again)
+    return Step(admission.waiting(case, job), requeue_after=again)
+
+
 def _at_work(case: Case) -> Step:
-    """A live Job runs, waits in a queue, or cannot begin."""
+    """A live Job runs, or cannot begin."""
     if case.job and (cause := failures.blocking(case.spec, case.work, case.job, case.observed)):
         return stalled(case, cause, requeue_after=_patience(case, _youngest(case, case.job)))
     return Step(at_work(case), requeue_after=_silence_ends(case))
@@ -253,6 +265,7 @@ _RULES: tuple[Callable[[Case], Step | None], ...] = (
     _absent,
     _going,
     _ended,
+    _held_back,
     _at_work,
 )
 """The first rule that has something to say decides."""
@@ -261,7 +274,7 @@ _RULES: tuple[Callable[[Case], Step | None], ...] = (
 def _silence_ends(case: Case) -> timedelta | None:
     """Return when to ask for the events of a Job or pod that makes no headway, which no watch tells."""
     job, pods = case.job, [pod for pod in case.pods if not pod.terminal]
-    if job is None or job.suspended or any(pod.unschedulable for pod in pods):
+    if job is None or any(pod.unschedulable for pod in pods):
         return None
     if any(container.started_at for pod in pods for container in pod.containers):
         return None

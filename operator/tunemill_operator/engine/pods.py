@@ -49,13 +49,14 @@ def job_of(
         SpecTooLargeError: when the RunSpec is larger than RUN_SPEC_BYTES.
     """
     labels = {constants.LABEL_FINETUNE: finetune.meta.name, constants.LABEL_STAGE: work.label}
+    queue = _queue(spec, work)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {
             "name": work.job_name(finetune.meta.name),
             "namespace": finetune.meta.namespace,
-            "labels": {**labels, "app.kubernetes.io/managed-by": "tunemill"},
+            "labels": {**labels, "app.kubernetes.io/managed-by": "tunemill", **queue},
             "annotations": {
                 constants.ANNOTATION_KEY: work.key,
                 constants.ANNOTATION_GENERATION: str(finetune.generation),
@@ -76,6 +77,8 @@ def job_of(
         "spec": {
             "backoffLimit": spec.retry.limit,
             "podReplacementPolicy": "Failed",  # never two pods on one checkpoint
+            # Kueue lets it go. Where there is no Kueue, nothing runs without the quota that was asked for.
+            **({"suspend": True} if queue else {}),
             "podFailurePolicy": {"rules": _failure_rules()},
             "template": {
                 "metadata": {
@@ -87,7 +90,7 @@ def job_of(
                     },
                 },
                 "spec": _pod(spec, work, platform, _env(finetune, run_id, platform)),
-                        **({ANNOTATION_CA_BUNDLE: platform.ca_bundle} if platform.ca_bundle else {}),
+                **({ANNOTATION_CA_BUNDLE: platform.ca_bundle} if platform.ca_bundle else {}),
             },
         },
     }
@@ -117,7 +120,20 @@ def pod_digest(spec: FineTuneSpec, work: Work, ledger: Ledger) -> str:
         wish["modelCache"] = claim
     if work.label == "train" and (kills := ledger.memory_kills()):
         wish["memoryKills"] = kills
+    if queue := _queue(spec, work):
+        wish["queue"] = queue
     return hashlib.sha256(json.dumps(wish, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _queue(spec: FineTuneSpec, work: Work) -> dict[str, str]:
+    """Return the labels with which a Job asks Kueue for its quota: only the one that needs GPUs does.
+
+    Prepare is to find mistakes before anybody waits for a GPU, and publish is not to leave a trained model waiting.
+    """
+    if spec.queue is None or work.label != "train":
+        return {}
+    priority = {constants.LABEL_PRIORITY: spec.queue.priority_class} if spec.queue.priority_class else {}
+    return {constants.LABEL_QUEUE: spec.queue.name, **priority}
 
 
 def _failure_rules() -> list[Manifest]:
@@ -219,7 +235,7 @@ def _container(
         "env": [{"name": name, "value": value} for name, value in env.items()],
         "resources": _placement(spec, work)["resources"],
         "securityContext": {
-        **network_env(platform),
+            **network_env(platform),
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},

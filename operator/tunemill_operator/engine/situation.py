@@ -31,8 +31,6 @@ class Situation:
 def at_work(case: Case) -> Situation:
     """Return how far the due Job is, which lives and can go on by itself."""
     live = [pod for pod in case.pods if not pod.terminal]
-    if case.job and case.job.suspended:
-        return Situation(Phase.QUEUED, "JobSuspended", f"Job {case.name} is held back by a queue")
     if unschedulable := next((pod.unschedulable for pod in live if pod.unschedulable), ""):
         lacking = failures.lacking(unschedulable)
         return Situation(

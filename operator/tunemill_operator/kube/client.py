@@ -1,7 +1,7 @@
 """The requests that the operator makes: plain JSON in and out, every one bounded in time and counted."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from kubernetes.aio.client import ApiClient
 from pydantic_core import from_json
 from tunemill_api.constants import API_VERSION, FIELD_MANAGER, GROUP, KIND, LABEL_FINETUNE, PLURAL, VERSION
 
+from tunemill_operator.engine.workloads import LABEL_JOB
 from tunemill_operator.kube.errors import NotFoundError, UnavailableError, error_of
 
 Json = dict[str, Any]
@@ -50,7 +51,9 @@ JOBS = Resource("batch", "v1", "jobs", LABEL_FINETUNE)
 PODS = Resource("", "v1", "pods", LABEL_FINETUNE)
 CORE_EVENTS = Resource("", "v1", "events")
 EVENTS = Resource("events.k8s.io", "v1", "events")
+WORKLOADS = Resource("kueue.x-k8s.io", "v1beta2", "workloads")
 LEASES = Resource("coordination.k8s.io", "v1", "leases")
+SECRETS = Resource("", "v1", "secrets")
 
 
 class KubeClient:
@@ -63,7 +66,6 @@ class KubeClient:
         self._observer = observer
         self._may_write = may_write
 
-SECRETS = Resource("", "v1", "secrets")
     def fenced(self, may_write: Callable[[], bool]) -> "KubeClient":
         """Return a client of the same connections that only reads when it may not write."""
         return KubeClient(self._api, self._observer, may_write)
@@ -123,6 +125,14 @@ SECRETS = Resource("", "v1", "secrets")
         """Return the Warning events of a namespace."""
         warnings = replace(CORE_EVENTS, fields="type=Warning")
         return [event async for page, _ in self.pages(warnings, namespace) for event in page]
+
+    async def workloads_of(self, namespace: str, jobs: Iterable[str]) -> list[Json] | None:
+        """Return what Kueue keeps about the Jobs with these uids; None when there is no Kueue."""
+        theirs = replace(WORKLOADS, selector=f"{LABEL_JOB} in ({','.join(jobs)})")
+        try:
+            return [workload async for page, _ in self.pages(theirs, namespace) for workload in page]
+        except NotFoundError:
+            return None
 
     async def label_pod(self, namespace: str, name: str, labels: Mapping[str, str | None]) -> None:
         """Set labels of a pod; None removes one."""

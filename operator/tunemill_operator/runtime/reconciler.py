@@ -1,7 +1,7 @@
 """Reconcile: look at what is, decide, act, write one status, tell what happened."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import reduce
@@ -10,9 +10,10 @@ from typing import Protocol
 from tunemill_api.status import FineTuneStatus
 
 from tunemill_operator.engine.objects import FineTune, Job
-from tunemill_operator.engine.observe import Observed, Progress, Refusal, silent
+from tunemill_operator.engine.observe import Observed, Progress, Queueing, Refusal, silent, unadmitted
 from tunemill_operator.engine.plan import CreateJob, DeleteJob, Plan, plan
 from tunemill_operator.engine.volumes import Platform
+from tunemill_operator.engine.workloads import workload_of
 from tunemill_operator.kube.client import JOBS, Json, KubeClient
 from tunemill_operator.kube.errors import ConflictError, ExistsError, NotFoundError, RefusedError, UnavailableError
 from tunemill_operator.kube.undeclared import undeclared, without
@@ -72,7 +73,7 @@ class Reconciler:
         told.uid = finetune.meta.uid
         told.at(finetune.status)
         now = datetime.now(UTC).replace(microsecond=0)
-        observed = await self._observe(key, now)
+        observed = await self._observe(key, finetune, now)
         decided = plan(finetune, observed, self.platform(), now)
         told.at(decided.status or finetune.status)
         if refusal := await self._act(decided):
@@ -86,12 +87,22 @@ class Reconciler:
         if decided.requeue_after is not None:
             self.queue.add_after(key, decided.requeue_after.total_seconds())
 
-    async def _observe(self, key: Key, now: datetime) -> Observed:
+    async def _observe(self, key: Key, finetune: FineTune, now: datetime) -> Observed:
         observed = Observed(self.cache.jobs.of(key), self.cache.pods.of(key), progress=self.board.latest(key))
+        if unknown := [job.meta.uid for job in unadmitted(finetune, observed)]:
+            observed = replace(observed, queueing=await self._queueing(key[0], unknown))
         waiting = [view.meta.uid for view in silent(observed, now)]
         if not waiting:
             return observed
         return replace(observed, complaints=await self.warnings.about(key[0], waiting))
+
+    async def _queueing(self, namespace: str, jobs: Iterable[str]) -> Queueing | None:
+        try:
+            found = await self.client.workloads_of(namespace, jobs)
+        except RefusedError as error:
+            log.warning("what Kueue says about Jobs cannot be read: %s", error)
+            return None
+        return Queueing(installed=found is not None, workloads=tuple(workload_of(body) for body in found or ()))
 
     async def _act(self, decided: Plan) -> Refusal | None:
         """Take the actions; return why the API server refused a Job, if it did."""

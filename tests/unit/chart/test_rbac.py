@@ -57,6 +57,7 @@ def test_the_operator_cannot_make_pods_change_specs_or_grant_rights(values: dict
         "leases",
         "pods",
         "tokenreviews",
+        "workloads",
     }
 
 

@@ -253,3 +253,20 @@ async def test_the_way_to_the_server_is_asked_of_the_environment_once(
             await client.get(JOBS, "team-a", "x")
         await client.close()
     assert [host.partition(":")[0] for host in seen] == ["api.example.invalid"]
+
+
+async def test_kueue_is_asked_about_these_jobs_only(tmp_path: Path) -> None:
+    """By the label that it puts on their Workloads; where there is no Kueue, there is no answer."""
+    asked = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        asked.append((request.path, request.query["labelSelector"]))
+        if len(asked) > 1:
+            return web.json_response({"message": "404 page not found"}, status=404)
+        return web.json_response({"items": [{"kind": "Workload"}], "metadata": {"resourceVersion": "7"}})
+
+    async with a_client(handler, tmp_path) as (client, _):
+        assert await client.workloads_of("team-a", ["uid-1", "uid-2"]) == [{"kind": "Workload"}]
+        assert await client.workloads_of("team-a", ["uid-1"]) is None
+    path = "/apis/kueue.x-k8s.io/v1beta2/namespaces/team-a/workloads"
+    assert asked[0] == (path, "kueue.x-k8s.io/job-uid in (uid-1,uid-2)")

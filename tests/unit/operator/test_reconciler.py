@@ -1,13 +1,13 @@
 """How decisions are carried out: in this order, and from whatever answer the API server gives."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any
 
 import pytest
 from property.builders import PLATFORM, a_finetune_body
-from tunemill_api.constants import LABEL_FINETUNE
+from tunemill_api.constants import LABEL_FINETUNE, LABEL_QUEUE
 from tunemill_operator.kube.client import JOBS, Resource
 from tunemill_operator.kube.errors import (
     ConflictError,
@@ -88,6 +88,11 @@ class Client:
         """Return no events."""
         self._answer("events")
         return []
+
+    async def workloads_of(self, namespace: str, jobs: Iterable[str]) -> list[Json] | None:
+        """Return that there is no Kueue."""
+        self._answer("workloads")
+        return None
 
     async def check_discovered(self, resource: Resource) -> None:
         """Name every kind."""
@@ -304,6 +309,26 @@ def test_an_apply_that_fails_for_another_reason_is_tried_again_later(jump: Jump)
         operation.client.refusals = [".status.neverWritten: field not declared in schema"]
         with pytest.raises(UnavailableError):
             await operation.reconcile()
+
+    jump(story())
+
+
+def test_what_kueue_says_is_asked_for_and_may_be_refused(jump: Jump, caplog: pytest.LogCaptureFixture) -> None:
+    """A Role from before there were queues costs what would have been said, not the run."""
+
+    async def story() -> None:
+        operation = Operation()
+        await operation.reconcile()
+        (job,) = operation.client.jobs.values()
+        job["spec"]["suspend"] = True
+        job["metadata"]["labels"][LABEL_QUEUE] = "team-a"
+        operation.cache.jobs.put(operation.client.keep(job))
+        operation.client.errors["workloads"] = RefusedError("workloads.kueue.x-k8s.io is forbidden", 403)
+        await operation.reconcile()
+        assert operation.status["phase"] == "Queued"
+        assert "workloads.kueue.x-k8s.io is forbidden" in caplog.text
+        await operation.reconcile()
+        assert operation.status["failure"]["reason"] == "QueueUnavailable"
 
     jump(story())
 
