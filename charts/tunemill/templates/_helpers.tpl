@@ -47,3 +47,28 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "tunemill.progressSecretName" -}}
 {{- .Values.progress.tls.existingSecret | default (printf "%s-tls" (include "tunemill.progressName" .)) -}}
 {{- end -}}
+
+{{/* The operator keeps its certificate in a Secret of its own, unless it is given one. */}}
+{{- define "tunemill.keepsCertificate" -}}
+{{- if and .Values.progress.enabled (not .Values.progress.tls.existingSecret) }}true{{ end -}}
+{{- end -}}
+
+{{/* Whether there is a way out with proxies on it. */}}
+{{- define "tunemill.proxied" -}}
+{{- if or .Values.proxy.http .Values.proxy.https }}true{{ end -}}
+{{- end -}}
+
+{{- define "tunemill.noProxy" -}}
+{{- concat (list "localhost" "127.0.0.1" ".svc" ".cluster.local") .Values.proxy.noProxy | uniq | join "," -}}
+{{- end -}}
+
+{{/* The port of a URL. */}}
+{{- define "tunemill.portOf" -}}
+{{- $url := urlParse . -}}
+{{- regexFind "[0-9]+$" (regexFind ":[0-9]+$" $url.host) | default (ternary 443 80 (eq $url.scheme "https")) -}}
+{{- end -}}
+
+{{/* What Prometheus calls the target, with the chart's ServiceMonitor. */}}
+{{- define "tunemill.metricsName" -}}
+{{- printf "%s-metrics" (include "tunemill.fullname" .) -}}
+{{- end -}}

@@ -69,7 +69,10 @@ class Metrics:
             registry=registry,
         )
         self._failures = Counter(
-            "tunemill_failures_total", "Failures by stage and reason.", ["stage", "reason"], registry=registry
+            "tunemill_failures_total",
+            "Failures by stage and reason, and by who has to act: User, Platform or Nobody.",
+            ["stage", "reason", "actor"],
+            registry=registry,
         )
         self._attempts = Counter(
             "tunemill_stage_attempts_total", "Pods that began to work on a stage.", ["stage"], registry=registry
@@ -125,7 +128,7 @@ class Metrics:
         """A status was written: count what it says that is new."""
         failure = after.failure
         if failure and (before.failure is None or before.failure.reason != failure.reason):
-            self._failures.labels(failure.stage, str(failure.reason)).inc()
+            self._failures.labels(failure.stage, str(failure.reason), str(failure.actor)).inc()
         known = {entry.name: entry for entry in before.stages}
         for entry in after.stages:
             old = known.get(entry.name)

@@ -29,7 +29,8 @@ def test_the_pod_can_neither_write_to_its_root_nor_become_root() -> None:
     rendered = render()
     assert rendered.pod["spec"]["securityContext"]["runAsUser"] == USER_ID
     assert rendered.container["securityContext"]["readOnlyRootFilesystem"] is True
-    assert all("secret" in volume for volume in rendered.pod["spec"]["volumes"])
+    (volume,) = rendered.pod["spec"]["volumes"]
+    assert volume == {"name": "tmp", "emptyDir": {"medium": "Memory", "sizeLimit": "4Mi"}}
 
 
 def test_namespaces_and_pull_secrets_reach_the_operator_as_lists() -> None:
@@ -90,22 +91,58 @@ def test_the_progress_service_leads_to_the_leader_alone() -> None:
 
 
 def test_without_progress_nothing_of_it_is_left() -> None:
-    """No flag, port, volume, Service or Secret."""
+    """No flag, port, Service or Secret."""
     rendered = render(progress={"enabled": False})
     assert not [flag for flag in rendered.flags if flag.startswith("--progress")]
     assert [port["name"] for port in rendered.container["ports"]] == ["http"]
-    assert "volumes" not in rendered.pod["spec"]
     assert rendered.all("Service") == rendered.all("Secret") == []
 
 
+def test_the_operator_keeps_its_certificate_in_the_empty_secret_of_the_chart() -> None:
+    """It may read and fill this one alone; two renderings are equal, as GitOps needs it."""
+    rendered = render()
+    secret = rendered.one("Secret")
+    assert "data" not in secret
+    assert rendered.flags["--progress-secret"] == secret["metadata"]["name"]
+    rules = [rule for _, _, rule in rendered.rules_of_operator() if "secrets" in rule["resources"]]
+    assert [(rule["resourceNames"], rule["verbs"]) for rule in rules] == [
+        ([secret["metadata"]["name"]], ["get", "update"])
+    ]
+    assert rendered == render()
+
+
 def test_a_given_certificate_is_mounted_and_none_is_made() -> None:
-    """With progress.tls.existingSecret two renderings are equal, as GitOps needs it; without, they cannot be."""
-    given = {"tls": {"existingSecret": "from-cert-manager"}}
-    rendered = render(progress=given)
+    """With progress.tls.existingSecret the operator may touch no Secret at all."""
+    rendered = render(progress={"tls": {"existingSecret": "from-cert-manager"}})
     assert rendered.all("Secret") == []
-    assert rendered.pod["spec"]["volumes"][0]["secret"]["secretName"] == "from-cert-manager"
-    assert rendered == render(progress=given)
-    assert render().one("Secret") != render().one("Secret")
+    assert rendered.pod["spec"]["volumes"][1]["secret"]["secretName"] == "from-cert-manager"
+    assert not [rule for _, _, rule in rendered.rules_of_operator() if "secrets" in rule["resources"]]
+    assert {rendered.flags[f"--progress-{name}"] for name in ("cert", "key", "ca")} == {
+        f"/etc/tunemill/progress/{name}" for name in ("tls.crt", "tls.key", "ca.crt")
+    }
+
+
+@pytest.mark.parametrize("kind", ["configMap", "secret"])
+def test_authorities_are_mounted_whole_and_named_to_the_operator(kind: str) -> None:
+    """As a folder, so that a new bundle arrives without a restart."""
+    rendered = render(caBundle={kind: "company", "key": "bundle.pem"})
+    (volume,) = (found for found in rendered.pod["spec"]["volumes"] if found["name"] == "authorities")
+    assert volume[kind].get("name", volume[kind].get("secretName")) == "company"
+    (mount,) = (found for found in rendered.container["volumeMounts"] if found["name"] == "authorities")
+    assert "subPath" not in mount
+    assert rendered.flags["--ca-bundle"] == f"{mount['mountPath']}/bundle.pem"
+    assert "--ca-bundle" not in render().flags
+
+
+def test_proxies_reach_stages_and_the_operator_which_goes_past_them_to_the_api_server() -> None:
+    """By flags for the stages, by the usual variables for itself; nothing of it where there is none."""
+    assert not {"--http-proxy", "--https-proxy", "--no-proxy"} & render().flags.keys()
+    assert not {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"} & render().environment.keys()
+    rendered = render(proxy={"https": "http://proxy:3128", "noProxy": [".example.com", "localhost"]})
+    assert (rendered.flags["--http-proxy"], rendered.flags["--https-proxy"]) == ("", "http://proxy:3128")
+    assert rendered.flags["--no-proxy"] == "localhost,127.0.0.1,.svc,.cluster.local,.example.com"
+    assert rendered.environment["HTTPS_PROXY"] == "http://proxy:3128"
+    assert rendered.environment["NO_PROXY"] == f"{rendered.flags['--no-proxy']},$(KUBERNETES_SERVICE_HOST)"
 
 
 def test_a_users_label_cannot_take_the_pods_away_from_their_deployment() -> None:
@@ -137,6 +174,35 @@ def test_the_network_policy_lets_stage_pods_report_and_nobody_else() -> None:
     assert [port["port"] for rule in policy["egress"] for port in rule["ports"]] == [53, 53, 16443]
 
 
+def test_stage_pods_reach_what_they_need_and_nobody_reaches_them() -> None:
+    """In every watched namespace: DNS, the operator's progress port, and the ports that are said, at any address."""
+    rendered = render(
+        watchNamespaces=["team-a", "team-b"],
+        progress={"port": 9443},
+        networkPolicy={"stages": {"enabled": True, "ports": [443, 3128]}},
+    )
+    policies = rendered.all("NetworkPolicy")
+    assert [policy["metadata"]["namespace"] for policy in policies] == ["team-a", "team-b"]
+    for policy in (found["spec"] for found in policies):
+        assert policy["podSelector"]["matchExpressions"] == [{"key": LABEL_FINETUNE, "operator": "Exists"}]
+        assert policy["policyTypes"] == ["Ingress", "Egress"]
+        assert policy["ingress"] == []
+        dns, progress, services = policy["egress"]
+        assert {port["port"] for port in dns["ports"]} == {53}
+        (operator,) = progress["to"]
+        assert operator["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": NAMESPACE}
+        assert operator["podSelector"]["matchLabels"].items() <= rendered.pod["metadata"]["labels"].items()
+        assert progress["ports"] == [{"port": 9443, "protocol": "TCP"}]
+        assert [port["port"] for port in services["ports"]] == [443, 3128]
+
+
+def test_without_progress_stage_pods_do_not_reach_the_operator() -> None:
+    """There is nothing for them there."""
+    values = {"networkPolicy": {"stages": {"enabled": True}}, "progress": {"enabled": False}}
+    policy = render(watchNamespaces=["team-a"], **values).one("NetworkPolicy")
+    assert not [rule for rule in policy["spec"]["egress"] if "to" in rule]
+
+
 @pytest.mark.parametrize(
     ("endpoint", "port"),
     [
@@ -154,21 +220,33 @@ def test_traces_go_where_the_value_says_and_nothing_is_said_by_default(endpoint:
     assert last["ports"] == [{"port": port, "protocol": "TCP"}]
 
 
-@pytest.mark.parametrize(
-    "field", ["nodeSelector", "tolerations", "affinity", "topologySpreadConstraints", "priorityClassName"]
-)
+@pytest.mark.parametrize("field", ["nodeSelector", "tolerations", "affinity", "priorityClassName"])
 def test_where_the_pods_run_is_passed_through(field: str) -> None:
     """What is not set is not rendered, so that the cluster's own defaults hold."""
     known: dict[str, Any] = {
         "nodeSelector": {"pool": "system"},
         "tolerations": [{"key": "system", "operator": "Exists"}],
         "affinity": {"nodeAffinity": {}},
-        "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}],
         "priorityClassName": "system-cluster-critical",
     }
     given = known[field]
     assert field not in render().pod["spec"]
     assert render(**{field: given}).pod["spec"][field] == given
+
+
+def test_replicas_are_spread_over_nodes_unless_somebody_knows_better() -> None:
+    """Without a labelSelector a constraint would count nothing."""
+    ours = {"matchLabels": render().one("Deployment")["spec"]["selector"]["matchLabels"]}
+    (usual,) = render().pod["spec"]["topologySpreadConstraints"]
+    assert (usual["topologyKey"], usual["whenUnsatisfiable"]) == ("kubernetes.io/hostname", "ScheduleAnyway")
+    assert usual["labelSelector"] == ours
+    zones = {"maxSkew": 2, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}
+    theirs = {"matchLabels": {"team": "ml"}}
+    given = [zones, {**zones, "labelSelector": theirs}]
+    assert render(topologySpreadConstraints=given).pod["spec"]["topologySpreadConstraints"] == [
+        {**zones, "labelSelector": ours},
+        {**zones, "labelSelector": theirs},
+    ]
 
 
 def test_names_fit_however_long_the_release_is_called() -> None:

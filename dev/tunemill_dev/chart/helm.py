@@ -1,0 +1,47 @@
+"""The Helm that the local cluster uses, without the user's own settings, repositories and plugins."""
+
+import functools
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tunemill_dev.cluster import binaries
+from tunemill_dev.testbed import CHART, RELEASE, SYSTEM_NAMESPACE
+
+
+class HelmError(Exception):
+    """Helm refused; the message is what it said."""
+
+
+def helm(*arguments: str, values: Mapping[str, Any] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run Helm, whatever its outcome; values are given to it as a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        homes = {f"HELM_{kind}_HOME": f"{folder}/{kind}" for kind in ("CACHE", "CONFIG", "DATA")}
+        if values is not None:
+            file = Path(folder) / "values.yaml"
+            file.write_text(yaml.safe_dump(dict(values)))
+            arguments = (*arguments, "--values", str(file))
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("HELM_")} | homes
+        return subprocess.run([_program(), *arguments], env=environment, capture_output=True, text=True, check=False)
+
+
+def rendered(values: Mapping[str, Any], release: str = RELEASE) -> str:
+    """Return the manifests that the chart makes of values over its defaults.
+
+    Raises:
+        HelmError: when it makes none of them.
+    """
+    done = helm("template", release, str(CHART), "--namespace", SYSTEM_NAMESPACE, values=values)
+    if done.returncode:
+        raise HelmError(done.stderr)
+    return done.stdout
+
+
+@functools.cache
+def _program() -> Path:
+    return binaries.ensure([binaries.HELM])[binaries.HELM.name] / "helm"
