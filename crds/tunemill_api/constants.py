@@ -9,6 +9,10 @@ KIND: Final = "FunctionCallFineTune"
 PLURAL: Final = "functioncallfinetunes"
 SINGULAR: Final = "functioncallfinetune"
 SHORT_NAME: Final = "fcft"
+PROFILE_KIND: Final = "FineTuneProfile"
+PROFILE_PLURAL: Final = "finetuneprofiles"
+PROFILE_SINGULAR: Final = "finetuneprofile"
+PROFILE_SHORT_NAME: Final = "ftp"
 
 FIELD_MANAGER: Final = "tunemill-operator"
 """The server-side-apply owner of `.status`."""
@@ -45,19 +49,19 @@ TOOLS_PATH: Final = f"{STAGE_DIRECTORY}/tools/tools.json"
 MODEL_CACHE_PATH: Final = f"{STAGE_DIRECTORY}/models"
 PROGRESS_TOKEN_PATH: Final = f"{STAGE_DIRECTORY}/progress/token"
 PROGRESS_CA_PATH: Final = f"{STAGE_DIRECTORY}/progress/ca.crt"
+CA_BUNDLE_PATH: Final = f"{STAGE_DIRECTORY}/authorities/ca.crt"
 TERMINATION_LOG: Final = "/dev/termination-log"
 TERMINATION_LOG_BYTES: Final = 4096
 """What the kubelet keeps of a termination message; a StageReport has to fit."""
 
+ENV_CA_BUNDLE: Final = "TUNEMILL_CA_BUNDLE"
+"""On stage containers: the file with the authorities that the platform trusts beside the public ones."""
 PROGRESS_AUDIENCE: Final = f"progress.{GROUP}"
 """The only audience of the token that a stage pod holds: it is good for progress reports and for nothing else."""
 ENV_PROGRESS_URL: Final = "KUBEFLOW_TRAINER_SERVER_URL"
 ENV_PROGRESS_CA: Final = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
-CA_BUNDLE_PATH: Final = f"{STAGE_DIRECTORY}/authorities/ca.crt"
 ENV_PROGRESS_TOKEN: Final = "KUBEFLOW_TRAINER_SERVER_TOKEN"  # noqa: S105 - the name of a variable, not a token
 """The three variables of Kubeflow's status protocol (KEP-2779), which Transformers speaks by itself."""
 
 USER_ID: Final = 65532
-ENV_CA_BUNDLE: Final = "TUNEMILL_CA_BUNDLE"
-"""On stage containers: the file with the authorities that the platform trusts beside the public ones."""
 """The user and group that every container of ours runs as."""

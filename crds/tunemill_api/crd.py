@@ -1,9 +1,20 @@
-"""Builds the CustomResourceDefinition from the models."""
+"""Builds the CustomResourceDefinitions from the models."""
 
 from typing import Any
 
-from tunemill_api.constants import GROUP, KIND, PLURAL, SHORT_NAME, SINGULAR, VERSION
-from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.constants import (
+    GROUP,
+    KIND,
+    PLURAL,
+    PROFILE_KIND,
+    PROFILE_PLURAL,
+    PROFILE_SHORT_NAME,
+    PROFILE_SINGULAR,
+    SHORT_NAME,
+    SINGULAR,
+    VERSION,
+)
+from tunemill_api.spec_schemas import finetune_spec_schema, profile_spec_schema
 from tunemill_api.status import FineTuneStatus
 from tunemill_api.structural import Schema, structural_schema
 
@@ -22,57 +33,59 @@ COLUMNS = [
     ("Run", "string", ".status.run.id", 1, "The present run"),
     ("Model", "string", ".spec.baseModel.id", 1, "The base model"),
     ("Queue", "string", ".status.queue.name", 1, "The queue that the run waits in or has its quota from"),
+    ("Profile", "string", ".status.profile.name", 1, "The FineTuneProfile that the run began with"),
     ("Revision", "string", ".status.published.revision", 1, "The published commit"),
+]
+
+PROFILE_COLUMNS = [
+    ("Default", "boolean", ".spec.default", 0, "Whether it holds for objects that name no profile"),
+    ("Namespaces", "string", ".spec.namespaces", 0, "Who may use it; empty means all"),
+    ("GPUs", "integer", ".spec.limits.maxGpus", 0, "Of a run, at most"),
+    ("GPU-Hours", "string", ".spec.limits.maxGpuHours", 0, "Of a run, at most"),
+    ("Age", "date", ".metadata.creationTimestamp", 0, "Since the profile was created"),
 ]
 
 
 def custom_resource_definition() -> dict[str, Any]:
     """Return the CRD of FunctionCallFineTune, ready to be written as YAML."""
+    names = {
+        "kind": KIND,
+        "listKind": f"{KIND}List",
+        "plural": PLURAL,
+        "singular": SINGULAR,
+        "shortNames": [SHORT_NAME],
+        "categories": ["tunemill"],
+    }
     version = {
-        "name": VERSION,
-        "served": True,
-        "storage": True,
         "subresources": {"status": {}},
-        "additionalPrinterColumns": [
-            {"name": name, "type": kind, "jsonPath": path, "priority": priority, "description": description}
-            for name, kind, path, priority, description in COLUMNS
-        ],
+        "additionalPrinterColumns": _columns(COLUMNS),
         "selectableFields": [{"jsonPath": ".spec.baseModel.id"}],
-        "schema": {"openAPIV3Schema": object_schema()},
     }
-    return {
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{PLURAL}.{GROUP}"},
-        "spec": {
-            "group": GROUP,
-            "scope": "Namespaced",
-            "names": {
-                "kind": KIND,
-                "listKind": f"{KIND}List",
-                "plural": PLURAL,
-                "singular": SINGULAR,
-                "shortNames": [SHORT_NAME],
-                "categories": ["tunemill"],
-            },
-            "versions": [version],
-        },
+    return _definition(names, "Namespaced", version, object_schema())
+
+
+def profile_resource_definition() -> dict[str, Any]:
+    """Return the CRD of FineTuneProfile, ready to be written as YAML."""
+    names = {
+        "kind": PROFILE_KIND,
+        "listKind": f"{PROFILE_KIND}List",
+        "plural": PROFILE_PLURAL,
+        "singular": PROFILE_SINGULAR,
+        "shortNames": [PROFILE_SHORT_NAME],
+        "categories": ["tunemill"],
     }
+    version = {"additionalPrinterColumns": _columns(PROFILE_COLUMNS)}
+    return _definition(names, "Cluster", version, profile_schema())
 
 
 def object_schema() -> Schema:
-    """Return the schema of a whole object."""
+    """Return the schema of a whole FunctionCallFineTune."""
+    # Without a status, kstatus and whatever waits with it would take a new object for done.
+    status = structural_schema(FineTuneStatus) | {"default": {}}
+    parts = {"spec": finetune_spec_schema(), "status": status}
+    what = "A FunctionCallFineTune makes one fine-tuned, judged and published function-calling model."
     return {
-        "type": "object",
-        "description": "A FunctionCallFineTune makes one fine-tuned, judged and published function-calling model.",
-        "required": ["spec"],
-        "properties": {
-            "apiVersion": {"type": "string", "description": f"{GROUP}/{VERSION}."},
-            "kind": {"type": "string", "description": f"{KIND}."},
-            "metadata": {"type": "object"},
-            "spec": structural_schema(FineTuneSpec),
-            "status": structural_schema(FineTuneStatus),
-        },
+        **_object(KIND, what, parts),
         "x-kubernetes-validations": [
             {
                 "rule": f"self.metadata.name.size() <= {NAME_LENGTH}",
@@ -80,3 +93,45 @@ def object_schema() -> Schema:
             }
         ],
     }
+
+
+def profile_schema() -> Schema:
+    """Return the schema of a whole FineTuneProfile."""
+    what = "A FineTuneProfile is what a platform team gives to the FunctionCallFineTunes of teams, and allows them."
+    return _object(PROFILE_KIND, what, {"spec": profile_spec_schema()})
+
+
+def _object(kind: str, what: str, parts: Schema) -> Schema:
+    return {
+        "type": "object",
+        "description": what,
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string", "description": f"{GROUP}/{VERSION}."},
+            "kind": {"type": "string", "description": f"{kind}."},
+            "metadata": {"type": "object"},
+            **parts,
+        },
+    }
+
+
+def _definition(names: dict[str, Any], scope: str, version: dict[str, Any], schema: Schema) -> dict[str, Any]:
+    served = {"name": VERSION, "served": True, "storage": True}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{names['plural']}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "scope": scope,
+            "names": names,
+            "versions": [{**served, **version, "schema": {"openAPIV3Schema": schema}}],
+        },
+    }
+
+
+def _columns(columns: list[tuple[str, str, str, int, str]]) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "type": kind, "jsonPath": path, "priority": priority, "description": description}
+        for name, kind, path, priority, description in columns
+    ]

@@ -49,6 +49,12 @@ class Reason(StrEnum):
     INVALID_CHAT_TEMPLATE = "InvalidChatTemplate"
     TOKENIZER_LACKS_TAGS = "TokenizerLacksTags"
     TRAINING_DIVERGED = "TrainingDiverged"
+    # What the platform team wrote
+    PROFILE_NOT_FOUND = "ProfileNotFound"
+    PROFILE_NOT_ALLOWED = "ProfileNotAllowed"
+    PROFILE_AMBIGUOUS = "ProfileAmbiguous"
+    PROFILE_INVALID = "ProfileInvalid"
+    LIMIT_EXCEEDED = "LimitExceeded"
     # The data
     DATASET_EMPTY = "DatasetEmpty"
     DATASET_MALFORMED = "DatasetMalformed"
@@ -144,6 +150,34 @@ FAILURES: dict[Reason, Failure] = {
     ),
     Reason.TRAINING_DIVERGED: Failure(
         _SPEC, _USER, "Lower spec.training.learningRate to about a third, or raise warmupRatio."
+    ),
+    Reason.PROFILE_NOT_FOUND: Failure(
+        _MISSING,
+        _USER,
+        "Correct spec.profile, or empty it for the default profile; the run goes on by itself once the profile exists.",
+    ),
+    Reason.PROFILE_NOT_ALLOWED: Failure(
+        _DENIED,
+        _USER,
+        "Name a profile that this namespace may use in spec.profile, or ask the platform team to add the namespace to "
+        "the profile's spec.namespaces.",
+    ),
+    Reason.PROFILE_AMBIGUOUS: Failure(
+        _CONFIG,
+        _PLATFORM,
+        "Take spec.default from all but one of the profiles that the message names, or list namespaces in the one that "
+        "is for few; until then, name one of them in spec.profile.",
+    ),
+    Reason.PROFILE_INVALID: Failure(
+        _CONFIG,
+        _PLATFORM,
+        "Correct the field of the FineTuneProfile that the message names; the run goes on by itself.",
+    ),
+    Reason.LIMIT_EXCEEDED: Failure(
+        _DENIED,
+        _USER,
+        "Change the fields that the message names to what is allowed, or ask the platform team to raise the limit; "
+        "then the run goes on by itself.",
     ),
     Reason.DATASET_EMPTY: Failure(_DATA, _USER, "Put rows into the file that spec.dataset.uri names."),
     Reason.DATASET_MALFORMED: Failure(

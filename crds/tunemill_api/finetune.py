@@ -484,7 +484,8 @@ class Workspace(ApiModel):
     """Where the outputs of the stages are kept."""
 
     uri: Annotated[str, Field(max_length=1024, pattern=r"^(s3://[a-z0-9][-.a-z0-9]{1,61}[a-z0-9](/[^*?]*)?)?$")] = ""
-    """An S3 prefix; empty means tunemill/ in the dataset's bucket, with the dataset's credentials and endpoint."""
+    """An S3 prefix; empty means tunemill/ in the dataset's bucket, with the dataset's credentials and endpoint. Needed
+    where dataset.uri is on the Hub."""
     credentials_secret_ref: SecretRef | None = None
     """Absent: the pod's own identity."""
     endpoint: Endpoint = ""
@@ -527,6 +528,10 @@ GpuHours = Annotated[
 """Hours as a string; empty means no limit."""
 
 
+ProfileName = Annotated[str, Field(max_length=253, pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")]
+"""The name of a FineTuneProfile; empty means the default one."""
+
+
 class Promote(StrEnum):
     """When a new model takes the place of the published one."""
 
@@ -557,10 +562,6 @@ class FineTuneSpec(ApiModel):
     model_config = {
         "json_schema_extra": rules(
             rule(
-                "self.dataset.uri.startsWith('s3://') || self.workspace.uri != ''",
-                "workspace.uri is needed when dataset.uri is on the Hub: there is no bucket to put a workspace into",
-            ),
-            rule(
                 "self.adapter.method != 'Full' || self.baseModel.quantization == 'None'",
                 "baseModel.quantization must be None with adapter.method Full: quantised weights cannot be trained",
             ),
@@ -580,6 +581,9 @@ class FineTuneSpec(ApiModel):
 
     suspend: bool = False
     """Stop what runs, keep its checkpoint, and start nothing; false goes on."""
+    profile: ProfileName = ""
+    """The FineTuneProfile of the platform team that gives what is not set here and says what is allowed; empty means
+    the default profile, if there is one for this namespace."""
     hub: Hub = Hub()
     """Which Hugging Face Hub to speak to."""
     base_model: BaseModelRef

@@ -49,8 +49,9 @@ DataUri = Annotated[str, Field(max_length=1024, pattern=rf"^({_S3}|{_HUB})$")]
 OptionalDataUri = Annotated[str, Field(max_length=1024, pattern=rf"^({_S3}|{_HUB})?$")]
 """As DataUri; empty means none."""
 
-Endpoint = Annotated[str, Field(max_length=512, pattern=r"^(https?://[^\s/]+(/[^\s]*)?)?$")]
-"""The URL of a service; empty means the public one."""
+Endpoint = Annotated[str, Field(max_length=512, pattern=r"^(https?://[^\s/?#@]+(/[^\s?#]*)?)?$")]
+"""The URL of a service, without a user, a password or a query: everybody who may read the object reads it. Empty means
+the public one."""
 
 Duration = Annotated[str, Field(max_length=16, pattern=r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$", min_length=2)]
 """A time such as 8h, 90m or 1h30m."""

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -46,6 +46,7 @@ class ConditionType(StrEnum):
     GATE_PASSED = "GatePassed"
     PUBLISHED = "Published"
     SUSPENDED = "Suspended"
+    PROFILE_CURRENT = "ProfileCurrent"
 
 
 class Condition(StatusModel):
@@ -273,6 +274,9 @@ class RunStatus(StatusModel):
 
     id: str
     """Changes when anything that a stage depends on changes."""
+    wish: str = ""
+    """Changes with an edit, with the annotation tunemill.dev/requested-at and with a time of the schedule. While it
+    stays, a change of the FineTuneProfile does not reach the run."""
     started_at: datetime
     """When the operator first saw this wish."""
     base_model_revision: str = ""
@@ -300,6 +304,18 @@ class QueueStatus(StatusModel):
     """The ResourceFlavor that each resource is taken from, by the resource's name."""
     since: datetime
     """Since when it waits, or has its quota."""
+
+
+class ProfileStatus(StatusModel):
+    """The FineTuneProfile that the run began with."""
+
+    name: str
+    """Its name."""
+    fields: Annotated[
+        dict[str, Any],
+        Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True, "x-kubernetes-map-type": "atomic"}),
+    ] = {}
+    """What the run has from it: fields that spec does not set, such as compute.gpus, with their values."""
 
 
 class TrainerMetric(StatusModel):
@@ -419,6 +435,8 @@ class FineTuneStatus(StatusModel):
     """Ready, Reconciling and Stalled as kstatus wants them, and one per milestone."""
     run: RunStatus | None = None
     """The present run."""
+    profile: ProfileStatus | None = None
+    """The FineTuneProfile that the run began with; absent when there is none."""
     stages: list[StageStatus] = Field(
         default=[],
         max_length=8,

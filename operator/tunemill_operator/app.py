@@ -34,7 +34,7 @@ from tunemill_operator.runtime.queue import WorkQueue
 from tunemill_operator.runtime.reconciler import Reconciler
 from tunemill_operator.runtime.reconciliation import Request
 from tunemill_operator.runtime.recorder import Recorder
-from tunemill_operator.runtime.resync import Resync
+from tunemill_operator.runtime.resync import NewKindError, Resync
 from tunemill_operator.runtime.warnings import Warnings
 from tunemill_operator.runtime.workers import WorkObserver, work
 from tunemill_operator.settings import Settings, SettingsError
@@ -145,7 +145,9 @@ class _Process:
         reconciler = Reconciler(
             client, cache, queue, board, recorder, Warnings(client), metrics, lambda: self._platform
         )
-        self._resync = resync = Resync(client, cache, queue, metrics, settings.namespaces)
+        self._resync = resync = Resync(
+            client, cache, queue, metrics, settings.namespaces, profiles=not settings.no_profiles
+        )
         metrics.queue.observe(queue.__len__, queue.processing_seconds, settings.workers)
         metrics.observe_phases(lambda: (stored.phase for stored in cache.finetunes))
         await resync.prime()
@@ -154,11 +156,19 @@ class _Process:
         audience = handlers.Audience(cache, queue, metrics.seen, resync.listed)
         try:
             async with self._progress(client, cache, board), asyncio.TaskGroup() as group:
-                group.create_task(handlers.watch(audience, settings.namespaces, access.credentials, self.take_signals))
+                group.create_task(
+                    handlers.watch(
+                        audience,
+                        settings.namespaces,
+                        access.credentials,
+                        self.take_signals,
+                        profiles=resync.profiles_served,
+                    )
+                )
                 group.create_task(work(queue, reconciler.reconcile, settings.workers, self._witnesses))
                 group.create_task(resync.run(settings.resync_seconds))
                 group.create_task(self._renew())
-        except* handlers.WatchError as ended:
+        except* (handlers.WatchError, NewKindError) as ended:
             for error in ended.exceptions:
                 log.error("%s; the process ends, to begin anew", error)
 

@@ -5,7 +5,7 @@ the operator is away is lost on them. Everything is decided by `engine.plan`, fr
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import kopf
 from tunemill_api.constants import GROUP
 
 from tunemill_operator.kube.access import Credentials
-from tunemill_operator.kube.client import FINETUNES, JOBS, PAGE, PODS, Resource
+from tunemill_operator.kube.client import FINETUNES, JOBS, PAGE, PODS, PROFILES, Resource
 from tunemill_operator.runtime.cache import Cache, Key, Store
 from tunemill_operator.runtime.queue import WorkQueue
 
@@ -44,6 +44,8 @@ async def watch(
     namespaces: Sequence[str],
     credentials: Callable[[], Awaitable[Credentials]],
     take_signals: Callable[[], None],
+    *,
+    profiles: bool,
 ) -> None:
     """Watch until cancelled.
 
@@ -52,6 +54,7 @@ async def watch(
         namespaces: where to watch; empty means everywhere.
         credentials: returns what is valid at the moment.
         take_signals: installs the process's own signal handlers; kopf puts its own in their place.
+        profiles: whether FineTuneProfiles are watched, which belong to no namespace.
 
     Raises:
         WatchError: when a watch has ended for good, for example because the CRD was removed.
@@ -60,9 +63,11 @@ async def watch(
     _register_login(registry, credentials)
     cache = audience.cache
     for resource, store in ((FINETUNES, cache.finetunes), (JOBS, cache.jobs), (PODS, cache.pods)):
-        _register(registry, resource, store, audience)
+        _register(registry, resource, store, audience, lambda key: (key,))
         if resource.selector:
             settings.watching.label_selectors[resource.group, resource.version, resource.plural] = resource.selector
+    if profiles:  # a profile may concern every object, and an object finds out by itself whether it does
+        _register(registry, PROFILES, cache.profiles, audience, lambda _: cache.finetunes.keys())
     stop = asyncio.Event()
     tasks = await kopf.spawn_tasks(
         registry=registry,
@@ -85,7 +90,13 @@ async def watch(
             task.cancel()
 
 
-def _register(registry: kopf.OperatorRegistry, resource: Resource, store: Store[Any], audience: Audience) -> None:
+def _register(
+    registry: kopf.OperatorRegistry,
+    resource: Resource,
+    store: Store[Any],
+    audience: Audience,
+    concerned: Callable[[Key], Iterable[Key]],
+) -> None:
     async def observe(event: kopf.RawEvent, **_: Any) -> None:  # noqa: ANN401 - kopf's keyword arguments
         audience.seen(resource.plural)
         if event["type"] is None:
@@ -96,7 +107,8 @@ def _register(registry: kopf.OperatorRegistry, resource: Resource, store: Store[
         else:
             key = store.put(event["object"])
         if key is not None:
-            audience.queue.add(key)
+            for each in concerned(key):
+                audience.queue.add(each)
 
     kopf.on.event(
         resource.group, resource.version, resource.plural, id=f"observe-{resource.plural}", registry=registry

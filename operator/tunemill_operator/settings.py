@@ -27,6 +27,7 @@ class Settings:
     )
     image_pull_secrets: tuple[str, ...] = _setting((), "Pull secrets, by comma, in the namespace of each object.")
     namespaces: tuple[str, ...] = _setting((), "Namespaces to serve, by comma; empty serves all.")
+    no_profiles: bool = _setting(default=False, text="Do without FineTuneProfiles, which belong to no namespace.")
     workers: int = _setting(16, "How many objects are reconciled at the same time.")
     resync_seconds: int = _setting(300, "How often the caches are compared with complete lists.")
     lease_name: str = _setting("tunemill-operator", "Name of the Lease that the leader holds.")

@@ -8,13 +8,15 @@ from typing import Any
 
 import urllib3
 import yaml
-from kube.api import Api, ApiError
+from kube.api import APPLY_PATCH, Api, ApiError
 from kube.kubelet import Kubelet, eventually
 from property.builders import a_spec
-from tunemill_api.constants import API_VERSION, GROUP, KIND, LABEL_FINETUNE, PLURAL
+from tunemill_api.constants import API_VERSION, GROUP, KIND, LABEL_FINETUNE, PLURAL, PROFILE_KIND, PROFILE_PLURAL
 from tunemill_dev.cluster import control_plane
 
-CRD = Path(__file__).parents[2] / "crds" / f"{GROUP}_{PLURAL}.yaml"
+CRDS = Path(__file__).parents[2] / "crds"
+CRD = CRDS / f"{GROUP}_{PLURAL}.yaml"
+PROFILES = f"/apis/{API_VERSION}/{PROFILE_PLURAL}"
 CRD_PATH = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 Json = dict[str, Any]
 
@@ -32,10 +34,16 @@ class Plane:
         self.api = Api(self.kubeconfig)
         self.kubelet = Kubelet(self.api)
 
-    def install_crd(self) -> None:
-        """Install the CRD and wait until it is served."""
-        self.api.post(CRD_PATH, yaml.safe_load(CRD.read_text()))
-        eventually(lambda: self.api.find(f"/apis/{API_VERSION}/{PLURAL}"), "the CRD is served")
+    def install_crd(self, plural: str = PLURAL) -> None:
+        """Install the CRD of a kind and wait until it is served."""
+        self.api.post(CRD_PATH, yaml.safe_load((CRDS / f"{GROUP}_{plural}.yaml").read_text()))
+        eventually(lambda: self.api.find(f"/apis/{API_VERSION}/{plural}"), f"the CRD of {plural} is served")
+
+    def profile(self, name: str, **spec: Any) -> Json:
+        """Create a FineTuneProfile, or give the one of this name another spec."""
+        body = {"apiVersion": API_VERSION, "kind": PROFILE_KIND, "metadata": {"name": name}, "spec": spec}
+        query = "?fieldManager=platform&force=true&fieldValidation=Strict"
+        return self.api.request("PATCH", f"{PROFILES}/{name}{query}", body, APPLY_PATCH)
 
     def ready(self) -> bool:
         """Return whether the API server serves our kind."""
@@ -67,9 +75,10 @@ class Plane:
 
 @contextmanager
 def a_plane(folder: Path) -> Iterator[Plane]:
-    """Run a control plane with the CRD and the fake kubelet, whose files lie in an empty folder."""
+    """Run a control plane with the CRDs and the fake kubelet, whose files lie in an empty folder."""
     with control_plane(folder) as running:
         plane = Plane(running.kubeconfig, running.kubectl)
+        plane.install_crd(PROFILE_PLURAL)
         plane.install_crd()
         plane.kubelet.start()
         yield plane

@@ -21,7 +21,7 @@ from tunemill_api.constants import PLURAL
         ({"evaluation": {"gates": [{"metric": "exact_match", "max": "1"}]}}, "can have max only on missed_call_rate"),
         ({"dataset": {"uri": "/home/me/calls.jsonl"}}, "spec.dataset.uri"),
         ({"dataset": {"uri": "hf://calls"}}, "spec.dataset.uri"),
-        ({"dataset": {"uri": "hf://acme/calls"}}, "workspace.uri is needed when dataset.uri is on the Hub"),
+        ({"profile": "Gold Plan"}, "spec.profile"),
         ({"publish": {"repository": "support-tools"}}, "spec.publish.repository"),
         ({"training": {"batchSize": 0}}, "spec.training.batchSize"),
         ({"deadline": "soon"}, "spec.deadline"),

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kube.plane import Namespace
-from tunemill_api.constants import KIND, PLURAL
+from kube.plane import PROFILES, Namespace
+from tunemill_api.constants import KIND, PLURAL, PROFILE_KIND
 
 SAMPLES = sorted((Path(__file__).parents[2] / "crds" / "samples").glob("*.yaml"))
 PATHS = {KIND: PLURAL, "ConfigMap": "configmaps"}
+CLUSTER_WIDE = {PROFILE_KIND: PROFILES}
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=[path.stem for path in SAMPLES])
@@ -16,8 +17,11 @@ def test_a_sample_is_accepted(namespace: Namespace, path: Path) -> None:
     """Each of its objects is taken without an unknown field, and every ConfigMap that it names is among them."""
     objects = list(yaml.safe_load_all(path.read_text()))
     for body in objects:
-        del body["metadata"]["namespace"]
-        namespace.plane.api.post(f"{namespace.path(PATHS[body['kind']])}?fieldValidation=Strict", body)
+        path = CLUSTER_WIDE.get(body["kind"])
+        if path is None:
+            del body["metadata"]["namespace"]
+            path = namespace.path(PATHS[body["kind"]])
+        namespace.plane.api.post(f"{path}?fieldValidation=Strict", body)
     (spec,) = [body["spec"] for body in objects if body["kind"] == KIND]
     given = {(body["metadata"]["name"], key) for body in objects for key in body.get("data", {})}
     refs = [spec.get("tools"), spec.get("tokenizer", {}).get("chatTemplate")]

@@ -16,6 +16,7 @@ from tunemill_api.status import (
     ServingFacts,
     TrainedFacts,
 )
+from tunemill_operator.engine.profiles import Profile, profile_of
 from tunemill_operator.engine.volumes import Platform
 
 NOON = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC)
@@ -75,6 +76,21 @@ def a_finetune_body(name: str = "support", namespace: str = "team-a", **parts: A
         },
         "spec": a_spec(**parts),
     }
+
+
+def a_profile(name: str = "gold", **spec: Any) -> Profile:
+    """Return a FineTuneProfile as the operator sees it."""
+    return profile_of(
+        {
+            "metadata": {
+                "name": name,
+                "uid": f"uid-of-{name}",
+                "resourceVersion": "1",
+                "creationTimestamp": text(NOON),
+            },
+            "spec": spec,
+        }
+    )
 
 
 def prepared_facts(key: str = "0123456789abcdef") -> PreparedFacts:

@@ -28,6 +28,7 @@ from tunemill_api.status import TrainerStatus
 from tunemill_operator.engine.objects import FineTune, finetune_of, job_of, pod_of
 from tunemill_operator.engine.observe import Complaint, Observed, Progress, Queueing, Refusal
 from tunemill_operator.engine.plan import CreateJob, DeleteJob, Plan, plan
+from tunemill_operator.engine.profiles import Profile
 from tunemill_operator.engine.workloads import Workload
 
 Json = dict[str, Any]
@@ -47,6 +48,7 @@ class World:
         self.progress: Progress | None = None
         self.platform = replace(PLATFORM, listening_since=NOON)
         self.refusal: Refusal | None = None
+        self.profiles: tuple[Profile, ...] = ()
         self.status_writes = 0
         self.created: list[str] = []
         self.outputs: set[Stage] = set()
@@ -89,6 +91,7 @@ class World:
             progress=self.progress,
             refusal=self.refusal,
             queueing=Queueing(self.kueue, tuple(self._workload(job) for job in self.queued() if self.kueue)),
+            profiles=self.profiles,
         )
 
     def plan(self) -> Plan:

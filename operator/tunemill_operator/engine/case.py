@@ -14,6 +14,7 @@ from tunemill_operator.engine.objects import FineTune, Job, Pod
 from tunemill_operator.engine.observe import Observed, Progress, owned
 from tunemill_operator.engine.pods import image_of
 from tunemill_operator.engine.stages import Ledger, Work, newest_report, recall
+from tunemill_operator.engine.terms import Terms
 from tunemill_operator.engine.volumes import Platform
 
 LASTING = frozenset({Reason.EVICTED, Reason.NO_PROGRESS, Reason.OUT_OF_MEMORY})
@@ -27,7 +28,7 @@ class Case:
     """One object at one moment."""
 
     finetune: FineTune
-    spec: FineTuneSpec
+    terms: Terms
     observed: Observed
     platform: Platform
     now: datetime
@@ -36,6 +37,11 @@ class Case:
     """How the gates were decided; empty before the evaluation is there."""
     due: Work | None
     """The first work that is not done."""
+
+    @property
+    def spec(self) -> FineTuneSpec:
+        """What the run goes by: what the user wrote, completed by the profile."""
+        return self.terms.spec
 
     @property
     def work(self) -> Work:
@@ -113,6 +119,7 @@ class Case:
         prepared = ledger.facts.prepared if ledger.done(Stage.PREPARE) else None
         return RunStatus(
             id=self.run_id,
+            wish=self.finetune.wish,
             started_at=same.started_at if same else self.now,
             base_model_revision=prepared.base_model_revision if prepared else "",
             dataset_digest=prepared.dataset_digest if prepared else "",
@@ -146,12 +153,13 @@ class Case:
         return late or (bool(pods) and all(pod.terminal for pod in pods))
 
 
-def case_of(finetune: FineTune, spec: FineTuneSpec, observed: Observed, platform: Platform, now: datetime) -> Case:
+def case_of(finetune: FineTune, terms: Terms, observed: Observed, platform: Platform, now: datetime) -> Case:
     """Return the case of an object whose spec can be read."""
+    spec = terms.spec
     ledger = recall(finetune, spec, observed, now)
     evaluation = ledger.facts.evaluation if ledger.done(Stage.EVALUATE) else None
     decisions = gates.decide(spec.evaluation.gates, evaluation) if evaluation else []
-    case = Case(finetune, spec, observed, platform, now, ledger, decisions, ledger.due())
+    case = Case(finetune, terms, observed, platform, now, ledger, decisions, ledger.due())
     before = finetune.status.failure
     if before and before.reason in LASTING and not case.concluded(before.observed_generation):
         return replace(case, ledger=ledger.pardoned())

@@ -20,11 +20,13 @@ from tunemill_api.status import (
 )
 
 from tunemill_operator.engine.admission import queue_of
+from tunemill_operator.engine.attempts import at_rest
 from tunemill_operator.engine.case import Case
 from tunemill_operator.engine.failures import shortened
 from tunemill_operator.engine.objects import FineTune
 from tunemill_operator.engine.situation import NOT_BETTER, Situation
 from tunemill_operator.engine.stages import Facts, Ledger, newest_report, recorded
+from tunemill_operator.engine.terms import Terms
 
 
 def status_of(
@@ -49,8 +51,9 @@ def status_of(
     return FineTuneStatus(
         observed_generation=finetune.generation,
         phase=situation.phase,
-        conditions=_conditions(finetune, ledger, situation, decisions, case.now),
+        conditions=_conditions(finetune, ledger, situation, decisions, case.now, case.terms),
         run=run,
+        profile=case.terms.profile,
         stages=[_entry(ledger.entries[stage], situation) for stage in Stage],
         queue=queue_of(case),
         trainer_status=trainer,
@@ -88,8 +91,8 @@ def _entry(entry: StageStatus, situation: Situation) -> StageStatus:
     return entry
 
 
-def status_of_invalid(finetune: FineTune, situation: Situation, now: datetime) -> FineTuneStatus:
-    """Return the status of an object whose spec cannot be read: what was achieved before stays recorded."""
+def status_of_invalid(finetune: FineTune, situation: Situation, now: datetime, *, stops: bool) -> FineTuneStatus:
+    """Return the status of an object that has no spec to go by: what was achieved before stays recorded."""
     conditions = _conditions(finetune, recorded(finetune.status), situation, (), now)
     return finetune.status.model_copy(
         update={
@@ -97,12 +100,18 @@ def status_of_invalid(finetune: FineTune, situation: Situation, now: datetime) -
             "phase": situation.phase,
             "conditions": conditions,
             "failure": situation.failure,
+            "stages": [at_rest(entry, now) if stops else entry for entry in finetune.status.stages],
         }
     )
 
 
 def _conditions(
-    finetune: FineTune, ledger: Ledger, situation: Situation, decisions: Sequence[GateFacts], now: datetime
+    finetune: FineTune,
+    ledger: Ledger,
+    situation: Situation,
+    decisions: Sequence[GateFacts],
+    now: datetime,
+    terms: Terms | None = None,
 ) -> list[Condition]:
     stalled = situation.failure is not None
     ready = situation.phase is Phase.SUCCEEDED
@@ -132,6 +141,7 @@ def _conditions(
             "Suspended" if situation.suspended else "NotSuspended",
             "spec.suspend is true" if situation.suspended else "",
         ),
+        *_profile(terms),
     ]
     return [_condition(*fact, finetune.generation, before.get(fact[0]), now) for fact in facts]
 
@@ -176,6 +186,18 @@ def _gate(ledger: Ledger, decisions: Sequence[GateFacts]) -> tuple[ConditionType
     if passed(decisions):
         return ConditionType.GATE_PASSED, "True", "GatePassed", f"{len(decisions)} of {len(decisions)} gates passed"
     return ConditionType.GATE_PASSED, "False", "GateNotPassed", f"not passed: {missed(decisions)}"
+
+
+def _profile(terms: Terms | None) -> list[tuple[ConditionType, str, str, str]]:
+    """Return what is to be said about the profile; nothing where none holds now or would with the next run."""
+    if terms is None or not (terms.profile or terms.news):
+        return []
+    if terms.news:
+        message = f"this run keeps what it began with; an edit or a new run begins with {terms.news}"
+        return [(ConditionType.PROFILE_CURRENT, "False", "ProfileChanged", message)]
+    name, fields = (terms.profile.name, terms.profile.fields) if terms.profile else ("", {})
+    gives = f" gives {', '.join(f'spec.{path}' for path in fields)}" if fields else " gives nothing that spec lacks"
+    return [(ConditionType.PROFILE_CURRENT, "True", "Current", f"FineTuneProfile {name}{gives}")]
 
 
 def _condition(

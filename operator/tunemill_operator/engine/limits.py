@@ -33,6 +33,11 @@ def gpu_hours_spent(case: Case) -> Step | None:
     return stalled(case, Cause(case.ledger.first_open(), Reason.GPU_HOURS_SPENT, message), delete=case.live)
 
 
+def reached(case: Case) -> bool:
+    """Tell whether what runs has used up its deadline or its GPU hours, or was silent for too long."""
+    return case.due is not None and any(rule(case) for rule in (overdue, gpu_hours_spent, silent))
+
+
 def concluded(case: Case) -> Step | None:
     """A failure whose Job was deleted stays until somebody asks: what showed it is gone."""
     before = case.finetune.status.failure

@@ -4,6 +4,7 @@ An object arrives as the JSON that the API server sent. What the engine does not
 cached object costs a few kilobytes, whatever users put into their annotations.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -40,6 +41,7 @@ class Meta:
     """What every object has."""
 
     namespace: str
+    """Empty on what belongs to no namespace."""
     name: str
     uid: str
     resource_version: int
@@ -69,6 +71,16 @@ class FineTune:
         retrain = self.status.retrain
         scheduled = f"@{retrain.last_time:%Y-%m-%dT%H:%MZ}" if retrain and retrain.last_time else ""
         return f"{self.requested_at}{scheduled}"
+
+    @property
+    def wish(self) -> str:
+        """What changes whenever somebody edits the spec or asks again, in eight digits."""
+        return hashlib.sha256(f"{self.generation} {self.asked}".encode()).hexdigest()[:8]
+
+    @property
+    def begun(self) -> bool:
+        """Whether a run is recorded that began with the spec as it is."""
+        return self.status.run is not None and self.status.run.wish == self.wish
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +192,7 @@ def stored_finetune_of(body: Json) -> StoredFineTune:
     metadata["annotations"] = {name: value for name, value in annotations.items() if name.startswith(f"{GROUP}/")}
     status = body.get("status") or {}
     slim = {"metadata": metadata, "spec": body.get("spec") or {}, "status": status}
-    return StoredFineTune(meta=_meta(body), phase=status.get("phase", ""), text=to_json(slim))
+    return StoredFineTune(meta=meta_of(body), phase=status.get("phase", ""), text=to_json(slim))
 
 
 @lru_cache(maxsize=256)
@@ -201,7 +213,7 @@ def finetune_of(body: Json) -> FineTune:
         status = FineTuneStatus()
     metadata = body["metadata"]
     return FineTune(
-        meta=_meta(body),
+        meta=meta_of(body),
         generation=int(metadata.get("generation", 1)),
         requested_at=(metadata.get("annotations") or {}).get(ANNOTATION_REQUESTED_AT, ""),
         spec=spec,
@@ -237,7 +249,7 @@ def job_of(body: Json) -> Job:
     end = conditions.get("Complete") or conditions.get("Failed")
     failed = conditions.get("Failed") or {}
     return Job(
-        meta=_meta(body),
+        meta=meta_of(body),
         label=labels.get(LABEL_STAGE, ""),
         key=annotations.get(ANNOTATION_KEY, ""),
         generation=int(annotations.get(ANNOTATION_GENERATION, "0")),
@@ -262,7 +274,7 @@ def pod_of(body: Json) -> Pod:
     disruption = conditions.get("DisruptionTarget") or {}
     statuses = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
     return Pod(
-        meta=_meta(body),
+        meta=meta_of(body),
         phase=status.get("phase", "Pending"),
         reason=status.get("reason", ""),
         message=status.get("message", ""),
@@ -294,11 +306,12 @@ def _container(status: Json) -> Container:
     )
 
 
-def _meta(body: Json) -> Meta:
+def meta_of(body: Json) -> Meta:
+    """Return what every object has."""
     metadata = body["metadata"]
     controller: Json = next((owner for owner in metadata.get("ownerReferences") or [] if owner.get("controller")), {})
     return Meta(
-        namespace=metadata["namespace"],
+        namespace=metadata.get("namespace", ""),
         name=metadata["name"],
         uid=metadata["uid"],
         resource_version=int(metadata["resourceVersion"]),

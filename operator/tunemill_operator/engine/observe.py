@@ -1,12 +1,13 @@
 """Everything that is known about one FunctionCallFineTune at the moment of a decision."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from tunemill_api.status import TrainerStatus
 
 from tunemill_operator.engine.objects import FineTune, Job, Pod
+from tunemill_operator.engine.profiles import Profile
 from tunemill_operator.engine.workloads import Workload
 
 SILENT_AFTER = timedelta(seconds=3)
@@ -68,6 +69,8 @@ class Observed:
     """Set when the Job that the last plan asked for was refused."""
     queueing: Queueing | None = None
     """None when Kueue was not asked, or may not be."""
+    profiles: Sequence[Profile] = ()
+    """All that there are in the cluster."""
 
     def job(self, name: str) -> Job | None:
         """Return the Job of that name."""

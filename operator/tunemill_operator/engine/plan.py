@@ -1,7 +1,7 @@
 """Decides what is to be done about one FunctionCallFineTune: the rules of the product, each in one function."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from tunemill_api import gates
@@ -20,10 +20,12 @@ from tunemill_operator.engine.history import history_of
 from tunemill_operator.engine.objects import GONE_AFTER, FineTune, Job
 from tunemill_operator.engine.observe import SILENT_AFTER, Observed, owned
 from tunemill_operator.engine.pods import SpecTooLargeError, job_of, pod_digest
+from tunemill_operator.engine.profiles import RefusedError
 from tunemill_operator.engine.retraining import ScheduleError, scheduled
 from tunemill_operator.engine.situation import NOT_BETTER, Situation, at_work, phase_before
 from tunemill_operator.engine.stages import forgotten
 from tunemill_operator.engine.step import Step, stalled
+from tunemill_operator.engine.terms import terms_of
 from tunemill_operator.engine.volumes import Manifest, Platform
 
 LOOK_AGAIN = timedelta(seconds=10)
@@ -71,12 +73,19 @@ def plan(finetune: FineTune, observed: Observed, platform: Platform, now: dateti
         return Plan()
     spec, before = finetune.spec, finetune.status
     if spec is None:
-        return _invalid(finetune, finetune.spec_error, now)
+        return _invalid(finetune, Reason.INVALID_SPEC, finetune.spec_error, now)
     try:
-        finetune = scheduled(finetune, spec, observed, now)
+        finetune, unscheduled = scheduled(finetune, spec, observed, now), ""
     except ScheduleError as error:
-        return _invalid(finetune, str(error), now)
-    case = case_of(finetune, spec, observed, platform, now)
+        unscheduled = str(error)
+    try:
+        terms = terms_of(finetune, spec, observed.profiles)
+    except RefusedError as error:
+        return _refused(finetune, observed, error, now)
+    case = case_of(finetune, terms, observed, platform, now)
+    if unscheduled and not limits.reached(case):
+        invalid = _invalid(finetune, Reason.INVALID_SPEC, unscheduled, now)
+        return replace(invalid, requeue_after=limits.next_limit(case))
     step = next(step for rule in _RULES if (step := rule(case)))
     ledger = step.ledger or case.ledger
     decisions = case.decisions if ledger.done(Stage.EVALUATE) else []
@@ -297,12 +306,22 @@ def _patience(case: Case, since: datetime) -> timedelta:
     return min(max((case.now - since) / 4, LOOK_AGAIN), LOOK_SELDOM)
 
 
-def _invalid(finetune: FineTune, error: str, now: datetime) -> Plan:
-    """A spec that the operator cannot read is told, and what runs is left alone."""
-    cause = Cause("prepare", Reason.INVALID_SPEC, error)
+def _refused(finetune: FineTune, observed: Observed, error: RefusedError, now: datetime) -> Plan:
+    """A wish that a profile does not allow is told, and what was asked for before it is stopped.
+
+    Nothing would bound that any more: a wish that is refused would be the way around every limit.
+    """
+    refused = _invalid(finetune, error.reason, str(error), now, stops=not finetune.begun)
+    live = [job for job in observed.jobs if owned(job, finetune) and not job.finished and not job.meta.deleting]
+    return refused if finetune.begun else replace(refused, actions=tuple(DeleteJob(job) for job in live))
+
+
+def _invalid(finetune: FineTune, reason: Reason, error: str, now: datetime, *, stops: bool = False) -> Plan:
+    """A spec that the operator cannot go by is told, and what runs is left alone unless it stops."""
+    cause = Cause("prepare", reason, error)
     failure = cause.status(finetune.generation)
     situation = Situation(Phase.FAILED, str(cause.reason), failure.message, failure=failure)
-    status = status_of_invalid(finetune, situation, now)
+    status = status_of_invalid(finetune, situation, now, stops=stops)
     return Plan(status=status, announcements=announcements(finetune.status, status))
 
 

@@ -8,7 +8,16 @@ from typing import Any
 import aiohttp
 from kubernetes.aio.client import ApiClient
 from pydantic_core import from_json
-from tunemill_api.constants import API_VERSION, FIELD_MANAGER, GROUP, KIND, LABEL_FINETUNE, PLURAL, VERSION
+from tunemill_api.constants import (
+    API_VERSION,
+    FIELD_MANAGER,
+    GROUP,
+    KIND,
+    LABEL_FINETUNE,
+    PLURAL,
+    PROFILE_PLURAL,
+    VERSION,
+)
 
 from tunemill_operator.engine.workloads import LABEL_JOB
 from tunemill_operator.kube.errors import NotFoundError, UnavailableError, error_of
@@ -47,6 +56,7 @@ class Resource:
 
 
 FINETUNES = Resource(GROUP, VERSION, PLURAL)
+PROFILES = Resource(GROUP, VERSION, PROFILE_PLURAL)
 JOBS = Resource("batch", "v1", "jobs", LABEL_FINETUNE)
 PODS = Resource("", "v1", "pods", LABEL_FINETUNE)
 CORE_EVENTS = Resource("", "v1", "events")

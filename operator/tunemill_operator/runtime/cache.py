@@ -14,6 +14,7 @@ from tunemill_operator.engine.objects import (
     pod_of,
     stored_finetune_of,
 )
+from tunemill_operator.engine.profiles import Profile, profile_of
 
 Key = tuple[str, str]
 """Namespace and name of a FunctionCallFineTune."""
@@ -107,6 +108,7 @@ class Cache:
             stored_finetune_of, lambda stored: (stored.meta.namespace, stored.meta.name)
         )
         self.jobs: Store[Job] = Store(job_of, lambda view: (view.meta.namespace, view.meta.finetune))
+        self.profiles: Store[Profile] = Store(profile_of, lambda view: ("", view.meta.name))
         self.pods: Store[Pod] = Store(pod_of, lambda view: (view.meta.namespace, view.meta.finetune))
 
     def finetune(self, key: Key) -> FineTune | None:

@@ -88,7 +88,12 @@ class Reconciler:
             self.queue.add_after(key, decided.requeue_after.total_seconds())
 
     async def _observe(self, key: Key, finetune: FineTune, now: datetime) -> Observed:
-        observed = Observed(self.cache.jobs.of(key), self.cache.pods.of(key), progress=self.board.latest(key))
+        observed = Observed(
+            self.cache.jobs.of(key),
+            self.cache.pods.of(key),
+            progress=self.board.latest(key),
+            profiles=tuple(self.cache.profiles),
+        )
         if unknown := [job.meta.uid for job in unadmitted(finetune, observed)]:
             observed = replace(observed, queueing=await self._queueing(key[0], unknown))
         waiting = [view.meta.uid for view in silent(observed, now)]

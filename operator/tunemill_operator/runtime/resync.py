@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from tunemill_operator.kube.client import FINETUNES, JOBS, PODS, KubeClient, Resource
+from tunemill_operator.kube.client import FINETUNES, JOBS, PODS, PROFILES, KubeClient, Resource
 from tunemill_operator.kube.errors import KubeError, NotFoundError, RefusedError
 from tunemill_operator.runtime.cache import Cache, Key, Store
 from tunemill_operator.runtime.queue import WorkQueue
@@ -23,6 +23,10 @@ WAIT_SECONDS = 5.0
 """Between two looks for what has to be there first: the CRD, the permissions, the API server."""
 LISTED_SECONDS = 3.0
 """The caches are compared so long after a watch has told the last object of its list."""
+
+
+class NewKindError(Exception):
+    """A kind is served by now that was not when the watches began: the process has to begin anew."""
 
 
 class ResyncObserver(Protocol):
@@ -42,6 +46,10 @@ class Resync:
     observer: ResyncObserver
     namespaces: Sequence[str]
     """Empty means all."""
+    profiles: bool = True
+    """Whether FineTuneProfiles are to be read."""
+    profiles_served: bool = False
+    """Whether they can be: a cluster's CRDs may be older than the operator."""
     last: float = field(default_factory=time.monotonic)
     """When the caches were last compared, on the monotonic clock."""
     _listed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -54,6 +62,7 @@ class Resync:
             try:
                 # A watch of a kind that discovery does not name yet would never begin, and nobody would notice.
                 await self.client.check_discovered(FINETUNES)
+                self.profiles_served = await self._profiles_discovered()
                 await self._compare()
                 break
             except KubeError as error:
@@ -62,6 +71,8 @@ class Resync:
                     log.warning("%s; looking again every %.0f s", message, WAIT_SECONDS)
                     said = message
             await asyncio.sleep(WAIT_SECONDS)
+        if self.profiles and not self.profiles_served:
+            log.warning("the CRD of FineTuneProfile is not installed, no profile holds: apply the operator's CRDs")
         self._enqueue_all()
 
     def listed(self) -> None:
@@ -70,10 +81,16 @@ class Resync:
         self._listed.set()
 
     async def run(self, period: float) -> None:
-        """Compare and enqueue everything about every `period` seconds and after `listed`, until cancelled."""
+        """Compare and enqueue everything about every `period` seconds and after `listed`, until cancelled.
+
+        Raises:
+            NewKindError: when the CRD of FineTuneProfile has come.
+        """
         while True:
             await self._due(period * random.uniform(0.9, 1.1))  # noqa: S311 - spreads load
             try:
+                if not self.profiles_served and await self._profiles_discovered():
+                    raise NewKindError("the CRD of FineTuneProfile is installed by now")
                 self.observer.diverged(await self._compare())
             except KubeError as error:
                 log.warning("the caches could not be compared: %s", error)
@@ -88,9 +105,20 @@ class Resync:
                     await asyncio.sleep(left)
         self._listed.clear()
 
+    async def _profiles_discovered(self) -> bool:
+        if not self.profiles:
+            return False
+        try:
+            await self.client.check_discovered(PROFILES)
+        except NotFoundError:
+            return False
+        return True
+
     async def _compare(self) -> int:
         """List everything into the caches; return how many objects a watch had missed."""
         cache, news = self.cache, 0
+        if self.profiles_served:  # before what they hold for
+            news += await self._list(PROFILES, cache.profiles, None)
         for resource, store in ((FINETUNES, cache.finetunes), (JOBS, cache.jobs), (PODS, cache.pods)):
             for namespace in self.namespaces or (None,):
                 news += await self._list(resource, store, namespace)

@@ -1,20 +1,22 @@
-"""The CRD in the chart."""
+"""The CRDs in the chart."""
 
 from typing import Any
 
 import pytest
 import yaml
 from chart.rendering import REPOSITORY, render
-from tunemill_api.constants import GROUP, PLURAL
+from tunemill_api.constants import GROUP, PLURAL, PROFILE_PLURAL
 
-GENERATED = yaml.safe_load((REPOSITORY / "crds" / f"{GROUP}_{PLURAL}.yaml").read_text())
+FILES = [REPOSITORY / "crds" / f"{GROUP}_{plural}.yaml" for plural in (PROFILE_PLURAL, PLURAL)]
 
 
-def test_the_chart_installs_the_generated_crd() -> None:
-    """Not a number or a rule of the schema changes on its way through the template."""
-    rendered = render().one("CustomResourceDefinition")
-    assert rendered["spec"] == GENERATED["spec"]
-    assert rendered["metadata"]["name"] == GENERATED["metadata"]["name"]
+def test_the_chart_installs_the_generated_crds() -> None:
+    """Not a number or a rule of the schemas changes on its way through the template."""
+    rendered = render().all("CustomResourceDefinition")
+    generated = [yaml.safe_load(file.read_text()) for file in FILES]
+    assert [(crd["metadata"]["name"], crd["spec"]) for crd in rendered] == [
+        (crd["metadata"]["name"], crd["spec"]) for crd in generated
+    ]
 
 
 @pytest.mark.parametrize(
@@ -22,12 +24,12 @@ def test_the_chart_installs_the_generated_crd() -> None:
     [({}, "keep"), ({"keep": True}, "keep"), ({"keep": False}, None)],
     ids=["default", "keep", "not"],
 )
-def test_the_crd_outlives_the_release_unless_told_otherwise(crds: dict[str, Any], policy: str | None) -> None:
+def test_the_crds_outlive_the_release_unless_told_otherwise(crds: dict[str, Any], policy: str | None) -> None:
     """Deleting a CRD deletes all of its objects, so that has to be asked for."""
-    annotations = render(crds=crds).one("CustomResourceDefinition")["metadata"].get("annotations", {})
-    assert annotations.get("helm.sh/resource-policy") == policy
+    for crd in render(crds=crds).all("CustomResourceDefinition"):
+        assert crd["metadata"].get("annotations", {}).get("helm.sh/resource-policy") == policy
 
 
-def test_the_crd_can_be_left_to_somebody_else() -> None:
+def test_the_crds_can_be_left_to_somebody_else() -> None:
     """A second release in the cluster, or an installer without the right to make CRDs."""
     assert render(crds={"enabled": False}).all("CustomResourceDefinition") == []

@@ -53,23 +53,25 @@ def test_the_operator_cannot_make_pods_change_specs_or_grant_rights(values: dict
     bound = {resource for _, _, rule in rendered.rules_of_operator() for resource in rule["resources"]}
     assert bound == {
         "events",
+        "finetuneprofiles",
         "functioncallfinetunes",
         "functioncallfinetunes/finalizers",
         "functioncallfinetunes/status",
         "jobs",
         "leases",
         "pods",
-        "tokenreviews",
         "secrets",
+        "tokenreviews",
         "workloads",
     }
 
 
-def test_with_a_list_of_namespaces_only_token_reviews_are_granted_beyond_them() -> None:
-    """A tenant's operator is confined to the tenant's namespaces and its own."""
+def test_with_a_list_of_namespaces_only_what_belongs_to_none_is_granted_beyond_them() -> None:
+    """A tenant's operator is confined to the tenant's namespaces and its own; profiles it can but read."""
     rendered = render(**TWO_NAMESPACES)
     cluster_wide = [rule for kind, _, rule in rendered.rules_of_operator() if kind == "ClusterRole"]
-    assert [rule["resources"] for rule in cluster_wide] == [["tokenreviews"]]
+    assert [rule["resources"] for rule in cluster_wide] == [["finetuneprofiles"], ["tokenreviews"]]
+    assert granted(rendered, "finetuneprofiles") == {"list", "watch"}
     assert {where for kind, where, _ in rendered.rules_of_operator() if kind == "Role"} == {
         "team-a",
         "team-b",
@@ -78,9 +80,11 @@ def test_with_a_list_of_namespaces_only_token_reviews_are_granted_beyond_them() 
     assert granted(rendered, "jobs", "team-a") == granted(rendered, "jobs", "team-b") != set()
 
 
-def test_without_progress_a_namespaced_operator_has_no_cluster_wide_right_at_all() -> None:
-    """Who may not make ClusterRoles can still install: nothing but the CRD is left for the platform team."""
-    rendered = render(**TWO_NAMESPACES, progress={"enabled": False}, rbac={"aggregateClusterRoles": False})
+def test_without_progress_and_profiles_a_namespaced_operator_has_no_cluster_wide_right_at_all() -> None:
+    """Who may not make ClusterRoles can still install: nothing but the CRDs is left for the platform team."""
+    off = {"enabled": False}
+    rendered = render(**TWO_NAMESPACES, progress=off, profiles=off, rbac={"aggregateClusterRoles": False})
+    assert "--no-profiles" in rendered.flags
     assert rendered.all("ClusterRole") == rendered.all("ClusterRoleBinding") == []
 
 

@@ -348,3 +348,23 @@ def test_prepare_that_needs_too_much_memory_is_retried_as_it_is() -> None:
     assert [item["metadata"]["uid"] for item in world.live_jobs()] == [job["metadata"]["uid"]]
     assert condition(world, "Reconciling").reason == "Preparing"
     assert "OutOfMemory" in condition(world, "Reconciling").message
+
+
+@pytest.mark.parametrize(("bound", "heard"), [({"deadline": "1h"}, True), ({"stallTimeout": "10m"}, False)])
+def test_a_schedule_that_says_nothing_is_no_way_around_the_limits(bound: dict[str, str], heard: bool) -> None:
+    """What runs goes on when such a schedule is set, and still ends when its time is over."""
+    world = a_heard_world(**bound)
+    world.edit(retrain={"schedule": "61 * * * *"})
+    world.reconcile()
+    assert condition(world, "Stalled").reason == "InvalidSpec"
+    for _ in range(4):
+        wait = world.plan().requeue_after
+        assert world.live_jobs()
+        assert wait is not None
+        world.seconds += int(wait.total_seconds())
+        if heard:
+            hear(world)
+        world.settle()
+        if not world.live_jobs():
+            return
+    raise AssertionError("it goes on and on")

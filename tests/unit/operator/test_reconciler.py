@@ -22,7 +22,7 @@ from tunemill_operator.runtime.cache import Cache
 from tunemill_operator.runtime.queue import QueueClosedError, WorkQueue
 from tunemill_operator.runtime.reconciler import Reconciler
 from tunemill_operator.runtime.recorder import Recorder
-from tunemill_operator.runtime.resync import Resync
+from tunemill_operator.runtime.resync import NewKindError, Resync
 from tunemill_operator.runtime.warnings import Warnings
 from tunemill_operator.runtime.workers import FINISH_SECONDS, work
 
@@ -465,6 +465,39 @@ def test_what_is_missing_at_the_start_is_said_once_and_waited_for(
     with caplog.at_level("WARNING"):
         jump(story())
     assert [words in record.message for record in caplog.records] == [True]
+
+
+def test_a_cluster_without_profiles_is_served_until_it_has_some(jump: Jump, caplog: pytest.LogCaptureFixture) -> None:
+    """CRDs that are older than the operator cost nothing but the profiles; once theirs has come, a process begins."""
+
+    async def story() -> None:
+        operation = Operation()
+        client: Any = operation.client
+        client.errors["discover finetuneprofiles"] = NotFoundError("not among its kinds", 404)
+        resync = Resync(client, operation.cache, operation.queue, Counter(), [])
+        await resync.prime()
+        assert not resync.profiles_served
+        assert "list finetuneprofiles" not in client.said
+        with pytest.raises(NewKindError, match="FineTuneProfile is installed by now"):
+            await resync.run(300)
+
+    with caplog.at_level("WARNING"):
+        jump(story())
+    assert "the CRD of FineTuneProfile is not installed" in caplog.text
+
+
+def test_an_operator_that_is_to_do_without_profiles_asks_for_none(jump: Jump) -> None:
+    """It needs no right that reaches beyond its namespaces."""
+
+    async def story() -> None:
+        operation = Operation()
+        client: Any = operation.client
+        resync = Resync(client, operation.cache, operation.queue, Counter(), ["team-a"], profiles=False)
+        await resync.prime()
+        assert "discover finetuneprofiles" not in client.said
+        assert "list finetuneprofiles" not in client.said
+
+    jump(story())
 
 
 def test_a_defect_that_one_object_brings_out_stops_no_other(jump: Jump) -> None:

@@ -1,0 +1,126 @@
+"""What a platform team writes: the spec of a FineTuneProfile, and which fields of a FineTune it can preset.
+
+A field that a profile can preset has no default in the CRD of FunctionCallFineTune. So the API server writes nothing
+into it, and what stands there is what its user wrote, however it was applied (docs/adr/0009).
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from tunemill_api.base import ApiModel
+from tunemill_api.finetune import FineTuneSpec, GpuHours
+from tunemill_api.scalars import rule, rules
+
+PRESETS = (
+    "hub",
+    "baseModel.tokenSecretRef",
+    "dataset.credentialsSecretRef",
+    "dataset.endpoint",
+    "dataset.region",
+    "evaluation.gates",
+    "evaluation.onGateFailure",
+    "publish.private",
+    "publish.serving",
+    "publish.tokenSecretRef",
+    "workspace",
+    "compute",
+    "queue",
+    "retry",
+    "deadline",
+    "stallTimeout",
+    "maxGpuHours",
+    "historyLimit",
+)
+"""The parts of a spec that a profile can preset: where things lie, what they cost, when they are good enough. What is
+learnt from which rows, and where it goes, is the user's alone."""
+
+Glob = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\s\[\]]+$")]
+"""A name in which * stands for any characters and ? for one."""
+
+Globs = Annotated[list[Glob], Field(max_length=256, json_schema_extra={"x-kubernetes-list-type": "set"})]
+"""Names that are allowed; an empty list allows none."""
+
+
+class Limits(ApiModel):
+    """What no run of the profile may exceed, whoever asks for it. What is absent is not limited."""
+
+    max_gpus: Annotated[int, Field(ge=0, le=16)] | None = None
+    """The highest spec.compute.gpus, and what a run gets at most that does not say. Other devices in spec.compute's
+    resources are those of defaults.compute only."""
+    max_gpu_hours: GpuHours = ""
+    """The highest spec.maxGpuHours, and what holds where it is empty."""
+    base_models: Globs | None = None
+    """The base models, as spec.baseModel.id has them, for example google/*. They are taken from the Hub of
+    defaults.hub.endpoint, or from huggingface.co, only."""
+    hub_organizations: Globs | None = None
+    """The owners of spec.publish.repository, on the same Hub only."""
+    trainer_images: Globs | None = None
+    """The images in spec.compute.trainerImage, for example registry.example.com/ml/*; the operator's own is always
+    allowed, and an empty list allows no other."""
+    service_accounts: Globs | None = None
+    """The names in spec.compute.serviceAccountName; to name none is always allowed."""
+    priority_classes: Globs | None = None
+    """The names in spec.compute.priorityClassName; to name none is always allowed."""
+
+
+class FineTuneProfileSpec(ApiModel):
+    """What a platform team gives to FunctionCallFineTunes, and what it allows them."""
+
+    model_config = {
+        "json_schema_extra": rules(
+            rule(
+                "!has(self.limits.maxGpus) || !has(self.defaults.compute) || !has(self.defaults.compute.gpus) || "
+                "self.defaults.compute.gpus <= self.limits.maxGpus",
+                "defaults.compute.gpus must be at most limits.maxGpus",
+            ),
+            rule(
+                "!has(self.limits.maxGpuHours) || self.limits.maxGpuHours == '' || !has(self.defaults.maxGpuHours) || "
+                "self.defaults.maxGpuHours == '' || "
+                "double(self.defaults.maxGpuHours) <= double(self.limits.maxGpuHours)",
+                "defaults.maxGpuHours must be at most limits.maxGpuHours",
+            ),
+        )
+    }
+
+    default: bool = False
+    """Whether it holds for objects whose spec.profile is empty. Of several default profiles that a namespace may use,
+    one that lists namespaces comes before one that does not; two of the same kind stall the objects, by name."""
+    namespaces: Globs | None = None
+    """The namespaces that may use it, for example team-*; absent allows all."""
+    defaults: dict[str, Any] = {}
+    """Fields of a FunctionCallFineTune's spec, as they stand there. Each holds where the user's spec does not have that
+    field; lists, maps and references are one field each."""
+    limits: Limits = Limits()
+    """What no run of the profile may exceed, whoever asks for it."""
+
+
+def _fields(preset: str) -> Iterator[str]:
+    """Yield the single fields of a part of the spec, as dotted paths."""
+    model: type[ApiModel] = FineTuneSpec
+    *parents, last = preset.split(".")
+    for name in parents:
+        model = _field_type(model, name)
+    yield from _leaves(_field_type(model, last), preset)
+
+
+def _leaves(part: Any, path: str) -> Iterator[str]:  # noqa: ANN401 - the type of a field
+    """Yield the path itself, or what is below a model of which no field is required: a reference is one field."""
+    if not (isinstance(part, type) and issubclass(part, ApiModel)) or _requires(part):
+        yield path
+        return
+    for field in part.model_fields.values():
+        yield from _leaves(field.annotation, f"{path}.{field.alias}")
+
+
+def _requires(model: type[ApiModel]) -> bool:
+    return any(field.is_required() for field in model.model_fields.values())
+
+
+def _field_type(model: type[ApiModel], name: str) -> Any:  # noqa: ANN401 - the type of a field
+    return next(field.annotation for field in model.model_fields.values() if field.alias == name)
+
+
+PRESET_FIELDS = tuple(field for preset in PRESETS for field in _fields(preset))
+"""Every single field of PRESETS, as a dotted path."""

@@ -1,0 +1,52 @@
+"""The schemas of the two specs: what a FineTuneProfile can preset has no default in a FunctionCallFineTune's."""
+
+import json
+from typing import Any
+
+from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.profile import PRESET_FIELDS, FineTuneProfileSpec
+from tunemill_api.structural import Schema, structural_schema
+
+
+def finetune_spec_schema() -> Schema:
+    """Return the schema of a FunctionCallFineTune's spec. Preset fields name their defaults in words only."""
+    spec = structural_schema(FineTuneSpec)
+    for path in PRESET_FIELDS:
+        field = _at(spec, path)
+        default = field.pop("default", None)
+        if default not in (None, "", [], {}):
+            field["description"] += f" Without it, and where no profile gives one: {json.dumps(default)}."
+    return _without_empty_parts(spec)
+
+
+def profile_spec_schema() -> Schema:
+    """Return the schema of a FineTuneProfile's spec. Its defaults are fields of the other spec, with their rules."""
+    profile, finetune = structural_schema(FineTuneProfileSpec), structural_schema(FineTuneSpec)
+    defaults = profile["properties"]["defaults"]
+    defaults |= {"properties": {}, "default": {}}
+    defaults.pop("additionalProperties", None)
+    for path in PRESET_FIELDS:
+        there, here = finetune, defaults
+        *parents, last = path.split(".")
+        for name in parents:
+            there = there["properties"][name]
+            part = {"type": "object", "description": there["description"], "properties": {}}
+            here = here["properties"].setdefault(name, part)
+        field = there["properties"][last]
+        here["properties"][last] = {key: value for key, value in field.items() if key != "default"}
+    return profile
+
+
+def _at(schema: Schema, path: str) -> Any:  # noqa: ANN401 - a schema
+    for name in path.split("."):
+        schema = schema["properties"][name]
+    return schema
+
+
+def _without_empty_parts(schema: Schema) -> Schema:
+    """Return the schema without the default {} of parts that have no defaults: the API server would write it."""
+    properties = {name: _without_empty_parts(child) for name, child in schema.get("properties", {}).items()}
+    kept = {**schema, **({"properties": properties} if properties else {})}
+    if kept.get("default") == {} and not any("default" in child for child in properties.values()):
+        del kept["default"]
+    return kept

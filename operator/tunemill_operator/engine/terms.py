@@ -1,0 +1,99 @@
+"""What a run goes by: the user's spec, completed by the profile that held when the run began."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pydantic import ValidationError
+from tunemill_api.failures import Reason
+from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.status import ProfileStatus
+
+from tunemill_operator.engine.objects import FineTune
+from tunemill_operator.engine.profiles import Fields, Profile, RefusedError, applied, check, chosen, fields_of, given
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the run goes by."""
+
+    spec: FineTuneSpec
+    """The whole spec."""
+    profile: ProfileStatus | None = None
+    """The profile that completed it."""
+    news: str = ""
+    """What the next run would go by instead; empty when nothing would change."""
+
+
+def terms_of(finetune: FineTune, spec: FineTuneSpec, profiles: Sequence[Profile]) -> Terms:
+    """Return what the object's run goes by. What a run began with stays until somebody edits the object or asks again.
+
+    Args:
+        finetune: the object with the status that was written last.
+        spec: what its user wrote.
+        profiles: all that there are.
+
+    Raises:
+        RefusedError: when the run cannot begin like this.
+    """
+    if not finetune.begun:
+        return _fresh(finetune, spec, profiles)
+    kept = finetune.status.profile
+    if kept is None and not profiles:
+        return Terms(spec)
+    present = Terms(_completed(spec, kept.fields if kept else {}, "status.profile.fields"), kept)
+    return replace(present, news=_news(finetune, spec, present, profiles))
+
+
+def _fresh(finetune: FineTune, spec: FineTuneSpec, profiles: Sequence[Profile], known: Terms | None = None) -> Terms:
+    """Return what a run goes by that begins now; `known` is what the present one goes by."""
+    profile = chosen(spec.profile, finetune.meta.namespace, profiles)
+    if profile is None:
+        return _with_workspace(Terms(spec))
+    name, fields = profile.meta.name, given(spec, profile)
+    same = known is not None and fields == _fields(known)
+    whole = known.spec if known and same else _completed(spec, fields, f"FineTuneProfile {name}: spec.defaults")
+    check(whole, fields, profile)
+    return _with_workspace(Terms(whole, ProfileStatus(name=name, fields=fields)))
+
+
+def _with_workspace(terms: Terms) -> Terms:
+    spec = terms.spec
+    if spec.workspace.uri or spec.dataset.uri.startswith("s3://"):
+        return terms
+    raise RefusedError(
+        Reason.INVALID_SPEC,
+        "spec.workspace.uri is needed when spec.dataset.uri is on the Hub, as there is no bucket to put a workspace "
+        "into: set it, or have it set in the defaults of a FineTuneProfile",
+    )
+
+
+def _completed(spec: FineTuneSpec, fields: Fields, where: str) -> FineTuneSpec:
+    try:
+        return applied(spec, fields)
+    except ValidationError as invalid:
+        found = invalid.errors()[0]
+        path = ".".join(str(part) for part in found["loc"])
+        raise RefusedError(Reason.PROFILE_INVALID, f"{where}.{path}: {found['msg']}") from invalid
+
+
+def _news(finetune: FineTune, spec: FineTuneSpec, present: Terms, profiles: Sequence[Profile]) -> str:
+    try:
+        coming = _fresh(finetune, spec, profiles, present)
+    except RefusedError as error:
+        return f"a refusal: {error}"
+    old, new = (terms.profile.name if terms.profile else "" for terms in (present, coming))
+    news = [] if old == new else [f"{_called(new)} in place of {_called(old)}"]
+    if _fields(present) != _fields(coming):
+        before, after = (fields_of(terms.spec.model_dump(mode="json", by_alias=True)) for terms in (present, coming))
+        changed = [path for path in before if before[path] != after[path]]
+        news += [f"spec.{path} {json.dumps(after[path])} in place of {json.dumps(before[path])}" for path in changed]
+    return ", ".join(news)
+
+
+def _fields(terms: Terms) -> Fields:
+    return terms.profile.fields if terms.profile else {}
+
+
+def _called(name: str) -> str:
+    return f"FineTuneProfile {name}" if name else "no FineTuneProfile"

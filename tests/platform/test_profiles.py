@@ -1,0 +1,141 @@
+"""FineTuneProfiles on a real API server: what it accepts and writes, and what an operator makes of it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kube.api import APPLY_PATCH, ApiError
+from kube.kubelet import Runs, eventually
+from kube.operators import an_operator
+from kube.plane import PROFILES, Namespace, Plane
+from property.builders import a_spec
+from tunemill_api.constants import API_VERSION, KIND, PLURAL
+from tunemill_api.stage_report import Stage
+
+GPU = "nvidia.com/gpu"
+
+
+@pytest.fixture
+def platform(plane: Plane) -> Iterator[Plane]:
+    """The plane of a platform team, whose profiles are taken away after the test: a default one is for everybody."""
+    yield plane
+    for profile in plane.api.get(PROFILES)["items"]:
+        plane.api.delete(f"{PROFILES}/{profile['metadata']['name']}")
+
+
+def gpus_of(namespace: Namespace, name: str) -> str:
+    """Return how many GPUs the train Job of an object asks for."""
+    (job,) = [job for job in namespace.live_jobs(name) if "-train-" in job["metadata"]["name"]]
+    limits: dict[str, str] = job["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    return limits[GPU]
+
+
+def about_profile(namespace: Namespace, name: str) -> str:
+    """Return what the object says about its profile."""
+    message: str = namespace.condition(name, "ProfileCurrent").get("message", "")
+    return message
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"limits": {"maxGpus": 2}, "defaults": {"compute": {"gpus": 4}}}, "gpus must be at most limits.maxGpus"),
+        ({"limits": {"maxGpuHours": "9"}, "defaults": {"maxGpuHours": "10.5"}}, "must be at most limits.maxGpuHours"),
+        ({"limits": {"maxGpuHours": "0"}}, "maxGpuHours must be above 0"),
+        ({"limits": {"maxGpus": -1}}, "spec.limits.maxGpus"),
+        ({"limits": {"baseModels": ["google/[a-z]*"]}}, "spec.limits.baseModels[0]"),
+        ({"limits": {"maxMoons": 1}}, "maxMoons"),
+        ({"defaults": {"compute": {"gpus": "4"}}}, "spec.defaults.compute.gpus"),
+        ({"defaults": {"evaluation": {"gates": [{"metric": "exact_match"}]}}}, "a gate needs at least one of min"),
+        ({"defaults": {"publish": {"tokenSecretRef": {"key": "token"}}}}, "tokenSecretRef.name: Required value"),
+        ({"defaults": {"publish": {"repository": "acme/all"}}}, "repository"),
+        ({"defaults": {"training": {"epochs": 3}}}, "training"),
+        ({"namespaces": "team-a"}, "spec.namespaces"),
+    ],
+)
+def test_a_bad_profile_is_refused_by_field(plane: Plane, spec: dict[str, Any], words: str) -> None:
+    """Also what is no user's to preset: which rows are learnt, and where the model goes."""
+    with pytest.raises(ApiError) as refused:
+        plane.profile("bad", **spec)
+    assert words in refused.value.message
+
+
+def test_only_what_was_written_stands_in_the_fields_that_can_be_preset(plane: Plane, namespace: Namespace) -> None:
+    """However an object comes: created, or applied again and again by the server's own apply, as GitOps does."""
+    assert "compute" not in namespace.apply("created")["spec"]
+    body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "applied"}, "spec": a_spec()}
+    body["spec"]["compute"] = {"gpus": 1}
+    path = f"{namespace.path(PLURAL, 'applied')}?fieldManager=gitops&force=true"
+    for _ in range(2):
+        applied = plane.api.request("PATCH", path, body, APPLY_PATCH)
+        assert applied["spec"]["compute"] == {"gpus": 1}
+        assert applied["metadata"]["generation"] == 1
+    del body["spec"]["compute"]
+    assert "compute" not in plane.api.request("PATCH", path, body, APPLY_PATCH)["spec"]
+
+
+def test_a_refused_wish_waits_without_a_job_until_it_is_allowed(
+    platform: Plane, namespace: Namespace, tmp_path: Path
+) -> None:
+    """Limit, field, wish and remedy are in the status and in an event; the profile's next version is heard at once."""
+    platform.profile("small", limits={"maxGpus": 2, "trainerImages": []})
+    platform.profile("others", namespaces=["somebody-else"])
+    with an_operator(platform.kubeconfig, tmp_path / "operator.log", "--no-leader-election") as operator:
+        namespace.apply("greedy", profile="small", compute={"gpus": 4, "trainerImage": "evil.example/miner"})
+        namespace.apply("lost", profile="gold")
+        namespace.apply("stranger", profile="others")
+        status = namespace.wait_for("greedy", "Failed")
+        failure = status["failure"]
+        assert failure["reason"] == "LimitExceeded"
+        assert "limits.maxGpus allows 2, spec.compute.gpus asks for 4" in failure["message"]
+        assert "limits.trainerImages allows none" in failure["message"]
+        assert namespace.condition("greedy", "Stalled")["status"] == "True"
+        assert namespace.wait_for("lost", "Failed")["failure"]["reason"] == "ProfileNotFound"
+        assert namespace.wait_for("stranger", "Failed")["failure"]["reason"] == "ProfileNotAllowed"
+        eventually(lambda: "LimitExceeded" in namespace.events("greedy"), "an event tells it")
+        assert not [job for name in ("greedy", "lost", "stranger") for job in namespace.jobs(name)]
+        platform.profile("small", limits={"maxGpus": 4})
+        platform.profile("gold", default=True, namespaces=[namespace.name])
+        namespace.wait_for("greedy", "Succeeded")
+        assert namespace.wait_for("lost", "Succeeded")["profile"] == {"name": "gold"}
+        platform.profile("silver", default=True, namespaces=[namespace.name])
+        namespace.apply("torn")
+        message = namespace.wait_for("torn", "Failed")["failure"]["message"]
+        assert "gold, silver" in message
+        assert not operator.said("Traceback"), operator.log.read_text()
+
+
+def test_what_runs_keeps_what_it_began_with(platform: Plane, namespace: Namespace, tmp_path: Path) -> None:
+    """Through a changed profile, another operator and a deleted profile; an edit takes what there is then."""
+    defaults = {"compute": {"gpus": 4}, "historyLimit": 3, "publish": {"tokenSecretRef": {"name": "platform"}}}
+    platform.profile("gold", default=True, namespaces=[namespace.name], defaults=defaults)
+    for name in ("silent", "says"):
+        platform.kubelet.behave(name, Stage.TRAIN, Runs())
+    with an_operator(platform.kubeconfig, tmp_path / "first.log", "--no-leader-election") as operator:
+        namespace.apply("silent")
+        namespace.apply("says", compute={"gpus": 1})
+        before = namespace.wait_for("silent", "Training")
+        namespace.wait_for("says", "Training")
+        assert (gpus_of(namespace, "silent"), gpus_of(namespace, "says")) == ("4", "1")
+        assert before["profile"]["fields"]["compute.gpus"] == 4
+        jobs = [job["metadata"]["uid"] for job in namespace.jobs("silent")]
+        platform.profile("gold", default=True, namespaces=[namespace.name], defaults={"compute": {"gpus": 2}})
+        eventually(lambda: "2 in place of 4" in about_profile(namespace, "silent"), "the object says what would change")
+        assert "spec.compute.gpus" not in about_profile(namespace, "says")
+        assert "spec.historyLimit 5 in place of 3" in about_profile(namespace, "says")
+        assert operator.stop() == 0
+    with an_operator(platform.kubeconfig, tmp_path / "second.log", "--no-leader-election") as operator:
+        platform.api.delete(f"{PROFILES}/gold")
+        eventually(lambda: "no FineTuneProfile" in about_profile(namespace, "silent"), "the object says what is gone")
+        after = namespace.status("silent")
+        assert (after["phase"], after["run"], after["profile"]) == ("Training", before["run"], before["profile"])
+        assert [job["metadata"]["uid"] for job in namespace.jobs("silent")] == jobs
+        namespace.edit("silent", deadline="7h")
+        eventually(
+            lambda: namespace.live_jobs("silent") and gpus_of(namespace, "silent") == "1",
+            "the edit takes what there is",
+        )
+        assert "profile" not in namespace.wait_for("silent", "Training")
+        assert platform.kubelet.starts_of("silent", Stage.PREPARE) == 1
+        assert not operator.said("Traceback"), operator.log.read_text()

@@ -1,0 +1,83 @@
+"""Whatever a user and a platform team write: what a run goes by is within the limits, or there is no run."""
+
+from decimal import Decimal
+from fnmatch import fnmatchcase
+from typing import Any
+
+from hypothesis import given as inputs
+from hypothesis import strategies as st
+from property.builders import a_profile, a_spec, parsed
+from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.profile import Limits
+from tunemill_operator.engine.profiles import RefusedError, applied, check, given
+
+GPUS = st.integers(0, 16)
+HOURS = st.sampled_from(["", "0.5", "8", "24", "100"])
+NAMES = st.sampled_from(["", "a", "ab", "b/a", "a*", "default"])
+GLOBS = st.none() | st.lists(st.sampled_from(["*", "a", "a*", "?", "b/*", "google/*", "acme", "x"]), max_size=3)
+DEVICES = st.dictionaries(st.sampled_from(["nvidia.com/gpu", "amd.com/gpu", "memory", "cpu"]), GPUS, max_size=2)
+HUBS = st.sampled_from(["", "https://hub.acme.example", "https://elsewhere.example"])
+
+
+def parts(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """Return parts of a spec in which any of these fields may be absent."""
+    return st.fixed_dictionaries({}, optional=fields)
+
+
+COMPUTE = parts(
+    gpus=GPUS,
+    trainerImage=NAMES,
+    serviceAccountName=NAMES,
+    priorityClassName=NAMES,
+    resources=parts(limits=DEVICES, requests=DEVICES),
+    prepareResources=parts(limits=DEVICES),
+)
+WISHES = parts(compute=COMPUTE, maxGpuHours=HOURS, hub=parts(endpoint=HUBS))
+LIMITS = parts(
+    maxGpus=GPUS,
+    maxGpuHours=HOURS,
+    baseModels=GLOBS,
+    hubOrganizations=GLOBS,
+    trainerImages=GLOBS,
+    serviceAccounts=GLOBS,
+    priorityClasses=GLOBS,
+)
+
+
+@inputs(wish=WISHES, defaults=WISHES, limits=LIMITS)
+def test_what_a_run_goes_by_never_exceeds_a_limit(
+    wish: dict[str, Any], defaults: dict[str, Any], limits: dict[str, Any]
+) -> None:
+    """Neither by what is said nor by what is left out, and whoever says it."""
+    profile, spec = a_profile(defaults=defaults, limits=limits), parsed(a_spec(**wish))
+    fields = given(spec, profile)
+    whole = applied(spec, fields)
+    try:
+        check(whole, fields, profile)
+    except RefusedError:
+        return
+    assert_within(whole, profile.spec.limits, defaults)
+    assert given(spec, profile) == fields, "the same wish is always given the same"
+
+
+def assert_within(spec: FineTuneSpec, limits: Limits, defaults: dict[str, Any]) -> None:
+    """Assert that a spec is within the limits, as a reader of the reference page would check it."""
+    compute = spec.compute
+    if limits.max_gpus is not None:
+        assert compute.gpus <= limits.max_gpus
+    if limits.max_gpu_hours:
+        assert Decimal(spec.max_gpu_hours) <= Decimal(limits.max_gpu_hours)
+    if limits.max_gpus is not None or limits.max_gpu_hours:
+        presets = str(defaults.get("compute", {}))
+        for resources in (compute.resources, compute.prepare_resources):
+            assert all(name in presets for name in [*resources.requests, *resources.limits] if "/" in name)
+    for allowed, name in (
+        (limits.base_models, spec.base_model.id),
+        (limits.hub_organizations, spec.publish.repository.split("/")[0]),
+        (limits.trainer_images, compute.trainer_image),
+        (limits.service_accounts, compute.service_account_name),
+        (limits.priority_classes, compute.priority_class_name),
+    ):
+        assert allowed is None or not name or any(fnmatchcase(name, glob) for glob in allowed)
+    if limits.base_models is not None or limits.hub_organizations is not None:
+        assert spec.hub.endpoint == defaults.get("hub", {}).get("endpoint", "")

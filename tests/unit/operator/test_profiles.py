@@ -1,0 +1,574 @@
+"""What a FineTuneProfile gives, what it does not allow, whom it is for, and what a run keeps of it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from property.builders import a_finetune_body, a_profile, a_spec, parsed
+from property.simulator import World
+from property.worlds import a_finished_world, a_world_at, condition, entry, labels
+from tunemill_api import keys
+from tunemill_api.failures import Actor, Reason
+from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.profile import PRESET_FIELDS
+from tunemill_api.stage_report import Stage
+from tunemill_api.status import Phase
+from tunemill_operator.engine.objects import finetune_of
+from tunemill_operator.engine.plan import DeleteJob
+from tunemill_operator.engine.profiles import Profile, RefusedError, applied, check, chosen, fields_of, given
+from tunemill_operator.engine.terms import terms_of
+
+SAMPLE = Path(__file__).parents[3] / "crds" / "samples" / "profile.yaml"
+VALUES: dict[str, Any] = {
+    "hub.endpoint": "https://hub.acme.example",
+    "baseModel.tokenSecretRef": {"name": "hub-read", "key": "token"},
+    "dataset.credentialsSecretRef": {"name": "s3"},
+    "dataset.endpoint": "https://s3.acme.example",
+    "dataset.region": "eu-1",
+    "evaluation.gates": [{"metric": "exact_match", "min": "0.8"}],
+    "evaluation.onGateFailure": "Draft",
+    "publish.private": False,
+    "publish.serving": "None",
+    "publish.tokenSecretRef": {"name": "hub-write", "key": "write"},
+    "workspace.uri": "s3://tunemill/team/",
+    "workspace.credentialsSecretRef": {"name": "workspace"},
+    "workspace.endpoint": "https://s3.acme.example",
+    "workspace.region": "eu-1",
+    "workspace.keepRuns": 7,
+    "compute.gpus": 4,
+    "compute.gpuResource": "amd.com/gpu",
+    "compute.resources.requests": {"memory": "8Gi"},
+    "compute.resources.limits": {"memory": "16Gi"},
+    "compute.prepareResources.requests": {"cpu": "1"},
+    "compute.prepareResources.limits": {"cpu": "2"},
+    "compute.nodeSelector": {"pool": "training"},
+    "compute.tolerations": [{"key": "gpu", "operator": "Exists"}],
+    "compute.affinity": {"nodeAffinity": {}},
+    "compute.priorityClassName": "batch",
+    "compute.runtimeClassName": "nvidia",
+    "compute.serviceAccountName": "trainer",
+    "compute.podLabels": {"cost": "team-a"},
+    "compute.podAnnotations": {"mesh": "off"},
+    "compute.modelCache.persistentVolumeClaim": "models",
+    "compute.modelCache.maxGib": 50,
+    "compute.trainerImage": "registry.acme.example/trainer:2",
+    "queue": {"name": "team-a", "priorityClass": "low"},
+    "retry.limit": 1,
+    "deadline": "2h",
+    "stallTimeout": "10m",
+    "maxGpuHours": "12",
+    "historyLimit": 2,
+}
+"""A value for every field that can be preset; none is what holds without a profile."""
+
+OTHERS: dict[str, Any] = {
+    "hub.endpoint": "",
+    "baseModel.tokenSecretRef": {"name": "my-own", "key": "token"},
+    "evaluation.gates": [],
+    "publish.private": True,
+    "compute.gpus": 1,
+    "compute.nodeSelector": {},
+    "compute.trainerImage": "",
+    "retry.limit": 0,
+    "deadline": "8h",
+    "maxGpuHours": "1",
+    "historyLimit": 0,
+}
+"""What a user may write, the values that hold without a profile among them."""
+
+
+def nested(path: str, value: Any) -> dict[str, Any]:
+    """Return a spec's part in which the field of this path has the value."""
+    for name in reversed(path.split(".")):
+        value = {name: value}
+    part: dict[str, Any] = value
+    return part
+
+
+def effective(profile: Profile, **parts: Any) -> dict[str, Any]:
+    """Return the fields of what a run goes by, for a user who wrote these parts."""
+    spec = parsed(a_spec(**parts))
+    fields = given(spec, profile)
+    whole = applied(spec, fields)
+    check(whole, fields, profile)
+    return fields_of(whole.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+
+def refusal(profile: Profile, **parts: Any) -> RefusedError:
+    """Return why the profile refuses a user who wrote these parts."""
+    with pytest.raises(RefusedError) as refused:
+        effective(profile, **parts)
+    return refused.value
+
+
+def test_every_field_that_can_be_preset_has_a_case_here() -> None:
+    """Whoever adds a field to the profile says here what it does."""
+    assert set(VALUES) == set(PRESET_FIELDS)
+
+
+@pytest.mark.parametrize("path", PRESET_FIELDS)
+def test_a_preset_holds_where_the_user_is_silent(path: str) -> None:
+    """Every default of a profile takes effect, and changes no other field."""
+    without, preset = effective(a_profile()), effective(a_profile(defaults=nested(path, VALUES[path])))
+    assert preset.get(path) == VALUES[path] != without.get(path)
+    assert {name for name in preset if preset[name] != without.get(name)} == {path}
+
+
+@pytest.mark.parametrize("path", OTHERS)
+def test_a_users_field_wins_over_the_preset(path: str) -> None:
+    """Also where the user writes what would hold without any profile: it was written, so it is meant."""
+    profile = a_profile(defaults=nested(path, VALUES[path]))
+    assert effective(profile, **nested(path, OTHERS[path]))[path] == OTHERS[path]
+
+
+def test_a_reference_a_list_and_a_map_are_one_field_each() -> None:
+    """A user's Secret never gets the profile's key, a node selector none of the profile's labels."""
+    defaults = {
+        "publish": {"tokenSecretRef": {"name": "hub-write", "key": "write"}},
+        "compute": {"nodeSelector": {"pool": "training"}, "resources": {"limits": {"memory": "16Gi"}}},
+    }
+    compute = {"nodeSelector": {"gpu": "h200"}, "resources": {"requests": {"memory": "8Gi"}}}
+    found = effective(a_profile(defaults=defaults), publish={"tokenSecretRef": {"name": "my-own"}}, compute=compute)
+    assert found["publish.tokenSecretRef"] == {"name": "my-own", "key": "token"}
+    assert found["compute.nodeSelector"] == {"gpu": "h200"}
+    assert found["compute.resources.requests"] == {"memory": "8Gi"}
+    assert found["compute.resources.limits"] == {"memory": "16Gi"}
+
+
+@pytest.mark.parametrize(
+    ("limits", "parts", "words"),
+    [
+        ({"maxGpus": 4}, {"compute": {"gpus": 8}}, "limits.maxGpus allows 4, spec.compute.gpus asks for 8"),
+        (
+            {"maxGpuHours": "24"},
+            {"maxGpuHours": "24.5"},
+            "limits.maxGpuHours allows 24, spec.maxGpuHours asks for 24.5",
+        ),
+        (
+            {"baseModels": ["google/*", "Qwen/Qwen3-?B"]},
+            {"baseModel": {"id": "Qwen/Qwen3-14B"}},
+            "limits.baseModels allows google/*, Qwen/Qwen3-?B, spec.baseModel.id asks for Qwen/Qwen3-14B",
+        ),
+        (
+            {"hubOrganizations": ["acme-*"]},
+            {"publish": {"repository": "acme/support"}},
+            "limits.hubOrganizations allows acme-*, spec.publish.repository asks for acme",
+        ),
+        (
+            {"trainerImages": []},
+            {"compute": {"trainerImage": "evil.example/miner"}},
+            "limits.trainerImages allows none, spec.compute.trainerImage asks for evil.example/miner",
+        ),
+        (
+            {"serviceAccounts": ["train-*"]},
+            {"compute": {"serviceAccountName": "admin"}},
+            "limits.serviceAccounts allows train-*, spec.compute.serviceAccountName asks for admin",
+        ),
+        (
+            {"priorityClasses": ["batch"]},
+            {"compute": {"priorityClassName": "system-node-critical"}},
+            "limits.priorityClasses allows batch, spec.compute.priorityClassName asks for system-node-critical",
+        ),
+        (
+            {"baseModels": ["google/*"]},
+            {"hub": {"endpoint": "https://elsewhere.example"}},
+            "limits.baseModels holds on the Hub https://huggingface.co only, spec.hub.endpoint asks for https://else",
+        ),
+        (
+            {"hubOrganizations": ["acme"]},
+            {"hub": {"endpoint": "https://elsewhere.example"}},
+            "limits.hubOrganizations holds on the Hub https://huggingface.co only",
+        ),
+        (
+            {"maxGpus": 1},
+            {"compute": {"gpus": 0, "resources": {"limits": {"nvidia.com/gpu": 8}}}},
+            "spec.compute.resources.limits asks for nvidia.com/gpu: 8",
+        ),
+        (
+            {"maxGpus": 1},
+            {"compute": {"prepareResources": {"requests": {"nvidia.com/mig-1g.5gb": "7"}}}},
+            "defaults, spec.compute.prepareResources.requests asks for nvidia.com/mig-1g.5gb: 7",
+        ),
+        (
+            {"maxGpuHours": "24"},
+            {"compute": {"resources": {"limits": {"amd.com/gpu": 1}}}},
+            "limits.maxGpuHours allows no devices but",
+        ),
+    ],
+)
+def test_a_wish_beyond_a_limit_is_refused_with_its_name(limits: Any, parts: Any, words: str) -> None:
+    """The limit, what it allows, the field and what it asks for; and there is something to do for the user."""
+    error = refusal(a_profile(limits=limits), **parts)
+    assert words in str(error)
+    assert str(error).startswith("FineTuneProfile gold: ")
+    assert error.reason is Reason.LIMIT_EXCEEDED
+
+
+@pytest.mark.parametrize(
+    ("limits", "parts"),
+    [
+        ({"maxGpus": 4}, {"compute": {"gpus": 4}}),
+        ({"maxGpuHours": "24"}, {"maxGpuHours": "24.0"}),
+        ({"baseModels": ["google/*"]}, {}),
+        ({"hubOrganizations": ["acme"]}, {}),
+        ({"trainerImages": []}, {}),
+        ({"serviceAccounts": []}, {"compute": {"serviceAccountName": ""}}),
+        ({"priorityClasses": []}, {}),
+        ({"maxGpus": 4}, {"compute": {"resources": {"limits": {"memory": "1Ti", "cpu": 64, "hugepages-2Mi": "1Gi"}}}}),
+        ({"trainerImages": ["registry.acme.example/*"]}, {"compute": {"trainerImage": "registry.acme.example/ml/t:1"}}),
+        ({}, {"compute": {"gpus": 16, "trainerImage": "any", "resources": {"limits": {"nvidia.com/gpu": 8}}}}),
+    ],
+)
+def test_a_wish_within_the_limits_is_granted(limits: Any, parts: Any) -> None:
+    """What is not limited may be anything; what is silent needs no entry in a list."""
+    effective(a_profile(limits=limits), **parts)
+
+
+def test_limits_hold_where_the_user_is_silent() -> None:
+    """No default of the CRD and no default of the profile is a way around them."""
+    assert effective(a_profile(limits={"maxGpuHours": "24"}))["maxGpuHours"] == "24"
+    assert effective(a_profile(limits={"maxGpuHours": "24"}), maxGpuHours="")["maxGpuHours"] == "24"
+    assert effective(a_profile(limits={"maxGpus": 0}))["compute.gpus"] == 0
+    preset = a_profile(defaults={"maxGpuHours": "8"}, limits={"maxGpuHours": "24"})
+    assert effective(preset)["maxGpuHours"] == "8"
+
+
+def test_all_that_is_beyond_a_limit_is_told_at_once() -> None:
+    """Nobody finds out about one limit after the other."""
+    limits = {"maxGpus": 1, "trainerImages": [], "baseModels": ["meta-llama/*"]}
+    told = str(refusal(a_profile(limits=limits), compute={"gpus": 2, "trainerImage": "mine"}))
+    assert all(limit in told for limit in limits)
+
+
+def test_a_profile_that_breaks_its_own_limits_is_the_platforms_to_mend() -> None:
+    """The user wrote nothing that could be changed."""
+    profile = a_profile(defaults={"compute": {"trainerImage": "ours:1"}}, limits={"trainerImages": ["theirs:*"]})
+    error = refusal(profile)
+    assert error.reason is Reason.PROFILE_INVALID
+    assert "of the profile itself, defaults.compute.trainerImage asks for ours:1" in str(error)
+
+
+def test_devices_and_the_hub_of_the_profile_are_allowed() -> None:
+    """What the platform team presets is what it allows."""
+    rdma = {"compute": {"resources": {"limits": {"rdma/hca": 1}}}, "hub": {"endpoint": "https://hub.acme.example"}}
+    profile = a_profile(defaults=rdma, limits={"maxGpus": 8, "baseModels": ["*"]})
+    assert effective(profile)["compute.resources.limits"] == {"rdma/hca": "1"}
+    effective(profile, compute={"resources": {"limits": {"rdma/hca": 1, "memory": "1Ti"}}})
+    assert "rdma/hca: 2" in str(refusal(profile, compute={"resources": {"limits": {"rdma/hca": 2}}}))
+    assert "https://huggingface.co" in str(refusal(profile, hub={"endpoint": ""}))
+
+
+@pytest.mark.parametrize("wish", ["{field}", "%s", "a\nb", "{0}"])
+def test_a_wish_is_told_as_it_is(wish: str) -> None:
+    """What a user writes is no template of ours."""
+    assert wish in str(refusal(a_profile(limits={"serviceAccounts": []}), compute={"serviceAccountName": wish}))
+
+
+def train_key(spec: FineTuneSpec) -> str:
+    """Return the key of what is trained on the same rows."""
+    return keys.train_key("prepared", spec)
+
+
+def test_the_same_whole_spec_has_the_same_keys_with_and_without_a_profile() -> None:
+    """What a platform team presets is never computed twice because a user had written it before."""
+    parts = {"workspace": {"uri": "s3://tunemill/team/"}, "evaluation": {"gates": []}, "compute": {"gpus": 2}}
+    written, silent = parsed(a_spec(**parts)), parsed(a_spec(profile="gold"))
+    whole = applied(silent, given(silent, a_profile(defaults=parts)))
+    for spec in (written, whole):
+        train = keys.train_key("prepared", spec)
+        found = [keys.prepare_request(spec), train, keys.publish_key(keys.evaluate_key(train, spec), spec)]
+        assert found == [
+            keys.prepare_request(written),
+            train,
+            keys.publish_key(keys.evaluate_key(train, spec), written),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("name", "namespace", "profiles", "found"),
+    [
+        ("", "team-a", [], None),
+        ("", "team-a", [a_profile("gold")], None),
+        ("", "team-a", [a_profile("gold", default=True)], "gold"),
+        ("gold", "team-a", [a_profile("gold"), a_profile("base", default=True)], "gold"),
+        ("gold", "team-a", [a_profile("gold", namespaces=["team-*"])], "gold"),
+        ("", "other", [a_profile("gold", default=True, namespaces=["team-*"])], None),
+        ("", "team-a", [a_profile("all", default=True), a_profile("a", default=True, namespaces=["team-a"])], "a"),
+        ("", "team-b", [a_profile("all", default=True), a_profile("a", default=True, namespaces=["team-a"])], "all"),
+    ],
+)
+def test_which_profile_holds(name: str, namespace: str, profiles: list[Profile], found: str | None) -> None:
+    """The named one; else the default one, of which one that lists the namespace comes first."""
+    profile = chosen(name, namespace, profiles)
+    assert (profile.meta.name if profile else None) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "profiles", "reason", "words"),
+    [
+        ("gold", [], Reason.PROFILE_NOT_FOUND, "spec.profile names gold, which does not exist; the namespace team-a"),
+        ("gold", [a_profile("silver")], Reason.PROFILE_NOT_FOUND, "the namespace team-a may use silver"),
+        (
+            "gold",
+            [a_profile("gold", namespaces=["team-b", "x-*"])],
+            Reason.PROFILE_NOT_ALLOWED,
+            "spec.profile names gold, which is not for this namespace; the namespace team-a may use none",
+        ),
+        ("gold", [a_profile("gold", namespaces=[])], Reason.PROFILE_NOT_ALLOWED, "not for this namespace"),
+        (
+            "",
+            [a_profile("silver", default=True), a_profile("gold", default=True)],
+            Reason.PROFILE_AMBIGUOUS,
+            "several profiles are the default of the namespace team-a: gold, silver",
+        ),
+        ("gold", [a_profile("gold", limits={"maxMoons": 1})], Reason.PROFILE_INVALID, "spec.limits.maxMoons"),
+        ("", [a_profile("gold", default=True, limits={"maxMoons": 1})], Reason.PROFILE_INVALID, "cannot be read"),
+    ],
+)
+def test_why_no_profile_can_be_had(name: str, profiles: list[Profile], reason: Reason, words: str) -> None:
+    """It is said what was asked for and what there is; nothing goes on as if there were no profile."""
+    with pytest.raises(RefusedError) as refused:
+        chosen(name, "team-a", profiles)
+    assert refused.value.reason is reason
+    assert words in str(refused.value)
+
+
+def test_a_preset_that_makes_no_spec_is_told_as_the_profiles() -> None:
+    """A profile of a newer CRD than the operator's holds fields that it does not know."""
+    body = a_finetune_body()
+    profile = a_profile(default=True, defaults={"compute": {"gpus": "many"}})
+    finetune = finetune_of(body)
+    assert finetune.spec
+    with pytest.raises(RefusedError, match=r"FineTuneProfile gold: spec.defaults.compute.gpus"):
+        terms_of(finetune, finetune.spec, [profile])
+
+
+def test_the_sample_allows_the_object_beside_it() -> None:
+    """What a platform team copies fits together, and leaves three lines to its users."""
+    profile, finetune = yaml.safe_load_all(SAMPLE.read_text())
+    spec = parsed(finetune["spec"])
+    found = chosen(spec.profile, finetune["metadata"]["namespace"], [a_profile("team-gpus", **profile["spec"])])
+    assert found
+    fields = given(spec, found)
+    whole = applied(spec, fields)
+    check(whole, fields, found)
+    assert (whole.workspace.uri, whole.max_gpu_hours) == ("s3://acme-tunemill/", "24")
+
+
+# In the life of an object
+
+
+def with_profile(world: World, **spec: Any) -> None:
+    """Replace the only profile of the world."""
+    world.profiles = (a_profile(default=True, **spec),)
+
+
+def gpus_of(world: World) -> str:
+    """Return the GPUs of the newest train Job."""
+    (job,) = [job for name, job in world.jobs.items() if "train" in name]
+    found: str = job["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]
+    return found
+
+
+def a_training_world(**profile: Any) -> World:
+    """Return an object that trains under the default profile."""
+    world = World()
+    with_profile(world, **profile)
+    world.settle()
+    world.run_pod()
+    world.settle()
+    (pod,) = world.live_pods()
+    world.start(pod)
+    world.settle()
+    assert world.status.phase is Phase.TRAINING
+    return world
+
+
+def test_a_refused_wish_is_stalled_before_any_job_is_made_and_goes_on_once_it_is_allowed() -> None:
+    """Nobody pays for what is refused, and nobody has to touch the object when the limit is raised."""
+    world = World(compute={"gpus": 8})
+    with_profile(world, limits={"maxGpus": 4})
+    world.settle()
+    stalled = condition(world, "Stalled")
+    assert (stalled.status, stalled.reason) == ("True", "LimitExceeded")
+    assert "limits.maxGpus allows 4, spec.compute.gpus asks for 8" in stalled.message
+    assert "platform team" in world.status.failure.remedy
+    assert world.events == ["Warning LimitExceeded"]
+    assert not world.created
+    with_profile(world, limits={"maxGpus": 8})
+    world.settle()
+    assert labels(world) == ["prepare"]
+    assert condition(world, "Stalled").status == "False"
+
+
+def test_a_changed_profile_does_not_disturb_what_runs_and_says_what_it_would_change() -> None:
+    """The run keeps its GPUs, also under an operator that has just begun; describe names the fields."""
+    world = a_training_world(defaults={"compute": {"gpus": 4}, "deadline": "2h"})
+    assert gpus_of(world) == "4"
+    assert condition(world, "ProfileCurrent").message == "FineTuneProfile gold gives spec.compute.gpus, spec.deadline"
+    jobs, before = dict(world.jobs), world.status
+    with_profile(world, defaults={"compute": {"gpus": 2, "priorityClassName": "low"}, "deadline": "2h"})
+    world.restart_operator()
+    world.settle()
+    assert world.jobs == jobs
+    told = condition(world, "ProfileCurrent")
+    assert (told.status, told.reason) == ("False", "ProfileChanged")
+    assert "spec.compute.gpus 2 in place of 4" in told.message
+    assert 'spec.compute.priorityClassName "low" in place of ""' in told.message
+    assert "deadline" not in told.message
+    assert world.status.profile == before.profile
+    assert world.status.run == before.run
+
+
+@pytest.mark.parametrize("take", ["edit", "request"])
+def test_an_edit_or_a_request_takes_the_profile_as_it_is_now(take: str) -> None:
+    """These are the two ways to say that one wants it."""
+    world = a_training_world(defaults={"compute": {"gpus": 4}})
+    with_profile(world, defaults={"compute": {"gpus": 2}})
+    world.settle()
+    if take == "edit":
+        world.edit(historyLimit=4)
+    else:
+        world.request("now")
+    for _ in range(6):
+        world.settle()
+        world.run_pod()
+    assert gpus_of(world) == "2"
+    assert condition(world, "ProfileCurrent").status == "True"
+
+
+def test_the_next_look_of_a_schedule_takes_the_profile_as_it_is_now() -> None:
+    """A nightly run is a new run."""
+    world = World(retrain={"schedule": "0 2 * * *"})
+    with_profile(world, defaults={"deadline": "2h"})
+    for _ in range(4):
+        world.settle()
+        world.run_pod()
+    world.settle()
+    with_profile(world, defaults={"deadline": "3h"})
+    world.settle()
+    assert "3h" in condition(world, "ProfileCurrent").message
+    world.seconds += 24 * 3600
+    world.settle()
+    assert world.status.profile.fields == {"deadline": "3h"}
+
+
+def test_a_deleted_profile_stays_with_the_run_that_began_with_it() -> None:
+    """Nothing breaks; what comes is said."""
+    world = a_training_world(defaults={"compute": {"gpus": 4}})
+    world.profiles = ()
+    world.settle()
+    assert gpus_of(world) == "4"
+    message = condition(world, "ProfileCurrent").message
+    assert "no FineTuneProfile in place of FineTuneProfile gold" in message
+    assert "spec.compute.gpus 1 in place of 4" in message
+    assert world.status.profile.name == "gold"
+
+
+def test_a_named_profile_that_is_deleted_is_missed_by_the_next_run_only() -> None:
+    """The run goes to its end; what would come is a refusal, and it is told before."""
+    world = World(profile="gold")
+    world.profiles = (a_profile("gold", defaults={"deadline": "2h"}),)
+    world.settle()
+    world.profiles = ()
+    for _ in range(4):
+        world.settle()
+        world.run_pod()
+    assert world.status.phase is Phase.SUCCEEDED
+    assert "a refusal: spec.profile names gold, which does not exist" in condition(world, "ProfileCurrent").message
+    world.edit(historyLimit=4)
+    world.settle()
+    assert condition(world, "Stalled").reason == "ProfileNotFound"
+
+
+def test_a_tighter_limit_is_told_to_what_runs_and_stops_nothing() -> None:
+    """The platform team sees in describe who is beyond its new limit."""
+    world = a_training_world(defaults={"compute": {"gpus": 4}})
+    world.edit(compute={"gpus": 8})
+    world.settle()
+    world.run_pod()
+    world.settle()
+    jobs = dict(world.jobs)
+    with_profile(world, limits={"maxGpus": 4})
+    world.settle()
+    assert world.jobs == jobs
+    assert "limits.maxGpus allows 4, spec.compute.gpus asks for 8" in condition(world, "ProfileCurrent").message
+
+
+def test_a_run_that_began_without_a_profile_keeps_on_without_one() -> None:
+    """Also a first profile of the cluster disturbs nothing."""
+    world = a_world_at(Stage.TRAIN)
+    world.reconcile()
+    assert "ProfileCurrent" not in {each.type for each in world.status.conditions}
+    jobs = dict(world.jobs)
+    with_profile(world, defaults={"compute": {"gpus": 4}})
+    world.settle()
+    assert world.jobs == jobs
+    message = condition(world, "ProfileCurrent").message
+    assert "FineTuneProfile gold in place of no FineTuneProfile, spec.compute.gpus 4 in place of 1" in message
+
+
+def test_a_finished_object_stays_ready_when_its_profile_changes() -> None:
+    """A gate that a platform team raises takes back nothing that was published."""
+    world = a_finished_world()
+    created = list(world.created)
+    with_profile(world, defaults={"evaluation": {"gates": [{"metric": "exact_match", "min": "1"}]}})
+    world.settle()
+    assert condition(world, "Ready").status == "True"
+    assert world.created == created
+    assert "spec.evaluation.gates" in condition(world, "ProfileCurrent").message
+
+
+def test_an_edit_that_is_refused_stops_what_runs() -> None:
+    """Otherwise it would go on without deadline and GPU hours: the way around every limit."""
+    world = a_training_world(limits={"maxGpus": 4})
+    world.edit(compute={"gpus": 8})
+    decided = world.reconcile()
+    assert [type(action) for action in decided.actions] == [DeleteJob]
+    world.settle()
+    assert not world.live_jobs()
+    assert world.status.failure.reason == Reason.LIMIT_EXCEEDED
+    used = entry(world, Stage.TRAIN)
+    assert used.finished_at is not None
+    world.seconds += 72 * 3600
+    world.edit(compute={"gpus": 2})
+    world.settle()
+    assert world.status.phase is Phase.QUEUED, "the days in between do not count against the deadline"
+    assert gpus_of(world) == "2"
+
+
+def test_nothing_is_written_while_a_profile_stays_as_it_is() -> None:
+    """Neither for an object that has it nor for one that it refuses."""
+    for parts in ({}, {"compute": {"gpus": 8}}):
+        world = World(**parts)
+        with_profile(world, defaults={"deadline": "2h"}, limits={"maxGpus": 4})
+        world.settle()
+        writes = world.status_writes
+        for _ in range(5):
+            world.seconds += 300
+            world.settle()
+        assert world.status_writes == writes
+
+
+def test_two_default_profiles_stall_by_name_what_has_not_begun() -> None:
+    """Whichever were taken would be a guess about what is allowed; what runs goes on."""
+    running, fresh = a_training_world(), World()
+    for world in (running, fresh):
+        world.profiles = (a_profile("gold", default=True), a_profile("silver", default=True))
+        world.settle()
+    assert running.status.phase is Phase.TRAINING
+    failure = fresh.status.failure
+    assert (failure.reason, failure.actor) == (Reason.PROFILE_AMBIGUOUS, Actor.PLATFORM)
+    assert "gold, silver" in failure.message
+
+
+def test_a_workspace_can_come_from_the_profile() -> None:
+    """Data on the Hub has no bucket; what is missing is a clear word, and goes on once it is given."""
+    world = World(dataset={"uri": "hf://acme/calls"})
+    world.settle()
+    assert condition(world, "Stalled").reason == "InvalidSpec"
+    assert "spec.workspace.uri is needed" in condition(world, "Stalled").message
+    with_profile(world, defaults={"workspace": {"uri": "s3://tunemill/"}})
+    world.settle()
+    assert labels(world) == ["prepare"]
