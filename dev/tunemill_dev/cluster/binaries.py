@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import re
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from tunemill_dev.cluster.console import ClusterError, step
@@ -54,6 +56,8 @@ ALL = (KUBERNETES, CONTAINERD, RUNC, BUILDKIT, COREDNS, S3, HELM)
 """What a cluster needs."""
 KUBEFLOW = Group("kubeflow")
 """The peer of `make bench-operator`."""
+KUEUE = Group("kueue")
+"""The queues of tests/platform."""
 
 
 # Without the clients of clouds, which only a server asks for its targets, the build takes half the time.
@@ -89,11 +93,19 @@ def ensure(groups: Iterable[Group]) -> dict[str, Path]:
 
 def prune(*, in_use: Iterable[Path]) -> None:
     """Delete programs of earlier versions, but for those that one of these plans names."""
-    current = {folder(group).name for group in (*ALL, KUBEFLOW, PROMTOOL)}
+    current = {folder(group).name for group in (*ALL, KUBEFLOW, KUEUE, PROMTOOL)}
     plans = "".join(plan.read_text() for plan in in_use if plan.exists())
     for old in (home() / "bin").glob("*-*/"):
         if old.name not in current and f"/{old.name}/" not in plans:
             shutil.rmtree(old)
+
+
+@cache
+def source_of(group: Group, module: str) -> Path:
+    """Where the source of a Go module lies that a group is built from: its manifests are in it."""
+    command = [str(go()), "mod", "download", "-json", module]
+    found = subprocess.run(command, cwd=MODULES / group.name, stdout=subprocess.PIPE, text=True, check=True)
+    return Path(json.loads(found.stdout)["Dir"])
 
 
 def go() -> Path:

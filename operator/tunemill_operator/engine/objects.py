@@ -230,8 +230,8 @@ def _queued(body: Json) -> Json:
     spec, labels = body.get("spec") or {}, body["metadata"].get("labels") or {}
     if not labels.get(LABEL_QUEUE) or spec.get("queue"):
         return spec
-    queue = {"name": labels[LABEL_QUEUE], "priorityClass": labels.get(LABEL_PRIORITY, "")}
-    return {**spec, "queue": queue}
+    priority = {"priorityClass": labels[LABEL_PRIORITY]} if labels.get(LABEL_PRIORITY) else {}
+    return {**spec, "queue": {"name": labels[LABEL_QUEUE], **priority}}
 
 
 def _invalid_field(location: tuple[int | str, ...], kind: str, message: str) -> str:

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import json
 import os
 import signal
 import subprocess
@@ -12,7 +11,6 @@ import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 import yaml
@@ -209,11 +207,6 @@ def _answers(url: str) -> bool:
         return False
 
 
-@cache
 def _module(name: str) -> Path:
     """Return where the source of a Go module of the bench lies."""
-    command = [str(binaries.go()), "mod", "download", "-json", name]
-    found = subprocess.run(
-        command, cwd=binaries.MODULES / binaries.KUBEFLOW.name, stdout=subprocess.PIPE, text=True, check=True
-    )
-    return Path(json.loads(found.stdout)["Dir"])
+    return binaries.source_of(binaries.KUBEFLOW, name)
