@@ -9,13 +9,15 @@ tunemill-trainer score --rows rows.jsonl --outputs outputs.jsonl
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from tunemill_api.constants import RUN_SPEC_PATH, STAGE_DIRECTORY, TERMINATION_LOG
+from tunemill_api.failures import ExitCode
 from tunemill_api.stage_report import Stage
 
-from tunemill_trainer import lint_command
+from tunemill_trainer import console, lint_command
 from tunemill_trainer.judge import score_command
 
 ENV_WORK = "TUNEMILL_WORK"
@@ -24,7 +26,15 @@ ENV_WORK = "TUNEMILL_WORK"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the arguments say and return the exit code of `failures.ExitCode`."""
-    options = _parser().parse_args(arguments)
+    with console.guarded():
+        try:
+            return _do(_parser().parse_args(arguments))
+        except Exception:  # noqa: BLE001 - Python itself would print it behind the guard
+            traceback.print_exc()
+            return ExitCode.INTERNAL_ERROR
+
+
+def _do(options: argparse.Namespace) -> int:
     if options.command == "run":
         from tunemill_trainer import one_machine
 

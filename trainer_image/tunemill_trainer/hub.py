@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import httpx2
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
@@ -76,7 +76,7 @@ class Hub:
             # Information is public also where the files are gated.
             self.api.auth_check(model_id)
             info = self.api.model_info(model_id, revision=revision)
-        if not info.sha:
+        if not _is_commit(info.sha):
             raise StageError(Reason.BASE_MODEL_NOT_FOUND, f"{model_id} has no commit for revision {revision}")
         return ModelCommit(model_id, info.sha, frozenset(sibling.rfilename for sibling in info.siblings or ()))
 
@@ -98,7 +98,7 @@ class Hub:
         with hub_errors(DATASET_FIELD, f"{dataset_id}@{revision}"):
             self.api.auth_check(dataset_id, repo_type="dataset")
             info = self.api.dataset_info(dataset_id, revision=revision)
-        if not info.sha:
+        if not _is_commit(info.sha):
             raise StageError(Reason.DATASET_NOT_FOUND, f"{dataset_id} has no commit for revision {revision}")
         return ModelCommit(dataset_id, info.sha, frozenset(sibling.rfilename for sibling in info.siblings or ()))
 
@@ -186,6 +186,11 @@ def why_denied(who: Mapping[str, Any], repository: str, *, exists: bool) -> str:
 def _may_create(scopes: Mapping[str, Any], namespace: str) -> bool:
     granted = [scope["permissions"] for scope in scopes.get("scoped", []) if scope["entity"].get("name") == namespace]
     return any("repo.write" in permissions for permissions in [*granted, scopes.get("global", [])])
+
+
+def _is_commit(sha: str | None) -> TypeGuard[str]:
+    """Tell whether a server names a commit; it becomes a part of paths, and the server may be anybody's."""
+    return sha is not None and sha.isascii() and sha.isalnum()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, ValidationError
 from tunemill_api.failures import ExitCode, Reason
+from tunemill_api.plain_text import parsed
 from tunemill_api.stage_report import Stage, StageReport
 from tunemill_api.status import CutShort, StageState, StageStatus
 
@@ -26,7 +27,7 @@ def report_of(container: Container) -> StageReport | None:
     if container.ended is None or not container.ended.message.startswith("{"):
         return None
     try:
-        report = StageReport.model_validate_json(container.ended.message)
+        report = parsed(StageReport, container.ended.message)
     except ValidationError:  # what a stage prints may look like JSON too: no report then, and the message is shown
         return None
     return report if report.stage == container.name else None

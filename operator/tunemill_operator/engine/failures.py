@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from tunemill_api.failures import FAILURES, ExitCode, Reason
 from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.plain_text import plain
 from tunemill_api.status import FailureStatus
 
 from tunemill_operator.engine.attempts import report_of
@@ -154,8 +155,8 @@ def lacking(unschedulable: str) -> str:
 
 
 def shortened(message: str) -> str:
-    """Return the message without its middle when it is too long for an event."""
-    message = " ".join(message.split())
+    """Return the message as it may be shown, without its middle when it is too long for an event."""
+    message = plain(" ".join(message.split()))
     if len(message) <= MESSAGE_LENGTH:
         return message
     half = MESSAGE_LENGTH // 2 - 2

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from aiohttp import web
 from pydantic import ValidationError
+from tunemill_api.plain_text import parsed
 
 from tunemill_operator.engine.volumes import progress_path
 from tunemill_operator.kube.errors import KubeError
@@ -33,7 +34,7 @@ def application(gatekeeper: Gatekeeper, board: Board, counted: Callable[[int], N
         key = (request.match_info["namespace"], request.match_info["name"])
         try:
             pod = await gatekeeper.pod_of(request.headers.get("Authorization", ""), key)
-            report = ProgressReport.model_validate_json(await request.read())
+            report = parsed(ProgressReport, (await request.read()).decode(errors="replace"))
         except NotAuthenticatedError:
             return _answer(401, "a token of the pod with the audience for progress is needed")
         except NotAllowedError:

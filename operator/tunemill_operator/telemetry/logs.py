@@ -5,6 +5,8 @@ import logging
 import sys
 from datetime import UTC, datetime
 
+from tunemill_api.plain_text import plain
+
 from tunemill_operator.runtime.reconciliation import current
 
 
@@ -35,8 +37,9 @@ class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         work = current.get()
         about = f" {'/'.join(work.key)}:" if work else ""
-        text = f"{_time(record)} {record.levelname.lower():<7}{about} {record.getMessage()}"
-        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+        text = f"{_time(record)} {record.levelname.lower():<7}{about} {plain(record.getMessage())}"
+        # Indented, no line of a traceback can be taken for one of the log.
+        return "\n  ".join([text, *self.formatException(record.exc_info).splitlines()]) if record.exc_info else text
 
 
 class _JsonFormatter(logging.Formatter):
@@ -45,7 +48,7 @@ class _JsonFormatter(logging.Formatter):
             "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": plain(record.getMessage()),
         }
         if work := current.get():
             line |= {"finetune": "/".join(work.key), "run": work.run, "stage": work.stage, "reconcileID": work.id}

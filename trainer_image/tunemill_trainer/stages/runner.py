@@ -26,6 +26,7 @@ from tunemill_api.stage_report import Stage, StageFailure, StageReport, failure_
 from tunemill_api.status import EvaluationFacts, PreparedFacts, PublishedFacts, TrainedFacts
 
 from tunemill_trainer import cpus, references, tracing
+from tunemill_trainer.console import LineFormatter, Redaction
 from tunemill_trainer.context import StageContext
 from tunemill_trainer.credentials import Credentials
 from tunemill_trainer.errors import Interrupted, StageError
@@ -54,8 +55,9 @@ def main(stage: Stage, run_spec: Path, work: Path, report_path: Path) -> int:
     stop = StopSignal()
 
     def end(failure: StageFailure) -> int:
+        shown = Redaction(Credentials.from_environment()).of_failure(failure)
         _publish_report(
-            StageReport(stage=stage, started_at=started_at, finished_at=datetime.now(UTC), failure=failure), report_path
+            StageReport(stage=stage, started_at=started_at, finished_at=datetime.now(UTC), failure=shown), report_path
         )
         return FAILURES[failure.reason].exit_code
 
@@ -188,12 +190,9 @@ def _publish_report(report: StageReport, path: Path) -> None:
 
 
 def _configure_logging() -> None:
-    logging.basicConfig(
-        stream=sys.stdout,
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S%z",
-    )
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for noisy in ("botocore", "boto3", "s3transfer", "urllib3", "httpx", "httpx2", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # They are for the authors of the libraries, not for users.

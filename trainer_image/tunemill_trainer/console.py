@@ -1,0 +1,91 @@
+"""What a stage says: to its log, which many may read, and in its report, which becomes a part of the status.
+
+The values of the pod's Secrets stand in neither, nor what URLs may hold of secrets: a library's error message often
+quotes the address that it called, signature included. Control characters are shown and not obeyed.
+"""
+
+import contextlib
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator
+from typing import TextIO, cast
+from urllib.parse import quote
+
+from tunemill_api.plain_text import plain
+from tunemill_api.stage_report import StageFailure
+
+from tunemill_trainer.credentials import Credentials
+
+_HIDDEN = "***"
+_SHORTEST_SECRET = 8
+"""Characters. Shorter values are words that stand in every text, and no secrets of any service."""
+_OF_THE_ENVIRONMENT = ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+"""Where a run on one machine may have its credentials."""
+_USER = re.compile(r"(?<=://)[^\s/@'\"<>]+@")
+_QUERY = re.compile(r"(https?://[^\s?'\"<>]+\?)[^\s'\"<>]+")
+
+
+class Redaction:
+    """Takes secrets out of texts.
+
+    Args:
+        credentials: of this pod.
+    """
+
+    def __init__(self, credentials: Credentials) -> None:
+        values = [*credentials.values(), *(os.environ.get(name, "") for name in _OF_THE_ENVIRONMENT)]
+        found = {form for value in values if len(value) >= _SHORTEST_SECRET for form in (value, quote(value, safe=""))}
+        # The longest first: one may be the beginning of another.
+        known = "|".join(map(re.escape, sorted(found, key=len, reverse=True)))
+        self._values = re.compile(known) if known else None
+
+    def __call__(self, text: str) -> str:
+        """Return the text without secrets."""
+        if self._values is not None:
+            text = self._values.sub(_HIDDEN, text)
+        return _QUERY.sub(rf"\1{_HIDDEN}", _USER.sub(f"{_HIDDEN}@", text)) if "://" in text else text
+
+    def of_failure(self, failure: StageFailure) -> StageFailure:
+        """Return a failure as it may be shown."""
+        texts = {name: plain(self(getattr(failure, name))) for name in ("message", "remedy")}
+        return failure.model_copy(update=texts)
+
+
+class LineFormatter(logging.Formatter):
+    """A message is one line; no line of a traceback can be taken for one."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Return the line."""
+        record.message = plain(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: object) -> str:  # noqa: N802 - logging's name
+        """Return the traceback, indented."""
+        return "  " + super().formatException(ei).replace("\n", "\n  ")  # type: ignore[arg-type] # logging's own type has no name
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Have everything that the block prints cleaned, whoever prints it: libraries do, too, and so does a traceback."""
+    redaction = Redaction(Credentials.from_environment())
+    out, err = (cast("TextIO", _Guarded(stream, redaction)) for stream in (sys.stdout, sys.stderr))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        yield
+
+
+class _Guarded:
+    """A stream that is written to clean."""
+
+    def __init__(self, stream: TextIO, redaction: Redaction) -> None:
+        self._stream = stream
+        self._redaction = redaction
+
+    def write(self, text: str) -> int:
+        """Write the text without secrets and control characters."""
+        self._stream.write(plain(self._redaction(text), keep="\n\t"))
+        return len(text)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
