@@ -53,6 +53,6 @@ def _certificates(text: str) -> Iterator[bytes]:
         try:
             der = ssl.PEM_cert_to_DER_cert(found)
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=der)
-        except ValueError as error:  # ssl.SSLError is one
+        except (ValueError, ssl.SSLError) as error:
             raise ValueError(f"certificate {number} of the bundle cannot be read: {error}") from error
         yield der

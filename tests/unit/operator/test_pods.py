@@ -70,6 +70,23 @@ def test_traces_go_with_the_run_and_replace_no_pod() -> None:
     assert not [item for item in containers_of(plain)[0]["env"] if item["name"].startswith(("OTEL", "TRACE"))]
 
 
+def test_proxies_and_authorities_go_with_the_pod_and_replace_none() -> None:
+    """Every container knows them; the certificates lie where the variable says; a pod that runs stays."""
+    proxies = {"HTTPS_PROXY": "http://proxy:3128", "NO_PROXY": ".svc"}
+    given = a_job("train", platform=replace(PLATFORM, proxies=proxies, ca_bundle="-----BEGIN CERTIFICATE-----"))
+    (volume,) = (item for item in pod_of(given)["volumes"] if item["name"] == "authorities")
+    (item,) = volume["downwardAPI"]["items"]
+    annotation = item["fieldRef"]["fieldPath"].removeprefix("metadata.annotations['").removesuffix("']")
+    assert given["spec"]["template"]["metadata"]["annotations"][annotation] == "-----BEGIN CERTIFICATE-----"
+    for container in containers_of(given):
+        env = {item["name"]: item["value"] for item in container["env"]}
+        (mount,) = (found for found in container["volumeMounts"] if found["name"] == "authorities")
+        assert env.items() >= {**proxies, "TUNEMILL_CA_BUNDLE": f"{mount['mountPath']}/{item['path']}"}.items()
+    plain = a_job("train")
+    assert given["metadata"] == plain["metadata"]
+    assert not [found for found in pod_of(plain)["volumes"] if found["name"] == "authorities"]
+
+
 def pod_of(job: dict[str, Any]) -> dict[str, Any]:
     """Return the pod's spec."""
     spec: dict[str, Any] = job["spec"]["template"]["spec"]

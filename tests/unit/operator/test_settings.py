@@ -52,6 +52,9 @@ def test_candidates_differ_by_default() -> None:
         (["--trainer-image=a", "--workers=0"], "--workers"),
         (["--trainer-image=a", "--progress-url=http://x"], "--progress-url must begin with https://"),
         (["--trainer-image=a", "--progress-url=https://x"], "--progress-cert must name a readable PEM file"),
+        (["--trainer-image=a", "--progress-url=https://x", "--progress-secret=s", "--progress-ca=f"], "give either"),
+        (["--trainer-image=a", "--https-proxy=proxy:3128"], "--https-proxy must be a URL"),
+        (["--trainer-image=a", "--http-proxy=http://user:word@proxy"], "--http-proxy .* without credentials"),
     ],
 )
 def test_what_is_missing_or_wrong_is_said_in_one_sentence(flags: list[str], words: str) -> None:

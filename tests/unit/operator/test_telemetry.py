@@ -75,7 +75,7 @@ def test_objects_are_counted_by_phase_and_failures_by_reason() -> None:
     page = generate_latest(metrics.registry).decode()
     assert 'tunemill_finetunes{phase="Failed"} 1.0' in page
     assert 'tunemill_finetunes{phase="Succeeded"} 0.0' in page
-    assert 'tunemill_failures_total{reason="DatasetEmpty",stage="prepare"} 1.0' in page
+    assert 'tunemill_failures_total{actor="User",reason="DatasetEmpty",stage="prepare"} 1.0' in page
     assert 'tunemill_stage_attempts_total{stage="prepare"} 1.0' in page
     assert 'tunemill_run_duration_seconds_count{result="Failed"} 1.0' in page
     assert 'tunemill_operator_build_info{version="1.2.3"} 1.0' in page
@@ -131,7 +131,7 @@ def test_the_reference_page_of_the_metrics_is_up_to_date() -> None:
     """It is written from the metrics themselves, and says of each what its labels are."""
     page = Path(__file__).parents[3] / reference.PAGE
     assert page.read_text() == reference.metrics_page(), "run `make generate`"
-    assert "| `tunemill_failures_total` | counter | `stage`, `reason` |" in reference.metrics_page()
+    assert "| `tunemill_failures_total` | counter | `stage`, `reason`, `actor` |" in reference.metrics_page()
 
 
 async def test_health_says_why_not() -> None:

@@ -1,0 +1,109 @@
+"""S3 and a Hub behind certificates of a company's own authority, with a real TLS server in front of both."""
+
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from learn.training import World, a_world, run_spec, run_stage
+from tunemill_api.failures import Reason
+from tunemill_api.stage_report import Stage
+from tunemill_dev.cluster.pki import Authority
+from tunemill_dev.tiny import make_base, rows
+
+
+@contextmanager
+def behind_tls(url: str, context: ssl.SSLContext) -> Iterator[str]:
+    """Take TLS connections and hand on what they carry to a server that speaks plain HTTP; yields the new URL."""
+    target = (urlsplit(url).hostname, urlsplit(url).port)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def hand_on(source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while part := source.recv(1 << 16):
+                sink.sendall(part)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:  # one of them has hung up
+            return
+
+    def serve(raw: socket.socket) -> None:
+        try:
+            outside = context.wrap_socket(raw, server_side=True)
+        except OSError:  # the client does not trust us
+            raw.close()
+            return
+        with outside, socket.create_connection(target) as inside:
+            answering = threading.Thread(target=hand_on, args=(inside, outside), daemon=True)
+            answering.start()
+            hand_on(outside, inside)
+            answering.join()
+
+    def accept() -> None:
+        while True:
+            try:
+                raw, _ = listener.accept()
+            except OSError:  # closed
+                return
+            threading.Thread(target=serve, args=(raw,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield f"https://localhost:{listener.getsockname()[1]}"
+    finally:
+        listener.close()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[tuple[World, Path]]:
+    """A world with rows whose services speak TLS, and the authority that signed for them."""
+    authority = Authority.ensure(tmp_path / "pki")
+    authority.sign("server", user="services", hosts=["localhost"])
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority.certificate("server"), authority.key("server"))
+    with a_world(tmp_path / "world", make_base(tmp_path / "base", steps=0)) as plain:
+        lines = "".join(json.dumps(row) + "\n" for row in rows(60))
+        plain.s3().put_object(Bucket=plain.bucket, Key="calls.jsonl", Body=lines.encode())
+        with behind_tls(plain.s3_url, context) as s3_url, behind_tls(plain.hub_url, context) as hub_url:
+            yield replace(plain, s3_url=s3_url, hub_url=hub_url), authority.certificate("ca")
+
+
+def test_a_stage_trusts_the_authorities_that_it_is_given(site: tuple[World, Path], tmp_path: Path) -> None:
+    """Prepare reads data from S3, asks the Hub for rights, downloads from it, and commits its output."""
+    world, authority = site
+    run = run_spec(world.spec(), None)
+    ended = run_stage(
+        Stage.PREPARE, world, run, tmp_path / "prepare", environment={"TUNEMILL_CA_BUNDLE": str(authority)}
+    )
+    assert ended.code == 0, ended.log
+    assert ended.report is not None
+    assert ended.report.executed
+
+
+def test_without_them_a_stage_says_that_the_certificate_is_not_trusted(
+    site: tuple[World, Path], tmp_path: Path
+) -> None:
+    """So that the platform team knows what is missing."""
+    world, _ = site
+    ended = run_stage(Stage.PREPARE, world, run_spec(world.spec(), None), tmp_path / "prepare")
+    assert ended.report is not None
+    assert ended.report.failure is not None
+    assert ended.report.failure.reason in {Reason.S3_UNREACHABLE, Reason.HUB_UNREACHABLE}
+    assert "certificate" in ended.report.failure.message.lower()
+
+
+def test_a_bundle_that_holds_no_certificate_is_refused(site: tuple[World, Path], tmp_path: Path) -> None:
+    """By the variable that names it."""
+    world, _ = site
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_text("rubbish")
+    run = run_spec(world.spec(), None)
+    ended = run_stage(Stage.PREPARE, world, run, tmp_path / "prepare", environment={"TUNEMILL_CA_BUNDLE": str(bundle)})
+    assert ended.report is not None
+    assert ended.report.failure is not None
+    assert "$TUNEMILL_CA_BUNDLE" in ended.report.failure.message

@@ -1,0 +1,84 @@
+"""What the platform team's settings mean for the pods of stages."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import certifi
+import pytest
+from tunemill_api.trust import VARIABLES
+from tunemill_operator.platform import CA_BUNDLE_BYTES, platform_of, trusting
+from tunemill_operator.progress.authority import certify
+from tunemill_operator.settings import Settings, SettingsError
+
+SETTINGS = Settings(trainer_image="trainer")
+PUBLIC = Path(certifi.where()).read_text()
+
+
+def authorities(count: int) -> str:
+    """Return certificates of companies."""
+    return "".join(certify(f"company-{number}")[2].decode() for number in range(count))
+
+
+def test_only_what_is_not_public_is_handed_on(tmp_path: Path) -> None:
+    """The bundle of a whole system is 200 KiB; what a company added to it fits into an annotation."""
+    company = authorities(2)
+    (tmp_path / "ca.crt").write_text(f"# the company's\n{company}\n{PUBLIC}\n{company}")
+    platform = platform_of(replace(SETTINGS, ca_bundle=str(tmp_path / "ca.crt")), None)
+    assert platform.ca_bundle == company
+    assert platform_of(SETTINGS, None).ca_bundle == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "found none"),
+        ("rubbish", "found none"),
+        ("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----", "certificate 1 .* cannot be read"),
+        (
+            authorities(1) + "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----",
+            "certificate 2 .* cannot be read",
+        ),
+        (authorities(1) * 2 + authorities(CA_BUNDLE_BYTES // 600), f"at most {CA_BUNDLE_BYTES} fit"),
+    ],
+    ids=["empty", "rubbish", "no certificate", "one is broken", "too many"],
+)
+def test_authorities_that_cannot_be_used_are_refused_by_flag_and_file(tmp_path: Path, text: str, why: str) -> None:
+    """Before any pod is made."""
+    path = tmp_path / "ca.crt"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=rf"--ca-bundle: .*ca\.crt.*{why}"):
+        platform_of(replace(SETTINGS, ca_bundle=str(path)), None)
+
+
+def test_a_missing_bundle_is_refused(tmp_path: Path) -> None:
+    """As it is for the operator's own trust."""
+    path = str(tmp_path / "none")
+    with pytest.raises(SettingsError, match="--ca-bundle"):
+        platform_of(replace(SETTINGS, ca_bundle=path), None)
+    with pytest.raises(SettingsError, match="--ca-bundle"), trusting(path):
+        pass
+
+
+def test_only_the_proxies_that_there_are_become_variables() -> None:
+    """An empty one would mean that there is none to some libraries, and nothing to others."""
+    assert platform_of(SETTINGS, None).proxies == {}
+    found = platform_of(replace(SETTINGS, https_proxy="http://proxy", no_proxy=".svc"), None).proxies
+    assert found == {"HTTPS_PROXY": "http://proxy", "NO_PROXY": ".svc"}
+
+
+def test_the_operator_trusts_the_company_beside_everybody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the collector of its traces."""
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    (tmp_path / "ca.crt").write_text(authorities(1))
+    with trusting(str(tmp_path / "ca.crt")):
+        (file,) = {os.environ[name] for name in VARIABLES}
+        everything = Path(file).read_text()
+    assert authorities_in(everything) >= authorities_in(PUBLIC) | authorities_in((tmp_path / "ca.crt").read_text())
+
+
+def authorities_in(text: str) -> set[str]:
+    """Return the certificates of a bundle."""
+    return {part.partition("-----END")[0] for part in text.split("-----BEGIN CERTIFICATE-----")[1:]}
