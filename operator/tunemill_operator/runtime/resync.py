@@ -81,25 +81,31 @@ class Resync:
         self._listed.set()
 
     async def run(self, period: float) -> None:
-        """Compare and enqueue everything about every `period` seconds and after `listed`, until cancelled.
+        """Compare the caches about every `period` seconds and after `listed`, until cancelled.
+
+        What has changed is enqueued at once, everything once a period: then even a change that no list shows, such as
+        time that has passed, is acted upon.
 
         Raises:
             NewKindError: when the CRD of FineTuneProfile has come.
         """
+        clock = asyncio.get_running_loop().time
         while True:
-            await self._due(period * random.uniform(0.9, 1.1))  # noqa: S311 - spreads load
-            try:
-                if not self.profiles_served and await self._profiles_discovered():
-                    raise NewKindError("the CRD of FineTuneProfile is installed by now")
-                self.observer.diverged(await self._compare())
-            except KubeError as error:
-                log.warning("the caches could not be compared: %s", error)
+            whole = clock() + period * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
+            while clock() < whole:
+                await self._due(whole)
+                try:
+                    if not self.profiles_served and await self._profiles_discovered():
+                        raise NewKindError("the CRD of FineTuneProfile is installed by now")
+                    self.observer.diverged(await self._compare())
+                except KubeError as error:
+                    log.warning("the caches could not be compared: %s", error)
             self._enqueue_all()
 
-    async def _due(self, seconds: float) -> None:
-        """Return after so many seconds, or when a watch has told its whole list."""
+    async def _due(self, latest: float) -> None:
+        """Return at that time on the loop's clock, or when a watch has told its whole list."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout_at(latest):
                 await self._listed.wait()
                 while (left := self._quiet_at - asyncio.get_running_loop().time()) > 0:  # noqa: ASYNC110 - it moves on
                     await asyncio.sleep(left)
@@ -115,24 +121,26 @@ class Resync:
         return True
 
     async def _compare(self) -> int:
-        """List everything into the caches; return how many objects a watch had missed."""
-        cache, news = self.cache, 0
-        if self.profiles_served:  # before what they hold for
-            news += await self._list(PROFILES, cache.profiles, None)
+        """List everything into the caches and enqueue what had changed; return how many objects a watch had missed."""
+        cache, changed = self.cache, list[Key]()
+        profiles = await self._list(PROFILES, cache.profiles, None) if self.profiles_served else []
         for resource, store in ((FINETUNES, cache.finetunes), (JOBS, cache.jobs), (PODS, cache.pods)):
             for namespace in self.namespaces or (None,):
-                news += await self._list(resource, store, namespace)
+                changed += await self._list(resource, store, namespace)
         self.last = time.monotonic()
-        return news
+        for key in cache.finetunes.keys() if profiles else changed:  # a profile may hold for every object
+            self.queue.add(key)
+        return len(profiles) + len(changed)
 
-    async def _list(self, resource: Resource, store: Store[Any], namespace: str | None) -> int:
+    async def _list(self, resource: Resource, store: Store[Any], namespace: str | None) -> list[Key]:
+        """List a kind into its cache; return the keys that what was new or gone concerns."""
         listed: set[str] = set()
-        version, news = 0, 0
+        changed: list[Key] = []
+        version = 0
         async for items, version in self.client.pages(resource, namespace):  # noqa: B007 - that of the last page
             listed.update(item["metadata"]["uid"] for item in items)
-            news += sum(store.put(item) is not None for item in items)
-        gone: list[Key] = store.prune(listed, version, namespace)
-        return news + len(gone)
+            changed += [key for item in items if (key := store.put(item)) is not None]
+        return changed + store.prune(listed, version, namespace)
 
     def _enqueue_all(self) -> None:
         for key in {*self.cache.finetunes.keys(), *self.cache.jobs.keys(), *self.cache.pods.keys()}:

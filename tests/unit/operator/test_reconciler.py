@@ -437,6 +437,27 @@ def test_what_vanished_before_a_watch_was_taken_up_is_found_at_once(jump: Jump) 
     jump(story())
 
 
+def test_a_watch_that_is_taken_up_anew_has_nobody_look_at_what_is_as_it_was(jump: Jump) -> None:
+    """Among ten thousand objects that would be ten thousand looks; once a period there are as many."""
+
+    async def story() -> None:
+        operation = Operation()
+        client: Any = operation.client
+        resync = Resync(client, operation.cache, operation.queue, Counter(), [])
+        await resync.prime()
+        operation.queue.done(await operation.queue.get())
+        task = asyncio.ensure_future(resync.run(300))
+        resync.listed()
+        await asyncio.sleep(100)
+        assert "list jobs" in operation.client.said
+        assert len(operation.queue) == 0
+        await asyncio.sleep(300)
+        assert len(operation.queue) == 1
+        task.cancel()
+
+    jump(story())
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [
