@@ -17,6 +17,7 @@ from typing import Any
 from tunemill_dev.bench.operator import load
 from tunemill_dev.bench.operator.api import Api
 from tunemill_dev.bench.operator.contenders import Contender, Kubeflow, Ours
+from tunemill_dev.bench.operator.nodes import simulated_nodes
 from tunemill_dev.cluster import control_plane
 
 OUTPUT = Path("build/bench/operator.json")
@@ -24,6 +25,8 @@ BURSTS = (200, 500, 1000)
 RATES = (5, 10, 30)
 STEADY_SECONDS = 15.0
 RESTARTS = (1_000, 5_000, 10_000)
+SIMULATED = 1_000
+"""Objects that go from apply to Succeeded on simulated nodes."""
 PEERS_RESTART = 1_000
 """Its burst leaves so many objects; more take it too long."""
 RAISED = {"qps": 500, "burst": 500}
@@ -90,6 +93,7 @@ async def _measure(turns: int, *, quick: bool) -> dict[str, Any]:
         for contender, figures in contenders[turn % 3 :] + contenders[: turn % 3]:
             limit += await _turn(contender, figures, bursts, seconds)
     await _many(ours, restarts)
+    simulated = await _simulated(100 if quick else SIMULATED)
     largest, rate, most = bursts[-1], RATES[-1], restarts[-1]
     faster, base = statistics.median(ours.burst[largest]), statistics.median(ours.base_mb)
     return {
@@ -105,6 +109,7 @@ async def _measure(turns: int, *, quick: bool) -> dict[str, Any]:
         },
         "restart_s": {str(count): round(ours.restart[count][0], 1) for count in restarts if count != 5_000},
         "mb": {"base": round(base), "per_1000": round(1000 * (ours.memory_mb[most] - base) / most, 1)},
+        "simulated": simulated,
     }
 
 
@@ -160,6 +165,27 @@ async def _many(figures: Figures, counts: tuple[int, ...]) -> None:
                     figures.memory_mb[count] = round(running.memory_mb(peak=True))
                     _say(f"  ours: {took:.1f} s until a new object is served among {count}")
                     there = count
+            finally:
+                await running.stop()
+
+
+async def _simulated(count: int) -> dict[str, float]:
+    """Take objects from apply to Succeeded on simulated nodes, with all of Kubernetes' own controllers at work."""
+    with TemporaryDirectory() as path, control_plane(Path(path, "plane")) as plane:
+        async with Api.of(plane.kubeconfig) as api, simulated_nodes(api, plane.kubeconfig, Path(path)):
+            contender = Ours()
+            await contender.install(api)
+            running = await contender.start(api, plane.kubeconfig, Path(path))
+            try:
+                before = running.cpu_seconds()
+                took = await load.finish(api, contender, "whole", count)
+                _say(f"  ours: {count} objects from apply to Succeeded in {took:.0f} s")
+                return {
+                    "objects": count,
+                    "seconds": round(took, 1),
+                    "cpu_ms_per_object": round(1000 * (running.cpu_seconds() - before) / count, 1),
+                    "peak_mb": round(running.memory_mb(peak=True)),
+                }
             finally:
                 await running.stop()
 

@@ -92,8 +92,8 @@ class Ours(Contender):
         """Start it as its chart does, but for the address at which it is scraped."""
         arguments = [sys.executable, "-m", "tunemill_operator", "run", f"--kubeconfig={kubeconfig}"]
         arguments += ["--trainer-image=registry.example.com/trainer:1", "--http-host=127.0.0.1", "--http-port=0"]
-        running = _started([*arguments, f"--lease-namespace={NAMESPACE}"], folder / "ours.log", {})
-        await _until(running, lambda: b"serving" in running.log.read_bytes())
+        running = started([*arguments, f"--lease-namespace={NAMESPACE}"], folder / "ours.log", {})
+        await until(running, lambda: b"serving" in running.log.read_bytes())
         return running
 
     def body(self, name: str) -> Json:
@@ -144,8 +144,8 @@ class Kubeflow(Contender):
         # It looks for the certificates of its webhooks in the folder for temporary files.
         environment = {"KUBECONFIG": str(kubeconfig), "TMPDIR": str(folder)}
         arguments = [str(program), f"--config={configuration}", "--zap-log-level=2"]
-        running = _started(arguments, folder / f"{self.name}.log", environment)
-        await _until(running, lambda: _answers(f"http://127.0.0.1:{health}/readyz"))
+        running = started(arguments, folder / f"{self.name}.log", environment)
+        await until(running, lambda: _answers(f"http://127.0.0.1:{health}/readyz"))
         if not again:
             bundle = base64.b64encode((folder / "pki" / "ca.crt").read_bytes()).decode()
             await self._install_webhooks(api, bundle)
@@ -185,13 +185,15 @@ class Kubeflow(Contender):
         await api.request("POST", "/apis/trainer.kubeflow.org/v1alpha1/clustertrainingruntimes", runtime)
 
 
-def _started(arguments: list[str], log: Path, environment: dict[str, str]) -> Running:
+def started(arguments: list[str], log: Path, environment: dict[str, str]) -> Running:
+    """Start a program."""
     with log.open("wb") as output:
         process = subprocess.Popen(arguments, stdout=output, stderr=output, env={**os.environ, **environment})
     return Running(process, log)
 
 
-async def _until(running: Running, ready: Callable[[], bool]) -> None:
+async def until(running: Running, ready: Callable[[], bool]) -> None:
+    """Wait until it is ready; RuntimeError, with the end of its log, when it ends before."""
     async with asyncio.timeout(START_SECONDS):
         while not ready():
             if running.process.poll() is not None:

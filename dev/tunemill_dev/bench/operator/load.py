@@ -25,6 +25,21 @@ async def burst(api: Api, contender: Contender, prefix: str, count: int) -> floa
         return max(children.at[name] for name in names) - begun
 
 
+async def finish(api: Api, ours: Ours, prefix: str, count: int) -> float:
+    """Create objects; return the seconds until the last one has succeeded."""
+    begun = time.perf_counter()
+    await create(api, ours, [f"{prefix}-{number}" for number in range(count)])
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            listed = await api.request("GET", ours.objects)
+            phases = [item.get("status", {}).get("phase") for item in listed["items"]]
+            if phases.count("Succeeded") == count:
+                return time.perf_counter() - begun
+            if "Failed" in phases:
+                raise RuntimeError("an object has failed on a simulated node")
+            await asyncio.sleep(2)
+
+
 async def steady(api: Api, contender: Contender, prefix: str, rate: float, seconds: float) -> list[float]:
     """Create objects at a rate per second; return the milliseconds from each object to its child, as watches see it."""
     names = [f"{prefix}-{number}" for number in range(int(rate * seconds))]

@@ -1,0 +1,165 @@
+"""Simulated nodes: kwok starts and ends the pods of stages as if they had worked, the real scheduler places them."""
+
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tunemill_api.constants import LABEL_STAGE
+from tunemill_api.stage_report import Stage, StageReport
+from tunemill_api.status import (
+    DatasetFacts,
+    EvaluationFacts,
+    MetricFacts,
+    PreparedFacts,
+    PublishedFacts,
+    ServingFacts,
+    TrainedFacts,
+)
+
+from tunemill_dev.bench.operator.api import Api, Json
+from tunemill_dev.bench.operator.contenders import started
+from tunemill_dev.cluster import binaries
+
+NODES = 10
+STAGE_MILLISECONDS = 200
+"""How long each container works."""
+_SAYS = "{{ Now }}"
+
+
+@contextlib.asynccontextmanager
+async def simulated_nodes(api: Api, kubeconfig: Path, folder: Path) -> AsyncIterator[None]:
+    """Have nodes with GPUs, a scheduler, and kubelets that end every stage well, while the context lasts."""
+    programs = binaries.ensure([binaries.KUBERNETES, binaries.KWOK])
+    stages = folder / "stages.yaml"
+    stages.write_text("\n---\n".join(json.dumps(stage) for stage in _stages()))
+    scheduler = [str(programs[binaries.KUBERNETES.name] / "kube-scheduler"), "--leader-elect=false", "--secure-port=0"]
+    kwok = [str(programs[binaries.KWOK.name] / "kwok"), "--manage-all-nodes", f"--config={stages}"]
+    running = [
+        started([*command, f"--kubeconfig={kubeconfig}"], folder / f"{Path(command[0]).name}.log", {})
+        for command in (scheduler, kwok)
+    ]
+    try:
+        for number in range(NODES):
+            await api.request("POST", "/api/v1/nodes", _node(f"node-{number}"))
+        yield
+    finally:
+        for each in running:
+            await each.stop()
+
+
+def _node(name: str) -> Json:
+    room = {"cpu": "10000", "memory": "100Ti", "pods": "5000", "nvidia.com/gpu": "5000", "ephemeral-storage": "100Ti"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux"}},
+        "status": {"capacity": room, "allocatable": room},
+    }
+
+
+def _stages() -> list[Json]:
+    """Return what kwok does to a pod, one step after the other, and to a node."""
+    pods = {
+        "prepare": [Stage.PREPARE],
+        "train": [Stage.TRAIN, Stage.EVALUATE],
+        "publish": [Stage.PUBLISH],
+    }
+    steps = [_pod_stage(label, work, done) for label, work in pods.items() for done in range(len(work) + 1)]
+    return [_node_stage(), *steps]
+
+
+def _node_stage() -> Json:
+    ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": _SAYS}
+    status = {"phase": "Running", "conditions": [ready]}
+    return _stage("node", "Node", {}, {"status.phase": None}, status)
+
+
+def _pod_stage(label: str, work: list[Stage], done: int) -> Json:
+    """Return the step after which so many containers of the pod have ended."""
+
+    def container(number: int) -> Json:
+        if number < done:
+            report = _report(work[number])
+            times = {"startedAt": _SAYS, "finishedAt": _SAYS}
+            state: Json = {"terminated": {"exitCode": 0, "reason": "Completed", "message": report, **times}}
+        elif number == done:
+            state = {"running": {"startedAt": _SAYS}}
+        else:
+            state = {"waiting": {"reason": "PodInitializing"}}
+        image = {"image": "registry.example.com/trainer:1", "imageID": ""}
+        return {"name": work[number].value, "state": state, "ready": False, "restartCount": 0, **image}
+
+    ended = done == len(work)
+    containers = [container(number) for number in range(len(work))]
+    status = {
+        "phase": "Succeeded" if ended else "Running",
+        "startTime": _SAYS,
+        "initContainerStatuses": containers[:-1],
+        "containerStatuses": containers[-1:],
+    }
+    conditions = {
+        "metadata.deletionTimestamp": None,
+        "spec.nodeName": [],
+        "status.phase": ["Running"] if done else ["Pending"],
+    }
+    if done and len(work) > 1:
+        field = "running.startedAt" if done == 1 else "terminated.finishedAt"
+        conditions[f"status.initContainerStatuses.[].state.{field}"] = []
+    return _stage(f"{label}-{done}", "Pod", {LABEL_STAGE: label}, conditions, status)
+
+
+def _stage(name: str, kind: str, labels: Json, conditions: dict[str, list[str] | None], status: Json) -> Json:
+    """Return a step for objects with these labels whose fields have one of these values: [] is any, None no field."""
+    expressions = [
+        {"key": f".{key}", "operator": "In" if values else "DoesNotExist" if values is None else "Exists"}
+        | ({"values": values} if values else {})
+        for key, values in conditions.items()
+    ]
+    return {
+        "apiVersion": "kwok.x-k8s.io/v1alpha1",
+        "kind": "Stage",
+        "metadata": {"name": name},
+        "spec": {
+            "resourceRef": {"apiGroup": "v1", "kind": kind},
+            "selector": {"matchLabels": labels, "matchExpressions": expressions},
+            "delay": {"durationMilliseconds": STAGE_MILLISECONDS},
+            "next": {"statusTemplate": json.dumps(status)},
+        },
+    }
+
+
+def _report(stage: Stage) -> str:
+    """Return the termination message of a stage that has done its work."""
+    key, now = "0123456789abcdef", datetime.now(UTC)
+    facts: dict[Stage, Json] = {
+        Stage.PREPARE: {
+            "prepared": PreparedFacts(
+                key=key,
+                base_model_revision="c0ffee" * 6,
+                dataset_digest="sha256:d1",
+                tokenizer_mode="Extend",
+                dataset=DatasetFacts(format="OpenAI", rows=100, train_rows=90, evaluation_rows=10),
+            )
+        },
+        Stage.TRAIN: {
+            "trained": TrainedFacts(steps=12, loss="0.2347", train_seconds=60, device="cuda", adapter="s3://a/adapter")
+        },
+        Stage.EVALUATE: {
+            "evaluation": EvaluationFacts(
+                rows=10, metrics=[MetricFacts(name="exact_match", base="0.1000", tuned="0.9000", cases=10)]
+            )
+        },
+        Stage.PUBLISH: {
+            "published": PublishedFacts(
+                repository="acme/support-tools",
+                revision="feed" * 10,
+                branch="main",
+                url="https://hub.example.com/acme/support-tools/tree/feed",
+                serving=ServingFacts(target="vLLM", merged=False, adapter_servable=True, command="vllm serve a-base"),
+            )
+        },
+    }
+    done = StageReport(stage=stage, key=key, executed=True, started_at=now, finished_at=now, **facts[stage])
+    return done.termination_message()
