@@ -98,7 +98,7 @@ def test_a_refused_wish_waits_without_a_job_until_it_is_allowed(
         platform.profile("small", limits={"maxGpus": 4})
         platform.profile("gold", default=True, namespaces=[namespace.name])
         namespace.wait_for("greedy", "Succeeded")
-        assert namespace.wait_for("lost", "Succeeded")["profile"] == {"name": "gold"}
+        assert namespace.wait_for("lost", "Succeeded")["profile"]["name"] == "gold"
         platform.profile("silver", default=True, namespaces=[namespace.name])
         namespace.apply("torn")
         message = namespace.wait_for("torn", "Failed")["failure"]["message"]

@@ -5,10 +5,12 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from property.builders import a_profile
 from property.simulator import World
 from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import Phase
+from tunemill_operator.engine.profiles import Profile
 
 EDITS: list[dict[str, Any]] = [
     {"training": {"learningRate": "2e-4"}},
@@ -37,8 +39,17 @@ EDITS: list[dict[str, Any]] = [
     {"queue": {"name": "team-a"}},
     {"queue": {"name": "team-b", "priorityClass": "high"}},
     {"queue": None},
+    {"compute": {"gpus": 2}},
+    {"compute": {"gpus": 1}},
     {"suspend": True},
     {"suspend": False},
+]
+PROFILES: list[tuple[Profile, ...]] = [
+    (),
+    (a_profile("gold", default=True, defaults={"compute": {"gpus": 4}, "retry": {"limit": 1}}),),
+    (a_profile("gold", default=True, defaults={"workspace": {"uri": "s3://platform/"}}, limits={"maxGpus": 2}),),
+    (a_profile("gold", default=True, limits={"maxGpus": 1, "maxGpuHours": "0.5"}),),
+    (a_profile("gold", default=True), a_profile("silver", default=True)),
 ]
 REASONS = [
     Reason.DATASET_MALFORMED,
@@ -82,6 +93,13 @@ class Operation(RuleBasedStateMachine):
     def a_user_edits(self, change: dict[str, Any]) -> None:
         """Any part of the spec."""
         self.world.edit(**change)
+
+    @rule(profiles=st.sampled_from(PROFILES))
+    def the_platform_team_changes_its_profiles(self, profiles: tuple[Profile, ...]) -> None:
+        """What has begun is not disturbed."""
+        before = self.world.plan().actions
+        self.world.profiles = profiles
+        assert not self.world.finetune.begun or self.world.plan().actions == before
 
     @rule(value=st.sampled_from(["one", "two"]))
     def a_user_asks_again(self, value: str) -> None:
@@ -222,6 +240,7 @@ class Operation(RuleBasedStateMachine):
     def teardown(self) -> None:
         """When everybody leaves it alone and all goes well, it is published in the end, and then at rest."""
         world = self.world
+        world.profiles = ()
         for pod in world.live_pods():
             if "deletionTimestamp" in pod["metadata"]:  # its node is given up
                 world.lose(pod)
