@@ -49,6 +49,7 @@ lint: $(READY) ## Style, shell, YAML, Dockerfiles, generated files
 	@git ls-files -z '*Dockerfile' | xargs -0r $(BIN)/hadolint
 	@$(BIN)/python -m tunemill_api.codegen . --check
 	@$(BIN)/python -m tunemill_operator.telemetry.reference . --check
+	@$(BIN)/python -m tunemill_dev.chart . --check
 
 .PHONY: types
 types: $(READY) ## mypy --strict
@@ -79,7 +80,7 @@ test-learn: $(READY) ## Real training on the CPU
 	@$(PYTEST) $(PARALLEL) --dist loadfile tests/learn
 
 .PHONY: test-platform
-test-platform: $(READY) ## What platform teams rely on: with the real GitOps engines, and what else they run
+test-platform: $(READY) ## What platform teams rely on, against a real API server and the real engines
 	@$(PYTEST) tests/platform
 
 .PHONY: test-e2e
@@ -109,9 +110,10 @@ format: $(READY) ## Format the code and mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
 .PHONY: generate
-generate: $(READY) ## Write the CRD and the reference pages from the code
+generate: $(READY) ## Write the CRDs, the reference pages and install.yaml from code and chart
 	@$(BIN)/python -m tunemill_api.codegen .
 	@$(BIN)/python -m tunemill_operator.telemetry.reference .
+	@$(BIN)/python -m tunemill_dev.chart .
 
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--no-header --no-annotate --no-emit-package tunemill-api --no-emit-package tunemill-operator \

@@ -67,6 +67,7 @@ BAD: dict[str, list[Any]] = {
     "trainer.imagePullPolicy": ["", "Sometimes"],
     "trainer.imagePullSecrets": NOT_SECRETS,
     "watchNamespaces": ["team-a", [7], ["Team_A"], ["n" * 64], ["team-a", "team-a"], ["team.a"]],
+    "profiles.enabled": NOT_BOOLEAN,
     "caBundle.configMap": NOT_A_NAME,
     "caBundle.secret": NOT_A_NAME,
     "caBundle.key": [7, "", "a/b"],
