@@ -36,7 +36,9 @@ class Redaction:
 
     def __init__(self, credentials: Credentials) -> None:
         values = [*credentials.values(), *(os.environ.get(name, "") for name in _OF_THE_ENVIRONMENT)]
-        found = {form for value in values if len(value) >= _SHORTEST_SECRET for form in (value, quote(value, safe=""))}
+        # In parts, as a value that no service takes, with a line feed in it, is quoted in an escaped form.
+        parts = [part for value in values for part in value.split() if len(part) >= _SHORTEST_SECRET]
+        found = {form for part in parts for form in (part, quote(part, safe=""))}
         # The longest first: one may be the beginning of another.
         known = "|".join(map(re.escape, sorted(found, key=len, reverse=True)))
         self._values = re.compile(known) if known else None

@@ -87,10 +87,10 @@ def job_of(
                         **spec.compute.pod_annotations,
                         constants.ANNOTATION_RUN_SPEC: _run_spec(finetune, spec, ledger, run_id),
                         **({ANNOTATION_PROGRESS_CA: platform.progress_ca} if platform.progress_ca else {}),
+                        **({ANNOTATION_CA_BUNDLE: platform.ca_bundle} if platform.ca_bundle else {}),
                     },
                 },
                 "spec": _pod(spec, work, platform, _env(finetune, run_id, platform)),
-                **({ANNOTATION_CA_BUNDLE: platform.ca_bundle} if platform.ca_bundle else {}),
             },
         },
     }
@@ -153,6 +153,7 @@ def _run_spec(finetune: FineTune, spec: FineTuneSpec, ledger: Ledger, run_id: st
         run_id=run_id,
         spec=spec,
         prepared=ledger.facts.prepared,
+        keys={stage.value: key for stage, key in ledger.wanted.items() if stage is not Stage.PREPARE},
         memory_kills=ledger.memory_kills(),
         rival=ledger.rival,
     )
@@ -219,6 +220,7 @@ def _env(finetune: FineTune, run_id: str, platform: Platform) -> dict[str, str]:
         "HOME": WORK_DIRECTORY,
         "HF_HOME": f"{WORK_DIRECTORY}/huggingface",
         "TUNEMILL_WORK": WORK_DIRECTORY,
+        **network_env(platform),
         **progress_env(finetune, platform),
         **traces_env(finetune, run_id, platform),
     }
@@ -235,7 +237,6 @@ def _container(
         "env": [{"name": name, "value": value} for name, value in env.items()],
         "resources": _placement(spec, work)["resources"],
         "securityContext": {
-            **network_env(platform),
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},

@@ -10,6 +10,7 @@ from tunemill_api import constants
 from tunemill_api.failures import FINAL_EXIT_CODES
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage
+from tunemill_api.status import StageState, StageStatus
 from tunemill_api.traces import SpanRef
 from tunemill_operator.engine.objects import finetune_of
 from tunemill_operator.engine.pods import job_of, pod_digest
@@ -212,6 +213,22 @@ def test_the_run_spec_is_an_annotation_that_the_pod_sees_as_a_file() -> None:
     assert item["fieldRef"]["fieldPath"] == f"metadata.annotations['{constants.ANNOTATION_RUN_SPEC}']"
     (mount,) = [m["mountPath"] for m in containers_of(job)[0]["volumeMounts"] if m["name"] == "run-spec"]
     assert f"{mount}/{item['path']}" == constants.RUN_SPEC_PATH
+
+
+def test_the_run_spec_names_the_outputs_that_stages_make() -> None:
+    """A trainer of somebody else's need not know how keys are made; prepare finds its own."""
+    wanted = {Stage.PREPARE: "a-request", Stage.TRAIN: "t", Stage.EVALUATE: "e", Stage.PUBLISH: "p"}
+    finetune = finetune_of(a_finetune_body())
+    assert finetune.spec is not None
+    ledger = Ledger(
+        facts=Facts(prepared=prepared_facts()),
+        wanted=wanted,
+        entries={s: StageStatus(name=s, state=StageState.PENDING) for s in Stage},
+    )
+    job = job_of(finetune, finetune.spec, WORKS["train"], ledger, "run1", PLATFORM)
+    annotations = job["spec"]["template"]["metadata"]["annotations"]
+    run = RunSpec.model_validate_json(annotations[constants.ANNOTATION_RUN_SPEC])
+    assert run.keys == {"train": "t", "evaluate": "e", "publish": "p"}
 
 
 def test_only_the_training_pod_asks_for_a_gpu_and_its_node() -> None:

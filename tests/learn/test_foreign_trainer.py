@@ -1,0 +1,75 @@
+"""The container contract, kept by a trainer that knows nothing of ours: what the page on own images promises."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+from learn.training import a_world as serve
+from learn.training import run_spec, run_stage
+from tunemill_api import keys
+from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.stage_report import Stage, StageReport
+from tunemill_api.status import TrainedFacts
+from tunemill_dev.testbed import json_lines
+from tunemill_dev.tiny import make_base, rows
+
+SCRIPT = Path(__file__).with_name("foreign_train.py")
+
+
+def test_a_foreign_trainer_takes_the_place_of_train(tmp_path: Path) -> None:
+    """It gets the RunSpec that its pod gets; evaluate judges what it leaves, and publish pushes and proves it."""
+    with serve(tmp_path / "world", make_base(tmp_path / "base", "gemma2", steps=0)) as world:
+        world.s3().put_object(Bucket=world.bucket, Key="calls.jsonl", Body=json_lines(rows(60, seed=5)).encode())
+        wish = world.spec().model_dump(mode="json", by_alias=True)
+        wish["workspace"] = {"uri": f"s3://{world.bucket}/tunemill/", "endpoint": world.s3_url, "region": "us-east-1"}
+        wish["tokenizer"]["mode"] = "Text"
+        wish["evaluation"] |= {"maxNewTokens": 4, "maxRows": 4, "gates": []}
+        spec = FineTuneSpec.model_validate(wish)
+        prepared = run_stage(Stage.PREPARE, world, run_spec(spec, None), tmp_path / "prepare").report
+        assert prepared is not None
+        assert prepared.prepared is not None
+        key = keys.train_key(prepared.prepared.key, spec)
+        run = run_spec(spec, prepared.prepared).model_copy(update={"keys": {"train": key}})
+
+        told, report = tmp_path / "run.json", tmp_path / "report.json"
+        told.write_text(run.model_dump_json(by_alias=True, exclude_none=True))
+        environment = os.environ | {"TUNEMILL_SECRETS_DIR": str(world.secrets)}
+        subprocess.run([sys.executable, str(SCRIPT), str(told), str(report)], env=environment, check=True)
+        assert StageReport.model_validate_json(report.read_text()).trained == TrainedFacts.model_validate(
+            {"steps": 1, "loss": "2.5", "trainSeconds": 1, "device": "cpu"}
+            | {"adapter": f"s3://{world.bucket}/tunemill/train/{key}/foreign/adapter"}
+        )
+
+        ours = run_stage(Stage.TRAIN, world, run, tmp_path / "train").report
+        assert ours is not None
+        assert not ours.executed, "its output counts as train's"
+        for stage in (Stage.EVALUATE, Stage.PUBLISH):
+            ended = run_stage(stage, world, run, tmp_path / stage)
+            assert ended.code == 0, ended.log
+        files = {
+            file.rfilename
+            for file in HfApi(endpoint=world.hub_url).model_info("acme/tuned", token=token(world.secrets)).siblings
+        }
+        assert {"adapter_model.safetensors", "tokenizer.json", "README.md", "loss.png"} <= files
+
+
+def token(secrets: Path) -> str:
+    """Return the token that reads and writes."""
+    return (secrets / "hub-write" / "token").read_text()
+
+
+@pytest.mark.parametrize("module", ["tunemill_api", "tunemill_trainer", "torch", "transformers", "huggingface_hub"])
+def test_the_foreign_trainer_is_foreign(module: str) -> None:
+    """The standard library and boto3 are enough."""
+    imported = {
+        alias.name
+        for node in ast.walk(ast.parse(SCRIPT.read_text()))
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    assert module not in imported
+    assert {name.partition(".")[0] for name in imported} <= {*sys.stdlib_module_names, "boto3"}
