@@ -56,18 +56,22 @@ ALL = (KUBERNETES, CONTAINERD, RUNC, BUILDKIT, COREDNS, S3, HELM)
 """What a cluster needs."""
 KUBEFLOW = Group("kubeflow")
 """The peer of `make bench-operator`."""
+KWOK = Group("kwok")
+"""Simulated nodes, for the same bench."""
 KUEUE = Group("kueue")
 """The queues of tests/platform."""
-
-
 # Without the clients of clouds, which only a server asks for its targets, the build takes half the time.
 PROMTOOL = Group("promtool", tags="remove_all_sd")
 """Tests the chart's alerts."""
+GITOPS = Group("gitops")
+"""Argo CD's and Flux's judgement, for tests; the one program of our own."""
+
+
 def content_key(group: Group, module: Path) -> str:
-    """12 hex digits that change when go.mod, go.sum, the flags or the processor's architecture change."""
+    """12 hex digits that change when the module's files, the flags or the processor's architecture change."""
     digest = hashlib.sha256(f"{group} {platform.machine()}".encode())
-    for name in ("go.mod", "go.sum"):
-        digest.update(hashlib.sha256((module / name).read_bytes()).digest())
+    for path in (module / "go.mod", module / "go.sum", *sorted(module.glob("*.go"))):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:12]
 
 
@@ -93,7 +97,7 @@ def ensure(groups: Iterable[Group]) -> dict[str, Path]:
 
 def prune(*, in_use: Iterable[Path]) -> None:
     """Delete programs of earlier versions, but for those that one of these plans names."""
-    current = {folder(group).name for group in (*ALL, KUBEFLOW, KUEUE, PROMTOOL)}
+    current = {folder(group).name for group in (*ALL, KUBEFLOW, KWOK, KUEUE, PROMTOOL, GITOPS)}
     plans = "".join(plan.read_text() for plan in in_use if plan.exists())
     for old in (home() / "bin").glob("*-*/"):
         if old.name not in current and f"/{old.name}/" not in plans:

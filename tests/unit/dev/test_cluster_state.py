@@ -20,18 +20,21 @@ def _module(folder: Path, requirement: str = "v1.0.0", checksum: str = "h1:abc")
 
 
 def test_programs_are_built_again_when_anything_that_goes_into_them_changes(tmp_path: Path) -> None:
-    """The key depends on go.mod, go.sum and every flag, and on nothing else."""
+    """The key depends on go.mod, go.sum, sources of our own and every flag, and on nothing else."""
     group = binaries.Group("m")
     key = binaries.content_key(group, _module(tmp_path / "a"))
     assert binaries.content_key(group, _module(tmp_path / "b")) == key
+    with_source = _module(tmp_path / "e")
+    (with_source / "main.go").write_text("package main\n")
     others = [
+        binaries.content_key(group, with_source),
         binaries.content_key(group, _module(tmp_path / "c", requirement="v1.0.1")),
         binaries.content_key(group, _module(tmp_path / "d", checksum="h1:xyz")),
         binaries.content_key(binaries.Group("m", tags="seccomp"), tmp_path / "a"),
         binaries.content_key(binaries.Group("m", cgo=True), tmp_path / "a"),
         binaries.content_key(binaries.Group("m", linker_flags="-s"), tmp_path / "a"),
     ]
-    assert len({key, *others}) == 6
+    assert len({key, *others}) == 7
 
 
 def test_old_programs_go_unless_a_cluster_runs_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
