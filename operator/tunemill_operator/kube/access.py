@@ -94,4 +94,6 @@ async def open_access(kubeconfig: str, context: str) -> Access:
 def _proxy(server: str) -> str | None:
     """Return the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY ask for on the way to the server."""
     url = urlsplit(server)
-    return None if proxy_bypass(url.netloc) else getproxies().get(url.scheme)
+    # NO_PROXY names an IPv6 address without the brackets that it has in a URL.
+    direct = proxy_bypass(url.netloc) or proxy_bypass(url.hostname or "")
+    return None if direct else getproxies().get(url.scheme)

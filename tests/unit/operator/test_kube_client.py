@@ -247,11 +247,13 @@ async def test_the_way_to_the_server_is_asked_of_the_environment_once(
         client = KubeClient((await open_access(str(far), "")).client())
         await client.get(JOBS, "team-a", "x")
         await client.close()
-        monkeypatch.setenv("no_proxy", "api.example.invalid")
-        client = KubeClient((await open_access(str(far), "")).client())
-        with pytest.raises(UnavailableError):
-            await client.get(JOBS, "team-a", "x")
-        await client.close()
+        for host, excepted in (("api.example.invalid", "api.example.invalid"), ("[fd00::1]", "localhost,fd00::1")):
+            far.write_text(text.replace("127.0.0.1", host))
+            monkeypatch.setenv("no_proxy", excepted)
+            client = KubeClient((await open_access(str(far), "")).client())
+            with pytest.raises(UnavailableError):
+                await client.get(JOBS, "team-a", "x")
+            await client.close()
     assert [host.partition(":")[0] for host in seen] == ["api.example.invalid"]
 
 
