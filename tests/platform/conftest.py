@@ -4,8 +4,11 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from chart.releases import TEAMS, Cluster
+from chart.rendering import NAMESPACE
 from kube.operators import Operator, an_operator
 from kube.plane import Namespace, Plane, a_plane
+from tunemill_dev.cluster import control_plane
 
 
 @pytest.fixture(scope="session")
@@ -13,6 +16,20 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
     """A control plane with the CRD and the fake kubelet."""
     with a_plane(tmp_path_factory.mktemp("plane")) as plane:
         yield plane
+
+
+@pytest.fixture(scope="session")
+def bare_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A control plane without anything of ours, but with the namespaces of a platform team and of its tenants.
+
+    Pods that are not `restricted` are refused in all of them.
+    """
+    with control_plane(tmp_path_factory.mktemp("bare")) as running:
+        cluster = Cluster(running.kubeconfig, running.kubectl)
+        for namespace in (NAMESPACE, *TEAMS):
+            assert cluster.kubectl("create", "namespace", namespace).returncode == 0
+            cluster.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+        yield cluster
 
 
 @pytest.fixture

@@ -1,0 +1,115 @@
+"""What the chart makes, before a real API server: all objects of several sets of values; installing without Helm."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from chart.releases import CRD, FINE_TUNE, TEAMS, Cluster, an_operator
+from chart.rendering import NAMESPACE, RELEASE, REPOSITORY
+from tunemill_api.constants import SHORT_NAME
+from tunemill_dev.chart.helm import rendered
+from tunemill_dev.chart.manifests import GOLDEN, INSTALL
+from tunemill_dev.cluster import binaries
+
+MANIFEST = (REPOSITORY / INSTALL).read_text().replace("registry.example.com", "registry.acme.com/ml")
+PROMETHEUS_OPERATOR = "github.com/prometheus-operator/prometheus-operator@v0.85.0"
+SETS = sorted((REPOSITORY / GOLDEN).glob("*.values.yaml"))
+
+
+@pytest.fixture(scope="module")
+def monitored(bare_cluster: Cluster) -> Cluster:
+    """The cluster with the CRDs of the Prometheus Operator."""
+    folder = binaries.source_of(binaries.PROMTOOL, PROMETHEUS_OPERATOR) / "example" / "prometheus-operator-crd"
+    for plural in ("servicemonitors", "prometheusrules"):
+        file = folder / f"monitoring.coreos.com_{plural}.yaml"
+        created = bare_cluster.kubectl("create", f"--filename={file}")
+        assert created.returncode == 0, created.stderr
+        bare_cluster.wait("crd", f"{plural}.monitoring.coreos.com", "--for=condition=Established")
+    return bare_cluster
+
+
+@pytest.mark.parametrize("values", SETS, ids=lambda path: path.name.partition(".")[0])
+def test_the_api_server_accepts_every_object_of_the_chart(monitored: Cluster, values: Path) -> None:
+    """Each field is known and each value valid, by the schemas of the cluster itself."""
+    text = rendered(yaml.safe_load(values.read_text()))
+    done = monitored.kubectl("create", "--dry-run=server", "--validate=strict", "--filename=-", stdin=text)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    assert done.stdout.count("created (server dry run)") == len([item for item in yaml.safe_load_all(text) if item])
+
+
+@pytest.fixture
+def cluster(bare_cluster: Cluster) -> Iterator[Cluster]:
+    """The cluster; what a manifest put into it is taken away."""
+    yield bare_cluster
+    bare_cluster.kubectl("delete", "--ignore-not-found", "--filename=-", stdin=without_namespace(MANIFEST))
+    for team in TEAMS:
+        bare_cluster.kubectl("delete", "role,rolebinding", "--all", "-n", team)
+
+
+def without_namespace(text: str) -> str:
+    """Return a manifest without the namespace, in which other tests live."""
+    return yaml.safe_dump_all(item for item in yaml.safe_load_all(text) if item and item["kind"] != "Namespace")
+
+
+def apply(cluster: Cluster, text: str) -> str:
+    """Apply a manifest as the page says; return what kubectl says."""
+    done = cluster.kubectl("apply", "--server-side", "--filename=-", stdin=text)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("namespaces", [(), TEAMS], ids=["everywhere", "two namespaces"])
+def test_the_manifest_installs_an_operator_that_works(
+    cluster: Cluster, tmp_path: Path, namespaces: tuple[str, ...]
+) -> None:
+    """Its pods are let in, it is refused nothing, and it serves a fine-tune as far as a cluster without nodes goes."""
+    values = {"image": {"repository": "registry.acme.com/ml/op"}, "watchNamespaces": list(namespaces)}
+    apply(cluster, rendered(values) if namespaces else MANIFEST)
+    cluster.wait("crd", CRD, "--for=condition=Established")
+    cluster.wait("deployment", RELEASE, "-n", NAMESPACE, "--for=jsonpath={.status.replicas}=2")
+    deployment = cluster.get("deployment", RELEASE, "-n", NAMESPACE)
+    (pod, *_) = cluster.get("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=operator")["items"]
+    with an_operator(cluster, tmp_path / "operator", deployment, pod["metadata"]["name"]) as log:
+        cluster.kubectl("apply", "--filename=-", stdin=yaml.safe_dump(FINE_TUNE))
+        cluster.wait("job", "--all", "-n", "team-a", "--for=create")
+        cluster.wait("pod", "--all", "-n", "team-a", "--for=create")
+        reported = cluster.get("pods", "-n", "team-a")["items"][0]["metadata"]["annotations"]
+        assert "BEGIN CERTIFICATE" in reported["tunemill.dev/progress-ca"]
+        cluster.kubectl("delete", SHORT_NAME, "--all", "-n", "team-a")
+    assert "forbidden" not in log.read_text()
+    assert '"level": "error"' not in log.read_text()
+
+
+def test_applying_the_manifest_again_changes_nothing_and_keeps_the_certificate(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Whoever keeps it in Git applies it every few minutes."""
+    apply(cluster, MANIFEST)
+    secret = ("secret", f"{RELEASE}-progress-tls", "-n", NAMESPACE)
+    with an_operator(cluster, tmp_path / "operator", cluster.get("deployment", RELEASE, "-n", NAMESPACE), "none"):
+        cluster.wait(*secret, "--for=jsonpath={.data.tls\\.key}")
+    before = {str(ref): version for ref, version in versions(cluster)}
+    made = cluster.get(*secret)["data"]
+    apply(cluster, MANIFEST)
+    assert {str(ref): version for ref, version in versions(cluster)} == before
+    assert cluster.get(*secret)["data"] == made
+
+
+def versions(cluster: Cluster) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield every object of the manifest with its generation, or its resource version where it has none."""
+    for item in yaml.safe_load_all(MANIFEST):
+        metadata = item["metadata"]
+        where = ("-n", metadata["namespace"]) if "namespace" in metadata else ()
+        found = cluster.get(item["kind"], metadata["name"], *where)["metadata"]
+        yield (item["kind"], metadata["name"], *where), found.get("generation") or found["resourceVersion"]
+
+
+def test_the_manifest_names_nothing_of_helm_and_no_certificate() -> None:
+    """Who installs Helm's release later is told that these objects are somebody else's; no key lies in Git."""
+    assert not re.search(r"helm\.sh|managed-by: Helm|BEGIN CERTIFICATE", MANIFEST)
+    (secret,) = (item for item in yaml.safe_load_all(MANIFEST) if item["kind"] == "Secret")
+    assert "data" not in secret

@@ -1,0 +1,177 @@
+"""The chart in a real API server: installed, upgraded, uninstalled."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from chart.releases import CRD, FINE_TUNE, Cluster, an_operator
+from chart.rendering import CHART, NAMESPACE, RELEASE
+from tunemill_api.constants import GROUP, LABEL_LEADER, PLURAL, SHORT_NAME
+
+OPERATOR = f"system:serviceaccount:{NAMESPACE}:{RELEASE}"
+SECRET = ("secret", f"{RELEASE}-progress-tls", "-n", NAMESPACE)
+
+
+@pytest.fixture
+def cluster(bare_cluster: Cluster) -> Iterator[Cluster]:
+    """A cluster with the namespaces of a platform team and of two tenants; neither release nor CRDs are left behind."""
+    yield bare_cluster
+    bare_cluster.helm("uninstall", RELEASE, "--ignore-not-found", "--wait")
+    bare_cluster.kubectl("delete", "crd", "--selector=app.kubernetes.io/name=tunemill", "--ignore-not-found")
+
+
+def test_an_installed_operator_gets_its_pods_under_restricted_pod_security(cluster: Cluster) -> None:
+    """The API server accepts every object, and the namespace's enforcement lets both replicas in."""
+    cluster.install(networkPolicy={"enabled": True}, metrics={"enabled": True})
+    cluster.wait("deployment", RELEASE, "-n", NAMESPACE, "--for=jsonpath={.status.replicas}=2")
+    cluster.wait("crd", CRD, "--for=condition=Established")
+    pods = cluster.get("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=operator")["items"]
+    assert len(pods) == 2
+
+
+def test_the_notes_lead_to_a_manifest_that_the_api_server_accepts(cluster: Cluster) -> None:
+    """What the installer is told to apply works as it is printed."""
+    notes = cluster.install(watchNamespaces=["team-a"])
+    _, _, rest = notes.partition("<<MANIFEST\n")
+    manifest, _, _ = rest.partition("MANIFEST")
+    cluster.wait("crd", CRD, "--for=condition=Established")
+    applied = cluster.kubectl("apply", "--filename=-", stdin=manifest)
+    assert applied.returncode == 0, applied.stderr
+    assert cluster.has(SHORT_NAME, "support-tools", "-n", "team-a")
+
+
+def test_upgrades_keep_the_certificate_that_the_operator_made(cluster: Cluster, tmp_path: Path) -> None:
+    """A new one would cut off the stages that run; to renew it, the Secret is deleted and the release upgraded."""
+    cluster.install()
+    first = certificate(cluster, tmp_path / "first")
+    cluster.upgrade(replicas=3)
+    assert cluster.get("deployment", RELEASE, "-n", NAMESPACE)["spec"]["replicas"] == 3
+    assert certificate(cluster, tmp_path / "second") == first
+    cluster.kubectl("delete", *SECRET)
+    cluster.upgrade()
+    renewed = certificate(cluster, tmp_path / "third")
+    assert renewed.keys() == first.keys() == {"ca.crt", "tls.crt", "tls.key"}
+    assert renewed["tls.key"] != first["tls.key"]
+
+
+def certificate(cluster: Cluster, folder: Path) -> dict[str, str]:
+    """Let the operator of the release lead until it serves, and return what its Secret holds."""
+    with an_operator(cluster, folder, cluster.get("deployment", RELEASE, "-n", NAMESPACE), "none") as log:
+        cluster.wait(*SECRET, "--for=jsonpath={.data.tls\\.key}")
+    assert "forbidden" not in log.read_text()
+    data: dict[str, str] = cluster.get(*SECRET)["data"]
+    return data
+
+
+def test_crds_and_objects_outlive_what_happens_to_the_release(cluster: Cluster, tmp_path: Path) -> None:
+    """Installed, upgraded to a newer CRD, uninstalled, installed again: the object stays the one that it was."""
+    cluster.install()
+    cluster.wait("crd", CRD, "--for=condition=Established")
+    cluster.kubectl("apply", "--filename=-", stdin=yaml.safe_dump(FINE_TUNE))
+    before = cluster.get(SHORT_NAME, "support-tools", "-n", "team-a")
+
+    newer = tmp_path / "newer"
+    shutil.copytree(CHART, newer)
+    file = newer / "files" / "crds" / f"{GROUP}_{PLURAL}.yaml"
+    crd = yaml.safe_load(file.read_text())
+    schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    schema["properties"]["mood"] = {"type": "string", "default": "good"}
+    file.write_text(yaml.safe_dump(crd))
+    about = (newer / "Chart.yaml").read_text().replace("version: 0.1.0", "version: 0.2.0")
+    (newer / "Chart.yaml").write_text(about)
+    cluster.helm("upgrade", RELEASE, str(newer))
+    cluster.wait(SHORT_NAME, "support-tools", "-n", "team-a", "--for=jsonpath={.spec.mood}=good")
+
+    cluster.helm("uninstall", RELEASE, "--wait")
+    assert not cluster.has("clusterrole", f"{NAMESPACE}-{RELEASE}")
+    assert not cluster.has("deployment", RELEASE, "-n", NAMESPACE)
+    assert cluster.has(SHORT_NAME, "support-tools", "-n", "team-a")
+
+    cluster.install()
+    after = cluster.get(SHORT_NAME, "support-tools", "-n", "team-a")
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    assert after["spec"] == before["spec"]
+
+
+def test_the_crd_goes_with_the_release_when_that_is_asked_for(cluster: Cluster) -> None:
+    """crds.keep false, for clusters that are thrown away."""
+    cluster.install(crds={"keep": False})
+    cluster.helm("uninstall", RELEASE, "--wait")
+    cluster.wait("crd", CRD, "--for=delete")
+    assert not cluster.has("crd", CRD)
+
+
+def test_the_operator_may_work_everywhere_and_read_secrets_nowhere(cluster: Cluster) -> None:
+    """The API server's own answers, for the whole cluster."""
+    cluster.install()
+    assert cluster.may(OPERATOR, "create", "jobs.batch", "-n", "team-b")
+    assert cluster.may(OPERATOR, "patch", f"{CRD}", "--subresource=status", "-n", "team-b")
+    assert cluster.may(OPERATOR, "create", "tokenreviews.authentication.k8s.io")
+    assert cluster.may(OPERATOR, "update", f"leases.coordination.k8s.io/{RELEASE}", "-n", NAMESPACE)
+    for forbidden in (
+        ("get", "secrets", "-n", "team-b"),
+        ("list", "secrets", "-n", NAMESPACE),
+        ("create", "pods", "-n", "team-b"),
+        ("patch", "pods", "-n", "team-b"),
+        ("create", "pods", "--subresource=exec", "-n", "team-b"),
+        ("get", "pods", "--subresource=log", "-n", "team-b"),
+        ("patch", CRD, "-n", "team-b"),
+        ("update", "leases.coordination.k8s.io/another", "-n", NAMESPACE),
+    ):
+        assert not cluster.may(OPERATOR, *forbidden), forbidden
+
+
+def test_a_namespaced_operator_may_work_in_its_namespaces_only(cluster: Cluster) -> None:
+    """The API server's own answers, inside and outside of watchNamespaces."""
+    cluster.install(watchNamespaces=["team-a"])
+    assert cluster.may(OPERATOR, "create", "jobs.batch", "-n", "team-a")
+    assert cluster.may(OPERATOR, "list", "pods", "-n", "team-a")
+    assert cluster.may(OPERATOR, "create", "tokenreviews.authentication.k8s.io")
+    assert not cluster.may(OPERATOR, "create", "jobs.batch", "-n", "team-b")
+    assert not cluster.may(OPERATOR, "list", "pods", "-n", "team-b")
+    assert not cluster.may(OPERATOR, "list", CRD, "--all-namespaces")
+
+
+def test_an_editor_of_a_namespace_may_ask_for_a_fine_tune_there(cluster: Cluster) -> None:
+    """Kubernetes' own roles learn the new kind; a viewer may look, and nobody may write a status."""
+    cluster.install()
+    for role, verb in (("view", "watch"), ("edit", "create")):
+        cluster.kubectl("create", "rolebinding", role, f"--clusterrole={role}", f"--user={role}er", "-n", "team-a")
+        # A controller copies the rules into Kubernetes' roles.
+        learnt = f"--for=jsonpath={{.rules[?(@.apiGroups[0]=='{GROUP}')].verbs[?(@=='{verb}')]}}={verb}"
+        cluster.wait("clusterrole", role, learnt)
+    assert cluster.may("editer", "create", CRD, "-n", "team-a")
+    assert cluster.may("viewer", "get", CRD, "-n", "team-a")
+    assert not cluster.may("viewer", "create", CRD, "-n", "team-a")
+    assert not cluster.may("editer", "patch", CRD, "--subresource=status", "-n", "team-a")
+    assert not cluster.may("editer", "create", CRD, "-n", "team-b")
+
+
+@pytest.mark.parametrize("values", [{}, {"watchNamespaces": ["team-a"]}], ids=["everywhere", "team-a"])
+def test_the_operator_does_its_work_with_the_rights_that_the_chart_gives(
+    cluster: Cluster, tmp_path: Path, values: dict[str, Any]
+) -> None:
+    """It takes the Lease, labels its pod, makes and deletes Jobs, reads and writes events, and is refused nothing."""
+    cluster.install(**values)
+    cluster.wait("deployment", RELEASE, "-n", NAMESPACE, "--for=jsonpath={.status.replicas}=2")
+    (pod, *_) = cluster.get("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=operator")["items"]
+    deployment = cluster.get("deployment", RELEASE, "-n", NAMESPACE)
+    with an_operator(cluster, tmp_path, deployment, pod["metadata"]["name"]) as log:
+        # Only an event of the Job says that its pods are missing their service account.
+        nobody = FINE_TUNE["spec"] | {"compute": {"serviceAccountName": "nobody"}}
+        cluster.kubectl("apply", "--filename=-", stdin=yaml.safe_dump(FINE_TUNE | {"spec": nobody}))
+        cluster.wait("job", "--all", "-n", "team-a", "--for=create")
+        reason = "--for=jsonpath={.status.failure.reason}=ServiceAccountNotFound"
+        cluster.wait(CRD, "support-tools", "-n", "team-a", reason)
+        cluster.wait("pod", "-n", NAMESPACE, f"--selector={LABEL_LEADER}=true", "--for=create")
+        suspend = {"spec": {"suspend": True}}
+        cluster.kubectl("patch", CRD, "support-tools", "-n", "team-a", "--type=merge", f"--patch={json.dumps(suspend)}")
+        cluster.wait(CRD, "support-tools", "-n", "team-a", "--for=jsonpath={.status.phase}=Suspended")
+        cluster.wait("job", "--all", "-n", "team-a", "--for=delete")
+        about = "involvedObject.name=support-tools"
+        cluster.wait("event", "-n", "team-a", f"--field-selector={about}", "--for=create")
+    assert "forbidden" not in log.read_text().lower()
