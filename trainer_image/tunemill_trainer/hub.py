@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from tunemill_api.failures import Reason
+from tunemill_api.plain_text import plain
 
 from tunemill_trainer import tracing
 from tunemill_trainer.errors import StageError
@@ -120,7 +121,7 @@ class Hub:
         with hub_errors(READ_FIELD, f"{model_id}@{commit}"):
             card = self.api.model_info(model_id, revision=commit).card_data
         found = {name: getattr(card, name, None) for name in _LICENSE}
-        return {name: value for name, value in found.items() if isinstance(value, str)}
+        return {name: plain(value) for name, value in found.items() if isinstance(value, str)}
 
     def check_writable(self, repository: str) -> None:
         """Check that the token may push to a repository, or create it. Changes nothing on the Hub.

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import Quantization
 
@@ -52,7 +53,8 @@ def load_base(folder: Path, device: Device, dtype: torch.dtype, quantization: Qu
         quantization: of the linear layers but the head.
 
     Raises:
-        StageError: BaseModelUnsupported, when it is no causal language model with safetensors weights.
+        StageError: BaseModelUnsupported, when it is no causal language model with safetensors weights, or asks for a
+            library that we have not, as one with attention from the Hub does.
     """
     from transformers import AutoModelForCausalLM
 
@@ -65,7 +67,7 @@ def load_base(folder: Path, device: Device, dtype: torch.dtype, quantization: Qu
             trust_remote_code=False,
             quantization_config=_quantized(quantization, dtype),
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise StageError(
             Reason.BASE_MODEL_UNSUPPORTED, f"spec.baseModel could not be loaded as a causal language model: {error}"
         ) from error

@@ -1,9 +1,11 @@
 """The model card and the folder that is published."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import yaml
 from huggingface_hub import ModelCard
 from tokenizers import Tokenizer, models
@@ -175,6 +177,18 @@ def test_no_place_of_the_user_is_told():
     """Buckets, servers, namespaces and Secrets are nobody's business; the repository may be public."""
     card = model_card(facts("<tool_call>"))
     assert not [secret for secret in SECRETS if secret in card]
+
+
+@pytest.mark.parametrize(
+    "name", ["mit\n---\n# Buy", "x: {y", "- &a *a", "!!python/object/apply:os.system [id]", "<script>"]
+)
+def test_a_license_stays_a_value_of_the_metadata(name):
+    """The base model's card is somebody else's: it adds no field, ends no block and begins no text."""
+    card = model_card(replace(facts(), license={"license": "other", "license_name": name}))
+    begin, block, text = re.split(r"^---$", card, maxsplit=2, flags=re.MULTILINE)
+    assert yaml.safe_load(block) == metadata(model_card(facts())) | {"license": "other", "license_name": name}
+    assert begin == ""
+    assert text.startswith("\n\n# ")
 
 
 def test_the_license_is_the_base_models():
