@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from huggingface_hub import RepoFile
 from learn.runs import TrainedRun
 from learn.training import Ended
 from tunemill_api import keys
@@ -61,6 +62,12 @@ def adapter(run: TrainedRun, into: Path) -> Path:
 def branches(run: TrainedRun, repository: str) -> set[str]:
     """Return the branches of a repository."""
     return {ref.name for ref in run.api.list_repo_refs(f"acme/{repository}").branches}
+
+
+def blobs(run: TrainedRun, revision: str) -> dict[str, str]:
+    """Return the digest of every file of a revision of acme/reverted."""
+    tree = run.api.list_repo_tree("acme/reverted", revision=revision, recursive=True)
+    return {entry.path: entry.blob_id for entry in tree if isinstance(entry, RepoFile)}
 
 
 def run_tokens(run: TrainedRun, folder: Path) -> tuple[int, ...]:
@@ -164,6 +171,35 @@ def test_a_repository_that_was_deleted_is_made_again(judged_run: TrainedRun):
     second = published(run.stage(Stage.PUBLISH))
     assert second.revision != first.revision
     assert run.api.list_repo_commits("acme/deleted")[0].commit_id == second.revision
+
+
+def test_a_model_that_was_replaced_is_brought_back(judged_run: TrainedRun):
+    """A revert in Git: the branch holds the earlier release again, file by file, and its tag follows."""
+    first = to(judged_run, "reverted", tag="v1")
+    other = to(judged_run, "reverted", tag="v2", serving="None")
+    second = replace(other, run=other.run.model_copy(update={"run_id": "another"}))
+    before, between = published(first.stage(Stage.PUBLISH)), published(second.stage(Stage.PUBLISH))
+    reverted = first.stage(Stage.PUBLISH)
+    after = published(reverted)
+    assert reverted.report is not None
+    assert reverted.report.executed
+    assert len({before.revision, between.revision, after.revision}) == 3
+    refs = first.api.list_repo_refs("acme/reverted")
+    assert {ref.name: ref.target_commit for ref in refs.branches} == {"main": after.revision}
+    assert {ref.name: ref.target_commit for ref in refs.tags} == {"v1": after.revision, "v2": between.revision}
+    assert blobs(first, before.revision) == blobs(first, after.revision) != blobs(first, between.revision)
+
+
+def test_what_people_add_to_the_branch_stays(judged_run: TrainedRun):
+    """A note beside a release makes no other release of it."""
+    run = to(judged_run, "annotated")
+    first = published(run.stage(Stage.PUBLISH))
+    run.api.upload_file(path_or_fileobj=b"Ask us first.", path_in_repo="NOTES.md", repo_id="acme/annotated")
+    again = run.stage(Stage.PUBLISH)
+    assert published(again) == first
+    assert again.report is not None
+    assert not again.report.executed
+    assert "NOTES.md" in run.api.list_repo_files("acme/annotated")
 
 
 def test_a_gate_that_is_not_passed_stops_before_the_hub(judged_run: TrainedRun):

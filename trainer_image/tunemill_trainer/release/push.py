@@ -57,9 +57,14 @@ class Repository:
         if not self._call(lambda: self._api.repo_exists(self.name)):
             self._call(lambda: self._api.create_repo(self.name, private=private, exist_ok=True))
 
-    def has(self, revision: str) -> bool:
-        """Return whether the repository still has a commit."""
-        return self._call(lambda: _unless_gone(lambda: self._api.model_info(self.name, revision=revision))) is not None
+    def offers(self, revision: str, branch: str) -> bool:
+        """Return whether a branch still holds the release of a commit.
+
+        It does not when either is gone, nor when another release came after it. What people commit beside a release, to
+        its card for example, is left alone.
+        """
+        released = self._release(revision)
+        return released is not None and released == self._release(branch)
 
     def head(self, branch: str) -> str:
         """Return the commit that a branch points at; a branch that does not exist is begun where main is."""
@@ -164,6 +169,13 @@ class Repository:
         """Download a revision into a folder, past every cache."""
         self._call(lambda: self._api.snapshot_download(self.name, revision=revision, local_dir=into))
         return into
+
+    def _release(self, revision: str) -> str | None:
+        """Return what tells the release at a revision from every other one; None where there is none."""
+        found = self._call(
+            lambda: _unless_gone(lambda: self._api.get_paths_info(self.name, CONTENTS, revision=revision))
+        )
+        return next((entry.blob_id for entry in found or () if isinstance(entry, RepoFile)), None)
 
     def _tree(self, revision: str) -> dict[str, RepoFile]:
         entries = self._call(lambda: list(self._api.list_repo_tree(self.name, revision=revision, recursive=True)))

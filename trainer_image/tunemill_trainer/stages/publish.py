@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 def run(context: StageContext) -> tuple[PublishedFacts, bool]:
-    """Publish what `context.train_key` stands for, unless the Hub still has it.
+    """Publish what `context.train_key` stands for, unless the branch still holds it.
 
     Returns:
         Where it lies, and whether anything had to be done.
@@ -90,7 +90,7 @@ def _draft_branch(context: StageContext) -> str:
 
 
 def _still_there(context: StageContext, key: str, hub: Hub) -> PublishedFacts | None:
-    """Return what an earlier run published; None when there is nothing, or the Hub has it no more."""
+    """Return what an earlier run published; None when there is nothing, or the branch holds it no more."""
     manifest = context.workspace.manifest(Stage.PUBLISH, key)
     if manifest is None:
         return None
@@ -98,8 +98,8 @@ def _still_there(context: StageContext, key: str, hub: Hub) -> PublishedFacts | 
     places = [f"{published.repository}@{published.revision}", *filter(None, [published.merged])]
     for place in places:
         name, _, revision = place.partition("@")
-        if not _repository(context, hub, name).has(revision):
-            _log.info("the Hub has no %s any more: it is pushed again", place)
+        if not _repository(context, hub, name).offers(revision, context.spec.publish.branch):
+            _log.info("the branch %s holds %s no more: it is pushed again", context.spec.publish.branch, place)
             context.workspace.withdraw(Stage.PUBLISH, key)
             return None
     return published

@@ -262,13 +262,32 @@ def test_a_tag_is_where_the_release_is(publisher: Publisher, tmp_path: Path):
     assert {ref.name: ref.target_commit for ref in publisher.api.list_repo_refs(NAME).tags} == {"v1": second}
 
 
-def test_a_commit_is_there_until_the_repository_is_gone(publisher: Publisher, tmp_path: Path):
-    """What decides whether a model has to be pushed again."""
-    commit = publisher.repository.put(release(tmp_path), "main", "Publish")
-    assert publisher.repository.has(commit)
-    assert not publisher.repository.has("0" * 40)
+def test_a_branch_offers_a_release_until_another_one_comes(publisher: Publisher, tmp_path: Path):
+    """What decides whether a model has to be pushed again; a note beside the release changes nothing."""
+    first = publisher.repository.put(release(tmp_path / "one"), "main", "Publish")
+    assert publisher.repository.offers(first, "main")
+    assert not publisher.repository.offers("0" * 40, "main")
+    assert not publisher.repository.offers(first, "elsewhere")
+    publisher.api.upload_file(path_or_fileobj=b"Ask us.", path_in_repo="NOTES.md", repo_id=NAME)
+    assert publisher.repository.offers(first, "main")
+    second = publisher.repository.put(release(tmp_path / "two", **{"loss.png": "curve"}), "main", "Publish")
+    assert publisher.repository.offers(second, "main")
+    assert not publisher.repository.offers(first, "main")
     publisher.api.delete_repo(NAME)
-    assert not publisher.repository.has(commit)
+    assert not publisher.repository.offers(second, "main")
+
+
+def test_a_release_that_was_replaced_comes_back_whole(publisher: Publisher, tmp_path: Path):
+    """After a revert the branch holds the earlier release and nothing of the one between, and the tag is there."""
+    one, two = release(tmp_path / "one"), release(tmp_path / "two", **{"loss.png": "curve"})
+    commits = [publisher.repository.put_proven(folder, "main", "new", "Publish", print) for folder in (one, two, one)]
+    publisher.repository.tag("v1", commits[0])
+    publisher.repository.tag("v1", commits[2])
+    assert len(set(commits)) == 3
+    assert publisher.commits()[:3] == commits[::-1]
+    assert publisher.files(commits[2]) == publisher.files(commits[0])
+    assert publisher.repository.holds(one, "main")
+    assert {ref.name: ref.target_commit for ref in publisher.api.list_repo_refs(NAME).tags} == {"v1": commits[2]}
 
 
 def test_a_download_is_what_was_pushed(publisher: Publisher, tmp_path: Path):
