@@ -125,6 +125,15 @@ lock: $(UV) ## Pin all dependencies to the newest versions that work together
 	@$(COMPILE) -c requirements-dev.txt trainer_image/pyproject.toml -o trainer_image/requirements.txt
 	@$(COMPILE) -c requirements-dev.txt dev/hub/requirements.in -o dev/hub/requirements.txt
 	@echo hatchling | $(COMPILE) --upgrade - -o operator/requirements-build.txt
+	@echo cyclonedx-bom | $(COMPILE) --upgrade - -o dev/requirements-sbom.txt
+
+SBOM := build/sbom
+.PHONY: sbom
+sbom: $(UV) ## List the Python packages of both images with their hashes, as CycloneDX, in build/sbom
+	@$(UV) venv --quiet --allow-existing --python $(PYTHON) $(SBOM)/venv
+	@$(UV) pip install --quiet --python $(SBOM)/venv/bin/python --require-hashes -r dev/requirements-sbom.txt
+	@for image in operator trainer_image; do $(SBOM)/venv/bin/cyclonedx-py requirements $$image/requirements.txt \
+		--pyproject $$image/pyproject.toml --output-reproducible -o $(SBOM)/$$image.cdx.json; done
 
 .PHONY: clean
 clean: ## Remove what was built or installed here; the caches of the local cluster stay

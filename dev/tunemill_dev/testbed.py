@@ -141,7 +141,8 @@ class Testbed:
             "replicas": 1,
             **values,
         }
-        where = ("--namespace", SYSTEM_NAMESPACE, "--create-namespace", "--values", "-")
+        self._make_restricted(SYSTEM_NAMESPACE)
+        where = ("--namespace", SYSTEM_NAMESPACE, "--values", "-")
         waiting = ("--wait", "--timeout", f"{INSTALL_SECONDS}s")
         try:
             run((*self.helm, "upgrade", "--install", RELEASE, str(CHART), *where, *waiting), json.dumps(chosen))
@@ -151,9 +152,12 @@ class Testbed:
 
     def make_namespace(self, name: str) -> None:
         """Make a namespace with the strictest Pod Security and with the secrets that the samples name."""
-        labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-        self.kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+        self._make_restricted(name)
         self.kubectl.apply(self.s3_secret(name), self.hub_secret(name))
+
+    def _make_restricted(self, namespace: str) -> None:
+        metadata = {"name": namespace, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}
+        self.kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
 
     def make_claim(self, name: str, namespace: str) -> None:
         """Make a PersistentVolumeClaim of a GiB, and its volume where nothing else provides one."""

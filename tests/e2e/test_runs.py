@@ -28,7 +28,7 @@ def until_training(finetune: FineTune) -> FineTuneStatus:
 
 
 def test_a_manifest_becomes_a_published_model(world: World):
-    """All four stages run once, the Hub has what the status says, and the train pod never held the write token."""
+    """All four stages run once, the Hub has what the status says, and nobody holds or says a secret that he should not."""
     world.put_rows()
     finetune = world.apply()
     status = finetune.reach(Phase.SUCCEEDED, RUN_SECONDS)
@@ -43,6 +43,10 @@ def test_a_manifest_becomes_a_published_model(world: World):
     secrets = {volume["secret"]["secretName"] for volume in train["spec"]["volumes"] if "secret" in volume}
     assert secrets
     assert HUB_SECRET not in secrets
+    texts = world.texts(world.repository)
+    assert {"hub README.md", "objects"} <= texts.keys()
+    for name, text in texts.items():
+        assert not [value for value in world.secrets() if value.encode() in text], f"a secret is in {name}"
 
 
 def test_a_pod_that_is_killed_in_training_goes_on_from_its_checkpoint(world: World):

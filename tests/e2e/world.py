@@ -1,11 +1,12 @@
 """What the end-to-end tests say: a run of their own in a namespace of its own, small enough for two cores."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from tunemill_api.constants import API_VERSION, KIND
+from tunemill_api.constants import API_VERSION, KIND, PLURAL
 from tunemill_dev.kubectl import Object
-from tunemill_dev.testbed import HUB_SECRET, S3_SECRET, FineTune, Testbed
+from tunemill_dev.testbed import HUB_SECRET, RELEASE, S3_SECRET, SYSTEM_NAMESPACE, FineTune, Testbed
 from tunemill_dev.tiny import rows
 
 ROWS, STEPS = 40, 4
@@ -59,6 +60,24 @@ class World:
     def put_rows(self) -> None:
         """Upload good rows."""
         self.testbed.store.put_rows(self.data, rows(ROWS))
+
+    def texts(self, repository: str) -> dict[str, bytes]:
+        """Return all that a run leaves for others to read: objects, logs, the workspace, what was pushed to the Hub."""
+        kubectl, store = self.testbed.kubectl, self.testbed.store
+        kinds = f"{PLURAL},jobs,pods,events,configmaps,serviceaccounts"
+        found = {"objects": kubectl("get", kinds, "--namespace", self.name, "--output", "json")}
+        found["the operator's log"] = kubectl("logs", "--namespace", SYSTEM_NAMESPACE, f"deployment/{RELEASE}")
+        for pod in (pod["metadata"]["name"] for pod in kubectl.list("pods", self.name)):
+            found[f"the log of {pod}"] = kubectl("logs", "--namespace", self.name, pod, "--all-containers")
+        files = {name: text.encode() for name, text in found.items()}
+        for key in store.keys(self.name):
+            files[f"s3 {key}"] = store.client().get_object(Bucket=self.name, Key=key)["Body"].read()
+        pushed = Path(self.testbed.hub.client().snapshot_download(repository))
+        return files | {f"hub {path.name}": path.read_bytes() for path in pushed.rglob("*") if path.is_file()}
+
+    def secrets(self) -> list[str]:
+        """Return the values of the Secrets that its runs use."""
+        return [self.testbed.store.access_key, self.testbed.store.secret_key, self.testbed.hub.write_token]
 
     def apply(self, name: str = "support-tools", **parts: Any) -> FineTune:
         """Apply the manifest."""
