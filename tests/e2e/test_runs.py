@@ -28,7 +28,7 @@ def until_training(finetune: FineTune) -> FineTuneStatus:
 
 
 def test_a_manifest_becomes_a_published_model(world: World):
-    """All four stages run once, the Hub has what the status says, and nobody holds or says a secret that he should not."""
+    """All four stages run once, the Hub has what the status says, and no secret is where it should not be."""
     world.put_rows()
     finetune = world.apply()
     status = finetune.reach(Phase.SUCCEEDED, RUN_SECONDS)
