@@ -39,7 +39,8 @@ learnt from which rows, and where it goes, is the user's alone."""
 Glob = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\s\[\]]+$")]
 """A name in which * stands for any characters and ? for one."""
 
-Globs = Annotated[list[Glob], Field(max_length=256, json_schema_extra={"x-kubernetes-list-type": "set"})]
+# Atomic: of an empty set, server-side apply would leave the empty list behind when the field is taken out again.
+Globs = Annotated[list[Glob], Field(max_length=256, json_schema_extra={"x-kubernetes-list-type": "atomic"})]
 """Names that are allowed; an empty list allows none."""
 
 

@@ -14,6 +14,8 @@ def finetune_spec_schema() -> Schema:
     for path in PRESET_FIELDS:
         field = _at(spec, path)
         default = field.pop("default", None)
+        if "additionalProperties" in field:  # else server-side apply would leave an empty map behind
+            field["x-kubernetes-map-type"] = "atomic"
         if default not in (None, "", [], {}):
             field["description"] += f" Without it, and where no profile gives one: {json.dumps(default)}."
     return _without_empty_parts(spec)
