@@ -27,7 +27,7 @@ if holds("Stalled") then
   local remedy = status.failure ~= nil and status.failure.remedy or ""
   return { status = "Degraded", message = told("Stalled") .. ". " .. remedy .. stays }
 end
-if obj.spec.suspend == true and holds("Suspended") then
+if (obj.spec or {}).suspend == true and holds("Suspended") then
   return { status = "Suspended", message = "spec.suspend is true: remove it to go on." .. stays }
 end
 if holds("Ready") and not holds("Reconciling") then

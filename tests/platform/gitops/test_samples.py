@@ -7,6 +7,7 @@ from chart.rendering import NAMESPACE, render
 from gitops.engines import ARGOCD_CM, KIT, kinds_of
 from kube.plane import Json, Namespace
 from tunemill_api.constants import GROUP, KIND, PLURAL
+from tunemill_api.crd import object_schema
 
 
 def sample(name: str) -> list[Json]:
@@ -50,6 +51,22 @@ def test_the_chart_takes_the_values_of_the_flux_sample() -> None:
     (_, release) = sample("flux/operator.yaml")
     assert release["spec"]["targetNamespace"] == NAMESPACE
     assert render(release["spec"]["releaseName"], **release["spec"]["values"]).all("Deployment")
+
+
+def references(schema: Json, path: str = "spec") -> set[str]:
+    """Return the paths of the names of ConfigMaps and Secrets below a schema."""
+    found = set()
+    for name, part in schema.get("properties", {}).items():
+        found |= {f"{path}/{name}/name"} if name.endswith("Ref") else references(part, f"{path}/{name}")
+    return found
+
+
+def test_kustomize_is_told_of_every_field_that_names_a_config_map_or_a_secret() -> None:
+    """A field that it does not know would keep the name that the generated object no longer has."""
+    (told,) = sample("kustomize/base/names.yaml")
+    paths = {item["kind"]: {field["path"] for field in item["fieldSpecs"]} for item in told["nameReference"]}
+    assert paths["ConfigMap"] | paths["Secret"] == references(object_schema()["properties"]["spec"])
+    assert all("configMap" in path for path in paths["ConfigMap"])
 
 
 def test_an_overlay_is_what_a_team_would_have_written(namespace: Namespace) -> None:
