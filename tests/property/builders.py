@@ -1,5 +1,6 @@
 """Builders of what the operator decides on: objects, reports, facts. They read like a sentence."""
 
+from collections.abc import Iterator
 from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -149,3 +150,12 @@ def a_failure_report(stage: Stage, reason: Reason, message: str = "it went wrong
     """Return the termination message of a stage that has failed."""
     report = StageReport(stage=stage, started_at=NOON, finished_at=at(1), failure=failure_of(reason, message))
     return report.termination_message()
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Yield all texts of a JSON value, names included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for item in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from texts_in(item)

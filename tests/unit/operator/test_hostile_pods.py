@@ -2,10 +2,9 @@
 
 import json
 import logging
-from typing import Any
 
 import pytest
-from property.builders import a_report
+from property.builders import a_report, texts_in
 from tunemill_api.plain_text import plain
 from tunemill_api.stage_report import Stage
 from tunemill_operator.engine.attempts import report_of
@@ -21,15 +20,6 @@ def container(message: str) -> Container:
     return Container("prepare", "image", "", "", None, Ended(0, "Completed", message, None))
 
 
-def texts_in(value: Any) -> list[str]:
-    """Return all texts of a JSON value."""
-    if isinstance(value, dict):
-        return [text for item in value.values() for text in texts_in(item)]
-    if isinstance(value, list):
-        return [text for item in value for text in texts_in(item)]
-    return [value] if isinstance(value, str) else []
-
-
 def test_the_facts_that_a_pod_reports_are_plain_text():
     """They become the status, which is printed on terminals and shown by web pages."""
     report = json.loads(a_report(Stage.PREPARE))
@@ -38,7 +28,7 @@ def test_the_facts_that_a_pod_reports_are_plain_text():
     for message in (json.dumps(report), json.dumps(report, ensure_ascii=False)):
         found = report_of(container(message))
         assert found is not None
-        texts = texts_in(found.model_dump(mode="json"))
+        texts = [*texts_in(found.model_dump(mode="json"))]
         assert r"\u001b[2K" in found.prepared.base_model_revision
         assert all(plain(text) == text for text in texts)
 
