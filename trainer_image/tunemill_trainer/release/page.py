@@ -1,7 +1,7 @@
 """report.html: one page that shows a run, with nothing in it that has to be loaded from elsewhere.
 
-The rows of the data stand in it as text. They may hold anything, so every value is escaped, and the page forbids
-scripts to itself.
+The rows of the data stand in it as text. They may hold anything, so every value is escaped, control
+characters and direction marks are shown as such, and the page forbids scripts to itself.
 """
 
 import json
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from tunemill_api.plain_text import plain
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.status import PreparedFacts, TrainedFacts
 
@@ -90,6 +91,7 @@ def page(facts: PageFacts) -> str:
         loader=PackageLoader("tunemill_trainer.release", "."),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -110,6 +112,11 @@ def page(facts: PageFacts) -> str:
         width=WIDTH,
         height=HEIGHT,
     )
+
+
+def _shown(value: Any) -> Any:  # noqa: ANN401 - whatever the template shows
+    """Return a text of the data as it may be shown; what macros made of it is markup, and no plain text any more."""
+    return plain(value, keep="\n\t") if type(value) is str else value
 
 
 def _bars(metrics: dict[str, MetricReport]) -> list[_Bar]:

@@ -153,6 +153,13 @@ def test_no_text_at_all_becomes_markup(text: str):
     assert found.attributes <= clean.attributes
 
 
+def test_a_text_on_the_page_reads_as_it_is_stored():
+    """Marks that turn a line around, and characters that nobody sees, are shown by their numbers."""
+    text = page(facts("pay \u202e001\u200b\x1b now"))
+    assert r"pay \u202e001\u200b\u001b now" in text
+    assert not re.search("[\u202e\u200b\x1b]", text)
+
+
 def test_nothing_is_loaded_from_elsewhere():
     """No address in it, and a policy that would not let it be fetched."""
     text = page(facts())
