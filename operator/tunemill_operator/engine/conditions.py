@@ -196,8 +196,8 @@ def _profile(terms: Terms | None) -> list[tuple[ConditionType, str, str, str]]:
         message = f"this run keeps what it began with; an edit or a new run begins with {terms.news}"
         return [(ConditionType.PROFILE_CURRENT, "False", "ProfileChanged", message)]
     name, fields = (terms.profile.name, terms.profile.fields) if terms.profile else ("", {})
-    gives = f" gives {', '.join(f'spec.{path}' for path in fields)}" if fields else " gives nothing that spec lacks"
-    return [(ConditionType.PROFILE_CURRENT, "True", "Current", f"FineTuneProfile {name}{gives}")]
+    gives = ", ".join(f"spec.{path}" for path in sorted(fields)) or "nothing that spec lacks"
+    return [(ConditionType.PROFILE_CURRENT, "True", "Current", f"FineTuneProfile {name} gives {gives}")]
 
 
 def _condition(

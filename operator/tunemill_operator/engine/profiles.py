@@ -77,8 +77,9 @@ def given(spec: FineTuneSpec, profile: Profile) -> Fields:
     written = fields_of(spec.model_dump(mode="json", by_alias=True, exclude_unset=True))
     fields = {path: value for path, value in profile.fields.items() if path not in written}
     limits = profile.spec.limits
-    if limits.max_gpus is not None and "compute.gpus" not in written:
-        fields["compute.gpus"] = min(fields.get("compute.gpus", spec.compute.gpus), limits.max_gpus)
+    silent = "compute.gpus" not in written and "compute.gpus" not in fields
+    if silent and limits.max_gpus is not None and spec.compute.gpus > limits.max_gpus:
+        fields["compute.gpus"] = limits.max_gpus
     if limits.max_gpu_hours and not written.get("maxGpuHours"):  # an empty string sets no limit of its own
         fields["maxGpuHours"] = fields.get("maxGpuHours") or limits.max_gpu_hours
     return fields

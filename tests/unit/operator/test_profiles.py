@@ -230,6 +230,7 @@ def test_limits_hold_where_the_user_is_silent() -> None:
     assert effective(a_profile(limits={"maxGpuHours": "24"}))["maxGpuHours"] == "24"
     assert effective(a_profile(limits={"maxGpuHours": "24"}), maxGpuHours="")["maxGpuHours"] == "24"
     assert effective(a_profile(limits={"maxGpus": 0}))["compute.gpus"] == 0
+    assert not given(parsed(a_spec()), a_profile(limits={"maxGpus": 2})), "what is within the limit is left as it is"
     preset = a_profile(defaults={"maxGpuHours": "8"}, limits={"maxGpuHours": "24"})
     assert effective(preset)["maxGpuHours"] == "8"
 
@@ -539,11 +540,15 @@ def test_an_edit_that_is_refused_stops_what_runs() -> None:
 
 
 def test_nothing_is_written_while_a_profile_stays_as_it_is() -> None:
-    """Neither for an object that has it nor for one that it refuses."""
+    """Neither for an object that has it nor for one that it refuses; also with fields sorted by an API server."""
     for parts in ({}, {"compute": {"gpus": 8}}):
         world = World(**parts)
-        with_profile(world, defaults={"deadline": "2h"}, limits={"maxGpus": 4})
+        with_profile(
+            world, defaults={"retry": {"limit": 1}, "deadline": "2h", "compute": {"gpus": 2}}, limits={"maxGpus": 4}
+        )
         world.settle()
+        if profile := world.finetune_body["status"].get("profile"):
+            profile["fields"] = dict(sorted(profile["fields"].items()))
         writes = world.status_writes
         for _ in range(5):
             world.seconds += 300
