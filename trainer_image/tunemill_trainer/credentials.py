@@ -23,6 +23,9 @@ _FIELDS = {
     "hub-write": "spec.publish.tokenSecretRef",
 }
 
+_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "token")
+"""The files that hold a secret. A Secret may have more keys, such as a region, which are none."""
+
 
 @dataclass(frozen=True)
 class S3Credentials:
@@ -75,8 +78,9 @@ class Credentials:
         return self._read(purpose, "token")
 
     def values(self) -> list[str]:
-        """Return the values of all mounted Secrets, for nothing but to keep them out of texts."""
-        return [path.read_text(encoding="utf-8").strip() for path in self.directory.glob("*/*") if path.is_file()]
+        """Return all that may be read from here, for nothing but to keep it out of texts."""
+        paths = [path for name in _SECRETS for path in self.directory.glob(f"*/{name}") if path.is_file()]
+        return [path.read_text(encoding="utf-8", errors="replace").strip() for path in paths]
 
     def _read(self, purpose: str, name: str) -> str:
         path = self.directory / purpose / name

@@ -65,6 +65,13 @@ def test_the_values_of_secrets_are_hidden(credentials: Credentials):
     assert "canary" not in hide("canary%2Fof%2Bs3%3D0123456789abcdef")
 
 
+def test_what_else_a_secret_holds_is_no_secret(credentials: Credentials):
+    """Some hold the region, too, which messages need; and what is no text is passed over."""
+    (credentials.directory / "dataset" / "region").write_text("eu-central-1")
+    (credentials.directory / "hub-write" / "AWS_SESSION_TOKEN").write_bytes(b"\xff\xfe\x00")
+    assert Redaction(credentials)("eu-central-1") == "eu-central-1"
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
