@@ -1,0 +1,175 @@
+"""A hostile tenant at the API server: references that would escape, pods that lie, objects that are too large."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from kube.kubelet import Ends, eventually
+from kube.operators import Operator
+from kube.plane import Namespace, Plane
+from property.builders import a_report, texts_in
+from tunemill_api.constants import ANNOTATION_RUN_SPEC, LABEL_FINETUNE, LABEL_STAGE, PLURAL
+from tunemill_api.failures import Reason
+from tunemill_api.plain_text import plain
+from tunemill_api.stage_report import Stage
+
+Json = dict[str, Any]
+NASTY = "a\n\x1b[2K\x9b31m\u202e<script>"
+REPOSITORIES = [
+    *("acme/../x", "../x", "acme/x/../../y", "acme/%2e%2e", "acme/.x", "acme//x", "datasets/acme/x", "https://hub/x/y"),
+    *("acme/x?y=z", "acme/x#y", "acme/x y", "acme/x\n", "acme/x\u200b", "\u202eacme/x", "\u0430cme/x", ""),
+]
+ESCAPES = ["../kube-system/x", "kube-system/x", "..", "x\n", "x\0", "\u0430", "%2e%2e", "x" * 254, "a/../b", "a\\b"]
+REFERENCES: dict[str, Callable[[str], Json]] = {
+    "data": lambda name: {"dataset": {"credentialsSecretRef": {"name": name}}},
+    "workspace": lambda name: {"workspace": {"credentialsSecretRef": {"name": name}}},
+    "read token": lambda name: {"baseModel": {"tokenSecretRef": {"name": name}}},
+    "write token": lambda name: {"publish": {"tokenSecretRef": {"name": name}}},
+    "tools": lambda name: {"tools": {"configMapKeyRef": {"name": name, "key": "x"}}},
+    "template": lambda name: {"tokenizer": {"chatTemplate": {"configMapKeyRef": {"name": name, "key": "x"}}}},
+    "claim": lambda name: {"compute": {"modelCache": {"persistentVolumeClaim": name}}},
+}
+
+
+@pytest.mark.parametrize("kind", REFERENCES)
+def test_a_name_holds_no_way_out_of_the_namespace(namespace: Namespace, kind: str) -> None:
+    """The API server refuses it, and names the field."""
+    for name in ESCAPES:
+        assert "spec." in namespace.refusal_of("escaping", **REFERENCES[kind](name))
+
+
+def test_the_key_of_a_reference_is_no_path(namespace: Namespace) -> None:
+    """What file it becomes in the pod is not its to say either."""
+    for key in ("../token", "a/b", "..\\x", "x\n", ""):
+        assert "spec." in namespace.refusal_of("escaping", publish={"tokenSecretRef": {"name": "hf", "key": key}})
+
+
+def test_a_namespace_in_a_reference_means_nothing(plane: Plane, namespace: Namespace, operator: Operator) -> None:
+    """The API server drops it, and what is mounted is of the pod's own namespace, as Kubernetes knows nothing else."""
+    foreign = {"credentialsSecretRef": {"name": "theirs", "namespace": "kube-system"}}
+    assert namespace.apply("reaching", dataset=foreign)["spec"]["dataset"]["credentialsSecretRef"] == {"name": "theirs"}
+    (job,) = eventually(lambda: namespace.jobs("reaching"), "there is a Job")
+    assert job["metadata"]["namespace"] == namespace.name
+    sources = [volume["secret"] for volume in job["spec"]["template"]["spec"]["volumes"] if "secret" in volume]
+    assert {"theirs"} <= {source["secretName"] for source in sources}
+    assert not any("namespace" in source for source in sources)
+
+
+def test_a_repository_is_owner_and_name_or_is_refused(namespace: Namespace) -> None:
+    """Nothing in it leads to another page of the Hub, and nothing looks like what it is not."""
+    for repository in REPOSITORIES:
+        assert "spec.publish.repository" in namespace.refusal_of("escaping", publish={"repository": repository})
+        assert "spec.baseModel.id" in namespace.refusal_of("escaping", baseModel={"id": repository})
+
+
+def test_an_endpoint_holds_no_credentials(namespace: Namespace) -> None:
+    """The spec is read by everybody who may read the object, and copied into pods."""
+    for endpoint in ("https://me:pa55@hub", "https://hub/?token=x", "https://hub/#x", "file:///etc"):
+        for part in ("hub", "dataset", "workspace"):
+            assert f"spec.{part}.endpoint" in namespace.refusal_of("telling", **{part: {"endpoint": endpoint}})
+
+
+def test_no_field_loosens_a_pod(namespace: Namespace) -> None:
+    """What a pod may do is not the tenant's to say; the namespaces of these tests refuse what is not restricted."""
+    fields = {"securityContext", "hostNetwork", "hostPath", "volumes", "command", "env", "automountServiceAccountToken"}
+    made = namespace.apply("loose", compute={field: {"privileged": True} for field in fields})
+    assert not fields & made["spec"].get("compute", {}).keys()
+
+
+def test_labels_and_annotations_do_not_pass_for_ours(plane: Plane, namespace: Namespace, operator: Operator) -> None:
+    """A pod works for its own object and gets the RunSpec that the operator wrote."""
+    compute = {
+        "podLabels": {LABEL_FINETUNE: "other", LABEL_STAGE: "publish"},
+        "podAnnotations": {ANNOTATION_RUN_SPEC: "{}"},
+    }
+    namespace.apply("posing", compute=compute)
+    namespace.wait_for("posing", "Succeeded")
+    for pod in namespace.pods("posing"):
+        assert pod["metadata"]["labels"][LABEL_FINETUNE] == "posing"
+    assert plane.kubelet.run_specs["posing", "train"].namespace == namespace.name
+    assert namespace.pods("other") == []
+
+
+def test_an_object_that_makes_no_pod_is_told_so_and_holds_up_nobody(namespace: Namespace, operator: Operator) -> None:
+    """Annotations for more than a pod can carry, a service account that is none; the next object is served."""
+    huge = {f"example.com/a{number}": "x" * 4000 for number in range(64)}
+    namespace.apply("huge", compute={"podAnnotations": huge})
+    namespace.apply("odd", compute={"serviceAccountName": "../kube-system/admin"})
+    namespace.apply("next")
+    for name in ("huge", "odd"):
+        eventually(lambda name=name: namespace.condition(name, "Stalled").get("status") == "True", f"{name} is stalled")
+        assert namespace.status(name)["failure"]["reason"] == Reason.INVALID_SPEC
+        assert namespace.jobs(name) == []
+    namespace.wait_for("next", "Succeeded")
+
+
+def test_what_a_lying_pod_says_is_shown_and_not_obeyed(plane: Plane, namespace: Namespace, operator: Operator) -> None:
+    """Escape sequences in facts, in failures and in what looks like a report become text in status and events."""
+    facts = json.loads(a_report(Stage.PREPARE))
+    facts["prepared"]["tokenizerMode"] = NASTY
+    facts["prepared"]["dataset"]["format"] = NASTY
+    plane.kubelet.behave("lying", Stage.PREPARE, Ends(0, json.dumps(facts)))
+    failure = {"reason": "DatasetMalformed", "message": NASTY * 50, "remedy": NASTY}
+    message = json.dumps({key: facts[key] for key in ("stage", "startedAt", "finishedAt")} | {"failure": failure})
+    plane.kubelet.behave("failing", Stage.PREPARE, Ends(65, message))
+    plane.kubelet.behave("babbling", Stage.PREPARE, Ends(70, NASTY * 300))
+    for name in ("lying", "failing", "babbling"):
+        namespace.apply(name, retry={"limit": 0})
+    namespace.wait_for("lying", "Succeeded")
+    for name in ("failing", "babbling"):
+        namespace.wait_for(name, "Failed")
+        eventually(lambda name=name: namespace.events(name), f"an event tells of {name}")
+    events = namespace.plane.api.get(namespace.path("events"))["items"]
+    statuses = [namespace.status(name) for name in ("lying", "failing", "babbling")]
+    assert [text for text in texts_in([statuses, events]) if plain(text) != text] == []
+    assert all(len(event.get("note") or event.get("message", "")) <= 1024 for event in events)
+    assert r"\u001b[2K" in namespace.status("lying")["prepared"]["tokenizerMode"]
+    assert plain(operator.log.read_text(), keep="\n") == operator.log.read_text()
+
+
+def everything(plane: Plane) -> dict[str, str]:
+    """Return all objects of all kinds that the API server lists, as JSON, by the path of their list."""
+    roots = ["/api/v1"]
+    for group in plane.api.get("/apis")["groups"]:
+        roots += [f"/apis/{version['groupVersion']}" for version in group["versions"]]
+    found = {}
+    for root in roots:
+        for resource in plane.api.get(root)["resources"]:
+            if "list" in resource["verbs"]:
+                listed = plane.api.find(f"{root}/{resource['name']}")
+                found[f"{root}/{resource['name']}"] = json.dumps(listed)
+    return found
+
+
+def test_the_values_of_secrets_are_in_no_object_log_or_metric(
+    plane: Plane, namespace: Namespace, operator: Operator
+) -> None:
+    """A good run and one that fails at each stage, with Secrets in every place that can name one."""
+    canaries = {name: f"canary-{name}-7d1f0c" for name in ("data", "space", "read", "write")}
+    for name, value in canaries.items():
+        keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "token")
+        namespace.make("secrets", name, stringData={key: f"{value}-{key}" for key in keys})
+    parts: Json = {
+        "dataset": {"credentialsSecretRef": {"name": "data"}},
+        "workspace": {"uri": "s3://team-a-space/x/", "credentialsSecretRef": {"name": "space"}},
+        "baseModel": {"tokenSecretRef": {"name": "read"}},
+        "publish": {"tokenSecretRef": {"name": "write"}},
+        "retry": {"limit": 0},
+    }
+    for stage in Stage:
+        plane.kubelet.behave(f"bad-{stage}", stage, Ends(70, "Traceback (most recent call last): …"))
+        namespace.apply(f"bad-{stage}", **parts)
+    namespace.apply("good", **parts)
+    namespace.wait_for("good", "Succeeded")
+    for stage in Stage:
+        namespace.wait_for(f"bad-{stage}", "Failed")
+
+    objects = everything(plane)
+    assert "Y2FuYXJ5L" in objects.pop("/api/v1/secrets"), "canary- in base64"
+    assert len(objects) > 40
+    assert f"bad-{Stage.TRAIN}" in objects[f"/apis/tunemill.dev/v1alpha1/{PLURAL}"]
+    said = {**objects, "log": operator.log.read_text(), "metrics": operator.probe("/metrics")[1]}
+    for where, text in said.items():
+        assert "canary-" not in text, where
+        assert "Y2FuYXJ5L" not in text, where
