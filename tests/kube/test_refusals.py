@@ -32,6 +32,8 @@ from tunemill_api.constants import PLURAL
         ({"retrain": {"schedule": "0 2 * *"}}, "spec.retrain.schedule"),
         ({"retrain": {"promote": "Always"}}, "spec.retrain.schedule: Required value"),
         ({"retrain": {"schedule": "0 2 * * 0", "timeZone": "../zone"}}, "spec.retrain.timeZone"),
+        ({"queue": {"name": "Team A"}}, "spec.queue.name"),
+        ({"queue": {"priorityClass": "high"}}, "spec.queue.name: Required value"),
         ({"baseModel": None}, "spec.baseModel: Required value"),
     ],
 )

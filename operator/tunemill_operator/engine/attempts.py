@@ -38,20 +38,26 @@ def read(
 ) -> tuple[StageStatus, BaseModel | None]:
     """Return the entry and the facts that the containers of the Job's pods tell."""
     entry = entry.model_copy(update={"job": job.meta.name})
-    seen = False
+    starts = set()
     for pod in observed.pods_of(job):
         run = pod.container(stage)
         if run is None or run.started_at is None:
             continue
-        seen = True
+        starts.add(run.started_at)
         entry = _with_run(entry, run, run.started_at, pod, gpus, now)
         report = report_of(run)
         fact: BaseModel | None = getattr(report, FACT_OF[stage]) if report else None
         if run.ended and run.ended.exit_code == 0 and report and fact:
             return entry.model_copy(update={"state": StageState.SUCCEEDED, "executed": report.executed}), fact
-    if not seen:
-        return at_rest(entry, now), None
-    return entry, None
+    return (entry if entry.started_at in starts else _gone(entry, job, now)), None
+
+
+def _gone(entry: StageStatus, job: Job, now: datetime) -> StageStatus:
+    """Return the entry of a stage whose last pod is gone; the pods of a suspended Job go as soon as they have ended."""
+    rest = at_rest(entry, now)
+    if entry.state is not StageState.RUNNING or not job.suspended:
+        return rest
+    return rest.model_copy(update={"preemptions": entry.preemptions + 1, "cut_short": CutShort.PREEMPTED})
 
 
 def _with_run(

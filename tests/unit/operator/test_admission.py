@@ -157,6 +157,28 @@ def test_what_is_preempted_waits_again_and_goes_on_without_a_retry() -> None:
     assert world.events.count("Normal QuotaReserved") == 2
 
 
+def test_a_preemption_is_counted_although_its_pod_was_never_seen_to_end() -> None:
+    """It goes the moment it has ended; pods of earlier tries may still be there."""
+    world = a_training_world()
+    world.seconds += 50
+    world.fail(world.live_pods()[0], Reason.S3_UNREACHABLE)
+    world.settle()
+    world.seconds += 50
+    world.start(world.live_pods()[0])
+    world.settle()
+    world.seconds += 50
+    pod = world.live_pods()[0]
+    world.preempt()
+    world.lose(pod)
+    world.reconcile()
+    assert (entry(world, Stage.TRAIN).state, world.status.run.preemptions) == (StageState.PENDING, 1)
+    used = world.status.run.gpu_seconds
+    world.seconds += 3600
+    world.settle()
+    assert (world.status.run.gpu_seconds, world.status.run.preemptions) == (used, 1)
+    assert world.events.count("Warning Preempted") == 1
+
+
 def test_a_user_may_suspend_what_waits() -> None:
     """The Job leaves the queue, and a new one joins it later."""
     world = a_waiting_world()
