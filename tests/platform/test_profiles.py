@@ -99,10 +99,14 @@ def test_a_refused_wish_waits_without_a_job_until_it_is_allowed(
         platform.profile("gold", default=True, namespaces=[namespace.name])
         namespace.wait_for("greedy", "Succeeded")
         assert namespace.wait_for("lost", "Succeeded")["profile"]["name"] == "gold"
+        namespace.apply("early")
+        assert namespace.wait_for("early", "Succeeded")["profile"]["name"] == "gold"
         platform.profile("silver", default=True, namespaces=[namespace.name])
+        eventually(lambda: "gold, silver" in about_profile(namespace, "early"), "the one that has begun tells of both")
         namespace.apply("torn")
         message = namespace.wait_for("torn", "Failed")["failure"]["message"]
         assert "gold, silver" in message
+        assert namespace.status("early")["phase"] == "Succeeded"
         assert not operator.said("Traceback"), operator.log.read_text()
 
 
@@ -122,8 +126,8 @@ def test_what_runs_keeps_what_it_began_with(platform: Plane, namespace: Namespac
         jobs = [job["metadata"]["uid"] for job in namespace.jobs("silent")]
         platform.profile("gold", default=True, namespaces=[namespace.name], defaults={"compute": {"gpus": 2}})
         eventually(lambda: "2 in place of 4" in about_profile(namespace, "silent"), "the object says what would change")
+        eventually(lambda: "historyLimit 5 in place of 3" in about_profile(namespace, "says"), "so does the other")
         assert "spec.compute.gpus" not in about_profile(namespace, "says")
-        assert "spec.historyLimit 5 in place of 3" in about_profile(namespace, "says")
         assert operator.stop() == 0
     with an_operator(platform.kubeconfig, tmp_path / "second.log", "--no-leader-election") as operator:
         platform.api.delete(f"{PROFILES}/gold")
