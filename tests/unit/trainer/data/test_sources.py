@@ -3,10 +3,13 @@
 import gzip
 import hashlib
 import json
+from io import BytesIO
+from types import SimpleNamespace
 
 import boto3
 import huggingface_hub.constants
 import pytest
+from botocore.response import StreamingBody
 from huggingface_hub import HfApi
 from moto import mock_aws
 from pydantic import TypeAdapter, ValidationError
@@ -80,6 +83,22 @@ def test_the_digest_is_that_of_the_bytes(fetch):
     """What identifies the data is what sha256sum prints of it."""
     _, data = fetch("s3://team-a/calls/a.jsonl")
     assert data.digest == hashlib.sha256(OBJECTS["calls/a.jsonl"]).hexdigest()
+
+
+def test_a_key_never_becomes_a_path(tmp_path):
+    """Anybody who may write to the bucket chooses the keys; the names on disk are ours."""
+    pages = [
+        {"Contents": [{"Key": key} for key in ("calls/../../up.jsonl", "calls//etc/passwd.jsonl", "calls/a\n.jsonl")]}
+    ]
+    client = SimpleNamespace(
+        get_paginator=lambda _: SimpleNamespace(paginate=lambda **_: pages),
+        get_object=lambda **_: {"Body": StreamingBody(BytesIO(b'{"n": 1}\n'), 9), "ETag": "x"},
+    )
+    data = Places(lambda: client, Hub("", None), StopSignal()).fetch(
+        "s3://team-a/calls/", "spec.dataset", tmp_path / "f"
+    )
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["000000", "000001", "000002"]
+    assert {file.path.parent for file in data.files} == {tmp_path / "f"}
 
 
 def test_a_request_to_stop_is_followed(fetch):
