@@ -60,7 +60,7 @@ KWOK = Group("kwok")
 """Simulated nodes, for the same bench."""
 KUEUE = Group("kueue")
 """The queues of tests/platform."""
-# Without the clients of clouds, which only a server asks for its targets, the build takes half the time.
+# Without the clients of clouds, which a server asks for its targets: a fifth of the packages.
 PROMTOOL = Group("promtool", tags="remove_all_sd")
 """Tests the chart's alerts."""
 GITOPS = Group("gitops")
