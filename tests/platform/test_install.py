@@ -89,7 +89,7 @@ def test_applying_the_manifest_again_changes_nothing_and_keeps_the_certificate(
 ) -> None:
     """Whoever keeps it in Git applies it every few minutes."""
     apply(cluster, MANIFEST)
-    secret = ("secret", f"{RELEASE}-progress-tls", "-n", NAMESPACE)
+    secret = ("secret", f"{RELEASE}-progress", "-n", NAMESPACE)
     with an_operator(cluster, tmp_path / "operator", cluster.get("deployment", RELEASE, "-n", NAMESPACE), "none"):
         cluster.wait(*secret, "--for=jsonpath={.data.tls\\.key}")
     before = {str(ref): version for ref, version in versions(cluster)}

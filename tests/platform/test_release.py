@@ -13,7 +13,7 @@ from chart.rendering import CHART, NAMESPACE, RELEASE
 from tunemill_api.constants import GROUP, LABEL_LEADER, PLURAL, SHORT_NAME
 
 OPERATOR = f"system:serviceaccount:{NAMESPACE}:{RELEASE}"
-SECRET = ("secret", f"{RELEASE}-progress-tls", "-n", NAMESPACE)
+SECRET = ("secret", f"{RELEASE}-progress", "-n", NAMESPACE)
 
 
 @pytest.fixture

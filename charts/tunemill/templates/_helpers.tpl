@@ -45,7 +45,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
 {{- define "tunemill.progressSecretName" -}}
-{{- .Values.progress.tls.existingSecret | default (printf "%s-tls" (include "tunemill.progressName" .)) -}}
+{{- .Values.progress.tls.existingSecret | default (include "tunemill.progressName" .) -}}
 {{- end -}}
 
 {{/* The operator keeps its certificate in a Secret of its own, unless it is given one. */}}
