@@ -80,7 +80,7 @@ def test_crds_and_objects_outlive_what_happens_to_the_release(cluster: Cluster, 
     crd = yaml.safe_load(file.read_text())
     schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     schema["properties"]["mood"] = {"type": "string", "default": "good"}
-    file.write_text(yaml.safe_dump(crd))
+    file.write_text(json.dumps(crd))
     about = (newer / "Chart.yaml").read_text().replace("version: 0.1.0", "version: 0.2.0")
     (newer / "Chart.yaml").write_text(about)
     cluster.helm("upgrade", RELEASE, str(newer))
@@ -142,7 +142,7 @@ def test_an_editor_of_a_namespace_may_ask_for_a_fine_tune_there(cluster: Cluster
     for role, verb in (("view", "watch"), ("edit", "create")):
         cluster.kubectl("create", "rolebinding", role, f"--clusterrole={role}", f"--user={role}er", "-n", "team-a")
         # A controller copies the rules into Kubernetes' roles.
-        learnt = f"--for=jsonpath={{.rules[?(@.apiGroups[0]=='{GROUP}')].verbs[?(@=='{verb}')]}}={verb}"
+        learnt = f"--for=jsonpath={{.rules[?(@.resources[0]=='{PLURAL}')].verbs[?(@=='{verb}')]}}={verb}"
         cluster.wait("clusterrole", role, learnt)
     assert cluster.may("editer", "create", CRD, "-n", "team-a")
     assert cluster.may("viewer", "get", CRD, "-n", "team-a")
