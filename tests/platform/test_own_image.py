@@ -1,0 +1,24 @@
+"""A trainer image of the user's own, from the manifest to the pods that it runs in."""
+
+from kube.operators import Operator
+from kube.plane import Namespace, Plane
+from tunemill_api.stage_report import Stage
+
+IMAGE = "registry.example.com/own/trainer:2"
+
+
+def test_the_manifests_image_runs_all_stages_and_is_told_the_contract(
+    plane: Plane, namespace: Namespace, operator: Operator
+) -> None:
+    """By the same command as ours, with the keys of the outputs that the status then names."""
+    namespace.apply("own", compute={"trainerImage": IMAGE})
+    status = namespace.wait_for("own", "Succeeded")
+    specs = [pod["spec"] for pod in namespace.pods("own")]
+    containers = [item for spec in specs for item in [*spec.get("initContainers", []), *spec["containers"]]]
+    assert {item["name"]: (item["image"], item["command"]) for item in containers} == {
+        stage.value: (IMAGE, ["tunemill-trainer", stage.value]) for stage in Stage
+    }
+    keys = {entry["name"]: entry["key"] for entry in status["stages"]}
+    for stage in (Stage.TRAIN, Stage.EVALUATE, Stage.PUBLISH):
+        told = plane.kubelet.run_specs["own", stage.value]
+        assert told.keys == {name: key for name, key in keys.items() if name != Stage.PREPARE}
