@@ -71,6 +71,8 @@ def waiting(case: Case, job: Job) -> Situation:
 def waits_since(case: Case, job: Job) -> datetime:
     """Return since when the Job has been held back, as far as it is known."""
     workload = _workload(case, job)
+    if workload and workload.stopped and workload.cluster_queue:  # it is about to give its quota back
+        return case.now
     return workload.since if workload else job.meta.created_at
 
 

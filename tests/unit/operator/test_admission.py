@@ -1,6 +1,7 @@
 """Jobs that Kueue holds back, admits and stops: what is concluded from it, and what is not."""
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from tunemill_api.failures import Actor, Reason
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import Phase, StageState
 from tunemill_operator.engine.objects import finetune_of
-from tunemill_operator.engine.observe import unadmitted
+from tunemill_operator.engine.observe import Queueing, unadmitted
 from tunemill_operator.engine.plan import plan
 from tunemill_operator.engine.workloads import LABEL_JOB, workload_of
 
@@ -310,6 +311,19 @@ def test_what_waits_is_looked_at_the_more_seldom_the_longer_it_lasts() -> None:
         waits.append(again.total_seconds())
         world.seconds += 600
     assert waits == [3, 150, 300, 300]
+
+
+def test_a_quota_that_is_being_given_back_is_looked_at_soon() -> None:
+    """It was given hours ago, and in a moment Kueue will say what the run waits for now."""
+    world = a_training_world()
+    world.seconds += 7200
+    world.preempt()
+    observed = world.observed()
+    assert observed.queueing is not None
+    (waits,) = observed.queueing.workloads
+    stopping = Queueing(installed=True, workloads=(replace(waits, cluster_queue="gpus", since=at(60)),))
+    decided = plan(world.finetune, replace(observed, queueing=stopping), world.platform, world.now)
+    assert decided.requeue_after == timedelta(seconds=3)
 
 
 def a_workload(*conditions: Json, **parts: Any) -> Json:
