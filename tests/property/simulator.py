@@ -96,7 +96,15 @@ class World:
 
     def plan(self) -> Plan:
         """Return what the operator would do now."""
-        return plan(self.finetune, self.observed(), self.platform, self.now)
+        decided = plan(self.finetune, self.observed(), self.platform, self.clock)
+        if not decided.needs_pods:
+            return decided
+        return plan(self.finetune, replace(self.observed(), pods_listed=True), self.platform, self.clock)
+
+    @property
+    def clock(self) -> Any:
+        """The time by the operator's clock."""
+        return self.now
 
     def reconcile(self, *, steps: int | None = None) -> Plan:
         """Let the operator do what it decides; after so many steps it dies, and the rest is not done."""

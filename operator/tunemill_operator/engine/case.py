@@ -19,8 +19,6 @@ from tunemill_operator.engine.volumes import Platform
 
 LASTING = frozenset({Reason.EVICTED, Reason.NO_PROGRESS, Reason.OUT_OF_MEMORY})
 """Failures that stay until somebody asks, although the Job that showed them is deleted."""
-SETTLING = timedelta(seconds=5)
-"""How long the pods of an ended Job may be seen later than its end: the two are watched on streams of their own."""
 
 
 @dataclass(frozen=True)
@@ -147,10 +145,13 @@ class Case:
         )
 
     def settled(self, job: Job) -> bool:
-        """Tell whether all is seen that the pods of an ended Job will say."""
+        """Tell whether all is seen that the pods of an ended Job have said.
+
+        Jobs and pods are watched on streams of their own, of which one may lag or have died: what has not come is not
+        yet what is not there, and a stage whose report was only late must not be done again.
+        """
         pods = self.observed.pods_of(job)
-        late = job.finished_at is None or self.now - job.finished_at > SETTLING
-        return late or (bool(pods) and all(pod.terminal for pod in pods))
+        return self.observed.pods_listed or (bool(pods) and all(pod.terminal for pod in pods))
 
 
 def case_of(finetune: FineTune, terms: Terms, observed: Observed, platform: Platform, now: datetime) -> Case:

@@ -65,6 +65,8 @@ class Observed:
     pods: tuple[Pod, ...] = ()
     complaints: tuple[Complaint, ...] = ()
     progress: Progress | None = None
+    pods_listed: bool = False
+    """Whether the pods were just listed, so that what is not among them does not exist."""
     refusal: Refusal | None = None
     """Set when the Job that the last plan asked for was refused."""
     queueing: Queueing | None = None

@@ -58,6 +58,8 @@ class Plan:
     announcements: tuple[Announcement, ...] = ()
     requeue_after: timedelta | None = None
     """When to look again although nothing is seen to change."""
+    needs_pods: bool = False
+    """Whether the object's pods are to be listed, and the plan to be made anew, before anything is done."""
 
 
 def plan(finetune: FineTune, observed: Observed, platform: Platform, now: datetime) -> Plan:
@@ -98,6 +100,7 @@ def plan(finetune: FineTune, observed: Observed, platform: Platform, now: dateti
         status=status,
         announcements=announcements(before, status),
         requeue_after=_requeue_after(case, step),
+        needs_pods=step.needs_pods,
     )
 
 
@@ -225,7 +228,7 @@ def _ended(case: Case) -> Step | None:
     if job is None or not job.finished:
         return None
     if not case.settled(job):
-        return Step(at_work(case), requeue_after=timedelta(seconds=1))
+        return Step(at_work(case), needs_pods=True)
     if not case.as_asked:
         return Step(
             Situation(phase_before(case.work), "Retrying", f"Job {job.meta.name} is tried again"), delete=(job,)

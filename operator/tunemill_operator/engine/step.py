@@ -23,6 +23,8 @@ class Step:
     requeue_after: timedelta | None = None
     ledger: Ledger | None = None
     """Set when something else is to be recorded than what was found."""
+    needs_pods: bool = False
+    """Whether it may conclude something else once the object's pods were listed."""
 
     @property
     def is_at_rest(self) -> bool:

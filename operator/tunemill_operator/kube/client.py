@@ -131,6 +131,13 @@ class KubeClient:
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
         return await self.request("PATCH", f"{FINETUNES.path(namespace, name)}/status", query, body, APPLY_PATCH)
 
+    async def pods_of(self, namespace: str, finetune: str) -> tuple[list[Json], int]:
+        """Return the pods of a FunctionCallFineTune, and the resource version at which they were listed."""
+        theirs, found, version = replace(PODS, selector=f"{LABEL_FINETUNE}={finetune}"), list[Json](), 0
+        async for page, version in self.pages(theirs, namespace):  # noqa: B007 - that of the last page
+            found += page
+        return found, version
+
     async def warnings_in(self, namespace: str) -> list[Json]:
         """Return the Warning events of a namespace."""
         warnings = replace(CORE_EVENTS, fields="type=Warning")

@@ -75,6 +75,16 @@ class Store(Generic[View]):
         """Return the objects that concern the FunctionCallFineTune of this key."""
         return tuple(self._objects[uid] for uid in self._by_key.get(key, ()))
 
+    def complete(self, key: Key, bodies: Iterable[Mapping[str, Any]], version: int) -> None:
+        """Take in all objects that concern this key, as a list at that version has them; what it lacks is gone."""
+        listed = set()
+        for body in bodies:
+            self.put(body)
+            listed.add(body["metadata"]["uid"])
+        for view in self.of(key):
+            if view.meta.uid not in listed and view.meta.resource_version <= version:
+                self.remove(view.meta.uid)
+
     def get(self, uid: str) -> View | None:
         """Return the object with this uid."""
         return self._objects.get(uid)

@@ -75,6 +75,10 @@ class Reconciler:
         now = datetime.now(UTC).replace(microsecond=0)
         observed = await self._observe(key, finetune, now)
         decided = plan(finetune, observed, self.platform(), now)
+        if decided.needs_pods:
+            self.cache.pods.complete(key, *await self.client.pods_of(*key))
+            observed = replace(observed, pods=self.cache.pods.of(key), pods_listed=True)
+            decided = plan(finetune, observed, self.platform(), now)
         told.at(decided.status or finetune.status)
         if refusal := await self._act(decided):
             decided = plan(finetune, replace(observed, refusal=refusal), self.platform(), now)

@@ -1,5 +1,6 @@
 """What the operator decides, rule by rule."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -525,8 +526,10 @@ def test_a_job_whose_pod_vanished_before_its_report_was_read_is_done_again() -> 
     assert labels(world) == ["prepare", "prepare", "train", "publish"]
 
 
-def test_the_end_of_a_job_is_not_judged_before_its_pod_is_seen_to_end() -> None:
-    """Jobs and pods are watched on different streams: the report may arrive a moment after the end."""
+@pytest.mark.parametrize("seconds", [0, 3600])
+@pytest.mark.parametrize("seen", ["running", "nothing"])
+def test_the_end_of_a_job_is_not_judged_before_its_pods_were_seen_or_listed(seen: str, seconds: int) -> None:
+    """Jobs and pods are watched on different streams: the report may arrive after the end, however long after."""
     world = World()
     world.settle()
     (pod,) = world.pods.values()
@@ -537,10 +540,12 @@ def test_the_end_of_a_job_is_not_judged_before_its_pod_is_seen_to_end() -> None:
     ended = pod["status"]["containerStatuses"][0]["state"]
     world.job_controller()
     pod["status"] |= {"phase": "Running", "containerStatuses": [{"name": "prepare", "state": running}]}
-    decided = world.reconcile()
+    observed = world.observed() if seen == "running" else replace(world.observed(), pods=())
+    decided = plan(world.finetune, observed, world.platform, at(world.seconds + seconds))
+    assert decided.needs_pods
     assert decided.actions == ()
-    assert world.status.failure is None
-    assert decided.requeue_after is not None
+    assert decided.status is not None
+    assert decided.status.failure is None
     pod["status"] |= {"phase": "Succeeded", "containerStatuses": [{"name": "prepare", "state": ended}]}
     world.settle()
     assert labels(world) == ["prepare", "train"]

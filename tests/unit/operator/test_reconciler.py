@@ -6,8 +6,9 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
-from property.builders import PLATFORM, a_finetune_body
+from property.builders import PLATFORM, a_finetune_body, a_report
 from tunemill_api.constants import LABEL_FINETUNE, LABEL_QUEUE
+from tunemill_api.stage_report import Stage
 from tunemill_operator.kube.client import JOBS, Resource
 from tunemill_operator.kube.errors import (
     ConflictError,
@@ -47,6 +48,7 @@ class Client:
         self.jobs: dict[str, Json] = {}
         self.said: list[str] = []
         self.errors: dict[str, KubeError] = {}
+        self.pods: list[Json] = []
         self.refusals: list[str] = []
         """What is said against the next statuses."""
 
@@ -83,6 +85,11 @@ class Client:
         self.version += 1
         self.finetune["metadata"]["resourceVersion"] = str(self.version)
         return deepcopy(self.finetune)
+
+    async def pods_of(self, namespace: str, finetune: str) -> tuple[list[Json], int]:
+        """List the pods."""
+        self._answer("pods")
+        return deepcopy(self.pods), self.version
 
     async def warnings_in(self, namespace: str) -> list[Json]:
         """Return no events."""
@@ -180,6 +187,48 @@ def test_while_new_objects_wait_for_their_jobs_statuses_are_written_later(jump: 
         assert operation.client.said[-1] == "status"
 
     jump(story())
+
+
+def test_a_report_that_no_watch_has_brought_is_fetched_before_a_stage_is_done_again(jump: Jump) -> None:
+    """Its watch has died, or lags: the Job is seen to be complete, and of its pod nothing."""
+
+    async def story() -> None:
+        operation = Operation()
+        await operation.reconcile()
+        (job,) = operation.client.jobs.values()
+        done = {"type": "Complete", "status": "True", "lastTransitionTime": "2026-11-21T12:00:00Z"}
+        job["status"] = {"conditions": [done]}
+        operation.cache.jobs.put(operation.client.keep(job))
+        operation.client.pods = [a_pod_of(job, a_report(Stage.PREPARE))]
+        operation.client.said.clear()
+        await operation.reconcile()
+        assert "delete" not in operation.client.said
+        assert operation.client.said[:2] == ["pods", "create"]
+        assert len(operation.client.jobs) == 2
+
+    jump(story())
+
+
+def a_pod_of(job: Json, message: str) -> Json:
+    """Return a pod of this Job that has ended well."""
+    metadata = job["metadata"]
+    times = {"startedAt": "2026-11-21T12:00:00Z", "finishedAt": "2026-11-21T12:00:00Z"}
+    ended = {"exitCode": 0, "message": message, **times}
+    return {
+        "metadata": {
+            "name": f"{metadata['name']}-x1",
+            "namespace": metadata["namespace"],
+            "uid": "uid-of-the-pod",
+            "resourceVersion": "150",
+            "creationTimestamp": "2026-11-21T12:00:00Z",
+            "labels": metadata["labels"],
+            "ownerReferences": [{"uid": metadata["uid"], "controller": True}],
+        },
+        "status": {
+            "phase": "Succeeded",
+            "containerStatuses": [{"name": "prepare", "image": "i", "state": {"terminated": ended}}],
+        },
+    }
 
 
 def test_events_follow_the_status_and_only_if_it_was_written(jump: Jump) -> None:
