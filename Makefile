@@ -65,11 +65,11 @@ test-unit: $(READY) ## Fast tests of single parts
 
 .PHONY: test-property
 test-property: $(READY) ## Random sequences of edits and failures against the engine
-	@$(PYTEST) tests/property
+	@$(PYTEST) $(PARALLEL) tests/property
 
 .PHONY: test-kube
 test-kube: $(READY) ## The operator against a real API server, without a node
-	@$(PYTEST) tests/kube tests/chaos
+	@$(PYTEST) $(PARALLEL) --dist loadfile tests/kube tests/chaos
 
 .PHONY: test-chaos
 test-chaos: $(READY) ## 300 objects while everything breaks, 30 minutes of churn; `make test` does both in small
@@ -81,7 +81,7 @@ test-learn: $(READY) ## Real training on the CPU
 
 .PHONY: test-platform
 test-platform: $(READY) ## What platform teams rely on, against a real API server and the real engines
-	@$(PYTEST) tests/platform
+	@$(PYTEST) $(PARALLEL) --dist loadfile tests/platform
 
 .PHONY: test-e2e
 test-e2e: $(READY) ## The chart, the images and real pods on a local cluster

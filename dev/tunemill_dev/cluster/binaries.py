@@ -100,7 +100,7 @@ def prune(*, in_use: Iterable[Path]) -> None:
     current = {folder(group).name for group in (*ALL, KUBEFLOW, KWOK, KUEUE, PROMTOOL, GITOPS)}
     plans = "".join(plan.read_text() for plan in in_use if plan.exists())
     for old in (home() / "bin").glob("*-*/"):
-        if old.name not in current and f"/{old.name}/" not in plans:
+        if old.name.removesuffix(".partial") not in current and f"/{old.name}/" not in plans:
             shutil.rmtree(old)
 
 
