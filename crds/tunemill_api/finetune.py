@@ -305,7 +305,6 @@ class Training(ApiModel):
     """Train for so many optimizer steps instead of epochs; 0 means epochs."""
     learning_rate: Annotated[
         Number,
-        OptionalDataUri,
         Field(
             json_schema_extra=rules(
                 rule(
