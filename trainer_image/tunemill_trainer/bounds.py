@@ -31,20 +31,21 @@ class TimeBound:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._outer: list[float] = []
+        self._outer: list[tuple[float, float]] = []
         self._listens = False
 
     def __enter__(self) -> Self:
         if not self._listens:  # signal.signal costs more than all the rest
             signal.signal(signal.SIGVTALRM, _give_up)
             self._listens = True
-        self._outer.append(signal.setitimer(signal.ITIMER_VIRTUAL, self._seconds)[0])
+        # Again and again: what is raised while an object is being finalized is lost.
+        self._outer.append(signal.setitimer(signal.ITIMER_VIRTUAL, self._seconds, self._seconds))
         return self
 
     def __exit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        signal.setitimer(signal.ITIMER_VIRTUAL, self._outer.pop())
+        signal.setitimer(signal.ITIMER_VIRTUAL, *self._outer.pop())
         if isinstance(error, _OutOfTime):
             raise OutOfBoundsError(f"takes more than {self._seconds:g} s of the processor") from None
 

@@ -1,5 +1,6 @@
 """The requests that the operator makes: plain JSON in and out, every one bounded in time and counted."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -97,11 +98,20 @@ class KubeClient:
         """Yield the objects of a kind page by page, each with the resource version at which the list was taken."""
         query = {"labelSelector": resource.selector, "fieldSelector": resource.fields, "limit": str(PAGE)}
         while True:
-            page = await self.request("GET", resource.path(namespace), query)
+            page = await self._page(resource.path(namespace), query)
             yield page["items"], int(page["metadata"]["resourceVersion"])
             if not page["metadata"].get("continue"):
                 return
             query["continue"] = page["metadata"]["continue"]
+
+    async def _page(self, path: str, query: Mapping[str, str]) -> Json:
+        """Return a page; a long list must not fail as a whole because one of its many requests did."""
+        for wait in (0.2, 0.5, 1.0):
+            try:
+                return await self.request("GET", path, query)
+            except UnavailableError as error:
+                await asyncio.sleep(error.retry_after or wait)
+        return await self.request("GET", path, query)
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Json:
         """Return an object."""

@@ -137,6 +137,21 @@ async def test_lists_are_read_page_by_page(tmp_path: Path) -> None:
     assert asked[1]["continue"] == "more"
 
 
+async def test_a_page_that_is_refused_for_the_moment_is_asked_for_again(tmp_path: Path) -> None:
+    """Among fifty pages one fails soon, and a list that began anew each time would never end."""
+    answers = iter([429, 200, 500, 200])
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if (status := next(answers)) != 200:
+            return web.json_response({"message": "not now"}, status=status)
+        more = {} if "continue" in request.query else {"continue": "more"}
+        return web.json_response({"items": [{}], "metadata": {"resourceVersion": "7", **more}})
+
+    async with a_client(handler, tmp_path) as (client, _):
+        pages = [page async for page in client.pages(JOBS, None)]
+    assert pages == [([{}], 7), ([{}], 7)]
+
+
 async def test_the_status_is_applied_to_the_version_that_was_decided_on(tmp_path: Path) -> None:
     """Server-side apply by our own field manager, on the status alone."""
     seen: dict[str, Any] = {}

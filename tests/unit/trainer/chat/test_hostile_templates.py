@@ -1,5 +1,6 @@
 """Chat templates that attack: they come from ConfigMaps and from repositories on the Hub, and run in our process."""
 
+import gc
 import time
 
 import pytest
@@ -34,13 +35,14 @@ GREEDY = [
 ]
 DEEP = ["{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "{% if 1 %}" * 3000 + "{% endif %}" * 3000]
 
-SAID = ("SecurityError", "is undefined", "no loader", "takes more than 0.1 s", "needs more than 64 MiB", "without end")
+SAID = ("SecurityError", "is undefined", "no loader", "takes more than 0.3 s", "needs more than 64 MiB", "without end")
 
 
 @pytest.fixture(autouse=True)
 def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What runs into a bound does so soon."""
-    monkeypatch.setattr(rendering, "TIME", TimeBound(seconds=0.1))
+    """What runs into a bound does so soon; what other tests left is not finalized on its account."""
+    gc.collect()
+    monkeypatch.setattr(rendering, "TIME", TimeBound(seconds=0.3))
     for module in (rendering, encoding):
         monkeypatch.setattr(module, "MEMORY", MemoryBound(64 << 20))
 
