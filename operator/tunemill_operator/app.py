@@ -34,7 +34,7 @@ from tunemill_operator.runtime.queue import WorkQueue
 from tunemill_operator.runtime.reconciler import Reconciler
 from tunemill_operator.runtime.reconciliation import Request
 from tunemill_operator.runtime.recorder import Recorder
-from tunemill_operator.runtime.resync import NewKindError, Resync
+from tunemill_operator.runtime.resync import KindsChangedError, Resync
 from tunemill_operator.runtime.warnings import Warnings
 from tunemill_operator.runtime.workers import WorkObserver, work
 from tunemill_operator.settings import Settings, SettingsError
@@ -168,7 +168,7 @@ class _Process:
                 group.create_task(work(queue, reconciler.reconcile, settings.workers, self._witnesses))
                 group.create_task(resync.run(settings.resync_seconds))
                 group.create_task(self._renew())
-        except* (handlers.WatchError, NewKindError) as ended:
+        except* (handlers.WatchError, KindsChangedError) as ended:
             for error in ended.exceptions:
                 log.error("%s; the process ends, to begin anew", error)
 

@@ -25,8 +25,8 @@ LISTED_SECONDS = 3.0
 """The caches are compared so long after a watch has told the last object of its list."""
 
 
-class NewKindError(Exception):
-    """A kind is served by now that was not when the watches began: the process has to begin anew."""
+class KindsChangedError(Exception):
+    """Other kinds are served than when the watches began: the process has to begin anew."""
 
 
 class ResyncObserver(Protocol):
@@ -87,8 +87,9 @@ class Resync:
         time that has passed, is acted upon.
 
         Raises:
-            NewKindError: when the CRD of FineTuneProfile has come.
+            KindsChangedError: when a CRD has come or gone.
         """
+        self.listed()  # kopf is silent about a kind that was gone just when it looked
         clock = asyncio.get_running_loop().time
         while True:
             whole = clock() + period * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
@@ -96,8 +97,10 @@ class Resync:
                 await self._due(whole)
                 try:
                     if not self.profiles_served and await self._profiles_discovered():
-                        raise NewKindError("the CRD of FineTuneProfile is installed by now")
+                        raise KindsChangedError("the CRD of FineTuneProfile is installed by now")
                     self.observer.diverged(await self._compare())
+                except NotFoundError as error:
+                    raise KindsChangedError(f"a CRD was removed: {error}") from error
                 except KubeError as error:
                     log.warning("the caches could not be compared: %s", error)
             self._enqueue_all()

@@ -23,7 +23,7 @@ from tunemill_operator.runtime.cache import Cache
 from tunemill_operator.runtime.queue import QueueClosedError, WorkQueue
 from tunemill_operator.runtime.reconciler import Reconciler
 from tunemill_operator.runtime.recorder import Recorder
-from tunemill_operator.runtime.resync import NewKindError, Resync
+from tunemill_operator.runtime.resync import KindsChangedError, Resync
 from tunemill_operator.runtime.warnings import Warnings
 from tunemill_operator.runtime.workers import FINISH_SECONDS, work
 
@@ -548,12 +548,29 @@ def test_a_cluster_without_profiles_is_served_until_it_has_some(jump: Jump, capl
         await resync.prime()
         assert not resync.profiles_served
         assert "list finetuneprofiles" not in client.said
-        with pytest.raises(NewKindError, match="FineTuneProfile is installed by now"):
+        with pytest.raises(KindsChangedError, match="FineTuneProfile is installed by now"):
             await resync.run(300)
 
     with caplog.at_level("WARNING"):
         jump(story())
     assert "the CRD of FineTuneProfile is not installed" in caplog.text
+
+
+def test_a_crd_that_goes_before_its_watch_begins_is_noticed_within_seconds(jump: Jump) -> None:
+    """The watch would never begin, and nobody would ever hear of it."""
+
+    async def story() -> None:
+        operation = Operation()
+        client: Any = operation.client
+        resync = Resync(client, operation.cache, operation.queue, Counter(), [])
+        await resync.prime()
+        client.errors["list functioncallfinetunes"] = NotFoundError("404 page not found", 404)
+        begun = asyncio.get_running_loop().time()
+        with pytest.raises(KindsChangedError, match="was removed"):
+            await resync.run(300)
+        assert asyncio.get_running_loop().time() - begun < 10
+
+    jump(story())
 
 
 def test_an_operator_that_is_to_do_without_profiles_asks_for_none(jump: Jump) -> None:
