@@ -88,6 +88,9 @@ async def watch(
         _, late = await asyncio.wait([operator], timeout=STOP_SECONDS)
         for task in late:
             task.cancel()
+        for task in tasks:
+            if task.done() and not task.cancelled():
+                task.exception()  # kopf has logged it; asked for by nobody, it would be logged once more
 
 
 def _register(
