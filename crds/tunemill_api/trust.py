@@ -4,6 +4,7 @@ import os
 import re
 import ssl
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,8 @@ VARIABLES: Final = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE")
 _PEM: Final = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
+# A hundred and fifty public ones are read for it, and the operator asks every ten seconds.
+@lru_cache(maxsize=1)
 def beside_public(text: str) -> str:
     """Return the certificates of a bundle that are not public ones: bundles of whole systems hold these as well.
 
