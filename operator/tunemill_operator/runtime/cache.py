@@ -1,7 +1,7 @@
 """The newest known view of every object that concerns the operator."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 from tunemill_operator.engine.objects import (
@@ -81,9 +81,7 @@ class Store(Generic[View]):
         for body in bodies:
             self.put(body)
             listed.add(body["metadata"]["uid"])
-        for view in self.of(key):
-            if view.meta.uid not in listed and view.meta.resource_version <= version:
-                self.remove(view.meta.uid)
+        self._drop(self.of(key), listed, version)
 
     def get(self, uid: str) -> View | None:
         """Return the object with this uid."""
@@ -95,13 +93,12 @@ class Store(Generic[View]):
 
     def prune(self, listed: Iterable[str], version: int, namespace: str | None = None) -> list[Key]:
         """Take out what a complete list (of one namespace) at that version does not have; return the keys concerned."""
-        present = set(listed)
-        ghosts = [
-            uid
-            for uid, view in self._objects.items()
-            if uid not in present and view.meta.resource_version <= version and namespace in (None, view.meta.namespace)
-        ]
-        return [key for uid in ghosts if (key := self.remove(uid))]
+        return self._drop((view for view in self if namespace in (None, view.meta.namespace)), set(listed), version)
+
+    def _drop(self, views: Iterable[View], listed: Collection[str], version: int) -> list[Key]:
+        """Take out those that a list at that version would have and has not; return the keys concerned."""
+        ghosts = [view.meta for view in views if view.meta.uid not in listed and view.meta.resource_version <= version]
+        return [key for meta in ghosts if (key := self.remove(meta.uid))]
 
     def __iter__(self) -> Iterator[View]:
         return iter(tuple(self._objects.values()))
