@@ -3,14 +3,12 @@
 `--check` writes nothing and fails when a file differs from what would be written.
 """
 
-import argparse
 import re
-import sys
-from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tunemill_api import generated
 from tunemill_api.constants import GROUP, PLURAL, PROFILE_PLURAL
 from tunemill_api.crd import custom_resource_definition, profile_resource_definition
 from tunemill_api.reference import api_page, failures_page, profile_page
@@ -26,28 +24,6 @@ def generated_files() -> dict[str, str]:
         "docs/reference/profiles.md": profile_page(),
         "docs/reference/failures.md": failures_page(),
     }
-
-
-def main() -> int:
-    """Write the files, or tell which are out of date."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("root", type=Path, help="the repository's root")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail when a file is out of date")
-    arguments = parser.parse_args()
-    stale = []
-    for name, content in generated_files().items():
-        path: Path = arguments.root / name
-        if path.exists() and path.read_text() == content:
-            continue
-        stale.append(name)
-        if not arguments.check:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content)
-    if stale and arguments.check:
-        print(f"out of date, run `make generate`: {', '.join(stale)}", file=sys.stderr)
-        return 1
-    print(f"generated: {', '.join(stale) or 'nothing changed'}")
-    return 0
 
 
 def _as_yaml(definition: dict[str, Any]) -> str:
@@ -69,4 +45,4 @@ _Plain.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[0-9]+[eE]
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(generated.main(__doc__, lambda _: generated_files()))

@@ -48,33 +48,19 @@ PROFILE_COLUMNS = [
 
 def custom_resource_definition() -> dict[str, Any]:
     """Return the CRD of FunctionCallFineTune, ready to be written as YAML."""
-    names = {
-        "kind": KIND,
-        "listKind": f"{KIND}List",
-        "plural": PLURAL,
-        "singular": SINGULAR,
-        "shortNames": [SHORT_NAME],
-        "categories": ["tunemill"],
-    }
     version = {
         "subresources": {"status": {}},
         "additionalPrinterColumns": _columns(COLUMNS),
         "selectableFields": [{"jsonPath": ".spec.baseModel.id"}],
     }
+    names = _names(KIND, PLURAL, SINGULAR, SHORT_NAME)
     return _definition(names, "Namespaced", version, object_schema())
 
 
 def profile_resource_definition() -> dict[str, Any]:
     """Return the CRD of FineTuneProfile, ready to be written as YAML."""
-    names = {
-        "kind": PROFILE_KIND,
-        "listKind": f"{PROFILE_KIND}List",
-        "plural": PROFILE_PLURAL,
-        "singular": PROFILE_SINGULAR,
-        "shortNames": [PROFILE_SHORT_NAME],
-        "categories": ["tunemill"],
-    }
     version = {"additionalPrinterColumns": _columns(PROFILE_COLUMNS)}
+    names = _names(PROFILE_KIND, PROFILE_PLURAL, PROFILE_SINGULAR, PROFILE_SHORT_NAME)
     return _definition(names, "Cluster", version, profile_schema())
 
 
@@ -112,6 +98,17 @@ def _object(kind: str, what: str, parts: Schema) -> Schema:
             "metadata": {"type": "object"},
             **parts,
         },
+    }
+
+
+def _names(kind: str, plural: str, singular: str, short_name: str) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "listKind": f"{kind}List",
+        "plural": plural,
+        "singular": singular,
+        "shortNames": [short_name],
+        "categories": ["tunemill"],
     }
 
 

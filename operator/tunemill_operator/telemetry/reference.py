@@ -3,11 +3,8 @@
 `--check` writes nothing and fails when the page differs from what would be written.
 """
 
-import argparse
-import sys
-from pathlib import Path
-
 from prometheus_client.metrics import MetricWrapperBase
+from tunemill_api import generated
 
 from tunemill_operator.telemetry.metrics import Metrics
 
@@ -26,23 +23,6 @@ def metrics_page() -> str:
         lines += ["", f"## {title}", "", "| metric | type | labels | meaning |", "|---|---|---|---|"]
         lines += [row for name, row in _rows() if name.startswith("tunemill_") is own]
     return "\n".join([*lines, ""])
-
-
-def main() -> int:
-    """Write the page, or tell that it is out of date."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("root", type=Path, help="the repository's root")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail when the page is out of date")
-    arguments = parser.parse_args()
-    path: Path = arguments.root / PAGE
-    if path.exists() and path.read_text() == metrics_page():
-        return 0
-    if arguments.check:
-        print(f"out of date, run `make generate`: {PAGE}", file=sys.stderr)
-        return 1
-    path.write_text(metrics_page())
-    print(f"generated: {PAGE}")
-    return 0
 
 
 def _rows() -> list[tuple[str, str]]:
@@ -66,4 +46,4 @@ def _rows() -> list[tuple[str, str]]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(generated.main(__doc__, lambda _: {PAGE: metrics_page()}))
