@@ -1,21 +1,14 @@
-"""One control plane for all tests of this folder; each test has a namespace of its own."""
+"""The fixtures of tests/kube, and a cluster as a platform team finds it."""
 
-import re
 from collections.abc import Iterator
 
 import pytest
 from chart.releases import TEAMS, Cluster
 from chart.rendering import NAMESPACE
-from kube.operators import Operator, an_operator
-from kube.plane import Namespace, Plane, a_plane
+from kube.fixtures import namespace, operator, plane
 from tunemill_dev.cluster import control_plane
 
-
-@pytest.fixture(scope="session")
-def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
-    """A control plane with the CRD and the fake kubelet."""
-    with a_plane(tmp_path_factory.mktemp("plane")) as plane:
-        yield plane
+__all__ = ["bare_cluster", "namespace", "operator", "plane"]
 
 
 @pytest.fixture(scope="session")
@@ -26,22 +19,7 @@ def bare_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """
     with control_plane(tmp_path_factory.mktemp("bare")) as running:
         cluster = Cluster(running.kubeconfig, running.kubectl)
-        for namespace in (NAMESPACE, *TEAMS):
-            assert cluster.kubectl("create", "namespace", namespace).returncode == 0
-            cluster.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+        for name in (NAMESPACE, *TEAMS):
+            assert cluster.kubectl("create", "namespace", name).returncode == 0
+            cluster.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
         yield cluster
-
-
-@pytest.fixture
-def namespace(plane: Plane, request: pytest.FixtureRequest) -> Namespace:
-    """A namespace named after the test; it refuses pods that are not restricted."""
-    words = re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower()).strip("-")
-    return plane.namespace(words[:50].strip("-"), {"pod-security.kubernetes.io/enforce": "restricted"})
-
-
-@pytest.fixture(scope="module")
-def operator(plane: Plane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
-    """An operator that serves all namespaces."""
-    log = tmp_path_factory.mktemp("operator") / "operator.log"
-    with an_operator(plane.kubeconfig, log, "--no-leader-election") as operator:
-        yield operator
