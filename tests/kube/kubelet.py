@@ -8,11 +8,12 @@ from typing import Any
 
 import urllib3
 from kube.api import STRATEGIC_PATCH, Api, ApiError
-from property.builders import a_failure_report, a_report
+from property.builders import a_failure_report
 from tunemill_api.constants import ANNOTATION_RUN_SPEC, LABEL_FINETUNE
 from tunemill_api.failures import FAILURES, Reason
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage
+from tunemill_dev.played import a_report
 
 NODE = "fake-node"
 LIVE_PODS = f"/api/v1/pods?labelSelector={LABEL_FINETUNE}&fieldSelector=status.phase!=Succeeded,status.phase!=Failed"

@@ -3,9 +3,9 @@
 import pytest
 from kube.kubelet import Ends, Runs, eventually
 from kube.plane import Namespace, Plane
-from property.builders import a_report
 from tunemill_api.constants import ANNOTATION_REQUESTED_AT, PLURAL
 from tunemill_api.stage_report import Stage
+from tunemill_dev.played import a_report
 
 pytestmark = pytest.mark.usefixtures("operator")
 

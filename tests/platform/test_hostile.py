@@ -8,11 +8,12 @@ import pytest
 from kube.kubelet import Ends, eventually
 from kube.operators import Operator
 from kube.plane import Namespace, Plane
-from property.builders import a_report, texts_in
+from property.builders import texts_in
 from tunemill_api.constants import ANNOTATION_RUN_SPEC, LABEL_FINETUNE, LABEL_STAGE, PLURAL
 from tunemill_api.failures import Reason
 from tunemill_api.plain_text import plain
 from tunemill_api.stage_report import Stage
+from tunemill_dev.played import a_report
 
 Json = dict[str, Any]
 NASTY = "a\n\x1b[2K\x9b31m\u202e<script>"

@@ -8,15 +8,6 @@ from typing import Any
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.stage_report import Stage, StageReport, failure_of
-from tunemill_api.status import (
-    DatasetFacts,
-    EvaluationFacts,
-    MetricFacts,
-    PreparedFacts,
-    PublishedFacts,
-    ServingFacts,
-    TrainedFacts,
-)
 from tunemill_operator.engine.profiles import Profile, profile_of
 from tunemill_operator.engine.volumes import Platform
 
@@ -92,58 +83,6 @@ def a_profile(name: str = "gold", **spec: Any) -> Profile:
             "spec": spec,
         }
     )
-
-
-def prepared_facts(key: str = "0123456789abcdef") -> PreparedFacts:
-    """Return what prepare found in a hundred rows."""
-    data = DatasetFacts(format="OpenAI", rows=100, train_rows=90, evaluation_rows=10)
-    return PreparedFacts(
-        key=key, base_model_revision="c0ffee" * 6, dataset_digest="sha256:d1", tokenizer_mode="Extend", dataset=data
-    )
-
-
-def trained_facts() -> TrainedFacts:
-    """Return a short training run."""
-    return TrainedFacts(steps=12, loss="0.2347", train_seconds=60, device="cpu", adapter="s3://team-a-data/x/adapter")
-
-
-def evaluation_facts(tuned: str = "0.9000", base: str = "0.1000", published: str = "") -> EvaluationFacts:
-    """Return the judgement of ten rows."""
-    exact = MetricFacts(name="exact_match", base=base, tuned=tuned, published=published, cases=10)
-    return EvaluationFacts(rows=10, metrics=[exact])
-
-
-def published_facts(*, draft: bool = False) -> PublishedFacts:
-    """Return what was pushed, and how it is served."""
-    serving = ServingFacts(target="vLLM", merged=False, adapter_servable=True, command="vllm serve a-base")
-    return PublishedFacts(
-        repository="acme/support-tools",
-        revision="feed" * 10,
-        branch="tunemill-draft-1234" if draft else "main",
-        url="https://huggingface.co/acme/support-tools/tree/feed",
-        serving=serving,
-        draft=draft,
-    )
-
-
-def a_report(
-    stage: Stage,
-    *,
-    executed: bool = True,
-    tuned: str = "0.9000",
-    published: str = "",
-    key: str = "0123456789abcdef",
-    draft: bool = False,
-) -> str:
-    """Return the termination message of a stage that has succeeded."""
-    facts: dict[str, Any] = {
-        Stage.PREPARE: {"prepared": prepared_facts(key)},
-        Stage.TRAIN: {"trained": trained_facts()},
-        Stage.EVALUATE: {"evaluation": evaluation_facts(tuned, published=published)},
-        Stage.PUBLISH: {"published": published_facts(draft=draft)},
-    }[stage]
-    report = StageReport(stage=stage, key=key, executed=executed, started_at=NOON, finished_at=at(1), **facts)
-    return report.termination_message()
 
 
 def a_failure_report(stage: Stage, reason: Reason, message: str = "it went wrong") -> str:

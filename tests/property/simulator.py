@@ -8,23 +8,14 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from property.builders import (
-    NOON,
-    PLATFORM,
-    a_failure_report,
-    a_finetune_body,
-    a_report,
-    at,
-    evaluation_facts,
-    merged,
-    text,
-)
+from property.builders import NOON, PLATFORM, a_failure_report, a_finetune_body, at, merged, text
 from tunemill_api.constants import ANNOTATION_RUN_SPEC, LABEL_QUEUE
 from tunemill_api.failures import FAILURES, Reason
 from tunemill_api.gates import is_draft
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import TrainerStatus
+from tunemill_dev.played import a_report, evaluation_facts
 from tunemill_operator.engine.objects import FineTune, finetune_of, job_of, pod_of
 from tunemill_operator.engine.observe import Complaint, Observed, Progress, Queueing, Refusal
 from tunemill_operator.engine.plan import CreateJob, DeleteJob, Plan, plan

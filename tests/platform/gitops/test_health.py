@@ -14,11 +14,11 @@ from gitops.engines import FLUX_FINETUNES, REPOSITORY, Verdict, health
 from kube.kubelet import Ends, Runs, Waits, eventually, fails
 from kube.operators import an_operator
 from kube.plane import Json, Namespace, Plane
-from property.builders import a_report
 from tunemill_api.constants import ANNOTATION_REQUESTED_AT, API_VERSION, PLURAL
 from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import Phase
+from tunemill_dev.played import a_report
 
 PAGE = REPOSITORY / "docs" / "how-to" / "gitops.md"
 MISSED_GATE = [{"metric": "exact_match", "min": "0.95"}]

@@ -5,9 +5,10 @@ import json
 import pytest
 from kube.kubelet import Ends, eventually
 from kube.plane import Json, Namespace, Plane
-from property.builders import a_report, a_spec
+from property.builders import a_spec
 from tunemill_api.constants import API_VERSION, KIND, PLURAL
 from tunemill_api.stage_report import Stage
+from tunemill_dev.played import a_report
 
 pytestmark = pytest.mark.usefixtures("operator")
 

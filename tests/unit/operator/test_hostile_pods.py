@@ -4,9 +4,10 @@ import json
 import logging
 
 import pytest
-from property.builders import a_report, texts_in
+from property.builders import texts_in
 from tunemill_api.plain_text import plain
 from tunemill_api.stage_report import Stage
+from tunemill_dev.played import a_report
 from tunemill_operator.engine.attempts import report_of
 from tunemill_operator.engine.failures import MESSAGE_LENGTH, shortened
 from tunemill_operator.engine.objects import Container, Ended

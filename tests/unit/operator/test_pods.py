@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 from kubernetes.client import V1Job
-from property.builders import a_finetune_body, a_spec, parsed, prepared_facts
+from property.builders import a_finetune_body, a_spec, parsed
 from tunemill_api import constants
 from tunemill_api.failures import FINAL_EXIT_CODES
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import StageState, StageStatus
 from tunemill_api.traces import SpanRef
+from tunemill_dev.played import prepared_facts
 from tunemill_operator.engine.objects import finetune_of
 from tunemill_operator.engine.pods import job_of, pod_digest
 from tunemill_operator.engine.stages import Facts, Ledger, Work

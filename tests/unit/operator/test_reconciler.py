@@ -6,9 +6,10 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
-from property.builders import PLATFORM, a_finetune_body, a_report
+from property.builders import PLATFORM, a_finetune_body
 from tunemill_api.constants import LABEL_FINETUNE, LABEL_QUEUE
 from tunemill_api.stage_report import Stage
+from tunemill_dev.played import a_report
 from tunemill_operator.kube.client import JOBS, Resource
 from tunemill_operator.kube.errors import (
     ConflictError,

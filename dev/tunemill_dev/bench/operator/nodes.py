@@ -3,24 +3,15 @@
 import contextlib
 import json
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 from tunemill_api.constants import LABEL_STAGE
-from tunemill_api.stage_report import Stage, StageReport
-from tunemill_api.status import (
-    DatasetFacts,
-    EvaluationFacts,
-    MetricFacts,
-    PreparedFacts,
-    PublishedFacts,
-    ServingFacts,
-    TrainedFacts,
-)
+from tunemill_api.stage_report import Stage
 
 from tunemill_dev.bench.operator.api import Api, Json
 from tunemill_dev.bench.operator.contenders import started
 from tunemill_dev.cluster import binaries
+from tunemill_dev.played import a_report
 
 NODES = 10
 STAGE_MILLISECONDS = 200
@@ -81,7 +72,7 @@ def _pod_stage(label: str, work: list[Stage], done: int) -> Json:
 
     def container(number: int) -> Json:
         if number < done:
-            report = _report(work[number])
+            report = a_report(work[number])
             times = {"startedAt": _SAYS, "finishedAt": _SAYS}
             state: Json = {"terminated": {"exitCode": 0, "reason": "Completed", "message": report, **times}}
         elif number == done:
@@ -128,38 +119,3 @@ def _stage(name: str, kind: str, labels: Json, conditions: dict[str, list[str] |
             "next": {"statusTemplate": json.dumps(status)},
         },
     }
-
-
-def _report(stage: Stage) -> str:
-    """Return the termination message of a stage that has done its work."""
-    key, now = "0123456789abcdef", datetime.now(UTC)
-    facts: dict[Stage, Json] = {
-        Stage.PREPARE: {
-            "prepared": PreparedFacts(
-                key=key,
-                base_model_revision="c0ffee" * 6,
-                dataset_digest="sha256:d1",
-                tokenizer_mode="Extend",
-                dataset=DatasetFacts(format="OpenAI", rows=100, train_rows=90, evaluation_rows=10),
-            )
-        },
-        Stage.TRAIN: {
-            "trained": TrainedFacts(steps=12, loss="0.2347", train_seconds=60, device="cuda", adapter="s3://a/adapter")
-        },
-        Stage.EVALUATE: {
-            "evaluation": EvaluationFacts(
-                rows=10, metrics=[MetricFacts(name="exact_match", base="0.1000", tuned="0.9000", cases=10)]
-            )
-        },
-        Stage.PUBLISH: {
-            "published": PublishedFacts(
-                repository="acme/support-tools",
-                revision="feed" * 10,
-                branch="main",
-                url="https://hub.example.com/acme/support-tools/tree/feed",
-                serving=ServingFacts(target="vLLM", merged=False, adapter_servable=True, command="vllm serve a-base"),
-            )
-        },
-    }
-    done = StageReport(stage=stage, key=key, executed=True, started_at=now, finished_at=now, **facts[stage])
-    return done.termination_message()
