@@ -63,7 +63,7 @@ class Limits(ApiModel):
     service_accounts: Globs | None = None
     """The names in spec.compute.serviceAccountName; to name none is always allowed."""
     priority_classes: Globs | None = None
-    """The names in spec.compute.priorityClassName; to name none is always allowed."""
+    """The names in spec.compute.priorityClassName and in spec.queue.priorityClass; to name none is always allowed."""
 
 
 class FineTuneProfileSpec(ApiModel):

@@ -42,7 +42,6 @@ def test_the_adapter_is_committed_with_the_record_of_its_training(extended_run: 
     history = [json.loads(line) for line in (output / "training.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in history] == list(range(1, STEPS + 1))
     assert {"loss", "learning_rate", "grad_norm", "epoch", "tokens"} <= history[0].keys()
-    assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert list((output / "tensorboard").iterdir())
     # 128 by 1400 numbers of four bytes alone would be 717 kB.
     weights = load_file(output / "adapter" / "adapter_model.safetensors")

@@ -32,7 +32,8 @@ COMPUTE = parts(
     resources=parts(limits=DEVICES, requests=DEVICES),
     prepareResources=parts(limits=DEVICES),
 )
-WISHES = parts(compute=COMPUTE, maxGpuHours=HOURS, hub=parts(endpoint=HUBS))
+QUEUE = st.fixed_dictionaries({"name": st.just("q")}, optional={"priorityClass": st.sampled_from(["", "a", "ab", "x"])})
+WISHES = parts(compute=COMPUTE, maxGpuHours=HOURS, hub=parts(endpoint=HUBS), queue=QUEUE)
 LIMITS = parts(
     maxGpus=GPUS,
     maxGpuHours=HOURS,
@@ -77,6 +78,7 @@ def assert_within(spec: FineTuneSpec, limits: Limits, defaults: dict[str, Any]) 
         (limits.trainer_images, compute.trainer_image),
         (limits.service_accounts, compute.service_account_name),
         (limits.priority_classes, compute.priority_class_name),
+        (limits.priority_classes, spec.queue.priority_class if spec.queue else ""),
     ):
         assert allowed is None or not name or any(fnmatchcase(name, glob) for glob in allowed)
     if limits.base_models is not None or limits.hub_organizations is not None:

@@ -170,6 +170,10 @@ def _exceeding(spec: FineTuneSpec, profile: Profile) -> Iterator[_Wish]:
     ):
         if allowed is not None and wish and not _matches(wish, allowed):
             yield _Wish(path, f"limits.{limit} allows {', '.join(allowed) or 'none'}", wish)
+    first = spec.queue.priority_class if spec.queue else ""
+    if first and limits.priority_classes is not None and not _matches(first, limits.priority_classes):
+        names = ", ".join(limits.priority_classes) or "none"
+        yield _Wish("queue", f"limits.priorityClasses allows {names}", f"priorityClass: {first}")
     if limits.base_models is not None or limits.hub_organizations is not None:
         yield from _other_hub(spec, profile)
 

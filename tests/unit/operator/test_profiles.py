@@ -171,6 +171,11 @@ def test_a_reference_a_list_and_a_map_are_one_field_each() -> None:
             "limits.priorityClasses allows batch, spec.compute.priorityClassName asks for system-node-critical",
         ),
         (
+            {"priorityClasses": ["batch"]},
+            {"queue": {"name": "team-a", "priorityClass": "urgent"}},
+            "limits.priorityClasses allows batch, spec.queue asks for priorityClass: urgent",
+        ),
+        (
             {"baseModels": ["google/*"]},
             {"hub": {"endpoint": "https://elsewhere.example"}},
             "limits.baseModels holds on the Hub https://huggingface.co only, spec.hub.endpoint asks for https://else",

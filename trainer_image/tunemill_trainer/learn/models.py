@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModelForCausalLM
 from safetensors import SafetensorError
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import Quantization
@@ -103,7 +103,8 @@ def load_adapter(model: Any, folder: Path) -> Any:  # noqa: ANN401
     if is_adapter(folder):
         # AdaLoRA's saved ranks are not LoRA's rank_pattern, for which PEFT takes them here.
         warnings.filterwarnings("ignore", message="The following rank_pattern keys", category=RuntimeWarning)
-        return PeftModel.from_pretrained(model, str(folder)).eval()
+        # By its class, as an adapter that somebody else's trainer made may not say what it is for.
+        return PeftModelForCausalLM.from_pretrained(model, str(folder)).eval()
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(

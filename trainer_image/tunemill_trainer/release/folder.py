@@ -11,11 +11,12 @@ from tunemill_api.status import ServingFacts
 from tunemill_trainer.chat.rendering import ChatTemplate
 from tunemill_trainer.data.rows import Message, Role
 from tunemill_trainer.judge.parse import ReplyFormat
-from tunemill_trainer.prepared import Tokens
+from tunemill_trainer.learn.curve import read_record
+from tunemill_trainer.prepared import BaseModel, Tokens
 from tunemill_trainer.release.card import ReleaseFacts, model_card
 from tunemill_trainer.release.contract import CONTRACT, TEMPLATE, response_template
 from tunemill_trainer.release.page import PAGE_FILE
-from tunemill_trainer.release.pictures import draw_scores
+from tunemill_trainer.release.pictures import draw_loss, draw_scores
 from tunemill_trainer.release.push import CONTENTS, contents
 
 
@@ -31,8 +32,10 @@ def assemble(folder: Path, facts: ReleaseFacts, trained: Path, evaluation: Path)
         evaluation: the output of evaluate.
     """
     _teach_transformers_to_read_calls(folder, facts.tokens, ReplyFormat(facts.report.settings.reply_format))
+    if not facts.whole:
+        _name_the_base(folder / "adapter_config.json", facts.base)
     _write(folder / "generation_config.json", _generation(facts.tokens))
-    shutil.copy(trained / "loss.png", folder / "loss.png")
+    draw_loss(read_record(trained), f"{facts.run.name}: training loss", folder / "loss.png")
     draw_scores(facts.report, folder / "scores.png")
     if facts.with_page:
         shutil.copy(evaluation / PAGE_FILE, folder / PAGE_FILE)
@@ -53,6 +56,12 @@ def _teach_transformers_to_read_calls(folder: Path, tokens: Tokens, call_format:
     found = response_template(call_format, _head(template), stops)
     if found is not None:
         _write(path, config | {"response_template": found})
+
+
+def _name_the_base(path: Path, base: BaseModel) -> None:
+    """Have PEFT load the adapter on the commit that it was trained on, whoever has trained it."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    _write(path, config | {"base_model_name_or_path": base.id, "revision": base.revision})
 
 
 def _generation(tokens: Tokens) -> dict[str, Any]:

@@ -1,15 +1,22 @@
-"""The picture of the scores: each metric of base and tuned model, with its interval."""
+"""The pictures of the card: the loss of the training, and each metric of base and tuned model with its interval.
 
+The drawing library is imported where it is used, as a gate that is not passed must not wait for it.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tunemill_trainer.judge.report import Report, Share
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _BASE, _TUNED, _INK = "#b8bec7", "#2563eb", "#1f2937"
 
 
 def draw_scores(report: Report, path: Path) -> None:
     """Draw the metrics of evaluate's report that were measured into a PNG."""
-    # Imported here, as a gate that is not passed must not wait for a drawing library.
     from matplotlib.figure import Figure
 
     measured = {name: metric for name, metric in report.metrics.items() if metric.base and metric.tuned}
@@ -33,8 +40,50 @@ def draw_scores(report: Report, path: Path) -> None:
     axes.grid(axis="x", alpha=0.25)
     axes.set_axisbelow(True)
     figure.legend(loc="outside upper right", ncols=2, frameon=False)
-    # Without the version of the library, which would make another file of the same picture.
-    figure.savefig(path, metadata={"Software": None})
+    _save(figure, path)
+
+
+def draw_loss(record: Sequence[dict[str, Any]], title: str, path: Path) -> None:
+    """Draw the loss and the learning rate by optimizer step into a PNG.
+
+    Args:
+        record: one entry a log with step and loss, one an epoch with step and held_out_loss.
+        title: of the picture.
+        path: of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    history = [entry for entry in record if "loss" in entry]
+    held_out = [entry for entry in record if "held_out_loss" in entry]
+    steps = [entry["step"] for entry in history]
+    losses = [entry["loss"] for entry in history]
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    axes.plot(steps, losses, color="#9ecae1", linewidth=1, label="loss")
+    axes.plot(steps, _smooth(losses), color="#08519c", linewidth=2, label="smoothed")
+    if held_out:
+        measured = [entry["held_out_loss"] for entry in held_out]
+        axes.plot(
+            [entry["step"] for entry in held_out], measured, "o-", color="#e6550d", markersize=4, label="held out"
+        )
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss")
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.01)
+    axes.grid(axis="y", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    rate = axes.twinx()
+    rate.plot(
+        steps, [entry.get("learning_rate", 0.0) for entry in history], color="#bdbdbd", linewidth=1, linestyle="--"
+    )
+    rate.set_ylabel("learning rate (dashed)", color="#757575")
+    rate.set_ylim(bottom=0)
+    rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    rate.tick_params(axis="y", colors="#757575")
+    rate.spines[["top", "left"]].set_visible(False)
+    axes.legend(frameon=False)
+    _save(figure, path)
 
 
 def _errors(shares: list[Share]) -> list[list[float]]:
@@ -43,3 +92,17 @@ def _errors(shares: list[Share]) -> list[list[float]]:
         [max(0.0, share.share - share.low) for share in shares],
         [max(0.0, share.high - share.share) for share in shares],
     ]
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Return the exponential mean over about a twentieth of the run."""
+    weight = 2 / (1 + max(1, len(values) / 20))
+    smoothed = [values[0]]
+    for value in values[1:]:
+        smoothed.append(smoothed[-1] + weight * (value - smoothed[-1]))
+    return smoothed
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    # Without the version of the library, which would make another file of the same picture.
+    figure.savefig(path, metadata={"Software": None})

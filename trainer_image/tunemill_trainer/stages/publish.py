@@ -174,7 +174,9 @@ class _Release:
             self._push(chosen.whole, whole, replace(self._contract, artifacts=replace(chosen, adapter="")))
             self._context.progress.report(70)
         if chosen.adapter:
-            shutil.copytree(self._model, _emptied(self.folder(chosen.adapter)), dirs_exist_ok=True)
+            folder = _emptied(self.folder(chosen.adapter))
+            for source in (self._model, self._prepared.tokenizer_path):
+                shutil.copytree(source, folder, dirs_exist_ok=True)
             self._push(chosen.adapter, trained, self._contract)
         revision = self._revisions[self.repository]
         hub = spec.hub.endpoint.rstrip("/") or "https://huggingface.co"

@@ -87,7 +87,7 @@ def _train(
     output = context.folder("trained")
     own_dtype = AutoConfig.from_pretrained(base_folder).dtype or torch.float32
     save_trained(result.model, prepared.base_model(), prepared.tokenizer_path, output / "adapter", own_dtype)
-    curve.write_record(result.history, result.held_out, f"{context.run.name}: training loss", output)
+    curve.write_record(result.history, result.held_out, output)
     facts = TrainedFacts(
         steps=result.steps,
         loss=f"{curve.mean_of_last_tenth(result.history):.4f}",

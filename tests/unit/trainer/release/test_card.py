@@ -103,6 +103,7 @@ def model(folder: Path) -> Path:
     """Write what a release begins with: weights, tokenizer, template."""
     folder.mkdir()
     (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    (folder / "adapter_config.json").write_text('{"r": 8}')
     (folder / "tokenizer_config.json").write_text("{}")
     (folder / "chat_template.jinja").write_text("{% if add_generation_prompt %}<model>{% endif %}")
     Tokenizer(models.WordLevel({"<end>": 107, "<eos>": 1}, unk_token="<eos>")).save(str(folder / "tokenizer.json"))
@@ -114,7 +115,7 @@ def outputs(folder: Path) -> tuple[Path, Path]:
     trained, evaluation = folder / "trained", folder / "evaluation"
     trained.mkdir()
     evaluation.mkdir()
-    (trained / "loss.png").write_bytes(b"curve")
+    (trained / "training.jsonl").write_text('{"step": 1, "epoch": 1.0, "loss": 0.5}\n')
     (evaluation / "report.html").write_text("<html>")
     return trained, evaluation
 
