@@ -54,7 +54,7 @@ def test_a_pod_that_is_killed_in_training_goes_on_from_its_checkpoint(world: Wor
     steps = 120
     world.put_rows()
     finetune = world.apply(training={"maxSteps": steps, "checkpoint": {"everySteps": 5}})
-    finetune.follow(lambda _: has_checkpoint(world), RUN_SECONDS)
+    finetune.follow(lambda _: world.has_checkpoint(), RUN_SECONDS)
     (killed,) = finetune.pods("train")
     name = killed["metadata"]["name"]
     world.testbed.kubectl("delete", "pod", name, "--namespace", world.name, "--grace-period=1", "--wait=false")
@@ -107,8 +107,3 @@ def test_deleting_the_object_deletes_what_it_made_and_keeps_its_results(world: W
     status = world.apply().reach(Phase.SUCCEEDED, RUN_SECONDS)
     ran = stages_run(FineTuneStatus(), status)
     assert (ran["train"], ran["evaluate"]) == (0, 0)
-
-
-def has_checkpoint(world: World) -> bool:
-    """Return whether a whole checkpoint is in the workspace."""
-    return any("/checkpoints/" in key and key.endswith("manifest.json") for key in world.testbed.store.keys(world.name))

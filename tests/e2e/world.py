@@ -61,6 +61,11 @@ class World:
         """Upload good rows."""
         self.testbed.store.put_rows(self.data, rows(ROWS))
 
+    def has_checkpoint(self) -> bool:
+        """Return whether a whole checkpoint is in the workspace."""
+        keys = self.testbed.store.keys(self.name)
+        return any("/checkpoints/" in key and key.endswith("manifest.json") for key in keys)
+
     def texts(self, repository: str) -> dict[str, bytes]:
         """Return all that a run leaves for others to read: objects, logs, the workspace, what was pushed to the Hub."""
         kubectl, store = self.testbed.kubectl, self.testbed.store

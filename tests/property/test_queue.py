@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from property.jumping import JumpingLoop
 from tunemill_operator.runtime.queue import LONGEST_BACK_OFF, URGENT_IN_A_ROW, WorkQueue
 
-KEYS = st.sampled_from([("a", "1"), ("a", "2"), ("b", "1")])
+KEYS = st.sampled_from([("a", "1"), ("a", "2"), ("b", "1"), ("b", "2")])
 """Those of namespace a are urgent."""
 
 
@@ -44,13 +44,19 @@ class Queue(RuleBasedStateMachine):
         self.queue.add_after(key, seconds)
         self.due[key] = min(self.due.get(key, 1e9), self.loop.time() + seconds)
 
-    @precondition(lambda self: self.waiting - self.working)
+    @property
+    def due_now(self) -> set[tuple[str, str]]:
+        """What a worker may get: while an urgent key is worked on, only one of the others is."""
+        both_at_work = {namespace for namespace, _ in self.working} == {"a", "b"}
+        return {key for key in self.waiting - self.working if key[0] == "a" or not both_at_work}
+
+    @precondition(lambda self: self.due_now)
     @rule()
     def take(self) -> None:
-        """A key that nobody works on, and that was asked for."""
+        """A key that nobody works on, that was asked for, and whose turn it is."""
+        expected = self.due_now
         key = self.loop.run_until_complete(self.queue.get())
-        assert key in self.waiting
-        assert key not in self.working
+        assert key in expected
         self.waiting.discard(key)
         self.working.add(key)
         self.due.pop(key, None)
@@ -90,7 +96,9 @@ class Queue(RuleBasedStateMachine):
         self.loop.run_until_complete(_sleep(200))
         left = self.waiting | set(self.due)
         for _ in range(len(left)):
-            left.discard(self.loop.run_until_complete(self.queue.get()))
+            key = self.loop.run_until_complete(self.queue.get())
+            self.queue.done(key)
+            left.discard(key)
         assert not left
         self.queue.close()
         self.loop.close()
@@ -115,7 +123,11 @@ def test_urgent_keys_come_first_and_starve_no_other(urgency: list[bool]) -> None
         queue = await _a_queue()
         for number, urgent in enumerate(urgency):
             queue.add(("a" if urgent else "b", str(number)))
-        return [await queue.get() for _ in urgency]
+        taken = []
+        for _ in urgency:
+            taken.append(await queue.get())
+            queue.done(taken[-1])
+        return taken
 
     taken = asyncio.run(story())
     for namespace in "ab":
@@ -126,3 +138,25 @@ def test_urgent_keys_come_first_and_starve_no_other(urgency: list[bool]) -> None
     assert others == [
         min(turn * (URGENT_IN_A_ROW + 1) + URGENT_IN_A_ROW, urgents + turn) for turn in range(len(others))
     ]
+
+
+def test_who_waits_for_a_turn_is_woken_and_a_cancelled_worker_takes_no_key() -> None:
+    """The others go on as soon as no urgent key is worked on."""
+
+    async def story() -> None:
+        queue = await _a_queue()
+        cancelled = asyncio.ensure_future(queue.get())
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        for key in (("a", "1"), ("b", "1"), ("b", "2")):
+            queue.add(key)
+        assert [await queue.get(), await queue.get()] == [("a", "1"), ("b", "1")]
+        assert not queue.pressed(("a", "1"))
+        assert queue.pressed(("b", "1"))
+        waiting = asyncio.ensure_future(queue.get())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        queue.done(("a", "1"))
+        assert await waiting == ("b", "2")
+
+    asyncio.run(story())

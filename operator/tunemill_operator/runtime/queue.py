@@ -4,7 +4,8 @@ As in client-go: a key waits once however often it is added; it is never worked 
 added while it is worked on comes again afterwards; failures back off per key and are forgotten on success.
 
 Urgent keys come first, so that after a start among thousands of objects, or when hundreds are made at once, a new
-object does not wait until everything else was looked at and told of.
+object does not wait until everything else was looked at and told of. While any is waiting or worked on, the others have
+one worker at most: what they ask of the API server takes its time as well.
 """
 
 import asyncio
@@ -48,23 +49,23 @@ class WorkQueue:
         self._observer = observer
         self._urgent = urgent
         self._loop = asyncio.get_running_loop()
-        self._ready = asyncio.Semaphore(0)
+        self._idle: deque[asyncio.Future[Key]] = deque()
         self._first: deque[Key] = deque()
         self._others: deque[Key] = deque()
         self._in_a_row = 0
         self._closed = False
         self._waiting: dict[Key, float] = {}
         self._processing: dict[Key, float] = {}
+        self._urgent_at_work: set[Key] = set()
         self._timers: dict[Key, asyncio.TimerHandle] = {}
         self._failures: Counter[Key] = Counter()
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    @property
-    def pressed(self) -> bool:
-        """Whether urgent keys wait: what can come later, should."""
-        return bool(self._first)
+    def pressed(self, key: Key) -> bool:
+        """Tell whether another key than this one is urgent: what can come later, should."""
+        return bool(self._first) or bool(self._urgent_at_work - {key})
 
     def processing_seconds(self) -> list[float]:
         """Return for how long each key at work has been worked on."""
@@ -105,23 +106,20 @@ class WorkQueue:
         Raises:
             QueueClosedError: when the queue was closed; keys that still wait are left to the next process.
         """
-        await self._ready.acquire()
         if self._closed:
-            self._ready.release()  # for the next worker
             raise QueueClosedError
-        key = self._next()
-        now = self._loop.time()
-        self._observer.taken(now - self._waiting.pop(key))
-        self._processing[key] = now
-        if timer := self._timers.pop(key, None):  # whoever works on it now says anew when to look again
-            timer.cancel()
-        return key
+        worker: asyncio.Future[Key] = self._loop.create_future()
+        self._idle.append(worker)
+        self._hand_out()
+        return await worker
 
     def done(self, key: Key) -> None:
         """Say that the key is no longer worked on."""
         self._observer.finished(self._loop.time() - self._processing.pop(key))
+        self._urgent_at_work.discard(key)
         if key in self._waiting:
             self._line_up(key)
+        self._hand_out()
 
     def close(self) -> None:
         """Give out no more keys; those that are worked on are finished by their workers."""
@@ -129,16 +127,44 @@ class WorkQueue:
             timer.cancel()
         self._timers.clear()
         self._closed = True
-        self._ready.release()
+        for worker in self._idle:
+            if not worker.done():
+                worker.set_exception(QueueClosedError())
 
     def _line_up(self, key: Key) -> None:
         (self._first if self._urgent(key) else self._others).append(key)
-        self._ready.release()
+        self._hand_out()
 
-    def _next(self) -> Key:
-        urgent = bool(self._first) and not (self._others and self._in_a_row >= URGENT_IN_A_ROW)
-        self._in_a_row = self._in_a_row + 1 if urgent else 0
-        return (self._first if urgent else self._others).popleft()
+    def _hand_out(self) -> None:
+        """Give keys to the workers that wait for one."""
+        while self._idle and not self._closed:
+            if self._idle[0].done():  # its worker was cancelled
+                self._idle.popleft()
+            elif (key := self._next()) is not None:
+                self._take(key)
+                self._idle.popleft().set_result(key)
+            else:
+                return
+
+    def _next(self) -> Key | None:
+        """Return the key whose turn it is, None when each that waits has to go on waiting."""
+        their_turn = bool(self._others) and (not self._first or self._in_a_row >= URGENT_IN_A_ROW)
+        if their_turn and not (self._urgent_at_work and len(self._processing) > len(self._urgent_at_work)):
+            self._in_a_row = 0
+            return self._others.popleft()
+        if not self._first:
+            return None
+        self._in_a_row += 1
+        key = self._first.popleft()
+        self._urgent_at_work.add(key)
+        return key
+
+    def _take(self, key: Key) -> None:
+        now = self._loop.time()
+        self._observer.taken(now - self._waiting.pop(key))
+        self._processing[key] = now
+        if timer := self._timers.pop(key, None):  # whoever works on it now says anew when to look again
+            timer.cancel()
 
     def _due(self, key: Key) -> None:
         self._timers.pop(key, None)

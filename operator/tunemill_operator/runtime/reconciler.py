@@ -83,7 +83,7 @@ class Reconciler:
         if refusal := await self._act(decided):
             decided = plan(finetune, replace(observed, refusal=refusal), self.platform(), now)
             told.at(decided.status or finetune.status)
-        elif decided.actions and self.queue.pressed and self.cache.jobs.of(key):
+        elif decided.actions and self.queue.pressed(key) and self.cache.jobs.of(key):
             self.queue.add(key)  # what was done is told after new objects have their Jobs
             return
         if decided.status is not None and decided.status != finetune.status:

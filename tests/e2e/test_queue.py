@@ -1,0 +1,105 @@
+"""Kueue, installed by its own chart, and real trainings on a node that has room for one of them."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from e2e.world import World
+from tunemill_api.constants import PLURAL
+from tunemill_api.status import Phase, StageState
+from tunemill_dev.cluster import binaries, up
+from tunemill_dev.kubectl import Object, run
+from tunemill_dev.testbed import Testbed
+
+RUN_SECONDS = 420
+STEPS = 120
+NAMESPACE = "kueue-system"
+GROUP = "kueue.x-k8s.io"
+RANKS = {"low": 1, "high": 100}
+pytestmark = pytest.mark.timeout(900, func_only=True)
+
+
+@pytest.fixture(scope="module")
+def kueue(testbed: Testbed, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Kueue with a queue in which there is room for one pod of train; it is uninstalled afterwards."""
+    if request.config.getoption("--context"):
+        pytest.skip("installs a Kueue, which a cluster of yours may have already")
+    image = _image(request.config.getoption("--cluster"), tmp_path_factory.mktemp("kueue"))
+    repository, _, tag = image.rpartition(":")
+    values = {"image.repository": repository, "image.tag": tag, "image.pullPolicy": "Never"}
+    # It asks for half a core, on a node that has two for everything.
+    values |= {"resources.requests.cpu": "100m"}
+    chosen = ",".join(f"controllerManager.manager.{name}={value}" for name, value in values.items())
+    chart = binaries.source_of(binaries.KUEUE, "sigs.k8s.io/kueue") / "charts" / "kueue"
+    where = ("kueue", "--namespace", NAMESPACE)
+    waiting = ("--wait", "--timeout", "180s")
+    run((*testbed.helm, "upgrade", "--install", *where, str(chart), "--create-namespace", "--set", chosen, *waiting))
+    try:
+        testbed.kubectl.apply(*_queue())
+        yield
+    finally:
+        # In this order: Kueue takes its finalizers from what goes, and must be there for that.
+        kinds = ("clusterqueues", "resourceflavors", "workloadpriorityclasses")
+        for kind in (PLURAL, f"localqueues.{GROUP}", f"workloads.{GROUP}"):
+            testbed.kubectl("delete", kind, "--all", "--all-namespaces", "--timeout", "120s")
+        for kind in kinds:
+            testbed.kubectl("delete", f"{kind}.{GROUP}", "--all", "--timeout", "60s")
+        run((*testbed.helm, "uninstall", *where, "--wait", "--ignore-not-found"))
+
+
+def _image(cluster: str, context: Path) -> str:
+    """Build the image of Kueue: the program where its chart looks for it."""
+    shutil.copy2(binaries.ensure([binaries.KUEUE])[binaries.KUEUE.name] / "kueue", context / "manager")
+    (context / "Dockerfile").write_text(
+        'FROM scratch\nCOPY manager /manager\nUSER 65532:65532\nENTRYPOINT ["/manager"]\n'
+    )
+    return up(cluster).build_image("kueue", context, context / "Dockerfile")
+
+
+def _queue() -> list[Object]:
+    """Return what a platform team makes: half a core in all, which is what a pod of train asks for."""
+    quotas = [{"name": "cpu", "nominalQuota": "500m"}, {"name": "memory", "nominalQuota": "64Gi"}]
+    quotas += [{"name": "ephemeral-storage", "nominalQuota": "1Ti"}]
+    group = {
+        "coveredResources": [quota["name"] for quota in quotas],
+        "flavors": [{"name": "cpus", "resources": quotas}],
+    }
+    queue = {"namespaceSelector": {}, "preemption": {"withinClusterQueue": "LowerPriority"}, "resourceGroups": [group]}
+    ranks = [{**_kind("WorkloadPriorityClass", name), "value": value} for name, value in RANKS.items()]
+    return [{**_kind("ResourceFlavor", "cpus"), "spec": {}}, {**_kind("ClusterQueue", "cpus"), "spec": queue}, *ranks]
+
+
+def _kind(kind: str, name: str, **metadata: str) -> Object:
+    return {"apiVersion": f"{GROUP}/v1beta2", "kind": kind, "metadata": {"name": name, **metadata}}
+
+
+@pytest.mark.usefixtures("kueue")
+def test_a_training_makes_room_for_a_more_important_one_and_goes_on_from_its_checkpoint(world: World):
+    """It is queued, admitted, preempted, queued and admitted again; no step is lost or done twice."""
+    world.testbed.kubectl.apply({**_kind("LocalQueue", "team", namespace=world.name), "spec": {"clusterQueue": "cpus"}})
+    world.put_rows()
+    patient = world.apply(
+        "patient",
+        training={"maxSteps": STEPS, "checkpoint": {"everySteps": 5}},
+        queue={"name": "team", "priorityClass": "low"},
+        retry={"limit": 0},
+    )
+    patient.follow(lambda _: world.has_checkpoint(), RUN_SECONDS)
+    assert patient.status().queue.cluster_queue == "cpus"
+
+    urgent = world.apply(
+        "urgent",
+        training={"seed": 7},
+        publish={"branch": "urgent"},
+        queue={"name": "team", "priorityClass": "high"},
+    )
+    stopped = patient.follow(lambda status: status.phase == Phase.QUEUED, RUN_SECONDS)
+    assert stopped.run.preemptions == 1
+    assert urgent.reach(Phase.SUCCEEDED, RUN_SECONDS).published
+
+    status = patient.reach(Phase.SUCCEEDED, RUN_SECONDS)
+    assert status.trained.steps == STEPS
+    assert 0 < status.trained.resumed_from_step < STEPS
+    (train,) = (stage for stage in status.stages if stage.name == "train")
+    assert (train.state, train.attempts, train.preemptions) == (StageState.SUCCEEDED, 2, 1)
