@@ -6,7 +6,8 @@ Pure, so that the operator re-decides without a pod when a gate is edited.
 from collections.abc import Sequence
 from decimal import Decimal
 
-from tunemill_api.finetune import LOWER_IS_BETTER, Evaluation, FineTuneSpec, Gate, Metric, OnGateFailure, Promote
+from tunemill_api.evaluation import LOWER_IS_BETTER, Evaluation, Gate, Metric, OnGateFailure
+from tunemill_api.finetune import FineTuneSpec, Promote
 from tunemill_api.status import EvaluationFacts, GateFacts, MetricFacts
 
 

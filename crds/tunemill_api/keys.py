@@ -8,8 +8,9 @@ import hashlib
 import json
 from typing import Any
 
-from tunemill_api.finetune import Adapter, AdapterMethod, FineTuneSpec, effective_workspace
+from tunemill_api.finetune import FineTuneSpec, effective_workspace
 from tunemill_api.status import Rival
+from tunemill_api.training import Adapter, AdapterMethod
 
 RECIPES: dict[str, int] = {"prepare": 3, "train": 2, "evaluate": 3, "publish": 3}
 """Raised by us when a stage would compute something else from the same inputs; part of the keys, so that old outputs

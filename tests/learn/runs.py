@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from learn.training import Ended, World, a_world, run_spec, run_stage
 from tunemill_api import keys
-from tunemill_api.finetune import Tokenizer, TokenizerMode
+from tunemill_api.data import Tokenizer, TokenizerMode
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage
 from tunemill_dev.tiny import rows

@@ -9,7 +9,8 @@ import torch
 from learn.training import TAGS, example
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, TrainerCallback
-from tunemill_api.finetune import Adapter, Quantization, Training
+from tunemill_api.finetune import Quantization
+from tunemill_api.training import Adapter, Training
 from tunemill_dev.tiny import rows
 from tunemill_trainer.judge.generate import Decoding, generate
 from tunemill_trainer.learn import models, sft

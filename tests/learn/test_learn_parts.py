@@ -9,7 +9,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tunemill_api.failures import Reason
-from tunemill_api.finetune import Divergence, Precision
+from tunemill_api.training import Divergence, Precision
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn import checkpoints, curve, devices
 from tunemill_trainer.learn.callbacks import DivergenceGuard, rate_to_try

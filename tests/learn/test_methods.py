@@ -8,7 +8,8 @@ import pytest
 import torch
 from learn.tasks import Task, a_task, adapter
 from learn.training import TAGS
-from tunemill_api.finetune import Adapter, Quantization
+from tunemill_api.finetune import Quantization
+from tunemill_api.training import Adapter
 from tunemill_dev.tiny.cached import cached_base
 from tunemill_trainer.learn import models
 from tunemill_trainer.learn.adapter import save_trained

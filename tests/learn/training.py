@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from uuid import uuid4
 
 import huggingface_hub.constants
 from huggingface_hub import HfApi
+from learn.processes import started
 from moto.server import ThreadedMotoServer
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.run_spec import RunSpec
@@ -180,20 +179,14 @@ def run_stage(
     (work / "run.json").write_text(run.model_dump_json(by_alias=True))
     report = work / "report.json"
     report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "tunemill_trainer", stage, "--run-spec", str(work / "run.json")]
-    command += ["--work", str(work), "--report", str(report)]
-    process = subprocess.Popen(
-        command,
-        env=os.environ | {"TUNEMILL_SECRETS_DIR": str(world.secrets), "OMP_NUM_THREADS": "1"} | (environment or {}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    arguments = [stage.value, "--run-spec", str(work / "run.json"), "--work", str(work), "--report", str(report)]
+    variables = {"TUNEMILL_SECRETS_DIR": str(world.secrets), "OMP_NUM_THREADS": "1"} | (environment or {})
     lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if (number := watch(line)) is not None:
-            process.send_signal(number)
-    code = process.wait(timeout=60)
+    with started(arguments, os.environ | variables) as process:
+        for line in process.lines():
+            lines.append(line)
+            if (number := watch(line)) is not None:
+                process.send_signal(number)
+        code = process.wait(60)
     text = report.read_text() if report.exists() else ""
     return Ended(code, StageReport.model_validate_json(text) if text else None, "".join(lines))

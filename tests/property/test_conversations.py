@@ -5,7 +5,7 @@ from functools import cache
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trainer.chat.speakers import CHATML, EVERYTHING, GEMMA, LLAMA3, PLAIN, a_speaker
-from tunemill_api.finetune import TokenizerMode
+from tunemill_api.data import TokenizerMode
 from tunemill_trainer.chat import templates, tokenizer
 from tunemill_trainer.data.lint import MARKERS, problems
 from tunemill_trainer.data.rows import Call, Message, Role, Row, Source, Tool

@@ -4,7 +4,7 @@ import json
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tunemill_api.finetune import DatasetFormat
+from tunemill_api.data import DatasetFormat
 from tunemill_trainer.data import formats
 from tunemill_trainer.data.reading import RowReader
 from tunemill_trainer.data.records import Record

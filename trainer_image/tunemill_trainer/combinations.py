@@ -1,7 +1,8 @@
 """Wishes that contradict each other: refused by the API server at `kubectl apply`, and here where there is none."""
 
 from tunemill_api.failures import Reason
-from tunemill_api.finetune import AdapterMethod, FineTuneSpec, Quantization
+from tunemill_api.finetune import FineTuneSpec, Quantization
+from tunemill_api.training import AdapterMethod
 
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.prepared import Tokens

@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunemill_api.data import DatasetFormat
 from tunemill_api.failures import ExitCode
-from tunemill_api.finetune import DatasetFormat, Training
+from tunemill_api.training import Training
 
 from tunemill_trainer import cpus
 from tunemill_trainer.errors import StageError

@@ -85,7 +85,7 @@ def _model(attention: str) -> Any:  # noqa: ANN401 - transformers ships no types
 
 
 def _adapter(model: Any) -> Any:  # noqa: ANN401
-    from tunemill_api.finetune import Adapter
+    from tunemill_api.training import Adapter
     from tunemill_trainer.learn.adapter import adapter_config
     from tunemill_trainer.prepared import NewToken, Tokens
 
@@ -105,7 +105,7 @@ def _tokenizer(folder: Path) -> Any:  # noqa: ANN401
 def _ours(rows: Rows, batch: int) -> float:
     import datasets
     import torch
-    from tunemill_api.finetune import Training
+    from tunemill_api.training import Training
     from tunemill_trainer.learn import sft
     from tunemill_trainer.learn.devices import Device
     from tunemill_trainer.learn.plan import plan

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from tunemill_api.finetune import Metric
+from tunemill_api.evaluation import Metric
 from tunemill_api.gates import missed, passed
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import (

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from tunemill_api import gates
+from tunemill_api.evaluation import OnGateFailure
 from tunemill_api.failures import Reason
-from tunemill_api.finetune import OnGateFailure
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import FineTuneStatus, Phase
 

@@ -4,8 +4,8 @@ As in client-go: a key waits once however often it is added; it is never worked 
 added while it is worked on comes again afterwards; failures back off per key and are forgotten on success.
 
 Urgent keys come first, so that after a start among thousands of objects, or when hundreds are made at once, a new
-object does not wait until everything else was looked at and told of. While any is waiting or worked on, the others have
-one worker at most: what they ask of the API server takes its time as well.
+object does not wait until everything else was looked at and told of. While one is worked on, which takes a moment, the
+others wait as well: what is asked of the API server for them would take its time.
 """
 
 import asyncio
@@ -18,8 +18,10 @@ from tunemill_operator.runtime.cache import Key
 
 FIRST_BACK_OFF = 0.2
 LONGEST_BACK_OFF = 60.0
-URGENT_IN_A_ROW = 8
+URGENT_IN_A_ROW = 32
 """After so many urgent keys another one has its turn, however many urgent ones wait."""
+MOMENT = 0.5
+"""Seconds for which the others wait for an urgent key that is worked on; it may take long."""
 
 
 class QueueObserver(Protocol):
@@ -57,6 +59,7 @@ class WorkQueue:
         self._waiting: dict[Key, float] = {}
         self._processing: dict[Key, float] = {}
         self._urgent_at_work: set[Key] = set()
+        self._alarm: asyncio.TimerHandle | None = None
         self._timers: dict[Key, asyncio.TimerHandle] = {}
         self._failures: Counter[Key] = Counter()
 
@@ -123,7 +126,7 @@ class WorkQueue:
 
     def close(self) -> None:
         """Give out no more keys; those that are worked on are finished by their workers."""
-        for timer in self._timers.values():
+        for timer in (*self._timers.values(), *([self._alarm] if self._alarm else [])):
             timer.cancel()
         self._timers.clear()
         self._closed = True
@@ -148,8 +151,7 @@ class WorkQueue:
 
     def _next(self) -> Key | None:
         """Return the key whose turn it is, None when each that waits has to go on waiting."""
-        their_turn = bool(self._others) and (not self._first or self._in_a_row >= URGENT_IN_A_ROW)
-        if their_turn and not (self._urgent_at_work and len(self._processing) > len(self._urgent_at_work)):
+        if self._others and (self._in_a_row >= URGENT_IN_A_ROW or not (self._first or self._hold_back())):
             self._in_a_row = 0
             return self._others.popleft()
         if not self._first:
@@ -158,6 +160,20 @@ class WorkQueue:
         key = self._first.popleft()
         self._urgent_at_work.add(key)
         return key
+
+    def _hold_back(self) -> bool:
+        """Tell whether an urgent key is worked on for less than a moment; if so, look again after it."""
+        since = max((self._processing[key] for key in self._urgent_at_work), default=-MOMENT)
+        left = since + MOMENT - self._loop.time()
+        if left <= 0:
+            return False
+        if self._alarm is None:
+            self._alarm = self._loop.call_later(left, self._moment_over)
+        return True
+
+    def _moment_over(self) -> None:
+        self._alarm = None
+        self._hand_out()
 
     def _take(self, key: Key) -> None:
         now = self._loop.time()

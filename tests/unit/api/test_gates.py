@@ -3,7 +3,7 @@
 import pytest
 from api.builders import a_spec, an_evaluation
 from pydantic import ValidationError
-from tunemill_api.finetune import Evaluation, Gate
+from tunemill_api.evaluation import Evaluation, Gate
 from tunemill_api.gates import decide, is_draft, is_not_better, passed
 from tunemill_api.status import EvaluationFacts, FineTuneStatus, MetricFacts
 

@@ -4,7 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from tunemill_api.finetune import TokenizerMode
+from tunemill_api.data import TokenizerMode
 
 from tunemill_trainer import cpus
 from tunemill_trainer.chat import examples, templates, tokenizer

@@ -7,8 +7,8 @@ from enum import StrEnum
 from functools import cached_property
 from importlib import resources
 
+from tunemill_api.data import TokenizerMode
 from tunemill_api.failures import Reason
-from tunemill_api.finetune import TokenizerMode
 
 from tunemill_trainer.chat.encoding import Encoder
 from tunemill_trainer.chat.rendering import ChatTemplate, TemplateError

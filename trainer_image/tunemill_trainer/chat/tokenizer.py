@@ -9,8 +9,8 @@ from typing import Protocol, TypedDict, cast
 import tokenizers
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast, logging
+from tunemill_api.data import TokenizerMode
 from tunemill_api.failures import Reason
-from tunemill_api.finetune import TokenizerMode
 
 from tunemill_trainer.data.dataset import Features
 from tunemill_trainer.errors import StageError

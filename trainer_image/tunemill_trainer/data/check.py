@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from tunemill_api.data import DatasetFormat
 from tunemill_api.failures import Reason
-from tunemill_api.finetune import DatasetFormat
 
 from tunemill_trainer.data import formats
 from tunemill_trainer.data.dataset import HELD_OUT, TRAIN_ONLY, Dataset, Intake, Reading

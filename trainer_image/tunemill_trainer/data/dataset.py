@@ -12,7 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TextIO
 
-from tunemill_api import finetune as api
+from tunemill_api import data as api
 from tunemill_api.failures import Reason
 
 from tunemill_trainer.data import formats, split

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tunemill_api.finetune import DatasetFormat
+from tunemill_api.data import DatasetFormat
 
 from tunemill_trainer.bounds import OutOfBoundsError, TimeBound
 from tunemill_trainer.data import formats, lint

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from pydantic import JsonValue
+from tunemill_api.data import DatasetFormat
 from tunemill_api.failures import Reason
-from tunemill_api.finetune import DatasetFormat
 
 from tunemill_trainer.data import formats
 from tunemill_trainer.data.files import DataFile

@@ -10,8 +10,8 @@ import os
 import sys
 from pathlib import Path
 
+from tunemill_api.data import DatasetFormat
 from tunemill_api.failures import ExitCode
-from tunemill_api.finetune import DatasetFormat
 
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.judge.parse import ReplyFormat, detect

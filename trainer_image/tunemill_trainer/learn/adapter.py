@@ -9,7 +9,7 @@ import torch
 from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftConfig, PeftModel
 from torch import nn
 from tunemill_api.failures import Reason
-from tunemill_api.finetune import AdaLora, Adapter, AdapterMethod, Ia3, Lora
+from tunemill_api.training import AdaLora, Adapter, AdapterMethod, Ia3, Lora
 
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.prepared import BaseModel, Tokens

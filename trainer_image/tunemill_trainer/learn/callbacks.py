@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from tunemill_api.failures import Reason
-from tunemill_api.finetune import Divergence
+from tunemill_api.training import Divergence
 from typing_extensions import override
 
 from tunemill_trainer.errors import StageError

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 from tunemill_api.failures import Reason
-from tunemill_api.finetune import Precision
+from tunemill_api.training import Precision
 
 from tunemill_trainer.errors import StageError
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from tunemill_api.finetune import Training
+from tunemill_api.training import Training
 
 _MICRO_BATCH_TOKENS = 16_384
 """Padded tokens that one forward pass may have at first; halved when it does not fit after all."""

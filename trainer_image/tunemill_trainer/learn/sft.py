@@ -11,7 +11,7 @@ import torch
 from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig
-from tunemill_api.finetune import Scheduler, Training
+from tunemill_api.training import Scheduler, Training
 
 from tunemill_trainer import tracing
 from tunemill_trainer.learn.devices import Device

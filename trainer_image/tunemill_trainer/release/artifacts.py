@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from tunemill_api.finetune import AdapterMethod, Artifact, FineTuneSpec, Publish, ServingTarget
+from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.publish import Artifact, Publish, ServingTarget
+from tunemill_api.training import AdapterMethod
 
 _MERGED = "-merged"
 

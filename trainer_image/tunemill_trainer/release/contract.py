@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from tunemill_api.finetune import ServingTarget
+from tunemill_api.publish import ServingTarget
 from tunemill_api.status import ServingFacts
 
 from tunemill_trainer.judge.parse import ReplyFormat

@@ -1,6 +1,6 @@
 """What metrics, faults and slices are called where people read them."""
 
-from tunemill_api import finetune
+from tunemill_api import evaluation
 from tunemill_api.finetune import Quantization
 from tunemill_api.status import DatasetFacts
 
@@ -20,7 +20,7 @@ METRICS = {
     "lenient_only_rate": "Calls that only a lenient reader finds",
     "finished_rate": "Ends its turn",
 }
-LOWER_IS_BETTER = {*map(str, finetune.LOWER_IS_BETTER), "lenient_only_rate"}
+LOWER_IS_BETTER = {*map(str, evaluation.LOWER_IS_BETTER), "lenient_only_rate"}
 
 FAULTS = {
     "cut_off": "Cut off",

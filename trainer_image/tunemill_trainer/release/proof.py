@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunemill_api.failures import Reason
-from tunemill_api.finetune import ServingTarget
+from tunemill_api.publish import ServingTarget
 
 from tunemill_trainer import tracing
 from tunemill_trainer.data.rows import Call

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from tunemill_api.finetune import ServingTarget
+from tunemill_api.publish import ServingTarget
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's `--max-lora-rank` takes."""

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from tunemill_api import keys
 from tunemill_api.constants import CHAT_TEMPLATE_PATH, TOOLS_PATH
+from tunemill_api.data import Think
 from tunemill_api.failures import Reason
-from tunemill_api.finetune import LossOn, Think
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import DatasetFacts, PreparedFacts
+from tunemill_api.training import LossOn
 
 from tunemill_trainer import combinations, config_maps, cpus, references, s3, tracing
 from tunemill_trainer.chat import examples, templates, tokenizer

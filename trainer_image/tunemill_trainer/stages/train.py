@@ -7,9 +7,9 @@ import datasets
 import torch
 from transformers import AutoConfig, AutoTokenizer
 from tunemill_api.failures import Reason
-from tunemill_api.finetune import AdapterMethod
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import TrainedFacts
+from tunemill_api.training import AdapterMethod
 
 from tunemill_trainer import combinations
 from tunemill_trainer.context import StageContext

@@ -133,7 +133,7 @@ async def _turn(contender: Contender, figures: Figures, bursts: tuple[int, ...],
                     took = await load.burst(api, contender, f"burst-{count}", count)
                     figures.burst.setdefault(count, []).append(count / took)
                     _say(f"  {contender.name}: {count / took:.1f} objects/s in a burst of {count}")
-                await asyncio.sleep(2)  # the last status and events
+                await load.settled(running)
                 figures.cpu.append(1000 * (running.cpu_seconds() - before) / bursts[-1])
                 figures.peak_mb.append(running.memory_mb(peak=True))
                 if isinstance(contender, Kubeflow):
@@ -158,10 +158,10 @@ async def _many(figures: Figures, counts: tuple[int, ...]) -> None:
                 there = 0
                 for count in counts:
                     await load.burst(api, contender, f"many-{count}", count - there)
-                    await asyncio.sleep(5)  # the last status
+                    await load.settled(running)
                     running, took = await load.restart(api, contender, running, plane.kubeconfig, Path(path))
                     figures.restart[count] = [took]
-                    await asyncio.sleep(5)  # what was read is looked at
+                    await load.settled(running)
                     figures.memory_mb[count] = round(running.memory_mb(peak=True))
                     _say(f"  ours: {took:.1f} s until a new object is served among {count}")
                     there = count

@@ -27,26 +27,27 @@ async def burst(api: Api, contender: Contender, prefix: str, count: int) -> floa
 
 async def finish(api: Api, ours: Ours, prefix: str, count: int) -> float:
     """Create objects; return the seconds until the last one has succeeded."""
-    names = {f"{prefix}-{number}" for number in range(count)}
-    watching = asyncio.Event()
-
-    async def follow() -> None:
-        left = set(names)
-        async for event in api.watch(ours.objects, watching):
-            phase = event["object"].get("status", {}).get("phase")
-            if phase == "Failed":
+    begun = time.perf_counter()
+    await create(api, ours, [f"{prefix}-{number}" for number in range(count)])
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            listed = await api.request("GET", f"{ours.objects}?resourceVersion=0")
+            phases = [item.get("status", {}).get("phase") for item in listed["items"]]
+            if phases.count("Succeeded") == count:
+                return time.perf_counter() - begun
+            if "Failed" in phases:
                 raise RuntimeError("an object has failed on a simulated node")
-            if phase == "Succeeded":
-                left.discard(event["object"]["metadata"]["name"])
-            if not left:
-                return
+            await asyncio.sleep(5)
 
-    async with asyncio.timeout(PATIENCE_SECONDS), asyncio.TaskGroup() as group:
-        group.create_task(follow())
-        await watching.wait()
-        begun = time.perf_counter()
-        await create(api, ours, sorted(names))
-    return time.perf_counter() - begun
+
+async def settled(running: Running) -> None:
+    """Wait until an operator has done everything: the last status and event, too."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            before = running.cpu_seconds()
+            await asyncio.sleep(2)
+            if running.cpu_seconds() - before < 0.1:
+                return
 
 
 async def steady(api: Api, contender: Contender, prefix: str, rate: float, seconds: float) -> list[float]:

@@ -3,7 +3,7 @@
 import pyarrow.parquet as pq
 from trainer.chat.speakers import GEMMA, a_speaker
 from trainer.data.building import openai_row, some_data
-from tunemill_api.finetune import Dataset, TokenizerMode
+from tunemill_api.data import Dataset, TokenizerMode
 from tunemill_trainer.chat import examples, templates
 from tunemill_trainer.data import dataset as data
 from tunemill_trainer.data.findings import Rule

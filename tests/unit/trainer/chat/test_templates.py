@@ -15,8 +15,8 @@ from trainer.chat.speakers import (
     a_speaker,
 )
 from trainer.data.building import a_row, answers, calls, says, user
+from tunemill_api.data import TokenizerMode
 from tunemill_api.failures import Reason
-from tunemill_api.finetune import TokenizerMode
 from tunemill_trainer.chat import templates
 from tunemill_trainer.chat.templates import Origin
 from tunemill_trainer.data.dataset import Features

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 from trainer.chat.speakers import CHATML, EVERYTHING, GEMMA, PLAIN, a_speaker
+from tunemill_api.data import TokenizerMode
 from tunemill_api.failures import Reason
-from tunemill_api.finetune import TokenizerMode
 from tunemill_trainer.chat import tokenizer
 from tunemill_trainer.data.dataset import Features
 from tunemill_trainer.errors import StageError

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tunemill_api.finetune import Training
+from tunemill_api.training import Training
 from tunemill_trainer.learn.micro_batches import halved, split
 from tunemill_trainer.learn.plan import plan
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 from trainer.data.building import openai_row, some_data
+from tunemill_api.data import Dataset, DatasetFormat
 from tunemill_api.failures import Reason
-from tunemill_api.finetune import Dataset, DatasetFormat
 from tunemill_trainer.data import dataset
 from tunemill_trainer.data.findings import Rule
 from tunemill_trainer.errors import StageError

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from trainer.data.building import a_file
+from tunemill_api.data import DatasetFormat
 from tunemill_api.failures import Reason
-from tunemill_api.finetune import DatasetFormat
 from tunemill_trainer.bounds import MemoryBound, TimeBound
 from tunemill_trainer.data import reading, records, tools
 from tunemill_trainer.data.files import DataFile

@@ -4,8 +4,8 @@ import json
 
 import pytest
 from trainer.data.building import WEATHER, openai_row
+from tunemill_api.data import DatasetFormat
 from tunemill_api.failures import Reason
-from tunemill_api.finetune import DatasetFormat
 from tunemill_trainer.data import formats
 from tunemill_trainer.data.findings import Rule, Severity
 from tunemill_trainer.data.reading import RowReader

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from tunemill_api.finetune import Metric
+from tunemill_api.evaluation import Metric
 from tunemill_trainer.data.rows import Call, Message, Role, Tool
 from tunemill_trainer.judge.comparison import HEADLINES, TOOL_F1, compare, sample
 from tunemill_trainer.judge.metrics import Reply

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from tokenizers import Tokenizer, models
-from tunemill_api.finetune import Quantization, ServingTarget
+from tunemill_api.finetune import Quantization
+from tunemill_api.publish import ServingTarget
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.status import DatasetFacts, EvaluationFacts, GateFacts, MetricFacts, PreparedFacts, TrainedFacts
 from tunemill_trainer.judge.parse import ReplyFormat

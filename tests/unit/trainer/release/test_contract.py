@@ -3,7 +3,8 @@
 import shlex
 
 import pytest
-from tunemill_api.finetune import FineTuneSpec, Publish, ServingTarget
+from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.publish import Publish, ServingTarget
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.prepared import BaseModel
 from tunemill_trainer.release.artifacts import Artifacts, chosen, second_repository

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from tunemill_api.finetune import ServingTarget
+from tunemill_api.publish import ServingTarget
 from tunemill_trainer.release.servability import Adapter, judge, read_adapter
 
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj"

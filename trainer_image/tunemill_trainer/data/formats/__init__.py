@@ -11,8 +11,8 @@ from functools import partial
 from itertools import islice
 
 from pydantic import JsonValue
+from tunemill_api.data import DatasetFormat
 from tunemill_api.failures import Reason
-from tunemill_api.finetune import DatasetFormat
 
 from tunemill_trainer.data.findings import REMEDIES, Rule
 from tunemill_trainer.data.formats import glaive, hermes, openai, simple, toolace, xlam
