@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 
 from tunemill_api import gates, keys
 from tunemill_api.failures import Reason
@@ -103,7 +104,7 @@ class Case:
             return None
         return self.now - max(heard.last_updated_time, listening)
 
-    @property
+    @cached_property
     def run_id(self) -> str:
         """The run's id, which follows from everything that a stage depends on."""
         request = keys.prepare_request(self.spec, self.finetune.asked)

@@ -5,7 +5,8 @@ added while it is worked on comes again afterwards; failures back off per key an
 
 Urgent keys come first, so that after a start among thousands of objects, or when hundreds are made at once, a new
 object does not wait until everything else was looked at and told of. While one is worked on, which takes a moment, the
-others wait as well: what is asked of the API server for them would take its time.
+others wait as well: what is asked of the API server for them would take its time. Of the others, each turn of the event
+loop gives out one: a look that needs no request gives nobody else a turn, and there may be thousands of them.
 """
 
 import asyncio
@@ -60,6 +61,7 @@ class WorkQueue:
         self._processing: dict[Key, float] = {}
         self._urgent_at_work: set[Key] = set()
         self._alarm: asyncio.TimerHandle | None = None
+        self._next_turn: asyncio.Handle | None = None
         self._timers: dict[Key, asyncio.TimerHandle] = {}
         self._failures: Counter[Key] = Counter()
 
@@ -151,8 +153,10 @@ class WorkQueue:
 
     def _next(self) -> Key | None:
         """Return the key whose turn it is, None when each that waits has to go on waiting."""
-        if self._others and (self._in_a_row >= URGENT_IN_A_ROW or not (self._first or self._hold_back())):
+        their_turn = self._in_a_row >= URGENT_IN_A_ROW or not (self._first or self._hold_back())
+        if self._others and their_turn and self._next_turn is None:
             self._in_a_row = 0
+            self._next_turn = self._loop.call_soon(self._turn_over)
             return self._others.popleft()
         if not self._first:
             return None
@@ -170,6 +174,10 @@ class WorkQueue:
         if self._alarm is None:
             self._alarm = self._loop.call_later(left, self._moment_over)
         return True
+
+    def _turn_over(self) -> None:
+        self._next_turn = None
+        self._hand_out()
 
     def _moment_over(self) -> None:
         self._alarm = None

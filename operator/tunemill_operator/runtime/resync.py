@@ -23,6 +23,8 @@ WAIT_SECONDS = 5.0
 """Between two looks for what has to be there first: the CRD, the permissions, the API server."""
 LISTED_SECONDS = 3.0
 """The caches are compared so long after a watch has told the last object of its list."""
+FIRST_LOOK_SECONDS = 1.0
+"""So long after that, what was there before the start is looked at for the first time."""
 
 
 class KindsChangedError(Exception):
@@ -53,10 +55,10 @@ class Resync:
     last: float = field(default_factory=time.monotonic)
     """When the caches were last compared, on the monotonic clock."""
     _listed: asyncio.Event = field(default_factory=asyncio.Event)
-    _quiet_at: float = 0.0
+    _told_at: float = 0.0
 
     async def prime(self) -> None:
-        """Fill the caches and enqueue everything; wait, and say for what, while that is not possible."""
+        """Fill the caches and enqueue what is urgent; wait, and say for what, while that is not possible."""
         said = ""
         while True:
             try:
@@ -73,24 +75,28 @@ class Resync:
             await asyncio.sleep(WAIT_SECONDS)
         if self.profiles and not self.profiles_served:
             log.warning("the CRD of FineTuneProfile is not installed, no profile holds: apply the operator's CRDs")
-        self._enqueue_all()
+        for key in filter(self.cache.unserved, self.cache.finetunes.keys()):
+            self.queue.add(key)
 
     def listed(self) -> None:
         """A watch was taken up: it told an object of its list. What was deleted before that is found a moment later."""
-        self._quiet_at = asyncio.get_running_loop().time() + LISTED_SECONDS
+        self._told_at = asyncio.get_running_loop().time()
         self._listed.set()
 
     async def run(self, period: float) -> None:
         """Compare the caches about every `period` seconds and after `listed`, until cancelled.
 
         What has changed is enqueued at once, everything once a period: then even a change that no list shows, such as
-        time that has passed, is acted upon.
+        time that has passed, is acted upon. For the first time that is when the watches have told their lists: among
+        thousands of objects nobody hears of a new one while all are looked at.
 
         Raises:
             KindsChangedError: when a CRD has come or gone.
         """
         self.listed()  # kopf is silent about a kind that was gone just when it looked
         clock = asyncio.get_running_loop().time
+        await self._quiet(FIRST_LOOK_SECONDS)
+        self._enqueue_all()
         while True:
             whole = clock() + period * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
             while clock() < whole:
@@ -98,7 +104,10 @@ class Resync:
                 try:
                     if not self.profiles_served and await self._profiles_discovered():
                         raise KindsChangedError("the CRD of FineTuneProfile is installed by now")
-                    self.observer.diverged(await self._compare())
+                    missed, keys = await self._compare()
+                    self.observer.diverged(missed)
+                    for key in keys:
+                        self.queue.add(key)
                 except NotFoundError as error:
                     raise KindsChangedError(f"a CRD was removed: {error}") from error
                 except KubeError as error:
@@ -110,9 +119,13 @@ class Resync:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(latest):
                 await self._listed.wait()
-                while (left := self._quiet_at - asyncio.get_running_loop().time()) > 0:  # noqa: ASYNC110 - it moves on
-                    await asyncio.sleep(left)
+                await self._quiet(LISTED_SECONDS)
         self._listed.clear()
+
+    async def _quiet(self, seconds: float) -> None:
+        """Return when no watch has told an object of its list for so long."""
+        while (left := self._told_at + seconds - asyncio.get_running_loop().time()) > 0:  # noqa: ASYNC110 - it moves on
+            await asyncio.sleep(left)
 
     async def _profiles_discovered(self) -> bool:
         if not self.profiles:
@@ -123,17 +136,16 @@ class Resync:
             return False
         return True
 
-    async def _compare(self) -> int:
-        """List everything into the caches and enqueue what had changed; return how many objects a watch had missed."""
+    async def _compare(self) -> tuple[int, Sequence[Key]]:
+        """List everything into the caches; return how many objects a watch had missed, and the keys they concern."""
         cache, changed = self.cache, list[Key]()
         profiles = await self._list(PROFILES, cache.profiles, None) if self.profiles_served else []
         for resource, store in ((FINETUNES, cache.finetunes), (JOBS, cache.jobs), (PODS, cache.pods)):
             for namespace in self.namespaces or (None,):
                 changed += await self._list(resource, store, namespace)
         self.last = time.monotonic()
-        for key in cache.finetunes.keys() if profiles else changed:  # a profile may hold for every object
-            self.queue.add(key)
-        return len(profiles) + len(changed)
+        # A profile may hold for every object.
+        return len(profiles) + len(changed), cache.finetunes.keys() if profiles else changed
 
     async def _list(self, resource: Resource, store: Store[Any], namespace: str | None) -> list[Key]:
         """List a kind into its cache; return the keys that what was new or gone concerns."""

@@ -498,6 +498,7 @@ def test_a_watch_that_is_taken_up_anew_has_nobody_look_at_what_is_as_it_was(jump
         operation.queue.done(await operation.queue.get())
         task = asyncio.ensure_future(resync.run(300))
         resync.listed()
+        operation.queue.done(await operation.queue.get())  # the first look
         await asyncio.sleep(100)
         assert "list jobs" in operation.client.said
         assert len(operation.queue) == 0
