@@ -13,7 +13,8 @@ from tunemill_dev.kubectl import Object, run
 from tunemill_dev.testbed import Testbed
 
 RUN_SECONDS = 420
-STEPS = 120
+STEPS = 300
+"""Enough for another run to be prepared meanwhile, on a slow machine, too."""
 NAMESPACE = "kueue-system"
 GROUP = "kueue.x-k8s.io"
 RANKS = {"low": 1, "high": 100}
@@ -94,8 +95,8 @@ def test_a_training_makes_room_for_a_more_important_one_and_goes_on_from_its_che
         publish={"branch": "urgent"},
         queue={"name": "team", "priorityClass": "high"},
     )
-    stopped = patient.follow(lambda status: status.phase == Phase.QUEUED, RUN_SECONDS)
-    assert stopped.run.preemptions == 1
+    stopped = patient.follow(lambda status: status.run.preemptions == 1, RUN_SECONDS)
+    assert stopped.phase == Phase.QUEUED
     assert urgent.reach(Phase.SUCCEEDED, RUN_SECONDS).published
 
     status = patient.reach(Phase.SUCCEEDED, RUN_SECONDS)
