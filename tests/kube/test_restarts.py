@@ -73,6 +73,7 @@ def test_a_leader_that_stops_hands_over_at_once_and_one_that_dies_after_its_leas
     third = start(plane.kubeconfig, tmp_path / "c.log", "--identity=c", *election)
     namespace.apply("inherited")
     namespace.wait_for("inherited", "Succeeded")
+    third.wait_until_it_says("metrics and health")
     hard = time.monotonic()
     second.kill()
     third.wait_until_it_says("leading as c", seconds=40)
