@@ -168,14 +168,18 @@ def _exceeding(spec: FineTuneSpec, profile: Profile) -> Iterator[_Wish]:
         ("serviceAccounts", "compute.serviceAccountName", limits.service_accounts, compute.service_account_name),
         ("priorityClasses", "compute.priorityClassName", limits.priority_classes, compute.priority_class_name),
     ):
-        if allowed is not None and wish and not _matches(wish, allowed):
-            yield _Wish(path, f"limits.{limit} allows {', '.join(allowed) or 'none'}", wish)
-    first = spec.queue.priority_class if spec.queue else ""
-    if first and limits.priority_classes is not None and not _matches(first, limits.priority_classes):
-        names = ", ".join(limits.priority_classes) or "none"
-        yield _Wish("queue", f"limits.priorityClasses allows {names}", f"priorityClass: {first}")
+        yield from _unlisted(limit, path, allowed, wish)
+    if spec.queue:
+        first = spec.queue.priority_class
+        yield from _unlisted("priorityClasses", "queue", limits.priority_classes, first, "priorityClass: ")
     if limits.base_models is not None or limits.hub_organizations is not None:
         yield from _other_hub(spec, profile)
+
+
+def _unlisted(limit: str, path: str, allowed: list[str] | None, name: str, within: str = "") -> Iterator[_Wish]:
+    """Yield a name that a limit does not list; `within` says what it is within the field."""
+    if allowed is not None and name and not _matches(name, allowed):
+        yield _Wish(path, f"limits.{limit} allows {', '.join(allowed) or 'none'}", f"{within}{name}")
 
 
 def _other_devices(spec: FineTuneSpec, profile: Profile) -> Iterator[_Wish]:

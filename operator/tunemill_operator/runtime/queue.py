@@ -84,6 +84,7 @@ class WorkQueue:
         self._observer.added()
         if key not in self._processing:
             self._line_up(key)
+            self._hand_out()
 
     def add_after(self, key: Key, seconds: float) -> None:
         """Have the key worked on after so many seconds, or earlier when that was asked for before."""
@@ -128,7 +129,7 @@ class WorkQueue:
 
     def close(self) -> None:
         """Give out no more keys; those that are worked on are finished by their workers."""
-        for timer in (*self._timers.values(), *([self._alarm] if self._alarm else [])):
+        for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
         self._closed = True
@@ -138,7 +139,6 @@ class WorkQueue:
 
     def _line_up(self, key: Key) -> None:
         (self._first if self._urgent(key) else self._others).append(key)
-        self._hand_out()
 
     def _hand_out(self) -> None:
         """Give keys to the workers that wait for one."""

@@ -96,8 +96,8 @@ class Resync:
         self.listed()  # kopf is silent about a kind that was gone just when it looked
         clock = asyncio.get_running_loop().time
         await self._quiet(FIRST_LOOK_SECONDS)
-        self._enqueue_all()
         while True:
+            self._enqueue_all()
             whole = clock() + period * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
             while clock() < whole:
                 await self._due(whole)
@@ -112,7 +112,6 @@ class Resync:
                     raise KindsChangedError(f"a CRD was removed: {error}") from error
                 except KubeError as error:
                     log.warning("the caches could not be compared: %s", error)
-            self._enqueue_all()
 
     async def _due(self, latest: float) -> None:
         """Return at that time on the loop's clock, or when a watch has told its whole list."""

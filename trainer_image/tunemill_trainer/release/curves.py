@@ -52,7 +52,7 @@ def loss_curve(history: Sequence[dict[str, Any]]) -> Curve | None:
     if len(points) < 2:
         return None
     held_out = [(float(entry["step"]), float(entry["held_out_loss"])) for entry in history if "held_out_loss" in entry]
-    smooth = _smoothed(points)
+    smooth = [(step, loss) for (step, _), loss in zip(points, smoothed([loss for _, loss in points]), strict=True)]
     low, high = points[0][0], points[-1][0]
     # One spike at the beginning must not press the rest of the curve flat.
     top = _round_up(max(sorted(loss for _, loss in points)[int(0.98 * (len(points) - 1))], smooth[0][1]))
@@ -75,15 +75,14 @@ def loss_curve(history: Sequence[dict[str, Any]]) -> Curve | None:
     )
 
 
-def _smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the exponential mean over about a twentieth of the run."""
-    weight = 2 / (1 + max(1.0, len(points) / 20))
-    mean = points[0][1]
-    smoothed = []
-    for step, loss in points:
+def smoothed(losses: Sequence[float]) -> list[float]:
+    """Return the exponential mean over about a twentieth of the run, from the first loss on; one at least is needed."""
+    weight = 2 / (1 + max(1.0, len(losses) / 20))
+    mean, means = losses[0], []
+    for loss in losses:
         mean += weight * (loss - mean)
-        smoothed.append((step, mean))
-    return smoothed
+        means.append(mean)
+    return means
 
 
 def _round_up(value: float) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunemill_trainer.judge.report import Report, Share
+from tunemill_trainer.release.curves import smoothed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +61,7 @@ def draw_loss(record: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     axes = figure.subplots()
     axes.plot(steps, losses, color="#9ecae1", linewidth=1, label="loss")
-    axes.plot(steps, _smooth(losses), color="#08519c", linewidth=2, label="smoothed")
+    axes.plot(steps, smoothed(losses), color="#08519c", linewidth=2, label="smoothed")
     if held_out:
         measured = [entry["held_out_loss"] for entry in held_out]
         axes.plot(
@@ -92,15 +93,6 @@ def _errors(shares: list[Share]) -> list[list[float]]:
         [max(0.0, share.share - share.low) for share in shares],
         [max(0.0, share.high - share.share) for share in shares],
     ]
-
-
-def _smooth(values: Sequence[float]) -> list[float]:
-    """Return the exponential mean over about a twentieth of the run."""
-    weight = 2 / (1 + max(1, len(values) / 20))
-    smoothed = [values[0]]
-    for value in values[1:]:
-        smoothed.append(smoothed[-1] + weight * (value - smoothed[-1]))
-    return smoothed
 
 
 def _save(figure: "Figure", path: Path) -> None:

@@ -26,8 +26,9 @@ async def simulated_nodes(api: Api, kubeconfig: Path, folder: Path) -> AsyncIter
     stages = folder / "stages.yaml"
     stages.write_text("\n---\n".join(json.dumps(stage) for stage in _stages()))
     scheduler = [str(programs[binaries.KUBERNETES.name] / "kube-scheduler"), "--leader-elect=false", "--secure-port=0"]
-    kwok = [str(programs[binaries.KWOK.name] / "kwok"), "--manage-all-nodes", f"--config={stages}"]
-    kwok.append("--node-lease-duration-seconds=120")  # without leases, nodes are taken for dead after 50 seconds
+    # Without leases, nodes are taken for dead after 50 seconds.
+    options = ["--manage-all-nodes", "--node-lease-duration-seconds=120", f"--config={stages}"]
+    kwok = [str(programs[binaries.KWOK.name] / "kwok"), *options]
     running = [
         started([*command, f"--kubeconfig={kubeconfig}"], folder / f"{Path(command[0]).name}.log", {})
         for command in (scheduler, kwok)
