@@ -13,6 +13,8 @@ UV := build/uv/bin/uv
 READY := $(VENV)/.ready
 # One OpenMP thread: on a busy machine several of them wait for each other and a small model trains a hundred times slower.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
+# What is compiled is kept, whatever the caller's shell says: Python would compile torch at every start of a stage.
+export PYTHONDONTWRITEBYTECODE :=
 PARALLEL := --numprocesses logical --maxprocesses 4
 
 .PHONY: help
@@ -37,7 +39,7 @@ $(UV): dev/requirements-uv.txt
 $(READY): requirements-dev.txt $(wildcard */pyproject.toml) | $(UV)
 	@echo "installing the Python environment (about 6 GB, mostly torch with CUDA) …"
 	@$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV)
-	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.txt
+	@$(UV) pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements-dev.txt
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps -e crds -e operator -e trainer_image -e dev
 	@touch $@
 

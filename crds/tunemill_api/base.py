@@ -1,5 +1,7 @@
 """What all models of the API share: camelCase on the wire, unknown fields refused, docstrings as field descriptions."""
 
+from typing import Any, Self
+
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
@@ -14,3 +16,7 @@ class ApiModel(BaseModel):
         frozen=True,
         use_attribute_docstrings=True,
     )
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Return itself: what never changes needs no copy, and pydantic would make one of every default part."""
+        return self

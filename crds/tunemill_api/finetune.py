@@ -132,13 +132,15 @@ class FineTuneSpec(ApiModel):
                 "baseModel.quantization must be None with adapter.method Full: quantised weights cannot be trained",
             ),
             rule(
-                "self.adapter.method != 'AdaLoRA' || self.training.earlyStopping.patience == 0",
+                "self.adapter.method != 'AdaLoRA' || !has(self.training.earlyStopping) || "
+                "!has(self.training.earlyStopping.patience) || self.training.earlyStopping.patience == 0",
                 "training.earlyStopping.patience must be 0 with adapter.method AdaLoRA: its ranks are settled at the "
                 "end of the planned steps",
             ),
             rule(
                 "self.adapter.method != 'IA3' || "
-                "(self.tokenizer.mode != 'Extend' && size(self.tokenizer.addTokens) == 0)",
+                "(self.tokenizer.mode != 'Extend' && "
+                "(!has(self.tokenizer.addTokens) || size(self.tokenizer.addTokens) == 0))",
                 "adapter.method IA3 cannot train the rows of added tokens: take another method, or set tokenizer.mode "
                 "to Reuse or Text and leave tokenizer.addTokens empty",
             ),

@@ -1,4 +1,9 @@
-"""The schemas of the two specs: what a FineTuneProfile can preset has no default in a FunctionCallFineTune's."""
+"""The schemas of the two specs: which defaults the API server writes into objects, and which it does not.
+
+What a FineTuneProfile can preset has none, so that it is there if and only if somebody wrote it. Neither has what would
+say nothing: an empty text or list, zero or false, and the settings of a method that was not chosen. Each default that
+is written makes the object harder to read, and costs the API server at every write of it.
+"""
 
 import json
 from typing import Any
@@ -6,6 +11,9 @@ from typing import Any
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.profile import PRESET_FIELDS, FineTuneProfileSpec
 from tunemill_api.structural import Schema, structural_schema
+
+UNCHOSEN = ("adapter.adalora", "adapter.ia3")
+"""The settings of methods that are not the default one: they are filled in where somebody writes one of them."""
 
 
 def finetune_spec_schema() -> Schema:
@@ -18,7 +26,9 @@ def finetune_spec_schema() -> Schema:
             field["x-kubernetes-map-type"] = "atomic"
         if default not in (None, "", [], {}):
             field["description"] += f" Without it, and where no profile gives one: {json.dumps(default)}."
-    return _without_empty_parts(spec)
+    for path in UNCHOSEN:
+        del _at(spec, path)["default"]
+    return _without_empty_defaults(spec)
 
 
 def profile_spec_schema() -> Schema:
@@ -45,10 +55,10 @@ def _at(schema: Schema, path: str) -> Any:  # noqa: ANN401 - a schema
     return schema
 
 
-def _without_empty_parts(schema: Schema) -> Schema:
-    """Return the schema without the default {} of parts that have no defaults: the API server would write it."""
-    properties = {name: _without_empty_parts(child) for name, child in schema.get("properties", {}).items()}
+def _without_empty_defaults(schema: Schema) -> Schema:
+    """Return the schema without the defaults that say nothing: "", [], 0, false, and {} where nothing is filled in."""
+    properties = {name: _without_empty_defaults(child) for name, child in schema.get("properties", {}).items()}
     kept = {**schema, **({"properties": properties} if properties else {})}
-    if kept.get("default") == {} and not any("default" in child for child in properties.values()):
-        del kept["default"]
+    if not kept.get("default") and not any("default" in child for child in properties.values()):
+        kept.pop("default", None)
     return kept

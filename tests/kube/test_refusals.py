@@ -66,11 +66,21 @@ def test_a_misspelt_field_is_refused_by_a_strict_client(namespace: Namespace) ->
 
 
 def test_defaults_are_filled_in(namespace: Namespace) -> None:
-    """`kubectl get -o yaml` shows what will be done, and Git and cluster do not differ afterwards."""
+    """`kubectl get -o yaml` shows what will be done, and not what will not: an option that nobody has chosen."""
     spec = namespace.apply("small")["spec"]
     assert spec["training"]["learningRate"] == "1e-4"
     assert spec["adapter"]["lora"]["rank"] == 16
-    assert spec["suspend"] is False
+    assert set(spec["adapter"]) == {"method", "lora"}
+    assert not {"suspend", "profile", "compute"} & set(spec)
+    assert not {"maxSteps", "earlyStopping"} & set(spec["training"])
+
+
+def test_the_settings_of_another_method_are_filled_in_where_one_is_written(namespace: Namespace) -> None:
+    """Early stopping that is off, or not mentioned, is none of the things that AdaLoRA does not go with."""
+    adapter = {"method": "AdaLoRA", "adalora": {"targetRank": 8}}
+    spec = namespace.apply("ranks", adapter=adapter, training={"earlyStopping": {}})["spec"]
+    assert spec["adapter"]["adalora"]["initialRank"] == 24
+    namespace.apply("scales", adapter={"method": "IA3"}, tokenizer={"mode": "Reuse"})
 
 
 @pytest.mark.usefixtures("operator")

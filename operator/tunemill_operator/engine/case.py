@@ -107,8 +107,7 @@ class Case:
     @cached_property
     def run_id(self) -> str:
         """The run's id, which follows from everything that a stage depends on."""
-        request = keys.prepare_request(self.spec, self.finetune.asked)
-        train = keys.train_key(request, self.spec)
+        train = keys.train_key(self.ledger.wanted[Stage.PREPARE], self.spec)
         return keys.publish_key(keys.evaluate_key(train, self.spec), self.spec)[:8]
 
     def run(self, ledger: Ledger, *, renewed: bool) -> RunStatus:
