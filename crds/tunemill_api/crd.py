@@ -16,7 +16,7 @@ from tunemill_api.constants import (
 )
 from tunemill_api.spec_schemas import finetune_spec_schema, profile_spec_schema
 from tunemill_api.status import FineTuneStatus
-from tunemill_api.structural import Schema, structural_schema
+from tunemill_api.structural import Schema, structural_schema, without_empty_defaults
 
 NAME_LENGTH = 45
 """A Job is named after the object, its stage and eight digits, and a Job's name is a label of its pods: at most 63
@@ -66,8 +66,12 @@ def profile_resource_definition() -> dict[str, Any]:
 
 def object_schema() -> Schema:
     """Return the schema of a whole FunctionCallFineTune."""
-    # Without a status, kstatus and whatever waits with it would take a new object for done.
-    status = structural_schema(FineTuneStatus) | {"default": {}}
+    whole = structural_schema(FineTuneStatus)
+    status = without_empty_defaults(whole) | {"default": {}}
+    # Kstatus, and whatever waits with it, takes an object for done unless it says that nothing of it was observed yet;
+    # and that no row is wrong is worth saying.
+    for name in ("observedGeneration", "prepared"):
+        status["properties"][name] = whole["properties"][name]
     parts = {"spec": finetune_spec_schema(), "status": status}
     what = "A FunctionCallFineTune makes one fine-tuned, judged and published function-calling model."
     return {

@@ -10,7 +10,7 @@ from typing import Any
 
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.profile import PRESET_FIELDS, FineTuneProfileSpec
-from tunemill_api.structural import Schema, structural_schema
+from tunemill_api.structural import Schema, structural_schema, without_empty_defaults
 
 UNCHOSEN = ("adapter.adalora", "adapter.ia3")
 """The settings of methods that are not the default one: they are filled in where somebody writes one of them."""
@@ -28,7 +28,7 @@ def finetune_spec_schema() -> Schema:
             field["description"] += f" Without it, and where no profile gives one: {json.dumps(default)}."
     for path in UNCHOSEN:
         del _at(spec, path)["default"]
-    return _without_empty_defaults(spec)
+    return without_empty_defaults(spec)
 
 
 def profile_spec_schema() -> Schema:
@@ -53,12 +53,3 @@ def _at(schema: Schema, path: str) -> Any:  # noqa: ANN401 - a schema
     for name in path.split("."):
         schema = schema["properties"][name]
     return schema
-
-
-def _without_empty_defaults(schema: Schema) -> Schema:
-    """Return the schema without the defaults that say nothing: "", [], 0, false, and {} where nothing is filled in."""
-    properties = {name: _without_empty_defaults(child) for name, child in schema.get("properties", {}).items()}
-    kept = {**schema, **({"properties": properties} if properties else {})}
-    if not kept.get("default") and not any("default" in child for child in properties.values()):
-        kept.pop("default", None)
-    return kept

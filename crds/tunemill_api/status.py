@@ -241,8 +241,8 @@ class StageStatus(StatusModel):
     """How far it is."""
     key: str = ""
     """The key of the work, see the architecture: the same key is never worked on twice."""
-    executed: bool = False
-    """False when the output was already in the workspace."""
+    executed: bool | None = None
+    """False when the output was already in the workspace; absent before the stage has succeeded."""
     attempts: int = 0
     """Pods that worked on it."""
     started_at: datetime | None = None

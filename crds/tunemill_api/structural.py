@@ -24,6 +24,18 @@ def structural_schema(model: type[BaseModel]) -> Schema:
     return _inlined(schema, schema.get("$defs", {}), model.__name__)
 
 
+def without_empty_defaults(schema: Schema) -> Schema:
+    """Return the schema without the defaults that say nothing: "", [], 0, false, and {} where nothing is filled in."""
+    kept, properties = dict(schema), schema.get("properties", {})
+    if properties:
+        kept["properties"] = {name: without_empty_defaults(child) for name, child in properties.items()}
+    if isinstance(schema.get("items"), dict):
+        kept["items"] = without_empty_defaults(schema["items"])
+    if not kept.get("default") and not any("default" in child for child in kept.get("properties", {}).values()):
+        kept.pop("default", None)
+    return kept
+
+
 def _inlined(node: Schema, definitions: dict[str, Schema], path: str) -> Schema:
     if "$ref" in node:
         beside = {key: value for key, value in node.items() if key != "$ref"}

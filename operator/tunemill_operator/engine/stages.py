@@ -167,7 +167,7 @@ def forgotten(ledger: Ledger) -> Ledger:
     """
     return Ledger(
         entries={
-            stage: folded(entry).model_copy(update={"state": StageState.PENDING, "executed": False})
+            stage: folded(entry).model_copy(update={"state": StageState.PENDING, "executed": None})
             for stage, entry in ledger.entries.items()
         },
         wanted={Stage.PREPARE: ledger.wanted[Stage.PREPARE]},
