@@ -142,9 +142,8 @@ class _Process:
         queue = WorkQueue(metrics.queue, cache.unserved)
         board = Board(queue)
         recorder = Recorder(client, settings.candidate)
-        reconciler = Reconciler(
-            client, cache, queue, board, recorder, Warnings(client), metrics, lambda: self._platform
-        )
+        warnings = Warnings(client, queue.add)
+        reconciler = Reconciler(client, cache, queue, board, recorder, warnings, metrics, lambda: self._platform)
         self._resync = resync = Resync(
             client, cache, queue, metrics, settings.namespaces, profiles=not settings.no_profiles
         )
@@ -167,6 +166,7 @@ class _Process:
                 )
                 group.create_task(work(queue, reconciler.reconcile, settings.workers, self._witnesses))
                 group.create_task(resync.run(settings.resync_seconds))
+                group.create_task(warnings.run())
                 group.create_task(self._renew())
         except* (handlers.WatchError, KindsChangedError) as ended:
             for error in ended.exceptions:

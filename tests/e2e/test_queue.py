@@ -6,18 +6,19 @@ from pathlib import Path
 
 import pytest
 from e2e.world import World
+from kube import queues
 from tunemill_api.constants import PLURAL
 from tunemill_api.status import Phase, StageState
 from tunemill_dev.cluster import binaries, up
-from tunemill_dev.kubectl import Object, run
+from tunemill_dev.kubectl import run
 from tunemill_dev.testbed import Testbed
 
 RUN_SECONDS = 420
 STEPS = 300
 """Enough for another run to be prepared meanwhile, on a slow machine, too."""
 NAMESPACE = "kueue-system"
-GROUP = "kueue.x-k8s.io"
-RANKS = {"low": 1, "high": 100}
+QUOTA = {"cpu": "500m", "memory": "64Gi", "ephemeral-storage": "1Ti"}
+"""Half a core in all, which is what a pod of train asks for."""
 pytestmark = pytest.mark.timeout(900, func_only=True)
 
 
@@ -37,15 +38,20 @@ def kueue(testbed: Testbed, request: pytest.FixtureRequest, tmp_path_factory: py
     waiting = ("--wait", "--timeout", "180s")
     run((*testbed.helm, "upgrade", "--install", *where, str(chart), "--create-namespace", "--set", chosen, *waiting))
     try:
-        testbed.kubectl.apply(*_queue())
+        testbed.kubectl.apply(
+            queues.resource_flavor("cpus"),
+            queues.cluster_queue("cpus", QUOTA),
+            queues.priority_class("low", 1),
+            queues.priority_class("high", 100),
+        )
         yield
     finally:
         # In this order: Kueue takes its finalizers from what goes, and must be there for that.
         kinds = ("clusterqueues", "resourceflavors", "workloadpriorityclasses")
-        for kind in (PLURAL, f"localqueues.{GROUP}", f"workloads.{GROUP}"):
+        for kind in (PLURAL, f"localqueues.{queues.GROUP}", f"workloads.{queues.GROUP}"):
             testbed.kubectl("delete", kind, "--all", "--all-namespaces", "--timeout", "120s")
         for kind in kinds:
-            testbed.kubectl("delete", f"{kind}.{GROUP}", "--all", "--timeout", "60s")
+            testbed.kubectl("delete", f"{kind}.{queues.GROUP}", "--all", "--timeout", "60s")
         run((*testbed.helm, "uninstall", *where, "--wait", "--ignore-not-found"))
 
 
@@ -58,27 +64,10 @@ def _image(cluster: str, context: Path) -> str:
     return up(cluster).build_image("kueue", context, context / "Dockerfile")
 
 
-def _queue() -> list[Object]:
-    """Return what a platform team makes: half a core in all, which is what a pod of train asks for."""
-    quotas = [{"name": "cpu", "nominalQuota": "500m"}, {"name": "memory", "nominalQuota": "64Gi"}]
-    quotas += [{"name": "ephemeral-storage", "nominalQuota": "1Ti"}]
-    group = {
-        "coveredResources": [quota["name"] for quota in quotas],
-        "flavors": [{"name": "cpus", "resources": quotas}],
-    }
-    queue = {"namespaceSelector": {}, "preemption": {"withinClusterQueue": "LowerPriority"}, "resourceGroups": [group]}
-    ranks = [{**_kind("WorkloadPriorityClass", name), "value": value} for name, value in RANKS.items()]
-    return [{**_kind("ResourceFlavor", "cpus"), "spec": {}}, {**_kind("ClusterQueue", "cpus"), "spec": queue}, *ranks]
-
-
-def _kind(kind: str, name: str, **metadata: str) -> Object:
-    return {"apiVersion": f"{GROUP}/v1beta2", "kind": kind, "metadata": {"name": name, **metadata}}
-
-
 @pytest.mark.usefixtures("kueue")
 def test_a_training_makes_room_for_a_more_important_one_and_goes_on_from_its_checkpoint(world: World):
     """It is queued, admitted, preempted, queued and admitted again; no step is lost or done twice."""
-    world.testbed.kubectl.apply({**_kind("LocalQueue", "team", namespace=world.name), "spec": {"clusterQueue": "cpus"}})
+    world.testbed.kubectl.apply(queues.local_queue("team", world.name, of="cpus"))
     world.put_rows()
     patient = world.apply(
         "patient",

@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from kube import queues
 from kube.api import Api, ApiError
 from kube.kubelet import eventually
 from kube.plane import CRD_PATH
 from tunemill_dev.cluster import binaries
 from tunemill_dev.cluster.ports import free_ports
 
-GROUP = "/apis/kueue.x-k8s.io/v1beta2"
+GROUP = f"/apis/{queues.GROUP}/{queues.VERSION}"
 SYSTEM = "kueue-system"
 SERVICE = "kueue-webhook-service"
 SECRET = "kueue-webhook-server-cert"
 GPU = "nvidia.com/gpu"
-SERVED = {"kueue.x-k8s.io", "batch"}
+SERVED = {queues.GROUP, "batch"}
 """The API groups whose webhooks are installed; those of kinds that are not in this cluster are left out."""
 Json = dict[str, Any]
 
@@ -60,24 +61,17 @@ class Queues:
 
     def open(self, namespace: str, name: str, gpus: int, **cluster_queue: Any) -> None:
         """Make a LocalQueue with a ClusterQueue and a flavor of its own, of the same name and with so many GPUs."""
-        self.api.post(f"{GROUP}/resourceflavors", {**_kind("ResourceFlavor", name), "spec": {}})
-        spec = {
-            "namespaceSelector": {},
-            "preemption": {"withinClusterQueue": "LowerPriority"},
-            "resourceGroups": _quota(name, gpus),
-            **cluster_queue,
-        }
-        self.api.post(f"{GROUP}/clusterqueues", {**_kind("ClusterQueue", name), "spec": spec})
-        body = {**_kind("LocalQueue", name), "spec": {"clusterQueue": name}}
-        self.api.post(f"{GROUP}/namespaces/{namespace}/localqueues", body)
+        self.api.post(f"{GROUP}/resourceflavors", queues.resource_flavor(name))
+        self.api.post(f"{GROUP}/clusterqueues", queues.cluster_queue(name, {GPU: gpus}, **cluster_queue))
+        self.api.post(f"{GROUP}/namespaces/{namespace}/localqueues", queues.local_queue(name, namespace, of=name))
 
     def resize(self, name: str, gpus: int) -> None:
         """Change the quota of a ClusterQueue."""
-        self.change(name, resourceGroups=_quota(name, gpus))
+        self.change(name, resourceGroups=queues.resource_groups(name, {GPU: gpus}))
 
     def rank(self, name: str, value: int) -> None:
         """Make a WorkloadPriorityClass."""
-        self.api.post(f"{GROUP}/workloadpriorityclasses", {**_kind("WorkloadPriorityClass", name), "value": value})
+        self.api.post(f"{GROUP}/workloadpriorityclasses", queues.priority_class(name, value))
 
     def change(self, name: str, **spec: Any) -> None:
         """Change a ClusterQueue."""
@@ -91,15 +85,6 @@ class Queues:
     def activate(self, namespace: str, name: str, *, active: bool) -> None:
         """Put a Workload into its queue or take it out, as an administrator does."""
         self.api.patch(f"{GROUP}/namespaces/{namespace}/workloads/{name}", {"spec": {"active": active}})
-
-
-def _kind(kind: str, name: str) -> Json:
-    return {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": kind, "metadata": {"name": name}}
-
-
-def _quota(flavor: str, gpus: int) -> list[Json]:
-    resources = [{"name": GPU, "nominalQuota": gpus}]
-    return [{"coveredResources": [GPU], "flavors": [{"name": flavor, "resources": resources}]}]
 
 
 def _certificate(folder: Path) -> str:

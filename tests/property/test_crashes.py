@@ -156,7 +156,7 @@ class Operator:
         self._cache, queue = Cache(), WorkQueue(_Quiet())
         recorder = Recorder(client, "test")
         self._reconciler = Reconciler(
-            client, self._cache, queue, Board(queue), recorder, Warnings(client), _Quiet(), lambda: PLATFORM
+            client, self._cache, queue, Board(queue), recorder, Warnings(client, queue.add), _Quiet(), lambda: PLATFORM
         )
 
     def _see(self) -> None:

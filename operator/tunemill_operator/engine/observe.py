@@ -12,6 +12,10 @@ from tunemill_operator.engine.workloads import Workload
 
 SILENT_AFTER = timedelta(seconds=3)
 """A Job without a pod, or a pod that does not start, is asked for its events after this time."""
+LOOK_AGAIN = timedelta(seconds=10)
+"""How soon something is looked at again whose change no watch tells: a missing Secret, a full quota."""
+LOOK_SELDOM = timedelta(minutes=5)
+"""How seldom at most: a thousand objects may wait for one quota."""
 
 
 @dataclass(frozen=True)
@@ -113,22 +117,24 @@ def unadmitted(finetune: FineTune, observed: Observed) -> tuple[Job, ...]:
     return tuple(job for job in live if job.suspended or (job.queue and not recorded))
 
 
-def silent(observed: Observed, now: datetime) -> tuple[Job | Pod, ...]:
-    """Return the Jobs and pods whose events may say why nothing happens."""
+def not_started(jobs: Iterable[Job], pods: Sequence[Pod]) -> tuple[Job | Pod, ...]:
+    """Return those of an object's Jobs and pods whose events may say why nothing happens."""
     found: list[Job | Pod] = []
-    for job in observed.jobs:
+    for job in jobs:
         if job.finished or job.suspended or job.meta.deleting:
             continue
-        pods = [pod for pod in observed.pods_of(job) if not pod.terminal]
-        if not pods and now - job.meta.created_at > SILENT_AFTER:
-            found.append(job)
-        found.extend(pod for pod in pods if _stuck(pod, now))
+        live = [pod for pod in pods if pod.meta.owner == job.meta.uid and not pod.terminal]
+        found.extend([pod for pod in live if _waits(pod)] if live else [job])
     return tuple(found)
 
 
-def _stuck(pod: Pod, now: datetime) -> bool:
-    started = any(container.started_at for container in pod.containers)
-    return not started and not pod.unschedulable and now - pod.meta.created_at > SILENT_AFTER
+def patience(waited: timedelta) -> timedelta:
+    """Return when to look again at what has not changed for so long: the longer it lasts, the more seldom."""
+    return min(max(waited / 4, LOOK_AGAIN), LOOK_SELDOM)
+
+
+def _waits(pod: Pod) -> bool:
+    return not pod.unschedulable and not any(container.started_at for container in pod.containers)
 
 
 def _age(pod: Pod) -> tuple[datetime, str]:

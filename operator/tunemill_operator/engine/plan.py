@@ -18,7 +18,7 @@ from tunemill_operator.engine.events import Announcement, announcements
 from tunemill_operator.engine.failures import Cause
 from tunemill_operator.engine.history import history_of
 from tunemill_operator.engine.objects import GONE_AFTER, FineTune, Job
-from tunemill_operator.engine.observe import SILENT_AFTER, Observed, owned
+from tunemill_operator.engine.observe import LOOK_AGAIN, LOOK_SELDOM, SILENT_AFTER, Observed, owned, patience
 from tunemill_operator.engine.pods import SpecTooLargeError, job_of, pod_digest
 from tunemill_operator.engine.profiles import RefusedError
 from tunemill_operator.engine.retraining import ScheduleError, scheduled
@@ -27,11 +27,6 @@ from tunemill_operator.engine.stages import forgotten
 from tunemill_operator.engine.step import Step, stalled
 from tunemill_operator.engine.terms import terms_of
 from tunemill_operator.engine.volumes import Manifest, Platform
-
-LOOK_AGAIN = timedelta(seconds=10)
-"""How soon something is looked at again whose change no watch tells: a missing Secret, a full quota."""
-LOOK_SELDOM = timedelta(minutes=5)
-"""How seldom at most: a thousand objects may wait for one quota."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +189,7 @@ def _absent(case: Case) -> Step | None:
         return None
     if case.observed.refusal:
         cause = failures.of_refusal(case.work, case.name, case.observed.refusal)
-        return stalled(case, cause, requeue_after=_patience(case, _stalled_since(case)))
+        return stalled(case, cause, requeue_after=patience(case.now - _stalled_since(case)))
     try:
         body = job_of(case.finetune, case.spec, case.work, case.ledger, case.run_id, case.platform)
     except SpecTooLargeError as error:
@@ -247,7 +242,7 @@ def _held_back(case: Case) -> Step | None:
     if job is None or not job.suspended:
         return None
     since = admission.waits_since(case, job)
-    again = SILENT_AFTER if case.now - since <= admission.TAKEN_WITHIN else _patience(case, since)
+    again = SILENT_AFTER if case.now - since <= admission.TAKEN_WITHIN else patience(case.now - since)
     if cause := admission.without_queue(case, job):
         return stalled(case, cause, requeue_after=again)
     return Step(admission.waiting(case, job), requeue_after=again)
@@ -256,8 +251,8 @@ def _held_back(case: Case) -> Step | None:
 def _at_work(case: Case) -> Step:
     """A live Job runs, or cannot begin."""
     if case.job and (cause := failures.blocking(case.spec, case.work, case.job, case.observed)):
-        return stalled(case, cause, requeue_after=_patience(case, _youngest(case, case.job)))
-    return Step(at_work(case), requeue_after=_silence_ends(case))
+        return stalled(case, cause, requeue_after=LOOK_SELDOM)  # watches and events tell when it goes on
+    return Step(at_work(case))
 
 
 _RULES: tuple[Callable[[Case], Step | None], ...] = (
@@ -283,30 +278,9 @@ _RULES: tuple[Callable[[Case], Step | None], ...] = (
 """The first rule that has something to say decides."""
 
 
-def _silence_ends(case: Case) -> timedelta | None:
-    """Return when to ask for the events of a Job or pod that makes no headway, which no watch tells."""
-    job, pods = case.job, [pod for pod in case.pods if not pod.terminal]
-    if job is None or any(pod.unschedulable for pod in pods):
-        return None
-    if any(container.started_at for pod in pods for container in pod.containers):
-        return None
-    youngest = _youngest(case, job)
-    return SILENT_AFTER if case.now - youngest <= SILENT_AFTER else _patience(case, youngest)
-
-
-def _youngest(case: Case, job: Job) -> datetime:
-    """Return when the Job, or the last of its pods that have not ended, was created."""
-    return max([job.meta.created_at, *(pod.meta.created_at for pod in case.pods if not pod.terminal)])
-
-
 def _stalled_since(case: Case) -> datetime:
     stalled = next((each for each in case.finetune.status.conditions if each.type == "Stalled"), None)
     return stalled.last_transition_time if stalled and stalled.status == "True" else case.now
-
-
-def _patience(case: Case, since: datetime) -> timedelta:
-    """Return when to look again at what has not changed since then: the longer it lasts, the more seldom."""
-    return min(max((case.now - since) / 4, LOOK_AGAIN), LOOK_SELDOM)
 
 
 def _refused(finetune: FineTune, observed: Observed, error: RefusedError, now: datetime) -> Plan:

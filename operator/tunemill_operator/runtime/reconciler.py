@@ -10,7 +10,7 @@ from typing import Protocol
 from tunemill_api.status import FineTuneStatus
 
 from tunemill_operator.engine.objects import FineTune, Job
-from tunemill_operator.engine.observe import Observed, Progress, Queueing, Refusal, silent, unadmitted
+from tunemill_operator.engine.observe import Observed, Progress, Queueing, Refusal, not_started, unadmitted
 from tunemill_operator.engine.plan import CreateJob, DeleteJob, Plan, plan
 from tunemill_operator.engine.volumes import Platform
 from tunemill_operator.engine.workloads import workload_of
@@ -68,19 +68,23 @@ class Reconciler:
         finetune = self.cache.finetune(key)
         if finetune is None:
             self.board.forget(key)
+            self.warnings.expect(key, {})
             return
         told = current.get() or Reconciliation(key)
         told.uid = finetune.meta.uid
         told.at(finetune.status)
         now = datetime.now(UTC).replace(microsecond=0)
-        observed = await self._observe(key, finetune, now)
+        observed = await self._observe(key, finetune)
         decided = plan(finetune, observed, self.platform(), now)
         if decided.needs_pods:
             self.cache.pods.complete(key, *await self.client.pods_of(*key))
             observed = replace(observed, pods=self.cache.pods.of(key), pods_listed=True)
             decided = plan(finetune, observed, self.platform(), now)
         told.at(decided.status or finetune.status)
-        if refusal := await self._act(decided):
+        refusal = await self._act(decided)
+        waiting = not_started(self.cache.jobs.of(key), self.cache.pods.of(key))
+        self.warnings.expect(key, {view.meta.uid: view.meta.created_at for view in waiting})
+        if refusal:
             decided = plan(finetune, replace(observed, refusal=refusal), self.platform(), now)
             told.at(decided.status or finetune.status)
         elif decided.actions and self.queue.pressed(key) and self.cache.jobs.of(key):
@@ -91,19 +95,17 @@ class Reconciler:
         if decided.requeue_after is not None:
             self.queue.add_after(key, decided.requeue_after.total_seconds())
 
-    async def _observe(self, key: Key, finetune: FineTune, now: datetime) -> Observed:
+    async def _observe(self, key: Key, finetune: FineTune) -> Observed:
         observed = Observed(
             self.cache.jobs.of(key),
             self.cache.pods.of(key),
+            complaints=self.warnings.about(key),
             progress=self.board.latest(key),
             profiles=tuple(self.cache.profiles),
         )
         if unknown := [job.meta.uid for job in unadmitted(finetune, observed)]:
-            observed = replace(observed, queueing=await self._queueing(key[0], unknown))
-        waiting = [view.meta.uid for view in silent(observed, now)]
-        if not waiting:
-            return observed
-        return replace(observed, complaints=await self.warnings.about(key[0], waiting))
+            return replace(observed, queueing=await self._queueing(key[0], unknown))
+        return observed
 
     async def _queueing(self, namespace: str, jobs: Iterable[str]) -> Queueing | None:
         try:

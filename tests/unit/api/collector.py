@@ -1,9 +1,10 @@
-"""A collector of traces in the test's own process: OTLP over HTTP in, spans out."""
+"""A collector of traces: OTLP over HTTP in, spans out; in the test's own process, or as a program, a line for each."""
 
+import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -39,28 +40,32 @@ class Collector:
 @contextmanager
 def a_collector() -> Iterator[Collector]:
     """Run a collector until the block ends."""
+    spans: list[Span] = []
+    server = _server("127.0.0.1", 0, spans.append)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield Collector(f"http://127.0.0.1:{server.server_port}", spans)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
+
+def _server(host: str, port: int, take: Callable[[Span], None]) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             if self.path == "/v1/traces":
-                collector.spans.extend(_spans(body))
+                for span in _spans(body):
+                    take(span)
             self.send_response(200)
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    collector = Collector(f"http://127.0.0.1:{server.server_port}")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield collector
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return ThreadingHTTPServer((host, port), Handler)
 
 
 def _spans(body: bytes) -> Iterator[Span]:
@@ -81,3 +86,7 @@ def _spans(body: bytes) -> Iterator[Span]:
                     start=span.start_time_unix_nano,
                     end=span.end_time_unix_nano,
                 )
+
+
+if __name__ == "__main__":
+    _server("0.0.0.0", 4318, lambda span: print(json.dumps(asdict(span)), flush=True)).serve_forever()

@@ -12,7 +12,7 @@ from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import Phase, StageState, TrainerStatus
 from tunemill_operator.engine.objects import finetune_of
-from tunemill_operator.engine.observe import Complaint, Observed, Progress, Refusal
+from tunemill_operator.engine.observe import Complaint, Observed, Progress, Refusal, patience
 from tunemill_operator.engine.plan import CreateJob, DeleteJob, plan
 from tunemill_operator.engine.volumes import Platform
 
@@ -813,10 +813,13 @@ def test_progress_of_another_pod_is_ignored() -> None:
 
 def test_what_has_waited_long_is_looked_at_ever_more_seldom() -> None:
     """A thousand objects may wait for one quota for a day; the first looks come soon."""
-    world = World()
-    world.reconcile()
-    waits = []
-    for seconds in (4, 60, 600, 28_000):
-        world.seconds = seconds
-        waits.append(world.plan().requeue_after)
+    waits = [patience(timedelta(seconds=seconds)) for seconds in (4, 60, 600, 28_000)]
     assert waits == [timedelta(seconds=seconds) for seconds in (10, 15, 150, 300)]
+
+
+def test_a_pod_that_does_not_start_is_no_reason_to_look_again() -> None:
+    """What is said about it is listened to, and watches tell the rest."""
+    world = World()
+    assert world.reconcile().requeue_after is None
+    world.seconds = 60
+    assert world.plan().requeue_after is None

@@ -138,7 +138,7 @@ class Operation:
             self.queue,
             Board(self.queue),
             Recorder(client, "test"),
-            Warnings(client),
+            Warnings(client, self.queue.add),
             Counter(),
             lambda: PLATFORM,
         )

@@ -1,79 +1,157 @@
-"""A thousand objects that wait ask the API server once."""
+"""A thousand objects that wait ask the API server once, and only those are looked at of which something new is said."""
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pytest
 from tunemill_operator.kube.errors import UnavailableError
-from tunemill_operator.runtime.warnings import FRESH_SECONDS, Warnings
+from tunemill_operator.runtime.cache import Key
+from tunemill_operator.runtime.warnings import Warnings
 
 Json = dict[str, Any]
 Jump = Callable[..., Any]
 
 
 class Events:
-    """An API server that takes a second to answer, and counts."""
+    """An API server that takes a moment to answer, and counts."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.said: dict[str, list[str]] = {}
         self.broken = False
 
     async def warnings_in(self, namespace: str) -> list[Json]:
-        """Return one warning about each of three pods."""
+        """Return what is said, by uid."""
         self.asked.append(namespace)
-        await asyncio.sleep(1)
+        await asyncio.sleep(0.1)
         if self.broken:
             raise UnavailableError("starting")
         return [
             {
-                "involvedObject": {"uid": f"pod-{number}"},
+                "involvedObject": {"uid": uid},
                 "reason": "FailedMount",
-                "message": f"of {namespace}, {len(self.asked)}",
-                "lastTimestamp": "2026-11-21T12:00:00Z",
+                "message": message,
+                "lastTimestamp": f"2026-11-21T12:00:{second:02}Z",
             }
-            for number in range(3)
+            for uid, messages in self.said.items()
+            for second, message in enumerate(messages)
         ]
 
 
+class Listening:
+    """Warnings at work, and whom they told of news."""
+
+    def __init__(self) -> None:
+        self.events = Events()
+        self.news: list[Key] = []
+        self.warnings = Warnings(self.events, self.news.append)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Ask until the block ends."""
+        task = asyncio.create_task(self.warnings.run())
+        yield
+        task.cancel()
+
+    def expect(self, namespace: str, number: int, age: float = 10.0) -> None:
+        """Listen to what is said about the pod of this number, so many seconds old."""
+        since = datetime.now(UTC) - timedelta(seconds=age)
+        self.warnings.expect((namespace, f"run-{number}"), {f"pod-{number}": since})
+
+    def words(self, number: int) -> list[str]:
+        """Return what is known to be said about the pod of this number in team-a."""
+        return [each.message for each in self.warnings.about(("team-a", f"run-{number}"))]
+
+
 def test_those_who_wait_in_one_namespace_share_one_question(jump: Jump) -> None:
-    """Also those who ask while it is being answered; each hears what concerns it."""
+    """Each is told what concerns it, and who has nothing to hear is left alone."""
 
     async def story() -> None:
-        events = Events()
-        warnings = Warnings(events)
-        asked = [warnings.about("team-a", [f"pod-{number % 4}"]) for number in range(1000)]
-        answers = await asyncio.gather(*asked, warnings.about("team-b", ["pod-0", "pod-2"]))
-        assert sorted(events.asked) == ["team-a", "team-b"]
-        assert [len(answer) for answer in answers[:4]] == [1, 1, 1, 0]
-        assert [complaint.about for complaint in answers[-1]] == ["pod-0", "pod-2"]
+        listening = Listening()
+        listening.events.said = {"pod-1": ["no secret"], "pod-7": ["no claim"]}
+        async with listening.running():
+            for number in range(1000):
+                listening.expect("team-a", number)
+            listening.expect("team-b", 7)
+            await asyncio.sleep(2)
+        assert sorted(listening.events.asked) == ["team-a", "team-b"]
+        assert sorted(listening.news) == [("team-a", "run-1"), ("team-a", "run-7"), ("team-b", "run-7")]
+        assert [listening.words(number) for number in (0, 1, 7)] == [[], ["no secret"], ["no claim"]]
 
     jump(story())
 
 
-def test_an_answer_is_soon_too_old(jump: Jump) -> None:
-    """What was said meanwhile is heard."""
+def test_what_is_only_said_again_is_no_news_and_what_is_said_anew_or_no_more_is(jump: Jump) -> None:
+    """An event is counted up for as long as its cause lasts."""
 
     async def story() -> None:
-        warnings = Warnings(Events())
-        first = await warnings.about("team-a", ["pod-0"])
-        await asyncio.sleep(FRESH_SECONDS)
-        second = await warnings.about("team-a", ["pod-0"])
-        assert [each[0].message for each in (first, second)] == ["of team-a, 1", "of team-a, 2"]
+        listening = Listening()
+        listening.events.said = {"pod-1": ["no secret"]}
+        async with listening.running():
+            listening.expect("team-a", 1)
+            await asyncio.sleep(2)
+            assert len(listening.news) == 1
+            listening.events.said = {"pod-1": ["no secret"], "pod-2": ["no claim"]}
+            listening.expect("team-a", 1, age=9)  # another pod of the run, young: asked about at once
+            await asyncio.sleep(2)
+            assert len(listening.events.asked) == 2
+            assert len(listening.news) == 1
+            listening.events.said = {}
+            listening.expect("team-a", 1, age=8)
+            await asyncio.sleep(2)
+        assert len(listening.news) == 2
+        assert listening.words(1) == []
 
     jump(story())
 
 
-def test_a_question_that_fails_is_asked_again(jump: Jump) -> None:
-    """By whoever looks next, not after a while."""
+def test_what_does_not_wait_any_more_is_not_asked_about(jump: Jump) -> None:
+    """Nobody waits: nothing is asked."""
 
     async def story() -> None:
-        events = Events()
-        warnings = Warnings(events)
-        events.broken = True
-        with pytest.raises(UnavailableError):
-            await warnings.about("team-a", ["pod-0"])
-        events.broken = False
-        assert await warnings.about("team-a", ["pod-0"])
+        listening = Listening()
+        async with listening.running():
+            listening.expect("team-a", 1)
+            listening.warnings.expect(("team-a", "run-1"), {})
+            await asyncio.sleep(100)
+        assert listening.events.asked == []
+
+    jump(story())
+
+
+def test_a_pod_is_given_a_moment_to_start(jump: Jump) -> None:
+    """Most do."""
+
+    async def story() -> None:
+        listening = Listening()
+        async with listening.running():
+            listening.expect("team-a", 1, age=-600)
+            await asyncio.sleep(3)
+        assert listening.events.asked == []
+
+    jump(story())
+
+
+def test_a_question_that_fails_is_asked_again_and_what_was_said_stays(jump: Jump) -> None:
+    """Somebody whose failure was shown does not see it go because the API server was away."""
+
+    async def story() -> None:
+        listening = Listening()
+        listening.events.said = {"pod-1": ["no secret"]}
+        async with listening.running():
+            listening.expect("team-a", 1)
+            await asyncio.sleep(2)
+            listening.events.broken = True
+            listening.expect("team-a", 2)
+            await asyncio.sleep(2)
+            assert len(listening.events.asked) == 2
+            assert listening.words(1) == ["no secret"]
+            listening.events.broken = False
+            listening.expect("team-a", 3)
+            await asyncio.sleep(2)
+        assert len(listening.events.asked) == 3
+        assert len(listening.news) == 1
 
     jump(story())
