@@ -139,9 +139,11 @@ class Resync:
         """List everything into the caches; return how many objects a watch had missed, and the keys they concern."""
         cache, changed = self.cache, list[Key]()
         profiles = await self._list(PROFILES, cache.profiles, None) if self.profiles_served else []
-        for resource, store in ((FINETUNES, cache.finetunes), (JOBS, cache.jobs), (PODS, cache.pods)):
-            for namespace in self.namespaces or (None,):
-                changed += await self._list(resource, store, namespace)
+        kinds = ((FINETUNES, cache.finetunes), (JOBS, cache.jobs), (PODS, cache.pods))
+        for namespace in self.namespaces or (None,):
+            # The API server makes the pages of one kind while those of another are taken in.
+            for keys in await asyncio.gather(*(self._list(resource, store, namespace) for resource, store in kinds)):
+                changed += keys
         self.last = time.monotonic()
         # A profile may hold for every object.
         return len(profiles) + len(changed), cache.finetunes.keys() if profiles else changed
