@@ -129,6 +129,7 @@ async def _turn(contender: Contender, figures: Figures, bursts: tuple[int, ...],
                     latencies = await load.steady(api, contender, f"steady-{rate}", rate, seconds)
                     figures.latency.setdefault(rate, []).extend(latencies)
                 for count in bursts:
+                    await load.settled(running)  # what is left to do of an earlier load is not this one's
                     before, figures.objects = running.cpu_seconds(), figures.objects + count
                     took = await load.burst(api, contender, f"burst-{count}", count)
                     figures.burst.setdefault(count, []).append(count / took)
