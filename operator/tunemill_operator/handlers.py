@@ -79,6 +79,8 @@ async def watch(
     )
     take_signals()
     operator = asyncio.ensure_future(kopf.run_tasks(tasks, ignored=asyncio.all_tasks() - set(tasks)))
+    for task in (operator, *tasks):
+        task.add_done_callback(_heard)
     try:
         await asyncio.shield(operator)
     except Exception as error:  # kopf re-raises whatever ended one of its tasks
@@ -88,9 +90,12 @@ async def watch(
         _, late = await asyncio.wait([operator], timeout=STOP_SECONDS)
         for task in late:
             task.cancel()
-        for task in tasks:
-            if task.done() and not task.cancelled():
-                task.exception()  # kopf has logged it; asked for by nobody, it would be logged once more
+
+
+def _heard(task: asyncio.Future[Any]) -> None:
+    """Ask why a task has ended: kopf has logged it, and where nobody asks it is logged once more."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _register(

@@ -108,6 +108,7 @@ def test_whatever_breaks_every_stage_is_done_once_and_every_status_is_true(
     jobs = {name: len(namespace.jobs(name)) for name in names}
     assert jobs == {name: 1 if name in wrong else 3 for name in names}
     happened = {fault: times for fault, times in proxy.done.items() if times}
+    print(f"{count} objects, {kills} leaders killed; of the other faults: {happened}")
     assert {"too_many", "broken", "lost", "slow", "twice", "swapped", "cut"} <= happened.keys(), happened
 
 
