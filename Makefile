@@ -75,7 +75,7 @@ test-kube: $(READY) ## The operator against a real API server, without a node
 
 .PHONY: test-chaos
 test-chaos: $(READY) ## 300 objects while everything breaks, 30 minutes of churn; `make test` does both in small
-	@$(PYTEST) tests/chaos --objects 300 --kills 10 --minutes 30
+	@$(PYTEST) tests/chaos --objects 300 --kills 10 --minutes 30 --timeout 5400
 
 .PHONY: test-learn
 test-learn: $(READY) ## Real training on the CPU
