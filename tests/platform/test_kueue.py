@@ -98,7 +98,7 @@ def test_a_run_waits_for_its_quota_is_preempted_and_goes_on(
     eventually(lambda: train_of(namespace, "first").get("preemptions") == 1, "the preemption is counted")
     assert [name for name in plane.kubelet.interrupted if name.startswith("first-train-")]
     assert (train_of(namespace, "first")["state"], train_of(namespace, "first")["attempts"]) == ("Pending", 1)
-    eventually(lambda: not namespace.status("first")["queue"]["clusterQueue"], "the quota is given back")
+    eventually(lambda: not namespace.status("first")["queue"].get("clusterQueue"), "the quota is given back")
     eventually(lambda: "Preempted" in namespace.events("first"), "it is an event")
 
     plane.kubelet.behaviours.clear()
