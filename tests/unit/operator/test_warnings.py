@@ -65,6 +65,17 @@ class Listening:
         return [each.message for each in self.warnings.about(("team-a", f"run-{number}"))]
 
 
+@contextlib.asynccontextmanager
+async def having_heard_of_a_secret() -> AsyncIterator[Listening]:
+    """Warnings at work that were told of pod-1 that a Secret is missing."""
+    listening = Listening()
+    listening.events.said = {"pod-1": ["no secret"]}
+    async with listening.running():
+        listening.expect("team-a", 1)
+        await asyncio.sleep(2)
+        yield listening
+
+
 def test_those_who_wait_in_one_namespace_share_one_question(jump: Jump) -> None:
     """Each is told what concerns it, and who has nothing to hear is left alone."""
 
@@ -87,11 +98,7 @@ def test_what_is_only_said_again_is_no_news_and_what_is_said_anew_or_no_more_is(
     """An event is counted up for as long as its cause lasts."""
 
     async def story() -> None:
-        listening = Listening()
-        listening.events.said = {"pod-1": ["no secret"]}
-        async with listening.running():
-            listening.expect("team-a", 1)
-            await asyncio.sleep(2)
+        async with having_heard_of_a_secret() as listening:
             assert len(listening.news) == 1
             listening.events.said = {"pod-1": ["no secret"], "pod-2": ["no claim"]}
             listening.expect("team-a", 1, age=9)  # another pod of the run, young: asked about at once
@@ -138,11 +145,7 @@ def test_a_question_that_fails_is_asked_again_and_what_was_said_stays(jump: Jump
     """Somebody whose failure was shown does not see it go because the API server was away."""
 
     async def story() -> None:
-        listening = Listening()
-        listening.events.said = {"pod-1": ["no secret"]}
-        async with listening.running():
-            listening.expect("team-a", 1)
-            await asyncio.sleep(2)
+        async with having_heard_of_a_secret() as listening:
             listening.events.broken = True
             listening.expect("team-a", 2)
             await asyncio.sleep(2)
