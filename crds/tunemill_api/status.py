@@ -239,8 +239,12 @@ class StageStatus(StatusModel):
     """prepare, train, evaluate or publish."""
     state: StageState
     """How far it is."""
+    inputs: str = ""
+    """Hash of what the spec asks of this stage and of the stages before it. While it is the same, the recorded key
+    stays valid, also after an upgrade."""
     key: str = ""
-    """The key of the work, see the architecture: the same key is never worked on twice."""
+    """Name of the stage's output in the workspace; of prepare, whose output is named by prepared.key, the hash of what
+    it is asked for. What has the same key is never computed again."""
     executed: bool | None = None
     """False when the output was already in the workspace; absent before the stage has succeeded."""
     attempts: int = 0
@@ -273,12 +277,14 @@ class RunStatus(StatusModel):
     """The present run."""
 
     id: str
-    """Changes when anything that a stage depends on changes."""
-    wish: str = ""
-    """Changes with an edit, with the annotation tunemill.dev/requested-at and with a time of the schedule. While it
-    stays, a change of the FineTuneProfile does not reach the run."""
+    """Changes when anything that a stage depends on changes. An upgrade does not change it."""
+    inputs: str = ""
+    """Hash of what the spec asks of all stages. While it is the same, so is the id."""
+    request_token: str = ""
+    """Changes with an edit of the spec, with the annotation tunemill.dev/requested-at and with a time of the schedule.
+    While it is the same, a change of the FineTuneProfile does not reach the run."""
     started_at: datetime
-    """When the operator first saw this wish."""
+    """When the operator first saw what is asked for."""
     base_model_revision: str = ""
     """The commit of the base model."""
     dataset_digest: str = ""

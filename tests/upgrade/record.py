@@ -343,8 +343,9 @@ def _resting() -> Iterator[tuple[str, Scene]]:
     requested = a_scene().phase(Phase.SUCCEEDED)
     requested.world.seconds += 600
     requested.world.request("2026-11-21T12:30:00Z")
-    yield "succeeded-requested-again", requested.until(
-        lambda world: world.status.phase is Phase.SUCCEEDED and not world.live_jobs(), executed=False
+    yield (
+        "succeeded-requested-again",
+        requested.until(lambda world: world.status.phase is Phase.SUCCEEDED and not world.live_jobs(), executed=False),
     )
     edited = a_scene().phase(Phase.SUCCEEDED)
     edited.world.seconds += 600

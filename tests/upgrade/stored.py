@@ -1,6 +1,7 @@
 """What an API server stores of an object: no field that the CRD does not have, and the defaults that it does have."""
 
 from copy import deepcopy
+from functools import cache
 from typing import Any
 
 from tunemill_api.crd import object_schema, profile_schema
@@ -8,14 +9,17 @@ from tunemill_api.crd import object_schema, profile_schema
 Json = dict[str, Any]
 
 
+_finetune, _profile = cache(object_schema), cache(profile_schema)
+
+
 def stored_finetune(body: Json) -> Json:
     """Return a FunctionCallFineTune as an API server with the present CRD returns it."""
-    return {**body, **_in_schema({name: body[name] for name in ("spec", "status") if name in body}, object_schema())}
+    return {**body, **_in_schema({name: body[name] for name in ("spec", "status") if name in body}, _finetune())}
 
 
 def stored_profile(body: Json) -> Json:
     """Return a FineTuneProfile as an API server with the present CRD returns it."""
-    return {**body, **_in_schema({"spec": body.get("spec", {})}, profile_schema())}
+    return {**body, **_in_schema({"spec": body.get("spec", {})}, _profile())}
 
 
 def _in_schema(value: Any, schema: Json) -> Any:
@@ -30,7 +34,5 @@ def _in_schema(value: Any, schema: Json) -> Any:
     if schema.get("x-kubernetes-preserve-unknown-fields"):
         return deepcopy(value)
     known = {name: value[name] for name in properties if value.get(name) is not None}
-    defaults = {
-        name: deepcopy(child["default"]) for name, child in properties.items() if "default" in child and name not in known
-    }
-    return {name: _in_schema(item, properties[name]) for name, item in {**known, **defaults}.items()}
+    defaults = {name: deepcopy(child["default"]) for name, child in properties.items() if "default" in child}
+    return {name: _in_schema(item, properties[name]) for name, item in {**defaults, **known}.items()}

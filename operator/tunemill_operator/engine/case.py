@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 
-from tunemill_api import gates, keys
+from tunemill_api import gates, keys, keys_before_forms
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.stage_report import Stage
@@ -105,10 +105,20 @@ class Case:
         return self.now - max(heard.last_updated_time, listening)
 
     @cached_property
+    def run_inputs(self) -> str:
+        """What the spec asks of all stages, as a hash."""
+        return keys.run_inputs(self.ledger.entries[Stage.PREPARE].inputs, self.spec)
+
+    @cached_property
     def run_id(self) -> str:
-        """The run's id, which follows from everything that a stage depends on."""
-        train = keys.train_key(self.ledger.wanted[Stage.PREPARE], self.spec)
-        return keys.publish_key(keys.evaluate_key(train, self.spec), self.spec)[:8]
+        """The run's id: the recorded one as long as the same is asked for, else the first digits of the inputs."""
+        before = self.finetune.status.run
+        if before and before.inputs == self.run_inputs:
+            return before.id
+        # An operator that recorded no inputs computed the id in another way.
+        if before and not before.inputs and before.id == keys_before_forms.run_id(self.spec, self.finetune.asked):
+            return before.id
+        return self.run_inputs[:8]
 
     def run(self, ledger: Ledger, *, renewed: bool) -> RunStatus:
         """Return the run for the status; `renewed` says that a Job is created with the present image."""
@@ -117,7 +127,8 @@ class Case:
         prepared = ledger.facts.prepared if ledger.done(Stage.PREPARE) else None
         return RunStatus(
             id=self.run_id,
-            wish=self.finetune.wish,
+            inputs=self.run_inputs,
+            request_token=self.finetune.request_token,
             started_at=same.started_at if same else self.now,
             base_model_revision=prepared.base_model_revision if prepared else "",
             dataset_digest=prepared.dataset_digest if prepared else "",

@@ -23,6 +23,7 @@ from tunemill_api.constants import (
     LABEL_QUEUE,
     LABEL_STAGE,
 )
+from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.status import FineTuneStatus
 
@@ -31,6 +32,18 @@ ANNOTATION_POD = f"{GROUP}/pod"
 
 GONE_AFTER = timedelta(seconds=60)
 """A pod that has not ended so long after the end of its grace period is on a node that does not answer."""
+
+REFUSALS = frozenset(
+    {
+        Reason.INVALID_SPEC,
+        Reason.PROFILE_NOT_FOUND,
+        Reason.PROFILE_NOT_ALLOWED,
+        Reason.PROFILE_AMBIGUOUS,
+        Reason.PROFILE_INVALID,
+        Reason.LIMIT_EXCEEDED,
+    }
+)
+"""Failures of an object whose spec may not have become a run."""
 
 Json = Mapping[str, Any]
 """An object as the API server sends it."""
@@ -73,14 +86,22 @@ class FineTune:
         return f"{self.requested_at}{scheduled}"
 
     @property
-    def wish(self) -> str:
-        """What changes whenever somebody edits the spec or asks again, in eight digits."""
+    def request_token(self) -> str:
+        """Changes with every edit of the spec and every request to look at the data again: eight digits."""
         return hashlib.sha256(f"{self.generation} {self.asked}".encode()).hexdigest()[:8]
 
     @property
     def begun(self) -> bool:
         """Whether a run is recorded that began with the spec as it is."""
-        return self.status.run is not None and self.status.run.wish == self.wish
+        run = self.status.run
+        if run is None:
+            return False
+        if run.request_token:
+            return run.request_token == self.request_token
+        # The operator of commit 7ae990e recorded no token. It wrote the generation also for a spec that it refused.
+        failure = self.status.failure
+        refused = failure is not None and failure.reason in REFUSALS
+        return self.status.observed_generation == self.generation and not refused
 
 
 @dataclass(frozen=True, slots=True)

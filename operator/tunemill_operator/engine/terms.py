@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pydantic import ValidationError
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.profile import PRESET_FIELDS
 from tunemill_api.status import ProfileStatus
 
 from tunemill_operator.engine.objects import FineTune
@@ -41,7 +42,7 @@ def terms_of(finetune: FineTune, spec: FineTuneSpec, profiles: Sequence[Profile]
     kept = finetune.status.profile
     if kept is None and not profiles:
         return Terms(spec)
-    present = Terms(_completed(spec, kept.fields if kept else {}, "status.profile.fields"), kept)
+    present = Terms(_completed(spec, _kept(kept), "status.profile.fields"), kept)
     return replace(present, news=_news(finetune, spec, present, profiles))
 
 
@@ -89,6 +90,11 @@ def _news(finetune: FineTune, spec: FineTuneSpec, present: Terms, profiles: Sequ
         changed = [path for path in before if before[path] != after[path]]
         news += [f"spec.{path} {json.dumps(after[path])} in place of {json.dumps(before[path])}" for path in changed]
     return ", ".join(news)
+
+
+def _kept(profile: ProfileStatus | None) -> Fields:
+    """Return the fields that the run has from its profile, without those that an upgrade has removed from the API."""
+    return {path: value for path, value in profile.fields.items() if path in PRESET_FIELDS} if profile else {}
 
 
 def _fields(terms: Terms) -> Fields:
