@@ -185,7 +185,7 @@ def publish_key(evaluated: str, spec: FineTuneSpec, *, draft: bool = False) -> s
 def _sources(spec: FineTuneSpec, requested: str) -> Form:
     """Return what names the data and the model, before it is known what the names stand for."""
     workspace, template = effective_workspace(spec), spec.tokenizer.chat_template
-    form = {
+    form: dict[str, Value] = {
         "hub": spec.hub.endpoint,
         "revision": spec.base_model.revision,
         "uri": spec.dataset.uri,
@@ -203,7 +203,7 @@ def _sources(spec: FineTuneSpec, requested: str) -> Form:
 
 def _data(spec: FineTuneSpec) -> Form:
     """Return how the data becomes tokens."""
-    form = {
+    form: dict[str, Value] = {
         "model": spec.base_model.id,
         "format": spec.dataset.format.value,
         "heldout.fraction": spec.dataset.evaluation.fraction,
@@ -265,7 +265,7 @@ def _adapter(spec: FineTuneSpec) -> dict[str, Value]:
 
 
 def _evaluation(spec: FineTuneSpec, rival: Rival | None) -> Form:
-    form = {
+    form: dict[str, Value] = {
         "rows": spec.evaluation.max_rows,
         "tokens": spec.evaluation.max_new_tokens,
         "rival": rival.train if rival else "",

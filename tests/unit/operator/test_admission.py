@@ -75,7 +75,7 @@ def test_without_a_queue_nothing_is_queued() -> None:
 def test_no_stage_runs_again_for_another_queue() -> None:
     """A queue changes no output, so it is part of no key."""
     plain, queued = parsed(a_spec()), parsed(a_spec(queue={"name": "team-a", "priorityClass": "high"}))
-    assert keys.prepare_request(plain) == keys.prepare_request(queued)
+    assert keys.prepare_inputs(plain) == keys.prepare_inputs(queued)
     resolved = {"baseModel": "commit", "dataset": "sha256:1"}
     assert keys.prepare_key(plain, resolved) == keys.prepare_key(queued, resolved)
     assert keys.train_key("prepared", plain) == keys.train_key("prepared", queued)

@@ -283,9 +283,9 @@ def test_the_same_whole_spec_has_the_same_keys_with_and_without_a_profile() -> N
     whole = applied(silent, given(silent, a_profile(defaults=parts)))
     for spec in (written, whole):
         train = keys.train_key("prepared", spec)
-        found = [keys.prepare_request(spec), train, keys.publish_key(keys.evaluate_key(train, spec), spec)]
+        found = [keys.prepare_inputs(spec), train, keys.publish_key(keys.evaluate_key(train, spec), spec)]
         assert found == [
-            keys.prepare_request(written),
+            keys.prepare_inputs(written),
             train,
             keys.publish_key(keys.evaluate_key(train, spec), written),
         ]
