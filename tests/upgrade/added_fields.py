@@ -1,7 +1,7 @@
 """A later version of the API: every part of the spec has one more field, with a default."""
 
 from copy import copy
-from functools import reduce
+from functools import cache, reduce
 from operator import or_
 from types import GenericAlias, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -12,6 +12,7 @@ from tunemill_api.base import ApiModel
 ADDED = "added_later"
 
 
+@cache
 def with_added_fields(model: type[ApiModel]) -> type[ApiModel]:
     """Return a model with one more defaulted field in itself and in each part, in lists and optional parts, too."""
     return _patched(model, {})
