@@ -35,6 +35,9 @@ ANNOTATION_KEY: Final = f"{GROUP}/key"
 """On Jobs: the key of the work that the Job does; a Job whose key is no longer wanted is obsolete."""
 ANNOTATION_GENERATION: Final = f"{GROUP}/generation"
 """On Jobs: the generation of the object that asked for it; an edit after a failure may try the same key again."""
+ANNOTATION_MEMORY_KILLS: Final = f"{GROUP}/memory-kills"
+"""On Jobs of train and evaluate: how many pods of this work ran out of memory before. The trainer halves its batches
+once for each."""
 ANNOTATION_REQUESTED_AT: Final = f"{GROUP}/requested-at"
 """On a FunctionCallFineTune, set by users: a new value checks the data and the base model again and retries what
 failed."""
@@ -63,5 +66,9 @@ ENV_PROGRESS_CA: Final = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
 ENV_PROGRESS_TOKEN: Final = "KUBEFLOW_TRAINER_SERVER_TOKEN"  # noqa: S105 - the name of a variable, not a token
 """The three variables of Kubeflow's status protocol (KEP-2779), which Transformers speaks by itself."""
 
+ENV_GRACE_SECONDS: Final = "TUNEMILL_GRACE_SECONDS"
+"""On stage containers: seconds from SIGTERM within which the stage must have stopped, checkpoint included. Less than
+the pod's terminationGracePeriodSeconds, so that the stage ends before it is killed."""
+
 USER_ID: Final = 65532
-"""The user and group that every container of ours runs as."""
+"""The user and group that every container of ours runs as, unless the platform leaves the choice to the cluster."""

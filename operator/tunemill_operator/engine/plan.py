@@ -204,7 +204,7 @@ def _going(case: Case) -> Step | None:
         return None
     if job.meta.deleting:
         return Step(Situation(phase_before(case.work), "Stopping", f"waiting for the end of {job.meta.name}"))
-    if not job.finished and job.pod_digest != pod_digest(case.spec, case.work, case.ledger):
+    if not job.finished and job.pod_digest != pod_digest(case.spec, case.work):
         message = f"Job {job.meta.name} is replaced: {_why_another(case)}"
         return Step(Situation(phase_before(case.work), "Replacing", message), delete=(job,))
     return None
@@ -214,7 +214,7 @@ def _why_another(case: Case) -> str:
     causes = [cause for pod in case.pods if (cause := failures.of_pod(pod))]
     if causes and causes[-1].reason is Reason.OUT_OF_MEMORY:
         return f"{causes[-1].message}; the next pod computes half as much at once"
-    return "spec.compute, spec.queue or a Secret's name was changed"
+    return "spec.compute, spec.podTemplates, spec.queue or a Secret's name was changed"
 
 
 def _ended(case: Case) -> Step | None:
