@@ -296,7 +296,7 @@ def test_pods_of_a_namespace_that_ends_are_no_failure() -> None:
 )
 def test_what_the_node_cannot_give_a_pod_is_told(reason: str, message: str, expected: Reason) -> None:
     """As kubelet and attach controller word it, in an event of the pod."""
-    spec = parsed(a_spec(compute={"modelCache": {"persistentVolumeClaim": "cache"}}))
+    spec = parsed(a_spec(compute={"modelCache": {"claimName": "cache"}}))
     observed = Observed((a_job(),), (a_pod(phase="Pending"),), (Complaint("pod", reason, message, at(3)),))
     cause = failures.blocking(spec, TRAIN, observed.jobs[0], observed)
     assert cause is not None
@@ -329,7 +329,7 @@ def test_a_missing_claim_is_told_with_its_field() -> None:
     cause = failures.blocking(WHOLE, TRAIN, observed.jobs[0], observed)
     assert cause is not None
     assert cause.reason is Reason.CLAIM_NOT_FOUND
-    assert '"cache" of spec.compute.modelCache.persistentVolumeClaim does not exist' in cause.message
+    assert '"cache" of spec.compute.modelCache.claimName does not exist' in cause.message
 
 
 @pytest.mark.parametrize(
