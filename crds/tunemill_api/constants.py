@@ -35,9 +35,6 @@ ANNOTATION_KEY: Final = f"{GROUP}/key"
 """On Jobs: the key of the work that the Job does; a Job whose key is no longer wanted is obsolete."""
 ANNOTATION_GENERATION: Final = f"{GROUP}/generation"
 """On Jobs: the generation of the object that asked for it; an edit after a failure may try the same key again."""
-ANNOTATION_MEMORY_KILLS: Final = f"{GROUP}/memory-kills"
-"""On Jobs of train and evaluate: how many pods of this work ran out of memory before. The trainer halves its batches
-once for each."""
 ANNOTATION_REQUESTED_AT: Final = f"{GROUP}/requested-at"
 """On a FunctionCallFineTune, set by users: a new value checks the data and the base model again and retries what
 failed."""

@@ -1,6 +1,6 @@
 """Builds the Jobs: what their pods may do, what they get mounted, and which failures end them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tunemill_api import constants
 from tunemill_api.failures import FINAL_EXIT_CODES, ExitCode
@@ -9,7 +9,8 @@ from tunemill_api.pod_template import DEFAULT_REQUESTS, PodTemplate
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage
 
-from tunemill_operator.engine.objects import ANNOTATION_POD, FineTune
+from tunemill_operator.engine.bad_nodes import avoiding
+from tunemill_operator.engine.objects import ANNOTATION_MEMORY_KILLS, ANNOTATION_POD, FineTune
 from tunemill_operator.engine.pod_inputs import pod_inputs
 from tunemill_operator.engine.stages import Ledger, Work
 from tunemill_operator.engine.volumes import (
@@ -38,16 +39,22 @@ class SpecTooLargeError(Exception):
 
 
 def job_of(
-    finetune: FineTune, spec: FineTuneSpec, work: Work, ledger: Ledger, run_id: str, platform: Platform
+    finetune: FineTune,
+    spec: FineTuneSpec,
+    work: Work,
+    ledger: Ledger,
+    run_id: str,
+    platform: Platform,
+    avoid_nodes: Sequence[str] = (),
 ) -> Manifest:
-    """Return the Job that does the work.
+    """Return the Job that does the work, on other nodes than those to avoid.
 
     Raises:
         SpecTooLargeError: when the RunSpec is larger than RUN_SPEC_BYTES.
     """
     labels = {constants.LABEL_FINETUNE: finetune.meta.name, constants.LABEL_STAGE: work.label}
     queue, template = _queue(spec, work), spec.pod_templates.of(work.label)
-    kills = ledger.memory_kills() if work.label == "train" else 0
+    pod = avoiding(_pod(spec, work, platform, _env(finetune, run_id, platform, template)), avoid_nodes)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -60,7 +67,7 @@ def job_of(
                 constants.ANNOTATION_GENERATION: str(finetune.generation),
                 constants.ANNOTATION_REQUESTED_AT: finetune.asked,
                 ANNOTATION_POD: pod_digest(spec, work),
-                **({constants.ANNOTATION_MEMORY_KILLS: str(kills)} if kills else {}),
+                **({ANNOTATION_MEMORY_KILLS: str(ledger.memory_kills())} if work.label == "train" else {}),
             },
             "ownerReferences": [
                 {
@@ -89,7 +96,7 @@ def job_of(
                         **({ANNOTATION_CA_BUNDLE: platform.ca_bundle} if platform.ca_bundle else {}),
                     },
                 },
-                "spec": _pod(spec, work, platform, _env(finetune, run_id, platform, template)),
+                "spec": pod,
             },
         },
     }

@@ -17,7 +17,7 @@ from tunemill_api.stage_report import Stage
 from tunemill_api.status import StageState, StageStatus
 from tunemill_api.traces import SpanRef
 from tunemill_dev.played import prepared_facts
-from tunemill_operator.engine.objects import ANNOTATION_POD, finetune_of
+from tunemill_operator.engine.objects import ANNOTATION_MEMORY_KILLS, ANNOTATION_POD, finetune_of
 from tunemill_operator.engine.pods import job_of, pod_digest
 from tunemill_operator.engine.stages import Facts, Ledger, Work
 from tunemill_operator.engine.volumes import Platform, field_of
@@ -520,6 +520,7 @@ def test_memory_kills_are_an_annotation_of_the_job_and_not_in_its_digest() -> No
     entries = {s: StageStatus(name=s, state=StageState.PENDING) for s in Stage} | {Stage.TRAIN: killed}
     ledger = Ledger(facts=Facts(prepared=prepared_facts()), entries=entries, wanted=dict.fromkeys(Stage, "key"))
     job = job_of(finetune, finetune.spec, WORKS["train"], ledger, "run1", PLATFORM)
-    assert job["metadata"]["annotations"][constants.ANNOTATION_MEMORY_KILLS] == "2"
+    assert job["metadata"]["annotations"][ANNOTATION_MEMORY_KILLS] == "2"
     assert job["metadata"]["annotations"][ANNOTATION_POD] == digest()
-    assert constants.ANNOTATION_MEMORY_KILLS not in a_job("train")["metadata"]["annotations"]
+    assert a_job("train")["metadata"]["annotations"][ANNOTATION_MEMORY_KILLS] == "0"
+    assert ANNOTATION_MEMORY_KILLS not in a_job("prepare")["metadata"]["annotations"]
