@@ -344,11 +344,11 @@ def test_a_missing_claim_is_told_with_its_field() -> None:
         ),
         (
             "0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector.",
-            "nodes do not match spec.compute.nodeSelector or affinity",
+            "nodes do not match nodeSelector or affinity of spec.podTemplates",
         ),
         (
             "0/1 nodes are available: 1 node(s) had untolerated taint {nvidia.com/gpu: present}.",
-            "spec.compute.tolerations has nothing for {nvidia.com/gpu: present}",
+            "tolerations of spec.podTemplates have nothing for {nvidia.com/gpu: present}",
         ),
         (
             "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims.",

@@ -543,7 +543,7 @@ def test_a_changed_profile_does_not_disturb_what_runs_and_says_what_it_would_cha
     told = condition(world, "ProfileCurrent")
     assert (told.status, told.reason) == ("False", "ProfileChanged")
     assert "spec.compute.gpus 2 in place of 4" in told.message
-    assert 'spec.compute.priorityClassName "low" in place of ""' in told.message
+    assert 'spec.podTemplates.train.priorityClassName "low" in place of ""' in told.message
     assert "maxRuntime" not in told.message
     assert world.status.profile == before.profile
     assert world.status.run == before.run
