@@ -273,7 +273,8 @@ FAILURES: dict[Reason, Failure] = {
     Reason.CUDA_UNAVAILABLE: Failure(
         _NODE,
         _PLATFORM,
-        "Check the driver and the device plugin of the nodes that the message names; for a run on the CPU set spec.compute.gpus to 0.",
+        "Check the driver and the device plugin of the nodes that the message names; for a run on the CPU set "
+        "spec.compute.gpus to 0.",
     ),
     Reason.CUDA_OUT_OF_MEMORY: Failure(
         _CONFIG,

@@ -288,8 +288,8 @@ class StageStatus(StatusModel):
     """Jobs that were created again because the Job before was deleted from outside, or because its report cannot be
     read. They count against spec.retry.limit."""
     retries: Annotated[int, Field(ge=0)] = 0
-    """Failed pods for which the operator replaced the Job: to avoid a suspect node, or because a sidecar kept the failed
-    pod running. They count against spec.retry.limit."""
+    """Failed pods for which the operator replaced the Job: to avoid a suspect node, or because a sidecar kept the
+    failed pod running. They count against spec.retry.limit."""
     suspect_nodes: list[SuspectNode] = Field(
         default=[],
         max_length=32,

@@ -137,10 +137,16 @@ def test_a_missing_secret_is_told_and_heals(plane: Plane, namespace: Namespace) 
 
 
 def test_an_image_that_cannot_be_pulled_is_told_and_heals(plane: Plane, namespace: Namespace) -> None:
-    """The container's waiting reason tells; the kubelet goes on trying."""
+    """A failed pull is Reconciling at first, as the kubelet tries again; a name that is no image is Stalled at once."""
     words = 'Back-off pulling image "registry.example.com/trainer:1"'
     plane.kubelet.behave("imageless", Stage.PREPARE, Waits("ImagePullBackOff", words))
     namespace.apply("imageless")
+    eventually(
+        lambda: words in namespace.condition("imageless", "Reconciling")["message"], "the failed pull is in the status"
+    )
+    assert "failure" not in namespace.status("imageless")
+    words = 'Failed to apply default image tag "trainer:": could not parse image reference'
+    plane.kubelet.behave("imageless", Stage.PREPARE, Waits("InvalidImageName", words))
     assert words in stalled(namespace, "imageless", Reason.IMAGE_PULL_FAILED)["message"]
     plane.kubelet.behaviours.pop(("imageless", "prepare"))
     namespace.wait_for("imageless", "Succeeded")

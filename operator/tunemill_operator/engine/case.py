@@ -15,6 +15,7 @@ from tunemill_operator.engine.failures import Cause
 from tunemill_operator.engine.objects import FineTune, Job, Pod
 from tunemill_operator.engine.observe import Observed, Progress, owned
 from tunemill_operator.engine.pods import image_of
+from tunemill_operator.engine.retries import requested_again
 from tunemill_operator.engine.stages import Ledger, Work, newest_report, recall
 from tunemill_operator.engine.terms import Terms
 from tunemill_operator.engine.volumes import Platform
@@ -201,6 +202,8 @@ def case_of(finetune: FineTune, terms: Terms, observed: Observed, platform: Plat
     ledger = recall(finetune, spec, observed, now)
     evaluation = ledger.facts.evaluation if ledger.done(Stage.EVALUATE) else None
     decisions = gates.decide(spec.evaluation.gates, evaluation) if evaluation else []
+    if not finetune.begun:
+        ledger = requested_again(ledger, {job.meta.name for job in observed.jobs})
     case = Case(finetune, terms, observed, platform, now, ledger, decisions, ledger.due())
     before = finetune.status.failure
     if before and _ended_with(finetune.status, before) and case.final_failure is None:

@@ -43,8 +43,8 @@ _RETRIES_USED_UP = (
     "again."
 )
 _REPORT_GONE = (
-    "Read the log of the pod where logs are collected, then set the annotation tunemill.dev/requested-at to a new value "
-    "to run the stage again."
+    "Read the log of the pod where logs are collected, then set the annotation tunemill.dev/requested-at to a new "
+    "value to run the stage again."
 )
 _START_REASONS = {"StartError", "ContainerCannotRun", "RunContainerError", "CreateContainerError"}
 

@@ -86,13 +86,16 @@ def out_of_memory(case: Case) -> Step | None:
 def bad_node(case: Case) -> Step | None:
     """A pod that failed because of its node is followed by one on another node, up to the retry limit.
 
-    The Job controller would put the next pod onto the same node: a node on which every pod fails at once is always free.
+    The Job controller would put the next pod onto the same node: where every pod fails at once, there is always room.
+    A pod that has begun to work meanwhile, on whatever node, is left alone.
     """
-    job, pod = case.job, case.pods[-1] if case.pods else None
-    if job is None or job.meta.deleting or pod is None or (job.finished and not case.as_asked):
+    job = case.job
+    failed = [number for number, pod in enumerate(case.pods) if failures.on_bad_node(pod)]
+    if job is None or job.meta.deleting or not failed or (job.finished and not case.as_asked):
         return None
+    pod, later = case.pods[failed[-1]], case.pods[failed[-1] + 1 :]
     cause = failures.of_pod(pod)
-    if cause is None or not failures.on_bad_node(pod):
+    if cause is None or any(container.started_at for item in later for container in item.stages):
         return None
     stage = next((stage for stage in case.work.stages if stage == cause.stage), case.work.stages[0])
     entry, ledger = case.ledger.entries[stage], case.ledger

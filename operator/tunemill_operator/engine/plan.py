@@ -71,8 +71,6 @@ def plan(finetune: FineTune, observed: Observed, platform: Platform, now: dateti
     if finetune.meta.deleting:  # the garbage collector takes the Jobs and pods
         return Plan()
     spec, before = finetune.spec, finetune.status
-    if spec is None and _stays_ended(finetune):
-        return Plan()
     if spec is None:
         return _invalid(finetune, Reason.INVALID_SPEC, finetune.spec_error, now)
     try:
@@ -82,8 +80,6 @@ def plan(finetune: FineTune, observed: Observed, platform: Platform, now: dateti
     try:
         terms = terms_of(finetune, spec, observed.profiles)
     except RefusedError as error:
-        if _stays_ended(finetune):
-            return Plan()
         return _refused(finetune, observed, error, now)
     case = case_of(finetune, terms, observed, platform, now)
     if unscheduled and not limits.reached(case):
@@ -289,6 +285,11 @@ def _ended(case: Case) -> Step | None:
         )
     if job.failed:
         return stalled(case, failures.of_failed_job(case.work, job, case.pods))
+    return _unreported(case, job)
+
+
+def _unreported(case: Case, job: Job) -> Step:
+    """A Job that is complete while nobody knows what its stages did is done again, or is not one of ours."""
     if case.pods:
         return stalled(case, failures.of_unreported(case.work, job))
     times = recreations(case.ledger, case.work) + 1
@@ -364,6 +365,8 @@ def _refused(finetune: FineTune, observed: Observed, error: RefusedError, now: d
 
 def _invalid(finetune: FineTune, reason: Reason, error: str, now: datetime, *, stops: bool = False) -> Plan:
     """A spec that the operator cannot go by is told, and what runs is left alone unless it stops."""
+    if _stays_ended(finetune):
+        return Plan()
     cause = Cause("prepare", reason, error)
     failure = cause.status(finetune.generation, final=False)
     situation = Situation(Phase.FAILED, str(cause.reason), failure.message, failure=failure)

@@ -1,9 +1,10 @@
 """Counts what the operator itself does again, so that spec.retry.limit ends every loop."""
 
+from collections.abc import Container
 from dataclasses import replace
 
 from tunemill_api.stage_report import Stage
-from tunemill_api.status import CutShort, StageStatus
+from tunemill_api.status import CutShort, StageState, StageStatus
 
 from tunemill_operator.engine.stages import Ledger, Work
 
@@ -11,6 +12,21 @@ from tunemill_operator.engine.stages import Ledger, Work
 def with_entry(ledger: Ledger, entry: StageStatus) -> Ledger:
     """Return the ledger with this entry in place of the stage's."""
     return replace(ledger, entries={**ledger.entries, Stage(entry.name): entry})
+
+
+def requested_again(ledger: Ledger, jobs: Container[str]) -> Ledger:
+    """Return the ledger after an edit or a request, which begin the counts anew.
+
+    Args:
+        ledger: what is recorded.
+        jobs: the names of the Jobs that are there. That others are not counts no longer either.
+    """
+    for entry in ledger.entries.values():
+        update: dict[str, object] = {"recreations": 0, "retries": 0, "evictions": 0}
+        if entry.state is not StageState.SUCCEEDED and entry.job not in jobs:
+            update["job"] = ""
+        ledger = with_entry(ledger, entry.model_copy(update=update))
+    return ledger
 
 
 def first_open(ledger: Ledger, work: Work) -> StageStatus:

@@ -7,14 +7,15 @@ succeeds or fails, so that the Job controller neither ends the Job nor tries aga
 from dataclasses import replace
 from datetime import timedelta
 
-from tunemill_api.failures import FINAL_EXIT_CODES, ExitCode, Reason
+from tunemill_api.failures import FINAL_EXIT_CODES, Reason
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import CutShort, StageState
 
 from tunemill_operator.engine import failures
 from tunemill_operator.engine.attempts import ON_GPU
 from tunemill_operator.engine.case import Case
-from tunemill_operator.engine.objects import Job
+from tunemill_operator.engine.failures import Cause
+from tunemill_operator.engine.objects import Container, Job
 from tunemill_operator.engine.observe import owned
 from tunemill_operator.engine.retries import retries, with_retry
 from tunemill_operator.engine.situation import Situation, phase_before
@@ -40,7 +41,8 @@ def lasting(case: Case) -> dict[str, timedelta]:
             continue
         if all(pod.terminal for pod in case.observed.pods_of(job)):
             continue
-        recorded = {(entry.name, entry.key) for entry in case.finetune.status.stages if _succeeded(entry.state)}
+        entries = case.finetune.status.stages
+        recorded = {(entry.name, entry.key) for entry in entries if entry.state is StageState.SUCCEEDED}
         is_recorded = all((stage, case.ledger.wanted[stage]) in recorded for stage in work.stages)
         found[job.meta.name] = _time_left(case, job) if is_recorded else max(_time_left(case, job), AT_ONCE)
     return found
@@ -52,46 +54,40 @@ def time_to_end(case: Case) -> timedelta:
 
 
 def failed_stage(case: Case) -> Step | None:
-    """A stage that has failed in a pod which a sidecar keeps running is tried again by the operator, or ends the run."""
+    """A stage that failed in a pod which a sidecar keeps running ends the run, or is tried again by the operator."""
     job, pod = case.job, case.pods[-1] if case.pods else None
     if job is None or job.finished or job.meta.deleting or pod is None or pod.terminal or pod.meta.deleting:
         return None
     container, cause = pod.failed_stage, failures.of_pod(pod)
     if container is None or container.ended is None or cause is None:
         return None
-    stage, code = Stage(container.name), container.ended.exit_code
-    if cause.reason is Reason.OUT_OF_MEMORY and stage in ON_GPU:
+    if cause.reason is Reason.OUT_OF_MEMORY and container.name in ON_GPU:
         return None  # its Job is replaced by one that computes less at once
     left = _time_left(case, job)
-    if code in FINAL_EXIT_CODES and case.as_asked and not pod.disrupted:
+    if container.ended.exit_code in FINAL_EXIT_CODES and case.as_asked and not pod.disrupted:
         return replace(stalled(case, cause), requeue_after=max(left, AT_ONCE))
     message = f"{cause.stage} failed, and a sidecar keeps its pod {pod.meta.name} running: {cause.message}"
     situation = Situation(phase_before(case.work), "Retrying", message)
-    if left:
-        return Step(situation, requeue_after=left)
-    entry = case.ledger.entries[stage]
-    if code == ExitCode.INTERRUPTED or entry.cut_short in {CutShort.PREEMPTED, CutShort.EVICTED}:
+    return Step(situation, requeue_after=left) if left else _replaced(case, job, container, cause, situation)
+
+
+def _replaced(case: Case, job: Job, container: Container, cause: Cause, situation: Situation) -> Step:
+    """Replace the Job, as the Job controller would replace a failed pod. What is counted is in the status before."""
+    entry = case.ledger.entries[Stage(container.name)]
+    if entry.cut_short in {CutShort.PREEMPTED, CutShort.EVICTED}:
         return Step(situation, delete=(job,))  # counted as such
-    if container.started_at is None:
-        return _over(case, cause) or Step(situation, delete=(job,), ledger=with_retry(case.ledger, entry))
-    if entry.cut_short is CutShort.FAILED:
-        before = next((item for item in case.finetune.status.stages if item.name == stage), None)
+    if container.started_at and entry.cut_short is CutShort.FAILED:
+        before = next((item for item in case.finetune.status.stages if item.name == entry.name), None)
         is_recorded = before is not None and before.retries == entry.retries
         return Step(situation, delete=(job,) if is_recorded else (), requeue_after=AT_ONCE)
-    return _over(case, cause) or Step(situation, ledger=with_retry(case.ledger, entry), requeue_after=AT_ONCE)
-
-
-def _over(case: Case, cause: failures.Cause) -> Step | None:
-    if retries(case.ledger, case.work) < case.spec.retry.limit:
-        return None
-    return replace(stalled(case, cause.after_retries()), requeue_after=AT_ONCE)
+    if retries(case.ledger, case.work) >= case.spec.retry.limit:
+        return replace(stalled(case, cause.after_retries()), requeue_after=AT_ONCE)
+    ledger = with_retry(case.ledger, entry)
+    # A container that never started is not in the status: nothing would tell that its end was counted.
+    return Step(situation, delete=() if container.started_at else (job,), ledger=ledger, requeue_after=AT_ONCE)
 
 
 def _time_left(case: Case, job: Job) -> timedelta:
     ends = [pod.stages_ended_at for pod in case.observed.pods_of(job) if pod.stages_ended_at]
     since = max(ends, default=job.meta.created_at)
     return max(since + ENDS_WITHIN - case.now, timedelta(0))
-
-
-def _succeeded(state: StageState) -> bool:
-    return state is StageState.SUCCEEDED

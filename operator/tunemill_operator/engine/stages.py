@@ -120,7 +120,7 @@ class Ledger:
 
     def pardoned(self) -> "Ledger":
         """Return the ledger after somebody asked to try again: what counts against the retry limit begins anew."""
-        update = {"stalls": 0, "memory_kills": 0, "evictions": 0, "recreations": 0, "retries": 0, "suspect_nodes": []}
+        update = {"stalls": 0, "memory_kills": 0, "suspect_nodes": []}
         return replace(self, entries={s: entry.model_copy(update=update) for s, entry in self.entries.items()})
 
     def _of_run(self) -> list[StageStatus]:
