@@ -63,5 +63,9 @@ ENV_PROGRESS_CA: Final = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
 ENV_PROGRESS_TOKEN: Final = "KUBEFLOW_TRAINER_SERVER_TOKEN"  # noqa: S105 - the name of a variable, not a token
 """The three variables of Kubeflow's status protocol (KEP-2779), which Transformers speaks by itself."""
 
+ENV_GRACE_SECONDS: Final = "TUNEMILL_GRACE_SECONDS"
+"""On stage containers: seconds from SIGTERM within which the stage must have stopped, checkpoint included. Less than
+the pod's terminationGracePeriodSeconds, so that the stage ends before it is killed."""
+
 USER_ID: Final = 65532
-"""The user and group that every container of ours runs as."""
+"""The user and group that every container of ours runs as, unless the platform leaves the choice to the cluster."""
