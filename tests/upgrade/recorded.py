@@ -7,6 +7,7 @@ from typing import Any
 
 from property.builders import NOON
 from property.simulator import World
+from tunemill_api.constants import ANNOTATION_RUN_SPEC
 from tunemill_api.stage_report import Stage
 from tunemill_operator.engine.observe import Complaint
 from tunemill_operator.engine.profiles import profile_of
@@ -30,6 +31,10 @@ def a_recorded_world(path: Path) -> World:
     world.jobs = {job["metadata"]["name"]: job for job in found["jobs"]}
     world.pods = {pod["metadata"]["name"]: pod for pod in found["pods"]}
     bodies = [found["finetune"], *found["jobs"], *found["pods"]]
+    for body in found["pods"]:
+        _readable(body["metadata"])
+    for body in found["jobs"]:
+        _readable(body["spec"]["template"]["metadata"])
     world.version = max(int(body["metadata"]["resourceVersion"]) for body in bodies)
     world.count = 1000  # above every number in the recorded uids
     world.profiles = tuple(profile_of(stored_profile(body)) for body in found["profiles"])
@@ -41,6 +46,13 @@ def a_recorded_world(path: Path) -> World:
     world.tuned, world.serving = found["workspace"]["tuned"], found["workspace"]["serving"]
     world.restart_operator()
     return world
+
+
+def _readable(metadata: Any) -> None:
+    """Let the simulator read a RunSpec: the trainer that it plays is of this version, a recorded pod's is not."""
+    run = json.loads(metadata["annotations"][ANNOTATION_RUN_SPEC])
+    run["spec"] = stored_finetune({"spec": run["spec"]})["spec"]
+    metadata["annotations"][ANNOTATION_RUN_SPEC] = json.dumps(run)
 
 
 def prepared_key(path: Path) -> str:
