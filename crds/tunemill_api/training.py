@@ -124,6 +124,8 @@ class Checkpoint(ApiModel):
 
     every_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 100
     """A checkpoint goes to the workspace after so many optimizer steps, and when the pod is asked to stop."""
+    every_minutes: Annotated[int, Field(ge=0, le=1440)] = 15
+    """A checkpoint also goes to the workspace after so many minutes without one; 0 means only after steps."""
     keep: Annotated[int, Field(ge=1, le=100)] = 2
     """How many checkpoints are kept in the workspace while training goes on."""
 
