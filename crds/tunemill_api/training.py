@@ -123,9 +123,11 @@ class Checkpoint(ApiModel):
     """How often training can be taken up again."""
 
     every_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 100
-    """A checkpoint goes to the workspace after so many optimizer steps, and when the pod is asked to stop."""
+    """Save a checkpoint to the workspace after this many optimizer steps. One is also saved when the pod is asked to
+    stop."""
     every_minutes: Annotated[int, Field(ge=0, le=1440)] = 15
-    """A checkpoint also goes to the workspace after so many minutes without one; 0 means only after steps."""
+    """Save a checkpoint to the workspace at the latest this many minutes after the last one, at the end of the
+    optimizer step. A node that disappears without notice then costs at most this much work. 0: on steps only."""
     keep: Annotated[int, Field(ge=1, le=100)] = 2
     """How many checkpoints are kept in the workspace while training goes on."""
 

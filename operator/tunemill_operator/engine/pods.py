@@ -169,7 +169,6 @@ def _run_spec(finetune: FineTune, spec: FineTuneSpec, ledger: Ledger, run_id: st
 
 def _pod(spec: FineTuneSpec, work: Work, platform: Platform, env: dict[str, str]) -> Manifest:
     volumes = volumes_of(spec, work.label, platform)
-    containers = [_container(spec, stage, work, platform, volumes, env) for stage in work.stages]
     pod: Manifest = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": GRACE_SECONDS,
@@ -183,9 +182,7 @@ def _pod(spec: FineTuneSpec, work: Work, platform: Platform, env: dict[str, str]
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        # All stages but the last are init containers: each is a process of its own with its own termination message.
-        "initContainers": containers[:-1],
-        "containers": containers[-1:],
+        "containers": [_container(spec, work, platform, volumes, env)],
         "volumes": [{"name": name, **volume.source} for name, volume in volumes.items()],
         "imagePullSecrets": [{"name": name} for name in platform.image_pull_secrets],
         "serviceAccountName": spec.compute.service_account_name,
@@ -227,13 +224,14 @@ def _env(finetune: FineTune, run_id: str, platform: Platform) -> dict[str, str]:
 
 
 def _container(
-    spec: FineTuneSpec, stage: Stage, work: Work, platform: Platform, volumes: dict[str, Volume], env: dict[str, str]
+    spec: FineTuneSpec, work: Work, platform: Platform, volumes: dict[str, Volume], env: dict[str, str]
 ) -> Manifest:
+    stages = [stage.value for stage in work.stages]
     container: Manifest = {
-        "name": stage.value,
+        "name": work.label,
         "image": image_of(spec, platform),
         "imagePullPolicy": platform.image_pull_policy,
-        "command": ["tunemill-trainer", stage.value],
+        "command": ["tunemill-trainer", *(["stages", *stages] if len(stages) > 1 else stages)],
         "env": [{"name": name, "value": value} for name, value in env.items()],
         "resources": _placement(spec, work)["resources"],
         "securityContext": {

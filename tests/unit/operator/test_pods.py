@@ -139,13 +139,13 @@ def test_every_pod_is_restricted(label: str) -> None:
         }
 
 
-def test_each_stage_is_a_container_with_its_own_last_word() -> None:
-    """Train is an init container of the pod that evaluates: the GPU stays, the processes differ."""
+def test_train_and_evaluate_share_one_regular_container() -> None:
+    """Train and evaluate are processes of one container: the pod is ready while it trains, and keeps its GPU."""
     job = a_job("train")
-    assert [item["name"] for item in pod_of(job)["initContainers"]] == ["train"]
-    assert [item["name"] for item in pod_of(job)["containers"]] == ["evaluate"]
+    assert "initContainers" not in pod_of(job)
+    assert [item["name"] for item in pod_of(job)["containers"]] == ["train"]
+    assert pod_of(job)["containers"][0]["command"] == ["tunemill-trainer", "stages", "train", "evaluate"]
     for container in containers_of(job):
-        assert container["command"] == ["tunemill-trainer", container["name"]]
         assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
         assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
