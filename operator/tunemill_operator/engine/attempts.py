@@ -8,7 +8,7 @@ from tunemill_api.failures import ExitCode, Reason
 from tunemill_api.stage_report import Stage, StageReport
 from tunemill_api.status import CutShort, StageState, StageStatus
 
-from tunemill_operator.engine.objects import Container, Ended, Job, Pod, reports_of
+from tunemill_operator.engine.objects import Container, Ended, Job, Pod, end_within, reports_of
 from tunemill_operator.engine.observe import Observed, Progress
 
 ON_GPU = (Stage.TRAIN, Stage.EVALUATE)
@@ -66,10 +66,10 @@ def _run_of(
     if stage is Stage.TRAIN:
         done = progress.report if progress and progress.pod == pod.meta.uid else None
         heard = done is not None and done.stage is stage and done.key == key and done.trained is not None
-        if done is None or not heard or own is None or not own.running or own.started_at is None or pod.terminal:
+        if done is None or not heard or own is None or not own.running or pod.terminal:
             return own
-        time = max(own.started_at, min(done.finished_at.replace(microsecond=0), now))
-        return replace(own, ended=Ended(0, "Completed", done.termination_message(), time))
+        ended = Ended(0, "Completed", done.termination_message(), end_within(own, done, now))
+        return replace(own, ended=ended)
     whole = pod.container(Stage.TRAIN)
     if whole is None or whole.started_at is None or train.state is not StageState.SUCCEEDED:
         return None

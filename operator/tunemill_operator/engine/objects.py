@@ -7,7 +7,7 @@ cached object costs a few kilobytes, whatever users put into their annotations.
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -303,6 +303,17 @@ def reports_of(container: Container) -> tuple[StageReport, ...]:
     return tuple(reports_in(container.ended.message, lambda text: parsed(StageReport, text)))
 
 
+def end_within(container: Container, report: StageReport, latest: datetime | None) -> datetime:
+    """Return when a stage ended by its report, between the container's start and the latest possible time.
+
+    The report may be of anybody's making. Whole seconds, as the times of containers are.
+    """
+    time = report.finished_at.replace(microsecond=0)
+    time = time if time.tzinfo else time.replace(tzinfo=UTC)
+    time = min(time, latest) if latest else time
+    return max(time, container.started_at) if container.started_at else time
+
+
 def _stages_of(container: Container) -> list[Container]:
     """Return the container, as two where its message says that train was done: of train, and of what came after."""
     ended = container.ended
@@ -311,9 +322,7 @@ def _stages_of(container: Container) -> list[Container]:
     done = next((item for item in reports_of(container) if item.stage is Stage.TRAIN and not item.failure), None)
     if done is None:
         return [container]
-    # As fine as the times of containers are. The message may be of anybody's making.
-    time = max(container.started_at, done.finished_at.replace(microsecond=0))
-    time = min(time, ended.finished_at) if ended.finished_at else time
+    time = end_within(container, done, ended.finished_at)
     rest = "\n".join(line for line in ended.message.splitlines() if not _is_of(Stage.TRAIN, line))
     return [
         replace(container, ended=Ended(0, "Completed", done.termination_message(), time)),

@@ -85,6 +85,14 @@ def test_a_time_that_cannot_be_is_cut_to_the_containers(seconds: int) -> None:
     assert evaluate.started_at == train.ended.finished_at
 
 
+def test_a_time_without_a_zone_is_utc() -> None:
+    """A trainer of somebody else's making may write one: it must not stop the operator from reading the pod."""
+    report = json.loads(trained_at(40)) | {"finishedAt": "2026-11-21T12:00:40"}
+    train, _ = a_pod(f"{json.dumps(report)}\n{a_report(Stage.EVALUATE)}").containers
+    assert train.ended
+    assert train.ended.finished_at == at(40)
+
+
 # What is known while the pod works
 
 
