@@ -18,6 +18,7 @@ class ExitCode(IntEnum):
     INPUT_MISSING = 66
     SERVICE_UNAVAILABLE = 69
     INTERNAL_ERROR = 70
+    NODE_BROKEN = 71
     INTERRUPTED = 75
     PERMISSION_DENIED = 77
     CONFIGURATION = 78
@@ -101,6 +102,9 @@ class Reason(StrEnum):
     SANDBOX_FAILED = "SandboxFailed"
     NODE_REJECTED_POD = "NodeRejectedPod"
     NODE_LOST = "NodeLost"
+    SIDECAR_FAILED = "SidecarFailed"
+    JOB_DELETED = "JobDeleted"
+    REPORT_LOST = "ReportLost"
     WEBHOOK_UNAVAILABLE = "WebhookUnavailable"
     NAME_CONFLICT = "NameConflict"
     # The run
@@ -136,6 +140,7 @@ class Failure:
 
 _SPEC, _DATA, _MISSING = ExitCode.SPEC_WRONG, ExitCode.DATA_WRONG, ExitCode.INPUT_MISSING
 _DENIED, _CONFIG, _RETRY = ExitCode.PERMISSION_DENIED, ExitCode.CONFIGURATION, ExitCode.SERVICE_UNAVAILABLE
+_NODE = ExitCode.NODE_BROKEN
 _USER, _PLATFORM, _NOBODY = Actor.USER, Actor.PLATFORM, Actor.NOBODY
 
 FAILURES: dict[Reason, Failure] = {
@@ -266,9 +271,10 @@ FAILURES: dict[Reason, Failure] = {
         _RETRY, _PLATFORM, "Check spec.hub.endpoint and that the namespace's network policy lets pods reach it."
     ),
     Reason.CUDA_UNAVAILABLE: Failure(
-        _CONFIG,
+        _NODE,
         _PLATFORM,
-        "Check the node's driver and device plugin; for a run on the CPU set spec.compute.gpus to 0.",
+        "Check the driver and the device plugin of the nodes that the message names; for a run on the CPU set "
+        "spec.compute.gpus to 0.",
     ),
     Reason.CUDA_OUT_OF_MEMORY: Failure(
         _CONFIG,
@@ -276,7 +282,7 @@ FAILURES: dict[Reason, Failure] = {
         "Lower spec.training.maxLength or batchSize, or ask for a larger GPU with spec.compute.nodeSelector.",
     ),
     Reason.DISK_FULL: Failure(
-        _CONFIG,
+        _NODE,
         _PLATFORM,
         "Free the disk that the message names, or ask for more with ephemeral-storage in spec.compute.resources "
         "or prepareResources.",
@@ -348,6 +354,24 @@ FAILURES: dict[Reason, Failure] = {
         _PLATFORM,
         "Bring the node back, or delete its Node object once the machine is surely off: the stage then goes on "
         "elsewhere from its last checkpoint.",
+    ),
+    Reason.SIDECAR_FAILED: Failure(
+        _RETRY,
+        _PLATFORM,
+        "Read the log of the container that the message names. It was added to the pod by an admission policy: correct "
+        "the policy, or exclude pods with the label tunemill.dev/finetune from it.",
+    ),
+    Reason.JOB_DELETED: Failure(
+        _RETRY,
+        _PLATFORM,
+        "Exclude Jobs with the label tunemill.dev/finetune from the policy or script that deletes them, then set the "
+        "annotation tunemill.dev/requested-at to a new value.",
+    ),
+    Reason.REPORT_LOST: Failure(
+        _RETRY,
+        _PLATFORM,
+        "Keep pods with the label tunemill.dev/finetune until their Job has ended, and do not dispatch the Job to "
+        "another cluster; then set the annotation tunemill.dev/requested-at to a new value.",
     ),
     Reason.WEBHOOK_UNAVAILABLE: Failure(
         _RETRY, _PLATFORM, "Bring the admission webhook that the message names back; the run goes on by itself."

@@ -110,9 +110,11 @@ def _with_run(
 def _counted(entry: StageStatus, run: Container, pod: Pod) -> StageStatus:
     """Return the entry with what cut its last run short, if that is of a kind that is counted."""
     code = run.ended.exit_code if run.ended else None
+    if code != 0 and pod.reason == "Evicted":
+        return entry.model_copy(update={"evictions": entry.evictions + 1, "cut_short": CutShort.EVICTED})
     if code != 0 and entry.name in ON_GPU and _needed_memory(run):
         return entry.model_copy(update={"memory_kills": entry.memory_kills + 1, "cut_short": CutShort.OUT_OF_MEMORY})
-    if code == ExitCode.INTERRUPTED or (code != 0 and pod.disrupted and pod.reason != "Evicted"):
+    if code == ExitCode.INTERRUPTED or (code != 0 and pod.disrupted):
         return entry.model_copy(update={"preemptions": entry.preemptions + 1, "cut_short": CutShort.PREEMPTED})
     return entry
 

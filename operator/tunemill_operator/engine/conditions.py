@@ -69,6 +69,7 @@ def status_of(
         serving=made.serving if made else finetune.status.serving,
         draft=draft,
         failure=situation.failure,
+        trouble_since=situation.trouble_since,
         history=list(history),
         incumbent=_incumbent(finetune, ledger),
         rival=ledger.rival or finetune.status.rival,
@@ -100,6 +101,7 @@ def status_of_invalid(finetune: FineTune, situation: Situation, now: datetime, *
             "phase": situation.phase,
             "conditions": conditions,
             "failure": situation.failure,
+            "trouble_since": None,
             "stages": [at_rest(entry, now) if stops else entry for entry in finetune.status.stages],
         }
     )

@@ -5,6 +5,7 @@ cached object costs a few kilobytes, whatever users put into their annotations.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -31,6 +32,15 @@ from tunemill_api.status import FineTuneStatus
 ANNOTATION_POD = f"{GROUP}/pod"
 """On Jobs: a digest of what the spec says about the pod beyond the work; a live Job with another one is replaced."""
 
+ANNOTATION_MEMORY_KILLS = f"{GROUP}/memory-kills"
+"""On Jobs that train: how many pods before had needed more memory than their limit. The pod computes less at once."""
+
+LABEL_JOB_NAME = "batch.kubernetes.io/job-name"
+"""Set by the Job controller on the pods of a Job. It stays when the Job is deleted with --cascade=orphan."""
+
+_JOB_SUFFIX = re.compile("(prepare|train|publish)-[0-9a-f]{8}")
+_STAGES = frozenset(stage.value for stage in Stage)
+
 GONE_AFTER = timedelta(seconds=60)
 """A pod that has not ended so long after the end of its grace period is on a node that does not answer."""
 
@@ -53,6 +63,16 @@ class Meta:
     """The name of the FunctionCallFineTune that a Job or pod works for; empty on others."""
     owner: str
     """The uid of the controller, empty when there is none."""
+    owner_job: str = ""
+    """The name of the Job that is or was its controller; empty when there is none."""
+
+    @property
+    def serves_finetune(self) -> bool:
+        """Whether its Job has a name that the operator gives to the Jobs of the object.
+
+        The label alone does not tell: users may copy it to pods and Jobs of their own.
+        """
+        return _is_job_name(self.owner_job, self.finetune)
 
 
 @dataclass(frozen=True)
@@ -111,6 +131,8 @@ class Job:
     generation: int
     asked: str
     pod_digest: str
+    memory_kills: int | None
+    """None on Jobs that do not train, and on those of an operator that did not record it."""
     queue: str
     """The LocalQueue of Kueue that it waits in; empty when it is in none."""
     priority: str
@@ -126,6 +148,11 @@ class Job:
     def finished(self) -> bool:
         """Whether it will never run a pod again."""
         return self.complete or self.failed
+
+    @property
+    def named_by_operator(self) -> bool:
+        """Whether its name is one that the operator gives to the Jobs of the object that its label names."""
+        return _is_job_name(self.meta.name, self.meta.finetune)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,18 +199,41 @@ class Pod:
     ends_by: datetime | None
     """The end of its grace period, once it is deleted."""
     containers: tuple[Container, ...]
-    """One entry a stage, also where train and evaluate are processes of one container."""
+    """All containers, sidecars included; one entry a stage also where train and evaluate share a container."""
     shared: bool = False
     """Whether train and evaluate are processes of one container."""
+
+    @property
+    def stages(self) -> tuple[Container, ...]:
+        """The containers of the stages. What an admission policy added (sidecars) says nothing about a stage."""
+        return tuple(container for container in self.containers if container.name in _STAGES)
+
+    @property
+    def failed_stage(self) -> Container | None:
+        """The stage container that has failed."""
+        return next((item for item in self.stages if item.ended and item.ended.exit_code), None)
 
     @property
     def terminal(self) -> bool:
         """Whether no container will run again."""
         return self.phase in {"Succeeded", "Failed"}
 
+    @property
+    def stages_ended(self) -> bool:
+        """Whether no stage will run in it again, although a sidecar may still run."""
+        if self.terminal or self.failed_stage:
+            return True
+        return bool(self.stages) and all(item.ended for item in self.stages)
+
+    @property
+    def stages_ended_at(self) -> datetime | None:
+        """When the last of its stage containers ended; None while one may still run."""
+        times = [item.ended.finished_at for item in self.stages if item.ended and item.ended.finished_at]
+        return max(times, default=None) if self.stages_ended else None
+
     def lost(self, now: datetime) -> bool:
         """Tell whether its node has not ended it although its time is over."""
-        return not self.terminal and self.ends_by is not None and now > self.ends_by + GONE_AFTER
+        return not self.stages_ended and self.ends_by is not None and now > self.ends_by + GONE_AFTER
 
     def container(self, name: str) -> Container | None:
         """Return the container of that name."""
@@ -260,6 +310,7 @@ def job_of(body: Json) -> Job:
         generation=int(annotations.get(ANNOTATION_GENERATION, "0")),
         asked=annotations.get(ANNOTATION_REQUESTED_AT, ""),
         pod_digest=annotations.get(ANNOTATION_POD, ""),
+        memory_kills=int(annotations[ANNOTATION_MEMORY_KILLS]) if ANNOTATION_MEMORY_KILLS in annotations else None,
         queue=labels.get(LABEL_QUEUE, ""),
         priority=labels.get(LABEL_PRIORITY, ""),
         suspended=bool((body.get("spec") or {}).get("suspend", False)),
@@ -357,7 +408,9 @@ def _container(status: Json) -> Container:
 def meta_of(body: Json) -> Meta:
     """Return what every object has."""
     metadata = body["metadata"]
+    labels = metadata.get("labels") or {}
     controller: Json = next((owner for owner in metadata.get("ownerReferences") or [] if owner.get("controller")), {})
+    job = controller.get("name", "") if controller.get("kind") == "Job" else ""
     return Meta(
         namespace=metadata.get("namespace", ""),
         name=metadata["name"],
@@ -365,9 +418,16 @@ def meta_of(body: Json) -> Meta:
         resource_version=int(metadata["resourceVersion"]),
         created_at=_required_time(metadata["creationTimestamp"]),
         deleting="deletionTimestamp" in metadata,
-        finetune=(metadata.get("labels") or {}).get(LABEL_FINETUNE, ""),
+        finetune=labels.get(LABEL_FINETUNE, ""),
         owner=controller.get("uid", ""),
+        owner_job=job if controller else labels.get(LABEL_JOB_NAME, ""),
     )
+
+
+def _is_job_name(name: str, finetune: str) -> bool:
+    """Tell whether the operator gives Jobs of the object such a name. `Work.job_name` makes it."""
+    prefix = f"{finetune}-"
+    return name.startswith(prefix) and _JOB_SUFFIX.fullmatch(name, len(prefix)) is not None
 
 
 def _time(text: str | None) -> datetime | None:

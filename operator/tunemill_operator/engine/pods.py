@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from tunemill_api import constants
@@ -11,7 +12,8 @@ from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage
 
-from tunemill_operator.engine.objects import ANNOTATION_POD, FineTune
+from tunemill_operator.engine.bad_nodes import avoiding
+from tunemill_operator.engine.objects import ANNOTATION_MEMORY_KILLS, ANNOTATION_POD, FineTune
 from tunemill_operator.engine.stages import Ledger, Work
 from tunemill_operator.engine.volumes import (
     ANNOTATION_CA_BUNDLE,
@@ -41,14 +43,21 @@ class SpecTooLargeError(Exception):
 
 
 def job_of(
-    finetune: FineTune, spec: FineTuneSpec, work: Work, ledger: Ledger, run_id: str, platform: Platform
+    finetune: FineTune,
+    spec: FineTuneSpec,
+    work: Work,
+    ledger: Ledger,
+    run_id: str,
+    platform: Platform,
+    avoid_nodes: Sequence[str] = (),
 ) -> Manifest:
-    """Return the Job that does the work.
+    """Return the Job that does the work, on other nodes than those to avoid.
 
     Raises:
         SpecTooLargeError: when the RunSpec is larger than RUN_SPEC_BYTES.
     """
     labels = {constants.LABEL_FINETUNE: finetune.meta.name, constants.LABEL_STAGE: work.label}
+    pod = avoiding(_pod(spec, work, platform, _env(finetune, run_id, platform)), avoid_nodes)
     queue = _queue(spec, work)
     return {
         "apiVersion": "batch/v1",
@@ -62,6 +71,7 @@ def job_of(
                 constants.ANNOTATION_GENERATION: str(finetune.generation),
                 constants.ANNOTATION_REQUESTED_AT: finetune.asked,
                 ANNOTATION_POD: pod_digest(spec, work, ledger),
+                **({ANNOTATION_MEMORY_KILLS: str(ledger.memory_kills())} if work.label == "train" else {}),
             },
             "ownerReferences": [
                 {
@@ -79,7 +89,7 @@ def job_of(
             "podReplacementPolicy": "Failed",  # never two pods on one checkpoint
             # Kueue lets it go. Where there is no Kueue, nothing runs without the quota that was asked for.
             **({"suspend": True} if queue else {}),
-            "podFailurePolicy": {"rules": _failure_rules()},
+            "podFailurePolicy": {"rules": _failure_rules(pod)},
             "template": {
                 "metadata": {
                     "labels": {**spec.compute.pod_labels, **labels},
@@ -90,7 +100,7 @@ def job_of(
                         **({ANNOTATION_CA_BUNDLE: platform.ca_bundle} if platform.ca_bundle else {}),
                     },
                 },
-                "spec": _pod(spec, work, platform, _env(finetune, run_id, platform)),
+                "spec": pod,
             },
         },
     }
@@ -136,13 +146,20 @@ def _queue(spec: FineTuneSpec, work: Work) -> dict[str, str]:
     return {constants.LABEL_QUEUE: spec.queue.name, **priority}
 
 
-def _failure_rules() -> list[Manifest]:
+def _failure_rules(pod: Manifest) -> list[Manifest]:
+    """Return what the exit codes of the stages mean; those of a sidecar mean nothing."""
+    stages = [item["name"] for item in [*pod.get("initContainers", []), *pod["containers"]]]
+    # A stage ends with INTERRUPTED only after a SIGTERM from outside, having saved a checkpoint. That is no failure of
+    # the work: a preemption that the platform does not mark as a disruption costs no retry either.
+    final = [int(code) for code in FINAL_EXIT_CODES]
+    actions = [("Ignore", [int(ExitCode.INTERRUPTED)]), ("FailJob", final)]
     return [
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-        # A stage ends with it only after a SIGTERM from outside, having saved a checkpoint. That is no failure of the
-        # work: a preemption that the platform does not mark as a disruption costs no retry either.
-        {"action": "Ignore", "onExitCodes": {"operator": "In", "values": [int(ExitCode.INTERRUPTED)]}},
-        {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [int(code) for code in FINAL_EXIT_CODES]}},
+        *(
+            {"action": action, "onExitCodes": {"containerName": stage, "operator": "In", "values": codes}}
+            for action, codes in actions
+            for stage in stages
+        ),
     ]
 
 

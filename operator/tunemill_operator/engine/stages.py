@@ -120,7 +120,7 @@ class Ledger:
 
     def pardoned(self) -> "Ledger":
         """Return the ledger after somebody asked to try again: what counts against the retry limit begins anew."""
-        update = {"stalls": 0, "memory_kills": 0}
+        update = {"stalls": 0, "memory_kills": 0, "suspect_nodes": []}
         return replace(self, entries={s: entry.model_copy(update=update) for s, entry in self.entries.items()})
 
     def _of_run(self) -> list[StageStatus]:
@@ -167,7 +167,7 @@ def forgotten(ledger: Ledger) -> Ledger:
     """
     return Ledger(
         entries={
-            stage: folded(entry).model_copy(update={"state": StageState.PENDING, "executed": None})
+            stage: folded(entry).model_copy(update={"state": StageState.PENDING, "executed": None, "job": ""})
             for stage, entry in ledger.entries.items()
         },
         wanted={Stage.PREPARE: ledger.wanted[Stage.PREPARE]},

@@ -620,6 +620,8 @@ def test_an_image_that_cannot_be_pulled_stalls_while_it_lasts(reason: str) -> No
     world = World()
     world.settle()
     waiting(world, reason, "not found")
+    world.reconcile()
+    world.seconds += 120
     decided = world.reconcile()
     assert world.status.failure.reason == Reason.IMAGE_PULL_FAILED
     assert decided.actions == ()
@@ -700,6 +702,9 @@ def test_a_webhook_that_is_down_is_told_and_waited_for() -> None:
     """It goes on by itself."""
     world = World()
     world.refusal = Refusal(500, 'failed calling webhook "jobs.example.com": connection refused', taken=False)
+    assert world.reconcile().requeue_after is not None
+    assert world.status.failure is None
+    world.seconds += 120
     decided = world.reconcile()
     assert world.status.failure.reason == Reason.WEBHOOK_UNAVAILABLE
     assert decided.requeue_after is not None

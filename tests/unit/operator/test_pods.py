@@ -262,10 +262,13 @@ def test_without_gpus_none_is_asked_for() -> None:
 def test_what_cannot_heal_fails_the_job_at_once() -> None:
     """And what comes from outside costs no retry."""
     rules = a_job("train")["spec"]["podFailurePolicy"]["rules"]
-    assert [rule["action"] for rule in rules] == ["Ignore", "Ignore", "FailJob"]
-    assert rules[0]["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
-    assert rules[1]["onExitCodes"]["values"] == [75]
-    assert rules[2]["onExitCodes"]["values"] == list(FINAL_EXIT_CODES)
+    assert rules[0] == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    for stage in [item["name"] for item in containers_of(a_job("train"))]:
+        concerned = [rule for rule in rules[1:] if rule["onExitCodes"]["containerName"] == stage]
+        assert [(rule["action"], rule["onExitCodes"]["values"]) for rule in concerned] == [
+            ("Ignore", [75]),
+            ("FailJob", list(FINAL_EXIT_CODES)),
+        ]
     assert a_job("train")["spec"]["podReplacementPolicy"] == "Failed"
 
 

@@ -97,8 +97,8 @@ def test_success_is_reported_with_key_facts_and_what_was_done(machine: Machine, 
     ("error", "code", "reason"),
     [
         (StageError(Reason.DATASET_EMPTY, "no rows"), 65, Reason.DATASET_EMPTY),
-        (OSError(errno.ENOSPC, "No space left on device"), 78, Reason.DISK_FULL),
-        (OSError(errno.EDQUOT, "Quota exceeded"), 78, Reason.DISK_FULL),
+        (OSError(errno.ENOSPC, "No space left on device"), 71, Reason.DISK_FULL),
+        (OSError(errno.EDQUOT, "Quota exceeded"), 71, Reason.DISK_FULL),
         (MemoryError(), 69, Reason.OUT_OF_MEMORY),
         (KeyboardInterrupt(), 75, Reason.INTERRUPTED),
         (ZeroDivisionError("division by zero"), 70, Reason.INTERNAL_ERROR),
@@ -126,7 +126,7 @@ def test_a_full_disk_is_recognised_through_what_wraps_it(machine: Machine) -> No
             raise RuntimeError("could not write the table") from error
 
     code, report = machine.run(stage)
-    assert code == 78
+    assert code == 71
     assert report.failure is not None
     assert str(machine.folder / "work") in report.failure.message
 
