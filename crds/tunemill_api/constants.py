@@ -68,4 +68,4 @@ ENV_GRACE_SECONDS: Final = "TUNEMILL_GRACE_SECONDS"
 the pod's terminationGracePeriodSeconds, so that the stage ends before it is killed."""
 
 USER_ID: Final = 65532
-"""The user and group that every container of ours runs as."""
+"""The user and group that every container of ours runs as, unless the platform leaves the choice to the cluster."""

@@ -239,7 +239,7 @@ FAILURES: dict[Reason, Failure] = {
         _MISSING,
         _USER,
         "Set the credentialsSecretRef or tokenSecretRef that the message names, or give the pod an identity "
-        "with spec.compute.serviceAccountName.",
+        "with serviceAccountName in spec.podTemplates.",
     ),
     Reason.S3_ACCESS_DENIED: Failure(
         _DENIED, _USER, "Give the credentials of the uri that the message names the missing permission on the bucket."
@@ -279,21 +279,22 @@ FAILURES: dict[Reason, Failure] = {
     Reason.CUDA_OUT_OF_MEMORY: Failure(
         _CONFIG,
         _USER,
-        "Lower spec.training.maxLength or batchSize, or ask for a larger GPU with spec.compute.nodeSelector.",
+        "Lower spec.training.maxLength or batchSize, or ask for a larger GPU with nodeSelector in "
+        "spec.podTemplates.train.",
     ),
     Reason.DISK_FULL: Failure(
         _NODE,
         _PLATFORM,
-        "Free the disk that the message names, or ask for more with ephemeral-storage in spec.compute.resources "
-        "or prepareResources.",
+        "Free the disk that the message names, or ask for more with ephemeral-storage in the resources of the "
+        "stage in spec.podTemplates, or give it a scratch volume there.",
     ),
     Reason.OUT_OF_MEMORY: Failure(
         _RETRY,
         _USER,
-        "Raise the memory limit in spec.compute.resources (train, evaluate) or prepareResources (prepare, publish).",
+        "Raise the memory limit in the resources of the stage in spec.podTemplates; evaluate runs in the pod of train.",
     ),
     Reason.EVICTED: Failure(
-        _RETRY, _PLATFORM, "Give the pod requests in spec.compute that cover what it uses, or free the node."
+        _RETRY, _PLATFORM, "Give the pod requests in spec.podTemplates that cover what it uses, or free the node."
     ),
     Reason.POD_LOST: Failure(
         _RETRY, _NOBODY, "Nothing: the stage is started again and goes on from its last checkpoint."
@@ -307,7 +308,7 @@ FAILURES: dict[Reason, Failure] = {
         _CONFIG, _PLATFORM, "Change what the admission policy named in the message refuses, or relax the policy."
     ),
     Reason.QUOTA_EXCEEDED: Failure(
-        _CONFIG, _PLATFORM, "Raise the namespace's ResourceQuota or LimitRange, or ask for less in spec.compute."
+        _CONFIG, _PLATFORM, "Raise the namespace's ResourceQuota or LimitRange, or ask for less in spec.podTemplates."
     ),
     Reason.QUEUE_NOT_FOUND: Failure(
         _MISSING,
@@ -321,12 +322,12 @@ FAILURES: dict[Reason, Failure] = {
         "Install or mend Kueue, or remove spec.queue to train without one; the run goes on by itself.",
     ),
     Reason.UNSCHEDULABLE: Failure(
-        _RETRY, _PLATFORM, "Add a node that has what the message says is missing, or ask for less in spec.compute."
+        _RETRY, _PLATFORM, "Add a node that has what the message says is missing, or ask for less in spec.podTemplates."
     ),
     Reason.SERVICE_ACCOUNT_NOT_FOUND: Failure(
         _MISSING,
         _USER,
-        "Create the ServiceAccount that spec.compute.serviceAccountName names; the run goes on by itself.",
+        "Create the ServiceAccount that serviceAccountName in spec.podTemplates names; the run goes on by itself.",
     ),
     Reason.CLAIM_NOT_FOUND: Failure(
         _MISSING,
@@ -342,12 +343,14 @@ FAILURES: dict[Reason, Failure] = {
     Reason.SANDBOX_FAILED: Failure(
         _RETRY,
         _PLATFORM,
-        "Check the container runtime and the network plugin of the pod's node, and spec.compute.runtimeClassName.",
+        "Check the container runtime and the network plugin of the pod's node, and runtimeClassName in "
+        "spec.podTemplates.",
     ),
     Reason.NODE_REJECTED_POD: Failure(
         _RETRY,
         _PLATFORM,
-        "Check the device plugin of the pod's node and what else runs there, or choose other nodes in spec.compute.",
+        "Check the device plugin of the pod's node and what else runs there, or choose other nodes in "
+        "spec.podTemplates.",
     ),
     Reason.NODE_LOST: Failure(
         _RETRY,
@@ -382,7 +385,7 @@ FAILURES: dict[Reason, Failure] = {
     Reason.INTERRUPTED: Failure(
         ExitCode.INTERRUPTED, _NOBODY, "Nothing: the stage was stopped in time and goes on from its last checkpoint."
     ),
-    Reason.DEADLINE_EXCEEDED: Failure(_SPEC, _USER, "Raise spec.deadline: the run goes on from its last checkpoint."),
+    Reason.DEADLINE_EXCEEDED: Failure(_SPEC, _USER, "Raise spec.maxRuntime: the run goes on from its last checkpoint."),
     Reason.NO_PROGRESS: Failure(
         _RETRY,
         _PLATFORM,

@@ -268,7 +268,7 @@ class StageStatus(StatusModel):
     finished_at: datetime | None = None
     """When it ended."""
     earlier_seconds: Annotated[int, Field(ge=0)] = 0
-    """Running time of the pods that worked on it before the present one; counts against spec.deadline."""
+    """Running time of the pods that worked on it before the present one; counts against spec.maxRuntime."""
     gpus: Annotated[int, Field(ge=0)] = 0
     """GPUs of the present pod, or of the last one."""
     earlier_gpu_seconds: Annotated[int, Field(ge=0)] = 0

@@ -23,10 +23,10 @@ EDITS: list[dict[str, Any]] = [
     {"evaluation": {"onGateFailure": "Draft"}},
     {"evaluation": {"onGateFailure": "Hold"}},
     {"publish": {"repository": "acme/other"}},
-    {"compute": {"resources": {"limits": {"memory": "8Gi"}}}},
+    {"podTemplates": {"train": {"resources": {"limits": {"memory": "8Gi"}}}}},
     {"workspace": {"uri": "s3://elsewhere/"}},
-    {"deadline": "10m"},
-    {"deadline": "8h"},
+    {"maxRuntime": "10m"},
+    {"maxRuntime": "8h"},
     {"stallTimeout": "5m"},
     {"stallTimeout": "0s"},
     {"maxGpuHours": "0.3"},
@@ -285,7 +285,7 @@ class Operation(RuleBasedStateMachine):
         for pod in world.live_pods():
             if "deletionTimestamp" in pod["metadata"]:  # its node is given up
                 world.lose(pod)
-        world.edit(suspend=False, deadline="1000h", stallTimeout="0s", maxGpuHours="", retrain=None)
+        world.edit(suspend=False, maxRuntime="1000h", stallTimeout="0s", maxGpuHours="", retrain=None)
         world.edit(evaluation={"gates": [{"metric": "exact_match", "min": "0.5"}]})
         world.request("at last")
         world.edit(evaluation={"maxRows": 77})

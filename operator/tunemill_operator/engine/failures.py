@@ -191,9 +191,9 @@ def lacking(unschedulable: str) -> str:
     if resources := sorted(set(re.findall(r"Insufficient ([\w./-]+\w)", unschedulable))):
         found.append(f"no node has enough free {', '.join(resources)}")
     if re.search(r"didn't match Pod's node affinity|didn't match node selector", unschedulable):
-        found.append("nodes do not match spec.compute.nodeSelector or affinity")
+        found.append("nodes do not match nodeSelector or affinity of spec.podTemplates")
     if taints := sorted(set(re.findall(r"untolerated taint\(?s?\)? (\{[^}]*\})", unschedulable))):
-        found.append(f"spec.compute.tolerations has nothing for {', '.join(taints)}")
+        found.append(f"tolerations of spec.podTemplates have nothing for {', '.join(taints)}")
     if "unbound immediate PersistentVolumeClaims" in unschedulable:
         found.append("the claim of spec.compute.modelCache has no volume yet")
     return "; ".join(found)
@@ -289,9 +289,9 @@ _REFUSED_PODS = (
     (r"failed call(ing|ed)? .*webhook|failed to call webhook", Reason.WEBHOOK_UNAVAILABLE, ""),
     (r'serviceaccount "[^"]+" not found', Reason.SERVICE_ACCOUNT_NOT_FOUND, ""),
     (r"quota|(usage|ratio) per ", Reason.QUOTA_EXCEEDED, ""),
-    (r"no PriorityClass with name", Reason.INVALID_SPEC, "spec.compute.priorityClassName: "),
-    (r"RuntimeClass", Reason.INVALID_SPEC, "spec.compute.runtimeClassName: "),
-    (r" is invalid: ", Reason.INVALID_SPEC, "spec.compute makes a pod that is not valid: "),
+    (r"no PriorityClass with name", Reason.INVALID_SPEC, "priorityClassName of spec.podTemplates: "),
+    (r"RuntimeClass", Reason.INVALID_SPEC, "runtimeClassName of spec.podTemplates: "),
+    (r" is invalid: ", Reason.INVALID_SPEC, "spec.podTemplates makes a pod that is not valid: "),
     (r"", Reason.POD_REJECTED, ""),
 )
 """What the API server answers when the Job controller creates a pod, the reason, and what goes before the answer."""
@@ -353,7 +353,7 @@ def _of_missing(stage: str, message: str, spec: FineTuneSpec) -> Cause | None:
 
 def _of_volume(stage: str, message: str, spec: FineTuneSpec) -> Cause | None:
     """Return that the cache of base models cannot be mounted; None when the complaint is about something else."""
-    claim = spec.compute.model_cache.persistent_volume_claim
+    claim = spec.compute.model_cache.claim_name
     if not claim or not re.search(r"Multi-Attach|AttachVolume|\bmodels\b", message):
         return None
     message = f'the claim "{claim}" of {field_of(spec, "models")}: {message}'

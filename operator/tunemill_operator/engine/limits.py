@@ -22,9 +22,9 @@ AVOIDED_FOR = timedelta(minutes=10)
 def overdue(case: Case) -> Step | None:
     """A run whose stages have worked longer than its deadline is stopped."""
     seconds = case.ledger.running_seconds(case.now)
-    if seconds < duration_seconds(case.spec.deadline):
+    if seconds < duration_seconds(case.spec.max_runtime):
         return None
-    message = f"the stages have worked for {int(seconds)} s, spec.deadline allows {case.spec.deadline}"
+    message = f"the stages have worked for {int(seconds)} s, spec.maxRuntime allows {case.spec.max_runtime}"
     return stalled(case, Cause(case.ledger.first_open(), Reason.DEADLINE_EXCEEDED, message), delete=case.live)
 
 
@@ -152,7 +152,7 @@ def next_limit(case: Case) -> timedelta | None:
     entry = case.ledger.at_work()
     if entry is None or case.due is None:
         return None
-    left = [duration_seconds(case.spec.deadline) - case.ledger.running_seconds(case.now)]
+    left = [duration_seconds(case.spec.max_runtime) - case.ledger.running_seconds(case.now)]
     allowed = _gpu_seconds_allowed(case)
     if allowed is not None and entry.gpus:
         left.append((allowed - case.ledger.gpu_seconds(case.now)) / entry.gpus)

@@ -246,7 +246,7 @@ def _is_outdated(case: Case, job: Job) -> bool:
     An upgrade of the operator replaces no Job that runs: without an edit the digest is not even looked at, and that of
     another version says nothing about a pod that has started.
     """
-    wanted = pod_digest(case.spec, case.work, case.ledger)
+    wanted = pod_digest(case.spec, case.work)
     if not case.as_asked and job.pod_digest != wanted:
         started = any(container.started_at for pod in case.pods for container in pod.stages)
         if not started or _version(job.pod_digest) == _version(wanted):
@@ -269,7 +269,7 @@ def _why_another(case: Case) -> str:
     causes = [cause for pod in case.pods if (cause := failures.of_pod(pod))]
     if causes and causes[-1].reason is Reason.OUT_OF_MEMORY:
         return f"{causes[-1].message}; the next pod computes half as much at once"
-    return "spec.compute, spec.queue or a Secret's name was changed"
+    return "spec.compute, spec.podTemplates, spec.queue or a Secret's name was changed"
 
 
 def _ended(case: Case) -> Step | None:

@@ -54,7 +54,7 @@ def time_to_end(case: Case) -> timedelta:
 
 
 def failed_stage(case: Case) -> Step | None:
-    """A failed stage in a pod that a sidecar keeps running ends the run, or is tried again by the operator."""
+    """A stage that failed in a pod which a sidecar keeps running ends the run, or is tried again by the operator."""
     job, pod = case.job, case.pods[-1] if case.pods else None
     if job is None or job.finished or job.meta.deleting or pod is None or pod.terminal or pod.meta.deleting:
         return None

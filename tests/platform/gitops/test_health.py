@@ -136,7 +136,7 @@ def _begin(namespace: Namespace) -> None:
     behave("draft", Stage.PUBLISH, Ends(message=a_report(Stage.PUBLISH, draft=True)))
     denied = fails(Stage.PREPARE, Reason.HUB_WRITE_DENIED, "the token may not write to acme/support-tools")
     behave("denied", Stage.PREPARE, denied)
-    behave("imageless", Stage.PREPARE, Waits("ImagePullBackOff", "Back-off pulling image"))
+    behave("imageless", Stage.PREPARE, Waits("InvalidImageName", "could not parse image reference"))
     for name in ("preparing", "queued", "held-back", "training", "evaluating", "publishing", "retrying", "denied"):
         namespace.apply(name)
     for name in ("imageless", "published", "edited", "retraining", "overtaken", "suspended", "deleted"):

@@ -44,10 +44,10 @@ def test_an_edit_changes_the_key_of_its_stage_and_of_all_later_ones(change, firs
     "change",
     [
         {"suspend": True},
-        {"deadline": "1h"},
+        {"maxRuntime": "1h"},
         {"retry": {"limit": 0}},
         {"compute": {"gpus": 2}},
-        {"compute": {"modelCache": {"persistentVolumeClaim": "models"}}},
+        {"compute": {"modelCache": {"claimName": "models"}}},
         {"adapter": {"ia3": {"targetModules": ["k_proj"]}, "adalora": {"alpha": 8}}},
         {"training": {"checkpoint": {"everySteps": 7}}},
         {"evaluation": {"gates": [{"metric": "exact_match", "min": "0.9"}]}},

@@ -96,7 +96,7 @@ def test_what_waits_is_queued_and_says_where_since_when_and_for_what() -> None:
 
 def test_waiting_is_no_work() -> None:
     """Days in the queue count against no limit, and no pod of them is a retry."""
-    world = a_waiting_world(deadline="10m", maxGpuHours="0.5", stallTimeout="5m", retry={"limit": 0})
+    world = a_waiting_world(maxRuntime="10m", maxGpuHours="0.5", stallTimeout="5m", retry={"limit": 0})
     for _ in range(50):
         world.seconds += 3600
         world.settle()

@@ -201,7 +201,7 @@ def _configure_libraries(run: RunSpec, work: Path) -> None:
         # Against a server without Xet the client hangs for more than a minute and a half.
         os.environ["HF_HUB_DISABLE_XET"] = "1"
     os.environ["HF_HOME"] = str(work / "hub")
-    if run.spec.compute.model_cache.persistent_volume_claim and Path(MODEL_CACHE_PATH).is_dir():
+    if run.spec.compute.model_cache.claim_name and Path(MODEL_CACHE_PATH).is_dir():
         os.environ["HF_HUB_CACHE"] = MODEL_CACHE_PATH
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):

@@ -215,7 +215,7 @@ def test_models_come_from_the_cache_that_is_mounted(machine: Machine, monkeypatc
 
     spec = json.loads(machine.run_spec.read_text())
     machine.run(stage)
-    spec["spec"]["compute"] = {**spec["spec"].get("compute", {}), "modelCache": {"persistentVolumeClaim": "models"}}
+    spec["spec"]["compute"] = {**spec["spec"].get("compute", {}), "modelCache": {"claimName": "models"}}
     machine.run_spec.write_text(json.dumps(spec))
     machine.run(stage)
     volume.mkdir()
