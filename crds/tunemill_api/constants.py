@@ -52,7 +52,7 @@ PROGRESS_CA_PATH: Final = f"{STAGE_DIRECTORY}/progress/ca.crt"
 CA_BUNDLE_PATH: Final = f"{STAGE_DIRECTORY}/authorities/ca.crt"
 TERMINATION_LOG: Final = "/dev/termination-log"
 TERMINATION_LOG_BYTES: Final = 4096
-"""What the kubelet keeps of a termination message; a StageReport has to fit."""
+"""What the kubelet keeps of a termination message; the reports of all stages of a container have to fit."""
 
 ENV_CA_BUNDLE: Final = "TUNEMILL_CA_BUNDLE"
 """On stage containers: the file with the authorities that the platform trusts beside the public ones."""

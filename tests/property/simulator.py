@@ -13,7 +13,7 @@ from tunemill_api.constants import ANNOTATION_RUN_SPEC, LABEL_QUEUE
 from tunemill_api.failures import FAILURES, Reason
 from tunemill_api.gates import is_draft
 from tunemill_api.run_spec import RunSpec
-from tunemill_api.stage_report import Stage
+from tunemill_api.stage_report import Stage, StageReport
 from tunemill_api.status import TrainerStatus
 from tunemill_dev.played import a_report, evaluation_facts
 from tunemill_operator.engine.objects import FineTune, finetune_of, job_of, pod_of
@@ -55,6 +55,10 @@ class World:
         """What it says about a Job that waits."""
         self.stopped = ""
         """Why it has stopped the last one."""
+        self.old_pods = False
+        """Whether new Jobs are those of an operator that made train an init container of the pod that evaluates."""
+        self.hears_ends = True
+        """Whether the operator hears at once that train is done, from the pod that goes on with evaluate."""
         self.native_sidecars: list[str] = []
         """Init containers with restartPolicy Always that a policy adds to every pod."""
         self.classic_sidecars: list[str] = []
@@ -236,10 +240,20 @@ class World:
         self._show_phase(pod)
 
     def end(self, pod: Json, code: int, message: str = "", reason: str = "") -> None:
-        """Let the running stage of the pod end. When it was the last one, the kubelet ends the native sidecars."""
+        """Let the stage at work end, and its container with it unless it runs another one.
+
+        When that was the last container, the kubelet ends the native sidecars.
+        """
         container = _running_stage(pod)
         if container is None:
             return
+        if len(pod["stages"][container["name"]]) > 1 and code == 0:
+            pod["stages"][container["name"]].pop(0)
+            pod["reports"].append(message)
+            if self.hears_ends:
+                self._hear_end(pod, message)
+            return
+        message = "\n".join([*pod["reports"], message] if message else pod["reports"])
         self._terminate(container, code, message, reason)
         if (code and _is_init(pod, container)) or all("terminated" in item["state"] for item in _regular(pod)):
             for sidecar in _native_sidecars(pod):
@@ -285,10 +299,9 @@ class World:
 
     def succeed(self, pod: Json, **report: Any) -> None:
         """Let the running container of the pod end well, if the workspace holds what it builds on."""
-        container = _running_stage(pod)
-        if container is None:
+        stage = stage_at_work(pod)
+        if stage is None:
             return
-        stage = Stage(container["name"])
         if not self.outputs.issuperset(list(Stage)[: list(Stage).index(stage)]):
             self.fail(pod, Reason.STAGE_OUTPUT_MISSING)
             return
@@ -300,19 +313,27 @@ class World:
             report["draft"] = is_draft(_asked(pod).spec.evaluation, evaluation_facts(self.tuned))
             self.serving = self.serving if report["draft"] else self.tuned
         self.outputs.add(stage)
-        self.end(pod, 0, a_report(stage, **report))
+        if stage is Stage.TRAIN:
+            report["key"] = _asked(pod).keys[stage]
+        self.end(pod, 0, a_report(stage, finished_at=self.now, **report))
 
     def fail(self, pod: Json, reason: Reason, message: str = "it went wrong") -> None:
         """Let the running container of the pod fail for a reason."""
-        container = _running_stage(pod)
-        if container is not None:
-            code = int(FAILURES[reason].exit_code)
-            self.end(pod, code, a_failure_report(Stage(container["name"]), reason, message))
+        stage = stage_at_work(pod)
+        if stage is not None:
+            self.end(pod, int(FAILURES[reason].exit_code), a_failure_report(stage, reason, message))
 
     def hear(self, pod: Json, percent: int = 7) -> None:
         """Let the pod report progress."""
-        status = TrainerStatus(progress_percentage=percent, last_updated_time=self.now)
-        self.progress = Progress(pod["metadata"]["uid"], status)
+        uid, status = pod["metadata"]["uid"], TrainerStatus(progress_percentage=percent, last_updated_time=self.now)
+        known = self.progress if self.progress and self.progress.pod == uid else Progress(uid, None)
+        self.progress = replace(known, status=status, stage=stage_at_work(pod))
+
+    def _hear_end(self, pod: Json, message: str) -> None:
+        """Let the pod report that a stage is done while the next one works."""
+        uid, report = pod["metadata"]["uid"], StageReport.model_validate_json(message)
+        known = self.progress if self.progress and self.progress.pod == uid else Progress(uid, None)
+        self.progress = replace(known, report=report)
 
     def kill_for_memory(self, pod: Json) -> None:
         """Let the kernel end the running container of the pod, which has reached its memory limit."""
@@ -414,6 +435,8 @@ class World:
         assert name not in self.jobs, f"Job {name} exists"
         job = deepcopy(body)
         job["metadata"] |= {"uid": self._uid("job"), "creationTimestamp": text(self.now)}
+        if self.old_pods:
+            _as_an_older_operator(job)
         self.jobs[name] = job
         self.created.append(name)
         self._touch(job)
@@ -449,6 +472,8 @@ class World:
                     {"kind": "Job", "name": metadata["name"], "uid": metadata["uid"], "controller": True}
                 ],
             },
+            "stages": {item["name"]: _stages_of(item) for _, item in stages if "command" in item},
+            "reports": [],
             "spec": {
                 "initContainers": [
                     {"name": item["name"], **({"restartPolicy": "Always"} if kind == "native" else {})}
@@ -513,6 +538,28 @@ def _asked(pod: Json) -> RunSpec:
 
 def _containers(pod: Json) -> list[Json]:
     return [*pod["status"]["initContainerStatuses"], *pod["status"]["containerStatuses"]]
+
+
+def stage_at_work(pod: Json) -> Stage | None:
+    """Return the stage at which a pod works; None when no container runs."""
+    container = _running_stage(pod)
+    return pod["stages"][container["name"]][0] if container else None
+
+
+def _stages_of(container: Json) -> list[Stage]:
+    """Return the stages that a container runs, by its command."""
+    arguments = container["command"][1:]
+    return [Stage(name) for name in (arguments[1:] if arguments[0] == "stages" else arguments)]
+
+
+def _as_an_older_operator(job: Json) -> None:
+    """Make the Job one in which each stage is a container, and all but the last are init containers."""
+    spec = job["spec"]["template"]["spec"]
+    stages = [stage.value for item in spec["containers"] for stage in _stages_of(item)]
+    containers = [{"name": stage, "command": ["tunemill-trainer", stage]} for stage in stages]
+    spec["initContainers"], spec["containers"] = containers[:-1], containers[-1:]
+    for rule in job["spec"]["podFailurePolicy"]["rules"]:
+        rule.get("onExitCodes", {}).pop("containerName", None)
 
 
 def _regular(pod: Json) -> list[Json]:

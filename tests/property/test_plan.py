@@ -134,6 +134,11 @@ class Operation(RuleBasedStateMachine):
         """And may fall silent afterwards."""
         self.world.hear(self.world.live_pods()[0])
 
+    @rule(old_pods=st.booleans(), hears_ends=st.booleans())
+    def another_version_takes_over(self, *, old_pods: bool, hears_ends: bool) -> None:
+        """One that makes train an init container, or whose pods do not get through when train is done."""
+        self.world.old_pods, self.world.hears_ends = old_pods, hears_ends
+
     @rule(native=st.sampled_from([[], ["mesh"]]), classic=st.sampled_from([[], ["log-agent"]]))
     def a_policy_adds_sidecars_to_new_pods(self, native: list[str], classic: list[str]) -> None:
         """Or no longer does."""

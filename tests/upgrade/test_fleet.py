@@ -45,7 +45,7 @@ def written(world: World) -> FineTuneStatus:
 def identity(status: FineTuneStatus) -> dict[str, Any]:
     """Return what an upgrade may not change."""
     run = status.run
-    begun = [item for item in status.stages if item.job]
+    begun = [item for item in status.stages if item.attempts]
     stages = {item.name: (item.key, item.state, item.attempts, item.started_at) for item in begun}
     return {
         "stages": stages,

@@ -139,8 +139,7 @@ class Case:
         That is so for a stage that was never heard: its reports may not get through, or it is not of our making. Time
         in which nobody listened does not count.
         """
-        live = self.live_progress
-        heard = newest_report(self.ledger, [live.status if live else None, self.finetune.status.trainer_status])
+        heard = newest_report(self.ledger, self.live_progress, self.finetune.status)
         listening = self.platform.listening_since
         if heard is None or heard.last_updated_time is None or listening is None:
             return None

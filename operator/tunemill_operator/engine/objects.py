@@ -7,8 +7,8 @@ cached object costs a few kilobytes, whatever users put into their annotations.
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -26,7 +26,8 @@ from tunemill_api.constants import (
 )
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
-from tunemill_api.stage_report import Stage
+from tunemill_api.plain_text import parsed
+from tunemill_api.stage_report import Stage, StageReport, reports_in
 from tunemill_api.status import FineTuneStatus
 
 ANNOTATION_POD = f"{GROUP}/pod"
@@ -219,7 +220,9 @@ class Pod:
     ends_by: datetime | None
     """The end of its grace period, once it is deleted."""
     containers: tuple[Container, ...]
-    """All containers, sidecars included."""
+    """All containers, sidecars included; one entry a stage also where train and evaluate share a container."""
+    shared: bool = False
+    """Whether train and evaluate are processes of one container."""
 
     @property
     def stages(self) -> tuple[Container, ...]:
@@ -347,6 +350,10 @@ def pod_of(body: Json) -> Pod:
     scheduled = conditions.get("PodScheduled") or {}
     disruption = conditions.get("DisruptionTarget") or {}
     statuses = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+    names = {item["name"] for item in statuses}
+    # An operator before trainer stages shared a container made train an init container of the pod that evaluates.
+    shared = Stage.TRAIN in names and Stage.EVALUATE not in names
+    containers = [_container(item) for item in statuses]
     return Pod(
         meta=meta_of(body),
         phase=status.get("phase", "Pending"),
@@ -356,8 +363,47 @@ def pod_of(body: Json) -> Pod:
         disrupted=disruption.get("reason", "Disrupted") if disruption.get("status") == "True" else "",
         node=(body.get("spec") or {}).get("nodeName", ""),
         ends_by=_time(body["metadata"].get("deletionTimestamp")),
-        containers=tuple(_container(item) for item in statuses),
+        containers=tuple(part for item in containers for part in (_stages_of(item) if shared else [item])),
+        shared=shared,
     )
+
+
+def reports_of(container: Container) -> tuple[StageReport, ...]:
+    """Return the reports that a container left in its termination message."""
+    if container.ended is None:
+        return ()
+    return tuple(reports_in(container.ended.message, lambda text: parsed(StageReport, text)))
+
+
+def end_within(container: Container, report: StageReport, latest: datetime | None) -> datetime:
+    """Return when a stage ended by its report, between the container's start and the latest possible time.
+
+    The report may be of anybody's making. Whole seconds, as the times of containers are.
+    """
+    time = report.finished_at.replace(microsecond=0)
+    time = time if time.tzinfo else time.replace(tzinfo=UTC)
+    time = min(time, latest) if latest else time
+    return max(time, container.started_at) if container.started_at else time
+
+
+def _stages_of(container: Container) -> list[Container]:
+    """Return the container, as two where its message says that train was done: of train, and of what came after."""
+    ended = container.ended
+    if container.name != Stage.TRAIN or ended is None or container.started_at is None:
+        return [container]
+    done = next((item for item in reports_of(container) if item.stage is Stage.TRAIN and not item.failure), None)
+    if done is None:
+        return [container]
+    time = end_within(container, done, ended.finished_at)
+    rest = "\n".join(line for line in ended.message.splitlines() if not _is_of(Stage.TRAIN, line))
+    return [
+        replace(container, ended=Ended(0, "Completed", done.termination_message(), time)),
+        replace(container, name=Stage.EVALUATE.value, started_at=time, ended=replace(ended, message=rest)),
+    ]
+
+
+def _is_of(stage: Stage, line: str) -> bool:
+    return any(report.stage is stage for report in reports_in(line))
 
 
 def _container(status: Json) -> Container:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from tunemill_api.stage_report import Stage, StageReport
 from tunemill_api.status import TrainerStatus
 
 from tunemill_operator.engine.objects import FineTune, Job, Pod
@@ -31,11 +32,16 @@ class Complaint:
 
 @dataclass(frozen=True)
 class Progress:
-    """The newest progress report of a pod."""
+    """What a pod has reported last."""
 
     pod: str
     """The pod's uid."""
-    status: TrainerStatus
+    status: TrainerStatus | None
+    """None before it reported any figures."""
+    stage: Stage | None = None
+    """The stage that the figures are of; None when it did not say."""
+    report: StageReport | None = None
+    """The report of a stage that has ended while the next one works in the same container."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ def at_work(case: Case) -> Situation:
         return Situation(
             Phase.QUEUED, Reason.UNSCHEDULABLE, f"{lacking}: {unschedulable}" if lacking else unschedulable
         )
-    running = next((item.name for pod in live for item in pod.stages if item.running), "")
+    entry = case.ledger.at_work()
+    running = entry.name if entry else next((item.name for pod in live for item in pod.stages if item.running), "")
     phase = _phase(case)
     failed = [cause for pod in case.pods if (cause := failures.of_pod(pod))]
     before = f" after {failed[-1].reason} in {failed[-1].stage}: {failed[-1].message}" if failed else ""

@@ -8,7 +8,7 @@ by the present `keys.RECIPES`. So an upgrade neither repeats what is done nor di
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -30,7 +30,7 @@ from tunemill_api.status import (
 
 from tunemill_operator.engine.attempts import FACT_OF, ON_GPU, at_rest, folded, read, run_seconds
 from tunemill_operator.engine.objects import FineTune, Job
-from tunemill_operator.engine.observe import Observed, owned
+from tunemill_operator.engine.observe import Observed, Progress, owned
 from tunemill_operator.engine.retraining import rival_of
 
 
@@ -254,15 +254,29 @@ def forgotten(ledger: Ledger) -> Ledger:
     )
 
 
-def newest_report(ledger: Ledger, reports: Iterable[TrainerStatus | None]) -> TrainerStatus | None:
-    """Return the first report that is of the stage at work: train and evaluate share a pod, but not their progress."""
+def newest_report(ledger: Ledger, progress: Progress | None, status: FineTuneStatus) -> TrainerStatus | None:
+    """Return the newest figures of the stage at work: train and evaluate share a pod, but not their progress.
+
+    Args:
+        ledger: says which stage is at work.
+        progress: what its pod has reported; None after a restart of the operator.
+        status: holds the figures that were written last.
+    """
     at_work = ledger.at_work()
     if at_work is None or at_work.started_at is None:
         return None
-    for report in reports:
-        if report and report.last_updated_time and report.last_updated_time >= at_work.started_at:
-            return report
-    return None
+    order = list(Stage)
+    if progress and progress.status and progress.stage is not None:
+        # A later stage than the one at work: the end of the earlier one was not heard yet.
+        live = progress.status if order.index(progress.stage) >= order.index(Stage(at_work.name)) else None
+    else:
+        live = _since(at_work.started_at, progress.status if progress else None)
+    before = next((entry.name for entry in status.stages if entry.state is StageState.RUNNING), "")
+    return live or (_since(at_work.started_at, status.trainer_status) if before == at_work.name else None)
+
+
+def _since(time: datetime, report: TrainerStatus | None) -> TrainerStatus | None:
+    return report if report and report.last_updated_time and report.last_updated_time >= time else None
 
 
 def _job(work: Work, finetune: FineTune, observed: Observed) -> Job | None:
@@ -279,7 +293,8 @@ def _followed(
         entry, fact = StageStatus(name=stage, state=StageState.PENDING, key=identity.key), None
     entry = entry.model_copy(update={"inputs": identity.inputs})
     if entry.state is not StageState.SUCCEEDED or fact is None:
-        entry, fact = read(entry, stage, job, observed, gpus, now) if job else (at_rest(entry, now), None)
+        train = ledger.entries[Stage.TRAIN]
+        entry, fact = read(entry, stage, job, observed, gpus, now, train) if job else (at_rest(entry, now), None)
     return replace(
         ledger,
         entries={**ledger.entries, stage: entry},

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from tunemill_api.constants import TERMINATION_LOG_BYTES
+from tunemill_api.constants import ENV_GRACE_SECONDS, TERMINATION_LOG_BYTES
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.run_spec import RunSpec
@@ -172,7 +172,7 @@ def test_a_stage_that_does_not_stop_in_time_is_ended(machine: Machine, monkeypat
         ended.set()
 
     monkeypatch.setattr(os, "_exit", leave)
-    monkeypatch.setattr("tunemill_trainer.stop.StopSignal.listening.__wrapped__.__defaults__", (0.0,))
+    monkeypatch.setenv(ENV_GRACE_SECONDS, "0")
 
     def stage(context: StageContext) -> object:
         os.kill(os.getpid(), signal.SIGTERM)
