@@ -33,6 +33,8 @@ def a_recorded_world(path: Path) -> World:
     bodies = [found["finetune"], *found["jobs"], *found["pods"]]
     for body in found["pods"]:
         _readable(body["metadata"])
+        body.setdefault("stages", {str(stage): [stage] for stage in Stage})  # one container each, in that version
+        body.setdefault("reports", [])
     for body in found["jobs"]:
         _readable(body["spec"]["template"]["metadata"])
     world.version = max(int(body["metadata"]["resourceVersion"]) for body in bodies)

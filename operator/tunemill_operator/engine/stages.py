@@ -218,16 +218,16 @@ class _Identities:
         """
         known = self.entries[stage]
         same = known.inputs == inputs if known.inputs else known.key == older()
-        return _Identity(inputs, known.key if same and self._begun(known) else present)
+        return _Identity(inputs, known.key if same and self._begun(stage) else present)
 
-    def _begun(self, known: StageStatus) -> bool:
+    def _begun(self, stage: Stage) -> bool:
         """Tell whether a Job was created for what is recorded about a stage."""
-        if known.job or known.attempts:
+        stages = ON_GPU if stage in ON_GPU else (stage,)  # one Job is for all of them
+        if any(self.entries[each].job or self.entries[each].attempts for each in stages):
             return True
-        # The status is written after the Job is created, and names it only once it was seen.
-        keyed = known if known.name not in ON_GPU else self.entries[Stage.EVALUATE]
-        label = Stage.TRAIN if known.name in ON_GPU else known.name
-        return _job(Work(label, (), keyed.key), self.finetune, self.observed) is not None
+        # An operator that recorded no inputs named a Job only once it had seen it.
+        work = Work(stages[0], stages, self.entries[stages[-1]].key)
+        return _job(work, self.finetune, self.observed) is not None
 
 
 def recorded(status: FineTuneStatus) -> Ledger:
