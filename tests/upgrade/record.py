@@ -32,19 +32,24 @@ NEW_ROWS = {**RESOLVED, "dataset": "d2" * 32}
 ON_CPU: Json = {"gpus": 0}
 QUEUE: Json = {"name": "gpus", "priorityClass": "low"}
 EVERY_PLACE: Json = {
-    "gpus": 2,
-    "resources": {"requests": {"cpu": 4, "memory": "16Gi"}, "limits": {"memory": "32Gi"}},
-    "prepareResources": {"requests": {"cpu": "500m"}, "limits": {"memory": "2Gi"}},
-    "nodeSelector": {"pool": "gpu"},
-    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
-    "affinity": {"podAntiAffinity": {}},
-    "priorityClassName": "low",
-    "runtimeClassName": "nvidia",
-    "serviceAccountName": "trainer",
-    "podLabels": {"team": "a"},
-    "podAnnotations": {"example.com/scrape": "true"},
-    "modelCache": {"persistentVolumeClaim": "models", "maxGib": 100},
-    "trainerImage": "registry.example.com/team-a/trainer:7",
+    "compute": {
+        "modelCache": {"claimName": "models", "maxSize": "100Gi"},
+        "trainerImage": "registry.example.com/team-a/trainer:7",
+    },
+    "podTemplates": {
+        "prepare": {"resources": {"requests": {"cpu": "500m"}, "limits": {"memory": "2Gi"}}},
+        "train": {
+            "resources": {"requests": {"cpu": 4, "memory": "16Gi"}, "limits": {"memory": "32Gi"}},
+            "nodeSelector": {"pool": "gpu"},
+            "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+            "affinity": {"podAntiAffinity": {}},
+            "priorityClassName": "low",
+            "runtimeClassName": "nvidia",
+            "labels": {"team": "a"},
+            "annotations": {"example.com/scrape": "true"},
+        },
+        "publish": {"serviceAccountName": "publisher"},
+    },
 }
 
 
@@ -121,13 +126,13 @@ def a_profile(name: str = "gold", **spec: Any) -> Json:
 GOLD = a_profile(
     default=True,
     defaults={
-        "compute": {"gpus": 4, "resources": {"limits": {"memory": "64Gi"}}},
+        "podTemplates": {"train": {"resources": {"limits": {"memory": "64Gi"}}}},
         "workspace": {"uri": "s3://platform/tunemill/", "keepRuns": 5},
         "retry": {"limit": 1},
         "publish": {"private": False, "serving": "Transformers"},
         "evaluation": {"gates": [{"metric": "exact_match", "min": "0.5"}]},
     },
-    limits={"maxGpus": 8, "maxGpuHours": "24"},
+    limits={"maxGpus": 1, "maxGpuHours": "24"},
 )
 RETRAIN: Json = {"schedule": "0 2 * * *", "timeZone": "Europe/Berlin"}
 
@@ -156,7 +161,7 @@ def _before_training() -> Iterator[tuple[str, Scene]]:
     requested.world.request("2026-11-21T11:00:00Z")
     yield "preparing-requested", requested.running(Stage.PREPARE)
     yield "queued", a_scene().phase(Phase.QUEUED)
-    unschedulable = a_scene(compute=EVERY_PLACE).phase(Phase.QUEUED)
+    unschedulable = a_scene(**EVERY_PLACE).phase(Phase.QUEUED)
     for pod in unschedulable.world.live_pods():
         reason = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}
         pod["status"]["conditions"] = [reason]
@@ -183,10 +188,10 @@ def _training() -> Iterator[tuple[str, Scene]]:
     heard.world.reconcile()
     yield "training-with-progress", heard
     yield "training-in-kueue", _admitted()
-    yield "training-everywhere", a_scene(compute=EVERY_PLACE).running(Stage.TRAIN)
+    yield "training-everywhere", a_scene(**EVERY_PLACE).running(Stage.TRAIN)
     yield "training-with-profile", a_scene(GOLD).running(Stage.TRAIN)
     changed = a_scene(GOLD).running(Stage.TRAIN)
-    changed.set_profiles(a_profile(default=True, defaults={"compute": {"gpus": 1}}))
+    changed.set_profiles(a_profile(default=True, defaults={"compute": {"gpus": 0}}))
     changed.world.settle()
     yield "training-with-profile-changed-since", changed
     deleted = a_scene(GOLD).running(Stage.TRAIN)
@@ -296,7 +301,7 @@ def _failed() -> Iterator[tuple[str, Scene]]:
     blocked.world.complaints = (Complaint(pod["metadata"]["uid"], "FailedMount", message, blocked.world.now),)
     blocked.world.settle()
     yield "failed-for-a-missing-secret", blocked
-    late = a_scene(deadline="1h").running(Stage.TRAIN)
+    late = a_scene(maxRuntime="1h").running(Stage.TRAIN)
     late.world.seconds += 3700
     late.world.settle()
     yield "failed-for-its-deadline", late.clean_up()
@@ -306,7 +311,7 @@ def _failed() -> Iterator[tuple[str, Scene]]:
     memory.world.kill_for_memory(memory.world.live_pods()[0])
     memory.world.settle()
     yield "failed-for-memory", memory
-    refused = a_scene(a_profile(default=True, limits={"maxGpus": 1}), compute={"gpus": 4})
+    refused = a_scene(a_profile(default=True, limits={"maxGpus": 0}), compute={"gpus": 1})
     refused.world.settle()
     yield "failed-for-a-limit", refused
     gate = a_scene(evaluation={"onGateFailure": "Fail", "gates": [{"metric": "exact_match", "min": "0.95"}]})
@@ -316,7 +321,7 @@ def _failed() -> Iterator[tuple[str, Scene]]:
 def _resting() -> Iterator[tuple[str, Scene]]:
     yield "succeeded", a_scene().phase(Phase.SUCCEEDED)
     yield "succeeded-without-jobs", a_scene().phase(Phase.SUCCEEDED).clean_up()
-    yield "succeeded-everywhere", a_scene(compute=EVERY_PLACE).phase(Phase.SUCCEEDED).clean_up()
+    yield "succeeded-everywhere", a_scene(**EVERY_PLACE).phase(Phase.SUCCEEDED).clean_up()
     yield "succeeded-with-profile", a_scene(GOLD).phase(Phase.SUCCEEDED)
     for method in ("AdaLoRA", "IA3", "Full"):
         plain = {"mode": "Text"} if method == "IA3" else {}

@@ -4,13 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openapi_schema_validator import OAS30Validator
 from property.simulator import World
 from property.worlds import entry, labels
 from tunemill_api import keys
+from tunemill_api.crd import object_schema
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import FineTuneStatus, Phase, StageState
 from tunemill_operator.engine import objects, profiles
+from upgrade import record
 from upgrade.added_fields import ADDED, with_added_fields
 from upgrade.recorded import RECORDED, a_recorded_world, name_of, prepared_key
 from upgrade.stored import stored_finetune
@@ -96,6 +99,22 @@ def test_a_new_field_with_a_default_does_nothing_about_an_object(path: Path) -> 
     assert getattr(world.finetune.spec, ADDED) == "new"
     assert getattr(world.finetune.spec.training.checkpoint, ADDED) == "new"
     leaves_alone(path)
+
+
+@pytest.mark.usefixtures("raised_recipes")
+def test_the_fleet_of_this_version_can_be_recorded(tmp_path: Path) -> None:
+    """Proves that the next release can add its folder, and that this version leaves its own objects alone."""
+    record.main(tmp_path / "now")
+    recorded = sorted((tmp_path / "now").glob("*.json"))
+    assert {path.stem for path in recorded} >= {path.stem for path in RECORDED}
+    for path in recorded:
+        leaves_alone(path)
+
+
+@FLEET
+def test_an_object_stays_valid_for_the_present_crd(path: Path) -> None:
+    """Proves that the API server takes the status of an object that an older CRD has checked and completed."""
+    OAS30Validator(object_schema()).validate(a_recorded_world(path).finetune_body)
 
 
 @pytest.mark.parametrize("path", AT_WORK, ids=name_of)
