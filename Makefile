@@ -26,7 +26,7 @@ demo: $(READY) ## Show the whole run on a local cluster (CLUSTER=name), or on yo
 	@$(BIN)/python -m tunemill_dev.demo --cluster "$(CLUSTER)" --context "$(CONTEXT)"
 
 .PHONY: test
-test: lint types contracts test-unit test-property test-kube test-learn test-platform test-e2e ## Run every check, as CI does
+test: lint types contracts test-unit test-property test-upgrade test-kube test-learn test-platform test-e2e ## Run every check, as CI does
 
 ##@ One layer each
 .PHONY: setup
@@ -68,6 +68,10 @@ test-unit: $(READY) ## Fast tests of single parts
 .PHONY: test-property
 test-property: $(READY) ## Random sequences of edits and failures against the engine
 	@$(PYTEST) $(PARALLEL) tests/property
+
+.PHONY: test-upgrade
+test-upgrade: $(READY) ## Objects that earlier versions left in every phase, under the present operator
+	@$(PYTEST) $(PARALLEL) tests/upgrade
 
 .PHONY: test-kube
 test-kube: $(READY) ## The operator against a real API server, without a node

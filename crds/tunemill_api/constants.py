@@ -52,7 +52,7 @@ PROGRESS_CA_PATH: Final = f"{STAGE_DIRECTORY}/progress/ca.crt"
 CA_BUNDLE_PATH: Final = f"{STAGE_DIRECTORY}/authorities/ca.crt"
 TERMINATION_LOG: Final = "/dev/termination-log"
 TERMINATION_LOG_BYTES: Final = 4096
-"""What the kubelet keeps of a termination message; a StageReport has to fit."""
+"""What the kubelet keeps of a termination message; the reports of all stages of a container have to fit."""
 
 ENV_CA_BUNDLE: Final = "TUNEMILL_CA_BUNDLE"
 """On stage containers: the file with the authorities that the platform trusts beside the public ones."""
@@ -63,5 +63,9 @@ ENV_PROGRESS_CA: Final = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
 ENV_PROGRESS_TOKEN: Final = "KUBEFLOW_TRAINER_SERVER_TOKEN"  # noqa: S105 - the name of a variable, not a token
 """The three variables of Kubeflow's status protocol (KEP-2779), which Transformers speaks by itself."""
 
+ENV_GRACE_SECONDS: Final = "TUNEMILL_GRACE_SECONDS"
+"""On stage containers: seconds from SIGTERM within which the stage must have stopped, checkpoint included. Less than
+the pod's terminationGracePeriodSeconds, so that the stage ends before it is killed."""
+
 USER_ID: Final = 65532
-"""The user and group that every container of ours runs as."""
+"""The user and group that every container of ours runs as, unless the platform leaves the choice to the cluster."""

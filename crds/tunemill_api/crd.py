@@ -14,6 +14,7 @@ from tunemill_api.constants import (
     SINGULAR,
     VERSION,
 )
+from tunemill_api.profile import FineTuneProfileStatus
 from tunemill_api.spec_schemas import finetune_spec_schema, profile_spec_schema
 from tunemill_api.status import FineTuneStatus
 from tunemill_api.structural import Schema, structural_schema, without_empty_defaults
@@ -42,6 +43,7 @@ PROFILE_COLUMNS = [
     ("Namespaces", "string", ".spec.namespaces", 0, "Who may use it; empty means all"),
     ("GPUs", "integer", ".spec.limits.maxGpus", 0, "Of a run, at most"),
     ("GPU-Hours", "string", ".spec.limits.maxGpuHours", 0, "Of a run, at most"),
+    ("Ready", "string", '.status.conditions[?(@.type=="Ready")].status', 0, "Whether the profile is valid"),
     ("Age", "date", ".metadata.creationTimestamp", 0, "Since the profile was created"),
 ]
 
@@ -59,7 +61,7 @@ def custom_resource_definition() -> dict[str, Any]:
 
 def profile_resource_definition() -> dict[str, Any]:
     """Return the CRD of FineTuneProfile, ready to be written as YAML."""
-    version = {"additionalPrinterColumns": _columns(PROFILE_COLUMNS)}
+    version = {"subresources": {"status": {}}, "additionalPrinterColumns": _columns(PROFILE_COLUMNS)}
     names = _names(PROFILE_KIND, PROFILE_PLURAL, PROFILE_SINGULAR, PROFILE_SHORT_NAME)
     return _definition(names, "Cluster", version, profile_schema())
 
@@ -88,7 +90,8 @@ def object_schema() -> Schema:
 def profile_schema() -> Schema:
     """Return the schema of a whole FineTuneProfile."""
     what = "A FineTuneProfile is what a platform team gives to the FunctionCallFineTunes of teams, and allows them."
-    return _object(PROFILE_KIND, what, {"spec": profile_spec_schema()})
+    status = without_empty_defaults(structural_schema(FineTuneProfileStatus))
+    return _object(PROFILE_KIND, what, {"spec": profile_spec_schema(), "status": status})
 
 
 def _object(kind: str, what: str, parts: Schema) -> Schema:

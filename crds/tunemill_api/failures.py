@@ -18,6 +18,7 @@ class ExitCode(IntEnum):
     INPUT_MISSING = 66
     SERVICE_UNAVAILABLE = 69
     INTERNAL_ERROR = 70
+    NODE_BROKEN = 71
     INTERRUPTED = 75
     PERMISSION_DENIED = 77
     CONFIGURATION = 78
@@ -101,6 +102,9 @@ class Reason(StrEnum):
     SANDBOX_FAILED = "SandboxFailed"
     NODE_REJECTED_POD = "NodeRejectedPod"
     NODE_LOST = "NodeLost"
+    SIDECAR_FAILED = "SidecarFailed"
+    JOB_DELETED = "JobDeleted"
+    REPORT_LOST = "ReportLost"
     WEBHOOK_UNAVAILABLE = "WebhookUnavailable"
     NAME_CONFLICT = "NameConflict"
     # The run
@@ -136,6 +140,7 @@ class Failure:
 
 _SPEC, _DATA, _MISSING = ExitCode.SPEC_WRONG, ExitCode.DATA_WRONG, ExitCode.INPUT_MISSING
 _DENIED, _CONFIG, _RETRY = ExitCode.PERMISSION_DENIED, ExitCode.CONFIGURATION, ExitCode.SERVICE_UNAVAILABLE
+_NODE = ExitCode.NODE_BROKEN
 _USER, _PLATFORM, _NOBODY = Actor.USER, Actor.PLATFORM, Actor.NOBODY
 
 FAILURES: dict[Reason, Failure] = {
@@ -234,7 +239,7 @@ FAILURES: dict[Reason, Failure] = {
         _MISSING,
         _USER,
         "Set the credentialsSecretRef or tokenSecretRef that the message names, or give the pod an identity "
-        "with spec.compute.serviceAccountName.",
+        "with serviceAccountName in spec.podTemplates.",
     ),
     Reason.S3_ACCESS_DENIED: Failure(
         _DENIED, _USER, "Give the credentials of the uri that the message names the missing permission on the bucket."
@@ -266,28 +271,30 @@ FAILURES: dict[Reason, Failure] = {
         _RETRY, _PLATFORM, "Check spec.hub.endpoint and that the namespace's network policy lets pods reach it."
     ),
     Reason.CUDA_UNAVAILABLE: Failure(
-        _CONFIG,
+        _NODE,
         _PLATFORM,
-        "Check the node's driver and device plugin; for a run on the CPU set spec.compute.gpus to 0.",
+        "Check the driver and the device plugin of the nodes that the message names; for a run on the CPU set "
+        "spec.compute.gpus to 0.",
     ),
     Reason.CUDA_OUT_OF_MEMORY: Failure(
         _CONFIG,
         _USER,
-        "Lower spec.training.maxLength or batchSize, or ask for a larger GPU with spec.compute.nodeSelector.",
+        "Lower spec.training.maxLength or batchSize, or ask for a larger GPU with nodeSelector in "
+        "spec.podTemplates.train.",
     ),
     Reason.DISK_FULL: Failure(
-        _CONFIG,
+        _NODE,
         _PLATFORM,
-        "Free the disk that the message names, or ask for more with ephemeral-storage in spec.compute.resources "
-        "or prepareResources.",
+        "Free the disk that the message names, or ask for more with ephemeral-storage in the resources of the "
+        "stage in spec.podTemplates, or give it a scratch volume there.",
     ),
     Reason.OUT_OF_MEMORY: Failure(
         _RETRY,
         _USER,
-        "Raise the memory limit in spec.compute.resources (train, evaluate) or prepareResources (prepare, publish).",
+        "Raise the memory limit in the resources of the stage in spec.podTemplates; evaluate runs in the pod of train.",
     ),
     Reason.EVICTED: Failure(
-        _RETRY, _PLATFORM, "Give the pod requests in spec.compute that cover what it uses, or free the node."
+        _RETRY, _PLATFORM, "Give the pod requests in spec.podTemplates that cover what it uses, or free the node."
     ),
     Reason.POD_LOST: Failure(
         _RETRY, _NOBODY, "Nothing: the stage is started again and goes on from its last checkpoint."
@@ -301,7 +308,7 @@ FAILURES: dict[Reason, Failure] = {
         _CONFIG, _PLATFORM, "Change what the admission policy named in the message refuses, or relax the policy."
     ),
     Reason.QUOTA_EXCEEDED: Failure(
-        _CONFIG, _PLATFORM, "Raise the namespace's ResourceQuota or LimitRange, or ask for less in spec.compute."
+        _CONFIG, _PLATFORM, "Raise the namespace's ResourceQuota or LimitRange, or ask for less in spec.podTemplates."
     ),
     Reason.QUEUE_NOT_FOUND: Failure(
         _MISSING,
@@ -315,12 +322,12 @@ FAILURES: dict[Reason, Failure] = {
         "Install or mend Kueue, or remove spec.queue to train without one; the run goes on by itself.",
     ),
     Reason.UNSCHEDULABLE: Failure(
-        _RETRY, _PLATFORM, "Add a node that has what the message says is missing, or ask for less in spec.compute."
+        _RETRY, _PLATFORM, "Add a node that has what the message says is missing, or ask for less in spec.podTemplates."
     ),
     Reason.SERVICE_ACCOUNT_NOT_FOUND: Failure(
         _MISSING,
         _USER,
-        "Create the ServiceAccount that spec.compute.serviceAccountName names; the run goes on by itself.",
+        "Create the ServiceAccount that serviceAccountName in spec.podTemplates names; the run goes on by itself.",
     ),
     Reason.CLAIM_NOT_FOUND: Failure(
         _MISSING,
@@ -336,18 +343,38 @@ FAILURES: dict[Reason, Failure] = {
     Reason.SANDBOX_FAILED: Failure(
         _RETRY,
         _PLATFORM,
-        "Check the container runtime and the network plugin of the pod's node, and spec.compute.runtimeClassName.",
+        "Check the container runtime and the network plugin of the pod's node, and runtimeClassName in "
+        "spec.podTemplates.",
     ),
     Reason.NODE_REJECTED_POD: Failure(
         _RETRY,
         _PLATFORM,
-        "Check the device plugin of the pod's node and what else runs there, or choose other nodes in spec.compute.",
+        "Check the device plugin of the pod's node and what else runs there, or choose other nodes in "
+        "spec.podTemplates.",
     ),
     Reason.NODE_LOST: Failure(
         _RETRY,
         _PLATFORM,
         "Bring the node back, or delete its Node object once the machine is surely off: the stage then goes on "
         "elsewhere from its last checkpoint.",
+    ),
+    Reason.SIDECAR_FAILED: Failure(
+        _RETRY,
+        _PLATFORM,
+        "Read the log of the container that the message names. It was added to the pod by an admission policy: correct "
+        "the policy, or exclude pods with the label tunemill.dev/finetune from it.",
+    ),
+    Reason.JOB_DELETED: Failure(
+        _RETRY,
+        _PLATFORM,
+        "Exclude Jobs with the label tunemill.dev/finetune from the policy or script that deletes them, then set the "
+        "annotation tunemill.dev/requested-at to a new value.",
+    ),
+    Reason.REPORT_LOST: Failure(
+        _RETRY,
+        _PLATFORM,
+        "Keep pods with the label tunemill.dev/finetune until their Job has ended, and do not dispatch the Job to "
+        "another cluster; then set the annotation tunemill.dev/requested-at to a new value.",
     ),
     Reason.WEBHOOK_UNAVAILABLE: Failure(
         _RETRY, _PLATFORM, "Bring the admission webhook that the message names back; the run goes on by itself."
@@ -358,7 +385,7 @@ FAILURES: dict[Reason, Failure] = {
     Reason.INTERRUPTED: Failure(
         ExitCode.INTERRUPTED, _NOBODY, "Nothing: the stage was stopped in time and goes on from its last checkpoint."
     ),
-    Reason.DEADLINE_EXCEEDED: Failure(_SPEC, _USER, "Raise spec.deadline: the run goes on from its last checkpoint."),
+    Reason.DEADLINE_EXCEEDED: Failure(_SPEC, _USER, "Raise spec.maxRuntime: the run goes on from its last checkpoint."),
     Reason.NO_PROGRESS: Failure(
         _RETRY,
         _PLATFORM,

@@ -12,6 +12,7 @@ from tunemill_api.base import ApiModel
 from tunemill_api.compute import Compute
 from tunemill_api.data import Dataset, Tokenizer, Tools
 from tunemill_api.evaluation import Evaluation
+from tunemill_api.pod_template import PodTemplates
 from tunemill_api.publish import Publish
 from tunemill_api.scalars import Duration, Endpoint, HubId, SecretKeyRef, SecretRef, rule, rules
 from tunemill_api.training import Adapter, Training
@@ -70,7 +71,7 @@ class Queue(ApiModel):
     """A LocalQueue of the object's namespace."""
     priority_class: Annotated[str, Field(max_length=63, pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")] = ""
     """A WorkloadPriorityClass, which says who goes first in the queue and who is preempted; empty: that of the pod's
-    spec.compute.priorityClassName, or 0."""
+    spec.podTemplates.train.priorityClassName, or 0."""
 
 
 class Retry(ApiModel):
@@ -173,15 +174,18 @@ class FineTuneSpec(ApiModel):
     workspace: Workspace = Workspace()
     """Where the outputs of the stages are kept: nothing that lies there is ever computed again."""
     compute: Compute = Compute()
-    """Where the pods run and what they get."""
+    """GPUs, trainer image and model cache."""
+    pod_templates: PodTemplates = PodTemplates()
+    """Settings of the pods, per stage: resources, placement, identity, environment and volumes."""
     queue: Queue | None = None
     """The queue in which the pod that trains and evaluates waits for its quota; prepare and publish, which need no GPU,
     do not wait. Absent: that of the object's labels kueue.x-k8s.io/queue-name and kueue.x-k8s.io/priority-class, or
     none."""
     retry: Retry = Retry()
     """What is tried again."""
-    deadline: Duration = "8h"
-    """How long the stages of a run may take together; waiting and suspended time does not count."""
+    max_runtime: Duration = "8h"
+    """Maximum running time of all stages of a run together, for example 8h, 1.5h or 1d. Time spent waiting, queued or
+    suspended does not count."""
     stall_timeout: Duration = "30m"
     """How long a stage that has reported progress may then be silent. Its pod is stopped, with a checkpoint, and tried
     again, which counts against retry.limit. Longer than loading the base model or pushing takes; 0s never stops one."""

@@ -11,7 +11,9 @@ from pydantic import Field
 
 from tunemill_api.base import ApiModel
 from tunemill_api.finetune import FineTuneSpec, GpuHours
-from tunemill_api.scalars import rule, rules
+from tunemill_api.pod_template import TEMPLATE_FIELDS
+from tunemill_api.scalars import Duration, Quantity, rule, rules
+from tunemill_api.status import Condition
 
 PRESETS = (
     "hub",
@@ -26,9 +28,10 @@ PRESETS = (
     "publish.tokenSecretRef",
     "workspace",
     "compute",
+    "podTemplates",
     "queue",
     "retry",
-    "deadline",
+    "maxRuntime",
     "stallTimeout",
     "maxGpuHours",
     "historyLimit",
@@ -48,8 +51,8 @@ class Limits(ApiModel):
     """What no run of the profile may exceed, whoever asks for it. What is absent is not limited."""
 
     max_gpus: Annotated[int, Field(ge=0, le=16)] | None = None
-    """The highest spec.compute.gpus, and what a run gets at most that does not say. Other devices in spec.compute's
-    resources are those of defaults.compute only."""
+    """The highest spec.compute.gpus, and the value where a spec sets none. Other devices (extended resources and
+    resourceClaims in spec.podTemplates) are allowed only as defaults.podTemplates gives them."""
     max_gpu_hours: GpuHours = ""
     """The highest spec.maxGpuHours, and what holds where it is empty."""
     base_models: Globs | None = None
@@ -61,9 +64,28 @@ class Limits(ApiModel):
     """The images in spec.compute.trainerImage, for example registry.example.com/ml/*; the operator's own is always
     allowed, and an empty list allows no other."""
     service_accounts: Globs | None = None
-    """The names in spec.compute.serviceAccountName; to name none is always allowed."""
+    """Allowed serviceAccountName of every stage in spec.podTemplates; naming none is always allowed."""
     priority_classes: Globs | None = None
-    """The names in spec.compute.priorityClassName and in spec.queue.priorityClass; to name none is always allowed."""
+    """Allowed priorityClassName of every stage in spec.podTemplates, and allowed spec.queue.priorityClass; naming none
+    is always allowed."""
+    runtime_classes: Globs | None = None
+    """Allowed runtimeClassName of every stage in spec.podTemplates; naming none is always allowed."""
+    pod_template_fields: (
+        Annotated[
+            list[Annotated[str, Field(json_schema_extra={"enum": list(TEMPLATE_FIELDS)})]],
+            Field(max_length=len(TEMPLATE_FIELDS), json_schema_extra={"x-kubernetes-list-type": "atomic"}),
+        ]
+        | None
+    ) = None
+    """Fields of spec.podTemplates that users may set, for example [resources, env]. Absent allows all; an empty list
+    allows none. What defaults.podTemplates sets is always allowed."""
+    max_resources: Annotated[dict[str, Quantity], Field(max_length=16)] | None = None
+    """Highest request and limit of a pod by resource, for example {cpu: "16", memory: 64Gi, ephemeral-storage: 200Gi}.
+    It is also the limit of a container that sets none for the resource."""
+    max_runtime: Duration | None = None
+    """The highest spec.maxRuntime, and the value where a spec sets none that is lower."""
+    max_retries: Annotated[int, Field(ge=0, le=20)] | None = None
+    """The highest spec.retry.limit, and the value where a spec sets none that is lower."""
 
 
 class FineTuneProfileSpec(ApiModel):
@@ -95,6 +117,21 @@ class FineTuneProfileSpec(ApiModel):
     field; lists, maps and references are one field each."""
     limits: Limits = Limits()
     """What no run of the profile may exceed, whoever asks for it."""
+
+
+class FineTuneProfileStatus(ApiModel):
+    """Whether the operator can use the profile."""
+
+    observed_generation: int = 0
+    """The generation of the spec that the conditions are about."""
+    conditions: Annotated[
+        list[Condition],
+        Field(
+            max_length=8,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+        ),
+    ] = []
+    """Ready: True when the profile is valid. False when it is not; the message names the field."""
 
 
 def _fields(preset: str) -> Iterator[str]:

@@ -19,7 +19,7 @@ def api_page() -> str:
 def profile_page() -> str:
     """Return the page that lists every field of a FineTuneProfile."""
     shown = [name for name, _, _, _, _ in PROFILE_COLUMNS]
-    return _kind_page("FineTuneProfile", "ftp", shown, profile_schema(), ("spec",))
+    return _kind_page("FineTuneProfile", "ftp", shown, profile_schema(), ("spec", "status"))
 
 
 def failures_page() -> str:
@@ -51,6 +51,8 @@ def _fields(schema: Schema, path: str) -> Iterator[tuple[str, Schema, bool]]:
     for name, child in schema.get("properties", {}).items():
         here = f"{path}.{name}"
         yield here, child, name in schema.get("required", [])
+        if path.endswith(".podTemplates") and name != "train":
+            continue  # the same fields as train
         yield from _fields(child, here)
         if child.get("type") == "array":
             yield from _fields(child["items"], f"{here}[]")

@@ -24,10 +24,10 @@ class RunSpec(ApiModel):
     spec: FineTuneSpec
     """The wish, with all defaults."""
     prepared: PreparedFacts | None = None
-    """What prepare found; None while prepare itself is running. Holds the key from which the later keys follow."""
+    """What prepare found; None while prepare itself is running."""
     keys: dict[str, str] = {}
-    """The keys of the outputs of train, evaluate and publish, by stage, once prepare is done. Ours follow from the spec
-    and from `prepared`, too: a trainer image of one's own need not know how."""
+    """The keys of the outputs of train, evaluate and publish, by stage, once prepare is done. A stage uses them as they
+    are: they may be those of an older version. Empty on one machine, where they follow from the spec."""
     memory_kills: Annotated[int, Field(ge=0)] = 0
     """Pods of train and evaluate that needed more memory than their limit; each halves what is computed at once."""
     rival: Rival | None = None

@@ -1,8 +1,11 @@
 """The small types that the spec is made of: shares, names, addresses, references, and the CEL rules on them."""
 
+import math
+import re
+from decimal import Decimal
 from typing import Annotated
 
-from pydantic import Field, JsonValue
+from pydantic import BeforeValidator, Field, JsonValue
 
 from tunemill_api.base import ApiModel
 
@@ -53,8 +56,20 @@ Endpoint = Annotated[str, Field(max_length=512, pattern=r"^(https?://[^\s/?#@]+(
 """The URL of a service, without a user, a password or a query: everybody who may read the object reads it. Empty means
 the public one."""
 
-Duration = Annotated[str, Field(max_length=16, pattern=r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?$", min_length=2)]
-"""A time such as 8h, 90m or 1h30m."""
+Duration = Annotated[str, Field(min_length=1, max_length=32, pattern=r"^(0|([0-9]+(\.[0-9]{1,6})?[dhms])+)$")]
+"""A duration as Go and Kubernetes write it, with d for days of 24 hours: 8h, 90m, 1h30m, 1.5h or 1d12h."""
+
+Quantity = Annotated[
+    str,
+    Field(
+        max_length=64,
+        pattern=r"^\+?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?[0-9]+))?$",
+        json_schema_extra={"x-kubernetes-int-or-string": True},
+    ),
+    # `cpu: 4` is a number in YAML, and the API server keeps it as one.
+    BeforeValidator(lambda value: str(value) if isinstance(value, int) else value),
+]
+"""A Kubernetes quantity such as 500m or 16Gi."""
 
 
 class SecretKeyRef(ApiModel):
@@ -83,13 +98,23 @@ class ConfigMapKeyRef(ApiModel):
     """The key in the ConfigMap's data."""
 
 
+_SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+_MULTIPLES = {
+    "n": Decimal("1e-9"),
+    "u": Decimal("1e-6"),
+    "m": Decimal("1e-3"),
+    **{unit: Decimal(1000) ** power for power, unit in enumerate(("", "k", "M", "G", "T", "P", "E"))},
+    **{f"{unit}i": Decimal(1024) ** power for power, unit in enumerate("KMGTPE", start=1)},
+}
+
+
 def duration_seconds(duration: str) -> int:
-    """Return the seconds of a Duration such as 1h30m."""
-    seconds, number = 0, ""
-    for character in duration:
-        if character.isdigit():
-            number += character
-        else:
-            seconds += int(number) * {"h": 3600, "m": 60, "s": 1}[character]
-            number = ""
-    return seconds
+    """Return the seconds of a Duration such as 1h30m, rounded up."""
+    parts = re.findall(r"([0-9.]+)([dhms])", duration)
+    return math.ceil(sum(Decimal(number) * _SECONDS[unit] for number, unit in parts))
+
+
+def quantity_value(quantity: str) -> Decimal:
+    """Return the number that a Quantity stands for: 0.5 for 500m, 17179869184 for 16Gi."""
+    number, unit = re.fullmatch(r"(.*?)([numkMGTPE]|[KMGTPE]i)?", quantity).groups(default="")  # type: ignore[union-attr]
+    return Decimal(number) * _MULTIPLES[unit]

@@ -1,7 +1,7 @@
 """The schemas of the two specs: which defaults the API server writes into objects, and which it does not.
 
 What a FineTuneProfile can preset has none, so that it is there if and only if somebody wrote it. Neither has what would
-say nothing: an empty text or list, zero or false, and the settings of a method that was not chosen. Each default that
+say nothing: an empty text or list, zero or false, and the settings of a method. Each default that
 is written makes the object harder to read, and costs the API server at every write of it.
 """
 
@@ -12,8 +12,9 @@ from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.profile import PRESET_FIELDS, FineTuneProfileSpec
 from tunemill_api.structural import Schema, structural_schema, without_empty_defaults
 
-UNCHOSEN = ("adapter.adalora", "adapter.ia3")
-"""The settings of methods that are not the default one: they are filled in where somebody writes one of them."""
+METHOD_SETTINGS = ("adapter.lora", "adapter.adalora", "adapter.ia3")
+"""The settings of each method. Their fields get defaults only where somebody writes the block: the API server must not
+write the settings of a method that was not chosen."""
 
 
 def finetune_spec_schema() -> Schema:
@@ -26,7 +27,7 @@ def finetune_spec_schema() -> Schema:
             field["x-kubernetes-map-type"] = "atomic"
         if default not in (None, "", [], {}):
             field["description"] += f" Without it, and where no profile gives one: {json.dumps(default)}."
-    for path in UNCHOSEN:
+    for path in METHOD_SETTINGS:
         del _at(spec, path)["default"]
     return without_empty_defaults(spec)
 

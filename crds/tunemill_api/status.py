@@ -225,11 +225,29 @@ class StageState(StrEnum):
 
 
 class CutShort(StrEnum):
-    """What ends a pod before its time and is counted."""
+    """Why a pod ended early. Each reason has a counter in the stage's status."""
 
     PREEMPTED = "Preempted"
     NO_PROGRESS = "NoProgress"
     OUT_OF_MEMORY = "OutOfMemory"
+    EVICTED = "Evicted"
+    BAD_NODE = "BadNode"
+    FAILED = "Failed"
+
+
+class SuspectNode(StatusModel):
+    """A node on which a stage failed for a reason that points to the node: its GPU, its disk, its device plugin."""
+
+    name: str
+    """Name of the node."""
+    reason: str
+    """Reason of the newest failure on it, for example CudaUnavailable."""
+    failures: Annotated[int, Field(ge=1)] = 1
+    """Number of pods that failed on it."""
+    pod: str = ""
+    """Name of the newest pod that failed on it."""
+    avoided: bool = True
+    """Whether new pods of the stage avoid the node. It becomes false when no other node can take the pod."""
 
 
 class StageStatus(StatusModel):
@@ -239,8 +257,12 @@ class StageStatus(StatusModel):
     """prepare, train, evaluate or publish."""
     state: StageState
     """How far it is."""
+    inputs: str = ""
+    """Hash of what the spec asks of this stage and of the stages before it. While it is the same, the recorded key
+    stays valid, also after an upgrade."""
     key: str = ""
-    """The key of the work, see the architecture: the same key is never worked on twice."""
+    """Name of the stage's output in the workspace; of prepare, whose output is named by prepared.key, the hash of what
+    it is asked for. What has the same key is never computed again."""
     executed: bool | None = None
     """False when the output was already in the workspace; absent before the stage has succeeded."""
     attempts: int = 0
@@ -250,7 +272,7 @@ class StageStatus(StatusModel):
     finished_at: datetime | None = None
     """When it ended."""
     earlier_seconds: Annotated[int, Field(ge=0)] = 0
-    """Running time of the pods that worked on it before the present one; counts against spec.deadline."""
+    """Running time of the pods that worked on it before the present one; counts against spec.maxRuntime."""
     gpus: Annotated[int, Field(ge=0)] = 0
     """GPUs of the present pod, or of the last one."""
     earlier_gpu_seconds: Annotated[int, Field(ge=0)] = 0
@@ -263,22 +285,39 @@ class StageStatus(StatusModel):
     memory_kills: Annotated[int, Field(ge=0)] = 0
     """Pods of train that needed more memory than their limit. They count against spec.retry.limit, and each halves what
     the next one computes at once."""
+    evictions: Annotated[int, Field(ge=0)] = 0
+    """Pods that the kubelet evicted because their node ran out of memory or disk. They count against
+    spec.retry.limit."""
+    recreations: Annotated[int, Field(ge=0)] = 0
+    """Jobs that were created again because the Job before was deleted from outside, or because its report cannot be
+    read. They count against spec.retry.limit."""
+    retries: Annotated[int, Field(ge=0)] = 0
+    """Failed pods for which the operator replaced the Job: to avoid a suspect node, or because a sidecar kept the
+    failed pod running. They count against spec.retry.limit."""
+    suspect_nodes: list[SuspectNode] = Field(
+        default=[],
+        max_length=32,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    """Nodes on which the stage failed for a reason that points to the node."""
     cut_short: CutShort | None = None
-    """Which of these three befell the last pod."""
+    """Why the last pod ended early; absent when it did not, or when the reason is counted nowhere."""
     job: str = ""
-    """The Job that works on it."""
+    """The Job that works on it; empty while there is none."""
 
 
 class RunStatus(StatusModel):
     """The present run."""
 
     id: str
-    """Changes when anything that a stage depends on changes."""
-    wish: str = ""
-    """Changes with an edit, with the annotation tunemill.dev/requested-at and with a time of the schedule. While it
-    stays, a change of the FineTuneProfile does not reach the run."""
+    """Changes when anything that a stage depends on changes. An upgrade does not change it."""
+    inputs: str = ""
+    """Hash of what the spec asks of all stages. While it is the same, so is the id."""
+    request_token: str = ""
+    """Changes with an edit of the spec, with the annotation tunemill.dev/requested-at and with a time of the schedule.
+    While it is the same, a change of the FineTuneProfile does not reach the run."""
     started_at: datetime
-    """When the operator first saw this wish."""
+    """When the operator first saw what is asked for."""
     base_model_revision: str = ""
     """The commit of the base model."""
     dataset_digest: str = ""
@@ -359,6 +398,9 @@ class FailureStatus(StatusModel):
     """Whether it can go away by itself."""
     observed_generation: int = 0
     """The generation of the spec that failed; an edit tries again."""
+    final: bool | None = None
+    """Whether the run has ended with this failure: only an edit of the spec or a new value of the annotation
+    tunemill.dev/requested-at starts it again. False when the run continues by itself once the cause is gone."""
 
 
 class RunResult(StrEnum):
@@ -471,6 +513,9 @@ class FineTuneStatus(StatusModel):
     """Where the draft lies that was pushed in place of a publication, with spec.evaluation.onGateFailure Draft."""
     failure: FailureStatus | None = None
     """Why the run failed or cannot go on."""
+    trouble_since: datetime | None = None
+    """Since when something that may pass by itself, such as a failed image pull, keeps the run from continuing. The run
+    is Reconciling at first and becomes Stalled after two minutes."""
     history: list[PastRun] = Field(
         default=[],
         max_length=50,

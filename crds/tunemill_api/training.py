@@ -84,6 +84,24 @@ class Ia3(ApiModel):
 class Adapter(ApiModel):
     """What is trained on top of the base model."""
 
+    model_config = {
+        "json_schema_extra": rules(
+            rule(
+                # The API server checks the default {} before it fills in the fields' own defaults.
+                "!has(self.lora) || !has(self.method) || self.method == 'LoRA'",
+                "adapter.lora may only be set with adapter.method LoRA: remove it, or choose LoRA",
+            ),
+            rule(
+                "!has(self.adalora) || (has(self.method) && self.method == 'AdaLoRA')",
+                "adapter.adalora may only be set with adapter.method AdaLoRA: remove it, or choose AdaLoRA",
+            ),
+            rule(
+                "!has(self.ia3) || (has(self.method) && self.method == 'IA3')",
+                "adapter.ia3 may only be set with adapter.method IA3: remove it, or choose IA3",
+            ),
+        )
+    }
+
     method: AdapterMethod = AdapterMethod.LORA
     """LoRA, AdaLoRA and IA3 train a small adapter. Full trains the whole model, with 16 bytes of memory for each of its
     weights, and publishes a whole model."""
@@ -123,7 +141,11 @@ class Checkpoint(ApiModel):
     """How often training can be taken up again."""
 
     every_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 100
-    """A checkpoint goes to the workspace after so many optimizer steps, and when the pod is asked to stop."""
+    """Save a checkpoint to the workspace after this many optimizer steps. One is also saved when the pod is asked to
+    stop."""
+    every_minutes: Annotated[int, Field(ge=0, le=1440)] = 15
+    """Save a checkpoint to the workspace at the latest this many minutes after the last one, at the end of the
+    optimizer step. A node that disappears without notice then costs at most this much work. 0: on steps only."""
     keep: Annotated[int, Field(ge=1, le=100)] = 2
     """How many checkpoints are kept in the workspace while training goes on."""
 

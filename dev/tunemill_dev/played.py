@@ -57,6 +57,7 @@ def a_report(
     published: str = "",
     key: str = "0123456789abcdef",
     draft: bool = False,
+    finished_at: datetime = _BEGAN + timedelta(seconds=1),
 ) -> str:
     """Return the termination message of a stage that has succeeded."""
     facts: dict[Stage, dict[str, Any]] = {
@@ -65,5 +66,5 @@ def a_report(
         Stage.EVALUATE: {"evaluation": evaluation_facts(tuned, published=published)},
         Stage.PUBLISH: {"published": published_facts(draft=draft)},
     }
-    times = {"started_at": _BEGAN, "finished_at": _BEGAN + timedelta(seconds=1)}
+    times = {"started_at": _BEGAN, "finished_at": finished_at}
     return StageReport(stage=stage, key=key, executed=executed, **times, **facts[stage]).termination_message()

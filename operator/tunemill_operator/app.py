@@ -30,6 +30,7 @@ from tunemill_operator.progress.certificate import Certificate, kept
 from tunemill_operator.progress.server import application as progress_application
 from tunemill_operator.runtime.cache import Cache
 from tunemill_operator.runtime.elector import Election, Elector
+from tunemill_operator.runtime.profile_status import ProfileStatuses
 from tunemill_operator.runtime.queue import WorkQueue
 from tunemill_operator.runtime.reconciler import Reconciler
 from tunemill_operator.runtime.reconciliation import Request
@@ -167,6 +168,8 @@ class _Process:
                 group.create_task(work(queue, reconciler.reconcile, settings.workers, self._witnesses))
                 group.create_task(resync.run(settings.resync_seconds))
                 group.create_task(warnings.run())
+                if resync.profiles_served:
+                    group.create_task(ProfileStatuses(client, cache.profiles).run())
                 group.create_task(self._renew())
         except* (handlers.WatchError, KindsChangedError) as ended:
             for error in ended.exceptions:

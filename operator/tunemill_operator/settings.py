@@ -9,6 +9,8 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
+from tunemill_api.constants import USER_ID
+
 PREFIX: Final = "TUNEMILL_"
 _PROXY: Final = re.compile(r"https?://[^/@\s]+/?")
 
@@ -26,6 +28,9 @@ class Settings:
         "", "Pull policy of that image; empty leaves it to Kubernetes.", "", "Always", "IfNotPresent", "Never"
     )
     image_pull_secrets: tuple[str, ...] = _setting((), "Pull secrets, by comma, in the namespace of each object.")
+    stage_user: str = _setting(
+        str(USER_ID), "User and group id of stage pods; empty leaves them to the cluster, as OpenShift wants it."
+    )
     namespaces: tuple[str, ...] = _setting((), "Namespaces to serve, by comma; empty serves all.")
     no_profiles: bool = _setting(default=False, text="Do without FineTuneProfiles, which belong to no namespace.")
     workers: int = _setting(16, "How many objects are reconciled at the same time.")
@@ -100,6 +105,8 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         raise SettingsError("--trainer-image is needed: the image whose stages prepare, train, evaluate and publish")
     if settings.workers < 1 or settings.resync_seconds < 1:
         raise SettingsError("--workers and --resync-seconds must be at least 1")
+    if settings.stage_user and not re.fullmatch(r"[1-9][0-9]{0,9}", settings.stage_user):
+        raise SettingsError(f"--stage-user must be a user id above 0, or empty, got {settings.stage_user!r}")
     if settings.progress_url:
         _check_progress(settings)
     for flag, url in (("--http-proxy", settings.http_proxy), ("--https-proxy", settings.https_proxy)):

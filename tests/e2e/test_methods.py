@@ -73,7 +73,7 @@ def test_every_method_publishes_from_a_manifest(world: World):
         "dataset": {"uri": put_rows_on_the_hub(world)},
         "workspace": world.workspace(),
         "tools": {"configMapKeyRef": {"name": CONFIG, "key": "tools.json"}},
-        "compute": {"modelCache": {"persistentVolumeClaim": CLAIM, "maxGib": 1}},
+        "compute": {"modelCache": {"claimName": CLAIM, "maxSize": "1Gi"}},
     }
     runs = {
         name: world.apply(name, **shared, **wish, publish={"repository": f"{world.repository}-{name}"})

@@ -50,7 +50,12 @@ class World:
             "evaluation": {"maxNewTokens": 8},
             "publish": {"repository": self.repository, "tokenSecretRef": {"name": HUB_SECRET}},
             # One thread, as in the demo: two of them wait for each other on a busy machine.
-            "compute": {"gpus": 0, "resources": {"requests": {"cpu": "500m"}, "limits": {"cpu": "1"}}},
+            "compute": {"gpus": 0},
+            "podTemplates": {
+                "prepare": {"resources": {"requests": {"cpu": "100m", "memory": "256Mi"}}},
+                "train": {"resources": {"requests": {"cpu": "500m", "memory": "256Mi"}, "limits": {"cpu": "1"}}},
+                "publish": {"resources": {"requests": {"cpu": "100m", "memory": "256Mi"}}},
+            },
         }
         for part, fields in parts.items():
             spec[part] = spec.get(part, {}) | fields

@@ -65,6 +65,8 @@ class Kubelet:
     interrupted: list[str] = field(default_factory=list)
     """The names of the pods that were ended by a deletion."""
     _last_start: dict[tuple[str, str], str] = field(default_factory=dict)
+    _reports: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    """What the stages of a container left that have ended while it goes on, by the pod's uid and its name."""
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
@@ -111,44 +113,57 @@ class Kubelet:
     def _status(self, name: str, pod: Json) -> Json | None:
         """Return the pod's next status; None when nothing changes."""
         spec, known = pod["spec"], _known(pod)
-        stages = [item["name"] for item in [*spec.get("initContainers", []), *spec["containers"]]]
-        for stage in stages:
-            state = known.get(stage, {})
+        containers = [*spec.get("initContainers", []), *spec["containers"]]
+        for item in containers:
+            container, stages = item["name"], _stages_of(item)
+            state = known.get(container, {})
             if "terminated" in state:
                 continue
+            reports = self._reports.setdefault((pod["metadata"]["uid"], container), [])
+            stage = stages[len(reports)]
             behaviour = self.behaviours.get((name, stage), Ends())
             if isinstance(behaviour, Waits):
                 wanted = {"waiting": {"reason": behaviour.reason, "message": behaviour.message}}
-                return None if state == wanted else _pod_status(pod, {**known, stage: wanted}, "Pending")
+                return None if state == wanted else _pod_status(pod, {**known, container: wanted}, "Pending")
             if "running" not in state:
                 if self._last_start.get((name, stage)) == _now():
                     return None  # no real node starts a stage twice within a second, which is as fine as times are
                 self._last_start[name, stage] = _now()
-                run_spec = RunSpec.model_validate_json(pod["metadata"]["annotations"][ANNOTATION_RUN_SPEC])
-                self.run_specs[name, stage] = run_spec
-                start = (name, stage, pod["metadata"]["uid"])
-                if start not in self.started:  # the status of an earlier try was not taken
-                    self.started.append(start)
-                return _pod_status(pod, {**known, stage: {"running": {"startedAt": _now()}}}, "Running")
-            if isinstance(behaviour, Runs):
+                self._note_start(name, stage, pod)
+                return _pod_status(pod, {**known, container: {"running": {"startedAt": _now()}}}, "Running")
+            if isinstance(behaviour, Runs) or (behaviour.code == 0 and stage != stages[-1]):
+                if isinstance(behaviour, Ends):  # the container goes on with its next stage: no status tells of it
+                    reports.append(behaviour.message or a_report(Stage(stage), finished_at=datetime.now(UTC)))
+                    self._note_start(name, stages[len(reports)], pod)
                 return None
-            ended = _terminated(state, behaviour, Stage(stage))
-            last = behaviour.code != 0 or stage == stages[-1]
+            ended = _terminated(state, behaviour, Stage(stage), reports)
+            last = behaviour.code != 0 or item is containers[-1]
             phase = ("Failed" if behaviour.code else "Succeeded") if last else "Running"
-            return _pod_status(pod, {**known, stage: ended}, phase)
+            return _pod_status(pod, {**known, container: ended}, phase)
         return None
+
+    def _note_start(self, name: str, stage: str, pod: Json) -> None:
+        run_spec = RunSpec.model_validate_json(pod["metadata"]["annotations"][ANNOTATION_RUN_SPEC])
+        self.run_specs[name, stage] = run_spec
+        start = (name, stage, pod["metadata"]["uid"])
+        if start not in self.started:  # the status of an earlier try was not taken
+            self.started.append(start)
 
     def _end_deleted(self, pod: Json, phase: str | None) -> None:
         """End a pod that is being deleted: SIGTERM, a checkpoint, exit 75."""
         metadata = pod["metadata"]
         if phase == "Running":
             known = _known(pod)
-            stage = next((name for name, state in known.items() if "running" in state), None)
-            if stage:
+            container = next((name for name, state in known.items() if "running" in state), None)
+            if container:
                 self.interrupted.append(metadata["name"])
-                message = a_failure_report(Stage(stage), Reason.INTERRUPTED)
-                ended = _terminated(known[stage], Ends(75, message), Stage(stage))
-                self._write(pod, _pod_status(pod, {**known, stage: ended}, "Failed"))
+                reports = self._reports.get((metadata["uid"], container), [])
+                items = [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]
+                stages = next(_stages_of(item) for item in items if item["name"] == container)
+                stage = Stage(stages[len(reports)])
+                message = a_failure_report(stage, Reason.INTERRUPTED)
+                ended = _terminated(known[container], Ends(75, message), stage, reports)
+                self._write(pod, _pod_status(pod, {**known, container: ended}, "Failed"))
         self.api.delete(_path(pod), {"gracePeriodSeconds": 0})
 
     def _bind(self, pod: Json) -> None:
@@ -189,12 +204,19 @@ def _pod_status(pod: Json, states: dict[str, Json], phase: str) -> Json:
     }
 
 
-def _terminated(state: Json, ends: Ends, stage: Stage) -> Json:
+def _stages_of(container: Json) -> list[str]:
+    """Return the stages that a container runs, by its command."""
+    arguments: list[str] = container["command"][1:]
+    return arguments[1:] if arguments[0] == "stages" else arguments
+
+
+def _terminated(state: Json, ends: Ends, stage: Stage, reports: list[str]) -> Json:
+    said = ends.message or ("" if ends.code else a_report(stage, finished_at=datetime.now(UTC)))
     return {
         "terminated": {
             "exitCode": ends.code,
             "reason": ends.reason or ("Error" if ends.code else "Completed"),
-            "message": ends.message or ("" if ends.code else a_report(stage)),
+            "message": "\n".join([*reports, said] if said else reports),
             "startedAt": state["running"]["startedAt"],
             "finishedAt": _now(),
         }

@@ -185,7 +185,7 @@ def test_every_right_of_the_chart_is_used(plane: Plane, namespace: Namespace, tm
 
 def the_job_of_somebody_else(namespace: Namespace, name: str) -> None:
     """Create a Job with the name that the first Job of an object is going to have."""
-    key = keys.prepare_request(FineTuneSpec.model_validate(a_spec()))
+    key = keys.prepare_inputs(FineTuneSpec.model_validate(a_spec()))
     spec = {"restartPolicy": "Never", "containers": [{"name": "other", "image": "other"}]}
     namespace.make(
         "jobs",

@@ -97,7 +97,7 @@ def test_a_stage_that_runs_out_of_memory_says_which_field(plane: Plane, namespac
     namespace.apply("big", retry={"limit": 0})
     failure = stalled(namespace, "big", Reason.OUT_OF_MEMORY)
     assert failure["stage"] == "train"
-    assert "spec.compute.resources" in failure["remedy"]
+    assert "spec.podTemplates" in failure["remedy"]
 
 
 def test_an_end_without_a_report_shows_the_end_of_the_log(plane: Plane, namespace: Namespace) -> None:
@@ -137,10 +137,16 @@ def test_a_missing_secret_is_told_and_heals(plane: Plane, namespace: Namespace) 
 
 
 def test_an_image_that_cannot_be_pulled_is_told_and_heals(plane: Plane, namespace: Namespace) -> None:
-    """The container's waiting reason tells; the kubelet goes on trying."""
+    """A failed pull is Reconciling at first, as the kubelet tries again; a name that is no image is Stalled at once."""
     words = 'Back-off pulling image "registry.example.com/trainer:1"'
     plane.kubelet.behave("imageless", Stage.PREPARE, Waits("ImagePullBackOff", words))
     namespace.apply("imageless")
+    eventually(
+        lambda: words in namespace.condition("imageless", "Reconciling")["message"], "the failed pull is in the status"
+    )
+    assert "failure" not in namespace.status("imageless")
+    words = 'Failed to apply default image tag "trainer:": could not parse image reference'
+    plane.kubelet.behave("imageless", Stage.PREPARE, Waits("InvalidImageName", words))
     assert words in stalled(namespace, "imageless", Reason.IMAGE_PULL_FAILED)["message"]
     plane.kubelet.behaviours.pop(("imageless", "prepare"))
     namespace.wait_for("imageless", "Succeeded")
@@ -148,7 +154,7 @@ def test_an_image_that_cannot_be_pulled_is_told_and_heals(plane: Plane, namespac
 
 def test_a_missing_service_account_is_told_and_heals(namespace: Namespace) -> None:
     """The Job controller gets no pod; its event tells why."""
-    namespace.apply("accountless", compute={"serviceAccountName": "robot"})
+    namespace.apply("accountless", podTemplates={"prepare": {"serviceAccountName": "robot"}})
     failure = stalled(namespace, "accountless", Reason.SERVICE_ACCOUNT_NOT_FOUND)
     assert "robot" in failure["message"]
     namespace.make("serviceaccounts", "robot")
@@ -164,17 +170,17 @@ def test_a_full_quota_is_told(namespace: Namespace) -> None:
 
 def test_an_unknown_priority_class_is_told_with_its_field(namespace: Namespace) -> None:
     """It is a word in the spec that is wrong."""
-    namespace.apply("important", compute={"priorityClassName": "boss"})
-    assert "spec.compute.priorityClassName" in stalled(namespace, "important", Reason.INVALID_SPEC)["message"]
+    namespace.apply("important", podTemplates={"train": {"priorityClassName": "boss"}})
+    assert "priorityClassName of spec.podTemplates" in stalled(namespace, "important", Reason.INVALID_SPEC)["message"]
 
 
 def test_a_job_that_the_api_server_refuses_is_told_and_mended_by_an_edit(namespace: Namespace) -> None:
     """A request above its limit passes the CRD and is refused in the Job."""
     resources = {"requests": {"memory": "2Gi"}, "limits": {"memory": "1Gi"}}
-    namespace.apply("upside-down", compute={"prepareResources": resources})
+    namespace.apply("upside-down", podTemplates={"prepare": {"resources": resources}})
     failure = stalled(namespace, "upside-down", Reason.INVALID_SPEC)
     assert "must be less than or equal to memory limit" in failure["message"]
-    namespace.edit("upside-down", compute={"prepareResources": {"requests": {"memory": "1Gi"}}})
+    namespace.edit("upside-down", podTemplates={"prepare": {"resources": {"requests": {"memory": "1Gi"}}}})
     namespace.wait_for("upside-down", "Succeeded")
 
 

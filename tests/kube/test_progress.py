@@ -5,6 +5,7 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,13 @@ class Endpoint:
 @pytest.fixture(scope="module")
 def endpoint(plane: Plane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     """An operator with a progress endpoint."""
-    folder = tmp_path_factory.mktemp("progress")
+    with an_endpoint(plane, tmp_path_factory.mktemp("progress")) as endpoint:
+        yield endpoint
+
+
+@contextmanager
+def an_endpoint(plane: Plane, folder: Path) -> Iterator[Endpoint]:
+    """Run an operator with a progress endpoint, whose files lie in a folder, until the block ends."""
     authority = Authority.ensure(folder / "pki")
     authority.sign("server", user="progress", hosts=["127.0.0.1"])
     (port,) = free_ports(1)
@@ -118,7 +125,7 @@ def test_a_stage_that_falls_silent_is_stopped_and_started_again(
 def test_pods_are_told_where_and_how_to_report(endpoint: Endpoint, plane: Plane, namespace: Namespace) -> None:
     """By the variables of Kubeflow's protocol, with a token that is good for nothing else."""
     pod = training_pod(plane, namespace, "informed")
-    env = {item["name"]: item["value"] for item in pod["spec"]["initContainers"][0]["env"]}
+    env = {item["name"]: item["value"] for item in pod["spec"]["containers"][0]["env"]}
     assert env[ENV_PROGRESS_URL].startswith(endpoint.url)
     assert {ENV_PROGRESS_CA, ENV_PROGRESS_TOKEN} <= env.keys()
     (progress,) = [item for item in pod["spec"]["volumes"] if item["name"] == "progress"]

@@ -5,7 +5,13 @@ from typing import Any
 import pytest
 from kube.api import ApiError
 from kube.plane import Namespace
-from tunemill_api.constants import PLURAL
+from property.builders import a_spec
+from tunemill_api.constants import API_VERSION, KIND, PLURAL
+
+
+def of_train(**fields: Any) -> dict[str, Any]:
+    """Return a part of a spec with these fields in the template of train."""
+    return {"podTemplates": {"train": fields}}
 
 
 @pytest.mark.parametrize(
@@ -24,7 +30,27 @@ from tunemill_api.constants import PLURAL
         ({"profile": "Gold Plan"}, "spec.profile"),
         ({"publish": {"repository": "support-tools"}}, "spec.publish.repository"),
         ({"training": {"batchSize": 0}}, "spec.training.batchSize"),
-        ({"deadline": "soon"}, "spec.deadline"),
+        ({"maxRuntime": "soon"}, "spec.maxRuntime"),
+        ({"adapter": {"method": "Full", "lora": {"rank": 8}}}, "adapter.lora may only be set with adapter.method LoRA"),
+        ({"adapter": {"adalora": {"targetRank": 8}}}, "adapter.adalora may only be set with adapter.method AdaLoRA"),
+        ({"adapter": {"method": "AdaLoRA", "ia3": {}}}, "adapter.ia3 may only be set with adapter.method IA3"),
+        ({"compute": {"gpus": 2}}, "compute.gpus must be at most 1"),
+        (of_train(env=[{"name": "HF_HOME", "value": "/x"}]), "the operator sets this variable itself"),
+        (of_train(env=[{"name": "TUNEMILL_WORK", "value": "/x"}]), "the operator sets this variable itself"),
+        (of_train(env=[{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]), "each name may occur only once"),
+        (of_train(env=[{"name": "A", "valueFrom": {}}]), "set exactly one of secretKeyRef and configMapKeyRef"),
+        (of_train(labels={"tunemill.dev/stage": "prepare"}), "are set by the operator"),
+        (of_train(labels={"kueue.x-k8s.io/queue-name": "q"}), "are set by the operator"),
+        (of_train(annotations={"tunemill.dev/run-spec": "{}"}), "are set by the operator"),
+        (of_train(volumes=[{"name": "a", "emptyDir": {}, "secret": {"secretName": "s"}}]), "set exactly one of"),
+        (of_train(volumes=[{"name": "a", "hostPath": {"path": "/"}}]), "set exactly one of"),
+        (of_train(volumeMounts=[{"name": "a", "mountPath": "/tmp/x"}]), "mountPath must not"),
+        (of_train(volumeMounts=[{"name": "a", "mountPath": "/var"}]), "mountPath must not"),
+        (of_train(volumeMounts=[{"name": "a", "mountPath": "/data/../dev/shm"}]), "mountPath must not"),
+        (of_train(volumeMounts=[{"name": "a", "mountPath": "/"}]), "mountPath"),
+        (of_train(resourceClaims=[{"name": "a"}]), "set exactly one of resourceClaimName"),
+        (of_train(tolerations=[{"operator": "Exist"}]), "spec.podTemplates.train.tolerations[0].operator"),
+        (of_train(terminationGracePeriodSeconds=0), "spec.podTemplates.train.terminationGracePeriodSeconds"),
         ({"stallTimeout": "30"}, "spec.stallTimeout"),
         ({"maxGpuHours": "0.0"}, "maxGpuHours must be above 0"),
         ({"maxGpuHours": "a day"}, "spec.maxGpuHours"),
@@ -65,13 +91,34 @@ def test_a_misspelt_field_is_refused_by_a_strict_client(namespace: Namespace) ->
         namespace.plane.api.post(f"{namespace.path(PLURAL)}?fieldValidation=Strict", body)
 
 
+def test_a_typo_in_an_affinity_is_refused_with_its_path(namespace: Namespace) -> None:
+    """The templates are typed in full: kubectl, which asks for strict validation, names the field."""
+    terms = [{"matchExpression": [{"key": "gpu", "operator": "Exists"}]}]
+    affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
+    body = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": "typo"},
+        "spec": a_spec() | of_train(affinity=affinity),
+    }
+    with pytest.raises(ApiError, match=r"unknown field .*affinity\.nodeAffinity.*\.matchExpression\b"):
+        namespace.plane.api.post(f"{namespace.path(PLURAL)}?fieldValidation=Strict", body)
+
+
+@pytest.mark.parametrize("duration", ["1d", "1.5h", "1d12h", "90m", "0"])
+def test_durations_are_what_people_write(namespace: Namespace, duration: str) -> None:
+    """As Go and Kubernetes write them, and days."""
+    assert (
+        namespace.apply(f"lasting-{duration.replace('.', '-')}", maxRuntime=duration)["spec"]["maxRuntime"] == duration
+    )
+
+
 def test_defaults_are_filled_in(namespace: Namespace) -> None:
     """`kubectl get -o yaml` shows what will be done, and not what will not: an option that nobody has chosen."""
     spec = namespace.apply("small")["spec"]
     assert spec["training"]["learningRate"] == "1e-4"
-    assert spec["adapter"]["lora"]["rank"] == 16
-    assert set(spec["adapter"]) == {"method", "lora"}
-    assert not {"suspend", "profile", "compute"} & set(spec)
+    assert spec["adapter"] == {"method": "LoRA"}
+    assert not {"suspend", "profile", "compute", "podTemplates"} & set(spec)
     assert not {"maxSteps", "earlyStopping"} & set(spec["training"])
 
 
@@ -80,13 +127,15 @@ def test_the_settings_of_another_method_are_filled_in_where_one_is_written(names
     adapter = {"method": "AdaLoRA", "adalora": {"targetRank": 8}}
     spec = namespace.apply("ranks", adapter=adapter, training={"earlyStopping": {}})["spec"]
     assert spec["adapter"]["adalora"]["initialRank"] == 24
+    assert "lora" not in spec["adapter"]
+    assert namespace.apply("whole", adapter={"method": "Full"})["spec"]["adapter"] == {"method": "Full"}
     namespace.apply("scales", adapter={"method": "IA3"}, tokenizer={"mode": "Reuse"})
 
 
 @pytest.mark.usefixtures("operator")
 def test_a_quantity_may_be_a_number(namespace: Namespace) -> None:
     """`cpu: 2` is what people write, and what the API server hands to the operator."""
-    namespace.apply("numbers", compute={"prepareResources": {"requests": {"cpu": 2}, "limits": {"cpu": 2}}})
+    namespace.apply("numbers", podTemplates={"prepare": {"resources": {"requests": {"cpu": 2}, "limits": {"cpu": 2}}}})
     namespace.wait_for("numbers", "Succeeded")
     (job,) = [item for item in namespace.jobs("numbers") if "prepare" in item["metadata"]["name"]]
     assert job["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"] == "2"

@@ -77,7 +77,7 @@ def test_later_stages_are_told_what_prepare_found(plane: Plane, namespace: Names
         ("more-rows-judged", {"evaluation": {"maxRows": 20}}, [1, 2, 2, 2]),
         ("learning-rate", {"training": {"learningRate": "2e-4"}}, [1, 2, 2, 2]),
         ("gate", {"evaluation": {"gates": [{"metric": "exact_match", "min": "0.5"}]}}, [1, 1, 1, 1]),
-        ("memory", {"compute": {"resources": {"limits": {"memory": "8Gi"}}}}, [1, 1, 1, 1]),
+        ("memory", {"podTemplates": {"train": {"resources": {"limits": {"memory": "8Gi"}}}}}, [1, 1, 1, 1]),
     ],
 )
 def test_an_edit_runs_only_what_it_changes(
@@ -145,12 +145,12 @@ def test_an_object_may_be_born_suspended(namespace: Namespace) -> None:
 def test_a_deadline_stops_a_run_and_a_longer_one_lets_it_go_on(plane: Plane, namespace: Namespace) -> None:
     """The time that stages have worked is what counts."""
     plane.kubelet.behave("slow", Stage.TRAIN, Runs())
-    namespace.apply("slow", deadline="4s")
+    namespace.apply("slow", maxRuntime="4s")
     status = namespace.wait_for("slow", "Failed")
     assert status["failure"]["reason"] == "DeadlineExceeded"
     eventually(lambda: not namespace.live_jobs("slow"), "the Job is gone")
     plane.kubelet.behaviours.pop(("slow", "train"))
-    namespace.edit("slow", deadline="1h")
+    namespace.edit("slow", maxRuntime="1h")
     namespace.wait_for("slow", "Succeeded")
 
 

@@ -10,12 +10,14 @@ from huggingface_hub import HfApi
 from learn.training import a_world as serve
 from learn.training import run_spec, run_stage
 from tunemill_api import keys
+from tunemill_api.constants import RUN_SPEC_PATH, TERMINATION_LOG
 from tunemill_api.finetune import FineTuneSpec
-from tunemill_api.stage_report import Stage, StageReport
+from tunemill_api.stage_report import Stage, reports_in
 from tunemill_dev.testbed import json_lines
 from tunemill_dev.tiny import make_base, rows
 
 SCRIPT = Path(__file__).with_name("foreign_train.py")
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "own-image.md"
 
 
 def test_a_foreign_trainer_takes_the_place_of_train(tmp_path: Path) -> None:
@@ -35,10 +37,16 @@ def test_a_foreign_trainer_takes_the_place_of_train(tmp_path: Path) -> None:
 
         told, report = tmp_path / "run.json", tmp_path / "report.json"
         told.write_text(run.model_dump_json(by_alias=True, exclude_none=True))
-        environment = os.environ | {"TUNEMILL_SECRETS_DIR": str(world.secrets)}
-        subprocess.run([sys.executable, str(SCRIPT), str(told), str(report)], env=environment, check=True)
-        trained = StageReport.model_validate_json(report.read_text()).trained
+        program = wrapper(tmp_path / "bin", told, report)
+        path = f"{program.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        environment = os.environ | {"TUNEMILL_SECRETS_DIR": str(world.secrets), "PATH": path, "OMP_NUM_THREADS": "1"}
+        options = ["--run-spec", str(told), "--work", str(tmp_path / "work"), "--report", str(report)]
+        subprocess.run([program, "stages", "train", "evaluate", *options], env=environment, check=True)
+        first, second = reports_in(report.read_text())
+        trained, judged = first.trained, second.evaluation
         assert trained is not None
+        assert judged is not None, "evaluate is ours, a process of its own in the same container"
+        assert (first.key, judged.rows) == (key, 4)
         assert trained.steps == prepared.prepared.dataset.train_rows
         assert trained.adapter == f"s3://{world.bucket}/tunemill/train/{key}/foreign/adapter"
 
@@ -46,14 +54,30 @@ def test_a_foreign_trainer_takes_the_place_of_train(tmp_path: Path) -> None:
         assert ours is not None
         assert not ours.executed, "its output counts as train's"
         assert ours.trained == trained
-        for stage in (Stage.EVALUATE, Stage.PUBLISH):
-            ended = run_stage(stage, world, run, tmp_path / stage)
-            assert ended.code == 0, ended.log
+        ended = run_stage(Stage.PUBLISH, world, run, tmp_path / "publish")
+        assert ended.code == 0, ended.log
         files = {
             file.rfilename
             for file in HfApi(endpoint=world.hub_url).model_info("acme/tuned", token=token(world.secrets)).siblings
         }
         assert {"adapter_model.safetensors", "tokenizer.json", "README.md", "loss.png"} <= files
+
+
+def wrapper(folder: Path, run_spec: Path, report: Path) -> Path:
+    """Write the program of the page on own images, with the paths of this machine, and return it."""
+    (text,) = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    for there, here in (
+        ("/usr/local/own/train.py", SCRIPT),
+        (RUN_SPEC_PATH, run_spec),
+        (TERMINATION_LOG, report),
+    ):
+        assert there in text
+        text = text.replace(there, str(here))
+    folder.mkdir()
+    program = folder / "tunemill-trainer"
+    program.write_text(text)
+    program.chmod(0o755)
+    return program
 
 
 def token(secrets: Path) -> str:

@@ -12,7 +12,7 @@ from tunemill_api.failures import Reason
 from tunemill_api.training import Divergence, Precision
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn import checkpoints, curve, devices
-from tunemill_trainer.learn.callbacks import DivergenceGuard, rate_to_try
+from tunemill_trainer.learn.callbacks import CheckpointsByTime, DivergenceGuard, rate_to_try
 from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.prepared import NewToken, Tokens
 
@@ -52,6 +52,41 @@ def test_a_rising_loss_may_be_ignored_but_not_one_that_is_no_number() -> None:
     watched([2.0, 3.0, 7.5, 8.1, 9.0, 8.2, 8.8], Divergence.IGNORE)
     with pytest.raises(StageError):
         watched([2.0, math.nan], Divergence.IGNORE)
+
+
+def saved_at(minutes: int, steps: list[float], every_steps: int = 10_000) -> list[int]:
+    """Return after which steps a checkpoint is saved, with steps that end at these minutes."""
+    seconds = 0.0
+    callback = CheckpointsByTime(minutes, lambda: seconds)
+    seconds = 3600.0  # the model is loaded
+    callback.on_train_begin(None, None, None)
+    saved = []
+    for step, ended in enumerate(steps, start=1):
+        seconds = 3600 + 60 * ended
+        control = SimpleNamespace(should_save=step % every_steps == 0)
+        callback.on_step_end(None, SimpleNamespace(global_step=step), control)
+        if control.should_save:
+            saved.append(step)
+            callback.on_save(None, SimpleNamespace(global_step=step), control)
+    return saved
+
+
+def test_a_checkpoint_is_saved_when_the_last_one_is_too_old() -> None:
+    """Proves that a lost node costs minutes, however many steps spec.training.checkpoint.everySteps allows."""
+    assert saved_at(15, [5, 10, 15, 20, 29, 30, 31]) == [3, 6]
+    assert saved_at(15, [14, 40, 41, 55.5]) == [2, 4], "a long step, and then counted from its checkpoint"
+
+
+def test_a_checkpoint_that_was_due_by_steps_counts() -> None:
+    """Proves that the two rules together save no more often than either asks for."""
+    assert saved_at(15, [10, 20, 30, 40], every_steps=2) == [2, 4]
+    assert saved_at(15, [10, 20, 30, 40, 50], every_steps=4) == [2, 4]
+
+
+def test_zero_minutes_save_after_steps_only() -> None:
+    """Proves that the rule can be turned off."""
+    assert saved_at(0, [60, 600, 6000]) == []
+    assert saved_at(0, [60, 600, 6000], every_steps=2) == [2]
 
 
 @pytest.mark.parametrize(

@@ -83,13 +83,13 @@ def test_a_learning_rate_that_is_too_high_is_said_to_be(world: World, base: Path
 def test_a_gpu_that_is_not_there_is_found_before_anything_is_downloaded(
     world: World, base: Path, tmp_path: Path
 ) -> None:
-    """Proves the exit code that no retry heals, and that neither workspace nor Hub were asked for the model."""
+    """Proves the exit code that has another node tried, and that neither workspace nor Hub were asked for the model."""
     facts = prepare(world, base, tmp_path / "prepared", extend=True)
     spec = world.spec(maxSteps=2).model_copy(update={"compute": world.spec().compute.model_copy(update={"gpus": 1})})
     ended = run_stage(
         Stage.TRAIN, world, run_spec(spec, facts), tmp_path / "work", environment={"CUDA_VISIBLE_DEVICES": ""}
     )
-    assert ended.code == 78
+    assert ended.code == 71
     assert ended.report.failure.reason == Reason.CUDA_UNAVAILABLE
     assert not (tmp_path / "work" / "hub").exists()
 

@@ -29,7 +29,7 @@ REFERENCES: dict[str, Callable[[str], Json]] = {
     "write token": lambda name: {"publish": {"tokenSecretRef": {"name": name}}},
     "tools": lambda name: {"tools": {"configMapKeyRef": {"name": name, "key": "x"}}},
     "template": lambda name: {"tokenizer": {"chatTemplate": {"configMapKeyRef": {"name": name, "key": "x"}}}},
-    "claim": lambda name: {"compute": {"modelCache": {"persistentVolumeClaim": name}}},
+    "claim": lambda name: {"compute": {"modelCache": {"claimName": name}}},
 }
 
 
@@ -73,35 +73,47 @@ def test_an_endpoint_holds_no_credentials(namespace: Namespace) -> None:
 
 def test_no_field_loosens_a_pod(namespace: Namespace) -> None:
     """What a pod may do is not the tenant's to say; the namespaces of these tests refuse what is not restricted."""
-    fields = {"securityContext", "hostNetwork", "hostPath", "volumes", "command", "env", "automountServiceAccountToken"}
-    made = namespace.apply("loose", compute={field: {"privileged": True} for field in fields})
-    assert not fields & made["spec"].get("compute", {}).keys()
-
-
-def test_labels_and_annotations_do_not_pass_for_ours(plane: Plane, namespace: Namespace, operator: Operator) -> None:
-    """A pod works for its own object and gets the RunSpec that the operator wrote."""
-    compute = {
-        "podLabels": {LABEL_FINETUNE: "other", LABEL_STAGE: "publish"},
-        "podAnnotations": {ANNOTATION_RUN_SPEC: "{}"},
+    fields = {
+        "securityContext",
+        "hostNetwork",
+        "hostPath",
+        "hostPID",
+        "command",
+        "containers",
+        "automountServiceAccountToken",
     }
-    namespace.apply("posing", compute=compute)
-    namespace.wait_for("posing", "Succeeded")
-    for pod in namespace.pods("posing"):
-        assert pod["metadata"]["labels"][LABEL_FINETUNE] == "posing"
-    assert plane.kubelet.run_specs["posing", "train"].namespace == namespace.name
-    assert namespace.pods("other") == []
+    loose = {field: {"privileged": True} for field in fields}
+    made = namespace.apply("loose", compute=loose, podTemplates={"train": loose})["spec"]
+    assert not fields & {*made.get("compute", {}), *made.get("podTemplates", {}).get("train", {})}
+    host = [{"name": "host", "hostPath": {"path": "/"}}]
+    assert "set exactly one of" in namespace.refusal_of("mounting", podTemplates={"train": {"volumes": host}})
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        {"labels": {LABEL_FINETUNE: "other"}},
+        {"labels": {LABEL_STAGE: "publish"}},
+        {"labels": {"kueue.x-k8s.io/queue-name": "free"}},
+        {"annotations": {ANNOTATION_RUN_SPEC: "{}"}},
+    ],
+)
+def test_labels_and_annotations_do_not_pass_for_ours(namespace: Namespace, template: dict[str, Any]) -> None:
+    """A pod works for its own object, gets the RunSpec that the operator wrote, and waits in the Job's queue."""
+    for stage in ("prepare", "train", "publish"):
+        assert "are set by the operator" in namespace.refusal_of("posing", podTemplates={stage: template})
 
 
 def test_an_object_that_makes_no_pod_is_told_so_and_holds_up_nobody(namespace: Namespace, operator: Operator) -> None:
     """Annotations for more than a pod can carry, a service account that is none; the next object is served."""
     huge = {f"example.com/a{number}": "x" * 4000 for number in range(64)}
-    namespace.apply("huge", compute={"podAnnotations": huge})
-    namespace.apply("odd", compute={"serviceAccountName": "../kube-system/admin"})
+    namespace.apply("huge", podTemplates={"prepare": {"annotations": huge}})
+    account = {"prepare": {"serviceAccountName": "../kube-system/admin"}}
+    assert "serviceAccountName" in namespace.refusal_of("odd", podTemplates=account)
     namespace.apply("next")
-    for name in ("huge", "odd"):
-        eventually(lambda name=name: namespace.condition(name, "Stalled").get("status") == "True", f"{name} is stalled")
-        assert namespace.status(name)["failure"]["reason"] == Reason.INVALID_SPEC
-        assert namespace.jobs(name) == []
+    eventually(lambda: namespace.condition("huge", "Stalled").get("status") == "True", "it is stalled")
+    assert namespace.status("huge")["failure"]["reason"] == Reason.INVALID_SPEC
+    assert namespace.jobs("huge") == []
     namespace.wait_for("next", "Succeeded")
 
 

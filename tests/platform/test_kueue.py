@@ -110,14 +110,14 @@ def test_a_run_waits_for_its_quota_is_preempted_and_goes_on(
 
 
 def test_the_gpu_pod_is_counted_as_kueue_counts(plane: Plane, namespace: Namespace, queues: Queues) -> None:
-    """Train and evaluate share the GPUs of one pod: two GPUs are two, not four."""
+    """Train and evaluate share the GPU of one pod: one GPU is one, not two."""
     queues.open(namespace.name, "counted", 2)
     plane.kubelet.behave("pair", Stage.TRAIN, Runs())
-    namespace.apply("pair", queue={"name": "counted"}, compute={"gpus": 2})
+    namespace.apply("pair", queue={"name": "counted"})
     namespace.wait_for("pair", "Training")
     (workload,) = queues.workloads(namespace.name)
     (podset,) = workload["status"]["admission"]["podSetAssignments"]
-    assert podset["resourceUsage"] == {GPU: "2"}
+    assert podset["resourceUsage"][GPU] == "1"
 
 
 def test_what_is_larger_than_the_quota_waits_until_it_is_raised(namespace: Namespace, queues: Queues) -> None:
@@ -132,7 +132,9 @@ def test_what_is_larger_than_the_quota_waits_until_it_is_raised(namespace: Names
 def test_what_the_queue_does_not_cover_is_named(namespace: Namespace, queues: Queues) -> None:
     """Quota for GPUs alone admits no pod that asks for CPUs too."""
     queues.open(namespace.name, "narrow", 1)
-    namespace.apply("thirsty", queue={"name": "narrow"}, compute={"resources": {"requests": {"cpu": "1"}}})
+    namespace.apply(
+        "thirsty", queue={"name": "narrow"}, podTemplates={"train": {"resources": {"requests": {"cpu": "1"}}}}
+    )
     says(namespace, "thirsty", "resource cpu unavailable in ClusterQueue")
 
 

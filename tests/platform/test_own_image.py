@@ -14,9 +14,11 @@ def test_the_manifests_image_runs_all_stages_and_is_told_the_contract(
     namespace.apply("own", compute={"trainerImage": IMAGE})
     status = namespace.wait_for("own", "Succeeded")
     specs = [pod["spec"] for pod in namespace.pods("own")]
-    containers = [item for spec in specs for item in [*spec.get("initContainers", []), *spec["containers"]]]
+    containers = [item for spec in specs for item in spec["containers"]]
     assert {item["name"]: (item["image"], item["command"]) for item in containers} == {
-        stage.value: (IMAGE, ["tunemill-trainer", stage.value]) for stage in Stage
+        "prepare": (IMAGE, ["tunemill-trainer", "prepare"]),
+        "train": (IMAGE, ["tunemill-trainer", "stages", "train", "evaluate"]),
+        "publish": (IMAGE, ["tunemill-trainer", "publish"]),
     }
     keys = {entry["name"]: entry["key"] for entry in status["stages"]}
     for stage in (Stage.TRAIN, Stage.EVALUATE, Stage.PUBLISH):

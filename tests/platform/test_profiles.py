@@ -24,11 +24,12 @@ def platform(plane: Plane) -> Iterator[Plane]:
         plane.api.delete(f"{PROFILES}/{profile['metadata']['name']}")
 
 
-def gpus_of(namespace: Namespace, name: str) -> str:
-    """Return how many GPUs the train Job of an object asks for."""
+def gpu_resource_of(namespace: Namespace, name: str) -> str:
+    """Return under which name the train Job of an object asks for a GPU."""
     (job,) = [job for job in namespace.live_jobs(name) if "-train-" in job["metadata"]["name"]]
     limits: dict[str, str] = job["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
-    return limits[GPU]
+    (name,) = limits
+    return name
 
 
 def about_profile(namespace: Namespace, name: str) -> str:
@@ -40,12 +41,16 @@ def about_profile(namespace: Namespace, name: str) -> str:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ({"limits": {"maxGpus": 2}, "defaults": {"compute": {"gpus": 4}}}, "gpus must be at most limits.maxGpus"),
+        ({"limits": {"maxGpus": 0}, "defaults": {"compute": {"gpus": 1}}}, "gpus must be at most limits.maxGpus"),
         ({"limits": {"maxGpuHours": "9"}, "defaults": {"maxGpuHours": "10.5"}}, "must be at most limits.maxGpuHours"),
         ({"limits": {"maxGpuHours": "0"}}, "maxGpuHours must be above 0"),
         ({"limits": {"maxGpus": -1}}, "spec.limits.maxGpus"),
         ({"limits": {"baseModels": ["google/[a-z]*"]}}, "spec.limits.baseModels[0]"),
         ({"limits": {"maxMoons": 1}}, "maxMoons"),
+        ({"limits": {"podTemplateFields": ["hostNetwork"]}}, "spec.limits.podTemplateFields[0]"),
+        ({"defaults": {"compute": {"gpus": 2}}}, "compute.gpus must be at most 1"),
+        ({"defaults": {"podTemplates": {"train": {"hostPID": True}}}}, "hostPID"),
+        ({"defaults": {"podTemplates": {"train": {"env": [{"name": "HOME"}]}}}}, "sets this variable itself"),
         ({"defaults": {"compute": {"gpus": "4"}}}, "spec.defaults.compute.gpus"),
         ({"defaults": {"evaluation": {"gates": [{"metric": "exact_match"}]}}}, "a gate needs at least one of min"),
         ({"defaults": {"publish": {"tokenSecretRef": {"key": "token"}}}}, "tokenSecretRef.name: Required value"),
@@ -65,37 +70,39 @@ def test_only_what_was_written_stands_in_the_fields_that_can_be_preset(plane: Pl
     """However an object comes: created, or applied again and again by the server's own apply, as GitOps does."""
     assert "compute" not in namespace.apply("created")["spec"]
     body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "applied"}, "spec": a_spec()}
-    body["spec"]["compute"] = {"gpus": 1, "nodeSelector": {}}
+    body["spec"]["compute"] = {"gpus": 1}
+    body["spec"]["podTemplates"] = {"train": {"nodeSelector": {}}}
     path = f"{namespace.path(PLURAL, 'applied')}?fieldManager=gitops&force=true"
     for _ in range(2):
         applied = plane.api.request("PATCH", path, body, APPLY_PATCH)
-        assert applied["spec"]["compute"] == {"gpus": 1, "nodeSelector": {}}
+        assert applied["spec"]["compute"] == {"gpus": 1}
+        assert applied["spec"]["podTemplates"] == {"train": {"nodeSelector": {}}}
         assert applied["metadata"]["generation"] == 1
-    del body["spec"]["compute"]
-    assert "compute" not in plane.api.request("PATCH", path, body, APPLY_PATCH)["spec"]
+    del body["spec"]["compute"], body["spec"]["podTemplates"]
+    assert not {"compute", "podTemplates"} & {*plane.api.request("PATCH", path, body, APPLY_PATCH)["spec"]}
 
 
 def test_a_refused_wish_waits_without_a_job_until_it_is_allowed(
     platform: Plane, namespace: Namespace, tmp_path: Path
 ) -> None:
     """Limit, field, wish and remedy are in the status and in an event; the profile's next version is heard at once."""
-    platform.profile("small", limits={"maxGpus": 2, "trainerImages": []})
+    platform.profile("small", limits={"maxGpus": 0, "trainerImages": []})
     platform.profile("others", namespaces=["somebody-else"])
     with an_operator(platform.kubeconfig, tmp_path / "operator.log", "--no-leader-election") as operator:
-        namespace.apply("greedy", profile="small", compute={"gpus": 4, "trainerImage": "evil.example/miner"})
+        namespace.apply("greedy", profile="small", compute={"gpus": 1, "trainerImage": "evil.example/miner"})
         namespace.apply("lost", profile="gold")
         namespace.apply("stranger", profile="others")
         status = namespace.wait_for("greedy", "Failed")
         failure = status["failure"]
         assert failure["reason"] == "LimitExceeded"
-        assert "limits.maxGpus allows 2, spec.compute.gpus asks for 4" in failure["message"]
+        assert "limits.maxGpus allows 0, spec.compute.gpus asks for 1" in failure["message"]
         assert "limits.trainerImages allows none" in failure["message"]
         assert namespace.condition("greedy", "Stalled")["status"] == "True"
         assert namespace.wait_for("lost", "Failed")["failure"]["reason"] == "ProfileNotFound"
         assert namespace.wait_for("stranger", "Failed")["failure"]["reason"] == "ProfileNotAllowed"
         eventually(lambda: "LimitExceeded" in namespace.events("greedy"), "an event tells it")
         assert not [job for name in ("greedy", "lost", "stranger") for job in namespace.jobs(name)]
-        platform.profile("small", limits={"maxGpus": 4})
+        platform.profile("small", limits={"maxGpus": 1})
         platform.profile("gold", default=True, namespaces=[namespace.name])
         namespace.wait_for("greedy", "Succeeded")
         assert namespace.wait_for("lost", "Succeeded")["profile"]["name"] == "gold"
@@ -112,22 +119,28 @@ def test_a_refused_wish_waits_without_a_job_until_it_is_allowed(
 
 def test_what_runs_keeps_what_it_began_with(platform: Plane, namespace: Namespace, tmp_path: Path) -> None:
     """Through a changed profile, another operator and a deleted profile; an edit takes what there is then."""
-    defaults = {"compute": {"gpus": 4}, "historyLimit": 3, "publish": {"tokenSecretRef": {"name": "platform"}}}
+    defaults = {
+        "compute": {"gpuResource": "a.example/gpu"},
+        "historyLimit": 3,
+        "publish": {"tokenSecretRef": {"name": "platform"}},
+    }
     platform.profile("gold", default=True, namespaces=[namespace.name], defaults=defaults)
     for name in ("silent", "says"):
         platform.kubelet.behave(name, Stage.TRAIN, Runs())
     with an_operator(platform.kubeconfig, tmp_path / "first.log", "--no-leader-election") as operator:
         namespace.apply("silent")
-        namespace.apply("says", compute={"gpus": 1})
+        namespace.apply("says", compute={"gpuResource": GPU})
         before = namespace.wait_for("silent", "Training")
         namespace.wait_for("says", "Training")
-        assert (gpus_of(namespace, "silent"), gpus_of(namespace, "says")) == ("4", "1")
-        assert before["profile"]["fields"]["compute.gpus"] == 4
+        assert (gpu_resource_of(namespace, "silent"), gpu_resource_of(namespace, "says")) == ("a.example/gpu", GPU)
+        assert before["profile"]["fields"]["compute.gpuResource"] == "a.example/gpu"
         jobs = [job["metadata"]["uid"] for job in namespace.jobs("silent")]
-        platform.profile("gold", default=True, namespaces=[namespace.name], defaults={"compute": {"gpus": 2}})
-        eventually(lambda: "2 in place of 4" in about_profile(namespace, "silent"), "the object says what would change")
+        platform.profile(
+            "gold", default=True, namespaces=[namespace.name], defaults={"compute": {"gpuResource": "b.example/gpu"}}
+        )
+        eventually(lambda: "b.example/gpu" in about_profile(namespace, "silent"), "the object says what would change")
         eventually(lambda: "historyLimit 5 in place of 3" in about_profile(namespace, "says"), "so does the other")
-        assert "spec.compute.gpus" not in about_profile(namespace, "says")
+        assert "spec.compute.gpuResource" not in about_profile(namespace, "says")
         assert operator.stop() == 0
     with an_operator(platform.kubeconfig, tmp_path / "second.log", "--no-leader-election") as operator:
         platform.api.delete(f"{PROFILES}/gold")
@@ -137,8 +150,8 @@ def test_what_runs_keeps_what_it_began_with(platform: Plane, namespace: Namespac
             status["run"].pop("gpuSeconds", None)  # it has run on meanwhile
         assert (after["phase"], after["run"], after["profile"]) == ("Training", before["run"], before["profile"])
         assert [job["metadata"]["uid"] for job in namespace.jobs("silent")] == jobs
-        namespace.edit("silent", deadline="7h")
+        namespace.edit("silent", maxRuntime="7h")
         assert "profile" not in namespace.wait_for("silent", "Training")
-        assert gpus_of(namespace, "silent") == "1"
+        assert gpu_resource_of(namespace, "silent") == GPU
         assert platform.kubelet.starts_of("silent", Stage.PREPARE) == 1
         assert not operator.said("Traceback"), operator.log.read_text()

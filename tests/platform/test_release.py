@@ -162,7 +162,7 @@ def test_the_operator_does_its_work_with_the_rights_that_the_chart_gives(
     deployment = cluster.get("deployment", RELEASE, "-n", NAMESPACE)
     with an_operator(cluster, tmp_path, deployment, pod["metadata"]["name"]) as log:
         # Only an event of the Job says that its pods are missing their service account.
-        nobody = FINE_TUNE["spec"] | {"compute": {"serviceAccountName": "nobody"}}
+        nobody = FINE_TUNE["spec"] | {"podTemplates": {"prepare": {"serviceAccountName": "nobody"}}}
         cluster.kubectl("apply", "--filename=-", stdin=yaml.safe_dump(FINE_TUNE | {"spec": nobody}))
         cluster.wait("job", "--all", "-n", "team-a", "--for=create")
         reason = "--for=jsonpath={.status.failure.reason}=ServiceAccountNotFound"

@@ -13,7 +13,7 @@ from tunemill_api.constants import ANNOTATION_RUN_SPEC, LABEL_QUEUE
 from tunemill_api.failures import FAILURES, Reason
 from tunemill_api.gates import is_draft
 from tunemill_api.run_spec import RunSpec
-from tunemill_api.stage_report import Stage
+from tunemill_api.stage_report import Stage, StageReport
 from tunemill_api.status import TrainerStatus
 from tunemill_dev.played import a_report, evaluation_facts
 from tunemill_operator.engine.objects import FineTune, finetune_of, job_of, pod_of
@@ -55,6 +55,20 @@ class World:
         """What it says about a Job that waits."""
         self.stopped = ""
         """Why it has stopped the last one."""
+        self.old_pods = False
+        """Whether new Jobs are those of an operator that made train an init container of the pod that evaluates."""
+        self.hears_ends = True
+        """Whether the operator hears at once that train is done, from the pod that goes on with evaluate."""
+        self.native_sidecars: list[str] = []
+        """Init containers with restartPolicy Always that a policy adds to every pod."""
+        self.classic_sidecars: list[str] = []
+        """Containers that a policy adds to every pod. They run until the pod is deleted."""
+        self.sidecar_exit_code = 137
+        """How sidecars end when they are told to."""
+        self.ttl: int | None = None
+        """Seconds after which a cleaner deletes an ended Job with its pods."""
+        self.nodes = ["node-a", "node-b", "node-c"]
+        """The nodes, of which a pod gets the first that it may run on."""
 
     # What the operator sees and does
 
@@ -128,6 +142,13 @@ class World:
                 return
         raise AssertionError("operator and Job controller never come to rest")
 
+    def settle_without_pods(self) -> None:
+        """Let the operator work, where Jobs run in another cluster: no pod is ever seen, and what is deleted goes."""
+        for _ in range(10):
+            self.reconcile()
+            for job in [item for item in self.jobs.values() if "deletionTimestamp" in item["metadata"]]:
+                del self.jobs[job["metadata"]["name"]]
+
     # What a user does
 
     def edit(self, **parts: Any) -> None:
@@ -191,6 +212,8 @@ class World:
 
     def job_controller(self) -> None:
         """Make pods for Jobs, and end Jobs, as the Job controller does."""
+        if self.ttl is not None:
+            self.clean_up(after=self.ttl)
         for job in list(self.jobs.values()):
             pods = [pod for pod in self.pods.values() if _owner(pod) == job["metadata"]["uid"]]
             if "deletionTimestamp" in job["metadata"]:
@@ -202,38 +225,83 @@ class World:
                 self._advance(job, pods)
 
     def start(self, pod: Json) -> None:
-        """Let the kubelet start the pod's next container."""
+        """Let the kubelet start the pod's next container, and what is to run beside it.
+
+        Init containers start one after the other, and those that are sidecars go on. When all init containers that are
+        none have ended, the others start at once. Only then the pod is Running and Ready.
+        """
         container = self._next_container(pod)
-        if container is not None:
-            pod["status"]["phase"] = "Running"
-            container["state"] = {"running": {"startedAt": text(self.now)}}
-            self._touch(pod)
+        if container is None or _is_unschedulable(pod):
+            return
+        beside = [*_native_sidecars(pod), *([] if _is_init(pod, container) else _classic_sidecars(pod))]
+        for item in (container, *beside):
+            if "waiting" in item["state"]:
+                item["state"] = {"running": {"startedAt": text(self.now)}}
+        self._show_phase(pod)
 
     def end(self, pod: Json, code: int, message: str = "", reason: str = "") -> None:
-        """Let the running container of the pod end."""
-        container = next((item for item in _containers(pod) if "running" in item["state"]), None)
+        """Let the stage at work end, and its container with it unless it runs another one.
+
+        When that was the last container, the kubelet ends the native sidecars.
+        """
+        container = _running_stage(pod)
         if container is None:
             return
-        started = container["state"]["running"]["startedAt"]
-        container["state"] = {
-            "terminated": {
-                "exitCode": code,
-                "reason": reason or ("Completed" if code == 0 else "Error"),
-                "message": message,
-                "startedAt": started,
-                "finishedAt": text(self.now),
+        if len(pod["stages"][container["name"]]) > 1 and code == 0:
+            pod["stages"][container["name"]].pop(0)
+            pod["reports"].append(message)
+            if self.hears_ends:
+                self._hear_end(pod, message)
+            return
+        message = "\n".join([*pod["reports"], message] if message else pod["reports"])
+        self._terminate(container, code, message, reason)
+        if (code and _is_init(pod, container)) or all("terminated" in item["state"] for item in _regular(pod)):
+            for sidecar in _native_sidecars(pod):
+                self._terminate(sidecar, self.sidecar_exit_code)
+        self._show_phase(pod)
+
+    def end_sidecars(self, pod: Json) -> None:
+        """Let everything that still runs in the pod end, as when it is deleted."""
+        for container in _containers(pod):
+            self._terminate(container, self.sidecar_exit_code)
+        self._show_phase(pod)
+
+    def _terminate(self, container: Json, code: int, message: str = "", reason: str = "") -> None:
+        if "running" in container["state"]:
+            container["state"] = {
+                "terminated": {
+                    "exitCode": code,
+                    "reason": reason or ("Completed" if code == 0 else "Error"),
+                    "message": message,
+                    "startedAt": container["state"]["running"]["startedAt"],
+                    "finishedAt": text(self.now),
+                }
             }
-        }
-        if code or self._next_container(pod) is None:
-            pod["status"]["phase"] = "Failed" if code else "Succeeded"
+
+    def _show_phase(self, pod: Json) -> None:
+        """Write the phase and the condition Ready that follow from the containers."""
+        regular, status = _regular(pod), pod["status"]
+        begun = [item for item in regular if "waiting" not in item["state"]]
+        failed_init = any(_exit_code(item) for item in _stages(pod) if _is_init(pod, item))
+        if failed_init and not any("running" in item["state"] for item in _containers(pod)):
+            status["phase"] = "Failed"
+        elif begun and all("terminated" in item["state"] for item in regular):
+            if any("running" in item["state"] for item in _native_sidecars(pod)):
+                status["phase"] = "Running"
+            else:
+                status["phase"] = "Failed" if any(_exit_code(item) for item in regular) else "Succeeded"
+        else:
+            status["phase"] = "Running" if begun else "Pending"
+        ready = bool(regular) and all("running" in item["state"] for item in regular)
+        conditions = [item for item in status.get("conditions", []) if item["type"] != "Ready"]
+        status["conditions"] = [*conditions, {"type": "Ready", "status": "True" if ready else "False"}]
         self._touch(pod)
 
     def succeed(self, pod: Json, **report: Any) -> None:
         """Let the running container of the pod end well, if the workspace holds what it builds on."""
-        container = next((item for item in _containers(pod) if "running" in item["state"]), None)
-        if container is None:
+        stage = stage_at_work(pod)
+        if stage is None:
             return
-        stage = Stage(container["name"])
         if not self.outputs.issuperset(list(Stage)[: list(Stage).index(stage)]):
             self.fail(pod, Reason.STAGE_OUTPUT_MISSING)
             return
@@ -245,19 +313,27 @@ class World:
             report["draft"] = is_draft(_asked(pod).spec.evaluation, evaluation_facts(self.tuned))
             self.serving = self.serving if report["draft"] else self.tuned
         self.outputs.add(stage)
-        self.end(pod, 0, a_report(stage, **report))
+        if stage is Stage.TRAIN:
+            report["key"] = _asked(pod).keys[stage]
+        self.end(pod, 0, a_report(stage, finished_at=self.now, **report))
 
     def fail(self, pod: Json, reason: Reason, message: str = "it went wrong") -> None:
         """Let the running container of the pod fail for a reason."""
-        container = next((item for item in _containers(pod) if "running" in item["state"]), None)
-        if container is not None:
-            code = int(FAILURES[reason].exit_code)
-            self.end(pod, code, a_failure_report(Stage(container["name"]), reason, message))
+        stage = stage_at_work(pod)
+        if stage is not None:
+            self.end(pod, int(FAILURES[reason].exit_code), a_failure_report(stage, reason, message))
 
     def hear(self, pod: Json, percent: int = 7) -> None:
         """Let the pod report progress."""
-        status = TrainerStatus(progress_percentage=percent, last_updated_time=self.now)
-        self.progress = Progress(pod["metadata"]["uid"], status)
+        uid, status = pod["metadata"]["uid"], TrainerStatus(progress_percentage=percent, last_updated_time=self.now)
+        known = self.progress if self.progress and self.progress.pod == uid else Progress(uid, None)
+        self.progress = replace(known, status=status, stage=stage_at_work(pod))
+
+    def _hear_end(self, pod: Json, message: str) -> None:
+        """Let the pod report that a stage is done while the next one works."""
+        uid, report = pod["metadata"]["uid"], StageReport.model_validate_json(message)
+        known = self.progress if self.progress and self.progress.pod == uid else Progress(uid, None)
+        self.progress = replace(known, report=report)
 
     def kill_for_memory(self, pod: Json) -> None:
         """Let the kernel end the running container of the pod, which has reached its memory limit."""
@@ -271,6 +347,7 @@ class World:
             {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
         )
         self.end(pod, 75, "")
+        self.end_sidecars(pod)
         pod["status"]["phase"] = "Failed"
         self._touch(pod)
 
@@ -287,6 +364,25 @@ class World:
         self.drain(pod)
         pod["status"] |= {"reason": "Evicted", "message": message}
 
+    def reject(self, pod: Json, reason: str, message: str) -> None:
+        """Let the kubelet fail the pod before it starts anything."""
+        pod["status"] |= {"phase": "Failed", "reason": reason, "message": message}
+        pod["status"]["containerStatuses"] = pod["status"]["initContainerStatuses"] = []
+        self._touch(pod)
+
+    def clean_up(self, *, after: int = 0) -> None:
+        """Delete the Jobs that ended so long ago with their pods, as a TTL or a cleaner does."""
+        for job in [item for item in self.jobs.values() if _finished(item)]:
+            ended = datetime.fromisoformat(job["status"]["conditions"][0]["lastTransitionTime"])
+            if (self.now - ended).total_seconds() >= after:
+                self.delete_job(job)
+
+    def delete_job(self, job: Json) -> None:
+        """Delete a Job and its pods by hand, and wait until they are gone."""
+        del self.jobs[job["metadata"]["name"]]
+        uid = job["metadata"]["uid"]
+        self.pods = {name: pod for name, pod in self.pods.items() if _owner(pod) != uid}
+
     def lose(self, pod: Json) -> None:
         """Let the pod vanish with all that it would have said."""
         self.pods.pop(pod["metadata"]["name"], None)
@@ -298,8 +394,10 @@ class World:
     def run_pod(self, **report: Any) -> None:
         """Let the live pod run all its containers to a good end."""
         for pod in self.live_pods():
-            while not _terminal(pod):
+            while not _terminal(pod) and not _is_unschedulable(pod):
                 self.start(pod)
+                if _running_stage(pod) is None:  # a sidecar keeps it running
+                    break
                 self.succeed(pod, **report)
 
     def _advance(self, job: Json, pods: list[Json]) -> None:
@@ -337,6 +435,8 @@ class World:
         assert name not in self.jobs, f"Job {name} exists"
         job = deepcopy(body)
         job["metadata"] |= {"uid": self._uid("job"), "creationTimestamp": text(self.now)}
+        if self.old_pods:
+            _as_an_older_operator(job)
         self.jobs[name] = job
         self.created.append(name)
         self._touch(job)
@@ -351,6 +451,15 @@ class World:
         uid = self._uid("pod")
         stages = [("init", item) for item in template["spec"].get("initContainers", [])]
         stages += [("main", item) for item in template["spec"]["containers"]]
+        stages = [("native", {"name": name}) for name in self.native_sidecars] + stages
+        stages = [("main", {"name": name}) for name in self.classic_sidecars] + stages
+        node = next((name for name in self.nodes if _may_run_on(template["spec"], name)), "")
+        scheduled: Json = {"type": "PodScheduled", "status": "True"}
+        if not node:
+            message = (
+                f"0/{len(self.nodes)} nodes are available: {len(self.nodes)} node(s) didn't match Pod's node affinity"
+            )
+            scheduled |= {"status": "False", "reason": "Unschedulable", "message": message}
         pod: Json = {
             "metadata": {
                 "name": f"{metadata['name']}-{uid}",
@@ -363,9 +472,20 @@ class World:
                     {"kind": "Job", "name": metadata["name"], "uid": metadata["uid"], "controller": True}
                 ],
             },
+            "stages": {item["name"]: _stages_of(item) for _, item in stages if "command" in item},
+            "reports": [],
+            "spec": {
+                "initContainers": [
+                    {"name": item["name"], **({"restartPolicy": "Always"} if kind == "native" else {})}
+                    for kind, item in stages
+                    if kind != "main"
+                ],
+                **({"nodeName": node} if node else {}),
+            },
             "status": {
                 "phase": "Pending",
-                "initContainerStatuses": [_waiting(item["name"]) for kind, item in stages if kind == "init"],
+                "conditions": [scheduled],
+                "initContainerStatuses": [_waiting(item["name"]) for kind, item in stages if kind != "main"],
                 "containerStatuses": [_waiting(item["name"]) for kind, item in stages if kind == "main"],
             },
         }
@@ -373,14 +493,15 @@ class World:
         self._touch(pod)
 
     def _delete_pod(self, pod: Json) -> None:
-        if _terminal(pod) or pod["status"]["phase"] == "Pending":
+        if _terminal(pod) or not any("running" in item["state"] for item in _containers(pod)):
             self.pods.pop(pod["metadata"]["name"], None)
         elif "deletionTimestamp" not in pod["metadata"]:
             pod["metadata"]["deletionTimestamp"] = text(self.now)
             self._touch(pod)
         else:
             self.end(pod, 75, "")
-            pod["status"]["phase"] = "Failed"
+            self.end_sidecars(pod)
+            pod["status"]["phase"] = pod["status"]["phase"] if _terminal(pod) else "Failed"
 
     def _write_status(self, status: Any, decided: Plan) -> None:
         self.finetune_body["status"] = status.model_dump(
@@ -391,8 +512,9 @@ class World:
         self._touch(self.finetune_body)
 
     def _next_container(self, pod: Json) -> Json | None:
-        for container in _containers(pod):
-            if "running" in container["state"]:
+        """Return the stage that is to start next; None while one runs, and when none is to."""
+        for container in _stages(pod):
+            if "running" in container["state"] or _exit_code(container):
                 return None
             if "waiting" in container["state"]:
                 return container
@@ -418,6 +540,78 @@ def _containers(pod: Json) -> list[Json]:
     return [*pod["status"]["initContainerStatuses"], *pod["status"]["containerStatuses"]]
 
 
+def stage_at_work(pod: Json) -> Stage | None:
+    """Return the stage at which a pod works; None when no container runs."""
+    container = _running_stage(pod)
+    return pod["stages"][container["name"]][0] if container else None
+
+
+def _stages_of(container: Json) -> list[Stage]:
+    """Return the stages that a container runs, by its command."""
+    arguments = container["command"][1:]
+    return [Stage(name) for name in (arguments[1:] if arguments[0] == "stages" else arguments)]
+
+
+def _as_an_older_operator(job: Json) -> None:
+    """Make the Job one in which each stage is a container, and all but the last are init containers."""
+    spec = job["spec"]["template"]["spec"]
+    stages = [stage.value for item in spec["containers"] for stage in _stages_of(item)]
+    containers = [{"name": stage, "command": ["tunemill-trainer", stage]} for stage in stages]
+    spec["initContainers"], spec["containers"] = containers[:-1], containers[-1:]
+    for rule in job["spec"]["podFailurePolicy"]["rules"]:
+        rule.get("onExitCodes", {}).pop("containerName", None)
+
+
+def _regular(pod: Json) -> list[Json]:
+    statuses: list[Json] = pod["status"]["containerStatuses"]
+    return statuses
+
+
+def _stages(pod: Json) -> list[Json]:
+    return [item for item in _containers(pod) if item["name"] in list(Stage)]
+
+
+def _native_sidecars(pod: Json) -> list[Json]:
+    return [item for item in pod["status"]["initContainerStatuses"] if item["name"] not in list(Stage)]
+
+
+def _classic_sidecars(pod: Json) -> list[Json]:
+    return [item for item in _regular(pod) if item["name"] not in list(Stage)]
+
+
+def _running_stage(pod: Json) -> Json | None:
+    return next((item for item in _stages(pod) if "running" in item["state"]), None)
+
+
+def _is_init(pod: Json, container: Json) -> bool:
+    return any(item is container for item in pod["status"]["initContainerStatuses"])
+
+
+def _exit_code(container: Json) -> int:
+    code: int = container["state"].get("terminated", {}).get("exitCode", 0)
+    return code
+
+
+def _is_unschedulable(pod: Json) -> bool:
+    return any(item.get("reason") == "Unschedulable" for item in pod["status"].get("conditions", []))
+
+
+def _may_run_on(pod_spec: Json, node: str) -> bool:
+    """Tell whether the pod's required node affinity takes a node that has its name as the only label."""
+    affinity = pod_spec.get("affinity", {}).get("nodeAffinity", {})
+    required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution")
+    if not required:
+        return True
+    return any(
+        all(
+            node not in item["values"]
+            for item in term.get("matchExpressions", [])
+            if (item["key"], item["operator"]) == ("kubernetes.io/hostname", "NotIn")
+        )
+        for term in required["nodeSelectorTerms"]
+    )
+
+
 def _waiting(name: str) -> Json:
     return {"name": name, "state": {"waiting": {"reason": "PodInitializing"}}}
 
@@ -431,18 +625,22 @@ def _finished(job: Json) -> bool:
 
 
 def _owner(pod: Json) -> str:
-    owner: str = pod["metadata"]["ownerReferences"][0]["uid"]
+    owners = pod["metadata"].get("ownerReferences") or [{}]
+    owner: str = owners[0].get("uid", "")
     return owner
 
 
 def _rule(job: Json, pod: Json) -> tuple[str, int]:
     """Return what the Job's own podFailurePolicy says about a failed pod."""
-    codes = [item["state"]["terminated"]["exitCode"] for item in _containers(pod) if "terminated" in item["state"]]
+    ended = [item for item in _containers(pod) if "terminated" in item["state"]]
+    codes = [_exit_code(item) for item in ended]
     conditions = {item["type"] for item in pod["status"].get("conditions", [])}
     for rule in job["spec"]["podFailurePolicy"]["rules"]:
         if {item["type"] for item in rule.get("onPodConditions", [])} & conditions:
             return rule["action"], 0
-        for code in codes:
-            if code in rule.get("onExitCodes", {}).get("values", []):
-                return rule["action"], code
+        on_exit_codes = rule.get("onExitCodes", {})
+        for container in ended:
+            concerned = on_exit_codes.get("containerName", container["name"]) == container["name"]
+            if concerned and _exit_code(container) in on_exit_codes.get("values", []):
+                return rule["action"], _exit_code(container)
     return "Count", codes[-1] if codes else 0

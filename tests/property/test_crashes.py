@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from property.builders import PLATFORM
-from property.simulator import World
+from property.simulator import World, stage_at_work
 from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
 from tunemill_operator.kube.client import JOBS, Resource
@@ -200,11 +200,12 @@ class Story:
                 waiting.pop(0)[1](world)
                 continue
             for pod in world.live_pods():
-                earlier = running(pod)
+                earlier = stage_at_work(pod)
                 world.succeed(pod)
                 world.start(pod)
-                if running(pod) not in (None, earlier):
-                    starts[running(pod) or ""] += 1
+                present = stage_at_work(pod)
+                if present not in (None, earlier):
+                    starts[present or ""] += 1
             quiet = quiet if world.version == before else 0
             if quiet == REST and not waiting:
                 break
@@ -245,16 +246,9 @@ class _Clock:
 _clock = _Clock()
 
 
-def running(pod: Json) -> str | None:
-    """Return the stage that runs in a pod."""
-    status = pod["status"]
-    containers = [*status["initContainerStatuses"], *status["containerStatuses"]]
-    return next((item["name"] for item in containers if "running" in item["state"]), None)
-
-
 def runs(stage: Stage) -> Callable[[World], bool]:
     """Return whether a stage runs."""
-    return lambda world: any(running(pod) == stage.value for pod in world.live_pods())
+    return lambda world: any(stage_at_work(pod) is stage for pod in world.live_pods())
 
 
 def in_phase(phase: str) -> Callable[[World], bool]:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from property.builders import a_profile, a_spec, parsed
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.profile import Limits
+from tunemill_api.scalars import duration_seconds
 from tunemill_operator.engine.profiles import RefusedError, applied, check, given
 
 GPUS = st.integers(0, 16)
@@ -27,13 +28,26 @@ def parts(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]
 COMPUTE = parts(
     gpus=GPUS,
     trainerImage=NAMES,
-    serviceAccountName=NAMES,
-    priorityClassName=NAMES,
-    resources=parts(limits=DEVICES, requests=DEVICES),
-    prepareResources=parts(limits=DEVICES),
 )
+TEMPLATE = parts(
+    serviceAccountName=st.sampled_from(["", "a", "ab", "a.b", "default"]),
+    priorityClassName=st.sampled_from(["", "a", "ab", "x"]),
+    runtimeClassName=st.sampled_from(["", "a", "x"]),
+    resources=parts(limits=DEVICES, requests=DEVICES),
+    env=st.lists(st.just({"name": "A", "value": "1"}), max_size=1),
+)
+TEMPLATES = parts(prepare=TEMPLATE, train=TEMPLATE, publish=TEMPLATE)
 QUEUE = st.fixed_dictionaries({"name": st.just("q")}, optional={"priorityClass": st.sampled_from(["", "a", "ab", "x"])})
-WISHES = parts(compute=COMPUTE, maxGpuHours=HOURS, hub=parts(endpoint=HUBS), queue=QUEUE)
+RUNTIMES = st.sampled_from(["30m", "1.5h", "8h", "1d"])
+WISHES = parts(
+    compute=COMPUTE,
+    podTemplates=TEMPLATES,
+    maxGpuHours=HOURS,
+    maxRuntime=RUNTIMES,
+    retry=parts(limit=st.integers(0, 20)),
+    hub=parts(endpoint=HUBS),
+    queue=QUEUE,
+)
 LIMITS = parts(
     maxGpus=GPUS,
     maxGpuHours=HOURS,
@@ -42,6 +56,11 @@ LIMITS = parts(
     trainerImages=GLOBS,
     serviceAccounts=GLOBS,
     priorityClasses=GLOBS,
+    runtimeClasses=GLOBS,
+    podTemplateFields=st.lists(st.sampled_from(["env", "resources", "serviceAccountName"]), max_size=3, unique=True),
+    maxResources=st.dictionaries(st.sampled_from(["memory", "cpu"]), st.integers(0, 16), max_size=2),
+    maxRuntime=RUNTIMES,
+    maxRetries=st.integers(0, 20),
 )
 
 
@@ -58,26 +77,39 @@ def test_what_a_run_goes_by_never_exceeds_a_limit(
     except RefusedError:
         return
     assert_within(whole, profile.spec.limits, defaults)
+    allowed = limits.get("podTemplateFields")
+    for template in wish.get("podTemplates", {}).values():
+        for name, value in template.items():
+            assert allowed is None or name in allowed or value == {}
     assert given(spec, profile) == fields, "the same wish is always given the same"
 
 
 def assert_within(spec: FineTuneSpec, limits: Limits, defaults: dict[str, Any]) -> None:
     """Assert that a spec is within the limits, as a reader of the reference page would check it."""
-    compute = spec.compute
+    compute, templates = spec.compute, [spec.pod_templates.of(stage) for stage in ("prepare", "train", "publish")]
     if limits.max_gpus is not None:
         assert compute.gpus <= limits.max_gpus
     if limits.max_gpu_hours:
         assert Decimal(spec.max_gpu_hours) <= Decimal(limits.max_gpu_hours)
     if limits.max_gpus is not None or limits.max_gpu_hours:
-        presets = str(defaults.get("compute", {}))
-        for resources in (compute.resources, compute.prepare_resources):
-            assert all(name in presets for name in [*resources.requests, *resources.limits] if "/" in name)
+        presets = str(defaults.get("podTemplates", {}))
+        for template in templates:
+            used = [*template.resources.requests, *template.resources.limits]
+            assert all(name in presets for name in used if "/" in name)
+    if limits.max_runtime:
+        assert duration_seconds(spec.max_runtime) <= duration_seconds(limits.max_runtime)
+    assert limits.max_retries is None or spec.retry.limit <= limits.max_retries
+    for resource, most in (limits.max_resources or {}).items():
+        for template in templates:
+            assert int(template.resources.limits[resource]) <= int(most), "and there always is a limit"
+            assert int(template.resources.requests.get(resource, "0")) <= int(most)
     for allowed, name in (
         (limits.base_models, spec.base_model.id),
         (limits.hub_organizations, spec.publish.repository.split("/")[0]),
         (limits.trainer_images, compute.trainer_image),
-        (limits.service_accounts, compute.service_account_name),
-        (limits.priority_classes, compute.priority_class_name),
+        *((limits.service_accounts, template.service_account_name) for template in templates),
+        *((limits.priority_classes, template.priority_class_name) for template in templates),
+        *((limits.runtime_classes, template.runtime_class_name) for template in templates),
         (limits.priority_classes, spec.queue.priority_class if spec.queue else ""),
     ):
         assert allowed is None or not name or any(fnmatchcase(name, glob) for glob in allowed)

@@ -23,10 +23,10 @@ EDITS: list[dict[str, Any]] = [
     {"evaluation": {"onGateFailure": "Draft"}},
     {"evaluation": {"onGateFailure": "Hold"}},
     {"publish": {"repository": "acme/other"}},
-    {"compute": {"resources": {"limits": {"memory": "8Gi"}}}},
+    {"podTemplates": {"train": {"resources": {"limits": {"memory": "8Gi"}}}}},
     {"workspace": {"uri": "s3://elsewhere/"}},
-    {"deadline": "10m"},
-    {"deadline": "8h"},
+    {"maxRuntime": "10m"},
+    {"maxRuntime": "8h"},
     {"stallTimeout": "5m"},
     {"stallTimeout": "0s"},
     {"maxGpuHours": "0.3"},
@@ -58,6 +58,7 @@ REASONS = [
     Reason.STAGE_OUTPUT_MISSING,
     Reason.INTERRUPTED,
     Reason.CUDA_OUT_OF_MEMORY,
+    Reason.CUDA_UNAVAILABLE,
 ]
 
 
@@ -68,6 +69,7 @@ class Operation(RuleBasedStateMachine):
         super().__init__()
         self.world = World()
         self.data = "0123456789abcdef"
+        self.ended: tuple[str, Any] | None = None
 
     @rule(steps=st.sampled_from([None, None, None, 0, 1, 2]))
     def the_operator_reconciles(self, steps: int | None) -> None:
@@ -132,6 +134,27 @@ class Operation(RuleBasedStateMachine):
         """And may fall silent afterwards."""
         self.world.hear(self.world.live_pods()[0])
 
+    @rule(old_pods=st.booleans(), hears_ends=st.booleans())
+    def another_version_takes_over(self, *, old_pods: bool, hears_ends: bool) -> None:
+        """One that makes train an init container, or whose pods do not get through when train is done."""
+        self.world.old_pods, self.world.hears_ends = old_pods, hears_ends
+
+    @rule(native=st.sampled_from([[], ["mesh"]]), classic=st.sampled_from([[], ["log-agent"]]))
+    def a_policy_adds_sidecars_to_new_pods(self, native: list[str], classic: list[str]) -> None:
+        """Or no longer does."""
+        self.world.native_sidecars, self.world.classic_sidecars = native, classic
+
+    @rule()
+    def a_cleaner_deletes_ended_jobs(self) -> None:
+        """With their pods and all that these reported."""
+        self.world.clean_up()
+
+    @precondition(lambda self: self.world.jobs)
+    @rule()
+    def somebody_deletes_a_job(self) -> None:
+        """By hand, whatever it does."""
+        self.world.delete_job(next(iter(self.world.jobs.values())))
+
     @rule()
     def another_operator_takes_over(self) -> None:
         """It has heard nothing yet."""
@@ -184,9 +207,26 @@ class Operation(RuleBasedStateMachine):
 
     @invariant()
     def at_most_one_job_is_live(self) -> None:
-        """Two pods never write one checkpoint."""
-        assert len(self.world.live_jobs()) <= 1
-        assert len(self.world.live_pods()) <= 1
+        """Two pods never write one checkpoint. A pod in which only a sidecar is left writes none."""
+        observed = self.world.observed()
+        assert len(observed.busy_jobs()) <= 1
+        assert len([pod for pod in observed.pods if not pod.stages_ended]) <= 1
+
+    @invariant()
+    def what_has_ended_stays_as_it_ended(self) -> None:
+        """With the same reason, message and remedy, until somebody edits or asks, whatever is cleaned up meanwhile."""
+        status, wish = self.world.status, self.world.finetune.wish
+        if self.ended and self.ended[0] == wish:
+            assert status.failure == self.ended[1]
+        final = status.failure is not None and status.failure.final and self.world.finetune.begun
+        self.ended = (wish, status.failure) if final else None
+
+    @invariant()
+    def what_is_done_again_is_bounded(self) -> None:
+        """No counter passes the retry limit by more than the pod that ended the run."""
+        limit = 3
+        for stage in self.world.status.stages:
+            assert max(stage.recreations, stage.retries, stage.evictions, stage.stalls) <= limit + 1
 
     @invariant()
     def the_same_state_leads_to_nothing_new(self) -> None:
@@ -240,11 +280,12 @@ class Operation(RuleBasedStateMachine):
     def teardown(self) -> None:
         """When everybody leaves it alone and all goes well, it is published in the end, and then at rest."""
         world = self.world
+        world.native_sidecars, world.classic_sidecars = [], []
         world.profiles = ()
         for pod in world.live_pods():
             if "deletionTimestamp" in pod["metadata"]:  # its node is given up
                 world.lose(pod)
-        world.edit(suspend=False, deadline="1000h", stallTimeout="0s", maxGpuHours="", retrain=None)
+        world.edit(suspend=False, maxRuntime="1000h", stallTimeout="0s", maxGpuHours="", retrain=None)
         world.edit(evaluation={"gates": [{"metric": "exact_match", "min": "0.5"}]})
         world.request("at last")
         world.edit(evaluation={"maxRows": 77})

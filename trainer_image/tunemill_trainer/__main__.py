@@ -1,6 +1,7 @@
-"""The command line: one stage of a run, as a pod calls it, all four on one machine, and tools for data and replies.
+"""The command line: stages of a run, as pods call them, all four on one machine, and tools for data and replies.
 
 tunemill-trainer train --run-spec run.json --work /tmp/work
+tunemill-trainer stages train evaluate
 tunemill-trainer run finetune.yaml
 tunemill-trainer lint calls.jsonl
 tunemill-trainer score --rows rows.jsonl --outputs outputs.jsonl
@@ -43,6 +44,10 @@ def _do(options: argparse.Namespace) -> int:
         return lint_command.main(options)
     if options.command == "score":
         return score_command.main(options)
+    if options.command == "stages":
+        from tunemill_trainer.stages import supervisor
+
+        return supervisor.main([Stage(stage) for stage in options.stages], _given(options), options.report)
     from tunemill_trainer.stages import runner
 
     return runner.main(Stage(options.command), options.run_spec, options.work, options.report)
@@ -57,15 +62,13 @@ def _parser() -> argparse.ArgumentParser:
         (Stage.EVALUATE, "judge base and tuned model on the held-out rows"),
         (Stage.PUBLISH, "prove the adapter and push it to the Hub"),
     ):
-        command = commands.add_parser(stage, help=text, description=text)
-        command.add_argument(
-            "--run-spec", type=Path, default=Path(RUN_SPEC_PATH), help="the RunSpec (default: %(default)s)"
-        )
-        work = Path(os.environ.get(ENV_WORK, f"{STAGE_DIRECTORY}/work"))
-        command.add_argument("--work", type=Path, default=work, help="a folder to work in (default: %(default)s)")
-        command.add_argument(
-            "--report", type=Path, default=Path(TERMINATION_LOG), help="gets the StageReport (default: %(default)s)"
-        )
+        _add_stage_options(commands.add_parser(stage, help=text, description=text))
+    text = "run several stages, each in a process of its own, until one fails"
+    several = commands.add_parser("stages", help=text, description=text)
+    several.add_argument(
+        "stages", nargs="+", choices=[stage.value for stage in Stage], metavar="STAGE", help="in the order of the run"
+    )
+    _add_stage_options(several)
     run = commands.add_parser(
         "run", help="all four stages on this machine", description="All four stages on this machine."
     )
@@ -78,6 +81,31 @@ def _parser() -> argparse.ArgumentParser:
     text = "judge any model's raw replies against rows with their right answers"
     score_command.add_options(commands.add_parser("score", help=text, description=text))
     return parser
+
+
+def _add_stage_options(command: argparse.ArgumentParser) -> None:
+    for name, (default, text) in _stage_options().items():
+        command.add_argument(name, type=Path, default=default, help=f"{text} (default: %(default)s)")
+
+
+def _stage_options() -> dict[str, tuple[Path, str]]:
+    """Return the options of a stage with their defaults and what they are."""
+    return {
+        "--run-spec": (Path(RUN_SPEC_PATH), "the RunSpec"),
+        "--work": (Path(os.environ.get(ENV_WORK, f"{STAGE_DIRECTORY}/work")), "a folder to work in"),
+        "--report": (Path(TERMINATION_LOG), "gets the StageReport"),
+    }
+
+
+def _given(options: argparse.Namespace) -> list[str]:
+    """Return the options that are not the defaults: a stage of somebody else's making need not know them in a pod."""
+    values = {name: getattr(options, name.removeprefix("--").replace("-", "_")) for name in _stage_options()}
+    return [
+        text
+        for name, (default, _) in _stage_options().items()
+        if values[name] != default
+        for text in (name, str(values[name]))
+    ]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import TextIO, cast
 from urllib.parse import quote
@@ -66,6 +67,17 @@ class LineFormatter(logging.Formatter):
     def formatException(self, ei: object) -> str:  # noqa: N802 - logging's name
         """Return the traceback, indented."""
         return "  " + super().formatException(ei).replace("\n", "\n  ")  # type: ignore[arg-type] # logging's own type has no name
+
+
+def log_to_stdout() -> None:
+    """Have what this process logs printed, one line a message."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    for noisy in ("botocore", "boto3", "s3transfer", "urllib3", "httpx", "httpx2", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    # They are for the authors of the libraries, not for users.
+    warnings.simplefilter("ignore", FutureWarning)
 
 
 @contextlib.contextmanager

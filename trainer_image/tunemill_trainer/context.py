@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunemill_api import keys
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.status import PreparedFacts
 
+from tunemill_trainer import output_keys
 from tunemill_trainer.credentials import Credentials
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.model_cache import ModelCache
@@ -61,16 +61,16 @@ class StageContext:
     @property
     def train_key(self) -> str:
         """The key of the adapter."""
-        return keys.train_key(self.prepared.key, self.spec)
+        return output_keys.train(self.run, self.prepared.key)
 
     @property
     def evaluate_key(self) -> str:
-        """The key of the adapter's judgement."""
-        return keys.evaluate_key(self.train_key, self.spec, self.run.rival)
+        """The key of the adapter's evaluation."""
+        return output_keys.evaluate(self.run, self.prepared.key)
 
     def publish_key(self, *, draft: bool) -> str:
         """Return the key of the published model, or of its draft."""
-        return keys.publish_key(self.evaluate_key, self.spec, draft=draft)
+        return output_keys.publish(self.run, self.prepared.key, draft=draft)
 
     def folder(self, name: str) -> Path:
         """Return a folder below the work folder, made when it is not there."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 from tunemill_api import compute as api
 from tunemill_api.constants import MODEL_CACHE_PATH
+from tunemill_api.scalars import quantity_value
 
 if TYPE_CHECKING:
     from huggingface_hub import CachedRepoInfo, CachedRevisionInfo
@@ -42,7 +43,7 @@ class ModelCache:
     def mounted(cls, wish: api.ModelCache) -> Self | None:
         """Return the cache of this pod; None when there is none, as on one machine."""
         folder = Path(MODEL_CACHE_PATH)
-        return cls(folder, wish.max_gib << 30) if wish.persistent_volume_claim and folder.is_dir() else None
+        return cls(folder, int(quantity_value(wish.max_size))) if wish.claim_name and folder.is_dir() else None
 
     def hold(self, model_id: str, commit: str) -> None:
         """Keep every pod from removing a revision of the model until this process ends, and mark one as used now."""

@@ -1,8 +1,8 @@
 """Progress of the running stage, told to the operator and to the log.
 
 Speaks Kubeflow's status protocol (KEP-2779) as Transformers' KubeflowCallback does: `{"trainerStatus": {…}}` by POST,
-with a token for this purpose alone. All stages report through here and nothing else does. Reports are a courtesy: one
-that cannot be delivered never disturbs the work.
+with a token for this purpose alone. Beside it stands the `stage`, as train and evaluate share a pod. All stages report
+through here and nothing else does. Reports are a courtesy: one that cannot be delivered never disturbs the work.
 """
 
 import json
@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http.client import HTTPException
 from pathlib import Path
 from typing import Self
 from urllib.error import URLError
@@ -49,6 +50,29 @@ class Destination:
         if not all(values) or not values[0].startswith("https://"):
             return None
         return cls(values[0], Path(values[1]), Path(values[2]))
+
+
+def post(destination: Destination, body: Mapping[str, object]) -> bool:
+    """Send a body to the operator; tell whether it was taken."""
+    try:
+        request = urllib.request.Request(  # noqa: S310 - Destination takes nothing but https
+            destination.url,
+            data=json.dumps(body).encode(),
+            headers={
+                "Authorization": f"Bearer {destination.token.read_text(encoding='utf-8').strip()}",
+                "Content-Type": "application/json",
+            },
+        )
+        # The operator is inside the cluster: a proxy for the way out must not see the token.
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}),
+            urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=str(destination.ca))),
+        )
+        opener.open(request, timeout=_TIMEOUT_SECONDS).close()
+    except (URLError, OSError, ValueError, HTTPException) as error:
+        _log.debug("a progress report was not delivered: %s", error)
+        return False
+    return True
 
 
 class Progress:
@@ -122,23 +146,5 @@ class Progress:
                 self._changed.wait_for(lambda: self._closed, timeout=self._interval)
 
     def _send(self, status: Mapping[str, object]) -> None:
-        destination = self._destination
-        if destination is None:
-            return
-        try:
-            request = urllib.request.Request(  # noqa: S310 - Destination takes nothing but https
-                destination.url,
-                data=json.dumps({"trainerStatus": status}).encode(),
-                headers={
-                    "Authorization": f"Bearer {destination.token.read_text(encoding='utf-8').strip()}",
-                    "Content-Type": "application/json",
-                },
-            )
-            # The operator is inside the cluster: a proxy for the way out must not see the token.
-            opener = urllib.request.build_opener(
-                urllib.request.ProxyHandler({}),
-                urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=str(destination.ca))),
-            )
-            opener.open(request, timeout=_TIMEOUT_SECONDS).close()
-        except (URLError, OSError, ValueError) as error:
-            _log.debug("a progress report was not delivered: %s", error)
+        if self._destination is not None:
+            post(self._destination, {"stage": self._stage, "trainerStatus": status})

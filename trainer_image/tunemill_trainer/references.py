@@ -15,6 +15,7 @@ from tunemill_api import keys
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage
 
+from tunemill_trainer import output_keys
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.workspace import Workspace
 
@@ -33,14 +34,14 @@ def refer(workspace: Workspace, run: RunSpec, prepared: str) -> None:
         run: the run.
         prepared: the key of prepare's output.
     """
-    train = keys.train_key(prepared, run.spec)
-    evaluate = keys.evaluate_key(train, run.spec, run.rival)
+    evaluate = output_keys.evaluate(run, prepared)
     used = [
         (Stage.PREPARE, prepared),
-        (Stage.TRAIN, train),
-        (BASE_REPLIES, keys.base_judgement_key(prepared, run.spec)),
+        (Stage.TRAIN, output_keys.train(run, prepared)),
+        (BASE_REPLIES, keys.base_evaluation_key(prepared, run.spec)),
         (Stage.EVALUATE, evaluate),
-        (Stage.PUBLISH, keys.publish_key(evaluate, run.spec)),
+        (Stage.PUBLISH, output_keys.publish(run, prepared, draft=False)),
+        # Before the evaluation it is not known which of the two there will be.
         (Stage.PUBLISH, keys.publish_key(evaluate, run.spec, draft=True)),
     ]
     if run.rival and run.rival.train:

@@ -149,7 +149,7 @@ def _explained(error: BaseException, uri: str, field: str) -> StageError:
         return StageError(
             Reason.CREDENTIALS_MISSING,
             f"{uri} ({field}.uri) needs credentials and the pod has none: {error}; set {field}.credentialsSecretRef, "
-            "or give the pod an identity with spec.compute.serviceAccountName",
+            "or give the pod an identity with serviceAccountName in spec.podTemplates",
         )
     return StageError(Reason.S3_UNREACHABLE, f"could not reach the S3 server of {uri} (see {field}.endpoint): {error}")
 

@@ -1,15 +1,26 @@
 """The request to stop: SIGTERM of a pod that is drained, preempted or suspended, Ctrl-C on one machine."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from tunemill_api.constants import ENV_GRACE_SECONDS
+
 from tunemill_trainer.errors import Interrupted
 
 GRACE_SECONDS = 50.0
-"""How long a stage may take to stop by itself; below the pods' terminationGracePeriodSeconds of 60."""
+"""How long a stage may take to stop where the pod does not say: below Tunemill's default grace period of 60 s."""
+
+
+def grace_seconds() -> float:
+    """Return how long a stage may take to stop by itself after SIGTERM, which the operator sets for the pod."""
+    try:
+        return max(0.0, float(os.environ[ENV_GRACE_SECONDS]))
+    except (KeyError, ValueError):
+        return GRACE_SECONDS
 
 
 class StopSignal:
@@ -33,7 +44,7 @@ class StopSignal:
             raise Interrupted
 
     @contextmanager
-    def listening(self, when_late: Callable[[], None], grace_seconds: float = GRACE_SECONDS) -> Iterator[None]:
+    def listening(self, when_late: Callable[[], None], grace_seconds: float) -> Iterator[None]:
         """Turn SIGTERM and SIGINT into a request to stop until the block ends.
 
         Args:

@@ -1,15 +1,15 @@
 """Reads off the pods of a Job how far one stage is: its attempts, what cut them short, its report."""
 
+from dataclasses import replace
 from datetime import datetime
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from tunemill_api.failures import ExitCode, Reason
-from tunemill_api.plain_text import parsed
 from tunemill_api.stage_report import Stage, StageReport
 from tunemill_api.status import CutShort, StageState, StageStatus
 
-from tunemill_operator.engine.objects import Container, Job, Pod
-from tunemill_operator.engine.observe import Observed
+from tunemill_operator.engine.objects import Container, Ended, Job, Pod, end_within, reports_of
+from tunemill_operator.engine.observe import Observed, Progress
 
 ON_GPU = (Stage.TRAIN, Stage.EVALUATE)
 """The stages whose pod holds the GPUs."""
@@ -23,24 +23,28 @@ FACT_OF = {
 
 
 def report_of(container: Container) -> StageReport | None:
-    """Return the report that a container left as its termination message; None when it left none."""
-    if container.ended is None or not container.ended.message.startswith("{"):
-        return None
-    try:
-        report = parsed(StageReport, container.ended.message)
-    except ValidationError:  # what a stage prints may look like JSON too: no report then, and the message is shown
-        return None
-    return report if report.stage == container.name else None
+    """Return the report of the container's stage in its termination message; None when there is none."""
+    return next((report for report in reports_of(container) if report.stage == container.name), None)
 
 
 def read(
-    entry: StageStatus, stage: Stage, job: Job, observed: Observed, gpus: int, now: datetime
+    entry: StageStatus, stage: Stage, job: Job, observed: Observed, gpus: int, now: datetime, train: StageStatus
 ) -> tuple[StageStatus, BaseModel | None]:
-    """Return the entry and the facts that the containers of the Job's pods tell."""
+    """Return the entry and the facts that the containers of the Job's pods tell.
+
+    Args:
+        entry: what is recorded about the stage.
+        stage: which one.
+        job: the Job that works on it.
+        observed: its pods, and what they have reported.
+        gpus: of each pod.
+        now: the time.
+        train: what is known about train, which evaluate may share a container with.
+    """
     entry = entry.model_copy(update={"job": job.meta.name})
     starts = set()
     for pod in observed.pods_of(job):
-        run = pod.container(stage)
+        run = _run_of(stage, pod, entry.key, train, observed.progress, now)
         if run is None or run.started_at is None:
             continue
         starts.add(run.started_at)
@@ -50,6 +54,31 @@ def read(
         if run.ended and run.ended.exit_code == 0 and report and fact:
             return entry.model_copy(update={"state": StageState.SUCCEEDED, "executed": report.executed}), fact
     return (entry if entry.started_at in starts else _gone(entry, job, now)), None
+
+
+def _run_of(
+    stage: Stage, pod: Pod, key: str, train: StageStatus, progress: Progress | None, now: datetime
+) -> Container | None:
+    """Return the run of a stage in a pod: the container of its name, or its part of the container of several."""
+    own = pod.container(stage)
+    if not pod.shared:
+        return own
+    if stage is Stage.TRAIN:
+        done = progress.report if progress and progress.pod == pod.meta.uid else None
+        heard = done is not None and done.stage is stage and done.key == key and done.trained is not None
+        if done is None or not heard or own is None or not own.running or pod.terminal:
+            return own
+        ended = Ended(0, "Completed", done.termination_message(), end_within(own, done, now))
+        return replace(own, ended=ended)
+    whole = pod.container(Stage.TRAIN)
+    if whole is None or whole.started_at is None or train.state is not StageState.SUCCEEDED:
+        return None
+    if train.started_at and whole.started_at < train.started_at:
+        return None  # it ended before train was done
+    # A pod that came after the one in which train was done is here for evaluate, as long as it runs.
+    began = train.finished_at if whole.started_at == train.started_at else whole.started_at
+    run = own or replace(whole, name=stage.value)
+    return replace(run, started_at=max(began or whole.started_at, whole.started_at))
 
 
 def _gone(entry: StageStatus, job: Job, now: datetime) -> StageStatus:
@@ -81,9 +110,11 @@ def _with_run(
 def _counted(entry: StageStatus, run: Container, pod: Pod) -> StageStatus:
     """Return the entry with what cut its last run short, if that is of a kind that is counted."""
     code = run.ended.exit_code if run.ended else None
+    if code != 0 and pod.reason == "Evicted":
+        return entry.model_copy(update={"evictions": entry.evictions + 1, "cut_short": CutShort.EVICTED})
     if code != 0 and entry.name in ON_GPU and _needed_memory(run):
         return entry.model_copy(update={"memory_kills": entry.memory_kills + 1, "cut_short": CutShort.OUT_OF_MEMORY})
-    if code == ExitCode.INTERRUPTED or (code != 0 and pod.disrupted and pod.reason != "Evicted"):
+    if code == ExitCode.INTERRUPTED or (code != 0 and pod.disrupted):
         return entry.model_copy(update={"preemptions": entry.preemptions + 1, "cut_short": CutShort.PREEMPTED})
     return entry
 

@@ -5,21 +5,35 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 
-from tunemill_api import gates, keys
+from tunemill_api import gates, keys, keys_before_forms
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.stage_report import Stage
-from tunemill_api.status import GateFacts, RunStatus
+from tunemill_api.status import FailureStatus, FineTuneStatus, GateFacts, Phase, RunStatus
 
+from tunemill_operator.engine.failures import Cause
 from tunemill_operator.engine.objects import FineTune, Job, Pod
 from tunemill_operator.engine.observe import Observed, Progress, owned
 from tunemill_operator.engine.pods import image_of
+from tunemill_operator.engine.retries import requested_again
 from tunemill_operator.engine.stages import Ledger, Work, newest_report, recall
 from tunemill_operator.engine.terms import Terms
 from tunemill_operator.engine.volumes import Platform
 
-LASTING = frozenset({Reason.EVICTED, Reason.NO_PROGRESS, Reason.OUT_OF_MEMORY})
-"""Failures that stay until somebody asks, although the Job that showed them is deleted."""
+_ALWAYS_FINAL = frozenset(
+    {
+        Reason.DEADLINE_EXCEEDED,
+        Reason.EVICTED,
+        Reason.GATE_NOT_PASSED,
+        Reason.GPU_HOURS_SPENT,
+        Reason.NO_PROGRESS,
+        Reason.NODE_REJECTED_POD,
+        Reason.OUT_OF_MEMORY,
+        Reason.POD_LOST,
+        Reason.STAGE_OUTPUT_MISSING,
+    }
+)
+"""Failures that end a run without an exit code of a container. Operators before the field `final` wrote them."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +86,44 @@ class Case:
 
     @property
     def as_asked(self) -> bool:
-        """Whether the due Job was made for the object as it is: if so, its failure is not tried again unasked."""
-        finetune, job = self.finetune, self.job
-        return job is not None and (job.generation, job.asked) == (finetune.generation, finetune.asked)
+        """Whether the due Job was made for the object as it is: if so, its failure is not tried again unasked.
 
-    def concluded(self, generation: int) -> bool:
-        """Tell whether what was concluded for that generation still holds: nobody has edited or asked again since."""
-        entries = {entry.name: entry for entry in self.finetune.status.stages}
-        request = self.ledger.wanted[Stage.PREPARE]
-        recorded = entries.get(Stage.PREPARE)
-        return generation == self.finetune.generation and recorded is not None and recorded.key == request
+        A Job from which something has removed the annotations counts as such, or it would be replaced for ever.
+        """
+        finetune, job = self.finetune, self.job
+        if job is None:
+            return False
+        return not job.generation or (job.generation, job.asked) == (finetune.generation, finetune.asked)
+
+    @property
+    def final_failure(self) -> FailureStatus | None:
+        """The failure that has ended the run; None when there is none, or when somebody has edited or asked since."""
+        failure, before = self.finetune.status.failure, self.finetune.status
+        if (
+            failure is None
+            or not _ended_with(before, failure)
+            or failure.observed_generation != self.finetune.generation
+        ):
+            return None
+        if before.run is not None and before.run.request_token:
+            return failure if self.finetune.begun else None
+        # An older operator recorded no token: the key of prepare holds what was asked for.
+        keys_before = {entry.name: entry.key for entry in before.stages}
+        same = keys_before.get(Stage.PREPARE) == self.ledger.wanted[Stage.PREPARE]
+        return failure if same else None
+
+    def trouble_since(self, cause: Cause) -> datetime:
+        """Return since when trouble that may pass by itself keeps the run from continuing."""
+        before = self.finetune.status
+        if before.trouble_since:
+            return before.trouble_since
+        return self.stalled_since if before.failure and before.failure.reason == cause.reason else self.now
+
+    @property
+    def stalled_since(self) -> datetime:
+        """Since when the object is Stalled; now when it is not."""
+        stalled = next((each for each in self.finetune.status.conditions if each.type == "Stalled"), None)
+        return stalled.last_transition_time if stalled and stalled.status == "True" else self.now
 
     @property
     def live_progress(self) -> Progress | None:
@@ -97,18 +139,27 @@ class Case:
         That is so for a stage that was never heard: its reports may not get through, or it is not of our making. Time
         in which nobody listened does not count.
         """
-        live = self.live_progress
-        heard = newest_report(self.ledger, [live.status if live else None, self.finetune.status.trainer_status])
+        heard = newest_report(self.ledger, self.live_progress, self.finetune.status)
         listening = self.platform.listening_since
         if heard is None or heard.last_updated_time is None or listening is None:
             return None
         return self.now - max(heard.last_updated_time, listening)
 
     @cached_property
+    def run_inputs(self) -> str:
+        """What the spec asks of all stages, as a hash."""
+        return keys.run_inputs(self.ledger.entries[Stage.PREPARE].inputs, self.spec)
+
+    @cached_property
     def run_id(self) -> str:
-        """The run's id, which follows from everything that a stage depends on."""
-        train = keys.train_key(self.ledger.wanted[Stage.PREPARE], self.spec)
-        return keys.publish_key(keys.evaluate_key(train, self.spec), self.spec)[:8]
+        """The run's id: the recorded one as long as the same is asked for, else the first digits of the inputs."""
+        before = self.finetune.status.run
+        if before and before.inputs == self.run_inputs:
+            return before.id
+        # An operator that recorded no inputs computed the id in another way.
+        if before and not before.inputs and before.id == keys_before_forms.run_id(self.spec, self.finetune.asked):
+            return before.id
+        return self.run_inputs[:8]
 
     def run(self, ledger: Ledger, *, renewed: bool) -> RunStatus:
         """Return the run for the status; `renewed` says that a Job is created with the present image."""
@@ -117,7 +168,8 @@ class Case:
         prepared = ledger.facts.prepared if ledger.done(Stage.PREPARE) else None
         return RunStatus(
             id=self.run_id,
-            wish=self.finetune.wish,
+            inputs=self.run_inputs,
+            request_token=self.finetune.request_token,
             started_at=same.started_at if same else self.now,
             base_model_revision=prepared.base_model_revision if prepared else "",
             dataset_digest=prepared.dataset_digest if prepared else "",
@@ -160,11 +212,22 @@ def case_of(finetune: FineTune, terms: Terms, observed: Observed, platform: Plat
     ledger = recall(finetune, spec, observed, now)
     evaluation = ledger.facts.evaluation if ledger.done(Stage.EVALUATE) else None
     decisions = gates.decide(spec.evaluation.gates, evaluation) if evaluation else []
+    if not finetune.begun:
+        ledger = requested_again(ledger, {job.meta.name for job in observed.jobs})
     case = Case(finetune, terms, observed, platform, now, ledger, decisions, ledger.due())
     before = finetune.status.failure
-    if before and before.reason in LASTING and not case.concluded(before.observed_generation):
+    if before and _ended_with(finetune.status, before) and case.final_failure is None:
         return replace(case, ledger=ledger.pardoned())
     return case
+
+
+def _ended_with(status: FineTuneStatus, failure: FailureStatus) -> bool:
+    """Tell whether a run has ended with the failure in its status."""
+    if failure.final is not None:
+        return failure.final
+    # What a container reported or ended with has an exit code; what keeps a pod from starting has none.
+    by_itself = failure.exit_code is None and failure.reason not in _ALWAYS_FINAL
+    return status.phase in {Phase.FAILED, Phase.HELD} and not by_itself
 
 
 def _shown_seconds(ledger: Ledger, now: datetime) -> int:

@@ -38,9 +38,9 @@ def status_of(
     history: Sequence[PastRun],
 ) -> FineTuneStatus:
     """Return the whole status. The time of the case is used only for what changes with this status."""
-    finetune, progress = case.finetune, case.live_progress
+    finetune = case.finetune
     # After a restart of the operator the figures are those of the status.
-    trainer = newest_report(ledger, [progress.status if progress else None, finetune.status.trainer_status])
+    trainer = newest_report(ledger, case.live_progress, finetune.status)
     figures = ledger.facts.evaluation if ledger.done(Stage.EVALUATE) else None
     exact = next((metric for metric in figures.metrics if metric.name == Metric.EXACT_MATCH), None) if figures else None
     pushed = ledger.facts.published
@@ -69,6 +69,7 @@ def status_of(
         serving=made.serving if made else finetune.status.serving,
         draft=draft,
         failure=situation.failure,
+        trouble_since=situation.trouble_since,
         history=list(history),
         incumbent=_incumbent(finetune, ledger),
         rival=ledger.rival or finetune.status.rival,
@@ -100,6 +101,7 @@ def status_of_invalid(finetune: FineTune, situation: Situation, now: datetime, *
             "phase": situation.phase,
             "conditions": conditions,
             "failure": situation.failure,
+            "trouble_since": None,
             "stages": [at_rest(entry, now) if stops else entry for entry in finetune.status.stages],
         }
     )

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tunemill_api.status import ConditionType, CutShort, FineTuneStatus
+from tunemill_api.status import ConditionType, CutShort, FineTuneStatus, SuspectNode
 
 from tunemill_operator.engine.situation import NOT_BETTER
 
@@ -17,10 +17,13 @@ _MILESTONES = (
 )
 
 _CUT_SHORT = {
-    CutShort.PREEMPTED: "was stopped from outside, which costs no retry; train goes on from its last checkpoint",
+    CutShort.PREEMPTED: "was preempted, which is not counted as a retry; train continues from its last checkpoint",
     CutShort.NO_PROGRESS: "made no progress for spec.stallTimeout and is stopped",
     CutShort.OUT_OF_MEMORY: "needed more memory than its limit; the next one computes half as much at once",
+    CutShort.EVICTED: "was evicted by the kubelet, because its node ran out of memory or disk",
+    CutShort.FAILED: "failed while a sidecar kept it running; its Job is replaced, which counts as a retry",
 }
+"""What is told of a pod that ended early. The event about a suspect node has more to say: its name."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ def announcements(before: FineTuneStatus, after: FineTuneStatus) -> tuple[Announ
     return (
         *_looked_again(before, after),
         *_cut_short(before, after),
+        *_suspected(before, after),
         *_admitted(before, after),
         *_reached(before, after),
         *_failed(before, after),
@@ -65,9 +69,24 @@ def _reached(before: FineTuneStatus, after: FineTuneStatus) -> Iterator[Announce
 def _cut_short(before: FineTuneStatus, after: FineTuneStatus) -> Iterator[Announcement]:
     old = {entry.name: (entry.attempts, entry.cut_short) for entry in before.stages}
     for entry in after.stages:
-        if entry.cut_short and old.get(entry.name) != (entry.attempts, entry.cut_short):
-            message = f"pod {entry.attempts} of {entry.name} {_CUT_SHORT[entry.cut_short]}"
-            yield Announcement("Warning", entry.cut_short.value, message)
+        what = _CUT_SHORT.get(entry.cut_short) if entry.cut_short else None
+        if entry.cut_short and what and old.get(entry.name) != (entry.attempts, entry.cut_short):
+            yield Announcement("Warning", entry.cut_short.value, f"pod {entry.attempts} of {entry.name} {what}")
+
+
+def _suspected(before: FineTuneStatus, after: FineTuneStatus) -> Iterator[Announcement]:
+    for stage, node, _ in new_node_failures(before, after):
+        message = f"pod {node.pod} of {stage} failed on node {node.name} ({node.reason}): check the node"
+        yield Announcement("Warning", "SuspectNode", f"{message}. Another node is tried within spec.retry.limit")
+
+
+def new_node_failures(before: FineTuneStatus, after: FineTuneStatus) -> Iterator[tuple[str, SuspectNode, int]]:
+    """Yield the stages and suspect nodes with the number of failures that are not in the status before."""
+    known = {(entry.name, node.name): node.failures for entry in before.stages for node in entry.suspect_nodes}
+    for entry in after.stages:
+        for node in entry.suspect_nodes:
+            if (new := node.failures - known.get((entry.name, node.name), 0)) > 0:
+                yield entry.name, node, new
 
 
 def _admitted(before: FineTuneStatus, after: FineTuneStatus) -> Iterator[Announcement]:

@@ -6,9 +6,9 @@ a Secret that is not there) is read off the objects here.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from tunemill_api.failures import FAILURES, ExitCode, Reason
+from tunemill_api.failures import FAILURES, Actor, ExitCode, Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.plain_text import plain
 from tunemill_api.status import FailureStatus
@@ -23,16 +23,29 @@ MESSAGE_LENGTH = 1000
 """Characters of a message; an event takes 1024."""
 
 _IMAGE_REASONS = {
-    "ErrImagePull",
-    "ImagePullBackOff",
-    "InvalidImageName",
-    "ErrImageNeverPull",
-    "ImageInspectError",
-    "RegistryUnavailable",
-    "SignatureValidationFailed",
+    "ErrImagePull": True,
+    "ImagePullBackOff": True,
+    "ImageInspectError": True,
+    "RegistryUnavailable": True,
+    "InvalidImageName": False,
+    "ErrImageNeverPull": False,
+    "SignatureValidationFailed": False,
 }
+"""Why a container waits for its image, and whether the kubelet may get it at another try."""
 _REJECTED = re.compile("OutOf|UnexpectedAdmissionError|NodeAffinity|TopologyAffinityError|Preempting|AppArmor|PodOS")
 """Reasons with which a kubelet fails a pod before it starts anything; DisruptionTarget is not set then."""
+_DEVICE_PLUGIN = "UnexpectedAdmissionError"
+"""The reason of a pod to which a device plugin did not give what it had promised to the scheduler."""
+BAD_NODE_REASONS = frozenset({Reason.CUDA_UNAVAILABLE, Reason.DISK_FULL})
+"""Failures that point to the node: the run continues on another one."""
+_RETRIES_USED_UP = (
+    "The retries of spec.retry.limit are used up: set the annotation tunemill.dev/requested-at to a new value to try "
+    "again."
+)
+_REPORT_GONE = (
+    "Read the log of the pod where logs are collected, then set the annotation tunemill.dev/requested-at to a new "
+    "value to run the stage again."
+)
 _START_REASONS = {"StartError", "ContainerCannotRun", "RunContainerError", "CreateContainerError"}
 
 
@@ -46,9 +59,11 @@ class Cause:
     remedy: str = ""
     """Empty means the taxonomy's."""
     exit_code: int | None = None
+    transient: bool = False
+    """Whether it often passes by itself within seconds: a throttled registry, a webhook that restarts."""
 
-    def status(self, generation: int) -> FailureStatus:
-        """Return it as it stands in the status."""
+    def status(self, generation: int, *, final: bool = False) -> FailureStatus:
+        """Return it as it stands in the status; `final` when the run has ended with it."""
         known = FAILURES[self.reason]
         return FailureStatus(
             stage=self.stage,
@@ -59,14 +74,24 @@ class Cause:
             actor=known.actor,
             retryable=known.retryable,
             observed_generation=generation,
+            final=final,
         )
+
+    def after_retries(self) -> "Cause":
+        """Return it as the end of a run: a remedy that promises another retry would be wrong."""
+        known = FAILURES[self.reason]
+        promises = not self.remedy and known.retryable and known.actor is Actor.NOBODY
+        return replace(self, remedy=_RETRIES_USED_UP) if promises else self
 
 
 def of_pod(pod: Pod) -> Cause | None:
-    """Return why a pod failed; None when it has not."""
-    if pod.phase != "Failed":
+    """Return why a pod failed; None when it has not.
+
+    A pod has failed with its stage: a sidecar may keep it running for long after that.
+    """
+    container = pod.failed_stage
+    if pod.phase != "Failed" and container is None:
         return None
-    container = next((item for item in pod.containers if item.ended and item.ended.exit_code), None)
     stage = _stage_at_work(pod)
     if pod.reason == "Evicted":
         return Cause(stage, Reason.EVICTED, pod.message or "the kubelet evicted the pod")
@@ -74,19 +99,41 @@ def of_pod(pod: Pod) -> Cause | None:
         where = f"node {pod.node}" if pod.node else "the node"
         return Cause(stage, Reason.NODE_REJECTED_POD, f"{where} rejected the pod: {pod.reason}: {pod.message}")
     if container is None:
-        said = pod.message or pod.reason or pod.disrupted
-        return Cause(stage, Reason.POD_LOST, f"pod {pod.meta.name} ended without a word{f': {said}' if said else ''}")
+        return _of_other_container(pod, stage) or _of_lost_pod(pod, stage)
     return _of_container(container, pod)
+
+
+def on_bad_node(pod: Pod) -> bool:
+    """Tell whether a pod failed for a reason that points to its node."""
+    if not pod.node:
+        return False
+    cause = of_pod(pod)
+    rejected = pod.phase == "Failed" and pod.reason == _DEVICE_PLUGIN
+    return cause is not None and (cause.reason in BAD_NODE_REASONS or rejected)
 
 
 def of_failed_job(work: Work, job: Job, pods: Sequence[Pod]) -> Cause:
     """Return why a Job failed: what its last failed pod says, else what the Job controller says."""
     causes = [cause for pod in pods if not pod.disrupted and (cause := of_pod(pod))]
     if causes:
-        return causes[-1]
+        return causes[-1].after_retries()
     code = re.search(r"exit code (\d+)", job.failed_message)
     message = f"Job {job.meta.name} failed ({job.failed_reason}): {job.failed_message}; its pods are gone"
-    return Cause(work.stages[0], Reason.POD_LOST, message, exit_code=int(code[1]) if code else None)
+    return Cause(work.stages[0], Reason.POD_LOST, message, _REPORT_GONE, int(code[1]) if code else None)
+
+
+def of_lost_report(work: Work, job: Job, times: int) -> Cause:
+    """Return the failure of a Job that completes again and again while its pods, and so its report, are not seen."""
+    message = (
+        f"Job {job.meta.name} is complete, but its pods are gone and their report with them; this happened {times}"
+    )
+    return Cause(work.stages[0], Reason.REPORT_LOST, f"{message} times")
+
+
+def of_deleted_job(work: Work, name: str, times: int) -> Cause:
+    """Return the failure of a run whose Job is deleted again and again."""
+    message = f"Job {name} was deleted {times} times before its stages had ended, and not by the operator"
+    return Cause(work.stages[0], Reason.JOB_DELETED, message)
 
 
 def of_unreported(work: Work, job: Job) -> Cause:
@@ -106,9 +153,9 @@ def of_refusal(work: Work, name: str, refusal: Refusal) -> Cause:
     if refusal.taken:
         return Cause(stage, Reason.NAME_CONFLICT, f"a Job {name} exists and belongs to something else")
     if "exceeded quota" in refusal.message:
-        return Cause(stage, Reason.QUOTA_EXCEEDED, refusal.message)
+        return _of_quota(work, refusal.message)
     if refusal.code >= 500:
-        return Cause(stage, Reason.WEBHOOK_UNAVAILABLE, refusal.message)
+        return Cause(stage, Reason.WEBHOOK_UNAVAILABLE, refusal.message, transient=True)
     if refusal.code == 403:
         return Cause(stage, Reason.POD_REJECTED, refusal.message)
     return Cause(stage, Reason.INVALID_SPEC, f"the API server refuses the Job {name}: {refusal.message}")
@@ -122,13 +169,11 @@ def blocking(spec: FineTuneSpec, work: Work, job: Job, observed: Observed) -> Ca
             field = field_of(spec, "models")
             message = f'the PersistentVolumeClaim "{claim[1]}" of {field} does not exist'
             return Cause(work.stages[0], Reason.CLAIM_NOT_FOUND, message)
-        for container in pod.containers:
-            if container.waiting_reason in _IMAGE_REASONS:
-                return _of_image(container)
-            if container.waiting_reason == "CreateContainerConfigError":
-                return _of_missing(container.name, container.waiting_message, spec)
-            if container.waiting_reason in _START_REASONS:
-                return _of_start(container.name, container.waiting_message)
+        # Once a stage runs, a sidecar that cannot start holds it up no more.
+        waiting = pod.stages if any(item.started_at for item in pod.stages) else pod.containers
+        for container in waiting:
+            if cause := _of_waiting(container, work, spec):
+                return cause
     complaints = observed.complaints_about([job.meta.uid] if not live else [pod.meta.uid for pod in live])
     return next((cause for item in complaints if (cause := _of_complaint(item, work, spec))), None)
 
@@ -146,9 +191,9 @@ def lacking(unschedulable: str) -> str:
     if resources := sorted(set(re.findall(r"Insufficient ([\w./-]+\w)", unschedulable))):
         found.append(f"no node has enough free {', '.join(resources)}")
     if re.search(r"didn't match Pod's node affinity|didn't match node selector", unschedulable):
-        found.append("nodes do not match spec.compute.nodeSelector or affinity")
+        found.append("nodes do not match nodeSelector or affinity of spec.podTemplates")
     if taints := sorted(set(re.findall(r"untolerated taint\(?s?\)? (\{[^}]*\})", unschedulable))):
-        found.append(f"spec.compute.tolerations has nothing for {', '.join(taints)}")
+        found.append(f"tolerations of spec.podTemplates have nothing for {', '.join(taints)}")
     if "unbound immediate PersistentVolumeClaims" in unschedulable:
         found.append("the claim of spec.compute.modelCache has no volume yet")
     return "; ".join(found)
@@ -165,8 +210,24 @@ def shortened(message: str) -> str:
 
 def _stage_at_work(pod: Pod) -> str:
     """Return the name of the container that was at work, or that was to begin."""
-    open_ones = [item.name for item in pod.containers if not (item.ended and item.ended.exit_code == 0)]
+    open_ones = [item.name for item in pod.stages if not (item.ended and item.ended.exit_code == 0)]
     return open_ones[0] if open_ones else "prepare"
+
+
+def _of_other_container(pod: Pod, stage: str) -> Cause | None:
+    """Return that a container which is no stage has failed the pod."""
+    other = next((item for item in pod.containers if item.ended and item.ended.exit_code), None)
+    if other is None or other.ended is None or pod.disrupted:
+        return None
+    said = f"; last output: {other.ended.message}" if other.ended.message else ""
+    message = f"container {other.name}, which is not from Tunemill, failed with exit code {other.ended.exit_code}{said}"
+    return Cause(stage, Reason.SIDECAR_FAILED, message, exit_code=other.ended.exit_code)
+
+
+def _of_lost_pod(pod: Pod, stage: str) -> Cause:
+    said = pod.message or pod.reason or pod.disrupted
+    message = f"pod {pod.meta.name} exited without a report{f': {said}' if said else ''}"
+    return Cause(stage, Reason.POD_LOST, message)
 
 
 def _of_container(container: Container, pod: Pod) -> Cause:
@@ -185,7 +246,7 @@ def _of_container(container: Container, pod: Pod) -> Cause:
         return Cause(container.name, Reason.POD_LOST, message, exit_code=ended.exit_code)
     if ended.reason in _START_REASONS:
         return _of_start(container.name, ended.message)
-    said = f"; it said last: {ended.message}" if ended.message else ""
+    said = f"; last output: {ended.message}" if ended.message else ""
     message = f"container {container.name} ended with exit code {ended.exit_code} and without a report{said}"
     return Cause(container.name, _reason_of_exit_code(ended.exit_code), message, exit_code=ended.exit_code)
 
@@ -199,14 +260,24 @@ def _reason_of_exit_code(code: int) -> Reason:
     return Reason.INVALID_SPEC if code == ExitCode.SPEC_WRONG else Reason.INTERNAL_ERROR
 
 
-def _of_image(container: Container) -> Cause:
-    message = container.waiting_message
-    if container.image and container.image not in message:
-        message = f'image "{container.image}": {message or container.waiting_reason}'
-    return Cause(container.name, Reason.IMAGE_PULL_FAILED, message)
+def _of_waiting(container: Container, work: Work, spec: FineTuneSpec) -> Cause | None:
+    """Return why a container cannot start, as its waiting reason says it; None when it only takes its time."""
+    reason, message = container.waiting_reason, container.waiting_message
+    stage = container.name if container.name in work.stages else work.stages[0].value
+    if reason in _IMAGE_REASONS:
+        if container.image and container.image not in message:
+            message = f'image "{container.image}": {message or reason}'
+        return Cause(stage, Reason.IMAGE_PULL_FAILED, message, transient=_IMAGE_REASONS[reason])
+    if reason == "CreateContainerConfigError":
+        return _of_missing(stage, message, spec)
+    if reason in _START_REASONS:
+        return replace(_of_start(stage, message), transient=reason == "CreateContainerError")
+    return None
 
 
 def _of_start(stage: str, message: str) -> Cause:
+    if re.search(r"nvidia-container|libnvidia|nvml|CDI device|driver error", message, re.IGNORECASE):
+        return Cause(stage, Reason.CUDA_UNAVAILABLE, f"the node cannot give the container its GPU: {message}")
     return Cause(
         stage,
         Reason.IMAGE_PULL_FAILED,
@@ -218,9 +289,9 @@ _REFUSED_PODS = (
     (r"failed call(ing|ed)? .*webhook|failed to call webhook", Reason.WEBHOOK_UNAVAILABLE, ""),
     (r'serviceaccount "[^"]+" not found', Reason.SERVICE_ACCOUNT_NOT_FOUND, ""),
     (r"quota|(usage|ratio) per ", Reason.QUOTA_EXCEEDED, ""),
-    (r"no PriorityClass with name", Reason.INVALID_SPEC, "spec.compute.priorityClassName: "),
-    (r"RuntimeClass", Reason.INVALID_SPEC, "spec.compute.runtimeClassName: "),
-    (r" is invalid: ", Reason.INVALID_SPEC, "spec.compute makes a pod that is not valid: "),
+    (r"no PriorityClass with name", Reason.INVALID_SPEC, "priorityClassName of spec.podTemplates: "),
+    (r"RuntimeClass", Reason.INVALID_SPEC, "runtimeClassName of spec.podTemplates: "),
+    (r" is invalid: ", Reason.INVALID_SPEC, "spec.podTemplates makes a pod that is not valid: "),
     (r"", Reason.POD_REJECTED, ""),
 )
 """What the API server answers when the Job controller creates a pod, the reason, and what goes before the answer."""
@@ -233,12 +304,33 @@ def _of_complaint(complaint: Complaint, work: Work, spec: FineTuneSpec) -> Cause
     if complaint.reason == "FailedAttachVolume":
         return _of_volume(stage, complaint.message, spec)
     if complaint.reason == "FailedCreatePodSandBox":
-        return Cause(stage, Reason.SANDBOX_FAILED, complaint.message)
+        return Cause(stage, Reason.SANDBOX_FAILED, complaint.message, transient=True)
     if complaint.reason != "FailedCreate" or "is being terminated" in complaint.message:
         return None
     found = ((reason, before) for pattern, reason, before in _REFUSED_PODS if re.search(pattern, complaint.message))
     reason, before = next(found)
-    return Cause(stage, reason, f"{before}{complaint.message}")
+    if reason is Reason.QUOTA_EXCEEDED:
+        return _of_quota(work, complaint.message)
+    return Cause(stage, reason, f"{before}{complaint.message}", transient=reason is Reason.WEBHOOK_UNAVAILABLE)
+
+
+def _of_quota(work: Work, message: str) -> Cause:
+    """Return that a ResourceQuota or LimitRange refuses a pod, with the fields to set where it lacks requests."""
+    stage = work.stages[0].value
+    required = re.search(r"must specify (.+)", message)
+    if required is None:
+        return Cause(stage, Reason.QUOTA_EXCEEDED, message)
+    fields = []
+    for name in re.findall(r"(?:limits|requests)\.[\w./-]*\w|\b(?:cpu|memory|ephemeral-storage)\b", required[1]):
+        field = name if "." in name else f"requests.{name}"
+        fields.append(f"spec.podTemplates.{work.label}.resources.{field}")
+    if not fields:
+        return Cause(stage, Reason.QUOTA_EXCEEDED, message)
+    named = ", ".join(dict.fromkeys(fields))
+    remedy = (
+        f"Set {named}, or have a LimitRange with defaults created in the namespace; then the run continues by itself."
+    )
+    return Cause(stage, Reason.QUOTA_EXCEEDED, f"the namespace's quota asks for {named}: {message}", remedy)
 
 
 def _of_missing(stage: str, message: str, spec: FineTuneSpec) -> Cause | None:
@@ -261,7 +353,8 @@ def _of_missing(stage: str, message: str, spec: FineTuneSpec) -> Cause | None:
 
 def _of_volume(stage: str, message: str, spec: FineTuneSpec) -> Cause | None:
     """Return that the cache of base models cannot be mounted; None when the complaint is about something else."""
-    claim = spec.compute.model_cache.persistent_volume_claim
+    claim = spec.compute.model_cache.claim_name
     if not claim or not re.search(r"Multi-Attach|AttachVolume|\bmodels\b", message):
         return None
-    return Cause(stage, Reason.VOLUME_UNAVAILABLE, f'the claim "{claim}" of {field_of(spec, "models")}: {message}')
+    message = f'the claim "{claim}" of {field_of(spec, "models")}: {message}'
+    return Cause(stage, Reason.VOLUME_UNAVAILABLE, message, transient=True)

@@ -27,18 +27,32 @@ def history_of(
         limit: how many runs are kept.
         now: the time.
     """
-    replaced = _replaced(before, run, now)
-    history = [replaced, *before.history] if replaced else list(before.history)
+    # The newest comes last here. The API server refuses a list with an id twice, so that no other writer's may stay.
+    runs: dict[str, PastRun] = {}
+    for entry in reversed(before.history):
+        _put(runs, entry)
+    if replaced := _replaced(before, run, now):
+        _put(runs, replaced)
     ended = _ended(run, step, ledger, now)
-    if ended is not None:
-        known = next((entry for entry in history if entry.id == ended.id), None)
-        if known is not None and known == ended.model_copy(update={"finished": known.finished}):
-            return history[:limit]
-        if history and history[0].revision == ended.revision and not _has_published(run, ledger):
-            # The data was looked at again, and nothing had changed.
-            return [history[0].model_copy(update={"id": ended.id}), *history[1:limit]][:limit]
-        history = [ended, *(entry for entry in history if entry.id != ended.id)]
-    return history[:limit]
+    if ended is not None and not _same_end(runs.get(ended.id), ended):
+        newest = next(reversed(runs.values()), None)
+        if newest and newest.revision == ended.revision and not _has_published(run, ledger):
+            # The data was looked at again, and nothing had changed: it is the same publication.
+            del runs[newest.id]
+            ended = newest.model_copy(update={"id": ended.id})
+        _put(runs, ended)
+    return list(reversed(runs.values()))[:limit]
+
+
+def _put(runs: dict[str, PastRun], entry: PastRun) -> None:
+    """Make the run the newest one, in place of what is known under its id."""
+    runs.pop(entry.id, None)
+    runs[entry.id] = entry
+
+
+def _same_end(known: PastRun | None, ended: PastRun) -> bool:
+    """Tell whether a run is known to have ended just so, at whatever time."""
+    return known is not None and known == ended.model_copy(update={"finished": known.finished})
 
 
 def _replaced(before: FineTuneStatus, run: RunStatus, now: datetime) -> PastRun | None:

@@ -5,9 +5,10 @@ cached object costs a few kilobytes, whatever users put into their annotations.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -23,14 +24,38 @@ from tunemill_api.constants import (
     LABEL_QUEUE,
     LABEL_STAGE,
 )
+from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.plain_text import parsed
+from tunemill_api.stage_report import Stage, StageReport, reports_in
 from tunemill_api.status import FineTuneStatus
 
 ANNOTATION_POD = f"{GROUP}/pod"
 """On Jobs: a digest of what the spec says about the pod beyond the work; a live Job with another one is replaced."""
 
+ANNOTATION_MEMORY_KILLS = f"{GROUP}/memory-kills"
+"""On Jobs that train: how many pods before had needed more memory than their limit. The pod computes less at once."""
+
+LABEL_JOB_NAME = "batch.kubernetes.io/job-name"
+"""Set by the Job controller on the pods of a Job. It stays when the Job is deleted with --cascade=orphan."""
+
+_JOB_SUFFIX = re.compile("(prepare|train|publish)-[0-9a-f]{8}")
+_STAGES = frozenset(stage.value for stage in Stage)
+
 GONE_AFTER = timedelta(seconds=60)
 """A pod that has not ended so long after the end of its grace period is on a node that does not answer."""
+
+REFUSALS = frozenset(
+    {
+        Reason.INVALID_SPEC,
+        Reason.PROFILE_NOT_FOUND,
+        Reason.PROFILE_NOT_ALLOWED,
+        Reason.PROFILE_AMBIGUOUS,
+        Reason.PROFILE_INVALID,
+        Reason.LIMIT_EXCEEDED,
+    }
+)
+"""Failures of an object whose spec may not have become a run."""
 
 Json = Mapping[str, Any]
 """An object as the API server sends it."""
@@ -51,6 +76,16 @@ class Meta:
     """The name of the FunctionCallFineTune that a Job or pod works for; empty on others."""
     owner: str
     """The uid of the controller, empty when there is none."""
+    owner_job: str = ""
+    """The name of the Job that is or was its controller; empty when there is none."""
+
+    @property
+    def serves_finetune(self) -> bool:
+        """Whether its Job has a name that the operator gives to the Jobs of the object.
+
+        The label alone does not tell: users may copy it to pods and Jobs of their own.
+        """
+        return _is_job_name(self.owner_job, self.finetune)
 
 
 @dataclass(frozen=True)
@@ -73,14 +108,22 @@ class FineTune:
         return f"{self.requested_at}{scheduled}"
 
     @property
-    def wish(self) -> str:
-        """What changes whenever somebody edits the spec or asks again, in eight digits."""
+    def request_token(self) -> str:
+        """Changes with every edit of the spec and every request to look at the data again: eight digits."""
         return hashlib.sha256(f"{self.generation} {self.asked}".encode()).hexdigest()[:8]
 
     @property
     def begun(self) -> bool:
         """Whether a run is recorded that began with the spec as it is."""
-        return self.status.run is not None and self.status.run.wish == self.wish
+        run = self.status.run
+        if run is None:
+            return False
+        if run.request_token:
+            return run.request_token == self.request_token
+        # The operator of commit 7ae990e recorded no token. It wrote the generation also for a spec that it refused.
+        failure = self.status.failure
+        refused = failure is not None and failure.reason in REFUSALS
+        return self.status.observed_generation == self.generation and not refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +152,8 @@ class Job:
     generation: int
     asked: str
     pod_digest: str
+    memory_kills: int | None
+    """None on Jobs that do not train, and on those of an operator that did not record it."""
     queue: str
     """The LocalQueue of Kueue that it waits in; empty when it is in none."""
     priority: str
@@ -124,6 +169,11 @@ class Job:
     def finished(self) -> bool:
         """Whether it will never run a pod again."""
         return self.complete or self.failed
+
+    @property
+    def named_by_operator(self) -> bool:
+        """Whether its name is one that the operator gives to the Jobs of the object that its label names."""
+        return _is_job_name(self.meta.name, self.meta.finetune)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,15 +220,41 @@ class Pod:
     ends_by: datetime | None
     """The end of its grace period, once it is deleted."""
     containers: tuple[Container, ...]
+    """All containers, sidecars included; one entry a stage also where train and evaluate share a container."""
+    shared: bool = False
+    """Whether train and evaluate are processes of one container."""
+
+    @property
+    def stages(self) -> tuple[Container, ...]:
+        """The containers of the stages. What an admission policy added (sidecars) says nothing about a stage."""
+        return tuple(container for container in self.containers if container.name in _STAGES)
+
+    @property
+    def failed_stage(self) -> Container | None:
+        """The stage container that has failed."""
+        return next((item for item in self.stages if item.ended and item.ended.exit_code), None)
 
     @property
     def terminal(self) -> bool:
         """Whether no container will run again."""
         return self.phase in {"Succeeded", "Failed"}
 
+    @property
+    def stages_ended(self) -> bool:
+        """Whether no stage will run in it again, although a sidecar may still run."""
+        if self.terminal or self.failed_stage:
+            return True
+        return bool(self.stages) and all(item.ended for item in self.stages)
+
+    @property
+    def stages_ended_at(self) -> datetime | None:
+        """When the last of its stage containers ended; None while one may still run."""
+        times = [item.ended.finished_at for item in self.stages if item.ended and item.ended.finished_at]
+        return max(times, default=None) if self.stages_ended else None
+
     def lost(self, now: datetime) -> bool:
         """Tell whether its node has not ended it although its time is over."""
-        return not self.terminal and self.ends_by is not None and now > self.ends_by + GONE_AFTER
+        return not self.stages_ended and self.ends_by is not None and now > self.ends_by + GONE_AFTER
 
     def container(self, name: str) -> Container | None:
         """Return the container of that name."""
@@ -255,6 +331,7 @@ def job_of(body: Json) -> Job:
         generation=int(annotations.get(ANNOTATION_GENERATION, "0")),
         asked=annotations.get(ANNOTATION_REQUESTED_AT, ""),
         pod_digest=annotations.get(ANNOTATION_POD, ""),
+        memory_kills=int(annotations[ANNOTATION_MEMORY_KILLS]) if ANNOTATION_MEMORY_KILLS in annotations else None,
         queue=labels.get(LABEL_QUEUE, ""),
         priority=labels.get(LABEL_PRIORITY, ""),
         suspended=bool((body.get("spec") or {}).get("suspend", False)),
@@ -273,6 +350,10 @@ def pod_of(body: Json) -> Pod:
     scheduled = conditions.get("PodScheduled") or {}
     disruption = conditions.get("DisruptionTarget") or {}
     statuses = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+    names = {item["name"] for item in statuses}
+    # An operator before trainer stages shared a container made train an init container of the pod that evaluates.
+    shared = Stage.TRAIN in names and Stage.EVALUATE not in names
+    containers = [_container(item) for item in statuses]
     return Pod(
         meta=meta_of(body),
         phase=status.get("phase", "Pending"),
@@ -282,8 +363,47 @@ def pod_of(body: Json) -> Pod:
         disrupted=disruption.get("reason", "Disrupted") if disruption.get("status") == "True" else "",
         node=(body.get("spec") or {}).get("nodeName", ""),
         ends_by=_time(body["metadata"].get("deletionTimestamp")),
-        containers=tuple(_container(item) for item in statuses),
+        containers=tuple(part for item in containers for part in (_stages_of(item) if shared else [item])),
+        shared=shared,
     )
+
+
+def reports_of(container: Container) -> tuple[StageReport, ...]:
+    """Return the reports that a container left in its termination message."""
+    if container.ended is None:
+        return ()
+    return tuple(reports_in(container.ended.message, lambda text: parsed(StageReport, text)))
+
+
+def end_within(container: Container, report: StageReport, latest: datetime | None) -> datetime:
+    """Return when a stage ended by its report, between the container's start and the latest possible time.
+
+    The report may be of anybody's making. Whole seconds, as the times of containers are.
+    """
+    time = report.finished_at.replace(microsecond=0)
+    time = time if time.tzinfo else time.replace(tzinfo=UTC)
+    time = min(time, latest) if latest else time
+    return max(time, container.started_at) if container.started_at else time
+
+
+def _stages_of(container: Container) -> list[Container]:
+    """Return the container, as two where its message says that train was done: of train, and of what came after."""
+    ended = container.ended
+    if container.name != Stage.TRAIN or ended is None or container.started_at is None:
+        return [container]
+    done = next((item for item in reports_of(container) if item.stage is Stage.TRAIN and not item.failure), None)
+    if done is None:
+        return [container]
+    time = end_within(container, done, ended.finished_at)
+    rest = "\n".join(line for line in ended.message.splitlines() if not _is_of(Stage.TRAIN, line))
+    return [
+        replace(container, ended=Ended(0, "Completed", done.termination_message(), time)),
+        replace(container, name=Stage.EVALUATE.value, started_at=time, ended=replace(ended, message=rest)),
+    ]
+
+
+def _is_of(stage: Stage, line: str) -> bool:
+    return any(report.stage is stage for report in reports_in(line))
 
 
 def _container(status: Json) -> Container:
@@ -309,7 +429,9 @@ def _container(status: Json) -> Container:
 def meta_of(body: Json) -> Meta:
     """Return what every object has."""
     metadata = body["metadata"]
+    labels = metadata.get("labels") or {}
     controller: Json = next((owner for owner in metadata.get("ownerReferences") or [] if owner.get("controller")), {})
+    job = controller.get("name", "") if controller.get("kind") == "Job" else ""
     return Meta(
         namespace=metadata.get("namespace", ""),
         name=metadata["name"],
@@ -317,9 +439,16 @@ def meta_of(body: Json) -> Meta:
         resource_version=int(metadata["resourceVersion"]),
         created_at=_required_time(metadata["creationTimestamp"]),
         deleting="deletionTimestamp" in metadata,
-        finetune=(metadata.get("labels") or {}).get(LABEL_FINETUNE, ""),
+        finetune=labels.get(LABEL_FINETUNE, ""),
         owner=controller.get("uid", ""),
+        owner_job=job if controller else labels.get(LABEL_JOB_NAME, ""),
     )
+
+
+def _is_job_name(name: str, finetune: str) -> bool:
+    """Tell whether the operator gives Jobs of the object such a name. `Work.job_name` makes it."""
+    prefix = f"{finetune}-"
+    return name.startswith(prefix) and _JOB_SUFFIX.fullmatch(name, len(prefix)) is not None
 
 
 def _time(text: str | None) -> datetime | None:

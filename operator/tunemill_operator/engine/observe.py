@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from tunemill_api.stage_report import Stage, StageReport
 from tunemill_api.status import TrainerStatus
 
 from tunemill_operator.engine.objects import FineTune, Job, Pod
@@ -31,11 +32,16 @@ class Complaint:
 
 @dataclass(frozen=True)
 class Progress:
-    """The newest progress report of a pod."""
+    """What a pod has reported last."""
 
     pod: str
     """The pod's uid."""
-    status: TrainerStatus
+    status: TrainerStatus | None
+    """None before it reported any figures."""
+    stage: Stage | None = None
+    """The stage that the figures are of; None when it did not say."""
+    report: StageReport | None = None
+    """The report of a stage that has ended while the next one works in the same container."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +93,26 @@ class Observed:
         return tuple(sorted((pod for pod in self.pods if pod.meta.owner == job.meta.uid), key=_age))
 
     def stray_pods(self) -> tuple[Pod, ...]:
-        """Return the pods that may still work although their Job is gone."""
+        """Return the pods that may still run a stage although their Job is gone."""
         jobs = {job.meta.uid for job in self.jobs}
-        return tuple(pod for pod in self.pods if pod.meta.owner not in jobs and not pod.terminal)
+        gone = (pod for pod in self.pods if pod.meta.owner not in jobs and pod.meta.serves_finetune)
+        return tuple(pod for pod in gone if not pod.stages_ended)
 
     def lost_pods(self, now: datetime) -> tuple[Pod, ...]:
         """Return the pods that their nodes have not ended although their time is over."""
-        return tuple(pod for pod in self.pods if pod.lost(now))
+        return tuple(pod for pod in self.pods if pod.meta.serves_finetune and pod.lost(now))
+
+    def busy_jobs(self) -> tuple[Job, ...]:
+        """Return the Jobs of the object, or of an earlier one of its name, of which a pod may still run a stage.
+
+        A Job that is being deleted creates no pod any more. When its stages have ended, a sidecar that takes its time
+        to stop holds nobody up.
+        """
+        return tuple(job for job in self.jobs if job.named_by_operator and not job.finished and not self._is_over(job))
+
+    def _is_over(self, job: Job) -> bool:
+        pods = self.pods_of(job)
+        return job.meta.deleting and bool(pods) and all(pod.stages_ended for pod in pods)
 
     def complaints_about(self, uids: Iterable[str]) -> tuple[Complaint, ...]:
         """Return what was said about these objects, newest first."""
@@ -134,7 +153,7 @@ def patience(waited: timedelta) -> timedelta:
 
 
 def _waits(pod: Pod) -> bool:
-    return not pod.unschedulable and not any(container.started_at for container in pod.containers)
+    return not pod.unschedulable and not any(container.started_at for container in pod.stages)
 
 
 def _age(pod: Pod) -> tuple[datetime, str]:

@@ -10,8 +10,9 @@ from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import FineTuneStatus, Phase
 
-from tunemill_operator.engine import admission, failures, limits
+from tunemill_operator.engine import admission, failures, limits, sidecars
 from tunemill_operator.engine.attempts import report_of
+from tunemill_operator.engine.bad_nodes import avoided_nodes
 from tunemill_operator.engine.case import Case, case_of
 from tunemill_operator.engine.conditions import status_of, status_of_invalid
 from tunemill_operator.engine.events import Announcement, announcements
@@ -22,9 +23,10 @@ from tunemill_operator.engine.observe import LOOK_AGAIN, LOOK_SELDOM, SILENT_AFT
 from tunemill_operator.engine.pods import SpecTooLargeError, job_of, pod_digest
 from tunemill_operator.engine.profiles import RefusedError
 from tunemill_operator.engine.retraining import ScheduleError, scheduled
+from tunemill_operator.engine.retries import lost_job, recreations, with_job, with_recreation
 from tunemill_operator.engine.situation import NOT_BETTER, Situation, at_work, phase_before
 from tunemill_operator.engine.stages import forgotten
-from tunemill_operator.engine.step import Step, stalled
+from tunemill_operator.engine.step import Step, held_up, stalled
 from tunemill_operator.engine.terms import terms_of
 from tunemill_operator.engine.volumes import Manifest, Platform
 
@@ -85,16 +87,22 @@ def plan(finetune: FineTune, observed: Observed, platform: Platform, now: dateti
         return replace(invalid, requeue_after=limits.next_limit(case))
     step = next(step for rule in _RULES if (step := rule(case)))
     ledger = step.ledger or case.ledger
+    if case.job in step.delete:
+        ledger = with_job(ledger, case.work, "")
     decisions = case.decisions if ledger.done(Stage.EVALUATE) else []
     run = case.run(ledger, renewed=step.create is not None)
     history = history_of(finetune.status, run, step, ledger, case.spec.history_limit, now)
     status = status_of(case, ledger, step.situation, decisions, run, history)
-    deletions = {job.meta.uid: DeleteJob(job) for job in (*case.surplus(), *step.delete) if not job.meta.deleting}
+    lasting = sidecars.lasting(case)
+    over = [job for job in observed.jobs if lasting.get(job.meta.name, True) == timedelta(0)]
+    deletions = {
+        job.meta.uid: DeleteJob(job) for job in (*case.surplus(), *step.delete, *over) if not job.meta.deleting
+    }
     return Plan(
         actions=(*deletions.values(), *([CreateJob(step.create)] if step.create else [])),
         status=status,
         announcements=announcements(before, status),
-        requeue_after=_requeue_after(case, step),
+        requeue_after=_requeue_after(case, step, [left for left in lasting.values() if left]),
         needs_pods=step.needs_pods,
     )
 
@@ -138,7 +146,7 @@ def _suspended(case: Case) -> Step | None:
     live = [job.meta.name for job in case.observed.jobs if not job.finished]
     message = f"stopping {', '.join(live)}: a checkpoint is saved" if live else "spec.suspend is true"
     situation = Situation(Phase.SUSPENDED, "Suspended", message, suspended=not live)
-    return Step(situation, delete=case.live)
+    return Step(situation, delete=case.live, ledger=with_job(case.ledger, case.work, ""))
 
 
 def _node_lost(case: Case) -> Step | None:
@@ -152,7 +160,7 @@ def _output_lost(case: Case) -> Step | None:
     job, attempts = case.job, case.ledger.entries[Stage.PREPARE].attempts
     if job is None or job.meta.deleting or not case.pods or attempts > case.spec.retry.limit:
         return None
-    reports = [report_of(container) for container in case.pods[-1].containers]
+    reports = [report_of(container) for container in case.pods[-1].stages]
     if not any(
         report and report.failure and report.failure.reason is Reason.STAGE_OUTPUT_MISSING for report in reports
     ):
@@ -175,8 +183,12 @@ def _in_the_way(case: Case) -> Step | None:
     if orphan and not orphan.meta.owner:
         message = f"the Job {orphan.meta.name} was left behind by a deleted object"
         return stalled(case, Cause(case.work.stages[0], Reason.NAME_CONFLICT, message), requeue_after=LOOK_AGAIN)
-    jobs = [job.meta.name for job in case.observed.jobs if not job.finished or job is orphan]
-    names = [*jobs, *(pod.meta.name for pod in case.observed.stray_pods())]
+    jobs = [job.meta.name for job in case.observed.busy_jobs()]
+    names = [
+        *jobs,
+        *([orphan.meta.name] if orphan and orphan.finished else []),
+        *(pod.meta.name for pod in case.observed.stray_pods()),
+    ]
     if not names:
         return None
     situation = Situation(phase_before(case.work), "Stopping", f"waiting for the end of {', '.join(names)}")
@@ -189,12 +201,28 @@ def _absent(case: Case) -> Step | None:
         return None
     if case.observed.refusal:
         cause = failures.of_refusal(case.work, case.name, case.observed.refusal)
-        return stalled(case, cause, requeue_after=patience(case.now - _stalled_since(case)))
+        return held_up(case, cause, phase_before(case.work), patience(case.now - case.stalled_since))
+    ledger, message = case.ledger, f"Job {case.name} is being created"
+    if case.finetune.begun and lost_job(ledger, case.work, case.name):
+        times = recreations(ledger, case.work) + 1
+        if times > case.spec.retry.limit:
+            return stalled(case, failures.of_deleted_job(case.work, case.name, times))
+        ledger = with_recreation(ledger, case.work)
+        message = f"Job {case.name} was deleted, and not by the operator: it is created again"
     try:
-        body = job_of(case.finetune, case.spec, case.work, case.ledger, case.run_id, case.platform)
+        body = job_of(
+            case.finetune,
+            case.spec,
+            case.work,
+            ledger,
+            case.run_id,
+            case.platform,
+            avoid_nodes=avoided_nodes(ledger, case.work),
+        )
     except SpecTooLargeError as error:
         return stalled(case, Cause(case.work.stages[0], Reason.INVALID_SPEC, str(error)))
-    return Step(Situation(phase_before(case.work), "Starting", f"Job {case.name} is being created"), create=body)
+    ledger = with_job(ledger, case.work, case.name)
+    return Step(Situation(phase_before(case.work), "Starting", message), create=body, ledger=ledger)
 
 
 def _going(case: Case) -> Step | None:
@@ -203,18 +231,45 @@ def _going(case: Case) -> Step | None:
     if job is None:
         return None
     if job.meta.deleting:
-        return Step(Situation(phase_before(case.work), "Stopping", f"waiting for the end of {job.meta.name}"))
-    if not job.finished and job.pod_digest != pod_digest(case.spec, case.work, case.ledger):
+        ledger = with_job(case.ledger, case.work, "") if _is_outdated(case, job) else None
+        situation = Situation(phase_before(case.work), "Stopping", f"waiting for the end of {job.meta.name}")
+        return Step(situation, ledger=ledger)
+    if not job.finished and _is_outdated(case, job):
         message = f"Job {job.meta.name} is replaced: {_why_another(case)}"
         return Step(Situation(phase_before(case.work), "Replacing", message), delete=(job,))
     return None
+
+
+def _is_outdated(case: Case, job: Job) -> bool:
+    """Tell whether an edit, or a pod that needed too much memory, asks for another pod than the Job has.
+
+    An upgrade of the operator replaces no Job that runs: without an edit the digest is not even looked at, and that of
+    another version says nothing about a pod that has started.
+    """
+    wanted = pod_digest(case.spec, case.work)
+    if not case.as_asked and job.pod_digest != wanted:
+        started = any(container.started_at for pod in case.pods for container in pod.stages)
+        if not started or _version(job.pod_digest) == _version(wanted):
+            return True
+    if case.work.label != "train":
+        return False
+    if job.memory_kills is not None:
+        return job.memory_kills != case.ledger.memory_kills()
+    causes = [cause for pod in case.pods if (cause := failures.of_pod(pod))]
+    return any(cause.reason is Reason.OUT_OF_MEMORY for cause in causes)
+
+
+def _version(digest: str) -> str:
+    """Return the version of the form of what a digest is made from; empty for the first form, which had none."""
+    version, dash, _ = digest.partition("-")
+    return version if dash else ""
 
 
 def _why_another(case: Case) -> str:
     causes = [cause for pod in case.pods if (cause := failures.of_pod(pod))]
     if causes and causes[-1].reason is Reason.OUT_OF_MEMORY:
         return f"{causes[-1].message}; the next pod computes half as much at once"
-    return "spec.compute, spec.queue or a Secret's name was changed"
+    return "spec.compute, spec.podTemplates, spec.queue or a Secret's name was changed"
 
 
 def _ended(case: Case) -> Step | None:
@@ -230,10 +285,19 @@ def _ended(case: Case) -> Step | None:
         )
     if job.failed:
         return stalled(case, failures.of_failed_job(case.work, job, case.pods))
+    return _unreported(case, job)
+
+
+def _unreported(case: Case, job: Job) -> Step:
+    """A Job that is complete while nobody knows what its stages did is done again, or is not one of ours."""
     if case.pods:
         return stalled(case, failures.of_unreported(case.work, job))
+    times = recreations(case.ledger, case.work) + 1
+    if times > case.spec.retry.limit:
+        return stalled(case, failures.of_lost_report(case.work, job, times))
     message = f"the pods of Job {job.meta.name} are gone, and with them what they reported: it is done again"
-    return Step(Situation(phase_before(case.work), "Retrying", message), delete=(job,))
+    situation = Situation(phase_before(case.work), "Retrying", message)
+    return Step(situation, delete=(job,), ledger=with_recreation(case.ledger, case.work))
 
 
 def _held_back(case: Case) -> Step | None:
@@ -251,7 +315,8 @@ def _held_back(case: Case) -> Step | None:
 def _at_work(case: Case) -> Step:
     """A live Job runs, or cannot begin."""
     if case.job and (cause := failures.blocking(case.spec, case.work, case.job, case.observed)):
-        return stalled(case, cause, requeue_after=LOOK_SELDOM)  # watches and events tell when it goes on
+        # Watches and events tell when it continues.
+        return held_up(case, cause, at_work(case).phase, LOOK_SELDOM)
     return Step(at_work(case))
 
 
@@ -260,27 +325,32 @@ _RULES: tuple[Callable[[Case], Step | None], ...] = (
     _not_better,
     _published,
     _suspended,
+    limits.concluded,
     limits.overdue,
     limits.gpu_hours_spent,
-    limits.concluded,
     limits.evicted,
     limits.out_of_memory,
     limits.silent,
+    limits.bad_node,
     _node_lost,
     _output_lost,
+    sidecars.failed_stage,
     _in_the_way,
     _absent,
     _going,
     _ended,
+    limits.no_other_node,
     _held_back,
     _at_work,
 )
 """The first rule that has something to say decides."""
 
 
-def _stalled_since(case: Case) -> datetime:
-    stalled = next((each for each in case.finetune.status.conditions if each.type == "Stalled"), None)
-    return stalled.last_transition_time if stalled and stalled.status == "True" else case.now
+def _stays_ended(finetune: FineTune) -> bool:
+    """Tell whether a run has ended with a failure which nobody has edited or asked away."""
+    failure = finetune.status.failure
+    same = failure is not None and failure.observed_generation == finetune.generation
+    return failure is not None and failure.final is True and same and finetune.begun
 
 
 def _refused(finetune: FineTune, observed: Observed, error: RefusedError, now: datetime) -> Plan:
@@ -295,18 +365,21 @@ def _refused(finetune: FineTune, observed: Observed, error: RefusedError, now: d
 
 def _invalid(finetune: FineTune, reason: Reason, error: str, now: datetime, *, stops: bool = False) -> Plan:
     """A spec that the operator cannot go by is told, and what runs is left alone unless it stops."""
+    if _stays_ended(finetune):
+        return Plan()
     cause = Cause("prepare", reason, error)
-    failure = cause.status(finetune.generation)
+    failure = cause.status(finetune.generation, final=False)
     situation = Situation(Phase.FAILED, str(cause.reason), failure.message, failure=failure)
     status = status_of_invalid(finetune, situation, now, stops=stops)
     return Plan(status=status, announcements=announcements(finetune.status, status))
 
 
-def _requeue_after(case: Case, step: Step) -> timedelta | None:
-    """Return when to look again: when the rule says so, and when what runs reaches a limit."""
-    waits = [step.requeue_after, limits.next_limit(case)]
+def _requeue_after(case: Case, step: Step, ends: list[timedelta]) -> timedelta | None:
+    """Return when to look again: when the rule says so, when a Job may be ended, and when what runs reaches a limit."""
+    waits = [step.requeue_after, limits.next_limit(case), *ends]
     if (retrain := case.finetune.status.retrain) and retrain.next_time and step.is_at_rest:
         waits.append(retrain.next_time - case.now)
     # No watch tells of a node that is silent.
-    waits += [pod.ends_by + GONE_AFTER - case.now for pod in case.observed.pods if pod.ends_by and not pod.terminal]
+    busy = [pod for pod in case.observed.pods if pod.meta.serves_finetune and not pod.stages_ended]
+    waits += [pod.ends_by + GONE_AFTER - case.now for pod in busy if pod.ends_by]
     return min((max(wait, timedelta(seconds=1)) for wait in waits if wait), default=None)

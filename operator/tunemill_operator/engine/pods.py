@@ -1,39 +1,37 @@
 """Builds the Jobs: what their pods may do, what they get mounted, and which failures end them."""
 
-import hashlib
-import json
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from tunemill_api import constants
-from tunemill_api.compute import Resources
 from tunemill_api.failures import FINAL_EXIT_CODES, ExitCode
 from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.pod_template import DEFAULT_REQUESTS, PodTemplate
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage
 
-from tunemill_operator.engine.objects import ANNOTATION_POD, FineTune
+from tunemill_operator.engine.bad_nodes import avoiding
+from tunemill_operator.engine.objects import ANNOTATION_MEMORY_KILLS, ANNOTATION_POD, FineTune
+from tunemill_operator.engine.pod_inputs import pod_inputs
 from tunemill_operator.engine.stages import Ledger, Work
 from tunemill_operator.engine.volumes import (
     ANNOTATION_CA_BUNDLE,
     ANNOTATION_PROGRESS_CA,
-    SECRETS_OF_WORK,
     WORK_DIRECTORY,
     Manifest,
     Platform,
     Volume,
-    config_maps_of,
-    model_claim,
+    dump,
     network_env,
     progress_env,
-    secrets_of,
     traces_env,
+    user_mounts,
     volumes_of,
 )
 
 RUN_SPEC_BYTES = 200 * 1024
 """All annotations of an object together may have 256 KiB; users' and the platform's need room beside the RunSpec."""
-GRACE_SECONDS = 60
-"""Enough to write and upload a checkpoint after SIGTERM."""
+GRACE_RESERVE = 10
+"""Seconds of the termination grace period that the stage leaves to the kubelet, so that its report is kept."""
 
 
 class SpecTooLargeError(Exception):
@@ -41,15 +39,22 @@ class SpecTooLargeError(Exception):
 
 
 def job_of(
-    finetune: FineTune, spec: FineTuneSpec, work: Work, ledger: Ledger, run_id: str, platform: Platform
+    finetune: FineTune,
+    spec: FineTuneSpec,
+    work: Work,
+    ledger: Ledger,
+    run_id: str,
+    platform: Platform,
+    avoid_nodes: Sequence[str] = (),
 ) -> Manifest:
-    """Return the Job that does the work.
+    """Return the Job that does the work, on other nodes than those to avoid.
 
     Raises:
         SpecTooLargeError: when the RunSpec is larger than RUN_SPEC_BYTES.
     """
     labels = {constants.LABEL_FINETUNE: finetune.meta.name, constants.LABEL_STAGE: work.label}
-    queue = _queue(spec, work)
+    queue, template = _queue(spec, work), spec.pod_templates.of(work.label)
+    pod = avoiding(_pod(spec, work, platform, _env(finetune, run_id, platform, template)), avoid_nodes)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -61,7 +66,8 @@ def job_of(
                 constants.ANNOTATION_KEY: work.key,
                 constants.ANNOTATION_GENERATION: str(finetune.generation),
                 constants.ANNOTATION_REQUESTED_AT: finetune.asked,
-                ANNOTATION_POD: pod_digest(spec, work, ledger),
+                ANNOTATION_POD: pod_digest(spec, work),
+                **({ANNOTATION_MEMORY_KILLS: str(ledger.memory_kills())} if work.label == "train" else {}),
             },
             "ownerReferences": [
                 {
@@ -79,18 +85,18 @@ def job_of(
             "podReplacementPolicy": "Failed",  # never two pods on one checkpoint
             # Kueue lets it go. Where there is no Kueue, nothing runs without the quota that was asked for.
             **({"suspend": True} if queue else {}),
-            "podFailurePolicy": {"rules": _failure_rules()},
+            "podFailurePolicy": {"rules": _failure_rules(work.label)},
             "template": {
                 "metadata": {
-                    "labels": {**spec.compute.pod_labels, **labels},
+                    "labels": {**template.labels, **labels},
                     "annotations": {
-                        **spec.compute.pod_annotations,
+                        **template.annotations,
                         constants.ANNOTATION_RUN_SPEC: _run_spec(finetune, spec, ledger, run_id),
                         **({ANNOTATION_PROGRESS_CA: platform.progress_ca} if platform.progress_ca else {}),
                         **({ANNOTATION_CA_BUNDLE: platform.ca_bundle} if platform.ca_bundle else {}),
                     },
                 },
-                "spec": _pod(spec, work, platform, _env(finetune, run_id, platform)),
+                "spec": pod,
             },
         },
     }
@@ -101,28 +107,14 @@ def image_of(spec: FineTuneSpec, platform: Platform) -> str:
     return spec.compute.trainer_image or platform.image
 
 
-def pod_digest(spec: FineTuneSpec, work: Work, ledger: Ledger) -> str:
-    """Return a digest of what the spec, and how often memory was not enough, say about a pod beyond its work.
+def pod_digest(spec: FineTuneSpec, work: Work) -> str:
+    """Return a digest of what the spec asks of a pod beyond its work, for example 1-0123abcd.
 
     The key of the work does not hold it, as it changes no output. A live Job with another digest is replaced, so that a
     corrected Secret name or a larger memory limit takes effect. The operator's own settings are no part of it: an
     upgrade of the operator interrupts no training.
     """
-    wish: Manifest = {
-        "secrets": {name: _dump(ref) for name, ref in secrets_of(spec).items() if name in SECRETS_OF_WORK[work.label]},
-        "checkpoint": _dump(spec.training.checkpoint) if work.label == "train" else None,
-        "configMaps": {name: _dump(ref) for name, (ref, _) in config_maps_of(spec).items() if work.label == "prepare"},
-        "pod": _placement(spec, work),
-        "metadata": [spec.compute.pod_labels, spec.compute.pod_annotations],
-        "image": spec.compute.trainer_image,
-    }
-    if claim := model_claim(spec, work.label):
-        wish["modelCache"] = claim
-    if work.label == "train" and (kills := ledger.memory_kills()):
-        wish["memoryKills"] = kills
-    if queue := _queue(spec, work):
-        wish["queue"] = queue
-    return hashlib.sha256(json.dumps(wish, sort_keys=True).encode()).hexdigest()[:8]
+    return pod_inputs(spec, work, _queue(spec, work)).digest
 
 
 def _queue(spec: FineTuneSpec, work: Work) -> dict[str, str]:
@@ -136,14 +128,19 @@ def _queue(spec: FineTuneSpec, work: Work) -> dict[str, str]:
     return {constants.LABEL_QUEUE: spec.queue.name, **priority}
 
 
-def _failure_rules() -> list[Manifest]:
+def _failure_rules(container: str) -> list[Manifest]:
+    """Return what ends the Job at once. Exit codes count for the stage's container only, not for sidecars."""
     return [
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
         # A stage ends with it only after a SIGTERM from outside, having saved a checkpoint. That is no failure of the
         # work: a preemption that the platform does not mark as a disruption costs no retry either.
-        {"action": "Ignore", "onExitCodes": {"operator": "In", "values": [int(ExitCode.INTERRUPTED)]}},
-        {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [int(code) for code in FINAL_EXIT_CODES]}},
+        {"action": "Ignore", "onExitCodes": _exit_codes(container, [ExitCode.INTERRUPTED])},
+        {"action": "FailJob", "onExitCodes": _exit_codes(container, FINAL_EXIT_CODES)},
     ]
+
+
+def _exit_codes(container: str, codes: Iterable[int]) -> Manifest:
+    return {"containerName": container, "operator": "In", "values": [int(code) for code in codes]}
 
 
 def _run_spec(finetune: FineTune, spec: FineTuneSpec, ledger: Ledger, run_id: str) -> str:
@@ -157,69 +154,74 @@ def _run_spec(finetune: FineTune, spec: FineTuneSpec, ledger: Ledger, run_id: st
         memory_kills=ledger.memory_kills(),
         rival=ledger.rival,
     )
-    text = run.model_dump_json(by_alias=True, exclude_none=True)
+    # No stage reads its own pod's template, and what others have in their environment is not its business.
+    text = run.model_dump_json(by_alias=True, exclude_none=True, exclude={"spec": {"pod_templates"}})
     size = len(text.encode())
     if size > RUN_SPEC_BYTES:
         raise SpecTooLargeError(
             f"the spec has {size} bytes as JSON, at most {RUN_SPEC_BYTES} fit into a pod's annotation: "
-            "shorten spec.compute.affinity, podAnnotations or tolerations"
+            "shorten spec.dataset or spec.evaluation.gates"
         )
     return text
 
 
 def _pod(spec: FineTuneSpec, work: Work, platform: Platform, env: dict[str, str]) -> Manifest:
-    volumes = volumes_of(spec, work.label, platform)
-    containers = [_container(spec, stage, work, platform, volumes, env) for stage in work.stages]
+    template, volumes = spec.pod_templates.of(work.label), volumes_of(spec, work.label, platform)
+    user = platform.run_as_user
     pod: Manifest = {
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "terminationGracePeriodSeconds": template.termination_grace_period_seconds,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,  # thousands of Services in a namespace would not fit into the environment
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": constants.USER_ID,
-            "runAsGroup": constants.USER_ID,
-            "fsGroup": constants.USER_ID,
+            **({} if user is None else {"runAsUser": user, "runAsGroup": user, "fsGroup": user}),
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        # All stages but the last are init containers: each is a process of its own with its own termination message.
-        "initContainers": containers[:-1],
-        "containers": containers[-1:],
+        "containers": [_container(spec, work, platform, volumes, env)],
         "volumes": [{"name": name, **volume.source} for name, volume in volumes.items()],
         "imagePullSecrets": [{"name": name} for name in platform.image_pull_secrets],
-        "serviceAccountName": spec.compute.service_account_name,
-        **{name: value for name, value in _placement(spec, work).items() if name != "resources"},
+        "serviceAccountName": template.service_account_name,
+        "resourceClaims": [dump(claim) for claim in template.resource_claims],
+        "nodeSelector": template.node_selector,
+        "tolerations": [dump(toleration) for toleration in template.tolerations],
+        "affinity": dump(template.affinity),
+        "topologySpreadConstraints": [dump(constraint) for constraint in template.topology_spread_constraints],
+        "priorityClassName": template.priority_class_name,
+        "runtimeClassName": template.runtime_class_name,
+        "schedulerName": template.scheduler_name,
     }
     return {name: value for name, value in pod.items() if value not in ("", [], {}, None)}
 
 
-def _placement(spec: FineTuneSpec, work: Work) -> Manifest:
-    """Return what the spec says about where the pod runs and what it gets."""
-    compute = spec.compute
-    if work.label != "train":
-        return {"resources": _dump(compute.prepare_resources), "serviceAccountName": compute.service_account_name}
+def _resources(spec: FineTuneSpec, work: Work) -> Manifest:
+    """Return the container's resources: the template's, the default requests, and the GPUs of the train pod."""
+    template, compute = spec.pod_templates.of(work.label), spec.compute
+    given = template.resources
+    # Where only a limit is given, Kubernetes requests as much.
+    defaults = {
+        name: quantity
+        for name, quantity in DEFAULT_REQUESTS[work.label].items()
+        if name not in given.requests and name not in given.limits
+    }
+    gpus = {compute.gpu_resource: str(compute.gpus)} if work.label == "train" and compute.gpus else {}
+    claims = [{"name": claim.name} for claim in template.resource_claims]
     return {
-        "resources": _gpu_resources(compute.resources, compute.gpu_resource, compute.gpus),
-        "serviceAccountName": compute.service_account_name,
-        "nodeSelector": compute.node_selector,
-        "tolerations": [_dump(toleration) for toleration in compute.tolerations],
-        "affinity": compute.affinity,
-        "priorityClassName": compute.priority_class_name,
-        "runtimeClassName": compute.runtime_class_name,
+        "requests": {**defaults, **given.requests, **gpus},
+        **({"limits": {**given.limits, **gpus}} if given.limits or gpus else {}),
+        **({"claims": claims} if claims else {}),
     }
 
 
-def _gpu_resources(resources: Resources, gpu_resource: str, gpus: int) -> Manifest:
-    gpu = {gpu_resource: str(gpus)} if gpus else {}
-    return {"requests": {**resources.requests, **gpu}, "limits": {**resources.limits, **gpu}}
-
-
-def _env(finetune: FineTune, run_id: str, platform: Platform) -> dict[str, str]:
+def _env(finetune: FineTune, run_id: str, platform: Platform, template: PodTemplate) -> dict[str, str]:
+    grace = template.termination_grace_period_seconds
     return {
         "HOME": WORK_DIRECTORY,
+        "USER": "tunemill",  # a user id that the cluster chose has no name in the image
         "HF_HOME": f"{WORK_DIRECTORY}/huggingface",
         "TUNEMILL_WORK": WORK_DIRECTORY,
+        constants.ENV_GRACE_SECONDS: str(max(grace - GRACE_RESERVE, grace // 2)),
         **network_env(platform),
         **progress_env(finetune, platform),
         **traces_env(finetune, run_id, platform),
@@ -227,15 +229,20 @@ def _env(finetune: FineTune, run_id: str, platform: Platform) -> dict[str, str]:
 
 
 def _container(
-    spec: FineTuneSpec, stage: Stage, work: Work, platform: Platform, volumes: dict[str, Volume], env: dict[str, str]
+    spec: FineTuneSpec, work: Work, platform: Platform, volumes: dict[str, Volume], env: dict[str, str]
 ) -> Manifest:
+    """Return the pod's one container. It is named as the work; train and evaluate are two processes in it."""
+    template = spec.pod_templates.of(work.label)
+    stages = [stage.value for stage in work.stages]
     container: Manifest = {
-        "name": stage.value,
+        "name": work.label,
         "image": image_of(spec, platform),
         "imagePullPolicy": platform.image_pull_policy,
-        "command": ["tunemill-trainer", stage.value],
-        "env": [{"name": name, "value": value} for name, value in env.items()],
-        "resources": _placement(spec, work)["resources"],
+        "command": ["tunemill-trainer", *(["stages", *stages] if len(stages) > 1 else stages)],
+        # The operator's variables come last: of two with one name, the last one holds.
+        "env": [dump(variable) for variable in template.env if variable.name not in env]
+        + [{"name": name, "value": value} for name, value in env.items()],
+        "resources": _resources(spec, work),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -246,10 +253,8 @@ def _container(
         "volumeMounts": [
             {"name": name, "mountPath": volume.path, **({"readOnly": True} if volume.read_only else {})}
             for name, volume in volumes.items()
-        ],
+            if volume.path
+        ]
+        + user_mounts(template),
     }
     return {name: value for name, value in container.items() if value not in ("", {})}
-
-
-def _dump(part: Any) -> Any:  # noqa: ANN401 - any part of the API, or None
-    return None if part is None else part.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -1,12 +1,14 @@
 """How far an object is as a whole, in the words that people read: phase, reason, message."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import FailureStatus, Phase
 
 from tunemill_operator.engine import failures
+from tunemill_operator.engine.bad_nodes import avoided_nodes
 from tunemill_operator.engine.case import Case
 from tunemill_operator.engine.stages import Work
 
@@ -26,6 +28,8 @@ class Situation:
     """Set when somebody has to act, or when it is over: Stalled."""
     suspended: bool = False
     """Whether everything has stopped because spec.suspend says so."""
+    trouble_since: datetime | None = None
+    """Since when trouble that may pass by itself keeps the run from continuing."""
 
 
 def at_work(case: Case) -> Situation:
@@ -33,16 +37,19 @@ def at_work(case: Case) -> Situation:
     live = [pod for pod in case.pods if not pod.terminal]
     if unschedulable := next((pod.unschedulable for pod in live if pod.unschedulable), ""):
         lacking = failures.lacking(unschedulable)
+        if avoided := avoided_nodes(case.ledger, case.work):
+            lacking = f"the run avoids {', '.join(avoided)}, on which it failed" + (f"; {lacking}" if lacking else "")
         return Situation(
             Phase.QUEUED, Reason.UNSCHEDULABLE, f"{lacking}: {unschedulable}" if lacking else unschedulable
         )
-    running = next((item.name for pod in live for item in pod.containers if item.running), "")
+    entry = case.ledger.at_work()
+    running = entry.name if entry else next((item.name for pod in live for item in pod.stages if item.running), "")
     phase = _phase(case)
     failed = [cause for pod in case.pods if (cause := failures.of_pod(pod))]
     before = f" after {failed[-1].reason} in {failed[-1].stage}: {failed[-1].message}" if failed else ""
     if running:
         return Situation(phase, phase.value, f"{running} runs in Job {case.name}{before}")
-    if failed and not live:
+    if failed and all(pod.stages_ended for pod in live):
         return Situation(phase, "Retrying", f"Job {case.name} is about to try again{before}")
     return Situation(phase, phase.value, f"Job {case.name} is about to start{before}")
 
@@ -57,7 +64,7 @@ def _phase(case: Case) -> Phase:
         return Phase.PREPARING
     if case.work.label == "publish":
         return Phase.PUBLISHING
-    begun = [any(container.started_at for container in pod.containers) for pod in case.pods]
+    begun = [any(container.started_at for container in pod.stages) for pod in case.pods]
     if not begun or not begun[-1]:  # the newest pod waits for a node, an image or a volume
         return Phase.QUEUED
     return Phase.EVALUATING if case.ledger.done(Stage.TRAIN) else Phase.TRAINING

@@ -7,10 +7,21 @@ from dataclasses import dataclass, replace
 from pydantic import ValidationError
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.profile import PRESET_FIELDS
 from tunemill_api.status import ProfileStatus
 
 from tunemill_operator.engine.objects import FineTune
-from tunemill_operator.engine.profiles import Fields, Profile, RefusedError, applied, check, chosen, fields_of, given
+from tunemill_operator.engine.profiles import (
+    Fields,
+    Profile,
+    RefusedError,
+    applied,
+    check,
+    chosen,
+    fields_of,
+    given,
+    invalid_field,
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,7 @@ def terms_of(finetune: FineTune, spec: FineTuneSpec, profiles: Sequence[Profile]
     kept = finetune.status.profile
     if kept is None and not profiles:
         return Terms(spec)
-    present = Terms(_completed(spec, kept.fields if kept else {}, "status.profile.fields"), kept)
+    present = Terms(_completed(spec, _kept(kept), "status.profile.fields"), kept)
     return replace(present, news=_news(finetune, spec, present, profiles))
 
 
@@ -49,16 +60,29 @@ def _fresh(finetune: FineTune, spec: FineTuneSpec, profiles: Sequence[Profile], 
     """Return what a run goes by that begins now; `known` is what the present one goes by."""
     profile = chosen(spec.profile, finetune.meta.namespace, profiles)
     if profile is None:
-        return _with_workspace(Terms(spec))
+        return _complete(Terms(spec))
     name, fields = profile.meta.name, given(spec, profile)
     same = known is not None and fields == _fields(known)
     whole = known.spec if known and same else _completed(spec, fields, f"FineTuneProfile {name}: spec.defaults")
     check(whole, fields, profile)
-    return _with_workspace(Terms(whole, ProfileStatus(name=name, fields=fields)))
+    return _complete(Terms(whole, ProfileStatus(name=name, fields=fields)))
 
 
-def _with_workspace(terms: Terms) -> Terms:
+def _complete(terms: Terms) -> Terms:
+    """Return the terms, provided that what parts of the spec say about each other fits.
+
+    Raises:
+        RefusedError: a volume is mounted that does not exist, or there is no workspace.
+    """
     spec = terms.spec
+    for stage in ("prepare", "train", "publish"):
+        template = spec.pod_templates.of(stage)
+        volumes = {volume.name for volume in template.volumes}
+        for number, mount in enumerate(template.volume_mounts):
+            if mount.name not in volumes:
+                where = f"spec.podTemplates.{stage}.volumeMounts[{number}]"
+                message = f"{where} mounts {mount.name}, which spec.podTemplates.{stage}.volumes does not have: add it"
+                raise RefusedError(Reason.INVALID_SPEC, message)
     if spec.workspace.uri or spec.dataset.uri.startswith("s3://"):
         return terms
     raise RefusedError(
@@ -72,9 +96,7 @@ def _completed(spec: FineTuneSpec, fields: Fields, where: str) -> FineTuneSpec:
     try:
         return applied(spec, fields)
     except ValidationError as invalid:
-        found = invalid.errors()[0]
-        path = ".".join(str(part) for part in found["loc"])
-        raise RefusedError(Reason.PROFILE_INVALID, f"{where}.{path}: {found['msg']}") from invalid
+        raise RefusedError(Reason.PROFILE_INVALID, f"{where}.{invalid_field(invalid)}") from invalid
 
 
 def _news(finetune: FineTune, spec: FineTuneSpec, present: Terms, profiles: Sequence[Profile]) -> str:
@@ -89,6 +111,11 @@ def _news(finetune: FineTune, spec: FineTuneSpec, present: Terms, profiles: Sequ
         changed = [path for path in before if before[path] != after[path]]
         news += [f"spec.{path} {json.dumps(after[path])} in place of {json.dumps(before[path])}" for path in changed]
     return ", ".join(news)
+
+
+def _kept(profile: ProfileStatus | None) -> Fields:
+    """Return the fields that the run has from its profile, without those that an upgrade has removed from the API."""
+    return {path: value for path, value in profile.fields.items() if path in PRESET_FIELDS} if profile else {}
 
 
 def _fields(terms: Terms) -> Fields:

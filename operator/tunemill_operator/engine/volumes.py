@@ -7,6 +7,7 @@ from typing import Any
 
 from tunemill_api import constants, traces
 from tunemill_api.finetune import FineTuneSpec, effective_workspace
+from tunemill_api.pod_template import PodTemplate, Scratch
 from tunemill_api.scalars import ConfigMapKeyRef, SecretKeyRef, SecretRef
 
 from tunemill_operator.engine.objects import FineTune
@@ -24,8 +25,8 @@ in every namespace, or the operator be allowed to make it there."""
 WORK_DIRECTORY = f"{constants.STAGE_DIRECTORY}/work"
 TOKEN_SECONDS = 3600
 """Life of the progress token; the kubelet renews it."""
-SHARED_MEMORY = "1Gi"
-"""Size of /dev/shm; data loaders of PyTorch need more than the runtime's 64 MiB."""
+USER_VOLUME = "user-"
+"""Before the names of volumes from spec.podTemplates, so that they are never those of the operator's own volumes."""
 
 _FIELD_OF_VOLUME = {
     "dataset": "spec.dataset.credentialsSecretRef",
@@ -34,7 +35,7 @@ _FIELD_OF_VOLUME = {
     "hub-write": "spec.publish.tokenSecretRef",
     "chat-template": "spec.tokenizer.chatTemplate.configMapKeyRef",
     "tools": "spec.tools.configMapKeyRef",
-    "models": "spec.compute.modelCache.persistentVolumeClaim",
+    "models": "spec.compute.modelCache.claimName",
 }
 
 SECRETS_OF_WORK = {
@@ -67,6 +68,9 @@ class Platform:
     """The variables that say which proxies stages use; empty when they use none."""
     traces: Mapping[str, str] = field(default_factory=dict)
     """The variables that say where stages send their traces; empty when nobody wants any."""
+    run_as_user: int | None = constants.USER_ID
+    """User, group and file system group of stage pods. None leaves them to the cluster, for example to OpenShift's
+    restricted-v2."""
 
 
 @dataclass(frozen=True)
@@ -74,20 +78,23 @@ class Volume:
     """A volume and where it is mounted."""
 
     path: str
+    """Where it is mounted; empty for a volume that only `user_mounts` mount."""
     source: Manifest
     read_only: bool = True
 
 
 def volumes_of(spec: FineTuneSpec, label: str, platform: Platform) -> dict[str, Volume]:
     """Return the volumes of the pod whose stage label is `label`, by name."""
+    template = spec.pod_templates.of(label)
+    shared_memory = {"emptyDir": {"medium": "Memory", "sizeLimit": template.shared_memory}}
     volumes = {
         "run-spec": Volume(
             constants.RUN_SPEC_PATH.rpartition("/")[0],
             {"downwardAPI": {"items": [_from_annotation("run.json", constants.ANNOTATION_RUN_SPEC)]}},
         ),
-        "work": Volume(WORK_DIRECTORY, {"emptyDir": {}}, read_only=False),
+        "work": Volume(WORK_DIRECTORY, _scratch_source(template.scratch), read_only=False),
         "tmp": Volume("/tmp", {"emptyDir": {}}, read_only=False),  # noqa: S108 - the pod's own
-        "shm": Volume("/dev/shm", {"emptyDir": {"medium": "Memory", "sizeLimit": SHARED_MEMORY}}, read_only=False),  # noqa: S108
+        "shm": Volume("/dev/shm", shared_memory, read_only=False),  # noqa: S108
     }
     for name, ref in secrets_of(spec).items():
         if name in SECRETS_OF_WORK[label]:
@@ -104,7 +111,7 @@ def volumes_of(spec: FineTuneSpec, label: str, platform: Platform) -> dict[str, 
         )
     if platform.progress_url:
         volumes["progress"] = _progress_volume(platform)
-    return volumes
+    return volumes | _user_volumes(template)
 
 
 def secrets_of(spec: FineTuneSpec) -> dict[str, SecretRef | SecretKeyRef]:
@@ -120,7 +127,7 @@ def secrets_of(spec: FineTuneSpec) -> dict[str, SecretRef | SecretKeyRef]:
 
 def model_claim(spec: FineTuneSpec, label: str) -> str:
     """Return the claim with the cache of base models; empty where there is none, and for pods that load no model."""
-    return "" if label == "prepare" else spec.compute.model_cache.persistent_volume_claim
+    return "" if label == "prepare" else spec.compute.model_cache.claim_name
 
 
 def config_maps_of(spec: FineTuneSpec) -> dict[str, tuple[ConfigMapKeyRef, str]]:
@@ -134,9 +141,48 @@ def config_maps_of(spec: FineTuneSpec) -> dict[str, tuple[ConfigMapKeyRef, str]]
 
 def field_of(spec: FineTuneSpec, volume: str) -> str:
     """Return the field of the spec that a volume comes from; empty for the operator's own volumes."""
+    if volume.startswith(USER_VOLUME):
+        return f"spec.podTemplates.{_stage_with(spec, volume)}.volumes"
     if volume == "workspace" and not spec.workspace.uri:
         volume = "dataset"
     return _FIELD_OF_VOLUME.get(volume, "")
+
+
+def user_mounts(template: PodTemplate) -> list[Manifest]:
+    """Return the mounts of the volumes that the template adds."""
+    return [{**dump(mount), "name": f"{USER_VOLUME}{mount.name}"} for mount in template.volume_mounts]
+
+
+def dump(part: Any) -> Any:  # noqa: ANN401 - any part of the API, or None
+    """Return a part of the spec as JSON, without what is absent."""
+    return None if part is None else part.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _user_volumes(template: PodTemplate) -> dict[str, Volume]:
+    sources = {volume.name: dump(volume) for volume in template.volumes}
+    return {
+        f"{USER_VOLUME}{name}": Volume("", {kind: value for kind, value in source.items() if kind != "name"})
+        for name, source in sources.items()
+    }
+
+
+def _stage_with(spec: FineTuneSpec, volume: str) -> str:
+    """Return the first stage whose template has the volume."""
+    templates = {stage: spec.pod_templates.of(stage) for stage in SECRETS_OF_WORK}
+    return next((stage for stage, template in templates.items() if volume in _user_volumes(template)), "*")
+
+
+def _scratch_source(scratch: Scratch | None) -> Manifest:
+    if scratch is None:
+        return {"emptyDir": {}}
+    if not scratch.storage_class_name:
+        return {"emptyDir": {"sizeLimit": scratch.size}}
+    claim = {
+        "accessModes": ["ReadWriteOnce"],
+        "storageClassName": scratch.storage_class_name,
+        "resources": {"requests": {"storage": scratch.size}},
+    }
+    return {"ephemeral": {"volumeClaimTemplate": {"spec": claim}}}
 
 
 def _config_volume(ref: ConfigMapKeyRef, path: str) -> Volume:

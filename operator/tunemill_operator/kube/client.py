@@ -118,8 +118,9 @@ class KubeClient:
         return await self.request("GET", resource.path(namespace, name))
 
     async def create(self, resource: Resource, namespace: str, body: Json) -> Json:
-        """Create an object and return it."""
-        return await self.request("POST", resource.path(namespace), {"fieldManager": FIELD_MANAGER}, body)
+        """Create an object and return it. The API server refuses a Job with a field that it does not know."""
+        query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict" if resource == JOBS else ""}
+        return await self.request("POST", resource.path(namespace), query, body)
 
     async def replace(self, resource: Resource, namespace: str, body: Json) -> Json:
         """Replace an object, provided that its resource version is the one in the body."""

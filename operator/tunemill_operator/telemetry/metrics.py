@@ -8,12 +8,16 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from tunemill_api.status import FineTuneStatus, Phase
 
+from tunemill_operator.engine.events import new_node_failures
 from tunemill_operator.engine.objects import FineTune
 from tunemill_operator.runtime.reconciliation import Request
 
 CONTROLLER = "functioncallfinetune"
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _LONG_SECONDS = (60, 300, 900, 1800, 3600, 7200, 14400, 28800, 86400, 259200)
+
+_NODES = 200
+"""How many nodes get a label value of their own."""
 
 
 class Metrics:
@@ -83,6 +87,14 @@ class Metrics:
             ["stage", "why"],
             registry=registry,
         )
+        self._suspect_nodes = Counter(
+            "tunemill_suspect_node_failures_total",
+            "Pods that failed for a reason that points to their node, by node and reason. Nodes beyond the first "
+            f'{_NODES} are counted together as "other".',
+            ["node", "reason"],
+            registry=registry,
+        )
+        self._known_nodes: set[str] = set()
         self._gpu_seconds = Counter(
             "tunemill_gpu_seconds_total", "GPU time of the stages that train and evaluate.", registry=registry
         )
@@ -137,12 +149,20 @@ class Metrics:
                 self._attempts.labels(entry.name).inc(entry.attempts - attempts)
             if entry.cut_short and (old is None or (old.attempts, old.cut_short) != (entry.attempts, entry.cut_short)):
                 self._cut_short.labels(entry.name, entry.cut_short).inc()
+        for _, node, failures in new_node_failures(before, after):
+            self._suspect_nodes.labels(self._node_label(node.name), node.reason).inc(failures)
         if after.run:
             used = before.run.gpu_seconds if before.run and before.run.id == after.run.id else 0
             self._gpu_seconds.inc(max(0, after.run.gpu_seconds - used))
         if after.phase != before.phase and after.run and after.phase in {Phase.SUCCEEDED, Phase.FAILED, Phase.HELD}:
             ended = max(condition.last_transition_time for condition in after.conditions)
             self._run_seconds.labels(after.phase).observe((ended - after.run.started_at).total_seconds())
+
+    def _node_label(self, node: str) -> str:
+        """Return the node's name, as long as there are few: an autoscaler gives every node a new one."""
+        if len(self._known_nodes) < _NODES:
+            self._known_nodes.add(node)
+        return node if node in self._known_nodes else "other"
 
     def seen(self, resource: str) -> None:
         """A watch event arrived."""

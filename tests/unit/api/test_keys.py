@@ -1,8 +1,12 @@
-"""What changes a stage's key, and what must not."""
+"""What changes the keys and inputs of stages, and what must not."""
+
+from typing import get_args
 
 import pytest
 from api.builders import a_spec
 from tunemill_api import keys
+from tunemill_api.base import ApiModel
+from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.status import Rival
 
 RESOLVED = {"baseModel": "c0ffee", "dataset": "d1d1"}
@@ -44,10 +48,10 @@ def test_an_edit_changes_the_key_of_its_stage_and_of_all_later_ones(change, firs
     "change",
     [
         {"suspend": True},
-        {"deadline": "1h"},
+        {"maxRuntime": "1h"},
         {"retry": {"limit": 0}},
         {"compute": {"gpus": 2}},
-        {"compute": {"modelCache": {"persistentVolumeClaim": "models"}}},
+        {"compute": {"modelCache": {"claimName": "models"}}},
         {"adapter": {"ia3": {"targetModules": ["k_proj"]}, "adalora": {"alpha": 8}}},
         {"training": {"checkpoint": {"everySteps": 7}}},
         {"evaluation": {"gates": [{"metric": "exact_match", "min": "0.9"}]}},
@@ -94,21 +98,201 @@ def test_other_tools_change_every_key():
     assert not set(chain(a_spec())) & set(chain(a_spec(), {**RESOLVED, "tools": "d3d3"}))
 
 
-def test_a_request_changes_when_the_user_asks_again_or_the_data_moves():
-    """Prepare is asked for again when the wish differs, the annotation is new, or the workspace is another."""
-    requests = {
-        keys.prepare_request(a_spec()),
-        keys.prepare_request(a_spec(), "2026-11-21T10:00:00Z"),
-        keys.prepare_request(a_spec(dataset={"uri": "s3://team-a-data/new.jsonl"})),
-        keys.prepare_request(a_spec(workspace={"uri": "s3://other/place"})),
-        keys.prepare_request(a_spec(tools={"configMapKeyRef": {"name": "tools", "key": "tools.json"}})),
+def test_prepare_is_asked_for_anew_when_a_name_changes_or_somebody_requests_it():
+    """Another source, workspace or request gives other inputs before the data is known."""
+    found = {
+        keys.prepare_inputs(a_spec()),
+        keys.prepare_inputs(a_spec(), "2026-11-21T10:00:00Z"),
+        keys.prepare_inputs(a_spec(dataset={"uri": "s3://team-a-data/new.jsonl"})),
+        keys.prepare_inputs(a_spec(workspace={"uri": "s3://other/place"})),
+        keys.prepare_inputs(a_spec(tools={"configMapKeyRef": {"name": "tools", "key": "tools.json"}})),
     }
-    assert len(requests) == 5
+    assert len(found) == 5
 
 
-def test_a_request_does_not_change_with_the_credentials():
+def test_prepare_is_not_asked_for_anew_with_other_credentials():
     """A new Secret name alone asks for nothing that was already done."""
     with_secret = a_spec(
         dataset={"uri": "s3://team-a-data/support/calls.jsonl", "credentialsSecretRef": {"name": "s3"}},
     )
-    assert keys.prepare_request(with_secret) == keys.prepare_request(a_spec())
+    assert keys.prepare_inputs(with_secret) == keys.prepare_inputs(a_spec())
+
+
+# The canonical forms
+
+CONFIG_MAP = {"name": "a", "key": "b"}
+IN_FORMS = {
+    "hub.endpoint": "https://hub.example.com",
+    "baseModel.id": "google/gemma-3-1b-it",
+    "baseModel.revision": "v2",
+    "baseModel.quantization": "Int8",
+    "dataset.uri": "s3://other/calls.jsonl",
+    "dataset.format": "XLAM",
+    "dataset.endpoint": "https://s3.example.com",
+    "dataset.region": "eu-1",
+    "dataset.evaluation.fraction": "0.2",
+    "dataset.evaluation.seed": 7,
+    "dataset.evaluation.uri": "s3://other/held-out.jsonl",
+    "dataset.maxInvalidFraction": "0.1",
+    "dataset.maxRows": 100,
+    "tools.configMapKeyRef": CONFIG_MAP,
+    "tokenizer.mode": "Text",
+    "tokenizer.addTokens": ["<a>"],
+    "tokenizer.chatTemplate.configMapKeyRef": CONFIG_MAP,
+    "tokenizer.think": "Drop",
+    "adapter.method": "Full",
+    "adapter.lora.rank": 8,
+    "adapter.lora.alpha": 8,
+    "adapter.lora.dropout": "0.1",
+    "adapter.lora.targetModules": ["q_proj"],
+    "adapter.lora.rsLora": True,
+    "adapter.adalora.initialRank": 30,
+    "adapter.adalora.targetRank": 8,
+    "adapter.adalora.alpha": 8,
+    "adapter.adalora.dropout": "0.1",
+    "adapter.adalora.targetModules": ["q_proj"],
+    "adapter.ia3.targetModules": ["q_proj"],
+    "adapter.ia3.feedforwardModules": [],
+    "training.epochs": 2,
+    "training.maxSteps": 10,
+    "training.learningRate": "3e-4",
+    "training.scheduler": "Linear",
+    "training.warmupRatio": "0.2",
+    "training.batchSize": 4,
+    "training.maxLength": 512,
+    "training.lossOn": "All",
+    "training.seed": 7,
+    "training.precision": "BF16",
+    "training.earlyStopping.patience": 2,
+    "training.divergence": "Ignore",
+    "evaluation.maxRows": 100,
+    "evaluation.maxNewTokens": 100,
+    "evaluation.gates": [],
+    "publish.repository": "acme/other",
+    "publish.private": False,
+    "publish.branch": "next",
+    "publish.tag": "v1",
+    "publish.artifacts": ["Merged"],
+    "publish.serving": "Transformers",
+    "workspace.uri": "s3://other/place",
+    "workspace.endpoint": "https://s3.example.com",
+}
+"""The fields that are in a canonical form, each with a value that is not its default."""
+CHANGE_NO_OUTPUT = {
+    "suspend": "says whether anything runs",
+    "profile": "names a profile; what the profile gives is in the fields that it gives",
+    "baseModel.tokenSecretRef": "credentials",
+    "dataset.credentialsSecretRef": "credentials",
+    "publish.tokenSecretRef": "credentials",
+    "workspace.credentialsSecretRef": "credentials",
+    "workspace.region": "says how a bucket is reached; its name is unique",
+    "workspace.keepRuns": "says how long outputs are kept",
+    "training.checkpoint": "a training that goes on from a checkpoint ends as one that was not interrupted",
+    "evaluation.onGateFailure": "says what becomes of an evaluation",
+    "compute": "where pods run and what they get",
+    "podTemplates": "where pods run and what they get",
+    "queue": "when pods run",
+    "retry": "how often a stage is tried",
+    "deadline": "how long a run may take",
+    "maxRuntime": "how long a run may take",
+    "stallTimeout": "how long a stage may be silent",
+    "maxGpuHours": "what a run may cost",
+    "historyLimit": "what the status keeps",
+    "retrain": "when to look at the data; a new time of the schedule is a request",
+}
+"""The fields that are in no canonical form, each with the reason."""
+
+
+def leaves(model=FineTuneSpec, path=""):
+    """Yield the paths of all fields, down to what is no part of the API with fields of its own."""
+    for field in model.model_fields.values():
+        here = f"{path}.{field.alias}".lstrip(".")
+        parts = [field.annotation, *get_args(field.annotation)]
+        part = next((item for item in parts if isinstance(item, type) and issubclass(item, ApiModel)), None)
+        if part is None or here in IN_FORMS or here in CHANGE_NO_OUTPUT or here.endswith("configMapKeyRef"):
+            yield here
+        else:
+            yield from leaves(part, here)
+
+
+def test_every_field_of_the_spec_is_in_a_form_or_declared_to_change_no_output():
+    """Whoever adds a field decides: it goes into a canonical form, or into the list with a reason."""
+    undecided = {path for path in leaves() if path not in IN_FORMS and path not in CHANGE_NO_OUTPUT}
+    assert not undecided, f"add them to a form of keys.py, or to CHANGE_NO_OUTPUT: {sorted(undecided)}"
+    assert not set(IN_FORMS) - set(leaves()), "these fields are gone"
+
+
+def hashes(spec):
+    """Return all inputs and keys of a spec."""
+    evaluated = keys.evaluate_inputs(keys.train_inputs(keys.prepare_inputs(spec), "prepared", spec), spec)
+    draft = keys.publish_inputs(evaluated, spec, draft=True)
+    drafted = keys.publish_key("evaluated", spec, draft=True)
+    return keys.publish_inputs(evaluated, spec), draft, drafted, *chain(spec)
+
+
+@pytest.mark.parametrize("path", IN_FORMS)
+def test_a_field_that_is_in_a_form_changes_inputs(path):
+    """Another value asks for something else; proven for every field, the settings of each method included."""
+    method = {"lora": "LoRA", "adalora": "AdaLoRA", "ia3": "IA3"}.get(path.split(".")[1] if "." in path else "")
+    adapter = {"adapter": {"method": method}} if method else {}
+    base = a_spec(workspace={"uri": "s3://team-a/space/"}, **adapter).model_dump(mode="json", by_alias=True)
+    changed = FineTuneSpec.model_validate(base).model_dump(mode="json", by_alias=True)
+    part = changed
+    *parents, last = path.split(".")
+    for name in parents:
+        part[name] = part[name] or {}
+        part = part[name]
+    part[last] = IN_FORMS[path]
+    assert hashes(FineTuneSpec.model_validate(changed)) != hashes(FineTuneSpec.model_validate(base))
+
+
+FROZEN = {
+    "smallest": [
+        "bb8ca91fd2d323bd",
+        "0fbb4a1df8d6e300",
+        "59e8c36dc781fc7a",
+        "bfc62144998ea9ad",
+        "4841b42124a5767b",
+        "8ccb48eee2edc7b5",
+        "cf9a4ca1952cd2ab",
+    ],
+    "other": [
+        "557153f4ae7da92b",
+        "54c791f518713d78",
+        "e7106efd17cca607",
+        "08fdea4be6dcee4e",
+        "fc4eeb3d376f1a68",
+        "844f142f2a93e726",
+        "42776c9836f4e886",
+    ],
+}
+
+
+def test_the_forms_are_frozen(monkeypatch):
+    """These hashes are in the status of objects and name folders in workspaces: they stay the same for ever."""
+    monkeypatch.setattr(keys, "RECIPES", dict.fromkeys(keys.RECIPES, 1))
+    other = a_spec(
+        training={"epochs": 3, "learningRate": "3e-4"},
+        adapter={"method": "AdaLoRA", "adalora": {"targetRank": 8}},
+        dataset={"uri": "hf://acme/calls", "maxRows": 100},
+        workspace={"uri": "s3://team-a/space/"},
+        tokenizer={"addTokens": ["<a>"], "chatTemplate": {"configMapKeyRef": CONFIG_MAP}},
+        publish={"repository": "acme/other", "tag": "v1"},
+    )
+    assert {"smallest": [*hashes(a_spec())], "other": [*hashes(other)]} == FROZEN
+
+
+def test_the_defaults_that_no_crd_writes_are_those_of_the_forms():
+    """What a profile can preset has no default in the CRD, so that another default would change what objects mean."""
+    spec = a_spec()
+    assert set(keys._sources(spec, "")) == {"uri", "workspace"}
+    assert set(keys._publication(spec, draft=False)) == {"repository"}
+    assert keys._publication(spec, draft=True)["draft"] == ("exact_match gain=0",)
+
+
+def test_inputs_do_not_change_with_a_recipe_and_keys_do(monkeypatch):
+    """A recorded stage stays valid by its inputs. A new output gets another name than that of the old recipe."""
+    inputs, names = hashes(a_spec())[:2], chain(a_spec())
+    monkeypatch.setattr(keys, "RECIPES", {stage: number + 1 for stage, number in keys.RECIPES.items()})
+    assert hashes(a_spec())[:2] == inputs
+    assert not set(chain(a_spec())) & set(names)

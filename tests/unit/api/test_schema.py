@@ -1,5 +1,7 @@
 """The generated CRD: what it accepts, what it refuses, and that it is up to date."""
 
+import json
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -7,10 +9,16 @@ from api.builders import a_spec
 from openapi_schema_validator import OAS30Validator
 from pydantic import BaseModel, ValidationError
 from tunemill_api.codegen import generated_files
-from tunemill_api.crd import custom_resource_definition
+from tunemill_api.compute import TRAINER_GPUS
+from tunemill_api.crd import (
+    custom_resource_definition,
+    object_schema,
+    profile_resource_definition,
+    profile_schema,
+)
 from tunemill_api.failures import FAILURES, Reason
 from tunemill_api.finetune import FineTuneSpec
-from tunemill_api.scalars import duration_seconds
+from tunemill_api.scalars import duration_seconds, quantity_value
 from tunemill_api.stage_report import Stage, StageReport, failure_of
 from tunemill_api.structural import structural_schema
 
@@ -76,7 +84,118 @@ def test_a_long_report_still_fits_into_a_termination_message():
     assert StageReport.model_validate_json(text).failure.reason == Reason.DATASET_MALFORMED
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("8h", 28800), ("90m", 5400), ("1h30m10s", 5410), ("45s", 45)])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("8h", 28800),
+        ("90m", 5400),
+        ("1h30m10s", 5410),
+        ("45s", 45),
+        ("1d", 86400),
+        ("1.5h", 5400),
+        ("1d12h", 129600),
+        ("0", 0),
+        ("0.2s", 1),
+    ],
+)
 def test_durations(text, seconds):
-    """A duration is read as Go writes it."""
+    """A duration is read as Go writes it, with days, and rounded up."""
     assert duration_seconds(text) == seconds
+    assert a_spec(maxRuntime=text).max_runtime == text
+
+
+@pytest.mark.parametrize("text", ["", "soon", "8", "-1h", "1.h", "1w", "h", "1h 30m"])
+def test_what_is_no_duration_is_refused(text):
+    """Not taken for zero."""
+    with pytest.raises(ValidationError, match="maxRuntime"):
+        a_spec(maxRuntime=text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("500m", "0.5"),
+        ("2", "2"),
+        ("16Gi", "17179869184"),
+        ("1k", "1000"),
+        ("1e3", "1000"),
+        ("1E", "1e18"),
+        (".5", "0.5"),
+    ],
+)
+def test_quantities(text, value):
+    """A quantity is read as Kubernetes writes it."""
+    assert quantity_value(text) == Decimal(value)
+
+
+NODE_TERMS = {"nodeSelectorTerms": [{"matchExpression": []}]}
+BAD_TEMPLATES = [
+    ({"affinity": {"nodeAffinty": {}}}, "affinity.nodeAffinty"),
+    ({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": NODE_TERMS}}}, "matchExpression"),
+    ({"env": [{"name": "HOME", "value": "/"}]}, "HOME is set by the operator"),
+    ({"env": [{"name": "TUNEMILL_WORK"}]}, "TUNEMILL_WORK is set by the operator"),
+    ({"env": [{"name": "KUBEFLOW_TRAINER_SERVER_URL"}]}, "is set by the operator"),
+    ({"env": [{"name": "https_proxy"}]}, "https_proxy is set by the operator"),
+    ({"env": [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}]}, "NVIDIA_VISIBLE_DEVICES is set by"),
+    ({"env": [{"name": "A"}, {"name": "A"}]}, "the name A occurs more than once"),
+    ({"labels": {"tunemill.dev/finetune": "x"}}, "tunemill.dev/finetune is set by the operator"),
+    ({"labels": {"kueue.x-k8s.io/queue-name": "x"}}, "kueue.x-k8s.io/queue-name is set by the operator"),
+    ({"annotations": {"tunemill.dev/run-spec": "x"}}, "tunemill.dev/run-spec is set by the operator"),
+    ({"volumes": [{"name": "a", "hostPath": {"path": "/"}}]}, "hostPath"),
+    ({"volumes": [{"name": "A", "emptyDir": {}}]}, "volumes.0.name"),
+    ({"volumeMounts": [{"name": "a", "mountPath": "/"}]}, "mountPath"),
+    ({"volumeMounts": [{"name": "a", "mountPath": "data"}]}, "mountPath"),
+    ({"volumeMounts": [{"name": "a", "mountPath": "/var/run"}]}, "would hide /var/run/tunemill"),
+    ({"volumeMounts": [{"name": "a", "mountPath": "/var/run/tunemill/work/x"}]}, "would hide /var/run/tunemill"),
+    ({"volumeMounts": [{"name": "a", "mountPath": "/dev/termination-log"}]}, "would hide /dev"),
+    ({"volumeMounts": [{"name": "a", "mountPath": "/x/../tmp"}]}, "must not contain"),
+    ({"volumeMounts": [{"name": "a", "mountPath": "/x", "subPath": "../y"}]}, "subPath"),
+    ({"terminationGracePeriodSeconds": 1}, "terminationGracePeriodSeconds"),
+    ({"scratch": {"storageClassName": "fast"}}, "scratch.size"),
+    ({"securityContext": {}}, "securityContext"),
+    ({"hostNetwork": True}, "hostNetwork"),
+]
+
+
+@pytest.mark.parametrize("stage", ["prepare", "train", "publish"])
+@pytest.mark.parametrize(("template", "words"), BAD_TEMPLATES)
+def test_a_wrong_field_of_a_pod_template_is_refused_with_its_path(stage, template, words):
+    """For objects that came past the CRD's own rules, and for presets of profiles; each stage is held to the same."""
+    with pytest.raises(ValidationError, match=rf"(?s)podTemplates\.{stage}\..*") as refused:
+        a_spec(podTemplates={stage: template})
+    assert words in str(refused.value)
+
+
+def test_no_part_of_a_template_keeps_fields_that_nobody_knows():
+    """Typed in full, in both kinds: a typo is refused at `kubectl apply`, not dropped or handed on."""
+    for schema in (object_schema(), profile_schema()):
+        assert "x-kubernetes-preserve-unknown-fields" not in json.dumps(schema["properties"]["spec"])
+
+
+def test_the_settings_of_no_method_are_written_by_the_api_server():
+    """A LoRA block in an object with method Full would say what is not done; each block belongs to its method."""
+    adapter = object_schema()["properties"]["spec"]["properties"]["adapter"]
+    assert all("default" not in adapter["properties"][name] for name in ("lora", "adalora", "ia3"))
+    messages = [rule["message"] for rule in adapter["x-kubernetes-validations"]]
+    assert [message.split(":")[0] for message in messages] == [
+        "adapter.lora may only be set with adapter.method LoRA",
+        "adapter.adalora may only be set with adapter.method AdaLoRA",
+        "adapter.ia3 may only be set with adapter.method IA3",
+    ]
+
+
+def test_more_gpus_than_the_trainer_uses_are_refused_by_a_rule():
+    """In both kinds, with one constant for the number."""
+    for schema in (
+        object_schema()["properties"]["spec"],
+        profile_schema()["properties"]["spec"]["properties"]["defaults"],
+    ):
+        (rule,) = schema["properties"]["compute"]["properties"]["gpus"]["x-kubernetes-validations"]
+        assert rule["rule"] == f"self <= {TRAINER_GPUS}"
+        assert "compute.gpus must be at most 1" in rule["message"]
+
+
+def test_a_definition_fits_into_the_annotation_of_kubectl_apply():
+    """It has 256 KiB for all of them together."""
+    for definition in (custom_resource_definition(), profile_resource_definition()):
+        assert len(json.dumps(definition)) < 200 * 1024

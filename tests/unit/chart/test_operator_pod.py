@@ -257,3 +257,17 @@ def test_names_fit_however_long_the_release_is_called() -> None:
     ]
     assert len(named) == 4
     assert max(map(len, named)) <= 63
+
+
+def test_openshift_chooses_the_users_where_the_values_are_empty() -> None:
+    """Restricted-v2 refuses every fixed user; that no pod runs as root stays."""
+    usual = render()
+    assert usual.pod["spec"]["securityContext"]["runAsUser"] == 65532
+    assert "--stage-user=65532" in usual.flags
+    rendered = render(runAsUser="", stages={"runAsUser": ""})
+    assert rendered.pod["spec"]["securityContext"] == {
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    assert "--stage-user=" in rendered.flags
+    assert "--stage-user=1000680000" in render(stages={"runAsUser": 1000680000}).flags

@@ -54,6 +54,7 @@ def test_the_operator_cannot_make_pods_change_specs_or_grant_rights(values: dict
     assert bound == {
         "events",
         "finetuneprofiles",
+        "finetuneprofiles/status",
         "functioncallfinetunes",
         "functioncallfinetunes/finalizers",
         "functioncallfinetunes/status",
@@ -67,11 +68,16 @@ def test_the_operator_cannot_make_pods_change_specs_or_grant_rights(values: dict
 
 
 def test_with_a_list_of_namespaces_only_what_belongs_to_none_is_granted_beyond_them() -> None:
-    """A tenant's operator is confined to the tenant's namespaces and its own; profiles it can but read."""
+    """A tenant's operator is confined to the tenant's namespaces and its own; its profiles get a status."""
     rendered = render(**TWO_NAMESPACES)
     cluster_wide = [rule for kind, _, rule in rendered.rules_of_operator() if kind == "ClusterRole"]
-    assert [rule["resources"] for rule in cluster_wide] == [["finetuneprofiles"], ["tokenreviews"]]
+    assert [rule["resources"] for rule in cluster_wide] == [
+        ["finetuneprofiles"],
+        ["finetuneprofiles/status"],
+        ["tokenreviews"],
+    ]
     assert granted(rendered, "finetuneprofiles") == {"list", "watch"}
+    assert granted(rendered, "finetuneprofiles/status") == {"patch"}
     assert {where for kind, where, _ in rendered.rules_of_operator() if kind == "Role"} == {
         "team-a",
         "team-b",

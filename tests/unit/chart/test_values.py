@@ -57,6 +57,7 @@ NOT_SECRETS = ["registry", ["registry"], [{}], [{"name": ""}], [{"name": "regist
 NOT_A_PLAIN_URL = [7, "proxy:3128", "socks5://proxy", "http://", "http://user:word@proxy:3128", "http://proxy/path"]
 NOT_QUANTITIES = [{"cpu": "many"}, {"cpu": True}, {"memory": "1 Gi"}, {"memory": "1GB"}, {"cpu": -1}]
 NOT_PORTS = [443, [], ["https"], [0], [65536], [443, 443]]
+NOT_A_USER = ["65532", 0, -1, 1.5, True]
 BAD: dict[str, list[Any]] = {
     "image.repository": [7, "", "with space", "name@sha256:0a", "name:"],
     "image.tag": [1.0, "with space", "-begins", "t" * 129],
@@ -67,6 +68,8 @@ BAD: dict[str, list[Any]] = {
     "trainer.imagePullPolicy": ["", "Sometimes"],
     "trainer.imagePullSecrets": NOT_SECRETS,
     "watchNamespaces": ["team-a", [7], ["Team_A"], ["n" * 64], ["team-a", "team-a"], ["team.a"]],
+    "runAsUser": NOT_A_USER,
+    "stages.runAsUser": NOT_A_USER,
     "profiles.enabled": NOT_BOOLEAN,
     "caBundle.configMap": NOT_A_NAME,
     "caBundle.secret": NOT_A_NAME,

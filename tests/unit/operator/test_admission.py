@@ -75,7 +75,7 @@ def test_without_a_queue_nothing_is_queued() -> None:
 def test_no_stage_runs_again_for_another_queue() -> None:
     """A queue changes no output, so it is part of no key."""
     plain, queued = parsed(a_spec()), parsed(a_spec(queue={"name": "team-a", "priorityClass": "high"}))
-    assert keys.prepare_request(plain) == keys.prepare_request(queued)
+    assert keys.prepare_inputs(plain) == keys.prepare_inputs(queued)
     resolved = {"baseModel": "commit", "dataset": "sha256:1"}
     assert keys.prepare_key(plain, resolved) == keys.prepare_key(queued, resolved)
     assert keys.train_key("prepared", plain) == keys.train_key("prepared", queued)
@@ -96,7 +96,7 @@ def test_what_waits_is_queued_and_says_where_since_when_and_for_what() -> None:
 
 def test_waiting_is_no_work() -> None:
     """Days in the queue count against no limit, and no pod of them is a retry."""
-    world = a_waiting_world(deadline="10m", maxGpuHours="0.5", stallTimeout="5m", retry={"limit": 0})
+    world = a_waiting_world(maxRuntime="10m", maxGpuHours="0.5", stallTimeout="5m", retry={"limit": 0})
     for _ in range(50):
         world.seconds += 3600
         world.settle()

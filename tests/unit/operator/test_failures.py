@@ -296,7 +296,7 @@ def test_pods_of_a_namespace_that_ends_are_no_failure() -> None:
 )
 def test_what_the_node_cannot_give_a_pod_is_told(reason: str, message: str, expected: Reason) -> None:
     """As kubelet and attach controller word it, in an event of the pod."""
-    spec = parsed(a_spec(compute={"modelCache": {"persistentVolumeClaim": "cache"}}))
+    spec = parsed(a_spec(compute={"modelCache": {"claimName": "cache"}}))
     observed = Observed((a_job(),), (a_pod(phase="Pending"),), (Complaint("pod", reason, message, at(3)),))
     cause = failures.blocking(spec, TRAIN, observed.jobs[0], observed)
     assert cause is not None
@@ -329,7 +329,7 @@ def test_a_missing_claim_is_told_with_its_field() -> None:
     cause = failures.blocking(WHOLE, TRAIN, observed.jobs[0], observed)
     assert cause is not None
     assert cause.reason is Reason.CLAIM_NOT_FOUND
-    assert '"cache" of spec.compute.modelCache.persistentVolumeClaim does not exist' in cause.message
+    assert '"cache" of spec.compute.modelCache.claimName does not exist' in cause.message
 
 
 @pytest.mark.parametrize(
@@ -344,11 +344,11 @@ def test_a_missing_claim_is_told_with_its_field() -> None:
         ),
         (
             "0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector.",
-            "nodes do not match spec.compute.nodeSelector or affinity",
+            "nodes do not match nodeSelector or affinity of spec.podTemplates",
         ),
         (
             "0/1 nodes are available: 1 node(s) had untolerated taint {nvidia.com/gpu: present}.",
-            "spec.compute.tolerations has nothing for {nvidia.com/gpu: present}",
+            "tolerations of spec.podTemplates have nothing for {nvidia.com/gpu: present}",
         ),
         (
             "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims.",

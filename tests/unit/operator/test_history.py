@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from property.simulator import World
 from property.worlds import a_finished_world, a_world_at
 from tunemill_api.failures import Reason
@@ -98,5 +99,58 @@ def test_what_goes_on_by_itself_has_not_ended() -> None:
     (pod,) = world.live_pods()
     pod["status"]["containerStatuses"][0]["state"] = {"waiting": {"reason": "ErrImagePull", "message": "not found"}}
     world.settle()
+    world.seconds += 120
+    world.settle()
     assert world.status.failure is not None
+    assert not world.status.failure.final
     assert results(world) == []
+
+
+def ids(world: World) -> list[str]:
+    """Return the ids of the runs in the history."""
+    return [entry.id for entry in world.status.history]
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_no_run_stands_in_the_history_twice(failed: bool) -> None:
+    """A request, a publication, and the removal of the annotation lead back to the id of the first run."""
+    world = a_world_at(Stage.PREPARE)
+    if failed:
+        world.fail(world.live_pods()[0], Reason.HUB_WRITE_DENIED, "403")
+    go_on(world)
+    for value in ("2026-11-22", "", "2026-11-22", ""):
+        if value:
+            world.request(value)
+        else:
+            world.finetune_body["metadata"]["annotations"].pop("tunemill.dev/requested-at")
+            world._touch(world.finetune_body)
+        go_on(world)
+        assert len(set(ids(world))) == len(ids(world))
+        assert ids(world)[0] == world.status.run.id
+
+
+def test_a_run_that_was_held_and_published_under_another_request_stands_in_it_once() -> None:
+    """The gate is lowered in between."""
+    world = World(evaluation={"gates": [{"metric": "exact_match", "min": "0.95"}]})
+    go_on(world)
+    world.request("2026-11-22")
+    world.edit(evaluation={"gates": []})
+    go_on(world)
+    world.finetune_body["metadata"]["annotations"].pop("tunemill.dev/requested-at")
+    world._touch(world.finetune_body)
+    go_on(world)
+    assert len(set(ids(world))) == len(ids(world))
+
+
+def test_an_id_that_stands_twice_in_a_status_is_repaired() -> None:
+    """Whoever wrote it: the API server refuses every status in which it stays so. The newest entry counts."""
+    world = a_finished_world()
+    first = world.finetune_body["status"]["history"][0]
+    older = {**first, "id": "0ther0ne", "finished": "2026-11-20T12:00:00Z"}
+    twice = {**first, "result": "Failed", "finished": "2026-11-19T12:00:00Z"}
+    world.finetune_body["status"]["history"] = [first, older, twice]
+    world.settle()
+    assert [(entry.id, entry.result) for entry in world.status.history] == [
+        (first["id"], "Succeeded"),
+        ("0ther0ne", "Succeeded"),
+    ]

@@ -9,8 +9,13 @@ from typing import Any
 import pytest
 import yaml
 from aiohttp import web
+from tunemill_api.failures import Reason
+from tunemill_api.stage_report import Stage
+from tunemill_operator.engine.failures import of_refusal
+from tunemill_operator.engine.observe import Refusal
+from tunemill_operator.engine.stages import Work
 from tunemill_operator.kube.access import AccessError, open_access
-from tunemill_operator.kube.client import FINETUNES, JOBS, PAGE, KubeClient
+from tunemill_operator.kube.client import EVENTS, FINETUNES, JOBS, PAGE, KubeClient
 from tunemill_operator.kube.errors import (
     ConflictError,
     ExistsError,
@@ -150,6 +155,27 @@ async def test_a_page_that_is_refused_for_the_moment_is_asked_for_again(tmp_path
     async with a_client(handler, tmp_path) as (client, _):
         pages = [page async for page in client.pages(JOBS, None)]
     assert pages == [([{}], 7), ([{}], 7)]
+
+
+async def test_jobs_are_created_with_strict_validation(tmp_path: Path) -> None:
+    """A field that the API server does not know would be dropped without a word; it is refused with its path."""
+    seen: list[dict[str, str]] = []
+    message = 'strict decoding error: unknown field "spec.template.spec.affinty"'
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        seen.append(dict(request.query))
+        return web.json_response({"reason": "BadRequest", "message": message}, status=400)
+
+    async with a_client(handler, tmp_path) as (client, _):
+        with pytest.raises(RefusedError, match=r"unknown field \"spec\.template\.spec\.affinty\"") as refused:
+            await client.create(JOBS, "team-a", {})
+        with pytest.raises(RefusedError):
+            await client.create(EVENTS, "team-a", {})
+    assert refused.value.code == 400
+    assert [query.get("fieldValidation") for query in seen] == ["Strict", None]
+    cause = of_refusal(Work("train", (Stage.TRAIN,), "key"), "job", Refusal(400, str(refused.value), taken=False))
+    assert cause.reason is Reason.INVALID_SPEC
+    assert "spec.template.spec.affinty" in cause.message
 
 
 async def test_the_status_is_applied_to_the_version_that_was_decided_on(tmp_path: Path) -> None:

@@ -265,11 +265,11 @@ def test_what_the_operator_stops_itself_is_no_preemption() -> None:
     world = a_world_at(Stage.TRAIN)
     world.edit(suspend=True)
     world.settle()
-    world.edit(suspend=False, compute={"nodeSelector": {"gpu": "big"}})
+    world.edit(suspend=False, podTemplates={"train": {"nodeSelector": {"gpu": "big"}}})
     world.settle()
     world.seconds += 10
     world.start(world.live_pods()[0])
-    world.edit(compute={"nodeSelector": {"gpu": "bigger"}})
+    world.edit(podTemplates={"train": {"nodeSelector": {"gpu": "bigger"}}})
     run_to_the_end(world)
     assert world.status.run.preemptions == 0
 
@@ -329,7 +329,7 @@ def test_pods_that_are_killed_for_memory_end_the_run_after_the_limit(limit: int,
     assert world.status.failure.reason == Reason.OUT_OF_MEMORY
     assert not world.live_jobs()
     if how == "edit":
-        world.edit(compute={"resources": {"limits": {"memory": "64Gi"}}})
+        world.edit(podTemplates={"train": {"resources": {"limits": {"memory": "64Gi"}}}})
     else:
         world.request("now")
         world.settle()
@@ -350,7 +350,7 @@ def test_prepare_that_needs_too_much_memory_is_retried_as_it_is() -> None:
     assert "OutOfMemory" in condition(world, "Reconciling").message
 
 
-@pytest.mark.parametrize(("bound", "heard"), [({"deadline": "1h"}, True), ({"stallTimeout": "10m"}, False)])
+@pytest.mark.parametrize(("bound", "heard"), [({"maxRuntime": "1h"}, True), ({"stallTimeout": "10m"}, False)])
 def test_a_schedule_that_says_nothing_is_no_way_around_the_limits(bound: dict[str, str], heard: bool) -> None:
     """What runs goes on when such a schedule is set, and still ends when its time is over."""
     world = a_heard_world(**bound)

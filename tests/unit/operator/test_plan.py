@@ -110,7 +110,7 @@ def test_a_spec_of_a_newer_crd_is_told_and_nothing_is_stopped() -> None:
         ({"evaluation": {"maxRows": 7}}, ["train", "publish"]),
         ({"adapter": {"lora": {"rank": 4}}}, ["train", "publish"]),
         ({"evaluation": {"gates": []}}, []),
-        ({"compute": {"resources": {"limits": {"memory": "9Gi"}}}}, []),
+        ({"podTemplates": {"train": {"resources": {"limits": {"memory": "9Gi"}}}}}, []),
         ({"compute": {"trainerImage": "registry.example.com/mine:2"}}, []),
         ({"retry": {"limit": 0}}, []),
         ({"training": {"checkpoint": {"everySteps": 5}}}, []),
@@ -190,8 +190,8 @@ def test_an_edit_that_is_taken_back_while_the_pod_ends_makes_the_job_anew() -> N
     ("stage", "change"),
     [
         (Stage.PREPARE, {"publish": {"tokenSecretRef": {"name": "hf-other"}}}),
-        (Stage.PREPARE, {"compute": {"prepareResources": {"limits": {"memory": "9Gi"}}}}),
-        (Stage.TRAIN, {"compute": {"nodeSelector": {"gpu": "big"}}}),
+        (Stage.PREPARE, {"podTemplates": {"prepare": {"resources": {"limits": {"memory": "9Gi"}}}}}),
+        (Stage.TRAIN, {"podTemplates": {"train": {"nodeSelector": {"gpu": "big"}}}}),
         (Stage.TRAIN, {"training": {"checkpoint": {"everySteps": 5}}}),
         (Stage.TRAIN, {"compute": {"gpus": 2}}),
         (Stage.PUBLISH, {"compute": {"trainerImage": "registry.example.com/mine:2"}}),
@@ -213,11 +213,11 @@ def test_a_live_job_whose_pod_is_to_be_another_is_replaced(stage: Stage, change:
 @pytest.mark.parametrize(
     ("stage", "change"),
     [
-        (Stage.PREPARE, {"compute": {"nodeSelector": {"gpu": "big"}}}),
+        (Stage.PREPARE, {"podTemplates": {"train": {"nodeSelector": {"gpu": "big"}}}}),
         (Stage.TRAIN, {"publish": {"tokenSecretRef": {"name": "hf-other"}}}),
-        (Stage.TRAIN, {"compute": {"prepareResources": {"limits": {"memory": "9Gi"}}}}),
+        (Stage.TRAIN, {"podTemplates": {"prepare": {"resources": {"limits": {"memory": "9Gi"}}}}}),
         (Stage.TRAIN, {"evaluation": {"gates": []}}),
-        (Stage.TRAIN, {"deadline": "9h"}),
+        (Stage.TRAIN, {"maxRuntime": "9h"}),
         (Stage.TRAIN, {"publish": {"repository": "acme/other"}}),
     ],
 )
@@ -277,7 +277,7 @@ def test_suspending_what_is_published_changes_nothing() -> None:
 
 def test_suspended_time_does_not_count_against_the_deadline() -> None:
     """Only the time that containers worked does, over all attempts."""
-    world = a_world_at(Stage.TRAIN, deadline="1h")
+    world = a_world_at(Stage.TRAIN, maxRuntime="1h")
     world.reconcile()
     world.seconds += 1800
     world.edit(suspend=True)
@@ -301,12 +301,12 @@ def test_suspended_time_does_not_count_against_the_deadline() -> None:
 
 def test_a_longer_deadline_goes_on() -> None:
     """The checkpoint is there; the same Job is made again."""
-    world = a_world_at(Stage.TRAIN, deadline="10m")
+    world = a_world_at(Stage.TRAIN, maxRuntime="10m")
     world.seconds += 700
     world.settle()
     assert world.status.failure.reason == Reason.DEADLINE_EXCEEDED
-    assert "spec.deadline allows 10m" in world.status.failure.message
-    world.edit(deadline="1h")
+    assert "spec.maxRuntime allows 10m" in world.status.failure.message
+    world.edit(maxRuntime="1h")
     for _ in range(3):
         world.settle()
         world.run_pod()
@@ -374,7 +374,7 @@ def test_a_draft_is_pushed_again_when_it_misses_another_gate() -> None:
     """Its card names the gates; with the same gates nothing happens."""
     gates = {"gates": [{"metric": "exact_match", "min": "0.95"}], "onGateFailure": "Draft"}
     world = World(evaluation=gates)
-    for change in ({}, {"deadline": "9h"}, {"evaluation": {"gates": [{"metric": "exact_match", "min": "0.99"}]}}):
+    for change in ({}, {"maxRuntime": "9h"}, {"evaluation": {"gates": [{"metric": "exact_match", "min": "0.99"}]}}):
         world.edit(**change)
         for _ in range(4):
             world.settle()
@@ -456,7 +456,7 @@ def test_a_pod_that_is_evicted_again_and_again_ends_the_run_until_asked(how: str
     assert not world.live_jobs()
     assert world.status.phase is Phase.FAILED
     if how == "edit":
-        world.edit(compute={"resources": {"requests": {"ephemeral-storage": "50Gi"}}})
+        world.edit(podTemplates={"train": {"resources": {"requests": {"ephemeral-storage": "50Gi"}}}})
     else:
         world.request("now")
     for _ in range(4):
@@ -620,6 +620,8 @@ def test_an_image_that_cannot_be_pulled_stalls_while_it_lasts(reason: str) -> No
     world = World()
     world.settle()
     waiting(world, reason, "not found")
+    world.reconcile()
+    world.seconds += 120
     decided = world.reconcile()
     assert world.status.failure.reason == Reason.IMAGE_PULL_FAILED
     assert decided.actions == ()
@@ -653,13 +655,14 @@ def test_a_refused_job_is_told_and_tried_again_later() -> None:
     assert decided.requeue_after is not None
 
 
-def test_a_spec_that_does_not_fit_into_an_annotation_is_told() -> None:
-    """An affinity of a megabyte is a mistake."""
-    world = World(compute={"affinity": {"nodeAffinity": {"x": "y" * 250_000}}})
+def test_a_spec_that_does_not_fit_into_an_annotation_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pod reads it from there. Pod templates are not part of it, as no stage reads them."""
+    monkeypatch.setattr("tunemill_operator.engine.pods.RUN_SPEC_BYTES", 1000)
+    world = World()
     decided = world.reconcile()
     assert decided.actions == ()
     assert world.status.failure.reason == Reason.INVALID_SPEC
-    assert "spec.compute.affinity" in world.status.failure.message
+    assert "at most 1000 fit" in world.status.failure.message
 
 
 # What else may lie around
@@ -700,6 +703,9 @@ def test_a_webhook_that_is_down_is_told_and_waited_for() -> None:
     """It goes on by itself."""
     world = World()
     world.refusal = Refusal(500, 'failed calling webhook "jobs.example.com": connection refused', taken=False)
+    assert world.reconcile().requeue_after is not None
+    assert world.status.failure is None
+    world.seconds += 120
     decided = world.reconcile()
     assert world.status.failure.reason == Reason.WEBHOOK_UNAVAILABLE
     assert decided.requeue_after is not None

@@ -82,3 +82,10 @@ def test_the_operator_trusts_the_company_beside_everybody_else(tmp_path: Path, m
 def authorities_in(text: str) -> set[str]:
     """Return the certificates of a bundle."""
     return {part.partition("-----END")[0] for part in text.split("-----BEGIN CERTIFICATE-----")[1:]}
+
+
+@pytest.mark.parametrize(("setting", "user"), [("65532", 65532), ("1000680000", 1000680000), ("", None)])
+def test_the_user_of_stage_pods_is_the_settings_or_the_clusters(setting: str, user: int | None) -> None:
+    """Empty leaves it to the cluster, as OpenShift wants it."""
+    assert platform_of(replace(SETTINGS, stage_user=setting), None).run_as_user == user
+    assert platform_of(SETTINGS, None).run_as_user == 65532

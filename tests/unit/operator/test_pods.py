@@ -1,23 +1,28 @@
 """The Jobs that are made: what their pods may do, what they are given, and what ends them."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from kubernetes.client import V1Job
 from property.builders import a_finetune_body, a_spec, parsed
 from tunemill_api import constants
 from tunemill_api.failures import FINAL_EXIT_CODES
+from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.pod_template import TEMPLATE_FIELDS
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import StageState, StageStatus
 from tunemill_api.traces import SpanRef
 from tunemill_dev.played import prepared_facts
-from tunemill_operator.engine.objects import finetune_of
+from tunemill_operator.engine.objects import ANNOTATION_MEMORY_KILLS, ANNOTATION_POD, finetune_of
 from tunemill_operator.engine.pods import job_of, pod_digest
 from tunemill_operator.engine.stages import Facts, Ledger, Work
-from tunemill_operator.engine.volumes import Platform
+from tunemill_operator.engine.volumes import Platform, field_of
 
+SPOT = Path(__file__).parents[3] / "crds" / "samples" / "spot.yaml"
 WORKS = {
     "prepare": Work("prepare", (Stage.PREPARE,), "0123456789abcdef"),
     "train": Work("train", (Stage.TRAIN, Stage.EVALUATE), "0123456789abcdef"),
@@ -36,18 +41,71 @@ WHOLE: dict[str, Any] = {
     "tools": {"configMapKeyRef": {"name": "schema", "key": "tools"}},
     "tokenizer": {"chatTemplate": {"configMapKeyRef": {"name": "chat", "key": "template"}}},
     "workspace": {"uri": "s3://runs/", "credentialsSecretRef": {"name": "s3-runs"}},
-    "compute": {
-        "gpus": 2,
-        "resources": {"requests": {"cpu": "4"}, "limits": {"memory": "32Gi"}},
-        "prepareResources": {"limits": {"memory": "2Gi"}},
-        "nodeSelector": {"gpu": "h200"},
-        "tolerations": [{"key": "gpu", "operator": "Exists"}],
-        "affinity": {"nodeAffinity": {}},
-        "priorityClassName": "training",
-        "runtimeClassName": "nvidia",
-        "serviceAccountName": "trainer",
-        "podLabels": {"team": "a", constants.LABEL_STAGE: "forged"},
-        "podAnnotations": {"note": "x", constants.ANNOTATION_RUN_SPEC: "forged"},
+    "compute": {"gpus": 2},
+    "podTemplates": {
+        "prepare": {"resources": {"limits": {"memory": "2Gi"}}, "nodeSelector": {"kubernetes.io/arch": "amd64"}},
+        "train": {
+            "labels": {"team": "a"},
+            "annotations": {"note": "x", "kueue.x-k8s.io/podset-required-topology": "rack"},
+            "resources": {"requests": {"cpu": "4"}, "limits": {"memory": "32Gi"}},
+            "resourceClaims": [{"name": "fabric", "resourceClaimTemplateName": "rdma"}],
+            "nodeSelector": {"gpu": "h200"},
+            "tolerations": [{"key": "gpu", "operator": "Exists"}],
+            "affinity": {
+                "nodeAffinity": {
+                    "requiredDuringSchedulingIgnoredDuringExecution": {
+                        "nodeSelectorTerms": [
+                            {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a", "b"]}]}
+                        ]
+                    },
+                },
+                "podAntiAffinity": {
+                    "preferredDuringSchedulingIgnoredDuringExecution": [
+                        {
+                            "weight": 5,
+                            "podAffinityTerm": {
+                                "topologyKey": "kubernetes.io/hostname",
+                                "labelSelector": {"matchLabels": {"team": "a"}},
+                            },
+                        }
+                    ]
+                },
+            },
+            "topologySpreadConstraints": [
+                {"maxSkew": 1, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "ScheduleAnyway"}
+            ],
+            "priorityClassName": "training",
+            "runtimeClassName": "nvidia",
+            "schedulerName": "bin-packing",
+            "serviceAccountName": "trainer",
+            "env": [
+                {"name": "NCCL_DEBUG", "value": "INFO"},
+                {"name": "WANDB_KEY", "valueFrom": {"secretKeyRef": {"name": "wandb", "key": "token"}}},
+            ],
+            "volumes": [
+                {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}},
+                {"name": "rows", "persistentVolumeClaim": {"claimName": "rows", "readOnly": True}},
+                {
+                    "name": "fast",
+                    "ephemeral": {
+                        "volumeClaimTemplate": {
+                            "spec": {
+                                "accessModes": ["ReadWriteOnce"],
+                                "resources": {"requests": {"storage": "10Gi"}},
+                            }
+                        }
+                    },
+                },
+            ],
+            "volumeMounts": [
+                {"name": "tmp", "mountPath": "/scratch"},
+                {"name": "rows", "mountPath": "/rows", "subPath": "today", "readOnly": True},
+            ],
+            "terminationGracePeriodSeconds": 300,
+            "scratch": {"size": "100Gi", "storageClassName": "fast-ssd"},
+            "sharedMemory": "8Gi",
+        },
+        "publish": {"serviceAccountName": "publisher", "scratch": {"size": "50Gi"}, "priorityClassName": "soon"},
     },
 }
 
@@ -139,15 +197,19 @@ def test_every_pod_is_restricted(label: str) -> None:
         }
 
 
-def test_each_stage_is_a_container_with_its_own_last_word() -> None:
-    """Train is an init container of the pod that evaluates: the GPU stays, the processes differ."""
-    job = a_job("train")
-    assert [item["name"] for item in pod_of(job)["initContainers"]] == ["train"]
-    assert [item["name"] for item in pod_of(job)["containers"]] == ["evaluate"]
-    for container in containers_of(job):
-        assert container["command"] == ["tunemill-trainer", container["name"]]
-        assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
-        assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+@pytest.mark.parametrize(
+    ("label", "command"),
+    [("prepare", ["prepare"]), ("train", ["stages", "train", "evaluate"]), ("publish", ["publish"])],
+)
+def test_each_pod_has_one_regular_container_named_as_its_work(label: str, command: list[str]) -> None:
+    """So the pod that trains is Running and Ready: disruption budgets protect it, and Kueue does not evict it."""
+    pod = pod_of(a_job(label, **WHOLE))
+    assert "initContainers" not in pod
+    (container,) = pod["containers"]
+    assert container["name"] == label
+    assert container["command"] == ["tunemill-trainer", *command]
+    assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
+    assert container["resources"].get("limits", {}).get("nvidia.com/gpu") == ("2" if label == "train" else None)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +234,7 @@ def test_a_hub_token_is_a_file_of_that_name_whatever_its_key() -> None:
 
 def test_pods_that_load_the_base_model_share_a_cache_of_models() -> None:
     """The claim is mounted where the trainer looks for it, writable; prepare needs no weights and no volume."""
-    wish = {"compute": {"modelCache": {"persistentVolumeClaim": "models"}}}
+    wish = {"compute": {"modelCache": {"claimName": "models"}}}
     for label, wanted in (("prepare", []), ("train", ["models"]), ("publish", ["models"])):
         pod = pod_of(a_job(label, **wish))
         claims = [item["persistentVolumeClaim"] for item in pod["volumes"] if "persistentVolumeClaim" in item]
@@ -184,15 +246,9 @@ def test_pods_that_load_the_base_model_share_a_cache_of_models() -> None:
 
 def test_another_cache_replaces_the_pod_and_its_bound_does_not() -> None:
     """A corrected claim takes effect on a pod that waits for it."""
-    digests = {
-        claim: pod_digest(
-            parsed(a_spec(compute={"modelCache": {"persistentVolumeClaim": claim}})), WORKS["train"], Ledger()
-        )
-        for claim in ("", "models")
-    }
-    assert digests[""] == pod_digest(parsed(a_spec()), WORKS["train"], Ledger()) != digests["models"]
-    bounded = parsed(a_spec(compute={"modelCache": {"persistentVolumeClaim": "models", "maxGib": 5}}))
-    assert pod_digest(bounded, WORKS["train"], Ledger()) == digests["models"]
+    models = {"modelCache": {"claimName": "models"}}
+    assert digest() == digest(compute={"modelCache": {"claimName": ""}}) != digest(compute=models)
+    assert digest(compute={"modelCache": {"claimName": "models", "maxSize": "5Gi"}}) == digest(compute=models)
 
 
 def test_without_a_workspace_the_datasets_credentials_serve() -> None:
@@ -202,12 +258,13 @@ def test_without_a_workspace_the_datasets_credentials_serve() -> None:
 
 
 def test_the_run_spec_is_an_annotation_that_the_pod_sees_as_a_file() -> None:
-    """It holds the whole wish and what prepare found; users' annotations cannot replace it."""
+    """It holds the whole spec but the pod templates, which no stage reads, and what prepare found."""
     job = a_job("train", **WHOLE)
     template = job["spec"]["template"]
     run = RunSpec.model_validate_json(template["metadata"]["annotations"][constants.ANNOTATION_RUN_SPEC])
     assert (run.namespace, run.name, run.run_id) == ("team-a", "support", "run1")
-    assert run.spec == parsed(a_spec(**WHOLE))
+    assert run.spec == parsed(a_spec(**{**WHOLE, "podTemplates": {}}))
+    assert "NCCL_DEBUG" not in template["metadata"]["annotations"][constants.ANNOTATION_RUN_SPEC]
     assert run.prepared == prepared_facts()
     (volume,) = [item for item in pod_of(job)["volumes"] if item["name"] == "run-spec"]
     (item,) = volume["downwardAPI"]["items"]
@@ -232,31 +289,146 @@ def test_the_run_spec_names_the_outputs_that_stages_make() -> None:
     assert run.keys == {"train": "t", "evaluate": "e", "publish": "p"}
 
 
-def test_only_the_training_pod_asks_for_a_gpu_and_its_node() -> None:
-    """Prepare and publish run anywhere."""
-    for label in ("prepare", "publish"):
-        pod = pod_of(a_job(label, **WHOLE))
-        assert pod["containers"][0]["resources"] == {"requests": {}, "limits": {"memory": "2Gi"}}
-        assert not {"nodeSelector", "tolerations", "affinity", "priorityClassName", "runtimeClassName"} & pod.keys()
-    pod = pod_of(a_job("train", **WHOLE))
-    assert pod["containers"][0]["resources"] == {
+def test_each_stage_gets_its_own_template_and_no_other() -> None:
+    """Prepare and publish can be placed as well as train, and none of them shares the identity of another."""
+    prepare, train, publish = (pod_of(a_job(label, **WHOLE)) for label in WORKS)
+    assert prepare["nodeSelector"] == {"kubernetes.io/arch": "amd64"}
+    assert not {"serviceAccountName", "tolerations", "affinity", "priorityClassName", "runtimeClassName"} & {*prepare}
+    assert (train["serviceAccountName"], publish["serviceAccountName"]) == ("trainer", "publisher")
+    assert (train["priorityClassName"], publish["priorityClassName"]) == ("training", "soon")
+    assert not {"nodeSelector", "tolerations", "runtimeClassName"} & {*publish}
+
+
+def test_every_field_of_a_template_is_in_the_pod_as_it_was_written() -> None:
+    """Field by field, under the name that Kubernetes has for it."""
+    job = a_job("train", **WHOLE)
+    template, pod, metadata = WHOLE["podTemplates"]["train"], pod_of(job), job["spec"]["template"]["metadata"]
+    for name in (
+        "resourceClaims",
+        "nodeSelector",
+        "tolerations",
+        "affinity",
+        "topologySpreadConstraints",
+        "priorityClassName",
+        "runtimeClassName",
+        "schedulerName",
+        "serviceAccountName",
+        "terminationGracePeriodSeconds",
+    ):
+        assert pod[name] == template[name]
+    assert metadata["labels"].items() >= template["labels"].items()
+    assert metadata["annotations"].items() >= template["annotations"].items()
+    (container,) = pod["containers"]
+    assert container["env"][:2] == template["env"]
+    assert container["resources"] == {
         "requests": {"cpu": "4", "nvidia.com/gpu": "2"},
         "limits": {"memory": "32Gi", "nvidia.com/gpu": "2"},
+        "claims": [{"name": "fabric"}],
     }
-    assert pod["nodeSelector"] == {"gpu": "h200"}
-    assert pod["priorityClassName"] == "training"
+
+
+def test_volumes_of_users_never_have_the_names_of_ours() -> None:
+    """A volume of theirs may be called tmp: in the pod its name has a prefix."""
+    pod = pod_of(a_job("train", **WHOLE))
+    volumes = {item["name"]: item for item in pod["volumes"]}
+    assert volumes["tmp"] == {"name": "tmp", "emptyDir": {}}
+    assert volumes["user-tmp"] == {"name": "user-tmp", "emptyDir": {"sizeLimit": "1Gi"}}
+    assert volumes["user-rows"]["persistentVolumeClaim"] == {"claimName": "rows", "readOnly": True}
+    assert pod["containers"][0]["volumeMounts"][-2:] == [
+        {"name": "user-tmp", "mountPath": "/scratch"},
+        {"name": "user-rows", "mountPath": "/rows", "subPath": "today", "readOnly": True},
+    ]
+    spec = parsed(a_spec(**WHOLE))
+    assert field_of(spec, "user-rows") == "spec.podTemplates.train.volumes"
+
+
+def test_scratch_and_shared_memory_have_the_size_that_was_asked_for() -> None:
+    """An ephemeral claim where a storage class is named, else an emptyDir with a limit; 1Gi of shared memory."""
+    volumes = {
+        label: {item["name"]: item for item in pod_of(a_job(label, **WHOLE))["volumes"]}
+        for label in ("prepare", "train", "publish")
+    }
+    assert volumes["prepare"]["work"]["emptyDir"] == {}
+    assert volumes["publish"]["work"]["emptyDir"] == {"sizeLimit": "50Gi"}
+    claim = volumes["train"]["work"]["ephemeral"]["volumeClaimTemplate"]["spec"]
+    assert claim == {
+        "accessModes": ["ReadWriteOnce"],
+        "storageClassName": "fast-ssd",
+        "resources": {"requests": {"storage": "100Gi"}},
+    }
+    assert volumes["train"]["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "8Gi"}
+    assert volumes["publish"]["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "1Gi"}
+
+
+@pytest.mark.parametrize(("grace", "seconds"), [(None, "50"), (300, "290"), (110, "100"), (12, "6"), (2, "1")])
+def test_a_stage_knows_how_long_it_has_to_stop(grace: int | None, seconds: str) -> None:
+    """Ten seconds less than the grace period, but at least half of it: its report must be kept, too."""
+    template = {} if grace is None else {"terminationGracePeriodSeconds": grace}
+    job = a_job("train", podTemplates={"train": template})
+    assert pod_of(job)["terminationGracePeriodSeconds"] == (grace or 60)
+    env = {item["name"]: item["value"] for item in pod_of(job)["containers"][0]["env"]}
+    assert env["TUNEMILL_GRACE_SECONDS"] == seconds
+
+
+@pytest.mark.parametrize(
+    ("label", "requests"),
+    [
+        ("prepare", {"cpu": "500m", "memory": "2Gi"}),
+        ("train", {"cpu": "1", "memory": "4Gi"}),
+        ("publish", {"cpu": "500m", "memory": "2Gi"}),
+    ],
+)
+def test_no_pod_is_best_effort(label: str, requests: dict[str, str]) -> None:
+    """Quotas on requests admit every pod, and the kubelet does not kill it first."""
+    (container,) = pod_of(a_job(label, compute={"gpus": 0}))["containers"]
+    assert container["resources"] == {"requests": requests}
+
+
+def test_a_default_request_is_never_above_a_limit_nor_beside_a_request() -> None:
+    """Kubernetes requests what the limit is where only a limit is given."""
+    limited = {"train": {"resources": {"limits": {"memory": "1Gi"}, "requests": {"cpu": "100m"}}}}
+    (container,) = pod_of(a_job("train", compute={"gpus": 0}, podTemplates=limited))["containers"]
+    assert container["resources"] == {"requests": {"cpu": "100m"}, "limits": {"memory": "1Gi"}}
+
+
+def test_openshift_may_choose_the_user_of_a_pod() -> None:
+    """Restricted-v2 refuses a fixed user, group and file system group; not to be root stays."""
+    context = pod_of(a_job("train", replace(PLATFORM, run_as_user=None)))["securityContext"]
+    assert context == {
+        "runAsNonRoot": True,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    fixed = pod_of(a_job("train"))["securityContext"]
+    assert (fixed["runAsUser"], fixed["runAsGroup"], fixed["fsGroup"]) == (65532, 65532, 65532)
+
+
+def test_the_spot_sample_makes_a_pod_that_saves_its_work_when_its_node_goes() -> None:
+    """Grace period, checkpoints by time, tolerations, and the annotations of both autoscalers."""
+    sample = yaml.safe_load(SPOT.read_text())["spec"]
+    job = a_job("train", **{name: sample[name] for name in ("training", "podTemplates")})
+    pod, annotations = pod_of(job), job["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["karpenter.sh/do-not-disrupt"] == "true"
+    assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+    assert {"key": "karpenter.sh/capacity-type", "operator": "Equal", "value": "spot", "effect": "NoSchedule"} in pod[
+        "tolerations"
+    ]
+    assert pod["terminationGracePeriodSeconds"] == 110
+    run = RunSpec.model_validate_json(annotations[constants.ANNOTATION_RUN_SPEC])
+    assert run.spec.training.checkpoint.every_minutes == 10
 
 
 def test_a_quantity_may_be_a_number() -> None:
     """`cpu: 2` is what people write, and what the API server hands on."""
-    job = a_job("train", compute={"gpus": 0, "resources": {"limits": {"cpu": 2}}})
+    templates = {"train": {"resources": {"limits": {"cpu": 2}}}}
+    job = a_job("train", compute={"gpus": 0}, podTemplates=templates)
     assert containers_of(job)[0]["resources"]["limits"] == {"cpu": "2"}
 
 
 def test_without_gpus_none_is_asked_for() -> None:
     """A run on the CPU, for small models."""
     for container in containers_of(a_job("train", compute={"gpus": 0})):
-        assert container["resources"] == {"requests": {}, "limits": {}}
+        assert "limits" not in container["resources"]
 
 
 def test_what_cannot_heal_fails_the_job_at_once() -> None:
@@ -266,6 +438,9 @@ def test_what_cannot_heal_fails_the_job_at_once() -> None:
     assert rules[0]["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
     assert rules[1]["onExitCodes"]["values"] == [75]
     assert rules[2]["onExitCodes"]["values"] == list(FINAL_EXIT_CODES)
+    for label in WORKS:
+        _, *by_code = a_job(label)["spec"]["podFailurePolicy"]["rules"]
+        assert {rule["onExitCodes"]["containerName"] for rule in by_code} == {label}, "sidecars do not count"
     assert a_job("train")["spec"]["podReplacementPolicy"] == "Failed"
 
 
@@ -303,9 +478,49 @@ def test_the_users_image_wins_over_the_operators() -> None:
         assert {container["image"] for container in containers_of(job)} == {"registry.example.com/mine:2"}
 
 
+def digest(label: str = "train", **parts: Any) -> str:
+    """Return the digest of a pod of a spec with these parts."""
+    return pod_digest(parsed(a_spec(**parts)), WORKS[label])
+
+
 def test_the_digest_of_a_pod_ignores_what_no_pod_is_made_from() -> None:
-    """Else a changed gate would interrupt a training."""
-    work = WORKS["train"]
-    same = pod_digest(parsed(a_spec(evaluation={"gates": []}, suspend=True, deadline="1h")), work, Ledger())
-    assert pod_digest(parsed(a_spec()), work, Ledger()) == same
-    assert pod_digest(parsed(a_spec(compute={"podLabels": {"a": "b"}})), work, Ledger()) != same
+    """Else a changed gate would interrupt a training. Checkpoint settings take effect with the next pod."""
+    same = digest(evaluation={"gates": []}, suspend=True, maxRuntime="1h")
+    assert digest() == same
+    assert digest(training={"checkpoint": {"everySteps": 7, "everyMinutes": 3, "keep": 9}}) == same
+    assert digest(podTemplates={"prepare": {"labels": {"a": "b"}}}) == same, "the template of another stage"
+
+
+@pytest.mark.parametrize("field", TEMPLATE_FIELDS)
+def test_every_field_of_a_template_changes_the_digest(field: str) -> None:
+    """A live pod is replaced when its template is edited, whichever field it is."""
+    template = WHOLE["podTemplates"]["train"]
+    assert digest(podTemplates={"train": {field: template[field]}}) != digest()
+
+
+def test_the_digest_is_that_of_its_version_for_ever() -> None:
+    """An upgrade must not interrupt trainings: whoever changes one of these interrupts them all."""
+    assert digest() == "1-2a444884"
+    assert digest(**WHOLE) == "1-209ce757"
+
+
+def test_defaults_that_are_written_down_change_no_digest() -> None:
+    """Nor does a field that a later version adds with a default: what is at its default is not in the digest."""
+    spec = parsed(a_spec())
+    whole = FineTuneSpec.model_validate(spec.model_dump(mode="json", by_alias=True, exclude_none=True))
+    for work in WORKS.values():
+        assert pod_digest(whole, work) == pod_digest(spec, work)
+
+
+def test_memory_kills_are_an_annotation_of_the_job_and_not_in_its_digest() -> None:
+    """The pod after one needs smaller batches; its inputs from the spec are the same."""
+    finetune = finetune_of(a_finetune_body())
+    assert finetune.spec is not None
+    killed = StageStatus(name=Stage.TRAIN, state=StageState.PENDING, memory_kills=2)
+    entries = {s: StageStatus(name=s, state=StageState.PENDING) for s in Stage} | {Stage.TRAIN: killed}
+    ledger = Ledger(facts=Facts(prepared=prepared_facts()), entries=entries, wanted=dict.fromkeys(Stage, "key"))
+    job = job_of(finetune, finetune.spec, WORKS["train"], ledger, "run1", PLATFORM)
+    assert job["metadata"]["annotations"][ANNOTATION_MEMORY_KILLS] == "2"
+    assert job["metadata"]["annotations"][ANNOTATION_POD] == digest()
+    assert a_job("train")["metadata"]["annotations"][ANNOTATION_MEMORY_KILLS] == "0"
+    assert ANNOTATION_MEMORY_KILLS not in a_job("prepare")["metadata"]["annotations"]

@@ -16,10 +16,44 @@ from tunemill_api.stage_report import Stage
 from tunemill_api.status import Phase
 from tunemill_operator.engine.objects import finetune_of
 from tunemill_operator.engine.plan import DeleteJob
-from tunemill_operator.engine.profiles import Profile, RefusedError, applied, check, chosen, fields_of, given
+from tunemill_operator.engine.profiles import (
+    Profile,
+    RefusedError,
+    applied,
+    check,
+    chosen,
+    fields_of,
+    given,
+    problem_of,
+    profile_of,
+)
 from tunemill_operator.engine.terms import terms_of
 
 SAMPLE = Path(__file__).parents[3] / "crds" / "samples" / "profile.yaml"
+STAGES = ("prepare", "train", "publish")
+TEMPLATE_VALUES: dict[str, Any] = {
+    "labels": {"cost": "team-a"},
+    "annotations": {"mesh": "off"},
+    "resources.requests": {"memory": "8Gi"},
+    "resources.limits": {"memory": "16Gi"},
+    "resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "h100"}],
+    "nodeSelector": {"pool": "training"},
+    "tolerations": [{"key": "gpu", "operator": "Exists"}],
+    "affinity": {"podAntiAffinity": {}},
+    "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}],
+    "priorityClassName": "batch",
+    "runtimeClassName": "nvidia",
+    "schedulerName": "bin-packing",
+    "serviceAccountName": "trainer",
+    "env": [{"name": "NCCL_DEBUG", "value": "INFO"}],
+    "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}],
+    "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+    "terminationGracePeriodSeconds": 120,
+    "scratch": {"size": "100Gi", "storageClassName": "fast"},
+    "sharedMemory": "8Gi",
+}
+"""A value for every field of a pod template."""
+
 VALUES: dict[str, Any] = {
     "hub.endpoint": "https://hub.acme.example",
     "baseModel.tokenSecretRef": {"name": "hub-read", "key": "token"},
@@ -38,27 +72,16 @@ VALUES: dict[str, Any] = {
     "workspace.keepRuns": 7,
     "compute.gpus": 4,
     "compute.gpuResource": "amd.com/gpu",
-    "compute.resources.requests": {"memory": "8Gi"},
-    "compute.resources.limits": {"memory": "16Gi"},
-    "compute.prepareResources.requests": {"cpu": "1"},
-    "compute.prepareResources.limits": {"cpu": "2"},
-    "compute.nodeSelector": {"pool": "training"},
-    "compute.tolerations": [{"key": "gpu", "operator": "Exists"}],
-    "compute.affinity": {"nodeAffinity": {}},
-    "compute.priorityClassName": "batch",
-    "compute.runtimeClassName": "nvidia",
-    "compute.serviceAccountName": "trainer",
-    "compute.podLabels": {"cost": "team-a"},
-    "compute.podAnnotations": {"mesh": "off"},
-    "compute.modelCache.persistentVolumeClaim": "models",
-    "compute.modelCache.maxGib": 50,
+    "compute.modelCache.claimName": "models",
+    "compute.modelCache.maxSize": "50Gi",
     "compute.trainerImage": "registry.acme.example/trainer:2",
     "queue": {"name": "team-a", "priorityClass": "low"},
     "retry.limit": 1,
-    "deadline": "2h",
+    "maxRuntime": "2h",
     "stallTimeout": "10m",
     "maxGpuHours": "12",
     "historyLimit": 2,
+    **{f"podTemplates.{stage}.{field}": value for stage in STAGES for field, value in TEMPLATE_VALUES.items()},
 }
 """A value for every field that can be preset; none is what holds without a profile."""
 
@@ -68,10 +91,11 @@ OTHERS: dict[str, Any] = {
     "evaluation.gates": [],
     "publish.private": True,
     "compute.gpus": 1,
-    "compute.nodeSelector": {},
+    "podTemplates.train.nodeSelector": {},
+    "podTemplates.publish.serviceAccountName": "",
     "compute.trainerImage": "",
     "retry.limit": 0,
-    "deadline": "8h",
+    "maxRuntime": "8h",
     "maxGpuHours": "1",
     "historyLimit": 0,
 }
@@ -84,6 +108,11 @@ def nested(path: str, value: Any) -> dict[str, Any]:
         value = {name: value}
     part: dict[str, Any] = value
     return part
+
+
+def of_train(**fields: Any) -> dict[str, Any]:
+    """Return a spec's part with these fields in the template of train."""
+    return {"podTemplates": {"train": fields}}
 
 
 def effective(profile: Profile, **parts: Any) -> dict[str, Any]:
@@ -126,14 +155,17 @@ def test_a_reference_a_list_and_a_map_are_one_field_each() -> None:
     """A user's Secret never gets the profile's key, a node selector none of the profile's labels."""
     defaults = {
         "publish": {"tokenSecretRef": {"name": "hub-write", "key": "write"}},
-        "compute": {"nodeSelector": {"pool": "training"}, "resources": {"limits": {"memory": "16Gi"}}},
+        "podTemplates": {
+            "train": {"nodeSelector": {"pool": "training"}, "resources": {"limits": {"memory": "16Gi"}}},
+        },
     }
-    compute = {"nodeSelector": {"gpu": "h200"}, "resources": {"requests": {"memory": "8Gi"}}}
-    found = effective(a_profile(defaults=defaults), publish={"tokenSecretRef": {"name": "my-own"}}, compute=compute)
+    templates = {"train": {"nodeSelector": {"gpu": "h200"}, "resources": {"requests": {"memory": "8Gi"}}}}
+    token = {"tokenSecretRef": {"name": "my-own"}}
+    found = effective(a_profile(defaults=defaults), publish=token, podTemplates=templates)
     assert found["publish.tokenSecretRef"] == {"name": "my-own", "key": "token"}
-    assert found["compute.nodeSelector"] == {"gpu": "h200"}
-    assert found["compute.resources.requests"] == {"memory": "8Gi"}
-    assert found["compute.resources.limits"] == {"memory": "16Gi"}
+    assert found["podTemplates.train.nodeSelector"] == {"gpu": "h200"}
+    assert found["podTemplates.train.resources.requests"] == {"memory": "8Gi"}
+    assert found["podTemplates.train.resources.limits"] == {"memory": "16Gi"}
 
 
 @pytest.mark.parametrize(
@@ -162,13 +194,13 @@ def test_a_reference_a_list_and_a_map_are_one_field_each() -> None:
         ),
         (
             {"serviceAccounts": ["train-*"]},
-            {"compute": {"serviceAccountName": "admin"}},
-            "limits.serviceAccounts allows train-*, spec.compute.serviceAccountName asks for admin",
+            {"podTemplates": {"prepare": {"serviceAccountName": "admin"}}},
+            "limits.serviceAccounts allows train-*, spec.podTemplates.prepare.serviceAccountName asks for admin",
         ),
         (
             {"priorityClasses": ["batch"]},
-            {"compute": {"priorityClassName": "system-node-critical"}},
-            "limits.priorityClasses allows batch, spec.compute.priorityClassName asks for system-node-critical",
+            {"podTemplates": {"train": {"priorityClassName": "system-node-critical"}}},
+            "limits.priorityClasses allows batch, spec.podTemplates.train.priorityClassName asks for system-node",
         ),
         (
             {"priorityClasses": ["batch"]},
@@ -187,18 +219,53 @@ def test_a_reference_a_list_and_a_map_are_one_field_each() -> None:
         ),
         (
             {"maxGpus": 1},
-            {"compute": {"gpus": 0, "resources": {"limits": {"nvidia.com/gpu": 8}}}},
-            "spec.compute.resources.limits asks for nvidia.com/gpu: 8",
+            {"podTemplates": {"train": {"resources": {"limits": {"nvidia.com/gpu": 8}}}}},
+            "spec.podTemplates.train.resources.limits asks for nvidia.com/gpu: 8",
         ),
         (
             {"maxGpus": 1},
-            {"compute": {"prepareResources": {"requests": {"nvidia.com/mig-1g.5gb": "7"}}}},
-            "defaults, spec.compute.prepareResources.requests asks for nvidia.com/mig-1g.5gb: 7",
+            {"podTemplates": {"prepare": {"resources": {"requests": {"nvidia.com/mig-1g.5gb": "7"}}}}},
+            "defaults, spec.podTemplates.prepare.resources.requests asks for nvidia.com/mig-1g.5gb: 7",
         ),
         (
             {"maxGpuHours": "24"},
-            {"compute": {"resources": {"limits": {"amd.com/gpu": 1}}}},
+            {"podTemplates": {"train": {"resources": {"limits": {"amd.com/gpu": 1}}}}},
             "limits.maxGpuHours allows no devices but",
+        ),
+        (
+            {"maxGpus": 1},
+            {"podTemplates": {"train": {"resourceClaims": [{"name": "g", "resourceClaimName": "mine"}]}}},
+            "defaults, spec.podTemplates.train.resourceClaims asks for g",
+        ),
+        (
+            {"runtimeClasses": ["nvidia"]},
+            {"podTemplates": {"publish": {"runtimeClassName": "kata"}}},
+            "limits.runtimeClasses allows nvidia, spec.podTemplates.publish.runtimeClassName asks for kata",
+        ),
+        (
+            {"podTemplateFields": ["resources", "env"]},
+            {"podTemplates": {"train": {"volumes": [{"name": "d", "emptyDir": {}}]}}},
+            "limits.podTemplateFields allows users to set resources, env, spec.podTemplates.train.volumes asks for",
+        ),
+        (
+            {"podTemplateFields": [], "maxResources": {"cpu": "4"}},
+            {"podTemplates": {"train": {"resources": {"limits": {"memory": "1Gi"}}}}},
+            "limits.podTemplateFields allows users to set none, spec.podTemplates.train.resources.limits asks for",
+        ),
+        (
+            {"maxResources": {"memory": "64Gi"}},
+            {"podTemplates": {"publish": {"resources": {"limits": {"memory": "65Gi"}}}}},
+            "limits.maxResources.memory allows 64Gi, spec.podTemplates.publish.resources.limits asks for memory: 65Gi",
+        ),
+        (
+            {"maxRuntime": "4h"},
+            {"maxRuntime": "0.5d"},
+            "limits.maxRuntime allows 4h, spec.maxRuntime asks for 0.5d",
+        ),
+        (
+            {"maxRetries": 1},
+            {"retry": {"limit": 2}},
+            "limits.maxRetries allows 1, spec.retry.limit asks for 2",
         ),
     ],
 )
@@ -218,11 +285,15 @@ def test_a_wish_beyond_a_limit_is_refused_with_its_name(limits: Any, parts: Any,
         ({"baseModels": ["google/*"]}, {}),
         ({"hubOrganizations": ["acme"]}, {}),
         ({"trainerImages": []}, {}),
-        ({"serviceAccounts": []}, {"compute": {"serviceAccountName": ""}}),
+        ({"serviceAccounts": []}, {"podTemplates": {"prepare": {"serviceAccountName": ""}}}),
         ({"priorityClasses": []}, {}),
-        ({"maxGpus": 4}, {"compute": {"resources": {"limits": {"memory": "1Ti", "cpu": 64, "hugepages-2Mi": "1Gi"}}}}),
+        ({"maxGpus": 4}, of_train(resources={"limits": {"memory": "1Ti", "cpu": 64, "hugepages-2Mi": "1Gi"}})),
+        ({"runtimeClasses": ["nvidia*"]}, of_train(runtimeClassName="nvidia-cdi")),
+        ({"podTemplateFields": ["env", "resources"]}, of_train(env=[{"name": "A", "value": "1"}], resources={})),
+        ({"maxResources": {"memory": "64Gi", "cpu": 8}}, of_train(resources={"limits": {"memory": "65536Mi"}})),
+        ({"maxRuntime": "1d", "maxRetries": 3}, {"maxRuntime": "24h", "retry": {"limit": 3}}),
         ({"trainerImages": ["registry.acme.example/*"]}, {"compute": {"trainerImage": "registry.acme.example/ml/t:1"}}),
-        ({}, {"compute": {"gpus": 16, "trainerImage": "any", "resources": {"limits": {"nvidia.com/gpu": 8}}}}),
+        ({}, {"compute": {"gpus": 16, "trainerImage": "any"}, **of_train(resources={"limits": {"nvidia.com/gpu": 8}})}),
     ],
 )
 def test_a_wish_within_the_limits_is_granted(limits: Any, parts: Any) -> None:
@@ -257,18 +328,66 @@ def test_a_profile_that_breaks_its_own_limits_is_the_platforms_to_mend() -> None
 
 def test_devices_and_the_hub_of_the_profile_are_allowed() -> None:
     """What the platform team presets is what it allows."""
-    rdma = {"compute": {"resources": {"limits": {"rdma/hca": 1}}}, "hub": {"endpoint": "https://hub.acme.example"}}
+    claims = [{"name": "gpu", "resourceClaimTemplateName": "h100"}]
+    templates = of_train(resources={"limits": {"rdma/hca": 1}}, resourceClaims=claims)
+    rdma = {**templates, "hub": {"endpoint": "https://hub.acme.example"}}
     profile = a_profile(defaults=rdma, limits={"maxGpus": 8, "baseModels": ["*"]})
-    assert effective(profile)["compute.resources.limits"] == {"rdma/hca": "1"}
-    effective(profile, compute={"resources": {"limits": {"rdma/hca": 1, "memory": "1Ti"}}})
-    assert "rdma/hca: 2" in str(refusal(profile, compute={"resources": {"limits": {"rdma/hca": 2}}}))
+    assert effective(profile)["podTemplates.train.resources.limits"] == {"rdma/hca": "1"}
+    effective(profile, podTemplates={"train": {"resources": {"limits": {"rdma/hca": 1, "memory": "1Ti"}}}})
+    assert "rdma/hca: 2" in str(refusal(profile, podTemplates={"train": {"resources": {"limits": {"rdma/hca": 2}}}}))
     assert "https://huggingface.co" in str(refusal(profile, hub={"endpoint": ""}))
 
 
 @pytest.mark.parametrize("wish", ["{field}", "%s", "a\nb", "{0}"])
 def test_a_wish_is_told_as_it_is(wish: str) -> None:
     """What a user writes is no template of ours."""
-    assert wish in str(refusal(a_profile(limits={"serviceAccounts": []}), compute={"serviceAccountName": wish}))
+    assert wish in str(refusal(a_profile(limits={"trainerImages": []}), compute={"trainerImage": wish}))
+
+
+def test_bounds_of_resources_are_limits_where_none_is_set() -> None:
+    """A container without a limit could use more than the bound. What a user set for another resource stays."""
+    profile = a_profile(limits={"maxResources": {"memory": "64Gi", "cpu": 8}})
+    found = effective(profile, **of_train(resources={"limits": {"memory": "16Gi"}}))
+    assert found["podTemplates.train.resources.limits"] == {"memory": "16Gi", "cpu": "8"}
+    assert found["podTemplates.publish.resources.limits"] == {"memory": "64Gi", "cpu": "8"}
+
+
+def test_bounds_of_time_and_retries_hold_where_the_spec_is_silent() -> None:
+    """The API's own defaults of 8h and 3 retries are no way around them; shorter ones stay."""
+    found = effective(a_profile(limits={"maxRuntime": "90m", "maxRetries": 1}))
+    assert (found["maxRuntime"], found["retry.limit"]) == ("90m", 1)
+    found = effective(a_profile(limits={"maxRuntime": "1d", "maxRetries": 9}))
+    assert (found["maxRuntime"], found["retry.limit"]) == ("8h", 3)
+
+
+def test_what_the_profile_sets_needs_no_permission() -> None:
+    """The limit podTemplateFields is about what users write; its own defaults may set everything."""
+    profile = a_profile(defaults=of_train(nodeSelector={"pool": "gpu"}), limits={"podTemplateFields": []})
+    assert effective(profile)["podTemplates.train.nodeSelector"] == {"pool": "gpu"}
+    assert "nodeSelector" in str(refusal(profile, **of_train(nodeSelector={})))
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({}, ""),
+        ({"defaults": nested("podTemplates.train.env", [{"name": "A", "value": "1"}])}, ""),
+        ({"defaults": {"compute": {"gpus": "many"}}}, "spec.defaults.compute.gpus: "),
+        ({"defaults": of_train(labels={"tunemill.dev/stage": "x"})}, "spec.defaults.podTemplates.train.labels: "),
+        (
+            {"defaults": of_train(serviceAccountName="admin"), "limits": {"serviceAccounts": ["train-*"]}},
+            "spec.defaults.podTemplates.train.serviceAccountName asks for admin, limits.serviceAccounts allows train-*",
+        ),
+        ({"limits": {"maxRuntime": "soon"}}, "spec.limits.maxRuntime: "),
+        ({"limits": {"baseModels": ["google/*"], "hubOrganizations": ["acme"], "maxResources": {"cpu": 1}}}, ""),
+    ],
+)
+def test_a_profile_is_valid_or_says_which_field_is_not(spec: dict[str, Any], words: str) -> None:
+    """By itself, before any object uses it: its author reads it in the profile's status."""
+    body = {"metadata": a_finetune_body()["metadata"], "spec": spec}
+    problem = problem_of(profile_of(body))
+    assert problem.startswith(words)
+    assert bool(problem) == bool(words)
 
 
 def train_key(spec: FineTuneSpec) -> str:
@@ -283,9 +402,9 @@ def test_the_same_whole_spec_has_the_same_keys_with_and_without_a_profile() -> N
     whole = applied(silent, given(silent, a_profile(defaults=parts)))
     for spec in (written, whole):
         train = keys.train_key("prepared", spec)
-        found = [keys.prepare_request(spec), train, keys.publish_key(keys.evaluate_key(train, spec), spec)]
+        found = [keys.prepare_inputs(spec), train, keys.publish_key(keys.evaluate_key(train, spec), spec)]
         assert found == [
-            keys.prepare_request(written),
+            keys.prepare_inputs(written),
             train,
             keys.publish_key(keys.evaluate_key(train, spec), written),
         ]
@@ -410,19 +529,22 @@ def test_a_refused_wish_is_stalled_before_any_job_is_made_and_goes_on_once_it_is
 
 def test_a_changed_profile_does_not_disturb_what_runs_and_says_what_it_would_change() -> None:
     """The run keeps its GPUs, also under an operator that has just begun; describe names the fields."""
-    world = a_training_world(defaults={"compute": {"gpus": 4}, "deadline": "2h"})
+    world = a_training_world(defaults={"compute": {"gpus": 4}, "maxRuntime": "2h"})
     assert gpus_of(world) == "4"
-    assert condition(world, "ProfileCurrent").message == "FineTuneProfile gold gives spec.compute.gpus, spec.deadline"
+    assert condition(world, "ProfileCurrent").message == "FineTuneProfile gold gives spec.compute.gpus, spec.maxRuntime"
     jobs, before = dict(world.jobs), world.status
-    with_profile(world, defaults={"compute": {"gpus": 2, "priorityClassName": "low"}, "deadline": "2h"})
+    with_profile(
+        world,
+        defaults={"compute": {"gpus": 2}, "podTemplates": {"train": {"priorityClassName": "low"}}, "maxRuntime": "2h"},
+    )
     world.restart_operator()
     world.settle()
     assert world.jobs == jobs
     told = condition(world, "ProfileCurrent")
     assert (told.status, told.reason) == ("False", "ProfileChanged")
     assert "spec.compute.gpus 2 in place of 4" in told.message
-    assert 'spec.compute.priorityClassName "low" in place of ""' in told.message
-    assert "deadline" not in told.message
+    assert 'spec.podTemplates.train.priorityClassName "low" in place of ""' in told.message
+    assert "maxRuntime" not in told.message
     assert world.status.profile == before.profile
     assert world.status.run == before.run
 
@@ -447,17 +569,17 @@ def test_an_edit_or_a_request_takes_the_profile_as_it_is_now(take: str) -> None:
 def test_the_next_look_of_a_schedule_takes_the_profile_as_it_is_now() -> None:
     """A nightly run is a new run."""
     world = World(retrain={"schedule": "0 2 * * *"})
-    with_profile(world, defaults={"deadline": "2h"})
+    with_profile(world, defaults={"maxRuntime": "2h"})
     for _ in range(4):
         world.settle()
         world.run_pod()
     world.settle()
-    with_profile(world, defaults={"deadline": "3h"})
+    with_profile(world, defaults={"maxRuntime": "3h"})
     world.settle()
     assert "3h" in condition(world, "ProfileCurrent").message
     world.seconds += 24 * 3600
     world.settle()
-    assert world.status.profile.fields == {"deadline": "3h"}
+    assert world.status.profile.fields == {"maxRuntime": "3h"}
 
 
 def test_a_deleted_profile_stays_with_the_run_that_began_with_it() -> None:
@@ -475,7 +597,7 @@ def test_a_deleted_profile_stays_with_the_run_that_began_with_it() -> None:
 def test_a_named_profile_that_is_deleted_is_missed_by_the_next_run_only() -> None:
     """The run goes to its end; what would come is a refusal, and it is told before."""
     world = World(profile="gold")
-    world.profiles = (a_profile("gold", defaults={"deadline": "2h"}),)
+    world.profiles = (a_profile("gold", defaults={"maxRuntime": "2h"}),)
     world.settle()
     world.profiles = ()
     for _ in range(4):
@@ -549,7 +671,7 @@ def test_nothing_is_written_while_a_profile_stays_as_it_is() -> None:
     for parts in ({}, {"compute": {"gpus": 8}}):
         world = World(**parts)
         with_profile(
-            world, defaults={"retry": {"limit": 1}, "deadline": "2h", "compute": {"gpus": 2}}, limits={"maxGpus": 4}
+            world, defaults={"retry": {"limit": 1}, "maxRuntime": "2h", "compute": {"gpus": 2}}, limits={"maxGpus": 4}
         )
         world.settle()
         if profile := world.finetune_body["status"].get("profile"):

@@ -317,11 +317,13 @@ def test_a_webhook_that_does_not_answer_is_told_and_tried_again(jump: Jump) -> N
         message = 'Internal error occurred: failed calling webhook "jobs.example.com": connection refused'
         operation.client.errors["create"] = UnavailableError(message, 500)
         await operation.reconcile()
-        assert operation.status["failure"]["reason"] == "WebhookUnavailable"
-        assert "jobs.example.com" in operation.status["failure"]["message"]
+        assert "failure" not in operation.status
+        reconciling = next(each for each in operation.status["conditions"] if each["type"] == "Reconciling")
+        assert reconciling["reason"] == "WebhookUnavailable"
+        assert "jobs.example.com" in reconciling["message"]
         operation.client.errors.clear()
         await operation.reconcile()
-        assert "failure" not in operation.status
+        assert "troubleSince" not in operation.status
 
     jump(story())
 

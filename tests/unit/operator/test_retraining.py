@@ -250,7 +250,7 @@ def test_a_published_model_is_not_judged_anew_because_it_is_published() -> None:
     world = a_retrained_world(tuned="0.9500")
     assert condition(world, "Ready").reason == "Published"
     before = list(world.created)
-    world.edit(compute={"podLabels": {"a": "b"}})
+    world.edit(podTemplates={"train": {"labels": {"a": "b"}}})
     world.seconds += 60
     world.settle()
     assert world.created == before

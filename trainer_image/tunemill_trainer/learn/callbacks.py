@@ -3,6 +3,7 @@
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,36 @@ class StopAtStep(TrainerCallback):  # type: ignore[misc]
         if self._stop.requested:
             control.should_save = True
             control.should_training_stop = True
+
+
+class CheckpointsByTime(TrainerCallback):  # type: ignore[misc]
+    """Has a checkpoint saved when the last one is too old, so that a lost pod costs minutes however long a step takes.
+
+    Args:
+        minutes: between two checkpoints; 0 never asks for one.
+        clock: returns seconds.
+    """
+
+    def __init__(self, minutes: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = 60.0 * minutes
+        self._clock = clock
+        self._saved_at = clock()
+
+    @override
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Start the clock: loading the model is no work that could be lost."""
+        self._saved_at = self._clock()
+
+    @override
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Ask for a checkpoint after this step if it is time."""
+        if self._seconds and self._clock() - self._saved_at >= self._seconds:
+            control.should_save = True
+
+    @override
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Start again: a checkpoint that was due by steps counts, too."""
+        self._saved_at = self._clock()
 
 
 class CheckpointUploads(TrainerCallback):  # type: ignore[misc]

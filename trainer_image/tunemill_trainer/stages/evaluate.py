@@ -210,7 +210,7 @@ def _texts(tokenizer: Tokenizer, sequences: Sequence[Sequence[int]]) -> list[str
 
 
 def _kept_base_replies(context: StageContext) -> list[Reply] | None:
-    key = keys.base_judgement_key(context.prepared.key, context.spec)
+    key = keys.base_evaluation_key(context.prepared.key, context.spec)
     if context.workspace.manifest(BASE_REPLIES, key) is None:
         return None
     folder = context.folder("base-replies")
@@ -225,7 +225,7 @@ def _keep_base_replies(context: StageContext, cases: Sequence[Case], replies: Se
     lines = ({"id": case.id, **asdict(reply)} for case, reply in zip(cases, replies, strict=True))
     _write_lines(folder / "replies.jsonl", lines)
     facts = EvaluationFacts(rows=len({case.row for case in cases}), metrics=[])
-    context.workspace.commit(BASE_REPLIES, keys.base_judgement_key(context.prepared.key, context.spec), folder, facts)
+    context.workspace.commit(BASE_REPLIES, keys.base_evaluation_key(context.prepared.key, context.spec), folder, facts)
 
 
 def _write_lines(path: Path, lines: Iterable[JsonObject]) -> None:

@@ -10,8 +10,6 @@ import errno
 import logging
 import os
 import shutil
-import sys
-import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,13 +23,13 @@ from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage, StageFailure, StageReport, failure_of
 from tunemill_api.status import EvaluationFacts, PreparedFacts, PublishedFacts, TrainedFacts
 
-from tunemill_trainer import cpus, references, tracing
-from tunemill_trainer.console import LineFormatter, Redaction
+from tunemill_trainer import console, cpus, references, tracing
+from tunemill_trainer.console import Redaction
 from tunemill_trainer.context import StageContext
 from tunemill_trainer.credentials import Credentials
 from tunemill_trainer.errors import Interrupted, StageError
 from tunemill_trainer.progress import Destination, Progress
-from tunemill_trainer.stop import StopSignal
+from tunemill_trainer.stop import StopSignal, grace_seconds
 from tunemill_trainer.workspace import Workspace
 
 Facts = PreparedFacts | TrainedFacts | EvaluationFacts | PublishedFacts
@@ -50,7 +48,7 @@ def main(stage: Stage, run_spec: Path, work: Path, report_path: Path) -> int:
         work: a folder for the stage to work in.
         report_path: gets the StageReport; in a pod the termination log. Passed over when it cannot be written.
     """
-    _configure_logging()
+    console.log_to_stdout()
     started_at = datetime.now(UTC)
     stop = StopSignal()
 
@@ -65,7 +63,7 @@ def main(stage: Stage, run_spec: Path, work: Path, report_path: Path) -> int:
         # The pod is killed in a few seconds. Nothing half-done passes for an output: the process may end anywhere.
         os._exit(end(Interrupted("the stage was asked to stop and did not get to a good place in time").failure))
 
-    with stop.listening(when_late=give_up):
+    with stop.listening(give_up, grace_seconds()):
         try:
             report = run_stage(stage, _load(run_spec), work, stop, started_at)
         except BaseException as error:  # noqa: BLE001 - the border of the process: everything becomes a report and an exit code
@@ -189,16 +187,6 @@ def _publish_report(report: StageReport, path: Path) -> None:
         _log.warning("the report could not be written to %s: %s", path, error.strerror)
 
 
-def _configure_logging() -> None:
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    for noisy in ("botocore", "boto3", "s3transfer", "urllib3", "httpx", "httpx2", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    # They are for the authors of the libraries, not for users.
-    warnings.simplefilter("ignore", FutureWarning)
-
-
 def _configure_libraries(run: RunSpec, work: Path) -> None:
     """Set what the Hugging Face libraries and OpenMP read at their first import."""
     threads = os.environ.setdefault("OMP_NUM_THREADS", str(cpus.available()))
@@ -213,7 +201,7 @@ def _configure_libraries(run: RunSpec, work: Path) -> None:
         # Against a server without Xet the client hangs for more than a minute and a half.
         os.environ["HF_HUB_DISABLE_XET"] = "1"
     os.environ["HF_HOME"] = str(work / "hub")
-    if run.spec.compute.model_cache.persistent_volume_claim and Path(MODEL_CACHE_PATH).is_dir():
+    if run.spec.compute.model_cache.claim_name and Path(MODEL_CACHE_PATH).is_dir():
         os.environ["HF_HUB_CACHE"] = MODEL_CACHE_PATH
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):

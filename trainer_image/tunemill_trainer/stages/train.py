@@ -17,7 +17,13 @@ from tunemill_trainer.errors import Interrupted, StageError
 from tunemill_trainer.hub import Hub
 from tunemill_trainer.learn import checkpoints, curve, devices, models, sft
 from tunemill_trainer.learn.adapter import adapter_config, save_trained
-from tunemill_trainer.learn.callbacks import CheckpointUploads, DivergenceGuard, ProgressReports, StopAtStep
+from tunemill_trainer.learn.callbacks import (
+    CheckpointsByTime,
+    CheckpointUploads,
+    DivergenceGuard,
+    ProgressReports,
+    StopAtStep,
+)
 from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.learn.held_out import rows_of
 from tunemill_trainer.learn.plan import plan
@@ -76,6 +82,7 @@ def _train(
                     ProgressReports(context.progress, len(rows) / spec.training.batch_size),
                     DivergenceGuard(tokens.vocabulary, spec.training.divergence),
                     StopAtStep(context.stop),
+                    CheckpointsByTime(spec.training.checkpoint.every_minutes),
                     clock,
                 ],
                 checkpoint.folder if checkpoint else None,

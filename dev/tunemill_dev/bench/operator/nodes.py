@@ -15,7 +15,7 @@ from tunemill_dev.played import a_report
 
 NODES = 10
 STAGE_MILLISECONDS = 200
-"""How long each container works."""
+"""How long each stage works."""
 _SAYS = "{{ Now }}"
 
 
@@ -59,7 +59,7 @@ def _stages() -> list[Json]:
         "train": [Stage.TRAIN, Stage.EVALUATE],
         "publish": [Stage.PUBLISH],
     }
-    steps = [_pod_stage(label, work, done) for label, work in pods.items() for done in range(len(work) + 1)]
+    steps = [_pod_stage(label, work, ended=ended) for label, work in pods.items() for ended in (False, True)]
     return [_node_stage(), *steps]
 
 
@@ -69,41 +69,39 @@ def _node_stage() -> Json:
     return _stage("node", "Node", {}, {"status.phase": None}, status)
 
 
-def _pod_stage(label: str, work: list[Stage], done: int) -> Json:
-    """Return the step after which so many containers of the pod have ended."""
-
-    def container(number: int) -> Json:
-        if number < done:
-            report = a_report(work[number])
-            times = {"startedAt": _SAYS, "finishedAt": _SAYS}
-            state: Json = {"terminated": {"exitCode": 0, "reason": "Completed", "message": report, **times}}
-        elif number == done:
-            state = {"running": {"startedAt": _SAYS}}
-        else:
-            state = {"waiting": {"reason": "PodInitializing"}}
-        image = {"image": "registry.example.com/trainer:1", "imageID": ""}
-        return {"name": work[number].value, "state": state, "ready": False, "restartCount": 0, **image}
-
-    ended = done == len(work)
-    containers = [container(number) for number in range(len(work))]
+def _pod_stage(label: str, work: list[Stage], *, ended: bool) -> Json:
+    """Return the step after which the pod's container runs, or has run all its stages."""
+    if ended:
+        reports = "\n".join(a_report(stage) for stage in work)
+        times = {"startedAt": _SAYS, "finishedAt": _SAYS}
+        state: Json = {"terminated": {"exitCode": 0, "reason": "Completed", "message": reports, **times}}
+    else:
+        state = {"running": {"startedAt": _SAYS}}
+    image = {"image": "registry.example.com/trainer:1", "imageID": ""}
+    container = {"name": label, "state": state, "ready": not ended, "restartCount": 0, **image}
     status = {
         "phase": "Succeeded" if ended else "Running",
         "startTime": _SAYS,
-        "initContainerStatuses": containers[:-1],
-        "containerStatuses": containers[-1:],
+        "containerStatuses": [container],
     }
     conditions = {
         "metadata.deletionTimestamp": None,
         "spec.nodeName": [],
-        "status.phase": ["Running"] if done else ["Pending"],
+        "status.phase": ["Running"] if ended else ["Pending"],
     }
-    if done and len(work) > 1:
-        field = "running.startedAt" if done == 1 else "terminated.finishedAt"
-        conditions[f"status.initContainerStatuses.[].state.{field}"] = []
-    return _stage(f"{label}-{done}", "Pod", {LABEL_STAGE: label}, conditions, status)
+    name = f"{label}-{'ended' if ended else 'started'}"
+    milliseconds = STAGE_MILLISECONDS * (len(work) if ended else 1)
+    return _stage(name, "Pod", {LABEL_STAGE: label}, conditions, status, milliseconds)
 
 
-def _stage(name: str, kind: str, labels: Json, conditions: dict[str, list[str] | None], status: Json) -> Json:
+def _stage(
+    name: str,
+    kind: str,
+    labels: Json,
+    conditions: dict[str, list[str] | None],
+    status: Json,
+    milliseconds: int = STAGE_MILLISECONDS,
+) -> Json:
     """Return a step for objects with these labels whose fields have one of these values: [] is any, None no field."""
     expressions = [
         {"key": f".{key}", "operator": "In" if values else "DoesNotExist" if values is None else "Exists"}
@@ -117,7 +115,7 @@ def _stage(name: str, kind: str, labels: Json, conditions: dict[str, list[str] |
         "spec": {
             "resourceRef": {"apiGroup": "v1", "kind": kind},
             "selector": {"matchLabels": labels, "matchExpressions": expressions},
-            "delay": {"durationMilliseconds": STAGE_MILLISECONDS},
+            "delay": {"durationMilliseconds": milliseconds},
             "next": {"statusTemplate": json.dumps(status)},
         },
     }

@@ -18,7 +18,7 @@ from tunemill_trainer import __main__, console
 from tunemill_trainer.stages import runner
 
 def say(options):
-    runner._configure_logging()
+    console.log_to_stdout()
     token = {token!r}
     print("printed", token)
     print("printed", token, file=sys.stderr)

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 from tunemill_api.constants import ENV_PROGRESS_CA, ENV_PROGRESS_TOKEN, ENV_PROGRESS_URL
+from tunemill_api.stage_report import Stage, StageReport
 from tunemill_api.status import TrainerStatus
+from tunemill_dev.played import a_report
 from tunemill_trainer.progress import Destination, Progress
+from tunemill_trainer.stages import supervisor
 
 
 @dataclass
@@ -86,7 +89,26 @@ def test_a_report_speaks_kubeflows_protocol(tmp_path: Path, certificate: Path) -
     assert (status.progress_percentage, status.estimated_remaining_seconds) == (45, 3600)
     assert [(metric.name, metric.value) for metric in status.metrics] == [("loss", "0.2347"), ("current_step", "800")]
     assert status.last_updated_time is not None
+    assert endpoint.bodies[0]["stage"] == "train", "evaluate reports from the same pod"
     assert endpoint.tokens == ["Bearer first-token", "Bearer renewed-token"]
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_the_end_of_train_is_told_until_evaluate_ends(
+    tmp_path: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """Again when it was not taken, and when it was: the operator may have been replaced before it wrote it down."""
+    report = StageReport.model_validate_json(a_report(Stage.TRAIN))
+    monkeypatch.setattr(supervisor, "_AGAIN_SECONDS" if status == 503 else "_REPEAT_SECONDS", 0.01)
+    ended = threading.Event()
+    with an_endpoint(tmp_path, certificate, status) as endpoint:
+        monkeypatch.setattr(Destination, "from_environment", lambda: endpoint.destination)
+        supervisor._announce(report, ended)
+        for _ in range(3):
+            assert endpoint.arrived.acquire(timeout=10)
+        ended.set()
+    assert StageReport.model_validate(endpoint.bodies[-1]["report"]) == report
+    assert "trainerStatus" not in endpoint.bodies[-1], "it is no sign of life of evaluate"
 
 
 def test_of_many_reports_the_first_and_the_last_are_sent(tmp_path: Path, certificate: Path) -> None:

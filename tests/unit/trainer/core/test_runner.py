@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from tunemill_api.constants import TERMINATION_LOG_BYTES
+from tunemill_api.constants import ENV_GRACE_SECONDS, TERMINATION_LOG_BYTES
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.run_spec import RunSpec
@@ -97,8 +97,8 @@ def test_success_is_reported_with_key_facts_and_what_was_done(machine: Machine, 
     ("error", "code", "reason"),
     [
         (StageError(Reason.DATASET_EMPTY, "no rows"), 65, Reason.DATASET_EMPTY),
-        (OSError(errno.ENOSPC, "No space left on device"), 78, Reason.DISK_FULL),
-        (OSError(errno.EDQUOT, "Quota exceeded"), 78, Reason.DISK_FULL),
+        (OSError(errno.ENOSPC, "No space left on device"), 71, Reason.DISK_FULL),
+        (OSError(errno.EDQUOT, "Quota exceeded"), 71, Reason.DISK_FULL),
         (MemoryError(), 69, Reason.OUT_OF_MEMORY),
         (KeyboardInterrupt(), 75, Reason.INTERRUPTED),
         (ZeroDivisionError("division by zero"), 70, Reason.INTERNAL_ERROR),
@@ -126,7 +126,7 @@ def test_a_full_disk_is_recognised_through_what_wraps_it(machine: Machine) -> No
             raise RuntimeError("could not write the table") from error
 
     code, report = machine.run(stage)
-    assert code == 78
+    assert code == 71
     assert report.failure is not None
     assert str(machine.folder / "work") in report.failure.message
 
@@ -172,7 +172,7 @@ def test_a_stage_that_does_not_stop_in_time_is_ended(machine: Machine, monkeypat
         ended.set()
 
     monkeypatch.setattr(os, "_exit", leave)
-    monkeypatch.setattr("tunemill_trainer.stop.StopSignal.listening.__wrapped__.__defaults__", (0.0,))
+    monkeypatch.setenv(ENV_GRACE_SECONDS, "0")
 
     def stage(context: StageContext) -> object:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -215,7 +215,7 @@ def test_models_come_from_the_cache_that_is_mounted(machine: Machine, monkeypatc
 
     spec = json.loads(machine.run_spec.read_text())
     machine.run(stage)
-    spec["spec"]["compute"] = {**spec["spec"].get("compute", {}), "modelCache": {"persistentVolumeClaim": "models"}}
+    spec["spec"]["compute"] = {**spec["spec"].get("compute", {}), "modelCache": {"claimName": "models"}}
     machine.run_spec.write_text(json.dumps(spec))
     machine.run(stage)
     volume.mkdir()

@@ -1,0 +1,97 @@
+"""Writes into the status of each FineTuneProfile whether it is valid, so that its author sees it before any object."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+
+from tunemill_api.constants import API_VERSION, FIELD_MANAGER, PROFILE_KIND
+from tunemill_api.profile import FineTuneProfileStatus
+from tunemill_api.status import Condition, ConditionType
+
+from tunemill_operator.engine.failures import shortened
+from tunemill_operator.engine.profiles import Profile, problem_of
+from tunemill_operator.kube.client import APPLY_PATCH, PROFILES, KubeClient
+from tunemill_operator.kube.errors import ConflictError, KubeError
+from tunemill_operator.runtime.cache import Store
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS: Final = 2.0
+"""How often the cached profiles are looked through for one that has changed: a comparison of a few numbers."""
+RETRY_SECONDS: Final = 60.0
+"""How long to wait after a write that failed, for example because the CRD or the ClusterRole is older."""
+
+
+def status_of(profile: Profile, now: datetime) -> FineTuneProfileStatus:
+    """Return the status that the profile should have."""
+    problem = problem_of(profile)
+    value = "False" if problem else "True"
+    before = next((item for item in profile.status.conditions if item.type == ConditionType.READY), None)
+    ready = Condition(
+        type=ConditionType.READY.value,
+        status=value,
+        reason="Invalid" if problem else "Valid",
+        message=shortened(problem) if problem else "The profile is valid.",
+        last_transition_time=before.last_transition_time if before and before.status == value else now,
+        observed_generation=profile.generation,
+    )
+    return FineTuneProfileStatus(observed_generation=profile.generation, conditions=[ready])
+
+
+@dataclass
+class ProfileStatuses:
+    """Keeps the status of the profiles in a cache current."""
+
+    client: KubeClient
+    profiles: Store[Profile]
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC).replace(microsecond=0)
+    _done: dict[str, int] = field(default_factory=dict)
+    """By uid, the generation for which the status is written."""
+
+    async def run(self) -> None:
+        """Write what has changed, until cancelled."""
+        warned = ""
+        while True:
+            wait = LOOK_SECONDS
+            try:
+                await self.write_changed()
+            except ConflictError:  # the profile has changed: the cache hears of it in a moment
+                pass
+            except KubeError as error:
+                wait = RETRY_SECONDS
+                if str(error) != warned:
+                    warned = str(error)
+                    log.warning("the status of a FineTuneProfile could not be written: %s", error)
+            await asyncio.sleep(wait)
+
+    async def write_changed(self) -> None:
+        """Write the status of every profile whose spec is new, unless it is there already.
+
+        Raises:
+            KubeError: when the API server did not take one.
+        """
+        present = tuple(self.profiles)
+        self._done = {view.meta.uid: self._done[view.meta.uid] for view in present if view.meta.uid in self._done}
+        for profile in present:
+            if self._done.get(profile.meta.uid) == profile.generation:
+                continue
+            wanted = status_of(profile, self.clock())
+            if wanted != profile.status:
+                await self._write(profile, wanted)
+            self._done[profile.meta.uid] = profile.generation
+
+    async def _write(self, profile: Profile, status: FineTuneProfileStatus) -> None:
+        meta = profile.meta
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": PROFILE_KIND,
+            "metadata": {"name": meta.name, "resourceVersion": str(meta.resource_version)},
+            "status": status.model_dump(mode="json", by_alias=True, exclude_none=True),
+        }
+        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        path = f"{PROFILES.path(None, meta.name)}/status"
+        # The cache knows the new version before the watch tells of it: no object is looked at for a status.
+        self.profiles.put(await self.client.request("PATCH", path, query, body, APPLY_PATCH))

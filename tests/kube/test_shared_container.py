@@ -1,0 +1,73 @@
+"""Train and evaluate in one container of a pod that runs: what a real API server shows of it."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+from kube.kubelet import Runs, eventually
+from kube.plane import Json, Namespace, Plane
+from kube.test_progress import Endpoint, an_endpoint, token_of
+from tunemill_api.stage_report import Stage
+from tunemill_dev.played import a_report
+
+
+@pytest.fixture(scope="module")
+def endpoint(plane: Plane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    """An operator with a progress endpoint."""
+    with an_endpoint(plane, tmp_path_factory.mktemp("stages")) as endpoint:
+        yield endpoint
+
+
+def evaluating_pod(plane: Plane, namespace: Namespace, name: str) -> Json:
+    """Bring an object to the process that evaluates, of which no status tells; return the pod."""
+    plane.kubelet.behave(name, Stage.EVALUATE, Runs())
+    namespace.apply(name)
+    eventually(lambda: plane.kubelet.starts_of(name, Stage.EVALUATE), "evaluate runs")
+    return next(pod for pod in namespace.pods(name) if pod["status"]["phase"] == "Running")
+
+
+def end_of_train(plane: Plane, name: str, key: str = "") -> bytes:
+    """Return what the pod posts when train is done."""
+    key = key or plane.kubelet.run_specs[name, Stage.TRAIN].keys[Stage.TRAIN]
+    report = a_report(Stage.TRAIN, key=key, finished_at=datetime.now(UTC))
+    return json.dumps({"report": json.loads(report)}).encode()
+
+
+def test_the_pod_runs_and_is_ready_while_it_trains(endpoint: Endpoint, plane: Plane, namespace: Namespace) -> None:
+    """Disruption budgets count ready pods, Kueue's waitForPodsReady too: there is no init container to wait for."""
+    plane.kubelet.behave("long", Stage.TRAIN, Runs())
+    namespace.apply("long")
+    namespace.wait_for("long", "Training")
+    (pod,) = [pod for pod in namespace.pods("long") if pod["status"]["phase"] == "Running"]
+    assert "initContainers" not in pod["spec"]
+    assert [(item["name"], item["ready"]) for item in pod["status"]["containerStatuses"]] == [("train", True)]
+
+
+def test_train_is_done_in_the_status_while_evaluate_runs(
+    endpoint: Endpoint, plane: Plane, namespace: Namespace
+) -> None:
+    """The pod says so; the event comes once, and the end of the pod changes nothing about train."""
+    pod = evaluating_pod(plane, namespace, "told")
+    assert endpoint.post(namespace.name, "told", token_of(namespace, pod), body=end_of_train(plane, "told")) == 200
+    status = namespace.wait_for("told", "Evaluating")
+    assert status["trained"]["steps"] == 12
+    states = {entry["name"]: entry["state"] for entry in status["stages"]}
+    assert (states["train"], states["evaluate"]) == ("Succeeded", "Running")
+    train = next(entry for entry in status["stages"] if entry["name"] == "train")
+    plane.kubelet.behaviours.pop(("told", "evaluate"))
+    status = namespace.wait_for("told", "Succeeded")
+    assert next(entry for entry in status["stages"] if entry["name"] == "train") == train
+    assert eventually(lambda: namespace.events("told"), "events tell of it").count("Trained") == 1
+
+
+def test_without_a_word_both_are_read_off_the_message(endpoint: Endpoint, plane: Plane, namespace: Namespace) -> None:
+    """A post for another key is taken and changes nothing; the termination message has one report a line."""
+    pod = evaluating_pod(plane, namespace, "silent")
+    body = end_of_train(plane, "silent", key="0000000000000000")
+    assert endpoint.post(namespace.name, "silent", token_of(namespace, pod), body=body) == 200
+    assert namespace.wait_for("silent", "Training")["phase"] == "Training"
+    plane.kubelet.behaviours.pop(("silent", "evaluate"))
+    status = namespace.wait_for("silent", "Succeeded")
+    assert [entry["attempts"] for entry in status["stages"]] == [1, 1, 1, 1]
+    assert status["evaluation"]["rows"] == 10

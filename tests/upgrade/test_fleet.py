@@ -1,0 +1,144 @@
+"""An upgrade leaves every object alone: what is done stays done, what runs goes on, what failed stays failed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openapi_schema_validator import OAS30Validator
+from property.simulator import World
+from property.worlds import entry, labels
+from tunemill_api import keys
+from tunemill_api.crd import object_schema
+from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.stage_report import Stage
+from tunemill_api.status import FineTuneStatus, Phase, StageState
+from tunemill_operator.engine import objects, profiles
+from upgrade import record
+from upgrade.added_fields import ADDED, with_added_fields
+from upgrade.recorded import RECORDED, a_recorded_world, name_of, prepared_key
+from upgrade.stored import stored_finetune
+
+FLEET = pytest.mark.parametrize("path", RECORDED, ids=name_of)
+AT_WORK = [path for path in RECORDED if path.stem.startswith(("pending", "preparing", "queued", "training"))]
+AT_WORK += [path for path in RECORDED if path.stem.startswith(("evaluating", "publishing"))]
+
+
+@pytest.fixture
+def raised_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later version in which every stage computes something else."""
+    monkeypatch.setattr(keys, "RECIPES", {stage: number + 1 for stage, number in keys.RECIPES.items()})
+
+
+@pytest.fixture
+def added_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later version in which every part of the spec has one more field."""
+    later = with_added_fields(FineTuneSpec)
+    monkeypatch.setattr(objects, "FineTuneSpec", later)
+    monkeypatch.setattr(profiles, "FineTuneSpec", later)
+
+
+def written(world: World) -> FineTuneStatus:
+    """Let the operator look at the object, and return the status after it."""
+    world.reconcile()
+    world.finetune_body = stored_finetune(world.finetune_body)
+    status: FineTuneStatus = world.status
+    return status
+
+
+def identity(status: FineTuneStatus) -> dict[str, Any]:
+    """Return what an upgrade may not change."""
+    run = status.run
+    begun = [item for item in status.stages if item.attempts]
+    stages = {item.name: (item.key, item.state, item.attempts, item.started_at) for item in begun}
+    return {
+        "stages": stages,
+        "run": run and (run.id, run.started_at, run.image),
+        "history": status.history,
+        "profile": status.profile,
+        "published": status.published,
+        # Later versions record more about a failure.
+        "failure": status.failure and status.failure.model_dump(include={"stage", "reason", "message", "remedy"}),
+    }
+
+
+def leaves_alone(path: Path) -> None:
+    """Check that the operator does nothing about the object, and says nothing new, now and when it looks again."""
+    world = a_recorded_world(path)
+    before, first = world.status, world.plan()
+    assert first.actions == ()
+    assert first.announcements == (), "events of an earlier version are not written again"
+    after = written(world)
+    if path.stem != "pending":  # its Job has been seen meanwhile
+        assert identity(after) == identity(before)
+        assert after.phase is before.phase
+    assert all(item.inputs for item in after.stages if item.key), "what is recorded is adopted"
+    again = world.plan()
+    assert again.actions == ()
+    assert again.announcements == ()
+    assert again.status == after, "a second look has nothing more to write"
+
+
+@FLEET
+def test_an_upgrade_does_nothing_about_an_object(path: Path) -> None:
+    """Proves for each recorded object that no Job is created or deleted, and nothing is reported again."""
+    leaves_alone(path)
+
+
+@FLEET
+@pytest.mark.usefixtures("raised_recipes")
+def test_a_raised_recipe_does_nothing_about_an_object(path: Path) -> None:
+    """Proves that stages which compute something else now leave alone what is done, failed or in progress."""
+    leaves_alone(path)
+
+
+@FLEET
+@pytest.mark.usefixtures("added_fields")
+def test_a_new_field_with_a_default_does_nothing_about_an_object(path: Path) -> None:
+    """Proves that hashes do not depend on which fields the API has."""
+    world = a_recorded_world(path)
+    assert getattr(world.finetune.spec, ADDED) == "new"
+    assert getattr(world.finetune.spec.training.checkpoint, ADDED) == "new"
+    leaves_alone(path)
+
+
+@pytest.mark.usefixtures("raised_recipes")
+def test_the_fleet_of_this_version_can_be_recorded(tmp_path: Path) -> None:
+    """Proves that the next release can add its folder, and that this version leaves its own objects alone."""
+    record.main(tmp_path / "now")
+    recorded = sorted((tmp_path / "now").glob("*.json"))
+    assert {path.stem for path in recorded} >= {path.stem for path in RECORDED}
+    for path in recorded:
+        leaves_alone(path)
+
+
+@FLEET
+def test_an_object_stays_valid_for_the_present_crd(path: Path) -> None:
+    """Proves that the API server takes the status of an object that an older CRD has checked and completed."""
+    OAS30Validator(object_schema()).validate(a_recorded_world(path).finetune_body)
+
+
+@pytest.mark.parametrize("path", AT_WORK, ids=name_of)
+@pytest.mark.usefixtures("raised_recipes")
+def test_what_runs_goes_on_to_its_end_and_each_stage_is_done_once(path: Path) -> None:
+    """Proves that an object in progress under an older version ends well, with the Jobs that it has."""
+    world = a_recorded_world(path)
+    begun = {item.name: item.key for item in world.status.stages if item.job}
+    done = [item.name for item in world.status.stages if item.state is StageState.SUCCEEDED]
+    jobs = set(world.jobs)
+    for pod in world.pods.values():
+        pod["status"].pop("conditions", None)  # there is a node for it now
+    for _ in range(5):
+        world.settle()
+        world.admit()
+        world.settle()
+        world.seconds += 60
+        for pod in world.live_pods():
+            world.start(pod)
+            world.reconcile()
+        world.run_pod(key=prepared_key(path))
+    world.settle()
+    assert world.status.phase in {Phase.SUCCEEDED, Phase.HELD}
+    assert {name: entry(world, Stage(name)).key for name in begun} == begun
+    assert not set(labels(world)) & {"train" if name == "evaluate" else name for name in done}
+    assert len(world.created) == len(set(world.created))
+    assert not jobs & set(world.created), "a Job that runs is not created again"
