@@ -89,24 +89,22 @@ def test_no_field_loosens_a_pod(namespace: Namespace) -> None:
     assert "set exactly one of" in namespace.refusal_of("mounting", podTemplates={"train": {"volumes": host}})
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
+def test_labels_and_annotations_do_not_pass_for_ours(namespace: Namespace) -> None:
+    """A pod works for its own object, gets the RunSpec that the operator wrote, and waits in the Job's queue."""
+    forged = [
         {"labels": {LABEL_FINETUNE: "other"}},
         {"labels": {LABEL_STAGE: "publish"}},
         {"labels": {"kueue.x-k8s.io/queue-name": "free"}},
         {"annotations": {ANNOTATION_RUN_SPEC: "{}"}},
-    ],
-)
-def test_labels_and_annotations_do_not_pass_for_ours(namespace: Namespace, template: dict[str, Any]) -> None:
-    """A pod works for its own object, gets the RunSpec that the operator wrote, and waits in the Job's queue."""
-    for stage in ("prepare", "train", "publish"):
-        assert "are set by the operator" in namespace.refusal_of("posing", podTemplates={stage: template})
+    ]
+    for template in forged:
+        for stage in ("prepare", "train", "publish"):
+            assert "are set by the operator" in namespace.refusal_of("posing", podTemplates={stage: template})
 
 
 def test_an_object_that_makes_no_pod_is_told_so_and_holds_up_nobody(namespace: Namespace, operator: Operator) -> None:
     """Annotations for more than a pod can carry, a service account that is none; the next object is served."""
-    huge = {f"example.com/a{number}": "x" * 4000 for number in range(64)}
+    huge = {f"example.com/a{number}": "x" * 4096 for number in range(64)}
     namespace.apply("huge", podTemplates={"prepare": {"annotations": huge}})
     account = {"prepare": {"serviceAccountName": "../kube-system/admin"}}
     assert "serviceAccountName" in namespace.refusal_of("odd", podTemplates=account)

@@ -9,6 +9,8 @@ from kube.plane import Json, Namespace
 from tunemill_api.constants import GROUP, KIND, PLURAL
 from tunemill_api.crd import object_schema
 
+STAGES = ("prepare", "train", "publish")
+
 
 def sample(name: str) -> list[Json]:
     """Return the documents of a sample."""
@@ -57,7 +59,13 @@ def references(schema: Json, path: str = "spec") -> set[str]:
     """Return the paths of the names of ConfigMaps and Secrets below a schema."""
     found = set()
     for name, part in schema.get("properties", {}).items():
-        found |= {f"{path}/{name}/name"} if name.endswith("Ref") else references(part, f"{path}/{name}")
+        here = f"{path}/{name}"
+        if name.endswith("Ref") or name == "configMap":
+            found.add(f"{here}/name")
+        elif name == "secret":
+            found.add(f"{here}/secretName")
+        else:
+            found |= references(part, here) | references(part.get("items", {}), here)
     return found
 
 
@@ -67,6 +75,7 @@ def test_kustomize_is_told_of_every_field_that_names_a_config_map_or_a_secret() 
     paths = {item["kind"]: {field["path"] for field in item["fieldSpecs"]} for item in told["nameReference"]}
     assert paths["ConfigMap"] | paths["Secret"] == references(object_schema()["properties"]["spec"])
     assert all("configMap" in path for path in paths["ConfigMap"])
+    assert paths["ServiceAccount"] == {f"spec/podTemplates/{stage}/serviceAccountName" for stage in STAGES}
 
 
 def test_an_overlay_is_what_a_team_would_have_written(namespace: Namespace) -> None:
