@@ -287,7 +287,7 @@ def test_a_running_job_of_an_older_operator_is_left_alone(stage: Stage) -> None:
     (job,) = world.live_jobs()
     as_an_older_operator_made_it(job)
     assert world.reconcile().actions == ()
-    world.edit(deadline="9h")
+    world.edit(maxRuntime="9h")
     assert world.reconcile().actions == ()
 
 

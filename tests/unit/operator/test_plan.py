@@ -192,7 +192,6 @@ def test_an_edit_that_is_taken_back_while_the_pod_ends_makes_the_job_anew() -> N
         (Stage.PREPARE, {"publish": {"tokenSecretRef": {"name": "hf-other"}}}),
         (Stage.PREPARE, {"podTemplates": {"prepare": {"resources": {"limits": {"memory": "9Gi"}}}}}),
         (Stage.TRAIN, {"podTemplates": {"train": {"nodeSelector": {"gpu": "big"}}}}),
-        (Stage.TRAIN, {"training": {"checkpoint": {"everySteps": 5}}}),
         (Stage.TRAIN, {"compute": {"gpus": 2}}),
         (Stage.PUBLISH, {"compute": {"trainerImage": "registry.example.com/mine:2"}}),
     ],
@@ -218,6 +217,7 @@ def test_a_live_job_whose_pod_is_to_be_another_is_replaced(stage: Stage, change:
         (Stage.TRAIN, {"podTemplates": {"prepare": {"resources": {"limits": {"memory": "9Gi"}}}}}),
         (Stage.TRAIN, {"evaluation": {"gates": []}}),
         (Stage.TRAIN, {"maxRuntime": "9h"}),
+        (Stage.TRAIN, {"training": {"checkpoint": {"everySteps": 5, "everyMinutes": 5}}}),
         (Stage.TRAIN, {"publish": {"repository": "acme/other"}}),
     ],
 )

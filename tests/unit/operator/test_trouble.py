@@ -9,7 +9,7 @@ from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
 from tunemill_operator.engine.observe import Complaint, Refusal
 
-MODEL_CACHE = {"compute": {"modelCache": {"persistentVolumeClaim": "cache"}}}
+MODEL_CACHE = {"compute": {"modelCache": {"claimName": "cache"}}}
 SANDBOX = "Failed to create pod sandbox: plugin type aws-cni failed (add): failed to assign an IP address to container"
 ATTACH = 'AttachVolume.Attach failed for volume "pvc-1" : rpc error: code = DeadlineExceeded'
 WEBHOOK = 'Error creating: Internal error occurred: failed calling webhook "pods.example.com": connection refused'
