@@ -51,7 +51,8 @@ def test_how_a_step_is_cut_changes_nothing(raw: Task, tmp_path: Path):
     )
     assert len(whole.history) == 3
     for one, other in zip(figures(whole.history), figures(cut.history), strict=True):
-        assert one == pytest.approx(other, rel=1e-4)
+        # Rounding makes 2e-7 of it, the mean of the passes' means 6e-5.
+        assert one == pytest.approx(other, rel=1e-5)
 
 
 def test_rows_that_do_not_fit_are_cut_smaller_and_none_is_lost(raw: Task, tmp_path: Path, whole_in_memory: list[int]):
