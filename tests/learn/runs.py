@@ -50,7 +50,7 @@ class Recipe:
         return f"{self.kind}-{hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]}"
 
     def spec(self, world: World) -> FineTuneSpec:
-        """The run's spec. A quarter of the rows is judged: some 150 calls, and 30 requests that need none."""
+        """The run's spec. A quarter of the rows is judged: 144 calls, and 27 requests that need none."""
         spec = world.spec(
             lora={"rank": 16, "dropout": "0"}, **{"batchSize": 16, "maxLength": 512, **self.training}
         ).model_dump(mode="json", by_alias=True)
