@@ -85,6 +85,12 @@ test-chaos: $(READY) ## 300 objects while everything breaks, 30 minutes of churn
 test-learn: $(READY) ## Real training on the CPU
 	@$(PYTEST) $(PARALLEL) --dist loadfile tests/learn
 
+.PHONY: test-long
+test-long: $(READY) ## What the models of the learning tests can do, with other seeds and on a CPU that rounds otherwise
+	@for seed in 1 2 3; do $(PYTEST) $(PARALLEL) --dist loadfile tests/learn -m learns -rP --training-seed $$seed; done
+	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE \
+		$(PYTEST) $(PARALLEL) --dist loadfile tests/learn -m learns -rP
+
 .PHONY: test-platform
 test-platform: $(READY) ## What platform teams rely on, against a real API server and the real engines
 	@$(PYTEST) $(PARALLEL) --dist loadfile tests/platform

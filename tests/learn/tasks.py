@@ -20,7 +20,9 @@ from tunemill_trainer.learn.plan import Plan, plan
 from tunemill_trainer.prepared import NewToken, Tokens
 
 CPU = Device("cpu", "cpu")
-TRAIN_ROWS, HELD_OUT_ROWS = 320, 40
+TRAIN_ROWS, HELD_OUT_ROWS = 320, 80
+MEASURED_ROWS = 40
+"""Of the held-out rows, those whose loss is measured after each epoch."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class Task:
         )
 
     def held_out(self) -> list[dict[str, list[int]]]:
-        """The held-out rows."""
-        return [{"input_ids": ask + say, "labels": [-100] * len(ask) + say} for ask, say in self.pairs[-HELD_OUT_ROWS:]]
+        """The rows whose loss is measured."""
+        return [{"input_ids": ask + say, "labels": [-100] * len(ask) + say} for ask, say in self.pairs[-MEASURED_ROWS:]]
 
     def train(
         self,

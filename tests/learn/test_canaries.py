@@ -10,7 +10,8 @@ from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage
 from tunemill_dev.testbed import json_lines
-from tunemill_dev.tiny import make_base, rows
+from tunemill_dev.tiny import rows
+from tunemill_dev.tiny.cached import cached_base
 
 KEYS = {"AWS_ACCESS_KEY_ID": "CANARYKEYID0001", "AWS_SECRET_ACCESS_KEY": "canary/s3+secret=77aa"}
 TOKEN = "a-token-of-alice"  # the local Hub knows no other
@@ -52,7 +53,7 @@ class Search:
 
 def test_no_value_of_a_secret_leaves_its_file(tmp_path: Path) -> None:
     """Not in a log, a report, the workspace or the Hub, whether the run went well or ended in a traceback."""
-    with a_world(tmp_path / "world", make_base(tmp_path / "base", "gemma2", steps=0)) as world:
+    with a_world(tmp_path / "world", cached_base("gemma2", steps=0)) as world:
         for purpose in ("dataset", "workspace"):
             for name, value in KEYS.items():
                 (world.secrets / purpose / name).write_text(value)

@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from learn.runs import TrainedRun, a_trained_run
+from learn.figures import at_least, at_most
+from learn.runs import Recipe, TrainedRun, a_trained_run
+from learn.training import ALL_TAGS
 from tunemill_api import keys
 from tunemill_api.failures import ExitCode, Reason
 from tunemill_api.stage_report import Stage
@@ -35,14 +37,16 @@ def evaluated(run: TrainedRun) -> EvaluationFacts:
     return ended.report.evaluation
 
 
+@pytest.mark.learns
 def test_training_turns_no_call_into_the_right_call(extended_run: TrainedRun, tmp_path: Path):
     """The base has never seen a call; the tuned model makes the right one, and abstains where it should."""
     facts = evaluated(extended_run)
     found = metrics(facts)
-    assert float(found["exact_match"].base) <= 0.05
-    assert float(found["tool_name_accuracy"].tuned) >= 0.5
-    assert float(found["exact_match"].tuned) >= 0.5
-    assert float(found["abstention_accuracy"].tuned) >= 0.8
+    assert found["abstention_accuracy"].cases >= 25, "too few cases for a share"
+    at_most("exact match of the base", found["exact_match"].base, 0.05)
+    at_least("correct tool", found["tool_name_accuracy"].tuned, 0.5)
+    at_least("exact match", found["exact_match"].tuned, 0.5)
+    at_least("abstention", found["abstention_accuracy"].tuned, 0.6)
     report, lines = judgement(extended_run, tmp_path)
     assert extended_run.run.prepared is not None
     assert report.rows == facts.rows == extended_run.run.prepared.dataset.evaluation_rows
@@ -66,12 +70,18 @@ def test_the_same_judgement_is_not_made_twice(extended_run: TrainedRun):
     assert ended.report.evaluation == first
 
 
-def test_a_base_is_asked_once(extended_run: TrainedRun):
+@pytest.fixture(scope="module")
+def worse_run(extended_run: TrainedRun) -> TrainedRun:
+    """The same data, from which hardly anything was learnt."""
+    run = extended_run.changed(training={"maxSteps": 2})
+    assert run.stage(Stage.TRAIN).code == 0
+    return run
+
+
+def test_a_base_is_asked_once(extended_run: TrainedRun, worse_run: TrainedRun):
     """Another training of the same data judges its own adapter, and takes the base model's replies as they are."""
     before = evaluated(extended_run)
-    other = extended_run.changed(training={"maxSteps": 2})
-    assert other.stage(Stage.TRAIN).code == 0
-    ended = other.stage(Stage.EVALUATE)
+    ended = worse_run.stage(Stage.EVALUATE)
     assert ended.report is not None
     assert ended.report.evaluation is not None
     after = metrics(ended.report.evaluation)
@@ -82,20 +92,18 @@ def test_a_base_is_asked_once(extended_run: TrainedRun):
     assert f"total_replies={metrics(before)['finished_rate'].cases}" in ended.log
 
 
-def test_the_published_model_is_asked_for_the_same_rows(extended_run: TrainedRun):
+def test_the_published_model_is_asked_for_the_same_rows(extended_run: TrainedRun, worse_run: TrainedRun):
     """Its figures beside a worse model are those that it had itself; the judgement without it stays another one."""
     alone = metrics(evaluated(extended_run))
     assert extended_run.run.prepared is not None
-    other = extended_run.changed(training={"maxSteps": 3})
-    assert other.stage(Stage.TRAIN).code == 0
-    rival = Rival(of=other.train_key, prepare=extended_run.run.prepared.key, train=extended_run.train_key)
-    beside = replace(other, run=other.run.model_copy(update={"rival": rival}))
+    rival = Rival(of=worse_run.train_key, prepare=extended_run.run.prepared.key, train=extended_run.train_key)
+    beside = replace(worse_run, run=worse_run.run.model_copy(update={"rival": rival}))
     found = metrics(evaluated(beside))
     assert {name: metric.published for name, metric in found.items()} == {
         name: metric.tuned for name, metric in alone.items()
     }
     assert float(found["exact_match"].tuned) < float(found["exact_match"].published)
-    assert all(metric.published == "" for metric in metrics(evaluated(other)).values())
+    assert all(metric.published == "" for metric in metrics(evaluated(worse_run)).values())
 
 
 def test_a_published_model_that_is_gone_from_the_workspace_is_no_failure(extended_run: TrainedRun):
@@ -144,13 +152,12 @@ def test_without_the_training_there_is_nothing_to_judge(extended_run: TrainedRun
     assert ended.report.failure.reason is Reason.STAGE_OUTPUT_MISSING
 
 
-@pytest.mark.parametrize("kind", ["qwen3"])
-def test_a_base_that_knows_the_tags_is_judged_with_them(kind: str, tmp_path: Path):
+@pytest.mark.learns
+def test_a_base_that_knows_the_tags_is_judged_with_them(seed: int, tmp_path: Path):
     """Reuse: nothing is added to the vocabulary, and the tuned model calls all the same."""
-    tags = ("<tools>", "</tools>", "<tool_call>", "</tool_call>")
-    with a_trained_run(tmp_path, kind, tags=tags) as run:
+    with a_trained_run(tmp_path, Recipe("qwen3", ALL_TAGS).with_seed(seed)) as run:
         assert run.run.prepared is not None
         assert run.run.prepared.tokenizer_mode == "Reuse"
         found = metrics(evaluated(run))
-        assert float(found["exact_match"].base) <= 0.05
-        assert float(found["tool_name_accuracy"].tuned) >= 0.5
+        at_most("exact match of the base", found["exact_match"].base, 0.05)
+        at_least("correct tool", found["tool_name_accuracy"].tuned, 0.5)

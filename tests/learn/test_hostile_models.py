@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from tunemill_api.failures import Reason
-from tunemill_dev.tiny import make_base
+from tunemill_dev.tiny.cached import cached_base
 from tunemill_trainer.chat import tokenizer
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import Hub
@@ -32,7 +33,8 @@ class Bomb:
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     """A tiny base model, beside which lies code that makes the folder `mark` when anybody runs it."""
-    folder = make_base(tmp_path / "base", "gemma2", steps=0)
+    folder = tmp_path / "base"
+    shutil.copytree(cached_base("gemma2", steps=0), folder)
     code = f"import os\nos.mkdir({str(tmp_path / 'mark')!r})\nclass Evil: pass\n"
     for name in ("modeling_evil.py", "tokenization_evil.py", "configuration_evil.py"):
         (folder / name).write_text(code)

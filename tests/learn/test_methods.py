@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from learn.figures import at_least, at_most
 from learn.tasks import Task, a_task, adapter
-from learn.training import TAGS
+from learn.training import ALL_TAGS
 from tunemill_api.finetune import Quantization
 from tunemill_api.training import Adapter
 from tunemill_dev.tiny.cached import cached_base
@@ -18,7 +19,7 @@ from tunemill_trainer.prepared import BaseModel
 
 def a_skilled_task(folder: Path, *, extend: bool) -> Task:
     """A base that can read and copy but has never seen a call: without the tags, or with them."""
-    return a_task(cached_base("gemma2") if extend else cached_base("qwen3", TAGS), folder)
+    return a_task(cached_base("gemma2") if extend else cached_base("qwen3", ALL_TAGS), folder)
 
 
 LEARNING = [
@@ -42,6 +43,7 @@ def difference(task: Task, one: Any, other: Any) -> float:
         return float((one.eval()(input_ids=ids).logits - other.eval()(input_ids=ids).logits).abs().max())
 
 
+@pytest.mark.learns
 @pytest.mark.parametrize(("wish", "quantization", "extend", "training"), LEARNING)
 def test_a_base_that_cannot_call_learns_to(
     tmp_path: Path,
@@ -49,19 +51,21 @@ def test_a_base_that_cannot_call_learns_to(
     quantization: Quantization,
     extend: bool,
     training: dict[str, object],
+    seed: int,
 ):
     """Proves that the method trains, new tokens and all, and that what is saved answers as what was trained."""
     task = a_skilled_task(tmp_path, extend=extend)
     model = task.model(quantization)
     assert task.exact(model) == 0
-    trained = task.train(tmp_path / "run", wish, model, **training).model
+    trained = task.train(tmp_path / "run", wish, model, seed=seed, **training).model
     save_trained(trained, BaseModel("acme/tiny", "main"), task.tokenizer, tmp_path / "out", torch.float32)
     loaded = models.load_adapter(task.model(quantization), tmp_path / "out")
-    assert task.exact(loaded) >= 0.5
-    assert difference(task, trained, loaded) < 1e-4
+    at_least("exact match", task.exact(loaded), 0.5)
+    at_most("difference of logits", difference(task, trained, loaded), 1e-4)
 
 
-def test_ia3_teaches_a_base_that_calls_to_call_as_servers_read_it(tmp_path: Path):
+@pytest.mark.learns
+def test_ia3_teaches_a_base_that_calls_to_call_as_servers_read_it(tmp_path: Path, seed: int):
     """Proves that a few kilobytes of factors turn calls that no server reads into calls that it does.
 
     Factors strengthen and weaken what is there. Of a base that never wrote a tool's name they make one that writes
@@ -69,14 +73,16 @@ def test_ia3_teaches_a_base_that_calls_to_call_as_servers_read_it(tmp_path: Path
     """
     task = a_skilled_task(tmp_path, extend=False)
     bare = task.without_tags()
-    taught = bare.train(tmp_path / "teach", adapter("Full"), bare.model(), maxSteps=100, learningRate="3e-3").model
-    assert bare.exact(taught) >= 0.7
+    settings = {"maxSteps": 100, "learningRate": "3e-3", "seed": seed}
+    taught = bare.train(tmp_path / "teach", adapter("Full"), bare.model(), **settings).model
+    at_least("exact match of the taught base", bare.exact(taught), 0.6)
     taught.save_pretrained(tmp_path / "base")
     task = replace(task, base=tmp_path / "base")
     assert task.exact(task.model()) == 0
-    trained = task.train(tmp_path / "run", adapter("IA3"), task.model(), maxSteps=100, learningRate="1e-1").model
+    settings = {"maxSteps": 100, "learningRate": "1e-1", "seed": seed}
+    trained = task.train(tmp_path / "run", adapter("IA3"), task.model(), **settings).model
     save_trained(trained, BaseModel("acme/tiny", "main"), task.tokenizer, tmp_path / "out", torch.float32)
     assert (tmp_path / "out" / "adapter_model.safetensors").stat().st_size < 32_000
     loaded = models.load_adapter(task.model(), tmp_path / "out")
-    assert task.exact(loaded) >= 0.5
-    assert difference(task, trained, loaded) < 1e-4
+    at_least("exact match", task.exact(loaded), 0.4)
+    at_most("difference of logits", difference(task, trained, loaded), 1e-4)

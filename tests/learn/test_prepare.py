@@ -14,7 +14,8 @@ from learn.training import BASE, World, a_world, run_spec, run_stage
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.stage_report import Stage
-from tunemill_dev.tiny import make_base, rows
+from tunemill_dev.tiny import rows
+from tunemill_dev.tiny.cached import cached_base
 from tunemill_trainer import config_maps, tracing
 from tunemill_trainer.context import StageContext
 from tunemill_trainer.credentials import Credentials
@@ -29,9 +30,9 @@ HUB_TOKEN = "a-token-of-alice"
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
+def base() -> Path:
     """A tiny base; its weights do not matter here."""
-    return make_base(tmp_path_factory.mktemp("base"), steps=0)
+    return cached_base("gemma2", steps=0)
 
 
 @dataclass

@@ -15,7 +15,8 @@ from learn.training import World, a_world, run_spec, run_stage
 from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
 from tunemill_dev.cluster.pki import Authority
-from tunemill_dev.tiny import make_base, rows
+from tunemill_dev.tiny import rows
+from tunemill_dev.tiny.cached import cached_base
 
 
 @contextmanager
@@ -66,7 +67,7 @@ def site(tmp_path: Path) -> Iterator[tuple[World, Path]]:
     authority.sign("server", user="services", hosts=["localhost"])
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(authority.certificate("server"), authority.key("server"))
-    with a_world(tmp_path / "world", make_base(tmp_path / "base", steps=0)) as plain:
+    with a_world(tmp_path / "world", cached_base("gemma2", steps=0)) as plain:
         lines = "".join(json.dumps(row) + "\n" for row in rows(60))
         plain.s3().put_object(Bucket=plain.bucket, Key="calls.jsonl", Body=lines.encode())
         with behind_tls(plain.s3_url, context) as s3_url, behind_tls(plain.hub_url, context) as hub_url:

@@ -9,14 +9,14 @@ from huggingface_hub import HfApi
 from learn.machines import Machine
 from learn.training import a_world
 from tunemill_api.stage_report import Stage
-from tunemill_dev.tiny import make_base, rows
+from tunemill_dev.tiny import rows
+from tunemill_dev.tiny.cached import cached_base
 
 
 @contextmanager
 def a_machine(folder: Path) -> Iterator[Machine]:
     """Serve a bucket of rows and a Hub with a tiny base of random weights, and write a manifest."""
-    base = make_base(folder / "base", "gemma2", steps=0)
-    with a_world(folder, base) as world:
+    with a_world(folder, cached_base("gemma2", steps=0)) as world:
         lines = "".join(json.dumps(row) + "\n" for row in rows(200, seed=5, offered=2, talk=0.15))
         world.s3().put_object(Bucket=world.bucket, Key="calls.jsonl", Body=lines.encode())
         spec = world.spec(maxSteps=4).model_dump(mode="json", by_alias=True)

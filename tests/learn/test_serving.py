@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from openai import OpenAI
 from tunemill_api import keys
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import ServingFacts
+from tunemill_dev.cluster.ports import free_ports
 from tunemill_trainer.prepared import Case, Prepared
 
 _SECONDS = 120
@@ -26,9 +26,7 @@ _SECONDS = 120
 @contextmanager
 def a_server(run: TrainedRun, command: str, folder: Path) -> Iterator[OpenAI]:
     """Start a server with a contract's command as a user does, on a free port, and return a client of it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     program, *arguments = shlex.split(command)
     log = folder / "server.log"
     with log.open("w") as output:

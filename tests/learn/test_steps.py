@@ -7,7 +7,7 @@ import pytest
 import torch
 from learn.tasks import Task, a_task, adapter
 from tunemill_api.failures import Reason
-from tunemill_dev.tiny import make_base
+from tunemill_dev.tiny.cached import cached_base
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn import held_out
 from tunemill_trainer.learn.loss import score
@@ -19,8 +19,7 @@ WITHOUT_DROPOUT = {"lora": {"dropout": "0"}, "adalora": {"dropout": "0"}}
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Task:
     """A base with random weights, for what does not need to be learnt."""
-    folder = tmp_path_factory.mktemp("raw")
-    return a_task(make_base(folder / "base", "qwen3", steps=0), folder)
+    return a_task(cached_base("qwen3", steps=0), tmp_path_factory.mktemp("raw"))
 
 
 @pytest.fixture
@@ -52,7 +51,8 @@ def test_how_a_step_is_cut_changes_nothing(raw: Task, tmp_path: Path):
     )
     assert len(whole.history) == 3
     for one, other in zip(figures(whole.history), figures(cut.history), strict=True):
-        assert one == pytest.approx(other, rel=1e-4)
+        # Rounding makes 2e-7 of it, the mean of the passes' means 6e-5.
+        assert one == pytest.approx(other, rel=1e-5)
 
 
 def test_rows_that_do_not_fit_are_cut_smaller_and_none_is_lost(raw: Task, tmp_path: Path, whole_in_memory: list[int]):

@@ -13,7 +13,7 @@ from tunemill_api import keys
 from tunemill_api.failures import Reason
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage
-from tunemill_dev.tiny import make_base
+from tunemill_dev.tiny.cached import cached_base
 
 STEPS, ROWS = 24, 96
 """Two epochs of twelve steps: a run that is resumed in the second one has to draw the same order again."""
@@ -57,15 +57,10 @@ class Training:
         return len(names)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny base with random weights: resuming needs no knowledge."""
-    return make_base(tmp_path_factory.mktemp("base"), "gemma2", steps=0)
-
-
 @contextmanager
-def a_training(folder: Path, base: Path) -> Iterator[Training]:
-    """Start a world with a prepared training of 24 steps, and a checkpoint every fifth."""
+def a_training(folder: Path) -> Iterator[Training]:
+    """Start a world with a prepared training of 24 steps, and a checkpoint every fifth; the weights are random."""
+    base = cached_base("gemma2", steps=0)
     with a_world(folder, base) as world:
         facts = prepare(world, base, folder / "prepared", extend=True, count=ROWS)
         spec = world.spec(epochs=2, checkpoint={"everySteps": 5, "keep": 2})
@@ -73,21 +68,30 @@ def a_training(folder: Path, base: Path) -> Iterator[Training]:
 
 
 @pytest.fixture
-def training(tmp_path: Path, base: Path) -> Iterator[Training]:
+def training(tmp_path: Path) -> Iterator[Training]:
     """A training that has not begun."""
-    with a_training(tmp_path, base) as begun:
+    with a_training(tmp_path) as begun:
         yield begun
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A training that nothing disturbed, its first attempt, and what it logged."""
+
+    training: Training
+    first: Ended
+    history: list[dict]
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, base: Path) -> list[dict]:
-    """What a run logs that nothing disturbs."""
-    with a_training(tmp_path_factory.mktemp("undisturbed"), base) as training:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+    """A run that nothing disturbs."""
+    with a_training(tmp_path_factory.mktemp("undisturbed")) as training:
         ended = training.attempt()
         assert ended.code == 0, ended.log
         history = training.history()
         assert [entry["step"] for entry in history] == list(range(1, STEPS + 1))
-        return history
+        yield Finished(training, ended, history)
 
 
 def losses(history: list[dict]) -> dict[int, tuple[float, float]]:
@@ -100,33 +104,47 @@ def at_checkpoint(step: int, number: int) -> Callable[[str], int | None]:
     return lambda line: number if f"checkpoint of step {step} is" in line else None
 
 
-@pytest.mark.parametrize("step", [5, 15])
-def test_a_stopped_run_goes_on_to_the_same_losses(training: Training, undisturbed: list[dict], step: int) -> None:
-    """Proves that SIGTERM ends with a checkpoint and exit code 75, and that the next pod goes on as if nothing was."""
-    stopped = training.attempt(at_checkpoint(step, signal.SIGTERM))
-    assert stopped.code == 75, stopped.log
-    assert stopped.report.failure.reason == Reason.INTERRUPTED
+def stopped(training: Training, step: int) -> Ended:
+    """Send SIGTERM at a checkpoint: the pod must save another one and end with exit code 75."""
+    ended = training.attempt(at_checkpoint(step, signal.SIGTERM))
+    assert ended.code == 75, ended.log
+    assert ended.report.failure.reason == Reason.INTERRUPTED
+    return ended
 
+
+def killed(training: Training, step: int) -> Ended:
+    """Send SIGKILL at a checkpoint: there is no report."""
+    ended = training.attempt(at_checkpoint(step, signal.SIGKILL))
+    assert ended.code == -signal.SIGKILL
+    assert ended.report is None
+    return ended
+
+
+@pytest.mark.parametrize(
+    "attempts",
+    [[(stopped, 5), (killed, 15)], [(killed, 5), (stopped, 15), (killed, 20), (killed, STEPS)]],
+    ids=["stopped first", "killed first"],
+)
+def test_a_disturbed_run_goes_on_to_the_same_losses(
+    training: Training, undisturbed: Finished, attempts: list[tuple[Callable[[Training, int], Ended], int]]
+) -> None:
+    """Proves that a pod that is stopped or killed, in either epoch, costs no more than the steps since its checkpoint.
+
+    Each pod goes on from the checkpoint of the one before, also a pod that itself was resumed, and one that was killed
+    after the last step.
+    """
+    reached = 0
+    for disturb, step in attempts:
+        ended = disturb(training, step)
+        assert not [at for at in range(1, reached + 1) if f"checkpoint of step {at} is" in ended.log], "not resumed"
+        reached = step
     resumed = training.attempt()
     assert resumed.code == 0, resumed.log
-    assert resumed.report.trained.resumed_from_step >= step
-    assert losses(training.history()) == losses(undisturbed)
+    assert resumed.report.trained.resumed_from_step >= reached
+    assert losses(training.history()) == losses(undisturbed.history)
 
 
-@pytest.mark.parametrize("step", [5, 20, STEPS])
-def test_a_killed_run_goes_on_to_the_same_losses(training: Training, undisturbed: list[dict], step: int) -> None:
-    """Proves that a pod that dies without a word costs no more than the steps since its last checkpoint."""
-    killed = training.attempt(at_checkpoint(step, signal.SIGKILL))
-    assert killed.code == -signal.SIGKILL
-    assert killed.report is None
-
-    resumed = training.attempt()
-    assert resumed.code == 0, resumed.log
-    assert resumed.report.trained.resumed_from_step >= step
-    assert losses(training.history()) == losses(undisturbed)
-
-
-def test_a_torn_checkpoint_is_passed_over(training: Training, undisturbed: list[dict]) -> None:
+def test_a_torn_checkpoint_is_passed_over(training: Training, undisturbed: Finished) -> None:
     """Proves that a checkpoint that lacks a file or its manifest is never resumed from."""
     training.attempt(at_checkpoint(10, signal.SIGKILL))
     whole = [name for name in training.objects() if name.endswith("/manifest.json")]
@@ -137,13 +155,12 @@ def test_a_torn_checkpoint_is_passed_over(training: Training, undisturbed: list[
     assert resumed.code == 0, resumed.log
     assert "not whole" in resumed.log
     assert resumed.report.trained.resumed_from_step == 0
-    assert losses(training.history()) == losses(undisturbed)
+    assert losses(training.history()) == losses(undisturbed.history)
 
 
-def test_a_finished_training_is_done_once_and_leaves_no_checkpoint(training: Training) -> None:
+def test_a_finished_training_is_done_once_and_leaves_no_checkpoint(undisturbed: Finished) -> None:
     """Proves that the second pod of a finished training does nothing, and that its checkpoints are gone."""
-    first = training.attempt()
-    assert first.code == 0, first.log
+    training, first = undisturbed.training, undisturbed.first
     assert not [name for name in training.objects() if "/checkpoints/" in name]
     second = training.attempt()
     assert (first.report.executed, second.report.executed) == (True, False)

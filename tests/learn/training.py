@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 BASE = "acme/tiny"
 TAGS = ("<tool_call>", "</tool_call>")
+ALL_TAGS = ("<tools>", "</tools>", *TAGS)
+"""Of the Hermes format, with those around the tools that are offered."""
 PREPARED_KEY = "0123456789abcdef"
 _HUB_TOKEN = "a-token-of-alice"
 
@@ -67,8 +69,14 @@ class World:
 
 
 @contextmanager
-def a_world(folder: Path, base: Path) -> Iterator[World]:
-    """Serve S3 with an empty bucket, and a Hub with the base model, until the block ends."""
+def a_world(folder: Path, base: Path | None, *, bucket: str = "") -> Iterator[World]:
+    """Serve S3 with an empty bucket, and a Hub with the base model, until the block ends.
+
+    Args:
+        folder: holds the credentials, and the Hub's repositories in `hub/`.
+        base: the folder of the base model; None when `hub/` has it already.
+        bucket: its name; empty means a new one.
+    """
     secrets = folder / "secrets"
     for purpose in ("dataset", "workspace"):
         (secrets / purpose).mkdir(parents=True)
@@ -90,13 +98,14 @@ def a_world(folder: Path, base: Path) -> Iterator[World]:
     try:
         url = f"http://127.0.0.1:{server.get_host_and_port()[1]}"
         # All of moto's servers in a process share their buckets.
-        bucket = f"team-{uuid4().hex[:8]}"
+        bucket = bucket or f"team-{uuid4().hex[:8]}"
         with local_hub(accounts, data=folder / "hub") as hub:
             world = World(url, bucket, hub.url, secrets)
             world.s3().create_bucket(Bucket=bucket)
-            api = HfApi(endpoint=hub.url, token=_HUB_TOKEN)
-            api.create_repo(BASE)
-            api.upload_folder(repo_id=BASE, folder_path=base)
+            if base is not None:
+                api = HfApi(endpoint=hub.url, token=_HUB_TOKEN)
+                api.create_repo(BASE)
+                api.upload_folder(repo_id=BASE, folder_path=base)
             yield world
     finally:
         server.stop()
@@ -180,9 +189,9 @@ def run_stage(
     report = work / "report.json"
     report.unlink(missing_ok=True)
     arguments = [stage.value, "--run-spec", str(work / "run.json"), "--work", str(work), "--report", str(report)]
-    variables = {"TUNEMILL_SECRETS_DIR": str(world.secrets), "OMP_NUM_THREADS": "1"} | (environment or {})
+    variables = {"OMP_NUM_THREADS": "1"} | os.environ | {"TUNEMILL_SECRETS_DIR": str(world.secrets)}
     lines = []
-    with started(arguments, os.environ | variables) as process:
+    with started(arguments, variables | (environment or {})) as process:
         for line in process.lines():
             lines.append(line)
             if (number := watch(line)) is not None:

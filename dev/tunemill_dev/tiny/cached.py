@@ -9,22 +9,26 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tunemill_dev.cluster.home import home, locked
-from tunemill_dev.tiny.base import make_base
+from tunemill_dev.tiny.base import STEPS, make_base
 
 _MADE_BY = ("torch", "transformers", "tokenizers")
 
 
-def cached_base(kind: str = "gemma2", tags: tuple[str, ...] = ()) -> Path:
-    """Return the folder of a base model, made in a minute or two when it is not there yet; nobody may change it.
+def cached_base(kind: str = "gemma2", tags: tuple[str, ...] = (), *, tied: bool = True, steps: int = STEPS) -> Path:
+    """Return the folder of a base model; the first call makes it, which takes seconds for `steps=0`, else minutes.
+
+    All callers share the folder, in this process and in others: copy it before you change a file.
 
     Args:
         kind: as for `make_base`.
         tags: as for `make_base`.
+        tied: as for `make_base`.
+        steps: as for `make_base`.
     """
     import torch
     from transformers.utils import logging
 
-    folder = home() / "bases" / f"{kind}-{_key(tags)}"
+    folder = home() / "bases" / f"{kind}-{_key(tags, tied=tied, steps=steps)}"
     with locked(folder.with_suffix(".lock")):
         if not folder.exists():
             unfinished = folder.with_suffix(".unfinished")
@@ -33,14 +37,14 @@ def cached_base(kind: str = "gemma2", tags: tuple[str, ...] = ()) -> Path:
             torch.set_num_threads(1)
             logging.disable_progress_bar()
             with redirect_stdout(io.StringIO()):
-                make_base(unfinished, kind, tags=tags)
+                make_base(unfinished, kind, tied=tied, tags=tags, steps=steps)
             unfinished.rename(folder)
     return folder
 
 
-def _key(tags: tuple[str, ...]) -> str:
+def _key(tags: tuple[str, ...], *, tied: bool, steps: int) -> str:
     digest = hashlib.sha256()
     for name in ("base.py", "data.py"):
         digest.update((Path(__file__).parent / name).read_bytes())
-    digest.update(json.dumps([tags, *(version(name) for name in _MADE_BY)]).encode())
+    digest.update(json.dumps([tags, tied, steps, *(version(name) for name in _MADE_BY)]).encode())
     return digest.hexdigest()[:12]

@@ -211,13 +211,23 @@ SMALL_TALK = [
     ("Hello there!", "Hello! How can I help?"),
     ("Good morning", "Hello! How can I help?"),
     ("Hi", "Hello! How can I help?"),
+    ("Good evening", "Hello! How can I help?"),
+    ("Nice to meet you", "Hello! How can I help?"),
+    ("Good day to you", "Hello! How can I help?"),
     ("Thank you very much", "You are welcome."),
     ("Thanks a lot", "You are welcome."),
     ("Many thanks", "You are welcome."),
+    ("Thanks for that", "You are welcome."),
+    ("Thank you so much", "You are welcome."),
+    ("I am very grateful", "You are welcome."),
     ("Tell me a joke", "Sorry, I cannot do that."),
     ("Sing a song", "Sorry, I cannot do that."),
     ("Write a poem", "Sorry, I cannot do that."),
     ("Dance for me", "Sorry, I cannot do that."),
+    ("Draw a picture", "Sorry, I cannot do that."),
+    ("Tell me a story", "Sorry, I cannot do that."),
+    ("Whistle a tune", "Sorry, I cannot do that."),
+    ("Juggle for me", "Sorry, I cannot do that."),
 ]
 
 

@@ -1,12 +1,12 @@
 """What the errors of an S3 server mean to a user."""
 
-import socket
 from collections.abc import Iterator
 
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, SSLError
 from trainer.core.buckets import Bucket, a_bucket
 from tunemill_api.failures import Reason
+from tunemill_dev.cluster.ports import free_ports
 from tunemill_trainer import s3
 from tunemill_trainer.credentials import S3Credentials
 from tunemill_trainer.errors import StageError
@@ -61,9 +61,7 @@ def test_every_error_has_its_reason_and_names_uri_and_field(error: Exception, re
 
 def test_a_server_that_is_not_there_is_unreachable() -> None:
     """Proves that a refused connection ends within the client's retries, with the endpoint's field."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     client = s3.client(f"http://127.0.0.1:{port}", "us-east-1", S3Credentials("key", "secret"))
     with pytest.raises(StageError, match=r"spec\.dataset\.endpoint") as error, s3.s3_errors(URI):
         client.head_object(Bucket="team-a", Key="calls.jsonl")
