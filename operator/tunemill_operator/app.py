@@ -29,6 +29,7 @@ from tunemill_operator.progress.board import Board
 from tunemill_operator.progress.certificate import Certificate, kept
 from tunemill_operator.progress.server import application as progress_application
 from tunemill_operator.progress.turns import Pace
+from tunemill_operator.runtime import collector
 from tunemill_operator.runtime.cache import Cache
 from tunemill_operator.runtime.elector import Election, Elector
 from tunemill_operator.runtime.queue import WorkQueue
@@ -151,6 +152,7 @@ class _Process:
         metrics.queue.observe(queue.__len__, queue.processing_seconds, settings.workers)
         metrics.observe_phases(lambda: (stored.phase for stored in cache.finetunes))
         await resync.prime()
+        collector.settle()
         self._primed = True
         log.info("serving %s", ", ".join(settings.namespaces) or "all namespaces")
         audience = handlers.Audience(cache, queue, metrics.seen, resync.listed)
