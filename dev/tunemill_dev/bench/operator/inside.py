@@ -57,7 +57,8 @@ async def _measure(rate: int, seconds: float, burst: int, *, profile: bool) -> d
                 }
             finally:
                 await running.stop()
-        return figures | json.loads((folder / "probe.json").read_text())
+        figures["inside"] = json.loads((folder / "probe.json").read_text())
+        return figures
 
 
 if __name__ == "__main__":

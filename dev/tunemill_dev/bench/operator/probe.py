@@ -12,13 +12,15 @@ import pstats
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tunemill_operator import __main__ as operator
+from tunemill_operator import app
+from tunemill_operator.settings import Settings
 
 BEAT_SECONDS = 0.005
 LATE_MS = (5, 10, 20, 50, 100)
@@ -66,7 +68,7 @@ def main() -> None:
     sys.argv = ["tunemill-operator", *arguments]
     pauses, late = Pauses(), Counter[str]()
     gc.callbacks.append(pauses)
-    operator.run = _watched(operator.run, late)
+    vars(operator)["run"] = _watched(app.run, late)
     profile = cProfile.Profile(time.thread_time) if profiled else None
     status = profile.runcall(operator.main) if profile else operator.main()
     figures = {
@@ -83,10 +85,12 @@ def main() -> None:
     raise SystemExit(status)
 
 
-def _watched(run: Callable[[Any], Awaitable[int]], late: Counter[str]) -> Callable[[Any], Awaitable[int]]:
+def _watched(
+    run: Callable[[Settings], Coroutine[Any, Any, int]], late: Counter[str]
+) -> Callable[[Settings], Coroutine[Any, Any, int]]:
     """Return the operator's main coroutine with a beat beside it."""
 
-    async def watched(settings: Any) -> int:  # noqa: ANN401 - the operator's settings, handed through
+    async def watched(settings: Settings) -> int:
         beat = asyncio.create_task(_beat(late))
         try:
             return await run(settings)
