@@ -28,6 +28,8 @@ from tunemill_operator.progress.auth import Gatekeeper
 from tunemill_operator.progress.board import Board
 from tunemill_operator.progress.certificate import Certificate, kept
 from tunemill_operator.progress.server import application as progress_application
+from tunemill_operator.progress.turns import Pace
+from tunemill_operator.runtime import collector
 from tunemill_operator.runtime.cache import Cache
 from tunemill_operator.runtime.elector import Election, Elector
 from tunemill_operator.runtime.profile_status import ProfileStatuses
@@ -141,7 +143,7 @@ class _Process:
         settings, metrics = self._settings, self._metrics
         cache = Cache()
         queue = WorkQueue(metrics.queue, cache.unserved)
-        board = Board(queue)
+        board = Board(queue, Pace(settings.progress_write_seconds, settings.progress_writes_per_second))
         recorder = Recorder(client, settings.candidate)
         warnings = Warnings(client, queue.add)
         reconciler = Reconciler(client, cache, queue, board, recorder, warnings, metrics, lambda: self._platform)
@@ -151,6 +153,7 @@ class _Process:
         metrics.queue.observe(queue.__len__, queue.processing_seconds, settings.workers)
         metrics.observe_phases(lambda: (stored.phase for stored in cache.finetunes))
         await resync.prime()
+        collector.settle()
         self._primed = True
         log.info("serving %s", ", ".join(settings.namespaces) or "all namespaces")
         audience = handlers.Audience(cache, queue, metrics.seen, resync.listed)

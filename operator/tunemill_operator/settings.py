@@ -47,6 +47,12 @@ class Settings:
     progress_secret: str = _setting(
         "", "In place of the three files: a Secret beside the Lease, for a certificate that the operator makes."
     )
+    progress_write_seconds: int = _setting(
+        10, "Least seconds between two status writes for one object's progress alone."
+    )
+    progress_writes_per_second: int = _setting(
+        10, "Most status writes in a second for progress alone, for all objects together."
+    )
     ca_bundle: str = _setting("", "File with authorities, as PEM, that are trusted beside the public ones.")
     http_proxy: str = _setting("", "Proxy of stages for http, by URL; it is written into pods.")
     https_proxy: str = _setting("", "Proxy of stages for https, by URL; it is written into pods.")
@@ -107,6 +113,8 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         raise SettingsError("--workers and --resync-seconds must be at least 1")
     if settings.stage_user and not re.fullmatch(r"[1-9][0-9]{0,9}", settings.stage_user):
         raise SettingsError(f"--stage-user must be a user id above 0, or empty, got {settings.stage_user!r}")
+    if settings.progress_write_seconds < 1 or settings.progress_writes_per_second < 1:
+        raise SettingsError("--progress-write-seconds and --progress-writes-per-second must be at least 1")
     if settings.progress_url:
         _check_progress(settings)
     for flag, url in (("--http-proxy", settings.http_proxy), ("--https-proxy", settings.https_proxy)):

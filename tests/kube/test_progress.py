@@ -67,6 +67,7 @@ def arguments_for(port: int, authority: Authority) -> list[str]:
         "--no-leader-election",
         f"--progress-url=https://127.0.0.1:{port}",
         f"--progress-port={port}",
+        "--progress-write-seconds=2",
         f"--progress-cert={authority.certificate('server')}",
         f"--progress-key={authority.key('server')}",
         f"--progress-ca={authority.certificate('ca')}",

@@ -1,5 +1,11 @@
-"""The newest progress report of every object, in memory: a report is worth a status write only every few seconds."""
+"""The newest progress report of every object, in memory, and whose turn it is to be written to the status.
 
+Every look at an object sees its newest report: whether a stage is silent is judged by that. What is limited is how
+often a status is written when nothing but progress has changed.
+"""
+
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from typing import Protocol, Self
@@ -10,10 +16,8 @@ from tunemill_api.stage_report import Stage, StageReport
 from tunemill_api.status import StatusModel, TrainerStatus
 
 from tunemill_operator.engine.observe import Progress
+from tunemill_operator.progress.turns import Pace, Turns
 from tunemill_operator.runtime.cache import Key
-
-WRITE_SECONDS = 3.0
-"""At most one status write in this time for one object's progress."""
 
 
 class ProgressReport(StatusModel):
@@ -54,17 +58,14 @@ class Queue(Protocol):
     def add(self, key: Key) -> None:
         """Have the key worked on at once."""
 
-    def add_after(self, key: Key, seconds: float) -> None:
-        """Have the key worked on after so many seconds."""
-
 
 class Board:
-    """Keeps the newest report of every object and has it written now and then."""
+    """Keeps the newest report of every object and has it written in turn."""
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: Queue, pace: Pace | None = None) -> None:
         self._queue = queue
         self._latest: dict[Key, Progress] = {}
-        self._asked: dict[Key, datetime] = {}
+        self._turns = Turns(pace or Pace(), queue.add)
 
     def post(self, key: Key, pod: str, report: ProgressReport, now: datetime) -> None:
         """Take in a report of the pod with this uid. The time that counts is the operator's: pods' clocks differ."""
@@ -72,21 +73,32 @@ class Board:
         latest = self._latest[key] = report.after(before, pod, now)
         if latest.report and latest.report != (before.report if before else None):
             self._queue.add(key)  # a stage has ended, which is more than progress
-        if report.trainer_status is None:
-            return
-        asked = self._asked.get(key)
-        waited = (now - asked).total_seconds() if asked and before and before.pod == pod else WRITE_SECONDS
-        if waited >= WRITE_SECONDS:
-            self._asked[key] = now
-            self._queue.add(key)
-        else:
-            self._queue.add_after(key, WRITE_SECONDS - waited)
+        if report.trainer_status is not None:
+            self._turns.wait(key)
 
     def latest(self, key: Key) -> Progress | None:
         """Return the newest report about the object."""
         return self._latest.get(key)
 
+    @contextlib.contextmanager
+    def turn(self, key: Key) -> Iterator[bool]:
+        """Yield whether it is the object's turn to be written for progress alone; it is over with the context."""
+        begun = self._turns.begin(key)
+        try:
+            yield begun
+        finally:
+            if begun:
+                self._turns.end(key)
+
+    def wait_for_turn(self, key: Key) -> None:
+        """Have the object looked at again when it is its turn."""
+        self._turns.wait(key)
+
+    def waiting(self) -> int:
+        """Return how many objects wait for their turn."""
+        return len(self._turns)
+
     def forget(self, key: Key) -> None:
         """Drop what is known about an object that is gone."""
         self._latest.pop(key, None)
-        self._asked.pop(key, None)
+        self._turns.forget(key)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import reduce
@@ -27,10 +28,16 @@ log = logging.getLogger(__name__)
 
 
 class ProgressBoard(Protocol):
-    """Keeps the newest progress report of every object."""
+    """Keeps the newest progress report of every object, and limits how often it is written."""
 
     def latest(self, key: Key) -> Progress | None:
         """Return the newest report about the object."""
+
+    def turn(self, key: Key) -> AbstractContextManager[bool]:
+        """Tell whether the object's status may be written for progress alone, while the context lasts."""
+
+    def wait_for_turn(self, key: Key) -> None:
+        """Have the object looked at again when its status may be written for progress alone."""
 
     def forget(self, key: Key) -> None:
         """Drop what is known about an object that is gone."""
@@ -65,6 +72,10 @@ class Reconciler:
         Raises:
             KubeError: when the API server did not take a step; the next look begins from what is there then.
         """
+        with self.board.turn(key) as progress_turn:
+            await self._reconcile(key, progress_turn=progress_turn)
+
+    async def _reconcile(self, key: Key, *, progress_turn: bool) -> None:
         finetune = self.cache.finetune(key)
         if finetune is None:
             self.board.forget(key)
@@ -91,7 +102,10 @@ class Reconciler:
             self.queue.add(key)  # what was done is told after new objects have their Jobs
             return
         if decided.status is not None and decided.status != finetune.status:
-            told.begins_run = await self._write(finetune, decided, decided.status, now)
+            if progress_turn or not _only_progress(finetune.status, decided.status):
+                told.begins_run = await self._write(finetune, decided, decided.status, now)
+            else:
+                self.board.wait_for_turn(key)
         if decided.requeue_after is not None:
             self.queue.add_after(key, decided.requeue_after.total_seconds())
 
@@ -197,3 +211,13 @@ class Reconciler:
                 if shortened == body:
                     raise
                 body = shortened
+
+
+def _only_progress(before: FineTuneStatus, after: FineTuneStatus) -> bool:
+    """Tell whether nothing but what grows while a stage works has changed: its progress and the GPU time."""
+    return _without_progress(before) == _without_progress(after)
+
+
+def _without_progress(status: FineTuneStatus) -> FineTuneStatus:
+    run = status.run and status.run.model_copy(update={"gpu_seconds": 0})
+    return status.model_copy(update={"run": run, "trainer_status": None, "progress": "", "eta": ""})

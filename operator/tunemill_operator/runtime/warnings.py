@@ -98,7 +98,8 @@ class Warnings:
             if said is None:
                 continue
             before, each.complaints = each.complaints, [one for uid in each.since for one in said.get(uid, ())]
-            if _words(before) != _words(each.complaints):
+            # Of thousands that wait, nothing is said about most.
+            if (before or each.complaints) and _words(before) != _words(each.complaints):
                 self._news(key)
 
 

@@ -96,6 +96,8 @@ BAD: dict[str, list[Any]] = {
     "crds.keep": NOT_BOOLEAN,
     "progress.enabled": NOT_BOOLEAN,
     "progress.port": ["8443", 443, 65536, 8080],
+    "progress.writes.seconds": ["10", 0, 1.5, 3601],
+    "progress.writes.perSecond": ["10", 0, 1.5, 1001],
     "progress.tls.existingSecret": NOT_A_NAME,
     "metrics.enabled": NOT_BOOLEAN,
     "metrics.serviceMonitor.enabled": NOT_BOOLEAN,

@@ -18,7 +18,8 @@ from tunemill_operator.progress.auth import (
     NotAllowedError,
     NotAuthenticatedError,
 )
-from tunemill_operator.progress.board import WRITE_SECONDS, Board, ProgressReport
+from tunemill_operator.progress.board import Board, ProgressReport
+from tunemill_operator.progress.turns import Pace
 
 KEY = ("team-a", "support")
 Jump = Callable[..., Any]
@@ -150,18 +151,10 @@ def test_a_flood_of_forged_tokens_does_not_flood_the_api_server(jump: Jump) -> N
 
 
 class Queue:
-    """Writes down what is asked for."""
-
-    def __init__(self) -> None:
-        self.asked: list[float] = []
+    """Takes keys."""
 
     def add(self, key: tuple[str, str]) -> None:
-        """At once."""
-        self.asked.append(0)
-
-    def add_after(self, key: tuple[str, str], seconds: float) -> None:
-        """Later."""
-        self.asked.append(seconds)
+        """Do nothing."""
 
 
 def a_report(percent: int, said: datetime | None = None) -> ProgressReport:
@@ -169,40 +162,42 @@ def a_report(percent: int, said: datetime | None = None) -> ProgressReport:
     return ProgressReport(trainer_status=TrainerStatus(progress_percentage=percent, last_updated_time=said))
 
 
-def test_the_first_report_is_written_at_once_and_the_next_ones_now_and_then() -> None:
-    """Ten reports in five seconds cost three writes at most; the newest is what is written."""
-    queue = Queue()
-    board = Board(queue)
-    for i in range(10):
-        board.post(KEY, "pod", a_report(i), at(i * 0.5))
-    assert queue.asked.count(0) == 2
-    assert max(queue.asked) <= WRITE_SECONDS
-    latest = board.latest(KEY)
-    assert latest is not None
-    assert latest.status.progress_percentage == 9
-
-
-def test_the_first_report_of_another_pod_is_written_at_once() -> None:
-    """A new attempt is news."""
-    queue = Queue()
-    board = Board(queue)
-    board.post(KEY, "one", a_report(50), at(0))
-    board.post(KEY, "two", a_report(0), at(1))
-    assert queue.asked == [0, 0]
-
-
-def test_the_time_of_a_report_is_when_it_arrived() -> None:
+def test_the_time_of_a_report_is_when_it_arrived(jump: Jump) -> None:
     """A pod's clock may be wrong by hours."""
-    board = Board(Queue())
-    board.post(KEY, "pod", a_report(1, said=at(100_000)), at(7.4))
-    latest = board.latest(KEY)
-    assert latest is not None
-    assert latest.status.last_updated_time == at(7)
+
+    async def story() -> None:
+        board = Board(Queue())
+        board.post(KEY, "pod", a_report(1, said=at(100_000)), at(7.4))
+        latest = board.latest(KEY)
+        assert latest is not None
+        assert latest.status.last_updated_time == at(7)
+
+    jump(story())
 
 
-def test_a_deleted_object_leaves_nothing_behind() -> None:
+def test_the_newest_report_is_known_at_once(jump: Jump) -> None:
+    """Whether a stage is silent does not depend on when its progress is written."""
+
+    async def story() -> None:
+        board = Board(Queue())
+        for percent in range(5):
+            board.post(KEY, "pod", a_report(percent), at(percent))
+        latest = board.latest(KEY)
+        assert latest is not None
+        assert latest.status.progress_percentage == 4
+
+    jump(story())
+
+
+def test_a_deleted_object_leaves_nothing_behind(jump: Jump) -> None:
     """The board does not grow with every object there ever was."""
-    board = Board(Queue())
-    board.post(KEY, "pod", a_report(1), at(0))
-    board.forget(KEY)
-    assert board.latest(KEY) is None
+
+    async def story() -> None:
+        board = Board(Queue(), Pace(per_second=1))
+        for name in "ab":
+            board.post(("team-a", name), "pod", a_report(1), at(0))
+            board.forget(("team-a", name))
+            assert board.latest(("team-a", name)) is None
+        assert board.waiting() == 0
+
+    jump(story())

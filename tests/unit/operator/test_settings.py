@@ -52,6 +52,8 @@ def test_candidates_differ_by_default() -> None:
         (["--trainer-image=a", "--workers=0"], "--workers"),
         (["--trainer-image=a", "--stage-user=root"], "--stage-user must be a user id above 0"),
         (["--trainer-image=a", "--stage-user=0"], "--stage-user must be a user id above 0"),
+        (["--trainer-image=a", "--progress-write-seconds=0"], "--progress-write-seconds"),
+        (["--trainer-image=a", "--progress-writes-per-second=0"], "--progress-writes-per-second"),
         (["--trainer-image=a", "--progress-url=http://x"], "--progress-url must begin with https://"),
         (["--trainer-image=a", "--progress-url=https://x"], "--progress-cert must name a readable PEM file"),
         (["--trainer-image=a", "--progress-url=https://x", "--progress-secret=s", "--progress-ca=f"], "give either"),

@@ -75,8 +75,14 @@ class Contender(ABC):
         """Return an object that makes the operator work."""
 
 
+@dataclass
 class Ours(Contender):
     """Tunemill's operator with leader election: a FunctionCallFineTune becomes a Job."""
+
+    probe: Path | None = None
+    """Where the operator leaves what it measures of itself; None runs it as it is shipped."""
+    profile: bool = False
+    """Whether it is profiled as well."""
 
     name = "ours"
     objects = f"/apis/{API_VERSION}/namespaces/{NAMESPACE}/{PLURAL}"
@@ -90,7 +96,11 @@ class Ours(Contender):
 
     async def start(self, api: Api, kubeconfig: Path, folder: Path) -> Running:  # noqa: ARG002 - nothing is left to install
         """Start it as its chart does, but for the address at which it is scraped."""
-        arguments = [sys.executable, "-m", "tunemill_operator", "run", f"--kubeconfig={kubeconfig}"]
+        program = ["tunemill_operator"]
+        if self.probe:
+            options = ["--profile"] if self.profile else []
+            program = ["tunemill_dev.bench.operator.probe", *options, str(self.probe)]
+        arguments = [sys.executable, "-m", *program, "run", f"--kubeconfig={kubeconfig}"]
         arguments += ["--trainer-image=registry.example.com/trainer:1", "--http-host=127.0.0.1", "--http-port=0"]
         running = started([*arguments, f"--lease-namespace={NAMESPACE}"], folder / "ours.log", {})
         await until(running, lambda: b"serving" in running.log.read_bytes())
