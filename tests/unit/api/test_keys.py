@@ -193,7 +193,6 @@ CHANGE_NO_OUTPUT = {
     "podTemplates": "where pods run and what they get",
     "queue": "when pods run",
     "retry": "how often a stage is tried",
-    "deadline": "how long a run may take",
     "maxRuntime": "how long a run may take",
     "stallTimeout": "how long a stage may be silent",
     "maxGpuHours": "what a run may cost",
