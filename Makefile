@@ -26,7 +26,7 @@ demo: $(READY) ## Show the whole run on a local cluster (CLUSTER=name), or on yo
 	@$(BIN)/python -m tunemill_dev.demo --cluster "$(CLUSTER)" --context "$(CONTEXT)"
 
 .PHONY: test
-test: lint types contracts test-unit test-property test-upgrade test-kube test-learn test-platform test-e2e ## Run every check, as CI does
+test: lint types contracts test-unit test-property test-upgrade cluster-programs test-kube test-learn test-platform test-e2e ## Run every check, as CI does
 
 ##@ One layer each
 .PHONY: setup
@@ -108,7 +108,9 @@ bench-operator: $(READY) ## Measure the operator beside Kubeflow Trainer; leaves
 	@$(BIN)/python -m tunemill_dev.bench.operator
 
 ##@ The local cluster
-.PHONY: cluster-up cluster-down cluster-status
+.PHONY: cluster-programs cluster-up cluster-down cluster-status
+cluster-programs: $(READY) ## Build the programs of the cluster and of the tests, and say how long each group takes
+	@$(BIN)/python -m tunemill_dev.cluster programs
 cluster-up: $(READY) ## Start a local Kubernetes (CLUSTER=name), or check that it runs
 	@$(BIN)/python -m tunemill_dev.cluster up --name "$(CLUSTER)"
 cluster-down: $(READY) ## Stop it and remove what it left

@@ -1,4 +1,4 @@
-"""`python -m tunemill_dev.cluster up|down|status|image|prune --name NAME`."""
+"""`python -m tunemill_dev.cluster programs`, or `up|down|status|image|prune --name NAME`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import argparse
 import sys
 from pathlib import Path
 
+from tunemill_dev.cluster import binaries, prerequisites
 from tunemill_dev.cluster.cluster import DEFAULT_NAME, running
 from tunemill_dev.cluster.console import ClusterError, say, step
 from tunemill_dev.cluster.lifecycle import down, up
 from tunemill_dev.cluster.report import status
 
+_PROGRAMS = "build the programs of the cluster and of the tests, where they are missing"
 _COMMANDS = {
     "up": "start the cluster, or make sure that it runs",
     "down": "stop the cluster and delete its objects; images are kept for the next start",
@@ -35,6 +37,10 @@ def main() -> int:
 
 def _run(options: argparse.Namespace) -> int:
     match options.command:
+        case "programs":
+            prerequisites.check()
+            with step("all programs"):
+                binaries.ensure(binaries.TESTED)
         case "up":
             up(options.name)
         case "down":
@@ -57,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tunemill_dev.cluster", description="A local Kubernetes cluster")
     commands = parser.add_subparsers(dest="command", required=True)
     parsers = {name: commands.add_parser(name, help=text, description=text) for name, text in _COMMANDS.items()}
+    commands.add_parser("programs", help=_PROGRAMS, description=_PROGRAMS)
     for command in parsers.values():
         command.add_argument("--name", default=DEFAULT_NAME, help=f"which cluster (default: {DEFAULT_NAME})")
     parsers["down"].add_argument("--purge", action="store_true", help="delete the cluster's images too")

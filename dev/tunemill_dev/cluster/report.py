@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from tunemill_dev.cluster import tree
+from tunemill_dev.cluster import binaries, tree
 from tunemill_dev.cluster.cluster import Cluster, running
 from tunemill_dev.cluster.home import ClusterFolder, home
 from tunemill_dev.cluster.processes import run
@@ -49,7 +49,7 @@ def _pods(cluster: Cluster) -> Iterator[str]:
 
 def _disk() -> Iterator[str]:
     yield "disk"
-    places = [home() / "bin", home() / "images"]
+    places = [home() / "bin", binaries.compiled(), home() / "images"]
     for folder in ClusterFolder.all():
         places += [folder.images, folder.etcd, folder.kubelet, folder.logs]
     for place in places:

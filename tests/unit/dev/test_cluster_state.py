@@ -2,14 +2,16 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from tunemill_dev.cluster import addons, binaries, kernel_settings
 from tunemill_dev.cluster.base_image import matching_sources
 from tunemill_dev.cluster.console import ClusterError
-from tunemill_dev.cluster.home import ClusterFolder
+from tunemill_dev.cluster.home import SOURCES, ClusterFolder
 
 
 def _module(folder: Path, requirement: str = "v1.0.0", checksum: str = "h1:abc") -> Path:
@@ -20,21 +22,64 @@ def _module(folder: Path, requirement: str = "v1.0.0", checksum: str = "h1:abc")
 
 
 def test_programs_are_built_again_when_anything_that_goes_into_them_changes(tmp_path: Path) -> None:
-    """The key depends on go.mod, go.sum, sources of our own and every flag, and on nothing else."""
-    group = binaries.Group("m")
+    """The key depends on go.mod, go.sum, every flag and the program's own source, and on nothing else."""
+    group, own = binaries.Group("m", ("example.org/m",)), binaries.Group("m", ("./own",))
     key = binaries.content_key(group, _module(tmp_path / "a"))
-    assert binaries.content_key(group, _module(tmp_path / "b")) == key
-    with_source = _module(tmp_path / "e")
-    (with_source / "main.go").write_text("package main\n")
+    own_key = binaries.content_key(own, tmp_path / "a")
+    (_module(tmp_path / "b") / "own").mkdir()
+    (tmp_path / "b/own/main.go").write_text("package main\n")
+    assert binaries.content_key(group, tmp_path / "b") == key
     others = [
-        binaries.content_key(group, with_source),
+        own_key,
+        binaries.content_key(own, tmp_path / "b"),
         binaries.content_key(group, _module(tmp_path / "c", requirement="v1.0.1")),
         binaries.content_key(group, _module(tmp_path / "d", checksum="h1:xyz")),
-        binaries.content_key(binaries.Group("m", tags="seccomp"), tmp_path / "a"),
-        binaries.content_key(binaries.Group("m", cgo=True), tmp_path / "a"),
-        binaries.content_key(binaries.Group("m", linker_flags="-s"), tmp_path / "a"),
+        binaries.content_key(replace(group, tags="seccomp"), tmp_path / "a"),
+        binaries.content_key(replace(group, cgo=True), tmp_path / "a"),
+        binaries.content_key(replace(group, linker_flags="-s"), tmp_path / "a"),
     ]
-    assert len({key, *others}) == 7
+    assert len({key, *others}) == 8
+
+
+def test_every_program_is_a_tool_of_its_module() -> None:
+    """`go mod tidy` drops what no tool needs, and a tool that nobody builds would be downloaded for nothing."""
+    groups = (*binaries.TESTED, binaries.KWOK, binaries.KUBEFLOW)
+    for module in {group.source for group in groups}:
+        listed = re.findall(r"^(?:tool |\t)(\S+/\S+)$", (module / "go.mod").read_text(), re.MULTILINE)
+        built = [package for group in groups if group.source == module for package in group.packages]
+        assert sorted(listed) == sorted(package for package in built if not package.startswith("./")), module
+
+
+def test_the_dns_server_has_the_plugins_that_its_configuration_names() -> None:
+    """A plugin that is not compiled in ends CoreDNS at its start; any other would only cost minutes."""
+    corefile = next(
+        document["data"]["Corefile"]
+        for document in yaml.safe_load_all((SOURCES / "manifests/dns.yaml").read_text())
+        if document["kind"] == "ConfigMap"
+    )
+    source = (binaries.COREDNS.source / "coredns/main.go").read_text()
+    assert sorted(re.findall(r"coredns/plugin/(\w+)", source)) == sorted(
+        re.findall(r"^ {4}(\w+)", corefile, re.MULTILINE)
+    )
+
+
+@pytest.mark.parametrize(
+    ("free_gib", "kept"), [(60, True), (20, False)], ids=["with room for the tests' programs", "on a small disk"]
+)
+def test_what_was_compiled_is_kept_for_the_tests_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_gib: int, kept: bool
+) -> None:
+    """They share most packages with the cluster's; afterwards nobody needs it."""
+    monkeypatch.setenv("TUNEMILL_HOME", str(tmp_path))
+    monkeypatch.setattr(binaries.shutil, "disk_usage", lambda _: SimpleNamespace(free=free_gib << 30))
+    monkeypatch.setattr(binaries, "_build", lambda _, target: target.mkdir(parents=True))
+    binaries.compiled().mkdir()
+    binaries.ensure(binaries.ALL[:-1])
+    assert binaries.compiled().exists()
+    binaries.ensure(binaries.ALL)
+    assert binaries.compiled().exists() is kept
+    binaries.ensure(binaries.TESTED)
+    assert not binaries.compiled().exists()
 
 
 def test_old_programs_go_unless_a_cluster_runs_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
