@@ -263,7 +263,7 @@ def test_openshift_chooses_the_users_where_the_values_are_empty() -> None:
     """Restricted-v2 refuses every fixed user; that no pod runs as root stays."""
     usual = render()
     assert usual.pod["spec"]["securityContext"]["runAsUser"] == 65532
-    assert "--stage-user=65532" in usual.flags
+    assert usual.flags["--stage-user"] == "65532"
     rendered = render(runAsUser="", stages={"runAsUser": ""})
     assert rendered.pod["spec"]["securityContext"] == {
         "runAsNonRoot": True,
