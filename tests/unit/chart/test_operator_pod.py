@@ -269,5 +269,5 @@ def test_openshift_chooses_the_users_where_the_values_are_empty() -> None:
         "runAsNonRoot": True,
         "seccompProfile": {"type": "RuntimeDefault"},
     }
-    assert "--stage-user=" in rendered.flags
-    assert "--stage-user=1000680000" in render(stages={"runAsUser": 1000680000}).flags
+    assert rendered.flags["--stage-user"] == ""
+    assert render(stages={"runAsUser": 1000680000}).flags["--stage-user"] == "1000680000"
