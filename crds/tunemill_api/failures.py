@@ -82,6 +82,7 @@ class Reason(StrEnum):
     HUB_QUOTA_EXCEEDED = "HubQuotaExceeded"
     # Services
     S3_UNREACHABLE = "S3Unreachable"
+    S3_STORAGE_FULL = "S3StorageFull"
     HUB_UNREACHABLE = "HubUnreachable"
     # The machine below
     CUDA_UNAVAILABLE = "CudaUnavailable"
@@ -266,6 +267,12 @@ FAILURES: dict[Reason, Failure] = {
         _RETRY,
         _PLATFORM,
         "Check the endpoint that the message names and that the namespace's network policy lets pods reach it.",
+    ),
+    Reason.S3_STORAGE_FULL: Failure(
+        _CONFIG,
+        _PLATFORM,
+        "Free space in the object store of the uri that the message names, or raise its quota; then set the annotation "
+        "tunemill.dev/requested-at to a new value.",
     ),
     Reason.HUB_UNREACHABLE: Failure(
         _RETRY, _PLATFORM, "Check spec.hub.endpoint and that the namespace's network policy lets pods reach it."

@@ -42,7 +42,7 @@ def refused(code: str, status: int, operation: str = "GetObject") -> ClientError
         (refused("ExpiredToken", 400), Reason.S3_ACCESS_DENIED),
         (refused("PermanentRedirect", 301), Reason.INVALID_SPEC),
         (refused("AuthorizationHeaderMalformed", 400), Reason.INVALID_SPEC),
-        (refused("XMinioStorageFull", 507, "PutObject"), Reason.DISK_FULL),
+        (refused("XMinioStorageFull", 507, "PutObject"), Reason.S3_STORAGE_FULL),
         (refused("SlowDown", 503), Reason.S3_UNREACHABLE),
         (refused("InternalError", 500), Reason.S3_UNREACHABLE),
         (NoCredentialsError(), Reason.CREDENTIALS_MISSING),
