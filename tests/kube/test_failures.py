@@ -172,7 +172,9 @@ def test_a_full_quota_is_told(namespace: Namespace) -> None:
 def test_an_unknown_priority_class_is_told_with_its_field(namespace: Namespace) -> None:
     """It is a word in the spec that is wrong."""
     namespace.apply("important", podTemplates={"train": {"priorityClassName": "boss"}})
-    assert "priorityClassName of spec.podTemplates" in stalled(namespace, "important", Reason.INVALID_SPEC)["message"]
+    assert (
+        "spec.podTemplates.train.priorityClassName" in stalled(namespace, "important", Reason.INVALID_SPEC)["message"]
+    )
 
 
 def test_a_job_that_the_api_server_refuses_is_told_and_mended_by_an_edit(namespace: Namespace) -> None:

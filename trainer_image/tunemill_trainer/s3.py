@@ -161,7 +161,9 @@ def _refused(error: ClientError, uri: str, field: str) -> StageError:
     operation = error.operation_name
     bucket, key = split_uri(uri)
     if code in _FULL or status == 507:
-        return StageError(Reason.S3_STORAGE_FULL, f"the S3 server of {uri} has no space left ({operation}: {code} {text})")
+        return StageError(
+            Reason.S3_STORAGE_FULL, f"the S3 server of {uri} has no space left ({operation}: {code} {text})"
+        )
     if code == "NoSuchBucket" or (status == 404 and operation in {"HeadBucket", "ListObjectsV2"}):
         return StageError(Reason.BUCKET_NOT_FOUND, f"{field}.uri is {uri}, and its server has no bucket {bucket!r}")
     if status == 404:

@@ -17,7 +17,7 @@ from tunemill_operator.engine.attempts import report_of
 from tunemill_operator.engine.objects import Container, Job, Pod
 from tunemill_operator.engine.observe import Complaint, Observed, Refusal
 from tunemill_operator.engine.stages import Work
-from tunemill_operator.engine.volumes import field_of, secrets_of
+from tunemill_operator.engine.volumes import field_of, model_claim, secrets_of
 
 MESSAGE_LENGTH = 1000
 """Characters of a message; an event takes 1024."""
@@ -166,7 +166,8 @@ def blocking(spec: FineTuneSpec, work: Work, job: Job, observed: Observed) -> Ca
     live = [pod for pod in observed.pods_of(job) if not pod.terminal]
     for pod in live:
         if claim := re.search(r'persistentvolumeclaim "([^"]+)" not found', pod.unschedulable):
-            field = field_of(spec, "models")
+            cached = claim[1] == model_claim(spec, work.label)
+            field = field_of(spec, "models") if cached else f"{_template(work)}.volumes"
             message = f'the PersistentVolumeClaim "{claim[1]}" of {field} does not exist'
             return Cause(work.stages[0], Reason.CLAIM_NOT_FOUND, message)
         # Once a stage runs, a sidecar that cannot start holds it up no more.
@@ -185,18 +186,22 @@ def of_lost_node(work: Work, pod: Pod) -> Cause:
     return Cause(work.stages[0], Reason.NODE_LOST, message)
 
 
-def lacking(unschedulable: str) -> str:
+def lacking(unschedulable: str, work: Work) -> str:
     """Return in words what the scheduler's message says that no node has, with the fields that ask for it."""
-    found = []
+    found, template = [], _template(work)
     if resources := sorted(set(re.findall(r"Insufficient ([\w./-]+\w)", unschedulable))):
         found.append(f"no node has enough free {', '.join(resources)}")
     if re.search(r"didn't match Pod's node affinity|didn't match node selector", unschedulable):
-        found.append("nodes do not match nodeSelector or affinity of spec.podTemplates")
+        found.append(f"no node matches {template}.nodeSelector and affinity")
     if taints := sorted(set(re.findall(r"untolerated taint\(?s?\)? (\{[^}]*\})", unschedulable))):
-        found.append(f"tolerations of spec.podTemplates have nothing for {', '.join(taints)}")
+        found.append(f"{template}.tolerations does not tolerate {', '.join(taints)}")
     if "unbound immediate PersistentVolumeClaims" in unschedulable:
-        found.append("the claim of spec.compute.modelCache has no volume yet")
+        found.append(f"a claim of spec.compute.modelCache or {template} has no volume yet")
     return "; ".join(found)
+
+
+def _template(work: Work) -> str:
+    return f"spec.podTemplates.{work.label}"
 
 
 def shortened(message: str) -> str:
@@ -289,12 +294,12 @@ _REFUSED_PODS = (
     (r"failed call(ing|ed)? .*webhook|failed to call webhook", Reason.WEBHOOK_UNAVAILABLE, ""),
     (r'serviceaccount "[^"]+" not found', Reason.SERVICE_ACCOUNT_NOT_FOUND, ""),
     (r"quota|(usage|ratio) per ", Reason.QUOTA_EXCEEDED, ""),
-    (r"no PriorityClass with name", Reason.INVALID_SPEC, "priorityClassName of spec.podTemplates: "),
-    (r"RuntimeClass", Reason.INVALID_SPEC, "runtimeClassName of spec.podTemplates: "),
-    (r" is invalid: ", Reason.INVALID_SPEC, "spec.podTemplates makes a pod that is not valid: "),
+    (r"no PriorityClass with name", Reason.INVALID_SPEC, ".priorityClassName"),
+    (r"RuntimeClass", Reason.INVALID_SPEC, ".runtimeClassName"),
+    (r" is invalid: ", Reason.INVALID_SPEC, " makes a pod that is not valid"),
     (r"", Reason.POD_REJECTED, ""),
 )
-"""What the API server answers when the Job controller creates a pod, the reason, and what goes before the answer."""
+"""What the API server answers when a pod is created, the reason, and which part of the template is at fault."""
 
 
 def _of_complaint(complaint: Complaint, work: Work, spec: FineTuneSpec) -> Cause | None:
@@ -307,11 +312,12 @@ def _of_complaint(complaint: Complaint, work: Work, spec: FineTuneSpec) -> Cause
         return Cause(stage, Reason.SANDBOX_FAILED, complaint.message, transient=True)
     if complaint.reason != "FailedCreate" or "is being terminated" in complaint.message:
         return None
-    found = ((reason, before) for pattern, reason, before in _REFUSED_PODS if re.search(pattern, complaint.message))
-    reason, before = next(found)
+    found = ((reason, part) for pattern, reason, part in _REFUSED_PODS if re.search(pattern, complaint.message))
+    reason, part = next(found)
     if reason is Reason.QUOTA_EXCEEDED:
         return _of_quota(work, complaint.message)
-    return Cause(stage, reason, f"{before}{complaint.message}", transient=reason is Reason.WEBHOOK_UNAVAILABLE)
+    message = f"{_template(work)}{part}: {complaint.message}" if part else complaint.message
+    return Cause(stage, reason, message, transient=reason is Reason.WEBHOOK_UNAVAILABLE)
 
 
 def _of_quota(work: Work, message: str) -> Cause:
@@ -323,7 +329,7 @@ def _of_quota(work: Work, message: str) -> Cause:
     fields = []
     for name in re.findall(r"(?:limits|requests)\.[\w./-]*\w|\b(?:cpu|memory|ephemeral-storage)\b", required[1]):
         field = name if "." in name else f"requests.{name}"
-        fields.append(f"spec.podTemplates.{work.label}.resources.{field}")
+        fields.append(f"{_template(work)}.resources.{field}")
     if not fields:
         return Cause(stage, Reason.QUOTA_EXCEEDED, message)
     named = ", ".join(dict.fromkeys(fields))

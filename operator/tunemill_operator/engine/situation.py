@@ -36,7 +36,7 @@ def at_work(case: Case) -> Situation:
     """Return how far the due Job is, which lives and can go on by itself."""
     live = [pod for pod in case.pods if not pod.terminal]
     if unschedulable := next((pod.unschedulable for pod in live if pod.unschedulable), ""):
-        lacking = failures.lacking(unschedulable)
+        lacking = failures.lacking(unschedulable, case.work)
         if avoided := avoided_nodes(case.ledger, case.work):
             lacking = f"the run avoids {', '.join(avoided)}, on which it failed" + (f"; {lacking}" if lacking else "")
         return Situation(

@@ -322,14 +322,19 @@ def unschedulable(message: str) -> dict[str, Any]:
     return {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}]}
 
 
-def test_a_missing_claim_is_told_with_its_field() -> None:
+@pytest.mark.parametrize(
+    ("claim", "field"),
+    [("cache", "spec.compute.modelCache.claimName"), ("other", "spec.podTemplates.train.volumes")],
+)
+def test_a_missing_claim_is_told_with_its_field(claim: str, field: str) -> None:
     """The scheduler waits for it; somebody has to create it."""
-    message = '0/1 nodes are available: persistentvolumeclaim "cache" not found. not eligible for preemption.'
+    message = f'0/1 nodes are available: persistentvolumeclaim "{claim}" not found. not eligible for preemption.'
     observed = Observed((a_job(),), (a_pod(phase="Pending", **unschedulable(message)),))
-    cause = failures.blocking(WHOLE, TRAIN, observed.jobs[0], observed)
+    spec = parsed(a_spec(compute={"modelCache": {"claimName": "cache"}}))
+    cause = failures.blocking(spec, TRAIN, observed.jobs[0], observed)
     assert cause is not None
     assert cause.reason is Reason.CLAIM_NOT_FOUND
-    assert '"cache" of spec.compute.modelCache.claimName does not exist' in cause.message
+    assert f'"{claim}" of {field} does not exist' in cause.message
 
 
 @pytest.mark.parametrize(
@@ -344,22 +349,22 @@ def test_a_missing_claim_is_told_with_its_field() -> None:
         ),
         (
             "0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector.",
-            "nodes do not match nodeSelector or affinity of spec.podTemplates",
+            "no node matches spec.podTemplates.train.nodeSelector and affinity",
         ),
         (
             "0/1 nodes are available: 1 node(s) had untolerated taint {nvidia.com/gpu: present}.",
-            "tolerations of spec.podTemplates have nothing for {nvidia.com/gpu: present}",
+            "spec.podTemplates.train.tolerations does not tolerate {nvidia.com/gpu: present}",
         ),
         (
             "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims.",
-            "the claim of spec.compute.modelCache has no volume yet",
+            "a claim of spec.compute.modelCache or spec.podTemplates.train has no volume yet",
         ),
         ("0/1 nodes are available: something new.", ""),
     ],
 )
 def test_what_no_node_has_is_said_in_words_of_the_spec(message: str, words: str) -> None:
     """As a real scheduler words it; its own words follow in the status."""
-    assert failures.lacking(message) == words
+    assert failures.lacking(message, TRAIN) == words
 
 
 @pytest.mark.parametrize(
