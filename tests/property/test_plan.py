@@ -215,7 +215,7 @@ class Operation(RuleBasedStateMachine):
     @invariant()
     def what_has_ended_stays_as_it_ended(self) -> None:
         """With the same reason, message and remedy, until somebody edits or asks, whatever is cleaned up meanwhile."""
-        status, wish = self.world.status, self.world.finetune.wish
+        status, wish = self.world.status, self.world.finetune.request_token
         if self.ended and self.ended[0] == wish:
             assert status.failure == self.ended[1]
         final = status.failure is not None and status.failure.final and self.world.finetune.begun
