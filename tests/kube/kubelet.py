@@ -227,7 +227,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def eventually(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
+def eventually(condition: Callable[[], Any], what: str, seconds: float = 180.0) -> Any:
     """Wait until the condition holds and return its value.
 
     Raises:

@@ -29,7 +29,7 @@ class Operator:
         """Tell whether the log holds these words."""
         return words in self.log.read_text()
 
-    def wait_until_it_says(self, words: str, seconds: float = 90.0) -> None:
+    def wait_until_it_says(self, words: str, seconds: float = 180.0) -> None:
         """Wait for words in the log."""
         try:
             eventually(lambda: self.said(words), f"the operator says {words!r}", seconds)

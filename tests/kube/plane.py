@@ -128,7 +128,7 @@ class Namespace:
         found = [item for item in self.status(name).get("conditions", []) if item["type"] == kind]
         return found[0] if found else {}
 
-    def wait_for(self, name: str, phase: str, seconds: float = 60.0) -> Json:
+    def wait_for(self, name: str, phase: str, seconds: float = 180.0) -> Json:
         """Wait until it is in this phase for the generation that it has; return the status."""
 
         def reached() -> Json | None:

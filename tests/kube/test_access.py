@@ -15,7 +15,7 @@ from chaos.proxy import Proxy
 from chart.rendering import NAMESPACE, render
 from kube.kubelet import Runs, Waits, eventually
 from kube.operators import an_operator
-from kube.plane import Namespace, Plane
+from kube.plane import PROFILES, Namespace, Plane
 from property.builders import a_spec
 from tunemill_api import keys
 from tunemill_api.constants import LABEL_LEADER
@@ -122,7 +122,7 @@ def test_the_rights_of_the_chart_are_enough(plane: Plane, namespace: Namespace, 
     ]
     with an_operator(kubeconfig, tmp_path / "operator.log", *arguments) as operator:
         namespace.apply("allowed")
-        namespace.wait_for("allowed", "Succeeded", seconds=60)
+        namespace.wait_for("allowed", "Succeeded")
         eventually(lambda: "Published" in namespace.events("allowed"), "events may be written")
         path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod['metadata']['name']}"
         assert plane.api.get(path)["metadata"]["labels"][LABEL_LEADER] == "true"
@@ -160,6 +160,7 @@ def test_every_right_of_the_chart_is_used(plane: Plane, namespace: Namespace, tm
     arguments += ["--lease-namespace=witnessed", "--pod-namespace=witnessed", f"--namespaces={namespace.name}"]
     try:
         with an_operator(witness.kubeconfig, tmp_path / "operator.log", *arguments) as operator:
+            plane.profile("of-nobody", namespaces=[])
             plane.kubelet.behave("paused", Stage.TRAIN, Runs())
             namespace.apply("paused")
             namespace.wait_for("paused", "Training")
@@ -174,12 +175,13 @@ def test_every_right_of_the_chart_is_used(plane: Plane, namespace: Namespace, tm
             held = plane.api.get(home.path("secrets", "progress"))["data"]
             report_with_a_bad_token(arguments, base64.b64decode(held["ca.crt"]).decode())
             rest = granted - {FOR_ADMISSION}
-            eventually(lambda: rest <= witness.used, "every right is used", seconds=20)
+            eventually(lambda: rest <= witness.used, "every right is used")
             assert operator.stop() == 0
     except AssertionError as error:
         raise AssertionError(f"{error}; never used: {sorted(granted - {FOR_ADMISSION} - witness.used)}") from None
     finally:
         witness.stop()
+        plane.api.delete(f"{PROFILES}/of-nobody")
     assert witness.used == granted - {FOR_ADMISSION}
 
 

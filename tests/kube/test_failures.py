@@ -87,7 +87,7 @@ def test_a_failure_that_can_heal_is_tried_again_by_itself(plane: Plane, namespac
     )
     assert "S3Unreachable" in reconciling["message"]
     plane.kubelet.behaviours.pop(("flaky", "prepare"))
-    namespace.wait_for("flaky", "Succeeded", seconds=60)
+    namespace.wait_for("flaky", "Succeeded")
     assert plane.kubelet.starts_of("flaky", Stage.PREPARE) == 2
 
 
@@ -114,7 +114,7 @@ def test_lost_outputs_send_the_run_back_to_prepare(plane: Plane, namespace: Name
     namespace.apply("lost")
     eventually(lambda: plane.kubelet.starts_of("lost", Stage.PREPARE) == 2, "the run begins again")
     plane.kubelet.behaviours.pop(("lost", "publish"))
-    namespace.wait_for("lost", "Succeeded", seconds=60)
+    namespace.wait_for("lost", "Succeeded")
     assert plane.kubelet.starts_of("lost", Stage.PREPARE) == 2
     assert plane.kubelet.starts_of("lost", Stage.TRAIN) == 2
 
@@ -159,7 +159,7 @@ def test_a_missing_service_account_is_told_and_heals(namespace: Namespace) -> No
     failure = stalled(namespace, "accountless", Reason.SERVICE_ACCOUNT_NOT_FOUND)
     assert "robot" in failure["message"]
     namespace.make("serviceaccounts", "robot")
-    namespace.wait_for("accountless", "Succeeded", seconds=90)
+    namespace.wait_for("accountless", "Succeeded")
 
 
 def test_a_full_quota_is_told(namespace: Namespace) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import ssl
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from tunemill_api.stage_report import Stage
 from tunemill_dev.cluster.pki import Authority
 from tunemill_dev.cluster.ports import free_ports
 
+WRITE_SECONDS = 2
+"""Least time between two writes of an object's progress, set lower than the default to keep the tests short."""
 HALF = {"progressPercentage": 45, "estimatedRemainingSeconds": 190, "metrics": [{"name": "loss", "value": "0.2347"}]}
 
 
@@ -67,7 +70,7 @@ def arguments_for(port: int, authority: Authority) -> list[str]:
         "--no-leader-election",
         f"--progress-url=https://127.0.0.1:{port}",
         f"--progress-port={port}",
-        "--progress-write-seconds=2",
+        f"--progress-write-seconds={WRITE_SECONDS}",
         f"--progress-cert={authority.certificate('server')}",
         f"--progress-key={authority.key('server')}",
         f"--progress-ca={authority.certificate('ca')}",
@@ -170,16 +173,17 @@ def test_what_is_no_report_is_refused(endpoint: Endpoint, plane: Plane, namespac
 
 
 def test_the_status_is_not_written_at_every_report(endpoint: Endpoint, plane: Plane, namespace: Namespace) -> None:
-    """Twenty reports at once cost a write or two, and the last one is what stays."""
+    """Twenty reports at once cost a write or two, one more for each period of the limit, and the last one stays."""
     pod = training_pod(plane, namespace, "chatty")
     token = token_of(namespace, pod)
     before = int(namespace.get("chatty")["metadata"]["resourceVersion"])
     versions: set[int] = set()
+    began = time.monotonic()
     for percent in range(1, 21):
         assert endpoint.post(namespace.name, "chatty", token, {"progressPercentage": percent}) == 200
         versions.add(int(namespace.get("chatty")["metadata"]["resourceVersion"]))
     eventually(lambda: namespace.status("chatty").get("progress") == "20%", "the last report is written")
-    assert len(versions - {before}) <= 4
+    assert len(versions - {before}) <= 3 + (time.monotonic() - began) / WRITE_SECONDS
 
 
 def test_a_port_that_is_taken_ends_in_one_sentence(endpoint: Endpoint, plane: Plane, tmp_path: Path) -> None:

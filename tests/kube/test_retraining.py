@@ -12,7 +12,7 @@ def test_every_minute_the_data_is_looked_at_and_nothing_else_happens(plane: Plan
     """Prepare runs again at its time; the data has not changed, so that nothing is trained, and one run is kept."""
     namespace.apply("clockwork", retrain={"schedule": "* * * * *"})
     first = namespace.wait_for("clockwork", "Succeeded")
-    eventually(lambda: plane.kubelet.starts_of("clockwork", Stage.PREPARE) >= 2, "the data is looked at", seconds=90)
+    eventually(lambda: plane.kubelet.starts_of("clockwork", Stage.PREPARE) >= 2, "the data is looked at")
     namespace.edit("clockwork", retrain=None)
     status = namespace.wait_for("clockwork", "Succeeded")
     assert plane.kubelet.starts_of("clockwork", Stage.TRAIN) == 1

@@ -193,7 +193,7 @@ def test_deleting_an_object_takes_its_jobs_and_pods(plane: Plane, namespace: Nam
     namespace.delete("gone")
     plane.kubelet.behaviours.pop(("gone", "train"))
     namespace.apply("gone")
-    namespace.wait_for("gone", "Succeeded", seconds=60)
+    namespace.wait_for("gone", "Succeeded")
     namespace.delete("gone")
     eventually(lambda: not namespace.jobs("gone") and not namespace.pods("gone"), "nothing is left")
     assert plane.api.find(namespace.path(PLURAL, "gone")) is None
