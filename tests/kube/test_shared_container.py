@@ -63,11 +63,11 @@ def test_train_is_done_in_the_status_while_evaluate_runs(
 
 def test_without_a_word_both_are_read_off_the_message(endpoint: Endpoint, plane: Plane, namespace: Namespace) -> None:
     """A post for another key is taken and changes nothing; the termination message has one report a line."""
-    pod = evaluating_pod(plane, namespace, "silent")
-    body = end_of_train(plane, "silent", key="0000000000000000")
-    assert endpoint.post(namespace.name, "silent", token_of(namespace, pod), body=body) == 200
-    assert namespace.wait_for("silent", "Training")["phase"] == "Training"
-    plane.kubelet.behaviours.pop(("silent", "evaluate"))
-    status = namespace.wait_for("silent", "Succeeded")
+    pod = evaluating_pod(plane, namespace, "unheard")
+    body = end_of_train(plane, "unheard", key="0000000000000000")
+    assert endpoint.post(namespace.name, "unheard", token_of(namespace, pod), body=body) == 200
+    assert namespace.wait_for("unheard", "Training")["phase"] == "Training"
+    plane.kubelet.behaviours.pop(("unheard", "evaluate"))
+    status = namespace.wait_for("unheard", "Succeeded")
     assert [entry["attempts"] for entry in status["stages"]] == [1, 1, 1, 1]
     assert status["evaluation"]["rows"] == 10
