@@ -36,7 +36,7 @@ class World:
         return {"uri": f"s3://{self.name}/tunemill/", **server}
 
     def manifest(self, name: str = "support-tools", **parts: Any) -> Object:
-        """Return a FunctionCallFineTune that ends within about a minute; keywords are fields of parts of the spec."""
+        """Return a FunctionCallFineTune that ends within about a minute; keywords are parts of the spec, or fields."""
         spec: dict[str, Any] = {
             "hub": {"endpoint": self.testbed.hub.inside},
             "baseModel": {"id": self.base},
@@ -58,7 +58,7 @@ class World:
             },
         }
         for part, fields in parts.items():
-            spec[part] = spec.get(part, {}) | fields
+            spec[part] = spec.get(part, {}) | fields if isinstance(fields, dict) else fields
         metadata = {"name": name, "namespace": self.name}
         return {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
 
