@@ -190,19 +190,19 @@ def test_a_release_is_made_again_only_where_it_is_gone(judged_run: TrainedRun):
     run = to(judged_run, "mended")
     first = published(run.stage(Stage.PUBLISH))
 
-    run.api.upload_file(path_or_fileobj=b"Ask us first.", path_in_repo="NOTES.md", repo_id="acme/mended")
-    noted = run.stage(Stage.PUBLISH)
-    assert published(noted) == first
-    assert noted.report is not None
-    assert not noted.report.executed
-    assert "NOTES.md" in run.api.list_repo_files("acme/mended")
-
     key = keys.publish_key(keys.evaluate_key(run.train_key, run.run.spec), run.run.spec)
     run.world.workspace().withdraw(Stage.PUBLISH, key)
     unrecorded = run.stage(Stage.PUBLISH)
     assert published(unrecorded) == first
     assert unrecorded.report is not None
     assert unrecorded.report.executed
+
+    run.api.upload_file(path_or_fileobj=b"Ask us first.", path_in_repo="NOTES.md", repo_id="acme/mended")
+    noted = run.stage(Stage.PUBLISH)
+    assert published(noted) == first
+    assert noted.report is not None
+    assert not noted.report.executed
+    assert "NOTES.md" in run.api.list_repo_files("acme/mended")
 
     run.api.delete_repo("acme/mended")
     remade = published(run.stage(Stage.PUBLISH))

@@ -62,12 +62,12 @@ class Queues:
     def open(self, namespace: str, name: str, gpus: int, **cluster_queue: Any) -> None:
         """Make a LocalQueue with a ClusterQueue and a flavor of its own, of the same name and with so many GPUs."""
         self.api.post(f"{GROUP}/resourceflavors", queues.resource_flavor(name))
-        self.api.post(f"{GROUP}/clusterqueues", queues.cluster_queue(name, {GPU: gpus}, **cluster_queue))
+        self.api.post(f"{GROUP}/clusterqueues", queues.cluster_queue(name, _quotas(gpus), **cluster_queue))
         self.api.post(f"{GROUP}/namespaces/{namespace}/localqueues", queues.local_queue(name, namespace, of=name))
 
     def resize(self, name: str, gpus: int) -> None:
         """Change the quota of a ClusterQueue."""
-        self.change(name, resourceGroups=queues.resource_groups(name, {GPU: gpus}))
+        self.change(name, resourceGroups=queues.resource_groups(name, _quotas(gpus)))
 
     def rank(self, name: str, value: int) -> None:
         """Make a WorkloadPriorityClass."""
@@ -85,6 +85,11 @@ class Queues:
     def activate(self, namespace: str, name: str, *, active: bool) -> None:
         """Put a Workload into its queue or take it out, as an administrator does."""
         self.api.patch(f"{GROUP}/namespaces/{namespace}/workloads/{name}", {"spec": {"active": active}})
+
+
+def _quotas(gpus: int) -> dict[str, int | str]:
+    """Return quotas of which only that of GPUs is ever short. Each pod requests a CPU and memory, too."""
+    return {GPU: gpus, "cpu": 1000, "memory": "10Ti"}
 
 
 def _certificate(folder: Path) -> str:

@@ -7,6 +7,7 @@ import pytest
 from kube.kubelet import Runs, eventually
 from kube.operators import Operator
 from kube.plane import Namespace, Plane, a_plane
+from kube.queues import resource_groups
 from kueue import GPU, Queues, a_kueue
 from property.builders import a_finetune_body
 from tunemill_api.constants import LABEL_PRIORITY, LABEL_QUEUE, PLURAL
@@ -84,7 +85,11 @@ def test_a_run_waits_for_its_quota_is_preempted_and_goes_on(
     namespace.apply("first", queue={"name": "busy", "priorityClass": "low"}, retry={"limit": 0})
     namespace.wait_for("first", "Training")
     queue = eventually(lambda: namespace.status("first").get("queue"), "the quota is shown")
-    assert (queue["name"], queue["clusterQueue"], queue["flavors"]) == ("busy", "busy", {GPU: "busy"})
+    assert (queue["name"], queue["clusterQueue"], queue["flavors"]) == (
+        "busy",
+        "busy",
+        dict.fromkeys((GPU, "cpu", "memory"), "busy"),
+    )
 
     namespace.apply("second", queue={"name": "busy", "priorityClass": "low"})
     message = says(namespace, "second", f"insufficient unused quota for {GPU} in flavor busy, 1 more needed")
@@ -131,10 +136,8 @@ def test_what_is_larger_than_the_quota_waits_until_it_is_raised(namespace: Names
 
 def test_what_the_queue_does_not_cover_is_named(namespace: Namespace, queues: Queues) -> None:
     """Quota for GPUs alone admits no pod that asks for CPUs too."""
-    queues.open(namespace.name, "narrow", 1)
-    namespace.apply(
-        "thirsty", queue={"name": "narrow"}, podTemplates={"train": {"resources": {"requests": {"cpu": "1"}}}}
-    )
+    queues.open(namespace.name, "narrow", 1, resourceGroups=resource_groups("narrow", {GPU: 1}))
+    namespace.apply("thirsty", queue={"name": "narrow"})
     says(namespace, "thirsty", "resource cpu unavailable in ClusterQueue")
 
 

@@ -14,7 +14,7 @@ def test_the_manifests_image_runs_all_stages_and_is_told_the_contract(
     namespace.apply("own", compute={"trainerImage": IMAGE})
     status = namespace.wait_for("own", "Succeeded")
     specs = [pod["spec"] for pod in namespace.pods("own")]
-    containers = [item for spec in specs for item in spec["containers"]]
+    containers = [item for spec in specs for item in [*spec.get("initContainers", []), *spec["containers"]]]
     assert {item["name"]: (item["image"], item["command"]) for item in containers} == {
         "prepare": (IMAGE, ["tunemill-trainer", "prepare"]),
         "train": (IMAGE, ["tunemill-trainer", "stages", "train", "evaluate"]),
