@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 _FIELD = "spec.workspace"
 _MANIFEST = "manifest.json"
 _CHECKPOINTS = "checkpoints"
+_GONE = {"404", "NoSuchKey"}
+"""What servers call an object that does not exist."""
 _TRANSFERS = 8
 
 _log = logging.getLogger(__name__)
@@ -280,7 +282,7 @@ class Workspace:
             try:
                 self._client.download_file(self._bucket, name, str(target))
             except ClientError as error:
-                if error.response["Error"]["Code"] in {"404", "NoSuchKey"}:
+                if error.response["Error"]["Code"] in _GONE:
                     raise _DamagedError(f"{self._uri(name)} is not there") from error
                 raise
             if (found := _digest(target)) != file.sha256:
@@ -299,7 +301,12 @@ class Workspace:
         for name in names:
             # One by one: DeleteObjects wants a checksum that not every S3-compatible server understands.
             with self._errors(name):
-                self._client.delete_object(Bucket=self._bucket, Key=name)
+                try:
+                    self._client.delete_object(Bucket=self._bucket, Key=name)
+                except ClientError as error:
+                    # S3 answers 204 for what another attempt has deleted meanwhile; some compatible servers answer 404.
+                    if error.response["Error"]["Code"] not in _GONE:
+                        raise
 
 
 class _AlreadyThereError(Exception):

@@ -141,6 +141,23 @@ def test_the_newest_whole_checkpoint_is_taken(bucket: Bucket, tmp_path: Path) ->
     assert (tmp_path / "in" / "state.json").read_text() == "10"
 
 
+def test_what_another_attempt_has_removed_needs_no_removing(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Proves that two runs with one key do not fail each other, on servers that answer 404 for a deleted object too."""
+    bucket.workspace().put_checkpoint(KEY, a_folder(tmp_path / "5", state_json="5"), 5)
+    delete = bucket.client.delete_object
+
+    def gone(**request: str) -> None:
+        delete(**request)
+        raise ClientError({"Error": {"Code": "NoSuchKey", "Message": "it does not exist"}}, "DeleteObject")
+
+    monkeypatch.setattr(bucket.client, "delete_object", gone)
+    manifest = bucket.workspace().commit(Stage.TRAIN, KEY, a_folder(tmp_path / "out", a_txt="one"), facts())
+    assert [file.path for file in manifest.files] == ["a.txt"]
+    assert not [name for name in bucket.names() if "/checkpoints/" in name]
+
+
 def test_without_a_checkpoint_training_begins(bucket: Bucket, tmp_path: Path) -> None:
     """Proves that none is no error."""
     assert bucket.workspace().latest_checkpoint(KEY, tmp_path / "in") is None
