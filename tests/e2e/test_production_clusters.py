@@ -138,6 +138,11 @@ def state_of(status: FineTuneStatus, stage: str) -> StageState | None:
     return next((each.state for each in status.stages if each.name == stage), None)
 
 
+def keys_of(status: FineTuneStatus, stages: list[str]) -> dict[str, str]:
+    """Return the keys of these stages."""
+    return {entry.name: entry.key for entry in status.stages if entry.name in stages}
+
+
 def until_training(finetune: FineTune) -> FineTuneStatus:
     """Wait until the train stage works."""
     return finetune.follow(lambda status: state_of(status, "train") == StageState.RUNNING, RUN_SECONDS)
@@ -312,7 +317,9 @@ def test_a_new_operator_restarts_nothing(world: World, request: pytest.FixtureRe
             for finetune in group:
                 old, new = statuses[finetune.name], finetune.status()
                 assert (new.phase, new.run.id, new.failure) == (old.phase, old.run.id, old.failure)
-                assert [entry.key for entry in new.stages] == [entry.key for entry in old.stages]
+                # A stage that has no Job yet will be done by the new recipe.
+                begun = [entry.name for entry in old.stages if entry.job]
+                assert keys_of(new, begun) == keys_of(old, begun)
                 assert new.history == old.history
     finally:
         testbed.install()
