@@ -23,7 +23,7 @@ _CUT_SHORT = {
     CutShort.EVICTED: "was evicted by the kubelet, because its node ran out of memory or disk",
     CutShort.FAILED: "failed while a sidecar kept it running; its Job is replaced, which counts as a retry",
 }
-"""What is told of a pod that ended early. The event about a suspect node has more to say: its name."""
+"""Event message for each reason why a pod ended early. A suspect node has an event of its own, with its name."""
 
 
 @dataclass(frozen=True)

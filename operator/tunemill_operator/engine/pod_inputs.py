@@ -72,6 +72,21 @@ def pod_inputs(spec: FineTuneSpec, work: Work, queue: Manifest) -> PodInputs:
     )
 
 
+def pod_fields(template: PodTemplate) -> Manifest:
+    """Return the fields of a template that stand in a pod's spec as they are, by their names there."""
+    return {
+        "serviceAccountName": template.service_account_name,
+        "resourceClaims": [dump(claim) for claim in template.resource_claims],
+        "nodeSelector": template.node_selector,
+        "tolerations": [dump(toleration) for toleration in template.tolerations],
+        "affinity": dump(template.affinity),
+        "topologySpreadConstraints": [dump(constraint) for constraint in template.topology_spread_constraints],
+        "priorityClassName": template.priority_class_name,
+        "runtimeClassName": template.runtime_class_name,
+        "schedulerName": template.scheduler_name,
+    }
+
+
 def template_fields(template: PodTemplate) -> Manifest:
     """Return what a template sets, by the names that Kubernetes has for it, without what is at its default."""
     scratch = template.scratch
@@ -81,15 +96,7 @@ def template_fields(template: PodTemplate) -> Manifest:
         "annotations": template.annotations,
         "requests": template.resources.requests,
         "limits": template.resources.limits,
-        "resourceClaims": [dump(claim) for claim in template.resource_claims],
-        "nodeSelector": template.node_selector,
-        "tolerations": [dump(toleration) for toleration in template.tolerations],
-        "affinity": dump(template.affinity),
-        "topologySpreadConstraints": [dump(constraint) for constraint in template.topology_spread_constraints],
-        "priorityClassName": template.priority_class_name,
-        "runtimeClassName": template.runtime_class_name,
-        "schedulerName": template.scheduler_name,
-        "serviceAccountName": template.service_account_name,
+        **pod_fields(template),
         "env": [dump(variable) for variable in template.env],
         "volumes": [dump(volume) for volume in template.volumes],
         "volumeMounts": [dump(mount) for mount in template.volume_mounts],

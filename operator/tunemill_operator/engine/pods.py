@@ -11,7 +11,7 @@ from tunemill_api.stage_report import Stage
 
 from tunemill_operator.engine.bad_nodes import avoiding
 from tunemill_operator.engine.objects import ANNOTATION_MEMORY_KILLS, ANNOTATION_POD, FineTune
-from tunemill_operator.engine.pod_inputs import pod_inputs
+from tunemill_operator.engine.pod_inputs import pod_fields, pod_inputs
 from tunemill_operator.engine.stages import Ledger, Work
 from tunemill_operator.engine.volumes import (
     ANNOTATION_CA_BUNDLE,
@@ -182,15 +182,7 @@ def _pod(spec: FineTuneSpec, work: Work, platform: Platform, env: dict[str, str]
         "containers": [_container(spec, work, platform, volumes, env)],
         "volumes": [{"name": name, **volume.source} for name, volume in volumes.items()],
         "imagePullSecrets": [{"name": name} for name in platform.image_pull_secrets],
-        "serviceAccountName": template.service_account_name,
-        "resourceClaims": [dump(claim) for claim in template.resource_claims],
-        "nodeSelector": template.node_selector,
-        "tolerations": [dump(toleration) for toleration in template.tolerations],
-        "affinity": dump(template.affinity),
-        "topologySpreadConstraints": [dump(constraint) for constraint in template.topology_spread_constraints],
-        "priorityClassName": template.priority_class_name,
-        "runtimeClassName": template.runtime_class_name,
-        "schedulerName": template.scheduler_name,
+        **pod_fields(template),
     }
     return {name: value for name, value in pod.items() if value not in ("", [], {}, None)}
 

@@ -4,23 +4,13 @@ from typing import Any
 
 import pytest
 from property.simulator import World
-from property.worlds import a_world_at, condition, entry, labels
+from property.worlds import a_world_at, condition, entry, labels, run_to_the_end
 from tunemill_api.failures import FAILURES, FINAL_EXIT_CODES, Reason
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import Phase
 from tunemill_operator.engine.bad_nodes import avoiding
 from tunemill_operator.engine.limits import AVOIDED_FOR
 from tunemill_operator.telemetry.metrics import Metrics
-
-
-def run_to_the_end(world: World) -> None:
-    """Let everything go well from here on."""
-    for _ in range(5):
-        world.settle()
-        world.seconds += 10
-        world.run_pod()
-    world.settle()
-    assert world.status.phase is Phase.SUCCEEDED, world.status
 
 
 def node_of(world: World) -> str:

@@ -4,20 +4,10 @@ from typing import Any
 
 import pytest
 from property.simulator import World
-from property.worlds import a_finished_world, a_world_at, condition, entry, labels
+from property.worlds import a_finished_world, a_world_at, condition, entry, labels, run_to_the_end
 from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import Phase, StageState
-
-
-def run_to_the_end(world: World) -> None:
-    """Let everything go well from here on."""
-    for _ in range(5):
-        world.settle()
-        world.seconds += 10
-        world.run_pod()
-    world.settle()
-    assert world.status.phase is Phase.SUCCEEDED, world.status
 
 
 def a_failed_world(stage: Stage, reason: Reason, message: str, **parts: Any) -> World:
@@ -127,7 +117,7 @@ def test_a_failure_that_an_older_operator_wrote_is_read_without_the_field_final(
     for name in ("final", "exitCode"):
         old.pop(name, None)
     old.update(failure)
-    world.finetune_body["status"]["run"].pop("wish")
+    world.finetune_body["status"]["run"].pop("requestToken")
     world.clean_up()
     world.settle()
     assert (world.status.phase is Phase.FAILED) == job_stays

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from property.simulator import World
-from property.worlds import a_world_at, condition, entry
+from property.worlds import a_world_at, condition, entry, run_to_the_end
 from tunemill_api.constants import ANNOTATION_RUN_SPEC
 from tunemill_api.failures import Reason
 from tunemill_api.run_spec import RunSpec
@@ -25,16 +25,6 @@ def hear(world: World) -> None:
     """Let the live pod report, and the operator write it."""
     world.hear(world.live_pods()[0])
     world.reconcile()
-
-
-def run_to_the_end(world: World) -> None:
-    """Let everything go well from here on."""
-    for _ in range(5):
-        world.settle()
-        world.seconds += 10
-        world.run_pod()
-    world.settle()
-    assert world.status.phase is Phase.SUCCEEDED, world.status
 
 
 def deletes(world: World) -> bool:

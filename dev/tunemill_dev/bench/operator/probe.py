@@ -88,7 +88,7 @@ def main() -> None:
 def _watched(
     run: Callable[[Settings], Coroutine[Any, Any, int]], late: Counter[str]
 ) -> Callable[[Settings], Coroutine[Any, Any, int]]:
-    """Return the operator's main coroutine with a beat beside it."""
+    """Return the operator's main coroutine together with a periodic timer that measures how late the event loop is."""
 
     async def watched(settings: Settings) -> int:
         beat = asyncio.create_task(_beat(late))
