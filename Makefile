@@ -86,7 +86,8 @@ test-learn: $(READY) ## Real training on the CPU
 	@$(PYTEST) $(PARALLEL) --dist loadfile tests/learn
 
 .PHONY: test-long
-test-long: $(READY) ## What the models of the learning tests can do, with other seeds and on a CPU that rounds otherwise
+test-long: $(READY) ## Property tests with other examples; what models learn with other seeds and on a CPU that rounds otherwise
+	@for turn in 1 2 3; do $(PYTEST) $(PARALLEL) tests/property --hypothesis-profile other-examples; done
 	@for seed in 1 2 3; do $(PYTEST) $(PARALLEL) --dist loadfile tests/learn -m learns -rP --training-seed $$seed; done
 	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE \
 		$(PYTEST) $(PARALLEL) --dist loadfile tests/learn -m learns -rP

@@ -87,8 +87,9 @@ def reports_in(message: str, parse: Callable[[str], StageReport] | None = None) 
     parse = parse or StageReport.model_validate_json
     if "{" not in message:
         return
-    # A report of somebody else's making may be one document on several lines.
-    for text in [message] if "\n" not in message.strip() else [message, *message.splitlines()]:
+    # A report of somebody else's making may be one document on several lines. Only "\n" ends a line: JSON leaves the
+    # other characters that `str.splitlines` breaks at, such as U+0085 and U+2028, as they are.
+    for text in [message] if "\n" not in message.strip() else [message, *message.split("\n")]:
         if not text.lstrip().startswith("{"):
             continue
         try:

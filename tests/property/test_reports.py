@@ -1,6 +1,6 @@
 """Whatever stages report, a container's termination message holds it in the 4096 bytes that the kubelet keeps."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from property.builders import NOON
 from tunemill_api.constants import TERMINATION_LOG_BYTES
@@ -31,6 +31,10 @@ trainings = st.builds(
 failures = st.builds(StageFailure, reason=st.sampled_from(Reason), message=texts, remedy=texts)
 
 
+# Every character at which Python breaks a line and JSON does not.
+BREAKS = "".join(mark for mark in map(chr, range(0x20, 0x2100)) if len(f"a{mark}b".splitlines()) > 1)
+
+
 def a_train_report(facts: TrainedFacts) -> StageReport:
     """Return the report of a train that ended well."""
     return StageReport(stage=Stage.TRAIN, key="0" * 16, executed=True, started_at=NOON, finished_at=NOON, trained=facts)
@@ -55,6 +59,10 @@ def test_two_successes_fit(trained: TrainedFacts, judged: EvaluationFacts) -> No
 
 
 @given(trainings, failures)
+@example(
+    TrainedFacts(steps=1, loss="0.1234", train_seconds=1, device="cpu", adapter="s3://team-a/adapter"),
+    StageFailure(reason=Reason.INVALID_SPEC, message=BREAKS, remedy=BREAKS),
+)
 def test_a_failure_fits_beside_what_was_done_before(trained: TrainedFacts, failure: StageFailure) -> None:
     """The facts of train are whole, and the failure keeps its reason and both ends of its message."""
     train = a_train_report(trained)

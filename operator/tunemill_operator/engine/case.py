@@ -63,18 +63,18 @@ class Case:
             raise AssertionError("every stage is done")
         return self.due
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The due Job's name."""
         return self.work.job_name(self.finetune.meta.name)
 
-    @property
+    @cached_property
     def job(self) -> Job | None:
         """The due Job."""
         job = self.observed.job(self.name) if self.due else None
         return job if job and owned(job, self.finetune) else None
 
-    @property
+    @cached_property
     def pods(self) -> tuple[Pod, ...]:
         """The due Job's pods, oldest first."""
         return self.observed.pods_of(self.job) if self.job else ()

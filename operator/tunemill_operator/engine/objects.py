@@ -395,7 +395,7 @@ def _stages_of(container: Container) -> list[Container]:
     if done is None:
         return [container]
     time = end_within(container, done, ended.finished_at)
-    rest = "\n".join(line for line in ended.message.splitlines() if not _is_of(Stage.TRAIN, line))
+    rest = "\n".join(line for line in ended.message.split("\n") if not _is_of(Stage.TRAIN, line))
     return [
         replace(container, ended=Ended(0, "Completed", done.termination_message(), time)),
         replace(container, name=Stage.EVALUATE.value, started_at=time, ended=replace(ended, message=rest)),

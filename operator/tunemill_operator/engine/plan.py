@@ -246,8 +246,7 @@ def _is_outdated(case: Case, job: Job) -> bool:
     An upgrade of the operator replaces no Job that runs: without an edit the digest is not even looked at, and that of
     another version says nothing about a pod that has started.
     """
-    wanted = pod_digest(case.spec, case.work)
-    if not case.as_asked and job.pod_digest != wanted:
+    if not case.as_asked and job.pod_digest != (wanted := pod_digest(case.spec, case.work)):
         started = any(container.started_at for pod in case.pods for container in pod.stages)
         if not started or _version(job.pod_digest) == _version(wanted):
             return True

@@ -81,9 +81,9 @@ class Reconciler:
             self.board.forget(key)
             self.warnings.expect(key, {})
             return
-        told = current.get() or Reconciliation(key)
-        told.uid = finetune.meta.uid
-        told.at(finetune.status)
+        record = current.get() or Reconciliation(key)
+        record.uid = finetune.meta.uid
+        record.at(finetune.status)
         now = datetime.now(UTC).replace(microsecond=0)
         observed = await self._observe(key, finetune)
         decided = plan(finetune, observed, self.platform(), now)
@@ -91,19 +91,19 @@ class Reconciler:
             self.cache.pods.complete(key, *await self.client.pods_of(*key))
             observed = replace(observed, pods=self.cache.pods.of(key), pods_listed=True)
             decided = plan(finetune, observed, self.platform(), now)
-        told.at(decided.status or finetune.status)
+        record.at(decided.status or finetune.status)
         refusal = await self._act(decided)
         waiting = not_started(self.cache.jobs.of(key), self.cache.pods.of(key))
         self.warnings.expect(key, {view.meta.uid: view.meta.created_at for view in waiting})
         if refusal:
             decided = plan(finetune, replace(observed, refusal=refusal), self.platform(), now)
-            told.at(decided.status or finetune.status)
+            record.at(decided.status or finetune.status)
         elif decided.actions and self.queue.pressed(key) and self.cache.jobs.of(key):
             self.queue.add(key)  # what was done is told after new objects have their Jobs
             return
         if decided.status is not None and decided.status != finetune.status:
             if progress_turn or not _only_progress(finetune.status, decided.status):
-                told.begins_run = await self._write(finetune, decided, decided.status, now)
+                record.begins_run = await self._write(finetune, decided, decided.status, now)
             else:
                 self.board.wait_for_turn(key)
         if decided.requeue_after is not None:

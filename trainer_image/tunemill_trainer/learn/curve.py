@@ -30,7 +30,7 @@ def read_record(folder: Path) -> list[dict[str, Any]]:
     A trainer of the user's own may leave no held-out.jsonl.
     """
     files = [folder / _RECORD, *folder.glob(_HELD_OUT)]
-    return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").split("\n") if line]
 
 
 def mean_of_last_tenth(history: Sequence[dict[str, Any]]) -> float:

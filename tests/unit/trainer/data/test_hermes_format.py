@@ -43,8 +43,11 @@ def test_json_and_python_calls_in_one_turn():
         json.dumps([{"type": "function", "function": WEATHER}]),
         str([{"type": "function", "function": WEATHER}]),
         json.dumps(WEATHER) + "\n" + json.dumps(WEATHER | {"name": "other"}),
+        json.dumps(WEATHER | {"description": "a\u2028b\x85c"}, ensure_ascii=False)
+        + "\n"
+        + json.dumps(WEATHER | {"name": "other"}),
     ],
-    ids=["json", "python", "lines"],
+    ids=["json", "python", "lines", "lines with unicode breaks"],
 )
 def test_tools_come_from_the_system_prompt(tools):
     """The prose about the tags goes, since the chat template says it; the user's own instructions stay."""

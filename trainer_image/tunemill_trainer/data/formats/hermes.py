@@ -121,7 +121,7 @@ def _tools_in_prompt(text: str) -> tuple[Tool, ...]:
             value = read_value(block, Rule.BROKEN_TOOL)
             found += value if isinstance(value, list) else [value]
         except RowError:
-            found += [read_value(line, Rule.BROKEN_TOOL) for line in block.splitlines() if line.strip()]
+            found += [read_value(line, Rule.BROKEN_TOOL) for line in block.split("\n") if line.strip()]
     return read_tools(found)
 
 
