@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import yaml
+from kube.api import ApiError
 from kube.kubelet import eventually
 from kube.operators import an_operator
 from kube.plane import CRD, CRD_PATH, Plane
+from property.builders import a_finetune_body, merged
 from tunemill_api.constants import API_VERSION, GROUP, PLURAL
 from tunemill_api.stage_report import Stage
 from tunemill_dev.cluster import control_plane
@@ -52,6 +54,46 @@ def test_an_operator_that_is_newer_than_the_crd_does_its_work_and_says_so(own_pl
         status = namespace.wait_for("early", "Succeeded")
         assert status["history"][0]["result"] == "Succeeded"
         assert own_plane.kubelet.starts_of("early", Stage.TRAIN) == 1
+
+
+def test_an_object_from_before_a_rule_lives_on(tmp_path: Path) -> None:
+    """It holds what a newer CRD refuses. Its status and its other fields can still be written."""
+    newer: dict[str, Any] = yaml.safe_load(CRD.read_text())
+    older = yaml.safe_load(CRD.read_text())
+    remove_rules(older["spec"])
+    with control_plane(tmp_path / "plane", controllers=False) as running:
+        plane = Plane(running.kubeconfig, running.kubectl)
+        plane.api.post(CRD_PATH, older)
+        collection = f"/apis/{API_VERSION}/namespaces/default/{PLURAL}"
+        eventually(lambda: plane.api.find(f"/apis/{API_VERSION}/{PLURAL}"), "the CRD is served")
+        every_block = {"method": "AdaLoRA", "lora": {"rank": 8}, "adalora": {"targetRank": 8}}
+        body = merged(a_finetune_body("early", "default"), {"spec": {"adapter": every_block}})
+        del body["metadata"]["uid"], body["metadata"]["resourceVersion"]
+        plane.api.post(collection, body)
+        plane.api.patch(f"{CRD_PATH}/{PLURAL}.{GROUP}", {"spec": newer["spec"]})
+        eventually(lambda: refused(plane, collection, body), "the new rules hold for new objects")
+        path = f"{collection}/early"
+        plane.api.patch(f"{path}/status", {"status": {"phase": "Pending"}})
+        plane.api.patch(path, {"metadata": {"labels": {"team": "support"}}})
+        plane.api.patch(path, {"spec": {"training": {"epochs": 2}}})
+        assert plane.api.get(path)["spec"]["adapter"]["lora"]["rank"] == 8
+
+
+def remove_rules(schema: Any) -> None:
+    """Remove every rule from a schema, as a CRD from before them had none."""
+    if isinstance(schema, dict):
+        schema.pop("x-kubernetes-validations", None)
+    for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        remove_rules(part)
+
+
+def refused(plane: Plane, collection: str, body: dict[str, Any]) -> bool:
+    """Tell whether the API server refuses another object like this one."""
+    try:
+        plane.api.request("POST", f"{collection}?dryRun=All", merged(body, {"metadata": {"name": "late"}}))
+    except ApiError as error:
+        return error.code == 422
+    return False
 
 
 def served(plane: Plane, field: str) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 
 from tunemill_dev.bench.operator import load
 from tunemill_dev.bench.operator.api import Api
-from tunemill_dev.bench.operator.contenders import Contender, Kubeflow, Ours
+from tunemill_dev.bench.operator.contenders import Contender, Kubeflow, Ours, Running, api_server_cpu_seconds
 from tunemill_dev.bench.operator.nodes import simulated_nodes
 from tunemill_dev.cluster import control_plane
 
@@ -43,6 +43,8 @@ class Figures:
     """Milliseconds, by rate per second; all arrivals of all turns."""
     cpu: list[float] = field(default_factory=list)
     """Milliseconds of CPU time per object of the largest burst."""
+    steady_cpu: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
+    """Milliseconds of CPU time per object of the operator and of the API server, by rate per second."""
     base_mb: list[float] = field(default_factory=list)
     """Resident memory before the first object."""
     peak_mb: list[float] = field(default_factory=list)
@@ -63,6 +65,13 @@ class Figures:
                 for rate, each in self.latency.items()
             },
             "cpu_ms_per_object": round(statistics.median(self.cpu), 2),
+            "steady_cpu_ms_per_object": {
+                str(rate): {
+                    "operator": round(statistics.median(operator for operator, _ in each), 1),
+                    "api_server": round(statistics.median(server for _, server in each), 1),
+                }
+                for rate, each in self.steady_cpu.items()
+            },
             "base_mb": round(statistics.median(self.base_mb)),
             "peak_mb": round(statistics.median(self.peak_mb)),
             "objects": self.objects,
@@ -94,7 +103,7 @@ async def _measure(turns: int, *, quick: bool) -> dict[str, Any]:
             limit += await _turn(contender, figures, bursts, seconds)
     await _many(ours, restarts)
     simulated = await _simulated(100 if quick else SIMULATED)
-    largest, rate, most = bursts[-1], RATES[-1], restarts[-1]
+    largest, most = bursts[-1], restarts[-1]
     faster, base = statistics.median(ours.burst[largest]), statistics.median(ours.base_mb)
     return {
         "ours": ours.summary() | {"memory_mb": ours.memory_mb},
@@ -104,8 +113,11 @@ async def _measure(turns: int, *, quick: bool) -> dict[str, Any]:
             "burst_vs_default": round(faster / statistics.median(default.burst[largest]), 2),
             "burst_vs_raised": round(faster / statistics.median(raised.burst[largest]), 2),
             "burst_vs_same_writes": round(faster / statistics.median(limit), 2),
-            "p99_at_30": round(_percentile(ours.latency[rate], 99) / _percentile(default.latency[rate], 99), 2),
-            "cpu_per_object": round(statistics.median(ours.cpu) / statistics.median(default.cpu), 2),
+            "p99_vs_raised": {
+                str(rate): round(_percentile(ours.latency[rate], 99) / _percentile(raised.latency[rate], 99), 2)
+                for rate in RATES
+            },
+            "cpu_per_object_vs_raised": round(statistics.median(ours.cpu) / statistics.median(raised.cpu), 2),
         },
         "restart_s": {str(count): round(ours.restart[count][0], 1) for count in restarts if count != 5_000},
         "mb": {"base": round(base), "per_1000": round(1000 * (ours.memory_mb[most] - base) / most, 1)},
@@ -125,17 +137,24 @@ async def _turn(contender: Contender, figures: Figures, bursts: tuple[int, ...],
                 figures.base_mb.append(running.memory_mb())
                 figures.objects = 5
                 for rate in RATES:
-                    figures.objects += int(rate * seconds)
+                    before = _cpu_ms(running, folder)
                     latencies = await load.steady(api, contender, f"steady-{rate}", rate, seconds)
+                    await load.settled(running)
+                    used = [
+                        (now - then) / len(latencies)
+                        for now, then in zip(_cpu_ms(running, folder), before, strict=True)
+                    ]
+                    figures.objects += len(latencies)
                     figures.latency.setdefault(rate, []).extend(latencies)
+                    figures.steady_cpu.setdefault(rate, []).append((used[0], used[1]))
                 for count in bursts:
                     await load.settled(running)  # what is left to do of an earlier load is not this one's
-                    before, figures.objects = running.cpu_seconds(), figures.objects + count
+                    burst_began, figures.objects = running.cpu_seconds(), figures.objects + count
                     took = await load.burst(api, contender, f"burst-{count}", count)
                     figures.burst.setdefault(count, []).append(count / took)
                     _say(f"  {contender.name}: {count / took:.1f} objects/s in a burst of {count}")
                 await load.settled(running)
-                figures.cpu.append(1000 * (running.cpu_seconds() - before) / bursts[-1])
+                figures.cpu.append(1000 * (running.cpu_seconds() - burst_began) / bursts[-1])
                 figures.peak_mb.append(running.memory_mb(peak=True))
                 if isinstance(contender, Kubeflow):
                     running, took = await load.restart(api, contender, running, plane.kubeconfig, folder)
@@ -189,6 +208,11 @@ async def _simulated(count: int) -> dict[str, float]:
                 }
             finally:
                 await running.stop()
+
+
+def _cpu_ms(running: Running, folder: Path) -> tuple[float, float]:
+    """Return the CPU time of the operator and of the API server so far."""
+    return 1000 * running.cpu_seconds(), 1000 * api_server_cpu_seconds(folder)
 
 
 def _percentile(values: list[float], percent: int) -> float:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import os
 import signal
 import subprocess
@@ -36,9 +37,7 @@ class Running:
 
     def cpu_seconds(self) -> float:
         """User and system time that it has used."""
-        # The name in brackets may hold spaces; utime and stime are the 14th and 15th field.
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return _cpu_seconds(Path(f"/proc/{self.process.pid}"))
 
     def memory_mb(self, *, peak: bool = False) -> float:
         """Resident memory, now or at its highest."""
@@ -51,6 +50,22 @@ class Running:
         """End it as a Deployment does, and wait."""
         self.process.send_signal(signal.SIGTERM)
         await asyncio.to_thread(self.process.wait, 60)
+
+
+def api_server_cpu_seconds(folder: Path) -> float:
+    """User and system time of the API server whose files lie in this folder."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            program, *arguments = process.joinpath("cmdline").read_text().split("\0")
+            if program.endswith("kube-apiserver") and any(str(folder) in argument for argument in arguments):
+                return _cpu_seconds(process)
+    raise RuntimeError(f"no API server runs whose files lie in {folder}")
+
+
+def _cpu_seconds(process: Path) -> float:
+    # The name in brackets may hold spaces; utime and stime are the 14th and 15th field.
+    fields = process.joinpath("stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Contender(ABC):
