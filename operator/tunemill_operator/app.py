@@ -141,7 +141,7 @@ class _Process:
 
     async def _lead(self, access: Access, client: KubeClient) -> None:
         settings, metrics = self._settings, self._metrics
-        cache = Cache()
+        cache = Cache(metrics.unreadable)
         queue = WorkQueue(metrics.queue, cache.unserved)
         board = Board(queue, Pace(settings.progress_write_seconds, settings.progress_writes_per_second))
         recorder = Recorder(client, settings.candidate)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
 from tunemill_api.constants import (
     ANNOTATION_GENERATION,
@@ -40,6 +40,7 @@ LABEL_JOB_NAME = "batch.kubernetes.io/job-name"
 """Set by the Job controller on the pods of a Job. It stays when the Job is deleted with --cascade=orphan."""
 
 _JOB_SUFFIX = re.compile("(prepare|train|publish)-[0-9a-f]{8}")
+_NUMBER = re.compile("[0-9]{1,15}")
 _STAGES = frozenset(stage.value for stage in Stage)
 
 GONE_AFTER = timedelta(seconds=60)
@@ -56,6 +57,12 @@ REFUSALS = frozenset(
     }
 )
 """Failures of an object whose spec may not have become a run."""
+
+LARGEST_BYTES = 512 * 1024
+"""The most bytes of a FunctionCallFineTune as JSON: etcd takes 1.5 MiB, and thousands of those would take all memory."""
+
+LARGEST_COUNT = 10**12
+"""The largest number that a pod may report. The API server takes no status with one that has more than 64 bits."""
 
 Json = Mapping[str, Any]
 """An object as the API server sends it."""
@@ -262,13 +269,35 @@ class Pod:
 
 
 def stored_finetune_of(body: Json) -> StoredFineTune:
-    """Return what the cache keeps of a FunctionCallFineTune."""
+    """Return what the cache keeps of a FunctionCallFineTune; of one that cannot be read, why."""
     metadata = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
     annotations = metadata.get("annotations") or {}
     metadata["annotations"] = {name: value for name, value in annotations.items() if name.startswith(f"{GROUP}/")}
-    status = body.get("status") or {}
+    meta, status = meta_of(body), _mapping(body.get("status"))
     slim = {"metadata": metadata, "spec": body.get("spec") or {}, "status": status}
-    return StoredFineTune(meta=meta_of(body), phase=status.get("phase", ""), text=to_json(slim))
+    try:
+        text, problem = to_json(slim), ""
+        if len(text) > LARGEST_BYTES:
+            problem = f"the object has {len(text)} bytes as JSON, at most {LARGEST_BYTES} can be read: make it smaller"
+    except (ValueError, RecursionError) as error:  # nested too deep, or half a surrogate pair
+        problem = f"the object cannot be read: {error}"
+    if problem:
+        text = _without_spec(slim, problem)
+    phase = status.get("phase", "")
+    return StoredFineTune(meta=meta, phase=phase if isinstance(phase, str) else "", text=text)
+
+
+def _without_spec(slim: dict[str, Any], problem: str) -> bytes:
+    """Return the JSON of an object without its spec, and without its status if that is as bad."""
+    names = ("name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp")
+    metadata = {name: slim["metadata"][name] for name in names if name in slim["metadata"]}
+    short = {"metadata": metadata, "spec": {}, "status": slim["status"], "problem": problem}
+    try:
+        if len(text := to_json(short)) <= LARGEST_BYTES:
+            return text
+    except (ValueError, RecursionError):
+        pass
+    return to_json({**short, "status": {}})
 
 
 @lru_cache(maxsize=256)
@@ -278,9 +307,9 @@ def _finetune_in(text: bytes) -> FineTune:
 
 def finetune_of(body: Json) -> FineTune:
     """Return the view of a FunctionCallFineTune."""
-    spec, error = None, ""
+    spec, error = None, body.get("problem", "")
     try:
-        spec = FineTuneSpec.model_validate(_queued(body))
+        spec = None if error else FineTuneSpec.model_validate(_queued(body))
     except ValidationError as invalid:
         error = "; ".join(_invalid_field(found["loc"], found["type"], found["msg"]) for found in invalid.errors()[:5])
     try:
@@ -291,19 +320,21 @@ def finetune_of(body: Json) -> FineTune:
     return FineTune(
         meta=meta_of(body),
         generation=int(metadata.get("generation", 1)),
-        requested_at=(metadata.get("annotations") or {}).get(ANNOTATION_REQUESTED_AT, ""),
+        requested_at=_text((metadata.get("annotations") or {}).get(ANNOTATION_REQUESTED_AT)),
         spec=spec,
         spec_error=error,
         status=status,
     )
 
 
-def _queued(body: Json) -> Json:
+def _queued(body: Json) -> Any:  # noqa: ANN401 - what stands there may be no spec
     """Return the spec, with the queue that the object's labels name where it names none itself.
 
     Those who use Kueue label whatever is to be queued, and kustomize labels everything at once.
     """
     spec, labels = body.get("spec") or {}, body["metadata"].get("labels") or {}
+    if not isinstance(spec, dict):
+        return spec
     if not labels.get(LABEL_QUEUE) or spec.get("queue"):
         return spec
     priority = {"priorityClass": labels[LABEL_PRIORITY]} if labels.get(LABEL_PRIORITY) else {}
@@ -328,10 +359,10 @@ def job_of(body: Json) -> Job:
         meta=meta_of(body),
         label=labels.get(LABEL_STAGE, ""),
         key=annotations.get(ANNOTATION_KEY, ""),
-        generation=int(annotations.get(ANNOTATION_GENERATION, "0")),
+        generation=_number(annotations.get(ANNOTATION_GENERATION)) or 0,
         asked=annotations.get(ANNOTATION_REQUESTED_AT, ""),
         pod_digest=annotations.get(ANNOTATION_POD, ""),
-        memory_kills=int(annotations[ANNOTATION_MEMORY_KILLS]) if ANNOTATION_MEMORY_KILLS in annotations else None,
+        memory_kills=_number(annotations.get(ANNOTATION_MEMORY_KILLS)),
         queue=labels.get(LABEL_QUEUE, ""),
         priority=labels.get(LABEL_PRIORITY, ""),
         suspended=bool((body.get("spec") or {}).get("suspend", False)),
@@ -372,7 +403,28 @@ def reports_of(container: Container) -> tuple[StageReport, ...]:
     """Return the reports that a container left in its termination message."""
     if container.ended is None:
         return ()
-    return tuple(reports_in(container.ended.message, lambda text: parsed(StageReport, text)))
+    return tuple(reports_in(container.ended.message, _report))
+
+
+def _report(text: str) -> StageReport:
+    report = parsed(StageReport, text)
+    check_counts(report)
+    return report
+
+
+def check_counts(model: BaseModel) -> None:
+    """Check that the numbers of a pod's report fit into a status.
+
+    Raises:
+        ValueError: when one does not.
+    """
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, BaseModel):
+                check_counts(item)
+            elif isinstance(item, int) and abs(item) > LARGEST_COUNT:
+                raise ValueError(f"{name} is larger than {LARGEST_COUNT}")
 
 
 def end_within(container: Container, report: StageReport, latest: datetime | None) -> datetime:
@@ -452,12 +504,34 @@ def _is_job_name(name: str, finetune: str) -> bool:
 
 
 def _time(text: str | None) -> datetime | None:
-    """Return the time; None also for the epoch, which container runtimes write for a container that never started."""
+    """Return the time; None also for the epoch, which container runtimes write for a container that never started.
+
+    None as well for what is no time: users can write the status of their pods and Jobs.
+    """
     if not text:
         return None
-    time = _required_time(text)
+    try:
+        time = _required_time(text)
+    except (ValueError, TypeError):
+        return None
     return time if time.timestamp() > 0 else None
 
 
 def _required_time(text: str) -> datetime:
-    return datetime.fromisoformat(text)
+    time = datetime.fromisoformat(text)
+    if time.tzinfo is None:
+        raise ValueError(f"{text!r} has no time zone")
+    return time
+
+
+def _number(text: object) -> int | None:
+    """Return the whole number that an annotation holds; None when it holds none: anybody can write annotations."""
+    return int(text) if isinstance(text, str) and _NUMBER.fullmatch(text) else None
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
