@@ -1,5 +1,6 @@
 """The web application that takes progress reports."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from tunemill_api.plain_text import parsed
 
 from tunemill_operator.engine.volumes import progress_path
 from tunemill_operator.kube.errors import KubeError
-from tunemill_operator.progress.auth import Gatekeeper, NotAllowedError, NotAuthenticatedError
+from tunemill_operator.progress.auth import BusyError, Gatekeeper, NotAllowedError, NotAuthenticatedError
 from tunemill_operator.progress.board import Board, ProgressReport
 
 log = logging.getLogger(__name__)
@@ -18,7 +19,7 @@ log = logging.getLogger(__name__)
 BODY_BYTES = 16 * 1024
 """A report has at most 32 short metrics."""
 READ_SECONDS = 10.0
-"""A request that takes longer to arrive is dropped."""
+"""A request that takes longer, to arrive or to be judged, is dropped. Its headers are bounded by the listener."""
 
 
 def application(gatekeeper: Gatekeeper, board: Board, counted: Callable[[int], None]) -> web.Application:
@@ -33,14 +34,21 @@ def application(gatekeeper: Gatekeeper, board: Board, counted: Callable[[int], N
     async def post(request: web.Request) -> web.Response:
         key = (request.match_info["namespace"], request.match_info["name"])
         try:
-            pod = await gatekeeper.pod_of(request.headers.get("Authorization", ""), key)
-            report = parsed(ProgressReport, (await request.read()).decode(errors="replace"))
+            async with asyncio.timeout(READ_SECONDS):
+                authorization = request.headers.get("Authorization", "")
+                pod = await gatekeeper.pod_of(authorization, key, client=request.remote or "")
+                body = await request.read()
+            report = parsed(ProgressReport, body.decode(errors="replace"))
         except NotAuthenticatedError:
             return _answer(401, "a token of the pod with the audience for progress is needed")
         except NotAllowedError:
             return _answer(403, "only a running pod of this object may report about it")
         except ValidationError as error:
             return _answer(400, f"not a progress report: {error.errors(include_input=False)[0]['msg']}")
+        except BusyError:
+            return _closing(503, "too many tokens are being judged for this address, try again")
+        except TimeoutError:
+            return _closing(408, f"the request took longer than {READ_SECONDS:.0f} s")
         except KubeError as error:
             log.warning("a token could not be judged: %s", error)
             return _answer(503, "the token could not be judged, try again")
@@ -62,6 +70,13 @@ def application(gatekeeper: Gatekeeper, board: Board, counted: Callable[[int], N
     app = web.Application(client_max_size=BODY_BYTES, middlewares=[count])
     app.router.add_post(progress_path("{namespace}", "{name}"), post)
     return app
+
+
+def _closing(status: int, message: str) -> web.Response:
+    """Return an answer after which the connection is closed, whatever else the client has sent."""
+    response = _answer(status, message)
+    response.force_close()
+    return response
 
 
 def _answer(status: int, message: str) -> web.Response:
