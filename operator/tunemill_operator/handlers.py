@@ -111,11 +111,8 @@ def _register(
         audience.seen(resource.plural)
         if event["type"] is None:
             audience.listed()
-        key: Key | None
-        if event["type"] == "DELETED":
-            key = store.remove(uid_of(event["object"]))
-        else:
-            key = store.put(event["object"])
+        body = event["object"]
+        key = store.remove(uid_of(body)) if event["type"] == "DELETED" else store.put(body)
         if key is not None:
             for each in concerned(key):
                 audience.queue.add(each)

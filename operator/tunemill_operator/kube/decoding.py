@@ -1,8 +1,8 @@
 """JSON from the API server, decoded so that one object which cannot be read costs no other object.
 
-Users decide how deep and how odd an object is. pydantic's parser refuses JSON that is nested deeper than 200 levels, and
-with it a whole page of objects. Here what is too deep becomes null, and an object that is broken in another way is left
-out. What is null in the wrong place is then found when the object is validated.
+Users decide how deep and how odd an object is. pydantic's parser refuses JSON that is nested deeper than 200 levels,
+and with it a whole page of objects. Here what is too deep becomes null, and an object that is broken in another way is
+left out. What is null in the wrong place is then found when the object is validated.
 """
 
 import json

@@ -2,7 +2,7 @@
 
 - A list is read in pages that are bounded by bytes, not only by the number of objects: a page that is too large is
   given up while it arrives and asked for again with fewer objects. The next lists of that kind begin with as many.
-- What cannot be decoded is left out (`decoding`), before kopf sees it: an exception there ends the watch of all objects.
+- What cannot be decoded is left out (`decoding`) before kopf sees it: an exception there ends the watch of all objects.
 """
 
 import math
@@ -17,7 +17,7 @@ from tunemill_operator.kube.decoding import decodable_line, decoded
 PAGE = 200
 """Objects per page of a list: more would only take memory, tens of kilobytes each until they are looked through."""
 PAGE_BYTES = 4 * 1024 * 1024
-"""Bytes per page of a list. Decoded, JSON takes up to twelve times as much memory. A page of one object may be larger."""
+"""Bytes per page of a list. JSON takes up to twelve times as much memory once decoded. One object may be larger."""
 _CHUNK_BYTES = 256 * 1024
 
 
@@ -31,7 +31,7 @@ class Response(ClientResponse):
             self.content: Any = _Lines(self.content)
         return self
 
-    async def json(self, **_: Any) -> Any:  # type: ignore[override]  # noqa: ANN401 - any JSON value
+    async def json(self, **_: Any) -> Any:  # noqa: ANN401 - any JSON value
         """Return the decoded content; what is no JSON is an empty object."""
         try:
             return decoded(await self.read())

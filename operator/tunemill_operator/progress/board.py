@@ -15,11 +15,10 @@ from pydantic.alias_generators import to_camel
 from tunemill_api.stage_report import Stage, StageReport
 from tunemill_api.status import StatusModel, TrainerStatus
 
-from tunemill_operator.engine.objects import check_counts
+from tunemill_operator.engine.objects import check_figures
 from tunemill_operator.engine.observe import Progress
 from tunemill_operator.progress.turns import Pace, Turns
 from tunemill_operator.runtime.cache import Key
-
 
 LONGEST_ETA_SECONDS: Final = 10 * 365 * 24 * 3600
 """The longest remaining time that is believed. The API server takes no status with a number of more than 64 bits."""
@@ -42,7 +41,7 @@ class ProgressReport(StatusModel):
         if self.trainer_status is None and self.report is None:
             raise ValueError("trainerStatus or report is needed")
         if self.report:
-            check_counts(self.report)
+            check_figures(self.report)
         eta = self.trainer_status.estimated_remaining_seconds if self.trainer_status else None
         if eta is not None and eta > LONGEST_ETA_SECONDS:
             raise ValueError(f"trainerStatus.estimatedRemainingSeconds must be at most {LONGEST_ETA_SECONDS}")

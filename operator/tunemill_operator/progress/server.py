@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 
 from aiohttp import web
@@ -22,6 +22,14 @@ READ_SECONDS = 10.0
 """A request that takes longer, to arrive or to be judged, is dropped. Its headers are bounded by the listener."""
 
 
+_REFUSALS: Mapping[type[Exception], tuple[int, str]] = {
+    NotAuthenticatedError: (401, "a token of the pod with the audience for progress is needed"),
+    NotAllowedError: (403, "only a running pod of this object may report about it"),
+    BusyError: (503, "too many tokens of this address are being judged, try again"),
+    TimeoutError: (408, f"the request took longer than {READ_SECONDS:.0f} s"),
+}
+
+
 def application(gatekeeper: Gatekeeper, board: Board, counted: Callable[[int], None]) -> web.Application:
     """Return the application.
 
@@ -39,16 +47,10 @@ def application(gatekeeper: Gatekeeper, board: Board, counted: Callable[[int], N
                 pod = await gatekeeper.pod_of(authorization, key, client=request.remote or "")
                 body = await request.read()
             report = parsed(ProgressReport, body.decode(errors="replace"))
-        except NotAuthenticatedError:
-            return _answer(401, "a token of the pod with the audience for progress is needed")
-        except NotAllowedError:
-            return _answer(403, "only a running pod of this object may report about it")
+        except tuple(_REFUSALS) as error:
+            return _refusal(*_REFUSALS[type(error)])
         except ValidationError as error:
             return _answer(400, f"not a progress report: {error.errors(include_input=False)[0]['msg']}")
-        except BusyError:
-            return _closing(503, "too many tokens are being judged for this address, try again")
-        except TimeoutError:
-            return _closing(408, f"the request took longer than {READ_SECONDS:.0f} s")
         except KubeError as error:
             log.warning("a token could not be judged: %s", error)
             return _answer(503, "the token could not be judged, try again")
@@ -72,10 +74,11 @@ def application(gatekeeper: Gatekeeper, board: Board, counted: Callable[[int], N
     return app
 
 
-def _closing(status: int, message: str) -> web.Response:
-    """Return an answer after which the connection is closed, whatever else the client has sent."""
+def _refusal(status: int, message: str) -> web.Response:
+    """Return the answer. The connection stays open where a new one would cost more than the next request on it."""
     response = _answer(status, message)
-    response.force_close()
+    if status == 408:
+        response.force_close()
     return response
 
 

@@ -78,7 +78,7 @@ class Store(Generic[View]):
         """Take in an object; return the key that it concerns, None when it is not news or cannot be read."""
         try:
             return self._put(body)
-        except Exception as error:  # whatever it is, it is about this object alone
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is about this object alone
             self._ignore(body, error)
             return None
 
@@ -108,7 +108,8 @@ class Store(Generic[View]):
         while len(self._ignored) > REMEMBERED_DELETIONS:
             del self._ignored[next(iter(self._ignored))]
         self._unreadable(self._kind)
-        log.warning("%s: an object cannot be read and is ignored: %s: %s: %s", self._kind, where, type(error).__name__, error)
+        problem = f"{type(error).__name__}: {error}"[:200]
+        log.warning("%s: an object cannot be read and is ignored: %.400s: %s", self._kind, where, problem)
 
     def remove(self, uid: str) -> Key | None:
         """Take out a deleted object; return the key that it concerned, None when it was not known."""
@@ -174,11 +175,15 @@ class Cache:
             lambda stored: (stored.meta.namespace, stored.meta.name),
             unreadable,
         )
-        self.jobs: Store[Job] = Store("jobs", job_of, lambda view: (view.meta.namespace, view.meta.finetune), unreadable)
+        self.jobs: Store[Job] = Store(
+            "jobs", job_of, lambda view: (view.meta.namespace, view.meta.finetune), unreadable
+        )
         self.profiles: Store[Profile] = Store(
             "finetuneprofiles", profile_of, lambda view: ("", view.meta.name), unreadable
         )
-        self.pods: Store[Pod] = Store("pods", pod_of, lambda view: (view.meta.namespace, view.meta.finetune), unreadable)
+        self.pods: Store[Pod] = Store(
+            "pods", pod_of, lambda view: (view.meta.namespace, view.meta.finetune), unreadable
+        )
 
     def finetune(self, key: Key) -> FineTune | None:
         """Return the FunctionCallFineTune of this key; the youngest, where one was deleted and made anew."""

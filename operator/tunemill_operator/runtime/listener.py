@@ -4,8 +4,8 @@ A TLS connection costs about 300 KB from its beginning on, long before it is kno
 buffers at once. So connections are counted when they are accepted, and TLS begins when a whole ClientHello is there:
 
 - one address may have CONNECTIONS_PER_CLIENT; further ones are closed at once;
-- all together may be CONNECTIONS; for one more, the oldest that has not said anything yet is closed, or else the oldest
-  of the address with the most connections, so that those who open many are the ones who lose them;
+- all together may be CONNECTIONS; for one more, the oldest of the address with the most connections is closed, so that
+  those who open many are the ones who lose them. Where many have not said anything yet, it is the oldest of these;
 - a TLS handshake, a request's headers and an idle connection have a few seconds. The application bounds the body.
 """
 
@@ -26,6 +26,8 @@ CONNECTIONS: Final = 256
 """Open connections in all: about 75 MB with TLS. A stage opens one for each report, for some milliseconds."""
 CONNECTIONS_PER_CLIENT: Final = 32
 """Open connections of one address. Pods may share an address where the cluster network hides theirs."""
+SILENT_SHARE: Final = 4
+"""One in so many connections may be one that has not said anything yet."""
 HANDSHAKE_SECONDS: Final = 5.0
 HELLO_AGAIN_SECONDS: Final = 0.05
 """How often it is looked for the rest of a ClientHello that has come in part."""
@@ -125,7 +127,8 @@ class Connections:
             connection.deadline = asyncio.get_running_loop().call_later(HANDSHAKE_SECONDS, connection.close)
             self._wait_for_hello(connection, accepted)
         if self._count > CONNECTIONS:
-            oldest = self._silent or max(self._open.values(), key=len)
+            many_silent = len(self._silent) > CONNECTIONS // SILENT_SHARE
+            oldest = self._silent if many_silent else max(self._open.values(), key=len)
             next(iter(oldest)).close()
 
     def _wait_for_hello(self, connection: "_Connection", accepted: socket.socket) -> None:

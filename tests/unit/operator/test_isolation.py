@@ -1,4 +1,4 @@
-"""What one object holds ends nothing but the reconcile of that object (findings H1, H2 and H3 of the security review)."""
+"""What one object holds ends nothing but the reconcile of that object (findings H1 to H3 of the security review)."""
 
 import asyncio
 import json
@@ -163,7 +163,7 @@ def test_times_that_a_user_wrote_into_a_status_are_none() -> None:
 
 
 def test_an_object_that_is_too_large_says_so_and_is_not_kept() -> None:
-    """etcd takes 1.5 MiB of each: some hundred of them would be more than the operator's memory."""
+    """The API server takes 1.5 MiB of each: some hundred of them would be more than the operator's memory."""
     cache, body = Cache(), a_finetune_body("large", "attacker", podTemplates={"train": {"x": "y" * 2 * LARGEST_BYTES}})
     cache.finetunes.put(body)
     (stored,) = cache.finetunes
@@ -241,7 +241,7 @@ def test_of_a_list_each_object_that_can_be_decoded_is() -> None:
 
 
 def test_a_line_of_a_watch_is_made_fit_for_kopf() -> None:
-    """kopf parses it with Python's own parser, and an exception there ends the watch."""
+    """Its parser is the standard one, and an exception there ends the watch of all objects."""
     deep = b'{"type":"ADDED","object":' + b"[" * 5000 + b"]" * 5000 + b"}"
     assert json.loads(decodable_line(deep))["type"] == "ADDED"
     assert decodable_line(b'{"a":1}') == b'{"a":1}'
@@ -281,7 +281,7 @@ async def test_a_page_of_large_objects_is_asked_for_again_with_fewer(tmp_path: P
         server.limits.clear()
         assert sum([len(page) async for page, _ in client.pages(FINETUNES, None)]) == 30
         assert max(server.limits) < 10
-        assert [len(page) async for page, _ in client.pages(JOBS, None)][0] <= 4, "each kind has its own size"
+        assert await anext(len(page) async for page, _ in client.pages(JOBS, None)) <= 4, "each kind has its own size"
 
 
 async def test_a_page_becomes_larger_again_when_objects_are_small(tmp_path: Path) -> None:

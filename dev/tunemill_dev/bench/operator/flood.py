@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tunemill_api.constants import LABEL_FINETUNE, PROGRESS_AUDIENCE
+from tunemill_api.constants import LABEL_FINETUNE
 from tunemill_operator.engine.objects import Pod, pod_of
 from tunemill_operator.engine.volumes import progress_path
 from tunemill_operator.progress.auth import POD_UID, Gatekeeper
@@ -30,11 +30,12 @@ from tunemill_operator.progress.certificate import NAMES, Certificate
 from tunemill_operator.progress.server import application
 from tunemill_operator.runtime.listener import listening
 
-HONEST_TOKEN = "honest"  # noqa: S105 - of a server that takes it for a token
+HONEST_TOKEN = "honest"
 _REVIEW_SECONDS = 0.005
 _ADDRESSES = 100
 """The addresses of each kind of attackers: together they may have many more connections than the server keeps."""
-_SPREAD_SECONDS = 3.0
+_SPREAD_SECONDS = 10.0
+"""The attackers begin one after the other: a handshake costs the client as much as the server."""
 _PATH = progress_path("team-a", "support")
 
 
@@ -44,7 +45,7 @@ class _Reviewer:
         await asyncio.sleep(_REVIEW_SECONDS)
         if token != HONEST_TOKEN:
             return {}
-        return {"authenticated": True, "audiences": [PROGRESS_AUDIENCE], "user": {"extra": {POD_UID: ["pod"]}}}
+        return {"authenticated": True, "audiences": [audience], "user": {"extra": {POD_UID: ["pod"]}}}
 
 
 class _Pods:
@@ -122,7 +123,7 @@ def _wait_for(file: Path, process: subprocess.Popen[bytes]) -> None:
 async def _serve(folder: Path) -> None:
     certificate = Certificate(*(folder / name for name in NAMES))
     app = application(Gatekeeper(_Reviewer(), _Pods()), Board(_Queue()), lambda _: None)
-    async with listening(app, "0.0.0.0", 0, certificate.context) as port:  # noqa: S104 - clients of many addresses
+    async with listening(app, "0.0.0.0", 0, certificate.context) as port:
         (folder / "port.new").write_text(str(port))
         (folder / "port.new").rename(folder / "port")
         await asyncio.Event().wait()
@@ -149,10 +150,14 @@ async def _attack(folder: Path, half_open: int, busy: int) -> None:
             while await _report(reader, writer, secrets.token_hex(20)):
                 counted["forged_reports"] += 1
 
-    attacks = [(silent, 1, number) for number in range(half_open)] + [(forging, 2, number) for number in range(busy)]
+    attacks = [
+        *((silent, 1, number, half_open) for number in range(half_open)),
+        *((forging, 2, number, busy) for number in range(busy)),
+    ]
     async with asyncio.TaskGroup() as group:
-        for attack, net, number in attacks:
-            group.create_task(_again_and_again(attack, f"127.0.{net}.{number % _ADDRESSES + 1}", number * 0.0005))
+        for attack, net, number, of in attacks:
+            delay = _SPREAD_SECONDS * number / of
+            group.create_task(_again_and_again(attack, f"127.0.{net}.{number % _ADDRESSES + 1}", delay))
         while True:
             await asyncio.sleep(_SPREAD_SECONDS)
             (folder / "attacks.new").write_text(json.dumps(counted))
