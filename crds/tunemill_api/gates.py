@@ -41,7 +41,7 @@ def is_not_better(spec: FineTuneSpec, evaluation: EvaluationFacts) -> str:
     if spec.retrain is None or spec.retrain.promote is not Promote.IF_BETTER:
         return ""
     exact = next((metric for metric in evaluation.metrics if metric.name == Metric.EXACT_MATCH), None)
-    if exact is None or not exact.published or Decimal(exact.tuned) > Decimal(exact.published):
+    if exact is None or not exact.published or (exact.tuned and Decimal(exact.tuned) > Decimal(exact.published)):
         return ""
     figures = f"exact_match {exact.tuned} against {exact.published} on the same {evaluation.rows} held-out rows"
     return f"the published model stays: {figures}"
@@ -49,7 +49,7 @@ def is_not_better(spec: FineTuneSpec, evaluation: EvaluationFacts) -> str:
 
 def _decide(gate: Gate, evaluation: EvaluationFacts) -> list[GateFacts]:
     name = gate.metric.value
-    measured = next((metric for metric in evaluation.metrics if metric.name == name and metric.tuned), None)
+    measured = next((each for each in evaluation.metrics if each.name == name and each.tuned and each.base), None)
     if measured is None:
         return [
             GateFacts(gate=text, passed=False, message=f"no held-out row measures {name}")

@@ -32,6 +32,7 @@ from tunemill_operator.progress.turns import Pace
 from tunemill_operator.runtime import collector
 from tunemill_operator.runtime.cache import Cache
 from tunemill_operator.runtime.elector import Election, Elector
+from tunemill_operator.runtime.listener import listening
 from tunemill_operator.runtime.profile_status import ProfileStatuses
 from tunemill_operator.runtime.queue import WorkQueue
 from tunemill_operator.runtime.reconciler import Reconciler
@@ -141,7 +142,7 @@ class _Process:
 
     async def _lead(self, access: Access, client: KubeClient) -> None:
         settings, metrics = self._settings, self._metrics
-        cache = Cache()
+        cache = Cache(metrics.unreadable)
         queue = WorkQueue(metrics.queue, cache.unserved)
         board = Board(queue, Pace(settings.progress_write_seconds, settings.progress_writes_per_second))
         recorder = Recorder(client, settings.candidate)
@@ -263,16 +264,12 @@ async def _served(
     app: web.Application, host: str, port: int, context: ssl.SSLContext | None = None
 ) -> AsyncIterator[int]:
     """Serve the application while the context lasts; yield the port."""
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-    await runner.setup()
-    try:
+    async with contextlib.AsyncExitStack() as stack:
         try:
-            await web.TCPSite(runner, host, port, ssl_context=context).start()
+            bound = await stack.enter_async_context(listening(app, host, port, context))
         except OSError as error:
             raise SettingsError(f"port {port} cannot be listened on, choose another: {error.strerror}") from error
-        yield int(runner.addresses[0][1])
-    finally:
-        await runner.cleanup()
+        yield bound
 
 
 def _certificate(settings: Settings) -> Certificate | None:

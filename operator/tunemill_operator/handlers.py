@@ -9,12 +9,14 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import aiohttp
 import kopf
 from tunemill_api.constants import GROUP
 
 from tunemill_operator.kube.access import Credentials
-from tunemill_operator.kube.client import FINETUNES, JOBS, PAGE, PODS, PROFILES, Resource
-from tunemill_operator.runtime.cache import Cache, Key, Store
+from tunemill_operator.kube.client import FINETUNES, JOBS, PODS, PROFILES, Resource
+from tunemill_operator.kube.transport import PAGE, Pages, session_options
+from tunemill_operator.runtime.cache import Cache, Key, Store, uid_of
 from tunemill_operator.runtime.queue import WorkQueue
 
 STOP_SECONDS = 3.0
@@ -109,11 +111,8 @@ def _register(
         audience.seen(resource.plural)
         if event["type"] is None:
             audience.listed()
-        key: Key | None
-        if event["type"] == "DELETED":
-            key = store.remove(event["object"]["metadata"]["uid"])
-        else:
-            key = store.put(event["object"])
+        body = event["object"]
+        key = store.remove(uid_of(body)) if event["type"] == "DELETED" else store.put(body)
         if key is not None:
             for each in concerned(key):
                 audience.queue.add(each)
@@ -124,10 +123,12 @@ def _register(
 
 
 def _register_login(registry: kopf.OperatorRegistry, credentials: Callable[[], Awaitable[Credentials]]) -> None:
+    pages = Pages()
+
     @kopf.on.login(registry=registry, id="access")
-    async def login(**_: Any) -> kopf.ConnectionInfo:  # noqa: ANN401 - kopf's keyword arguments
+    async def login(**_: Any) -> kopf.AiohttpSession:  # noqa: ANN401 - kopf's keyword arguments
         current = await credentials()
-        return kopf.ConnectionInfo(
+        info = kopf.ConnectionInfo(
             server=current.server,
             ca_path=current.ca_file,
             insecure=not current.verify,
@@ -136,6 +137,13 @@ def _register_login(registry: kopf.OperatorRegistry, credentials: Callable[[], A
             certificate_path=current.certificate_file,
             private_key_path=current.key_file,
         )
+        # As kopf would make it, but for how answers are taken in. kopf closes it.
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=info.as_ssl_context()),
+            headers=info.as_http_headers(),
+            **session_options(pages),
+        )
+        return kopf.AiohttpSession(server=current.server, aiohttp_session=session)
 
 
 def _settings() -> kopf.OperatorSettings:

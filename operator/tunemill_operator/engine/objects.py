@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
 from tunemill_api.constants import (
     ANNOTATION_GENERATION,
@@ -28,7 +28,7 @@ from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.plain_text import parsed
 from tunemill_api.stage_report import Stage, StageReport, reports_in
-from tunemill_api.status import FineTuneStatus
+from tunemill_api.status import FineTuneStatus, MetricFacts
 
 ANNOTATION_POD = f"{GROUP}/pod"
 """On Jobs: a digest of what the spec says about the pod beyond the work; a live Job with another one is replaced."""
@@ -40,6 +40,8 @@ LABEL_JOB_NAME = "batch.kubernetes.io/job-name"
 """Set by the Job controller on the pods of a Job. It stays when the Job is deleted with --cascade=orphan."""
 
 _JOB_SUFFIX = re.compile("(prepare|train|publish)-[0-9a-f]{8}")
+_NUMBER = re.compile("[0-9]{1,15}")
+_SHARE = re.compile(r"-?[0-9]{1,9}(\.[0-9]{1,9})?")
 _STAGES = frozenset(stage.value for stage in Stage)
 
 GONE_AFTER = timedelta(seconds=60)
@@ -56,6 +58,12 @@ REFUSALS = frozenset(
     }
 )
 """Failures of an object whose spec may not have become a run."""
+
+LARGEST_BYTES = 512 * 1024
+"""The most bytes of a FunctionCallFineTune as JSON. etcd takes 1.5 MiB: some hundred of those would fill the memory."""
+
+LARGEST_COUNT = 10**12
+"""The largest number that a pod may report. The API server takes no status with one that has more than 64 bits."""
 
 Json = Mapping[str, Any]
 """An object as the API server sends it."""
@@ -262,13 +270,38 @@ class Pod:
 
 
 def stored_finetune_of(body: Json) -> StoredFineTune:
-    """Return what the cache keeps of a FunctionCallFineTune."""
+    """Return what the cache keeps of a FunctionCallFineTune; of one that cannot be read, why."""
     metadata = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
-    annotations = metadata.get("annotations") or {}
+    annotations = _mapping(metadata.get("annotations"))
     metadata["annotations"] = {name: value for name, value in annotations.items() if name.startswith(f"{GROUP}/")}
-    status = body.get("status") or {}
+    meta, status = meta_of(body), _mapping(body.get("status"))
+    generation = metadata.get("generation", 1)
+    if not isinstance(generation, int) or abs(generation) > LARGEST_COUNT:
+        raise TypeError("metadata.generation is no number")
     slim = {"metadata": metadata, "spec": body.get("spec") or {}, "status": status}
-    return StoredFineTune(meta=meta_of(body), phase=status.get("phase", ""), text=to_json(slim))
+    try:
+        text, problem = to_json(slim), ""
+        if len(text) > LARGEST_BYTES:
+            problem = f"the object has {len(text)} bytes as JSON, at most {LARGEST_BYTES} can be read: make it smaller"
+    except (ValueError, RecursionError) as error:  # nested too deep, or half a surrogate pair
+        problem = f"the object cannot be read: {error}"
+    if problem:
+        text = _without_spec(slim, problem)
+    phase = status.get("phase", "")
+    return StoredFineTune(meta=meta, phase=phase if isinstance(phase, str) else "", text=text)
+
+
+def _without_spec(slim: dict[str, Any], problem: str) -> bytes:
+    """Return the JSON of an object without its spec, and without its status if that is as bad."""
+    names = ("name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp")
+    metadata = {name: slim["metadata"][name] for name in names if name in slim["metadata"]}
+    short = {"metadata": metadata, "spec": {}, "status": slim["status"], "problem": problem}
+    try:
+        if len(text := to_json(short)) <= LARGEST_BYTES:
+            return text
+    except (ValueError, RecursionError):
+        pass
+    return to_json({**short, "status": {}})
 
 
 @lru_cache(maxsize=256)
@@ -278,32 +311,35 @@ def _finetune_in(text: bytes) -> FineTune:
 
 def finetune_of(body: Json) -> FineTune:
     """Return the view of a FunctionCallFineTune."""
-    spec, error = None, ""
+    spec, error = None, body.get("problem", "")
     try:
-        spec = FineTuneSpec.model_validate(_queued(body))
+        spec = None if error else FineTuneSpec.model_validate(_queued(body))
     except ValidationError as invalid:
         error = "; ".join(_invalid_field(found["loc"], found["type"], found["msg"]) for found in invalid.errors()[:5])
     try:
         status = FineTuneStatus.model_validate(body.get("status") or {})
-    except ValidationError:  # written by something else than this operator: what it says is found out again
+        check_figures(status)
+    except ValueError:  # written by something else than this operator: what it says is found out again
         status = FineTuneStatus()
     metadata = body["metadata"]
     return FineTune(
         meta=meta_of(body),
         generation=int(metadata.get("generation", 1)),
-        requested_at=(metadata.get("annotations") or {}).get(ANNOTATION_REQUESTED_AT, ""),
+        requested_at=_text(_mapping(metadata.get("annotations")).get(ANNOTATION_REQUESTED_AT)),
         spec=spec,
         spec_error=error,
         status=status,
     )
 
 
-def _queued(body: Json) -> Json:
+def _queued(body: Json) -> Any:  # noqa: ANN401 - what stands there may be no spec
     """Return the spec, with the queue that the object's labels name where it names none itself.
 
     Those who use Kueue label whatever is to be queued, and kustomize labels everything at once.
     """
-    spec, labels = body.get("spec") or {}, body["metadata"].get("labels") or {}
+    spec, labels = body.get("spec") or {}, _mapping(body["metadata"].get("labels"))
+    if not isinstance(spec, dict):
+        return spec
     if not labels.get(LABEL_QUEUE) or spec.get("queue"):
         return spec
     priority = {"priorityClass": labels[LABEL_PRIORITY]} if labels.get(LABEL_PRIORITY) else {}
@@ -319,49 +355,52 @@ def _invalid_field(location: tuple[int | str, ...], kind: str, message: str) -> 
 
 def job_of(body: Json) -> Job:
     """Return the view of a Job."""
-    annotations, labels = (body["metadata"].get(name) or {} for name in ("annotations", "labels"))
-    status = body.get("status") or {}
-    conditions = {c["type"]: c for c in status.get("conditions") or [] if c["status"] == "True"}
-    end = conditions.get("Complete") or conditions.get("Failed")
+    annotations, labels = (_mapping(body["metadata"].get(name)) for name in ("annotations", "labels"))
+    conditions = {
+        _text(each.get("type")): each
+        for each in _mappings(_mapping(body.get("status")).get("conditions"))
+        if each.get("status") == "True"
+    }
+    end = conditions.get("Complete") or conditions.get("Failed") or {}
     failed = conditions.get("Failed") or {}
     return Job(
         meta=meta_of(body),
-        label=labels.get(LABEL_STAGE, ""),
-        key=annotations.get(ANNOTATION_KEY, ""),
-        generation=int(annotations.get(ANNOTATION_GENERATION, "0")),
-        asked=annotations.get(ANNOTATION_REQUESTED_AT, ""),
-        pod_digest=annotations.get(ANNOTATION_POD, ""),
-        memory_kills=int(annotations[ANNOTATION_MEMORY_KILLS]) if ANNOTATION_MEMORY_KILLS in annotations else None,
-        queue=labels.get(LABEL_QUEUE, ""),
-        priority=labels.get(LABEL_PRIORITY, ""),
-        suspended=bool((body.get("spec") or {}).get("suspend", False)),
+        label=_text(labels.get(LABEL_STAGE)),
+        key=_text(annotations.get(ANNOTATION_KEY)),
+        generation=_number(annotations.get(ANNOTATION_GENERATION)) or 0,
+        asked=_text(annotations.get(ANNOTATION_REQUESTED_AT)),
+        pod_digest=_text(annotations.get(ANNOTATION_POD)),
+        memory_kills=_number(annotations.get(ANNOTATION_MEMORY_KILLS)),
+        queue=_text(labels.get(LABEL_QUEUE)),
+        priority=_text(labels.get(LABEL_PRIORITY)),
+        suspended=_mapping(body.get("spec")).get("suspend") is True,
         complete="Complete" in conditions,
         failed=bool(failed),
-        failed_reason=failed.get("reason", ""),
-        failed_message=failed.get("message", ""),
-        finished_at=_time(end.get("lastTransitionTime")) if end else None,
+        failed_reason=_text(failed.get("reason")),
+        failed_message=_text(failed.get("message")),
+        finished_at=_time(end.get("lastTransitionTime")),
     )
 
 
 def pod_of(body: Json) -> Pod:
     """Return the view of a pod."""
-    status = body.get("status") or {}
-    conditions = {c["type"]: c for c in status.get("conditions") or []}
+    status = _mapping(body.get("status"))
+    conditions = {_text(each.get("type")): each for each in _mappings(status.get("conditions"))}
     scheduled = conditions.get("PodScheduled") or {}
     disruption = conditions.get("DisruptionTarget") or {}
-    statuses = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
-    names = {item["name"] for item in statuses}
+    statuses = [*_mappings(status.get("initContainerStatuses")), *_mappings(status.get("containerStatuses"))]
+    containers = [_container(item) for item in statuses]
+    names = {item.name for item in containers}
     # An operator before trainer stages shared a container made train an init container of the pod that evaluates.
     shared = Stage.TRAIN in names and Stage.EVALUATE not in names
-    containers = [_container(item) for item in statuses]
     return Pod(
         meta=meta_of(body),
-        phase=status.get("phase", "Pending"),
-        reason=status.get("reason", ""),
-        message=status.get("message", ""),
-        unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
-        disrupted=disruption.get("reason", "Disrupted") if disruption.get("status") == "True" else "",
-        node=(body.get("spec") or {}).get("nodeName", ""),
+        phase=_text(status.get("phase")) or "Pending",
+        reason=_text(status.get("reason")),
+        message=_text(status.get("message")),
+        unschedulable=_text(scheduled.get("message")) if scheduled.get("reason") == "Unschedulable" else "",
+        disrupted=(_text(disruption.get("reason")) or "Disrupted") if disruption.get("status") == "True" else "",
+        node=_text(_mapping(body.get("spec")).get("nodeName")),
         ends_by=_time(body["metadata"].get("deletionTimestamp")),
         containers=tuple(part for item in containers for part in (_stages_of(item) if shared else [item])),
         shared=shared,
@@ -372,7 +411,32 @@ def reports_of(container: Container) -> tuple[StageReport, ...]:
     """Return the reports that a container left in its termination message."""
     if container.ended is None:
         return ()
-    return tuple(reports_in(container.ended.message, lambda text: parsed(StageReport, text)))
+    return tuple(reports_in(container.ended.message, _report))
+
+
+def _report(text: str) -> StageReport:
+    report = parsed(StageReport, text)
+    check_figures(report)
+    return report
+
+
+def check_figures(model: BaseModel) -> None:
+    """Check that the figures of a pod's report, or of a status, are ones that can be computed with and written.
+
+    Raises:
+        ValueError: when a number has too many digits, or when a metric is no number.
+    """
+    if isinstance(model, MetricFacts):
+        for share in (model.base, model.tuned, model.published):
+            if share and not _SHARE.fullmatch(share):
+                raise ValueError(f"the metric {model.name} is no number")
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, BaseModel):
+                check_figures(item)
+            elif isinstance(item, int) and abs(item) > LARGEST_COUNT:
+                raise ValueError(f"{name} is larger than {LARGEST_COUNT}")
 
 
 def end_within(container: Container, report: StageReport, latest: datetime | None) -> datetime:
@@ -407,18 +471,19 @@ def _is_of(stage: Stage, line: str) -> bool:
 
 
 def _container(status: Json) -> Container:
-    state = status.get("state") or {}
-    waiting, running, ended = (state.get(name) or {} for name in ("waiting", "running", "terminated"))
+    state = _mapping(status.get("state"))
+    waiting, running, ended = (_mapping(state.get(name)) for name in ("waiting", "running", "terminated"))
+    code = ended.get("exitCode", 0)
     return Container(
-        name=status["name"],
-        image=status.get("image", ""),
-        waiting_reason=waiting.get("reason", ""),
-        waiting_message=waiting.get("message", ""),
+        name=_text(status.get("name")),
+        image=_text(status.get("image")),
+        waiting_reason=_text(waiting.get("reason")),
+        waiting_message=_text(waiting.get("message")),
         started_at=_time(running.get("startedAt") or ended.get("startedAt")),
         ended=Ended(
-            exit_code=int(ended.get("exitCode", 0)),
-            reason=ended.get("reason", ""),
-            message=ended.get("message", ""),
+            exit_code=code if isinstance(code, int) and abs(code) < 2**31 else 1,
+            reason=_text(ended.get("reason")),
+            message=_text(ended.get("message")),
             finished_at=_time(ended.get("finishedAt")),
         )
         if ended
@@ -427,21 +492,31 @@ def _container(status: Json) -> Container:
 
 
 def meta_of(body: Json) -> Meta:
-    """Return what every object has."""
+    """Return what every object has.
+
+    Raises:
+        KeyError: the API server has not made the object.
+        TypeError: the same.
+        ValueError: the same.
+    """
     metadata = body["metadata"]
-    labels = metadata.get("labels") or {}
-    controller: Json = next((owner for owner in metadata.get("ownerReferences") or [] if owner.get("controller")), {})
-    job = controller.get("name", "") if controller.get("kind") == "Job" else ""
+    labels = _mapping(metadata.get("labels"))
+    owners = _mappings(metadata.get("ownerReferences"))
+    controller: Json = next((owner for owner in owners if owner.get("controller")), {})
+    job = _text(controller.get("name")) if controller.get("kind") == "Job" else ""
+    name, uid = metadata["name"], metadata["uid"]
+    if not isinstance(name, str) or not isinstance(uid, str):
+        raise TypeError("the name or the uid is no text")
     return Meta(
-        namespace=metadata.get("namespace", ""),
-        name=metadata["name"],
-        uid=metadata["uid"],
+        namespace=_text(metadata.get("namespace")),
+        name=name,
+        uid=uid,
         resource_version=int(metadata["resourceVersion"]),
         created_at=_required_time(metadata["creationTimestamp"]),
         deleting="deletionTimestamp" in metadata,
-        finetune=labels.get(LABEL_FINETUNE, ""),
-        owner=controller.get("uid", ""),
-        owner_job=job if controller else labels.get(LABEL_JOB_NAME, ""),
+        finetune=_text(labels.get(LABEL_FINETUNE)),
+        owner=_text(controller.get("uid")),
+        owner_job=job if controller else _text(labels.get(LABEL_JOB_NAME)),
     )
 
 
@@ -452,12 +527,38 @@ def _is_job_name(name: str, finetune: str) -> bool:
 
 
 def _time(text: str | None) -> datetime | None:
-    """Return the time; None also for the epoch, which container runtimes write for a container that never started."""
+    """Return the time; None also for the epoch, which container runtimes write for a container that never started.
+
+    None as well for what is no time: users can write the status of their pods and Jobs.
+    """
     if not text:
         return None
-    time = _required_time(text)
+    try:
+        time = _required_time(text)
+    except (ValueError, TypeError):
+        return None
     return time if time.timestamp() > 0 else None
 
 
 def _required_time(text: str) -> datetime:
-    return datetime.fromisoformat(text)
+    time = datetime.fromisoformat(text)
+    if time.tzinfo is None:
+        raise ValueError(f"{text!r} has no time zone")
+    return time
+
+
+def _number(text: object) -> int | None:
+    """Return the whole number that an annotation holds; None when it holds none: anybody can write annotations."""
+    return int(text) if isinstance(text, str) and _NUMBER.fullmatch(text) else None
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _mappings(value: object) -> list[Mapping[str, Any]]:
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

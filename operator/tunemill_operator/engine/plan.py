@@ -107,6 +107,11 @@ def plan(finetune: FineTune, observed: Observed, platform: Platform, now: dateti
     )
 
 
+def undecidable(finetune: FineTune, error: str, now: datetime) -> Plan:
+    """Return what is to be done about an object for which `plan` raised an exception: say so in its status."""
+    return _invalid(finetune, Reason.INTERNAL_ERROR, f"the operator cannot handle this object: {error}", now)
+
+
 def _gate_not_passed(case: Case) -> Step | None:
     """What misses a gate is not published; the result waits for another gate, as a draft if it is to be one."""
     on_failure, pushed = case.spec.evaluation.on_gate_failure, case.ledger.facts.published

@@ -71,7 +71,7 @@ def profile_of(body: Json) -> Profile:
         return Profile(meta_of(body), FineTuneProfileSpec.model_validate(spec), "", generation, status)
     except ValidationError as invalid:
         error = f"spec.{invalid_field(invalid)}"
-        unread = FineTuneProfileSpec(default=spec.get("default") is True)
+        unread = FineTuneProfileSpec(default=isinstance(spec, dict) and spec.get("default") is True)
         return Profile(meta_of(body), unread, error, generation, status)
 
 

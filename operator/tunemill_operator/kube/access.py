@@ -8,6 +8,8 @@ from urllib.request import getproxies, proxy_bypass
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
+from tunemill_operator.kube.transport import Pages, session_options
+
 
 @dataclass(frozen=True)
 class Credentials:
@@ -32,7 +34,7 @@ class Access:
         self._configuration = configuration
         # Asked once: aiohttp would look for proxies and a .netrc in a thread for every request.
         configuration.proxy = configuration.proxy or _proxy(configuration.host)
-        configuration.client_session_kwargs = {"trust_env": False}
+        configuration.client_session_kwargs = session_options(Pages())
 
     @property
     def host(self) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 import aiohttp
 from kubernetes.aio.client import ApiClient
-from pydantic_core import from_json
 from tunemill_api.constants import (
     API_VERSION,
     FIELD_MANAGER,
@@ -21,15 +20,15 @@ from tunemill_api.constants import (
 )
 
 from tunemill_operator.engine.workloads import LABEL_JOB
+from tunemill_operator.kube.decoding import decoded
 from tunemill_operator.kube.errors import NotFoundError, UnavailableError, error_of
+from tunemill_operator.kube.transport import PAGE
 
 Json = dict[str, Any]
 """An object as the API server has it."""
 
 REQUEST_SECONDS = 30.0
 """The longest that a request may take. A watch is none of them: kopf watches."""
-PAGE = 200
-"""Objects per page of a list: more would only take memory, tens of kilobytes each until they are looked through."""
 MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 
@@ -98,11 +97,17 @@ class KubeClient:
         """Yield the objects of a kind page by page, each with the resource version at which the list was taken."""
         query = {"labelSelector": resource.selector, "fieldSelector": resource.fields, "limit": str(PAGE)}
         while True:
-            page = await self._page(resource.path(namespace), query)
-            yield page["items"], int(page["metadata"]["resourceVersion"])
-            if not page["metadata"].get("continue"):
+            path = resource.path(namespace)
+            page = await self._page(path, query)
+            items, metadata = page.get("items"), page.get("metadata")
+            if not isinstance(items, list) or not isinstance(metadata, dict):
+                raise UnavailableError(f"GET {path}: the answer is not a list of objects")
+            del page  # one page at a time: those of large objects are large
+            yield items, int(metadata["resourceVersion"])
+            del items
+            if not metadata.get("continue"):
                 return
-            query["continue"] = page["metadata"]["continue"]
+            query["continue"] = metadata["continue"]
 
     async def _page(self, path: str, query: Mapping[str, str]) -> Json:
         """Return a page; a long list must not fail as a whole because one of its many requests did."""
@@ -208,7 +213,7 @@ class KubeClient:
             raise UnavailableError(f"{method} {path}: {error or type(error).__name__}") from error
         finally:
             self._observer(method, path, code, time.monotonic() - started)
-        answer: Json = _decoded(text)
+        answer = _object(text)
         if code >= 400:
             message = answer.get("message") or text.decode(errors="replace")[:500]
             wait = response.headers.get("Retry-After", "")
@@ -216,9 +221,9 @@ class KubeClient:
         return answer
 
 
-def _decoded(text: bytes) -> Json:
+def _object(text: bytes) -> Json:
     try:
-        answer: Json = from_json(text)
+        answer = decoded(text)
     except ValueError:  # a proxy's error page
         return {}
-    return answer
+    return answer if isinstance(answer, dict) else {}

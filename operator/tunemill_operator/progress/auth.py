@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import Any, Protocol
 
 from tunemill_api.constants import PROGRESS_AUDIENCE
@@ -15,6 +15,8 @@ REMEMBERED_SECONDS = 60.0
 REMEMBERED_TOKENS = 4096
 REVIEWS_AT_ONCE = 8
 """Nobody can make the operator flood the API server with tokens that it has not seen."""
+REVIEWS_PER_CLIENT = 4
+"""Tokens of one address that are judged or wait for it: whoever sends thousands of forged ones delays nobody else."""
 POD_NAME = "authentication.kubernetes.io/pod-name"
 POD_UID = "authentication.kubernetes.io/pod-uid"
 
@@ -41,6 +43,10 @@ class NotAllowedError(Exception):
     """The token is of a pod that may not report about this object."""
 
 
+class BusyError(Exception):
+    """So many tokens of this address are being judged that the request has to come again."""
+
+
 class Gatekeeper:
     """Decides about every report."""
 
@@ -49,15 +55,18 @@ class Gatekeeper:
         self._pods = pods
         self._judged: OrderedDict[str, tuple[float, str]] = OrderedDict()
         self._reviewing = asyncio.Semaphore(REVIEWS_AT_ONCE)
+        self._unjudged: Counter[str] = Counter()
 
-    async def pod_of(self, authorization: str, key: Key) -> str:
+    async def pod_of(self, authorization: str, key: Key, client: str) -> str:
         """Return the uid of the pod that reports about the object of this key.
 
         Args:
             authorization: the header of the request, `Bearer` and the token.
             key: namespace and name of the object.
+            client: the address that the request comes from.
 
         Raises:
+            BusyError: too many tokens of this address are being judged.
             NotAuthenticatedError: the token is missing, expired, of another audience, or of no pod.
             NotAllowedError: the pod does not work on the object, or not any more.
             KubeError: the API server could not judge the token.
@@ -65,7 +74,7 @@ class Gatekeeper:
         scheme, _, token = authorization.partition(" ")
         if scheme != "Bearer" or not token:
             raise NotAuthenticatedError
-        uid = await self._judge(token)
+        uid = await self._judge(token, client)
         if not uid:
             raise NotAuthenticatedError
         pod = self._pods.get(uid)
@@ -75,13 +84,21 @@ class Gatekeeper:
             raise NotAllowedError
         return uid
 
-    async def _judge(self, token: str) -> str:
+    async def _judge(self, token: str, client: str) -> str:
         """Return the uid of the pod that the token was made for, empty when the token is no good."""
         digest, now = hashlib.sha256(token.encode()).hexdigest(), asyncio.get_running_loop().time()
         if (known := self._judged.get(digest)) and now - known[0] < REMEMBERED_SECONDS:
             return known[1]
-        async with self._reviewing:
-            status = await self._reviewer.review_token(token, PROGRESS_AUDIENCE)
+        if self._unjudged[client] >= REVIEWS_PER_CLIENT:
+            raise BusyError
+        self._unjudged[client] += 1
+        try:
+            async with self._reviewing:
+                status = await self._reviewer.review_token(token, PROGRESS_AUDIENCE)
+        finally:
+            self._unjudged[client] -= 1
+            if not self._unjudged[client]:
+                del self._unjudged[client]
         uid = _pod_uid(status)
         self._judged[digest] = (now, uid)
         self._judged.move_to_end(digest)

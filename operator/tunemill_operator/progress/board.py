@@ -8,16 +8,20 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 from tunemill_api.stage_report import Stage, StageReport
 from tunemill_api.status import StatusModel, TrainerStatus
 
+from tunemill_operator.engine.objects import check_figures
 from tunemill_operator.engine.observe import Progress
 from tunemill_operator.progress.turns import Pace, Turns
 from tunemill_operator.runtime.cache import Key
+
+LONGEST_ETA_SECONDS: Final = 10 * 365 * 24 * 3600
+"""The longest remaining time that is believed. The API server takes no status with a number of more than 64 bits."""
 
 
 class ProgressReport(StatusModel):
@@ -36,6 +40,11 @@ class ProgressReport(StatusModel):
     def _says_something(self) -> Self:
         if self.trainer_status is None and self.report is None:
             raise ValueError("trainerStatus or report is needed")
+        if self.report:
+            check_figures(self.report)
+        eta = self.trainer_status.estimated_remaining_seconds if self.trainer_status else None
+        if eta is not None and eta > LONGEST_ETA_SECONDS:
+            raise ValueError(f"trainerStatus.estimatedRemainingSeconds must be at most {LONGEST_ETA_SECONDS}")
         return self
 
     def after(self, before: Progress | None, pod: str, now: datetime) -> Progress:

@@ -1,7 +1,8 @@
 """The web application that takes progress reports."""
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 
 from aiohttp import web
@@ -10,7 +11,7 @@ from tunemill_api.plain_text import parsed
 
 from tunemill_operator.engine.volumes import progress_path
 from tunemill_operator.kube.errors import KubeError
-from tunemill_operator.progress.auth import Gatekeeper, NotAllowedError, NotAuthenticatedError
+from tunemill_operator.progress.auth import BusyError, Gatekeeper, NotAllowedError, NotAuthenticatedError
 from tunemill_operator.progress.board import Board, ProgressReport
 
 log = logging.getLogger(__name__)
@@ -18,7 +19,15 @@ log = logging.getLogger(__name__)
 BODY_BYTES = 16 * 1024
 """A report has at most 32 short metrics."""
 READ_SECONDS = 10.0
-"""A request that takes longer to arrive is dropped."""
+"""A request that takes longer, to arrive or to be judged, is dropped. Its headers are bounded by the listener."""
+
+
+_REFUSALS: Mapping[type[Exception], tuple[int, str]] = {
+    NotAuthenticatedError: (401, "a token of the pod with the audience for progress is needed"),
+    NotAllowedError: (403, "only a running pod of this object may report about it"),
+    BusyError: (503, "too many tokens of this address are being judged, try again"),
+    TimeoutError: (408, f"the request took longer than {READ_SECONDS:.0f} s"),
+}
 
 
 def application(gatekeeper: Gatekeeper, board: Board, counted: Callable[[int], None]) -> web.Application:
@@ -33,12 +42,13 @@ def application(gatekeeper: Gatekeeper, board: Board, counted: Callable[[int], N
     async def post(request: web.Request) -> web.Response:
         key = (request.match_info["namespace"], request.match_info["name"])
         try:
-            pod = await gatekeeper.pod_of(request.headers.get("Authorization", ""), key)
-            report = parsed(ProgressReport, (await request.read()).decode(errors="replace"))
-        except NotAuthenticatedError:
-            return _answer(401, "a token of the pod with the audience for progress is needed")
-        except NotAllowedError:
-            return _answer(403, "only a running pod of this object may report about it")
+            async with asyncio.timeout(READ_SECONDS):
+                authorization = request.headers.get("Authorization", "")
+                pod = await gatekeeper.pod_of(authorization, key, client=request.remote or "")
+                body = await request.read()
+            report = parsed(ProgressReport, body.decode(errors="replace"))
+        except tuple(_REFUSALS) as error:
+            return _refusal(*_REFUSALS[type(error)])
         except ValidationError as error:
             return _answer(400, f"not a progress report: {error.errors(include_input=False)[0]['msg']}")
         except KubeError as error:
@@ -62,6 +72,14 @@ def application(gatekeeper: Gatekeeper, board: Board, counted: Callable[[int], N
     app = web.Application(client_max_size=BODY_BYTES, middlewares=[count])
     app.router.add_post(progress_path("{namespace}", "{name}"), post)
     return app
+
+
+def _refusal(status: int, message: str) -> web.Response:
+    """Return the answer. The connection stays open where a new one would cost more than the next request on it."""
+    response = _answer(status, message)
+    if status == 408:
+        response.force_close()
+    return response
 
 
 def _answer(status: int, message: str) -> web.Response:

@@ -1,5 +1,6 @@
 """The newest known view of every object that concerns the operator."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Generic, Protocol, TypeVar
@@ -16,11 +17,20 @@ from tunemill_operator.engine.objects import (
 )
 from tunemill_operator.engine.profiles import Profile, profile_of
 
+log = logging.getLogger(__name__)
+
 Key = tuple[str, str]
 """Namespace and name of a FunctionCallFineTune."""
 
 REMEMBERED_DELETIONS = 10_000
 """Uids of deleted objects that are kept, so that a late answer of the API server does not bring one back."""
+
+
+def uid_of(body: Any) -> str:  # noqa: ANN401 - what stands in a list may be anything
+    """Return the uid of an object; empty when it has none."""
+    metadata = body.get("metadata") if isinstance(body, Mapping) else None
+    uid = metadata.get("uid") if isinstance(metadata, Mapping) else None
+    return uid if isinstance(uid, str) else ""
 
 
 class _Viewed(Protocol):
@@ -36,32 +46,79 @@ class Store(Generic[View]):
     """The objects of one kind. It only moves forward: what is older than what it holds is dropped.
 
     Watch events and the answers to the operator's own writes arrive in any order; the resource version tells which is
-    newer.
+    newer. A version of an object that cannot be read is ignored: users write most of what an object holds, and none of
+    them may keep the operator from reading the objects of others.
     """
 
-    def __init__(self, view: Callable[[Mapping[str, Any]], View], key: Callable[[View], Key]) -> None:
+    def __init__(
+        self,
+        kind: str,
+        view: Callable[[Mapping[str, Any]], View],
+        key: Callable[[View], Key],
+        unreadable: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Make an empty store.
+
+        Args:
+            kind: the plural of the kind.
+            view: returns what is kept of an object.
+            key: returns which FunctionCallFineTune an object concerns.
+            unreadable: called with the kind for each version of an object that cannot be read.
+        """
+        self._kind = kind
         self._view = view
         self._key = key
+        self._unreadable = unreadable
+        self._ignored: dict[str, str] = {}
         self._objects: dict[str, View] = {}
         self._by_key: dict[Key, set[str]] = defaultdict(set)
         self._deleted: dict[str, None] = {}
 
     def put(self, body: Mapping[str, Any]) -> Key | None:
-        """Take in an object; return the key that it concerns, None when it is not news."""
+        """Take in an object; return the key that it concerns, None when it is not news or cannot be read."""
+        try:
+            return self._put(body)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is about this object alone
+            self._ignore(body, error)
+            return None
+
+    def _put(self, body: Mapping[str, Any]) -> Key | None:
         uid, version = body["metadata"]["uid"], int(body["metadata"]["resourceVersion"])
         known = self._objects.get(uid)
         if uid in self._deleted or (known and known.meta.resource_version >= version):
             return None
         view = self._view(body)
+        key = self._key(view)
+        if known and self._key(known) != key:  # its label was changed
+            self._forget(uid)
         self._objects[uid] = view
-        self._by_key[self._key(view)].add(uid)
-        return self._key(view)
+        self._by_key[key].add(uid)
+        self._ignored.pop(uid, None)
+        return key
+
+    def _ignore(self, body: Mapping[str, Any], error: Exception) -> None:
+        """Say once that this version of an object cannot be read."""
+        uid, version, where = "", "", "without metadata"
+        if isinstance(metadata := body.get("metadata") if isinstance(body, Mapping) else None, Mapping):
+            uid, version = str(metadata.get("uid", "")), str(metadata.get("resourceVersion", ""))
+            where = f"{metadata.get('namespace', '')}/{metadata.get('name', '')}"
+        if self._ignored.get(uid) == version:
+            return
+        self._ignored[uid] = version
+        while len(self._ignored) > REMEMBERED_DELETIONS:
+            del self._ignored[next(iter(self._ignored))]
+        self._unreadable(self._kind)
+        problem = f"{type(error).__name__}: {error}"[:200]
+        log.warning("%s: an object cannot be read and is ignored: %.400s: %s", self._kind, where, problem)
 
     def remove(self, uid: str) -> Key | None:
         """Take out a deleted object; return the key that it concerned, None when it was not known."""
         self._deleted[uid] = None
         while len(self._deleted) > REMEMBERED_DELETIONS:
             del self._deleted[next(iter(self._deleted))]
+        return self._forget(uid)
+
+    def _forget(self, uid: str) -> Key | None:
         view = self._objects.pop(uid, None)
         if view is None:
             return None
@@ -80,7 +137,7 @@ class Store(Generic[View]):
         listed = set()
         for body in bodies:
             self.put(body)
-            listed.add(body["metadata"]["uid"])
+            listed.add(uid_of(body))
         self._drop(self.of(key), listed, version)
 
     def get(self, uid: str) -> View | None:
@@ -110,13 +167,23 @@ class Store(Generic[View]):
 class Cache:
     """All that the operator has seen."""
 
-    def __init__(self) -> None:
+    def __init__(self, unreadable: Callable[[str], None] = lambda _: None) -> None:
+        """`unreadable` is called with the kind of each object that cannot be read."""
         self.finetunes: Store[StoredFineTune] = Store(
-            stored_finetune_of, lambda stored: (stored.meta.namespace, stored.meta.name)
+            "functioncallfinetunes",
+            stored_finetune_of,
+            lambda stored: (stored.meta.namespace, stored.meta.name),
+            unreadable,
         )
-        self.jobs: Store[Job] = Store(job_of, lambda view: (view.meta.namespace, view.meta.finetune))
-        self.profiles: Store[Profile] = Store(profile_of, lambda view: ("", view.meta.name))
-        self.pods: Store[Pod] = Store(pod_of, lambda view: (view.meta.namespace, view.meta.finetune))
+        self.jobs: Store[Job] = Store(
+            "jobs", job_of, lambda view: (view.meta.namespace, view.meta.finetune), unreadable
+        )
+        self.profiles: Store[Profile] = Store(
+            "finetuneprofiles", profile_of, lambda view: ("", view.meta.name), unreadable
+        )
+        self.pods: Store[Pod] = Store(
+            "pods", pod_of, lambda view: (view.meta.namespace, view.meta.finetune), unreadable
+        )
 
     def finetune(self, key: Key) -> FineTune | None:
         """Return the FunctionCallFineTune of this key; the youngest, where one was deleted and made anew."""

@@ -78,7 +78,12 @@ class ProfileStatuses:
         for profile in present:
             if self._done.get(profile.meta.uid) == profile.generation:
                 continue
-            wanted = status_of(profile, self.clock())
+            try:
+                wanted = status_of(profile, self.clock())
+            except Exception:
+                log.exception("FineTuneProfile %s cannot be judged", profile.meta.name)
+                self._done[profile.meta.uid] = profile.generation
+                continue
             if wanted != profile.status:
                 await self._write(profile, wanted)
             self._done[profile.meta.uid] = profile.generation

@@ -12,7 +12,7 @@ from tunemill_api.status import FineTuneStatus
 
 from tunemill_operator.engine.objects import FineTune, Job
 from tunemill_operator.engine.observe import Observed, Progress, Queueing, Refusal, not_started, unadmitted
-from tunemill_operator.engine.plan import CreateJob, DeleteJob, Plan, plan
+from tunemill_operator.engine.plan import CreateJob, DeleteJob, Plan, plan, undecidable
 from tunemill_operator.engine.volumes import Platform
 from tunemill_operator.engine.workloads import workload_of
 from tunemill_operator.kube.client import JOBS, Json, KubeClient
@@ -86,17 +86,17 @@ class Reconciler:
         record.at(finetune.status)
         now = datetime.now(UTC).replace(microsecond=0)
         observed = await self._observe(key, finetune)
-        decided = plan(finetune, observed, self.platform(), now)
+        decided = await self._decide(finetune, observed, now)
         if decided.needs_pods:
             self.cache.pods.complete(key, *await self.client.pods_of(*key))
             observed = replace(observed, pods=self.cache.pods.of(key), pods_listed=True)
-            decided = plan(finetune, observed, self.platform(), now)
+            decided = await self._decide(finetune, observed, now)
         record.at(decided.status or finetune.status)
         refusal = await self._act(decided)
         waiting = not_started(self.cache.jobs.of(key), self.cache.pods.of(key))
         self.warnings.expect(key, {view.meta.uid: view.meta.created_at for view in waiting})
         if refusal:
-            decided = plan(finetune, replace(observed, refusal=refusal), self.platform(), now)
+            decided = await self._decide(finetune, replace(observed, refusal=refusal), now)
             record.at(decided.status or finetune.status)
         elif decided.actions and self.queue.pressed(key) and self.cache.jobs.of(key):
             self.queue.add(key)  # what was done is told after new objects have their Jobs
@@ -108,6 +108,17 @@ class Reconciler:
                 self.board.wait_for_turn(key)
         if decided.requeue_after is not None:
             self.queue.add_after(key, decided.requeue_after.total_seconds())
+
+    async def _decide(self, finetune: FineTune, observed: Observed, now: datetime) -> Plan:
+        """Return the plan. An object that brings out a defect of the operator is told so in its status."""
+        platform = self.platform()
+        try:
+            return plan(finetune, observed, platform, now)
+        except Exception as error:
+            told = undecidable(finetune, f"{type(error).__name__}: {error}", now)
+            if told.status is not None and told.status != finetune.status:
+                await self._write(finetune, told, told.status, now)
+            raise
 
     async def _observe(self, key: Key, finetune: FineTune) -> Observed:
         observed = Observed(

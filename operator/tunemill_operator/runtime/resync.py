@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from tunemill_operator.kube.client import FINETUNES, JOBS, PODS, PROFILES, KubeClient, Resource
 from tunemill_operator.kube.errors import KubeError, NotFoundError, RefusedError
-from tunemill_operator.runtime.cache import Cache, Key, Store
+from tunemill_operator.runtime.cache import Cache, Key, Store, uid_of
 from tunemill_operator.runtime.queue import WorkQueue
 
 log = logging.getLogger(__name__)
@@ -112,6 +112,10 @@ class Resync:
                     raise KindsChangedError(f"a CRD was removed: {error}") from error
                 except KubeError as error:
                     log.warning("the caches could not be compared: %s", error)
+                except KindsChangedError:
+                    raise
+                except Exception:  # the operator serves whom it can, and looks again
+                    log.exception("the caches could not be compared")
 
     async def _due(self, latest: float) -> None:
         """Return at that time on the loop's clock, or when a watch has told its whole list."""
@@ -154,8 +158,9 @@ class Resync:
         changed: list[Key] = []
         version = 0
         async for items, version in self.client.pages(resource, namespace):  # noqa: B007 - that of the last page
-            listed.update(item["metadata"]["uid"] for item in items)
+            listed.update(map(uid_of, items))
             changed += [key for item in items if (key := store.put(item)) is not None]
+            del items  # before the next page comes
         return changed + store.prune(listed, version, namespace)
 
     def _enqueue_all(self) -> None:

@@ -106,7 +106,10 @@ class Warnings:
 def _by_object(events: Iterable[Json]) -> Mapping[str, Sequence[Complaint]]:
     said: dict[str, list[Complaint]] = defaultdict(list)
     for event in events:
-        complaint = _complaint(event)
+        try:
+            complaint = _complaint(event)
+        except (KeyError, TypeError, ValueError, AttributeError):  # users write events, too
+            continue
         said[complaint.about].append(complaint)
     return said
 
@@ -118,9 +121,10 @@ def _words(complaints: Sequence[Complaint]) -> list[tuple[str, str, str]]:
 
 def _complaint(event: Json) -> Complaint:
     seen = event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"]
+    time = datetime.fromisoformat(seen)
     return Complaint(
         about=event["involvedObject"].get("uid", ""),
         reason=event.get("reason", ""),
         message=event.get("message", ""),
-        last_seen=datetime.fromisoformat(seen),
+        last_seen=time if time.tzinfo else time.replace(tzinfo=UTC),
     )

@@ -101,6 +101,12 @@ class Metrics:
         self._divergence = Counter(
             "tunemill_cache_divergence_total", "Objects that a watch had missed until a resync.", registry=registry
         )
+        self._unreadable = Counter(
+            "tunemill_unreadable_objects_total",
+            "Versions of objects that were ignored because they cannot be read.",
+            ["resource"],
+            registry=registry,
+        )
         self._last_event = Gauge(
             "tunemill_watch_last_event_timestamp_seconds",
             "When a watch last brought an event, in Unix time.",
@@ -171,6 +177,10 @@ class Metrics:
     def diverged(self, objects: int) -> None:
         """A resync found what watches had missed."""
         self._divergence.inc(objects)
+
+    def unreadable(self, resource: str) -> None:
+        """A version of an object was ignored because it cannot be read."""
+        self._unreadable.labels(resource).inc()
 
     def progress_answered(self, code: int) -> None:
         """The progress endpoint answered."""
