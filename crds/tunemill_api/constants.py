@@ -43,7 +43,7 @@ STAGE_DIRECTORY: Final = "/var/run/tunemill"
 RUN_SPEC_PATH: Final = f"{STAGE_DIRECTORY}/spec/run.json"
 SECRETS_DIRECTORY: Final = f"{STAGE_DIRECTORY}/secrets"
 """One folder a purpose below it: `dataset` and `workspace` with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and optionally
-AWS_SESSION_TOKEN as files, `hub-read` and `hub-write` with a file `token`."""
+AWS_SESSION_TOKEN as files, `hub-read` and `hub-write` with a file `token`, `signing` with a file `key.pem`."""
 CHAT_TEMPLATE_PATH: Final = f"{STAGE_DIRECTORY}/chat-template/chat_template.jinja"
 TOOLS_PATH: Final = f"{STAGE_DIRECTORY}/tools/tools.json"
 MODEL_CACHE_PATH: Final = f"{STAGE_DIRECTORY}/models"
@@ -56,6 +56,11 @@ TERMINATION_LOG_BYTES: Final = 4096
 
 ENV_CA_BUNDLE: Final = "TUNEMILL_CA_BUNDLE"
 """On stage containers: the file with the authorities that the platform trusts beside the public ones."""
+ENV_IMAGE: Final = "TUNEMILL_IMAGE"
+"""On stage containers: the reference of their image, for the provenance of what they make."""
+ENV_BUILDER_ID: Final = "TUNEMILL_BUILDER_ID"
+"""On stage containers: the URI of this installation, the builder in the provenance of what it publishes; absent where
+the platform sets none."""
 PROGRESS_AUDIENCE: Final = f"progress.{GROUP}"
 """The only audience of the token that a stage pod holds: it is good for progress reports and for nothing else."""
 ENV_PROGRESS_URL: Final = "KUBEFLOW_TRAINER_SERVER_URL"

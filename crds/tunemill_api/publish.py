@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from tunemill_api.base import ApiModel
-from tunemill_api.scalars import SecretKeyRef, rule, rules
+from tunemill_api.scalars import DataKey, SecretKeyRef, rule, rules
 
 
 class Artifact(StrEnum):
@@ -24,6 +24,21 @@ class ServingTarget(StrEnum):
     VLLM = "vLLM"
     TRANSFORMERS = "Transformers"
     NONE = "None"
+
+
+class SigningKeyRef(SecretKeyRef):
+    """A private key in a Secret of the object's namespace: PEM without a passphrase, ECDSA P-256 or Ed25519."""
+
+    key: DataKey = "key.pem"
+    """The key in the Secret's data."""
+
+
+class Signing(ApiModel):
+    """How the provenance of a release is signed."""
+
+    key_secret_ref: SigningKeyRef
+    """The private key that signs provenance.json. Only the publish pod mounts it. It signs what is published from then
+    on: what is published already is not signed afterwards."""
 
 
 class Publish(ApiModel):
@@ -63,3 +78,5 @@ class Publish(ApiModel):
     """What the serving contract is for: vLLM, Transformers' own `transformers serve`, or None."""
     token_secret_ref: SecretKeyRef = SecretKeyRef(name="hf-write")
     """A token that may write to the repository's namespace. The GPU pod never sees it."""
+    signing: Signing | None = None
+    """Signs provenance.json, the statement of what a release was made from; absent: it is published unsigned."""

@@ -40,6 +40,7 @@ def platform_of(settings: Settings, certificate: Certificate | None) -> Platform
         progress_ca=certificate.authority if certificate else "",
         ca_bundle=_ca_bundle(settings.ca_bundle),
         proxies={name: value for name, value in proxies.items() if value},
+        builder_id=settings.builder_id,
         traces=traces.endpoints(os.environ),
         run_as_user=int(settings.stage_user) if settings.stage_user else None,
     )

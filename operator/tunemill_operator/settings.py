@@ -57,6 +57,9 @@ class Settings:
     http_proxy: str = _setting("", "Proxy of stages for http, by URL; it is written into pods.")
     https_proxy: str = _setting("", "Proxy of stages for https, by URL; it is written into pods.")
     no_proxy: str = _setting("", "Hosts and domains that stages reach without a proxy, by comma.")
+    builder_id: str = _setting(
+        "", "URI that names this installation in the provenance of releases; empty takes Tunemill's own."
+    )
     http_host: str = _setting("0.0.0.0", "Address of /metrics, /healthz and /readyz.")  # noqa: S104 - scraped
     http_port: int = _setting(8080, "Port of /metrics, /healthz and /readyz; 0 takes a free one.")
     log_format: str = _setting("text", "Form of the log lines.", "text", "json")
@@ -115,6 +118,8 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         raise SettingsError(f"--stage-user must be a user id above 0, or empty, got {settings.stage_user!r}")
     if settings.progress_write_seconds < 1 or settings.progress_writes_per_second < 1:
         raise SettingsError("--progress-write-seconds and --progress-writes-per-second must be at least 1")
+    if settings.builder_id and not re.fullmatch(r"https?://[^\s@]+", settings.builder_id):
+        raise SettingsError(f"--builder-id must be a URI of http:// or https://, got {settings.builder_id!r}")
     if settings.progress_url:
         _check_progress(settings)
     for flag, url in (("--http-proxy", settings.http_proxy), ("--https-proxy", settings.https_proxy)):

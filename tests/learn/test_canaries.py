@@ -5,6 +5,8 @@ Good runs of all four stages, and runs that fail at each of them, with errors in
 
 from pathlib import Path
 
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from learn.training import World, a_world, run_spec, run_stage
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.run_spec import RunSpec
@@ -17,7 +19,18 @@ KEYS = {"AWS_ACCESS_KEY_ID": "CANARYKEYID0001", "AWS_SECRET_ACCESS_KEY": "canary
 TOKEN = "a-token-of-alice"  # the local Hub knows no other
 BROKEN_TOKEN = "canary-hub-4be1\ncanary-tail-90c2"
 PROXY_PASSWORD = "canary-proxy-0c4e"
-CANARIES = [*KEYS.values(), TOKEN, *BROKEN_TOKEN.split(), PROXY_PASSWORD, "canary%2Fs3%2Bsecret%3D77aa", "canary"]
+SIGNING_KEY = ed25519.Ed25519PrivateKey.generate().private_bytes(
+    serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+)
+CANARIES = [
+    *KEYS.values(),
+    TOKEN,
+    *BROKEN_TOKEN.split(),
+    PROXY_PASSWORD,
+    "canary%2Fs3%2Bsecret%3D77aa",
+    "canary",
+    SIGNING_KEY.decode().splitlines()[1],
+]
 
 
 class Search:
@@ -57,11 +70,13 @@ def test_no_value_of_a_secret_leaves_its_file(tmp_path: Path) -> None:
         for purpose in ("dataset", "workspace"):
             for name, value in KEYS.items():
                 (world.secrets / purpose / name).write_text(value)
+        (world.secrets / "signing").mkdir()
+        (world.secrets / "signing" / "key.pem").write_bytes(SIGNING_KEY)
         world.s3().put_object(Bucket=world.bucket, Key="calls.jsonl", Body=json_lines(rows(60, seed=5)).encode())
         search = Search(world, tmp_path)
         wish = world.spec(maxSteps=2).model_dump(mode="json", by_alias=True)
         wish["evaluation"] |= {"maxNewTokens": 4, "maxRows": 4, "gates": []}
-        wish["publish"]["artifacts"] = ["Adapter", "Report"]
+        wish["publish"] |= {"artifacts": ["Adapter", "Report"], "signing": {"keySecretRef": {"name": "release-key"}}}
         run = run_spec(FineTuneSpec.model_validate(wish), None)
         for stage in Stage:
             assert search.run("good", stage, run) == 0, search.said

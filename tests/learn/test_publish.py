@@ -8,8 +8,11 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from huggingface_hub import RepoFile
 from learn.runs import TrainedRun
 from learn.training import Ended
@@ -17,6 +20,7 @@ from tunemill_api import keys
 from tunemill_api.failures import ExitCode, Reason
 from tunemill_api.stage_report import Stage, StageFailure
 from tunemill_api.status import PublishedFacts
+from tunemill_trainer.__main__ import main
 from tunemill_trainer.prepared import Prepared
 
 
@@ -117,6 +121,81 @@ def test_a_judged_run_is_published_whole(release: Release, tmp_path: Path):
     assert Path(there).read_bytes() == adapter(run, tmp_path / "here").read_bytes()
     config = Path(run.api.hf_hub_download("acme/whole", "adapter_config.json", local_dir=tmp_path / "there"))
     assert json.loads(config.read_text())["base_model_name_or_path"] == "acme/tiny"
+
+
+def verify(run: TrainedRun, repository: str, monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
+    """Return the exit code of `tunemill-trainer verify` for a repository of acme."""
+    monkeypatch.setenv("HF_TOKEN", (run.world.secrets / "hub-read" / "token").read_text())
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    return main(["verify", f"acme/{repository}", "--endpoint", run.world.hub_url, *options])
+
+
+def provenance(run: TrainedRun, repository: str, into: Path) -> dict[str, Any]:
+    """Return the provenance.json of a repository."""
+    path = run.api.hf_hub_download(f"acme/{repository}", "provenance.json", local_dir=into)
+    found: dict[str, Any] = json.loads(Path(path).read_text())
+    return found
+
+
+def test_a_release_tells_what_it_was_made_from(release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The commit is verified, the base model's files are those of the Hub, and the workspace keeps the statement."""
+    run = release.run
+    assert verify(run, "whole", monkeypatch, "--revision", release.facts.revision) == ExitCode.DONE
+    definition = provenance(run, "whole", tmp_path)["predicate"]["buildDefinition"]
+    assert run.run.prepared is not None
+    stated = {entry["name"]: entry["digest"] for entry in definition["resolvedDependencies"]}
+    assert stated["base model"] == {"gitCommit": run.run.prepared.base_model_revision}
+    assert stated["training data"] == {"sha256": run.run.prepared.dataset_digest}
+    weights = Path(run.api.hf_hub_download("acme/tiny", "model.safetensors", local_dir=tmp_path / "base"))
+    assert stated["base model: model.safetensors"] == {"sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    assert definition["internalParameters"]["keys"]["train"] == run.train_key
+    kept = run.world.workspace().fetch(Stage.PUBLISH, definition["internalParameters"]["keys"]["publish"], tmp_path)
+    assert "provenance.json" in {file.path for file in kept.files}
+
+
+def test_a_key_signs_what_is_published(judged_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is there unsigned is pushed again, once; a pod that died before its record makes no other commit."""
+    key = ed25519.Ed25519PrivateKey.generate()
+    unsigned = to(judged_run, "signed")
+    signed = to(judged_run, "signed", signing={"keySecretRef": {"name": "release-key"}})
+    before = published(unsigned.stage(Stage.PUBLISH))
+    public = tmp_path / "public.pem"
+    encoding, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    public.write_bytes(key.public_key().public_bytes(encoding, form))
+    assert verify(signed, "signed", monkeypatch, "--key", str(public)) == ExitCode.DATA_WRONG
+
+    give_key(signed, key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    after = published(signed.stage(Stage.PUBLISH))
+    assert after.revision != before.revision
+    assert verify(signed, "signed", monkeypatch, "--key", str(public)) == ExitCode.DONE
+    again = signed.stage(Stage.PUBLISH)
+    assert published(again) == after
+    assert again.report is not None
+    assert not again.report.executed
+
+    signed.world.workspace().withdraw(
+        Stage.PUBLISH, keys.publish_key(keys.evaluate_key(signed.train_key, signed.run.spec), signed.run.spec)
+    )
+    assert published(signed.stage(Stage.PUBLISH)) == after
+
+
+def test_a_key_that_cannot_sign_stops_before_the_hub(judged_run: TrainedRun):
+    """Nothing is pushed unsigned that was to be signed, and the message shows nothing of the key."""
+    run = to(judged_run, "forged", signing={"keySecretRef": {"name": "release-key"}})
+    for pem, words in ((b"", "found it empty or not there"), (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", "encrypted")):
+        give_key(run, pem)
+        ended = run.stage(Stage.PUBLISH)
+        assert failure(ended).reason is Reason.CREDENTIALS_MISSING
+        assert "spec.publish.signing.keySecretRef" in failure(ended).message
+        assert words in failure(ended).message
+    assert not run.api.repo_exists("acme/forged")
+
+
+def give_key(run: TrainedRun, pem: bytes) -> None:
+    """Mount a signing key, as the publish pod has it."""
+    folder = run.world.secrets / "signing"
+    folder.mkdir(exist_ok=True)
+    (folder / "key.pem").write_bytes(pem)
 
 
 def test_the_card_shows_code_that_runs(release: Release, tmp_path: Path):

@@ -5,6 +5,7 @@ tunemill-trainer stages train evaluate
 tunemill-trainer run finetune.yaml
 tunemill-trainer lint calls.jsonl
 tunemill-trainer score --rows rows.jsonl --outputs outputs.jsonl
+tunemill-trainer verify acme/support-tools --key public.pem
 """
 
 import argparse
@@ -18,7 +19,7 @@ from tunemill_api.constants import RUN_SPEC_PATH, STAGE_DIRECTORY, TERMINATION_L
 from tunemill_api.failures import ExitCode
 from tunemill_api.stage_report import Stage
 
-from tunemill_trainer import console, lint_command
+from tunemill_trainer import console, lint_command, verify_command
 from tunemill_trainer.judge import score_command
 
 ENV_WORK = "TUNEMILL_WORK"
@@ -44,6 +45,8 @@ def _do(options: argparse.Namespace) -> int:
         return lint_command.main(options)
     if options.command == "score":
         return score_command.main(options)
+    if options.command == "verify":
+        return verify_command.main(options)
     if options.command == "stages":
         from tunemill_trainer.stages import supervisor
 
@@ -80,6 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     lint_command.add_options(commands.add_parser("lint", help=text, description=text))
     text = "judge any model's raw replies against rows with their right answers"
     score_command.add_options(commands.add_parser("score", help=text, description=text))
+    text = "check a published model against the statement of what it was made from"
+    verify_command.add_options(commands.add_parser("verify", help=text, description=text))
     return parser
 
 

@@ -21,9 +21,10 @@ _FIELDS = {
     "workspace": "spec.workspace.credentialsSecretRef",
     "hub-read": "spec.baseModel.tokenSecretRef",
     "hub-write": "spec.publish.tokenSecretRef",
+    "signing": "spec.publish.signing.keySecretRef",
 }
 
-_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "token")
+_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "token", "key.pem")
 """The files that hold a secret. A Secret may have more keys, such as a region, which are none."""
 
 
@@ -76,6 +77,14 @@ class Credentials:
         if not (self.directory / purpose).is_dir():
             return os.environ.get("HF_TOKEN") or None
         return self._read(purpose, "token")
+
+    def signing_key(self) -> str:
+        """Return the private key that signs releases, as PEM.
+
+        Raises:
+            StageError: CredentialsMissing, when it is not there.
+        """
+        return self._read("signing", "key.pem")
 
     def values(self) -> list[str]:
         """Return all that may be read from here, for nothing but to keep it out of texts."""

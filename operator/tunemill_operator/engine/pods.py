@@ -54,7 +54,7 @@ def job_of(
     """
     labels = {constants.LABEL_FINETUNE: finetune.meta.name, constants.LABEL_STAGE: work.label}
     queue, template = _queue(spec, work), spec.pod_templates.of(work.label)
-    pod = avoiding(_pod(spec, work, platform, _env(finetune, run_id, platform, template)), avoid_nodes)
+    pod = avoiding(_pod(spec, work, platform, _env(finetune, spec, run_id, platform, template)), avoid_nodes)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -206,7 +206,9 @@ def _resources(spec: FineTuneSpec, work: Work) -> Manifest:
     }
 
 
-def _env(finetune: FineTune, run_id: str, platform: Platform, template: PodTemplate) -> dict[str, str]:
+def _env(
+    finetune: FineTune, spec: FineTuneSpec, run_id: str, platform: Platform, template: PodTemplate
+) -> dict[str, str]:
     grace = template.termination_grace_period_seconds
     return {
         "HOME": WORK_DIRECTORY,
@@ -214,6 +216,8 @@ def _env(finetune: FineTune, run_id: str, platform: Platform, template: PodTempl
         "HF_HOME": f"{WORK_DIRECTORY}/huggingface",
         "TUNEMILL_WORK": WORK_DIRECTORY,
         constants.ENV_GRACE_SECONDS: str(max(grace - GRACE_RESERVE, grace // 2)),
+        constants.ENV_IMAGE: image_of(spec, platform),
+        **({constants.ENV_BUILDER_ID: platform.builder_id} if platform.builder_id else {}),
         **network_env(platform),
         **progress_env(finetune, platform),
         **traces_env(finetune, run_id, platform),

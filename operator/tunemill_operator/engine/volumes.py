@@ -33,6 +33,7 @@ _FIELD_OF_VOLUME = {
     "workspace": "spec.workspace.credentialsSecretRef",
     "hub-read": "spec.baseModel.tokenSecretRef",
     "hub-write": "spec.publish.tokenSecretRef",
+    "signing": "spec.publish.signing.keySecretRef",
     "chat-template": "spec.tokenizer.chatTemplate.configMapKeyRef",
     "tools": "spec.tools.configMapKeyRef",
     "models": "spec.compute.modelCache.claimName",
@@ -43,7 +44,8 @@ SECRETS_OF_WORK = {
     "prepare": ("dataset", "workspace", "hub-read", "hub-write"),
     # The pod that runs for hours on shared GPU nodes can write to nobody's Hub.
     "train": ("workspace", "hub-read"),
-    "publish": ("workspace", "hub-read", "hub-write"),
+    # The signing key is nowhere else: what parses strangers' rows and models for hours cannot sign in our name.
+    "publish": ("workspace", "hub-read", "hub-write", "signing"),
 }
 
 
@@ -66,6 +68,8 @@ class Platform:
     """Authorities as PEM that stages trust beside the public ones."""
     proxies: Mapping[str, str] = field(default_factory=dict)
     """The variables that say which proxies stages use; empty when they use none."""
+    builder_id: str = ""
+    """The URI of this installation in the provenance of releases; empty leaves it to the trainer."""
     traces: Mapping[str, str] = field(default_factory=dict)
     """The variables that say where stages send their traces; empty when nobody wants any."""
     run_as_user: int | None = constants.USER_ID
@@ -98,7 +102,8 @@ def volumes_of(spec: FineTuneSpec, label: str, platform: Platform) -> dict[str, 
     }
     for name, ref in secrets_of(spec).items():
         if name in SECRETS_OF_WORK[label]:
-            volumes[name] = Volume(f"{constants.SECRETS_DIRECTORY}/{name}", {"secret": _secret_source(ref)})
+            file = "key.pem" if name == "signing" else "token"
+            volumes[name] = Volume(f"{constants.SECRETS_DIRECTORY}/{name}", {"secret": _secret_source(ref, file)})
     if label == "prepare":
         volumes |= {name: _config_volume(ref, path) for name, (ref, path) in config_maps_of(spec).items()}
     if claim := model_claim(spec, label):
@@ -121,6 +126,7 @@ def secrets_of(spec: FineTuneSpec) -> dict[str, SecretRef | SecretKeyRef]:
         "workspace": effective_workspace(spec).credentials_secret_ref,
         "hub-read": spec.base_model.token_secret_ref,
         "hub-write": spec.publish.token_secret_ref,
+        "signing": spec.publish.signing.key_secret_ref if spec.publish.signing else None,
     }
     return {name: ref for name, ref in refs.items() if ref is not None}
 
@@ -190,10 +196,11 @@ def _config_volume(ref: ConfigMapKeyRef, path: str) -> Volume:
     return Volume(folder, {"configMap": {"name": ref.name, "items": [{"key": ref.key, "path": file}]}})
 
 
-def _secret_source(ref: SecretRef | SecretKeyRef) -> Manifest:
+def _secret_source(ref: SecretRef | SecretKeyRef, file: str) -> Manifest:
+    """Return the Secret as a volume; the file is what its one key becomes, where it has one."""
     source: Manifest = {"secretName": ref.name, "defaultMode": 0o440}
     if isinstance(ref, SecretKeyRef):
-        source["items"] = [{"key": ref.key, "path": "token"}]
+        source["items"] = [{"key": ref.key, "path": file}]
     return source
 
 

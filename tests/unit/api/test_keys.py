@@ -184,6 +184,7 @@ CHANGE_NO_OUTPUT = {
     "baseModel.tokenSecretRef": "credentials",
     "dataset.credentialsSecretRef": "credentials",
     "publish.tokenSecretRef": "credentials",
+    "publish.signing": "credentials; what is published already is not signed afterwards",
     "workspace.credentialsSecretRef": "credentials",
     "workspace.region": "says how a bucket is reached; its name is unique",
     "workspace.keepRuns": "says how long outputs are kept",

@@ -16,6 +16,7 @@ TRAIN = Work("train", (Stage.TRAIN, Stage.EVALUATE), "key")
 WHOLE = parsed(
     a_spec(
         baseModel={"tokenSecretRef": {"name": "hf-read"}},
+        publish={"signing": {"keySecretRef": {"name": "release-key"}}},
         dataset={"credentialsSecretRef": {"name": "s3"}},
         tokenizer={"chatTemplate": {"configMapKeyRef": {"name": "chat", "key": "template"}}},
     )
@@ -152,6 +153,11 @@ def test_a_failed_job_without_pods_says_what_the_job_controller_said() -> None:
             'MountVolume.SetUp failed for volume "hub-read" : references non-existent secret key: token',
             Reason.SECRET_NOT_FOUND,
             'the Secret "hf-read" of spec.baseModel.tokenSecretRef has no key "token"',
+        ),
+        (
+            'MountVolume.SetUp failed for volume "signing" : references non-existent secret key: key.pem',
+            Reason.SECRET_NOT_FOUND,
+            'the Secret "release-key" of spec.publish.signing.keySecretRef has no key "key.pem"',
         ),
         (
             'MountVolume.SetUp failed for volume "workspace" : secret "s3" not found',

@@ -226,6 +226,26 @@ def test_each_pod_gets_only_the_secrets_of_its_stages(label: str, mounted: dict[
     assert mounts_of(a_job(label, **WHOLE)) == expected
 
 
+SIGNED = {"publish": {"signing": {"keySecretRef": {"name": "signing"}}}}
+
+
+def test_only_the_publish_pod_gets_the_signing_key() -> None:
+    """Prepare, which parses strangers' rows, and the GPU pod cannot sign in the platform's name."""
+    path = f"{constants.SECRETS_DIRECTORY}/signing"
+    mounted = {label: mounts_of(a_job(label, **SIGNED)).get(path) for label in ("prepare", "train", "publish")}
+    assert mounted == {"prepare": None, "train": None, "publish": "signing"}
+    (volume,) = [item for item in pod_of(a_job("publish", **SIGNED))["volumes"] if item["name"] == "signing"]
+    assert volume["secret"]["items"] == [{"key": "key.pem", "path": "key.pem"}]
+
+
+@pytest.mark.parametrize("builder_id", ["", "https://ml.example.com"])
+def test_a_stage_knows_its_image_and_its_builder(builder_id: str) -> None:
+    """It writes them into the provenance of a release; without a setting the trainer names a builder of its own."""
+    job = a_job("train", replace(PLATFORM, builder_id=builder_id), compute={"trainerImage": "own:1"})
+    env = {item["name"]: item["value"] for item in containers_of(job)[0]["env"]}
+    assert (env["TUNEMILL_IMAGE"], env.get("TUNEMILL_BUILDER_ID", "")) == ("own:1", builder_id)
+
+
 def test_a_hub_token_is_a_file_of_that_name_whatever_its_key() -> None:
     """The stage looks for `token`."""
     (volume,) = [item for item in pod_of(a_job("prepare", **WHOLE))["volumes"] if item["name"] == "hub-read"]

@@ -18,6 +18,9 @@ from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.model_cache import ModelCache
 from tunemill_trainer.prepared import BaseModel, Tokens
 
+BASE_FILES = ("*.json", "model*.safetensors")
+"""What is downloaded of a base model."""
+
 
 def fetch_base(hub: Hub, base: BaseModel, cache: ModelCache | None) -> Path:
     """Download configuration and weights of a base model at its commit; return the folder.
@@ -34,7 +37,7 @@ def fetch_base(hub: Hub, base: BaseModel, cache: ModelCache | None) -> Path:
         cache.make_room(base.id, base.revision)
         cache.hold(base.id, base.revision)
     # Weights are safetensors only; a repository's second copies of them have other names (consolidated, original/…).
-    folder = hub.download(base.id, base.revision, ["*.json", "model*.safetensors"])
+    folder = hub.download(base.id, base.revision, list(BASE_FILES))
     if cache is not None:
         cache.make_room()
     return folder

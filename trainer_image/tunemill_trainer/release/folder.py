@@ -17,11 +17,12 @@ from tunemill_trainer.release.card import ReleaseFacts, model_card
 from tunemill_trainer.release.contract import CONTRACT, TEMPLATE, response_template
 from tunemill_trainer.release.page import PAGE_FILE
 from tunemill_trainer.release.pictures import draw_loss, draw_scores
+from tunemill_trainer.release.provenance import PROVENANCE
 from tunemill_trainer.release.push import CONTENTS, contents
 
 
 def assemble(folder: Path, facts: ReleaseFacts, trained: Path, evaluation: Path) -> None:
-    """Complete a folder that holds a model with its tokenizer.
+    """Complete a folder that holds a model with its tokenizer, all but provenance.json, which is left empty.
 
     The same inputs give the same bytes, so that a repeated push changes nothing.
 
@@ -42,7 +43,8 @@ def assemble(folder: Path, facts: ReleaseFacts, trained: Path, evaluation: Path)
     if facts.serving is not None:
         _write(folder / CONTRACT, _contract(facts.serving, facts.tokens))
     (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
-    (folder / CONTENTS).touch()
+    for written_last in (CONTENTS, PROVENANCE):
+        (folder / written_last).touch()
     _write(folder / CONTENTS, _record(facts, contents(folder)))
 
 

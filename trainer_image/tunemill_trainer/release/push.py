@@ -170,6 +170,13 @@ class Repository:
         self._call(lambda: self._api.snapshot_download(self.name, revision=revision, local_dir=into))
         return into
 
+    def read(self, path: str, revision: str, largest: int) -> bytes | None:
+        """Return a file of a revision; None where it is larger, or there is no such file or revision."""
+        found = self._call(lambda: _unless_gone(lambda: self._api.get_paths_info(self.name, path, revision=revision)))
+        if not any(isinstance(entry, RepoFile) and entry.size <= largest for entry in found or ()):
+            return None
+        return Path(self._call(lambda: self._api.hf_hub_download(self.name, path, revision=revision))).read_bytes()
+
     def _release(self, revision: str) -> str | None:
         """Return what tells the release at a revision from every other one; None where there is none."""
         found = self._call(

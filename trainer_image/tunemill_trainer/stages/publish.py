@@ -13,6 +13,7 @@ import logging
 import shutil
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tunemill_api import gates
@@ -26,13 +27,15 @@ from tunemill_trainer.hub import Hub
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, Report
 from tunemill_trainer.prepared import TRAIN_FILE, Prepared
-from tunemill_trainer.release import artifacts, merged, proof, servability
+from tunemill_trainer.release import artifacts, merged, proof, provenance, servability
 from tunemill_trainer.release.card import ReleaseFacts
 from tunemill_trainer.release.contract import Contract
 from tunemill_trainer.release.folder import assemble
 from tunemill_trainer.release.proof import Behaviour
+from tunemill_trainer.release.provenance import PROVENANCE
 from tunemill_trainer.release.push import Repository
 from tunemill_trainer.release.servability import Verdict
+from tunemill_trainer.release.signing import KeyFormatError, SigningKey
 
 PUBLISHED_FILE = "published.json"
 
@@ -58,17 +61,19 @@ def run(context: StageContext) -> tuple[PublishedFacts, bool]:
     elif not gates.passed(decisions):
         message = f"not published, as these gates are not passed: {gates.missed(decisions)}"
         raise StageError(Reason.GATE_NOT_PASSED, message)
+    signing_key = _signing_key(context)
     hub = Hub(spec.hub.endpoint, context.credentials.hub_token("hub-write"))
     key = context.publish_key(draft=draft)
-    if (earlier := _still_there(context, key, hub)) is not None:
+    if (earlier := _still_there(context, key, hub, signing_key)) is not None:
         return earlier, False
     hub.check_writable(spec.publish.repository)
 
-    release = _Release(context, hub, evaluation, decisions, key)
+    release = _Release(context, hub, evaluation, decisions, key, signing_key)
     context.progress.report(10)
     published = release.publish()
     output = _emptied(context.folder("published"))
-    shutil.copy(release.folder(release.repository) / "README.md", output / "README.md")
+    for name in ("README.md", PROVENANCE):
+        shutil.copy(release.folder(release.repository) / name, output / name)
     (output / PUBLISHED_FILE).write_text(published.model_dump_json(by_alias=True, indent=2) + "\n", encoding="utf-8")
     manifest = context.workspace.commit(Stage.PUBLISH, key, output, published)
     context.progress.report(100)
@@ -89,8 +94,25 @@ def _draft_branch(context: StageContext) -> str:
     return f"tunemill-draft-{context.evaluate_key}"
 
 
-def _still_there(context: StageContext, key: str, hub: Hub) -> PublishedFacts | None:
-    """Return what an earlier run published; None when there is nothing, or the branch holds it no more."""
+def _signing_key(context: StageContext) -> SigningKey | None:
+    """Return what signs the release, before anything is loaded or pushed; None when it is to be unsigned."""
+    if context.spec.publish.signing is None:
+        return None
+    try:
+        return SigningKey.read(context.credentials.signing_key().encode())
+    except KeyFormatError as error:
+        raise StageError(
+            Reason.CREDENTIALS_MISSING,
+            f"the key in the Secret of spec.publish.signing.keySecretRef cannot be used: {error}",
+            "Put a key of an accepted kind into the Secret; docs/how-to/provenance.md shows how to make one.",
+        ) from error
+
+
+def _still_there(context: StageContext, key: str, hub: Hub, signing_key: SigningKey | None) -> PublishedFacts | None:
+    """Return what an earlier run published; None when there is nothing, or the branch holds it no more.
+
+    What is not signed by the key is not what is asked for either.
+    """
     manifest = context.workspace.manifest(Stage.PUBLISH, key)
     if manifest is None:
         return None
@@ -98,10 +120,15 @@ def _still_there(context: StageContext, key: str, hub: Hub) -> PublishedFacts | 
     places = [f"{published.repository}@{published.revision}", *filter(None, [published.merged])]
     for place in places:
         name, _, revision = place.partition("@")
-        if not _repository(context, hub, name).offers(revision, context.spec.publish.branch):
+        there = _repository(context, hub, name)
+        if not there.offers(revision, context.spec.publish.branch):
             _log.info("the branch %s holds %s no more: it is pushed again", context.spec.publish.branch, place)
-            context.workspace.withdraw(Stage.PUBLISH, key)
-            return None
+        elif signing_key and not provenance.is_signed(_provenance_at(there, revision), signing_key):
+            _log.info("%s is not signed by the key %s: it is pushed again", place, signing_key.public.key_id)
+        else:
+            continue
+        context.workspace.withdraw(Stage.PUBLISH, key)
+        return None
     return published
 
 
@@ -109,14 +136,21 @@ class _Release:
     """All that one run publishes: the adapter, the whole model, or both."""
 
     def __init__(
-        self, context: StageContext, hub: Hub, evaluation: EvaluationFacts, decisions: list[GateFacts], key: str
+        self,
+        context: StageContext,
+        hub: Hub,
+        evaluation: EvaluationFacts,
+        decisions: list[GateFacts],
+        key: str,
+        signing_key: SigningKey | None,
     ) -> None:
         """Fetch what the earlier stages left, and decide what is published where."""
         # Imported with torch behind it, which a gate that is not passed must not wait for.
         from tunemill_trainer.learn import models
 
         spec = context.spec
-        self._context, self._hub, self._key = context, hub, key
+        self._context, self._hub, self._key, self._signing_key = context, hub, key, signing_key
+        self._started = datetime.now(UTC)
         self._prepared = Prepared(context.folder("prepared"))
         context.workspace.fetch(Stage.PREPARE, context.prepared.key, context.folder("prepared"), without={TRAIN_FILE})
         trained = context.workspace.fetch(Stage.TRAIN, context.train_key, context.folder("trained"))
@@ -151,6 +185,17 @@ class _Release:
             license=reader.license(base.id, base.revision),
         )
         self._revisions = dict.fromkeys((self._chosen.adapter, self._chosen.whole), self._facts.revision)
+        self._sources = provenance.Sources(
+            started=self._started,
+            keys={
+                Stage.PREPARE.value: context.prepared.key,
+                Stage.TRAIN.value: context.train_key,
+                Stage.EVALUATE.value: context.evaluate_key,
+                Stage.PUBLISH.value: key,
+            },
+            base_files=provenance.base_files(self._base, models.BASE_FILES),
+            train_image=provenance.recorded_image(context.folder("trained")),
+        )
         self._proof = ""
 
     @property
@@ -228,6 +273,15 @@ class _Release:
         )
         assemble(folder, facts, context.folder("trained"), context.folder("evaluation"))
         repository = _repository(context, self._hub, name)
+        repository.create(private=publish.private)
+        # A part of the same commit: there is no release without it, and no statement of what was not released.
+        (folder / PROVENANCE).write_bytes(
+            provenance.document(
+                provenance.statement(folder, facts, self._sources, datetime.now(UTC)),
+                self._signing_key,
+                _provenance_at(repository, publish.branch),
+            )
+        )
 
         def prove(commit: str) -> None:
             there = repository.download(commit, _emptied(context.folder("downloaded")))
@@ -238,7 +292,6 @@ class _Release:
                     there, contract, published, self._probes, self._tokens.stop_token_ids
                 )
 
-        repository.create(private=publish.private)
         message = f"{'Draft of' if facts.draft else 'Publish'} {context.run.name}"
         commit = repository.put_proven(folder, publish.branch, f"tunemill-{self._key}", message, prove)
         if publish.tag:
@@ -250,6 +303,10 @@ class _Release:
 
 def _repository(context: StageContext, hub: Hub, name: str) -> Repository:
     return Repository(hub.api, name, lambda seconds: _pause(context, seconds))
+
+
+def _provenance_at(repository: Repository, revision: str) -> bytes | None:
+    return repository.read(PROVENANCE, revision, provenance.LARGEST_BYTES)
 
 
 def _pause(context: StageContext, seconds: float) -> None:

@@ -28,6 +28,7 @@ from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.learn.held_out import rows_of
 from tunemill_trainer.learn.plan import plan
 from tunemill_trainer.prepared import Prepared
+from tunemill_trainer.release import provenance
 
 
 def run(context: StageContext) -> TrainedFacts:
@@ -95,6 +96,7 @@ def _train(
     own_dtype = AutoConfig.from_pretrained(base_folder).dtype or torch.float32
     save_trained(result.model, prepared.base_model(), prepared.tokenizer_path, output / "adapter", own_dtype)
     curve.write_record(result.history, result.held_out, output)
+    provenance.record_image(output)
     facts = TrainedFacts(
         steps=result.steps,
         loss=f"{curve.mean_of_last_tenth(result.history):.4f}",

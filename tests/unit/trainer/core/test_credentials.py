@@ -58,6 +58,18 @@ def test_a_secret_that_lacks_a_key_is_named(tmp_path: Path, files: dict[str, str
     assert "AKIA" not in error.value.message
 
 
+def test_a_signing_key_is_a_file_beside_the_tokens(tmp_path: Path) -> None:
+    """Proves that it is read as it is, and that its absence names the field; no variable takes its place."""
+    pem = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----"
+    with pytest.raises(StageError, match=r"spec\.publish\.signing\.keySecretRef") as error:
+        Credentials(tmp_path).signing_key()
+    assert error.value.reason == Reason.CREDENTIALS_MISSING
+    (tmp_path / "signing").mkdir()
+    (tmp_path / "signing" / "key.pem").write_text(pem + "\n")
+    assert Credentials(tmp_path).signing_key() == pem
+    assert Credentials(tmp_path).values() == [pem]
+
+
 def test_credentials_do_not_show_in_a_repr(tmp_path: Path) -> None:
     """Proves that a log line with the object leaks nothing."""
     credentials = mounted(

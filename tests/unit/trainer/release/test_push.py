@@ -290,6 +290,17 @@ def test_a_release_that_was_replaced_comes_back_whole(publisher: Publisher, tmp_
     assert {ref.name: ref.target_commit for ref in publisher.api.list_repo_refs(NAME).tags} == {"v1": commits[2]}
 
 
+def test_a_file_can_be_read_where_it_is(publisher: Publisher, tmp_path: Path):
+    """Of a branch or a commit; what is not there, or too large, is nothing, and a busy server is asked again."""
+    commit = publisher.repository.put(release(tmp_path), "main", "Publish")
+    publisher.hub.fail(Fault(method="POST", path="/paths-info/", status=503))
+    for revision in ("main", commit):
+        assert publisher.repository.read("adapter_model.safetensors", revision, 7) == b"weights"
+    assert publisher.repository.read("adapter_model.safetensors", "main", 6) is None
+    assert publisher.repository.read("other.json", "main", 7) is None
+    assert publisher.repository.read("adapter_model.safetensors", "elsewhere", 7) is None
+
+
 def test_a_download_is_what_was_pushed(publisher: Publisher, tmp_path: Path):
     """Every file, from the server and not from a cache."""
     commit = publisher.repository.put(release(tmp_path / "here"), "main", "Publish")

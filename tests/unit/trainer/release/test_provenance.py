@@ -1,0 +1,205 @@
+"""The statement of what a release was made from."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trainer.release.signed_releases import NOON, SOURCES, a_release, signing_key
+from trainer.release.test_card import SECRETS, facts, model, outputs
+from tunemill_api.base import ApiModel
+from tunemill_api.finetune import FineTuneSpec
+from tunemill_trainer.release import provenance
+from tunemill_trainer.release.folder import assemble
+from tunemill_trainer.release.signing import Envelope
+
+LATER = NOON.replace(hour=13)
+PINNED = f"registry.internal.example/team-a/trainer:1.2@sha256:{'ef' * 32}"
+LEFT_OUT = {
+    "suspend": "says whether anything runs",
+    "profile": "names a profile; what it gives is in the fields that it gives",
+    "hub": "where things lie; it is in the base model's package URL",
+    "baseModel.tokenSecretRef": "credentials",
+    "dataset.uri": "where the data lies; its digest is a dependency",
+    "dataset.credentialsSecretRef": "credentials",
+    "dataset.endpoint": "where the data lies",
+    "dataset.region": "where the data lies",
+    "dataset.evaluation.uri": "where the data lies",
+    "tools": "names a ConfigMap",
+    "tokenizer.chatTemplate": "names a ConfigMap; the template is a file of the release",
+    "training.checkpoint": "changes no output",
+    "publish.tokenSecretRef": "credentials",
+    "publish.signing": "credentials",
+    "workspace": "where outputs lie",
+    "compute": "where pods run",
+    "podTemplates": "where pods run",
+    "queue": "when pods run",
+    "retry": "how often a stage is tried",
+    "maxRuntime": "how long a run may take",
+    "stallTimeout": "how long a stage may be silent",
+    "maxGpuHours": "what a run may cost",
+    "historyLimit": "what the status keeps",
+    "retrain": "when to look at the data",
+}
+"""The fields of the spec that no statement shows, each with the reason."""
+
+
+def made(folder: Path, **sources: Any) -> dict[str, Any]:
+    """Return the statement of a release as JSON."""
+    found = provenance.statement(a_release(folder), facts(), replace(SOURCES, **sources), NOON)
+    value: dict[str, Any] = json.loads(found.to_bytes())
+    return value
+
+
+def test_a_statement_has_the_form_of_in_toto_and_slsa(tmp_path: Path):
+    """Types, invocation, builder and times stand where the specifications put them."""
+    found = made(tmp_path)
+    assert found["_type"] == "https://in-toto.io/Statement/v1"
+    assert found["predicateType"] == "https://slsa.dev/provenance/v1"
+    definition, details = found["predicate"]["buildDefinition"], found["predicate"]["runDetails"]
+    assert definition["buildType"] == "https://tunemill.dev/build-types/finetune/v1"
+    assert details["builder"]["id"] == "https://tunemill.dev/builders/trainer/v1"
+    assert details["metadata"] == {
+        "invocationId": "7f3a9c",
+        "startedOn": "2026-11-29T12:00:00Z",
+        "finishedOn": "2026-11-29T12:00:00Z",
+    }
+    assert definition["internalParameters"] == {
+        "name": "tools",
+        "repository": "acme/support-tools",
+        "draft": False,
+        "keys": {"train": "0123456789abcdef"},
+    }
+
+
+def test_the_subject_is_every_file_but_the_statement(tmp_path: Path):
+    """With the digests that sha256sum prints."""
+    found = {entry["name"]: entry["digest"] for entry in made(tmp_path)["subject"]}
+    assert found.keys() == {"README.md", "adapter_model.safetensors", "tunemill.json"}
+    assert found["adapter_model.safetensors"] == {
+        "sha256": "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"
+    }
+
+
+def test_a_statement_names_base_model_data_and_images_by_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The base model's commit and files, the rows' sha256, the images that trained and published."""
+    monkeypatch.setenv("TUNEMILL_IMAGE", "registry.internal.example:5000/trainer:2")
+    found = made(tmp_path, train_image=PINNED)["predicate"]["buildDefinition"]["resolvedDependencies"]
+    base = facts().base
+    purl = f"pkg:huggingface/google/gemma-2-2b-it@{base.revision}"
+    assert found == [
+        {"name": "base model", "uri": purl, "digest": {"gitCommit": base.revision}},
+        {"name": "base model: config.json", "uri": f"{purl}#config.json", "digest": {"sha256": "cd" * 32}},
+        {"name": "training data", "digest": {"sha256": "ab" * 32}},
+        {
+            "name": "image of train",
+            "uri": f"pkg:oci/trainer@sha256%3A{'ef' * 32}?tag=1.2",
+            "digest": {"sha256": "ef" * 32},
+        },
+        {"name": "image of publish", "uri": "pkg:oci/trainer?tag=2", "digest": {}},
+    ]
+
+
+def test_a_statement_tells_no_place_and_no_name_of_a_private_thing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The repository may be public: no bucket, endpoint, namespace, Secret, registry or data set."""
+    monkeypatch.setenv("TUNEMILL_IMAGE", PINNED)
+    for uri in ("s3://secret-bucket/calls.jsonl", "hf://team-a/secret-rows"):
+        about = facts(dataset={"uri": uri, "endpoint": "https://s3.internal.example", "evaluation": {"uri": uri}})
+        text = provenance.statement(a_release(tmp_path), about, SOURCES, NOON).to_bytes().decode()
+        assert not [secret for secret in (*SECRETS, "secret-rows", "internal.example") if secret in text]
+    assert '"fraction": "0.1"' in text
+
+
+def leaves(model_type: Any = FineTuneSpec, path: str = "") -> list[str]:
+    """Return the paths of all fields of the spec."""
+    found = []
+    for field in model_type.model_fields.values():
+        here = f"{path}.{field.alias}".lstrip(".")
+        part = field.annotation
+        is_model = isinstance(part, type) and issubclass(part, ApiModel) and here not in LEFT_OUT
+        found += leaves(part, here) if is_model else [here]
+    return found
+
+
+def test_every_field_of_the_spec_is_in_the_statement_or_left_out_for_a_reason():
+    """Whoever adds a field decides whether strangers may read it."""
+    spec = facts().run.spec
+    shown: list[str] = []
+
+    def walk(value: dict[str, Any], path: str) -> None:
+        for name, part in value.items():
+            here = f"{path}.{name}".lstrip(".")
+            walk(part, here) if isinstance(part, dict) else shown.append(here)
+
+    walk(provenance.parameters(spec), "")
+    assert not set(shown) & set(LEFT_OUT)
+    undecided = set(leaves()) - set(shown) - set(LEFT_OUT)
+    assert not undecided, f"add them to PARAMETERS, or to LEFT_OUT with the reason: {sorted(undecided)}"
+
+
+def test_a_repeated_publication_keeps_the_statement_as_it_is(tmp_path: Path):
+    """Only the times differ: a pod that died after its push leads to no second commit, signed or not."""
+    folder = a_release(tmp_path)
+    first, again = (provenance.statement(folder, facts(), SOURCES, moment) for moment in (NOON, LATER))
+    assert first != again
+    for key in (None, signing_key()):
+        earlier = provenance.document(first, key, None)
+        assert provenance.document(again, key, earlier) == earlier
+
+
+def test_a_statement_that_says_something_else_is_written_anew(tmp_path: Path):
+    """Another file, another key, a signature that is to come or to go, garbage: the branch's statement goes."""
+    folder, key = a_release(tmp_path), signing_key()
+    first = provenance.statement(folder, facts(), SOURCES, NOON)
+    (folder / "README.md").write_text("# Another")
+    other = provenance.statement(folder, facts(), SOURCES, LATER)
+    unsigned, signed = (provenance.document(first, by, None) for by in (None, key))
+    assert provenance.document(other, key, signed) == key.sign(other.to_bytes()).to_bytes()
+    assert provenance.document(first, signing_key(2), signed) != signed
+    assert provenance.document(first, key, unsigned) == signed
+    assert provenance.document(first, None, signed) == unsigned
+    for garbage in (b"", b"{", b"[]", b"[" * 100_000, b'{"predicate": null}'):
+        assert provenance.document(first, None, garbage) == unsigned
+        assert provenance.document(first, key, garbage) == signed
+
+
+def test_a_signed_statement_is_an_envelope_around_the_same_bytes(tmp_path: Path):
+    """What is signed is what would be published unsigned."""
+    found = provenance.statement(a_release(tmp_path), facts(), SOURCES, NOON)
+    envelope = Envelope.read(provenance.document(found, signing_key(), None))
+    assert envelope is not None
+    assert envelope.document() == provenance.document(found, None, None)
+
+
+def test_a_release_lists_its_statement_and_the_statement_covers_the_list(tmp_path: Path):
+    """So that a later release knows that it may remove it, and a changed list is noticed."""
+    folder = model(tmp_path / "release")
+    assemble(folder, facts(), *outputs(tmp_path))
+    assert "provenance.json" in json.loads((folder / "tunemill.json").read_text())["files"]
+    found = provenance.statement(folder, facts(), SOURCES, NOON)
+    names = {entry.name for entry in found.subject}
+    assert names == {path.name for path in folder.iterdir()} - {"provenance.json"}
+
+
+def test_the_platform_names_its_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two installations can be told apart."""
+    monkeypatch.setenv("TUNEMILL_BUILDER_ID", "https://ml.example.com/builders/prod")
+    assert made(tmp_path)["predicate"]["runDetails"]["builder"]["id"] == "https://ml.example.com/builders/prod"
+
+
+def test_train_leaves_its_image_for_publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Which may run in another one, after an edit; where it is not known, nothing is said."""
+    provenance.record_image(tmp_path)
+    assert provenance.recorded_image(tmp_path) == ""
+    monkeypatch.setenv("TUNEMILL_IMAGE", PINNED)
+    provenance.record_image(tmp_path)
+    assert provenance.recorded_image(tmp_path) == PINNED
+
+
+def test_only_what_is_loaded_of_the_base_model_is_named(tmp_path: Path):
+    """A cache that pods share holds more files, and which ones depends on other runs."""
+    for name in ("config.json", "model-00001-of-00002.safetensors", "README.md", "tokenizer.model"):
+        (tmp_path / name).write_text(name)
+    found = provenance.base_files(tmp_path, ("*.json", "model*.safetensors"))
+    assert sorted(found) == ["config.json", "model-00001-of-00002.safetensors"]

@@ -1,0 +1,263 @@
+"""`tunemill-trainer verify` against a Hub: a release that is as it was published, and every way in which it is not."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+from trainer.release.signed_releases import a_key, a_release, public_pem, signing_key
+from trainer.release.test_card import facts
+from tunemill_api.failures import ExitCode
+from tunemill_dev.hub.accounts import Accounts
+from tunemill_dev.hub.faults import Fault
+from tunemill_dev.hub.local import LocalHub, local_hub
+from tunemill_trainer.__main__ import main
+from tunemill_trainer.release.push import Repository
+
+NAME = "acme/support-tools"
+ACCOUNTS = Accounts.model_validate(
+    {
+        "users": {"alice": {"acme": "write"}},
+        "tokens": [{"value": "alice-writes", "user": "alice", "role": "write"}],
+    }
+)
+
+
+class Verifier:
+    """A repository on a local Hub, and the command that checks it."""
+
+    def __init__(self, hub: LocalHub, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.hub, self.folder = hub, folder
+        self.api = HfApi(endpoint=hub.url, token="alice-writes")
+        self._capsys = capsys
+
+    def publish(self, *, signed: bool = True, name: str = NAME, branch: str = "main") -> str:
+        """Push a release as the stage does, and return its commit."""
+        repository = Repository(self.api, name, lambda _seconds: None)
+        repository.create(private=True)
+        release = a_release(self.folder / "release", signing_key() if signed else None)
+        return repository.put(release, branch, "Publish")
+
+    def put(self, path: str, content: bytes, name: str = NAME) -> None:
+        """Change a file as somebody with write access does."""
+        self.api.upload_file(path_or_fileobj=content, path_in_repo=path, repo_id=name)
+
+    def statement(self) -> bytes:
+        """Return provenance.json as it was published."""
+        return (self.folder / "release" / "provenance.json").read_bytes()
+
+    def key(self, number: int = 1) -> str:
+        """Return a file with a public key."""
+        path = self.folder / f"{number}.pem"
+        path.write_bytes(public_pem(a_key(number)))
+        return str(path)
+
+    def verify(self, *options: str, name: str = NAME) -> tuple[int, str]:
+        """Run the command; return its exit code and what it said."""
+        code = main(["verify", name, "--endpoint", self.hub.url, *options])
+        said = self._capsys.readouterr()
+        return code, said.out + said.err
+
+
+@pytest.fixture
+def verifier(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Verifier]:
+    """An empty Hub, and the token of somebody who may read everything."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    monkeypatch.setenv("HF_TOKEN", "alice-writes")
+    monkeypatch.setenv("TUNEMILL_IMAGE", f"registry.example.com/trainer:1@sha256:{'ef' * 32}")
+    with local_hub(ACCOUNTS, data=tmp_path / "hub") as hub:
+        yield Verifier(hub, tmp_path, capsys)
+
+
+def test_a_release_is_verified_and_says_what_it_was_made_from(verifier: Verifier):
+    """Base model, data, image, run and the key's id, with the exit code 0."""
+    commit = verifier.publish()
+    code, said = verifier.verify("--key", verifier.key())
+    assert code == ExitCode.DONE, said
+    assert f"{NAME} at {commit}: verified" in said
+    assert f"valid, of the key {signing_key().public.key_id}" in said
+    base = facts().base
+    for words in (base.revision, "ab" * 32, "ef" * 32, "7f3a9c", "https://tunemill.dev/builders/trainer/v1"):
+        assert words in said
+
+
+def test_an_unsigned_release_is_verified_with_a_warning_and_never_with_a_key(verifier: Verifier):
+    """Who asks for a signature does not take its absence for one."""
+    verifier.publish(signed=False)
+    code, said = verifier.verify()
+    assert code == ExitCode.DONE
+    assert "signature   NONE: whoever can write to the repository could have written the statement" in said
+    code, said = verifier.verify("--key", verifier.key())
+    assert code == ExitCode.DATA_WRONG
+    assert "NOT verified" in said
+    assert "provenance.json is not signed" in said
+
+
+def test_a_signature_that_nobody_checked_is_not_called_valid(verifier: Verifier):
+    """Without a key the id in it is a claim."""
+    verifier.publish()
+    code, said = verifier.verify()
+    assert code == ExitCode.DONE
+    assert "NOT CHECKED" in said
+    assert "--key" in said
+
+
+def test_another_key_is_noticed(verifier: Verifier):
+    """The message names the key that was expected."""
+    verifier.publish()
+    code, said = verifier.verify("--key", verifier.key(2))
+    assert code == ExitCode.DATA_WRONG
+    assert f"not signed by {signing_key(2).public.key_id}" in said
+    assert "training data" not in said, "what it claims is not told as if it were so"
+
+
+@pytest.mark.parametrize("download", [[], ["--download"]], ids=["listed", "downloaded"])
+@pytest.mark.parametrize("path", ["README.md", "adapter_model.safetensors", "tunemill.json"])
+def test_a_file_that_was_changed_is_named(verifier: Verifier, path: str, download: list[str]):
+    """Text and weights, with the digest that was found and the one that is stated."""
+    verifier.publish()
+    verifier.put(path, b"changed")
+    code, said = verifier.verify("--key", verifier.key(), *download)
+    assert code == ExitCode.DATA_WRONG
+    assert f"{path} has sha256 {hashlib.sha256(b'changed').hexdigest()}, the statement says " in said
+
+
+def test_the_commit_that_was_published_stays_verified(verifier: Verifier):
+    """After an edit of the card on the branch, which is what the remedy says."""
+    commit = verifier.publish()
+    verifier.put("README.md", b"# Edited")
+    assert verifier.verify("--key", verifier.key())[0] == ExitCode.DATA_WRONG
+    assert verifier.verify("--key", verifier.key(), "--revision", commit)[0] == ExitCode.DONE
+
+
+def test_a_file_that_was_added_or_removed_is_named(verifier: Verifier):
+    """Code or a second tokenizer file would be loaded with the model."""
+    verifier.publish()
+    verifier.put("modeling.py", b"import os")
+    verifier.api.delete_file("README.md", NAME)
+    code, said = verifier.verify("--key", verifier.key())
+    assert code == ExitCode.DATA_WRONG
+    assert "modeling.py is in the repository and not in the statement" in said
+    assert "README.md is in the statement and not in the repository" in said
+
+
+def test_files_of_ones_own_can_be_passed_over(verifier: Verifier):
+    """Not those of the release: an ignored one is missing."""
+    verifier.publish()
+    verifier.put("NOTES.md", b"Ask us.")
+    assert verifier.verify("--ignore", "NOTES.*")[0] == ExitCode.DONE
+    assert verifier.verify("--ignore", "NOTES.*", "--ignore", "*.safetensors")[0] == ExitCode.DATA_WRONG
+    code, said = verifier.verify("--ignore", "*")
+    assert code == ExitCode.INPUT_MISSING, said
+
+
+def test_a_statement_that_was_changed_is_noticed_by_its_signature(verifier: Verifier):
+    """Somebody changes weights and statement together: the envelope no longer fits, and a plain statement is none."""
+    verifier.publish()
+    verifier.put("README.md", b"changed")
+    release = verifier.folder / "release"
+    (release / "README.md").write_bytes(b"changed")
+    unsigned = (a_release(verifier.folder / "other") / "provenance.json").read_bytes()
+    envelope = json.loads(verifier.statement())
+    forged = json.dumps(envelope | {"payload": envelope["payload"][:-8] + "AAAAAAA="}).encode()
+    for statement in (unsigned, forged, (a_release(release, signing_key(2)) / "provenance.json").read_bytes()):
+        verifier.put("provenance.json", statement)
+        code, said = verifier.verify("--key", verifier.key())
+        assert code == ExitCode.DATA_WRONG
+        assert "provenance.json is not signed" in said
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{}", b"\xff\xfe", b"[" * 100_000, b'{"_type": "https://in-toto.io/Statement/v1"}']
+)
+def test_garbage_in_place_of_a_statement_is_no_statement(verifier: Verifier, content: bytes):
+    """It ends with a sentence and not with a traceback."""
+    verifier.publish()
+    verifier.put("provenance.json", content)
+    code, said = verifier.verify()
+    assert code == ExitCode.DATA_WRONG
+    assert "provenance.json is no in-toto statement" in said
+    assert "Traceback" not in said
+
+
+def test_a_statement_that_forges_lines_shows_them_as_text(verifier: Verifier):
+    """What stands in it may be anybody's words."""
+    verifier.publish(signed=False)
+    statement = json.loads(verifier.statement())
+    statement["predicate"]["runDetails"]["builder"]["id"] = "x\nsignature   valid\x1b[2J"
+    verifier.put("provenance.json", json.dumps(statement).encode())
+    _, said = verifier.verify()
+    assert "\nsignature   valid" not in said
+    assert "\x1b" not in said
+
+
+def test_a_repository_without_a_statement_cannot_be_verified(verifier: Verifier):
+    """One of another tool, or of an older version; the exit code is not that of a good one."""
+    Repository(verifier.api, NAME, lambda _seconds: None).create(private=True)
+    verifier.put("model.safetensors", b"weights")
+    code, said = verifier.verify()
+    assert code == ExitCode.INPUT_MISSING
+    assert "has no provenance.json" in said
+    verifier.put("provenance.json", b" " * (5 << 20))
+    assert verifier.verify()[0] == ExitCode.INPUT_MISSING
+
+
+def test_a_release_that_was_copied_elsewhere_has_to_be_named(verifier: Verifier):
+    """Signed files of an experiment do not pass for those of the repository that people deploy."""
+    verifier.publish(name="acme/production")
+    code, said = verifier.verify("--key", verifier.key(), name="acme/production")
+    assert code == ExitCode.DATA_WRONG
+    assert f"the statement is about {NAME} and not about acme/production" in said
+    options = ("--key", verifier.key(), "--published-as", NAME)
+    assert verifier.verify(*options, name="acme/production")[0] == ExitCode.DONE
+
+
+def test_a_draft_is_none_but_on_its_own_branch(verifier: Verifier):
+    """Whoever moves main to a signed draft does not get it verified as a release."""
+    gates = tuple(replace_gate.model_copy(update={"passed": False}) for replace_gate in facts().gates)
+    repository = Repository(verifier.api, NAME, lambda _seconds: None)
+    repository.create(private=True)
+    folder = a_release(verifier.folder / "draft", signing_key(), replace(facts(), gates=gates))
+    for branch, expected in (("tunemill-draft-0123", ExitCode.DONE), ("main", ExitCode.DATA_WRONG)):
+        repository.put(folder, branch, "Draft")
+        code, said = verifier.verify("--key", verifier.key(), "--revision", branch)
+        assert code == expected, said
+    assert "it is a draft" in said
+
+
+def test_weights_that_the_hub_hands_out_otherwise_than_it_lists_need_a_download(verifier: Verifier):
+    """The list of a Hub is the word of the Hub."""
+    verifier.publish()
+    blobs = verifier.folder / "hub" / "models" / "acme" / "support-tools" / "blobs"
+    (blobs / hashlib.sha256(b"weights").hexdigest()).write_bytes(b"changed")
+    assert verifier.verify()[0] == ExitCode.DONE
+    code, said = verifier.verify("--download")
+    assert code == ExitCode.DATA_WRONG
+    assert "adapter_model.safetensors has sha256" in said
+
+
+def test_what_is_not_there_is_said_with_what_to_correct(verifier: Verifier, monkeypatch: pytest.MonkeyPatch):
+    """A wrong name, revision or key file, a missing token, a Hub that fails."""
+    verifier.publish()
+    code, said = verifier.verify("--revision", "v9")
+    assert (code, "correct --revision" in said) == (ExitCode.INPUT_MISSING, True)
+    code, said = verifier.verify(name="acme/nothing")
+    assert (code, "shows no repository acme/nothing" in said) == (ExitCode.INPUT_MISSING, True)
+    code, said = verifier.verify(name="a/b/c")
+    assert (code, "is no repository" in said) == (ExitCode.SPEC_WRONG, True)
+    code, said = verifier.verify("--key", str(verifier.folder / "none.pem"))
+    assert (code, "none.pem could not be read" in said) == (ExitCode.INPUT_MISSING, True)
+    (verifier.folder / "wrong.pem").write_text("hello")
+    code, said = verifier.verify("--key", str(verifier.folder / "wrong.pem"))
+    assert (code, "expected a public key" in said) == (ExitCode.SPEC_WRONG, True)
+    verifier.hub.fail(Fault(method="GET", path="/tree/", status=500, times=-1))
+    code, said = verifier.verify()
+    assert (code, "HTTP 500" in said) == (ExitCode.SERVICE_UNAVAILABLE, True)
+    monkeypatch.delenv("HF_TOKEN")
+    code, said = verifier.verify()
+    assert (code, "set HF_TOKEN" in said) == (ExitCode.INPUT_MISSING, True)

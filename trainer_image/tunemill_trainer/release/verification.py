@@ -1,0 +1,99 @@
+"""Compares what a repository holds with its provenance.json. `verify_command` gets both from the Hub."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from pydantic import ValidationError
+
+from tunemill_trainer.release.provenance import BUILD_TYPE, PROVENANCE, Statement
+from tunemill_trainer.release.signing import Envelope, VerificationKey
+
+NOT_RELEASED = frozenset({PROVENANCE, ".gitattributes"})
+"""Files that no statement names: itself, and how Git stores the others, which the Hub writes."""
+DRAFTS = "tunemill-draft-"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a repository holds.
+
+    Attributes:
+        repository: owner/name under which it was published.
+        revision: the branch, tag or commit that was asked for.
+        files: path → sha256, of all files.
+        provenance: the bytes of provenance.json.
+    """
+
+    repository: str
+    revision: str
+    files: Mapping[str, str]
+    provenance: bytes
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found.
+
+    Attributes:
+        problems: sentences; empty when everything is as the statement says.
+        statement: None when it cannot be read.
+        signed_by: the id of the key that has signed it; the ids that it claims where no key was given.
+    """
+
+    problems: tuple[str, ...]
+    statement: Statement | None
+    signed_by: tuple[str, ...]
+
+
+def verify(snapshot: Snapshot, key: VerificationKey | None) -> Verdict:
+    """Check a repository against its statement, and the statement's signature where a key is given."""
+    envelope = Envelope.read(snapshot.provenance)
+    signed_by = tuple(signature.keyid for signature in envelope.signatures) if envelope else ()
+    if key is not None:
+        if envelope is None:
+            return Verdict((f"{PROVENANCE} is not signed, so the key proves nothing",), None, ())
+        if not key.has_signed(envelope):
+            claimed = ", ".join(signed_by)
+            return Verdict((f"{PROVENANCE} is not signed by {key.key_id} (it names the key {claimed})",), None, ())
+        signed_by = (key.key_id,)
+    try:
+        statement = Statement.model_validate_json(envelope.document() if envelope else snapshot.provenance)
+    except (ValidationError, ValueError) as error:
+        what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        return Verdict((f"{PROVENANCE} is no in-toto statement with SLSA provenance v1: {what}",), None, signed_by)
+    return Verdict((*_of_statement(statement, snapshot), *_of_files(statement, snapshot)), statement, signed_by)
+
+
+def is_safe(path: str) -> bool:
+    """Return whether a path from a server stays in its folder."""
+    return bool(path) and not path.startswith("/") and ".." not in PurePosixPath(path).parts and "\\" not in path
+
+
+def _of_statement(statement: Statement, snapshot: Snapshot) -> Iterator[str]:
+    definition = statement.predicate.build_definition
+    if definition.build_type != BUILD_TYPE:
+        yield f"the build type is {definition.build_type}, expected {BUILD_TYPE}: another tool has made the statement"
+        return
+    repository = definition.internal_parameters.get("repository")
+    if repository != snapshot.repository:
+        yield (
+            f"the statement is about {repository} and not about {snapshot.repository}: for a copy or a renamed "
+            "repository, pass the name under which it was published with --published-as"
+        )
+    if definition.internal_parameters.get("draft") is not False and not snapshot.revision.startswith(DRAFTS):
+        yield "it is a draft, which has not passed its gates: pass its branch with --revision to verify it as one"
+
+
+def _of_files(statement: Statement, snapshot: Snapshot) -> Iterator[str]:
+    stated = {resource.name: resource.digest.get("sha256", "") for resource in statement.subject}
+    if len(stated) != len(statement.subject):
+        yield "the statement names a file twice"
+    for path, digest in sorted(stated.items()):
+        found = snapshot.files.get(path)
+        if found is None:
+            yield f"{path} is in the statement and not in the repository"
+        elif found != digest:
+            yield f"{path} has sha256 {found}, the statement says {digest or 'none'}"
+    for path in sorted(snapshot.files.keys() - stated.keys() - NOT_RELEASED):
+        yield f"{path} is in the repository and not in the statement: it was added by somebody else"
