@@ -107,8 +107,16 @@ class Workspace:
         return self._uri(f"{self._folder(stage, key)}{self._attempt}")
 
     def manifest(self, stage: str, key: str) -> Manifest | None:
-        """Return what was committed under a key; None when nothing was."""
-        return self._read_manifest(self._folder(stage, key))
+        """Return what was committed under a key; None when nothing was.
+
+        A manifest of another output is removed and counts as none, so that the stage is done.
+        """
+        try:
+            return self._own_manifest(stage, key)
+        except _DamagedError as error:
+            _log.warning("the manifest is removed: %s", error)
+            self.withdraw(stage, key)
+            return None
 
     @tracing.step("fetch outputs")
     def fetch(self, stage: str, key: str, into: Path, *, without: Collection[str] = ()) -> Manifest:
@@ -121,21 +129,22 @@ class Workspace:
             without: paths of the output that are not needed.
 
         Raises:
-            StageError: StageOutputMissing, when nothing was committed, or a file of it is gone or damaged. In the
-                latter case the manifest is withdrawn, so that the stage is done again.
+            StageError: StageOutputMissing, when nothing was committed, a file of it is gone or damaged, or the manifest
+                is that of another output. In the latter cases the manifest is withdrawn, so that the stage is done
+                again.
         """
-        manifest = self.manifest(stage, key)
-        if manifest is None:
-            raise StageError(
-                Reason.STAGE_OUTPUT_MISSING,
-                f"expected the output of {stage} at {self._uri(self._folder(stage, key))}, found none",
-            )
         try:
+            manifest = self._own_manifest(stage, key)
+            if manifest is None:
+                raise StageError(
+                    Reason.STAGE_OUTPUT_MISSING,
+                    f"expected the output of {stage} at {self._uri(self._folder(stage, key))}, found none",
+                )
             self._download(self._folder(stage, key), manifest, into, without)
         except _DamagedError as error:
             self.withdraw(stage, key)
             raise StageError(
-                Reason.STAGE_OUTPUT_MISSING, f"the output of {stage} in the workspace is not whole: {error}"
+                Reason.STAGE_OUTPUT_MISSING, f"the output of {stage} in the workspace cannot be used: {error}"
             ) from error
         return manifest
 
@@ -191,10 +200,11 @@ class Workspace:
             if manifest is None:
                 continue
             try:
+                _check_place(manifest, Stage.TRAIN, key, self._uri(place))
                 self._download(place, manifest, into)
             except _DamagedError as error:
                 _log.warning("the checkpoint %s is not whole and is passed over: %s", self._uri(place), error)
-                shutil.rmtree(into)
+                shutil.rmtree(into, ignore_errors=True)
                 continue
             return int(str(manifest.facts["step"]))
         return None
@@ -232,6 +242,18 @@ class Workspace:
         """Return the places of the checkpoints that have a manifest, the newest first."""
         names = self._list(f"{self._folder(Stage.TRAIN, key)}{_CHECKPOINTS}/")
         return sorted((name.removesuffix(_MANIFEST) for name in names if name.endswith(f"/{_MANIFEST}")), reverse=True)
+
+    def _own_manifest(self, stage: str, key: str) -> Manifest | None:
+        """Return the manifest of an output; None when there is none.
+
+        Raises:
+            _DamagedError: what lies there is the manifest of another output.
+        """
+        place = self._folder(stage, key)
+        manifest = self._read_manifest(place)
+        if manifest is not None:
+            _check_place(manifest, stage, key, self._uri(place))
+        return manifest
 
     def _read_manifest(self, place: str) -> Manifest | None:
         with self._errors(place + _MANIFEST):
@@ -314,7 +336,15 @@ class _AlreadyThereError(Exception):
 
 
 class _DamagedError(Exception):
-    """A file that the manifest names is gone or has other contents."""
+    """A file that the manifest names is gone or has other contents, or the manifest is that of another output."""
+
+
+def _check_place(manifest: Manifest, stage: str, key: str, uri: str) -> None:
+    """Check that a manifest lies where its output belongs: whoever may write to the bucket can copy one elsewhere."""
+    if (manifest.stage, manifest.key) != (stage, key):
+        raise _DamagedError(
+            f"{uri}{_MANIFEST} is the manifest of {manifest.stage}/{manifest.key}, expected that of {stage}/{key}"
+        )
 
 
 def _files(folder: Path) -> list[ManifestFile]:

@@ -25,7 +25,7 @@ from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import Hub
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, Report
-from tunemill_trainer.prepared import TRAIN_FILE, Prepared
+from tunemill_trainer.prepared import TRAIN_FILE
 from tunemill_trainer.release import artifacts, merged, proof, servability
 from tunemill_trainer.release.card import ReleaseFacts
 from tunemill_trainer.release.contract import Contract
@@ -33,6 +33,7 @@ from tunemill_trainer.release.folder import assemble
 from tunemill_trainer.release.proof import Behaviour
 from tunemill_trainer.release.push import Repository
 from tunemill_trainer.release.servability import Verdict
+from tunemill_trainer.stage_inputs import fetch_prepared
 
 PUBLISHED_FILE = "published.json"
 
@@ -117,8 +118,7 @@ class _Release:
 
         spec = context.spec
         self._context, self._hub, self._key = context, hub, key
-        self._prepared = Prepared(context.folder("prepared"))
-        context.workspace.fetch(Stage.PREPARE, context.prepared.key, context.folder("prepared"), without={TRAIN_FILE})
+        self._prepared = fetch_prepared(context, without={TRAIN_FILE})
         trained = context.workspace.fetch(Stage.TRAIN, context.train_key, context.folder("trained"))
         self._model = context.folder("trained") / "adapter"
         self._tokens, base = self._prepared.tokens(), self._prepared.base_model()
