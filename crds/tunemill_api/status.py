@@ -100,6 +100,9 @@ class PreparedFacts(StatusModel):
     """The key of prepare's output in the workspace."""
     base_model_revision: str
     """The commit that spec.baseModel.revision stood for."""
+    base_model_digest: str = ""
+    """sha256 over the names and digests of the base model's files. Later stages load no files with other contents.
+    Empty: prepared by a version that recorded none."""
     dataset_digest: str
     """sha256 of the data, in the order in which it was read."""
     tokenizer_mode: str

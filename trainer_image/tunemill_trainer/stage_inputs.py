@@ -47,6 +47,7 @@ def fetch_prepared(context: StageContext, *, without: Collection[str] = ()) -> P
 def _differences(context: StageContext, manifest: Manifest, prepared: Prepared) -> list[str]:
     try:
         base = prepared.base_model()
+        digest = base.digest
     except (OSError, ValueError, TypeError) as error:
         return [f"its base-model.json cannot be read ({error})"]
     known = context.prepared
@@ -56,6 +57,8 @@ def _differences(context: StageContext, manifest: Manifest, prepared: Prepared) 
         ("commit in the manifest", known.base_model_revision, manifest.facts.get("baseModelRevision")),
         ("data in the manifest", known.dataset_digest, manifest.facts.get("datasetDigest")),
     ]
+    if known.base_model_digest:
+        compared.append(("base model's files to have the digest", known.base_model_digest, digest))
     return [
         f"expected the {what} {expected}, found {json.dumps(found)}"
         for what, expected, found in compared
