@@ -13,7 +13,6 @@ from typing import Final
 from huggingface_hub.utils import filter_repo_objects
 from tunemill_api.failures import Reason
 
-from tunemill_trainer import tracing
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import Hub, ModelCommit
 from tunemill_trainer.prepared import BaseModel
@@ -27,7 +26,6 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _THREADS = 8
 
 
-@tracing.step("digest base model")
 def digests(hub: Hub, model: ModelCommit, folder: Path, patterns: list[str]) -> dict[str, str]:
     """Return the sha256 of all files of a base model that a stage loads, by name.
 
@@ -73,8 +71,8 @@ def check(base: BaseModel, folder: Path) -> None:
             Reason.BASE_MODEL_NOT_FOUND,
             f"spec.baseModel is {base.id}@{base.revision}, and its {name} is not the file that prepare has seen: "
             f"expected the sha256 {expected.get(name, '(no such file)')}, found {found.get(name, '(no such file)')}",
-            "Find out why the Hub (spec.hub.endpoint) or the model cache (spec.compute.modelCache) has other files now. "
-            "To use them, request a new run with the annotation tunemill.dev/requested-at.",
+            "Find out why the Hub (spec.hub.endpoint) or the model cache (spec.compute.modelCache) has other files "
+            "now. To use them, request a new run with the annotation tunemill.dev/requested-at.",
         )
 
 

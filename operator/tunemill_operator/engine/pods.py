@@ -91,7 +91,7 @@ def job_of(
                     "labels": {**template.labels, **labels},
                     "annotations": {
                         **template.annotations,
-                        constants.ANNOTATION_RUN_SPEC: _run_spec(finetune, spec, ledger, run_id),
+                        constants.ANNOTATION_RUN_SPEC: _run_spec(finetune, spec, ledger, run_id, platform.cluster),
                         **({ANNOTATION_PROGRESS_CA: platform.progress_ca} if platform.progress_ca else {}),
                         **({ANNOTATION_CA_BUNDLE: platform.ca_bundle} if platform.ca_bundle else {}),
                     },
@@ -143,10 +143,12 @@ def _exit_codes(container: str, codes: Iterable[int]) -> Manifest:
     return {"containerName": container, "operator": "In", "values": [int(code) for code in codes]}
 
 
-def _run_spec(finetune: FineTune, spec: FineTuneSpec, ledger: Ledger, run_id: str) -> str:
+def _run_spec(finetune: FineTune, spec: FineTuneSpec, ledger: Ledger, run_id: str, cluster: str) -> str:
     run = RunSpec(
         namespace=finetune.meta.namespace,
         name=finetune.meta.name,
+        uid=finetune.meta.uid,
+        cluster=cluster,
         run_id=run_id,
         spec=spec,
         prepared=ledger.facts.prepared,
