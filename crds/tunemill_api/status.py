@@ -482,6 +482,8 @@ class FineTuneStatus(StatusModel):
     """The present run."""
     profile: ProfileStatus | None = None
     """The FineTuneProfile that the run began with; absent when there is none."""
+    workspace: str = ""
+    """Where the outputs of the object's runs are: the S3 prefix of spec.workspace, with the folder of the namespace."""
     stages: list[StageStatus] = Field(
         default=[],
         max_length=8,

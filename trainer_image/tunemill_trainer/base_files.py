@@ -6,11 +6,12 @@ serve other files under the same commit.
 
 import hashlib
 import re
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
 
-from huggingface_hub.utils import filter_repo_objects
 from tunemill_api.failures import Reason
 
 from tunemill_trainer.errors import StageError
@@ -40,7 +41,7 @@ def digests(hub: Hub, model: ModelCommit, folder: Path, patterns: list[str]) -> 
     Raises:
         StageError: what `hub.hub_errors` knows.
     """
-    weights = list(filter_repo_objects(sorted(model.files), allow_patterns=[WEIGHTS]))
+    weights = _matching(model.files, [WEIGHTS])
     with ThreadPoolExecutor(_THREADS) as pool:
         named = dict(zip(weights, pool.map(lambda name: hub.etag(model, name), weights), strict=True))
     unnamed = [name for name, etag in named.items() if not _SHA256.fullmatch(etag)]
@@ -62,7 +63,7 @@ def check(base: BaseModel, folder: Path) -> None:
     """
     if not base.files:
         return
-    expected = {name: base.files[name] for name in filter_repo_objects(sorted(base.files), allow_patterns=LOADED)}
+    expected = {name: base.files[name] for name in _matching(base.files, LOADED)}
     found = _contents(folder, LOADED)
     wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
     if wrong:
@@ -78,10 +79,15 @@ def check(base: BaseModel, folder: Path) -> None:
 
 def _contents(folder: Path, patterns: list[str]) -> dict[str, str]:
     """Return the sha256 of the files in a folder that match a pattern, by their path in it."""
-    present = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    names = list(filter_repo_objects(present, allow_patterns=patterns))
+    present = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = _matching(present, patterns)
     with ThreadPoolExecutor(_THREADS) as pool:
         return dict(zip(names, pool.map(lambda name: _sha256(folder / name), names), strict=True))
+
+
+def _matching(names: Iterable[str], patterns: list[str]) -> list[str]:
+    """Return the names that match a pattern, as huggingface_hub decides it when it downloads."""
+    return sorted(name for name in names if any(fnmatch(name, pattern) for pattern in patterns))
 
 
 def _sha256(path: Path) -> str:
