@@ -4,7 +4,7 @@ Its larger parts are in modules of their own: data, training, evaluation, publis
 """
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
@@ -16,6 +16,9 @@ from tunemill_api.pod_template import PodTemplates
 from tunemill_api.publish import Publish
 from tunemill_api.scalars import Duration, Endpoint, HubId, SecretKeyRef, SecretRef, rule, rules
 from tunemill_api.training import Adapter, Training
+
+NAMESPACE_FOLDER: Final = "{namespace}"
+"""Stands for the object's namespace in `spec.workspace.uri`."""
 
 
 class Hub(ApiModel):
@@ -52,7 +55,8 @@ class Workspace(ApiModel):
 
     uri: Annotated[str, Field(max_length=1024, pattern=r"^(s3://[a-z0-9][-.a-z0-9]{1,61}[a-z0-9](/[^*?]*)?)?$")] = ""
     """An S3 prefix; empty means tunemill/ in the dataset's bucket, with the dataset's credentials and endpoint. Needed
-    where dataset.uri is on the Hub."""
+    where dataset.uri is on the Hub. Outputs go to a folder of it with the name of the namespace, or to where a folder
+    {namespace} stands, for example s3://acme/{namespace}/tunemill/. status.workspace has the whole."""
     credentials_secret_ref: SecretRef | None = None
     """Absent: the pod's own identity."""
     endpoint: Endpoint = ""
@@ -209,3 +213,18 @@ def effective_workspace(spec: FineTuneSpec) -> Workspace:
         endpoint=spec.dataset.endpoint,
         region=spec.dataset.region,
     )
+
+
+def workspace_of(spec: FineTuneSpec, namespace: str) -> Workspace:
+    """Return where the outputs of an object of this namespace go: no two namespaces have the same place.
+
+    The namespace takes the place of a folder `{namespace}`, else it is the last folder. A part of a folder's name is
+    not replaced: `team-{namespace}` of the namespace b would be the folder of the namespace team-b.
+    """
+    place = effective_workspace(spec)
+    folders = place.uri.rstrip("/").split("/")
+    # Servers on a file system may take ".." for what it means there.
+    if NAMESPACE_FOLDER not in folders or ".." in folders:
+        folders.append(NAMESPACE_FOLDER)
+    uri = "/".join(namespace if folder == NAMESPACE_FOLDER else folder for folder in folders)
+    return place.model_copy(update={"uri": f"{uri}/"})

@@ -11,7 +11,9 @@ Both hash a canonical form: one flat dictionary for each stage, with short names
 default of the form. So a new field, a renamed field or a changed default in the API changes no hash of an object that
 exists. The forms are frozen. docs/adr/0011 says how they may evolve.
 
-Only what changes an output is in a form: credentials, retries, images and where a pod runs are not.
+Only what changes an output is in a form: credentials, retries and where a pod runs are not. Of images, only one of the
+user's own is in the keys, of every stage that has not begun: nobody else takes what it made for the work of the
+platform's image. That one is represented by `RECIPES`, so that an upgrade changes no key.
 """
 
 import hashlib
@@ -141,15 +143,16 @@ def prepare_key(spec: FineTuneSpec, resolved: dict[str, str]) -> str:
         spec: the whole spec.
         resolved: the base model's commit (`baseModel`) and the sha256 of the training rows (`dataset`). Where there are
             any, also of the rows of `spec.dataset.evaluation.uri` (`evaluation`), of the template (`chatTemplate`) and
-            of the tools (`tools`).
+            of the tools (`tools`). `baseModelFiles` stands for the contents of the base model's files: a commit is what
+            a server says.
     """
     found = {f"resolved.{name}": value for name, value in resolved.items()}
-    return _digest("prepare", {"recipe": RECIPES["prepare"], **_data(spec), **found})
+    return _digest("prepare", {**_maker("prepare", spec), **_data(spec), **found})
 
 
 def train_key(prepared: str, spec: FineTuneSpec) -> str:
     """Return the key of the adapter that is trained on the output `prepared` of prepare."""
-    return _digest("train", {"recipe": RECIPES["train"], "prepare": prepared, **_training(spec)})
+    return _digest("train", {**_maker("train", spec), "prepare": prepared, **_training(spec)})
 
 
 def evaluate_key(trained: str, spec: FineTuneSpec, rival: Rival | None = None) -> str:
@@ -157,7 +160,7 @@ def evaluate_key(trained: str, spec: FineTuneSpec, rival: Rival | None = None) -
 
     `rival` is the published model that is asked for the same rows; without one the key is as if there were none.
     """
-    return _digest("evaluate", {"recipe": RECIPES["evaluate"], "train": trained, **_evaluation(spec, rival)})
+    return _digest("evaluate", {**_maker("evaluate", spec), "train": trained, **_evaluation(spec, rival)})
 
 
 def base_evaluation_key(prepared: str, spec: FineTuneSpec) -> str:
@@ -167,7 +170,7 @@ def base_evaluation_key(prepared: str, spec: FineTuneSpec) -> str:
     """
     computed = {"precision": spec.training.precision.value, "quantization": spec.base_model.quantization.value}
     form = {**_without(_BASE_DEFAULTS, computed), **_evaluation(spec, None)}
-    return _digest("base-evaluation", {"recipe": RECIPES["evaluate"], "prepare": prepared, **form})
+    return _digest("base-evaluation", {**_maker("evaluate", spec), "prepare": prepared, **form})
 
 
 def publish_key(evaluated: str, spec: FineTuneSpec, *, draft: bool = False) -> str:
@@ -176,10 +179,16 @@ def publish_key(evaluated: str, spec: FineTuneSpec, *, draft: bool = False) -> s
     With `draft` it is that of a draft, whose place is its own, and whose card says which gates kept it there.
     """
     form = _publication(spec, draft=draft)
-    return _digest("publish", {"recipe": RECIPES["publish"], "evaluate": evaluated, **form})
+    return _digest("publish", {**_maker("publish", spec), "evaluate": evaluated, **form})
 
 
 # The canonical forms
+
+
+def _maker(stage: str, spec: FineTuneSpec) -> Form:
+    """Return what makes the output: the recipe, and the image where it is not the platform's."""
+    image = spec.compute.trainer_image
+    return {"recipe": RECIPES[stage], **({"image": image} if image else {})}
 
 
 def _sources(spec: FineTuneSpec, requested: str) -> Form:

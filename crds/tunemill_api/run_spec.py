@@ -1,12 +1,15 @@
 """What the operator tells a stage: the RunSpec. On one machine `tunemill-trainer run` makes it."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
 from tunemill_api.base import ApiModel
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.status import PreparedFacts, Rival
+
+CLUSTER_NAME: Final = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+"""What a cluster may be called, as a regular expression."""
 
 
 class RunSpec(ApiModel):
@@ -19,6 +22,10 @@ class RunSpec(ApiModel):
     """The object's namespace; for messages and the model card."""
     name: Annotated[str, Field(min_length=1)]
     """The object's name; for messages and the model card."""
+    uid: Annotated[str, Field(pattern=r"^[-A-Za-z0-9]*$")] = ""
+    """The object's uid; empty on one machine. With `cluster`, it tells whose references in the workspace are whose."""
+    cluster: Annotated[str, Field(pattern=rf"^({CLUSTER_NAME})?$")] = ""
+    """The name that the platform team gave the cluster; empty when it has none, and on one machine."""
     run_id: str
     """Identifies the run in logs, the model card and the workspace's progress."""
     spec: FineTuneSpec

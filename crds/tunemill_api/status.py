@@ -100,6 +100,9 @@ class PreparedFacts(StatusModel):
     """The key of prepare's output in the workspace."""
     base_model_revision: str
     """The commit that spec.baseModel.revision stood for."""
+    base_model_digest: str = ""
+    """sha256 over the names and digests of the base model's files. Later stages load no files with other contents.
+    Empty: prepared by a version that recorded none."""
     dataset_digest: str
     """sha256 of the data, in the order in which it was read."""
     tokenizer_mode: str
@@ -479,6 +482,8 @@ class FineTuneStatus(StatusModel):
     """The present run."""
     profile: ProfileStatus | None = None
     """The FineTuneProfile that the run began with; absent when there is none."""
+    workspace: str = ""
+    """Where the outputs of the object's runs are: the S3 prefix of spec.workspace, with the folder of the namespace."""
     stages: list[StageStatus] = Field(
         default=[],
         max_length=8,

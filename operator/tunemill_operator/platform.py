@@ -42,6 +42,7 @@ def platform_of(settings: Settings, certificate: Certificate | None) -> Platform
         proxies={name: value for name, value in proxies.items() if value},
         builder_id=settings.builder_id,
         traces=traces.endpoints(os.environ),
+        cluster=settings.cluster_name,
         run_as_user=int(settings.stage_user) if settings.stage_user else None,
     )
 

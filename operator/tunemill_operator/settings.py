@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tunemill_api.constants import USER_ID
+from tunemill_api.run_spec import CLUSTER_NAME
 
 PREFIX: Final = "TUNEMILL_"
 _PROXY: Final = re.compile(r"https?://[^/@\s]+/?")
@@ -33,6 +34,9 @@ class Settings:
     )
     namespaces: tuple[str, ...] = _setting((), "Namespaces to serve, by comma; empty serves all.")
     no_profiles: bool = _setting(default=False, text="Do without FineTuneProfiles, which belong to no namespace.")
+    cluster_name: str = _setting(
+        "", "Name of this cluster, for workspaces that several clusters share. It must not change later."
+    )
     workers: int = _setting(16, "How many objects are reconciled at the same time.")
     resync_seconds: int = _setting(300, "How often the caches are compared with complete lists.")
     lease_name: str = _setting("tunemill-operator", "Name of the Lease that the leader holds.")
@@ -116,6 +120,8 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         raise SettingsError("--workers and --resync-seconds must be at least 1")
     if settings.stage_user and not re.fullmatch(r"[1-9][0-9]{0,9}", settings.stage_user):
         raise SettingsError(f"--stage-user must be a user id above 0, or empty, got {settings.stage_user!r}")
+    if settings.cluster_name and not re.fullmatch(CLUSTER_NAME, settings.cluster_name):
+        raise SettingsError(f"--cluster-name must be a DNS label, for example prod-eu, got {settings.cluster_name!r}")
     if settings.progress_write_seconds < 1 or settings.progress_writes_per_second < 1:
         raise SettingsError("--progress-write-seconds and --progress-writes-per-second must be at least 1")
     if settings.builder_id and not re.fullmatch(r"https?://[^\s@]+", settings.builder_id):

@@ -240,7 +240,7 @@ def test_a_published_run_takes_away_what_only_earlier_runs_of_its_object_refer_t
     published(run_of_tidy(run, "run2").stage(Stage.PUBLISH))
     assert workspace.manifest(Stage.TRAIN, earlier.train_key) is None
     assert workspace.manifest(Stage.TRAIN, run.train_key) is not None
-    assert {path.split("/")[3] for path in workspace.marks(f"runs/{run.run.namespace}/tidy/")} == {"run2"}
+    assert {path.split("/")[5] for path in workspace.marks(f"runs/@/{run.run.namespace}/tidy/")} == {"run2"}
 
 
 def test_a_model_that_was_replaced_is_brought_back(judged_run: TrainedRun):

@@ -9,7 +9,7 @@ from property.simulator import World
 from property.worlds import entry, labels
 from tunemill_api import keys
 from tunemill_api.crd import object_schema
-from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.finetune import FineTuneSpec, effective_workspace
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import FineTuneStatus, Phase, StageState
 from tunemill_operator.engine import objects, profiles
@@ -142,3 +142,17 @@ def test_what_runs_goes_on_to_its_end_and_each_stage_is_done_once(path: Path) ->
     assert not set(labels(world)) & {"train" if name == "evaluate" else name for name in done}
     assert len(world.created) == len(set(world.created))
     assert not jobs & set(world.created), "a Job that runs is not created again"
+
+
+@FLEET
+def test_an_object_keeps_its_workspace(path: Path) -> None:
+    """Proves that later stages look for the outputs where the version put them that began the run."""
+    world = a_recorded_world(path)
+    before = world.status.run
+    assert before is not None
+    after = written(world)
+    terms = world.finetune.spec
+    assert terms is not None
+    if after.run is not None and after.workspace:
+        place = (after.profile.fields if after.profile else {}).get("workspace.uri") or effective_workspace(terms).uri
+        assert after.workspace == place

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import httpx2
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, hf_hub_url, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -89,6 +89,12 @@ class Hub:
                 model_id, revision=commit, allow_patterns=patterns, endpoint=self._endpoint, token=self._token
             )
         return Path(folder)
+
+    def etag(self, model: ModelCommit, name: str) -> str:
+        """Return what the Hub says of the content of a file: the sha256 where the file is kept by LFS or Xet."""
+        with hub_errors(READ_FIELD, f"{model.id}@{model.commit}"):
+            url = hf_hub_url(model.id, name, revision=model.commit, endpoint=self._endpoint)
+            return self.api.get_hf_file_metadata(url=url, token=self._token).etag or ""
 
     def resolve_dataset(self, dataset_id: str, revision: str) -> ModelCommit:
         """Return the commit of a data set's branch, tag or commit, and check that its files may be read.

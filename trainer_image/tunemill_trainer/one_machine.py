@@ -17,7 +17,7 @@ import yaml
 from pydantic import ValidationError
 from tunemill_api.constants import API_VERSION, CHAT_TEMPLATE_PATH, KIND, TOOLS_PATH
 from tunemill_api.failures import FAILURES, ExitCode, Reason
-from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.finetune import FineTuneSpec, workspace_of
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage, StageReport
 
@@ -81,9 +81,9 @@ def load(manifest: Path) -> RunSpec:
             f"{manifest}: spec.workspace.uri is needed when spec.dataset.uri is on the Hub: there is no bucket to put "
             "a workspace into",
         )
-    return RunSpec(
-        namespace=metadata.get("namespace") or "default", name=metadata["name"], run_id=metadata["name"], spec=spec
-    )
+    namespace = metadata.get("namespace") or "default"
+    whole = spec.model_copy(update={"workspace": workspace_of(spec, namespace)})
+    return RunSpec(namespace=namespace, name=metadata["name"], run_id=metadata["name"], spec=whole)
 
 
 def write_config(manifest: Path, run: RunSpec, folder: Path) -> None:

@@ -9,10 +9,11 @@
 """
 
 import dataclasses
+import hashlib
 import json
 from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Self, TextIO, cast
@@ -35,10 +36,23 @@ _SCHEMA = pa.schema([("input_ids", _TOKEN_IDS), ("labels", _TOKEN_IDS)])
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The base model, with the commit that its revision stood for."""
+    """The base model, with the commit that its revision stood for.
+
+    Attributes:
+        id: the repository on the Hub.
+        revision: the commit.
+        files: sha256 of each file of it that a stage loads. Empty in an output of a version that recorded none.
+    """
 
     id: str
     revision: str
+    files: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the names and digests of the files; empty where none is recorded."""
+        text = json.dumps(dict(self.files), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest() if self.files else ""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,16 @@
 """Which outputs of the workspace the runs of an object refer to, and the removal of those that no run refers to.
 
-    PREFIX/runs/<namespace>/<name>/<run>/<stage>/<key>      a reference: an empty object
+    PREFIX/runs/@<cluster>/<namespace>/<name>/<uid>/<run>/<stage>/<key>      a reference: an empty object
+    PREFIX/runs/<namespace>/<name>/<run>/<stage>/<key>                       one of an older version
 
 Outputs are shared: two objects with the same wish have the same keys. So a stage refers to all outputs of its run
 before it looks which of them are there, and an output goes only when the last reference to it goes. Where both happen
 at the same moment, a later stage finds its input gone, and the run begins again with prepare: time is lost, nothing
 else.
+
+Clusters and laptops may share a workspace, with objects of the same names. A run drops references of its own object
+only: those with its uid or, in a cluster with a name, those of all objects that ever had its name there. References of
+older versions name neither. Nobody knows whose they are, so they stay.
 """
 
 import logging
@@ -22,6 +27,9 @@ from tunemill_trainer.workspace import Workspace
 BASE_REPLIES = "base-replies"
 """Where the workspace keeps the base model's replies; the key is without the adapter, so that each is asked once."""
 _RUNS = "runs/"
+_NO_UID = "local"
+"""Stands for the uid on one machine, where each object has one run only."""
+_STAGES = {*Stage, BASE_REPLIES}
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +55,7 @@ def refer(workspace: Workspace, run: RunSpec, prepared: str) -> None:
     if run.rival and run.rival.train:
         used += [(Stage.PREPARE, run.rival.prepare), (Stage.TRAIN, run.rival.train)]
     for stage, key in used:
-        workspace.mark(f"{_of_object(run)}{run.run_id}/{stage}/{key}")
+        workspace.mark(f"{_of_run(run)}{stage}/{key}")
 
 
 def prune(workspace: Workspace, run: RunSpec) -> None:
@@ -62,14 +70,15 @@ def prune(workspace: Workspace, run: RunSpec) -> None:
 
 
 def _prune(workspace: Workspace, run: RunSpec) -> None:
-    own, marks = _of_object(run), workspace.marks(_RUNS)
+    own = _of_object(run)
+    marks = {path: time for path, time in workspace.marks(_RUNS).items() if path.split("/")[-2] in _STAGES}
     last_used: dict[str, datetime] = {}
     for path, time in marks.items():
         if path.startswith(own):
-            of_run = path.removeprefix(own).partition("/")[0]
+            of_run = path.rsplit("/", 2)[0] + "/"
             last_used[of_run] = max(time, last_used.get(of_run, time))
-    present_first = sorted(last_used, key=lambda name: (name == run.run_id, last_used[name]), reverse=True)
-    dropped = tuple(f"{own}{name}/" for name in present_first[run.spec.workspace.keep_runs :])
+    present_first = sorted(last_used, key=lambda folder: (folder == _of_run(run), last_used[folder]), reverse=True)
+    dropped = tuple(present_first[run.spec.workspace.keep_runs :])
     kept = {_output(path) for path in marks if not path.startswith(dropped)}
     for output in sorted({_output(path) for path in marks if path.startswith(dropped)} - kept):
         _log.info("no run refers to %s any more: it is removed from the workspace", output)
@@ -80,7 +89,14 @@ def _prune(workspace: Workspace, run: RunSpec) -> None:
 
 
 def _of_object(run: RunSpec) -> str:
-    return f"{_RUNS}{run.namespace}/{run.name}/"
+    """Return where the references lie that a run may drop."""
+    # No namespace begins with "@": an older version takes these for references of another object, and keeps them.
+    of_name = f"{_RUNS}@{run.cluster}/{run.namespace}/{run.name}/"
+    return of_name if run.cluster else f"{of_name}{run.uid or _NO_UID}/"
+
+
+def _of_run(run: RunSpec) -> str:
+    return f"{_RUNS}@{run.cluster}/{run.namespace}/{run.name}/{run.uid or _NO_UID}/{run.run_id}/"
 
 
 def _output(reference: str) -> str:

@@ -6,17 +6,20 @@
     PREFIX/runs/…                                           which run refers to which output, see references.py
 
 Each process writes below an attempt of its own, so that two pods with the same work (a lost node that is still alive,
-say) never mix their files. The first manifest wins: it is written with If-None-Match.
+say) never mix their files. The first manifest wins: it is written with If-None-Match. On a server that ignores this
+header the last one would win, after each has removed the files of the other: `check_writable` refuses such a server.
 """
 
 import hashlib
 import logging
 import secrets
 import shutil
+import time
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from datetime import datetime
+from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Self
 
@@ -94,21 +97,41 @@ class Workspace:
             return cls(s3.client(spec.endpoint, spec.region, credentials.s3("workspace")), spec.uri)
 
     def check_writable(self) -> None:
-        """Write, read, list and delete a small object, so that a missing right shows now and not after the training."""
+        """Write, read, list and delete a small object, so that what is missing shows now and not after the training.
+
+        Raises:
+            StageError: InvalidSpec, when the server overwrites what it is asked to write only if it is not there.
+        """
         key = f"{self._prefix}.write-check/{self._attempt}"
         with self._errors(key):
-            self._client.put_object(Bucket=self._bucket, Key=key, Body=b"tunemill")
+            overwrites = self._overwrites(key)
             list(s3.chunks(self._client, self._bucket, key))
             self._client.list_objects_v2(Bucket=self._bucket, Prefix=key)
             self._client.delete_object(Bucket=self._bucket, Key=key)
+        if overwrites:
+            raise StageError(
+                Reason.INVALID_SPEC,
+                f"{_FIELD}.uri is on an S3 server that does not honour If-None-Match, so that two pods could destroy "
+                "each other's outputs",
+                f"Set {_FIELD} to a server with conditional writes, or upgrade the server: AWS S3 has them, and newer "
+                "versions of most servers that one hosts oneself.",
+            )
 
     def uri(self, stage: str, key: str) -> str:
         """Return where the files of an output of this attempt lie, without a slash at the end."""
         return self._uri(f"{self._folder(stage, key)}{self._attempt}")
 
     def manifest(self, stage: str, key: str) -> Manifest | None:
-        """Return what was committed under a key; None when nothing was."""
-        return self._read_manifest(self._folder(stage, key))
+        """Return what was committed under a key; None when nothing was.
+
+        A manifest of another output is removed and counts as none, so that the stage is done.
+        """
+        try:
+            return self._own_manifest(stage, key)
+        except _DamagedError as error:
+            _log.warning("the manifest is removed: %s", error)
+            self.withdraw(stage, key)
+            return None
 
     @tracing.step("fetch outputs")
     def fetch(self, stage: str, key: str, into: Path, *, without: Collection[str] = ()) -> Manifest:
@@ -121,21 +144,22 @@ class Workspace:
             without: paths of the output that are not needed.
 
         Raises:
-            StageError: StageOutputMissing, when nothing was committed, or a file of it is gone or damaged. In the
-                latter case the manifest is withdrawn, so that the stage is done again.
+            StageError: StageOutputMissing, when nothing was committed, a file of it is gone or damaged, or the manifest
+                is that of another output. In the latter cases the manifest is withdrawn, so that the stage is done
+                again.
         """
-        manifest = self.manifest(stage, key)
-        if manifest is None:
-            raise StageError(
-                Reason.STAGE_OUTPUT_MISSING,
-                f"expected the output of {stage} at {self._uri(self._folder(stage, key))}, found none",
-            )
         try:
+            manifest = self._own_manifest(stage, key)
+            if manifest is None:
+                raise StageError(
+                    Reason.STAGE_OUTPUT_MISSING,
+                    f"expected the output of {stage} at {self._uri(self._folder(stage, key))}, found none",
+                )
             self._download(self._folder(stage, key), manifest, into, without)
         except _DamagedError as error:
             self.withdraw(stage, key)
             raise StageError(
-                Reason.STAGE_OUTPUT_MISSING, f"the output of {stage} in the workspace is not whole: {error}"
+                Reason.STAGE_OUTPUT_MISSING, f"the output of {stage} in the workspace cannot be used: {error}"
             ) from error
         return manifest
 
@@ -191,10 +215,11 @@ class Workspace:
             if manifest is None:
                 continue
             try:
+                _check_place(manifest, Stage.TRAIN, key, self._uri(place))
                 self._download(place, manifest, into)
             except _DamagedError as error:
                 _log.warning("the checkpoint %s is not whole and is passed over: %s", self._uri(place), error)
-                shutil.rmtree(into)
+                shutil.rmtree(into, ignore_errors=True)
                 continue
             return int(str(manifest.facts["step"]))
         return None
@@ -233,6 +258,18 @@ class Workspace:
         names = self._list(f"{self._folder(Stage.TRAIN, key)}{_CHECKPOINTS}/")
         return sorted((name.removesuffix(_MANIFEST) for name in names if name.endswith(f"/{_MANIFEST}")), reverse=True)
 
+    def _own_manifest(self, stage: str, key: str) -> Manifest | None:
+        """Return the manifest of an output; None when there is none.
+
+        Raises:
+            _DamagedError: what lies there is the manifest of another output.
+        """
+        place = self._folder(stage, key)
+        manifest = self._read_manifest(place)
+        if manifest is not None:
+            _check_place(manifest, stage, key, self._uri(place))
+        return manifest
+
     def _read_manifest(self, place: str) -> Manifest | None:
         with self._errors(place + _MANIFEST):
             try:
@@ -248,29 +285,49 @@ class Workspace:
                 f"Remove {self._uri(place)}, or set another spec.workspace.uri.",
             ) from error
 
+    def _overwrites(self, key: str) -> bool:
+        """Write an object twice, each time only if there is none; return whether the server takes no notice of that."""
+        try:
+            self._put_new(key, b"{}")
+            self._put_new(key, b"{}")
+        except _AlreadyThereError:
+            return False
+        except ClientError as error:
+            if _status(error) != HTTPStatus.NOT_IMPLEMENTED:
+                raise
+            self._client.put_object(Bucket=self._bucket, Key=key, Body=b"{}")
+        return True
+
+    def _put_new(self, key: str, body: bytes) -> None:
+        """Write an object if there is none.
+
+        Raises:
+            _AlreadyThereError: there is one.
+            ClientError: as `s3.s3_errors` knows it; for a conflict with another writer only if it lasts.
+        """
+        for wait in (*s3.WAITS_SECONDS, None):
+            try:
+                self._client.put_object(
+                    Bucket=self._bucket, Key=key, Body=body, ContentType="application/json", IfNoneMatch="*"
+                )
+            except ClientError as error:
+                status = _status(error)
+                if status == HTTPStatus.PRECONDITION_FAILED:
+                    raise _AlreadyThereError from error
+                # Another writer is at work on the same object, and may fail yet: S3 wants to be asked again.
+                if status != HTTPStatus.CONFLICT or wait is None:
+                    raise
+                time.sleep(wait)
+            else:
+                return
+
     def _upload(self, place: str, manifest: Manifest, folder: Path) -> None:
         def upload(file: ManifestFile) -> None:
             self._client.upload_file(str(folder / file.path), self._bucket, f"{place}{manifest.attempt}/{file.path}")
 
         with self._errors(place), ThreadPoolExecutor(_TRANSFERS) as pool:
             list(pool.map(upload, manifest.files))
-            try:
-                self._client.put_object(
-                    Bucket=self._bucket,
-                    Key=place + _MANIFEST,
-                    Body=manifest.model_dump_json(by_alias=True, indent=1).encode(),
-                    ContentType="application/json",
-                    IfNoneMatch="*",
-                )
-            except ClientError as error:
-                if error.response["Error"]["Code"] in {
-                    "PreconditionFailed",
-                    "ConditionalRequestConflict",
-                    "412",
-                    "409",
-                }:
-                    raise _AlreadyThereError from error
-                raise
+            self._put_new(place + _MANIFEST, manifest.model_dump_json(by_alias=True, indent=1).encode())
 
     def _download(self, place: str, manifest: Manifest, into: Path, without: Collection[str] = ()) -> None:
         def download(file: ManifestFile) -> None:
@@ -314,7 +371,19 @@ class _AlreadyThereError(Exception):
 
 
 class _DamagedError(Exception):
-    """A file that the manifest names is gone or has other contents."""
+    """A file that the manifest names is gone or has other contents, or the manifest is that of another output."""
+
+
+def _check_place(manifest: Manifest, stage: str, key: str, uri: str) -> None:
+    """Check that a manifest lies where its output belongs: whoever may write to the bucket can copy one elsewhere."""
+    if (manifest.stage, manifest.key) != (stage, key):
+        raise _DamagedError(
+            f"{uri}{_MANIFEST} is the manifest of {manifest.stage}/{manifest.key}, expected that of {stage}/{key}"
+        )
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _files(folder: Path) -> list[ManifestFile]:

@@ -27,6 +27,7 @@ from tunemill_operator.engine.objects import FineTune
 from tunemill_operator.engine.situation import NOT_BETTER, Situation
 from tunemill_operator.engine.stages import Facts, Ledger, newest_report, recorded
 from tunemill_operator.engine.terms import Terms
+from tunemill_operator.engine.workspaces import place_of
 
 
 def status_of(
@@ -54,6 +55,7 @@ def status_of(
         conditions=_conditions(finetune, ledger, situation, decisions, case.now, case.terms),
         run=run,
         profile=case.terms.profile,
+        workspace=place_of(finetune, case.spec).uri,
         stages=[_entry(ledger.entries[stage], situation) for stage in Stage],
         queue=queue_of(case),
         trainer_status=trainer,

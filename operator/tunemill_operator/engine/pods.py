@@ -27,6 +27,7 @@ from tunemill_operator.engine.volumes import (
     user_mounts,
     volumes_of,
 )
+from tunemill_operator.engine.workspaces import place_of
 
 RUN_SPEC_BYTES = 200 * 1024
 """All annotations of an object together may have 256 KiB; users' and the platform's need room beside the RunSpec."""
@@ -91,7 +92,7 @@ def job_of(
                     "labels": {**template.labels, **labels},
                     "annotations": {
                         **template.annotations,
-                        constants.ANNOTATION_RUN_SPEC: _run_spec(finetune, spec, ledger, run_id),
+                        constants.ANNOTATION_RUN_SPEC: _run_spec(finetune, spec, ledger, run_id, platform.cluster),
                         **({ANNOTATION_PROGRESS_CA: platform.progress_ca} if platform.progress_ca else {}),
                         **({ANNOTATION_CA_BUNDLE: platform.ca_bundle} if platform.ca_bundle else {}),
                     },
@@ -143,12 +144,14 @@ def _exit_codes(container: str, codes: Iterable[int]) -> Manifest:
     return {"containerName": container, "operator": "In", "values": [int(code) for code in codes]}
 
 
-def _run_spec(finetune: FineTune, spec: FineTuneSpec, ledger: Ledger, run_id: str) -> str:
+def _run_spec(finetune: FineTune, spec: FineTuneSpec, ledger: Ledger, run_id: str, cluster: str) -> str:
     run = RunSpec(
         namespace=finetune.meta.namespace,
         name=finetune.meta.name,
+        uid=finetune.meta.uid,
+        cluster=cluster,
         run_id=run_id,
-        spec=spec,
+        spec=spec.model_copy(update={"workspace": place_of(finetune, spec)}),
         prepared=ledger.facts.prepared,
         keys={stage.value: key for stage, key in ledger.wanted.items() if stage is not Stage.PREPARE},
         memory_kills=ledger.memory_kills(),

@@ -72,6 +72,8 @@ class Platform:
     """The URI of this installation in the provenance of releases; empty leaves it to the trainer."""
     traces: Mapping[str, str] = field(default_factory=dict)
     """The variables that say where stages send their traces; empty when nobody wants any."""
+    cluster: str = ""
+    """The cluster's name, which the references in a workspace carry; empty when it has none."""
     run_as_user: int | None = constants.USER_ID
     """User, group and file system group of stage pods. None leaves them to the cluster, for example to OpenShift's
     restricted-v2."""

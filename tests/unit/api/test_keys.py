@@ -68,6 +68,29 @@ def test_what_changes_no_output_changes_no_key(change):
     assert chain(a_spec(**change)) == chain(a_spec())
 
 
+def test_what_a_trainer_image_of_ones_own_makes_has_keys_of_its_own():
+    """Nobody takes it for what the platform's image makes of the same inputs, at any stage."""
+    ours, own, other = (a_spec(compute={"trainerImage": image}) for image in ("", "acme/own:1", "acme/own:2"))
+    assert chain(ours) == chain(a_spec())
+    assert not set(chain(ours)) & set(chain(own))
+    assert not set(chain(own)) & set(chain(other))
+    assert keys.train_key("0123", own) != keys.train_key("0123", ours), "also of what another image has prepared"
+    assert keys.base_evaluation_key("0123", own) != keys.base_evaluation_key("0123", ours)
+
+
+def test_an_edit_of_the_trainer_image_repeats_nothing():
+    """What has begun keeps its key, as its inputs are the same."""
+    own = a_spec(compute={"trainerImage": "acme/own:1"})
+    assert keys.prepare_inputs(own) == keys.prepare_inputs(a_spec())
+    assert keys.train_inputs("0123", "4567", own) == keys.train_inputs("0123", "4567", a_spec())
+
+
+def test_other_files_under_the_same_commit_change_every_key():
+    """A commit is what a server says; the key holds what the files are."""
+    seen, poisoned = ({**RESOLVED, "baseModelFiles": digest} for digest in ("d4d4", "d5d5"))
+    assert not set(chain(a_spec(), seen)) & set(chain(a_spec(), poisoned))
+
+
 def test_a_draft_has_a_key_of_its_own_that_follows_its_gates():
     """Its card names them. Branch and tag are those of the publication that it is not."""
 
@@ -190,7 +213,7 @@ CHANGE_NO_OUTPUT = {
     "workspace.keepRuns": "says how long outputs are kept",
     "training.checkpoint": "a training that goes on from a checkpoint ends as one that was not interrupted",
     "evaluation.onGateFailure": "says what becomes of an evaluation",
-    "compute": "where pods run and what they get",
+    "compute": "where pods run and what they get; a trainer image of the user's own is in keys, not in inputs",
     "podTemplates": "where pods run and what they get",
     "queue": "when pods run",
     "retry": "how often a stage is tried",

@@ -145,6 +145,12 @@ def test_proxies_reach_stages_and_the_operator_which_goes_past_them_to_the_api_s
     assert rendered.environment["NO_PROXY"] == f"{rendered.flags['--no-proxy']},$(KUBERNETES_SERVICE_HOST)"
 
 
+def test_the_clusters_name_is_named_to_the_operator() -> None:
+    """Nothing of it where there is none."""
+    assert "--cluster-name" not in render().flags
+    assert render(clusterName="prod-eu").flags["--cluster-name"] == "prod-eu"
+
+
 def test_a_users_label_cannot_take_the_pods_away_from_their_deployment() -> None:
     """The selector's labels win over podLabels."""
     rendered = render(podLabels={"team": "ml", "app.kubernetes.io/name": "other"})

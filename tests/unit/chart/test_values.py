@@ -68,6 +68,7 @@ BAD: dict[str, list[Any]] = {
     "trainer.imagePullPolicy": ["", "Sometimes"],
     "trainer.imagePullSecrets": NOT_SECRETS,
     "watchNamespaces": ["team-a", [7], ["Team_A"], ["n" * 64], ["team-a", "team-a"], ["team.a"]],
+    "clusterName": [*NOT_A_NAME, "n" * 64, "prod.eu"],
     "runAsUser": NOT_A_USER,
     "stages.runAsUser": NOT_A_USER,
     "profiles.enabled": NOT_BOOLEAN,

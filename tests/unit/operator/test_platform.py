@@ -60,6 +60,12 @@ def test_a_missing_bundle_is_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_the_name_of_the_cluster_reaches_the_stages() -> None:
+    """It stands in the references of a workspace that clusters share."""
+    assert platform_of(replace(SETTINGS, cluster_name="prod-eu"), None).cluster == "prod-eu"
+    assert platform_of(SETTINGS, None).cluster == ""
+
+
 def test_only_the_proxies_that_there_are_become_variables() -> None:
     """An empty one would mean that there is none to some libraries, and nothing to others."""
     assert platform_of(SETTINGS, None).proxies == {}

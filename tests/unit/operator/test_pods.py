@@ -309,6 +309,14 @@ def test_the_run_spec_names_the_outputs_that_stages_make() -> None:
     assert run.keys == {"train": "t", "evaluate": "e", "publish": "p"}
 
 
+def test_the_run_spec_tells_the_object_from_all_others() -> None:
+    """By uid and cluster, as objects of other clusters in the same workspace may have its name."""
+    job = a_job("train", platform=replace(PLATFORM, cluster="prod-eu"))
+    annotations = job["spec"]["template"]["metadata"]["annotations"]
+    run = RunSpec.model_validate_json(annotations[constants.ANNOTATION_RUN_SPEC])
+    assert (run.cluster, run.uid) == ("prod-eu", a_finetune_body()["metadata"]["uid"])
+
+
 def test_each_stage_gets_its_own_template_and_no_other() -> None:
     """Prepare and publish can be placed as well as train, and none of them shares the identity of another."""
     prepare, train, publish = (pod_of(a_job(label, **WHOLE)) for label in WORKS)

@@ -58,6 +58,7 @@ def test_candidates_differ_by_default() -> None:
         (["--trainer-image=a", "--progress-url=https://x"], "--progress-cert must name a readable PEM file"),
         (["--trainer-image=a", "--progress-url=https://x", "--progress-secret=s", "--progress-ca=f"], "give either"),
         (["--trainer-image=a", "--builder-id=tunemill"], "--builder-id must be a URI"),
+        (["--trainer-image=a", "--cluster-name=prod/eu"], "--cluster-name must be a DNS label"),
         (["--trainer-image=a", "--https-proxy=proxy:3128"], "--https-proxy must be a URL"),
         (["--trainer-image=a", "--http-proxy=http://user:word@proxy"], "--http-proxy .* without credentials"),
     ],

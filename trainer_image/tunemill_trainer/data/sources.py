@@ -30,6 +30,12 @@ _TRAINING = re.compile(r"(?:\A|[/._-])train(?:ing)?(?=[/._-])")
 """How the Hub names the files of a data set's training split (https://huggingface.co/docs/hub/datasets-file-names-and-splits)."""
 
 
+_OUTPUT = re.compile(
+    r"(?:\A|/)(?:prepare|train|evaluate|publish|base-replies)/[0-9a-f]{16}/(?:[^/]+/|manifest\.json\Z)"
+)
+"""What stages write into a workspace. It may be somebody else's, and is no data: it holds the rows of other runs."""
+
+
 class Places:
     """Where data may lie.
 
@@ -55,7 +61,8 @@ class Places:
 
         Raises:
             StageError: BucketNotFound, ObjectNotFound, S3AccessDenied, S3Unreachable, CredentialsMissing,
-                DatasetNotFound, DatasetGated, HubTokenInvalid or HubUnreachable.
+                DatasetNotFound, DatasetGated, HubTokenInvalid or HubUnreachable; InvalidSpec, when all that it stands
+                for are outputs of stages in a workspace. Beside other objects they are passed over.
         """
         into.mkdir(parents=True, exist_ok=True)
         return self._from_hub(uri, field) if uri.startswith("hf://") else self._from_s3(uri, field, into)
@@ -70,6 +77,14 @@ class Places:
                 keys = _usable((item["Key"] for page in pages for item in page.get("Contents", [])), key, uri, field)
             else:
                 keys = [key]
+            outputs = [name for name in keys if _OUTPUT.search(name)]
+            keys = [name for name in keys if name not in outputs]
+            if not keys:
+                raise StageError(
+                    Reason.INVALID_SPEC,
+                    f"{field}.uri is {uri}, and {outputs[0]!r} is the output of a stage in a workspace, not data",
+                    f"Set {field}.uri to the rows themselves.",
+                )
             files = []
             for number, name in enumerate(keys):
                 path = into / f"{number:06d}"

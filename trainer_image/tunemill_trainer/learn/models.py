@@ -11,15 +11,12 @@ from safetensors import SafetensorError
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import Quantization
 
-from tunemill_trainer import tracing
+from tunemill_trainer import base_files, tracing
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import Hub
 from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.model_cache import ModelCache
 from tunemill_trainer.prepared import BaseModel, Tokens
-
-BASE_FILES = ("*.json", "model*.safetensors")
-"""What is downloaded of a base model."""
 
 
 def fetch_base(hub: Hub, base: BaseModel, cache: ModelCache | None) -> Path:
@@ -31,15 +28,15 @@ def fetch_base(hub: Hub, base: BaseModel, cache: ModelCache | None) -> Path:
         cache: is kept within its bound; where it lies is set by `runner`, as huggingface_hub reads it at its import.
 
     Raises:
-        StageError: what `hub.hub_errors` knows.
+        StageError: what `hub.hub_errors` knows; BaseModelNotFound, when the files are not those that prepare has seen.
     """
     if cache is not None:
         cache.make_room(base.id, base.revision)
         cache.hold(base.id, base.revision)
-    # Weights are safetensors only; a repository's second copies of them have other names (consolidated, original/…).
-    folder = hub.download(base.id, base.revision, list(BASE_FILES))
+    folder = hub.download(base.id, base.revision, base_files.LOADED)
     if cache is not None:
         cache.make_room()
+    base_files.check(base, folder)
     return folder
 
 

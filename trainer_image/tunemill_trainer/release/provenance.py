@@ -11,7 +11,6 @@ import os
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -144,7 +143,7 @@ class Sources:
     Attributes:
         started: when publish began.
         keys: stage → key of its output in the workspace.
-        base_files: path → sha256 of the base model's files.
+        base_files: path → sha256 of the base model's files; empty where prepare recorded none.
         train_image: the image that trained; empty where it is not known.
     """
 
@@ -220,14 +219,6 @@ def is_signed(found: bytes | None, key: SigningKey) -> bool:
     """Return whether a provenance.json is signed by a key."""
     envelope = Envelope.read(found) if found else None
     return envelope is not None and key.public.has_signed(envelope)
-
-
-def base_files(folder: Path, patterns: tuple[str, ...]) -> dict[str, str]:
-    """Return path → sha256 of a base model's files that match the patterns, which are those of its download.
-
-    A cache that several pods share holds more files, a tokenizer for example.
-    """
-    return {path: sha256(folder / path) for path in contents(folder) if any(fnmatch(path, form) for form in patterns)}
 
 
 def record_image(folder: Path) -> None:

@@ -35,6 +35,7 @@ from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.prepared import TRAIN_FILE, Case, Prepared, Tokens
 from tunemill_trainer.references import BASE_REPLIES
 from tunemill_trainer.release.page import PAGE_FILE, PageFacts, page
+from tunemill_trainer.stage_inputs import fetch_prepared
 
 _log = logging.getLogger(__name__)
 
@@ -48,8 +49,7 @@ def run(context: StageContext) -> EvaluationFacts:
     spec = context.spec
     device = devices.choose(spec.compute.gpus)
     dtype = devices.dtype(spec.training.precision, device)
-    prepared = Prepared(context.folder("prepared"))
-    context.workspace.fetch(Stage.PREPARE, context.prepared.key, context.folder("prepared"), without={TRAIN_FILE})
+    prepared = fetch_prepared(context, without={TRAIN_FILE})
     trained = context.workspace.fetch(Stage.TRAIN, context.train_key, context.folder("trained"))
     tokens = prepared.tokens()
     cases = sample(prepared.cases(), spec.evaluation.max_rows)

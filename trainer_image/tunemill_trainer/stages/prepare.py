@@ -5,6 +5,7 @@ Imports no torch: this stage runs on small CPU pods, and a wrong field should sh
 
 import hashlib
 import json
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from tunemill_api.stage_report import Stage
 from tunemill_api.status import DatasetFacts, PreparedFacts
 from tunemill_api.training import LossOn
 
-from tunemill_trainer import combinations, config_maps, cpus, references, s3, tracing
+from tunemill_trainer import base_files, combinations, config_maps, cpus, references, s3, tracing
 from tunemill_trainer.chat import examples, templates, tokenizer
 from tunemill_trainer.chat.examples import Examples, Unfit
 from tunemill_trainer.chat.templates import Choice
@@ -34,6 +35,8 @@ from tunemill_trainer.hub import READ_FIELD, Hub, ModelCommit
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.prepared import BaseModel, PreparedWriter, Tokens
 from tunemill_trainer.release import artifacts
+
+_log = logging.getLogger(__name__)
 
 _FETCHED, _READ, _ENCODED = 10, 30, 95
 """Percent of the stage at the end of its parts."""
@@ -53,20 +56,26 @@ def run(context: StageContext) -> tuple[PreparedFacts, bool]:
     hub, base = _check_permissions(context)
     train, evaluation = _fetch(context, hub, folder)
     of_user = _of_user(context)
-    key = keys.prepare_key(context.spec, _resolved(base, train, evaluation, of_user))
+    base_folder = _download_tokenizer(hub, base)
+    seen = BaseModel(base.id, base.commit, base_files.digests(hub, base, base_folder, tokenizer.FILES))
+    key = keys.prepare_key(context.spec, _resolved(seen, train, evaluation, of_user))
     references.refer(context.workspace, context.run, key)
     manifest = context.workspace.manifest(Stage.PREPARE, key)
     if manifest is not None:
         facts = PreparedFacts.model_validate(manifest.facts)
-        _check_second_repository(context, facts)
-        return facts, False
+        found = (facts.key, facts.base_model_revision, facts.base_model_digest, facts.dataset_digest)
+        if found == (key, seen.revision, seen.digest, train.digest):
+            _check_second_repository(context, facts)
+            return facts, False
+        _log.warning("the manifest of prepare/%s names another base model or other data: it is removed", key)
+        context.workspace.withdraw(Stage.PREPARE, key)
 
     dataset = _read(context, of_user, train, evaluation, folder / "rows.jsonl")
-    base_folder = _download_tokenizer(hub, base)
-    tokens, written = _encode(context, dataset, base, base_folder, of_user.template, folder / "output")
+    tokens, written = _encode(context, dataset, seen, base_folder, of_user.template, folder / "output")
     facts = PreparedFacts(
         key=key,
-        base_model_revision=base.commit,
+        base_model_revision=seen.revision,
+        base_model_digest=seen.digest,
         dataset_digest=train.digest,
         tokenizer_mode=tokens.mode,
         added_tokens=len(tokens.added),
@@ -142,8 +151,8 @@ def _of_user(context: StageContext) -> _OfUser:
     return _OfUser(template, tools, given_tools(tools, "spec.tools") if spec.tools is not None else ())
 
 
-def _resolved(base: ModelCommit, train: Data, evaluation: Data | None, of_user: _OfUser) -> dict[str, str]:
-    resolved = {"baseModel": base.commit, "dataset": train.digest}
+def _resolved(base: BaseModel, train: Data, evaluation: Data | None, of_user: _OfUser) -> dict[str, str]:
+    resolved = {"baseModel": base.revision, "baseModelFiles": base.digest, "dataset": train.digest}
     if evaluation is not None:
         resolved["evaluation"] = evaluation.digest
     if of_user.template is not None:
@@ -191,7 +200,7 @@ class _TemplateUnfitError(Exception):
 
 @tracing.step("tokenise")
 def _encode(
-    context: StageContext, dataset: Dataset, base: ModelCommit, base_folder: Path, of_user: str | None, output: Path
+    context: StageContext, dataset: Dataset, base: BaseModel, base_folder: Path, of_user: str | None, output: Path
 ) -> tuple[Tokens, Examples]:
     """Write the output folder; with our template where a row shows that the base model's own cannot carry it."""
     wish = context.spec.tokenizer
@@ -206,7 +215,7 @@ def _encode(
             speaker.chat_template = choice.encoder.template.source
             speaker.save_pretrained(writer.layout.tokenizer_path)
             report = _report(dataset, written, choice)
-            writer.describe(tokens, BaseModel(base.id, base.commit), report)
+            writer.describe(tokens, base, report)
         return tokens, written
 
     choice, vocabulary = templates.settle(speaker, wish.mode, dataset.features, wish.add_tokens, of_user)

@@ -26,7 +26,7 @@ from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import Hub
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, Report
-from tunemill_trainer.prepared import TRAIN_FILE, Prepared
+from tunemill_trainer.prepared import TRAIN_FILE
 from tunemill_trainer.release import artifacts, merged, proof, provenance, servability
 from tunemill_trainer.release.card import ReleaseFacts
 from tunemill_trainer.release.contract import Contract
@@ -36,6 +36,7 @@ from tunemill_trainer.release.provenance import PROVENANCE
 from tunemill_trainer.release.push import Repository
 from tunemill_trainer.release.servability import Verdict
 from tunemill_trainer.release.signing import KeyFormatError, SigningKey
+from tunemill_trainer.stage_inputs import fetch_prepared
 
 PUBLISHED_FILE = "published.json"
 
@@ -151,8 +152,7 @@ class _Release:
         spec = context.spec
         self._context, self._hub, self._key, self._signing_key = context, hub, key, signing_key
         self._started = datetime.now(UTC)
-        self._prepared = Prepared(context.folder("prepared"))
-        context.workspace.fetch(Stage.PREPARE, context.prepared.key, context.folder("prepared"), without={TRAIN_FILE})
+        self._prepared = fetch_prepared(context, without={TRAIN_FILE})
         trained = context.workspace.fetch(Stage.TRAIN, context.train_key, context.folder("trained"))
         self._model = context.folder("trained") / "adapter"
         self._tokens, base = self._prepared.tokens(), self._prepared.base_model()
@@ -193,7 +193,7 @@ class _Release:
                 Stage.EVALUATE.value: context.evaluate_key,
                 Stage.PUBLISH.value: key,
             },
-            base_files=provenance.base_files(self._base, models.BASE_FILES),
+            base_files=dict(base.files),
             train_image=provenance.recorded_image(context.folder("trained")),
         )
         self._proof = ""

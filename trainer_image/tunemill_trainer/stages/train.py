@@ -29,6 +29,7 @@ from tunemill_trainer.learn.held_out import rows_of
 from tunemill_trainer.learn.plan import plan
 from tunemill_trainer.prepared import Prepared
 from tunemill_trainer.release import provenance
+from tunemill_trainer.stage_inputs import fetch_prepared
 
 
 def run(context: StageContext) -> TrainedFacts:
@@ -41,8 +42,7 @@ def run(context: StageContext) -> TrainedFacts:
     spec = context.spec
     device = devices.choose(spec.compute.gpus)
     devices.dtype(spec.training.precision, device)
-    prepared = Prepared(context.folder("prepared"))
-    context.workspace.fetch(Stage.PREPARE, context.prepared.key, context.folder("prepared"))
+    prepared = fetch_prepared(context)
     # Prepare has said so already, unless it ran for another method.
     combinations.refuse_impossible(spec)
     combinations.refuse_untrainable_tokens(spec, prepared.tokens())

@@ -44,6 +44,12 @@ def test_other_objects_in_the_file_are_passed_over(tmp_path: Path) -> None:
     assert one_machine.load(manifest(tmp_path, both)).name == "support-tools"
 
 
+def test_the_outputs_go_where_the_cluster_puts_those_of_the_namespace(tmp_path: Path) -> None:
+    """Proves that a laptop and a cluster with one manifest find each other's outputs."""
+    run = one_machine.load(manifest(tmp_path, SMALLEST))
+    assert run.spec.workspace.uri == "s3://team-a-data/tunemill/team-a/"
+
+
 def test_config_maps_of_the_file_are_what_a_pod_has_mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Proves that a manifest with its ConfigMaps needs no cluster; one that is not there is left to prepare to tell."""
     monkeypatch.setenv(config_maps.ENV_CONFIG_DIRECTORY, str(tmp_path / "config"))

@@ -31,10 +31,10 @@ def bucket() -> Iterator[Bucket]:
         yield empty
 
 
-def a_run(run_id: str, name: str = "support", keep: int = 2, **spec: Any) -> RunSpec:
+def a_run(run_id: str, name: str = "support", keep: int = 2, uid: str = "", cluster: str = "", **spec: Any) -> RunSpec:
     """Return a run of an object."""
     wish = parsed(a_spec(workspace={"keepRuns": keep}, **spec))
-    return RunSpec(namespace="team-a", name=name, run_id=run_id, spec=wish)
+    return RunSpec(namespace="team-a", name=name, uid=uid, cluster=cluster, run_id=run_id, spec=wish)
 
 
 def train_key(run: RunSpec) -> str:
@@ -94,7 +94,7 @@ def test_only_the_last_runs_of_an_object_keep_their_outputs(bucket: Bucket, tmp_
     assert [is_there(bucket, run) for run in runs] == [False, True, True]
     assert bucket.names(f"runs/train/{train_key(runs[0])}") == []
     assert bucket.workspace().manifest(Stage.PREPARE, PREPARED) is not None
-    assert {name.split("/")[4] for name in bucket.names("runs/runs/")} == {"run2", "run3"}
+    assert {name.split("/")[6] for name in bucket.names("runs/runs/")} == {"run2", "run3"}
 
 
 @pytest.mark.usefixtures("clock")
@@ -132,6 +132,81 @@ def test_outputs_that_nobody_ever_referred_to_stay(bucket: Bucket, tmp_path: Pat
     work(bucket, run, folder)
     references.prune(bucket.workspace(), run)
     assert bucket.workspace().manifest(Stage.TRAIN, "of-somebody-else") is not None
+
+
+@pytest.mark.parametrize("clusters", [("", ""), ("prod", "dev"), ("prod", "")])
+@pytest.mark.usefixtures("clock")
+def test_an_object_of_the_same_name_in_another_cluster_loses_nothing(
+    bucket: Bucket, tmp_path: Path, clusters: tuple[str, str]
+) -> None:
+    """Proves that clusters which share a workspace remove only what their own objects are done with."""
+    folder, (prod, dev) = a_folder(tmp_path / "out", a_txt="one"), clusters
+    theirs = a_run("run0", keep=1, uid="uid-of-prod", cluster=prod, training={"epochs": 9})
+    work(bucket, theirs, folder)
+    ours = [
+        a_run(f"run{i}", keep=1, uid="uid-of-dev", cluster=dev, training={"learningRate": f"{i}e-4"}) for i in (1, 2)
+    ]
+    for run in ours:
+        work(bucket, run, folder)
+        references.prune(bucket.workspace(), run)
+    assert is_there(bucket, theirs)
+    assert [is_there(bucket, run) for run in ours] == [False, True]
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_laptop_and_a_cluster_lose_nothing_to_each_other(bucket: Bucket, tmp_path: Path) -> None:
+    """Proves it for a run on one machine, which has no uid, with the same manifest as an object."""
+    folder = a_folder(tmp_path / "out", a_txt="one")
+    laptop, cluster = a_run("support", keep=1, training={"epochs": 9}), a_run("run1", keep=1, uid="uid-of-prod")
+    for run in (laptop, cluster):
+        work(bucket, run, folder)
+        references.prune(bucket.workspace(), run)
+    assert is_there(bucket, laptop)
+    references.prune(bucket.workspace(), laptop)
+    assert is_there(bucket, cluster)
+
+
+@pytest.mark.parametrize(("cluster", "kept"), [("prod", False), ("", True)])
+@pytest.mark.usefixtures("clock")
+def test_in_a_cluster_with_a_name_an_object_that_comes_back_drops_the_runs_of_the_one_before(
+    bucket: Bucket, tmp_path: Path, cluster: str, kept: bool
+) -> None:
+    """Proves that what Git creates again goes on tidying up; without a name nobody knows that it is the same object."""
+    folder = a_folder(tmp_path / "out", a_txt="one")
+    before = a_run("run1", keep=1, uid="uid-1", cluster=cluster, training={"epochs": 9})
+    after = a_run("run2", keep=1, uid="uid-2", cluster=cluster)
+    for run in (before, after):
+        work(bucket, run, folder)
+    references.prune(bucket.workspace(), after)
+    assert is_there(bucket, before) == kept
+    assert is_there(bucket, after)
+
+
+@pytest.mark.usefixtures("clock")
+def test_what_an_older_version_refers_to_stays(bucket: Bucket, tmp_path: Path) -> None:
+    """Proves that references without cluster and uid, which may be anybody's, keep their outputs."""
+    folder, older = a_folder(tmp_path / "out", a_txt="one"), a_run("run1", keep=1, training={"epochs": 9})
+    bucket.workspace().commit(Stage.TRAIN, train_key(older), folder, FACTS)
+    reference = f"runs/team-a/support/run1/train/{train_key(older)}"
+    bucket.workspace().mark(reference)
+    for run in (a_run("run1", keep=1, uid="uid-1", cluster="prod"), a_run("run2", keep=1, uid="uid-1", cluster="prod")):
+        work(bucket, run, folder)
+        references.prune(bucket.workspace(), run)
+    assert is_there(bucket, older)
+    assert reference in bucket.workspace().marks("runs/")
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_reference_to_what_is_no_output_removes_nothing(bucket: Bucket, tmp_path: Path) -> None:
+    """Proves that an object that somebody puts among the references cannot name other things to remove."""
+    folder = a_folder(tmp_path / "out", a_txt="one")
+    theirs = a_run("run1", name="other", uid="uid-other")
+    work(bucket, theirs, folder)
+    bucket.workspace().mark("runs/@/team-a/support/uid-1/run1/runs/@")
+    for run in (a_run("run1", keep=1, uid="uid-1"), a_run("run2", keep=1, uid="uid-1", training={"epochs": 9})):
+        work(bucket, run, folder)
+    references.prune(bucket.workspace(), run)
+    assert any(name.startswith("runs/@/team-a/other/") for name in bucket.workspace().marks("runs/"))
 
 
 def test_a_server_that_forbids_to_remove_is_no_failure(

@@ -199,3 +199,37 @@ def test_a_manifest_cannot_name_files_outside_of_its_folder(path: str) -> None:
 def test_a_whole_bucket_can_be_the_workspace(uri: str, bucket: Bucket) -> None:
     """Proves that an empty prefix gives no key that begins with a slash."""
     assert Workspace(bucket.client, uri).uri(Stage.TRAIN, KEY).startswith(f"s3://bucket/train/{KEY}/")
+
+
+def copied(bucket: Bucket, source: str, target: str) -> None:
+    """Copy everything below one prefix to another, as somebody who may write to the bucket can."""
+    for name in bucket.names(f"runs/{source}"):
+        body = bucket.client.get_object(Bucket=bucket.name, Key=name)["Body"].read()
+        bucket.put(name.replace(source, target), body)
+
+
+def test_an_output_that_was_copied_to_the_place_of_another_is_not_taken(bucket: Bucket, tmp_path: Path) -> None:
+    """Proves that a whole output passes for no other one, whose stage is then done again."""
+    other = "ffffffffffffffff"
+    bucket.workspace().commit(Stage.TRAIN, other, a_folder(tmp_path / "out", a_txt="other"), facts(9))
+    copied(bucket, f"train/{other}", f"train/{KEY}")
+    with pytest.raises(StageError, match=f"the manifest of train/{other}, expected that of train/{KEY}") as error:
+        bucket.workspace().fetch(Stage.TRAIN, KEY, tmp_path / "in")
+    assert error.value.reason == Reason.STAGE_OUTPUT_MISSING
+    assert not (tmp_path / "in").exists(), "nothing of it is downloaded"
+
+    copied(bucket, f"train/{other}", f"train/{KEY}")
+    assert bucket.workspace().manifest(Stage.TRAIN, KEY) is None
+    bucket.workspace().commit(Stage.TRAIN, KEY, a_folder(tmp_path / "right", a_txt="right"), facts(1))
+    assert bucket.workspace().fetch(Stage.TRAIN, KEY, tmp_path / "in").key == KEY
+    assert bucket.workspace().manifest(Stage.TRAIN, other) is not None
+
+
+def test_a_checkpoint_of_another_training_is_passed_over(bucket: Bucket, tmp_path: Path) -> None:
+    """Proves that nobody's training goes on from the checkpoint of another one that was copied beside its own."""
+    other = "ffffffffffffffff"
+    bucket.workspace().put_checkpoint(KEY, a_folder(tmp_path / "own", state_json="own"), 5)
+    bucket.workspace().put_checkpoint(other, a_folder(tmp_path / "other", state_json="other"), 50)
+    copied(bucket, f"train/{other}", f"train/{KEY}")
+    assert bucket.workspace().latest_checkpoint(KEY, tmp_path / "in") == 5
+    assert (tmp_path / "in" / "state.json").read_text() == "own"

@@ -50,6 +50,7 @@ def fetch(tmp_path, monkeypatch):
             )
             return {file.name: [record.value["n"] for record in records(file)] for file in data.files}, data
 
+        run.client = client
         yield run
 
 
@@ -77,6 +78,34 @@ def test_nothing_of_use_is_told(fetch, uri):
         fetch(uri)
     assert raised.value.reason is Reason.OBJECT_NOT_FOUND
     assert f"{uri} (spec.dataset.uri), found {int('txt' in uri)} objects and none of these" in raised.value.message
+
+
+OUTPUT = "tunemill/team-b/prepare/0123456789abcdef/0a1b2c3d/evaluation.jsonl"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"s3://team-a/{OUTPUT}",
+        "s3://team-a/tunemill/team-b/",
+        "s3://team-a/tunemill/**/evaluation.jsonl",
+        "s3://team-a/**/evaluation.jsonl",
+    ],
+)
+def test_the_output_of_a_stage_is_no_data(fetch, uri):
+    """Nobody trains on the rows of another team by naming its workspace."""
+    fetch.client.put_object(Bucket="team-a", Key=OUTPUT, Body=b'{"n": 9}')
+    with pytest.raises(StageError, match=r"spec\.dataset\.uri is .*the output of a stage") as raised:
+        fetch(uri)
+    assert raised.value.reason is Reason.INVALID_SPEC
+    assert "spec.dataset.uri" in raised.value.remedy
+
+
+def test_outputs_beside_the_data_are_passed_over(fetch):
+    """A prefix above data and workspace stands for the data."""
+    fetch.client.put_object(Bucket="team-a", Key=OUTPUT, Body=b'{"n": 9}')
+    names = {"a.jsonl", "b.jsonl.gz", "c.json", "deep/d.jsonl"}
+    assert fetch("s3://team-a/")[0].keys() == {"calls-of-others.jsonl", *(f"calls/{name}" for name in names)}
 
 
 def test_the_digest_is_that_of_the_bytes(fetch):

@@ -195,11 +195,3 @@ def test_train_leaves_its_image_for_publish(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("TUNEMILL_IMAGE", PINNED)
     provenance.record_image(tmp_path)
     assert provenance.recorded_image(tmp_path) == PINNED
-
-
-def test_only_what_is_loaded_of_the_base_model_is_named(tmp_path: Path):
-    """A cache that pods share holds more files, and which ones depends on other runs."""
-    for name in ("config.json", "model-00001-of-00002.safetensors", "README.md", "tokenizer.model"):
-        (tmp_path / name).write_text(name)
-    found = provenance.base_files(tmp_path, ("*.json", "model*.safetensors"))
-    assert sorted(found) == ["config.json", "model-00001-of-00002.safetensors"]

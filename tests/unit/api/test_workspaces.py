@@ -1,0 +1,33 @@
+"""No two namespaces have the same place for their outputs, whatever their users write."""
+
+import pytest
+from api.builders import a_spec
+from tunemill_api.finetune import workspace_of
+
+
+@pytest.mark.parametrize(
+    ("uri", "place"),
+    [
+        ("", "s3://team-a-data/tunemill/team-a/"),
+        ("s3://acme", "s3://acme/team-a/"),
+        ("s3://acme/tunemill/", "s3://acme/tunemill/team-a/"),
+        ("s3://acme/tunemill/team-b", "s3://acme/tunemill/team-b/team-a/"),
+        ("s3://acme/{namespace}/tunemill/", "s3://acme/team-a/tunemill/"),
+        ("s3://acme/tunemill/{namespace}", "s3://acme/tunemill/team-a/"),
+        ("s3://acme/team-{namespace}/", "s3://acme/team-{namespace}/team-a/"),
+        ("s3://acme/{namespace}/../team-b/", "s3://acme/team-a/../team-b/team-a/"),
+    ],
+)
+def test_the_namespace_is_a_folder_of_every_place(uri: str, place: str) -> None:
+    """Where the placeholder stands as a whole folder, else as the last one."""
+    spec = a_spec(dataset={"uri": "s3://team-a-data/calls.jsonl"}, workspace={"uri": uri})
+    assert workspace_of(spec, "team-a").uri == place
+    assert workspace_of(spec, "team-b").uri != place
+
+
+def test_a_workspace_beside_the_data_keeps_the_datas_server() -> None:
+    """Endpoint, region and credentials are those that hold for it without the namespace."""
+    data = {"uri": "s3://team-a-data/calls.jsonl", "endpoint": "https://s3.acme.com", "region": "eu"}
+    place = workspace_of(a_spec(dataset=data | {"credentialsSecretRef": {"name": "s3"}}), "team-a")
+    assert place.credentials_secret_ref is not None
+    assert (place.endpoint, place.region, place.credentials_secret_ref.name) == ("https://s3.acme.com", "eu", "s3")

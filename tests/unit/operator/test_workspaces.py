@@ -1,0 +1,71 @@
+"""Where the outputs of an object go, and that what an older version began stays where it is."""
+
+from property.builders import a_profile
+from property.simulator import World
+from property.worlds import a_finished_world, a_world_at
+from tunemill_api.constants import ANNOTATION_RUN_SPEC
+from tunemill_api.run_spec import RunSpec
+from tunemill_api.stage_report import Stage
+
+
+def told(world: World) -> str:
+    """Return the workspace that the newest pod is told."""
+    pod = list(world.pods.values())[-1]
+    return RunSpec.model_validate_json(pod["metadata"]["annotations"][ANNOTATION_RUN_SPEC]).spec.workspace.uri
+
+
+def of_an_older_version(world: World) -> World:
+    """Return the world with the status of a version that put no namespace into the workspace."""
+    del world.finetune_body["status"]["workspace"]
+    return world
+
+
+def test_a_new_object_has_the_folder_of_its_namespace() -> None:
+    """All stages are told the same place, and the status says where it is."""
+    world = a_finished_world(workspace={"uri": "s3://acme/tunemill/"})
+    assert world.status.workspace == told(world) == "s3://acme/tunemill/team-a/"
+    assert world.finetune_body["spec"]["workspace"]["uri"] == "s3://acme/tunemill/"
+
+
+def test_a_workspace_beside_the_data_has_it_too() -> None:
+    """The default place is in the bucket of the data."""
+    world = a_world_at(Stage.TRAIN)
+    assert world.status.workspace == told(world)
+    assert told(world).endswith("/tunemill/team-a/")
+
+
+def test_a_profile_says_where_the_namespace_stands() -> None:
+    """One profile for many namespaces gives each its own place."""
+    world = World()
+    world.profiles = (a_profile("gold", default=True, defaults={"workspace": {"uri": "s3://acme/{namespace}/x/"}}),)
+    world.settle()
+    assert world.status.profile is not None
+    assert world.status.profile.fields["workspace.uri"] == "s3://acme/{namespace}/x/"
+    assert told(world) == "s3://acme/team-a/x/"
+
+
+def test_what_an_older_version_began_stays_where_it_is_until_another_place_is_named() -> None:
+    """Its outputs are found there by later stages, after later edits, too."""
+    world = of_an_older_version(a_world_at(Stage.TRAIN, workspace={"uri": "s3://acme/tunemill/"}))
+    for tag in ("v1", "v2"):
+        world.edit(publish={"tag": tag})
+        for _ in range(4):
+            world.settle()
+            world.run_pod()
+        world.settle()
+        assert world.status.workspace == told(world) == "s3://acme/tunemill/"
+    world.edit(workspace={"uri": "s3://acme/elsewhere/"})
+    world.settle()
+    assert world.status.workspace == told(world) == "s3://acme/elsewhere/team-a/"
+    world.edit(workspace={"uri": "s3://acme/tunemill/"})
+    world.settle()
+    assert world.status.workspace == "s3://acme/tunemill/team-a/"
+
+
+def test_nobody_gets_the_place_of_another_namespace_by_an_edit() -> None:
+    """Not by the name of its folder, and not by what was recorded before."""
+    world = a_world_at(Stage.TRAIN, workspace={"uri": "s3://acme/tunemill/"})
+    for uri in ("s3://acme/tunemill/team-b/", "s3://acme/tunemill/team-a/", "s3://acme/tunemill/team-{namespace}/"):
+        world.edit(workspace={"uri": uri})
+        world.settle()
+        assert "team-a" in world.status.workspace.split("/")
