@@ -11,12 +11,12 @@ from tunemill_api.profile import PRESET_FIELDS
 from tunemill_api.status import ProfileStatus
 
 from tunemill_operator.engine.objects import FineTune
+from tunemill_operator.engine.profile_limits import check
 from tunemill_operator.engine.profiles import (
     Fields,
     Profile,
     RefusedError,
     applied,
-    check,
     chosen,
     fields_of,
     given,

@@ -431,6 +431,21 @@ def test_without_gpus_none_is_asked_for() -> None:
         assert "limits" not in container["resources"]
 
 
+def test_no_container_without_gpus_gets_any_from_an_image() -> None:
+    """NVIDIA's runtime obeys a variable of the image; ours replaces it, but not that of a device plugin."""
+    image = {"trainerImage": "any.example/with-NVIDIA_VISIBLE_DEVICES=all"}
+    nvidia = {"train": {"runtimeClassName": "nvidia"}}
+    jobs = [a_job(label, compute={**image, "gpus": 0}, podTemplates=nvidia) for label in WORKS]
+    for container in (containers_of(job)[0] for job in [*jobs, a_job("prepare", compute={"gpus": 1})]):
+        assert container["env"][-1] == {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"}
+    mig = {"train": {"resources": {"limits": {"nvidia.com/mig-1g.5gb": "1"}}}}
+    for job in (a_job("train", compute={"gpus": 1}), a_job("train", compute={"gpus": 0}, podTemplates=mig)):
+        assert "NVIDIA_VISIBLE_DEVICES" not in {item["name"] for item in containers_of(job)[0]["env"]}
+    huge = {"train": {"resources": {"limits": {"example.kubernetes.io/x": "1"}}}}
+    (container,) = containers_of(a_job("train", compute={"gpus": 0}, podTemplates=huge))
+    assert container["env"][-1]["value"] == "void"
+
+
 def test_what_cannot_heal_fails_the_job_at_once() -> None:
     """And what comes from outside costs no retry."""
     rules = a_job("train")["spec"]["podFailurePolicy"]["rules"]

@@ -16,15 +16,14 @@ from tunemill_api.stage_report import Stage
 from tunemill_api.status import Phase
 from tunemill_operator.engine.objects import finetune_of
 from tunemill_operator.engine.plan import DeleteJob
+from tunemill_operator.engine.profile_limits import check, problem_of
 from tunemill_operator.engine.profiles import (
     Profile,
     RefusedError,
     applied,
-    check,
     chosen,
     fields_of,
     given,
-    problem_of,
     profile_of,
 )
 from tunemill_operator.engine.terms import terms_of
