@@ -115,6 +115,8 @@ BAD: dict[str, list[Any]] = {
     "networkPolicy.apiServerPorts": NOT_PORTS,
     "networkPolicy.stages.enabled": NOT_BOOLEAN,
     "networkPolicy.stages.ports": NOT_PORTS,
+    "admission.enabled": NOT_BOOLEAN,
+    "admission.deniedNamespaces": ["kube-system", [7], ["Kube"], ["a", "a"]],
     "podDisruptionBudget.enabled": NOT_BOOLEAN,
     "extraArgs": ["--workers=32", [32], ["workers 32"]],
 }
