@@ -31,6 +31,9 @@ class Settings:
     stage_user: str = _setting(
         str(USER_ID), "User and group id of stage pods; empty leaves them to the cluster, as OpenShift wants it."
     )
+    instance_metadata: bool = _setting(
+        default=False, text="Let stages without credentials use their node's identity from its metadata service (AWS)."
+    )
     namespaces: tuple[str, ...] = _setting((), "Namespaces to serve, by comma; empty serves all.")
     no_profiles: bool = _setting(default=False, text="Do without FineTuneProfiles, which belong to no namespace.")
     workers: int = _setting(16, "How many objects are reconciled at the same time.")
