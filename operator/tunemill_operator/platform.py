@@ -41,6 +41,7 @@ def platform_of(settings: Settings, certificate: Certificate | None) -> Platform
         ca_bundle=_ca_bundle(settings.ca_bundle),
         proxies={name: value for name, value in proxies.items() if value},
         traces=traces.endpoints(os.environ),
+        hub_endpoints=settings.hub_endpoints,
         instance_metadata=settings.instance_metadata,
         run_as_user=int(settings.stage_user) if settings.stage_user else None,
     )

@@ -54,7 +54,7 @@ _SERVER_ENV: Final = (
 )
 """Variables that name the servers that boto3 and the Hub's client speak to."""
 _NODE_RESOURCES: Final = ("cpu", "memory", "ephemeral-storage")
-_PUBLIC_HUB: Final = "https://huggingface.co"
+PUBLIC_HUB: Final = "https://huggingface.co"
 _PUBLIC_S3: Final = "https://s3.amazonaws.com"
 
 
@@ -99,6 +99,12 @@ def problem_of(profile: Profile) -> str:
         return f"spec.defaults.{invalid_field(invalid)}"
     own = [excess for excess in _exceeding(spec, profile.fields, profile) if excess.own]
     return "; ".join(f"spec.defaults.{excess.path} asks for {excess.value}, {excess.limit}" for excess in own)
+
+
+def names_hub(profile: Profile, endpoint: str) -> bool:
+    """Tell whether the profile names this Hub, as its default or in a list."""
+    default = str(profile.fields.get("hub.endpoint", "")).rstrip("/")
+    return endpoint == default or _host_matches(endpoint, profile.spec.limits.endpoints or [])
 
 
 def _exceeding(spec: FineTuneSpec, fields: Fields, profile: Profile) -> Iterator[_Excess]:
@@ -314,7 +320,7 @@ def _other_endpoints(spec: FineTuneSpec, fields: Fields, profile: Profile) -> It
     limits = profile.spec.limits
     named = limits.base_models is not None or limits.hub_organizations is not None
     for path, value, public in (
-        ("hub.endpoint", spec.hub.endpoint, _PUBLIC_HUB),
+        ("hub.endpoint", spec.hub.endpoint, PUBLIC_HUB),
         ("dataset.endpoint", spec.dataset.endpoint, _PUBLIC_S3),
         ("workspace.endpoint", spec.workspace.endpoint, _PUBLIC_S3),
     ):

@@ -68,6 +68,8 @@ class Platform:
     """The variables that say which proxies stages use; empty when they use none."""
     traces: Mapping[str, str] = field(default_factory=dict)
     """The variables that say where stages send their traces; empty when nobody wants any."""
+    hub_endpoints: tuple[str, ...] | None = None
+    """Hubs, besides the public one, that users may name without a profile: tokens are sent there. None allows all."""
     instance_metadata: bool = False
     """Whether boto3 may take the node's identity from its metadata service where a pod has none of its own."""
     run_as_user: int | None = constants.USER_ID

@@ -224,6 +224,13 @@ def test_the_refused_addresses_are_those_of_the_trainer() -> None:
     assert set(stages["exceptCidrs"]) == {str(network) for network in REFUSED}
 
 
+def test_the_operator_knows_which_hubs_may_get_tokens() -> None:
+    """None but the public one unless the value names them."""
+    assert "--hub-endpoints" not in render().flags
+    hubs = ["https://hub.acme.com", "https://mirror.acme.com/hf"]
+    assert render(hub={"endpoints": hubs}).flags["--hub-endpoints"] == ",".join(hubs)
+
+
 def test_nodes_lend_their_identity_where_the_platform_says_so() -> None:
     """By a flag of the operator."""
     assert "--instance-metadata" not in render().flags

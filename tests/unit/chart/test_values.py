@@ -67,6 +67,7 @@ BAD: dict[str, list[Any]] = {
     "trainer.image": [7, "with space"],
     "trainer.imagePullPolicy": ["", "Sometimes"],
     "trainer.imagePullSecrets": NOT_SECRETS,
+    "hub.endpoints": ["https://hub", [7], ["hub"], ["https://me:pa@hub"], ["https://a,b"], ["https://a?x"]],
     "watchNamespaces": ["team-a", [7], ["Team_A"], ["n" * 64], ["team-a", "team-a"], ["team.a"]],
     "runAsUser": NOT_A_USER,
     "stages.runAsUser": NOT_A_USER,

@@ -85,6 +85,12 @@ def authorities_in(text: str) -> set[str]:
     return {part.partition("-----END")[0] for part in text.split("-----BEGIN CERTIFICATE-----")[1:]}
 
 
+def test_tokens_go_to_the_public_hub_only_unless_a_setting_names_others() -> None:
+    """An operator that is told nothing is strict."""
+    assert platform_of(SETTINGS, None).hub_endpoints == ()
+    assert platform_of(replace(SETTINGS, hub_endpoints=("https://hub",)), None).hub_endpoints == ("https://hub",)
+
+
 def test_stages_use_no_identity_of_their_node_unless_the_platform_allows_it() -> None:
     """boto3 asks the metadata service where it finds nothing else, and the variable forbids it."""
     assert network_env(platform_of(SETTINGS, None))["AWS_EC2_METADATA_DISABLED"] == "true"
