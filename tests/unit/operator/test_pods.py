@@ -446,6 +446,18 @@ def test_no_container_without_gpus_gets_any_from_an_image() -> None:
     assert container["env"][-1]["value"] == "void"
 
 
+def test_a_user_cannot_bring_the_identity_of_the_node_back() -> None:
+    """The operator's variable replaces the user's, unless the platform lends the node's identity."""
+    wish = {"train": {"env": [{"name": "AWS_EC2_METADATA_DISABLED", "value": "false"}]}}
+
+    def values(platform: Platform) -> list[str]:
+        env = containers_of(a_job("train", platform, podTemplates=wish))[0]["env"]
+        return [item["value"] for item in env if item["name"] == "AWS_EC2_METADATA_DISABLED"]
+
+    assert values(PLATFORM) == ["true"]
+    assert values(replace(PLATFORM, instance_metadata=True)) == ["false"]
+
+
 def test_what_cannot_heal_fails_the_job_at_once() -> None:
     """And what comes from outside costs no retry."""
     rules = a_job("train")["spec"]["podFailurePolicy"]["rules"]
