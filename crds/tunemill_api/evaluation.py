@@ -31,6 +31,9 @@ class Metric(StrEnum):
 LOWER_IS_BETTER = frozenset({Metric.MISSED_CALL_RATE, Metric.OVER_CALL_RATE, Metric.HALLUCINATED_TOOL_RATE})
 """The metrics that count mistakes."""
 
+MAX_GATES = 16
+"""The most gates of a spec."""
+
 _COUNTS_MISTAKES = f"self.metric in {sorted(metric.value for metric in LOWER_IS_BETTER)}"
 
 
@@ -82,9 +85,9 @@ class Evaluation(ApiModel):
     """How many held-out rows are judged at most."""
     max_new_tokens: Annotated[int, Field(ge=0, le=65_536)] = 0
     """Tokens that a reply may have; 0 means enough for the longest held-out answer."""
-    gates: Annotated[list[Gate], Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "atomic"})] = [
-        Gate(metric=Metric.EXACT_MATCH, min_gain_over_base="0")
-    ]
+    gates: Annotated[
+        list[Gate], Field(max_length=MAX_GATES, json_schema_extra={"x-kubernetes-list-type": "atomic"})
+    ] = [Gate(metric=Metric.EXACT_MATCH, min_gain_over_base="0")]
     """All must be passed before anything is published. Default: not worse than the base model."""
     on_gate_failure: OnGateFailure = OnGateFailure.HOLD
     """Hold: keep the result and wait for a change of the gates. Draft: do so, and push it to the branch

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from tunemill_api.base import ApiModel
+from tunemill_api.evaluation import Gate
 from tunemill_api.finetune import FineTuneSpec, GpuHours
 from tunemill_api.pod_template import TEMPLATE_FIELDS
 from tunemill_api.scalars import Duration, Quantity, rule, rules
@@ -47,8 +48,23 @@ Globs = Annotated[list[Glob], Field(max_length=256, json_schema_extra={"x-kubern
 """Names that are allowed; an empty list allows none."""
 
 
+DEFAULT_TEMPLATE_FIELDS = (
+    "resources",
+    "env",
+    "terminationGracePeriodSeconds",
+    "sharedMemory",
+    "topologySpreadConstraints",
+)
+"""Fields of spec.podTemplates that users may set where a profile has limits and no list of fields: they stay within the
+pod, and resources, time and variables have limits of their own."""
+
+
 class Limits(ApiModel):
-    """What no run of the profile may exceed, whoever asks for it. What is absent is not limited."""
+    """What no run of the profile may exceed, whoever asks for it.
+
+    A profile that sets any limit also refuses what could leave the namespace or change the code that runs, unless a
+    limit or the defaults name it.
+    """
 
     max_gpus: Annotated[int, Field(ge=0, le=16)] | None = None
     """The highest spec.compute.gpus, and the value where a spec sets none. Other devices (extended resources and
@@ -62,12 +78,25 @@ class Limits(ApiModel):
     """The owners of spec.publish.repository, on the same Hub only."""
     trainer_images: Globs | None = None
     """The images in spec.compute.trainerImage, for example registry.example.com/ml/*; the operator's own is always
-    allowed, and an empty list allows no other."""
+    allowed, and an empty list allows no other. Absent beside other limits: none but that of the defaults. Whoever
+    chooses the image chooses what runs, and no limit on names, gates or visibility holds for it."""
+    gpu_resources: Globs | None = None
+    """Allowed spec.compute.gpuResource. Absent beside other limits: that of the defaults, else nvidia.com/gpu."""
     service_accounts: Globs | None = None
     """Allowed serviceAccountName of every stage in spec.podTemplates; naming none is always allowed."""
+    secrets: Globs | None = None
+    """Allowed Secrets in the spec: credentials, tokens, and those in env and volumes of spec.podTemplates. What the
+    defaults name, and the default hf-write, are always allowed. Absent: every Secret of the namespace."""
+    claims: Globs | None = None
+    """Allowed PersistentVolumeClaims: spec.compute.modelCache.claimName and volumes of spec.podTemplates. Absent beside
+    other limits: for the model cache, that of the defaults only."""
+    endpoints: Globs | None = None
+    """Hosts, or host:port, that spec.hub.endpoint, spec.dataset.endpoint and spec.workspace.endpoint may name, for
+    example *.acme.com. Absent beside other limits: only the endpoint of the defaults, or the public one where the
+    defaults have none."""
     priority_classes: Globs | None = None
     """Allowed priorityClassName of every stage in spec.podTemplates, and allowed spec.queue.priorityClass; naming none
-    is always allowed."""
+    is always allowed. Absent beside other limits: those of the defaults."""
     runtime_classes: Globs | None = None
     """Allowed runtimeClassName of every stage in spec.podTemplates; naming none is always allowed."""
     pod_template_fields: (
@@ -77,15 +106,25 @@ class Limits(ApiModel):
         ]
         | None
     ) = None
-    """Fields of spec.podTemplates that users may set, for example [resources, env]. Absent allows all; an empty list
-    allows none. What defaults.podTemplates sets is always allowed."""
+    """Fields of spec.podTemplates that users may set, for example [resources, env]. An empty list allows none. What
+    defaults.podTemplates sets is always allowed. Absent beside other limits: resources, env,
+    terminationGracePeriodSeconds, sharedMemory, topologySpreadConstraints, and those with a list here. volumes and
+    volumeMounts let users replace the trainer's files."""
     max_resources: Annotated[dict[str, Quantity], Field(max_length=16)] | None = None
     """Highest request and limit of a pod by resource, for example {cpu: "16", memory: 64Gi, ephemeral-storage: 200Gi}.
-    It is also the limit of a container that sets none for the resource."""
+    It is also the limit of a container that sets none for the resource. ephemeral-storage also bounds the size of
+    scratch and of ephemeral claims in spec.podTemplates."""
     max_runtime: Duration | None = None
     """The highest spec.maxRuntime, and the value where a spec sets none that is lower."""
     max_retries: Annotated[int, Field(ge=0, le=20)] | None = None
     """The highest spec.retry.limit, and the value where a spec sets none that is lower."""
+    gates: Annotated[list[Gate], Field(max_length=8, json_schema_extra={"x-kubernetes-list-type": "atomic"})] | None = (
+        None
+    )
+    """Gates that every run must pass, besides those of spec.evaluation.gates. Users cannot remove them."""
+    private_only: bool = False
+    """Whether spec.publish.private must be true: repositories that a run creates are private. It does not change the
+    visibility of a repository that exists."""
 
 
 class FineTuneProfileSpec(ApiModel):
@@ -116,7 +155,9 @@ class FineTuneProfileSpec(ApiModel):
     """Fields of a FunctionCallFineTune's spec, as they stand there. Each holds where the user's spec does not have that
     field; lists, maps and references are one field each."""
     limits: Limits = Limits()
-    """What no run of the profile may exceed, whoever asks for it."""
+    """What no run of the profile may exceed, whoever asks for it. Any limit also refuses tolerations, node selectors,
+    affinity, schedulers, labels, annotations, volumes, images, endpoints and claims that no limit and no default
+    names."""
 
 
 class FineTuneProfileStatus(ApiModel):

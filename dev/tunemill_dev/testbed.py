@@ -137,6 +137,7 @@ class Testbed:
         chosen = {
             "image": {"repository": repository, "tag": tag},
             "trainer": {"image": self.trainer_image},
+            "hub": {"endpoints": [self.hub.inside]},
             # One node: a second replica could only compete for its cores.
             "replicas": 1,
             **values,

@@ -43,6 +43,8 @@ def platform_of(settings: Settings, certificate: Certificate | None) -> Platform
         builder_id=settings.builder_id,
         traces=traces.endpoints(os.environ),
         cluster=settings.cluster_name,
+        hub_endpoints=settings.hub_endpoints,
+        instance_metadata=settings.instance_metadata,
         run_as_user=int(settings.stage_user) if settings.stage_user else None,
     )
 

@@ -32,6 +32,12 @@ class Settings:
     stage_user: str = _setting(
         str(USER_ID), "User and group id of stage pods; empty leaves them to the cluster, as OpenShift wants it."
     )
+    hub_endpoints: tuple[str, ...] = _setting(
+        (), "Hubs, by comma, that users may name beside huggingface.co without a profile: tokens are sent there."
+    )
+    instance_metadata: bool = _setting(
+        default=False, text="Let stages without credentials use their node's identity from its metadata service (AWS)."
+    )
     namespaces: tuple[str, ...] = _setting((), "Namespaces to serve, by comma; empty serves all.")
     no_profiles: bool = _setting(default=False, text="Do without FineTuneProfiles, which belong to no namespace.")
     cluster_name: str = _setting(

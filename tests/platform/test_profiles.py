@@ -102,7 +102,7 @@ def test_a_refused_wish_waits_without_a_job_until_it_is_allowed(
         assert namespace.wait_for("stranger", "Failed")["failure"]["reason"] == "ProfileNotAllowed"
         eventually(lambda: "LimitExceeded" in namespace.events("greedy"), "an event tells it")
         assert not [job for name in ("greedy", "lost", "stranger") for job in namespace.jobs(name)]
-        platform.profile("small", limits={"maxGpus": 1})
+        platform.profile("small", limits={"maxGpus": 1, "trainerImages": ["evil.example/*"]})
         platform.profile("gold", default=True, namespaces=[namespace.name])
         namespace.wait_for("greedy", "Succeeded")
         assert namespace.wait_for("lost", "Succeeded")["profile"]["name"] == "gold"

@@ -10,7 +10,8 @@ from property.builders import a_profile, a_spec, parsed
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.profile import Limits
 from tunemill_api.scalars import duration_seconds
-from tunemill_operator.engine.profiles import RefusedError, applied, check, given
+from tunemill_operator.engine.profile_limits import check
+from tunemill_operator.engine.profiles import RefusedError, applied, given
 
 GPUS = st.integers(0, 16)
 HOURS = st.sampled_from(["", "0.5", "8", "24", "100"])
@@ -27,6 +28,8 @@ def parts(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]
 
 COMPUTE = parts(
     gpus=GPUS,
+    gpuResource=st.sampled_from(["nvidia.com/gpu", "amd.com/gpu"]),
+    modelCache=parts(claimName=st.sampled_from(["", "a", "ab"])),
     trainerImage=NAMES,
 )
 TEMPLATE = parts(
@@ -34,10 +37,13 @@ TEMPLATE = parts(
     priorityClassName=st.sampled_from(["", "a", "ab", "x"]),
     runtimeClassName=st.sampled_from(["", "a", "x"]),
     resources=parts(limits=DEVICES, requests=DEVICES),
-    env=st.lists(st.just({"name": "A", "value": "1"}), max_size=1),
+    env=st.lists(st.sampled_from([{"name": "A", "value": "1"}, {"name": "LD_PRELOAD", "value": "1"}]), max_size=1),
+    tolerations=st.lists(st.just({"operator": "Exists"}), max_size=1),
+    nodeSelector=st.sampled_from([{}, {"pool": "x"}]),
 )
 TEMPLATES = parts(prepare=TEMPLATE, train=TEMPLATE, publish=TEMPLATE)
 QUEUE = st.fixed_dictionaries({"name": st.just("q")}, optional={"priorityClass": st.sampled_from(["", "a", "ab", "x"])})
+GATES = st.fixed_dictionaries({"metric": st.sampled_from(["exact_match", "ast_match"]), "min": st.just("0.5")})
 RUNTIMES = st.sampled_from(["30m", "1.5h", "8h", "1d"])
 WISHES = parts(
     compute=COMPUTE,
@@ -46,6 +52,9 @@ WISHES = parts(
     maxRuntime=RUNTIMES,
     retry=parts(limit=st.integers(0, 20)),
     hub=parts(endpoint=HUBS),
+    dataset=parts(endpoint=HUBS),
+    evaluation=parts(gates=st.lists(GATES, max_size=16)),
+    publish=parts(private=st.booleans()),
     queue=QUEUE,
 )
 LIMITS = parts(
@@ -61,6 +70,11 @@ LIMITS = parts(
     maxResources=st.dictionaries(st.sampled_from(["memory", "cpu"]), st.integers(0, 16), max_size=2),
     maxRuntime=RUNTIMES,
     maxRetries=st.integers(0, 20),
+    gpuResources=GLOBS,
+    claims=GLOBS,
+    endpoints=st.lists(st.sampled_from(["*.acme.example", "hub.acme.example"]), max_size=2),
+    gates=st.lists(GATES, max_size=2),
+    privateOnly=st.booleans(),
 )
 
 
@@ -81,6 +95,8 @@ def test_what_a_run_goes_by_never_exceeds_a_limit(
     for template in wish.get("podTemplates", {}).values():
         for name, value in template.items():
             assert allowed is None or name in allowed or value == {}
+            escapes = name in ("tolerations", "nodeSelector") and value
+            assert not escapes or not profile.limited or name in (allowed or ())
     assert given(spec, profile) == fields, "the same wish is always given the same"
 
 
@@ -99,6 +115,11 @@ def assert_within(spec: FineTuneSpec, limits: Limits, defaults: dict[str, Any]) 
     if limits.max_runtime:
         assert duration_seconds(spec.max_runtime) <= duration_seconds(limits.max_runtime)
     assert limits.max_retries is None or spec.retry.limit <= limits.max_retries
+    assert all(gate in spec.evaluation.gates for gate in limits.gates or ())
+    assert spec.publish.private or not limits.private_only
+    if limits.endpoints is not None:
+        preset = defaults.get("dataset", {}).get("endpoint", "")
+        assert spec.dataset.endpoint in (preset, "https://hub.acme.example")
     for resource, most in (limits.max_resources or {}).items():
         for template in templates:
             assert int(template.resources.limits[resource]) <= int(most), "and there always is a limit"
@@ -107,6 +128,8 @@ def assert_within(spec: FineTuneSpec, limits: Limits, defaults: dict[str, Any]) 
         (limits.base_models, spec.base_model.id),
         (limits.hub_organizations, spec.publish.repository.split("/")[0]),
         (limits.trainer_images, compute.trainer_image),
+        (limits.gpu_resources, compute.gpu_resource if compute.gpus else ""),
+        (limits.claims, compute.model_cache.claim_name),
         *((limits.service_accounts, template.service_account_name) for template in templates),
         *((limits.priority_classes, template.priority_class_name) for template in templates),
         *((limits.runtime_classes, template.runtime_class_name) for template in templates),

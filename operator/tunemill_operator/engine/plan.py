@@ -78,7 +78,7 @@ def plan(finetune: FineTune, observed: Observed, platform: Platform, now: dateti
     except ScheduleError as error:
         unscheduled = str(error)
     try:
-        terms = terms_of(finetune, spec, observed.profiles)
+        terms = terms_of(finetune, spec, observed.profiles, platform.hub_endpoints)
     except RefusedError as error:
         return _refused(finetune, observed, error, now)
     case = case_of(finetune, terms, observed, platform, now)

@@ -209,6 +209,18 @@ def _resources(spec: FineTuneSpec, work: Work) -> Manifest:
     }
 
 
+def _without_gpus(resources: Manifest) -> dict[str, str]:
+    """Return the variable that keeps NVIDIA's container runtime from giving a container GPUs that it did not request.
+
+    An image can ask for all GPUs of its node with NVIDIA_VISIBLE_DEVICES=all, and the runtime obeys. Where a container
+    requests a device, its device plugin sets the variable, which a value of ours would replace.
+    """
+    requested = {*resources["requests"], *resources.get("limits", {})}
+    if any("/" in name and "kubernetes.io/" not in name for name in requested):
+        return {}
+    return {"NVIDIA_VISIBLE_DEVICES": "void"}
+
+
 def _env(
     finetune: FineTune, spec: FineTuneSpec, run_id: str, platform: Platform, template: PodTemplate
 ) -> dict[str, str]:
@@ -231,7 +243,8 @@ def _container(
     spec: FineTuneSpec, work: Work, platform: Platform, volumes: dict[str, Volume], env: dict[str, str]
 ) -> Manifest:
     """Return the pod's one container. It is named as the work; train and evaluate are two processes in it."""
-    template = spec.pod_templates.of(work.label)
+    template, resources = spec.pod_templates.of(work.label), _resources(spec, work)
+    env = {**env, **_without_gpus(resources)}
     stages = [stage.value for stage in work.stages]
     container: Manifest = {
         "name": work.label,
@@ -241,7 +254,7 @@ def _container(
         # The operator's variables come last: of two with one name, the last one holds.
         "env": [dump(variable) for variable in template.env if variable.name not in env]
         + [{"name": name, "value": value} for name, value in env.items()],
-        "resources": _resources(spec, work),
+        "resources": resources,
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,

@@ -11,12 +11,12 @@ from tunemill_api.profile import PRESET_FIELDS
 from tunemill_api.status import ProfileStatus
 
 from tunemill_operator.engine.objects import FineTune
+from tunemill_operator.engine.profile_limits import PUBLIC_HUB, check, names_hub
 from tunemill_operator.engine.profiles import (
     Fields,
     Profile,
     RefusedError,
     applied,
-    check,
     chosen,
     fields_of,
     given,
@@ -36,36 +36,66 @@ class Terms:
     """What the next run would go by instead; empty when nothing would change."""
 
 
-def terms_of(finetune: FineTune, spec: FineTuneSpec, profiles: Sequence[Profile]) -> Terms:
+def terms_of(
+    finetune: FineTune, spec: FineTuneSpec, profiles: Sequence[Profile], hubs: Sequence[str] | None = None
+) -> Terms:
     """Return what the object's run goes by. What a run began with stays until somebody edits the object or asks again.
 
     Args:
         finetune: the object with the status that was written last.
         spec: what its user wrote.
         profiles: all that there are.
+        hubs: endpoints of Hubs, besides the public one, that tokens may be sent to without a profile that names them;
+            None allows all.
 
     Raises:
         RefusedError: when the run cannot begin like this.
     """
     if not finetune.begun:
-        return _fresh(finetune, spec, profiles)
+        return _fresh(finetune, spec, profiles, hubs)
     kept = finetune.status.profile
     if kept is None and not profiles:
         return Terms(spec)
     present = Terms(_completed(spec, _kept(kept), "status.profile.fields"), kept)
-    return replace(present, news=_news(finetune, spec, present, profiles))
+    return replace(present, news=_news(finetune, spec, present, profiles, hubs))
 
 
-def _fresh(finetune: FineTune, spec: FineTuneSpec, profiles: Sequence[Profile], known: Terms | None = None) -> Terms:
+def _fresh(
+    finetune: FineTune,
+    spec: FineTuneSpec,
+    profiles: Sequence[Profile],
+    hubs: Sequence[str] | None,
+    known: Terms | None = None,
+) -> Terms:
     """Return what a run goes by that begins now; `known` is what the present one goes by."""
     profile = chosen(spec.profile, finetune.meta.namespace, profiles)
     if profile is None:
+        _check_hub(spec, None, hubs)
         return _complete(Terms(spec))
     name, fields = profile.meta.name, given(spec, profile)
     same = known is not None and fields == _fields(known)
     whole = known.spec if known and same else _completed(spec, fields, f"FineTuneProfile {name}: spec.defaults")
     check(whole, fields, profile)
+    _check_hub(whole, profile, hubs)
     return _complete(Terms(whole, ProfileStatus(name=name, fields=fields)))
+
+
+def _check_hub(spec: FineTuneSpec, profile: Profile | None, hubs: Sequence[str] | None) -> None:
+    """Check that tokens of the namespace's Secrets go to a Hub that the platform names, or to the public one.
+
+    Raises:
+        RefusedError: the spec names another one.
+    """
+    endpoint = spec.hub.endpoint.rstrip("/")
+    if hubs is None or endpoint in ("", PUBLIC_HUB, *(hub.rstrip("/") for hub in hubs)):
+        return
+    if profile and names_hub(profile, endpoint):
+        return
+    raise RefusedError(
+        Reason.LIMIT_EXCEEDED,
+        f"spec.hub.endpoint names {endpoint}, and tokens are sent only to {', '.join([PUBLIC_HUB, *hubs])}: have it "
+        "set in defaults.hub or limits.endpoints of a FineTuneProfile, or in hub.endpoints of the operator's chart",
+    )
 
 
 def _complete(terms: Terms) -> Terms:
@@ -99,9 +129,15 @@ def _completed(spec: FineTuneSpec, fields: Fields, where: str) -> FineTuneSpec:
         raise RefusedError(Reason.PROFILE_INVALID, f"{where}.{invalid_field(invalid)}") from invalid
 
 
-def _news(finetune: FineTune, spec: FineTuneSpec, present: Terms, profiles: Sequence[Profile]) -> str:
+def _news(
+    finetune: FineTune,
+    spec: FineTuneSpec,
+    present: Terms,
+    profiles: Sequence[Profile],
+    hubs: Sequence[str] | None,
+) -> str:
     try:
-        coming = _fresh(finetune, spec, profiles, present)
+        coming = _fresh(finetune, spec, profiles, hubs, present)
     except RefusedError as error:
         return f"a refusal: {error}"
     old, new = (terms.profile.name if terms.profile else "" for terms in (present, coming))

@@ -74,6 +74,10 @@ class Platform:
     """The variables that say where stages send their traces; empty when nobody wants any."""
     cluster: str = ""
     """The cluster's name, which the references in a workspace carry; empty when it has none."""
+    hub_endpoints: tuple[str, ...] | None = None
+    """Hubs, besides the public one, that users may name without a profile: tokens are sent there. None allows all."""
+    instance_metadata: bool = False
+    """Whether boto3 may take the node's identity from its metadata service where a pod has none of its own."""
     run_as_user: int | None = constants.USER_ID
     """User, group and file system group of stage pods. None leaves them to the cluster, for example to OpenShift's
     restricted-v2."""
@@ -238,9 +242,11 @@ def progress_env(finetune: FineTune, platform: Platform) -> dict[str, str]:
 
 
 def network_env(platform: Platform) -> dict[str, str]:
-    """Return the variables from which a stage knows its proxies and whom to trust."""
+    """Return the variables from which a stage knows its proxies, whom to trust, and whose identity is not its own."""
     trusted = {constants.ENV_CA_BUNDLE: constants.CA_BUNDLE_PATH} if platform.ca_bundle else {}
-    return {**platform.proxies, **trusted}
+    # IRSA and EKS Pod Identity use no metadata service, and Google's libraries do not read this variable.
+    identity = {} if platform.instance_metadata else {"AWS_EC2_METADATA_DISABLED": "true"}
+    return {**platform.proxies, **trusted, **identity}
 
 
 def traces_env(finetune: FineTune, run_id: str, platform: Platform) -> dict[str, str]:

@@ -12,7 +12,8 @@ from tunemill_api.profile import FineTuneProfileStatus
 from tunemill_api.status import Condition, ConditionType
 
 from tunemill_operator.engine.failures import shortened
-from tunemill_operator.engine.profiles import Profile, problem_of
+from tunemill_operator.engine.profile_limits import problem_of
+from tunemill_operator.engine.profiles import Profile
 from tunemill_operator.kube.client import APPLY_PATCH, PROFILES, KubeClient
 from tunemill_operator.kube.errors import ConflictError, KubeError
 from tunemill_operator.runtime.cache import Store

@@ -4,9 +4,11 @@ import argparse
 from typing import Any
 
 import pytest
-from chart.rendering import NAMESPACE, render
+import yaml
+from chart.rendering import CHART, NAMESPACE, RELEASE, helm, render
 from tunemill_api.constants import LABEL_FINETUNE, LABEL_LEADER, USER_ID
 from tunemill_operator.settings import add_options
+from tunemill_trainer.addresses import REFUSED
 
 DIGEST = "sha256:" + "0a" * 32
 
@@ -200,13 +202,54 @@ def test_stage_pods_reach_what_they_need_and_nobody_reaches_them() -> None:
         assert operator["podSelector"]["matchLabels"].items() <= rendered.pod["metadata"]["labels"].items()
         assert progress["ports"] == [{"port": 9443, "protocol": "TCP"}]
         assert [port["port"] for port in services["ports"]] == [443, 3128]
+        pods, *blocks = services["to"]
+        assert pods == {"namespaceSelector": {}}
+        assert {block["ipBlock"]["cidr"]: block["ipBlock"]["except"] for block in blocks} == {
+            "0.0.0.0/0": ["169.254.0.0/16", "100.100.100.200/32", "168.63.129.16/32", "192.0.0.192/32"],
+            "::/0": ["fe80::/10", "fd00:ec2::254/128", "fd20:ce::254/128"],
+        }
+
+
+def test_a_policy_for_stage_pods_can_be_printed_for_any_namespace() -> None:
+    """Also where all namespaces are watched: by the command of docs/how-to/private-networks.md."""
+    arguments = ("--set", "networkPolicy.stages.enabled=true", "--set", "networkPolicy.stages.namespaces={team-x}")
+    command = ("template", RELEASE, str(CHART), "--namespace", NAMESPACE)
+    done = helm(*command, *arguments, "--show-only", "templates/networkpolicy.yaml")
+    (policy,) = [item for item in yaml.safe_load_all(done.stdout) if item]
+    assert (policy["kind"], policy["metadata"]["namespace"]) == ("NetworkPolicy", "team-x")
+    ours = render(watchNamespaces=["team-x"], networkPolicy={"stages": {"enabled": True}}).one("NetworkPolicy")
+    assert policy["spec"] == ours["spec"]
+    assert render(networkPolicy={"stages": {"enabled": True, "namespaces": ["x"], "exceptCidrs": []}}).one(
+        "NetworkPolicy"
+    )
+
+
+def test_the_refused_addresses_are_those_of_the_trainer() -> None:
+    """The network and the process close the same door."""
+    stages = yaml.safe_load((CHART / "values.yaml").read_text())["networkPolicy"]["stages"]
+    assert set(stages["exceptCidrs"]) == {str(network) for network in REFUSED}
+
+
+def test_the_operator_knows_which_hubs_may_get_tokens() -> None:
+    """None but the public one unless the value names them."""
+    assert "--hub-endpoints" not in render().flags
+    hubs = ["https://hub.acme.com", "https://mirror.acme.com/hf"]
+    assert render(hub={"endpoints": hubs}).flags["--hub-endpoints"] == ",".join(hubs)
+
+
+def test_nodes_lend_their_identity_where_the_platform_says_so() -> None:
+    """By a flag of the operator."""
+    assert "--instance-metadata" not in render().flags
+    assert "--instance-metadata" in render(stages={"instanceMetadata": True}).flags
 
 
 def test_without_progress_stage_pods_do_not_reach_the_operator() -> None:
     """There is nothing for them there."""
     values = {"networkPolicy": {"stages": {"enabled": True}}, "progress": {"enabled": False}}
     policy = render(watchNamespaces=["team-a"], **values).one("NetworkPolicy")
-    assert not [rule for rule in policy["spec"]["egress"] if "to" in rule]
+    dns, services = policy["spec"]["egress"]
+    assert "to" not in dns
+    assert not [peer for peer in services["to"] if "podSelector" in peer]
 
 
 @pytest.mark.parametrize(

@@ -89,8 +89,11 @@ def test_with_a_list_of_namespaces_only_what_belongs_to_none_is_granted_beyond_t
 def test_without_progress_and_profiles_a_namespaced_operator_has_no_cluster_wide_right_at_all() -> None:
     """Who may not make ClusterRoles can still install: nothing but the CRDs is left for the platform team."""
     off = {"enabled": False}
-    rendered = render(**TWO_NAMESPACES, progress=off, profiles=off, rbac={"aggregateClusterRoles": False})
+    rendered = render(
+        **TWO_NAMESPACES, progress=off, profiles=off, admission=off, rbac={"aggregateClusterRoles": False}
+    )
     assert "--no-profiles" in rendered.flags
+    assert rendered.all("ValidatingAdmissionPolicy") == rendered.all("ValidatingAdmissionPolicyBinding") == []
     assert rendered.all("ClusterRole") == rendered.all("ClusterRoleBinding") == []
 
 
@@ -135,3 +138,28 @@ def test_rights_can_be_left_to_somebody_else() -> None:
     made = {found["kind"] for found in rendered.objects}
     assert made.isdisjoint({"ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding", "ServiceAccount"})
     assert rendered.pod["spec"]["serviceAccountName"] == "given"
+
+
+@both_modes
+def test_admission_policies_hold_for_the_operators_account_and_deny(values: dict[str, Any]) -> None:
+    """Each has a binding that denies, and a failure of the policy is a refusal; nobody else is affected."""
+    rendered = render(**values)
+    user = f"'system:serviceaccount:{NAMESPACE}:{rendered.one('ServiceAccount')['metadata']['name']}'"
+    policies = {policy["metadata"]["name"]: policy["spec"] for policy in rendered.all("ValidatingAdmissionPolicy")}
+    bindings = [binding["spec"] for binding in rendered.all("ValidatingAdmissionPolicyBinding")]
+    assert {binding["policyName"] for binding in bindings} == {*policies}
+    assert all(binding == {**binding, "validationActions": ["Deny"]} for binding in bindings)
+    for policy in policies.values():
+        (condition,) = policy["matchConditions"]
+        assert condition["expression"] == f"request.userInfo.username == {user}"
+        assert policy["failurePolicy"] == "Fail"
+
+
+def test_the_operators_own_namespace_has_no_jobs_unless_it_is_watched() -> None:
+    """Its Secrets are those of the platform."""
+    for values, denied in ((EVERYWHERE, True), ({"watchNamespaces": ["team-a", NAMESPACE]}, False)):
+        policies = render(**values).all("ValidatingAdmissionPolicy")
+        (jobs,) = [policy["spec"] for policy in policies if policy["metadata"]["name"].endswith("-jobs")]
+        expression = jobs["validations"][0]["expression"]
+        assert "'kube-system', 'kube-public', 'kube-node-lease'" in expression
+        assert (f"'{NAMESPACE}'" in expression) is denied

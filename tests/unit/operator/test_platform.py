@@ -7,6 +7,7 @@ from pathlib import Path
 import certifi
 import pytest
 from tunemill_api.trust import VARIABLES
+from tunemill_operator.engine.volumes import network_env
 from tunemill_operator.platform import CA_BUNDLE_BYTES, platform_of, trusting
 from tunemill_operator.progress.authority import certify
 from tunemill_operator.settings import Settings, SettingsError
@@ -88,6 +89,19 @@ def test_the_operator_trusts_the_company_beside_everybody_else(tmp_path: Path, m
 def authorities_in(text: str) -> set[str]:
     """Return the certificates of a bundle."""
     return {part.partition("-----END")[0] for part in text.split("-----BEGIN CERTIFICATE-----")[1:]}
+
+
+def test_tokens_go_to_the_public_hub_only_unless_a_setting_names_others() -> None:
+    """An operator that is told nothing is strict."""
+    assert platform_of(SETTINGS, None).hub_endpoints == ()
+    assert platform_of(replace(SETTINGS, hub_endpoints=("https://hub",)), None).hub_endpoints == ("https://hub",)
+
+
+def test_stages_use_no_identity_of_their_node_unless_the_platform_allows_it() -> None:
+    """boto3 asks the metadata service where it finds nothing else, and the variable forbids it."""
+    assert network_env(platform_of(SETTINGS, None))["AWS_EC2_METADATA_DISABLED"] == "true"
+    allowed = platform_of(replace(SETTINGS, instance_metadata=True), None)
+    assert "AWS_EC2_METADATA_DISABLED" not in network_env(allowed)
 
 
 @pytest.mark.parametrize(("setting", "user"), [("65532", 65532), ("1000680000", 1000680000), ("", None)])

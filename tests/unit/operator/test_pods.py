@@ -459,6 +459,33 @@ def test_without_gpus_none_is_asked_for() -> None:
         assert "limits" not in container["resources"]
 
 
+def test_no_container_without_gpus_gets_any_from_an_image() -> None:
+    """NVIDIA's runtime obeys a variable of the image; ours replaces it, but not that of a device plugin."""
+    image = {"trainerImage": "any.example/with-NVIDIA_VISIBLE_DEVICES=all"}
+    nvidia = {"train": {"runtimeClassName": "nvidia"}}
+    jobs = [a_job(label, compute={**image, "gpus": 0}, podTemplates=nvidia) for label in WORKS]
+    for container in (containers_of(job)[0] for job in [*jobs, a_job("prepare", compute={"gpus": 1})]):
+        assert container["env"][-1] == {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"}
+    mig = {"train": {"resources": {"limits": {"nvidia.com/mig-1g.5gb": "1"}}}}
+    for job in (a_job("train", compute={"gpus": 1}), a_job("train", compute={"gpus": 0}, podTemplates=mig)):
+        assert "NVIDIA_VISIBLE_DEVICES" not in {item["name"] for item in containers_of(job)[0]["env"]}
+    huge = {"train": {"resources": {"limits": {"example.kubernetes.io/x": "1"}}}}
+    (container,) = containers_of(a_job("train", compute={"gpus": 0}, podTemplates=huge))
+    assert container["env"][-1]["value"] == "void"
+
+
+def test_a_user_cannot_bring_the_identity_of_the_node_back() -> None:
+    """The operator's variable replaces the user's, unless the platform lends the node's identity."""
+    wish = {"train": {"env": [{"name": "AWS_EC2_METADATA_DISABLED", "value": "false"}]}}
+
+    def values(platform: Platform) -> list[str]:
+        env = containers_of(a_job("train", platform, podTemplates=wish))[0]["env"]
+        return [item["value"] for item in env if item["name"] == "AWS_EC2_METADATA_DISABLED"]
+
+    assert values(PLATFORM) == ["true"]
+    assert values(replace(PLATFORM, instance_metadata=True)) == ["false"]
+
+
 def test_what_cannot_heal_fails_the_job_at_once() -> None:
     """And what comes from outside costs no retry."""
     rules = a_job("train")["spec"]["podFailurePolicy"]["rules"]

@@ -16,15 +16,14 @@ from tunemill_api.stage_report import Stage
 from tunemill_api.status import Phase
 from tunemill_operator.engine.objects import finetune_of
 from tunemill_operator.engine.plan import DeleteJob
+from tunemill_operator.engine.profile_limits import check, problem_of
 from tunemill_operator.engine.profiles import (
     Profile,
     RefusedError,
     applied,
-    check,
     chosen,
     fields_of,
     given,
-    problem_of,
     profile_of,
 )
 from tunemill_operator.engine.terms import terms_of
@@ -467,6 +466,49 @@ def test_a_preset_that_makes_no_spec_is_told_as_the_profiles() -> None:
     assert finetune.spec
     with pytest.raises(RefusedError, match=r"FineTuneProfile gold: spec.defaults.compute.gpus"):
         terms_of(finetune, finetune.spec, [profile])
+
+
+HUB = "https://hub.acme.example"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "hubs", "spec", "allowed"),
+    [
+        ("", (), None, True),
+        ("https://huggingface.co", (), None, True),
+        (HUB, (), None, False),
+        (HUB, (f"{HUB}/",), None, True),
+        (HUB, None, None, True),
+        (f"{HUB}.evil.example", (HUB,), None, False),
+        (HUB, (), {"defaults": {"hub": {"endpoint": HUB}}}, True),
+        (HUB, (), {"limits": {"endpoints": ["hub.acme.example"]}}, True),
+        (HUB, (), {"defaults": {"maxRuntime": "1h"}}, False),
+    ],
+)
+def test_tokens_go_to_hubs_that_the_platform_names(
+    endpoint: str, hubs: tuple[str, ...] | None, spec: dict[str, Any] | None, allowed: bool
+) -> None:
+    """A token of any Secret of the namespace would be sent as a bearer token; such a run does not begin."""
+    finetune = finetune_of(a_finetune_body(hub={"endpoint": endpoint}))
+    assert finetune.spec
+    profiles = [] if spec is None else [a_profile(default=True, **spec)]
+    if allowed:
+        assert terms_of(finetune, finetune.spec, profiles, hubs).spec.hub.endpoint == endpoint
+        return
+    with pytest.raises(RefusedError, match=r"tokens are sent only to https://huggingface\.co") as refused:
+        terms_of(finetune, finetune.spec, profiles, hubs)
+    assert refused.value.reason is Reason.LIMIT_EXCEEDED
+
+
+def test_a_run_that_has_begun_goes_on_with_its_hub() -> None:
+    """An upgrade of the operator interrupts nothing: the next edit is refused, and the object says so."""
+    world = World(hub={"endpoint": HUB})
+    world.settle()
+    assert labels(world) == ["prepare"]
+    finetune = world.finetune
+    assert finetune.spec
+    terms = terms_of(finetune, finetune.spec, [], ())
+    assert terms.spec.hub.endpoint == HUB
 
 
 def test_the_sample_allows_the_object_beside_it() -> None:

@@ -23,7 +23,7 @@ from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage, StageFailure, StageReport, failure_of
 from tunemill_api.status import EvaluationFacts, PreparedFacts, PublishedFacts, TrainedFacts
 
-from tunemill_trainer import console, cpus, references, tracing
+from tunemill_trainer import addresses, console, cpus, references, tracing
 from tunemill_trainer.console import Redaction
 from tunemill_trainer.context import StageContext
 from tunemill_trainer.credentials import Credentials
@@ -76,6 +76,7 @@ def run_stage(stage: Stage, run: RunSpec, work: Path, stop: StopSignal, started_
     """Run a stage and return the report of its success; every failure is raised."""
     _configure_libraries(run, work)
     _configure_trust(work)
+    _check_addresses(run)
     credentials = Credentials.from_environment()
     progress = Progress(stage, Destination.from_environment())
     # Once the operator has heard a stage it takes silence for a stall.
@@ -210,6 +211,19 @@ def _configure_libraries(run: RunSpec, work: Path) -> None:
     # Progress has one voice, ours: Transformers would add its own as soon as it sees the same variables.
     os.environ["DISABLE_KUBEFLOW_INTEGRATION"] = "TRUE"
     work.mkdir(parents=True, exist_ok=True)
+
+
+def _check_addresses(run: RunSpec) -> None:
+    """Refuse endpoints at a node's metadata service, and connections to one.
+
+    Raises:
+        StageError: InvalidSpec, naming the field.
+    """
+    addresses.guard()
+    spec = run.spec
+    addresses.check(spec.hub.endpoint, "spec.hub.endpoint")
+    addresses.check(spec.dataset.endpoint, "spec.dataset.endpoint")
+    addresses.check(spec.workspace.endpoint, "spec.workspace.endpoint")
 
 
 def _configure_trust(work: Path) -> None:

@@ -39,6 +39,21 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     os.environ.update(before)
 
 
+def test_a_stage_does_not_begin_with_an_endpoint_at_a_metadata_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any request: neither its answers nor a token reach anybody."""
+    for field in ("dataset", "workspace", "hub"):
+        machine = Machine(tmp_path, monkeypatch)
+        run = json.loads(machine.run_spec.read_text())
+        run["spec"].setdefault(field, {})["endpoint"] = "http://169.254.169.254/latest"
+        machine.run_spec.write_text(json.dumps(run))
+        _, report = machine.run(lambda _: pytest.fail("the stage has begun"))
+        assert report.failure is not None
+        assert report.failure.reason is Reason.INVALID_SPEC
+        assert f"spec.{field}.endpoint names 169.254.169.254" in report.failure.message
+
+
 class Machine:
     """Runs a stage function of the test's in the place of prepare."""
 

@@ -1,0 +1,349 @@
+"""Limits of a FineTuneProfile: what a spec asks for beyond them, in sentences that name the limit and the field.
+
+A profile that sets any limit allows nothing else that leaves the namespace, changes the code that runs or reaches other
+nodes, unless a limit or the profile's own defaults name it. tests/unit/operator/test_profile_bounds.py walks the spec
+and lists which limit bounds each field, or why none has to.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Final
+from urllib.parse import urlsplit
+
+from pydantic import ValidationError
+from tunemill_api.evaluation import MAX_GATES, Gate
+from tunemill_api.failures import Reason
+from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.pod_template import PodTemplate
+from tunemill_api.profile import DEFAULT_TEMPLATE_FIELDS, Limits
+from tunemill_api.publish import Publish
+from tunemill_api.scalars import duration_seconds, quantity_value
+
+from tunemill_operator.engine.profiles import (
+    STAGES,
+    Fields,
+    Profile,
+    RefusedError,
+    applied,
+    invalid_field,
+    matches,
+    written,
+)
+
+_SMALLEST = FineTuneSpec.model_validate(
+    {
+        "baseModel": {"id": "any/model"},
+        "dataset": {"uri": "s3://any/rows.jsonl"},
+        "publish": {"repository": "any/model", "tokenSecretRef": {"name": "any"}},
+    }
+)
+"""A spec on which the defaults of a profile are tried."""
+
+_CODE_ENV: Final = ("PYTHON*", "LD_*", "PATH", "BASH_ENV", "GCONV_PATH")
+"""Variables that change which code the stage's image runs."""
+_SERVER_ENV: Final = (
+    "AWS_ENDPOINT_URL*",
+    "AWS_EC2_METADATA*",
+    "AWS_CONTAINER_*",
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "HF_ENDPOINT",
+    "ALL_PROXY",
+    "all_proxy",
+)
+"""Variables that name the servers that boto3 and the Hub's client speak to."""
+_NODE_RESOURCES: Final = ("cpu", "memory", "ephemeral-storage")
+PUBLIC_HUB: Final = "https://huggingface.co"
+_PUBLIC_S3: Final = "https://s3.amazonaws.com"
+
+
+@dataclass(frozen=True)
+class _Excess:
+    """A field that asks for more than a limit allows."""
+
+    path: str
+    limit: str
+    """What the limit allows."""
+    value: str
+    """What the field asks for."""
+    own: bool
+    """Whether the profile itself gave the field."""
+
+
+def check(spec: FineTuneSpec, fields: Fields, profile: Profile) -> None:
+    """Check a spec with the fields that the profile gave it against the profile's limits.
+
+    Raises:
+        RefusedError: names every limit that is exceeded, the field, what it asks for and what is allowed.
+    """
+    found = list(_exceeding(spec, fields, profile))
+    if not found:
+        return
+    texts = [
+        f"{excess.limit}, {'of the profile itself, defaults' if excess.own else 'spec'}.{excess.path} asks for "
+        f"{excess.value}"
+        for excess in found
+    ]
+    reason = Reason.PROFILE_INVALID if all(excess.own for excess in found) else Reason.LIMIT_EXCEEDED
+    raise RefusedError(reason, f"FineTuneProfile {profile.meta.name}: {'; '.join(texts)}")
+
+
+def problem_of(profile: Profile) -> str:
+    """Return why no object could use the profile, with the field; empty when the profile is valid."""
+    if profile.error:
+        return profile.error
+    try:
+        spec = applied(_SMALLEST, profile.fields)
+    except ValidationError as invalid:
+        return f"spec.defaults.{invalid_field(invalid)}"
+    own = [excess for excess in _exceeding(spec, profile.fields, profile) if excess.own]
+    return "; ".join(f"spec.defaults.{excess.path} asks for {excess.value}, {excess.limit}" for excess in own)
+
+
+def names_hub(profile: Profile, endpoint: str) -> bool:
+    """Tell whether the profile names this Hub, as its default or in a list."""
+    default = str(profile.fields.get("hub.endpoint", "")).rstrip("/")
+    return endpoint == default or _host_matches(endpoint, profile.spec.limits.endpoints or [])
+
+
+def _exceeding(spec: FineTuneSpec, fields: Fields, profile: Profile) -> Iterator[_Excess]:
+    limits, compute = profile.spec.limits, spec.compute
+    if not profile.limited:
+        return
+
+    def excess(path: str, limit: str, allowed: object, value: object) -> _Excess:
+        return _Excess(path, f"limits.{limit} allows {allowed}", str(value), path in fields)
+
+    if limits.max_gpus is not None and compute.gpus > limits.max_gpus:
+        yield excess("compute.gpus", "maxGpus", limits.max_gpus, compute.gpus)
+    if limits.max_gpu_hours and Decimal(spec.max_gpu_hours or "Infinity") > Decimal(limits.max_gpu_hours):
+        yield excess("maxGpuHours", "maxGpuHours", limits.max_gpu_hours, spec.max_gpu_hours)
+    if limits.max_retries is not None and spec.retry.limit > limits.max_retries:
+        yield excess("retry.limit", "maxRetries", limits.max_retries, spec.retry.limit)
+    if limits.max_runtime and duration_seconds(spec.max_runtime) > duration_seconds(limits.max_runtime):
+        yield excess("maxRuntime", "maxRuntime", limits.max_runtime, spec.max_runtime)
+    if limits.private_only and not spec.publish.private:
+        yield excess("publish.private", "privateOnly", "true", "false")
+    if limits.max_gpus is not None or limits.max_gpu_hours:
+        yield from _other_devices(spec, profile)
+    for limit, path, allowed, name in [*_names(spec, profile), *_mounted(spec, fields, limits)]:
+        if allowed is not None and name and not matches(name, allowed):
+            value = f"priorityClass: {name}" if path == "queue" else name
+            yield excess(path, limit, ", ".join(allowed) or "none", value)
+    yield from _other_fields(spec, fields, profile)
+    yield from _other_variables(spec, fields)
+    yield from _larger_resources(spec, fields, profile)
+    yield from _larger_volumes(spec, fields, limits)
+    yield from _missing_gates(spec, fields, limits)
+    yield from _other_endpoints(spec, fields, profile)
+
+
+def _names(spec: FineTuneSpec, profile: Profile) -> Iterator[tuple[str, str, list[str] | None, str]]:
+    """Yield each name in the spec that a limit lists: the limit, the name's path, the allowed names and the name."""
+    limits, preset = profile.spec.limits, profile.fields
+
+    def listed(names: list[str] | None, path: str, default: str = "") -> list[str]:
+        """Return the allowed names; without a list only what the profile's defaults have."""
+        return names if names is not None else [name for name in (str(preset.get(path) or default),) if name]
+
+    yield "baseModels", "baseModel.id", limits.base_models, spec.base_model.id
+    yield "hubOrganizations", "publish.repository", limits.hub_organizations, spec.publish.repository.split("/")[0]
+    image, resource, cache = "compute.trainerImage", "compute.gpuResource", "compute.modelCache.claimName"
+    yield "trainerImages", image, listed(limits.trainer_images, image), spec.compute.trainer_image
+    resources = listed(limits.gpu_resources, resource, "nvidia.com/gpu")
+    yield "gpuResources", resource, resources, spec.compute.gpu_resource if spec.compute.gpus else ""
+    yield "claims", cache, listed(limits.claims, cache), spec.compute.model_cache.claim_name
+    for stage in STAGES:
+        template, path = spec.pod_templates.of(stage), f"podTemplates.{stage}"
+        yield "serviceAccounts", f"{path}.serviceAccountName", limits.service_accounts, template.service_account_name
+        yield "priorityClasses", f"{path}.priorityClassName", limits.priority_classes, template.priority_class_name
+        yield "runtimeClasses", f"{path}.runtimeClassName", limits.runtime_classes, template.runtime_class_name
+    if spec.queue:
+        own = (preset.get("queue") or {}).get("priorityClass", "")
+        classes = limits.priority_classes if limits.priority_classes is not None else [own] if own else []
+        yield "priorityClasses", "queue", classes, spec.queue.priority_class
+
+
+def _mounted(spec: FineTuneSpec, fields: Fields, limits: Limits) -> Iterator[tuple[str, str, list[str] | None, str]]:
+    """Yield the Secrets and claims that the user's spec names, as `_names` does."""
+    default_token = Publish.model_fields["token_secret_ref"].default
+    for path, ref in (
+        ("dataset.credentialsSecretRef", spec.dataset.credentials_secret_ref),
+        ("workspace.credentialsSecretRef", spec.workspace.credentials_secret_ref),
+        ("baseModel.tokenSecretRef", spec.base_model.token_secret_ref),
+        ("publish.tokenSecretRef", spec.publish.token_secret_ref),
+    ):
+        if ref and ref != default_token and path not in fields:
+            yield "secrets", path, limits.secrets, ref.name
+    for stage in STAGES:
+        template, path = spec.pod_templates.of(stage), f"podTemplates.{stage}"
+        for name in _secrets_of(template, fields, path):
+            yield "secrets", name[0], limits.secrets, name[1]
+        for volume in template.volumes if f"{path}.volumes" not in fields else ():
+            if claim := volume.persistent_volume_claim:
+                yield "claims", f"{path}.volumes", limits.claims, claim.claim_name
+
+
+def _secrets_of(template: PodTemplate, fields: Fields, path: str) -> Iterator[tuple[str, str]]:
+    """Yield path and name of the Secrets that a template names and the profile did not give."""
+    for variable in template.env if f"{path}.env" not in fields else ():
+        if variable.value_from and variable.value_from.secret_key_ref:
+            yield f"{path}.env", variable.value_from.secret_key_ref.name
+    for volume in template.volumes if f"{path}.volumes" not in fields else ():
+        if volume.secret:
+            yield f"{path}.volumes", volume.secret.secret_name
+
+
+def _other_devices(spec: FineTuneSpec, profile: Profile) -> Iterator[_Excess]:
+    """Yield devices that are not counted: neither the number of GPUs nor their hours hold for them."""
+    limit = "maxGpus" if profile.spec.limits.max_gpus is not None else "maxGpuHours"
+    allowed = f"limits.{limit} allows no devices but those of spec.compute.gpus and of the profile's defaults"
+    for stage in STAGES:
+        template, path = spec.pod_templates.of(stage), f"podTemplates.{stage}"
+        for kind, quantities in (("requests", template.resources.requests), ("limits", template.resources.limits)):
+            known = profile.fields.get(f"{path}.resources.{kind}", {})
+            for name, quantity in quantities.items():
+                is_device = "/" in name and "kubernetes.io/" not in name  # what Kubernetes calls an extended resource
+                given_by_limit = (profile.spec.limits.max_resources or {}).get(name) == quantity and kind == "limits"
+                if is_device and str(known.get(name)) != quantity and not given_by_limit:
+                    yield _Excess(f"{path}.resources.{kind}", allowed, f"{name}: {quantity}", own=False)
+        claims = [claim.model_dump(mode="json", by_alias=True, exclude_none=True) for claim in template.resource_claims]
+        if claims and claims != profile.fields.get(f"{path}.resourceClaims"):
+            names = ", ".join(claim.name for claim in template.resource_claims)
+            yield _Excess(f"{path}.resourceClaims", allowed, names, own=False)
+
+
+def _other_fields(spec: FineTuneSpec, fields: Fields, profile: Profile) -> Iterator[_Excess]:
+    """Yield the fields of pod templates that the user set and may not set."""
+    limits = profile.spec.limits
+    allowed, explicit = limits.pod_template_fields, limits.pod_template_fields is not None
+    if allowed is None:
+        lists = {
+            "serviceAccountName": limits.service_accounts,
+            "priorityClassName": limits.priority_classes,
+            "runtimeClassName": limits.runtime_classes,
+        }
+        allowed = [*DEFAULT_TEMPLATE_FIELDS, *(name for name, names in lists.items() if names is not None)]
+    names = ", ".join(allowed) or "none"
+    for path, value in written(spec).items():
+        part, *rest = path.split(".")
+        if part != "podTemplates" or rest[1] in allowed or _from_profile(path, fields, profile):
+            continue
+        if explicit:
+            text = f"limits.podTemplateFields allows users to set {names}"
+        elif value in ("", [], {}, None) and path not in profile.fields:
+            continue  # the field is as if nobody had set it
+        else:
+            text = f"limits.podTemplateFields is not set, which allows users to set {names}"
+        yield _Excess(path, text, "a value of its own: remove it", own=False)
+
+
+def _from_profile(path: str, fields: Fields, profile: Profile) -> bool:
+    """Tell whether the profile alone gives a field: its limits may have been added to what a user wrote."""
+    if path not in fields or not isinstance(fields[path], dict):
+        return path in fields
+    ours = {**(profile.spec.limits.max_resources or {}), **profile.fields.get(path, {})}
+    return all(str(ours.get(name)) == str(value) for name, value in fields[path].items())
+
+
+def _other_variables(spec: FineTuneSpec, fields: Fields) -> Iterator[_Excess]:
+    """Yield the user's environment variables that would be ways around trainerImages and endpoints."""
+    for stage in STAGES:
+        path = f"podTemplates.{stage}.env"
+        for variable in spec.pod_templates.of(stage).env if path not in fields else ():
+            if matches(variable.name, _CODE_ENV):
+                text = f"limits.trainerImages allows no variable that changes which code runs ({', '.join(_CODE_ENV)})"
+                yield _Excess(path, text, variable.name, own=False)
+            if matches(variable.name, _SERVER_ENV):
+                text = f"limits.endpoints allows no variable that names a server ({', '.join(_SERVER_ENV)})"
+                yield _Excess(path, text, variable.name, own=False)
+
+
+def _larger_resources(spec: FineTuneSpec, fields: Fields, profile: Profile) -> Iterator[_Excess]:
+    most_of = profile.spec.limits.max_resources
+    for stage in STAGES if most_of is not None else ():
+        resources = spec.pod_templates.of(stage).resources
+        for kind, quantities in (("requests", resources.requests), ("limits", resources.limits)):
+            path = f"podTemplates.{stage}.resources.{kind}"
+            known = profile.fields.get(path, {})
+            for name, quantity in quantities.items():
+                # A limit of the profile may have been added to limits that a user wrote.
+                own = path in fields and str(known.get(name)) == quantity
+                most = (most_of or {}).get(name)
+                if most is not None and quantity_value(quantity) > quantity_value(most):
+                    yield _Excess(path, f"limits.maxResources.{name} allows {most}", f"{name}: {quantity}", own)
+                if (
+                    most is None
+                    and name not in _NODE_RESOURCES
+                    and "/" not in name
+                    and str(known.get(name)) != quantity
+                ):
+                    # Huge pages are memory that the limit of memory does not count.
+                    known_names = ", ".join(dict.fromkeys([*_NODE_RESOURCES, *(most_of or {})]))
+                    text = f"limits.maxResources allows the resources {known_names} only"
+                    yield _Excess(path, text, f"{name}: {quantity}", own=False)
+
+
+def _larger_volumes(spec: FineTuneSpec, fields: Fields, limits: Limits) -> Iterator[_Excess]:
+    """Yield scratch volumes and claims that are larger than the ephemeral storage that a pod may have."""
+    most = (limits.max_resources or {}).get("ephemeral-storage")
+    for stage in STAGES if most is not None else ():
+        template, path = spec.pod_templates.of(stage), f"podTemplates.{stage}"
+        sizes = [(f"{path}.scratch", template.scratch.size)] if template.scratch else []
+        sizes += [
+            (f"{path}.volumes", volume.ephemeral.volume_claim_template.spec.resources.requests.storage)
+            for volume in template.volumes
+            if volume.ephemeral
+        ]
+        for where, size in sizes:
+            if quantity_value(size) > quantity_value(most or "0"):
+                yield _Excess(where, f"limits.maxResources.ephemeral-storage allows {most}", size, where in fields)
+
+
+def _missing_gates(spec: FineTuneSpec, fields: Fields, limits: Limits) -> Iterator[_Excess]:
+    """Yield the demanded gates for which the spec had no room."""
+    for gate in limits.gates or ():
+        if gate not in spec.evaluation.gates:
+            text = f"limits.gates demands {_gate_text(gate)} among at most {MAX_GATES} gates"
+            value = f"{len(spec.evaluation.gates)} other gates: remove some"
+            yield _Excess("evaluation.gates", text, value, "evaluation.gates" in fields)
+
+
+def _gate_text(gate: Gate) -> str:
+    values = gate.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return " ".join(f"{value}" if name == "metric" else f"{name} {value}" for name, value in values.items())
+
+
+def _other_endpoints(spec: FineTuneSpec, fields: Fields, profile: Profile) -> Iterator[_Excess]:
+    """Yield servers that neither the profile's defaults nor limits.endpoints name."""
+    limits = profile.spec.limits
+    named = limits.base_models is not None or limits.hub_organizations is not None
+    for path, value, public in (
+        ("hub.endpoint", spec.hub.endpoint, PUBLIC_HUB),
+        ("dataset.endpoint", spec.dataset.endpoint, _PUBLIC_S3),
+        ("workspace.endpoint", spec.workspace.endpoint, _PUBLIC_S3),
+    ):
+        allowed: str = profile.fields.get(path, "")
+        if value == allowed:
+            continue
+        if named and path == "hub.endpoint":
+            # The allowed names mean on this Hub only what the platform team means.
+            limit = "baseModels" if limits.base_models is not None else "hubOrganizations"
+            text = f"limits.{limit} holds on the Hub {allowed or public} only"
+        elif _host_matches(value or public, limits.endpoints or []):
+            continue
+        else:
+            names = ", ".join([allowed or public, *(limits.endpoints or [])])
+            text = f"limits.endpoints allows {names}"
+        yield _Excess(path, text, value or public, path in fields)
+
+
+def _host_matches(endpoint: str, globs: list[str]) -> bool:
+    """Tell whether the host of a URL, with or without its port, is in a list."""
+    try:
+        parts = urlsplit(endpoint)
+        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:  # a port that is no number
+        return False
+    return matches(host, globs) or matches(f"{host}:{port}", globs)
