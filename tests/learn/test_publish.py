@@ -384,7 +384,9 @@ def test_a_namespace_of_someone_else_is_refused(judged_run: TrainedRun):
     assert ended.code == ExitCode.PERMISSION_DENIED
 
 
-def test_new_tokens_lead_to_a_merged_model_beside_the_adapter(judged_run: TrainedRun, tmp_path: Path):
+def test_new_tokens_lead_to_a_merged_model_beside_the_adapter(
+    judged_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """The adapter is refused: the whole model has a repository of its own, and the contract names its commit."""
     run = to(judged_run, "both", artifacts=["Auto", "Report"], tag="v1")
     facts = published(run.stage(Stage.PUBLISH))
@@ -399,6 +401,7 @@ def test_new_tokens_lead_to_a_merged_model_beside_the_adapter(judged_run: Traine
         files = set(run.api.list_repo_files(repository, revision="v1"))
         assert {"README.md", "report.html", "serving.json", "chat_template.jinja", "tokenizer.json"} <= files
         assert branches(run, repository.removeprefix("acme/")) == {"main"}
+        assert verify(run, repository.removeprefix("acme/"), monkeypatch) == ExitCode.DONE
     assert "model.safetensors" in run.api.list_repo_files("acme/both-merged")
     contract = json.loads(Path(run.api.hf_hub_download("acme/both", "serving.json", local_dir=tmp_path)).read_text())
     assert contract["command"] == facts.serving.command

@@ -198,20 +198,21 @@ def parameters(spec: FineTuneSpec) -> dict[str, JsonValue]:
     return spec.model_dump(mode="json", by_alias=True, exclude_none=True, include=PARAMETERS, exclude=NO_PARAMETERS)
 
 
-def document(made: Statement, key: SigningKey | None, earlier: bytes | None) -> bytes:
+def document(made: Statement, key: SigningKey | None, *earlier: bytes | None) -> bytes:
     """Return provenance.json.
 
-    It is the earlier one where that says the same and is signed by the same key: a publication that is repeated, after
-    a pod was lost say, changes no file.
+    It is an earlier one where that says the same and is signed by the same key: a publication that is repeated, after a
+    pod was lost or after a revert say, makes the same files.
 
     Args:
         made: the statement.
         key: signs it; None leaves it unsigned.
-        earlier: provenance.json as the branch has it; None where it has none.
+        earlier: every provenance.json that may be of the same release; None for one that is not there.
     """
     plain = made.to_bytes()
-    if earlier is not None and _without_times(_payload(earlier, key)) == _without_times(plain):
-        return earlier
+    for found in earlier:
+        if found is not None and _without_times(_payload(found, key)) == _without_times(plain):
+            return found
     return key.sign(plain).to_bytes() if key else plain
 
 

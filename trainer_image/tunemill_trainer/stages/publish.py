@@ -65,11 +65,15 @@ def run(context: StageContext) -> tuple[PublishedFacts, bool]:
     signing_key = _signing_key(context)
     hub = Hub(spec.hub.endpoint, context.credentials.hub_token("hub-write"))
     key = context.publish_key(draft=draft)
-    if (earlier := _still_there(context, key, hub, signing_key)) is not None:
+    recorded = context.workspace.manifest(Stage.PUBLISH, key)
+    earlier = PublishedFacts.model_validate(recorded.facts) if recorded else None
+    if earlier is not None and _still_there(context, earlier, hub, signing_key):
         return earlier, False
+    if earlier is not None:
+        context.workspace.withdraw(Stage.PUBLISH, key)
     hub.check_writable(spec.publish.repository)
 
-    release = _Release(context, hub, evaluation, decisions, key, signing_key)
+    release = _Release(context, hub, evaluation, decisions, key, signing_key, _places(earlier))
     context.progress.report(10)
     published = release.publish()
     output = _emptied(context.folder("published"))
@@ -109,28 +113,26 @@ def _signing_key(context: StageContext) -> SigningKey | None:
         ) from error
 
 
-def _still_there(context: StageContext, key: str, hub: Hub, signing_key: SigningKey | None) -> PublishedFacts | None:
-    """Return what an earlier run published; None when there is nothing, or the branch holds it no more.
-
-    What is not signed by the key is not what is asked for either.
-    """
-    manifest = context.workspace.manifest(Stage.PUBLISH, key)
-    if manifest is None:
-        return None
-    published = PublishedFacts.model_validate(manifest.facts)
-    places = [f"{published.repository}@{published.revision}", *filter(None, [published.merged])]
-    for place in places:
-        name, _, revision = place.partition("@")
+def _still_there(context: StageContext, published: PublishedFacts, hub: Hub, signing_key: SigningKey | None) -> bool:
+    """Return whether the branch still holds what an earlier run published, signed by the key where there is one."""
+    branch = context.spec.publish.branch
+    for name, revision in _places(published).items():
         there = _repository(context, hub, name)
-        if not there.offers(revision, context.spec.publish.branch):
-            _log.info("the branch %s holds %s no more: it is pushed again", context.spec.publish.branch, place)
-        elif signing_key and not provenance.is_signed(_provenance_at(there, revision), signing_key):
-            _log.info("%s is not signed by the key %s: it is pushed again", place, signing_key.public.key_id)
-        else:
-            continue
-        context.workspace.withdraw(Stage.PUBLISH, key)
-        return None
-    return published
+        if not there.offers(revision, branch):
+            _log.info("the branch %s holds %s@%s no more: it is pushed again", branch, name, revision)
+            return False
+        if signing_key and not provenance.is_signed(_provenance_at(there, revision), signing_key):
+            _log.info("%s@%s is not signed by %s: it is pushed again", name, revision, signing_key.public.key_id)
+            return False
+    return True
+
+
+def _places(published: PublishedFacts | None) -> dict[str, str]:
+    """Return repository → commit of what was published."""
+    if published is None:
+        return {}
+    merged, _, revision = published.merged.partition("@")
+    return {published.repository: published.revision, **({merged: revision} if merged else {})}
 
 
 class _Release:
@@ -144,6 +146,7 @@ class _Release:
         decisions: list[GateFacts],
         key: str,
         signing_key: SigningKey | None,
+        earlier: dict[str, str],
     ) -> None:
         """Fetch what the earlier stages left, and decide what is published where."""
         # Imported with torch behind it, which a gate that is not passed must not wait for.
@@ -197,6 +200,7 @@ class _Release:
             train_image=provenance.recorded_image(context.folder("trained")),
         )
         self._proof = ""
+        self._earlier = earlier
 
     @property
     def repository(self) -> str:
@@ -280,6 +284,7 @@ class _Release:
                 provenance.statement(folder, facts, self._sources, datetime.now(UTC)),
                 self._signing_key,
                 _provenance_at(repository, publish.branch),
+                _provenance_at(repository, self._earlier[name]) if name in self._earlier else None,
             )
         )
 

@@ -146,6 +146,7 @@ def test_a_repeated_publication_keeps_the_statement_as_it_is(tmp_path: Path):
     for key in (None, signing_key()):
         earlier = provenance.document(first, key, None)
         assert provenance.document(again, key, earlier) == earlier
+        assert provenance.document(again, key, None, b"another", earlier) == earlier
 
 
 def test_a_statement_that_says_something_else_is_written_anew(tmp_path: Path):
