@@ -22,7 +22,6 @@ from tunemill_api.stage_report import Stage
 from tunemill_dev.played import a_report
 from tunemill_operator.engine.observe import Observed, Progress
 from tunemill_operator.engine.plan import plan, undecidable
-from tunemill_operator.engine.profiles import problem_of, profile_of
 from tunemill_operator.kube.decoding import decodable_line, decoded
 from tunemill_operator.progress.board import ProgressReport
 from tunemill_operator.runtime.cache import Cache
@@ -66,7 +65,12 @@ REPORT = {
 def worlds() -> tuple[World, ...]:
     """Return a world at each point of a run."""
     parts = {"retrain": {"schedule": "0 2 * * 0", "timeZone": "Europe/Berlin"}, "maxGpuHours": "24", "maxRuntime": "8h"}
-    return (World(**parts), *(a_world_at(stage, **parts) for stage in Stage), a_finished_world(**parts), a_failed_world())
+    return (
+        World(**parts),
+        *(a_world_at(stage, **parts) for stage in Stage),
+        a_finished_world(**parts),
+        a_failed_world(),
+    )
 
 
 def a_failed_world() -> World:
