@@ -283,8 +283,6 @@ def stored_finetune_of(body: Json) -> StoredFineTune:
         text, problem = to_json(slim), ""
         if len(text) > LARGEST_BYTES:
             problem = f"the object has more than {LARGEST_BYTES // 1024} KiB as JSON and is not read: make it smaller"
-                f"the object has more than {LARGEST_BYTES // 1024} KiB as JSON and cannot be read: make it smaller"
-            )
     except (ValueError, RecursionError) as error:  # nested too deep, or half a surrogate pair
         problem = f"the object cannot be read: {error}"
     if problem:
