@@ -29,7 +29,7 @@ def a_job(name: str) -> Json:
 
 def test_the_honest_are_served_beside_hostile_objects(plane: Plane, namespace: Namespace, tmp_path: Path) -> None:
     """Deep and large statuses, and Jobs with odd annotations: before the start, and while the operator works."""
-    attacker, log = plane.namespace("attacker"), tmp_path / "operator.log"
+    attacker = plane.namespace("attacker")
 
     def attack(name: str) -> None:
         attacker.apply(name)
@@ -45,6 +45,7 @@ def test_the_honest_are_served_beside_hostile_objects(plane: Plane, namespace: N
         f"{attacker.path(PLURAL, 'deep')}/status", {"status": {"profile": {"name": "p", "fields": nested(600)}}}
     )
     for life in range(2):
+        log = tmp_path / f"operator-{life}.log"
         with an_operator(plane.kubeconfig, log, "--no-leader-election") as operator:
             name = f"honest-{life}"
             namespace.apply(name)
