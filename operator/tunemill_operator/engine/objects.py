@@ -457,7 +457,7 @@ def check_figures(model: BaseModel) -> None:
     """Check that the figures of a pod's report, or of a status, are ones that can be computed with and written.
 
     Raises:
-        ValueError: when a number has too many digits, or when a metric is no number.
+        ValueError: when a number has too many digits, a metric is no number, or a time has no time zone.
     """
     if isinstance(model, MetricFacts):
         for share in (model.base, model.tuned, model.published):
@@ -470,6 +470,8 @@ def check_figures(model: BaseModel) -> None:
                 check_figures(item)
             elif isinstance(item, int) and abs(item) > LARGEST_COUNT:
                 raise ValueError(f"{name} is larger than {LARGEST_COUNT}")
+            elif isinstance(item, datetime) and item.tzinfo is None and not isinstance(model, StageReport):
+                raise ValueError(f"{name} has no time zone")
 
 
 def end_within(container: Container, report: StageReport, latest: datetime | None) -> datetime:

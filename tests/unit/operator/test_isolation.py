@@ -214,6 +214,19 @@ def test_an_event_that_a_user_wrote_hides_no_other(jump: Jump) -> None:
     jump(story())
 
 
+async def test_of_many_pods_and_events_little_is_kept(tmp_path: Path) -> None:
+    """A tenant may have thousands with his object's label."""
+    pod = {"metadata": {"name": "p", "managedFields": [{}], "annotations": {}}, "spec": {"nodeName": "n", "x": 1}}
+
+    async def handler(_: web.Request) -> web.StreamResponse:
+        return web.json_response({"items": [pod], "metadata": {"resourceVersion": "7"}})
+
+    async with a_client(handler, tmp_path) as (client, _):
+        slim = {"metadata": {"name": "p"}, "spec": {"nodeName": "n"}}
+        assert await client.pods_of("team-a", "x") == ([slim], 7)
+        assert await client.warnings_in("team-a") == [slim]
+
+
 def test_json_is_cut_where_it_is_too_deep_and_nowhere_else() -> None:
     """Brackets and escapes inside of texts do not count."""
     text = json.dumps({"a": nested(500), "b": '}]{["\\', "c": [1, {"d": 2}]}).encode()
@@ -326,6 +339,7 @@ async def test_kopf_reads_lists_and_watches_in_the_same_way(tmp_path: Path) -> N
     [
         {"profile": {"name": "p", "fields": {"a": "x" * 2 * LARGEST_BYTES}}},
         {"trained": {"steps": 10**30}},
+        {"troubleSince": "2026-11-21T12:00:00"},
         {"conditions": [{"type": "Mine", "status": "True", "message": "x" * 2 * LARGEST_BYTES}]},
     ],
 )
