@@ -27,7 +27,7 @@ from tunemill_operator.progress.board import ProgressReport
 from tunemill_operator.runtime.cache import Cache
 from tunemill_operator.runtime.profile_status import status_of
 
-ROUNDS = int(os.environ.get("TUNEMILL_FUZZ", "3000"))
+ROUNDS = int(os.environ.get("TUNEMILL_FUZZ", "1500"))
 KEY, HONEST = ("team-a", "support"), ("team-b", "honest")
 PROFILE = {
     "metadata": {
