@@ -27,7 +27,7 @@ from tunemill_operator.progress.board import ProgressReport
 from tunemill_operator.runtime.cache import Cache
 from tunemill_operator.runtime.profile_status import status_of
 
-ROUNDS = int(os.environ.get("TUNEMILL_FUZZ", "3000"))
+ROUNDS = int(os.environ.get("TUNEMILL_FUZZ", "1500"))
 KEY, HONEST = ("team-a", "support"), ("team-b", "honest")
 PROFILE = {
     "metadata": {
@@ -65,8 +65,12 @@ REPORT = {
 def worlds() -> tuple[World, ...]:
     """Return a world at each point of a run."""
     parts = {"retrain": {"schedule": "0 2 * * 0", "timeZone": "Europe/Berlin"}, "maxGpuHours": "24", "maxRuntime": "8h"}
-    begun = [a_world_at(stage, **parts) for stage in Stage]
-    return (World(**parts), *begun, a_finished_world(**parts), a_failed_world())
+    return (
+        World(**parts),
+        *(a_world_at(stage, **parts) for stage in Stage),
+        a_finished_world(**parts),
+        a_failed_world(),
+    )
 
 
 def a_failed_world() -> World:

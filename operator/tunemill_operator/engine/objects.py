@@ -282,7 +282,7 @@ def stored_finetune_of(body: Json) -> StoredFineTune:
     try:
         text, problem = to_json(slim), ""
         if len(text) > LARGEST_BYTES:
-            problem = f"the object has {len(text)} bytes as JSON, at most {LARGEST_BYTES} can be read: make it smaller"
+            problem = f"the object has more than {LARGEST_BYTES // 1024} KiB as JSON and is not read: make it smaller"
     except (ValueError, RecursionError) as error:  # nested too deep, or half a surrogate pair
         problem = f"the object cannot be read: {error}"
     if problem:
@@ -292,16 +292,29 @@ def stored_finetune_of(body: Json) -> StoredFineTune:
 
 
 def _without_spec(slim: dict[str, Any], problem: str) -> bytes:
-    """Return the JSON of an object without its spec, and without its status if that is as bad."""
+    """Return the JSON of an object without its spec, and with little of a status that is as bad.
+
+    What the status says about this problem stays, or it would be written again and again.
+    """
     names = ("name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp")
     metadata = {name: slim["metadata"][name] for name in names if name in slim["metadata"]}
-    short = {"metadata": metadata, "spec": {}, "status": slim["status"], "problem": problem}
+    status = slim["status"]
+    short = {name: status[name] for name in ("observedGeneration", "phase", "failure") if _is_short(status.get(name))}
+    short["conditions"] = [each for each in _mappings(status.get("conditions")) if _is_short(each)]
     try:
-        if len(text := to_json(short)) <= LARGEST_BYTES:
+        text = to_json({"metadata": metadata, "spec": {}, "status": status, "problem": problem})
+        if len(text) <= LARGEST_BYTES:
             return text
     except (ValueError, RecursionError):
         pass
-    return to_json({**short, "status": {}})
+    return to_json({"metadata": metadata, "spec": {}, "status": short, "problem": problem})
+
+
+def _is_short(value: Any) -> bool:  # noqa: ANN401 - any JSON value
+    try:
+        return value is not None and len(to_json(value)) <= 8192
+    except (ValueError, RecursionError):
+        return False
 
 
 @lru_cache(maxsize=256)
@@ -316,11 +329,6 @@ def finetune_of(body: Json) -> FineTune:
         spec = None if error else FineTuneSpec.model_validate(_queued(body))
     except ValidationError as invalid:
         error = "; ".join(_invalid_field(found["loc"], found["type"], found["msg"]) for found in invalid.errors()[:5])
-    try:
-        status = FineTuneStatus.model_validate(body.get("status") or {})
-        check_figures(status)
-    except ValueError:  # written by something else than this operator: what it says is found out again
-        status = FineTuneStatus()
     metadata = body["metadata"]
     return FineTune(
         meta=meta_of(body),
@@ -328,8 +336,33 @@ def finetune_of(body: Json) -> FineTune:
         requested_at=_text(_mapping(metadata.get("annotations")).get(ANNOTATION_REQUESTED_AT)),
         spec=spec,
         spec_error=error,
-        status=status,
+        status=_status_in(_mapping(body.get("status"))),
     )
+
+
+def _status_in(status: Json) -> FineTuneStatus:
+    """Return what a status says; its parts that cannot be read are found out again.
+
+    They were written by something else than this operator, which does not overwrite what it did not write. The
+    conditions have to be read all the same, or a new time would be written into them again and again.
+    """
+    try:
+        return _checked(status)
+    except ValueError:
+        readable = FineTuneStatus()
+        for name, value in status.items():
+            try:
+                part = _checked({name: value})
+            except ValueError:
+                continue
+            readable = readable.model_copy(update={field: getattr(part, field) for field in part.model_fields_set})
+        return readable
+
+
+def _checked(status: Json) -> FineTuneStatus:
+    found = FineTuneStatus.model_validate(status)
+    check_figures(found)
+    return found
 
 
 def _queued(body: Json) -> Any:  # noqa: ANN401 - what stands there may be no spec
@@ -424,7 +457,7 @@ def check_figures(model: BaseModel) -> None:
     """Check that the figures of a pod's report, or of a status, are ones that can be computed with and written.
 
     Raises:
-        ValueError: when a number has too many digits, or when a metric is no number.
+        ValueError: when a number has too many digits, a metric is no number, or a time has no time zone.
     """
     if isinstance(model, MetricFacts):
         for share in (model.base, model.tuned, model.published):
@@ -437,6 +470,8 @@ def check_figures(model: BaseModel) -> None:
                 check_figures(item)
             elif isinstance(item, int) and abs(item) > LARGEST_COUNT:
                 raise ValueError(f"{name} is larger than {LARGEST_COUNT}")
+            elif isinstance(item, datetime) and item.tzinfo is None and not isinstance(model, StageReport):
+                raise ValueError(f"{name} has no time zone")
 
 
 def end_within(container: Container, report: StageReport, latest: datetime | None) -> datetime:

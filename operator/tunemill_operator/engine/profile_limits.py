@@ -173,6 +173,7 @@ def _mounted(spec: FineTuneSpec, fields: Fields, limits: Limits) -> Iterator[tup
         ("workspace.credentialsSecretRef", spec.workspace.credentials_secret_ref),
         ("baseModel.tokenSecretRef", spec.base_model.token_secret_ref),
         ("publish.tokenSecretRef", spec.publish.token_secret_ref),
+        ("publish.signing.keySecretRef", spec.publish.signing and spec.publish.signing.key_secret_ref),
     ):
         if ref and ref != default_token and path not in fields:
             yield "secrets", path, limits.secrets, ref.name

@@ -151,13 +151,13 @@ class KubeClient:
         """Return the pods of a FunctionCallFineTune, and the resource version at which they were listed."""
         theirs, found, version = replace(PODS, selector=f"{LABEL_FINETUNE}={finetune}"), list[Json](), 0
         async for page, version in self.pages(theirs, namespace):  # noqa: B007 - that of the last page
-            found += page
+            found += map(_slim, page)
         return found, version
 
     async def warnings_in(self, namespace: str) -> list[Json]:
         """Return the Warning events of a namespace."""
         warnings = replace(CORE_EVENTS, fields="type=Warning")
-        return [event async for page, _ in self.pages(warnings, namespace) for event in page]
+        return [_slim(event) async for page, _ in self.pages(warnings, namespace) for event in page]
 
     async def workloads_of(self, namespace: str, jobs: Iterable[str]) -> list[Json] | None:
         """Return what Kueue keeps about the Jobs with these uids; None when there is no Kueue."""
@@ -219,6 +219,16 @@ class KubeClient:
             wait = response.headers.get("Retry-After", "")
             raise error_of(code, answer.get("reason", ""), message, float(wait) if wait.isdigit() else None)
         return answer
+
+
+def _slim(body: Json) -> Json:
+    """Return a pod or an event without its large parts, which nobody reads: there may be thousands of them."""
+    if isinstance(metadata := body.get("metadata"), dict):
+        metadata.pop("managedFields", None)
+        metadata.pop("annotations", None)
+    if isinstance(spec := body.get("spec"), dict):
+        body["spec"] = {"nodeName": spec.get("nodeName")}
+    return body
 
 
 def _object(text: bytes) -> Json:

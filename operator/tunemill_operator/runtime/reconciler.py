@@ -1,7 +1,7 @@
 """Reconcile: look at what is, decide, act, write one status, tell what happened."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ from tunemill_operator.engine.objects import FineTune, Job
 from tunemill_operator.engine.observe import Observed, Progress, Queueing, Refusal, not_started, unadmitted
 from tunemill_operator.engine.plan import CreateJob, DeleteJob, Plan, plan, undecidable
 from tunemill_operator.engine.volumes import Platform
-from tunemill_operator.engine.workloads import workload_of
+from tunemill_operator.engine.workloads import Workload, workload_of
 from tunemill_operator.kube.client import JOBS, Json, KubeClient
 from tunemill_operator.kube.errors import ConflictError, ExistsError, NotFoundError, RefusedError, UnavailableError
 from tunemill_operator.kube.undeclared import undeclared, without
@@ -138,7 +138,7 @@ class Reconciler:
         except RefusedError as error:
             log.warning("what Kueue says about Jobs cannot be read: %s", error)
             return None
-        return Queueing(installed=found is not None, workloads=tuple(workload_of(body) for body in found or ()))
+        return Queueing(installed=found is not None, workloads=tuple(_workloads(found or ())))
 
     async def _act(self, decided: Plan) -> Refusal | None:
         """Take the actions; return why the API server refused a Job, if it did."""
@@ -222,6 +222,15 @@ class Reconciler:
                 if shortened == body:
                     raise
                 body = shortened
+
+
+def _workloads(bodies: Iterable[Json]) -> Iterator[Workload]:
+    """Yield the Workloads that can be read: users may be allowed to write some."""
+    for body in bodies:
+        try:
+            yield workload_of(body)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            log.warning("a Workload of Kueue cannot be read and is ignored: %s: %s", type(error).__name__, error)
 
 
 def _only_progress(before: FineTuneStatus, after: FineTuneStatus) -> bool:

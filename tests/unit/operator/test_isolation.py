@@ -10,9 +10,11 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from property.builders import a_finetune_body, a_profile, at, text
+from property.builders import PLATFORM, a_finetune_body, a_profile, at, text
 from tunemill_api.constants import ANNOTATION_GENERATION, LABEL_FINETUNE
 from tunemill_operator.engine.objects import LARGEST_BYTES, pod_of
+from tunemill_operator.engine.observe import Observed
+from tunemill_operator.engine.plan import plan
 from tunemill_operator.engine.profiles import profile_of
 from tunemill_operator.kube.client import FINETUNES, JOBS
 from tunemill_operator.kube.decoding import DEEPEST, decodable_line, decoded, shallow
@@ -212,6 +214,19 @@ def test_an_event_that_a_user_wrote_hides_no_other(jump: Jump) -> None:
     jump(story())
 
 
+async def test_of_many_pods_and_events_little_is_kept(tmp_path: Path) -> None:
+    """A tenant may have thousands with his object's label."""
+    pod = {"metadata": {"name": "p", "managedFields": [{}], "annotations": {}}, "spec": {"nodeName": "n", "x": 1}}
+
+    async def handler(_: web.Request) -> web.StreamResponse:
+        return web.json_response({"items": [pod], "metadata": {"resourceVersion": "7"}})
+
+    async with a_client(handler, tmp_path) as (client, _):
+        slim = {"metadata": {"name": "p"}, "spec": {"nodeName": "n"}}
+        assert await client.pods_of("team-a", "x") == ([slim], 7)
+        assert await client.warnings_in("team-a") == [slim]
+
+
 def test_json_is_cut_where_it_is_too_deep_and_nowhere_else() -> None:
     """Brackets and escapes inside of texts do not count."""
     text = json.dumps({"a": nested(500), "b": '}]{["\\', "c": [1, {"d": 2}]}).encode()
@@ -317,3 +332,29 @@ async def test_kopf_reads_lists_and_watches_in_the_same_way(tmp_path: Path) -> N
                 content = b"".join([chunk async for chunk in response.content.iter_chunked(1024)])
             events = [json.loads(line) for line in content.splitlines()]
     assert [event["object"].keys() for event in events] == [{"a"}, {"b"}]
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        {"profile": {"name": "p", "fields": {"a": "x" * 2 * LARGEST_BYTES}}},
+        {"trained": {"steps": 10**30}},
+        {"troubleSince": "2026-11-21T12:00:00"},
+        {"conditions": [{"type": "Mine", "status": "True", "message": "x" * 2 * LARGEST_BYTES}]},
+    ],
+)
+def test_a_status_that_another_wrote_into_is_not_written_again_and_again(foreign: Json) -> None:
+    """What cannot be read stays in it: server-side apply leaves what others own."""
+    body = a_finetune_body("odd", "attacker", podTemplates={"train": {"unknown": 1}})
+    body["status"] = foreign
+    for round_ in range(3):
+        cache = Cache()
+        cache.finetunes.put(body)
+        found = cache.finetune(("attacker", "odd"))
+        assert found is not None
+        status = plan(found, Observed(), PLATFORM, at(60 * round_)).status
+        assert status is not None
+        assert (status == found.status) == (round_ > 0)
+        written = status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+        body["status"] = {**foreign, **written}
+        body["status"]["conditions"] = [*written["conditions"], *foreign.get("conditions", [])]

@@ -113,13 +113,14 @@ async def test_a_report_is_taken(tmp_path: Path) -> None:
 
 async def test_half_open_connections_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that say nothing, those that begin a handshake and those that do not go on with it (03_server.py)."""
-    monkeypatch.setattr(listener, "HANDSHAKE_SECONDS", 0.3)
     complete = b"\x16\x03\x01\x00\x04\x01\x00\x00\x00"
     async with an_endpoint(tmp_path) as endpoint:
-        for said in (b"", HELLO_BEGUN, complete):
-            reader, writer = await endpoint.connect(STRANGER, tls=False)
-            writer.write(said)
-            await closed(reader)
+        with monkeypatch.context() as short:
+            short.setattr(listener, "HANDSHAKE_SECONDS", 0.3)
+            for said in (b"", HELLO_BEGUN, complete):
+                reader, writer = await endpoint.connect(STRANGER, tls=False)
+                writer.write(said)
+                await closed(reader)
         assert await endpoint.report() == 200
 
 
@@ -167,6 +168,7 @@ async def test_large_headers_and_bodies_are_refused(tmp_path: Path) -> None:
 async def test_one_address_has_a_share_of_the_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Further ones are closed; those of other addresses are served, and a place is free again after a close."""
     monkeypatch.setattr(listener, "CONNECTIONS_PER_CLIENT", 3)
+    monkeypatch.setitem(listener._HTTP, "keepalive_timeout", 3600.0)  # however slow the test is
     async with an_endpoint(tmp_path) as endpoint:
         held = [await endpoint.connect(STRANGER) for _ in range(3)]
         with pytest.raises((OSError, asyncio.IncompleteReadError)):

@@ -69,6 +69,7 @@ BOUNDED: dict[str, tuple[str, Any]] = {
     "publish.repository": ("hubOrganizations", "evil/x"),
     "publish.private": ("privateOnly", False),
     "publish.tokenSecretRef": ("secrets", {"name": "postgres", "key": "password"}),
+    "publish.signing.keySecretRef": ("secrets", {"name": "cosign"}),
     "workspace.credentialsSecretRef": ("secrets", {"name": "postgres"}),
     "workspace.endpoint": ("endpoints", "http://attacker.example:9000"),
     "compute.gpus": ("maxGpus", 1),

@@ -655,3 +655,28 @@ def test_views_of_jobs_carry_the_name_of_their_object() -> None:
         }
     }
     assert cache.jobs.put(body) == KEY
+
+
+def test_an_object_that_brings_out_a_defect_says_so_in_its_status(jump: Jump, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stalled with the error, written once; it is tried again, and goes on by itself when the defect is gone."""
+
+    async def story() -> None:
+        operation = Operation()
+        with monkeypatch.context() as defect:
+
+            def plan(*_: Any) -> Any:
+                raise OverflowError("date value out of range")
+
+            defect.setattr("tunemill_operator.runtime.reconciler.plan", plan)
+            for _ in range(3):
+                with pytest.raises(OverflowError):
+                    await operation.reconcile()
+        stalled = next(item for item in operation.status["conditions"] if item["type"] == "Stalled")
+        assert stalled["status"] == "True"
+        assert "date value out of range" in stalled["message"]
+        assert operation.client.said.count("status") == 1
+        await operation.reconcile()
+        assert operation.status["phase"] == "Pending"
+        assert len(operation.client.jobs) == 1
+
+    jump(story())
