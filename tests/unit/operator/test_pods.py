@@ -278,12 +278,13 @@ def test_without_a_workspace_the_datasets_credentials_serve() -> None:
 
 
 def test_the_run_spec_is_an_annotation_that_the_pod_sees_as_a_file() -> None:
-    """It holds the whole spec but the pod templates, which no stage reads, and what prepare found."""
+    """It holds the spec with the place of its outputs and without pod templates, and what prepare found."""
     job = a_job("train", **WHOLE)
     template = job["spec"]["template"]
     run = RunSpec.model_validate_json(template["metadata"]["annotations"][constants.ANNOTATION_RUN_SPEC])
     assert (run.namespace, run.name, run.run_id) == ("team-a", "support", "run1")
-    assert run.spec == parsed(a_spec(**{**WHOLE, "podTemplates": {}}))
+    place = {**WHOLE["workspace"], "uri": "s3://runs/team-a/"}
+    assert run.spec == parsed(a_spec(**{**WHOLE, "podTemplates": {}, "workspace": place}))
     assert "NCCL_DEBUG" not in template["metadata"]["annotations"][constants.ANNOTATION_RUN_SPEC]
     assert run.prepared == prepared_facts()
     (volume,) = [item for item in pod_of(job)["volumes"] if item["name"] == "run-spec"]

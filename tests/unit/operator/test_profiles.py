@@ -520,7 +520,7 @@ def test_the_sample_allows_the_object_beside_it() -> None:
     fields = given(spec, found)
     whole = applied(spec, fields)
     check(whole, fields, found)
-    assert (whole.workspace.uri, whole.max_gpu_hours) == ("s3://acme-tunemill/", "24")
+    assert (whole.workspace.uri, whole.max_gpu_hours) == ("s3://acme-tunemill/{namespace}/", "24")
 
 
 # In the life of an object
