@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from tunemill_api.data import DatasetFormat
 from tunemill_api.failures import Reason
 
-from tunemill_trainer.data.findings import REMEDIES, Rule
+from tunemill_trainer.data.findings import REMEDIES, DataError, Rule
 from tunemill_trainer.data.formats import glaive, hermes, openai, simple, toolace, xlam
 from tunemill_trainer.data.formats.turns import with_turns
 from tunemill_trainer.data.records import Record
@@ -57,7 +57,7 @@ def detect(rows: Iterable[Record], name: str, wanted: DatasetFormat = DatasetFor
         wanted: spec.dataset.format.
 
     Raises:
-        StageError: DatasetEmpty, DatasetMalformed, or DatasetFormatUnknown, naming the fields that were found.
+        StageError: DatasetEmpty, DatasetMalformed, or DatasetFormatUnknown.
     """
     samples = list(islice(rows, _SAMPLES))
     if not samples:
@@ -66,16 +66,24 @@ def detect(rows: Iterable[Record], name: str, wanted: DatasetFormat = DatasetFor
         return wanted
     values = [sample.value for sample in samples if sample.value is not None]
     if not values:
-        message = f"{samples[0].source}: {samples[0].error}"
-        raise StageError(Reason.DATASET_MALFORMED, message, REMEDIES[Rule.NOT_JSON])
+        first = samples[0]
+        raise DataError(
+            Reason.DATASET_MALFORMED,
+            f"{first.source}: {Rule.NOT_JSON}",
+            f"{first.source}: {first.error}",
+            REMEDIES[Rule.NOT_JSON],
+        )
     values = [with_turns(value) for value in values]
     seen = [found for found in map(_form_of, values) if found is not None]
     if not seen:
-        raise StageError(
-            Reason.DATASET_FORMAT_UNKNOWN,
+        expected = (
             f"expected in {name} rows with `messages` (OpenAI), `conversations` (Hermes, ShareGPT, ToolACE), `query` "
-            "and `answers` (XLAM), `system` and `chat` (Glaive) or `user_content` and `tool_name` (Simple), found the "
-            f"fields: {', '.join(sorted(values[0])) or 'none'}",
+            "and `answers` (XLAM), `system` and `chat` (Glaive) or `user_content` and `tool_name` (Simple)"
+        )
+        raise DataError(
+            Reason.DATASET_FORMAT_UNKNOWN,
+            f"{expected}, found none of these in the first {len(samples)} rows",
+            f"{expected}, found the fields: {', '.join(sorted(values[0])) or 'none'}",
         )
     votes = Counter(form for form, sure in seen if sure) or Counter(form for form, _ in seen)
     return votes.most_common(1)[0][0]
