@@ -48,7 +48,7 @@ class Memo(Generic[K, V]):
         return value
 
 
-T = TypeVar("T", str, bytes)
+T = TypeVar("T", bound=str | bytes)
 
 
 class Remembered(Generic[T, V]):
