@@ -132,6 +132,8 @@ class Within:
         index: of the element in a list, from 0.
     """
 
+    __slots__ = ("_index", "_key")
+
     def __init__(self, key: str, index: int | None = None) -> None:
         self._key = key
         self._index = index
@@ -142,7 +144,7 @@ class Within:
     def __exit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        if isinstance(error, RowError):
+        if error is not None and isinstance(error, RowError):
             here, inner = self._key + ("" if self._index is None else f"[{self._index}]"), error.problem.field
             joint = "." if here and inner and not inner.startswith("[") else ""
             error.problem = replace(error.problem, field=f"{here}{joint}{inner}")

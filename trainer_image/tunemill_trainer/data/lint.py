@@ -45,16 +45,17 @@ def _order_problems(messages: tuple[Message, ...]) -> Iterator[Problem]:
     if messages[:1] and messages[0].role is Role.ASSISTANT:
         yield Problem(Rule.ROLE_ORDER, "the assistant speaks first: there is nothing to answer", "turn 1")
     for number, (before, message) in enumerate(zip((None, *messages), messages, strict=False), start=1):
-        field = f"turn {number}"
         if message.role is Role.SYSTEM and before is not None:
-            yield Problem(Rule.ROLE_ORDER, f"a system message comes after one of the {before.role.value}", field)
+            yield Problem(
+                Rule.ROLE_ORDER, f"a system message comes after one of the {before.role.value}", f"turn {number}"
+            )
         may_answer = before is not None and (before.role is Role.TOOL or bool(before.calls))
         if message.role is Role.TOOL and not may_answer:
-            yield Problem(Rule.ROLE_ORDER, "a tool message comes without a call before it", field)
+            yield Problem(Rule.ROLE_ORDER, "a tool message comes without a call before it", f"turn {number}")
         if before is not None and before.calls and message.role is not Role.TOOL:
             names = ", ".join(call.name for call in before.calls)
             follows = f"a message of the {message.role.value} follows"
-            yield Problem(Rule.UNANSWERED_CALL, f"{names} is called, and {follows}", field)
+            yield Problem(Rule.UNANSWERED_CALL, f"{names} is called, and {follows}", f"turn {number}")
 
 
 def _assistant_problems(message: Message) -> Iterator[Problem]:

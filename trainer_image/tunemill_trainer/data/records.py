@@ -75,7 +75,7 @@ class Line:
 
     def parsed(self) -> Record:
         """Return the object that the line holds, or what is wrong with it."""
-        return _record(self.source, self.content)
+        return replace(_record(self.source, self.content), size=len(self.content))
 
 
 class BrokenFileError(DataError):

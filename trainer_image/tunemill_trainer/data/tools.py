@@ -30,6 +30,8 @@ _LARGEST = 1 << 20
 """Bytes of all the tools of a row: a quarter of a million tokens, more than any model reads."""
 _MOST_PROBLEMS = 100
 """Of one call: a list of a million wrong items is as wrong as one of a hundred."""
+_UNCHECKABLE = (Unresolvable, RecursionError, OutOfBoundsError, ArithmeticError)
+"""What a schema may raise that keeps to a draft and cannot be used. Large numbers and `multipleOf`: OverflowError."""
 _TIME = TimeBound(seconds=1.0)
 """For one tool, or one call of it: a pattern, or references that branch, may take for ever. Usual are milliseconds."""
 
@@ -122,7 +124,7 @@ def without_nulls(call: Call, tools: Sequence[Tool]) -> Call:
     try:
         with _TIME:
             kept = _without_nulls(call.arguments, cast("JsonObject", checker.schema), checker)
-    except (Unresolvable, RecursionError, OutOfBoundsError) as error:
+    except _UNCHECKABLE as error:
         raise RowError(Rule.BROKEN_TOOL, _unusable(call.name, error)) from error
     return Call(call.name, cast("JsonObject", kept))
 
@@ -160,7 +162,7 @@ def call_problems(call: Call, tools: Sequence[Tool]) -> list[Problem]:
         with _TIME:
             found = (problem for error in checker.iter_errors(call.arguments) for problem in _of_schema(call, error))
             return list(islice(found, _MOST_PROBLEMS))
-    except (Unresolvable, RecursionError, OutOfBoundsError) as error:
+    except _UNCHECKABLE as error:
         return [Problem(Rule.BROKEN_TOOL, _unusable(call.name, error))]
 
 
@@ -195,7 +197,9 @@ def _undeclared(instance: JsonObject, schema: JsonObject) -> Iterator[str]:
     return (name for name in instance if name not in names and not any(re.search(each, name) for each in patterns))
 
 
-def _unusable(name: str, error: Unresolvable | RecursionError | OutOfBoundsError) -> str:
+def _unusable(name: str, error: Exception) -> str:
+    if isinstance(error, ArithmeticError):
+        return f"a call of {name} cannot be checked against its schema: a number is too large"
     if isinstance(error, OutOfBoundsError):
         return f"checking a call of {name} against its schema {error}"
     if isinstance(error, RecursionError):

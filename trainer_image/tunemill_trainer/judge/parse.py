@@ -44,6 +44,8 @@ _MARKS = {
 }
 _MEMORY, _TIME = MemoryBound(512 << 20), TimeBound(seconds=5.0)
 """For one reply: what a model writes is a stranger's text, too. Usual is a tenth of a millisecond."""
+_SHORT = 4096
+"""Characters of a reply that cannot take much, however it is written: bounds cost more than reading it."""
 _PARAMETERS = re.compile(r'"parameters"\s*:')
 
 
@@ -55,6 +57,8 @@ def parse_reply(text: str, reply_format: ReplyFormat = ReplyFormat.HERMES) -> Pa
     """Return the calls of a reply that was decoded with its special tokens, up to its stop token."""
     if len(text) > LONGEST_REPLY:
         return broken(1, f"the reply has more than {LONGEST_REPLY >> 10} Ki characters")
+    if len(text) <= _SHORT:
+        return _READERS[reply_format](text)
     try:
         with _MEMORY, _TIME:
             return _READERS[reply_format](text)

@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from tunemill_api.data import DatasetFormat
 from tunemill_api.failures import Reason
 
-from tunemill_trainer.data.findings import REMEDIES, DataError, Rule
+from tunemill_trainer.data.findings import REMEDIES, DataError, Rule, crash
 from tunemill_trainer.data.formats import glaive, hermes, openai, simple, toolace, xlam
 from tunemill_trainer.data.formats.turns import with_turns
 from tunemill_trainer.data.records import Record
@@ -59,7 +59,7 @@ def detect(rows: Iterable[Record], name: str, wanted: DatasetFormat = DatasetFor
     Raises:
         StageError: DatasetEmpty, DatasetMalformed, or DatasetFormatUnknown.
     """
-    samples = list(islice(rows, _SAMPLES))
+    samples = _first(rows)
     if not samples:
         raise StageError(Reason.DATASET_EMPTY, f"expected rows in {name}, found none", f"Put rows into {name}.")
     if wanted is not DatasetFormat.AUTO:
@@ -73,8 +73,11 @@ def detect(rows: Iterable[Record], name: str, wanted: DatasetFormat = DatasetFor
             f"{first.source}: {first.error}",
             REMEDIES[Rule.NOT_JSON],
         )
-    values = [with_turns(value) for value in values]
-    seen = [found for found in map(_form_of, values) if found is not None]
+    try:
+        values = [with_turns(value) for value in values]
+        seen = [found for found in map(_form_of, values) if found is not None]
+    except Exception as error:  # noqa: BLE001 - whatever it is, its message may quote a row
+        raise crash(error, f"one of the first {len(samples)} rows of {name}") from None
     if not seen:
         expected = (
             f"expected in {name} rows with `messages` (OpenAI), `conversations` (Hermes, ShareGPT, ToolACE), `query` "
@@ -107,6 +110,19 @@ def _holds_null(value: JsonValue) -> bool:
 
 _SAMPLES = 100
 """Rows that tell the format."""
+_SAMPLED_BYTES = 4 << 20
+"""Of them together, but for the last one: they are held at once."""
+
+
+def _first(rows: Iterable[Record]) -> list[Record]:
+    samples: list[Record] = []
+    size = 0
+    for record in islice(rows, _SAMPLES):
+        samples.append(record)
+        size += record.size
+        if size >= _SAMPLED_BYTES:
+            break
+    return samples
 
 
 def _form_of(sample: JsonObject) -> tuple[DatasetFormat, bool] | None:

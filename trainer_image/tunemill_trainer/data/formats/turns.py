@@ -44,6 +44,9 @@ def turns_of(row: JsonObject, *fields: str) -> list[JsonObject]:
         raise RowError(Rule.FORMAT, f"expected a field `{field}` with a list of turns, found {shortened(found)}", field)
     read = []
     for index, turn in enumerate(turns):
+        if isinstance(turn, dict):
+            read.append(turn)
+            continue
         with Within(field, index):
             read.append(read_object(turn, Rule.FORMAT, f"a turn of `{field}`"))
     return read
