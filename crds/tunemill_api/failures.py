@@ -189,7 +189,8 @@ FAILURES: dict[Reason, Failure] = {
     Reason.DATASET_MALFORMED: Failure(
         _DATA,
         _USER,
-        "Mend the line that the message names, or allow some bad rows with spec.dataset.maxInvalidFraction.",
+        "Mend the line that the message names, or allow some bad rows with spec.dataset.maxInvalidFraction. "
+        "`tunemill-trainer lint` shows what is wrong in full.",
     ),
     Reason.DATASET_FORMAT_UNKNOWN: Failure(
         _DATA, _USER, "Set spec.dataset.format, or bring the rows into one of the formats of the data page."
@@ -197,7 +198,8 @@ FAILURES: dict[Reason, Failure] = {
     Reason.DATASET_INVALID_ROWS: Failure(
         _DATA,
         _USER,
-        "Mend the rows that the message names, or allow some bad rows with spec.dataset.maxInvalidFraction.",
+        "Mend the rows that the message names, or allow some bad rows with spec.dataset.maxInvalidFraction. "
+        "`tunemill-trainer lint` shows what is wrong in full.",
     ),
     Reason.DATASET_TOO_SMALL: Failure(
         _DATA,

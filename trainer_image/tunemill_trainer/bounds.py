@@ -1,11 +1,16 @@
 """Bounds on what strangers make a stage compute: chat templates are programs, and so are schemas and their patterns.
 
 Whether one of them ends cannot be told by reading it, so it gets so much time of the processor and so much memory.
+What Python computes is bounded in this process. A library in another language may end the process when it gets no more
+memory, and does not listen while it computes: it is tried out in a child process first.
 """
 
+import faulthandler
 import os
 import resource
 import signal
+import sys
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -79,6 +84,61 @@ class MemoryBound:
             resource.setrlimit(resource.RLIMIT_AS, self._before)
         if isinstance(error, MemoryError):
             raise OutOfBoundsError(f"needs more than {self._most_bytes >> 20} MiB of memory") from None
+
+
+def try_in_child(function: Callable[[], object], most_bytes: int, seconds: int) -> str:
+    """Run a function in a child process with limits, and return why it failed; an empty text when it did not.
+
+    Args:
+        function: its result is dropped.
+        most_bytes: of memory beyond what this process has.
+        seconds: of the processor.
+    """
+    if not _KNOWS_ITS_SIZE:
+        return ""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        _be_the_child(function, most_bytes, seconds, writing)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        said = pipe.read(_LONGEST_ANSWER)
+    status = os.waitpid(child, 0)[1]
+    if os.waitstatus_to_exitcode(status) == 0:
+        return ""
+    if said:
+        return said.decode(errors="replace")
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
+        return f"takes more than {seconds} s of the processor"
+    return f"needs more than {most_bytes >> 20} MiB of memory, or breaks the library that reads it"
+
+
+_LONGEST_ANSWER = 2000
+"""Bytes that a child may say of its failure; it fits into a pipe that nobody reads from yet."""
+
+
+def _be_the_child(function: Callable[[], object], most_bytes: int, seconds: int, writing: int) -> None:
+    code = 1
+    try:
+        # What a library says when it dies is for its authors.
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGXCPU):
+            signal.signal(number, signal.SIG_DFL)
+        faulthandler.disable()  # where it is on, it writes a traceback for the signal of a library that gives up
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+        with MemoryBound(most_bytes):
+            function()
+        code = 0
+    except BaseException as error:  # noqa: BLE001 - nothing of this process may go on in the parent's code
+        os.write(writing, str(error).encode(errors="replace")[:_LONGEST_ANSWER])
+    finally:
+        os._exit(code)
 
 
 class _OutOfTime(BaseException):

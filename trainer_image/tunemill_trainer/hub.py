@@ -109,6 +109,13 @@ class Hub:
             raise StageError(Reason.DATASET_NOT_FOUND, f"{dataset_id} has no commit for revision {revision}")
         return ModelCommit(dataset_id, info.sha, frozenset(sibling.rfilename for sibling in info.siblings or ()))
 
+    def is_public_dataset(self, dataset_id: str) -> bool:
+        """Return whether everybody may know of a data set. Asks without the token; no answer counts as no."""
+        try:
+            return not HfApi(endpoint=self._endpoint, token=False).dataset_info(dataset_id).private
+        except (HfHubHTTPError, httpx2.HTTPError, OSError):
+            return False
+
     def download_file_of_dataset(self, dataset: ModelCommit, name: str) -> Path:
         """Return where a file of a data set lies, in the cache of HF_HOME."""
         with hub_errors(DATASET_FIELD, f"{dataset.id}@{dataset.commit}"):

@@ -74,6 +74,7 @@ def main(options: argparse.Namespace) -> int:
     # Here, so that the stages, which share the parser of the options, do not wait for them.
     from tunemill_trainer.data.check import check
     from tunemill_trainer.data.dataset import Reading
+    from tunemill_trainer.data.findings import full_text
     from tunemill_trainer.data.tools import given_tools
 
     try:
@@ -83,7 +84,7 @@ def main(options: argparse.Namespace) -> int:
         )
         checked = check(options.files, options.evaluation, how, _renderer(options) if options.tokenizer else None)
     except StageError as error:
-        print(f"tunemill-trainer lint: {error.message}. {error.failure.remedy}", file=sys.stderr)
+        print(f"tunemill-trainer lint: {full_text(error)}. {error.failure.remedy}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
         print(f"tunemill-trainer lint: {error.filename} could not be read: {error.strerror}", file=sys.stderr)

@@ -22,6 +22,9 @@ _MOST = 8
 _AHEAD = 2
 """Batches a worker that wait for it, or for the batches before them."""
 
+_MOST_BYTES = 8 << 20
+"""Of a batch, but for its last item."""
+
 _NEW_OBJECTS = 50_000
 """After so many a worker looks for cycles of references. Rows have none; the search took a sixth of its time."""
 
@@ -59,10 +62,22 @@ def ordered_map(function: Callable[[T], R], batches: Iterable[T], workers: int) 
         pool.shutdown(cancel_futures=True)
 
 
-def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield lists of so many items, the last one of what is left; no item is taken before its list is asked for."""
-    remaining = iter(items)
-    while batch := list(islice(remaining, size)):
+def batches(items: Iterable[T], size: int, size_of: Callable[[T], int]) -> Iterator[list[T]]:
+    """Yield lists of at most so many items; no item is taken before its list is asked for.
+
+    Args:
+        items: to yield.
+        size: the most items of a list. Large ones make shorter lists, as several lists wait at once.
+        size_of: the bytes that an item takes, roughly.
+    """
+    batch, bytes_ = list[T](), 0
+    for item in items:
+        batch.append(item)
+        bytes_ += size_of(item)
+        if len(batch) >= size or bytes_ >= _MOST_BYTES:
+            yield batch
+            batch, bytes_ = [], 0
+    if batch:
         yield batch
 
 

@@ -155,3 +155,15 @@ def test_a_hub_that_is_not_there():
         Hub("http://127.0.0.1:9", "alice-writes").check_writable("acme/tools")
     assert raised.value.reason is Reason.HUB_UNREACHABLE
     assert "spec.hub.endpoint" in raised.value.message
+
+
+def test_a_data_set_is_public_when_everybody_may_know_of_it(server):
+    """Asked without the token, which may see more; a Hub that does not answer says of none that it is public."""
+    api = HfApi(endpoint=server.url, token="alice-writes")
+    api.create_repo("acme/calls", repo_type="dataset")
+    api.create_repo("acme/patients", repo_type="dataset", private=True)
+    hub = Hub(server.url, "alice-reads")
+    assert hub.is_public_dataset("acme/calls")
+    assert not hub.is_public_dataset("acme/patients")
+    assert not hub.is_public_dataset("acme/nothing")
+    assert not Hub("http://127.0.0.1:9", None).is_public_dataset("acme/calls")

@@ -26,7 +26,7 @@ def render_all(dataset: Dataset, base: str, max_length: int) -> int:
         StageError: the tokenizer cannot be loaded, or no template fits it.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the processes do better
-    speaker = tokenizer.load(_folder(base))
+    speaker = tokenizer.load_base(_folder(base))
     choice, _ = templates.settle(speaker, TokenizerMode.AUTO, dataset.features, [], None)
     fallback = templates.Fallback(choice, speaker, dataset.features)
     unfit = 0

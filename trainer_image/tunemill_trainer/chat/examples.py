@@ -10,7 +10,7 @@ from itertools import accumulate
 from tunemill_trainer.chat.encoding import Encoded
 from tunemill_trainer.chat.templates import Choice
 from tunemill_trainer.data.dataset import Dataset, SpooledRow
-from tunemill_trainer.data.findings import Findings, Problem, Rule
+from tunemill_trainer.data.findings import Findings, Problem, Rule, crash
 from tunemill_trainer.data.rows import JsonObject, Role
 from tunemill_trainer.parallel import batches, ordered_map
 from tunemill_trainer.prepared import IGNORED, Case, PreparedWriter, case_line
@@ -144,7 +144,7 @@ def write(
     written = Examples()
     done = 0
     encode = partial(_encode, dataset, choice, max_length, on_everything)
-    for batch in ordered_map(encode, batches(dataset.lines(), _BATCH), workers):
+    for batch in ordered_map(encode, batches(dataset.lines(), _BATCH, len), workers):
         tick(done)
         for row in batch.unfit:
             unfit(row)
@@ -162,8 +162,17 @@ def write(
 
 
 def _encode(dataset: Dataset, choice: Choice, max_length: int, on_everything: bool, lines: Sequence[str]) -> _Batch:
-    batch = _Batch(len(lines))
     items = [dataset.row(line) for line in lines]
+    try:
+        return _encode_rows(items, choice, max_length, on_everything=on_everything)
+    except (MemoryError, OSError):
+        raise  # what the machine lacks has reasons of its own
+    except Exception as error:  # noqa: BLE001 - whatever it is, its message may quote a row
+        raise crash(error, f"one of the {len(items)} rows from {items[0].row.source} on") from None
+
+
+def _encode_rows(items: Sequence[SpooledRow], choice: Choice, max_length: int, *, on_everything: bool) -> _Batch:
+    batch = _Batch(len(items))
     held_out: list[tuple[SpooledRow, Encoded]] = []
     for item, encoded in zip(items, choice.encoder.encode([item.row for item in items]), strict=True):
         side = batch.written.held_out if item.held_out else batch.written.train

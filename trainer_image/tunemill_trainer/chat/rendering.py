@@ -127,4 +127,4 @@ def _declare(tools: tuple[Tool, ...]) -> list[dict[str, Any]] | None:
     return [{"type": "function", "function": tool.to_json()} for tool in tools] or None
 
 
-_declared = Memo(_declare)
+_declared = Memo(_declare, size_of=lambda tools: sum(tool.size for tool in tools))

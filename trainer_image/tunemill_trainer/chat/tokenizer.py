@@ -12,13 +12,26 @@ from transformers import PreTrainedTokenizerFast, logging
 from tunemill_api.data import TokenizerMode
 from tunemill_api.failures import Reason
 
+from tunemill_trainer import bounds
 from tunemill_trainer.data.dataset import Features
+from tunemill_trainer.data.rows import JsonObject
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.prepared import NewToken, Tokens
 
 FILES = ["*.json", "*.jinja", "additional_chat_templates/*"]
 """What of a model's repository a tokenizer and its checks need, as patterns."""
+
+
+_LARGEST_TOKENIZER = 96 << 20
+"""Bytes; the largest that we know of have 35 MiB."""
+_LARGEST_CONFIG = 8 << 20
+_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json")
+"""What transformers reads beside tokenizer.json."""
+_MOST_BYTES, _MOST_SECONDS = 3 << 30, 120
+"""For loading a tokenizer and for one text. Usual are 600 MiB and 3 s for a vocabulary of 256,000 tokens."""
+_SAMPLE = "".join(map(chr, range(32, 127))) * 20 + "\n\t äß日本語 🙂" * 50
+"""What is tokenised once with limits: some normalizers turn every character into a megabyte."""
 
 
 class Encoding(TypedDict):
@@ -90,6 +103,52 @@ def load(folder: Path) -> Tokenizer:
     loaded.backend_tokenizer.no_truncation()
     loaded.backend_tokenizer.no_padding()
     return loaded
+
+
+def load_base(folder: Path) -> Tokenizer:
+    """Load the tokenizer of a base model, which may be anybody's: first with limits, in a child process.
+
+    Its library is written in Rust. It ends the process that gives it no more memory, and a few kilobytes of
+    tokenizer.json can ask for any amount, at loading or at the first text.
+
+    Raises:
+        StageError: BaseModelUnsupported.
+    """
+    for path in (folder / "tokenizer.json", *(folder / name for name in _CONFIGS), *folder.rglob("*.jinja")):
+        most = _LARGEST_TOKENIZER if path.name == "tokenizer.json" else _LARGEST_CONFIG
+        if path.exists() and path.stat().st_size > most:
+            raise StageError(
+                Reason.BASE_MODEL_UNSUPPORTED,
+                f"expected {path.name} of spec.baseModel to have at most {most >> 20} MiB, found "
+                f"{path.stat().st_size >> 20} MiB",
+            )
+
+    def use() -> None:
+        load(folder).backend_tokenizer.encode(_SAMPLE)
+
+    if problem := bounds.try_in_child(use, _MOST_BYTES, _MOST_SECONDS):
+        raise StageError(
+            Reason.BASE_MODEL_UNSUPPORTED,
+            problem if "spec.baseModel" in problem else f"the tokenizer.json of spec.baseModel {problem}",
+        )
+    return load(folder)
+
+
+def read_json(path: Path) -> JsonObject:
+    """Return the object in a small JSON file of the base model.
+
+    Raises:
+        ValueError: it is no such file, saying why.
+    """
+    if path.stat().st_size > _LARGEST_CONFIG:
+        raise ValueError(f"it has more than {_LARGEST_CONFIG >> 20} MiB")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object, found {type(value).__name__}")
+    return value
 
 
 def prepare_vocabulary(
@@ -189,5 +248,11 @@ def _is_one_token(tokenizer: Tokenizer, token: str) -> bool:
 def _generation_stops(path: Path) -> list[int]:
     if not path.exists():
         return []
-    stops = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    return stops if isinstance(stops, list) else [stops] if isinstance(stops, int) else []
+    try:
+        stops = read_json(path).get("eos_token_id")
+    except ValueError as error:
+        raise StageError(
+            Reason.BASE_MODEL_UNSUPPORTED, f"the generation_config.json of spec.baseModel cannot be read: {error}"
+        ) from error
+    listed = stops if isinstance(stops, list) else [stops]
+    return [stop for stop in listed if isinstance(stop, int)]

@@ -14,7 +14,7 @@ from tunemill_api.failures import Reason
 from tunemill_trainer.data import formats
 from tunemill_trainer.data.dataset import HELD_OUT, TRAIN_ONLY, Dataset, Intake, Reading
 from tunemill_trainer.data.files import DataFile
-from tunemill_trainer.data.findings import REMEDIES, Finding, Findings, Problem, Rule, Severity
+from tunemill_trainer.data.findings import REMEDIES, Finding, Findings, Problem, Rule, Severity, full_text
 from tunemill_trainer.data.records import BrokenFileError, records, unparsed
 from tunemill_trainer.data.rows import JsonObject, Source
 from tunemill_trainer.errors import StageError
@@ -119,19 +119,19 @@ def _take_in(file: DataFile, intake: Intake, dataset: Dataset, how: Reading, dra
     try:
         dataset.format = form = formats.detect(records(file), file.name, how.format)
     except BrokenFileError as error:
-        dataset.findings.add(error.last, [Problem(Rule.NOT_JSON, error.message)])
+        dataset.findings.add(error.last, [Problem(Rule.NOT_JSON, full_text(error))])
         return None
     except StageError as error:
         if error.reason is not Reason.DATASET_MALFORMED:
-            dataset.findings.add(Source(file.name, 1), [Problem(Rule.FORMAT, error.message)])
+            dataset.findings.add(Source(file.name, 1), [Problem(Rule.FORMAT, full_text(error))])
             return None
         # No line is JSON: every format says so of each.
     try:
         intake.read(unparsed(file), file.name, drawn)
     except BrokenFileError as error:
-        dataset.findings.add(error.last, [Problem(Rule.NOT_JSON, error.message)])
+        dataset.findings.add(error.last, [Problem(Rule.NOT_JSON, full_text(error))])
     except StageError as error:
-        dataset.findings.add(Source(file.name, 1), [Problem(Rule.FORMAT, error.message)])
+        dataset.findings.add(Source(file.name, 1), [Problem(Rule.FORMAT, full_text(error))])
     return form
 
 

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TextIO
@@ -15,11 +15,12 @@ from typing import TextIO
 from tunemill_api import data as api
 from tunemill_api.failures import Reason
 
+from tunemill_trainer.bounds import OutOfBoundsError
 from tunemill_trainer.data import formats, split
 from tunemill_trainer.data.files import Data
-from tunemill_trainer.data.findings import Findings, Problem, Rule, Severity
-from tunemill_trainer.data.memo import Memo
-from tunemill_trainer.data.reading import RowReader
+from tunemill_trainer.data.findings import Findings, Problem, Rule, Severity, crash
+from tunemill_trainer.data.memo import Memo, Remembered
+from tunemill_trainer.data.reading import MEMORY, RowReader
 from tunemill_trainer.data.records import Line, Record, records, unparsed
 from tunemill_trainer.data.rows import Message, Role, Row, Source, Tool
 from tunemill_trainer.data.seen import Seen
@@ -31,6 +32,8 @@ HELD_OUT, TRAIN_ONLY = 0.0, 1.0
 
 _BATCH = 256
 """Rows that a worker reads at once."""
+_AS_OBJECTS = 25
+"""Bytes that JSON takes as Python objects at most, a character: `[[],[],…`."""
 _FEWEST_CALLS = 20
 """Below so many calls of one tool, chance alone makes tools uneven."""
 
@@ -237,7 +240,7 @@ class Intake:
         before = self._dataset.rows
         how = self._how
         reader = RowReader(self._dataset.format, how.contract, drops_thoughts=how.drops_thoughts)
-        for features, batch in ordered_map(partial(_look_at, reader), batches(stream, _BATCH), how.workers):
+        for features, batch in ordered_map(partial(_look_at, reader), batches(stream, _BATCH, _size_of), how.workers):
             self._tick()
             self._dataset.features.add(features)
             for looked in batch:
@@ -306,18 +309,35 @@ class _Looked:
     calls: tuple[str, ...] = ()
 
 
+def _size_of(item: Line | Record) -> int:
+    """Return about how much memory a row takes that waits to be read."""
+    return len(item.content) if isinstance(item, Line) else item.size * _AS_OBJECTS
+
+
 def _look_at(reader: RowReader, batch: Sequence[Line | Record]) -> tuple[Features, list[_Looked]]:
     features = Features()
     looked = []
-    for item in batch:
-        record = item if isinstance(item, Record) else item.parsed()
-        found = reader.read(record)
-        if found.row is None:
-            looked.append(_Looked(record.source, found.problems))
-        else:
-            features.see(found.row)
-            looked.append(_looked(found.row, found.problems))
+    # Around all of them, which costs less than around each; what a row takes is given back at its end.
+    with MEMORY:
+        for item in batch:
+            looked.append(_look_at_one(reader, item, features))  # noqa: PERF401 - a row that fails must not hold the others
     return features, looked
+
+
+def _look_at_one(reader: RowReader, item: Line | Record, features: Features) -> _Looked:
+    try:
+        with MEMORY:
+            record = item if isinstance(item, Record) else item.parsed()
+            found = reader.read(record)
+            if found.row is None:
+                return _Looked(record.source, found.problems)
+            looked = _looked(found.row, found.problems)
+    except OutOfBoundsError as error:
+        return _Looked(item.source, (Problem(Rule.FORMAT, f"reading the row {error}"),))
+    except Exception as error:  # noqa: BLE001 - whatever it is, its message may quote the row
+        raise crash(error, item.source) from None
+    features.see(found.row)
+    return looked
 
 
 def _looked(row: Row, problems: tuple[Problem, ...]) -> _Looked:
@@ -344,13 +364,15 @@ def _write_tools(tools: tuple[Tool, ...]) -> str:
     return _encode(_encode([tool.to_json() for tool in tools]))
 
 
-_offered = Memo(_write_tools)
+_offered = Memo(_write_tools, size_of=lambda tools: sum(tool.size for tool in tools))
 """The tools as text, as JSON."""
 
 
-@lru_cache(maxsize=1024)
-def _tools(text: str) -> tuple[Tool, ...]:
+def _read_offered(text: str) -> tuple[Tool, ...]:
     return tuple(Tool.from_json(tool) for tool in json.loads(text))
+
+
+_tools = Remembered(_read_offered)
 
 
 def _all_items(data: Data) -> Iterator[Line | Record]:

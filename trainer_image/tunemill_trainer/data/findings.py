@@ -1,11 +1,22 @@
-"""What is wrong with rows: a rule, a place and what to change, collected for the report and the error message."""
+"""What is wrong with rows: a rule, a place and what to change, collected for the report and the error message.
+
+Two readers, two texts. The message of a problem may quote the row: it goes into prepare's report in the workspace and
+to the terminal of `tunemill-trainer lint`. The status, events and logs get the file, the line, the rule and the field
+only (`str(finding)`): more people can read those than may read the data.
+"""
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from pathlib import Path
+from traceback import extract_tb
+from types import TracebackType
+
+from tunemill_api.failures import Reason
 
 from tunemill_trainer.data.rows import JsonObject, Source
+from tunemill_trainer.errors import StageError
 
 _KEPT = 1000
 """Findings that the report lists; the counts go on. A file of a million bad lines must not fill the workspace."""
@@ -86,10 +97,18 @@ REMEDIES: dict[Rule, str] = {
 
 @dataclass(frozen=True)
 class Problem:
-    """A rule that a row breaks, and how."""
+    """A rule that a row breaks, and how.
+
+    Attributes:
+        rule: the rule.
+        message: how; may quote the row, so it stays out of status, events and logs.
+        field: where in the row: keys that the format defines and positions. Never a key of a call's arguments, the name
+            of a tool or any other text of the row.
+    """
 
     rule: Rule
     message: str
+    field: str = ""
 
 
 def invalidating(problems: Iterable[Problem]) -> bool:
@@ -98,11 +117,75 @@ def invalidating(problems: Iterable[Problem]) -> bool:
 
 
 class RowError(ValueError):
-    """The row cannot be read."""
+    """The row cannot be read. Its text may quote the row; see `Problem`."""
 
-    def __init__(self, rule: Rule, message: str) -> None:
+    def __init__(self, rule: Rule, message: str, field: str = "") -> None:
         super().__init__(message)
-        self.problem = Problem(rule, message)
+        self.problem = Problem(rule, message, field)
+
+
+class Within:
+    """A block that reads a part of a row: the part's place is put before that of a RowError in it.
+
+    Args:
+        key: of the format, such as messages; empty for an element of what an outer block reads.
+        index: of the element in a list, from 0.
+    """
+
+    __slots__ = ("_index", "_key")
+
+    def __init__(self, key: str, index: int | None = None) -> None:
+        self._key = key
+        self._index = index
+
+    def __enter__(self) -> None:
+        """Begin; nothing to do."""
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if error is not None and isinstance(error, RowError):
+            here, inner = self._key + ("" if self._index is None else f"[{self._index}]"), error.problem.field
+            joint = "." if here and inner and not inner.startswith("[") else ""
+            error.problem = replace(error.problem, field=f"{here}{joint}{inner}")
+
+
+class DataError(StageError):
+    """The data cannot be used.
+
+    Args:
+        reason: as of StageError.
+        message: as of StageError; quotes nothing of the data.
+        detail: the same with what was found, for the user's own terminal; as the message where there is no more to say.
+        remedy: as of StageError.
+    """
+
+    def __init__(self, reason: Reason, message: str, detail: str = "", remedy: str = "") -> None:
+        super().__init__(reason, message, remedy)
+        self.detail = detail or message
+
+
+class RowCrashError(Exception):
+    """This program is wrong: it failed at a row in a way that it should not. Quotes nothing of the row."""
+
+
+def crash(error: Exception, at: object) -> RowCrashError:
+    """Return what may be said of an unexpected error: Python's own messages often quote what they were about.
+
+    To be raised `from None`, so that no traceback shows the message either.
+
+    Args:
+        error: that was raised.
+        at: the place of the row.
+    """
+    last = extract_tb(error.__traceback__)[-1]
+    where = f"{Path(last.filename).name} line {last.lineno}"
+    return RowCrashError(f"{type(error).__name__} in {where}, at {at}")
+
+
+def full_text(error: StageError) -> str:
+    """Return all that is known of a failure. It may quote the data: for the user's own terminal."""
+    return error.detail if isinstance(error, DataError) else error.message
 
 
 @dataclass(frozen=True)
@@ -113,7 +196,8 @@ class Finding:
     problem: Problem
 
     def __str__(self) -> str:
-        return f"{self.source}: {self.problem.message}"
+        """Return the file, the line, the rule and the field: all that status, events and logs may have of it."""
+        return f"{self.source}: {self.problem.rule}" + (f" at {self.problem.field}" if self.problem.field else "")
 
     def to_json(self) -> JsonObject:
         """Return the finding as `tunemill-trainer lint --json` and the report have it."""
@@ -122,6 +206,7 @@ class Finding:
             "file": self.source.file,
             "line": self.source.line,
             "rule": rule.value,
+            "field": self.problem.field,
             "severity": rule.severity.value,
             "message": self.problem.message,
             "remedy": REMEDIES[rule],

@@ -1,7 +1,8 @@
 """Looks at a canonical row for what would teach a model something wrong."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from tunemill_trainer.data.findings import Problem, Rule
 from tunemill_trainer.data.rows import Call, Message, Role, Row, Tool
@@ -22,31 +23,39 @@ def problems(row: Row, contract: Sequence[Tool] = ()) -> list[Problem]:
     found = list(_order_problems(row.messages))
     if contract:
         found += contract_problems(row.tools, contract)
-    for message in row.messages:
+    for number, message in enumerate(row.messages, start=1):
         if message.role is Role.ASSISTANT:
-            found += _assistant_problems(message)
-            for call in message.calls:
-                found += _marker_problems(call)
+            found += _at(f"turn {number}", _assistant_problems(message))
+            for place, call in enumerate(message.calls, start=1):
+                of_call = [*_marker_problems(call)]
                 # What is not learnt may be the mistake that the next turns mend.
-                found += call_problems(call, row.tools) if message.learnt else ()
+                of_call += call_problems(call, row.tools) if message.learnt else ()
+                found += _at(f"turn {number}, call {place}", of_call)
     return [*found, *_secret_problems(row)]
+
+
+def _at(field: str, found: Iterable[Problem]) -> Iterator[Problem]:
+    """Yield problems with the place of the turn or call that has them; turns count from 1, the system message too."""
+    return (replace(problem, field=field) for problem in found)
 
 
 def _order_problems(messages: tuple[Message, ...]) -> Iterator[Problem]:
     if not any(message.role is not Role.SYSTEM for message in messages):
         yield Problem(Rule.ROLE_ORDER, "the row has no turn but the system message")
     if messages[:1] and messages[0].role is Role.ASSISTANT:
-        yield Problem(Rule.ROLE_ORDER, "the assistant speaks first: there is nothing to answer")
-    for before, message in zip((None, *messages), messages, strict=False):
+        yield Problem(Rule.ROLE_ORDER, "the assistant speaks first: there is nothing to answer", "turn 1")
+    for number, (before, message) in enumerate(zip((None, *messages), messages, strict=False), start=1):
         if message.role is Role.SYSTEM and before is not None:
-            yield Problem(Rule.ROLE_ORDER, f"a system message comes after one of the {before.role.value}")
+            yield Problem(
+                Rule.ROLE_ORDER, f"a system message comes after one of the {before.role.value}", f"turn {number}"
+            )
         may_answer = before is not None and (before.role is Role.TOOL or bool(before.calls))
         if message.role is Role.TOOL and not may_answer:
-            yield Problem(Rule.ROLE_ORDER, "a tool message comes without a call before it")
+            yield Problem(Rule.ROLE_ORDER, "a tool message comes without a call before it", f"turn {number}")
         if before is not None and before.calls and message.role is not Role.TOOL:
             names = ", ".join(call.name for call in before.calls)
             follows = f"a message of the {message.role.value} follows"
-            yield Problem(Rule.UNANSWERED_CALL, f"{names} is called, and {follows}")
+            yield Problem(Rule.UNANSWERED_CALL, f"{names} is called, and {follows}", f"turn {number}")
 
 
 def _assistant_problems(message: Message) -> Iterator[Problem]:

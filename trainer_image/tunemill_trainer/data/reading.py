@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from tunemill_api.data import DatasetFormat
 
-from tunemill_trainer.bounds import OutOfBoundsError, TimeBound
+from tunemill_trainer.bounds import MemoryBound, OutOfBoundsError, TimeBound
 from tunemill_trainer.data import formats, lint
 from tunemill_trainer.data.findings import Problem, RowError, Rule, invalidating
 from tunemill_trainer.data.records import Record
@@ -14,6 +14,8 @@ from tunemill_trainer.data.tools import served_name
 
 _TIME = TimeBound(seconds=10.0)
 """For one row: a megabyte of white space keeps some patterns busy for minutes. Usual is less than a millisecond."""
+MEMORY = MemoryBound(512 << 20)
+"""For one row, or for a batch of them. The longest row takes half of it as Python objects."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class RowReader:
         if record.value is None:
             return ReadRow(None, (Problem(Rule.NOT_JSON, record.error),))
         try:
-            with _TIME:
+            with _TIME, MEMORY:
                 row, renamed = self.canonical(record.value, record.source)
                 problems = [*renamed, *lint.problems(row, self._contract)]
         except RowError as error:

@@ -10,7 +10,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedReader
 from typing import BinaryIO, NoReturn, cast
 
@@ -20,10 +20,9 @@ from tunemill_api.failures import Reason
 
 from tunemill_trainer.bounds import MemoryBound, OutOfBoundsError
 from tunemill_trainer.data.files import DataFile
-from tunemill_trainer.data.findings import RowError, Rule
+from tunemill_trainer.data.findings import DataError, RowError, Rule
 from tunemill_trainer.data.rows import JsonObject, Source
 from tunemill_trainer.data.values import as_json, refuse_constant
-from tunemill_trainer.errors import StageError
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _PARQUET_MAGIC = b"PAR1"
@@ -32,9 +31,9 @@ _ROWS_OF_A_TABLE = 256
 _OF_FORMATS = (str, list, dict, bool, int)
 """What the columns hold that a format may know."""
 _CHUNK_BYTES = 1 << 20
-_LONGEST_ROW = 32 << 20
+_LONGEST_ROW = 8 << 20
 """Bytes of a line, characters of a list's element: several times what the longest context holds."""
-_ROOM_OF_A_TABLE = MemoryBound(2 << 30)
+_ROOM_OF_A_TABLE = MemoryBound(1 << 30)
 """For the rows of a table that are read at once."""
 _OTHER_KINDS = {
     b"PK\x03\x04": "a zip archive",
@@ -52,11 +51,19 @@ _LONGEST_LITERAL = 16
 
 @dataclass(frozen=True)
 class Record:
-    """One JSON object of a file, or what stands in its place: then `value` is None and `error` says what."""
+    """One JSON object of a file, or what stands in its place.
+
+    Attributes:
+        source: where it is.
+        value: None where there is no object.
+        error: what is wrong then; may quote the file.
+        size: about the characters that it has as JSON.
+    """
 
     source: Source
     value: JsonObject | None
     error: str = ""
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,19 +75,20 @@ class Line:
 
     def parsed(self) -> Record:
         """Return the object that the line holds, or what is wrong with it."""
-        return _record(self.source, self.content)
+        return replace(_record(self.source, self.content), size=len(self.content))
 
 
-class BrokenFileError(StageError):
+class BrokenFileError(DataError):
     """The rest of a file cannot be read at all.
 
     Args:
         last: the last place that was read.
-        message: as of StageError.
+        message: as of DataError.
+        detail: as of DataError.
     """
 
-    def __init__(self, last: Source, message: str) -> None:
-        super().__init__(Reason.DATASET_MALFORMED, message)
+    def __init__(self, last: Source, message: str, detail: str = "") -> None:
+        super().__init__(Reason.DATASET_MALFORMED, message, detail)
         self.last = last
 
 
@@ -116,7 +124,8 @@ def _text(file: DataFile) -> Iterator[Line | Record]:
                 yield item
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         where = f"after {last}" if found else f"at the start of {file.name}"
-        raise BrokenFileError(last, f"expected a whole gzip file, found damage {where}: {error}") from error
+        damaged = f"expected a whole gzip file, found damage {where}"
+        raise BrokenFileError(last, damaged, f"{damaged}: {error}") from error
 
 
 def _open(file: DataFile) -> BinaryIO:
@@ -129,34 +138,37 @@ def _rows_of_a_table(file: DataFile) -> Iterator[Record]:
     """Yield the rows of a parquet file, with the nulls that a table fills in: the reader of rows drops them."""
     number = 0
     try:
-        with pq.ParquetFile(file.path) as table:
+        with _ROOM_OF_A_TABLE:
+            table = pq.ParquetFile(file.path)
+        with table:
             batches = table.iter_batches(_ROWS_OF_A_TABLE)
             while rows := _next_rows(batches):
-                for row in rows:
+                for row, size in rows:
                     number += 1
-                    yield _of_a_table(Source(file.name, number, "row"), row)
+                    yield _of_a_table(Source(file.name, number, "row"), row, size)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         last = Source(file.name, max(number, 1), "row")
-        raise BrokenFileError(last, f"expected a whole parquet file, found damage after {last}: {error}") from error
+        damaged = f"expected a whole parquet file, found damage after {last}"
+        raise BrokenFileError(last, damaged, f"{damaged}: {error}") from error
     except OutOfBoundsError as error:
         last = Source(file.name, max(number, 1), "row")
         raise BrokenFileError(last, f"reading {_ROWS_OF_A_TABLE} rows after {last} {error}") from error
 
 
-def _next_rows(batches: "Iterator[pa.RecordBatch]") -> list[dict[str, object]]:
-    """Return the next rows of a table; none at its end."""
+def _next_rows(batches: "Iterator[pa.RecordBatch]") -> list[tuple[dict[str, object], int]]:
+    """Return the next rows of a table, each with its share of their bytes; none at its end."""
     with _ROOM_OF_A_TABLE:
         while (batch := next(batches, None)) is not None:
             if rows := batch.to_pylist():
-                return cast("list[dict[str, object]]", rows)
+                return [(cast("dict[str, object]", row), batch.nbytes // len(rows)) for row in rows]
     return []
 
 
-def _of_a_table(source: Source, row: dict[str, object]) -> Record:
+def _of_a_table(source: Source, row: dict[str, object], size: int) -> Record:
     # Columns of dates, bytes and the like are of no format: they may stand beside the rows, as any column may.
     readable = {name: value for name, value in row.items() if value is None or isinstance(value, _OF_FORMATS)}
     try:
-        return Record(source, cast("JsonObject", as_json(readable, Rule.NOT_JSON)))
+        return Record(source, cast("JsonObject", as_json(readable, Rule.NOT_JSON)), size=size)
     except RowError as error:
         return Record(source, None, error.problem.message)
 
@@ -226,9 +238,10 @@ def _elements(name: str, stream: BinaryIO) -> Iterator[Record]:
             if at < len(buffer) or not fill():
                 return buffer[at : at + 1]
 
-    def fail(problem: str) -> NoReturn:
+    def fail(problem: str, found: str = "") -> NoReturn:
         here = Source(name, max(number, 1), "element")
-        raise BrokenFileError(here, f"{here}: {problem}; what follows cannot be read")
+        ends = "; what follows cannot be read"
+        raise BrokenFileError(here, f"{here}: {problem}{ends}", f"{here}: {problem}{found}{ends}")
 
     try:
         skip_space()
@@ -245,23 +258,23 @@ def _elements(name: str, stream: BinaryIO) -> Iterator[Record]:
                         fail(f"expected at most {_LONGEST_ROW >> 20} MiB, found more")
                     if not (cut_off and fill()):
                         fail(f"not JSON: {error.msg}")
-            surrogates = "\\u" in buffer[at:end]
-            at = end
-            yield _checked(Source(name, number, "element"), value, may_hold_surrogates=surrogates)
+            written, at = buffer[at:end], end
+            record = _checked(Source(name, number, "element"), value, may_hold_surrogates="\\u" in written)
+            yield replace(record, size=len(written))
             following = skip_space()
             if following == ",":
                 at += 1
                 if skip_space() == "]":
                     fail("expected an element after the last comma, found ]")
             elif following != "]":
-                fail(f"expected , or ] after it, found {following or 'the end of the file'!r}")
+                fail("expected , or ] after it", f", found {following or 'the end of the file'!r}")
         at += 1
         if rest := skip_space():
-            fail(f"expected nothing after the list, found {rest!r}")
+            fail("expected nothing after the list", f", found {rest!r}")
     except UnicodeDecodeError as error:
         fail(f"not UTF-8: {error.reason}")
     except (ValueError, RecursionError) as error:
-        fail(f"not JSON: {_said(error)}")
+        fail("not JSON", f": {_said(error)}")
 
 
 def _checked(source: Source, value: object, *, may_hold_surrogates: bool) -> Record:

@@ -47,6 +47,11 @@ class Tool:
     description: str
     parameters: JsonObject
 
+    @property
+    def size(self) -> int:
+        """How large the definition is, in bytes, roughly."""
+        return len(self.description) + len(repr(self.parameters))
+
     def to_json(self) -> JsonObject:
         """Return the tool's definition as it stands in files and, inside `<tools>`, in the prompt."""
         return {"name": self.name, "description": self.description, "parameters": self.parameters}

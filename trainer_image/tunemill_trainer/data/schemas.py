@@ -5,7 +5,7 @@ a table filled in are corrected. What checks a call is stricter, and knows more 
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import cast
 
 from jsonschema import Draft4Validator, Draft7Validator, Draft202012Validator
@@ -48,6 +48,8 @@ _OF_DEFINITIONS = ("$defs", "definitions", "dependentSchemas")
 _SPREADS = ("$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "patternProperties")
 """Keywords by which an object may have properties that do not stand in its own `properties`."""
 
+_LONGEST_PATTERN = 4096
+
 _DRAFTS = (Draft202012Validator, Draft7Validator, Draft4Validator)
 
 
@@ -76,7 +78,25 @@ def refuse_wrong(schema: JsonObject) -> None:
         jsonschema.SchemaError: what the newest draft says.
         RecursionError: it is nested too deeply.
     """
+    if any(len(pattern) > _LONGEST_PATTERN for pattern in _patterns(schema)):
+        # Checking a schema compiles its patterns, and Python keeps the last 512 of them.
+        raise SchemaError(f"a pattern is longer than {_LONGEST_PATTERN} characters")
     _draft_of(schema)
+
+
+def _patterns(schema: JsonObject) -> Iterator[str]:
+    """Yield all that could be a pattern in a schema, however deep."""
+    parts: list[JsonValue] = [schema]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, list):
+            parts += part
+        elif isinstance(part, dict):
+            parts += part.values()
+            if isinstance(pattern := part.get("pattern"), str):
+                yield pattern
+            if isinstance(named := part.get("patternProperties"), dict):
+                yield from named
 
 
 def type_of(annotation: str) -> JsonObject:
@@ -99,7 +119,7 @@ def _make_checker(parameters: JsonObject) -> Validator:
     return _draft_of(parameters)(_checkable(parameters, closed=True), registry=Registry())
 
 
-checker = Memo(_make_checker)
+checker = Memo(_make_checker, size_of=lambda parameters: len(repr(parameters)))
 """What checks the arguments of a call against a tool's parameters.
 
 Stricter than JSON schema: an object that lists its properties has no others, unless it says so. Looser in one thing:

@@ -5,7 +5,7 @@ import marshal
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from itertools import islice
 from typing import cast
 
 from jsonschema.exceptions import SchemaError, ValidationError
@@ -16,7 +16,8 @@ from tunemill_api.failures import Reason
 
 from tunemill_trainer.bounds import OutOfBoundsError, TimeBound
 from tunemill_trainer.data import schemas
-from tunemill_trainer.data.findings import Problem, RowError, Rule
+from tunemill_trainer.data.findings import Problem, RowError, Rule, Within
+from tunemill_trainer.data.memo import Remembered
 from tunemill_trainer.data.rows import Call, JsonObject, Tool
 from tunemill_trainer.data.values import is_deep, read_object, read_value, shortened
 from tunemill_trainer.errors import StageError
@@ -25,8 +26,12 @@ _LONGEST_NAME = 64
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
 _WITHOUT_REFERENCES = 2
 """A version of marshal in which equal values have equal bytes; five times as fast as JSON."""
-_CACHED_LISTS, _CACHED_TOOLS = 1024, 4096
-"""What is kept. Rows repeat their tools, all of them or some; a file with ever new ones must not fill the memory."""
+_LARGEST = 1 << 20
+"""Bytes of all the tools of a row: a quarter of a million tokens, more than any model reads."""
+_MOST_PROBLEMS = 100
+"""Of one call: a list of a million wrong items is as wrong as one of a hundred."""
+_UNCHECKABLE = (Unresolvable, RecursionError, OutOfBoundsError, ArithmeticError)
+"""What a schema may raise that keeps to a draft and cannot be used. Large numbers and `multipleOf`: OverflowError."""
 _TIME = TimeBound(seconds=1.0)
 """For one tool, or one call of it: a pattern, or references that branch, may take for ever. Usual are milliseconds."""
 
@@ -39,7 +44,15 @@ def read_tools(value: JsonValue) -> tuple[Tool, ...]:
     """
     if value is None or value in ("", []):
         return ()
-    return _read_tools(marshal.dumps(value, _WITHOUT_REFERENCES))
+    try:
+        packed = marshal.dumps(value, _WITHOUT_REFERENCES)
+    except ValueError as error:
+        raise RowError(Rule.BROKEN_TOOL, "a tool is nested too deeply to be read") from error
+    if len(packed) > _LARGEST:
+        raise RowError(
+            Rule.BROKEN_TOOL, f"expected tools of at most {_LARGEST >> 10} KiB in a row, found {len(packed) >> 10} KiB"
+        )
+    return _read_tools(packed)
 
 
 def given_tools(text: str, where: str) -> tuple[Tool, ...]:
@@ -69,15 +82,21 @@ def read_call(value: JsonValue) -> Call:
     """
     call = read_object(value, Rule.BROKEN_CALL, "a call")
     if "function" in call:
-        call = read_object(call["function"], Rule.BROKEN_CALL, "a call's function")
+        with Within("function"):
+            return _read_call(read_object(call["function"], Rule.BROKEN_CALL, "a call's function"))
+    return _read_call(call)
+
+
+def _read_call(call: JsonObject) -> Call:
     name, arguments = call.get("name"), call.get("arguments", call.get("parameters"))
     if not isinstance(name, str) or not name:
         raise RowError(Rule.BROKEN_CALL, f"a call has no name: {shortened(json.dumps(call))}")
     if arguments is None or arguments == "":
         arguments = {}
-    read = read_object(arguments, Rule.BROKEN_CALL, f"the arguments of {name}")
-    if is_deep(read):
-        raise RowError(Rule.BROKEN_CALL, f"the arguments of {name} are nested too deeply to be read")
+    with Within("arguments"):
+        read = read_object(arguments, Rule.BROKEN_CALL, f"the arguments of {name}")
+        if is_deep(read):
+            raise RowError(Rule.BROKEN_CALL, f"the arguments of {name} are nested too deeply to be read")
     return Call(name, read)
 
 
@@ -105,7 +124,7 @@ def without_nulls(call: Call, tools: Sequence[Tool]) -> Call:
     try:
         with _TIME:
             kept = _without_nulls(call.arguments, cast("JsonObject", checker.schema), checker)
-    except (Unresolvable, RecursionError, OutOfBoundsError) as error:
+    except _UNCHECKABLE as error:
         raise RowError(Rule.BROKEN_TOOL, _unusable(call.name, error)) from error
     return Call(call.name, cast("JsonObject", kept))
 
@@ -141,8 +160,9 @@ def call_problems(call: Call, tools: Sequence[Tool]) -> list[Problem]:
     checker = schemas.checker(tool.parameters)
     try:
         with _TIME:
-            return [problem for error in checker.iter_errors(call.arguments) for problem in _of_schema(call, error)]
-    except (Unresolvable, RecursionError, OutOfBoundsError) as error:
+            found = (problem for error in checker.iter_errors(call.arguments) for problem in _of_schema(call, error))
+            return list(islice(found, _MOST_PROBLEMS))
+    except _UNCHECKABLE as error:
         return [Problem(Rule.BROKEN_TOOL, _unusable(call.name, error))]
 
 
@@ -177,7 +197,9 @@ def _undeclared(instance: JsonObject, schema: JsonObject) -> Iterator[str]:
     return (name for name in instance if name not in names and not any(re.search(each, name) for each in patterns))
 
 
-def _unusable(name: str, error: Unresolvable | RecursionError | OutOfBoundsError) -> str:
+def _unusable(name: str, error: Exception) -> str:
+    if isinstance(error, ArithmeticError):
+        return f"a call of {name} cannot be checked against its schema: a number is too large"
     if isinstance(error, OutOfBoundsError):
         return f"checking a call of {name} against its schema {error}"
     if isinstance(error, RecursionError):
@@ -185,26 +207,23 @@ def _unusable(name: str, error: Unresolvable | RecursionError | OutOfBoundsError
     return f"the schema of {name} points to something that is not in it: {shortened(str(error))}"
 
 
-@lru_cache(maxsize=_CACHED_LISTS)
-def _read_tools(packed: bytes) -> tuple[Tool, ...]:
-    """Read the tools of a row. Rows repeat their tools: the same ones are read once."""
+def _unpack_tools(packed: bytes) -> tuple[Tool, ...]:
     value = cast("JsonValue", marshal.loads(packed))  # noqa: S302 - what read_tools has packed
     if isinstance(value, str):
         value = read_value(value, Rule.BROKEN_TOOL)
     tools: dict[str, Tool] = {}
-    for item in value if isinstance(value, list) else [value]:
-        try:
-            tool = _read_tool(marshal.dumps(item, _WITHOUT_REFERENCES))
-        except RecursionError as error:
-            raise RowError(Rule.BROKEN_TOOL, "a tool is nested too deeply to be read") from error
-        if tools.setdefault(tool.name, tool) != tool:
-            raise RowError(Rule.BROKEN_TOOL, f"two tools have the name {tool.name}")
+    for index, item in enumerate(value if isinstance(value, list) else [value]):
+        with Within("", index):
+            try:
+                tool = _read_tool(marshal.dumps(item, _WITHOUT_REFERENCES))
+            except RecursionError as error:
+                raise RowError(Rule.BROKEN_TOOL, "a tool is nested too deeply to be read") from error
+            if tools.setdefault(tool.name, tool) != tool:
+                raise RowError(Rule.BROKEN_TOOL, f"two tools have the name {tool.name}")
     return tuple(tools.values())
 
 
-@lru_cache(maxsize=_CACHED_TOOLS)
-def _read_tool(packed: bytes) -> Tool:
-    """Read a tool. Rows that offer other tools share some of them, and checking a schema takes milliseconds."""
+def _unpack_tool(packed: bytes) -> Tool:
     value = read_object(cast("JsonValue", marshal.loads(packed)), Rule.BROKEN_TOOL, "a tool")  # noqa: S302 - as above
     if "function" in value:
         value = read_object(value["function"], Rule.BROKEN_TOOL, "a tool's function")
@@ -227,3 +246,9 @@ def _read_tool(packed: bytes) -> Tool:
     if parameters["type"] != "object":
         raise RowError(Rule.BROKEN_TOOL, f"the parameters of {name} must be of type object")
     return Tool(name, str(value.get("description") or ""), parameters)
+
+
+_read_tools = Remembered(_unpack_tools)
+"""Reads the tools of a row. Rows repeat their tools: the same ones are read once."""
+_read_tool = Remembered(_unpack_tool)
+"""Reads a tool. Rows that offer other tools share some of them, and checking a schema takes milliseconds."""

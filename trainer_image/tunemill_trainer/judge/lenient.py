@@ -13,11 +13,12 @@ from itertools import islice
 
 from pydantic import JsonValue
 
+from tunemill_trainer.bounds import MemoryBound, OutOfBoundsError, TimeBound
 from tunemill_trainer.data.findings import RowError, Rule
 from tunemill_trainer.data.rows import Call
 from tunemill_trainer.data.tools import read_call
 from tunemill_trainer.data.values import read_value
-from tunemill_trainer.judge.parse import ReplyFormat, parse_reply
+from tunemill_trainer.judge.parse import LONGEST_REPLY, ReplyFormat, parse_reply
 from tunemill_trainer.judge.replies import functiongemma, pythonic
 
 _BLOCK = re.compile(
@@ -28,12 +29,23 @@ _BLOCK = re.compile(
 )
 _DECODER = json.JSONDecoder(strict=False)  # which takes a text over several lines
 _END_OF_LIST = re.compile(r"\)\s*\]")
+_MEMORY, _TIME = MemoryBound(512 << 20), TimeBound(seconds=10.0)
 _MOST_BRACES = 1000
 """Where a call may begin in one reply; in a longer one nobody would look for it."""
 
 
 def read_leniently(text: str) -> tuple[Call, ...]:
     """Return the calls that a lenient reader would find; empty when there are none even for him."""
+    if len(text) > LONGEST_REPLY:
+        return ()
+    try:
+        with _MEMORY, _TIME:
+            return _read(text)
+    except OutOfBoundsError:
+        return ()
+
+
+def _read(text: str) -> tuple[Call, ...]:
     if functiongemma.BEGIN in text:
         return functiongemma.read_all(text)
     for reply_format in ReplyFormat:

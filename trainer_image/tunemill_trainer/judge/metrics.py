@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from tunemill_trainer.data.findings import crash
 from tunemill_trainer.data.rows import Call
 from tunemill_trainer.data.tools import call_problems
 from tunemill_trainer.judge.faults import FaultKind, fault_of
@@ -171,8 +172,17 @@ def score(
     questions: Sequence[Question], replies: Sequence[Reply], reply_format: ReplyFormat = ReplyFormat.HERMES
 ) -> Score:
     """Judge one reply a question."""
-    answers = [_Answer(question, reply, reply_format) for question, reply in zip(questions, replies, strict=True)]
-    verdicts = tuple(answer.verdict() for answer in answers)
+    answers: list[_Answer] = []
+    judged: list[Verdict] = []
+    for number, (question, reply) in enumerate(zip(questions, replies, strict=True), start=1):
+        try:
+            answers.append(_Answer(question, reply, reply_format))
+            judged.append(answers[-1].verdict())
+        except MemoryError:
+            raise  # what the machine lacks has a reason of its own
+        except Exception as error:  # noqa: BLE001 - whatever it is, its message may quote the reply or the row
+            raise crash(error, f"case {number}") from None
+    verdicts = tuple(judged)
     calls = tuple(answer.found.calls for answer in answers)
     return Score(_rates(verdicts), _confusion(answers), _tools(answers), calls, verdicts)
 

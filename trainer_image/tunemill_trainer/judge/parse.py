@@ -8,8 +8,9 @@ import re
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 
+from tunemill_trainer.bounds import MemoryBound, OutOfBoundsError, TimeBound
 from tunemill_trainer.judge.replies import functiongemma, hermes, llama, llama4, mistral, plain, pythonic
-from tunemill_trainer.judge.replies.parsed import ParsedReply
+from tunemill_trainer.judge.replies.parsed import ParsedReply, broken
 
 
 class ReplyFormat(StrEnum):
@@ -41,12 +42,28 @@ _MARKS = {
     ReplyFormat.LLAMA3_JSON: llama.BEGIN,
     ReplyFormat.LLAMA4_PYTHONIC: llama4.BEGIN,
 }
+_MEMORY, _TIME = MemoryBound(512 << 20), TimeBound(seconds=5.0)
+"""For one reply: what a model writes is a stranger's text, too. Usual is a tenth of a millisecond."""
+_SHORT = 4096
+"""Characters of a reply that cannot take much, however it is written: bounds cost more than reading it."""
 _PARAMETERS = re.compile(r'"parameters"\s*:')
+
+
+LONGEST_REPLY = 1 << 20
+"""Characters. No server generates so many; reading them takes up to some hundred times as many bytes."""
 
 
 def parse_reply(text: str, reply_format: ReplyFormat = ReplyFormat.HERMES) -> ParsedReply:
     """Return the calls of a reply that was decoded with its special tokens, up to its stop token."""
-    return _READERS[reply_format](text)
+    if len(text) > LONGEST_REPLY:
+        return broken(1, f"the reply has more than {LONGEST_REPLY >> 10} Ki characters")
+    if len(text) <= _SHORT:
+        return _READERS[reply_format](text)
+    try:
+        with _MEMORY, _TIME:
+            return _READERS[reply_format](text)
+    except OutOfBoundsError as error:
+        return broken(1, f"reading the reply {error}")
 
 
 def detect(replies: Iterable[str]) -> ReplyFormat:
@@ -64,6 +81,8 @@ def detect(replies: Iterable[str]) -> ReplyFormat:
 
 def _format_of(text: str) -> ReplyFormat | None:
     """Return the format that a reply looks like: marks are sure, a bracket or a brace at the beginning must do."""
+    if len(text) > LONGEST_REPLY:
+        return None
     marked = next((reply_format for reply_format, mark in _MARKS.items() if mark in text), None)
     if marked is not None:
         return marked

@@ -50,6 +50,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Print the report and return the exit code: 65 when the rows or the outputs are wrong."""
     # Here, so that the stages, which share the parser of the options, do not wait for them.
+    from tunemill_trainer.data.findings import full_text
     from tunemill_trainer.judge.metrics import score
     from tunemill_trainer.judge.outputs import read_outputs, read_rows, read_tools_file
     from tunemill_trainer.judge.score_report import ScoreReport
@@ -60,7 +61,7 @@ def main(options: argparse.Namespace) -> int:
         )
         replies = read_outputs(options.outputs, rows)
     except StageError as error:
-        print(f"tunemill-trainer score: {error.failure.message}. {error.failure.remedy}", file=sys.stderr)
+        print(f"tunemill-trainer score: {full_text(error)}. {error.failure.remedy}", file=sys.stderr)
         return error.exit_code
     reply_format = (
         detect(reply.text for reply in replies)

@@ -1,6 +1,7 @@
 """The model card: what the model is, how good it was measured to be, how it was made, how it is used, where it ends.
 
 The card says nothing of the training data but its digest and figures: the repository may be public, the rows are not.
+It names a data set on the Hub only where everybody may know of it, and never a bucket.
 """
 
 import json
@@ -37,6 +38,7 @@ class ReleaseFacts:
         serving: the serving contract.
         with_page: whether report.html is beside the card.
         license: what the base model's card says of its license: license, license_name, license_link.
+        public_dataset: the data set of spec.dataset, where it is a public one on the Hub; see `hub_dataset`.
     """
 
     run: RunSpec
@@ -52,6 +54,7 @@ class ReleaseFacts:
     serving: ServingFacts | None = None
     with_page: bool = False
     license: dict[str, str] = field(default_factory=dict)
+    public_dataset: str = ""
 
     @property
     def name(self) -> str:
@@ -67,6 +70,14 @@ class ReleaseFacts:
     def revision(self) -> str:
         """What the card asks users to load: it is written before there is a commit."""
         return self.run.spec.publish.tag or self.run.spec.publish.branch
+
+
+def hub_dataset(uri: str) -> str:
+    """Return the id of the Hub's data set that a uri names; empty for data elsewhere."""
+    if not uri.startswith(_HUB_DATA):
+        return ""
+    owner, name = uri.removeprefix(_HUB_DATA).removeprefix("datasets/").split("/")[:2]
+    return f"{owner}/{name.partition('@')[0]}"
 
 
 def model_card(facts: ReleaseFacts) -> str:
@@ -88,7 +99,7 @@ def _front_matter(facts: ReleaseFacts) -> str:
         model_name=facts.name,
         base_model=facts.base.id,
         base_model_relation="finetune" if facts.whole else "adapter",
-        datasets=_hub_datasets(facts),
+        datasets=[facts.public_dataset] if facts.public_dataset else None,
         library_name="transformers" if facts.whole else "peft",
         pipeline_tag="text-generation",
         tags=[
@@ -116,14 +127,6 @@ def _front_matter(facts: ReleaseFacts) -> str:
         license_link=facts.license.get("license_link"),
     )
     return f"---\n{data.to_yaml()}\n---"
-
-
-def _hub_datasets(facts: ReleaseFacts) -> list[str] | None:
-    uri = facts.run.spec.dataset.uri
-    if not uri.startswith(_HUB_DATA):
-        return None
-    owner, name = uri.removeprefix(_HUB_DATA).removeprefix("datasets/").split("/")[:2]
-    return [f"{owner}/{name.partition('@')[0]}"]
 
 
 def _method(facts: ReleaseFacts) -> str:

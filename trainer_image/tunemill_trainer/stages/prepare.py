@@ -4,7 +4,6 @@ Imports no torch: this stage runs on small CPU pods, and a wrong field should sh
 """
 
 import hashlib
-import json
 import logging
 import shutil
 from dataclasses import dataclass
@@ -181,10 +180,13 @@ def _read(context: StageContext, of_user: _OfUser, train: Data, evaluation: Data
 def _download_tokenizer(hub: Hub, base: ModelCommit) -> Path:
     folder = hub.download(base.id, base.commit, tokenizer.FILES)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = tokenizer.read_json(folder / "config.json")
     except ValueError as error:
-        raise StageError(Reason.BASE_MODEL_UNSUPPORTED, f"the config.json of {base.id} is not JSON: {error}") from error
-    architectures = config.get("architectures") or []
+        raise StageError(
+            Reason.BASE_MODEL_UNSUPPORTED, f"the config.json of {base.id} cannot be read: {error}"
+        ) from error
+    listed = config.get("architectures")
+    architectures = [str(name) for name in listed] if isinstance(listed, list) else []
     if not any(name.endswith("ForCausalLM") for name in architectures):
         raise StageError(
             Reason.BASE_MODEL_UNSUPPORTED,
@@ -204,7 +206,7 @@ def _encode(
 ) -> tuple[Tokens, Examples]:
     """Write the output folder; with our template where a row shows that the base model's own cannot carry it."""
     wish = context.spec.tokenizer
-    speaker = tokenizer.load(base_folder)
+    speaker = tokenizer.load_base(base_folder)
 
     def write(choice: Choice, vocabulary: Vocabulary) -> tuple[Tokens, Examples]:
         with PreparedWriter(output) as writer:

@@ -28,7 +28,7 @@ from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, Report
 from tunemill_trainer.prepared import TRAIN_FILE
 from tunemill_trainer.release import artifacts, merged, proof, provenance, servability
-from tunemill_trainer.release.card import ReleaseFacts
+from tunemill_trainer.release.card import ReleaseFacts, hub_dataset
 from tunemill_trainer.release.contract import Contract
 from tunemill_trainer.release.folder import assemble
 from tunemill_trainer.release.proof import Behaviour
@@ -186,6 +186,7 @@ class _Release:
             repository=self.repository,
             with_page=self._chosen.report,
             license=reader.license(base.id, base.revision),
+            public_dataset=data if (data := hub_dataset(spec.dataset.uri)) and reader.is_public_dataset(data) else "",
         )
         self._revisions = dict.fromkeys((self._chosen.adapter, self._chosen.whole), self._facts.revision)
         self._sources = provenance.Sources(

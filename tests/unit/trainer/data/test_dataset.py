@@ -43,16 +43,18 @@ def test_duplicates_are_used_once(tmp_path):
     again = json.loads(json.dumps(good(1)[0]).replace("c1", "c9"))
     found = read(tmp_path, [*good(3), again])
     assert (found.kept, found.duplicates, found.invalid) == (3, 1, 0)
-    assert str(found.findings.listed[0]).startswith("calls.jsonl line 4: the same row as calls.jsonl line 1")
+    (finding,) = found.findings.listed
+    assert str(finding) == "calls.jsonl line 4: duplicate"
+    assert finding.problem.message.startswith("the same row as calls.jsonl line 1")
 
 
 def test_wrong_rows_end_the_run_and_are_named(tmp_path):
-    """By default no row may be wrong; the message names place, problem and field."""
+    """By default no row may be wrong; the message names place, rule and field."""
     with pytest.raises(StageError) as raised:
         read(tmp_path, [*good(3), BAD, BAD, BAD, BAD])
     assert raised.value.reason is Reason.DATASET_INVALID_ROWS
     assert raised.value.message.startswith("4 of 7 rows are wrong, spec.dataset.maxInvalidFraction allows 0. ")
-    assert "calls.jsonl line 4: get_weather is called with town" in raised.value.message
+    assert "calls.jsonl line 4: extra-argument at turn 2, call 1; " in raised.value.message
     assert raised.value.message.endswith("and 1 more rows")
 
 
@@ -69,7 +71,7 @@ def test_a_line_that_is_not_json_is_malformed_data(tmp_path):
     with pytest.raises(StageError) as raised:
         read(tmp_path, text)
     assert raised.value.reason is Reason.DATASET_MALFORMED
-    assert "calls.jsonl line 4: not JSON at column" in raised.value.message
+    assert "calls.jsonl line 4: not-json" in raised.value.message
 
 
 @pytest.mark.parametrize(
@@ -77,8 +79,12 @@ def test_a_line_that_is_not_json_is_malformed_data(tmp_path):
     [
         ("", Reason.DATASET_EMPTY, "expected rows in s3://team-a/calls.jsonl, found none"),
         ("\n\n", Reason.DATASET_EMPTY, "expected rows"),
-        ("hello\n", Reason.DATASET_MALFORMED, "calls.jsonl line 1: not JSON"),
-        ([{"prompt": "a", "completion": "b"}], Reason.DATASET_FORMAT_UNKNOWN, "found the fields: completion, prompt"),
+        ("hello\n", Reason.DATASET_MALFORMED, "calls.jsonl line 1: not-json"),
+        (
+            [{"prompt": "a", "completion": "b"}],
+            Reason.DATASET_FORMAT_UNKNOWN,
+            "found none of these in the first 1 rows",
+        ),
         (good(1), Reason.DATASET_TOO_SMALL, "two rows with different requests"),
         ([SILENT], Reason.NOTHING_TO_LEARN, "expected assistant messages"),
     ],
@@ -96,7 +102,7 @@ def test_a_file_of_the_wrong_format_says_what_is_missing(tmp_path):
     with pytest.raises(StageError) as raised:
         read(tmp_path, [{"conversations": good(1)[0]["messages"]}], format="OpenAI")
     assert raised.value.reason is Reason.DATASET_INVALID_ROWS
-    assert "calls.jsonl line 1: expected a field `messages`" in raised.value.message
+    assert "calls.jsonl line 1: format at messages" in raised.value.message
 
 
 def test_hermes_tags_under_openai_names_are_hermes(tmp_path):
@@ -134,9 +140,9 @@ def test_held_out_rows_of_their_own(tmp_path):
     sides = [item.held_out for item in found]
     assert sides == [True] * 3 + [False] * 7
     assert (found.duplicates, found.leaked) == (0, 3)
-    assert str(found.findings.listed[0]) == (
-        "calls.jsonl line 1: the held-out row at held-out.jsonl line 1 asks the same"
-    )
+    first = found.findings.listed[0]
+    assert str(first) == "calls.jsonl line 1: leaked"
+    assert first.problem.message == "the held-out row at held-out.jsonl line 1 asks the same"
 
 
 def test_a_leak_is_one_however_it_is_answered(tmp_path):
@@ -150,7 +156,7 @@ def test_many_processes_find_what_one_finds(tmp_path):
     """Rows come back in their order, with the same sides and findings."""
     rows = [*good(700), BAD, *good(5), SILENT]
     one, many = (read(tmp_path, rows, workers=workers, maxInvalidFraction="0.1") for workers in (1, 2))
-    assert [str(finding) for finding in one.findings.listed] == [str(finding) for finding in many.findings.listed]
+    assert one.findings.listed == many.findings.listed
     assert (many.invalid, many.duplicates, many.silent) == (1, 5, 1)
     assert list(one) == list(many)
 
@@ -162,7 +168,8 @@ def test_tools_that_are_called_far_more_rarely_are_worth_a_word(tmp_path):
         row["tools"].append({"function": {"name": "get_news", "parameters": {}}})
     (finding,) = read(tmp_path, rows).findings.listed
     assert finding.problem.rule is Rule.IMBALANCE
-    assert str(finding) == "calls.jsonl line 4: get_weather is called 30 times, but get_news 0 times"
+    assert str(finding) == "calls.jsonl line 4: imbalance"
+    assert finding.problem.message == "get_weather is called 30 times, but get_news 0 times"
     assert read(tmp_path, rows[:15]).findings.listed == []
 
 

@@ -64,6 +64,7 @@ def test_errors_end_with_65_and_warnings_do_not(lint):
         "file": "wrong.jsonl",
         "line": 2,
         "rule": "extra-argument",
+        "field": "turn 2, call 1",
         "severity": "error",
         "message": "get_weather is called with town, which its schema does not have",
         "remedy": "Declare the argument in the tool's schema, or take it out of the call.",

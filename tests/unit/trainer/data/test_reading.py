@@ -7,12 +7,11 @@ from trainer.data.building import WEATHER, openai_row
 from tunemill_api.data import DatasetFormat
 from tunemill_api.failures import Reason
 from tunemill_trainer.data import formats
-from tunemill_trainer.data.findings import Rule, Severity
+from tunemill_trainer.data.findings import DataError, Rule, Severity
 from tunemill_trainer.data.reading import RowReader
 from tunemill_trainer.data.records import Record
 from tunemill_trainer.data.rows import Call, Message, Role, Source
 from tunemill_trainer.data.tools import read_tools
-from tunemill_trainer.errors import StageError
 
 CONTRACT = read_tools([WEATHER])
 SIMPLE = {"user_content": "Weather in Rome?", "tool_name": "get_weather", "tool_arguments": '{"city": "Rome"}'}
@@ -58,12 +57,13 @@ def test_the_format_is_found(rows, form):
 
 
 def test_fields_of_no_format_are_named():
-    """The message says what was looked for and what is there."""
-    with pytest.raises(StageError) as raised:
+    """The message says what was looked for, and its detail, for the user's own terminal, what is there."""
+    with pytest.raises(DataError) as raised:
         formats.detect(as_records([{"prompt": "a", "completion": "b"}]), "calls.jsonl")
     assert raised.value.reason is Reason.DATASET_FORMAT_UNKNOWN
     assert "`user_content` and `tool_name` (Simple)" in raised.value.message
-    assert "found the fields: completion, prompt" in raised.value.message
+    assert "completion" not in raised.value.message
+    assert "found the fields: completion, prompt" in raised.value.detail
 
 
 def test_every_format_has_a_reader():

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from trainer.data.building import a_file
 from tunemill_api.failures import Reason
+from tunemill_trainer.data.findings import DataError
 from tunemill_trainer.data.records import records
 from tunemill_trainer.errors import StageError
 
@@ -82,10 +83,10 @@ def test_whole_surrogate_pairs_are_text(tmp_path):
 )
 def test_a_broken_list_ends_the_run(tmp_path, text, error):
     """Behind a broken element nothing of a list can be found again, so it is no single bad row."""
-    with pytest.raises(StageError) as raised:
+    with pytest.raises(DataError) as raised:
         read(tmp_path, text, "calls.json")
     assert raised.value.reason is Reason.DATASET_MALFORMED
-    assert error in raised.value.message
+    assert error in raised.value.detail
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import MetricReport, Report, Right, Settings, Share
 from tunemill_trainer.prepared import BaseModel, NewToken, Tokens
 from tunemill_trainer.release.artifacts import Artifacts
-from tunemill_trainer.release.card import ReleaseFacts, model_card
+from tunemill_trainer.release.card import ReleaseFacts, hub_dataset, model_card
 from tunemill_trainer.release.contract import Contract
 from tunemill_trainer.release.folder import assemble
 from tunemill_trainer.release.servability import Verdict
@@ -199,11 +199,28 @@ def test_the_license_is_the_base_models():
     assert "license" not in metadata(model_card(replace(facts(), license={})))
 
 
-def test_only_data_of_the_hub_is_named():
-    """A bucket is nobody's business, a data set on the Hub is linked."""
-    assert "datasets" not in metadata(model_card(facts()))
-    for uri in ("hf://acme/calls", "hf://datasets/acme/calls@v2/data/*.parquet"):
-        assert metadata(model_card(facts(dataset={"uri": uri})))["datasets"] == ["acme/calls"]
+@pytest.mark.parametrize("uri", ["s3://hospital-hiv/calls.jsonl", "hf://acme/hospital-hiv@v2/calls-hiv.jsonl"])
+def test_the_name_of_private_data_is_nowhere_in_the_repository(tmp_path, uri):
+    """Neither a bucket nor a data set that not everybody may see: a name alone can say too much."""
+    of_private = facts(dataset={"uri": uri})
+    assert "datasets" not in metadata(model_card(of_private))
+    folder = model(tmp_path / "release")
+    assemble(folder, of_private, *outputs(tmp_path))
+    texts = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+    assert (folder / "README.md").read_bytes() in texts
+    assert not any(word in text for text in texts for word in (b"hiv", b"hospital"))
+
+
+def test_a_public_data_set_of_the_hub_is_linked():
+    """What everybody may know of is named."""
+    assert metadata(model_card(replace(facts(), public_dataset="acme/calls")))["datasets"] == ["acme/calls"]
+
+
+def test_a_uri_tells_the_data_set_that_it_is_in():
+    """With or without a revision and a path; a bucket is no data set."""
+    assert hub_dataset("hf://acme/calls") == "acme/calls"
+    assert hub_dataset("hf://datasets/acme/calls@v2/data/*.parquet") == "acme/calls"
+    assert hub_dataset("s3://bucket/calls.jsonl") == ""
 
 
 def test_a_servable_adapter_has_its_command():

@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from tunemill_api.data import DatasetFormat
 from tunemill_api.failures import Reason
 
-from tunemill_trainer.data.findings import REMEDIES, Rule
+from tunemill_trainer.data.findings import REMEDIES, DataError, Rule, crash
 from tunemill_trainer.data.formats import glaive, hermes, openai, simple, toolace, xlam
 from tunemill_trainer.data.formats.turns import with_turns
 from tunemill_trainer.data.records import Record
@@ -57,25 +57,36 @@ def detect(rows: Iterable[Record], name: str, wanted: DatasetFormat = DatasetFor
         wanted: spec.dataset.format.
 
     Raises:
-        StageError: DatasetEmpty, DatasetMalformed, or DatasetFormatUnknown, naming the fields that were found.
+        StageError: DatasetEmpty, DatasetMalformed, or DatasetFormatUnknown.
     """
-    samples = list(islice(rows, _SAMPLES))
+    samples = _first(rows)
     if not samples:
         raise StageError(Reason.DATASET_EMPTY, f"expected rows in {name}, found none", f"Put rows into {name}.")
     if wanted is not DatasetFormat.AUTO:
         return wanted
     values = [sample.value for sample in samples if sample.value is not None]
     if not values:
-        message = f"{samples[0].source}: {samples[0].error}"
-        raise StageError(Reason.DATASET_MALFORMED, message, REMEDIES[Rule.NOT_JSON])
-    values = [with_turns(value) for value in values]
-    seen = [found for found in map(_form_of, values) if found is not None]
+        first = samples[0]
+        raise DataError(
+            Reason.DATASET_MALFORMED,
+            f"{first.source}: {Rule.NOT_JSON}",
+            f"{first.source}: {first.error}",
+            REMEDIES[Rule.NOT_JSON],
+        )
+    try:
+        values = [with_turns(value) for value in values]
+        seen = [found for found in map(_form_of, values) if found is not None]
+    except Exception as error:  # noqa: BLE001 - whatever it is, its message may quote a row
+        raise crash(error, f"one of the first {len(samples)} rows of {name}") from None
     if not seen:
-        raise StageError(
-            Reason.DATASET_FORMAT_UNKNOWN,
+        expected = (
             f"expected in {name} rows with `messages` (OpenAI), `conversations` (Hermes, ShareGPT, ToolACE), `query` "
-            "and `answers` (XLAM), `system` and `chat` (Glaive) or `user_content` and `tool_name` (Simple), found the "
-            f"fields: {', '.join(sorted(values[0])) or 'none'}",
+            "and `answers` (XLAM), `system` and `chat` (Glaive) or `user_content` and `tool_name` (Simple)"
+        )
+        raise DataError(
+            Reason.DATASET_FORMAT_UNKNOWN,
+            f"{expected}, found none of these in the first {len(samples)} rows",
+            f"{expected}, found the fields: {', '.join(sorted(values[0])) or 'none'}",
         )
     votes = Counter(form for form, sure in seen if sure) or Counter(form for form, _ in seen)
     return votes.most_common(1)[0][0]
@@ -99,6 +110,19 @@ def _holds_null(value: JsonValue) -> bool:
 
 _SAMPLES = 100
 """Rows that tell the format."""
+_SAMPLED_BYTES = 4 << 20
+"""Of them together, but for the last one: they are held at once."""
+
+
+def _first(rows: Iterable[Record]) -> list[Record]:
+    samples: list[Record] = []
+    size = 0
+    for record in islice(rows, _SAMPLES):
+        samples.append(record)
+        size += record.size
+        if size >= _SAMPLED_BYTES:
+            break
+    return samples
 
 
 def _form_of(sample: JsonObject) -> tuple[DatasetFormat, bool] | None:

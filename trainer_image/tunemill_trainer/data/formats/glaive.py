@@ -8,7 +8,7 @@ import re
 from pydantic import JsonValue
 
 from tunemill_trainer.data import balanced
-from tunemill_trainer.data.findings import RowError, Rule
+from tunemill_trainer.data.findings import RowError, Rule, Within
 from tunemill_trainer.data.formats.turns import text_of, without_blank_lines
 from tunemill_trainer.data.rows import Call, JsonObject, Message, Role, Tool
 from tunemill_trainer.data.tools import read_call, read_tools
@@ -38,17 +38,19 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     chat = value.get("chat")
     if not isinstance(chat, str):
         raise RowError(Rule.FORMAT, "expected a field `chat` with the conversation as one text")
-    prompt, tools = _system(text_of(value.get("system")))
+    with Within("system"):
+        prompt, tools = _system(text_of(value.get("system")))
     begin, *turns = _TURN.split(chat)
     if begin.strip() or not turns:
-        raise RowError(Rule.FORMAT, f"expected `chat` to begin with USER:, found {shortened(chat.strip())!r}")
+        raise RowError(Rule.FORMAT, f"expected `chat` to begin with USER:, found {shortened(chat.strip())!r}", "chat")
     messages = [Message(Role.SYSTEM, prompt)] if prompt else []
-    for speaker, said in zip(turns[::2], turns[1::2], strict=True):
+    for index, (speaker, said) in enumerate(zip(turns[::2], turns[1::2], strict=True)):
         text = said.replace(_END, "").strip()
         if speaker == "USER":
             messages.append(Message(Role.USER, text))
         elif speaker == "ASSISTANT":
-            messages.append(_assistant(text))
+            with Within("chat", index):
+                messages.append(_assistant(text))
         else:
             messages.append(Message(Role.TOOL, text))
     return messages, tools

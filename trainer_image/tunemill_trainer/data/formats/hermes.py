@@ -10,7 +10,7 @@ import re
 
 from pydantic import JsonValue
 
-from tunemill_trainer.data.findings import RowError, Rule
+from tunemill_trainer.data.findings import RowError, Rule, Within
 from tunemill_trainer.data.formats.turns import (
     ROLES,
     answer_of,
@@ -64,27 +64,38 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
         RowError: saying what is wrong.
     """
     turns = turns_of(value, "conversations", "messages")
-    tools = read_tools(value.get("tools"))
+    with Within("tools"):
+        tools = read_tools(value.get("tools"))
     messages: list[Message] = []
+    field = "conversations" if value.get("conversations") is not None else "messages"
+    places: list[tuple[str, int | None]] = [(field, index) for index in range(len(turns))]
     if isinstance(value.get("system"), str):
         turns = [{"role": "system", "content": value["system"]}, *turns]
-    for turn in turns:
-        role = role_of(turn.get("role", turn.get("from")), ROLES)
-        said = turn.get("content", turn.get("value"))
-        text = answer_of(said) if role is Role.TOOL or _is_call(turn) else text_of(said)
-        if role is Role.SYSTEM or (not tools and not messages and _DECLARED.search(text)):
-            # For models without a system role, the agents course puts the prompt before the first request.
-            tools = tools or _tools_in_prompt(text)
-            text = _without_tags(text)
-            messages += [Message(role, text)] if text else []
-        elif role is Role.ASSISTANT:
-            messages.append(_assistant(turn, text))
-        elif role is Role.TOOL:
-            responses = [part.strip() for part in _RESPONSE.findall(text)] or [text.strip()]
-            messages += [Message(role, response, name=text_of(turn.get("name"))) for response in responses]
-        else:
-            messages.append(Message(role, text))
+        places = [("system", None), *places]
+    for turn, place in zip(turns, places, strict=True):
+        with Within(*place):
+            tools = _take(turn, messages, tools)
     return messages, tools
+
+
+def _take(turn: JsonObject, messages: list[Message], tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
+    """Add the messages of a turn, and return the tools that are known after it."""
+    role = role_of(turn.get("role", turn.get("from")), ROLES)
+    said = turn.get("content", turn.get("value"))
+    text = answer_of(said) if role is Role.TOOL or _is_call(turn) else text_of(said)
+    if role is Role.SYSTEM or (not tools and not messages and _DECLARED.search(text)):
+        # For models without a system role, the agents course puts the prompt before the first request.
+        tools = tools or _tools_in_prompt(text)
+        text = _without_tags(text)
+        messages += [Message(role, text)] if text else []
+    elif role is Role.ASSISTANT:
+        messages.append(_assistant(turn, text))
+    elif role is Role.TOOL:
+        responses = [part.strip() for part in _RESPONSE.findall(text)] or [text.strip()]
+        messages += [Message(role, response, name=text_of(turn.get("name"))) for response in responses]
+    else:
+        messages.append(Message(role, text))
+    return tools
 
 
 def _assistant(turn: JsonObject, text: str) -> Message:
@@ -95,7 +106,10 @@ def _assistant(turn: JsonObject, text: str) -> Message:
         # All of ShareGPT's turn `function_call` is one call, or a list of calls.
         calls, text = _calls_of(read_value(text, Rule.BROKEN_CALL)), ""
     else:
-        calls = _calls_of(turn.get("tool_calls")) + _calls_of(turn.get("function_call"))
+        with Within("tool_calls"):
+            calls = _calls_of(turn.get("tool_calls"))
+        with Within("function_call"):
+            calls += _calls_of(turn.get("function_call"))
     if not calls:
         calls = [read_call(read_value(block, Rule.BROKEN_CALL)) for block in _CALL.findall(text)]
         text = _CALL.sub("", text)
@@ -108,7 +122,13 @@ def _is_call(turn: JsonObject) -> bool:
 
 def _calls_of(value: JsonValue) -> list[Call]:
     """Return one call, several, or none for null."""
-    return [read_call(call) for call in (value if isinstance(value, list) else [value]) if call]
+    if not isinstance(value, list):
+        return [read_call(value)] if value else []
+    calls = []
+    for index, call in enumerate(value):
+        with Within("", index):
+            calls += [read_call(call)] if call else []
+    return calls
 
 
 def _tools_in_prompt(text: str) -> tuple[Tool, ...]:

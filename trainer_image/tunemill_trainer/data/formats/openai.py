@@ -7,10 +7,11 @@ from typing import cast
 
 from pydantic import JsonValue
 
-from tunemill_trainer.data.findings import RowError, Rule
+from tunemill_trainer.data.findings import RowError, Rule, Within
 from tunemill_trainer.data.formats.turns import OPENAI_ROLES, answer_of, reasoning_of, role_of, text_of, turns_of
 from tunemill_trainer.data.rows import Call, JsonObject, Message, Role, Tool
 from tunemill_trainer.data.tools import read_call, read_tools
+from tunemill_trainer.data.values import shortened
 
 
 def has_calls(row: JsonObject) -> bool:
@@ -28,24 +29,33 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
         RowError: saying what is wrong.
     """
     turns = turns_of(value, "messages")
-    tools = read_tools(value.get("tools")) or read_tools(value.get("functions"))
+    with Within("tools"):
+        tools = read_tools(value.get("tools"))
+    if not tools:
+        with Within("functions"):
+            tools = read_tools(value.get("functions"))
     messages: list[Message] = []
     open_calls: dict[str, str] = {}
     answered: set[str] = set()
-    for turn in turns:
-        after_call = bool(messages) and (bool(messages[-1].calls) or messages[-1].role is Role.TOOL)
-        message = _message(turn, open_calls, answered, after_call=after_call)
-        if message.role is not Role.TOOL and open_calls:
-            raise RowError(Rule.UNANSWERED_CALL, f"the call {next(iter(open_calls))} has no tool message with its id")
-        messages.append(message)
-        for identifier, name in _call_ids(turn, message):
-            if identifier in open_calls:
-                raise RowError(Rule.DUPLICATE_CALL_ID, f"two calls of an assistant turn have the id {identifier}")
-            open_calls[identifier] = name
-            answered.discard(identifier)  # some files begin to count again with every turn
+    for index, turn in enumerate(turns):
+        with Within("messages", index):
+            after_call = bool(messages) and (bool(messages[-1].calls) or messages[-1].role is Role.TOOL)
+            message = _message(turn, open_calls, answered, after_call=after_call)
+            if message.role is not Role.TOOL and open_calls:
+                raise _unanswered(open_calls)
+            messages.append(message)
+            for identifier, name in _call_ids(turn, message):
+                if identifier in open_calls:
+                    raise RowError(Rule.DUPLICATE_CALL_ID, f"two calls of an assistant turn have the id {identifier}")
+                open_calls[identifier] = name
+                answered.discard(identifier)  # some files begin to count again with every turn
     if open_calls and messages[-1].role is Role.TOOL:
-        raise RowError(Rule.UNANSWERED_CALL, f"the call {next(iter(open_calls))} has no tool message with its id")
+        raise _unanswered(open_calls)
     return messages, tools
+
+
+def _unanswered(open_calls: dict[str, str]) -> RowError:
+    return RowError(Rule.UNANSWERED_CALL, f"the call {next(iter(open_calls))} has no tool message with its id")
 
 
 def _message(turn: JsonObject, open_calls: dict[str, str], answered: set[str], *, after_call: bool) -> Message:
@@ -53,8 +63,10 @@ def _message(turn: JsonObject, open_calls: dict[str, str], answered: set[str], *
     content = answer_of(turn.get("content")) if role is Role.TOOL else text_of(turn.get("content"))
     if role is Role.ASSISTANT:
         weight = turn.get("weight")
-        if weight not in {None, 0, 1}:
-            raise RowError(Rule.FORMAT, f"expected a turn's weight to be 0 or 1, found {weight!r}")
+        if weight is not None and (not isinstance(weight, int | float) or weight not in {0, 1}):
+            raise RowError(
+                Rule.FORMAT, f"expected a turn's weight to be 0 or 1, found {shortened(repr(weight))}", "weight"
+            )
         calls = tuple(_calls(turn))
         return Message(role, content, reasoning=reasoning_of(turn), calls=calls, learnt=weight != 0)
     if role is Role.TOOL:
@@ -75,9 +87,15 @@ def _message(turn: JsonObject, open_calls: dict[str, str], answered: set[str], *
 def _calls(turn: JsonObject) -> list[Call]:
     calls = turn.get("tool_calls") or []
     if not isinstance(calls, list):
-        raise RowError(Rule.BROKEN_CALL, "expected `tool_calls` to be a list")
-    legacy = turn.get("function_call")
-    return [read_call(call) for call in [*calls, *([legacy] if legacy else [])]]
+        raise RowError(Rule.BROKEN_CALL, "expected `tool_calls` to be a list", "tool_calls")
+    read = []
+    for index, call in enumerate(calls):
+        with Within("tool_calls", index):
+            read.append(read_call(call))
+    if legacy := turn.get("function_call"):
+        with Within("function_call"):
+            read.append(read_call(legacy))
+    return read
 
 
 def _call_ids(turn: JsonObject, message: Message) -> list[tuple[str, str]]:

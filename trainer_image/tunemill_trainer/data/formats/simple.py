@@ -5,7 +5,7 @@ The tools are the same for all rows and stand in spec.tools (`--tools` on the co
 
 from pydantic import JsonValue
 
-from tunemill_trainer.data.findings import RowError, Rule
+from tunemill_trainer.data.findings import RowError, Rule, Within
 from tunemill_trainer.data.formats.turns import text_of
 from tunemill_trainer.data.rows import JsonObject, Message, Role, Tool
 from tunemill_trainer.data.tools import read_call, read_tools
@@ -28,9 +28,15 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     if not is_one(value):
         raise RowError(Rule.FORMAT, "expected the fields `user_content`, `tool_name` and `tool_arguments`")
     call: dict[str, JsonValue] = {"name": value["tool_name"], "arguments": value.get("tool_arguments")}
+    with Within("user_content"):
+        asked = text_of(value["user_content"])
+    with Within("tool_arguments"):
+        called = read_call(call)
+    with Within("tools"):
+        tools = read_tools(value.get("tools"))
     messages = [
         Message(Role.SYSTEM, INSTRUCTION),
-        Message(Role.USER, text_of(value["user_content"])),
-        Message(Role.ASSISTANT, "", calls=(read_call(call),)),
+        Message(Role.USER, asked),
+        Message(Role.ASSISTANT, "", calls=(called,)),
     ]
-    return messages, read_tools(value.get("tools"))
+    return messages, tools

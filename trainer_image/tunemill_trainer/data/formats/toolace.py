@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pydantic import JsonValue
 
 from tunemill_trainer.data import balanced
-from tunemill_trainer.data.findings import RowError, Rule
+from tunemill_trainer.data.findings import RowError, Rule, Within
 from tunemill_trainer.data.formats.turns import ROLES, answer_of, role_of, text_of, turns_of, without_blank_lines
 from tunemill_trainer.data.rows import Call, JsonObject, Message, Role, Tool
 from tunemill_trainer.data.tools import read_tools
@@ -52,15 +52,20 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
         RowError: saying what is wrong.
     """
     turns = turns_of(value, "conversations")
-    prompt, tools = _system(text_of(value.get("system")))
+    with Within("system"):
+        prompt, tools = _system(text_of(value.get("system")))
     messages = [Message(Role.SYSTEM, prompt)] if prompt else []
-    for turn in turns:
-        role = role_of(turn.get("from", turn.get("role")), ROLES)
-        said = turn.get("value", turn.get("content"))
-        text = (answer_of(said) if role is Role.TOOL else text_of(said)).strip()
-        calls = _calls(text, {tool.name for tool in tools}) if role is Role.ASSISTANT else ()
-        messages.append(Message(role, "" if calls else text, calls=calls))
-    return messages, tools or read_tools(value.get("tools"))
+    for index, turn in enumerate(turns):
+        with Within("conversations", index):
+            role = role_of(turn.get("from", turn.get("role")), ROLES)
+            said = turn.get("value", turn.get("content"))
+            text = (answer_of(said) if role is Role.TOOL else text_of(said)).strip()
+            calls = _calls(text, {tool.name for tool in tools}) if role is Role.ASSISTANT else ()
+            messages.append(Message(role, "" if calls else text, calls=calls))
+    if not tools:
+        with Within("tools"):
+            tools = read_tools(value.get("tools"))
+    return messages, tools
 
 
 def _system(text: str) -> tuple[str, tuple[Tool, ...]]:

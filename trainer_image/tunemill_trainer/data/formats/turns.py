@@ -7,7 +7,7 @@ from typing import cast
 
 from pydantic import JsonValue
 
-from tunemill_trainer.data.findings import RowError, Rule
+from tunemill_trainer.data.findings import RowError, Rule, Within
 from tunemill_trainer.data.rows import JsonObject, Role
 from tunemill_trainer.data.values import read_object, read_value, refuse, shortened
 
@@ -41,8 +41,15 @@ def turns_of(row: JsonObject, *fields: str) -> list[JsonObject]:
     turns = row.get(field)
     if not isinstance(turns, list) or not turns:
         found = json.dumps(turns) if field in row else "the fields " + ", ".join(sorted(row))
-        raise RowError(Rule.FORMAT, f"expected a field `{field}` with a list of turns, found {shortened(found)}")
-    return [read_object(turn, Rule.FORMAT, f"a turn of `{field}`") for turn in turns]
+        raise RowError(Rule.FORMAT, f"expected a field `{field}` with a list of turns, found {shortened(found)}", field)
+    read = []
+    for index, turn in enumerate(turns):
+        if isinstance(turn, dict):
+            read.append(turn)
+            continue
+        with Within(field, index):
+            read.append(read_object(turn, Rule.FORMAT, f"a turn of `{field}`"))
+    return read
 
 
 def with_turns(row: JsonObject) -> JsonObject:
@@ -63,7 +70,9 @@ def role_of(speaker: JsonValue, roles: Mapping[str, Role]) -> Role:
     """
     role = roles.get(str(speaker))
     if role is None:
-        raise RowError(Rule.UNKNOWN_ROLE, f"unknown role {speaker!r}, expected one of {', '.join(roles)}")
+        raise RowError(
+            Rule.UNKNOWN_ROLE, f"unknown role {shortened(repr(speaker))}, expected one of {', '.join(roles)}"
+        )
     return role
 
 

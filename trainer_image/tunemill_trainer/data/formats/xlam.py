@@ -7,7 +7,7 @@ import re
 
 from pydantic import JsonValue
 
-from tunemill_trainer.data.findings import RowError, Rule
+from tunemill_trainer.data.findings import RowError, Rule, Within
 from tunemill_trainer.data.formats.turns import text_of
 from tunemill_trainer.data.rows import JsonObject, Message, Role, Tool
 from tunemill_trainer.data.schemas import type_of
@@ -30,12 +30,19 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     """
     if not is_one(value):
         raise RowError(Rule.FORMAT, "expected the fields `query` and `answers`")
-    answers = _list(value["answers"], Rule.BROKEN_CALL)
-    if not answers:
-        raise RowError(Rule.EMPTY_TURN, "`answers` holds no call, and the format has no place for a text")
-    tools = read_tools([_tool(item) for item in _list(value.get("tools"), Rule.BROKEN_TOOL)])
-    calls = tuple(read_call(answer) for answer in answers)
-    return [Message(Role.USER, text_of(value["query"])), Message(Role.ASSISTANT, "", calls=calls)], tools
+    with Within("answers"):
+        answers = _list(value["answers"], Rule.BROKEN_CALL)
+        if not answers:
+            raise RowError(Rule.EMPTY_TURN, "`answers` holds no call, and the format has no place for a text")
+    with Within("tools"):
+        tools = read_tools([_tool(item) for item in _list(value.get("tools"), Rule.BROKEN_TOOL)])
+    calls = []
+    for index, answer in enumerate(answers):
+        with Within("answers", index):
+            calls.append(read_call(answer))
+    with Within("query"):
+        asked = text_of(value["query"])
+    return [Message(Role.USER, asked), Message(Role.ASSISTANT, "", calls=tuple(calls))], tools
 
 
 def _list(value: JsonValue, rule: Rule) -> list[JsonValue]:

@@ -11,6 +11,7 @@ import warnings
 from pydantic import JsonValue
 
 from tunemill_trainer.data.rows import Call
+from tunemill_trainer.data.values import LONGEST_LITERAL
 from tunemill_trainer.judge.replies.parsed import NO_CALL, ParsedReply, broken, read_each
 
 BEGIN = re.compile(r"\[\s*[A-Za-z][\w.]*\(")
@@ -23,6 +24,10 @@ def read(text: str) -> ParsedReply:
     if not BEGIN.match(text):
         return NO_CALL
     begun = len(re.findall(r"[\[,]\s*[A-Za-z][\w.]*\(", text))
+    if len(text) > LONGEST_LITERAL:
+        return broken(
+            begun, f"the reply is longer than the {LONGEST_LITERAL >> 10} Ki characters that are read as calls"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # about escapes in the model's strings

@@ -1,0 +1,99 @@
+"""Replies that want much memory or never end: what a model writes is a stranger's text, too."""
+
+from itertools import cycle, islice
+
+import pytest
+from trainer.bombs import explode
+from tunemill_trainer.bounds import TimeBound
+from tunemill_trainer.data.findings import RowCrashError
+from tunemill_trainer.data.rows import Call, Message, Role, Tool
+from tunemill_trainer.judge import lenient, metrics, parse
+from tunemill_trainer.judge.metrics import Reply, score
+from tunemill_trainer.judge.parse import LONGEST_REPLY, ReplyFormat, detect
+from tunemill_trainer.prepared import Case
+
+MOST_MIB = 600
+"""The bound of 512 MiB for reading one reply, and the reply itself."""
+
+UNITS = {
+    "letters": "a",
+    "white space": " ",
+    "braces": "{",
+    "brackets": "[",
+    "lists": "[],",
+    "objects": "{},",
+    "closed objects": '{"name": "f", "arguments": {}} ',
+    "open objects": '{"a":',
+    "quotes": '"',
+    "digits": "9",
+    "hermes marks": "<tool_call>",
+    "hermes calls": '<tool_call>{"name": "f", "arguments": {}}</tool_call>',
+    "mistral marks": "[TOOL_CALLS]",
+    "mistral calls": '[TOOL_CALLS]f{"a": 1}',
+    "gemma marks": "<start_function_call>call:f{",
+    "gemma calls": "<start_function_call>call:f{a:<escape>1<escape>}<end_function_call>",
+    "gemma escapes": "a:<escape>",
+    "python calls": "f(a=1), ",
+    "python minus": "-",
+    "python tags": "<|python_tag|>{",
+    "fences": "```json ",
+    "words": "word_",
+}
+BEGINS = {
+    ReplyFormat.HERMES: '<tool_call>{"name": "f", "arguments": {"a": ',
+    ReplyFormat.FUNCTIONGEMMA: "<start_function_call>call:f{a:",
+    ReplyFormat.MISTRAL: '[TOOL_CALLS][{"name": "f", "arguments": {"a": ',
+    ReplyFormat.LLAMA3_JSON: '{"name": "f", "parameters": {"a": ',
+    ReplyFormat.PYTHONIC: "[f(a=",
+}
+
+TOOL = Tool("f", "", {"type": "object"})
+GOLD = Message(Role.ASSISTANT, "", calls=(Call("f", {"a": 1}),))
+
+
+BOMBS = [
+    pytest.param(unit, reply_format, id=f"{name} for {reply_format}")
+    for shift in (0, 2)
+    for (name, unit), reply_format in zip(UNITS.items(), islice(cycle(BEGINS), shift, None), strict=False)
+]
+"""Each unit in two of the formats."""
+
+
+@pytest.mark.parametrize(("unit", "reply_format"), BOMBS)
+def test_a_reply_is_judged_within_its_bounds(monkeypatch, unit, reply_format):
+    """As long as the longest that is read: by its server's reader, the lenient one, and the choice of the format."""
+    monkeypatch.setattr(parse, "_TIME", TimeBound(seconds=0.5))
+    monkeypatch.setattr(lenient, "_TIME", TimeBound(seconds=0.5))
+    begin = BEGINS[reply_format]
+    text = begin + unit * ((LONGEST_REPLY - len(begin)) // len(unit))
+
+    def judge():
+        question = Case("a", 1, (Message(Role.USER, "Do it."),), (TOOL,), (), GOLD, ())
+        judged = score([question], [Reply(text, finished=False)], reply_format)
+        return judged.verdicts[0].right, detect([text]) in ReplyFormat
+
+    outcome = explode(judge)
+    assert outcome.value == (False, True)
+    assert outcome.mib < MOST_MIB
+
+
+@pytest.mark.parametrize("reply_format", ReplyFormat)
+def test_a_longer_reply_is_not_read(reply_format):
+    """No server generates so much: it is broken, and nobody looks for calls in it."""
+    found = parse.parse_reply("x" * (LONGEST_REPLY + 1), reply_format)
+    assert (found.calls, found.blocks) == ((), 1)
+    assert "more than 1024 Ki characters" in found.error
+
+
+def test_a_defect_of_this_program_tells_nothing_of_a_reply(monkeypatch):
+    """Python's own errors quote what they were about; evaluate's log and report would have it."""
+
+    def fail(*_calls):
+        return {}["zqx-canary"]
+
+    monkeypatch.setattr(metrics, "same_tools", fail)
+    question = Case("a", 1, (Message(Role.USER, "Do it."),), (TOOL,), (), GOLD, ())
+    with pytest.raises(RowCrashError) as raised:
+        score([question], [Reply("", finished=True)])
+    assert str(raised.value).startswith("KeyError in test_reply_bombs.py line ")
+    assert str(raised.value).endswith(", at case 1")
