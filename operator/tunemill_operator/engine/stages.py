@@ -295,6 +295,8 @@ def _followed(
     if entry.state is not StageState.SUCCEEDED or fact is None:
         train = ledger.entries[Stage.TRAIN]
         entry, fact = read(entry, stage, job, observed, gpus, now, train) if job else (at_rest(entry, now), None)
+        if fact is None and entry.state is StageState.SUCCEEDED:  # another program has written into the status
+            entry = entry.model_copy(update={"state": StageState.PENDING})
     return replace(
         ledger,
         entries={**ledger.entries, stage: entry},
