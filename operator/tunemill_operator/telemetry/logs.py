@@ -20,6 +20,7 @@ def configure(form: str, level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if form == "json" else _TextFormatter())
     handler.addFilter(_without_tracebacks_of_kopf)
+    handler.addFilter(_is_no_late_cancellation)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # kopf tells of every event that it hands over, and aiohttp of every scrape.
     logging.getLogger("kopf").setLevel(logging.WARNING)
@@ -31,6 +32,14 @@ def _without_tracebacks_of_kopf(record: logging.LogRecord) -> bool:
     if record.name.startswith("kopf"):
         record.exc_info = None
     return True
+
+
+def _is_no_late_cancellation(record: logging.LogRecord) -> bool:
+    """Leave out what kopf's own callback raises when a watch is stopped before the API server has answered it.
+
+    It looks for the task that it runs in, and runs in none. The watch ends all the same.
+    """
+    return not (record.name == "asyncio" and "request_cancel_callback" in record.getMessage())
 
 
 class _TextFormatter(logging.Formatter):
