@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,21 @@ class Namespace:
         """Return its status."""
         status: Json = self.get(name).get("status", {})
         return status
+
+    def complain(self, pod: Json, reason: str, message: str) -> None:
+        """Record a Warning event about a pod, as the kubelet does."""
+        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        metadata = pod["metadata"]
+        self.make(
+            "events",
+            f"{metadata['name']}.{reason.lower()}",
+            type="Warning",
+            reason=reason,
+            message=message,
+            involvedObject={"kind": "Pod", "name": metadata["name"], "uid": metadata["uid"], "namespace": self.name},
+            firstTimestamp=now,
+            lastTimestamp=now,
+        )
 
     def condition(self, name: str, kind: str) -> Json:
         """Return one of its conditions."""

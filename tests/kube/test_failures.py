@@ -1,6 +1,5 @@
 """What goes wrong is told with a remedy, tried again only when that can help, and goes on when it is mended."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -11,22 +10,6 @@ from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
 
 pytestmark = pytest.mark.usefixtures("operator")
-
-
-def complain(namespace: Namespace, pod: dict[str, Any], reason: str, message: str) -> None:
-    """Record an event about a pod, as the kubelet does."""
-    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    metadata = pod["metadata"]
-    namespace.make(
-        "events",
-        f"{metadata['name']}.{reason.lower()}",
-        type="Warning",
-        reason=reason,
-        message=message,
-        involvedObject={"kind": "Pod", "name": metadata["name"], "uid": metadata["uid"], "namespace": namespace.name},
-        firstTimestamp=now,
-        lastTimestamp=now,
-    )
 
 
 def stalled(namespace: Namespace, name: str, reason: Reason) -> dict[str, Any]:
@@ -124,8 +107,8 @@ def test_a_missing_secret_is_told_and_heals(plane: Plane, namespace: Namespace) 
     plane.kubelet.behave("keyless", Stage.PREPARE, Waits())
     namespace.apply("keyless")
     pod = eventually(lambda: namespace.pods("keyless"), "there is a pod")[0]
-    complain(
-        namespace, pod, "FailedMount", 'MountVolume.SetUp failed for volume "hub-write" : secret "hf-write" not found'
+    namespace.complain(
+        pod, "FailedMount", 'MountVolume.SetUp failed for volume "hub-write" : secret "hf-write" not found'
     )
     failure = stalled(namespace, "keyless", Reason.SECRET_NOT_FOUND)
     assert "hf-write" in failure["message"]

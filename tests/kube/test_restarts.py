@@ -5,7 +5,7 @@ import signal
 import time
 from pathlib import Path
 
-from kube.kubelet import Runs, eventually
+from kube.kubelet import Runs, Waits, eventually
 from kube.operators import an_operator, start
 from kube.plane import Namespace, Plane
 from tunemill_api.stage_report import Stage
@@ -36,6 +36,27 @@ def test_an_operator_that_is_killed_again_and_again_repeats_nothing(
             namespace.wait_for(name, "Succeeded")
             assert [plane.kubelet.starts_of(name, stage) for stage in Stage] == [1, 1, 1, 1]
             assert len(namespace.jobs(name)) == 3
+
+
+def test_an_operator_that_starts_does_not_withdraw_what_it_has_not_asked_about(
+    plane: Plane, namespace: Namespace, tmp_path: Path
+) -> None:
+    """A missing Secret stays Stalled over a restart, from the first look on; when it heals, the run goes on."""
+    plane.kubelet.behave("keyless", Stage.PREPARE, Waits())
+    options = ["--no-leader-election", f"--namespaces={namespace.name}"]
+    namespace.apply("keyless")
+    with an_operator(plane.kubeconfig, tmp_path / "first.log", *options):
+        pod = eventually(lambda: namespace.pods("keyless"), "there is a pod")[0]
+        namespace.complain(pod, "FailedMount", 'MountVolume.SetUp failed for volume "hub-write" : secret "s" not found')
+        assert namespace.wait_for("keyless", "Failed")["failure"]["reason"] == "SecretNotFound"
+    before = namespace.get("keyless")["metadata"]["resourceVersion"]
+    with an_operator(plane.kubeconfig, tmp_path / "second.log", *options):
+        # What is new is served first: when it is done, the others have been looked at.
+        namespace.apply("other")
+        namespace.wait_for("other", "Succeeded")
+        assert namespace.get("keyless")["metadata"]["resourceVersion"] == before
+        plane.kubelet.behaviours.pop(("keyless", "prepare"))
+        assert "failure" not in namespace.wait_for("keyless", "Succeeded")
 
 
 def test_an_api_server_that_restarts_stops_nothing(plane: Plane, namespace: Namespace, tmp_path: Path) -> None:

@@ -102,7 +102,9 @@ class Reconciler:
             self.queue.add(key)  # what was done is told after new objects have their Jobs
             return
         if decided.status is not None and decided.status != finetune.status:
-            if progress_turn or not _only_progress(finetune.status, decided.status):
+            if _would_withdraw_failure(finetune, decided) and self.warnings.awaits_first_answer(key):
+                pass  # a process that has just begun does not know yet whether the cluster still complains
+            elif progress_turn or not _only_progress(finetune.status, decided.status):
                 record.begins_run = await self._write(finetune, decided, decided.status, now)
             else:
                 self.board.wait_for_turn(key)
@@ -231,6 +233,20 @@ def _workloads(bodies: Iterable[Json]) -> Iterator[Workload]:
             yield workload_of(body)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             log.warning("a Workload of Kueue cannot be read and is ignored: %s: %s", type(error).__name__, error)
+
+
+def _would_withdraw_failure(finetune: FineTune, decided: Plan) -> bool:
+    """Tell whether the status would lose what keeps a pod from starting, although nobody did or asked for anything."""
+    before, after = finetune.status.failure, decided.status
+    return (
+        before is not None
+        and after is not None
+        and after.failure is None
+        and not before.final
+        and before.observed_generation == finetune.generation
+        and finetune.begun
+        and not decided.actions
+    )
 
 
 def _only_progress(before: FineTuneStatus, after: FineTuneStatus) -> bool:

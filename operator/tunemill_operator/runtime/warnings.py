@@ -41,6 +41,10 @@ class _Waiting:
     """When to ask about them."""
     complaints: Sequence[Complaint] = ()
     """What was said about them."""
+    answered: bool = False
+    """Whether this process has asked about them."""
+    awaited: bool = False
+    """Whether the first answer is news, whatever it says."""
 
 
 class Warnings:
@@ -65,13 +69,22 @@ class Warnings:
             self._waiting.pop(key, None)
         elif known is None or known.since != since:
             kept = [each for each in known.complaints if each.about in since] if known else []
-            self._waiting[key] = _Waiting(since, max(since.values()) + SILENT_AFTER, kept)
+            answered = known is not None and known.answered and since.keys() <= known.since.keys()
+            self._waiting[key] = _Waiting(since, max(since.values()) + SILENT_AFTER, kept, answered)
             self._somebody_waits.set()
 
     def about(self, key: Key) -> tuple[Complaint, ...]:
         """Return what was said about the Jobs and pods of an object."""
         known = self._waiting.get(key)
         return tuple(known.complaints) if known else ()
+
+    def awaits_first_answer(self, key: Key) -> bool:
+        """Tell whether it is not known yet what is said about the object, as after a start; the answer is then news."""
+        known = self._waiting.get(key)
+        if known is None or known.answered:
+            return False
+        known.awaited = True
+        return True
 
     async def run(self) -> None:
         """Ask until cancelled: about what is young soon and often, about what has waited for long ever more seldom."""
@@ -98,8 +111,9 @@ class Warnings:
             if said is None:
                 continue
             before, each.complaints = each.complaints, [one for uid in each.since for one in said.get(uid, ())]
+            awaited, each.answered, each.awaited = each.awaited, True, False
             # Of thousands that wait, nothing is said about most.
-            if (before or each.complaints) and _words(before) != _words(each.complaints):
+            if awaited or ((before or each.complaints) and _words(before) != _words(each.complaints)):
                 self._news(key)
 
 

@@ -114,6 +114,25 @@ def test_what_is_only_said_again_is_no_news_and_what_is_said_anew_or_no_more_is(
     jump(story())
 
 
+def test_a_first_answer_that_somebody_awaits_is_news_even_if_it_is_empty(jump: Jump) -> None:
+    """A process that has just begun does not know whether an object is still complained about."""
+
+    async def story() -> None:
+        listening = Listening()
+        async with listening.running():
+            listening.expect("team-a", 1)
+            assert listening.warnings.awaits_first_answer(("team-a", "run-1"))
+            assert not listening.warnings.awaits_first_answer(("team-a", "run-2"))
+            await asyncio.sleep(2)
+            assert listening.news == [("team-a", "run-1")]
+            assert not listening.warnings.awaits_first_answer(("team-a", "run-1"))
+            listening.expect("team-a", 1, age=9)
+            await asyncio.sleep(2)
+        assert listening.news == [("team-a", "run-1")]
+
+    jump(story())
+
+
 def test_what_does_not_wait_any_more_is_not_asked_about(jump: Jump) -> None:
     """Nobody waits: nothing is asked."""
 
