@@ -78,7 +78,9 @@ def test_probes_and_service_lead_to_the_ports_that_the_operator_opens() -> None:
     rendered = render(progress={"port": 9443})
     ports = {port["name"]: str(port["containerPort"]) for port in rendered.container["ports"]}
     assert ports == {"http": rendered.flags["--http-port"], "progress": rendered.flags["--progress-port"]}
-    assert {rendered.container[f"{probe}Probe"]["httpGet"]["port"] for probe in ("liveness", "readiness")} == {"http"}
+    probes = [rendered.container[f"{probe}Probe"] for probe in ("startup", "liveness", "readiness")]
+    assert {probe["httpGet"]["port"] for probe in probes} == {"http"}
+    assert probes[0]["failureThreshold"] * probes[0]["periodSeconds"] >= 120
     assert rendered.one("Service")["spec"]["ports"][0]["targetPort"] == "progress"
 
 
