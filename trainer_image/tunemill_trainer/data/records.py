@@ -139,9 +139,10 @@ def _rows_of_a_table(file: DataFile) -> Iterator[Record]:
     number = 0
     try:
         with _ROOM_OF_A_TABLE:
-            table = pq.ParquetFile(file.path)
+            # Each thread of Arrow's reserves address space of its own, which is what can be bounded.
+            table = pq.ParquetFile(file.path, pre_buffer=False)
         with table:
-            batches = table.iter_batches(_ROWS_OF_A_TABLE)
+            batches = table.iter_batches(_ROWS_OF_A_TABLE, use_threads=False)
             while rows := _next_rows(batches):
                 for row, size in rows:
                     number += 1
