@@ -14,6 +14,9 @@ PROFILE_PLURAL: Final = "finetuneprofiles"
 PROFILE_SINGULAR: Final = "finetuneprofile"
 PROFILE_SHORT_NAME: Final = "ftp"
 
+PUBLIC_HUB: Final = "https://huggingface.co"
+"""Where base models, data sets and releases lie when spec.hub.endpoint is empty."""
+
 FIELD_MANAGER: Final = "tunemill-operator"
 """The server-side-apply owner of `.status`."""
 

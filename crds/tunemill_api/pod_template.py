@@ -510,3 +510,8 @@ class PodTemplates(ApiModel):
 
 TEMPLATE_FIELDS: Final = tuple(str(field.alias) for field in PodTemplate.model_fields.values())
 """The fields of a template, as users write them."""
+
+
+def is_extended_resource(name: str) -> bool:
+    """Return whether a resource is what Kubernetes calls an extended resource, such as nvidia.com/gpu."""
+    return "/" in name and "kubernetes.io/" not in name

@@ -78,25 +78,26 @@ class Limits(ApiModel):
     """The owners of spec.publish.repository, on the same Hub only."""
     trainer_images: Globs | None = None
     """The images in spec.compute.trainerImage, for example registry.example.com/ml/*; the operator's own is always
-    allowed, and an empty list allows no other. Absent beside other limits: none but that of the defaults. Whoever
-    chooses the image chooses what runs, and no limit on names, gates or visibility holds for it."""
+    allowed, and an empty list allows no other. If unset while other limits are set: only the image of the defaults.
+    A custom image decides what runs, so limits on names, gates and visibility cannot be enforced for it."""
     gpu_resources: Globs | None = None
-    """Allowed spec.compute.gpuResource. Absent beside other limits: that of the defaults, else nvidia.com/gpu."""
+    """Allowed spec.compute.gpuResource. If unset while other limits are set: the one in the defaults, or
+    nvidia.com/gpu."""
     service_accounts: Globs | None = None
     """Allowed serviceAccountName of every stage in spec.podTemplates; naming none is always allowed."""
     secrets: Globs | None = None
     """Allowed Secrets in the spec: credentials, tokens, and those in env and volumes of spec.podTemplates. What the
-    defaults name, and the default hf-write, are always allowed. Absent: every Secret of the namespace."""
+    defaults name, and the default hf-write, are always allowed. If unset: every Secret of the namespace."""
     claims: Globs | None = None
-    """Allowed PersistentVolumeClaims: spec.compute.modelCache.claimName and volumes of spec.podTemplates. Absent beside
-    other limits: for the model cache, that of the defaults only."""
+    """Allowed PersistentVolumeClaims: spec.compute.modelCache.claimName and volumes of spec.podTemplates. If unset
+    while other limits are set: for the model cache, only the claim in the defaults."""
     endpoints: Globs | None = None
     """Hosts, or host:port, that spec.hub.endpoint, spec.dataset.endpoint and spec.workspace.endpoint may name, for
-    example *.acme.com. Absent beside other limits: only the endpoint of the defaults, or the public one where the
-    defaults have none."""
+    example *.acme.com. If unset while other limits are set: only the endpoint in the defaults, or the public endpoint
+    if the defaults have none."""
     priority_classes: Globs | None = None
     """Allowed priorityClassName of every stage in spec.podTemplates, and allowed spec.queue.priorityClass; naming none
-    is always allowed. Absent beside other limits: those of the defaults."""
+    is always allowed. If unset while other limits are set: only the one in the defaults."""
     runtime_classes: Globs | None = None
     """Allowed runtimeClassName of every stage in spec.podTemplates; naming none is always allowed."""
     pod_template_fields: (
@@ -107,9 +108,9 @@ class Limits(ApiModel):
         | None
     ) = None
     """Fields of spec.podTemplates that users may set, for example [resources, env]. An empty list allows none. What
-    defaults.podTemplates sets is always allowed. Absent beside other limits: resources, env,
-    terminationGracePeriodSeconds, sharedMemory, topologySpreadConstraints, and those with a list here. volumes and
-    volumeMounts let users replace the trainer's files."""
+    defaults.podTemplates sets is always allowed. If unset while other limits are set: resources, env,
+    terminationGracePeriodSeconds, sharedMemory, topologySpreadConstraints, and the fields that have their own list in
+    these limits. volumes and volumeMounts let users replace the trainer's files."""
     max_resources: Annotated[dict[str, Quantity], Field(max_length=16)] | None = None
     """Highest request and limit of a pod by resource, for example {cpu: "16", memory: 64Gi, ephemeral-storage: 200Gi}.
     It is also the limit of a container that sets none for the resource. ephemeral-storage also bounds the size of
@@ -121,7 +122,7 @@ class Limits(ApiModel):
     gates: Annotated[list[Gate], Field(max_length=8, json_schema_extra={"x-kubernetes-list-type": "atomic"})] | None = (
         None
     )
-    """Gates that every run must pass, besides those of spec.evaluation.gates. Users cannot remove them."""
+    """Gates that every run must pass, in addition to spec.evaluation.gates. Users cannot remove them."""
     private_only: bool = False
     """Whether spec.publish.private must be true: repositories that a run creates are private. It does not change the
     visibility of a repository that exists."""

@@ -33,7 +33,7 @@ class Settings:
         str(USER_ID), "User and group id of stage pods; empty leaves them to the cluster, as OpenShift wants it."
     )
     hub_endpoints: tuple[str, ...] = _setting(
-        (), "Hubs, by comma, that users may name beside huggingface.co without a profile: tokens are sent there."
+        (), "Hubs, by comma, besides huggingface.co, that users may name without a profile: tokens are sent there."
     )
     instance_metadata: bool = _setting(
         default=False, text="Let stages without credentials use their node's identity from its metadata service (AWS)."

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from learn.runs import SEED, Recipe, TrainedRun, a_shared_run
+from learn.training import World, a_world
+from tunemill_dev.tiny.cached import cached_base
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,6 +27,19 @@ def seed(request: pytest.FixtureRequest) -> int:
     """The seed of trainings that are judged by what they learn."""
     found: int = request.config.getoption("--training-seed", SEED)
     return found
+
+
+@pytest.fixture(scope="session")
+def base() -> Path:
+    """A tiny base model with random weights, for what does not need to be learnt."""
+    return cached_base("gemma2", steps=0)
+
+
+@pytest.fixture
+def world(tmp_path: Path, base: Path) -> Iterator[World]:
+    """The services that a run needs, with this base model on the Hub."""
+    with a_world(tmp_path, base) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -2,30 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
-from learn.training import BASE, PREPARED_KEY, Ended, World, a_world, prepare, run_spec, run_stage
+from learn.training import BASE, PREPARED_KEY, Ended, World, prepare, run_spec, run_stage
 from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import PreparedFacts
 from tunemill_dev.tiny import rows
-from tunemill_dev.tiny.cached import cached_base
-
-
-@pytest.fixture(scope="module")
-def base() -> Path:
-    """A tiny base; nothing has to be learnt here."""
-    return cached_base("gemma2", steps=0)
-
-
-@pytest.fixture
-def world(tmp_path: Path, base: Path) -> Iterator[World]:
-    """Its services."""
-    with a_world(tmp_path, base) as running:
-        yield running
 
 
 def rewrite(world: World, change: Callable[[dict], None], **base_model: str) -> None:

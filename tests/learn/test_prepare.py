@@ -15,7 +15,6 @@ from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.stage_report import Stage
 from tunemill_dev.tiny import rows
-from tunemill_dev.tiny.cached import cached_base
 from tunemill_trainer import config_maps, tracing
 from tunemill_trainer.context import StageContext
 from tunemill_trainer.credentials import Credentials
@@ -27,12 +26,6 @@ from tunemill_trainer.stages import prepare
 from tunemill_trainer.stop import StopSignal
 
 HUB_TOKEN = "a-token-of-alice"
-
-
-@pytest.fixture(scope="module")
-def base() -> Path:
-    """A tiny base; its weights do not matter here."""
-    return cached_base("gemma2", steps=0)
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,19 +14,6 @@ from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import TrainedFacts
 from tunemill_dev.tiny.cached import cached_base
-
-
-@pytest.fixture(scope="module")
-def base() -> Path:
-    """A tiny base with random weights, for what does not need to be learnt."""
-    return cached_base("gemma2", steps=0)
-
-
-@pytest.fixture
-def world(tmp_path: Path, base: Path) -> Iterator[World]:
-    """Its services."""
-    with a_world(tmp_path, base) as running:
-        yield running
 
 
 def test_the_adapter_is_committed_with_the_record_of_its_training(extended_run: TrainedRun, tmp_path: Path) -> None:

@@ -1,20 +1,18 @@
 """The workspace on an S3 server that people host themselves, which is that of the local cluster."""
 
+import socket
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from botocore.exceptions import EndpointConnectionError
-from trainer.core.buckets import Bucket, a_folder
+from trainer.core.buckets import Bucket, a_folder, new_bucket
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import TrainedFacts
 from tunemill_dev.cluster import binaries
 from tunemill_dev.cluster.ports import free_ports
-from tunemill_trainer import s3
-from tunemill_trainer.credentials import S3Credentials
+from tunemill_dev.cluster.processes import wait_until
 
 KEY = "00112233aabbccdd"
 
@@ -31,16 +29,19 @@ def bucket(tmp_path: Path) -> Iterator[Bucket]:
     storage = ["posix", "--sidecar", str(tmp_path / "metadata"), str(tmp_path / "data")]
     with subprocess.Popen([program, *options, *storage], stdout=subprocess.DEVNULL) as server:
         try:
-            client = s3.client(f"http://127.0.0.1:{port}", "us-east-1", S3Credentials("key", "secret"))
-            for _ in range(20):  # each time boto3 asks four times
-                try:
-                    client.create_bucket(Bucket="team-a")
-                    break
-                except EndpointConnectionError:
-                    time.sleep(0.1)
-            yield Bucket(f"http://127.0.0.1:{port}", "team-a", client)
+            assert wait_until(lambda: accepts_connections(port), seconds=60), "versitygw does not listen"
+            yield new_bucket(port)
         finally:
             server.terminate()
+
+
+def accepts_connections(port: int) -> bool:
+    """Tell whether a server listens at this port of loopback."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def facts(steps: int) -> TrainedFacts:

@@ -4,7 +4,6 @@ A commit says which files a model has only on a Hub that is trusted. `spec.hub.e
 serve other files under the same commit.
 """
 
-import hashlib
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from typing import Final
 
 from tunemill_api.failures import Reason
 
+from tunemill_trainer.checksums import sha256_of
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import Hub, ModelCommit
 from tunemill_trainer.prepared import BaseModel
@@ -82,14 +82,9 @@ def _contents(folder: Path, patterns: list[str]) -> dict[str, str]:
     present = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     names = _matching(present, patterns)
     with ThreadPoolExecutor(_THREADS) as pool:
-        return dict(zip(names, pool.map(lambda name: _sha256(folder / name), names), strict=True))
+        return dict(zip(names, pool.map(lambda name: sha256_of(folder / name), names), strict=True))
 
 
 def _matching(names: Iterable[str], patterns: list[str]) -> list[str]:
     """Return the names that match a pattern, as huggingface_hub decides it when it downloads."""
     return sorted(name for name in names if any(fnmatch(name, pattern) for pattern in patterns))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

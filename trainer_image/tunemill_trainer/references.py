@@ -90,13 +90,20 @@ def _prune(workspace: Workspace, run: RunSpec) -> None:
 
 def _of_object(run: RunSpec) -> str:
     """Return where the references lie that a run may drop."""
-    # No namespace begins with "@": an older version takes these for references of another object, and keeps them.
-    of_name = f"{_RUNS}@{run.cluster}/{run.namespace}/{run.name}/"
-    return of_name if run.cluster else f"{of_name}{run.uid or _NO_UID}/"
+    return _of_name(run) if run.cluster else _of_uid(run)
 
 
 def _of_run(run: RunSpec) -> str:
-    return f"{_RUNS}@{run.cluster}/{run.namespace}/{run.name}/{run.uid or _NO_UID}/{run.run_id}/"
+    return f"{_of_uid(run)}{run.run_id}/"
+
+
+def _of_uid(run: RunSpec) -> str:
+    return f"{_of_name(run)}{run.uid or _NO_UID}/"
+
+
+def _of_name(run: RunSpec) -> str:
+    # No namespace begins with "@": an older version takes these for references of another object, and keeps them.
+    return f"{_RUNS}@{run.cluster}/{run.namespace}/{run.name}/"
 
 
 def _output(reference: str) -> str:

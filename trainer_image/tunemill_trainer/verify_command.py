@@ -12,6 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunemill_api.constants import PUBLIC_HUB
 from tunemill_api.failures import ExitCode
 from tunemill_api.plain_text import plain
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from tunemill_trainer.release.signing import VerificationKey
     from tunemill_trainer.release.verification import Snapshot, Verdict
 
-_PUBLIC_HUB = "https://huggingface.co"
 _MOST_PROBLEMS = 20
 _REMEDY = (
     "Do not use it before you know why. To verify the commit that was published, pass --revision with "
@@ -62,8 +62,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Print what the model was made from and return the exit code: 0 verified, 65 not, others when nobody can tell."""
-    endpoint = options.endpoint or os.environ.get("HF_ENDPOINT", _PUBLIC_HUB)
-    if endpoint.rstrip("/") != _PUBLIC_HUB:
+    endpoint = options.endpoint or os.environ.get("HF_ENDPOINT", PUBLIC_HUB)
+    if endpoint.rstrip("/") != PUBLIC_HUB:
         # Read by huggingface_hub at its import. Against a server without Xet it hangs for more than a minute.
         os.environ["HF_HUB_DISABLE_XET"] = "1"
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -127,7 +127,8 @@ def _snapshot(options: argparse.Namespace, endpoint: str) -> "tuple[str, Snapsho
 def _read(api: "HfApi", options: argparse.Namespace) -> "tuple[str, Snapshot]":
     from huggingface_hub import RepoFile
 
-    from tunemill_trainer.release.provenance import LARGEST_BYTES, PROVENANCE, sha256
+    from tunemill_trainer.checksums import sha256_of
+    from tunemill_trainer.release.provenance import LARGEST_BYTES, PROVENANCE
     from tunemill_trainer.release.verification import Snapshot, is_safe
 
     # Everything else is asked of this commit: a branch may move meanwhile.
@@ -156,7 +157,7 @@ def _read(api: "HfApi", options: argparse.Namespace) -> "tuple[str, Snapshot]":
                 return entry.lfs.sha256
             path = Path(api.hf_hub_download(options.repository, entry.path, revision=commit, local_dir=folder))
             try:
-                return sha256(path)
+                return sha256_of(path)
             finally:
                 if entry.path != PROVENANCE:
                     path.unlink()

@@ -10,7 +10,6 @@ say) never mix their files. The first manifest wins: it is written with If-None-
 header the last one would win, after each has removed the files of the other: `check_writable` refuses such a server.
 """
 
-import hashlib
 import logging
 import secrets
 import shutil
@@ -32,6 +31,7 @@ from tunemill_api.stage_report import Stage
 from tunemill_api.status import StatusModel
 
 from tunemill_trainer import s3, tracing
+from tunemill_trainer.checksums import sha256_of
 from tunemill_trainer.credentials import Credentials
 from tunemill_trainer.errors import StageError
 
@@ -332,7 +332,7 @@ class Workspace:
     def _download(self, place: str, manifest: Manifest, into: Path, without: Collection[str] = ()) -> None:
         def download(file: ManifestFile) -> None:
             target = into / file.path
-            if target.is_file() and _digest(target) == file.sha256:
+            if target.is_file() and sha256_of(target) == file.sha256:
                 return
             target.parent.mkdir(parents=True, exist_ok=True)
             name = f"{place}{manifest.attempt}/{file.path}"
@@ -342,7 +342,7 @@ class Workspace:
                 if error.response["Error"]["Code"] in _GONE:
                     raise _DamagedError(f"{self._uri(name)} is not there") from error
                 raise
-            if (found := _digest(target)) != file.sha256:
+            if (found := sha256_of(target)) != file.sha256:
                 raise _DamagedError(f"{self._uri(name)} has sha256 {found}, expected {file.sha256}")
 
         with self._errors(place), ThreadPoolExecutor(_TRANSFERS) as pool:
@@ -389,11 +389,6 @@ def _status(error: ClientError) -> int:
 def _files(folder: Path) -> list[ManifestFile]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return [
-        ManifestFile(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=_digest(path))
+        ManifestFile(path=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=sha256_of(path))
         for path in paths
     ]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,10 +1,11 @@
 """Keeps the pods of a run away from nodes on which it failed for a reason that points to the node."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunemill_api.status import CutShort, StageStatus, SuspectNode
 
+from tunemill_operator.engine.objects import mapping
 from tunemill_operator.engine.stages import Ledger, Work
 from tunemill_operator.engine.volumes import Manifest
 
@@ -19,13 +20,13 @@ def avoiding(pod_spec: Manifest, nodes: Sequence[str]) -> Manifest:
     if not nodes:
         return pod_spec
     excluded = {"key": HOSTNAME, "operator": "NotIn", "values": list(nodes)}
-    affinity = _mapping(pod_spec.get("affinity"))
-    node_affinity = _mapping(affinity.get("nodeAffinity"))
-    required = _mapping(node_affinity.get("requiredDuringSchedulingIgnoredDuringExecution"))
+    affinity = mapping(pod_spec.get("affinity"))
+    node_affinity = mapping(affinity.get("nodeAffinity"))
+    required = mapping(node_affinity.get("requiredDuringSchedulingIgnoredDuringExecution"))
     # One of the terms has to match, so that each has to exclude the nodes. A term without expressions matches nothing.
-    terms = [_mapping(term) for term in required.get("nodeSelectorTerms") or []]
+    terms = [mapping(term) for term in required.get("nodeSelectorTerms") or []]
     matching = [term for term in terms if term.get("matchExpressions") or term.get("matchFields")]
-    narrowed = [
+    narrowed: list[Mapping[str, Any]] = [
         {**term, "matchExpressions": [*(term.get("matchExpressions") or []), excluded]} for term in matching or [{}]
     ]
     if terms and not matching:
@@ -70,7 +71,3 @@ def allowed_again(entry: StageStatus) -> StageStatus:
     """Return the stage's entry after which its pods may run on the suspect nodes again."""
     nodes = [node.model_copy(update={"avoided": False}) for node in entry.suspect_nodes]
     return entry.model_copy(update={"suspect_nodes": nodes})
-
-
-def _mapping(part: Any) -> dict[str, Any]:  # noqa: ANN401 - users write the affinity
-    return part if isinstance(part, dict) else {}

@@ -272,9 +272,9 @@ class Pod:
 def stored_finetune_of(body: Json) -> StoredFineTune:
     """Return what the cache keeps of a FunctionCallFineTune; of one that cannot be read, why."""
     metadata = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
-    annotations = _mapping(metadata.get("annotations"))
+    annotations = mapping(metadata.get("annotations"))
     metadata["annotations"] = {name: value for name, value in annotations.items() if name.startswith(f"{GROUP}/")}
-    meta, status = meta_of(body), _mapping(body.get("status"))
+    meta, status = meta_of(body), mapping(body.get("status"))
     generation = metadata.get("generation", 1)
     if not isinstance(generation, int) or abs(generation) > LARGEST_COUNT:
         raise TypeError("metadata.generation is no number")
@@ -333,10 +333,10 @@ def finetune_of(body: Json) -> FineTune:
     return FineTune(
         meta=meta_of(body),
         generation=int(metadata.get("generation", 1)),
-        requested_at=_text(_mapping(metadata.get("annotations")).get(ANNOTATION_REQUESTED_AT)),
+        requested_at=_text(mapping(metadata.get("annotations")).get(ANNOTATION_REQUESTED_AT)),
         spec=spec,
         spec_error=error,
-        status=_status_in(_mapping(body.get("status"))),
+        status=_status_in(mapping(body.get("status"))),
     )
 
 
@@ -370,7 +370,7 @@ def _queued(body: Json) -> Any:  # noqa: ANN401 - what stands there may be no sp
 
     Those who use Kueue label whatever is to be queued, and kustomize labels everything at once.
     """
-    spec, labels = body.get("spec") or {}, _mapping(body["metadata"].get("labels"))
+    spec, labels = body.get("spec") or {}, mapping(body["metadata"].get("labels"))
     if not isinstance(spec, dict):
         return spec
     if not labels.get(LABEL_QUEUE) or spec.get("queue"):
@@ -388,10 +388,10 @@ def _invalid_field(location: tuple[int | str, ...], kind: str, message: str) -> 
 
 def job_of(body: Json) -> Job:
     """Return the view of a Job."""
-    annotations, labels = (_mapping(body["metadata"].get(name)) for name in ("annotations", "labels"))
+    annotations, labels = (mapping(body["metadata"].get(name)) for name in ("annotations", "labels"))
     conditions = {
         _text(each.get("type")): each
-        for each in _mappings(_mapping(body.get("status")).get("conditions"))
+        for each in _mappings(mapping(body.get("status")).get("conditions"))
         if each.get("status") == "True"
     }
     end = conditions.get("Complete") or conditions.get("Failed") or {}
@@ -406,7 +406,7 @@ def job_of(body: Json) -> Job:
         memory_kills=_number(annotations.get(ANNOTATION_MEMORY_KILLS)),
         queue=_text(labels.get(LABEL_QUEUE)),
         priority=_text(labels.get(LABEL_PRIORITY)),
-        suspended=_mapping(body.get("spec")).get("suspend") is True,
+        suspended=mapping(body.get("spec")).get("suspend") is True,
         complete="Complete" in conditions,
         failed=bool(failed),
         failed_reason=_text(failed.get("reason")),
@@ -417,7 +417,7 @@ def job_of(body: Json) -> Job:
 
 def pod_of(body: Json) -> Pod:
     """Return the view of a pod."""
-    status = _mapping(body.get("status"))
+    status = mapping(body.get("status"))
     conditions = {_text(each.get("type")): each for each in _mappings(status.get("conditions"))}
     scheduled = conditions.get("PodScheduled") or {}
     disruption = conditions.get("DisruptionTarget") or {}
@@ -433,7 +433,7 @@ def pod_of(body: Json) -> Pod:
         message=_text(status.get("message")),
         unschedulable=_text(scheduled.get("message")) if scheduled.get("reason") == "Unschedulable" else "",
         disrupted=(_text(disruption.get("reason")) or "Disrupted") if disruption.get("status") == "True" else "",
-        node=_text(_mapping(body.get("spec")).get("nodeName")),
+        node=_text(mapping(body.get("spec")).get("nodeName")),
         ends_by=_time(body["metadata"].get("deletionTimestamp")),
         containers=tuple(part for item in containers for part in (_stages_of(item) if shared else [item])),
         shared=shared,
@@ -506,8 +506,8 @@ def _is_of(stage: Stage, line: str) -> bool:
 
 
 def _container(status: Json) -> Container:
-    state = _mapping(status.get("state"))
-    waiting, running, ended = (_mapping(state.get(name)) for name in ("waiting", "running", "terminated"))
+    state = mapping(status.get("state"))
+    waiting, running, ended = (mapping(state.get(name)) for name in ("waiting", "running", "terminated"))
     code = ended.get("exitCode", 0)
     return Container(
         name=_text(status.get("name")),
@@ -535,7 +535,7 @@ def meta_of(body: Json) -> Meta:
         ValueError: the same.
     """
     metadata = body["metadata"]
-    labels = _mapping(metadata.get("labels"))
+    labels = mapping(metadata.get("labels"))
     owners = _mappings(metadata.get("ownerReferences"))
     controller: Json = next((owner for owner in owners if owner.get("controller")), {})
     job = _text(controller.get("name")) if controller.get("kind") == "Job" else ""
@@ -595,5 +595,6 @@ def _mappings(value: object) -> list[Mapping[str, Any]]:
     return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
 
 
-def _mapping(value: object) -> Mapping[str, Any]:
+def mapping(value: object) -> Mapping[str, Any]:
+    """Return a part of an object that has to be a mapping; an empty one for anything else."""
     return value if isinstance(value, Mapping) else {}

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from tunemill_api import constants
 from tunemill_api.failures import FINAL_EXIT_CODES, ExitCode
 from tunemill_api.finetune import FineTuneSpec
-from tunemill_api.pod_template import DEFAULT_REQUESTS, PodTemplate
+from tunemill_api.pod_template import DEFAULT_REQUESTS, PodTemplate, is_extended_resource
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage
 
@@ -216,7 +216,7 @@ def _without_gpus(resources: Manifest) -> dict[str, str]:
     requests a device, its device plugin sets the variable, which a value of ours would replace.
     """
     requested = {*resources["requests"], *resources.get("limits", {})}
-    if any("/" in name and "kubernetes.io/" not in name for name in requested):
+    if any(map(is_extended_resource, requested)):
         return {}
     return {"NVIDIA_VISIBLE_DEVICES": "void"}
 

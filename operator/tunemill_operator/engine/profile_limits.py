@@ -12,10 +12,11 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
+from tunemill_api.constants import PUBLIC_HUB
 from tunemill_api.evaluation import MAX_GATES, Gate
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
-from tunemill_api.pod_template import PodTemplate
+from tunemill_api.pod_template import PodTemplate, is_extended_resource
 from tunemill_api.profile import DEFAULT_TEMPLATE_FIELDS, Limits
 from tunemill_api.publish import Publish
 from tunemill_api.scalars import duration_seconds, quantity_value
@@ -54,7 +55,6 @@ _SERVER_ENV: Final = (
 )
 """Variables that name the servers that boto3 and the Hub's client speak to."""
 _NODE_RESOURCES: Final = ("cpu", "memory", "ephemeral-storage")
-PUBLIC_HUB: Final = "https://huggingface.co"
 _PUBLIC_S3: Final = "https://s3.amazonaws.com"
 
 
@@ -205,9 +205,8 @@ def _other_devices(spec: FineTuneSpec, profile: Profile) -> Iterator[_Excess]:
         for kind, quantities in (("requests", template.resources.requests), ("limits", template.resources.limits)):
             known = profile.fields.get(f"{path}.resources.{kind}", {})
             for name, quantity in quantities.items():
-                is_device = "/" in name and "kubernetes.io/" not in name  # what Kubernetes calls an extended resource
                 given_by_limit = (profile.spec.limits.max_resources or {}).get(name) == quantity and kind == "limits"
-                if is_device and str(known.get(name)) != quantity and not given_by_limit:
+                if is_extended_resource(name) and str(known.get(name)) != quantity and not given_by_limit:
                     yield _Excess(f"{path}.resources.{kind}", allowed, f"{name}: {quantity}", own=False)
         claims = [claim.model_dump(mode="json", by_alias=True, exclude_none=True) for claim in template.resource_claims]
         if claims and claims != profile.fields.get(f"{path}.resourceClaims"):

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
+from tunemill_api.constants import PUBLIC_HUB
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.profile import PRESET_FIELDS
 from tunemill_api.status import ProfileStatus
 
 from tunemill_operator.engine.objects import FineTune
-from tunemill_operator.engine.profile_limits import PUBLIC_HUB, check, names_hub
+from tunemill_operator.engine.profile_limits import check, names_hub
 from tunemill_operator.engine.profiles import (
+    STAGES,
     Fields,
     Profile,
     RefusedError,
@@ -105,7 +107,7 @@ def _complete(terms: Terms) -> Terms:
         RefusedError: a volume is mounted that does not exist, or there is no workspace.
     """
     spec = terms.spec
-    for stage in ("prepare", "train", "publish"):
+    for stage in STAGES:
         template = spec.pod_templates.of(stage)
         volumes = {volume.name for volume in template.volumes}
         for number, mount in enumerate(template.volume_mounts):

@@ -12,6 +12,7 @@ from tunemill_operator.engine.objects import (
     Pod,
     StoredFineTune,
     job_of,
+    mapping,
     pod_of,
     stored_finetune_of,
 )
@@ -22,15 +23,22 @@ log = logging.getLogger(__name__)
 Key = tuple[str, str]
 """Namespace and name of a FunctionCallFineTune."""
 
-REMEMBERED_DELETIONS = 10_000
-"""Uids of deleted objects that are kept, so that a late answer of the API server does not bring one back."""
+REMEMBERED = 10_000
+"""Uids of deleted objects that are kept, so that a late answer of the API server does not bring one back; and of
+objects that cannot be read, so that each version is logged once."""
 
 
 def uid_of(body: Any) -> str:  # noqa: ANN401 - what stands in a list may be anything
     """Return the uid of an object; empty when it has none."""
-    metadata = body.get("metadata") if isinstance(body, Mapping) else None
-    uid = metadata.get("uid") if isinstance(metadata, Mapping) else None
+    uid = mapping(mapping(body).get("metadata")).get("uid")
     return uid if isinstance(uid, str) else ""
+
+
+def _remember(known: dict[str, Any], key: str, value: Any) -> None:  # noqa: ANN401 - kept as it is
+    """Keep a value, and no more than REMEMBERED of them: the oldest goes."""
+    known[key] = value
+    while len(known) > REMEMBERED:
+        del known[next(iter(known))]
 
 
 class _Viewed(Protocol):
@@ -98,24 +106,19 @@ class Store(Generic[View]):
 
     def _ignore(self, body: Mapping[str, Any], error: Exception) -> None:
         """Say once that this version of an object cannot be read."""
-        uid, version, where = "", "", "without metadata"
-        if isinstance(metadata := body.get("metadata") if isinstance(body, Mapping) else None, Mapping):
-            uid, version = str(metadata.get("uid", "")), str(metadata.get("resourceVersion", ""))
-            where = f"{metadata.get('namespace', '')}/{metadata.get('name', '')}"
+        metadata = mapping(mapping(body).get("metadata"))
+        uid, version = str(metadata.get("uid", "")), str(metadata.get("resourceVersion", ""))
+        where = f"{metadata.get('namespace', '')}/{metadata.get('name', '')}" if metadata else "without metadata"
         if self._ignored.get(uid) == version:
             return
-        self._ignored[uid] = version
-        while len(self._ignored) > REMEMBERED_DELETIONS:
-            del self._ignored[next(iter(self._ignored))]
+        _remember(self._ignored, uid, version)
         self._unreadable(self._kind)
         problem = f"{type(error).__name__}: {error}"[:200]
         log.warning("%s: an object cannot be read and is ignored: %.400s: %s", self._kind, where, problem)
 
     def remove(self, uid: str) -> Key | None:
         """Take out a deleted object; return the key that it concerned, None when it was not known."""
-        self._deleted[uid] = None
-        while len(self._deleted) > REMEMBERED_DELETIONS:
-            del self._deleted[next(iter(self._deleted))]
+        _remember(self._deleted, uid, None)
         return self._forget(uid)
 
     def _forget(self, uid: str) -> Key | None:

@@ -101,10 +101,10 @@ class Reconciler:
         elif decided.actions and self.queue.pressed(key) and self.cache.jobs.of(key):
             self.queue.add(key)  # what was done is told after new objects have their Jobs
             return
-        if decided.status is not None and decided.status != finetune.status:
-            if _would_withdraw_failure(finetune, decided) and self.warnings.awaits_first_answer(key):
-                pass  # a process that has just begun does not know yet whether the cluster still complains
-            elif progress_turn or not _only_progress(finetune.status, decided.status):
+        # A process that has just begun does not know yet whether what kept a pod from starting still does.
+        withheld = _would_withdraw_failure(finetune, decided) and self.warnings.awaits_first_answer(key)
+        if decided.status is not None and decided.status != finetune.status and not withheld:
+            if progress_turn or not _only_progress(finetune.status, decided.status):
                 record.begins_run = await self._write(finetune, decided, decided.status, now)
             else:
                 self.board.wait_for_turn(key)
@@ -112,14 +112,14 @@ class Reconciler:
             self.queue.add_after(key, decided.requeue_after.total_seconds())
 
     async def _decide(self, finetune: FineTune, observed: Observed, now: datetime) -> Plan:
-        """Return the plan. An object that brings out a defect of the operator is told so in its status."""
+        """Return the plan. A defect of the operator is written into the object's status before it is raised."""
         platform = self.platform()
         try:
             return plan(finetune, observed, platform, now)
         except Exception as error:
-            told = undecidable(finetune, f"{type(error).__name__}: {error}", now)
-            if told.status is not None and told.status != finetune.status:
-                await self._write(finetune, told, told.status, now)
+            failed = undecidable(finetune, f"{type(error).__name__}: {error}", now)
+            if failed.status is not None and failed.status != finetune.status:
+                await self._write(finetune, failed, failed.status, now)
             raise
 
     async def _observe(self, key: Key, finetune: FineTune) -> Observed:

@@ -1,11 +1,8 @@
 """What changes the keys and inputs of stages, and what must not."""
 
-from typing import get_args
-
 import pytest
-from api.builders import a_spec
+from api.builders import a_spec, fields_of_spec
 from tunemill_api import keys
-from tunemill_api.base import ApiModel
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.status import Rival
 
@@ -226,16 +223,9 @@ CHANGE_NO_OUTPUT = {
 """The fields that are in no canonical form, each with the reason."""
 
 
-def leaves(model=FineTuneSpec, path=""):
-    """Yield the paths of all fields, down to what is no part of the API with fields of its own."""
-    for field in model.model_fields.values():
-        here = f"{path}.{field.alias}".lstrip(".")
-        parts = [field.annotation, *get_args(field.annotation)]
-        part = next((item for item in parts if isinstance(item, type) and issubclass(item, ApiModel)), None)
-        if part is None or here in IN_FORMS or here in CHANGE_NO_OUTPUT or here.endswith("configMapKeyRef"):
-            yield here
-        else:
-            yield from leaves(part, here)
+def leaves():
+    """Return the paths of all fields, down to those in a table and to references."""
+    return fields_of_spec(lambda path: path in IN_FORMS or path in CHANGE_NO_OUTPUT or path.endswith("configMapKeyRef"))
 
 
 def test_every_field_of_the_spec_is_in_a_form_or_declared_to_change_no_output():

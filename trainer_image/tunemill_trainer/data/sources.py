@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tunemill_api.failures import Reason
 
 from tunemill_trainer import s3
+from tunemill_trainer.checksums import sha256_of
 from tunemill_trainer.data.files import Data, DataFile
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import Hub
@@ -119,8 +120,7 @@ class Places:
         for name in names:
             self._stop.check()
             lies = self._hub.download_file_of_dataset(dataset, name)
-            with lies.open("rb") as file:
-                files.append(DataFile(_shown(name, path), lies, hashlib.file_digest(file, "sha256").hexdigest()))
+            files.append(DataFile(_shown(name, path), lies, sha256_of(lies)))
         return Data(uri, tuple(files))
 
 

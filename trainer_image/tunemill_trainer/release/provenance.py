@@ -5,7 +5,6 @@ statement. docs/how-to/provenance.md explains the build type. The repository may
 lie, who may read them and where pods ran are not in it; the training data is a digest.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from pydantic.alias_generators import to_camel
 from tunemill_api.constants import ENV_BUILDER_ID, ENV_IMAGE, GROUP
 from tunemill_api.finetune import FineTuneSpec
 
+from tunemill_trainer.checksums import sha256_of
 from tunemill_trainer.release.card import ReleaseFacts
 from tunemill_trainer.release.push import contents
 from tunemill_trainer.release.signing import Envelope, SigningKey
@@ -185,7 +185,7 @@ def statement(folder: Path, facts: ReleaseFacts, sources: Sources, finished: dat
     metadata = Metadata(invocation_id=facts.run.run_id, started_on=_time(sources.started), finished_on=_time(finished))
     return Statement(
         subject=[
-            Resource(name=path, digest={"sha256": sha256(folder / path)})
+            Resource(name=path, digest={"sha256": sha256_of(folder / path)})
             for path in contents(folder)
             if path != PROVENANCE
         ],
@@ -232,12 +232,6 @@ def recorded_image(folder: Path) -> str:
     """Return what `record_image` kept; empty where nothing was."""
     path = folder / _IMAGE_FILE
     return str(json.loads(path.read_text(encoding="utf-8"))["image"]) if path.is_file() else ""
-
-
-def sha256(path: Path) -> str:
-    """Return the sha256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _images(train: str, publish: str) -> list[Resource]:

@@ -19,6 +19,7 @@ from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-d
 from tunemill_api.failures import Reason
 
 from tunemill_trainer import tracing
+from tunemill_trainer.checksums import sha256_of
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import WRITE_FIELD, hub_errors
 
@@ -304,8 +305,7 @@ def _same(path: Path, there: RepoFile) -> bool:
     if path.stat().st_size != there.size:
         return False
     if there.lfs is not None:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == there.lfs.sha256
+        return sha256_of(path) == there.lfs.sha256
     content = path.read_bytes()
     # Git's name of a file: the digest of a header with its size, and of its contents.
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == there.blob_id

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tunemill_api import gates
+from tunemill_api.constants import PUBLIC_HUB
 from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import EvaluationFacts, GateFacts, PublishedFacts, TrainedFacts
@@ -229,7 +230,7 @@ class _Release:
                 shutil.copytree(source, folder, dirs_exist_ok=True)
             self._push(chosen.adapter, trained, self._contract)
         revision = self._revisions[self.repository]
-        hub = spec.hub.endpoint.rstrip("/") or "https://huggingface.co"
+        hub = spec.hub.endpoint.rstrip("/") or PUBLIC_HUB
         return PublishedFacts(
             repository=self.repository,
             revision=revision,

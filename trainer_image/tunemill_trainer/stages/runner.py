@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 from tunemill_api import trust
-from tunemill_api.constants import ENV_CA_BUNDLE, MODEL_CACHE_PATH
+from tunemill_api.constants import ENV_CA_BUNDLE, MODEL_CACHE_PATH, PUBLIC_HUB
 from tunemill_api.failures import FAILURES, ExitCode, Reason
 from tunemill_api.finetune import effective_workspace
 from tunemill_api.run_spec import RunSpec
@@ -34,7 +34,6 @@ from tunemill_trainer.workspace import Workspace
 
 Facts = PreparedFacts | TrainedFacts | EvaluationFacts | PublishedFacts
 
-_PUBLIC_HUB = "https://huggingface.co"
 
 _log = logging.getLogger(__name__)
 
@@ -198,7 +197,7 @@ def _configure_libraries(run: RunSpec, work: Path) -> None:
     endpoint = run.spec.hub.endpoint.rstrip("/")
     if endpoint:
         os.environ["HF_ENDPOINT"] = endpoint
-    if os.environ.get("HF_ENDPOINT", _PUBLIC_HUB).rstrip("/") != _PUBLIC_HUB:
+    if os.environ.get("HF_ENDPOINT", PUBLIC_HUB).rstrip("/") != PUBLIC_HUB:
         # Against a server without Xet the client hangs for more than a minute and a half.
         os.environ["HF_HUB_DISABLE_XET"] = "1"
     os.environ["HF_HOME"] = str(work / "hub")

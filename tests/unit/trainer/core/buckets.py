@@ -43,17 +43,22 @@ class Bucket:
         self.client.delete_object(Bucket=self.name, Key=key)
 
 
+def new_bucket(port: int) -> Bucket:
+    """Create a bucket on the server at this port of loopback."""
+    url = f"http://127.0.0.1:{port}"
+    client = s3.client(url, "us-east-1", S3Credentials("key", "secret"))
+    name = f"team-{uuid4().hex[:8]}"
+    client.create_bucket(Bucket=name)
+    return Bucket(url, name, client)
+
+
 @contextmanager
 def a_bucket() -> Iterator[Bucket]:
     """Serve an empty bucket until the block ends."""
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     try:
-        url = f"http://127.0.0.1:{server.get_host_and_port()[1]}"
-        client = s3.client(url, "us-east-1", S3Credentials("key", "secret"))
-        name = f"team-{uuid4().hex[:8]}"
-        client.create_bucket(Bucket=name)
-        yield Bucket(url, name, client)
+        yield new_bucket(server.get_host_and_port()[1])
     finally:
         server.stop()
 

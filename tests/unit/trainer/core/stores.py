@@ -4,12 +4,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from threading import Thread
 from typing import Any
-from uuid import uuid4
 
 from moto.server import DomainDispatcherApplication, create_backend_app
-from trainer.core.buckets import Bucket
-from tunemill_trainer import s3
-from tunemill_trainer.credentials import S3Credentials
+from trainer.core.buckets import Bucket, new_bucket
 from werkzeug.serving import make_server
 
 HEADER = "HTTP_IF_NONE_MATCH"
@@ -41,11 +38,7 @@ def a_store(refusal: Callable[[], tuple[str, str] | None]) -> Iterator[Bucket]:
     thread = Thread(target=server.serve_forever)
     thread.start()
     try:
-        url = f"http://127.0.0.1:{server.server_port}"
-        client = s3.client(url, "us-east-1", S3Credentials("key", "secret"))
-        name = f"team-{uuid4().hex[:8]}"
-        client.create_bucket(Bucket=name)
-        yield Bucket(url, name, client)
+        yield new_bucket(server.server_port)
     finally:
         server.shutdown()
         thread.join()

@@ -109,11 +109,11 @@ def test_a_small_file_that_unpacks_to_one_endless_row_is_refused(tmp_path: Path,
 
 
 def test_a_table_whose_rows_fill_the_memory_is_refused(tmp_path: Path, monkeypatch):
-    """A few kilobytes of parquet say one long text a hundred times."""
+    """A few kilobytes of parquet say one long text 256 times: 2 GiB, more than other tests leave in the heap."""
     monkeypatch.setattr(records, "_ROOM_OF_A_TABLE", MemoryBound(64 * MIB))
     path = tmp_path / "bomb.parquet"
-    texts = pa.array(["a" * (2 * MIB)], pa.large_string())
-    table = pa.table({"messages": pa.DictionaryArray.from_arrays(pa.array([0] * 100, pa.int32()), texts)})
+    texts = pa.array(["a" * (8 * MIB)], pa.large_string())
+    table = pa.table({"messages": pa.DictionaryArray.from_arrays(pa.array([0] * 256, pa.int32()), texts)})
     pq.write_table(table, path, compression="zstd")
     with pytest.raises(BrokenFileError, match="needs more than 64 MiB"):
         list(records.records(DataFile("bomb.parquet", path, "")))

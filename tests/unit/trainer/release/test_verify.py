@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from trainer.release.signed_releases import a_key, a_release, public_pem, signing_key
 from trainer.release.test_card import facts
 from tunemill_api.failures import ExitCode
@@ -57,6 +58,7 @@ class Verifier:
 
     def verify(self, *options: str, name: str = NAME) -> tuple[int, str]:
         """Run the command; return its exit code and what it said."""
+        self._capsys.readouterr()  # what publishing has printed is not the command's
         code = main(["verify", name, "--endpoint", self.hub.url, *options])
         said = self._capsys.readouterr()
         return code, said.out + said.err
@@ -67,11 +69,13 @@ def verifier(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: py
     """An empty Hub, and the token of somebody who may read everything."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
-    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     monkeypatch.setenv("HF_TOKEN", "alice-writes")
     monkeypatch.setenv("TUNEMILL_IMAGE", f"registry.example.com/trainer:1@sha256:{'ef' * 32}")
+    # The variable is read once, at the first import: a slow download would print a bar with control characters.
+    disable_progress_bars()
     with local_hub(ACCOUNTS, data=tmp_path / "hub") as hub:
         yield Verifier(hub, tmp_path, capsys)
+    enable_progress_bars()
 
 
 def test_a_release_is_verified_and_says_what_it_was_made_from(verifier: Verifier):
