@@ -14,7 +14,7 @@ from tunemill_api.data import Dataset, Tokenizer, Tools
 from tunemill_api.evaluation import Evaluation
 from tunemill_api.pod_template import PodTemplates
 from tunemill_api.publish import Publish
-from tunemill_api.scalars import Duration, Endpoint, HubId, SecretKeyRef, SecretRef, rule, rules
+from tunemill_api.scalars import Duration, Endpoint, HubId, ManifestKeyRef, SecretKeyRef, SecretRef, rule, rules
 from tunemill_api.training import Adapter, Training
 
 NAMESPACE_FOLDER: Final = "{namespace}"
@@ -63,6 +63,9 @@ class Workspace(ApiModel):
     """The S3 server's URL; empty means AWS."""
     region: Annotated[str, Field(max_length=64, pattern=r"^[-a-z0-9]*$")] = ""
     """The bucket's region; empty means what the environment says."""
+    manifest_key_secret_ref: ManifestKeyRef | None = None
+    """Signs the manifest of every output. Stages then use no output without a valid signature, and make it again.
+    Absent: outputs are not signed, and whoever may write to the workspace can replace them."""
     keep_runs: Annotated[int, Field(ge=1, le=1000)] = 3
     """Of how many runs of this object the outputs are kept; older ones are removed when a model has been published.
     What any run of another object refers to stays."""
@@ -207,12 +210,13 @@ def effective_workspace(spec: FineTuneSpec) -> Workspace:
     if spec.workspace.uri:
         return spec.workspace
     bucket = spec.dataset.uri.removeprefix("s3://").split("/", 1)[0]
-    return Workspace(
-        uri=f"s3://{bucket}/tunemill/",
-        credentials_secret_ref=spec.dataset.credentials_secret_ref,
-        endpoint=spec.dataset.endpoint,
-        region=spec.dataset.region,
-    )
+    place = {
+        "uri": f"s3://{bucket}/tunemill/",
+        "credentials_secret_ref": spec.dataset.credentials_secret_ref,
+        "endpoint": spec.dataset.endpoint,
+        "region": spec.dataset.region,
+    }
+    return spec.workspace.model_copy(update=place)
 
 
 def workspace_of(spec: FineTuneSpec, namespace: str) -> Workspace:

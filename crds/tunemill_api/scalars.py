@@ -89,6 +89,15 @@ class SecretRef(ApiModel):
     optionally, AWS_SESSION_TOKEN."""
 
 
+class ManifestKeyRef(SecretRef):
+    """A Secret with the key that signs manifests."""
+
+    name: DnsName
+    """The Secret's name. Its keys are `key` (32 random characters or more) and, optionally, `previous-key` (still
+    accepted, for a rotation) and `trusted-before` (a time such as 2026-11-30T12:00:00Z: outputs that were written
+    before need no signature)."""
+
+
 class ConfigMapKeyRef(ApiModel):
     """One key of a ConfigMap in the object's namespace."""
 

@@ -9,6 +9,7 @@ from tunemill_api.constants import SECRETS_DIRECTORY
 from tunemill_api.failures import Reason
 
 from tunemill_trainer.errors import StageError
+from tunemill_trainer.manifest_keys import ManifestKeyError, ManifestKeys
 
 ENV_SECRETS_DIRECTORY = "TUNEMILL_SECRETS_DIR"
 """Where the folders are, when it is not `constants.SECRETS_DIRECTORY`."""
@@ -19,12 +20,21 @@ HubPurpose = Literal["hub-read", "hub-write"]
 _FIELDS = {
     "dataset": "spec.dataset.credentialsSecretRef",
     "workspace": "spec.workspace.credentialsSecretRef",
+    "manifest-key": "spec.workspace.manifestKeySecretRef",
     "hub-read": "spec.baseModel.tokenSecretRef",
     "hub-write": "spec.publish.tokenSecretRef",
     "signing": "spec.publish.signing.keySecretRef",
 }
 
-_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "token", "key.pem")
+_SECRETS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "token",
+    "key.pem",
+    "key",
+    "previous-key",
+)
 """The files that hold a secret. A Secret may have more keys, such as a region, which are none."""
 
 
@@ -85,6 +95,26 @@ class Credentials:
             StageError: CredentialsMissing, when it is not there.
         """
         return self._read("signing", "key.pem")
+
+    def manifest_keys(self) -> ManifestKeys | None:
+        """Return the keys that sign manifests; None when no Secret was named.
+
+        Raises:
+            StageError: CredentialsMissing, when the Secret is there and cannot be used.
+        """
+        purpose = "manifest-key"
+        folder = self.directory / purpose
+        if not folder.is_dir():
+            return None
+        texts = [
+            self._read(purpose, name) if (folder / name).exists() else "" for name in ("previous-key", "trusted-before")
+        ]
+        try:
+            return ManifestKeys.read(self._read(purpose, "key"), *texts)
+        except ManifestKeyError as error:
+            raise StageError(
+                Reason.CREDENTIALS_MISSING, f"the Secret of {_FIELDS[purpose]} cannot be used: {error}"
+            ) from error
 
     def values(self) -> list[str]:
         """Return all that may be read from here, for nothing but to keep it out of texts."""

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -105,6 +106,22 @@ def chunks(client: "S3Client", bucket: str, key: str) -> Iterator[bytes]:
             rest = {"Range": f"bytes={done}-", "IfMatch": response["ETag"]}
         else:
             return
+
+
+def read_small(client: "S3Client", bucket: str, key: str) -> tuple[bytes, datetime]:
+    """Return the bytes of a small object, and when that very version of it was written, by the server's clock.
+
+    Raises:
+        BotoCoreError, ClientError: for use within `s3_errors`.
+    """
+    for wait in WAITS_SECONDS:
+        response = client.get_object(Bucket=bucket, Key=key)
+        try:
+            return response["Body"].read(), response["LastModified"]
+        except (HTTPClientError, IncompleteReadError):
+            time.sleep(wait)
+    response = client.get_object(Bucket=bucket, Key=key)
+    return response["Body"].read(), response["LastModified"]
 
 
 @contextmanager

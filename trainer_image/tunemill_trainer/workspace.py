@@ -10,6 +10,7 @@ say) never mix their files. The first manifest wins: it is written with If-None-
 header the last one would win, after each has removed the files of the other: `check_writable` refuses such a server.
 """
 
+import json
 import logging
 import secrets
 import shutil
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 from botocore.exceptions import ClientError
 from pydantic import AfterValidator, JsonValue, ValidationError
+from pydantic_core import from_json
 from tunemill_api import finetune as api
 from tunemill_api.base import ApiModel
 from tunemill_api.failures import Reason
@@ -34,6 +36,7 @@ from tunemill_trainer import s3, tracing
 from tunemill_trainer.checksums import sha256_of
 from tunemill_trainer.credentials import Credentials
 from tunemill_trainer.errors import StageError
+from tunemill_trainer.manifest_keys import SIGNATURE, ManifestKeys
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
@@ -44,6 +47,10 @@ _CHECKPOINTS = "checkpoints"
 _GONE = {"404", "NoSuchKey"}
 """What servers call an object that does not exist."""
 _TRANSFERS = 8
+_UNSIGNED_REMEDY = (
+    "The output was withdrawn: it is made again. If it is older than the key, set trusted-before in the Secret of "
+    "spec.workspace.manifestKeySecretRef. Else find out who writes to spec.workspace.uri besides the stages."
+)
 
 _log = logging.getLogger(__name__)
 
@@ -79,13 +86,18 @@ class Manifest(ApiModel):
     """All files, sorted by path."""
     facts: dict[str, JsonValue]
     """What the stage found, as it reported it."""
+    signature: str = ""
+    """See manifest_keys.py; empty where no key is set."""
 
 
 class Workspace:
-    """The outputs of all stages. All methods raise StageError with the reasons of `s3.s3_errors`."""
+    """The outputs of all stages. All methods raise StageError with the reasons of `s3.s3_errors`.
 
-    def __init__(self, client: "S3Client", uri: str) -> None:
-        self._client = client
+    With `keys`, every manifest is signed, and one without a valid signature is that of no output.
+    """
+
+    def __init__(self, client: "S3Client", uri: str, keys: ManifestKeys | None = None) -> None:
+        self._client, self._keys = client, keys
         self._bucket, prefix = s3.split_uri(uri)
         self._prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
         self._attempt = secrets.token_hex(4)
@@ -94,7 +106,8 @@ class Workspace:
     def open(cls, spec: api.Workspace, credentials: Credentials) -> Self:
         """Return the workspace that `api.effective_workspace` names; nothing is asked of the server yet."""
         with s3.s3_errors(spec.uri, _FIELD):
-            return cls(s3.client(spec.endpoint, spec.region, credentials.s3("workspace")), spec.uri)
+            client = s3.client(spec.endpoint, spec.region, credentials.s3("workspace"))
+            return cls(client, spec.uri, credentials.manifest_keys())
 
     def check_writable(self) -> None:
         """Write, read, list and delete a small object, so that what is missing shows now and not after the training.
@@ -124,7 +137,8 @@ class Workspace:
     def manifest(self, stage: str, key: str) -> Manifest | None:
         """Return what was committed under a key; None when nothing was.
 
-        A manifest of another output is removed and counts as none, so that the stage is done.
+        A manifest of another output, or one that is not signed as it has to be, is removed and counts as none, so that
+        the stage is done.
         """
         try:
             return self._own_manifest(stage, key)
@@ -145,8 +159,8 @@ class Workspace:
 
         Raises:
             StageError: StageOutputMissing, when nothing was committed, a file of it is gone or damaged, or the manifest
-                is that of another output. In the latter cases the manifest is withdrawn, so that the stage is done
-                again.
+                is that of another output or not signed as it has to be. In the latter cases the manifest is withdrawn,
+                so that the stage is done again.
         """
         try:
             manifest = self._own_manifest(stage, key)
@@ -159,7 +173,9 @@ class Workspace:
         except _DamagedError as error:
             self.withdraw(stage, key)
             raise StageError(
-                Reason.STAGE_OUTPUT_MISSING, f"the output of {stage} in the workspace cannot be used: {error}"
+                Reason.STAGE_OUTPUT_MISSING,
+                f"the output of {stage} in the workspace cannot be used: {error}",
+                _UNSIGNED_REMEDY if isinstance(error, _UntrustedError) else "",
             ) from error
         return manifest
 
@@ -211,10 +227,10 @@ class Workspace:
     def latest_checkpoint(self, key: str, into: Path) -> int | None:
         """Download the newest checkpoint that is whole into a folder; return its step, or None when there is none."""
         for place in self._whole_checkpoints(key):
-            manifest = self._read_manifest(place)
-            if manifest is None:
-                continue
             try:
+                manifest = self._read_manifest(place)
+                if manifest is None:
+                    continue
                 _check_place(manifest, Stage.TRAIN, key, self._uri(place))
                 self._download(place, manifest, into)
             except _DamagedError as error:
@@ -271,19 +287,43 @@ class Workspace:
         return manifest
 
     def _read_manifest(self, place: str) -> Manifest | None:
+        """Return the manifest that lies at a place; None when there is none.
+
+        Raises:
+            _UntrustedError: it is not signed as it has to be.
+        """
         with self._errors(place + _MANIFEST):
             try:
-                body = b"".join(s3.chunks(self._client, self._bucket, place + _MANIFEST))
+                body, written_at = s3.read_small(self._client, self._bucket, place + _MANIFEST)
             except self._client.exceptions.NoSuchKey:
                 return None
         try:
-            return Manifest.model_validate_json(body)
+            document = from_json(body)
+        except ValueError:
+            document = None
+        if self._keys:
+            # First of all: what somebody else wrote there is replaced, however odd it is.
+            known = document if isinstance(document, dict) else {}
+            if problem := self._keys.problem(self._below_prefix(place), known, written_at):
+                raise _UntrustedError(f"{self._uri(place)}{_MANIFEST} {problem} (see {_FIELD}.manifestKeySecretRef)")
+        try:
+            return Manifest.model_validate(document)
         except ValidationError as error:
             raise StageError(
                 Reason.INTERNAL_ERROR,
                 f"{self._uri(place)}{_MANIFEST} is not a manifest of this version: {error.errors()[0]['msg']}",
                 f"Remove {self._uri(place)}, or set another spec.workspace.uri.",
             ) from error
+
+    def _signed(self, place: str, manifest: Manifest) -> bytes:
+        """Return the manifest as it is written; an unsigned one as versions before signatures wrote it."""
+        document = manifest.model_dump(mode="json", by_alias=True, exclude={SIGNATURE})
+        if self._keys:
+            document[SIGNATURE] = self._keys.sign(self._below_prefix(place), document)
+        return json.dumps(document, indent=1, ensure_ascii=False).encode()
+
+    def _below_prefix(self, name: str) -> str:
+        return name.removeprefix(self._prefix)
 
     def _overwrites(self, key: str) -> bool:
         """Write an object twice, each time only if there is none; return whether the server takes no notice of that."""
@@ -327,7 +367,7 @@ class Workspace:
 
         with self._errors(place), ThreadPoolExecutor(_TRANSFERS) as pool:
             list(pool.map(upload, manifest.files))
-            self._put_new(place + _MANIFEST, manifest.model_dump_json(by_alias=True, indent=1).encode())
+            self._put_new(place + _MANIFEST, self._signed(place, manifest))
 
     def _download(self, place: str, manifest: Manifest, into: Path, without: Collection[str] = ()) -> None:
         def download(file: ManifestFile) -> None:
@@ -372,6 +412,10 @@ class _AlreadyThereError(Exception):
 
 class _DamagedError(Exception):
     """A file that the manifest names is gone or has other contents, or the manifest is that of another output."""
+
+
+class _UntrustedError(_DamagedError):
+    """A manifest is not signed with the key of the namespace."""
 
 
 def _check_place(manifest: Manifest, stage: str, key: str, uri: str) -> None:

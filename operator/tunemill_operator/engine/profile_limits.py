@@ -171,6 +171,7 @@ def _mounted(spec: FineTuneSpec, fields: Fields, limits: Limits) -> Iterator[tup
     for path, ref in (
         ("dataset.credentialsSecretRef", spec.dataset.credentials_secret_ref),
         ("workspace.credentialsSecretRef", spec.workspace.credentials_secret_ref),
+        ("workspace.manifestKeySecretRef", spec.workspace.manifest_key_secret_ref),
         ("baseModel.tokenSecretRef", spec.base_model.token_secret_ref),
         ("publish.tokenSecretRef", spec.publish.token_secret_ref),
         ("publish.signing.keySecretRef", spec.publish.signing and spec.publish.signing.key_secret_ref),

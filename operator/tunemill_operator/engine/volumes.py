@@ -31,6 +31,7 @@ USER_VOLUME = "user-"
 _FIELD_OF_VOLUME = {
     "dataset": "spec.dataset.credentialsSecretRef",
     "workspace": "spec.workspace.credentialsSecretRef",
+    "manifest-key": "spec.workspace.manifestKeySecretRef",
     "hub-read": "spec.baseModel.tokenSecretRef",
     "hub-write": "spec.publish.tokenSecretRef",
     "signing": "spec.publish.signing.keySecretRef",
@@ -41,11 +42,11 @@ _FIELD_OF_VOLUME = {
 
 SECRETS_OF_WORK = {
     # prepare mounts everything, so that a missing Secret shows before a GPU is asked for.
-    "prepare": ("dataset", "workspace", "hub-read", "hub-write"),
+    "prepare": ("dataset", "workspace", "manifest-key", "hub-read", "hub-write"),
     # The pod that runs for hours on shared GPU nodes can write to nobody's Hub.
-    "train": ("workspace", "hub-read"),
+    "train": ("workspace", "manifest-key", "hub-read"),
     # The signing key is nowhere else: what parses strangers' rows and models for hours cannot sign in our name.
-    "publish": ("workspace", "hub-read", "hub-write", "signing"),
+    "publish": ("workspace", "manifest-key", "hub-read", "hub-write", "signing"),
 }
 
 
@@ -130,6 +131,7 @@ def secrets_of(spec: FineTuneSpec) -> dict[str, SecretRef | SecretKeyRef]:
     refs = {
         "dataset": spec.dataset.credentials_secret_ref,
         "workspace": effective_workspace(spec).credentials_secret_ref,
+        "manifest-key": spec.workspace.manifest_key_secret_ref,
         "hub-read": spec.base_model.token_secret_ref,
         "hub-write": spec.publish.token_secret_ref,
         "signing": spec.publish.signing.key_secret_ref if spec.publish.signing else None,

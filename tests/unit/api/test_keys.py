@@ -206,6 +206,7 @@ CHANGE_NO_OUTPUT = {
     "publish.tokenSecretRef": "credentials",
     "publish.signing": "credentials; what is published already is not signed afterwards",
     "workspace.credentialsSecretRef": "credentials",
+    "workspace.manifestKeySecretRef": "says how outputs are proven; turning it on or off makes none of them again",
     "workspace.region": "says how a bucket is reached; its name is unique",
     "workspace.keepRuns": "says how long outputs are kept",
     "training.checkpoint": "a training that goes on from a checkpoint ends as one that was not interrupted",

@@ -238,6 +238,17 @@ def test_only_the_publish_pod_gets_the_signing_key() -> None:
     assert volume["secret"]["items"] == [{"key": "key.pem", "path": "key.pem"}]
 
 
+@pytest.mark.parametrize("uri", ["", "s3://other/place/"])
+def test_every_pod_gets_the_key_of_manifests(uri: str) -> None:
+    """Each stage writes manifests and reads those of others; the key is also there where no workspace is named."""
+    workspace = {"uri": uri, "manifestKeySecretRef": {"name": "outputs"}}
+    path = f"{constants.SECRETS_DIRECTORY}/manifest-key"
+    mounted = {
+        label: mounts_of(a_job(label, workspace=workspace)).get(path) for label in ("prepare", "train", "publish")
+    }
+    assert mounted == {"prepare": "outputs", "train": "outputs", "publish": "outputs"}
+
+
 @pytest.mark.parametrize("builder_id", ["", "https://ml.example.com"])
 def test_a_stage_knows_its_image_and_its_builder(builder_id: str) -> None:
     """It writes them into the provenance of a release; without a setting the trainer names a builder of its own."""

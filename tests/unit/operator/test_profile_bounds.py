@@ -71,6 +71,7 @@ BOUNDED: dict[str, tuple[str, Any]] = {
     "publish.tokenSecretRef": ("secrets", {"name": "postgres", "key": "password"}),
     "publish.signing.keySecretRef": ("secrets", {"name": "cosign"}),
     "workspace.credentialsSecretRef": ("secrets", {"name": "postgres"}),
+    "workspace.manifestKeySecretRef": ("secrets", {"name": "postgres"}),
     "workspace.endpoint": ("endpoints", "http://attacker.example:9000"),
     "compute.gpus": ("maxGpus", 1),
     "compute.gpuResource": ("gpuResources", "nvidia.com/h200"),

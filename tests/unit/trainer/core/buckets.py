@@ -10,6 +10,7 @@ from uuid import uuid4
 from moto.server import ThreadedMotoServer
 from tunemill_trainer import s3
 from tunemill_trainer.credentials import S3Credentials
+from tunemill_trainer.manifest_keys import ManifestKeys
 from tunemill_trainer.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -24,9 +25,9 @@ class Bucket:
     name: str
     client: "S3Client"
 
-    def workspace(self) -> Workspace:
+    def workspace(self, keys: ManifestKeys | None = None) -> Workspace:
         """Return a workspace in it, as a pod of its own has it."""
-        return Workspace(self.client, f"s3://{self.name}/runs/")
+        return Workspace(self.client, f"s3://{self.name}/runs/", keys)
 
     def names(self, prefix: str = "") -> list[str]:
         """Return the keys of all objects below a prefix."""
