@@ -21,6 +21,10 @@ PARALLEL := --numprocesses logical --maxprocesses 4
 help: ## List the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}'
 
+.PHONY: quickstart
+quickstart: $(READY) ## Show the whole run on this machine, without a cluster; leaves everything in build/quickstart
+	@$(BIN)/python -m tunemill_dev.quickstart build/quickstart
+
 .PHONY: demo
 demo: $(READY) ## Show the whole run on a local cluster (CLUSTER=name), or on yours (CONTEXT=name)
 	@$(BIN)/python -m tunemill_dev.demo --cluster "$(CLUSTER)" --context "$(CONTEXT)"

@@ -8,13 +8,14 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
+from tunemill_api import local_files
 from tunemill_api.base import ApiModel
 from tunemill_api.compute import Compute
 from tunemill_api.data import Dataset, Tokenizer, Tools
 from tunemill_api.evaluation import Evaluation
 from tunemill_api.pod_template import PodTemplates
 from tunemill_api.publish import Publish
-from tunemill_api.scalars import Duration, Endpoint, HubId, ManifestKeyRef, SecretKeyRef, SecretRef, rule, rules
+from tunemill_api.scalars import BaseModelId, Duration, Endpoint, ManifestKeyRef, SecretKeyRef, SecretRef, rule, rules
 from tunemill_api.training import Adapter, Training
 
 NAMESPACE_FOLDER: Final = "{namespace}"
@@ -39,7 +40,7 @@ class Quantization(StrEnum):
 class BaseModelRef(ApiModel):
     """The model to fine-tune."""
 
-    id: HubId
+    id: BaseModelId
     """The base model's repository on the Hub, for example google/gemma-2-2b-it."""
     revision: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][-._/A-Za-z0-9]*$")] = "main"
     """Branch, tag or commit. Prepare resolves it to a commit, which every later stage uses."""
@@ -53,7 +54,14 @@ class BaseModelRef(ApiModel):
 class Workspace(ApiModel):
     """Where the outputs of the stages are kept."""
 
-    uri: Annotated[str, Field(max_length=1024, pattern=r"^(s3://[a-z0-9][-.a-z0-9]{1,61}[a-z0-9](/[^*?]*)?)?$")] = ""
+    uri: Annotated[
+        str,
+        Field(
+            max_length=1024,
+            pattern=rf"^(s3://[a-z0-9][-.a-z0-9]{{1,61}}[a-z0-9](/[^*?]*)?|{local_files.PATTERN})?$",
+            json_schema_extra=rules(rule(local_files.RULE, local_files.RULE_MESSAGE)),
+        ),
+    ] = ""
     """An S3 prefix; empty means tunemill/ in the dataset's bucket, with the dataset's credentials and endpoint. Needed
     where dataset.uri is on the Hub. Outputs go to a folder of it with the name of the namespace, or to where a folder
     {namespace} stands, for example s3://acme/{namespace}/tunemill/. status.workspace has the whole."""

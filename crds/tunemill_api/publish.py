@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from tunemill_api.base import ApiModel
-from tunemill_api.scalars import DataKey, SecretKeyRef, rule, rules
+from tunemill_api.scalars import DataKey, OwnRepository, SecretKeyRef, rule, rules
 
 
 class Artifact(StrEnum):
@@ -44,9 +44,7 @@ class Signing(ApiModel):
 class Publish(ApiModel):
     """Where the result goes."""
 
-    repository: Annotated[
-        str, Field(max_length=96, pattern=r"^[A-Za-z0-9][-._A-Za-z0-9]*/[A-Za-z0-9][-._A-Za-z0-9]{0,88}$")
-    ]
+    repository: OwnRepository
     """The repository on the Hub, owner/name. It is created when it does not exist."""
     private: bool = True
     """Whether a repository that is created is private."""

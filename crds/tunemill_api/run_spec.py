@@ -37,5 +37,8 @@ class RunSpec(ApiModel):
     are: they may be those of an older version. Empty on one machine, where they follow from the spec."""
     memory_kills: Annotated[int, Field(ge=0)] = 0
     """Pods of train and evaluate that needed more memory than their limit; each halves what is computed at once."""
+    local: bool = False
+    """Whether this is a run of `tunemill-trainer run`, whose spec may name files and folders of its machine. In a pod
+    they would be the pod's own, with its credentials among them: a stage refuses them."""
     rival: Rival | None = None
     """The published model to compare with, with spec.retrain.promote IfBetter."""

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, JsonValue
 
+from tunemill_api import local_files
 from tunemill_api.base import ApiModel
 
 
@@ -35,10 +36,28 @@ DnsName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]
 DataKey = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
 """A key in a Secret's or ConfigMap's data."""
 
-HubId = Annotated[
-    str, Field(min_length=1, max_length=96, pattern=r"^[A-Za-z0-9][-._A-Za-z0-9]*(/[A-Za-z0-9][-._A-Za-z0-9]*)?$")
+_NOT_LOCAL = rules(rule(local_files.RULE, local_files.RULE_MESSAGE))
+
+BaseModelId = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=1024,
+        pattern=rf"^([A-Za-z0-9][-._A-Za-z0-9]{{0,95}}(/[A-Za-z0-9][-._A-Za-z0-9]{{0,95}})?|{local_files.PATTERN})$",
+        json_schema_extra=_NOT_LOCAL,
+    ),
 ]
-"""A repository on the Hub: `name` or `owner/name`."""
+"""A repository on the Hub, `name` or `owner/name`; a folder for `tunemill-trainer run`."""
+
+OwnRepository = Annotated[
+    str,
+    Field(
+        max_length=1024,
+        pattern=rf"^([A-Za-z0-9][-._A-Za-z0-9]{{0,95}}/[A-Za-z0-9][-._A-Za-z0-9]{{0,88}}|{local_files.PATTERN})$",
+        json_schema_extra=_NOT_LOCAL,
+    ),
+]
+"""A repository on the Hub to write to, `owner/name`; a folder for `tunemill-trainer run`."""
 
 _S3 = r"s3://[a-z0-9][-.a-z0-9]{1,61}[a-z0-9](/.*)?"
 _HUB = (
@@ -46,10 +65,16 @@ _HUB = (
     r"(/[^\s]+)?"
 )
 
-DataUri = Annotated[str, Field(max_length=1024, pattern=rf"^({_S3}|{_HUB})$")]
-"""An S3 object, prefix or glob, or a data set on the Hub."""
+DataUri = Annotated[
+    str,
+    Field(max_length=1024, pattern=rf"^({_S3}|{_HUB}|{local_files.PATTERN})$", json_schema_extra=_NOT_LOCAL),
+]
+"""An S3 object, prefix or glob, or a data set on the Hub; a file, folder or glob for `tunemill-trainer run`."""
 
-OptionalDataUri = Annotated[str, Field(max_length=1024, pattern=rf"^({_S3}|{_HUB})?$")]
+OptionalDataUri = Annotated[
+    str,
+    Field(max_length=1024, pattern=rf"^({_S3}|{_HUB}|{local_files.PATTERN})?$", json_schema_extra=_NOT_LOCAL),
+]
 """As DataUri; empty means none."""
 
 Endpoint = Annotated[str, Field(max_length=512, pattern=r"^(https?://[^\s/?#@]+(/[^\s?#]*)?)?$")]

@@ -23,6 +23,7 @@ from tunemill_dev.tiny import rows
 from tunemill_trainer import s3
 from tunemill_trainer.credentials import S3Credentials
 from tunemill_trainer.prepared import BaseModel, NewToken, PreparedWriter, Tokens
+from tunemill_trainer.storage.bucket import BucketPrefix
 from tunemill_trainer.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class World:
 
     def workspace(self) -> Workspace:
         """Return the workspace of those wishes."""
-        return Workspace(self.s3(), f"s3://{self.bucket}/tunemill/")
+        return Workspace(BucketPrefix(self.s3(), f"s3://{self.bucket}/tunemill/", "spec.workspace"))
 
     def s3(self) -> "S3Client":
         """Return a client of the S3 server."""

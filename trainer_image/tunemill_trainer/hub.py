@@ -1,6 +1,7 @@
 """The Hugging Face Hub as the stages need it: what a token may do, what a revision stands for, what errors mean."""
 
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from tunemill_api.failures import Reason
+from tunemill_api.local_files import is_local, local_path
 from tunemill_api.plain_text import plain
 
-from tunemill_trainer import tracing
+from tunemill_trainer import local_model, tracing
 from tunemill_trainer.errors import StageError
 
 READ_FIELD = "spec.baseModel"
@@ -70,9 +72,15 @@ class Hub:
     def resolve(self, model_id: str, revision: str) -> ModelCommit:
         """Return the commit of a base model's branch, tag or commit, and check that its files may be read.
 
+        Of a folder of this machine it returns what stands for a commit: a digest of its files.
+
         Raises:
             StageError: BaseModelNotFound, BaseModelGated, HubTokenInvalid or HubUnreachable.
         """
+        if is_local(model_id):
+            folder = local_path(model_id)
+            names = local_model.files_of(folder)
+            return ModelCommit(model_id, local_model.revision_of(folder, names), names)
         with hub_errors(READ_FIELD, f"{model_id}@{revision}"):
             # Information is public also where the files are gated.
             self.api.auth_check(model_id)
@@ -84,6 +92,8 @@ class Hub:
     @tracing.step("download")
     def download(self, model_id: str, commit: str, patterns: list[str] | None = None) -> Path:
         """Return the folder of a model's files, those that match the patterns, in the cache of HF_HOME."""
+        if is_local(model_id):
+            return local_path(model_id)
         with hub_errors(READ_FIELD, f"{model_id}@{commit}"):
             folder = snapshot_download(
                 model_id, revision=commit, allow_patterns=patterns, endpoint=self._endpoint, token=self._token
@@ -92,6 +102,8 @@ class Hub:
 
     def etag(self, model: ModelCommit, name: str) -> str:
         """Return what the Hub says of the content of a file: the sha256 where the file is kept by LFS or Xet."""
+        if is_local(model.id):
+            return ""
         with hub_errors(READ_FIELD, f"{model.id}@{model.commit}"):
             url = hf_hub_url(model.id, name, revision=model.commit, endpoint=self._endpoint)
             return self.api.get_hf_file_metadata(url=url, token=self._token).etag or ""
@@ -131,17 +143,25 @@ class Hub:
 
     def license(self, model_id: str, commit: str) -> dict[str, str]:
         """Return what a model's card says of its license: license, license_name and license_link, where it does."""
-        with hub_errors(READ_FIELD, f"{model_id}@{commit}"):
-            card = self.api.model_info(model_id, revision=commit).card_data
-        found = {name: getattr(card, name, None) for name in _LICENSE}
+        if is_local(model_id):
+            local_card = local_model.card_of(local_path(model_id))
+            found = {name: local_card.get(name) for name in _LICENSE}
+        else:
+            with hub_errors(READ_FIELD, f"{model_id}@{commit}"):
+                card = self.api.model_info(model_id, revision=commit).card_data
+            found = {name: getattr(card, name, None) for name in _LICENSE}
         return {name: plain(value) for name, value in found.items() if isinstance(value, str)}
 
     def check_writable(self, repository: str) -> None:
         """Check that the token may push to a repository, or create it. Changes nothing on the Hub.
 
         Raises:
-            StageError: CredentialsMissing, HubTokenInvalid, HubWriteDenied or HubUnreachable.
+            StageError: CredentialsMissing, HubTokenInvalid, HubWriteDenied or HubUnreachable; InvalidSpec for a folder
+                of this machine.
         """
+        if is_local(repository):
+            check_writable_folder(local_path(repository))
+            return
         if not self._token:
             raise StageError(
                 Reason.CREDENTIALS_MISSING,
@@ -166,6 +186,24 @@ class Hub:
                 raise
             return False
         return True
+
+
+def check_writable_folder(folder: Path) -> None:
+    """Check that releases can be written to a folder of this machine, by making it.
+
+    Raises:
+        StageError: InvalidSpec.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StageError(
+            Reason.INVALID_SPEC,
+            f"spec.publish.repository is {folder}, which cannot be written to: {error.strerror}",
+            "Set spec.publish.repository to a folder that you may write to, or to owner/name on the Hub.",
+        ) from error
 
 
 def why_denied(who: Mapping[str, Any], repository: str, *, exists: bool) -> str:

@@ -4,6 +4,7 @@ Each stage is a process of its own, as it is in the cluster: it gives its memory
 read their settings at the first import read those of this run.
 """
 
+import copy
 import os
 import shutil
 import signal
@@ -12,17 +13,30 @@ import sys
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from urllib.parse import quote, unquote
 
 import yaml
 from pydantic import ValidationError
 from tunemill_api.constants import API_VERSION, CHAT_TEMPLATE_PATH, KIND, TOOLS_PATH
 from tunemill_api.failures import FAILURES, ExitCode, Reason
 from tunemill_api.finetune import FineTuneSpec, workspace_of
+from tunemill_api.local_files import FILE_SCHEME, is_local
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage, StageReport
 
 from tunemill_trainer.config_maps import ENV_CONFIG_DIRECTORY
 from tunemill_trainer.errors import StageError
+
+_MAY_BE_LOCAL = (
+    ("baseModel", "id"),
+    ("dataset", "uri"),
+    ("dataset", "evaluation", "uri"),
+    ("workspace", "uri"),
+    ("publish", "repository"),
+)
+"""The fields that may name a file or folder of this machine."""
+_WORKSPACE = "tunemill"
+"""The folder for outputs beside the manifest, where the data is on this machine and spec.workspace.uri is empty."""
 
 
 def main(manifest: Path, work: Path) -> int:
@@ -68,7 +82,8 @@ def load(manifest: Path) -> RunSpec:
     if not metadata.get("name"):
         raise StageError(Reason.INVALID_SPEC, f"expected metadata.name in {manifest}, found none")
     try:
-        spec = FineTuneSpec.model_validate(ours[0].get("spec") or {})
+        written = ours[0].get("spec") or {}
+        spec = FineTuneSpec.model_validate(_with_local_files(written, manifest.absolute().parent))
     except ValidationError as error:
         wrong = [
             f"spec.{'.'.join(str(part) for part in found['loc'])}: {found['msg']}"
@@ -83,7 +98,39 @@ def load(manifest: Path) -> RunSpec:
         )
     namespace = metadata.get("namespace") or "default"
     whole = spec.model_copy(update={"workspace": workspace_of(spec, namespace)})
-    return RunSpec(namespace=namespace, name=metadata["name"], run_id=metadata["name"], spec=whole)
+    return RunSpec(namespace=namespace, name=metadata["name"], run_id=metadata["name"], local=True, spec=whole)
+
+
+def _with_local_files(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a spec whose paths are absolute file:// URIs; one without a place for outputs has it beside the manifest.
+
+    Args:
+        spec: as it is written.
+        folder: the manifest's, where relative paths start.
+    """
+    found = copy.deepcopy(spec)
+    for path in _MAY_BE_LOCAL:
+        *parents, last = path
+        part: Any = found
+        for name in parents:
+            part = part.get(name) if isinstance(part, dict) else None
+        if isinstance(part, dict) and isinstance(part.get(last), str):
+            part[last] = _as_uri(part[last], folder)
+    dataset, workspace = found.get("dataset"), found.get("workspace", {})
+    has_local_data = isinstance(dataset, dict) and is_local(str(dataset.get("uri", "")))
+    if has_local_data and isinstance(workspace, dict) and not workspace.get("uri"):
+        found["workspace"] = {**workspace, "uri": (folder / _WORKSPACE).as_uri() + "/"}
+    return found
+
+
+def _as_uri(text: str, folder: Path) -> str:
+    """Return a path, which begins with a slash or a dot as in a shell, as a file:// URI; anything else as it is."""
+    if text.startswith(FILE_SCHEME):
+        text = unquote(text.removeprefix(FILE_SCHEME))
+    elif not text.startswith(("/", "./", "../", "~/")) and text not in {".", ".."}:
+        return text
+    path = os.path.normpath(folder / Path(text).expanduser())
+    return FILE_SCHEME + quote(path, safe="/*?") + ("/" if text.endswith("/") else "")
 
 
 def write_config(manifest: Path, run: RunSpec, folder: Path) -> None:

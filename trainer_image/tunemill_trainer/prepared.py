@@ -20,6 +20,7 @@ from typing import Self, TextIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tunemill_api.local_files import is_local, local_path
 
 from tunemill_trainer.data.rows import JsonObject, Message, Tool
 
@@ -39,7 +40,7 @@ class BaseModel:
     """The base model, with the commit that its revision stood for.
 
     Attributes:
-        id: the repository on the Hub.
+        id: the repository on the Hub, or the file:// URI of a folder.
         revision: the commit.
         files: sha256 of each file of it that a stage loads. Empty in an output of a version that recorded none.
     """
@@ -47,6 +48,11 @@ class BaseModel:
     id: str
     revision: str
     files: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def place(self) -> str:
+        """What a library loads it by: the repository on the Hub, or a folder of this machine."""
+        return str(local_path(self.id)) if is_local(self.id) else self.id
 
     @property
     def digest(self) -> str:

@@ -1,4 +1,4 @@
-"""The workspace on S3: every stage's output under its key, there whole or not at all, verified by digest.
+"""The workspace: every stage's output under its key, there whole or not at all, verified by digest.
 
     PREFIX/<stage>/<key>/manifest.json                      written last; without it there is no output
     PREFIX/<stage>/<key>/<attempt>/…                        the files, in a folder of the attempt that wrote them
@@ -6,29 +6,27 @@
     PREFIX/runs/…                                           which run refers to which output, see references.py
 
 Each process writes below an attempt of its own, so that two pods with the same work (a lost node that is still alive,
-say) never mix their files. The first manifest wins: it is written with If-None-Match. On a server that ignores this
-header the last one would win, after each has removed the files of the other: `check_writable` refuses such a server.
+say) never mix their files. The first manifest wins: it is written with If-None-Match. On an S3 server that ignores
+this header the last one would win, after each has removed the files of the other: `check_writable` refuses such a
+server.
 """
 
 import json
 import logging
 import secrets
 import shutil
-import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from datetime import datetime
-from http import HTTPStatus
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import Annotated, Self
 
-from botocore.exceptions import ClientError
 from pydantic import AfterValidator, JsonValue, ValidationError
 from pydantic_core import from_json
 from tunemill_api import finetune as api
 from tunemill_api.base import ApiModel
 from tunemill_api.failures import Reason
+from tunemill_api.local_files import is_local, local_path
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import StatusModel
 
@@ -37,15 +35,13 @@ from tunemill_trainer.checksums import sha256_of
 from tunemill_trainer.credentials import Credentials
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.manifest_keys import SIGNATURE, ManifestKeys
-
-if TYPE_CHECKING:
-    from types_boto3_s3.client import S3Client
+from tunemill_trainer.storage.bucket import BucketPrefix
+from tunemill_trainer.storage.folder import Folder
+from tunemill_trainer.storage.objects import NoObjectError, ObjectExistsError, ObjectStore
 
 _FIELD = "spec.workspace"
 _MANIFEST = "manifest.json"
 _CHECKPOINTS = "checkpoints"
-_GONE = {"404", "NoSuchKey"}
-"""What servers call an object that does not exist."""
 _TRANSFERS = 8
 _UNSIGNED_REMEDY = (
     "The output was withdrawn: it is made again. If it is older than the key, set trusted-before in the Secret of "
@@ -91,23 +87,23 @@ class Manifest(ApiModel):
 
 
 class Workspace:
-    """The outputs of all stages. All methods raise StageError with the reasons of `s3.s3_errors`.
+    """The outputs of all stages. All methods raise StageError for what the store of the objects finds wrong.
 
     With `keys`, every manifest is signed, and one without a valid signature is that of no output.
     """
 
-    def __init__(self, client: "S3Client", uri: str, keys: ManifestKeys | None = None) -> None:
-        self._client, self._keys = client, keys
-        self._bucket, prefix = s3.split_uri(uri)
-        self._prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
+    def __init__(self, store: ObjectStore, keys: ManifestKeys | None = None) -> None:
+        self._store, self._keys = store, keys
         self._attempt = secrets.token_hex(4)
 
     @classmethod
     def open(cls, spec: api.Workspace, credentials: Credentials) -> Self:
         """Return the workspace that `api.effective_workspace` names; nothing is asked of the server yet."""
+        if is_local(spec.uri):
+            return cls(Folder(local_path(spec.uri), _FIELD), credentials.manifest_keys())
         with s3.s3_errors(spec.uri, _FIELD):
             client = s3.client(spec.endpoint, spec.region, credentials.s3("workspace"))
-            return cls(client, spec.uri, credentials.manifest_keys())
+            return cls(BucketPrefix(client, spec.uri, _FIELD), credentials.manifest_keys())
 
     def check_writable(self) -> None:
         """Write, read, list and delete a small object, so that what is missing shows now and not after the training.
@@ -115,12 +111,11 @@ class Workspace:
         Raises:
             StageError: InvalidSpec, when the server overwrites what it is asked to write only if it is not there.
         """
-        key = f"{self._prefix}.write-check/{self._attempt}"
-        with self._errors(key):
-            overwrites = self._overwrites(key)
-            list(s3.chunks(self._client, self._bucket, key))
-            self._client.list_objects_v2(Bucket=self._bucket, Prefix=key)
-            self._client.delete_object(Bucket=self._bucket, Key=key)
+        name = f".write-check/{self._attempt}"
+        overwrites = self._store.overwrites(name)
+        self._store.read_small(name)
+        self._store.list(name)
+        self._store.delete([name])
         if overwrites:
             raise StageError(
                 Reason.INVALID_SPEC,
@@ -132,7 +127,7 @@ class Workspace:
 
     def uri(self, stage: str, key: str) -> str:
         """Return where the files of an output of this attempt lie, without a slash at the end."""
-        return self._uri(f"{self._folder(stage, key)}{self._attempt}")
+        return self._store.uri(f"{self._folder(stage, key)}{self._attempt}")
 
     def manifest(self, stage: str, key: str) -> Manifest | None:
         """Return what was committed under a key; None when nothing was.
@@ -167,7 +162,7 @@ class Workspace:
             if manifest is None:
                 raise StageError(
                     Reason.STAGE_OUTPUT_MISSING,
-                    f"expected the output of {stage} at {self._uri(self._folder(stage, key))}, found none",
+                    f"expected the output of {stage} at {self._store.uri(self._folder(stage, key))}, found none",
                 )
             self._download(self._folder(stage, key), manifest, into, without)
         except _DamagedError as error:
@@ -199,21 +194,21 @@ class Workspace:
                 ),
                 folder,
             )
-        except _AlreadyThereError:
+        except ObjectExistsError:
             _log.info("another attempt has committed %s %s already; this one's files are dropped", stage, key)
         manifest = self.manifest(stage, key)
         if manifest is None:
-            raise StageError(Reason.STAGE_OUTPUT_MISSING, f"{self._uri(place)} was removed while it was written")
-        self._delete(
+            raise StageError(Reason.STAGE_OUTPUT_MISSING, f"{self._store.uri(place)} was removed while it was written")
+        self._store.delete(
             name
-            for name in self._list(place)
+            for name in self._store.list(place)
             if name != place + _MANIFEST and not name.startswith(f"{place}{manifest.attempt}/")
         )
         return manifest
 
     def withdraw(self, stage: str, key: str) -> None:
         """Remove the manifest of an output, so that the stage is done again. Nothing happens when there is none."""
-        self._delete([self._folder(stage, key) + _MANIFEST])
+        self._store.delete([self._folder(stage, key) + _MANIFEST])
 
     def put_checkpoint(self, key: str, folder: Path, step: int) -> None:
         """Upload a checkpoint of the training with a key; `latest_checkpoint` sees it once its last byte is there."""
@@ -221,7 +216,7 @@ class Workspace:
         manifest = Manifest(stage=Stage.TRAIN, key=key, attempt="files", files=_files(folder), facts={"step": step})
         try:
             self._upload(place, manifest, folder)
-        except _AlreadyThereError:
+        except ObjectExistsError:
             _log.info("the checkpoint of step %d is in the workspace already", step)
 
     def latest_checkpoint(self, key: str, into: Path) -> int | None:
@@ -231,10 +226,10 @@ class Workspace:
                 manifest = self._read_manifest(place)
                 if manifest is None:
                     continue
-                _check_place(manifest, Stage.TRAIN, key, self._uri(place))
+                _check_place(manifest, Stage.TRAIN, key, self._store.uri(place))
                 self._download(place, manifest, into)
             except _DamagedError as error:
-                _log.warning("the checkpoint %s is not whole and is passed over: %s", self._uri(place), error)
+                _log.warning("the checkpoint %s is not whole and is passed over: %s", self._store.uri(place), error)
                 shutil.rmtree(into, ignore_errors=True)
                 continue
             return int(str(manifest.facts["step"]))
@@ -243,35 +238,30 @@ class Workspace:
     def prune_checkpoints(self, key: str, keep: int) -> None:
         """Remove all checkpoints but the newest `keep` whole ones; torn ones go, too."""
         kept = tuple(self._whole_checkpoints(key)[:keep])
-        self._delete(
-            name for name in self._list(f"{self._folder(Stage.TRAIN, key)}{_CHECKPOINTS}/") if not name.startswith(kept)
+        self._store.delete(
+            name
+            for name in self._store.list(f"{self._folder(Stage.TRAIN, key)}{_CHECKPOINTS}/")
+            if not name.startswith(kept)
         )
 
     def mark(self, path: str) -> None:
-        """Write an empty object below the prefix."""
-        with self._errors(self._prefix + path):
-            self._client.put_object(Bucket=self._bucket, Key=self._prefix + path, Body=b"")
+        """Write an empty object."""
+        self._store.put(path, b"")
 
     def marks(self, path: str) -> dict[str, datetime]:
-        """Return the objects below a path, with their paths from the prefix on, and when each was written last."""
-        return {name.removeprefix(self._prefix): time for name, time in self._list(self._prefix + path).items()}
+        """Return the objects below a path, and when each was written last."""
+        return self._store.list(path)
 
     def remove(self, path: str) -> None:
         """Remove everything below a path, manifests first, so that no half of an output passes for a whole one."""
-        self._delete(sorted(self._list(self._prefix + path), key=lambda name: not name.endswith(f"/{_MANIFEST}")))
+        self._store.delete(sorted(self._store.list(path), key=lambda name: not name.endswith(f"/{_MANIFEST}")))
 
     def _folder(self, stage: str, key: str) -> str:
-        return f"{self._prefix}{stage}/{key}/"
-
-    def _uri(self, name: str) -> str:
-        return f"s3://{self._bucket}/{name}"
-
-    def _errors(self, name: str) -> AbstractContextManager[None]:
-        return s3.s3_errors(self._uri(name), _FIELD)
+        return f"{stage}/{key}/"
 
     def _whole_checkpoints(self, key: str) -> list[str]:
         """Return the places of the checkpoints that have a manifest, the newest first."""
-        names = self._list(f"{self._folder(Stage.TRAIN, key)}{_CHECKPOINTS}/")
+        names = self._store.list(f"{self._folder(Stage.TRAIN, key)}{_CHECKPOINTS}/")
         return sorted((name.removesuffix(_MANIFEST) for name in names if name.endswith(f"/{_MANIFEST}")), reverse=True)
 
     def _own_manifest(self, stage: str, key: str) -> Manifest | None:
@@ -283,7 +273,7 @@ class Workspace:
         place = self._folder(stage, key)
         manifest = self._read_manifest(place)
         if manifest is not None:
-            _check_place(manifest, stage, key, self._uri(place))
+            _check_place(manifest, stage, key, self._store.uri(place))
         return manifest
 
     def _read_manifest(self, place: str) -> Manifest | None:
@@ -292,11 +282,10 @@ class Workspace:
         Raises:
             _UntrustedError: it is not signed as it has to be.
         """
-        with self._errors(place + _MANIFEST):
-            try:
-                body, written_at = s3.read_small(self._client, self._bucket, place + _MANIFEST)
-            except self._client.exceptions.NoSuchKey:
-                return None
+        found = self._store.read_small(place + _MANIFEST)
+        if found is None:
+            return None
+        body, written_at = found
         try:
             document = from_json(body)
         except ValueError:
@@ -304,70 +293,33 @@ class Workspace:
         if self._keys:
             # First of all: what somebody else wrote there is replaced, however odd it is.
             known = document if isinstance(document, dict) else {}
-            if problem := self._keys.problem(self._below_prefix(place), known, written_at):
-                raise _UntrustedError(f"{self._uri(place)}{_MANIFEST} {problem} (see {_FIELD}.manifestKeySecretRef)")
+            if problem := self._keys.problem(place, known, written_at):
+                raise _UntrustedError(
+                    f"{self._store.uri(place + _MANIFEST)} {problem} (see {_FIELD}.manifestKeySecretRef)"
+                )
         try:
             return Manifest.model_validate(document)
         except ValidationError as error:
             raise StageError(
                 Reason.INTERNAL_ERROR,
-                f"{self._uri(place)}{_MANIFEST} is not a manifest of this version: {error.errors()[0]['msg']}",
-                f"Remove {self._uri(place)}, or set another spec.workspace.uri.",
+                f"{self._store.uri(place + _MANIFEST)} is not a manifest of this version: {error.errors()[0]['msg']}",
+                f"Remove {self._store.uri(place)}, or set another spec.workspace.uri.",
             ) from error
 
     def _signed(self, place: str, manifest: Manifest) -> bytes:
         """Return the manifest as it is written; an unsigned one as versions before signatures wrote it."""
         document = manifest.model_dump(mode="json", by_alias=True, exclude={SIGNATURE})
         if self._keys:
-            document[SIGNATURE] = self._keys.sign(self._below_prefix(place), document)
+            document[SIGNATURE] = self._keys.sign(place, document)
         return json.dumps(document, indent=1, ensure_ascii=False).encode()
-
-    def _below_prefix(self, name: str) -> str:
-        return name.removeprefix(self._prefix)
-
-    def _overwrites(self, key: str) -> bool:
-        """Write an object twice, each time only if there is none; return whether the server takes no notice of that."""
-        try:
-            self._put_new(key, b"{}")
-            self._put_new(key, b"{}")
-        except _AlreadyThereError:
-            return False
-        except ClientError as error:
-            if _status(error) != HTTPStatus.NOT_IMPLEMENTED:
-                raise
-            self._client.put_object(Bucket=self._bucket, Key=key, Body=b"{}")
-        return True
-
-    def _put_new(self, key: str, body: bytes) -> None:
-        """Write an object if there is none.
-
-        Raises:
-            _AlreadyThereError: there is one.
-            ClientError: as `s3.s3_errors` knows it; for a conflict with another writer only if it lasts.
-        """
-        for wait in (*s3.WAITS_SECONDS, None):
-            try:
-                self._client.put_object(
-                    Bucket=self._bucket, Key=key, Body=body, ContentType="application/json", IfNoneMatch="*"
-                )
-            except ClientError as error:
-                status = _status(error)
-                if status == HTTPStatus.PRECONDITION_FAILED:
-                    raise _AlreadyThereError from error
-                # Another writer is at work on the same object, and may fail yet: S3 wants to be asked again.
-                if status != HTTPStatus.CONFLICT or wait is None:
-                    raise
-                time.sleep(wait)
-            else:
-                return
 
     def _upload(self, place: str, manifest: Manifest, folder: Path) -> None:
         def upload(file: ManifestFile) -> None:
-            self._client.upload_file(str(folder / file.path), self._bucket, f"{place}{manifest.attempt}/{file.path}")
+            self._store.upload(folder / file.path, f"{place}{manifest.attempt}/{file.path}")
 
-        with self._errors(place), ThreadPoolExecutor(_TRANSFERS) as pool:
+        with ThreadPoolExecutor(_TRANSFERS) as pool:
             list(pool.map(upload, manifest.files))
-            self._put_new(place + _MANIFEST, self._signed(place, manifest))
+        self._store.put_new(place + _MANIFEST, self._signed(place, manifest))
 
     def _download(self, place: str, manifest: Manifest, into: Path, without: Collection[str] = ()) -> None:
         def download(file: ManifestFile) -> None:
@@ -377,37 +329,14 @@ class Workspace:
             target.parent.mkdir(parents=True, exist_ok=True)
             name = f"{place}{manifest.attempt}/{file.path}"
             try:
-                self._client.download_file(self._bucket, name, str(target))
-            except ClientError as error:
-                if error.response["Error"]["Code"] in _GONE:
-                    raise _DamagedError(f"{self._uri(name)} is not there") from error
-                raise
+                self._store.download(name, target)
+            except NoObjectError as error:
+                raise _DamagedError(f"{self._store.uri(name)} is not there") from error
             if (found := sha256_of(target)) != file.sha256:
-                raise _DamagedError(f"{self._uri(name)} has sha256 {found}, expected {file.sha256}")
+                raise _DamagedError(f"{self._store.uri(name)} has sha256 {found}, expected {file.sha256}")
 
-        with self._errors(place), ThreadPoolExecutor(_TRANSFERS) as pool:
+        with ThreadPoolExecutor(_TRANSFERS) as pool:
             list(pool.map(download, [file for file in manifest.files if file.path not in without]))
-
-    def _list(self, prefix: str) -> dict[str, datetime]:
-        """Return the objects whose names begin so, and when each was written last."""
-        with self._errors(prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
-            return {item["Key"]: item["LastModified"] for page in pages for item in page.get("Contents", [])}
-
-    def _delete(self, names: Iterable[str]) -> None:
-        for name in names:
-            # One by one: DeleteObjects wants a checksum that not every S3-compatible server understands.
-            with self._errors(name):
-                try:
-                    self._client.delete_object(Bucket=self._bucket, Key=name)
-                except ClientError as error:
-                    # S3 answers 204 for what another attempt has deleted meanwhile; some compatible servers answer 404.
-                    if error.response["Error"]["Code"] not in _GONE:
-                        raise
-
-
-class _AlreadyThereError(Exception):
-    """Another attempt has written the manifest."""
 
 
 class _DamagedError(Exception):
@@ -424,10 +353,6 @@ def _check_place(manifest: Manifest, stage: str, key: str, uri: str) -> None:
         raise _DamagedError(
             f"{uri}{_MANIFEST} is the manifest of {manifest.stage}/{manifest.key}, expected that of {stage}/{key}"
         )
-
-
-def _status(error: ClientError) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _files(folder: Path) -> list[ManifestFile]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunemill_api.failures import Reason
+from tunemill_api.local_files import is_local, local_path
 
 from tunemill_trainer import s3
 from tunemill_trainer.checksums import sha256_of
@@ -55,8 +56,9 @@ class Places:
         """Download what a uri stands for.
 
         Args:
-            uri: s3://bucket/key, s3://bucket/prefix/, s3://bucket, s3://bucket/glob*.jsonl or
-                hf://owner/name[@revision][/path], where the path is a file, a folder that ends in a slash, or a glob.
+            uri: s3://bucket/key, s3://bucket/prefix/, s3://bucket, s3://bucket/glob*.jsonl,
+                hf://owner/name[@revision][/path] or file:///path, where the path is a file, a folder that ends in a
+                slash, or a glob.
             field: the part of the spec that holds the uri, for messages.
             into: an empty folder. The names in it are ours: a key never becomes a path.
 
@@ -66,7 +68,30 @@ class Places:
                 for are outputs of stages in a workspace. Beside other objects they are passed over.
         """
         into.mkdir(parents=True, exist_ok=True)
+        if is_local(uri):
+            return self._from_here(uri, field)
         return self._from_hub(uri, field) if uri.startswith("hf://") else self._from_s3(uri, field, into)
+
+    def _from_here(self, uri: str, field: str) -> Data:
+        path = local_path(uri)
+        text = path.as_posix() + ("/" if path.is_dir() else "")
+        if text.endswith("/") or _WILDCARD.search(text):
+            root = Path(_WILDCARD.split(text)[0].rpartition("/")[0] or "/")
+            names = (found.as_posix() for found in root.rglob("*") if found.is_file())
+            paths = _usable(names, text, uri, field)
+        elif path.is_file():
+            paths = [text]
+        else:
+            raise StageError(
+                Reason.OBJECT_NOT_FOUND,
+                f"{field}.uri is {path}, and there is no such file or folder",
+                f"Set {field}.uri to a file, a folder or a pattern; a relative path starts at the manifest's folder.",
+            )
+        files = []
+        for name in paths:
+            self._stop.check()
+            files.append(DataFile(_shown(name, text), Path(name), sha256_of(Path(name))))
+        return Data(uri, tuple(files))
 
     def _from_s3(self, uri: str, field: str, into: Path) -> Data:
         client = self._s3()

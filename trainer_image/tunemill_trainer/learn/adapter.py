@@ -60,7 +60,7 @@ def save_trained(model: Any, base: BaseModel, tokenizer: Path, folder: Path, dty
     """
     if isinstance(model, PeftModel):
         config = model.peft_config["default"]
-        config.base_model_name_or_path, config.revision = base.id, base.revision
+        config.base_model_name_or_path, config.revision = base.place, base.revision
         # The rows of the new tokens are in the adapter; without this PEFT adds two whole embedding matrices.
         model.save_pretrained(folder, save_embedding_layers=False)
         # PEFT's model card; ours is written when the model is published.

@@ -10,12 +10,15 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from tunemill_api import gates
+from tunemill_api.constants import PUBLIC_HUB
+from tunemill_api.local_files import is_local, local_path
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.status import EvaluationFacts, GateFacts, MetricFacts, PreparedFacts, ServingFacts, TrainedFacts
 
 from tunemill_trainer.judge.report import Report
 from tunemill_trainer.prepared import BaseModel, Tokens
 from tunemill_trainer.release import labels
+from tunemill_trainer.release.local_releases import path_of
 
 _HUB_DATA = "hf://"
 
@@ -59,7 +62,7 @@ class ReleaseFacts:
     @property
     def name(self) -> str:
         """The model's name: the repository's without its owner."""
-        return self.repository.split("/")[1]
+        return self.repository.rsplit("/", 1)[-1]
 
     @property
     def draft(self) -> bool:
@@ -97,7 +100,7 @@ def model_card(facts: ReleaseFacts) -> str:
 def _front_matter(facts: ReleaseFacts) -> str:
     data = ModelCardData(
         model_name=facts.name,
-        base_model=facts.base.id,
+        base_model=None if is_local(facts.base.id) else facts.base.id,
         base_model_relation="finetune" if facts.whole else "adapter",
         datasets=[facts.public_dataset] if facts.public_dataset else None,
         library_name="transformers" if facts.whole else "peft",
@@ -135,11 +138,12 @@ def _method(facts: ReleaseFacts) -> str:
 
 def _introduction(facts: ReleaseFacts) -> str:
     base, commit = facts.base.id, facts.base.revision[:12]
-    page = f"{facts.run.spec.hub.endpoint.rstrip('/') or 'https://huggingface.co'}/{base}"
+    page = f"{facts.run.spec.hub.endpoint.rstrip('/') or PUBLIC_HUB}/{base}"
+    named = f"`{facts.base.place}`" if is_local(base) else f"[{base}]({page}) (commit `{commit}`)"
     what = (
-        f"[{base}]({page}) (commit `{commit}`), taught to call tools"
+        f"{named}, taught to call tools"
         if facts.whole
-        else f"A {_method(facts)} adapter that teaches [{base}]({page}) (commit `{commit}`) to call tools"
+        else f"A {_method(facts)} adapter that teaches {named} to call tools"
     )
     introduction = f"""# {facts.name}
 
@@ -198,14 +202,20 @@ def _usage(facts: ReleaseFacts) -> str:
         if facts.whole
         else f"from {library} import {loader}\nfrom transformers import AutoTokenizer"
     )
+    place, arguments = (
+        f'repository, revision = "{facts.repository}", "{facts.revision}"',
+        "repository, revision=revision",
+    )
+    if is_local(facts.repository):
+        place, arguments = f'folder = "{path_of(local_path(facts.repository), facts.revision)}"', "folder"
     return f"""## Use
 
 ```python
 {imports}
 
-repository, revision = "{facts.repository}", "{facts.revision}"
-tokenizer = AutoTokenizer.from_pretrained(repository, revision=revision)
-model = {loader}.from_pretrained(repository, revision=revision, dtype="auto")
+{place}
+tokenizer = AutoTokenizer.from_pretrained({arguments})
+model = {loader}.from_pretrained({arguments}, dtype="auto")
 
 tools = [
     {{
@@ -242,7 +252,7 @@ def _serving(facts: ReleaseFacts) -> list[str]:
             f"The same model in one piece is {served}, at `{revision}`."
         )
     text.append(f"```sh\n{serving.command}\n```")
-    name = f"{served}@{revision}" if serving.target == "Transformers" else served.split("/")[1]
+    name = f"{served}@{revision}" if serving.target == "Transformers" else served.rsplit("/", 1)[-1]
     text.append(
         f"""Any OpenAI client then gets calls as `tool_calls`. The model's name is `{name}`;
 send `temperature` 0, with which it was measured. `serving.json` says the same to machines."""
@@ -257,7 +267,7 @@ def _training(facts: ReleaseFacts) -> str:
     length = "" if training.max_steps else f"{training.epochs} epoch{'s' * (training.epochs > 1)}, "
     left_out, quantization = labels.left_out(data), facts.run.spec.base_model.quantization
     rows = [
-        ("Base model", f"{facts.base.id} at `{facts.base.revision}`{labels.as_trained(quantization)}"),
+        ("Base model", f"{facts.base.place} at `{facts.base.revision}`{labels.as_trained(quantization)}"),
         ("Data", f"{data.rows} rows ({data.format}), {data.tools} tools; sha256 `{facts.prepared.dataset_digest}`"),
         ("Rows", f"{data.train_rows} for training, {data.evaluation_rows} held out; left out: {left_out}"),
         ("Longest row", f"{data.longest_row_tokens} tokens of {training.max_length}"),
@@ -287,4 +297,4 @@ def _limits(facts: ReleaseFacts) -> str:
 
 - The figures are for rows like those of the training data. Other tools, languages and ways to ask were not measured.
 - A call that can be parsed may still be wrong: check arguments before acting on them.
-- The licence and the limits of {facts.base.id} apply to this model, too."""
+- The licence and the limits of {facts.base.place} apply to this model, too."""

@@ -7,12 +7,14 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
+from tunemill_api.local_files import is_local, local_path
 from tunemill_api.publish import ServingTarget
 from tunemill_api.status import ServingFacts
 
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.prepared import BaseModel
 from tunemill_trainer.release.artifacts import Artifacts
+from tunemill_trainer.release.local_releases import path_of
 from tunemill_trainer.release.servability import Verdict
 
 CONTRACT = "serving.json"
@@ -98,29 +100,32 @@ class Contract:
         )
 
     def _command(self, served: str, revision: str) -> str:
+        local = is_local(served)
+        place = shlex.quote(str(path_of(local_path(served), revision))) if local else served
         if self.target is ServingTarget.TRANSFORMERS:
-            return f"transformers serve {served}@{revision}"
+            return f"transformers serve {place}" + ("" if local else f"@{revision}")
         calls = f"--enable-auto-tool-choice --tool-call-parser {self.parser}" if self.parser else ""
-        name = served.split("/")[1]
+        name = served.rsplit("/", 1)[-1]
         if not self.serves_adapter:
             parts = [
-                f"vllm serve {served}",
-                f"--revision {revision}",
-                f"--tokenizer-revision {revision}",
+                f"vllm serve {place}",
+                "" if local else f"--revision {revision}",
+                "" if local else f"--tokenizer-revision {revision}",
                 f"--served-model-name {name}",
                 calls,
             ]
             return " \\\n    ".join(part for part in parts if part)
         # From a folder: of an adapter by name vLLM would take the newest commit, and no tokenizer and no template.
-        folder = shlex.quote(f"./{name}")
+        folder = place if local else shlex.quote(f"./{name}")
+        base = shlex.quote(self.base.place)
         parts = [
-            f"vllm serve {self.base.id} --revision {self.base.revision}",
+            f"vllm serve {base}" + ("" if is_local(self.base.id) else f" --revision {self.base.revision}"),
             f"--enable-lora --max-lora-rank {self.verdict.max_rank} --lora-modules {name}={folder}",
             f"--tokenizer {folder} --chat-template {folder}/{TEMPLATE} --generation-config {folder}",
             calls,
         ]
-        download = f"hf download {served} --revision {revision} --local-dir {folder}"
-        return download + "\n" + " \\\n    ".join(part for part in parts if part)
+        command = " \\\n    ".join(part for part in parts if part)
+        return command if local else f"hf download {served} --revision {revision} --local-dir {folder}\n{command}"
 
 
 def response_template(call_format: ReplyFormat, head: str, stops: list[str]) -> dict[str, Any] | None:

@@ -63,7 +63,7 @@ def _teach_transformers_to_read_calls(folder: Path, tokens: Tokens, call_format:
 def _name_the_base(path: Path, base: BaseModel) -> None:
     """Have PEFT load the adapter on the commit that it was trained on, whoever has trained it."""
     config = json.loads(path.read_text(encoding="utf-8"))
-    _write(path, config | {"base_model_name_or_path": base.id, "revision": base.revision})
+    _write(path, config | {"base_model_name_or_path": base.place, "revision": base.revision})
 
 
 def _generation(tokens: Tokens) -> dict[str, Any]:

@@ -201,7 +201,7 @@ def _recipe(facts: PageFacts) -> list[tuple[str, str]]:
     length = f"{facts.trained.steps:,} steps of {training.batch_size} rows"
     quantization = facts.run.spec.base_model.quantization
     return [
-        ("Base model", f"{facts.base.id} at {facts.base.revision[:12]}{labels.as_trained(quantization)}"),
+        ("Base model", f"{facts.base.place} at {facts.base.revision[:12]}{labels.as_trained(quantization)}"),
         ("Method", ", ".join([method, *(f"{name} {_plain(value)}" for name, value in settings.items())])),
         ("Vocabulary", f"{facts.tokens.mode}, {len(facts.tokens.added)} tokens added"),
         ("Learning rate", f"{training.learning_rate}, {training.scheduler.value}, warm-up {training.warmup_ratio}"),

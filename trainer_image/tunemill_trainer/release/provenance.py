@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic.alias_generators import to_camel
 from tunemill_api.constants import ENV_BUILDER_ID, ENV_IMAGE, GROUP
 from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.local_files import is_local
 
 from tunemill_trainer.checksums import sha256_of
 from tunemill_trainer.release.card import ReleaseFacts
@@ -156,11 +157,12 @@ class Sources:
 def statement(folder: Path, facts: ReleaseFacts, sources: Sources, finished: datetime) -> Statement:
     """Return the statement of a release whose files are complete."""
     base = facts.base
-    model = f"pkg:huggingface/{quote(base.id)}@{base.revision}"
-    if endpoint := facts.run.spec.hub.endpoint.rstrip("/"):
+    model = base.id if is_local(base.id) else f"pkg:huggingface/{quote(base.id)}@{base.revision}"
+    endpoint = facts.run.spec.hub.endpoint.rstrip("/")
+    if endpoint and not is_local(base.id):
         model += f"?repository_url={quote(endpoint, safe='')}"
     dependencies = [
-        Resource(name="base model", uri=model, digest={"gitCommit": base.revision}),
+        Resource(name="base model", uri=model, digest={} if is_local(base.id) else {"gitCommit": base.revision}),
         *(
             Resource(name=f"base model: {path}", uri=f"{model}#{quote(path)}", digest={"sha256": digest})
             for path, digest in sorted(sources.base_files.items())

@@ -19,6 +19,7 @@ from pathlib import Path
 from tunemill_api import gates
 from tunemill_api.constants import PUBLIC_HUB
 from tunemill_api.failures import Reason
+from tunemill_api.local_files import is_local, local_path
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import EvaluationFacts, GateFacts, PublishedFacts, TrainedFacts
 
@@ -32,6 +33,7 @@ from tunemill_trainer.release import artifacts, merged, proof, provenance, serva
 from tunemill_trainer.release.card import ReleaseFacts, hub_dataset
 from tunemill_trainer.release.contract import Contract
 from tunemill_trainer.release.folder import assemble
+from tunemill_trainer.release.local_releases import LocalReleases, path_of
 from tunemill_trainer.release.proof import Behaviour
 from tunemill_trainer.release.provenance import PROVENANCE
 from tunemill_trainer.release.push import Repository
@@ -230,13 +232,15 @@ class _Release:
                 shutil.copytree(source, folder, dirs_exist_ok=True)
             self._push(chosen.adapter, trained, self._contract)
         revision = self._revisions[self.repository]
-        hub = spec.hub.endpoint.rstrip("/") or PUBLIC_HUB
+        url = f"{spec.hub.endpoint.rstrip('/') or PUBLIC_HUB}/{self.repository}/tree/{revision}"
+        if is_local(self.repository):
+            url = str(path_of(local_path(self.repository), spec.publish.branch))
         return PublishedFacts(
             repository=self.repository,
             revision=revision,
             branch=spec.publish.branch,
             tag=spec.publish.tag,
-            url=f"{hub}/{self.repository}/tree/{revision}",
+            url=url,
             merged=f"{chosen.whole}@{self._revisions[chosen.whole]}" if chosen.adapter and chosen.whole else "",
             serving=self._contract.serving(self._revisions, self._proof),
             draft=self._facts.draft,
@@ -308,11 +312,13 @@ class _Release:
         self._revisions[name] = commit
 
 
-def _repository(context: StageContext, hub: Hub, name: str) -> Repository:
+def _repository(context: StageContext, hub: Hub, name: str) -> Repository | LocalReleases:
+    if is_local(name):
+        return LocalReleases(local_path(name))
     return Repository(hub.api, name, lambda seconds: _pause(context, seconds))
 
 
-def _provenance_at(repository: Repository, revision: str) -> bytes | None:
+def _provenance_at(repository: Repository | LocalReleases, revision: str) -> bytes | None:
     return repository.read(PROVENANCE, revision, provenance.LARGEST_BYTES)
 
 

@@ -19,6 +19,7 @@ from tunemill_api import trust
 from tunemill_api.constants import ENV_CA_BUNDLE, MODEL_CACHE_PATH, PUBLIC_HUB
 from tunemill_api.failures import FAILURES, ExitCode, Reason
 from tunemill_api.finetune import effective_workspace
+from tunemill_api.local_files import is_local
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage, StageFailure, StageReport, failure_of
 from tunemill_api.status import EvaluationFacts, PreparedFacts, PublishedFacts, TrainedFacts
@@ -73,6 +74,7 @@ def main(stage: Stage, run_spec: Path, work: Path, report_path: Path) -> int:
 
 def run_stage(stage: Stage, run: RunSpec, work: Path, stop: StopSignal, started_at: datetime) -> StageReport:
     """Run a stage and return the report of its success; every failure is raised."""
+    _refuse_local_files(run)
     _configure_libraries(run, work)
     _configure_trust(work)
     _check_addresses(run)
@@ -210,6 +212,25 @@ def _configure_libraries(run: RunSpec, work: Path) -> None:
     # Progress has one voice, ours: Transformers would add its own as soon as it sees the same variables.
     os.environ["DISABLE_KUBEFLOW_INTEGRATION"] = "TRUE"
     work.mkdir(parents=True, exist_ok=True)
+
+
+def _refuse_local_files(run: RunSpec) -> None:
+    """Refuse files of a pod as data, model or place for outputs; the CRD has refused them already.
+
+    Raises:
+        StageError: InvalidSpec, naming the field.
+    """
+    spec = run.spec
+    named = {
+        "spec.baseModel.id": spec.base_model.id,
+        "spec.dataset.uri": spec.dataset.uri,
+        "spec.dataset.evaluation.uri": spec.dataset.evaluation.uri,
+        "spec.workspace.uri": spec.workspace.uri,
+        "spec.publish.repository": spec.publish.repository,
+    }
+    local = [field for field, uri in named.items() if is_local(uri)]
+    if local and not run.local:
+        raise StageError(Reason.INVALID_SPEC, f"{local[0]} names a file or folder, which only `run` may read")
 
 
 def _check_addresses(run: RunSpec) -> None:

@@ -11,6 +11,7 @@ from moto.server import ThreadedMotoServer
 from tunemill_trainer import s3
 from tunemill_trainer.credentials import S3Credentials
 from tunemill_trainer.manifest_keys import ManifestKeys
+from tunemill_trainer.storage.bucket import BucketPrefix
 from tunemill_trainer.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Bucket:
 
     def workspace(self, keys: ManifestKeys | None = None) -> Workspace:
         """Return a workspace in it, as a pod of its own has it."""
-        return Workspace(self.client, f"s3://{self.name}/runs/", keys)
+        return Workspace(BucketPrefix(self.client, f"s3://{self.name}/runs/", "spec.workspace"), keys)
 
     def names(self, prefix: str = "") -> list[str]:
         """Return the keys of all objects below a prefix."""

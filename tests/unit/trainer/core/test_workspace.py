@@ -12,6 +12,7 @@ from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import TrainedFacts
 from tunemill_trainer.errors import StageError
+from tunemill_trainer.storage.bucket import BucketPrefix
 from tunemill_trainer.workspace import ManifestFile, Workspace
 
 KEY = "00112233aabbccdd"
@@ -198,7 +199,11 @@ def test_a_manifest_cannot_name_files_outside_of_its_folder(path: str) -> None:
 @pytest.mark.parametrize("uri", ["s3://bucket", "s3://bucket/"])
 def test_a_whole_bucket_can_be_the_workspace(uri: str, bucket: Bucket) -> None:
     """Proves that an empty prefix gives no key that begins with a slash."""
-    assert Workspace(bucket.client, uri).uri(Stage.TRAIN, KEY).startswith(f"s3://bucket/train/{KEY}/")
+    assert (
+        Workspace(BucketPrefix(bucket.client, uri, "spec.workspace"))
+        .uri(Stage.TRAIN, KEY)
+        .startswith(f"s3://bucket/train/{KEY}/")
+    )
 
 
 def copied(bucket: Bucket, source: str, target: str) -> None:

@@ -1,0 +1,138 @@
+"""Objects as files in a folder of this machine, for `tunemill-trainer run` without an S3 server."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tunemill_api.failures import Reason
+
+from tunemill_trainer.errors import StageError
+from tunemill_trainer.storage.objects import NoObjectError, ObjectExistsError
+
+_UNFINISHED = ".unfinished-"
+"""Begins the name of a file that is still being written; no object is called so."""
+
+
+class Folder:
+    """An `ObjectStore` in a folder, which is made when the first object is written. An object appears whole."""
+
+    def __init__(self, path: Path, field: str) -> None:
+        """Nothing is written yet.
+
+        Args:
+            path: absolute.
+            field: the part of the spec that names the folder, for messages.
+        """
+        self._path, self._field = path, field
+
+    def uri(self, name: str) -> str:
+        """See ObjectStore."""
+        # No object but the folder itself is named by its end alone.
+        return (self._path / name).as_uri() + ("/" if name.endswith("/") else "")
+
+    def overwrites(self, name: str) -> bool:
+        """See ObjectStore."""
+        try:
+            self.put_new(name, b"{}")
+            self.put_new(name, b"{}")
+        except ObjectExistsError:
+            return False
+        return True
+
+    def read_small(self, name: str) -> tuple[bytes, datetime] | None:
+        """See ObjectStore."""
+        path = self._path / name
+        with self._errors():
+            try:
+                return path.read_bytes(), _written_at(path)
+            except FileNotFoundError:
+                return None
+
+    def put(self, name: str, body: bytes) -> None:
+        """See ObjectStore."""
+        with self._errors(), self._unfinished(name) as unfinished:
+            unfinished.write_bytes(body)
+            unfinished.replace(self._path / name)
+
+    def put_new(self, name: str, body: bytes) -> None:
+        """See ObjectStore."""
+        with self._errors(), self._unfinished(name) as unfinished:
+            unfinished.write_bytes(body)
+            try:
+                # A link, unlike a rename, fails where there is a file already.
+                os.link(unfinished, self._path / name)
+            except FileExistsError as error:
+                raise ObjectExistsError from error
+
+    def upload(self, path: Path, name: str) -> None:
+        """See ObjectStore."""
+        with self._errors(), self._unfinished(name) as unfinished:
+            shutil.copyfile(path, unfinished)
+            unfinished.replace(self._path / name)
+
+    def download(self, name: str, path: Path) -> None:
+        """See ObjectStore."""
+        with self._errors():
+            try:
+                shutil.copyfile(self._path / name, path)
+            except FileNotFoundError as error:
+                raise NoObjectError from error
+
+    def list(self, prefix: str) -> dict[str, datetime]:
+        """See ObjectStore."""
+        found = {}
+        with self._errors():
+            for path in self._path.rglob("*"):
+                name = path.relative_to(self._path).as_posix()
+                if name.startswith(prefix) and not path.name.startswith(_UNFINISHED) and path.is_file():
+                    found[name] = _written_at(path)
+        return dict(sorted(found.items()))
+
+    def delete(self, names: Iterable[str]) -> None:
+        """See ObjectStore. Folders that become empty are removed."""
+        for name in names:
+            path = self._path / name
+            with self._errors():
+                path.unlink(missing_ok=True)
+                for folder in path.parents:
+                    if folder == self._path or not _remove_if_empty(folder):
+                        break
+
+    @contextmanager
+    def _unfinished(self, name: str) -> Iterator[Path]:
+        """Return where an object is written before it takes its name, in the same folder."""
+        folder = (self._path / name).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{_UNFINISHED}{secrets.token_hex(4)}"
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (PermissionError, NotADirectoryError, IsADirectoryError) as error:
+            raise StageError(
+                Reason.INVALID_SPEC,
+                f"{self._field}.uri is {self._path}, which this user cannot use as a folder: {error.strerror} "
+                f"({error.filename})",
+                f"Set {self._field}.uri to a folder that you may write to.",
+            ) from error
+
+
+def _written_at(path: Path) -> datetime:
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+
+
+def _remove_if_empty(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except OSError:
+        return False
+    return True
