@@ -1,8 +1,8 @@
-"""Files of the machine that `tunemill-trainer run` works on. A cluster's pods have none of them: the CRD refuses them."""
+"""Files of the machine that `tunemill-trainer run` works on. Pods do not have them: the CRD refuses them."""
 
 from pathlib import Path
 from typing import Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 FILE_SCHEME: Final = "file://"
 
@@ -21,4 +21,4 @@ def is_local(uri: str) -> bool:
 
 def local_path(uri: str) -> Path:
     """Return the path that a file:// URI stands for."""
-    return Path(unquote(urlsplit(uri).path))
+    return Path(unquote(uri.removeprefix(FILE_SCHEME)))

@@ -12,6 +12,7 @@ from tunemill_api.stage_report import Stage, StageFailure, StageReport, failure_
 from tunemill_api.status import EvaluationFacts, MetricFacts, PublishedFacts, ServingFacts, TrainedFacts
 from tunemill_trainer import config_maps, one_machine
 from tunemill_trainer.errors import StageError
+from tunemill_trainer.stages import runner
 
 SMALLEST = """
 apiVersion: tunemill.dev/v1alpha1
@@ -179,3 +180,28 @@ def test_who_misses_a_gate_sees_the_figures(
     ends_with(monkeypatch, failure_of(Reason.GATE_NOT_PASSED, "not passed"))
     assert one_machine.main(manifest(tmp_path, SMALLEST), tmp_path / "work") == 64
     assert "0.9300" in capsys.readouterr().out
+
+
+def test_paths_start_at_the_manifest(tmp_path: Path) -> None:
+    """Proves that paths become absolute, blanks and patterns included, and that outputs have a place of their own."""
+    value = yaml.safe_load(SMALLEST)
+    value["spec"] |= {"baseModel": {"id": "../models/a b"}, "dataset": {"uri": "./rows/*.jsonl"}}
+    value["spec"]["publish"]["repository"] = str(tmp_path / "result")
+    (tmp_path / "team").mkdir()
+    run = one_machine.load(manifest(tmp_path / "team", yaml.safe_dump(value)))
+    base = tmp_path.as_uri()
+    assert (run.local, run.spec.base_model.id) == (True, f"{base}/models/a%20b")
+    assert run.spec.dataset.uri == f"{base}/team/rows/*.jsonl"
+    assert run.spec.publish.repository == f"{base}/result"
+    assert run.spec.workspace.uri == f"{base}/team/tunemill/team-a/"
+
+
+def test_a_pod_reads_no_files_of_its_own(tmp_path: Path) -> None:
+    """Proves that the spec of an object that says file:// ends in InvalidSpec: there are credentials in a pod."""
+    run = one_machine.load(manifest(tmp_path, SMALLEST.replace("s3://team-a-data/calls.jsonl", "/var/run/secrets/")))
+    path = tmp_path / "run.json"
+    path.write_text(run.model_copy(update={"local": False}).model_dump_json(by_alias=True))
+    assert runner.main(Stage.PREPARE, path, tmp_path / "work", tmp_path / "report.json") == 64
+    failure = StageReport.model_validate_json((tmp_path / "report.json").read_text()).failure
+    assert failure.reason == Reason.INVALID_SPEC
+    assert "spec.dataset.uri" in failure.message

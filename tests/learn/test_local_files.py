@@ -1,0 +1,109 @@
+"""A run that needs nothing but files of its machine: data, base model, outputs and release in folders."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tunemill_api.failures import ExitCode
+from tunemill_api.stage_report import Stage
+from tunemill_dev.tiny import rows
+from tunemill_dev.tiny.cached import cached_base
+from tunemill_trainer.workspace import Manifest
+
+SPEC = {
+    "baseModel": {"id": "./base model"},
+    "dataset": {"uri": "./data/"},
+    "adapter": {"lora": {"rank": 4}},
+    "training": {"maxSteps": 3, "batchSize": 8, "maxLength": 512},
+    "evaluation": {"maxNewTokens": 20, "gates": []},
+    "publish": {"repository": "./result", "artifacts": ["Adapter", "Merged", "Report"]},
+    "compute": {"gpus": 0},
+}
+
+
+class Machine:
+    """A folder with a base model, rows and a manifest; no address can be reached from a run in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.spec = folder, json.loads(json.dumps(SPEC))
+        shutil.copytree(cached_base("gemma2", steps=0), folder / "base model")
+        (folder / "data").mkdir()
+        lines = [json.dumps(row) + "\n" for row in rows(120, seed=5, offered=2, talk=0.15)]
+        (folder / "data" / "a.jsonl").write_text("".join(lines[:60]))
+        (folder / "data" / "b.jsonl").write_text("".join(lines[60:]))
+        (folder / "data" / "notes.txt").write_text("no rows")
+
+    def run(self) -> tuple[int, str, list[str]]:
+        """Return the exit code, what was printed, and the stages that were executed."""
+        manifest = {"apiVersion": "tunemill.dev/v1alpha1", "kind": "FunctionCallFineTune", "metadata": {"name": "t"}}
+        (self.folder / "finetune.yaml").write_text(yaml.safe_dump({**manifest, "spec": self.spec}))
+        nowhere = dict.fromkeys(("HF_ENDPOINT", "AWS_ENDPOINT_URL", "HTTPS_PROXY"), "http://127.0.0.1:9")
+        ended = subprocess.run(
+            [sys.executable, "-m", "tunemill_trainer", "run", "finetune.yaml", "--work", "work"],
+            cwd=self.folder,
+            env=os.environ | nowhere | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        summary = ended.stdout.rpartition("STAGE ")[2].splitlines()
+        return ended.returncode, ended.stdout, [line.split()[0] for line in summary if "executed" in line]
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    """A machine with one finished run."""
+    found = Machine(tmp_path_factory.mktemp("machine"))
+    code, printed, executed = found.run()
+    assert (code, executed) == (0, list(Stage)), printed
+    return found
+
+
+def test_the_release_loads_from_its_folder(machine: Machine) -> None:
+    """The adapter finds its base by the folder; the card, the report and the whole model are there."""
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    release = machine.folder / "result" / "main"
+    assert {"README.md", "report.html", "serving.json", "provenance.json"} <= {path.name for path in release.iterdir()}
+    card = (release / "README.md").read_text()
+    assert f"`{machine.folder / 'base model'}`" in card
+    assert f'folder = "{release}"' in card
+    assert "file://" not in card
+    AutoTokenizer.from_pretrained(release)
+    AutoPeftModelForCausalLM.from_pretrained(release)
+    AutoModelForCausalLM.from_pretrained(machine.folder / "result-merged" / "main")
+
+
+def test_nothing_is_done_twice(machine: Machine) -> None:
+    """The second run finds everything; a release that somebody removed is made again from what there is."""
+    assert machine.run()[::2] == (0, [])
+    (machine.folder / "result" / "main").unlink()
+    assert machine.run()[::2] == (0, [Stage.PUBLISH])
+    (manifest,) = (machine.folder / "tunemill" / "default" / "train").glob("*/manifest.json")
+    assert Manifest.model_validate_json(manifest.read_bytes()).stage == Stage.TRAIN
+
+
+@pytest.mark.parametrize(
+    ("field", "name", "value", "code", "named"),
+    [
+        ("baseModel", "id", "./bse", ExitCode.INPUT_MISSING, "spec.baseModel.id is {}/bse"),
+        ("dataset", "uri", "./calls.jsonl", ExitCode.INPUT_MISSING, "spec.dataset.uri is {}/calls.jsonl"),
+        ("publish", "repository", "/proc/result", ExitCode.SPEC_WRONG, "spec.publish.repository is /proc/result"),
+        ("workspace", "uri", "./finetune.yaml", ExitCode.SPEC_WRONG, "spec.workspace.uri is {}/finetune.yaml"),
+    ],
+)
+def test_a_wrong_path_is_named_with_its_field(machine: Machine, field, name, value, code, named) -> None:
+    """Nothing is trained before that is said."""
+    before = json.loads(json.dumps(machine.spec))
+    machine.spec.setdefault(field, {})[name] = value
+    found, printed, executed = machine.run()
+    machine.spec = before
+    assert (found, executed) == (code, []), printed
+    assert named.format(machine.folder) in printed
