@@ -26,7 +26,7 @@ demo: $(READY) ## Show the whole run on a local cluster (CLUSTER=name), or on yo
 	@$(BIN)/python -m tunemill_dev.demo --cluster "$(CLUSTER)" --context "$(CONTEXT)"
 
 .PHONY: test
-test: lint types contracts test-unit test-property test-upgrade cluster-programs test-kube test-learn test-platform test-e2e ## Run every check, as CI does
+test: lint types contracts test-unit test-bombs test-property test-upgrade cluster-programs test-kube test-learn test-platform test-e2e ## Run every check, as CI does
 
 ##@ One layer each
 .PHONY: setup
@@ -64,6 +64,10 @@ contracts: $(READY) ## Who may import whom
 .PHONY: test-unit
 test-unit: $(READY) ## Fast tests of single parts
 	@$(PYTEST) $(PARALLEL) --dist loadfile tests/unit
+
+.PHONY: test-bombs
+test-bombs: $(READY) ## Inputs that want much memory; apart, because what other tests leave in the heap would be measured, too
+	@$(PYTEST) $(PARALLEL) --dist loadfile tests/bombs
 
 .PHONY: test-property
 test-property: $(READY) ## Random sequences of edits and failures against the engine

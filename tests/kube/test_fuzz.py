@@ -5,15 +5,20 @@ CI sends a few. `make test-long` sends 100,000, which takes hours, and wants eac
 
 import re
 import time
+from collections import Counter
 from pathlib import Path
+from random import Random
 
 import pytest
 import yaml
 from chart.rendering import CHART
 from kube.fuzz import Fuzz
 from kube.kubelet import eventually
-from kube.operators import Operator, an_operator
+from kube.operators import Operator
 from kube.plane import Namespace, Plane
+from kube.test_progress import an_endpoint, token_of, training_pod
+from property.hostile_worlds import REPORT
+from property.mutations import mutated, text_of
 from tunemill_api.scalars import quantity_value
 
 
@@ -35,6 +40,12 @@ def seconds_to_serve(namespace: Namespace, name: str) -> float:
     return took
 
 
+def a_report(seed: int) -> str:
+    """Return a mutated progress report."""
+    random = Random(seed)
+    return text_of(random, mutated(random, REPORT, random.choice([0, 1, 1, 2, 5])))
+
+
 def test_the_running_operator_serves_the_honest_beside_mutated_objects(
     plane: Plane, namespace: Namespace, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
@@ -43,11 +54,16 @@ def test_the_running_operator_serves_the_honest_beside_mutated_objects(
     limit = yaml.safe_load((CHART / "values.yaml").read_text())["resources"]["limits"]["memory"]
     attacker = plane.namespace("fuzz")
     plane.kubelet.left_alone.add(attacker.name)
-    fuzz, times = Fuzz(attacker), []
+    fuzz, times, answers = Fuzz(attacker), [], Counter[int]()
     try:
-        with an_operator(plane.kubeconfig, tmp_path / "operator.log", "--no-leader-election") as operator:
+        with an_endpoint(plane, tmp_path) as endpoint:
+            operator = endpoint.operator
+            pod = training_pod(plane, namespace, "reporting")
             for seed in range(count):
                 fuzz.send(seed)
+                if seed % 10 == 9:
+                    body = a_report(seed).encode(errors="surrogatepass")
+                    answers[endpoint.post(namespace.name, "reporting", token_of(namespace, pod), body=body)] += 1
                 if seed % 50 == 49:
                     assert operator.process.poll() is None, f"the operator ended after seed {seed}"
                     assert operator.probe("/readyz")[0] == 200, f"the operator is not ready after seed {seed}"
@@ -62,5 +78,8 @@ def test_the_running_operator_serves_the_honest_beside_mutated_objects(
             assert operator.stop() == 0
     finally:
         fuzz.remove_all()
+        plane.kubelet.behaviours.pop(("reporting", "train"), None)
+        namespace.delete("reporting")
+    assert {200, 400} <= {*answers}, "some progress reports have to be taken in, and some refused"
     assert {"object", "jobs", "pods", "profile", "annotations"} <= {*fuzz.taken}
     assert fuzz.taken.total() > count, "most of what is sent has to be taken in, or nothing is tried"

@@ -1,5 +1,6 @@
 """Runs what may explode in a process of its own, and measures the memory that it took."""
 
+import ctypes
 import multiprocessing
 import os
 import resource
@@ -7,6 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+_M_MMAP_THRESHOLD = -3
+# What the process has freed and malloc keeps may be taken again beyond a bound on new memory. With a fixed threshold
+# every large block is given back when it is freed; by default malloc keeps blocks of up to 32 MiB.
+ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 128 << 10)
 
 _FUSE = 4 << 30
 """Bytes that a bomb gets at most: a test that finds one shall not end the machine."""

@@ -3,8 +3,8 @@
 import json
 
 import pytest
+from bombs.exploding import explode
 from tokenizers import Tokenizer, models
-from trainer.bombs import explode
 from tunemill_api.failures import Reason
 from tunemill_trainer.bounds import TimeBound, try_in_child
 from tunemill_trainer.chat import rendering, tokenizer

@@ -3,7 +3,7 @@
 from itertools import cycle, islice
 
 import pytest
-from trainer.bombs import explode
+from bombs.exploding import explode
 from tunemill_trainer.bounds import TimeBound
 from tunemill_trainer.data.findings import RowCrashError
 from tunemill_trainer.data.rows import Call, Message, Role, Tool

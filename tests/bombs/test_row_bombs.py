@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from trainer.bombs import explode
+from bombs.exploding import explode
 from tunemill_api.data import DatasetFormat
 from tunemill_trainer.bounds import MemoryBound, TimeBound
 from tunemill_trainer.data import dataset, formats, reading, records, tools
@@ -344,7 +344,8 @@ def test_a_table_takes_no_more_than_a_table_may(tmp_path, monkeypatch, table):
     path = tmp_path / "bomb.parquet"
     pq.write_table(table, path, compression="zstd")
     outcome = explode(read_file, path)
-    assert outcome.mib < 256 + 150
+    # Half of it may be memory that this process had freed before; unbounded, the texts alone would take 1.6 GiB.
+    assert outcome.mib < 2 * 256 + 150
     if isinstance(outcome.value, str):
         assert "needs more than 256 MiB of memory" in outcome.value or "damage" in outcome.value
     else:
