@@ -94,7 +94,9 @@ test-learn: $(READY) ## Real training on the CPU
 	@$(PYTEST) $(PARALLEL) --dist loadfile tests/learn
 
 .PHONY: test-long
-test-long: $(READY) ## Property tests with other examples; what models learn with other seeds and on a CPU that rounds otherwise
+test-long: $(READY) ## Property tests with other examples; 100,000 mutated objects for a running operator; what models learn with other seeds and on a CPU that rounds otherwise
+	@TUNEMILL_FUZZ=100000 $(PYTEST) $(PARALLEL) tests/property/test_hostile_objects.py --timeout 14400
+	@$(PYTEST) -rP tests/kube/test_fuzz.py --mutations 100000 --serve-within 5 --timeout 43200
 	@for turn in 1 2 3; do $(PYTEST) $(PARALLEL) tests/property --hypothesis-profile other-examples; done
 	@for seed in 1 2 3; do $(PYTEST) $(PARALLEL) --dist loadfile tests/learn -m learns -rP --training-seed $$seed; done
 	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE \

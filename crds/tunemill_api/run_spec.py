@@ -8,6 +8,8 @@ from tunemill_api.base import ApiModel
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.status import PreparedFacts, Rival
 
+UID: Final = r"[-A-Za-z0-9]*"
+"""What the uid of an object may be, as a regular expression; the API server makes them."""
 CLUSTER_NAME: Final = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 """What a cluster may be called, as a regular expression."""
 
@@ -22,7 +24,7 @@ class RunSpec(ApiModel):
     """The object's namespace; for messages and the model card."""
     name: Annotated[str, Field(min_length=1)]
     """The object's name; for messages and the model card."""
-    uid: Annotated[str, Field(pattern=r"^[-A-Za-z0-9]*$")] = ""
+    uid: Annotated[str, Field(pattern=rf"^{UID}$")] = ""
     """The object's uid; empty on one machine. With `cluster`, it tells whose references in the workspace are whose."""
     cluster: Annotated[str, Field(pattern=rf"^({CLUSTER_NAME})?$")] = ""
     """The name that the platform team gave the cluster; empty when it has none, and on one machine."""

@@ -55,16 +55,24 @@ class Api:
         Raises:
             ApiError: when the answer is not a success.
         """
+        text = None if body is None else json.dumps(body)
+        decoded: Json = json.loads(self.send(method, path, text, content_type))
+        return decoded
+
+    def send(self, method: str, path: str, text: str | None, content_type: str = "application/json") -> bytes:
+        """Make a request with a body that need not be JSON; return the answer.
+
+        Raises:
+            ApiError: when the answer is not a success.
+        """
         headers = {"Content-Type": content_type, "Accept": "application/json"}
         if self.token:
             headers["Authorization"] = f"Bearer {self.token}"
-        answer = self._pool.request(
-            method, f"{self.server}{path}", body=None if body is None else json.dumps(body), headers=headers
-        )
+        body = None if text is None else text.encode(errors="surrogatepass")
+        answer = self._pool.request(method, f"{self.server}{path}", body=body, headers=headers)
         if answer.status >= 400:
             raise ApiError(answer.status, answer.data.decode())
-        decoded: Json = json.loads(answer.data)
-        return decoded
+        return answer.data
 
     def get(self, path: str) -> Json:
         """Return an object or a list."""

@@ -64,6 +64,8 @@ class Kubelet:
     """The RunSpec that a pod was last given, by the object's name and the stage."""
     interrupted: list[str] = field(default_factory=list)
     """The names of the pods that were ended by a deletion."""
+    left_alone: set[str] = field(default_factory=set)
+    """Namespaces whose pods are none of its business."""
     _last_start: dict[tuple[str, str], str] = field(default_factory=dict)
     _reports: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     """What the stages of a container left that have ended while it goes on, by the pod's uid and its name."""
@@ -94,7 +96,8 @@ class Kubelet:
         while not self._stop.wait(0.1):
             try:
                 for pod in self.api.get(LIVE_PODS)["items"]:
-                    self._look_after(pod)
+                    if pod["metadata"]["namespace"] not in self.left_alone:
+                        self._look_after(pod)
             except (ApiError, urllib3.exceptions.HTTPError):  # a pod has gone, or the API server is restarted
                 continue
 

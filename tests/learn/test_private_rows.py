@@ -50,6 +50,11 @@ def test_no_text_of_a_row_leaves_the_workspace(tmp_path: Path, form: DatasetForm
         assert ended.report.failure.reason is Reason.DATASET_INVALID_ROWS
         assert "calls.jsonl line " in ended.report.failure.message
         assert CANARY not in said
+        uri = ended.report.failure.message.rpartition("All findings are in ")[2]
+        failed = world.s3().get_object(Bucket=world.bucket, Key=uri.removeprefix(f"s3://{world.bucket}/"))
+        report = json.load(failed["Body"])
+        assert report["invalidRows"] > 0
+        assert CANARY in json.dumps(report)
 
 
 def report_of(world: World, key: str) -> str:

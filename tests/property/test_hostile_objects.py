@@ -6,20 +6,17 @@ A thousand are tried in each run. More: `TUNEMILL_FUZZ=100000 pytest tests/prope
 import json
 import os
 from copy import deepcopy
-from functools import cache
 from random import Random
 from typing import Any
 
 import pytest
 from property.builders import a_finetune_body, at
+from property.hostile_worlds import PROFILE, REPORT, worlds
 from property.mutations import DEPTHS, deep, json_of, mutated, text_of
 from property.simulator import World
-from property.worlds import a_finished_world, a_world_at
+from property.worlds import a_finished_world
 from pydantic_core import to_json
-from tunemill_api.failures import Reason
 from tunemill_api.plain_text import parsed
-from tunemill_api.stage_report import Stage
-from tunemill_dev.played import a_report
 from tunemill_operator.engine.observe import Observed, Progress
 from tunemill_operator.engine.plan import plan, undecidable
 from tunemill_operator.kube.decoding import decodable_line, decoded
@@ -29,59 +26,6 @@ from tunemill_operator.runtime.profile_status import status_of
 
 ROUNDS = int(os.environ.get("TUNEMILL_FUZZ", "600"))
 KEY, HONEST = ("team-a", "support"), ("team-b", "honest")
-PROFILE = {
-    "metadata": {
-        "name": "gold",
-        "uid": "gold",
-        "resourceVersion": "1",
-        "generation": 1,
-        "creationTimestamp": "2026-11-21T12:00:00Z",
-    },
-    "spec": {
-        "default": True,
-        "namespaces": ["team-a"],
-        "defaults": {"compute": {"gpus": 2}, "retry": {"limit": 1}, "maxRuntime": "8h", "queue": {"name": "q"}},
-        "limits": {"maxGpus": 4, "maxGpuHours": "24", "maxResources": {"cpu": "8"}, "baseModels": ["google/*"]},
-    },
-    "status": {
-        "conditions": [
-            {"type": "Ready", "status": "True", "reason": "Valid", "lastTransitionTime": "2026-11-21T12:00:00Z"}
-        ]
-    },
-}
-REPORT = {
-    "stage": "train",
-    "trainerStatus": {
-        "progressPercentage": 4,
-        "estimatedRemainingSeconds": 60,
-        "metrics": [{"name": "loss", "value": "0.2"}],
-        "lastUpdatedTime": "2026-11-21T12:00:05Z",
-    },
-    "report": json.loads(a_report(Stage.TRAIN)),
-}
-
-
-@cache
-def worlds() -> tuple[World, ...]:
-    """Return a world at each point of a run."""
-    parts = {"retrain": {"schedule": "0 2 * * 0", "timeZone": "Europe/Berlin"}, "maxGpuHours": "24", "maxRuntime": "8h"}
-    return (
-        World(**parts),
-        *(a_world_at(stage, **parts) for stage in Stage),
-        a_finished_world(**parts),
-        a_failed_world(),
-    )
-
-
-def a_failed_world() -> World:
-    """Return a world whose run has failed."""
-    world = a_world_at(Stage.TRAIN, retry={"limit": 0})
-    for pod in world.live_pods():
-        world.fail(pod, Reason.INTERNAL_ERROR)
-    for _ in range(5):
-        world.settle()
-        world.seconds += 10
-    return world
 
 
 def a_page(random: Random, bodies: list[Any]) -> list[Any]:

@@ -210,6 +210,16 @@ class Workspace:
         """Remove the manifest of an output, so that the stage is done again. Nothing happens when there is none."""
         self._store.delete([self._folder(stage, key) + _MANIFEST])
 
+    def leave(self, stage: str, key: str, name: str, content: bytes) -> str:
+        """Write a file beside an output that is not there, for people, in place of an earlier one; return its URI.
+
+        It goes when the output is committed, or with the run that refers to the key.
+        """
+        place = f"{self._folder(stage, key)}{name}"
+        with self._errors(place):
+            self._client.put_object(Bucket=self._bucket, Key=place, Body=content)
+        return self._uri(place)
+
     def put_checkpoint(self, key: str, folder: Path, step: int) -> None:
         """Upload a checkpoint of the training with a key; `latest_checkpoint` sees it once its last byte is there."""
         place = f"{self._folder(Stage.TRAIN, key)}{_CHECKPOINTS}/{step:08d}-{self._attempt}/"

@@ -8,6 +8,7 @@ from pathlib import Path
 from tunemill_api import generated
 
 from tunemill_dev.chart.manifests import INSTALL, golden_files, install_manifest
+from tunemill_dev.chart.profile_policy import POLICY, profile_policy
 from tunemill_dev.chart.values_page import PAGE, values_page
 
 
@@ -16,5 +17,10 @@ def generated_files(root: Path) -> dict[str, str]:
     return {PAGE: values_page(), INSTALL: install_manifest(), **golden_files(root)}
 
 
+def parts_of_the_chart(_root: Path) -> dict[str, str]:
+    """Return the generated files that the chart itself reads, so that they are written before it is rendered."""
+    return {POLICY: profile_policy()}
+
+
 if __name__ == "__main__":
-    raise SystemExit(generated.main(__doc__, generated_files))
+    raise SystemExit(generated.main(__doc__, parts_of_the_chart) or generated.main(__doc__, generated_files))

@@ -27,6 +27,7 @@ from tunemill_api.constants import (
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.plain_text import parsed
+from tunemill_api.run_spec import UID
 from tunemill_api.stage_report import Stage, StageReport, reports_in
 from tunemill_api.status import FineTuneStatus, MetricFacts
 
@@ -278,6 +279,8 @@ def stored_finetune_of(body: Json) -> StoredFineTune:
     generation = metadata.get("generation", 1)
     if not isinstance(generation, int) or abs(generation) > LARGEST_COUNT:
         raise TypeError("metadata.generation is no number")
+    if not re.fullmatch(UID, meta.uid):
+        raise ValueError("metadata.uid is none that an API server makes, and no RunSpec takes it")
     slim = {"metadata": metadata, "spec": body.get("spec") or {}, "status": status}
     try:
         text, problem = to_json(slim), ""

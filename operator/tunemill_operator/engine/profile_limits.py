@@ -8,10 +8,12 @@ and lists which limit bounds each field, or why none has to.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
+from pydantic.alias_generators import to_snake
+from tunemill_api.base import ApiModel
 from tunemill_api.constants import PUBLIC_HUB
 from tunemill_api.evaluation import MAX_GATES, Gate
 from tunemill_api.failures import Reason
@@ -21,6 +23,15 @@ from tunemill_api.profile import DEFAULT_TEMPLATE_FIELDS, Limits
 from tunemill_api.publish import Publish
 from tunemill_api.scalars import duration_seconds, quantity_value
 
+from tunemill_operator.engine.limit_rules import (
+    GPU_RESOURCE,
+    MAXIMA,
+    NAMES,
+    SECRET_REFS,
+    TEMPLATE_LISTS,
+    VARIABLES,
+    Measure,
+)
 from tunemill_operator.engine.profiles import (
     STAGES,
     Fields,
@@ -41,19 +52,6 @@ _SMALLEST = FineTuneSpec.model_validate(
 )
 """A spec on which the defaults of a profile are tried."""
 
-_CODE_ENV: Final = ("PYTHON*", "LD_*", "PATH", "BASH_ENV", "GCONV_PATH")
-"""Variables that change which code the stage's image runs."""
-_SERVER_ENV: Final = (
-    "AWS_ENDPOINT_URL*",
-    "AWS_EC2_METADATA*",
-    "AWS_CONTAINER_*",
-    "AWS_CONFIG_FILE",
-    "AWS_SHARED_CREDENTIALS_FILE",
-    "HF_ENDPOINT",
-    "ALL_PROXY",
-    "all_proxy",
-)
-"""Variables that name the servers that boto3 and the Hub's client speak to."""
 _NODE_RESOURCES: Final = ("cpu", "memory", "ephemeral-storage")
 _PUBLIC_S3: Final = "https://s3.amazonaws.com"
 
@@ -108,21 +106,17 @@ def names_hub(profile: Profile, endpoint: str) -> bool:
 
 
 def _exceeding(spec: FineTuneSpec, fields: Fields, profile: Profile) -> Iterator[_Excess]:
-    limits, compute = profile.spec.limits, spec.compute
+    limits = profile.spec.limits
     if not profile.limited:
         return
 
     def excess(path: str, limit: str, allowed: object, value: object) -> _Excess:
         return _Excess(path, f"limits.{limit} allows {allowed}", str(value), path in fields)
 
-    if limits.max_gpus is not None and compute.gpus > limits.max_gpus:
-        yield excess("compute.gpus", "maxGpus", limits.max_gpus, compute.gpus)
-    if limits.max_gpu_hours and Decimal(spec.max_gpu_hours or "Infinity") > Decimal(limits.max_gpu_hours):
-        yield excess("maxGpuHours", "maxGpuHours", limits.max_gpu_hours, spec.max_gpu_hours)
-    if limits.max_retries is not None and spec.retry.limit > limits.max_retries:
-        yield excess("retry.limit", "maxRetries", limits.max_retries, spec.retry.limit)
-    if limits.max_runtime and duration_seconds(spec.max_runtime) > duration_seconds(limits.max_runtime):
-        yield excess("maxRuntime", "maxRuntime", limits.max_runtime, spec.max_runtime)
+    for maximum in MAXIMA:
+        most, value = _at(limits, maximum.limit), _at(spec, maximum.path)
+        if most not in (None, "") and _size(value, maximum.measure) > _size(most, maximum.measure):
+            yield excess(maximum.path, maximum.limit, most, value)
     if limits.private_only and not spec.publish.private:
         yield excess("publish.private", "privateOnly", "true", "false")
     if limits.max_gpus is not None or limits.max_gpu_hours:
@@ -139,6 +133,20 @@ def _exceeding(spec: FineTuneSpec, fields: Fields, profile: Profile) -> Iterator
     yield from _other_endpoints(spec, fields, profile)
 
 
+def _at(part: ApiModel, path: str) -> Any:  # noqa: ANN401 - the value of a field
+    """Return the value at a path; None where a part that holds it is absent."""
+    value: Any = part
+    for name in path.split("."):
+        value = None if value is None else getattr(value, to_snake(name))
+    return value
+
+
+def _size(value: Any, measure: Measure) -> Decimal | int:  # noqa: ANN401 - the value of a field
+    if measure is Measure.DURATION:
+        return duration_seconds(value)
+    return Decimal(value or "Infinity") if measure is Measure.HOURS else int(value)
+
+
 def _names(spec: FineTuneSpec, profile: Profile) -> Iterator[tuple[str, str, list[str] | None, str]]:
     """Yield each name in the spec that a limit lists: the limit, the name's path, the allowed names and the name."""
     limits, preset = profile.spec.limits, profile.fields
@@ -147,18 +155,13 @@ def _names(spec: FineTuneSpec, profile: Profile) -> Iterator[tuple[str, str, lis
         """Return the allowed names; without a list only what the profile's defaults have."""
         return names if names is not None else [name for name in (str(preset.get(path) or default),) if name]
 
-    yield "baseModels", "baseModel.id", limits.base_models, spec.base_model.id
-    yield "hubOrganizations", "publish.repository", limits.hub_organizations, spec.publish.repository.split("/")[0]
-    image, resource, cache = "compute.trainerImage", "compute.gpuResource", "compute.modelCache.claimName"
-    yield "trainerImages", image, listed(limits.trainer_images, image), spec.compute.trainer_image
-    resources = listed(limits.gpu_resources, resource, "nvidia.com/gpu")
-    yield "gpuResources", resource, resources, spec.compute.gpu_resource if spec.compute.gpus else ""
-    yield "claims", cache, listed(limits.claims, cache), spec.compute.model_cache.claim_name
-    for stage in STAGES:
-        template, path = spec.pod_templates.of(stage), f"podTemplates.{stage}"
-        yield "serviceAccounts", f"{path}.serviceAccountName", limits.service_accounts, template.service_account_name
-        yield "priorityClasses", f"{path}.priorityClassName", limits.priority_classes, template.priority_class_name
-        yield "runtimeClasses", f"{path}.runtimeClassName", limits.runtime_classes, template.runtime_class_name
+    for rule in NAMES:
+        if rule is GPU_RESOURCE and not spec.compute.gpus:
+            continue
+        names, name = _at(limits, rule.limit), str(_at(spec, rule.path) or "")
+        if rule.or_defaults:
+            names = listed(names, rule.path, rule.or_name)
+        yield rule.limit, rule.path, names, name.split("/", maxsplit=1)[0] if rule.of_owner else name
     if spec.queue:
         own = (preset.get("queue") or {}).get("priorityClass", "")
         classes = limits.priority_classes if limits.priority_classes is not None else [own] if own else []
@@ -168,14 +171,8 @@ def _names(spec: FineTuneSpec, profile: Profile) -> Iterator[tuple[str, str, lis
 def _mounted(spec: FineTuneSpec, fields: Fields, limits: Limits) -> Iterator[tuple[str, str, list[str] | None, str]]:
     """Yield the Secrets and claims that the user's spec names, as `_names` does."""
     default_token = Publish.model_fields["token_secret_ref"].default
-    for path, ref in (
-        ("dataset.credentialsSecretRef", spec.dataset.credentials_secret_ref),
-        ("workspace.credentialsSecretRef", spec.workspace.credentials_secret_ref),
-        ("workspace.manifestKeySecretRef", spec.workspace.manifest_key_secret_ref),
-        ("baseModel.tokenSecretRef", spec.base_model.token_secret_ref),
-        ("publish.tokenSecretRef", spec.publish.token_secret_ref),
-        ("publish.signing.keySecretRef", spec.publish.signing and spec.publish.signing.key_secret_ref),
-    ):
+    for path in SECRET_REFS:
+        ref = _at(spec, path)
         if ref and ref != default_token and path not in fields:
             yield "secrets", path, limits.secrets, ref.name
     for stage in STAGES:
@@ -220,12 +217,8 @@ def _other_fields(spec: FineTuneSpec, fields: Fields, profile: Profile) -> Itera
     limits = profile.spec.limits
     allowed, explicit = limits.pod_template_fields, limits.pod_template_fields is not None
     if allowed is None:
-        lists = {
-            "serviceAccountName": limits.service_accounts,
-            "priorityClassName": limits.priority_classes,
-            "runtimeClassName": limits.runtime_classes,
-        }
-        allowed = [*DEFAULT_TEMPLATE_FIELDS, *(name for name, names in lists.items() if names is not None)]
+        listed = [name for name, limit in TEMPLATE_LISTS.items() if _at(limits, limit) is not None]
+        allowed = [*DEFAULT_TEMPLATE_FIELDS, *listed]
     names = ", ".join(allowed) or "none"
     for path, value in written(spec).items():
         part, *rest = path.split(".")
@@ -253,12 +246,10 @@ def _other_variables(spec: FineTuneSpec, fields: Fields) -> Iterator[_Excess]:
     for stage in STAGES:
         path = f"podTemplates.{stage}.env"
         for variable in spec.pod_templates.of(stage).env if path not in fields else ():
-            if matches(variable.name, _CODE_ENV):
-                text = f"limits.trainerImages allows no variable that changes which code runs ({', '.join(_CODE_ENV)})"
-                yield _Excess(path, text, variable.name, own=False)
-            if matches(variable.name, _SERVER_ENV):
-                text = f"limits.endpoints allows no variable that names a server ({', '.join(_SERVER_ENV)})"
-                yield _Excess(path, text, variable.name, own=False)
+            for limit, effect, names in VARIABLES:
+                if matches(variable.name, names):
+                    text = f"limits.{limit} allows no variable that {effect} ({', '.join(names)})"
+                    yield _Excess(path, text, variable.name, own=False)
 
 
 def _larger_resources(spec: FineTuneSpec, fields: Fields, profile: Profile) -> Iterator[_Excess]:

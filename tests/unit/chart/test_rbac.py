@@ -149,10 +149,19 @@ def test_admission_policies_hold_for_the_operators_account_and_deny(values: dict
     bindings = [binding["spec"] for binding in rendered.all("ValidatingAdmissionPolicyBinding")]
     assert {binding["policyName"] for binding in bindings} == {*policies}
     assert all(binding == {**binding, "validationActions": ["Deny"]} for binding in bindings)
+    (limits,) = [policies.pop(name) for name in list(policies) if name.endswith("-profile-limits")]
+    assert limits["failurePolicy"] == "Ignore", "the operator checks what an expression cannot"
     for policy in policies.values():
         (condition,) = policy["matchConditions"]
         assert condition["expression"] == f"request.userInfo.username == {user}"
         assert policy["failurePolicy"] == "Fail"
+
+
+@pytest.mark.parametrize("values", [{"admission": {"profileLimits": False}}, {"profiles": {"enabled": False}}])
+def test_limits_of_profiles_at_apply_can_be_left_out(values: dict[str, Any]) -> None:
+    """Without profiles there is nothing to look up."""
+    names = [policy["metadata"]["name"] for policy in render(**values).all("ValidatingAdmissionPolicy")]
+    assert [name.rsplit("-")[-1] for name in names] == ["jobs", "pods"]
 
 
 def test_the_operators_own_namespace_has_no_jobs_unless_it_is_watched() -> None:

@@ -121,6 +121,7 @@ BAD: dict[str, list[Any]] = {
     "networkPolicy.stages.ports": NOT_PORTS,
     "networkPolicy.stages.exceptCidrs": ["10.0.0.0/8", [7], ["10.0.0.0"], ["all"], ["10.0.0.0/8", "10.0.0.0/8"]],
     "admission.enabled": NOT_BOOLEAN,
+    "admission.profileLimits": NOT_BOOLEAN,
     "admission.deniedNamespaces": ["kube-system", [7], ["Kube"], ["a", "a"]],
     "podDisruptionBudget.enabled": NOT_BOOLEAN,
     "extraArgs": ["--workers=32", [32], ["workers 32"]],

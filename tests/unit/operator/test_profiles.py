@@ -66,6 +66,7 @@ VALUES: dict[str, Any] = {
     "publish.tokenSecretRef": {"name": "hub-write", "key": "write"},
     "workspace.uri": "s3://tunemill/team/",
     "workspace.credentialsSecretRef": {"name": "workspace"},
+    "workspace.manifestKeySecretRef": {"name": "outputs"},
     "workspace.endpoint": "https://s3.acme.example",
     "workspace.region": "eu-1",
     "workspace.keepRuns": 7,

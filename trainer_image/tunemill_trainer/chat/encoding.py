@@ -13,6 +13,9 @@ from tunemill_trainer.data.rows import Call, Message, Role, Row, Tool
 from tunemill_trainer.judge.parse import ReplyFormat, parse_reply
 from tunemill_trainer.prepared import IGNORED
 
+CHARACTERS_A_TOKEN = 128
+"""More characters than a token stands for in the mean of any text worth learning; the longest tokens have as many."""
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -97,15 +100,28 @@ class Encoder:
                 return True
         return False
 
-    def encode(self, rows: Sequence[Row]) -> list[Encoded]:
-        """Return the rows as token ids, each with what is wrong with it."""
+    def encode(self, rows: Sequence[Row], max_length: int | None = None) -> list[Encoded]:
+        """Return the rows as token ids, each with what is wrong with it.
+
+        Args:
+            rows: to encode.
+            max_length: in tokens. A row that is certainly longer is not tokenised, which could take any time and
+                memory: its problem is OVERLONG. None tokenises all.
+        """
+        most = None if max_length is None else max_length * CHARACTERS_A_TOKEN
         rendered: list[tuple[str, list[Span]] | Problem] = []
         with MEMORY:
             for row in rows:
                 try:
-                    rendered.append(self.template.conversation(row.messages, row.tools))
+                    text, spans = self.template.conversation(row.messages, row.tools)
                 except TemplateError as error:
                     rendered.append(Problem(Rule.NOT_REPRODUCIBLE, f"the chat template {error}"))
+                    continue
+                if most is not None and len(text) > most:
+                    found = f"the row has {len(text)} characters, far more than {max_length} tokens"
+                    rendered.append(Problem(Rule.OVERLONG, found))
+                else:
+                    rendered.append((text, spans))
         texts = [item[0] for item in rendered if not isinstance(item, Problem)]
         requests = [
             _request(row.messages) for row, item in zip(rows, rendered, strict=True) if not isinstance(item, Problem)

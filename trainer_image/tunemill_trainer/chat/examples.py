@@ -44,9 +44,9 @@ class Side:
         for turn in encoded.turns:
             self.calls.update([call.name for call in item.row.messages[turn.message].calls] or [""])
 
-    def leave_out(self, encoded: Encoded) -> None:
+    def leave_out(self, length: int) -> None:
         """Count a row that is too long."""
-        self.add(Side(overlong=1, shortest_overlong=len(encoded.input_ids)))
+        self.add(Side(overlong=1, shortest_overlong=length))
 
     def add(self, other: "Side") -> None:
         """Count what others have counted."""
@@ -174,13 +174,16 @@ def _encode(dataset: Dataset, choice: Choice, max_length: int, on_everything: bo
 def _encode_rows(items: Sequence[SpooledRow], choice: Choice, max_length: int, *, on_everything: bool) -> _Batch:
     batch = _Batch(len(items))
     held_out: list[tuple[SpooledRow, Encoded]] = []
-    for item, encoded in zip(items, choice.encoder.encode([item.row for item in items]), strict=True):
+    for item, encoded in zip(items, choice.encoder.encode([item.row for item in items], max_length), strict=True):
         side = batch.written.held_out if item.held_out else batch.written.train
         length = len(encoded.input_ids)
-        if encoded.problem is not None:
+        if encoded.problem is not None and encoded.problem.rule is Rule.OVERLONG:
+            side.leave_out(max_length + 1)
+            batch.written.findings.add(item.row.source, [encoded.problem])
+        elif encoded.problem is not None:
             batch.unfit.append(Unfit(item, encoded.problem))
         elif length > max_length:
-            side.leave_out(encoded)
+            side.leave_out(length)
             problem = Problem(Rule.OVERLONG, f"the row has {length} tokens, and {max_length} are allowed")
             batch.written.findings.add(item.row.source, [problem])
         else:

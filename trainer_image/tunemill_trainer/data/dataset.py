@@ -190,8 +190,16 @@ def read(
     return dataset
 
 
+class TooManyInvalidError(StageError):
+    """More rows are wrong than spec.dataset.maxInvalidFraction allows; `dataset` holds what was found."""
+
+    def __init__(self, reason: Reason, message: str, dataset: Dataset) -> None:
+        super().__init__(reason, message)
+        self.dataset = dataset
+
+
 def refuse_too_many_invalid(dataset: Dataset, allowed: float) -> None:
-    """Raise DatasetMalformed or DatasetInvalidRows, naming rows, if more than the allowed share was wrong."""
+    """Raise TooManyInvalidError (DatasetMalformed or DatasetInvalidRows) if more than the allowed share was wrong."""
     if dataset.invalid <= allowed * dataset.rows:
         return
     wrong = [finding for finding in dataset.findings.listed if finding.problem.rule.severity is Severity.ERROR]
@@ -201,10 +209,11 @@ def refuse_too_many_invalid(dataset: Dataset, allowed: float) -> None:
         if len(shown) < 3 and not any(text.startswith(f"{finding.source}:") for text in shown):
             shown.append(str(finding))
     more = dataset.invalid - len(shown)
-    raise StageError(
+    raise TooManyInvalidError(
         Reason.DATASET_MALFORMED if malformed else Reason.DATASET_INVALID_ROWS,
         f"{dataset.invalid} of {dataset.rows} rows are wrong, spec.dataset.maxInvalidFraction allows "
         f"{int(allowed * dataset.rows)}. {'; '.join(shown)}" + (f"; and {more} more rows" if more else ""),
+        dataset,
     )
 
 

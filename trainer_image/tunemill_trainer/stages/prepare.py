@@ -4,6 +4,7 @@ Imports no torch: this stage runs on small CPU pods, and a wrong field should sh
 """
 
 import hashlib
+import json
 import logging
 import shutil
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ from tunemill_trainer.release import artifacts
 
 _log = logging.getLogger(__name__)
 
+FAILED_REPORT = "failed-report.json"
+"""Beside the place of the output, when there is none because too many rows are wrong: what was found about them."""
+
 _FETCHED, _READ, _ENCODED = 10, 30, 95
 """Percent of the stage at the end of its parts."""
 
@@ -69,8 +73,11 @@ def run(context: StageContext) -> tuple[PreparedFacts, bool]:
         _log.warning("the manifest of prepare/%s names another base model or other data: it is removed", key)
         context.workspace.withdraw(Stage.PREPARE, key)
 
-    dataset = _read(context, of_user, train, evaluation, folder / "rows.jsonl")
-    tokens, written = _encode(context, dataset, seen, base_folder, of_user.template, folder / "output")
+    try:
+        dataset = _read(context, of_user, train, evaluation, folder / "rows.jsonl")
+        tokens, written = _encode(context, dataset, seen, base_folder, of_user.template, folder / "output")
+    except data.TooManyInvalidError as error:
+        raise _with_report(context, key, error) from error
     facts = PreparedFacts(
         key=key,
         base_model_revision=seen.revision,
@@ -272,7 +279,7 @@ def _refuse_empty_side(written: Examples, max_length: int) -> None:
             raise StageError(
                 Reason.ALL_ROWS_TOO_LONG,
                 f"all {side.overlong} {name} rows are longer than spec.training.maxLength of {max_length} tokens, "
-                f"the shortest has {side.shortest_overlong}",
+                f"the shortest has at least {side.shortest_overlong}",
             )
         if side.rows == 0:
             raise StageError(Reason.DATASET_TOO_SMALL, f"expected at least one usable {name} row, found none")
@@ -294,7 +301,19 @@ def _dataset_facts(dataset: Dataset, written: Examples) -> DatasetFacts:
     )
 
 
-def _report(dataset: Dataset, written: Examples, choice: Choice) -> JsonObject:
+def _with_report(context: StageContext, key: str, error: data.TooManyInvalidError) -> StageError:
+    """Leave all that was found about the rows in the workspace; return the failure that says where."""
+    report = _rows_report(error.dataset) | {"findings": error.dataset.findings.to_json()}
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    try:
+        uri = context.workspace.leave(Stage.PREPARE, key, FAILED_REPORT, text.encode(errors="backslashreplace"))
+    except StageError as unwritten:
+        _log.warning("the report could not be written: %s", unwritten.message)
+        return error
+    return StageError(error.reason, f"{error.message}. All findings are in {uri}", error.failure.remedy)
+
+
+def _rows_report(dataset: Dataset) -> JsonObject:
     return {
         "format": dataset.format.value,
         "rows": dataset.rows,
@@ -303,6 +322,11 @@ def _report(dataset: Dataset, written: Examples, choice: Choice) -> JsonObject:
         "leakedRows": dataset.leaked,
         "rowsWithoutAssistant": dataset.silent,
         "tools": [*sorted(dataset.offers)],
+    }
+
+
+def _report(dataset: Dataset, written: Examples, choice: Choice) -> JsonObject:
+    return _rows_report(dataset) | {
         "train": written.train.to_json() | {"supervisedTokens": written.supervised, "allTokens": written.tokens},
         "evaluation": written.held_out.to_json() | {"cases": written.cases},
         "chatTemplate": {

@@ -5,6 +5,8 @@ from trainer.chat.speakers import GEMMA, a_speaker
 from trainer.data.building import openai_row, some_data
 from tunemill_api.data import Dataset, TokenizerMode
 from tunemill_trainer.chat import examples, templates
+from tunemill_trainer.chat.beginnings import Beginnings
+from tunemill_trainer.chat.encoding import CHARACTERS_A_TOKEN
 from tunemill_trainer.data import dataset as data
 from tunemill_trainer.data.findings import Rule
 from tunemill_trainer.prepared import PreparedWriter
@@ -64,6 +66,28 @@ def test_long_rows_are_findings_with_their_length(tmp_path):
     assert counted.train.overlong == counted.findings.counts[Rule.OVERLONG] - counted.held_out.overlong > 0
     assert f"{longest - 1} are allowed" in counted.findings.listed[0].problem.message
     assert counted.train.shortest_overlong == longest
+
+
+def test_a_row_that_is_certainly_too_long_is_not_tokenised(tmp_path, monkeypatch):
+    """A tokenizer may take any time and memory for megabytes of text; the row is left out like other long ones."""
+    longest = 0
+    tokenise = Beginnings.tokenise
+
+    def noted(self, texts, own):
+        nonlocal longest
+        longest = max([longest, *map(len, texts)])
+        return tokenise(self, texts, own)
+
+    monkeypatch.setattr(Beginnings, "tokenise", noted)
+    rows = [*ROWS[:5], openai_row("a" * 2**20), *ROWS[5:10]]
+    counted, unfit, _ = written(tmp_path / "rows", rows=rows, max_length=512)
+    assert unfit == []
+    assert longest <= 512 * CHARACTERS_A_TOKEN
+    (finding,) = counted.findings.listed
+    assert (str(finding.source), finding.problem.rule) == ("calls.jsonl line 6", Rule.OVERLONG)
+    assert "characters, far more than 512 tokens" in finding.problem.message
+    assert counted.train.overlong + counted.held_out.overlong == 1
+    assert counted.train.rows + counted.held_out.rows == 10
 
 
 def test_a_row_that_cannot_be_written_and_read_back_is_handed_over(tmp_path):

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from trainer.core.buckets import Bucket, a_bucket, a_folder
 from tunemill_api.failures import Reason
+from tunemill_api.finetune import Workspace as ApiWorkspace
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import TrainedFacts
 from tunemill_trainer.credentials import Credentials
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.manifest_keys import ManifestKeys
+from tunemill_trainer.workspace import Workspace
 
 KEY = "00112233aabbccdd"
 MANIFEST = f"runs/train/{KEY}/manifest.json"
@@ -145,6 +147,19 @@ def test_the_keys_are_read_from_their_secret_and_hidden(tmp_path: Path) -> None:
     assert "nnn" not in repr(keys)
     assert "ppp" not in repr(keys)
     assert {"n" * 32, "p" * 40} <= set(credentials.values())
+
+
+def test_a_stage_signs_with_the_secret_that_its_pod_has_mounted(bucket: Bucket, tmp_path: Path) -> None:
+    """Proves the way from the mounted files to the manifest."""
+    (tmp_path / "secrets").mkdir()
+    credentials = mounted(tmp_path / "secrets", key=KEYS.key.decode())
+    for name, text in (("AWS_ACCESS_KEY_ID", "key"), ("AWS_SECRET_ACCESS_KEY", "secret")):
+        (tmp_path / "secrets" / "workspace").mkdir(exist_ok=True)
+        (tmp_path / "secrets" / "workspace" / name).write_text(text)
+    spec = ApiWorkspace(uri=f"s3://{bucket.name}/runs/", endpoint=bucket.url, region="us-east-1")
+    Workspace.open(spec, credentials).commit(Stage.TRAIN, KEY, a_folder(tmp_path / "out", a_txt="x"), FACTS)
+    assert bucket.workspace(KEYS).manifest(Stage.TRAIN, KEY) is not None
+    assert bucket.workspace(OTHER).manifest(Stage.TRAIN, KEY) is None
 
 
 def test_without_a_secret_nothing_is_signed(tmp_path: Path) -> None:

@@ -1,0 +1,97 @@
+"""Tables of what the limits of a FineTuneProfile bound, for the operator and for the admission policy of the chart.
+
+`profile_limits` checks a whole spec with them. `python -m tunemill_dev.chart` makes CEL expressions of them, with which
+the API server refuses the same at `kubectl apply`.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from tunemill_operator.engine.profiles import STAGES
+
+CODE_ENV: Final = ("PYTHON*", "LD_*", "PATH", "BASH_ENV", "GCONV_PATH")
+"""Variables that change which code the stage's image runs."""
+SERVER_ENV: Final = (
+    "AWS_ENDPOINT_URL*",
+    "AWS_EC2_METADATA*",
+    "AWS_CONTAINER_*",
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "HF_ENDPOINT",
+    "ALL_PROXY",
+    "all_proxy",
+)
+"""Variables that name the servers that boto3 and the Hub's client speak to."""
+VARIABLES: Final = (
+    ("trainerImages", "changes which code runs", CODE_ENV),
+    ("endpoints", "names a server", SERVER_ENV),
+)
+"""Environment variables that users may not set: the limit that they would be ways around, why, and their names."""
+
+TEMPLATE_LISTS: Final = {
+    "serviceAccountName": "serviceAccounts",
+    "priorityClassName": "priorityClasses",
+    "runtimeClassName": "runtimeClasses",
+}
+"""Fields of pod templates that users may set where a limit lists their values, by field."""
+
+
+class Measure(StrEnum):
+    """How values of a maximum are compared."""
+
+    COUNT = "count"
+    HOURS = "hours"
+    DURATION = "duration"
+
+
+@dataclass(frozen=True)
+class Maximum:
+    """A limit that is the highest value of a field."""
+
+    limit: str
+    path: str
+    """Of the field, in the spec."""
+    measure: Measure
+
+
+@dataclass(frozen=True)
+class NameList:
+    """A limit that lists the names that a field may have."""
+
+    limit: str
+    path: str
+    """Of the field, in the spec."""
+    or_defaults: bool = False
+    """Whether, without a list, only the name in the profile's defaults is allowed. Otherwise every name is."""
+    or_name: str = ""
+    """The name that is allowed where there is neither a list nor a default; empty allows none."""
+    of_owner: bool = False
+    """Whether the list is about what comes before the slash."""
+
+
+MAXIMA: Final = (
+    Maximum("maxGpus", "compute.gpus", Measure.COUNT),
+    Maximum("maxGpuHours", "maxGpuHours", Measure.HOURS),
+    Maximum("maxRetries", "retry.limit", Measure.COUNT),
+    Maximum("maxRuntime", "maxRuntime", Measure.DURATION),
+)
+GPU_RESOURCE: Final = NameList("gpuResources", "compute.gpuResource", or_defaults=True, or_name="nvidia.com/gpu")
+"""Bounded only where there are GPUs."""
+NAMES: Final = (
+    NameList("baseModels", "baseModel.id"),
+    NameList("hubOrganizations", "publish.repository", of_owner=True),
+    NameList("trainerImages", "compute.trainerImage", or_defaults=True),
+    GPU_RESOURCE,
+    NameList("claims", "compute.modelCache.claimName", or_defaults=True),
+    *(NameList(limit, f"podTemplates.{stage}.{field}") for stage in STAGES for field, limit in TEMPLATE_LISTS.items()),
+)
+SECRET_REFS: Final = (
+    "dataset.credentialsSecretRef",
+    "workspace.credentialsSecretRef",
+    "workspace.manifestKeySecretRef",
+    "baseModel.tokenSecretRef",
+    "publish.tokenSecretRef",
+    "publish.signing.keySecretRef",
+)
+"""Fields that name a Secret, which limits.secrets bounds."""
