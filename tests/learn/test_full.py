@@ -1,6 +1,8 @@
 """Training a whole model: the format of its weights, the optimizer that moves them, and one model at a time later."""
 
 import gc
+import os
+import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,13 @@ import pytest
 import torch
 from learn.tasks import CPU, Task, a_task, adapter
 from torch import nn
+from transformers import AutoTokenizer
 from tunemill_api.failures import Reason
+from tunemill_api.training import Training
 from tunemill_dev.tiny.cached import cached_base
 from tunemill_trainer.errors import StageError
-from tunemill_trainer.learn import models
-from tunemill_trainer.learn.adapter import save_trained
+from tunemill_trainer.learn import models, sft
+from tunemill_trainer.learn.adapter import adapter_config, save_trained
 from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.learn.full import (
     COMPACT,
@@ -25,7 +29,8 @@ from tunemill_trainer.learn.full import (
     weight_format,
 )
 from tunemill_trainer.learn.models import OneModel
-from tunemill_trainer.learn.trainer import TRAINABLE_FILE
+from tunemill_trainer.learn.plan import plan
+from tunemill_trainer.learn.trainer import TRAINABLE_FILE, load_trainable, save_trainable, trainable_files
 from tunemill_trainer.prepared import BaseModel
 
 H100 = Device("cuda", "NVIDIA H100 80GB", 81559 << 20)
@@ -119,7 +124,13 @@ COMPACT_RUN: dict[str, Any] = {"dtype": torch.bfloat16, "weights": COMPACT}
 
 def test_a_compact_run_follows_the_wide_one_with_a_third_of_the_state(raw: Task, tmp_path: Path):
     """Proves that losses fall alike, that everything that is kept has the compact format, and how large it is."""
-    settings: dict[str, Any] = {"count": 64, "maxSteps": 12, "learningRate": "3e-3", "checkpoint": {"everySteps": 12}}
+    settings: dict[str, Any] = {
+        "count": 24,
+        "batchSize": 4,
+        "maxSteps": 8,
+        "learningRate": "3e-3",
+        "checkpoint": {"everySteps": 8},
+    }
     wide = raw.train(tmp_path / "wide", adapter("Full"), raw.model(), **settings)
     compact = raw.train(
         tmp_path / "compact", adapter("Full"), raw.model().to(torch.bfloat16), **settings, **COMPACT_RUN
@@ -127,7 +138,7 @@ def test_a_compact_run_follows_the_wide_one_with_a_third_of_the_state(raw: Task,
     assert wide.history[-1]["loss"] < 0.8 * wide.history[0]["loss"]
     assert compact.history[-1]["loss"] == pytest.approx(wide.history[-1]["loss"], rel=0.1)
     assert {parameter.dtype for parameter in compact.model.parameters()} == {torch.bfloat16}
-    folders = [tmp_path / name / "checkpoint-12" for name in ("compact", "wide")]
+    folders = [tmp_path / name / "checkpoint-8" for name in ("compact", "wide")]
     compact_size, wide_size = (sum(path.stat().st_size for path in folder.iterdir()) for folder in folders)
     assert compact_size < 0.45 * wide_size
     assert [format_of_checkpoint(folder / TRAINABLE_FILE) for folder in folders] == [COMPACT, WIDE]
@@ -135,7 +146,13 @@ def test_a_compact_run_follows_the_wide_one_with_a_third_of_the_state(raw: Task,
 
 def test_a_compact_run_is_resumed_to_the_last_bit(raw: Task, tmp_path: Path):
     """Proves that the 8-bit moments and the random numbers of the rounding are in the checkpoint."""
-    settings: dict[str, Any] = {"count": 32, "maxSteps": 4, "checkpoint": {"everySteps": 2, "keep": 4}, **COMPACT_RUN}
+    settings: dict[str, Any] = {
+        "count": 16,
+        "batchSize": 4,
+        "maxSteps": 4,
+        "checkpoint": {"everySteps": 2, "keep": 4},
+        **COMPACT_RUN,
+    }
     undisturbed = raw.train(tmp_path / "run", adapter("Full"), raw.model().to(torch.bfloat16), **settings)
     resumed = raw.train(
         tmp_path / "again",
@@ -179,3 +196,52 @@ def test_base_and_tuned_model_are_never_in_memory_together(raw: Task, tmp_path: 
     model.release()
     gc.collect()
     assert layer() is None
+
+
+def test_a_large_model_is_saved_in_pieces_and_the_last_best_stays_whole(
+    raw: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Proves that no file holds more than the host's memory takes, and that a checkpoint's files never change."""
+    monkeypatch.setattr("tunemill_trainer.learn.trainer._PIECE_BYTES", 200_000)
+    model, path = raw.model(), tmp_path / "best.safetensors"
+    save_trainable(model, path)
+    files = trainable_files(path)
+    largest = max(parameter.nbytes for parameter in model.parameters())
+    assert len(files) > 3
+    assert max(file.stat().st_size for file in files) < largest + 200_000
+    (tmp_path / "checkpoint").mkdir()
+    for file in files:
+        os.link(file, tmp_path / "checkpoint" / file.name)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    save_trainable(model, path)
+    load_trainable(model, tmp_path / "checkpoint" / path.name)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    load_trainable(model, path)
+    assert all(torch.equal(parameter, before[name] + 1) for name, parameter in model.named_parameters())
+
+
+def test_a_disk_without_room_for_two_checkpoints_is_found_before_the_first_step(
+    raw: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Proves that hours of training do not end at the first checkpoint; the message has the MiB needed and found."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: usage._replace(free=10 << 20))
+    weights = sum(parameter.numel() for parameter in raw.model().parameters())
+    with pytest.raises(StageError, match=rf"10 MiB free: expected {24 * weights >> 20} MiB") as error:
+        raw.train(tmp_path, adapter("Full"), raw.model(), count=16, maxSteps=1)
+    assert error.value.reason is Reason.DISK_FULL
+    assert "ephemeral-storage" in error.value.failure.remedy
+
+
+def test_one_checkpoint_stays_on_the_disk(raw: Task, tmp_path: Path):
+    """Proves that the pod's disk holds the newest checkpoint alone, whatever the workspace keeps."""
+    settings = Training.model_validate({"batchSize": 16, "maxSteps": 3, "checkpoint": {"everySteps": 1, "keep": 9}})
+    run = sft.Run(settings, plan(settings, 16), CPU, torch.float32, tmp_path)
+    model = raw.model()
+    tokenizer = AutoTokenizer.from_pretrained(raw.tokenizer)
+    config = adapter_config(adapter("LoRA"), model, raw.tokens, 3)
+    sft.train(run, model, config, tokenizer, raw.rows(16), [], None)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
