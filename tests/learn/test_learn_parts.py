@@ -13,7 +13,7 @@ from tunemill_api.finetune import Quantization
 from tunemill_api.training import Divergence, Precision
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn import checkpoints, curve, devices
-from tunemill_trainer.learn.callbacks import CheckpointsByTime, DivergenceGuard, rate_to_try
+from tunemill_trainer.learn.callbacks import CheckpointsByTime, CheckpointUploads, DivergenceGuard, rate_to_try
 from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.prepared import NewToken, Tokens
 
@@ -82,6 +82,20 @@ def test_a_checkpoint_that_was_due_by_steps_counts() -> None:
     """Proves that the two rules together save no more often than either asks for."""
     assert saved_at(15, [10, 20, 30, 40], every_steps=2) == [2, 4]
     assert saved_at(15, [10, 20, 30, 40, 50], every_steps=4) == [2, 4]
+
+
+def test_a_checkpoint_is_written_when_the_one_before_is_uploaded(tmp_path: Path) -> None:
+    """Proves that the trainer, which then removes the one before, never removes what is still read."""
+    done: list[str] = []
+    uploads = SimpleNamespace(wait=lambda: done.append("waited"), put=lambda folder, _step: done.append(folder.name))
+    callback = CheckpointUploads(uploads, 0.0)
+    for step, due in ((1, False), (2, True)):
+        state = SimpleNamespace(global_step=step)
+        callback.on_step_end(None, state, SimpleNamespace(should_save=due))
+        if due:
+            (tmp_path / f"checkpoint-{step}").mkdir()
+            callback.on_save(SimpleNamespace(output_dir=tmp_path), state, None)
+    assert done == ["waited", "checkpoint-2"]
 
 
 def test_zero_minutes_save_after_steps_only() -> None:
