@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def generate(
         on_progress: called with the number of prompts that are answered, after every batch.
 
     Raises:
-        torch.OutOfMemoryError: one prompt alone does not fit.
+        RuntimeError: one prompt alone does not fit; `out_of_memory.is_out_of_memory` tells.
     """
     from transformers import GenerationConfig
 
@@ -106,15 +107,12 @@ def _try(
     check_stop: Callable[[], None],
 ) -> list[list[int]] | None:
     """Return the replies to one batch; None when it did not fit into the GPU's memory and can be halved."""
-    import torch
+    from tunemill_trainer.learn.out_of_memory import Shortage, attempt
 
-    try:
+    if len(prompts) == 1:
         return _answer(model, prompts, decoding, check_stop)
-    except torch.OutOfMemoryError:
-        if len(prompts) == 1:
-            raise
-    torch.cuda.empty_cache()  # after the except block, whose traceback holds the batch's tensors
-    return None
+    answers = attempt(partial(_answer, model, prompts, decoding, check_stop))
+    return None if isinstance(answers, Shortage) else answers
 
 
 def _answer(

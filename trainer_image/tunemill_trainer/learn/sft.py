@@ -1,7 +1,8 @@
 """The training run: TRL's SFTTrainer on the prepared tensors, from a checkpoint on, to its end or a signal."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,15 @@ from trl import SFTConfig
 from tunemill_api.training import Scheduler, Training
 
 from tunemill_trainer import tracing
+from tunemill_trainer.errors import StageError
+from tunemill_trainer.learn import devices
+from tunemill_trainer.learn.checkpoints import check_room
 from tunemill_trainer.learn.devices import Device
+from tunemill_trainer.learn.full import WIDE, StochasticAdamW8bit, WeightFormat
 from tunemill_trainer.learn.held_out import LOSS, Best, HeldOutLoss, Row, best_of, ends_of_epochs
+from tunemill_trainer.learn.memory_ladder import Rung
 from tunemill_trainer.learn.order import row_order
+from tunemill_trainer.learn.out_of_memory import Shortage
 from tunemill_trainer.learn.plan import Plan
 from tunemill_trainer.learn.trainer import MicroBatchTrainer, RankAllocation
 
@@ -33,6 +40,9 @@ class Run:
         device: what it computes on.
         dtype: the number format of the base model's weights.
         folder: gets the checkpoints.
+        weights: how the weights of a whole model are kept; an adapter's are FP32.
+        advice: returns the fields to change when a row of so many tokens does not fit into memory.
+        kept_on_disk: checkpoints that stay on the disk when another was written.
     """
 
     training: Training
@@ -40,6 +50,9 @@ class Run:
     device: Device
     dtype: torch.dtype
     folder: Path
+    weights: WeightFormat = WIDE
+    advice: Callable[[int], str] = lambda _tokens: ""
+    kept_on_disk: int = 1
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,7 @@ class Result:
         history: one entry a log, of all attempts: step, epoch, loss, learning_rate, grad_norm and more.
         held_out: one entry an epoch: step, epoch, held_out_loss.
         best: the epoch with the lowest held-out loss; None without held-out rows.
+        rung: how much was computed at once in the end.
     """
 
     model: Any
@@ -61,6 +75,7 @@ class Result:
     history: list[dict[str, Any]]
     held_out: list[dict[str, Any]]
     best: Best | None
+    rung: Rung
 
 
 def read_rows(path: Path) -> datasets.Dataset:
@@ -104,16 +119,19 @@ def train(
     ordered = rows.remove_columns("length").select(row_order(lengths, training.seed, seen))
     set_seed(training.seed)
     trainer = MicroBatchTrainer(
-        plan.micro_batch_tokens,
+        Rung(plan.micro_batch_tokens, plan.micro_batch_tokens),
+        partial(_no_row_fits, run),
         model=model,
         args=_config(run),
         train_dataset=ordered,
         processing_class=tokenizer,
         peft_config=adapter,
         callbacks=[RankAllocation(), *callbacks],
+        optimizer_cls_and_kwargs=_compact_optimizer(run) if run.weights.compact else None,
     )
-    _work_around(trainer)
+    _work_around(trainer, run.weights)
     patience = training.early_stopping.patience
+    _check_room(run, trainer)
     if held_out:
         after = ends_of_epochs(len(rows), training.batch_size, plan.steps)
         trainer.add_callback(HeldOutLoss(trainer, held_out, after, patience))
@@ -131,6 +149,7 @@ def train(
         history=[entry for entry in log if "loss" in entry],
         held_out=[entry for entry in log if LOSS in entry],
         best=best,
+        rung=trainer.rung,
     )
 
 
@@ -150,8 +169,8 @@ def _config(run: Run) -> SFTConfig:
         fp16=run.dtype is torch.float16,
         use_cpu=run.device.kind == "cpu",
         dataloader_pin_memory=run.device.kind == "cuda",
-        # Memory before speed: about a fifth slower, and a 2B model fits a small GPU.
-        gradient_checkpointing=run.device.kind == "cuda",
+        # MicroBatchTrainer begins without, and turns it on when memory is not enough.
+        gradient_checkpointing=False,
         # The rows are what prepare made of them: tokenised, masked, none too long.
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -160,8 +179,7 @@ def _config(run: Run) -> SFTConfig:
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=training.checkpoint.every_steps,
-        # One more than the upload needs, so that none is removed while it is read.
-        save_total_limit=training.checkpoint.keep + 1,
+        save_total_limit=run.kept_on_disk,
         report_to="none",
         disable_tqdm=True,
     )
@@ -170,13 +188,33 @@ def _config(run: Run) -> SFTConfig:
     return config
 
 
-def _work_around(trainer: MicroBatchTrainer) -> None:
+def _check_room(run: Run, trainer: MicroBatchTrainer) -> None:
+    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    weights = sum(parameter.nbytes for parameter in trained)
+    # The two moments of AdamW: a byte each in a compact run, else a float each.
+    moments = 2 * sum(parameter.numel() for parameter in trained) * (1 if run.weights.compact else 4)
+    best = weights if run.training.early_stopping.patience else 0
+    check_room(run.folder, weights + moments, best)
+
+
+def _no_row_fits(run: Run, shortage: Shortage, row_tokens: int) -> StageError:
+    what = f"a single row of {row_tokens} tokens, with every layer recomputed in the backward pass,"
+    return devices.out_of_memory(run.device, shortage, what, run.advice(row_tokens))
+
+
+def _compact_optimizer(run: Run) -> tuple[type[StochasticAdamW8bit], dict[str, Any]]:
+    return StochasticAdamW8bit, {"lr": float(run.training.learning_rate)}
+
+
+def _work_around(trainer: MicroBatchTrainer, weights: WeightFormat) -> None:
     """Mend what TRL 1.16 and PEFT 0.21 do to trained token rows and to the trained parameters of a quantised base."""
     trainer.remove_callback(PrinterCallback)
     # TRL's fused head reads `.bias`, which PEFT's TrainableTokensWrapper does not have (peft#3649).
     head = trainer.model.get_output_embeddings()
     if not hasattr(head, "bias"):
         head.register_parameter("bias", None)
+    if weights.compact:
+        return
     # AdamW moves a bfloat16 weight by nothing at usual learning rates.
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:

@@ -210,6 +210,7 @@ def _recipe(facts: PageFacts) -> list[tuple[str, str]]:
         ("Loss on", training.loss_on.value),
         ("Seed", str(training.seed)),
         ("Trained on", f"{facts.trained.device}, {facts.trained.train_seconds:,} s"),
+        *([("Memory", facts.trained.memory)] if facts.trained.memory else []),
         ("Loss", f"from {facts.trained.first_loss} to {facts.trained.loss}"),
         ("Judged on", f"{facts.report.settings.device}, {facts.report.settings.precision}"),
         ("Replies", f"{facts.report.settings.decoding}, at most {facts.report.settings.max_new_tokens} tokens"),

@@ -32,6 +32,7 @@ from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, Settings
 from tunemill_trainer.learn import curve, devices, models
 from tunemill_trainer.learn.devices import Device
+from tunemill_trainer.learn.models import OneModel
 from tunemill_trainer.prepared import TRAIN_FILE, Case, Prepared, Tokens
 from tunemill_trainer.references import BASE_REPLIES
 from tunemill_trainer.release.page import PAGE_FILE, PageFacts, page
@@ -48,7 +49,7 @@ def run(context: StageContext) -> EvaluationFacts:
     """
     spec = context.spec
     device = devices.choose(spec.compute.gpus)
-    dtype = devices.dtype(spec.training.precision, device)
+    devices.dtype(spec.training.precision, device)
     prepared = fetch_prepared(context, without={TRAIN_FILE})
     trained = context.workspace.fetch(Stage.TRAIN, context.train_key, context.folder("trained"))
     tokens = prepared.tokens()
@@ -59,20 +60,22 @@ def run(context: StageContext) -> EvaluationFacts:
 
     hub = Hub(spec.hub.endpoint, context.credentials.hub_token("hub-read"))
     base_folder = models.fetch_base(hub, prepared.base_model(), context.model_cache)
+    dtype = devices.dtype(spec.training.precision, device, models.model_type(base_folder))
     tokenizer = load(prepared.tokenizer_path)
     base_replies = _kept_base_replies(context)
     models_asked = 1 + (base_replies is None) + _has_rival(context)
     meter = _Meter(context, models_asked * len(cases))
-    with devices.device_errors(device):
-        model = models.load_base(base_folder, device, dtype, spec.base_model.quantization).eval()
+    with devices.device_errors(device, "evaluating", devices.smaller(spec)):
+        model = OneModel(base_folder, device, dtype, spec.base_model.quantization)
         if base_replies is None:
             base_tokenizer, prompts = _as_base_reads(cases, tokens, tokenizer, base_folder)
-            base_replies = _ask(model, base_tokenizer, prompts, decoding, meter)
+            base_replies = _ask(model.base(), base_tokenizer, prompts, decoding, meter)
             _keep_base_replies(context, cases, base_replies)
-        models.extend_vocabulary(model, tokens)
-        tuned = models.load_adapter(model, context.folder("trained") / "adapter")
-        tuned_replies = _ask(tuned, tokenizer, [case.prompt_ids for case in cases], decoding, meter)
-        del model, tuned  # there may not be room for another one
+        tuned = context.folder("trained") / "adapter"
+        tuned_replies = _ask(
+            model.tuned(tuned, tokens), tokenizer, [case.prompt_ids for case in cases], decoding, meter
+        )
+        model.release()  # there may not be room for another one
         texts = _texts(tokenizer, [case.prompt_ids for case in cases])
         published = _ask_published(context, hub, texts, device, dtype, decoding, meter)
 
@@ -138,12 +141,11 @@ def _ask_published(
         return None
     tokens, tokenizer = prepared.tokens(), load(prepared.tokenizer_path)
     base_folder = models.fetch_base(hub, prepared.base_model(), context.model_cache)
-    model = models.load_base(base_folder, device, dtype, context.spec.base_model.quantization).eval()
-    models.extend_vocabulary(model, tokens)
-    model = models.load_adapter(model, context.folder("published-trained") / "adapter")
+    model = OneModel(base_folder, device, dtype, context.spec.base_model.quantization)
+    published = context.folder("published-trained") / "adapter"
     decoding = replace(decoding, stop_token_ids=tokens.stop_token_ids, pad_token_id=tokens.pad_token_id)
     prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
-    return _ask(model, tokenizer, prompt_ids, decoding, meter), ReplyFormat(tokens.call_format)
+    return _ask(model.tuned(published, tokens), tokenizer, prompt_ids, decoding, meter), ReplyFormat(tokens.call_format)
 
 
 def _with_published(facts: EvaluationFacts, published: EvaluationFacts) -> EvaluationFacts:
