@@ -14,6 +14,7 @@ from tunemill_api.finetune import Quantization
 from tunemill_trainer import base_files, tracing
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import Hub
+from tunemill_trainer.learn import new_rows
 from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.model_cache import ModelCache
 from tunemill_trainer.prepared import BaseModel, Tokens
@@ -104,7 +105,9 @@ def load_adapter(model: Any, folder: Path) -> Any:  # noqa: ANN401
         # AdaLoRA's saved ranks are not LoRA's rank_pattern, for which PEFT takes them here.
         warnings.filterwarnings("ignore", message="The following rank_pattern keys", category=RuntimeWarning)
         # By its class, as an adapter that somebody else's trainer made may not say what it is for.
-        return PeftModelForCausalLM.from_pretrained(model, str(folder)).eval()
+        tuned = PeftModelForCausalLM.from_pretrained(model, str(folder)).eval()
+        new_rows.write_for_inference(tuned)
+        return tuned
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(

@@ -14,6 +14,7 @@ from trl import SFTConfig
 from tunemill_api.training import Scheduler, Training
 
 from tunemill_trainer import tracing
+from tunemill_trainer.learn import new_rows
 from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.learn.held_out import LOSS, Best, HeldOutLoss, Row, best_of, ends_of_epochs
 from tunemill_trainer.learn.order import row_order
@@ -113,6 +114,7 @@ def train(
         callbacks=[RankAllocation(), *callbacks],
     )
     _work_around(trainer)
+    new_rows.use_in_place(trainer.model)
     patience = training.early_stopping.patience
     if held_out:
         after = ends_of_epochs(len(rows), training.batch_size, plan.steps)
