@@ -79,7 +79,7 @@ def wrapped(base: Any, *, in_place: bool, tied: bool) -> Any:
 
 
 def a_batch() -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and labels; new tokens are read, and learnt, and other tokens are learnt where they could have stood."""
+    """Token ids and labels; new tokens are read and learnt, and others are learnt where they could have stood."""
     ids = torch.randint(1, 190, (3, 12), generator=torch.Generator().manual_seed(2))
     ids[:, 2::4] = torch.tensor(NEW)
     labels = ids.clone()
@@ -170,7 +170,7 @@ def test_rows_that_the_optimizer_moved_are_used_in_the_next_pass(tied: bool):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("fused", [False, True], ids=["whole head", "fused head"])
 def test_a_base_in_16_bits_sees_the_same_rows(dtype: torch.dtype, fused: bool):
-    """Proves that rows of 32 bits are rounded as PEFT rounds them, and that their gradients differ by rounding alone."""
+    """Proves that rows of 32 bits are rounded as PEFT rounds them, and that gradients differ by rounding alone."""
     models = [
         wrapped(a_base("gemma2", tied=True).to(dtype), in_place=in_place, tied=True) for in_place in (True, False)
     ]
@@ -244,7 +244,7 @@ def test_a_decoded_token_costs_what_it_costs_in_the_base(tied: bool, tmp_path: P
 
 @TIED
 def test_what_is_saved_is_what_peft_saves(tied: bool, tmp_path: Path):
-    """Proves that AutoPeft loads it without knowing of us, that it merges, and that a checkpoint brings the rows back."""
+    """Proves that AutoPeft loads it without knowing of us, that it merges, and that a checkpoint restores the rows."""
     base = a_base("gemma2", tied=tied)
     base.save_pretrained(tmp_path / "base")
     model = wrapped(base, in_place=True, tied=tied)

@@ -75,9 +75,11 @@ def load_base(folder: Path, device: Device, dtype: torch.dtype, quantization: Qu
 
 
 def extend_vocabulary(model: Any, tokens: Tokens) -> None:  # noqa: ANN401
-    """Give the new tokens rows in the embedding, and in the head when it is not the same, with the mean of all rows.
+    """Give the new tokens rows in the embedding, and in the head when it is not the same.
 
-    Nothing is padded: an embedding of another size than the tokenizer's could not be loaded by AutoPeft.
+    A row begins as the mean of the rows of the pieces that the base model writes the token with. Where those are not
+    known, it is the mean of all rows. Nothing is padded: an embedding of another size than the tokenizer's could not be
+    loaded by AutoPeft.
     """
     if tokens.vocabulary > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(tokens.vocabulary, mean_resizing=False)
@@ -86,7 +88,11 @@ def extend_vocabulary(model: Any, tokens: Tokens) -> None:  # noqa: ANN401
         return
     with torch.no_grad():
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-            layer.weight[new] = layer.weight[: min(new)].float().mean(dim=0).to(layer.weight.dtype)
+            weight = layer.weight
+            for token in tokens.added:
+                known = [piece for piece in token.pieces if piece not in new]
+                rows = weight[known] if known else weight[: min(new)]
+                weight[token.id] = rows.mean(dim=0, dtype=torch.float32).to(weight.dtype)
 
 
 def is_adapter(folder: Path) -> bool:

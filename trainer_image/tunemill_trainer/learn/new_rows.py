@@ -122,7 +122,7 @@ class RowsInPlace(TrainableTokensLayer):  # type: ignore[misc] # peft ships no t
         return result
 
 
-class _EmbeddedRows(torch.autograd.Function):
+class _EmbeddedRows(torch.autograd.Function):  # type: ignore[misc]
     """Hands an embedding's result on; the gradient of a row is the sum of those of the places where its token stands.
 
     Arguments: the result (… by width), the token ids (…), the rows (k by width), their ids (k), what the embedding
@@ -143,14 +143,14 @@ class _EmbeddedRows(torch.autograd.Function):
         return result.view_as(result)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override] # noqa: ANN401
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
         tokens, ids, scale = ctx.saved_tensors
         stands = (ids.unsqueeze(1) == tokens.reshape(-1)).to(gradient.dtype)
         of_rows = (stands @ gradient.reshape(-1, gradient.shape[-1])).to(ctx.dtype)
         return None, None, of_rows if scale is None else of_rows * scale.to(ctx.dtype), None, None
 
 
-class _HeadRows(torch.autograd.Function):
+class _HeadRows(torch.autograd.Function):  # type: ignore[misc]
     """Hands logits on; the gradient of a row is the hidden states, weighted by the gradients of its logit.
 
     Arguments: the logits (… by vocabulary), the hidden states (… by width), the rows (k by width), their ids (k).
@@ -169,7 +169,7 @@ class _HeadRows(torch.autograd.Function):
         return logits.view_as(logits)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override] # noqa: ANN401
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
         hidden, ids = ctx.saved_tensors
         of_logits = gradient.index_select(-1, ids).reshape(-1, len(ids))
         of_rows = of_logits.t() @ hidden.reshape(-1, hidden.shape[-1]).to(of_logits.dtype)
