@@ -132,6 +132,8 @@ class TrainedFacts(StatusModel):
     """The step of the checkpoint that the last attempt went on from; 0 when it started at the beginning."""
     device: str
     """Where it was trained, for example cpu or NVIDIA H200."""
+    memory: str = ""
+    """The most GPU memory that was in use, how much was computed at once, and what was saved by recomputation."""
     adapter: str
     """The URI in the workspace of what was trained: an adapter, or with the method Full a whole model."""
 

@@ -16,6 +16,7 @@ from tunemill_trainer.judge.generate import Decoding, generate
 from tunemill_trainer.learn import models, sft
 from tunemill_trainer.learn.adapter import adapter_config
 from tunemill_trainer.learn.devices import Device
+from tunemill_trainer.learn.full import WIDE, WeightFormat
 from tunemill_trainer.learn.plan import Plan, plan
 from tunemill_trainer.prepared import NewToken, Tokens
 
@@ -71,15 +72,18 @@ class Task:
         held_out: bool = False,
         resume_from: Path | None = None,
         callbacks: tuple[TrainerCallback, ...] = (),
+        dtype: torch.dtype = torch.float32,
+        weights: WeightFormat = WIDE,
         **training: object,
     ) -> sft.Result:
         """Train; keywords are fields of spec.training."""
         settings = Training.model_validate({"batchSize": 16, "checkpoint": {"everySteps": 1000}, **training})
         made = made or plan(settings, count)
-        run = sft.Run(settings, made, CPU, torch.float32, folder)
+        run = sft.Run(settings, made, CPU, dtype, folder, weights)
         config = adapter_config(adapter, model, self.tokens, made.steps)
         speaker = AutoTokenizer.from_pretrained(self.tokenizer)
-        return sft.train(run, model, config, speaker, self.rows(count), [], None, self.held_out() if held_out else [])
+        measured = self.held_out() if held_out else []
+        return sft.train(run, model, config, speaker, self.rows(count), list(callbacks), resume_from, measured)
 
     def without_tags(self) -> "Task":
         """The same requests, answered by the same calls as bare JSON."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tunemill_api.failures import Reason
+from tunemill_api.finetune import Quantization
 from tunemill_api.training import Divergence, Precision
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn import checkpoints, curve, devices
@@ -155,16 +156,86 @@ def test_more_gpus_than_are_used_are_refused() -> None:
     assert error.value.reason == Reason.INVALID_SPEC
 
 
-def test_a_device_that_is_full_says_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Proves that PyTorch's error becomes CudaOutOfMemory, with the GPU's name and size."""
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _index: SimpleNamespace(total_memory=8 << 30))
-    with (
-        pytest.raises(StageError, match="8192 MiB of Small GPU") as error,
-        devices.device_errors(Device("cuda", "Small GPU")),
-    ):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
-    assert error.value.reason == Reason.CUDA_OUT_OF_MEMORY
-    assert "batchSize" in error.value.failure.remedy
+@pytest.mark.parametrize(
+    ("capability", "runs"),
+    [
+        ((7, 0), False),  # V100
+        ((7, 5), True),  # T4
+        ((8, 0), True),  # A100
+        ((8, 9), True),  # L4: machine code of the same major version
+        ((9, 0), True),  # H100
+        ((10, 3), True),  # B300
+        ((11, 0), False),  # a major version that nothing was compiled for
+        ((12, 1), True),  # GB10
+    ],
+)
+def test_a_gpu_needs_kernels_of_its_major_version(capability: tuple[int, int], runs: bool) -> None:
+    """Proves that an older minor version is enough, and an older major version is not, by what the pinned wheel has."""
+    compiled_for = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
+    assert devices.has_kernels(capability, compiled_for) is runs
+
+
+def test_intermediate_code_runs_on_newer_gpus_and_special_code_on_one_alone() -> None:
+    """Proves how the other names in a list of architectures are read."""
+    assert devices.has_kernels((11, 0), ["sm_90", "compute_90"])
+    assert not devices.has_kernels((8, 0), ["compute_90"])
+    assert not devices.has_kernels((9, 1), ["sm_90a"])
+    assert devices.has_kernels((10, 3), ["sm_100f"])
+    assert not devices.has_kernels((9, 0), ["unknown"])
+
+
+def test_a_gpu_without_kernels_is_refused_with_what_it_would_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proves that the message names the GPU, its compute capability and what is supported."""
+    old = SimpleNamespace(name="Tesla V100-SXM2-16GB", total_memory=16 << 30, major=7, minor=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _index: old)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80"])
+    with pytest.raises(StageError, match=r"Tesla V100-SXM2-16GB has compute capability 7\.0.*sm_75, sm_80") as error:
+        devices.choose(1)
+    assert error.value.reason == Reason.CUDA_UNAVAILABLE
+    assert "nodeSelector" in error.value.failure.remedy
+    old.major, old.minor = 8, 9
+    assert devices.choose(1) == Device("cuda", "Tesla V100-SXM2-16GB", 16 << 30)
+
+
+@pytest.mark.parametrize("family", sorted(devices.OUT_OF_RANGE_IN_FP16))
+def test_families_that_fp16_breaks_never_get_it(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    """Proves that Auto takes FP32 on a GPU without BF16, and that FP16 is refused on every GPU."""
+    gpu = Device("cuda", "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert devices.dtype(Precision.AUTO, gpu, family) is torch.float32
+    with pytest.raises(StageError, match=rf"FP16 is too narrow for models of type {family}.*expected Auto or FP32"):
+        devices.dtype(Precision.FP16, gpu, family)
+    with pytest.raises(StageError, match=r"BF16 is not supported by Tesla T4: expected FP32"):
+        devices.dtype(Precision.BF16, gpu, family)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert devices.dtype(Precision.AUTO, gpu, family) is torch.bfloat16
+    with pytest.raises(StageError, match=r"expected Auto or BF16"):
+        devices.dtype(Precision.FP16, gpu, family)
+
+
+@pytest.mark.parametrize(
+    ("number_format", "quantization", "field"),
+    [
+        (torch.float16, Quantization.NONE, "spec.training.precision"),
+        (torch.float16, Quantization.NF4, "spec.training.precision"),
+        (torch.bfloat16, Quantization.INT8, "spec.baseModel.quantization"),
+        (torch.bfloat16, Quantization.NF4, ""),
+        (torch.float32, Quantization.NONE, ""),
+    ],
+)
+def test_a_number_out_of_range_is_not_blamed_on_the_learning_rate(
+    number_format: torch.dtype, quantization: Quantization, field: str
+) -> None:
+    """Proves that the remedy names what computes in FP16, and the learning rate only where nothing does."""
+    guard = DivergenceGuard(1000, out_of_range=devices.fp16_in_use(number_format, quantization))
+    state, arguments = SimpleNamespace(global_step=3), SimpleNamespace(learning_rate=1e-4)
+    with pytest.raises(StageError) as error:
+        guard.on_log(arguments, state, None, logs={"loss": math.nan})
+    assert error.value.reason == Reason.TRAINING_DIVERGED
+    said = f"{error.value.message} {error.value.failure.remedy}"
+    assert ("learningRate" in said) == (not field)
+    assert field in said
 
 
 def test_the_record_is_whole_in_all_its_forms(tmp_path: Path) -> None:

@@ -18,7 +18,14 @@ from tunemill_trainer.learn.held_out import LOSS
 from tunemill_trainer.progress import Progress
 from tunemill_trainer.stop import StopSignal
 
-_REPORTED = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy")
+_REPORTED = (
+    "loss",
+    "learning_rate",
+    "grad_norm",
+    "mean_token_accuracy",
+    "forward_pass_tokens",
+    "checkpointed_layers",
+)
 
 
 class ProgressReports(TrainerCallback):  # type: ignore[misc] # transformers ships no types
@@ -76,13 +83,16 @@ class DivergenceGuard(TrainerCallback):  # type: ignore[misc]
     Args:
         vocabulary: tokens that the model knows.
         divergence: Ignore lets a loss rise that is still a number.
+        out_of_range: the remedy where something computes in FP16, of which a loss that is no number says more than of
+            the learning rate; empty where nothing does.
     """
 
     _PATIENCE = 5
 
-    def __init__(self, vocabulary: int, divergence: Divergence = Divergence.STOP) -> None:
+    def __init__(self, vocabulary: int, divergence: Divergence = Divergence.STOP, out_of_range: str = "") -> None:
         self._guessing = math.log(vocabulary)
         self._divergence = divergence
+        self._out_of_range = out_of_range
         self._first: float | None = None
         self._recent: deque[float] = deque(maxlen=self._PATIENCE)
         self._best = math.inf
@@ -100,6 +110,9 @@ class DivergenceGuard(TrainerCallback):  # type: ignore[misc]
         if "loss" not in logs:
             return
         loss = float(logs["loss"])
+        if not math.isfinite(loss) and self._out_of_range:
+            message = f"the loss is {loss} at step {state.global_step}, which is out of the range of FP16"
+            raise StageError(Reason.TRAINING_DIVERGED, message, self._out_of_range)
         if not math.isfinite(loss):
             raise self._diverged(f"the loss is {loss} at step {state.global_step}", args.learning_rate)
         self._first = loss if self._first is None else self._first

@@ -41,6 +41,14 @@ def fetch_base(hub: Hub, base: BaseModel, cache: ModelCache | None) -> Path:
     return folder
 
 
+def model_type(folder: Path) -> str:
+    """Return the family of a model as Transformers calls it, for example gemma2; empty when its files do not say."""
+    from transformers import PretrainedConfig
+
+    configuration, _ = PretrainedConfig.get_config_dict(folder)
+    return str(configuration.get("model_type", ""))
+
+
 @tracing.step("load model")
 def load_base(folder: Path, device: Device, dtype: torch.dtype, quantization: Quantization = Quantization.NONE) -> Any:  # noqa: ANN401 - transformers ships no types
     """Load the model that `fetch_base` downloaded onto the device.

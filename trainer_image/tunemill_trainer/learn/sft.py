@@ -1,7 +1,8 @@
 """The training run: TRL's SFTTrainer on the prepared tensors, from a checkpoint on, to its end or a signal."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,14 @@ from trl import SFTConfig
 from tunemill_api.training import Scheduler, Training
 
 from tunemill_trainer import tracing
-from tunemill_trainer.learn import new_rows
+from tunemill_trainer.errors import StageError
+from tunemill_trainer.learn import devices, new_rows
 from tunemill_trainer.learn.devices import Device
+from tunemill_trainer.learn.full import WIDE, StochasticAdamW8bit, WeightFormat
 from tunemill_trainer.learn.held_out import LOSS, Best, HeldOutLoss, Row, best_of, ends_of_epochs
+from tunemill_trainer.learn.memory_ladder import Rung
 from tunemill_trainer.learn.order import row_order
+from tunemill_trainer.learn.out_of_memory import Shortage
 from tunemill_trainer.learn.plan import Plan
 from tunemill_trainer.learn.trainer import MicroBatchTrainer, RankAllocation
 
@@ -34,6 +39,8 @@ class Run:
         device: what it computes on.
         dtype: the number format of the base model's weights.
         folder: gets the checkpoints.
+        weights: how the weights of a whole model are kept; an adapter's are FP32.
+        advice: returns the fields to change when a row of so many tokens does not fit into memory.
     """
 
     training: Training
@@ -41,6 +48,8 @@ class Run:
     device: Device
     dtype: torch.dtype
     folder: Path
+    weights: WeightFormat = WIDE
+    advice: Callable[[int], str] = lambda _tokens: ""
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,7 @@ class Result:
         history: one entry a log, of all attempts: step, epoch, loss, learning_rate, grad_norm and more.
         held_out: one entry an epoch: step, epoch, held_out_loss.
         best: the epoch with the lowest held-out loss; None without held-out rows.
+        rung: how much was computed at once in the end.
     """
 
     model: Any
@@ -62,6 +72,7 @@ class Result:
     history: list[dict[str, Any]]
     held_out: list[dict[str, Any]]
     best: Best | None
+    rung: Rung
 
 
 def read_rows(path: Path) -> datasets.Dataset:
@@ -105,15 +116,17 @@ def train(
     ordered = rows.remove_columns("length").select(row_order(lengths, training.seed, seen))
     set_seed(training.seed)
     trainer = MicroBatchTrainer(
-        plan.micro_batch_tokens,
+        Rung(plan.micro_batch_tokens, plan.micro_batch_tokens),
+        partial(_no_row_fits, run),
         model=model,
         args=_config(run),
         train_dataset=ordered,
         processing_class=tokenizer,
         peft_config=adapter,
         callbacks=[RankAllocation(), *callbacks],
+        optimizer_cls_and_kwargs=_compact_optimizer(run) if run.weights.compact else None,
     )
-    _work_around(trainer)
+    _work_around(trainer, run.weights)
     new_rows.use_in_place(trainer.model)
     patience = training.early_stopping.patience
     if held_out:
@@ -133,6 +146,7 @@ def train(
         history=[entry for entry in log if "loss" in entry],
         held_out=[entry for entry in log if LOSS in entry],
         best=best,
+        rung=trainer.rung,
     )
 
 
@@ -152,8 +166,8 @@ def _config(run: Run) -> SFTConfig:
         fp16=run.dtype is torch.float16,
         use_cpu=run.device.kind == "cpu",
         dataloader_pin_memory=run.device.kind == "cuda",
-        # Memory before speed: about a fifth slower, and a 2B model fits a small GPU.
-        gradient_checkpointing=run.device.kind == "cuda",
+        # MicroBatchTrainer begins without, and turns it on when memory is not enough.
+        gradient_checkpointing=False,
         # The rows are what prepare made of them: tokenised, masked, none too long.
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -172,13 +186,24 @@ def _config(run: Run) -> SFTConfig:
     return config
 
 
-def _work_around(trainer: MicroBatchTrainer) -> None:
+def _no_row_fits(run: Run, shortage: Shortage, row_tokens: int) -> StageError:
+    what = f"a single row of {row_tokens} tokens, with every layer recomputed in the backward pass,"
+    return devices.out_of_memory(run.device, shortage, what, run.advice(row_tokens))
+
+
+def _compact_optimizer(run: Run) -> tuple[type[StochasticAdamW8bit], dict[str, Any]]:
+    return StochasticAdamW8bit, {"lr": float(run.training.learning_rate)}
+
+
+def _work_around(trainer: MicroBatchTrainer, weights: WeightFormat) -> None:
     """Mend what TRL 1.16 and PEFT 0.21 do to trained token rows and to the trained parameters of a quantised base."""
     trainer.remove_callback(PrinterCallback)
     # TRL's fused head reads `.bias`, which PEFT's TrainableTokensWrapper does not have (peft#3649).
     head = trainer.model.get_output_embeddings()
     if not hasattr(head, "bias"):
         head.register_parameter("bias", None)
+    if weights.compact:
+        return
     # AdamW moves a bfloat16 weight by nothing at usual learning rates.
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:

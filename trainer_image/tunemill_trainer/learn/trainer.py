@@ -3,7 +3,8 @@
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,19 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import SFTTrainer
 from typing_extensions import override
 
+from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn.held_out import Row
 from tunemill_trainer.learn.loss import score
+from tunemill_trainer.learn.memory_ladder import Checkpointing, Rung
 from tunemill_trainer.learn.micro_batches import halved, split
+from tunemill_trainer.learn.out_of_memory import Shortage, attempt
 from tunemill_trainer.prepared import IGNORED
 
 TRAINABLE_FILE = "trainable.safetensors"
 """The trained parameters by name, in a checkpoint."""
 _BEST_FILE = "best.safetensors"
 """The trained parameters after the best epoch, beside the checkpoints and in each of them."""
+_RUNG_FILE = "memory.json"
 _IMPORTANCE_FILE = "adalora.safetensors"
 _PATTERN_FILE = "adalora.json"
 _IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
@@ -36,15 +41,20 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
     """Sees a whole optimizer step as one batch and cuts it into forward passes itself.
 
     The loss is the mean over all supervised tokens of the step, so how it is cut changes nothing but time and memory.
+    When memory is not enough the whole step is computed again with less at once, and so are all later ones.
 
     Args:
-        micro_batch_tokens: padded tokens that one forward pass may have; halved when memory is not enough.
+        rung: how much is computed at once at first.
+        full: raises the error for which there is nothing smaller left to try.
         arguments: SFTTrainer's.
     """
 
-    def __init__(self, micro_batch_tokens: int, **arguments: Any) -> None:  # noqa: ANN401
+    def __init__(self, rung: Rung, full: Callable[[Shortage, int], StageError], **arguments: Any) -> None:  # noqa: ANN401
         super().__init__(**arguments)
-        self._micro_batch_tokens = micro_batch_tokens
+        self.rung = rung
+        self._full = full
+        self._fragmented = False
+        set_checkpointing(self.model, rung.checkpointing)
 
     @override
     def training_step(
@@ -56,27 +66,56 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
         """Return the loss of an optimizer step, its gradients added up.
 
         Raises:
-            torch.OutOfMemoryError: when not even a single row fits.
+            StageError: CudaOutOfMemory, when not even a single row fits.
         """
         supervised = (inputs["labels"][:, 1:] != IGNORED).sum()
-        while True:
-            try:
-                return self._all_parts(model, inputs, supervised)
-            except torch.OutOfMemoryError:
-                lengths = inputs["attention_mask"].sum(dim=1).tolist()
-                smaller = halved(lengths, self._micro_batch_tokens)
-                if smaller is None:
-                    raise
-                self._micro_batch_tokens = smaller
-            # Outside of the except block, which keeps the tensors of the failed pass alive.
-            _log.warning("memory is not enough: going on with %d tokens per forward pass", smaller)
+        lengths = inputs["attention_mask"].sum(dim=1).tolist()
+        counted = self._counted()
+        while isinstance(loss := attempt(lambda: self._all_parts(model, inputs, supervised)), Shortage):
+            # What the passes that fitted have added to gradients and figures is added again.
             model.zero_grad()
-            torch.cuda.empty_cache()
+            self._count_from(counted)
+            if loss.is_fragmentation and not self._fragmented:
+                self._fragmented = True
+                _log.warning("the GPU's memory is fragmented: the step is computed again in one piece of it")
+                continue
+            self._descend(loss, self.rung.below(halved(lengths, self.rung.pass_tokens)), lengths)
+        return loss
+
+    def _descend(self, shortage: Shortage, rung: Rung | None, lengths: Sequence[int]) -> None:
+        if rung is None:
+            raise self._full(shortage, max(lengths))
+        _log.warning("memory is not enough (%s): going on with %s", shortage.message, rung)
+        self._go_to(rung)
+
+    def _go_to(self, rung: Rung) -> None:
+        if rung.checkpointing is not self.rung.checkpointing:
+            set_checkpointing(self.model, rung.checkpointing)
+        self.rung, self._fragmented = rung, False
+
+    def _counted(self) -> tuple[int, dict[str, list[Any]]]:
+        """Return what the figures of the next log add up so far."""
+        return self._total_train_tokens, {name: list(values) for name, values in self._metrics["train"].items()}
+
+    def _count_from(self, counted: tuple[int, dict[str, list[Any]]]) -> None:
+        """Forget what was added to the figures since `_counted` returned this."""
+        self._total_train_tokens, figures = counted
+        metrics = self._metrics["train"]
+        metrics.clear()
+        metrics.update({name: list(values) for name, values in figures.items()})
+
+    @override
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log with each loss how much was computed at once."""
+        if "loss" in logs:
+            layers = self.rung.checkpointing.every_n_layers
+            logs |= {"forward_pass_tokens": self.rung.pass_tokens, "checkpointed_layers": 1 / layers if layers else 0.0}
+        super().log(logs, start_time)
 
     def _all_parts(self, model: nn.Module, inputs: dict[str, torch.Tensor], supervised: torch.Tensor) -> torch.Tensor:
         losses = [
             super(MicroBatchTrainer, self).training_step(model, part, supervised)
-            for part in _parts(inputs, self._micro_batch_tokens)
+            for part in _parts(inputs, self.rung.pass_tokens)
         ]
         adalora = adalora_of(model)
         if adalora is not None:
@@ -106,15 +145,30 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
     def mean_loss(self, rows: Sequence[Row]) -> float:
         """Return the mean loss of the supervised tokens of rows that are not trained on; draws no random number."""
         self.model.eval()
+        lengths = [len(row["input_ids"]) for row in rows]
         total = count = 0.0
-        for chosen in split([len(row["input_ids"]) for row in rows], self._micro_batch_tokens):
-            inputs = self._prepare_inputs(self.data_collator([rows[i] for i in chosen]))
-            with torch.no_grad(), self.compute_loss_context_manager():
-                scores = score(self.model, inputs)
-            total += float(scores.loss)
-            count += scores.tokens
+        waiting = split(lengths, self.rung.held_out_tokens)
+        while waiting:
+            chosen = [rows[i] for i in waiting[0]]
+            loss = attempt(partial(self._summed_loss, chosen))
+            if not isinstance(loss, Shortage):
+                total, count = total + loss[0], count + loss[1]
+                waiting = waiting[1:]
+                continue
+            left = [i for rows_of_pass in waiting for i in rows_of_pass]
+            lengths_left = [lengths[i] for i in left]
+            smaller = halved(lengths_left, self.rung.held_out_tokens)
+            self._descend(loss, self.rung.below_held_out(smaller), lengths_left)
+            waiting = [[left[i] for i in chosen] for chosen in split(lengths_left, self.rung.held_out_tokens)]
         self.model.train()
         return total / count
+
+    def _summed_loss(self, rows: Sequence[Row]) -> tuple[float, int]:
+        """Return the sum of the losses of the supervised tokens of a forward pass, and how many there are."""
+        inputs = self._prepare_inputs(self.data_collator(list(rows)))
+        with torch.no_grad(), self.compute_loss_context_manager():
+            scores = score(self.model, inputs)
+        return float(scores.loss), int(scores.tokens)
 
     def keep_as_best(self) -> None:
         """Remember what is trained as it is now, in the next checkpoints, too."""
@@ -133,6 +187,7 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         save_trainable(self.model, folder / TRAINABLE_FILE)
+        (folder / _RUNG_FILE).write_text(json.dumps(self.rung.to_json()))
         if self._best.exists():
             shutil.copy(self._best, folder / _BEST_FILE)
         adalora = adalora_of(self.model)
@@ -147,6 +202,9 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         load_trainable(self.model, folder / TRAINABLE_FILE)
+        rung = folder / _RUNG_FILE
+        if rung.exists():  # a checkpoint of an earlier version has none
+            self._go_to(self.rung.lower_of(Rung.from_json(json.loads(rung.read_text()))))
         if (folder / _BEST_FILE).exists():
             shutil.copy(folder / _BEST_FILE, self._best)
         adalora = adalora_of(self.model)
@@ -162,12 +220,39 @@ class RankAllocation(TrainerCallback):  # type: ignore[misc] # transformers ship
 
     @override
     def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        optimizer: Any = None,
+        **_: Any,
     ) -> None:
-        """Look at the gradients while they are there; nothing happens with other methods."""
+        """Look at the gradients while they are there; nothing happens with other methods.
+
+        With FP16, the gradients of a step that the loss scaler skips are infinite or no numbers. The averages of the
+        importance would keep them for good, so such a step leaves the averages as they are.
+        """
         adalora = adalora_of(model)
-        if adalora is not None:
-            adalora.update_and_allocate(state.global_step)
+        if adalora is None:
+            return
+        config = adalora.peft_config["default"]
+        measures = state.global_step < config.total_step - config.tfinal
+        skipped = getattr(optimizer, "step_was_skipped", False)
+        if measures and skipped:
+            return
+        if not measures and not adalora.rankallocator.exp_avg_ipt:
+            # Every step until here was skipped: nothing is known by which ranks could be taken away.
+            return
+        adalora.update_and_allocate(state.global_step)
+
+
+def set_checkpointing(model: Any, checkpointing: Checkpointing) -> None:  # noqa: ANN401 - a PeftModel or a Transformers model
+    """Have layers recompute their activations in the backward pass from now on, or keep them."""
+    if checkpointing is Checkpointing.NONE:
+        model.activation_checkpointing_disable()
+    else:
+        model.activation_checkpointing_enable(every_n_layers=checkpointing.every_n_layers)
 
 
 def save_trainable(model: nn.Module, path: Path) -> None:

@@ -63,7 +63,7 @@ def run(context: StageContext) -> EvaluationFacts:
     base_replies = _kept_base_replies(context)
     models_asked = 1 + (base_replies is None) + _has_rival(context)
     meter = _Meter(context, models_asked * len(cases))
-    with devices.device_errors(device):
+    with devices.device_errors(device, "evaluating", devices.smaller(spec)):
         model = models.load_base(base_folder, device, dtype, spec.base_model.quantization).eval()
         if base_replies is None:
             base_tokenizer, prompts = _as_base_reads(cases, tokens, tokenizer, base_folder)

@@ -1,6 +1,7 @@
 """Train: the prepared tensors and the base model in, what was trained and the record of its training out."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -25,8 +26,11 @@ from tunemill_trainer.learn.callbacks import (
     StopAtStep,
 )
 from tunemill_trainer.learn.devices import Device
+from tunemill_trainer.learn.full import WIDE, WeightFormat, count_weights, format_of_checkpoint, weight_format
 from tunemill_trainer.learn.held_out import rows_of
+from tunemill_trainer.learn.memory_ladder import Rung
 from tunemill_trainer.learn.plan import plan
+from tunemill_trainer.learn.trainer import TRAINABLE_FILE
 from tunemill_trainer.prepared import Prepared
 from tunemill_trainer.release import provenance
 from tunemill_trainer.stage_inputs import fetch_prepared
@@ -64,24 +68,40 @@ def _train(
 ) -> TrainedFacts:
     spec, workspace, key = context.spec, context.workspace, context.train_key
     tokens, figures = prepared.tokens(), plan(spec.training, len(rows), context.run.memory_kills)
-    dtype = devices.dtype(spec.training.precision, device)
-    # AdamW cannot move weights of half precision; what is trained as a whole is kept in FP32 and computed in `dtype`.
-    weights = torch.float32 if spec.adapter.method is AdapterMethod.FULL else dtype
+    dtype = devices.dtype(spec.training.precision, device, models.model_type(base_folder))
     checkpoint = checkpoints.newest(workspace, key, context.folder("checkpoints"))
-    with devices.device_errors(device):
-        model = models.load_base(base_folder, device, weights, spec.base_model.quantization)
+    weights = WIDE
+    if spec.adapter.method is AdapterMethod.FULL and checkpoint is not None:
+        weights = format_of_checkpoint(checkpoint.folder / TRAINABLE_FILE)
+    elif spec.adapter.method is AdapterMethod.FULL:
+        weights = weight_format(count_weights(base_folder), device, dtype, devices.smaller(spec))
+    base_dtype = weights.dtype if spec.adapter.method is AdapterMethod.FULL else dtype
+    with devices.device_errors(device, "training", devices.smaller(spec)):
+        model = models.load_base(base_folder, device, base_dtype, spec.base_model.quantization)
         models.extend_vocabulary(model, tokens)
         with checkpoints.Uploads(workspace, key, spec.training.checkpoint.keep) as uploads:
             clock = CheckpointUploads(uploads, checkpoint.train_seconds if checkpoint else 0.0)
             result = sft.train(
-                sft.Run(spec.training, figures, device, dtype, context.folder("checkpoints")),
+                sft.Run(
+                    spec.training,
+                    figures,
+                    device,
+                    dtype,
+                    context.folder("checkpoints"),
+                    weights,
+                    partial(devices.smaller, spec),
+                ),
                 model,
                 adapter_config(spec.adapter, model, tokens, figures.steps),
                 AutoTokenizer.from_pretrained(prepared.tokenizer_path),
                 rows,
                 [
                     ProgressReports(context.progress, len(rows) / spec.training.batch_size),
-                    DivergenceGuard(tokens.vocabulary, spec.training.divergence),
+                    DivergenceGuard(
+                        tokens.vocabulary,
+                        spec.training.divergence,
+                        devices.fp16_in_use(dtype, spec.base_model.quantization),
+                    ),
                     StopAtStep(context.stop),
                     CheckpointsByTime(spec.training.checkpoint.every_minutes),
                     clock,
@@ -106,6 +126,12 @@ def _train(
         train_seconds=math.ceil(train_seconds),
         resumed_from_step=checkpoint.step if checkpoint else 0,
         device=device.name,
+        memory=_memory_facts(device, result.rung, weights),
         adapter=f"{workspace.uri(Stage.TRAIN, key)}/adapter",
     )
     return TrainedFacts.model_validate(workspace.commit(Stage.TRAIN, key, output, facts).facts)
+
+
+def _memory_facts(device: Device, rung: Rung, weights: WeightFormat) -> str:
+    peak = f"{torch.cuda.max_memory_allocated() >> 20} of {device.memory >> 20} MiB, " if device.kind == "cuda" else ""
+    return f"{peak}{rung}{', 8-bit optimizer' if weights.compact else ''}"
