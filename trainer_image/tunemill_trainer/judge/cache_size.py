@@ -45,6 +45,7 @@ class CacheSize:
 def cache_size(model: Any) -> CacheSize:  # noqa: ANN401 - transformers ships no types
     """Return what a row needs in a causal language model of Transformers, in the number format of its weights."""
     from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
 
     config, item = model.config.get_text_config(decoder=True), model.dtype.itemsize
     heads = config.num_attention_heads
@@ -54,9 +55,12 @@ def cache_size(model: Any) -> CacheSize:  # noqa: ANN401 - transformers ships no
         numbers = heads * (config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim)
     else:
         numbers = 2 * groups * width
-    # Transformers' own cache knows which layers slide, and which use the cache of another one.
-    layers = DynamicCache(config=config).layers or [None] * config.num_hidden_layers
+    # Transformers' own cache knows which layers slide, and which keep nothing: they use the keys of another layer, or
+    # have a state of a fixed size.
+    layers = [layer for layer in DynamicCache(config=config).layers if isinstance(layer, DynamicLayer)]
     feed_forward = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    if isinstance(feed_forward, list):  # a layer each
+        feed_forward = max(feed_forward)
     return CacheSize(
         token=numbers * item,
         windows=tuple(_window(layer) for layer in layers),

@@ -212,6 +212,7 @@ def _recipe(facts: PageFacts) -> list[tuple[str, str]]:
         ("Trained on", f"{facts.trained.device}, {facts.trained.train_seconds:,} s"),
         ("Loss", f"from {facts.trained.first_loss} to {facts.trained.loss}"),
         ("Judged on", f"{facts.report.settings.device}, {facts.report.settings.precision}"),
+        ("Tuned model", facts.report.settings.adapter),
         ("Replies", f"{facts.report.settings.decoding}, at most {facts.report.settings.max_new_tokens} tokens"),
     ]
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from tunemill_api import keys
 from tunemill_api.failures import Reason
+from tunemill_api.finetune import Quantization
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import EvaluationFacts, TrainedFacts
 
@@ -25,12 +26,12 @@ from tunemill_trainer.context import StageContext
 from tunemill_trainer.data.rows import JsonObject
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import Hub
-from tunemill_trainer.judge.comparison import compare, sample
-from tunemill_trainer.judge.generate import BATCH_TOKENS, Decoding, answer_limit, generate
+from tunemill_trainer.judge.comparison import Comparison, compare, sample
+from tunemill_trainer.judge.generate import Decoding, answer_limit, generate, usual_answer
 from tunemill_trainer.judge.metrics import Reply
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, Settings
-from tunemill_trainer.learn import curve, devices, models
+from tunemill_trainer.learn import curve, devices, merging, models
 from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.prepared import TRAIN_FILE, Case, Prepared, Tokens
 from tunemill_trainer.references import BASE_REPLIES
@@ -48,33 +49,38 @@ def run(context: StageContext) -> EvaluationFacts:
     """
     spec = context.spec
     device = devices.choose(spec.compute.gpus)
-    dtype = devices.dtype(spec.training.precision, device)
     prepared = fetch_prepared(context, without={TRAIN_FILE})
     trained = context.workspace.fetch(Stage.TRAIN, context.train_key, context.folder("trained"))
-    tokens = prepared.tokens()
-    cases = sample(prepared.cases(), spec.evaluation.max_rows)
-    limit = spec.evaluation.max_new_tokens or answer_limit([case.answer_tokens for case in cases])
-    batch_tokens = BATCH_TOKENS >> context.run.memory_kills
-    decoding = Decoding(tokens.stop_token_ids, tokens.pad_token_id, limit, batch_tokens)
+    tokens, cases = prepared.tokens(), sample(prepared.cases(), spec.evaluation.max_rows)
+    wanted = [case.answer_tokens for case in cases]
+    limit = spec.evaluation.max_new_tokens or answer_limit(wanted)
+    decoding = Decoding(
+        tokens.stop_token_ids,
+        tokens.pad_token_id,
+        limit,
+        min(limit, usual_answer(wanted)),
+        0.5**context.run.memory_kills,
+    )
 
     hub = Hub(spec.hub.endpoint, context.credentials.hub_token("hub-read"))
     base_folder = models.fetch_base(hub, prepared.base_model(), context.model_cache)
+    dtype = devices.dtype(spec.training.precision, device, models.model_type(base_folder))
     tokenizer = load(prepared.tokenizer_path)
     base_replies = _kept_base_replies(context)
     models_asked = 1 + (base_replies is None) + _has_rival(context)
     meter = _Meter(context, models_asked * len(cases))
+    prompts = [case.prompt_ids for case in cases]
     with devices.device_errors(device, "evaluating", devices.smaller(spec)):
-        model = models.load_base(base_folder, device, dtype, spec.base_model.quantization).eval()
+        base = _Base(base_folder, device, dtype, spec.base_model.quantization)
         if base_replies is None:
-            base_tokenizer, prompts = _as_base_reads(cases, tokens, tokenizer, base_folder)
-            base_replies = _ask(model, base_tokenizer, prompts, decoding, meter)
+            base_tokenizer, base_prompts = _as_base_reads(prompts, tokens, tokenizer, base_folder)
+            base_replies = _ask(base.model(), base_tokenizer, base_prompts, decoding, meter)
             _keep_base_replies(context, cases, base_replies)
-        models.extend_vocabulary(model, tokens)
-        tuned = models.load_adapter(model, context.folder("trained") / "adapter")
-        tuned_replies = _ask(tuned, tokenizer, [case.prompt_ids for case in cases], decoding, meter)
-        del model, tuned  # there may not be room for another one
-        texts = _texts(tokenizer, [case.prompt_ids for case in cases])
-        published = _ask_published(context, hub, texts, device, dtype, decoding, meter)
+        samples = [(*case.prompt_ids, *case.answer_ids) for case in cases]
+        tuned, merged = base.tuned(tokens, context.folder("trained") / "adapter", samples)
+        tuned_replies = _ask(tuned, tokenizer, prompts, decoding, meter)
+        del tuned  # there may not be room for another one
+        published = _ask_published(context, hub, _texts(tokenizer, prompts), base, decoding, meter)
 
     reply_format = ReplyFormat(tokens.call_format)
     comparison = compare(cases, base_replies, tuned_replies, reply_format)
@@ -84,13 +90,11 @@ def run(context: StageContext) -> EvaluationFacts:
             max_new_tokens=limit,
             precision=str(dtype).removeprefix("torch."),
             device=device.name,
+            adapter=merged,
             reply_format=reply_format.value,
         ),
         prepared.trained_tools(),
     )
-    folder = context.folder("evaluation")
-    (folder / REPORT_FILE).write_text(report.model_dump_json(by_alias=True, indent=2) + "\n", encoding="utf-8")
-    _write_lines(folder / CASES_FILE, comparison.lines())
     shown = PageFacts(
         run=context.run,
         base=prepared.base_model(),
@@ -100,14 +104,61 @@ def run(context: StageContext) -> EvaluationFacts:
         history=curve.read_record(context.folder("trained")),
         report=report,
     )
-    (folder / PAGE_FILE).write_text(page(shown), encoding="utf-8")
     facts = comparison.facts(f"{context.workspace.uri(Stage.EVALUATE, context.evaluate_key)}/{REPORT_FILE}")
     if published is not None:
-        beside = compare(cases, base_replies, *published).facts("")
-        facts = _with_published(facts, beside)
-    return EvaluationFacts.model_validate(
-        context.workspace.commit(Stage.EVALUATE, context.evaluate_key, folder, facts).facts
-    )
+        facts = _with_published(facts, compare(cases, base_replies, *published).facts(""))
+    return _commit(context, comparison, shown, facts)
+
+
+def _commit(context: StageContext, comparison: Comparison, shown: PageFacts, facts: EvaluationFacts) -> EvaluationFacts:
+    folder = context.folder("evaluation")
+    report = shown.report.model_dump_json(by_alias=True, indent=2)
+    (folder / REPORT_FILE).write_text(report + "\n", encoding="utf-8")
+    _write_lines(folder / CASES_FILE, comparison.lines())
+    (folder / PAGE_FILE).write_text(page(shown), encoding="utf-8")
+    manifest = context.workspace.commit(Stage.EVALUATE, context.evaluate_key, folder, facts)
+    return EvaluationFacts.model_validate(manifest.facts)
+
+
+class _Base:
+    """A base model, and what is tuned on it. One model at a time is in memory: the tuned one takes the base with it.
+
+    Args:
+        folder: of the base model.
+        device: what it computes on.
+        dtype: in which number format.
+        quantization: of the base model.
+    """
+
+    def __init__(self, folder: Path, device: Device, dtype: torch.dtype, quantization: Quantization) -> None:
+        self.device, self.dtype, self.quantization = device, dtype, quantization
+        self._folder = folder
+        self._loaded: Any = None
+
+    def model(self) -> Any:  # noqa: ANN401 - transformers ships no types
+        """Return the base model."""
+        if self._loaded is None:
+            self._loaded = models.load_base(self._folder, self.device, self.dtype, self.quantization).eval()
+        return self._loaded
+
+    def tuned(self, tokens: Tokens, folder: Path, samples: Sequence[Sequence[int]]) -> tuple[Any, str]:
+        """Return the tuned model, and whether its adapter is merged; the base model is gone then.
+
+        Args:
+            tokens: what was added to the vocabulary.
+            folder: what train left.
+            samples: conversations in the tuned model's tokens.
+        """
+
+        def loaded() -> Any:  # noqa: ANN401
+            if not models.is_adapter(folder):
+                self._loaded = None
+                return models.load_base(folder, self.device, self.dtype).eval()
+            model, self._loaded = self.model(), None
+            models.extend_vocabulary(model, tokens)
+            return models.load_adapter(model, folder)
+
+        return merging.for_decoding(loaded, samples, quantised=self.quantization is not Quantization.NONE)
 
 
 def _has_rival(context: StageContext) -> bool:
@@ -115,13 +166,7 @@ def _has_rival(context: StageContext) -> bool:
 
 
 def _ask_published(
-    context: StageContext,
-    hub: Hub,
-    prompts: list[str],
-    device: Device,
-    dtype: torch.dtype,
-    decoding: Decoding,
-    meter: "_Meter",
+    context: StageContext, hub: Hub, prompts: list[str], like: _Base, decoding: Decoding, meter: "_Meter"
 ) -> tuple[list[Reply], ReplyFormat] | None:
     """Return the replies of the published model to the same prompts; None when there is none, or it is gone."""
     rival, workspace = context.run.rival, context.workspace
@@ -138,11 +183,10 @@ def _ask_published(
         return None
     tokens, tokenizer = prepared.tokens(), load(prepared.tokenizer_path)
     base_folder = models.fetch_base(hub, prepared.base_model(), context.model_cache)
-    model = models.load_base(base_folder, device, dtype, context.spec.base_model.quantization).eval()
-    models.extend_vocabulary(model, tokens)
-    model = models.load_adapter(model, context.folder("published-trained") / "adapter")
-    decoding = replace(decoding, stop_token_ids=tokens.stop_token_ids, pad_token_id=tokens.pad_token_id)
     prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    base = _Base(base_folder, like.device, like.dtype, like.quantization)
+    model, _ = base.tuned(tokens, context.folder("published-trained") / "adapter", prompt_ids)
+    decoding = replace(decoding, stop_token_ids=tokens.stop_token_ids, pad_token_id=tokens.pad_token_id)
     return _ask(model, tokenizer, prompt_ids, decoding, meter), ReplyFormat(tokens.call_format)
 
 
@@ -174,17 +218,16 @@ class _Meter:
 
 
 def _as_base_reads(
-    cases: Sequence[Case],
+    prompts: Sequence[Sequence[int]],
     tokens: Tokens,
     tokenizer: Tokenizer,
     base_folder: Path,
 ) -> tuple[Tokenizer, Sequence[Sequence[int]]]:
     """Return the base model's tokenizer, and the prompts in its tokens."""
     if not tokens.added:
-        return tokenizer, [case.prompt_ids for case in cases]
+        return tokenizer, prompts
     own = load(base_folder)
-    texts = _texts(tokenizer, [case.prompt_ids for case in cases])
-    return own, own(texts, add_special_tokens=False)["input_ids"]
+    return own, own(_texts(tokenizer, prompts), add_special_tokens=False)["input_ids"]
 
 
 @tracing.step("generate")
