@@ -59,8 +59,8 @@ def _log_probabilities(model: Any, samples: Sequence[Sequence[int]]) -> torch.Te
     found = []
     for sample in samples:
         ids = torch.tensor([list(sample)], device=model.device)
-        count = min(_TOKENS, len(sample) - 1)
+        first = max(1, len(sample) - _TOKENS)
         with torch.inference_mode():
-            logits = model(input_ids=ids, use_cache=False).logits[0, -count - 1 : -1].float()
-        found.append(logits.log_softmax(dim=-1).gather(1, ids[0, -count:, None])[:, 0].cpu())
+            logits = model(input_ids=ids, use_cache=False).logits[0, first - 1 : -1].float()
+        found.append(logits.log_softmax(dim=-1).gather(1, ids[0, first:, None])[:, 0].cpu())
     return torch.cat(found)
