@@ -282,14 +282,14 @@ FAILURES: dict[Reason, Failure] = {
     Reason.CUDA_UNAVAILABLE: Failure(
         _NODE,
         _PLATFORM,
-        "Check the driver and the device plugin of the nodes that the message names; for a run on the CPU set "
-        "spec.compute.gpus to 0.",
+        "Check the GPU, the driver (580 or newer) and the device plugin of the nodes that the message names; for a run "
+        "on the CPU set spec.compute.gpus to 0. docs/how-to/gpus.md has what works.",
     ),
     Reason.CUDA_OUT_OF_MEMORY: Failure(
         _CONFIG,
         _USER,
-        "Lower spec.training.maxLength or batchSize, or ask for a larger GPU with nodeSelector in "
-        "spec.podTemplates.train.",
+        "Set spec.baseModel.quantization to NF4, lower spec.training.maxLength, or choose a GPU with more memory with "
+        "nodeSelector in spec.podTemplates.train.",
     ),
     Reason.DISK_FULL: Failure(
         _NODE,

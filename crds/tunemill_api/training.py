@@ -103,8 +103,8 @@ class Adapter(ApiModel):
     }
 
     method: AdapterMethod = AdapterMethod.LORA
-    """LoRA, AdaLoRA and IA3 train a small adapter. Full trains the whole model, with 16 bytes of memory for each of its
-    weights, and publishes a whole model."""
+    """LoRA, AdaLoRA and IA3 train a small adapter. Full trains the whole model and publishes a whole model. It takes 18
+    bytes of GPU memory for each weight, or 6 if only that fits."""
     lora: Lora = Lora()
     """The settings of a LoRA adapter."""
     adalora: AdaLora = AdaLora()
@@ -198,7 +198,8 @@ class Training(ApiModel):
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 42
     """Draws the adapter's first weights and the order of the rows."""
     precision: Precision = Precision.AUTO
-    """Auto: BF16 where the GPU has it, else FP16; FP32 on a CPU."""
+    """Auto: BF16 if the GPU supports it, else FP16; FP32 for model families that FP16 breaks (Gemma 2 and 3,
+    FunctionGemma, GLM-4, PLaMo 2) and on a CPU."""
     checkpoint: Checkpoint = Checkpoint()
     """How often training can be taken up again."""
     early_stopping: EarlyStopping = EarlyStopping()

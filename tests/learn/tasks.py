@@ -79,7 +79,7 @@ class Task:
         """Train; keywords are fields of spec.training."""
         settings = Training.model_validate({"batchSize": 16, "checkpoint": {"everySteps": 1000}, **training})
         made = made or plan(settings, count)
-        run = sft.Run(settings, made, CPU, dtype, folder, weights)
+        run = sft.Run(settings, made, CPU, dtype, folder, weights, kept_on_disk=settings.checkpoint.keep + 1)
         config = adapter_config(adapter, model, self.tokens, made.steps)
         speaker = AutoTokenizer.from_pretrained(self.tokenizer)
         measured = self.held_out() if held_out else []

@@ -1,6 +1,9 @@
 """What the images may hold, read off their Dockerfiles: what they leave behind is what their last stage does."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,7 +41,7 @@ def test_no_secret_and_no_download_cache_stays_in_it(dockerfile: Path):
             assert not re.search("TOKEN|SECRET|PASSWORD|KEY|_PROXY", rest, re.IGNORECASE)
         if word == "RUN":
             assert "--mount=type=cache,target=/root/.cache" in rest
-            assert "apt-get" not in rest
+            assert "apt-get" not in rest or rest.endswith("rm -rf /var/lib/apt/lists/*")
 
 
 @pytest.mark.parametrize("dockerfile", IMAGES, ids=["operator", "trainer"])
@@ -48,3 +51,27 @@ def test_everything_that_is_installed_is_pinned(dockerfile: Path):
     assert installs
     for install in installs:
         assert "--require-hashes" in install or "--no-deps" in install
+
+
+def test_the_operators_image_has_no_compiler_and_the_trainers_is_checked():
+    """Only what runs on a GPU compiles; an image in which that would fail is not built, and the driver is found."""
+    operator, trainer = (instructions(dockerfile) for dockerfile in IMAGES)
+    assert "apt-get" not in " ".join(rest for _, rest in operator)
+    runs = [rest for word, rest in trainer if word == "RUN"]
+    installed = next(at for at, rest in enumerate(runs) if "apt-get install" in rest)
+    checked = next(at for at, rest in enumerate(runs) if "check_compiler.py" in rest)
+    assert installed < checked
+    assert "--no-install-recommends gcc libc6-dev" in runs[installed]
+    environment = " ".join(rest for word, rest in trainer if word == "ENV")
+    assert "LD_LIBRARY_PATH=/usr/local/nvidia/lib64" in environment
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in environment
+
+
+def test_what_triton_compiles_before_its_first_kernel_compiles(tmp_path: Path):
+    """The check of the image's build succeeds where there is a compiler, and fails where there is none."""
+    check = [sys.executable, str(ROOT / "trainer_image" / "check_compiler.py")]
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    assert subprocess.run(check, env=environment, check=True, capture_output=True).stdout == b"Triton can compile\n"
+    failed = subprocess.run(check, env={**environment, "PATH": str(tmp_path)}, check=False, capture_output=True)
+    assert failed.returncode
+    assert b"Failed to find C compiler" in failed.stderr

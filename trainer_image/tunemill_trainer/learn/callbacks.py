@@ -195,7 +195,7 @@ class CheckpointsByTime(TrainerCallback):  # type: ignore[misc]
 
 
 class CheckpointUploads(TrainerCallback):  # type: ignore[misc]
-    """Hands every checkpoint that the trainer wrote to the uploads.
+    """Hands every checkpoint that the trainer wrote to the uploads. Comes after all callbacks that ask for one.
 
     Args:
         uploads: take the checkpoints.
@@ -216,6 +216,12 @@ class CheckpointUploads(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the clock."""
         self._started_at = time.monotonic()
+
+    @override
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Wait for the last upload before another checkpoint is written, after which the trainer removes that one."""
+        if control.should_save:
+            self._uploads.wait()
 
     @override
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from tunemill_api.failures import Reason
+
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.workspace import Workspace
 
@@ -52,6 +54,27 @@ def write_clock(checkpoint: Path, train_seconds: float) -> None:
     (checkpoint / _CLOCK).write_text(json.dumps({"trainSeconds": round(train_seconds, 3)}))
 
 
+def check_room(folder: Path, checkpoint: int, best: int = 0) -> None:
+    """Check that the disk has room for what a run writes, before it has computed anything.
+
+    Args:
+        folder: where the checkpoints go.
+        checkpoint: bytes of one; there are two while the older one is uploaded.
+        best: bytes of the best epoch that is kept beside them; 0 when none is.
+
+    Raises:
+        StageError: DiskFull.
+    """
+    needed, free = 2 * checkpoint + best, shutil.disk_usage(folder).free
+    if needed > free:
+        kept = f" and the best epoch of {best >> 20} MiB" if best else ""
+        raise StageError(
+            Reason.DISK_FULL,
+            f"the disk of {folder} has {free >> 20} MiB free: expected {needed >> 20} MiB, for two checkpoints of "
+            f"{checkpoint >> 20} MiB{kept}",
+        )
+
+
 class Uploads:
     """Uploads checkpoints one after the other while training goes on. Leaving the block waits for the last one."""
 
@@ -68,10 +91,14 @@ class Uploads:
     def __exit__(self, *_error: object) -> None:
         self._pool.shutdown(wait=True)
 
-    def put(self, checkpoint: Path, step: int) -> None:
-        """Upload a checkpoint; waits for the one before, so that the trainer never removes a folder that is read."""
+    def wait(self) -> None:
+        """Wait until nothing is uploaded: then the trainer may remove every checkpoint from its disk."""
         if self._latest is not None:
             self._latest.result()
+
+    def put(self, checkpoint: Path, step: int) -> None:
+        """Upload a checkpoint, after the one before."""
+        self.wait()
         self._latest = self._pool.submit(self._upload, checkpoint, step)
 
     def _upload(self, checkpoint: Path, step: int) -> None:

@@ -16,6 +16,7 @@ from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import Hub
 from tunemill_trainer.learn import new_rows
 from tunemill_trainer.learn.devices import Device
+from tunemill_trainer.learn.out_of_memory import release, watched_log
 from tunemill_trainer.model_cache import ModelCache
 from tunemill_trainer.prepared import BaseModel, Tokens
 
@@ -68,14 +69,16 @@ def load_base(folder: Path, device: Device, dtype: torch.dtype, quantization: Qu
     from transformers import AutoModelForCausalLM
 
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            device_map={"": device.torch_name},
-            use_safetensors=True,
-            trust_remote_code=False,
-            quantization_config=_quantized(quantization, dtype),
-        )
+        # Transformers logs what goes wrong while it quantises a weight, and raises an error that does not say it.
+        with watched_log("transformers"):
+            return AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                device_map={"": device.torch_name},
+                use_safetensors=True,
+                trust_remote_code=False,
+                quantization_config=_quantized(quantization, dtype),
+            )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise StageError(
             Reason.BASE_MODEL_UNSUPPORTED, f"spec.baseModel could not be loaded as a causal language model: {error}"
@@ -109,24 +112,61 @@ def is_adapter(folder: Path) -> bool:
 
 
 def load_adapter(model: Any, folder: Path) -> Any:  # noqa: ANN401
-    """Return the tuned model for inference: an adapter on `model`, or the whole model that was trained in its place.
+    """Return the tuned model for inference: an adapter on `model`, the base model with its vocabulary extended."""
+    # AdaLoRA's saved ranks are not LoRA's rank_pattern, for which PEFT takes them here.
+    warnings.filterwarnings("ignore", message="The following rank_pattern keys", category=RuntimeWarning)
+    # By its class, as an adapter that somebody else's trainer made may not say what it is for.
+    tuned = PeftModelForCausalLM.from_pretrained(model, str(folder)).eval()
+    new_rows.write_for_inference(tuned)
+    return tuned
+
+
+class OneModel:
+    """The base model and what was trained from it, for inference, of which memory never holds more than one.
 
     Args:
-        model: the base model, its vocabulary extended.
-        folder: what train left; a whole model takes device and number format of `model`.
+        base: the base model's folder.
+        device: where models go.
+        dtype: of their weights.
+        quantization: of the base model.
     """
-    if is_adapter(folder):
-        # AdaLoRA's saved ranks are not LoRA's rank_pattern, for which PEFT takes them here.
-        warnings.filterwarnings("ignore", message="The following rank_pattern keys", category=RuntimeWarning)
-        # By its class, as an adapter that somebody else's trainer made may not say what it is for.
-        tuned = PeftModelForCausalLM.from_pretrained(model, str(folder)).eval()
-        new_rows.write_for_inference(tuned)
-        return tuned
-    from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=model.dtype, device_map={"": model.device}, use_safetensors=True, trust_remote_code=False
-    ).eval()
+    def __init__(
+        self, base: Path, device: Device, dtype: torch.dtype, quantization: Quantization = Quantization.NONE
+    ) -> None:
+        self._base = base
+        self._device = device
+        self._dtype = dtype
+        self._quantization = quantization
+        self._loaded: Any = None
+        self._is_base = False
+
+    def base(self) -> Any:  # noqa: ANN401
+        """Return the base model. It is an adapter's base, too, as long as nothing else was loaded."""
+        if not self._is_base:
+            self.release()
+            self._loaded = load_base(self._base, self._device, self._dtype, self._quantization).eval()
+            self._is_base = True
+        return self._loaded
+
+    def tuned(self, trained: Path, tokens: Tokens) -> Any:  # noqa: ANN401
+        """Return what train left: its adapter on the base model, or the whole model, which takes the base's place.
+
+        Whoever still refers to the base model keeps it in memory.
+        """
+        if is_adapter(trained):
+            model = self.base()
+            extend_vocabulary(model, tokens)
+            self._loaded, self._is_base = load_adapter(model, trained), False
+        else:
+            self.release()
+            self._loaded = load_base(trained, self._device, self._dtype).eval()
+        return self._loaded
+
+    def release(self) -> None:
+        """Give the memory of the loaded model back."""
+        self._loaded, self._is_base = None, False
+        release()
 
 
 def _quantized(quantization: Quantization, dtype: torch.dtype) -> Any:  # noqa: ANN401

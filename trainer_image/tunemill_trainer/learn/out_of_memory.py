@@ -5,8 +5,10 @@ What computes with less is decided in `memory_ladder`.
 """
 
 import gc
+import logging
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -108,6 +110,36 @@ def release() -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def watched_log(name: str) -> Iterator[None]:
+    """Have an error that leaves the block tell of a lack of memory that a library has only logged.
+
+    Args:
+        name: of the library's logger.
+    """
+    logged = _OutOfMemoryRecords()
+    logger = logging.getLogger(name)
+    logger.addHandler(logged)
+    try:
+        yield
+    except RuntimeError as error:
+        if logged.message and not is_out_of_memory(error):
+            raise RuntimeError(logged.message) from error
+        raise
+    finally:
+        logger.removeHandler(logged)
+
+
+class _OutOfMemoryRecords(logging.Handler):
+    """Keeps the first line of a log that tells of a lack of memory."""
+
+    message = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        lines = record.getMessage().splitlines()
+        self.message = self.message or next((line for line in lines if _ALLOCATION_FAILED.search(line)), "")
 
 
 def _says_so(error: BaseException) -> bool:

@@ -17,6 +17,7 @@ from tunemill_api.training import Scheduler, Training
 from tunemill_trainer import tracing
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn import devices, new_rows
+from tunemill_trainer.learn.checkpoints import check_room
 from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.learn.full import WIDE, StochasticAdamW8bit, WeightFormat
 from tunemill_trainer.learn.held_out import LOSS, Best, HeldOutLoss, Row, best_of, ends_of_epochs
@@ -41,6 +42,7 @@ class Run:
         folder: gets the checkpoints.
         weights: how the weights of a whole model are kept; an adapter's are FP32.
         advice: returns the fields to change when a row of so many tokens does not fit into memory.
+        kept_on_disk: checkpoints that stay on the disk when another was written.
     """
 
     training: Training
@@ -50,6 +52,7 @@ class Run:
     folder: Path
     weights: WeightFormat = WIDE
     advice: Callable[[int], str] = lambda _tokens: ""
+    kept_on_disk: int = 1
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,7 @@ def train(
     _work_around(trainer, run.weights)
     new_rows.use_in_place(trainer.model)
     patience = training.early_stopping.patience
+    _check_room(run, trainer)
     if held_out:
         after = ends_of_epochs(len(rows), training.batch_size, plan.steps)
         trainer.add_callback(HeldOutLoss(trainer, held_out, after, patience))
@@ -176,14 +180,22 @@ def _config(run: Run) -> SFTConfig:
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=training.checkpoint.every_steps,
-        # One more than the upload needs, so that none is removed while it is read.
-        save_total_limit=training.checkpoint.keep + 1,
+        save_total_limit=run.kept_on_disk,
         report_to="none",
         disable_tqdm=True,
     )
     # More GPUs than asked for may be visible outside of a cluster; Transformers would use them all with DataParallel.
     config._n_gpu = min(1, config.n_gpu)  # noqa: SLF001
     return config
+
+
+def _check_room(run: Run, trainer: MicroBatchTrainer) -> None:
+    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    weights = sum(parameter.nbytes for parameter in trained)
+    # The two moments of AdamW: a byte each in a compact run, else a float each.
+    moments = 2 * sum(parameter.numel() for parameter in trained) * (1 if run.weights.compact else 4)
+    best = weights if run.training.early_stopping.patience else 0
+    check_room(run.folder, weights + moments, best)
 
 
 def _no_row_fits(run: Run, shortage: Shortage, row_tokens: int) -> StageError:

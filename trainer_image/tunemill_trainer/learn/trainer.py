@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -28,6 +29,7 @@ TRAINABLE_FILE = "trainable.safetensors"
 """The trained parameters by name, in a checkpoint."""
 _BEST_FILE = "best.safetensors"
 """The trained parameters after the best epoch, beside the checkpoints and in each of them."""
+_PIECE_BYTES = 2 << 30
 _RUNG_FILE = "memory.json"
 _IMPORTANCE_FILE = "adalora.safetensors"
 _PATTERN_FILE = "adalora.json"
@@ -189,7 +191,9 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
         save_trainable(self.model, folder / TRAINABLE_FILE)
         (folder / _RUNG_FILE).write_text(json.dumps(self.rung.to_json()))
         if self._best.exists():
-            shutil.copy(self._best, folder / _BEST_FILE)
+            for file in trainable_files(self._best):
+                # A second name of the same file takes no space; what is kept later is another file.
+                os.link(file, folder / file.name)
         adalora = adalora_of(self.model)
         if adalora is not None:
             allocator = adalora.rankallocator
@@ -206,7 +210,8 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
         if rung.exists():  # a checkpoint of an earlier version has none
             self._go_to(self.rung.lower_of(Rung.from_json(json.loads(rung.read_text()))))
         if (folder / _BEST_FILE).exists():
-            shutil.copy(folder / _BEST_FILE, self._best)
+            for file in trainable_files(folder / _BEST_FILE):
+                shutil.copy(file, self._best.with_name(file.name))
         adalora = adalora_of(self.model)
         if adalora is not None:
             for name, tensor in load_file(folder / _IMPORTANCE_FILE, device=str(self.args.device)).items():
@@ -256,17 +261,43 @@ def set_checkpointing(model: Any, checkpointing: Checkpointing) -> None:  # noqa
 
 
 def save_trainable(model: nn.Module, path: Path) -> None:
-    """Write the parameters that are trained, by name."""
-    tensors = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    """Write the parameters that are trained, by name; a file that was there before stays whole until the new one is.
+
+    A whole model is written in several files of at most `_PIECE_BYTES`: of a GPU's tensors, safetensors has all that go
+    into one file in the host's memory at once.
+    """
+    pieces: list[dict[str, torch.Tensor]] = [{}]
+    size = 0
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if pieces[-1] and size + parameter.nbytes > _PIECE_BYTES:
+            pieces.append({})
+            size = 0
+        pieces[-1][name] = parameter.detach().contiguous()
+        size += parameter.nbytes
+    for number, tensors in enumerate(pieces):
+        partial_file = path.with_suffix(".partial")
+        save_file(tensors, partial_file)
+        partial_file.rename(_piece(path, number))
 
 
 def load_trainable(model: nn.Module, path: Path) -> None:
     """Put the parameters that `save_trainable` wrote back in place."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for name, tensor in load_file(path).items():
-            parameters[name].copy_(tensor)
+        for piece in trainable_files(path):
+            for name, tensor in load_file(piece).items():
+                parameters[name].copy_(tensor)
+
+
+def trainable_files(path: Path) -> list[Path]:
+    """Return the files that `save_trainable` wrote."""
+    return [path, *sorted(path.parent.glob(f"{path.stem}-*{path.suffix}"))]
+
+
+def _piece(path: Path, number: int) -> Path:
+    return path.with_stem(f"{path.stem}-{number:04}") if number else path
 
 
 def adalora_of(model: Any) -> AdaLoraModel | None:  # noqa: ANN401 - a PeftModel or a Transformers model

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, Settings
 from tunemill_trainer.learn import curve, devices, merging, models
 from tunemill_trainer.learn.devices import Device
+from tunemill_trainer.learn.models import OneModel
 from tunemill_trainer.prepared import TRAIN_FILE, Case, Prepared, Tokens
 from tunemill_trainer.references import BASE_REPLIES
 from tunemill_trainer.release.page import PAGE_FILE, PageFacts, page
@@ -49,6 +51,7 @@ def run(context: StageContext) -> EvaluationFacts:
     """
     spec = context.spec
     device = devices.choose(spec.compute.gpus)
+    devices.dtype(spec.training.precision, device)
     prepared = fetch_prepared(context, without={TRAIN_FILE})
     trained = context.workspace.fetch(Stage.TRAIN, context.train_key, context.folder("trained"))
     tokens, cases = prepared.tokens(), sample(prepared.cases(), spec.evaluation.max_rows)
@@ -71,16 +74,18 @@ def run(context: StageContext) -> EvaluationFacts:
     meter = _Meter(context, models_asked * len(cases))
     prompts = [case.prompt_ids for case in cases]
     with devices.device_errors(device, "evaluating", devices.smaller(spec)):
-        base = _Base(base_folder, device, dtype, spec.base_model.quantization)
+        model = OneModel(base_folder, device, dtype, spec.base_model.quantization)
         if base_replies is None:
             base_tokenizer, base_prompts = _as_base_reads(prompts, tokens, tokenizer, base_folder)
-            base_replies = _ask(base.model(), base_tokenizer, base_prompts, decoding, meter)
+            base_replies = _ask(model.base(), base_tokenizer, base_prompts, decoding, meter)
             _keep_base_replies(context, cases, base_replies)
         samples = [(*case.prompt_ids, *case.answer_ids) for case in cases]
-        tuned, merged = base.tuned(tokens, context.folder("trained") / "adapter", samples)
+        folder = context.folder("trained") / "adapter"
+        tuned, merged = _tuned(model, tokens, folder, samples, spec.base_model.quantization)
         tuned_replies = _ask(tuned, tokenizer, prompts, decoding, meter)
-        del tuned  # there may not be room for another one
-        published = _ask_published(context, hub, _texts(tokenizer, prompts), base, decoding, meter)
+        del tuned
+        model.release()  # there may not be room for another one
+        published = _ask_published(context, hub, _texts(tokenizer, prompts), device, dtype, decoding, meter)
 
     reply_format = ReplyFormat(tokens.call_format)
     comparison = compare(cases, base_replies, tuned_replies, reply_format)
@@ -120,45 +125,20 @@ def _commit(context: StageContext, comparison: Comparison, shown: PageFacts, fac
     return EvaluationFacts.model_validate(manifest.facts)
 
 
-class _Base:
-    """A base model, and what is tuned on it. One model at a time is in memory: the tuned one takes the base with it.
+def _tuned(
+    model: OneModel, tokens: Tokens, folder: Path, samples: Sequence[Sequence[int]], quantization: Quantization
+) -> tuple[Any, str]:
+    """Return the tuned model as it decodes best, and whether its adapter is merged.
 
     Args:
-        folder: of the base model.
-        device: what it computes on.
-        dtype: in which number format.
+        model: the base model.
+        tokens: what was added to the vocabulary.
+        folder: what train left.
+        samples: conversations in the tuned model's tokens.
         quantization: of the base model.
     """
-
-    def __init__(self, folder: Path, device: Device, dtype: torch.dtype, quantization: Quantization) -> None:
-        self.device, self.dtype, self.quantization = device, dtype, quantization
-        self._folder = folder
-        self._loaded: Any = None
-
-    def model(self) -> Any:  # noqa: ANN401 - transformers ships no types
-        """Return the base model."""
-        if self._loaded is None:
-            self._loaded = models.load_base(self._folder, self.device, self.dtype, self.quantization).eval()
-        return self._loaded
-
-    def tuned(self, tokens: Tokens, folder: Path, samples: Sequence[Sequence[int]]) -> tuple[Any, str]:
-        """Return the tuned model, and whether its adapter is merged; the base model is gone then.
-
-        Args:
-            tokens: what was added to the vocabulary.
-            folder: what train left.
-            samples: conversations in the tuned model's tokens.
-        """
-
-        def loaded() -> Any:  # noqa: ANN401
-            if not models.is_adapter(folder):
-                self._loaded = None
-                return models.load_base(folder, self.device, self.dtype).eval()
-            model, self._loaded = self.model(), None
-            models.extend_vocabulary(model, tokens)
-            return models.load_adapter(model, folder)
-
-        return merging.for_decoding(loaded, samples, quantised=self.quantization is not Quantization.NONE)
+    quantised = quantization is not Quantization.NONE
+    return merging.for_decoding(partial(model.tuned, folder, tokens), samples, quantised=quantised)
 
 
 def _has_rival(context: StageContext) -> bool:
@@ -166,7 +146,13 @@ def _has_rival(context: StageContext) -> bool:
 
 
 def _ask_published(
-    context: StageContext, hub: Hub, prompts: list[str], like: _Base, decoding: Decoding, meter: "_Meter"
+    context: StageContext,
+    hub: Hub,
+    prompts: list[str],
+    device: Device,
+    dtype: torch.dtype,
+    decoding: Decoding,
+    meter: "_Meter",
 ) -> tuple[list[Reply], ReplyFormat] | None:
     """Return the replies of the published model to the same prompts; None when there is none, or it is gone."""
     rival, workspace = context.run.rival, context.workspace
@@ -184,10 +170,12 @@ def _ask_published(
     tokens, tokenizer = prepared.tokens(), load(prepared.tokenizer_path)
     base_folder = models.fetch_base(hub, prepared.base_model(), context.model_cache)
     prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
-    base = _Base(base_folder, like.device, like.dtype, like.quantization)
-    model, _ = base.tuned(tokens, context.folder("published-trained") / "adapter", prompt_ids)
+    quantization = context.spec.base_model.quantization
+    model = OneModel(base_folder, device, dtype, quantization)
+    published = context.folder("published-trained") / "adapter"
+    tuned, _ = _tuned(model, tokens, published, prompt_ids, quantization)
     decoding = replace(decoding, stop_token_ids=tokens.stop_token_ids, pad_token_id=tokens.pad_token_id)
-    return _ask(model, tokenizer, prompt_ids, decoding, meter), ReplyFormat(tokens.call_format)
+    return _ask(tuned, tokenizer, prompt_ids, decoding, meter), ReplyFormat(tokens.call_format)
 
 
 def _with_published(facts: EvaluationFacts, published: EvaluationFacts) -> EvaluationFacts:

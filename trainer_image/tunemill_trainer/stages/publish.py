@@ -247,13 +247,11 @@ class _Release:
         import torch
         from transformers import AutoConfig
 
-        from tunemill_trainer.learn import models
         from tunemill_trainer.learn.devices import Device
+        from tunemill_trainer.learn.models import OneModel
 
         dtype = AutoConfig.from_pretrained(self._base).dtype or torch.float32
-        model = models.load_base(self._base, Device("cpu", "cpu"), dtype)
-        models.extend_vocabulary(model, self._tokens)
-        model = models.load_adapter(model, self._model)
+        model = OneModel(self._base, Device("cpu", "cpu"), dtype).tuned(self._model, self._tokens)
         trained = self._ask(model)
         if not self._chosen.whole:
             return trained, None

@@ -194,6 +194,10 @@ def _configure_libraries(run: RunSpec, work: Path) -> None:
     # Threads that spin while they wait for each other make a busy machine 20 to 90 times slower (two threads, 256 x 256
     # layers, load 12 on two cores: 1759 and 456 ms a step; sleeping: 19 and 27 ms).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Passes have other sizes every time. In segments that grow, what one pass leaves is of use for the next; in fixed
+    # ones a GPU runs out of memory of which much is free, in pieces. PyTorch knows both names.
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     endpoint = run.spec.hub.endpoint.rstrip("/")
     if endpoint:
         os.environ["HF_ENDPOINT"] = endpoint
