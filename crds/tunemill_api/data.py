@@ -106,7 +106,8 @@ class Tokenizer(ApiModel):
     mode: TokenizerMode = TokenizerMode.AUTO
     """Reuse: every tag that the assistant writes must be one token already. Text: tags that the base lacks stay
     ordinary text of several tokens each; the vocabulary is the base's own, so that servers take the adapter alone.
-    Extend: add the missing tags and train their rows. Auto: Reuse where possible, else Extend."""
+    Extend: add the missing tags and train their rows. Auto: Reuse where possible; else Text where a server then takes
+    the adapter alone, or the method is IA3; else Extend, as in all cases with addTokens that the base lacks."""
     add_tokens: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=64)]],
         Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),

@@ -26,7 +26,7 @@ from tunemill_api.scalars import ConfigMapKeyRef
 from tunemill_api.status import Rival
 from tunemill_api.training import AdapterMethod
 
-RECIPES: dict[str, int] = {"prepare": 3, "train": 2, "evaluate": 3, "publish": 3}
+RECIPES: dict[str, int] = {"prepare": 4, "train": 2, "evaluate": 4, "publish": 3}
 """Raised by us when a stage would compute something else from the same inputs. Part of the keys, not of the inputs:
 what is done or in progress is left alone, and the next run uses the new recipe."""
 
@@ -143,8 +143,8 @@ def prepare_key(spec: FineTuneSpec, resolved: dict[str, str]) -> str:
         spec: the whole spec.
         resolved: the base model's commit (`baseModel`) and the sha256 of the training rows (`dataset`). Where there are
             any, also of the rows of `spec.dataset.evaluation.uri` (`evaluation`), of the template (`chatTemplate`) and
-            of the tools (`tools`). `baseModelFiles` stands for the contents of the base model's files: a commit is what
-            a server says.
+            of the tools (`tools`). `tags` is what Auto does about tags that the base model lacks. `baseModelFiles`
+            stands for the contents of the base model's files: a commit is what a server says.
     """
     found = {f"resolved.{name}": value for name, value in resolved.items()}
     return _digest("prepare", {**_maker("prepare", spec), **_data(spec), **found})

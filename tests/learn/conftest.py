@@ -52,6 +52,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def extended_run(tmp_path_factory: pytest.TempPathFactory, shared: Path, seed: int) -> Iterator[TrainedRun]:
     """A Gemma 2 whose vocabulary was extended by the tags, trained and evaluated once for all modules."""
-    recipe = Recipe("gemma2").with_seed(seed)
+    recipe = Recipe("gemma2", mode="Extend").with_seed(seed)
     with a_shared_run(tmp_path_factory.mktemp("extended"), shared, recipe) as run:
         yield run

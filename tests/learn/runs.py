@@ -31,7 +31,7 @@ class Recipe:
     Attributes:
         kind: the base model's architecture.
         tags: what its vocabulary has from the start.
-        mode: spec.tokenizer.mode; with Auto, a base without tags gets them.
+        mode: spec.tokenizer.mode; with Extend, a base without tags gets them.
         training: fields of spec.training. With these, a small base model makes nearly all calls exactly right.
     """
 

@@ -54,6 +54,7 @@ def test_training_turns_no_call_into_the_right_call(extended_run: TrainedRun, tm
     assert sum(line["tuned"]["right"] for line in lines) == report.right.tuned
     assert report.right.p_value < 0.001
     assert report.settings.reply_format == "hermes"
+    assert report.settings.adapter.startswith("merged: ")
     assert {"no_call", "single_call"} <= set(report.slices)
     assert sum(report.tuned_faults.values()) == sum(bool(line["tuned"]["fault"]) for line in lines)
     assert {mistake.id for mistake in report.mistakes} <= {line["id"] for line in lines if line["tuned"]["fault"]}

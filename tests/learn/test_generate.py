@@ -1,6 +1,8 @@
 """Batched generation on a real model: the same replies as one by one, only faster."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from tunemill_dev.tiny.base import STEPS
 from tunemill_dev.tiny.cached import cached_base
 from tunemill_dev.tiny.recipes import FUNCTION_GEMMA_TAGS
 from tunemill_trainer.errors import Interrupted
-from tunemill_trainer.judge.generate import Decoding, generate
+from tunemill_trainer.judge.cache_size import cache_size
+from tunemill_trainer.judge.generate import SPAN, Decoding, generate, usual_answer
 
 END_OF_TURN = 4
 TIE = 1e-3
@@ -31,10 +34,31 @@ def loaded(folder: Path) -> tuple[Any, list[list[int]]]:
     return AutoModelForCausalLM.from_pretrained(folder).eval(), prompts
 
 
-def answer(model: Any, prompts: list[list[int]], tokens: int = 40, batch_tokens: int = 100_000) -> list[list[int]]:
-    """Generate with nothing that stops or counts."""
-    decoding = Decoding((1, END_OF_TURN), 0, tokens, batch_tokens)
-    return generate(model, prompts, decoding, check_stop=lambda: None, on_progress=lambda _: None)
+def answer(
+    model: Any, prompts: list[list[int]], tokens: int = 40, room: int = 1 << 30, usual: int = 0
+) -> list[list[int]]:
+    """Generate with nothing that stops or counts, in this many bytes."""
+    decoding = Decoding((1, END_OF_TURN), 0, tokens, usual)
+    return generate(
+        model, prompts, decoding, check_stop=lambda: None, on_progress=lambda _: None, free=lambda _device: room
+    )
+
+
+def room_for(model: Any, rows: int, prompts: list[list[int]], tokens: int = 40) -> int:
+    """Bytes in which this many of the longest prompts can be answered together."""
+    longest = max(map(len, prompts))
+    return int(rows * cache_size(model).row(longest, longest + max(tokens, SPAN)) / 0.8) + 1
+
+
+@contextmanager
+def rows_of_passes(model: Any) -> Iterator[list[tuple[int, int]]]:
+    """Yield rows and tokens of every forward pass of the block."""
+    passes: list[tuple[int, int]] = []
+    hook = model.get_input_embeddings().register_forward_hook(
+        lambda _m, given, _o: passes.append(tuple(given[0].shape))
+    )
+    yield passes
+    hook.remove()
 
 
 def skilled() -> Path:
@@ -70,9 +94,11 @@ def test_a_batch_answers_as_one_by_one(kind: str, tags: tuple[str, ...], steps: 
     alone = [answer(model, [prompt])[0] for prompt in prompts]
     assert len({len(reply) for reply in alone}) > 1
     draw = random.Random(kind)
-    for batch_tokens in (100_000, 400, 900, 1700):
+    for room in (1, room_for(model, 3, prompts), room_for(model, 7, prompts), 1 << 30):
         order = draw.sample(range(len(prompts)), len(prompts))
-        answers = answer(model, [prompts[i] for i in order], batch_tokens=batch_tokens)
+        with rows_of_passes(model) as passes:
+            answers = answer(model, [prompts[i] for i in order], room=room, usual=5)
+        assert (max(count for count, _ in passes) == 1) == (room == 1)
         for i, reply in zip(order, answers, strict=True):
             assert same(model, prompts[i], alone[i], reply)
 
@@ -97,25 +123,83 @@ def test_the_models_own_settings_do_not_speak():
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("Triton Error [CUDA]: out of memory")]
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling")]
 )
-def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch, error: RuntimeError):
-    """A GPU that is too small for the batch gets smaller ones, until one prompt alone does not fit."""
+def test_after_a_lack_of_memory_all_that_is_left_is_cut_anew(monkeypatch: pytest.MonkeyPatch, error: RuntimeError):
+    """A GPU on which less fits than was thought is asked for too much once or twice, and not once a batch."""
     model, prompts = loaded(raw())
     whole = answer(model, prompts, tokens=4)
-    real, room = model.generate, 5
+    real, most, failed = model.generate, 3, 0
 
     def small_gpu(**inputs: Any) -> Any:
-        if len(inputs["input_ids"]) > room:
+        nonlocal failed
+        if len(inputs["input_ids"]) > most:
+            failed += 1
             raise error
         return real(**inputs)
 
     monkeypatch.setattr(model, "generate", small_gpu)
-    halved = answer(model, prompts, tokens=4)
-    assert all(same(model, *replies) for replies in zip(prompts, whole, halved, strict=True))
-    room = 0
-    with pytest.raises(RuntimeError, match="out of memory"):
+    cut = answer(model, prompts, tokens=4, room=room_for(model, 8, prompts, 4))
+    assert all(same(model, *replies) for replies in zip(prompts, whole, cut, strict=True))
+    assert 1 <= failed <= 4
+    most = 0
+    with pytest.raises(type(error), match=str(error)):
         answer(model, prompts, tokens=4)
+
+
+def test_what_was_said_before_a_lack_of_memory_is_kept(monkeypatch: pytest.MonkeyPatch):
+    """Rows go on from where they were: no answer is begun anew, and none is longer than allowed."""
+    model, prompts = loaded(raw())
+    limit = SPAN + 8
+    whole = answer(model, prompts, tokens=limit)
+    real, spans = model.generate, []
+
+    def full_in_the_second_span(**inputs: Any) -> Any:
+        spans.append((inputs["input_ids"].shape[1], inputs["past_key_values"] is None))
+        if len(spans) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(**inputs)
+
+    monkeypatch.setattr(model, "generate", full_in_the_second_span)
+    again = answer(model, prompts, tokens=limit)
+    assert all(same(model, *replies) for replies in zip(prompts, whole, again, strict=True))
+    longest = max(map(len, prompts))
+    assert spans[:3] == [(longest, True), (longest + SPAN, False), (longest + SPAN, True)]
+
+
+def test_rows_that_have_ended_leave_the_batch(monkeypatch: pytest.MonkeyPatch):
+    """Passes get smaller when answers have ended, and no answer becomes another one."""
+    model, prompts = loaded(skilled())
+    prompts = prompts[:8]
+    whole = answer(model, prompts)
+    lengths = sorted(map(len, whole))
+    span = lengths[0]
+    assert span < lengths[-1], "all end at once"
+    monkeypatch.setattr("tunemill_trainer.judge.generate.SPAN", span)
+    with rows_of_passes(model) as passes:
+        again = answer(model, prompts)
+    assert all(same(model, *replies) for replies in zip(prompts, whole, again, strict=True))
+    # The pass over the prompts gives the first token; every other token has a pass of its own.
+    decoded = [rows for rows, tokens in passes if tokens == 1]
+    assert decoded[: span - 1] == [len(prompts)] * (span - 1)
+    assert decoded[span - 1] < len(prompts)
+    assert decoded == sorted(decoded, reverse=True)
+
+
+def test_one_long_answer_makes_no_small_batches():
+    """Batches are sized for usual answers; a row for which memory is not enough later waits, and loses nothing."""
+    assert usual_answer([10] * 18 + [900, 1000]) == 42
+    model, prompts = loaded(raw())
+    prompts = sorted(prompts, key=len)[:8]
+    limit, size, longest = 6 * SPAN, cache_size(model), max(map(len, prompts))
+    room = room_for(model, 6, prompts, SPAN)
+    assert int(0.8 * room) // size.row(longest, longest + limit) < 6
+    whole = answer(model, prompts, tokens=limit)
+    with rows_of_passes(model) as passes:
+        tight = answer(model, prompts, tokens=limit, room=room, usual=SPAN)
+    assert all(same(model, *replies) for replies in zip(prompts, whole, tight, strict=True))
+    assert passes[0][0] >= 6
+    assert min(rows for rows, _ in passes) < 6
 
 
 def test_generation_stops_within_a_batch():
@@ -138,7 +222,14 @@ def test_progress_counts_the_replies():
     """Every batch is reported, the last with all prompts."""
     model, prompts = loaded(raw())
     counts: list[int] = []
-    generate(model, prompts, Decoding((1,), 0, 2, 300), check_stop=lambda: None, on_progress=counts.append)
+    generate(
+        model,
+        prompts,
+        Decoding((1,), 0, 2),
+        check_stop=lambda: None,
+        on_progress=counts.append,
+        free=lambda _device: room_for(model, 5, prompts, 2),
+    )
     assert counts == sorted(counts)
     assert len(counts) > 1
     assert counts[-1] == len(prompts)

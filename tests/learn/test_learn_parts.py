@@ -283,8 +283,11 @@ def test_the_clock_of_a_checkpoint_survives_its_journey(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_new_rows_begin_as_the_mean_and_no_row_is_lost(tied: bool) -> None:
-    """Proves that an embedding larger than the vocabulary is not cut, and that the rows of new tokens are the mean."""
+def test_new_rows_begin_as_the_mean_of_their_pieces_and_no_row_is_lost(tied: bool) -> None:
+    """Proves that an embedding larger than the vocabulary is not cut, and that each new row is the mean of others.
+
+    Those are the pieces of the token; all rows where an older prepare has left no pieces, or only new tokens are such.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
     from tunemill_trainer.learn.models import extend_vocabulary
 
@@ -292,14 +295,22 @@ def test_new_rows_begin_as_the_mean_and_no_row_is_lost(tied: bool) -> None:
         vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         tie_word_embeddings=tied,
     )  # fmt: skip
-    for added, rows in ((60, 64), (64, 65)):
+    for added, rows in ((60, 64), (64, 67)):
         torch.manual_seed(0)
         model = LlamaForCausalLM(config)
-        before = model.get_input_embeddings().weight.detach().clone()
-        extend_vocabulary(model, Tokens("Extend", (NewToken(added, "<tool_call>"),), (1,), 0, added + 1))
-        after = model.get_input_embeddings().weight
-        assert after.shape[0] == rows
-        assert torch.allclose(after[added], before[:added].mean(dim=0), atol=1e-6)
-        assert torch.equal(after[:added], before[:added])
-        assert model.get_output_embeddings().weight.shape[0] == rows
-        assert (model.get_output_embeddings().weight is after) == tied
+        layers = (model.get_input_embeddings, model.get_output_embeddings)
+        before = [layer().weight.detach().clone() for layer in layers]
+        new = (
+            NewToken(added, "<tool_call>", (3, 9, 9)),
+            NewToken(added + 1, "<plan>"),
+            NewToken(added + 2, "<plan", (added, added + 1)),
+        )
+        extend_vocabulary(model, Tokens("Extend", new, (1,), 0, added + 3))
+        for layer, old in zip(layers, before, strict=True):
+            after = layer().weight
+            assert after.shape[0] == rows
+            assert torch.allclose(after[added], (old[3] + 2 * old[9]) / 3, atol=1e-6)
+            for place in (added + 1, added + 2):
+                assert torch.allclose(after[place], old[:added].mean(dim=0), atol=1e-6)
+            assert torch.equal(after[:added], old[:added])
+        assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied

@@ -108,7 +108,12 @@ def test_every_training_row_teaches_its_answer(site):
 
     facts, executed, prepared = site.prepare()
     assert executed
-    assert (facts.tokenizer_mode, facts.added_tokens, facts.dataset.format) == ("Extend", 4, "OpenAI")
+    assert (facts.tokenizer_mode, facts.added_tokens, facts.dataset.format) == ("Text", 0, "OpenAI")
+    assert prepared.report()["tokenizer"] == {
+        "mode": "Text",
+        "reason": "vLLM takes the adapter alone only if it has no rows for new tokens",
+        "added": [],
+    }
     assert facts.dataset.train_rows + facts.dataset.evaluation_rows == facts.dataset.rows == 60
     tokenizer = AutoTokenizer.from_pretrained(prepared.tokenizer_path)
     taught = set()

@@ -63,10 +63,17 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class NewToken:
-    """A token that the base model's vocabulary did not have."""
+    """A token that the base model's vocabulary did not have.
+
+    Attributes:
+        id: its id.
+        token: its text.
+        pieces: ids of the tokens that the base model writes it with; empty in an output of a version without them.
+    """
 
     id: int
     token: str
+    pieces: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -162,7 +169,9 @@ class Prepared:
     def tokens(self) -> Tokens:
         """Return what was done to the vocabulary."""
         value = json.loads(self.tokens_path.read_text())
-        added = tuple(NewToken(**token) for token in value.pop("added"))
+        added = tuple(
+            NewToken(token["id"], token["token"], tuple(token.get("pieces", ()))) for token in value.pop("added")
+        )
         return Tokens(**{**value, "added": added, "stop_token_ids": tuple(value["stop_token_ids"])})
 
     def base_model(self) -> BaseModel:

@@ -10,7 +10,7 @@ from tunemill_trainer.prepared import BaseModel, Case, NewToken, Prepared, Prepa
 
 def test_a_folder_is_read_as_it_was_written(tmp_path):
     """Examples over several row groups, cases and all descriptions come back."""
-    tokens = Tokens("Extend", (NewToken(9, "<tool_call>"),), (4, 1), 0, 10)
+    tokens = Tokens("Extend", (NewToken(9, "<tool_call>", (3, 5, 4)),), (4, 1), 0, 10)
     case = Case("calls.jsonl:7#1", 7, (user("Zürich?"),), (a_tool(),), (1, 2, 3), calls(city="Zürich"), (4, 5))
     with PreparedWriter(tmp_path / "output") as writer:
         for number in range(2500):

@@ -71,7 +71,12 @@ _SERVED = tuple(call_format for call_format in ReplyFormat if call_format is not
 
 
 def settle(
-    tokenizer: Tokenizer, mode: TokenizerMode, features: Features, more: Iterable[str], of_user: str | None
+    tokenizer: Tokenizer,
+    mode: TokenizerMode,
+    features: Features,
+    more: Iterable[str],
+    of_user: str | None,
+    auto: TokenizerMode = TokenizerMode.EXTEND,
 ) -> tuple[Choice, Vocabulary]:
     """Return the template to use, and give the tokenizer the tags that it lacks for it.
 
@@ -81,6 +86,7 @@ def settle(
         features: what occurs in the rows.
         more: spec.tokenizer.addTokens.
         of_user: the text of spec.tokenizer.chatTemplate.
+        auto: what the mode Auto does about tags that are lacking, Text or Extend.
 
     Raises:
         StageError: as `choose` and `prepare_vocabulary` do.
@@ -88,7 +94,8 @@ def settle(
     # A template of the user's may end its turns in them.
     asked = prepare_vocabulary(tokenizer, mode, Features(), more)
     choice = choose(tokenizer, features, of_user)
-    tags = prepare_vocabulary(tokenizer, mode, features, (), choice.encoder.call_format)
+    for_tags = asked.mode_for_tags(mode, auto)
+    tags = prepare_vocabulary(tokenizer, for_tags, features, (), choice.encoder.call_format)
     # With new tokens the proof is another one.
     return (choose(tokenizer, features, of_user) if tags.added else choice), asked.then(tags)
 

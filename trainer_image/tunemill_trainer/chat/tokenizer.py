@@ -72,10 +72,26 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What was done to the vocabulary."""
+    """What was done to the vocabulary.
+
+    Attributes:
+        mode: Reuse, Text or Extend.
+        added: the new tokens.
+    """
 
     mode: TokenizerMode
     added: tuple[NewToken, ...]
+
+    def mode_for_tags(self, wish: TokenizerMode, auto: TokenizerMode) -> TokenizerMode:
+        """Return the mode in which tags are treated, after the tokens that the user wants have been.
+
+        Args:
+            wish: spec.tokenizer.mode.
+            auto: what Auto does about tags that are lacking, Text or Extend.
+        """
+        keeps = wish is TokenizerMode.AUTO and auto is TokenizerMode.TEXT
+        # With the user's own tokens in it, the vocabulary is not the base model's any more.
+        return TokenizerMode.TEXT if keeps and not self.added else wish
 
     def then(self, later: "Vocabulary") -> "Vocabulary":
         """Return what was done in two goes."""
@@ -165,7 +181,7 @@ def prepare_vocabulary(
 
     Args:
         tokenizer: of the base model; changed.
-        mode: the wish.
+        mode: the wish; Auto means Extend where anything is lacking, else Reuse.
         features: what occurs in the rows.
         more: spec.tokenizer.addTokens.
         call_format: how the chat template writes calls. Only Hermes' tags may be lacking: a base model whose own
@@ -198,10 +214,12 @@ def prepare_vocabulary(
     new = [token for token in wanted if not _is_one_token(tokenizer, token)]
     if not new:
         return Vocabulary(TokenizerMode.REUSE, ())
+    pieces = tokenizer(new, add_special_tokens=False)["input_ids"]
     # Not special: a special token would vanish from every decoded reply. Not normalized: found as it is in any text.
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in new])
     ids = tokenizer.get_vocab()
-    return Vocabulary(TokenizerMode.EXTEND, tuple(NewToken(ids[token], token) for token in new))
+    added = (NewToken(ids[token], token, tuple(before)) for token, before in zip(new, pieces, strict=True))
+    return Vocabulary(TokenizerMode.EXTEND, tuple(added))
 
 
 def describe(

@@ -38,7 +38,13 @@ def slices_of(questions: Sequence[Question], trained_tools: frozenset[str] | Non
     }
     for index, question in enumerate(questions):
         calls = question.gold.calls
-        found[("no_call", "single_call")[len(calls)] if len(calls) < 2 else "multi_call"].append(index)
+        match len(calls):
+            case 0:
+                found["no_call"].append(index)
+            case 1:
+                found["single_call"].append(index)
+            case _:
+                found["multi_call"].append(index)
         if any(message.role is Role.ASSISTANT for message in question.messages):
             found["multi_turn"].append(index)
         if trained_tools is not None and any(call.name not in trained_tools for call in calls):

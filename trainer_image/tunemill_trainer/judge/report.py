@@ -20,6 +20,8 @@ class Settings(ApiModel):
     """The number format of weights and computation."""
     device: str
     """Where it was computed."""
+    adapter: str = "unmerged"
+    """How the tuned model decoded: merged, unmerged or whole model, and why."""
     reply_format: str = "hermes"
     """How calls were read, with the name of vLLM's parser."""
 

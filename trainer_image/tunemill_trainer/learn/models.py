@@ -14,6 +14,7 @@ from tunemill_api.finetune import Quantization
 from tunemill_trainer import base_files, tracing
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import Hub
+from tunemill_trainer.learn import new_rows
 from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.learn.out_of_memory import release, watched_log
 from tunemill_trainer.model_cache import ModelCache
@@ -85,9 +86,11 @@ def load_base(folder: Path, device: Device, dtype: torch.dtype, quantization: Qu
 
 
 def extend_vocabulary(model: Any, tokens: Tokens) -> None:  # noqa: ANN401
-    """Give the new tokens rows in the embedding, and in the head when it is not the same, with the mean of all rows.
+    """Give the new tokens rows in the embedding, and in the head when it is not the same.
 
-    Nothing is padded: an embedding of another size than the tokenizer's could not be loaded by AutoPeft.
+    A row begins as the mean of the rows of the pieces that the base model writes the token with. Where those are not
+    known, it is the mean of all rows. Nothing is padded: an embedding of another size than the tokenizer's could not be
+    loaded by AutoPeft.
     """
     if tokens.vocabulary > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(tokens.vocabulary, mean_resizing=False)
@@ -96,7 +99,11 @@ def extend_vocabulary(model: Any, tokens: Tokens) -> None:  # noqa: ANN401
         return
     with torch.no_grad():
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-            layer.weight[new] = layer.weight[: min(new)].float().mean(dim=0).to(layer.weight.dtype)
+            weight = layer.weight
+            for token in tokens.added:
+                known = [piece for piece in token.pieces if piece not in new]
+                rows = weight[known] if known else weight[: min(new)]
+                weight[token.id] = rows.mean(dim=0, dtype=torch.float32).to(weight.dtype)
 
 
 def is_adapter(folder: Path) -> bool:
@@ -109,7 +116,9 @@ def load_adapter(model: Any, folder: Path) -> Any:  # noqa: ANN401
     # AdaLoRA's saved ranks are not LoRA's rank_pattern, for which PEFT takes them here.
     warnings.filterwarnings("ignore", message="The following rank_pattern keys", category=RuntimeWarning)
     # By its class, as an adapter that somebody else's trainer made may not say what it is for.
-    return PeftModelForCausalLM.from_pretrained(model, str(folder)).eval()
+    tuned = PeftModelForCausalLM.from_pretrained(model, str(folder)).eval()
+    new_rows.write_for_inference(tuned)
+    return tuned
 
 
 class OneModel:
@@ -130,11 +139,14 @@ class OneModel:
         self._dtype = dtype
         self._quantization = quantization
         self._loaded: Any = None
+        self._is_base = False
 
     def base(self) -> Any:  # noqa: ANN401
         """Return the base model. It is an adapter's base, too, as long as nothing else was loaded."""
-        if self._loaded is None:
+        if not self._is_base:
+            self.release()
             self._loaded = load_base(self._base, self._device, self._dtype, self._quantization).eval()
+            self._is_base = True
         return self._loaded
 
     def tuned(self, trained: Path, tokens: Tokens) -> Any:  # noqa: ANN401
@@ -145,7 +157,7 @@ class OneModel:
         if is_adapter(trained):
             model = self.base()
             extend_vocabulary(model, tokens)
-            self._loaded = load_adapter(model, trained)
+            self._loaded, self._is_base = load_adapter(model, trained), False
         else:
             self.release()
             self._loaded = load_base(trained, self._device, self._dtype).eval()
@@ -153,7 +165,7 @@ class OneModel:
 
     def release(self) -> None:
         """Give the memory of the loaded model back."""
-        self._loaded = None
+        self._loaded, self._is_base = None, False
         release()
 
 

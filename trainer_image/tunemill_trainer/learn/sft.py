@@ -16,7 +16,7 @@ from tunemill_api.training import Scheduler, Training
 
 from tunemill_trainer import tracing
 from tunemill_trainer.errors import StageError
-from tunemill_trainer.learn import devices
+from tunemill_trainer.learn import devices, new_rows
 from tunemill_trainer.learn.checkpoints import check_room
 from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.learn.full import WIDE, StochasticAdamW8bit, WeightFormat
@@ -130,6 +130,7 @@ def train(
         optimizer_cls_and_kwargs=_compact_optimizer(run) if run.weights.compact else None,
     )
     _work_around(trainer, run.weights)
+    new_rows.use_in_place(trainer.model)
     patience = training.early_stopping.patience
     _check_room(run, trainer)
     if held_out:

@@ -213,6 +213,7 @@ def _recipe(facts: PageFacts) -> list[tuple[str, str]]:
         *([("Memory", facts.trained.memory)] if facts.trained.memory else []),
         ("Loss", f"from {facts.trained.first_loss} to {facts.trained.loss}"),
         ("Judged on", f"{facts.report.settings.device}, {facts.report.settings.precision}"),
+        ("Tuned model", facts.report.settings.adapter),
         ("Replies", f"{facts.report.settings.decoding}, at most {facts.report.settings.max_new_tokens} tokens"),
     ]
 

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from tunemill_api.publish import ServingTarget
+from tunemill_api.data import TokenizerMode
+from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.publish import Artifact, ServingTarget
+from tunemill_api.training import AdapterMethod
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's `--max-lora-rank` takes."""
@@ -64,6 +67,31 @@ class Verdict:
     def servable(self) -> bool:
         """Whether the server takes the adapter as it is."""
         return not self.problems
+
+
+def auto_mode(spec: FineTuneSpec) -> tuple[TokenizerMode, str]:
+    """Return what spec.tokenizer.mode Auto does about tags that the base model lacks, Text or Extend, and why.
+
+    A tag that is one token is written with fewer steps and cannot be misspelt, but its row makes an adapter that vLLM
+    refuses. So tags stay text where that lets a server take the adapter alone.
+    """
+    method, publish = spec.adapter.method, spec.publish
+    if method is AdapterMethod.IA3:
+        return TokenizerMode.TEXT, "IA3 cannot train the rows of new tokens"
+    of_method = method is not AdapterMethod.LORA
+    only_merged = not {Artifact.AUTO, Artifact.ADAPTER} & set(publish.artifacts)
+    # Where no server takes the adapter alone, and why; the first that holds is told.
+    rules = (
+        (method is AdapterMethod.FULL, "the whole model is trained, and every server takes its new tokens"),
+        (publish.serving is ServingTarget.NONE, "spec.publish.serving is None, and PEFT loads rows for new tokens"),
+        (publish.serving is ServingTarget.TRANSFORMERS, "`transformers serve` gets the merged model"),
+        (of_method, f"vLLM takes no {method.value} adapter, and gets the merged model"),
+        (only_merged, "only the merged model is published"),
+    )
+    for holds, why in rules:
+        if holds:
+            return TokenizerMode.EXTEND, why
+    return TokenizerMode.TEXT, "vLLM takes the adapter alone only if it has no rows for new tokens"
 
 
 def read_adapter(folder: Path, base: Path, vocabulary: int) -> Adapter:

@@ -10,12 +10,14 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from tunemill_api import keys
 from tunemill_api.failures import Reason
+from tunemill_api.finetune import Quantization
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import EvaluationFacts, TrainedFacts
 
@@ -25,12 +27,12 @@ from tunemill_trainer.context import StageContext
 from tunemill_trainer.data.rows import JsonObject
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import Hub
-from tunemill_trainer.judge.comparison import compare, sample
-from tunemill_trainer.judge.generate import BATCH_TOKENS, Decoding, answer_limit, generate
+from tunemill_trainer.judge.comparison import Comparison, compare, sample
+from tunemill_trainer.judge.generate import Decoding, answer_limit, generate, usual_answer
 from tunemill_trainer.judge.metrics import Reply
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, Settings
-from tunemill_trainer.learn import curve, devices, models
+from tunemill_trainer.learn import curve, devices, merging, models
 from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.learn.models import OneModel
 from tunemill_trainer.prepared import TRAIN_FILE, Case, Prepared, Tokens
@@ -52,11 +54,16 @@ def run(context: StageContext) -> EvaluationFacts:
     devices.dtype(spec.training.precision, device)
     prepared = fetch_prepared(context, without={TRAIN_FILE})
     trained = context.workspace.fetch(Stage.TRAIN, context.train_key, context.folder("trained"))
-    tokens = prepared.tokens()
-    cases = sample(prepared.cases(), spec.evaluation.max_rows)
-    limit = spec.evaluation.max_new_tokens or answer_limit([case.answer_tokens for case in cases])
-    batch_tokens = BATCH_TOKENS >> context.run.memory_kills
-    decoding = Decoding(tokens.stop_token_ids, tokens.pad_token_id, limit, batch_tokens)
+    tokens, cases = prepared.tokens(), sample(prepared.cases(), spec.evaluation.max_rows)
+    wanted = [case.answer_tokens for case in cases]
+    limit = spec.evaluation.max_new_tokens or answer_limit(wanted)
+    decoding = Decoding(
+        tokens.stop_token_ids,
+        tokens.pad_token_id,
+        limit,
+        min(limit, usual_answer(wanted)),
+        0.5**context.run.memory_kills,
+    )
 
     hub = Hub(spec.hub.endpoint, context.credentials.hub_token("hub-read"))
     base_folder = models.fetch_base(hub, prepared.base_model(), context.model_cache)
@@ -65,19 +72,20 @@ def run(context: StageContext) -> EvaluationFacts:
     base_replies = _kept_base_replies(context)
     models_asked = 1 + (base_replies is None) + _has_rival(context)
     meter = _Meter(context, models_asked * len(cases))
+    prompts = [case.prompt_ids for case in cases]
     with devices.device_errors(device, "evaluating", devices.smaller(spec)):
         model = OneModel(base_folder, device, dtype, spec.base_model.quantization)
         if base_replies is None:
-            base_tokenizer, prompts = _as_base_reads(cases, tokens, tokenizer, base_folder)
-            base_replies = _ask(model.base(), base_tokenizer, prompts, decoding, meter)
+            base_tokenizer, base_prompts = _as_base_reads(prompts, tokens, tokenizer, base_folder)
+            base_replies = _ask(model.base(), base_tokenizer, base_prompts, decoding, meter)
             _keep_base_replies(context, cases, base_replies)
-        tuned = context.folder("trained") / "adapter"
-        tuned_replies = _ask(
-            model.tuned(tuned, tokens), tokenizer, [case.prompt_ids for case in cases], decoding, meter
-        )
+        samples = [(*case.prompt_ids, *case.answer_ids) for case in cases]
+        folder = context.folder("trained") / "adapter"
+        tuned, merged = _tuned(model, tokens, folder, samples, spec.base_model.quantization)
+        tuned_replies = _ask(tuned, tokenizer, prompts, decoding, meter)
+        del tuned
         model.release()  # there may not be room for another one
-        texts = _texts(tokenizer, [case.prompt_ids for case in cases])
-        published = _ask_published(context, hub, texts, device, dtype, decoding, meter)
+        published = _ask_published(context, hub, _texts(tokenizer, prompts), device, dtype, decoding, meter)
 
     reply_format = ReplyFormat(tokens.call_format)
     comparison = compare(cases, base_replies, tuned_replies, reply_format)
@@ -87,13 +95,11 @@ def run(context: StageContext) -> EvaluationFacts:
             max_new_tokens=limit,
             precision=str(dtype).removeprefix("torch."),
             device=device.name,
+            adapter=merged,
             reply_format=reply_format.value,
         ),
         prepared.trained_tools(),
     )
-    folder = context.folder("evaluation")
-    (folder / REPORT_FILE).write_text(report.model_dump_json(by_alias=True, indent=2) + "\n", encoding="utf-8")
-    _write_lines(folder / CASES_FILE, comparison.lines())
     shown = PageFacts(
         run=context.run,
         base=prepared.base_model(),
@@ -103,14 +109,36 @@ def run(context: StageContext) -> EvaluationFacts:
         history=curve.read_record(context.folder("trained")),
         report=report,
     )
-    (folder / PAGE_FILE).write_text(page(shown), encoding="utf-8")
     facts = comparison.facts(f"{context.workspace.uri(Stage.EVALUATE, context.evaluate_key)}/{REPORT_FILE}")
     if published is not None:
-        beside = compare(cases, base_replies, *published).facts("")
-        facts = _with_published(facts, beside)
-    return EvaluationFacts.model_validate(
-        context.workspace.commit(Stage.EVALUATE, context.evaluate_key, folder, facts).facts
-    )
+        facts = _with_published(facts, compare(cases, base_replies, *published).facts(""))
+    return _commit(context, comparison, shown, facts)
+
+
+def _commit(context: StageContext, comparison: Comparison, shown: PageFacts, facts: EvaluationFacts) -> EvaluationFacts:
+    folder = context.folder("evaluation")
+    report = shown.report.model_dump_json(by_alias=True, indent=2)
+    (folder / REPORT_FILE).write_text(report + "\n", encoding="utf-8")
+    _write_lines(folder / CASES_FILE, comparison.lines())
+    (folder / PAGE_FILE).write_text(page(shown), encoding="utf-8")
+    manifest = context.workspace.commit(Stage.EVALUATE, context.evaluate_key, folder, facts)
+    return EvaluationFacts.model_validate(manifest.facts)
+
+
+def _tuned(
+    model: OneModel, tokens: Tokens, folder: Path, samples: Sequence[Sequence[int]], quantization: Quantization
+) -> tuple[Any, str]:
+    """Return the tuned model as it decodes best, and whether its adapter is merged.
+
+    Args:
+        model: the base model.
+        tokens: what was added to the vocabulary.
+        folder: what train left.
+        samples: conversations in the tuned model's tokens.
+        quantization: of the base model.
+    """
+    quantised = quantization is not Quantization.NONE
+    return merging.for_decoding(partial(model.tuned, folder, tokens), samples, quantised=quantised)
 
 
 def _has_rival(context: StageContext) -> bool:
@@ -141,11 +169,13 @@ def _ask_published(
         return None
     tokens, tokenizer = prepared.tokens(), load(prepared.tokenizer_path)
     base_folder = models.fetch_base(hub, prepared.base_model(), context.model_cache)
-    model = OneModel(base_folder, device, dtype, context.spec.base_model.quantization)
-    published = context.folder("published-trained") / "adapter"
-    decoding = replace(decoding, stop_token_ids=tokens.stop_token_ids, pad_token_id=tokens.pad_token_id)
     prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
-    return _ask(model.tuned(published, tokens), tokenizer, prompt_ids, decoding, meter), ReplyFormat(tokens.call_format)
+    quantization = context.spec.base_model.quantization
+    model = OneModel(base_folder, device, dtype, quantization)
+    published = context.folder("published-trained") / "adapter"
+    tuned, _ = _tuned(model, tokens, published, prompt_ids, quantization)
+    decoding = replace(decoding, stop_token_ids=tokens.stop_token_ids, pad_token_id=tokens.pad_token_id)
+    return _ask(tuned, tokenizer, prompt_ids, decoding, meter), ReplyFormat(tokens.call_format)
 
 
 def _with_published(facts: EvaluationFacts, published: EvaluationFacts) -> EvaluationFacts:
@@ -176,17 +206,16 @@ class _Meter:
 
 
 def _as_base_reads(
-    cases: Sequence[Case],
+    prompts: Sequence[Sequence[int]],
     tokens: Tokens,
     tokenizer: Tokenizer,
     base_folder: Path,
 ) -> tuple[Tokenizer, Sequence[Sequence[int]]]:
     """Return the base model's tokenizer, and the prompts in its tokens."""
     if not tokens.added:
-        return tokenizer, [case.prompt_ids for case in cases]
+        return tokenizer, prompts
     own = load(base_folder)
-    texts = _texts(tokenizer, [case.prompt_ids for case in cases])
-    return own, own(texts, add_special_tokens=False)["input_ids"]
+    return own, own(_texts(tokenizer, prompts), add_special_tokens=False)["input_ids"]
 
 
 @tracing.step("generate")

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from tunemill_api import keys
 from tunemill_api.constants import CHAT_TEMPLATE_PATH, TOOLS_PATH
-from tunemill_api.data import Think
+from tunemill_api.data import Think, TokenizerMode
 from tunemill_api.failures import Reason
+from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import DatasetFacts, PreparedFacts
 from tunemill_api.training import LossOn
@@ -34,7 +35,7 @@ from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import READ_FIELD, Hub, ModelCommit
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.prepared import BaseModel, PreparedWriter, Tokens
-from tunemill_trainer.release import artifacts
+from tunemill_trainer.release import artifacts, servability
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def run(context: StageContext) -> tuple[PreparedFacts, bool]:
     of_user = _of_user(context)
     base_folder = _download_tokenizer(hub, base)
     seen = BaseModel(base.id, base.commit, base_files.digests(hub, base, base_folder, tokenizer.FILES))
-    key = keys.prepare_key(context.spec, _resolved(seen, train, evaluation, of_user))
+    key = keys.prepare_key(context.spec, _resolved(context.spec, seen, train, evaluation, of_user))
     references.refer(context.workspace, context.run, key)
     manifest = context.workspace.manifest(Stage.PREPARE, key)
     if manifest is not None:
@@ -157,8 +158,12 @@ def _of_user(context: StageContext) -> _OfUser:
     return _OfUser(template, tools, given_tools(tools, "spec.tools") if spec.tools is not None else ())
 
 
-def _resolved(base: BaseModel, train: Data, evaluation: Data | None, of_user: _OfUser) -> dict[str, str]:
+def _resolved(
+    spec: FineTuneSpec, base: BaseModel, train: Data, evaluation: Data | None, of_user: _OfUser
+) -> dict[str, str]:
     resolved = {"baseModel": base.revision, "baseModelFiles": base.digest, "dataset": train.digest}
+    if spec.tokenizer.mode is TokenizerMode.AUTO:
+        resolved["tags"] = servability.auto_mode(spec)[0].value
     if evaluation is not None:
         resolved["evaluation"] = evaluation.digest
     if of_user.template is not None:
@@ -213,6 +218,7 @@ def _encode(
 ) -> tuple[Tokens, Examples]:
     """Write the output folder; with our template where a row shows that the base model's own cannot carry it."""
     wish = context.spec.tokenizer
+    auto, _ = servability.auto_mode(context.spec)
     speaker = tokenizer.load_base(base_folder)
 
     def write(choice: Choice, vocabulary: Vocabulary) -> tuple[Tokens, Examples]:
@@ -223,19 +229,21 @@ def _encode(
             combinations.refuse_untrainable_tokens(context.spec, tokens)
             speaker.chat_template = choice.encoder.template.source
             speaker.save_pretrained(writer.layout.tokenizer_path)
-            report = _report(dataset, written, choice)
+            report = _report(dataset, written, choice) | {"tokenizer": _tokenizer_report(context.spec, vocabulary)}
             writer.describe(tokens, base, report)
         return tokens, written
 
-    choice, vocabulary = templates.settle(speaker, wish.mode, dataset.features, wish.add_tokens, of_user)
+    features = dataset.features
+    choice, vocabulary = templates.settle(speaker, wish.mode, features, wish.add_tokens, of_user, auto)
     try:
         return write(choice, vocabulary)
     except _TemplateUnfitError as error:
         if choice.encoder.call_format is not ReplyFormat.HERMES:
             # Ours needs tags that the base model's own template did not.
-            vocabulary = vocabulary.then(tokenizer.prepare_vocabulary(speaker, wish.mode, dataset.features, ()))
+            for_tags = vocabulary.mode_for_tags(wish.mode, auto)
+            vocabulary = vocabulary.then(tokenizer.prepare_vocabulary(speaker, for_tags, features, ()))
         passed_over = f"the base model's chat template: {error}"
-        return write(templates.ours(speaker, dataset.features, passed_over), vocabulary)
+        return write(templates.ours(speaker, features, passed_over), vocabulary)
 
 
 def _write_examples(
@@ -336,6 +344,18 @@ def _report(dataset: Dataset, written: Examples, choice: Choice) -> JsonObject:
         },
         "findings": dataset.findings.to_json(),
     }
+
+
+def _tokenizer_report(spec: FineTuneSpec, vocabulary: Vocabulary) -> JsonObject:
+    """Return what was done about the tags, and why."""
+    auto, why = servability.auto_mode(spec)
+    if spec.tokenizer.mode is not TokenizerMode.AUTO:
+        why = f"spec.tokenizer.mode is {spec.tokenizer.mode.value}"
+    elif vocabulary.mode is TokenizerMode.REUSE:
+        why = "the base model's vocabulary has all tags that the assistant writes"
+    elif vocabulary.mode is not auto:
+        why = "the base model's vocabulary lacks tokens of spec.tokenizer.addTokens"
+    return {"mode": vocabulary.mode.value, "reason": why, "added": [token.token for token in vocabulary.added]}
 
 
 def _empty_folder(path: Path) -> Path:

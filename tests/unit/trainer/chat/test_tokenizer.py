@@ -8,7 +8,7 @@ import pytest
 from trainer.chat.speakers import CHATML, EVERYTHING, GEMMA, PLAIN, a_speaker
 from tunemill_api.data import TokenizerMode
 from tunemill_api.failures import Reason
-from tunemill_trainer.chat import tokenizer
+from tunemill_trainer.chat import templates, tokenizer
 from tunemill_trainer.data.dataset import Features
 from tunemill_trainer.errors import StageError
 
@@ -23,6 +23,10 @@ def test_missing_tags_are_added_behind_the_vocabulary():
     done = tokenizer.prepare_vocabulary(speaker, TokenizerMode.AUTO, EVERYTHING, [])
     assert done.mode is TokenizerMode.EXTEND
     assert [token.id for token in done.added] == list(range(before, before + 8))
+    bare = a_speaker(GEMMA)
+    for token in done.added:
+        assert list(token.pieces) == bare([token.token], add_special_tokens=False)["input_ids"][0]
+        assert bare.decode(list(token.pieces)) == token.token
     (ids,) = speaker(["a<tool_call>{}</tool_call>"], add_special_tokens=False)["input_ids"]
     assert speaker.decode(ids, skip_special_tokens=True) == "a<tool_call>{}</tool_call>"
     assert len(ids) == 5
@@ -68,6 +72,25 @@ def test_tokens_that_the_user_wants_are_added_once():
     speaker = a_speaker(CHATML, tags=CALL_TAGS)
     done = tokenizer.prepare_vocabulary(speaker, TokenizerMode.AUTO, Features(calls=True), ["<plan>", "<tool_call>"])
     assert [token.token for token in done.added] == ["<plan>"]
+
+
+@pytest.mark.parametrize(
+    ("wish", "auto", "more", "expected"),
+    [
+        (TokenizerMode.AUTO, TokenizerMode.TEXT, [], TokenizerMode.TEXT),
+        (TokenizerMode.AUTO, TokenizerMode.EXTEND, [], TokenizerMode.EXTEND),
+        (TokenizerMode.AUTO, TokenizerMode.TEXT, ["<plan>"], TokenizerMode.EXTEND),
+        (TokenizerMode.EXTEND, TokenizerMode.TEXT, [], TokenizerMode.EXTEND),
+        (TokenizerMode.TEXT, TokenizerMode.EXTEND, [], TokenizerMode.TEXT),
+    ],
+)
+def test_auto_keeps_tags_as_text_where_it_is_told_to(wish, auto, more, expected):
+    """But not if the user's own tokens extend the vocabulary anyway, and a wish is a wish."""
+    speaker = a_speaker(GEMMA)
+    _, vocabulary = templates.settle(speaker, wish, CALLS, more, None, auto)
+    assert vocabulary.mode is expected
+    added = [*more, "<tools>", "</tools>", *CALL_TAGS] if expected is TokenizerMode.EXTEND else []
+    assert [token.token for token in vocabulary.added] == added
 
 
 def test_rows_without_tools_need_no_tags():

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from tunemill_api.data import TokenizerMode
+from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.publish import ServingTarget
-from tunemill_trainer.release.servability import Adapter, judge, read_adapter
+from tunemill_trainer.release.servability import Adapter, auto_mode, judge, read_adapter
 
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
 
@@ -130,3 +132,36 @@ def test_files_are_read_without_their_tensors(tmp_path: Path):
     save_file({"x.lora_A.weight": np.zeros((16, 4), np.float32)}, tmp_path / "adapter_model.safetensors")
     found = read_adapter(tmp_path, tmp_path, 708)
     assert found == Adapter(lora(), {"x.lora_A.weight": (16, 4)}, "llama", 700, 708)
+
+
+@pytest.mark.parametrize(
+    ("wish", "mode", "named"),
+    [
+        ({}, TokenizerMode.TEXT, "vLLM takes the adapter alone"),
+        ({"publish": {"artifacts": ["Adapter", "Merged"]}}, TokenizerMode.TEXT, "vLLM takes the adapter alone"),
+        ({"adapter": {"method": "IA3"}}, TokenizerMode.TEXT, "IA3"),
+        ({"adapter": {"method": "AdaLoRA"}}, TokenizerMode.EXTEND, "no AdaLoRA adapter"),
+        ({"adapter": {"method": "Full"}}, TokenizerMode.EXTEND, "whole model"),
+        ({"publish": {"serving": "Transformers"}}, TokenizerMode.EXTEND, "transformers serve"),
+        ({"publish": {"serving": "None"}}, TokenizerMode.EXTEND, "serving is None"),
+        ({"publish": {"artifacts": ["Merged"]}}, TokenizerMode.EXTEND, "only the merged model"),
+    ],
+)
+def test_auto_extends_a_vocabulary_only_where_that_costs_no_server(wish: dict, mode: TokenizerMode, named: str):
+    """What is served decides between tags as text and tags as tokens."""
+    spec = {
+        "baseModel": {"id": "acme/base"},
+        "dataset": {"uri": "s3://bucket/calls.jsonl"},
+        **wish,
+        "publish": {"repository": "acme/tuned", **wish.get("publish", {})},
+    }
+    found, why = auto_mode(FineTuneSpec.model_validate(spec))
+    assert found is mode
+    assert named in why
+
+
+def test_auto_agrees_with_what_is_served():
+    """Where Auto keeps tags as text for vLLM, the rule that refuses new rows is why."""
+    rows = adapter(lora(trainable_token_indices={"embed_tokens": [800]}), vocabulary=801)
+    assert not judge(rows, ServingTarget.VLLM).servable
+    assert judge(adapter(), ServingTarget.VLLM).servable
