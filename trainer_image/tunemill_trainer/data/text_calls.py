@@ -39,7 +39,7 @@ _BLOCKS = (
     ("<\uff5ctool▁calls▁begin\uff5c>", "<\uff5ctool▁calls▁end\uff5c>"),
     ("<\uff5cDSML\uff5cfunction_calls>", "</\uff5cDSML\uff5cfunction_calls>"),
     ("<|START_ACTION|>", "<|END_ACTION|>"),
-    ("<|action_start|>", "<|action_end|>"),
+    ("<|action_start|><|plugin|>", "<|action_end|>"),
     ("<|tool_call>", "<tool_call|>"),
     ("<start_function_call>", "<end_function_call>"),
     ("<|tool_call|>", "<|/tool_call|>"),
@@ -163,7 +163,7 @@ def _in_blocks(text: str, offered: Mapping[str, Tool]) -> tuple[str, tuple[Call,
         inner_start = mark.start() if begin in _INSIDE and begin != "[TOOL_CALLS]" else mark.end()
         end = text.find(_ENDS[begin], mark.end()) if _ENDS[begin] else -1
         inner = text[inner_start : end if end >= 0 else len(text)]
-        read = _calls_in(inner.removeprefix("functools"), offered)
+        read = _calls_in(_without_end_of_turn(inner).removeprefix("functools"), offered)
         if read is None:
             if said or calls or not offered or begin.startswith("```"):
                 # Marks in the midst of prose are for `lint` to find.
@@ -177,19 +177,19 @@ def _in_blocks(text: str, offered: Mapping[str, Tool]) -> tuple[str, tuple[Call,
     said.append(text[at:])
     if not calls:
         return text, ()
-    rest = "".join(said).strip()
-    while ended := _END_OF_TURN.search(rest):
-        rest = rest[: ended.start()].strip()
-    return rest, tuple(calls)
+    return _without_end_of_turn("".join(said)).strip(), tuple(calls)
+
+
+def _without_end_of_turn(text: str) -> str:
+    while ended := _END_OF_TURN.search(text):
+        text = text[: ended.start()]
+    return text
 
 
 def _whole(text: str, offered: Mapping[str, Tool]) -> tuple[str, tuple[Call, ...]]:
     """Read a text that is nothing but calls, without any mark."""
     fenced = _FENCE.match(text)
-    bare = fenced.group(1) if fenced else text
-    while ended := _END_OF_TURN.search(bare):
-        bare = bare[: ended.start()]
-    bare = bare.strip()
+    bare = _without_end_of_turn(fenced.group(1) if fenced else text).strip()
     if bare[:1] in {"{", "["} or (offered and _BEGIN_OF_CODE.match(bare)):
         calls = _calls_in(bare, offered)
         exact = bool(calls) and (bool(offered) or _is_plainly_a_call(bare))

@@ -25,7 +25,7 @@ def calls(text: str) -> JsonValue:
         if len(text) > LONGEST_LITERAL:
             raise ValueError("too long")
         return as_json(_value(ast.parse(text.strip(), mode="eval").body), Rule.BROKEN_CALL)
-    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+    except (SyntaxError, TypeError, ValueError, MemoryError, RecursionError) as error:
         if isinstance(error, RowError):
             raise
         raise RowError(
