@@ -294,10 +294,8 @@ class Intake:
             return
         uncalled = [tool for tool in self._dataset.offers if not calls[tool]]
         if uncalled:
-            more = (
-                f" and {len(uncalled) - 5} more are" if len(uncalled) > 5 else " is" if len(uncalled) == 1 else " are"
-            )
-            problem = Problem(Rule.UNCALLED_TOOL, f"{', '.join(uncalled[:5])}{more} offered, and no row calls them")
+            more = f" and {len(uncalled) - 5} more" if len(uncalled) > 5 else ""
+            problem = Problem(Rule.UNCALLED_TOOL, f"no row calls {', '.join(uncalled[:5])}{more}")
             self._dataset.findings.add(self._dataset.offers[uncalled[0]], [problem])
         rare = sorted(
             (calls[tool], tool) for tool in self._dataset.offers if 0 < calls[tool] * self._how.tool_ratio <= most

@@ -157,8 +157,8 @@ def split(text: str, offered: Mapping[str, Tool]) -> tuple[str, tuple[Call, ...]
 def _in_blocks(text: str, offered: Mapping[str, Tool]) -> tuple[str, tuple[Call, ...]]:
     calls: list[Call] = []
     said: list[str] = []
-    at = 0
-    while mark := _MARK.search(text, at):
+    at = failed = 0
+    while failed < _MOST_FAILURES and (mark := _MARK.search(text, at)):
         begin = mark.group()
         inner_start = mark.start() if begin in _INSIDE and begin != "[TOOL_CALLS]" else mark.end()
         end = text.find(_ENDS[begin], mark.end()) if _ENDS[begin] else -1
@@ -167,6 +167,7 @@ def _in_blocks(text: str, offered: Mapping[str, Tool]) -> tuple[str, tuple[Call,
         if read is None:
             if said or calls or not offered or begin.startswith("```"):
                 # Marks in the midst of prose are for `lint` to find.
+                failed += 1
                 said.append(text[at : mark.end()])
                 at = mark.end()
                 continue
@@ -389,6 +390,8 @@ _WAYS: tuple[Callable[[str, Mapping[str, Tool]], list[Call]], ...] = (
     _as_gemma,
 )
 
+_MOST_FAILURES = 20
+"""Marks in one text that begin nothing: each is looked at up to the end of the text."""
 _MENTIONS = 100
 """Places in one text where a call of an offered tool may be looked for."""
 _FIELD_OF_NAME = re.compile(r"[\"'](?:name|tool_name|tool|action)[\"']\s*:\s*[\"']\Z")
