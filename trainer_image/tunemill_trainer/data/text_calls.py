@@ -96,7 +96,7 @@ _PARAMETER = re.compile(
 )
 _PAIRED = re.compile(r"\A\s*([\w.-]+)\s*((?:<arg_key>.*?</arg_key>\s*<arg_value>.*?</arg_value>\s*)*)\Z", re.DOTALL)
 _PAIR = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
-_GEMMA = re.compile(r"call:([\w.-]+)\s*(\{.*?\})\s*(?=\Z|<|call:)", re.DOTALL)
+_GEMMA = re.compile(r"([\w.-]+)\s*(?=\{)")
 _GEMMA_TEXT = re.compile(r"<escape>(.*?)<escape>|<\|\"\|>(.*?)<\|\"\|>", re.DOTALL)
 _GEMMA_KEY = re.compile(r"([{,]\s*)([A-Za-z_][\w.-]*)\s*:")
 _PREFIXES = ("functions.", "default_api.", "tools.")
@@ -359,7 +359,10 @@ def _as_named(text: str, _offered: Mapping[str, Tool]) -> list[Call]:
 def _as_gemma(text: str, _offered: Mapping[str, Tool]) -> list[Call]:
     """Read `call:name{argument:<escape>text<escape>}`, as FunctionGemma and Gemma 4 write it."""
     calls = []
-    for name, written in _GEMMA.findall(text):
+    for part in text.split("call:")[1:]:
+        name, written = _GEMMA.match(part), part[part.find("{") : part.rfind("}") + 1]
+        if name is None:
+            raise ValueError("a call has no name")
         texts: list[str] = []
 
         def kept(match: re.Match[str], texts: list[str] = texts) -> str:
@@ -367,7 +370,9 @@ def _as_gemma(text: str, _offered: Mapping[str, Tool]) -> list[Call]:
             return f'"\0{len(texts) - 1}"'
 
         quoted = _GEMMA_KEY.sub(r'\1"\2":', _GEMMA_TEXT.sub(kept, written))
-        calls.append(read_call({"name": name, "arguments": _restored(json.loads(quoted, strict=False), texts)}))
+        calls.append(
+            read_call({"name": name.group(1), "arguments": _restored(json.loads(quoted, strict=False), texts)})
+        )
     return calls
 
 
