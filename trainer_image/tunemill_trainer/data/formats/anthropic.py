@@ -22,7 +22,7 @@ def is_one(value: JsonObject) -> bool:
     """Return whether a row has blocks that no other format has."""
     turns = value.get("messages")
     return isinstance(turns, list) and any(
-        isinstance(block, dict) and block.get("type") in {"tool_use", "tool_result"}
+        isinstance(block, dict) and block.get("type") in ("tool_use", "tool_result")
         for turn in turns
         if isinstance(turn, dict) and isinstance(turn.get("content"), list)
         for block in _blocks(turn["content"])

@@ -13,7 +13,7 @@ from tunemill_trainer.data.rows import JsonObject, Message, Role, Tool
 from tunemill_trainer.data.tools import identifier_of, read_call
 from tunemill_trainer.data.values import shortened
 
-_KINDS = frozenset({"function_call", "function_call_output", "reasoning"})
+_KINDS = ("function_call", "function_call_output", "reasoning")
 _FIELDS = ("input", "output", "items")
 
 

@@ -12,7 +12,7 @@ from tunemill_trainer.data.formats import openai
 from tunemill_trainer.data.formats.turns import text_of
 from tunemill_trainer.data.rows import JsonObject, Message, Role, Tool
 
-_ROLES = frozenset({"tool_call", "tool_response"})
+_ROLES = ("tool_call", "tool_response")
 
 
 def is_one(value: JsonObject) -> bool:

@@ -184,9 +184,9 @@ def spoken(content: JsonValue) -> tuple[str, str, list[Call]]:
     for index, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
         with Within("content", index):
-            if isinstance(part, dict) and kind in {"reasoning", "thinking"}:
+            if isinstance(part, dict) and kind in ("reasoning", "thinking"):
                 thought.append(_of_part(part, ("thinking", "reasoning", "text", "value")))
-            elif isinstance(part, dict) and kind in {"tool_call", "function_call"}:
+            elif isinstance(part, dict) and kind in ("tool_call", "function_call"):
                 calls += calls_of(part.get("value") or part)
             elif isinstance(part, dict) and kind == "tool_use":
                 calls.append(read_call(part))
