@@ -20,6 +20,17 @@ class DatasetFormat(StrEnum):
     TOOLACE = "ToolACE"
     GLAIVE = "Glaive"
     SIMPLE = "Simple"
+    PROMPT_COMPLETION = "PromptCompletion"
+    SWIFT = "Swift"
+    ANTHROPIC = "Anthropic"
+    RESPONSES = "Responses"
+    CLIENT_LOG = "ClientLog"
+    TOOLBENCH = "ToolBench"
+    API_BANK = "APIBank"
+    NESTFUL = "NESTFUL"
+    TAU_BENCH = "TauBench"
+    WHEN2CALL = "When2Call"
+    BFCL = "BFCL"
 
 
 class EvaluationSplit(ApiModel):
@@ -54,7 +65,10 @@ class Dataset(ApiModel):
     format: DatasetFormat = DatasetFormat.AUTO
     """Auto looks at the rows. OpenAI: messages, tools. Hermes: conversations with tags, as the Hermes and agents-course
     data have them. ShareGPT: conversations with from and value. XLAM: query, answers, tools. ToolACE: system,
-    conversations. Glaive: system, chat. Simple: user_content, tool_name, tool_arguments."""
+    conversations. Glaive: system, chat. Simple: user_content, tool_name, tool_arguments. PromptCompletion: prompt,
+    completion as turns. Swift: messages with tool_call and tool_response. Anthropic: messages with blocks. Responses:
+    input, output as items. ClientLog: request, response. ToolBench, APIBank, NESTFUL, TauBench, When2Call, BFCL: the
+    data sets of these names."""
     credentials_secret_ref: SecretRef | None = None
     """Absent: the pod's own identity."""
     endpoint: Endpoint = ""

@@ -59,6 +59,7 @@ _DATA_DEFAULTS: Form = {
     "think": "Keep",
     "length": 2048,
     "loss": "Assistant",
+    "turns": "All",
 }
 _TRAIN_DEFAULTS: Form = {
     "epochs": 1,
@@ -224,6 +225,7 @@ def _data(spec: FineTuneSpec) -> Form:
         "think": spec.tokenizer.think.value,
         "length": spec.training.max_length,
         "loss": spec.training.loss_on.value,
+        "turns": spec.training.turns.value,
     }
     return _without(_DATA_DEFAULTS, form)
 

@@ -157,6 +157,13 @@ class EarlyStopping(ApiModel):
     """End after so many epochs without a lower loss on the held-out rows, and keep the best epoch; 0 never does."""
 
 
+class Turns(StrEnum):
+    """Which assistant turns of a row are learnt."""
+
+    ALL = "All"
+    LAST = "Last"
+
+
 class Divergence(StrEnum):
     """What to do when the loss rises above that of guessing."""
 
@@ -166,6 +173,16 @@ class Divergence(StrEnum):
 
 class Training(ApiModel):
     """The training run, with the names of Transformers and TRL."""
+
+    model_config = {
+        "json_schema_extra": rules(
+            rule(
+                # The API server checks the default {} before it fills in the fields' own defaults.
+                "!has(self.turns) || !has(self.lossOn) || self.turns == 'All' || self.lossOn == 'Assistant'",
+                "training.turns Last needs lossOn Assistant: All learns every token",
+            )
+        )
+    }
 
     epochs: Annotated[int, Field(ge=1, le=1000)] = 1
     """How often every training row is seen."""
@@ -195,6 +212,9 @@ class Training(ApiModel):
     """Tokens. Longer rows are left out and counted, never cut through a call."""
     loss_on: LossOn = LossOn.ASSISTANT
     """Assistant: learn what the assistant says, the end of its turn included. All: learn every token."""
+    turns: Turns = Turns.ALL
+    """All: learn each assistant turn of a row. Last: learn only the last one; those before it are history. Turns that
+    the data itself says not to learn are never learnt."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 42
     """Draws the adapter's first weights and the order of the rows."""
     precision: Precision = Precision.AUTO

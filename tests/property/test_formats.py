@@ -174,17 +174,60 @@ names = st.sampled_from(
         "default",
         "text",
         "weight",
+        "loss",
+        "mask",
+        "prompt",
+        "completion",
+        "request",
+        "response",
+        "choices",
+        "message",
+        "traj",
+        "reward_info",
+        "instruction",
+        "input",
+        "output",
+        "question",
+        "ground_truth",
+        "correct_answer",
+        "history",
+        "input_schema",
+        "tool_use_id",
     ]
 )
-fragments = st.sampled_from(
-    ["user", "assistant", "tool", "human", "gpt", "function_call", "f", "object", "dict", "{}", "[]", "[f(a=1)]", "'"]
-) | st.sampled_from(
-    [
-        "<tool_call>{'name': 'f'}</tool_call>",
-        "<tools>[</tools>",
-        "USER: x ASSISTANT: <functioncall> {",
-        '[{"name": "f"}',
-    ]
+fragments = (
+    st.sampled_from(
+        [
+            "user",
+            "assistant",
+            "tool",
+            "human",
+            "gpt",
+            "function_call",
+            "f",
+            "object",
+            "dict",
+            "{}",
+            "[]",
+            "[f(a=1)]",
+            "'",
+        ]
+    )
+    | st.sampled_from(
+        [
+            "<tool_call>{'name': 'f'}</tool_call>",
+            "<tools>[</tools>",
+            "USER: x ASSISTANT: <functioncall> {",
+            '[{"name": "f"}',
+            "[TOOL_CALLS][{'name': {[1]: 2}}]",
+            "Thought: x\nAction: f\nAction Input: {",
+            "[ToolCall(function=f)]",
+            "API-Request: [f(a=1)]->",
+            "```tool_code\nf(a={{}})\n```",
+            "<think>x</think>call:f{",
+        ]
+    )
+    | st.sampled_from(["tool_use", "tool_result", "tool_call", "tool_response", "reasoning", "function_call_output"])
 )
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | fragments | text,

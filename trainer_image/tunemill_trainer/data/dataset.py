@@ -135,6 +135,7 @@ class Reading:
         format: Auto looks at the first ones.
         contract: spec.tools, where they are given.
         drops_thoughts: whether what assistants think is left out.
+        last_turn_only: whether of a row's assistant turns only the last one is learnt.
         keeps_silent: whether rows without an assistant turn are of use.
         seed: draws the side of a row.
         workers: processes to read with.
@@ -144,6 +145,7 @@ class Reading:
     format: api.DatasetFormat = api.DatasetFormat.AUTO
     contract: tuple[Tool, ...] = ()
     drops_thoughts: bool = False
+    last_turn_only: bool = False
     keeps_silent: bool = False
     seed: int = 42
     workers: int = 1
@@ -248,7 +250,12 @@ class Intake:
         """
         before = self._dataset.rows
         how = self._how
-        reader = RowReader(self._dataset.format, how.contract, drops_thoughts=how.drops_thoughts)
+        reader = RowReader(
+            self._dataset.format,
+            how.contract,
+            drops_thoughts=how.drops_thoughts,
+            last_turn_only=how.last_turn_only,
+        )
         for features, batch in ordered_map(partial(_look_at, reader), batches(stream, _BATCH, _size_of), how.workers):
             self._tick()
             self._dataset.features.add(features)
@@ -292,10 +299,17 @@ class Intake:
     def _note_imbalance(self) -> None:
         calls = self._dataset.calls
         most = max(calls.values(), default=0)
+        if most < _FEWEST_CALLS:
+            return
+        uncalled = [tool for tool in self._dataset.offers if not calls[tool]]
+        if uncalled:
+            more = f" and {len(uncalled) - 5} more" if len(uncalled) > 5 else ""
+            problem = Problem(Rule.UNCALLED_TOOL, f"no row calls {', '.join(uncalled[:5])}{more}")
+            self._dataset.findings.add(self._dataset.offers[uncalled[0]], [problem])
         rare = sorted(
-            (calls[tool], tool) for tool in self._dataset.offers if calls[tool] * self._how.tool_ratio <= most
+            (calls[tool], tool) for tool in self._dataset.offers if 0 < calls[tool] * self._how.tool_ratio <= most
         )
-        if most < _FEWEST_CALLS or not rare:
+        if not rare:
             return
         often = next(tool for tool, count in calls.items() if count == most)
         shown = ", ".join(f"{tool} {count} times" for count, tool in rare[:5])

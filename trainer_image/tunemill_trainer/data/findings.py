@@ -49,12 +49,17 @@ class Rule(StrEnum):
     BREAKS_CONTRACT = "breaks-contract"
     SECRET = "secret"  # noqa: S105 - the name of a rule
     MARKER_IN_TEXT = "marker-in-text"
+    FOREIGN_MARKER = "foreign-marker"
+    TEXT_CALL = "text-call"
+    PYTHON_LITERAL = "python-literal"
     NOT_REPRODUCIBLE = "not-reproducible"
     DUPLICATE = "duplicate"
     LEAKED = "leaked"
     OVERLONG = "overlong"
     NOT_SUPERVISED = "not-supervised"
     RENAMED_TOOL = "renamed-tool"
+    JOINED_TURNS = "joined-turns"
+    UNCALLED_TOOL = "uncalled-tool"
     IMBALANCE = "imbalance"
 
     @property
@@ -64,7 +69,19 @@ class Rule(StrEnum):
 
 
 _WARNINGS = frozenset(
-    {Rule.DUPLICATE, Rule.LEAKED, Rule.OVERLONG, Rule.NOT_SUPERVISED, Rule.RENAMED_TOOL, Rule.IMBALANCE}
+    {
+        Rule.DUPLICATE,
+        Rule.LEAKED,
+        Rule.OVERLONG,
+        Rule.NOT_SUPERVISED,
+        Rule.FOREIGN_MARKER,
+        Rule.TEXT_CALL,
+        Rule.PYTHON_LITERAL,
+        Rule.RENAMED_TOOL,
+        Rule.JOINED_TURNS,
+        Rule.UNCALLED_TOOL,
+        Rule.IMBALANCE,
+    }
 )
 
 REMEDIES: dict[Rule, str] = {
@@ -72,7 +89,7 @@ REMEDIES: dict[Rule, str] = {
     Rule.FORMAT: "Bring the row into the format that spec.dataset.format names.",
     Rule.UNKNOWN_ROLE: "Use the roles system, user, assistant and tool, or those of the format's own.",
     Rule.ROLE_ORDER: "Put the system message first, and tool messages after the assistant turn that calls.",
-    Rule.EMPTY_TURN: "Give the assistant turn a text or a call, or remove it.",
+    Rule.EMPTY_TURN: "Give the turn a text, or in the assistant's case a call, or remove it.",
     Rule.BROKEN_CALL: "Write a call as an object with name and arguments, the arguments as an object.",
     Rule.BROKEN_TOOL: "Declare a tool with a name and, as parameters, a JSON schema of type object.",
     Rule.UNKNOWN_TOOL: "Declare the tool in the row or in spec.tools, or correct the name in the call.",
@@ -85,12 +102,17 @@ REMEDIES: dict[Rule, str] = {
     Rule.BREAKS_CONTRACT: "Offer the tools as spec.tools declares them, or change the declaration there.",
     Rule.SECRET: "Take the secret out of the data and revoke it: a model may repeat what it has learnt.",
     Rule.MARKER_IN_TEXT: "Take the marker out of the text: the model would read it as the end of a call or a turn.",
+    Rule.FOREIGN_MARKER: "Take the marker out: servers of some models take it for the begin of another call.",
+    Rule.TEXT_CALL: "Write the call into `tool_calls`, or leave it where it is only spoken of.",
+    Rule.PYTHON_LITERAL: "Write the value as JSON, or as a list or an object instead of a text.",
     Rule.NOT_REPRODUCIBLE: "Take out characters that the base model's tokenizer cannot write.",
     Rule.DUPLICATE: "Nothing: the row is used once.",
     Rule.LEAKED: "Nothing: the row is left out of training. Take it out of one of the files to keep their sizes.",
     Rule.OVERLONG: "Raise spec.training.maxLength, or shorten the row; until then it is left out.",
     Rule.NOT_SUPERVISED: "Give the row an assistant turn, or set spec.training.lossOn to All; else it is left out.",
     Rule.RENAMED_TOOL: "Use the new name where the model is served, or rename the tool in the data.",
+    Rule.JOINED_TURNS: "Nothing: they are learnt as one turn. Or put the turn that is missing between them.",
+    Rule.UNCALLED_TOOL: "Add rows that call the tools, or leave them out of `tools`.",
     Rule.IMBALANCE: "Add rows that call the rare tools, or leave them out of `tools`.",
 }
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from tunemill_api.data import DatasetFormat
 
 from tunemill_trainer.bounds import MemoryBound, OutOfBoundsError, TimeBound
-from tunemill_trainer.data import formats, lint
+from tunemill_trainer.data import answers, formats, lint, prompts, text_calls, thoughts
 from tunemill_trainer.data.findings import Problem, RowError, Rule, invalidating
 from tunemill_trainer.data.records import Record
-from tunemill_trainer.data.rows import JsonObject, Message, Row, Source, Tool
+from tunemill_trainer.data.rows import JsonObject, Message, Role, Row, Source, Tool
 from tunemill_trainer.data.tools import served_name
 
 _TIME = TimeBound(seconds=10.0)
@@ -38,13 +38,21 @@ class RowReader:
         form: the format; not Auto, see `formats.detect`.
         contract: spec.tools: the tools of rows that carry none, and what those that do must agree with.
         drops_thoughts: whether what assistants think is left out.
+        last_turn_only: whether of a row's assistant turns only the last one is learnt.
     """
 
-    def __init__(self, form: DatasetFormat, contract: Sequence[Tool] = (), *, drops_thoughts: bool = False) -> None:
+    def __init__(
+        self,
+        form: DatasetFormat,
+        contract: Sequence[Tool] = (),
+        *,
+        drops_thoughts: bool = False,
+        last_turn_only: bool = False,
+    ) -> None:
         self.form = form
-        self._read = formats.READERS[form]
         self._contract = tuple(contract)
         self._drops_thoughts = drops_thoughts
+        self._last_turn_only = last_turn_only
 
     def read(self, record: Record) -> ReadRow:
         """Return the row of a record with everything that is wrong with it."""
@@ -52,8 +60,8 @@ class RowReader:
             return ReadRow(None, (Problem(Rule.NOT_JSON, record.error),))
         try:
             with _TIME, MEMORY:
-                row, renamed = self.canonical(record.value, record.source)
-                problems = [*renamed, *lint.problems(row, self._contract)]
+                row, noted = self.canonical(record.value, record.source)
+                problems = [*noted, *lint.problems(row, self._contract)]
         except RowError as error:
             return ReadRow(None, (error.problem,))
         except OutOfBoundsError as error:
@@ -61,18 +69,32 @@ class RowReader:
         return ReadRow(None if invalidating(problems) else row, tuple(problems))
 
     def canonical(self, value: JsonObject, source: Source) -> tuple[Row, list[Problem]]:
-        """Return the row that a JSON object is, before anybody looks for what is wrong in it, and who was renamed.
+        """Return the row that a JSON object is, before anybody looks for what is wrong in it, and what was changed.
 
         Raises:
             RowError: it cannot be read.
         """
-        messages, tools = self._read(value)
-        if not tools and self._contract:
-            messages, tools = formats.without_filled_nulls(messages, self._contract), self._contract
+        messages, tools = formats.read(value, self.form)
+        if not tools and not self._contract:
+            messages, tools = prompts.tools_apart(messages)
+        tools = tools or self._contract
+        messages, in_text = text_calls.apart(thoughts.apart(messages), tools)
+        messages, joints = answers.joined(messages)
+        messages = formats.without_filled_nulls(answers.in_order(messages), tools)
         if self._drops_thoughts:
             messages = [replace(message, reasoning="") for message in messages]
+        if self._last_turn_only:
+            messages = _with_last_turn_learnt(messages)
         messages, tools, renamed = _with_served_names(messages, tools)
-        return Row(tuple(messages), tools, source), renamed
+        return Row(tuple(messages), tools, source), [*in_text, *joints, *renamed]
+
+
+def _with_last_turn_learnt(messages: list[Message]) -> list[Message]:
+    last = max((at for at, message in enumerate(messages) if message.role is Role.ASSISTANT), default=-1)
+    return [
+        replace(message, learnt=False) if message.role is Role.ASSISTANT and at != last else message
+        for at, message in enumerate(messages)
+    ]
 
 
 def _with_served_names(

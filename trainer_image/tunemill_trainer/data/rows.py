@@ -4,7 +4,7 @@ It is written and read with the standard library's json, never through Arrow: Ar
 fields and fills the missing ones with null, so that a model would learn to write `{"city": "Seoul", "minutes": null}`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Self, cast
 
@@ -24,10 +24,17 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class Call:
-    """One tool call of an assistant."""
+    """One tool call of an assistant.
+
+    Attributes:
+        name: of the tool.
+        arguments: by name.
+        identifier: that the data gives the call; it serves to find the call's answer, and is not learnt.
+    """
 
     name: str
     arguments: JsonObject
+    identifier: str = field(default="", compare=False)
 
     def to_json(self) -> JsonObject:
         """Return the call as it stands in files and in the model's output."""
@@ -73,6 +80,7 @@ class Message:
         calls: what an assistant calls, in its order.
         name: the tool that a tool message comes from, where the data says it.
         learnt: whether the loss is on what an assistant says; the data may say no of a turn.
+        answers_to: the identifier of the call that a tool message answers, where the data says it.
     """
 
     role: Role
@@ -81,6 +89,7 @@ class Message:
     calls: tuple[Call, ...] = ()
     name: str = ""
     learnt: bool = True
+    answers_to: str = field(default="", compare=False)
 
     def to_json(self) -> JsonObject:
         """Return the turn without the fields that are empty; `content` is always there."""

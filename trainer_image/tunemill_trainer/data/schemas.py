@@ -14,30 +14,37 @@ from jsonschema.protocols import Validator
 from pydantic import JsonValue
 from referencing import Registry
 
+from tunemill_trainer.data.findings import RowError, Rule
 from tunemill_trainer.data.memo import Memo
 from tunemill_trainer.data.rows import JsonObject
+from tunemill_trainer.data.values import read_object
 
 _JSON_TYPES = frozenset({"string", "integer", "number", "boolean", "array", "object", "null"})
-_PYTHON_TYPES = {
-    "str": "string",
-    "text": "string",
-    "int": "integer",
-    "long": "integer",
-    "float": "number",
-    "double": "number",
-    "bool": "boolean",
-    "list": "array",
-    "tuple": "array",
-    "set": "array",
-    "sequence": "array",
-    "dict": "object",
-    "mapping": "object",
-    "hashmap": "object",
+_OTHER_TYPES = {
+    "string": "str text char character varchar",
+    "integer": "int long short byte bigint int8 int16 int32 int64 uint uint8 uint16 uint32 uint64",
+    "number": "float double decimal num numeric float32 float64",
+    "boolean": "bool",
+    "array": "list tuple set sequence arraylist vector slice iterable",
+    "object": "dict dictionary mapping map hashmap struct record json",
+    "null": "none nil undefined void nonetype",
 }
-"""What public data calls the types of JSON schema."""
+_TYPES = {other: name for name, others in _OTHER_TYPES.items() for other in others.split()}
+"""What public data calls the types of JSON schema, after Python, Java, JavaScript, Go, C# and SQL."""
+_ANYTHING = frozenset({"any", "mixed", "unknown", "dynamic", "typing.any"})
 
 _OPTIONAL = re.compile(r"(?:typing\.)?optional\[(.*)\]\Z", re.IGNORECASE | re.DOTALL)
-_GENERIC = re.compile(r"(?:typing\.)?(\w+)\[(.*)\]\Z", re.IGNORECASE | re.DOTALL)
+_GENERIC = re.compile(r"(?:typing\.)?(\w+)(?:\[(.+)\]|<(.+)>)\Z", re.IGNORECASE | re.DOTALL)
+_ELEMENTS = re.compile(r"([\w.]+)\[\]\Z")
+_MAY_LACK = re.compile(r"optional|,\s*default\b", re.IGNORECASE)
+_OF_SCHEMAS = frozenset(
+    {
+        *("$schema", "$id", "$defs", "definitions", "$ref", "title", "description", "type", "properties", "required"),
+        *("additionalProperties", "patternProperties", "unevaluatedProperties", "minProperties", "maxProperties"),
+        *("allOf", "anyOf", "oneOf", "not", "strict"),
+    }
+)
+"""Keywords that a schema of arguments may begin with."""
 _MEANINGFUL_NULLS = {"default", "const", "example"}
 
 _OF_PARTS = ("items", "prefixItems", "additionalProperties")
@@ -61,14 +68,85 @@ def cleaned(node: JsonObject) -> JsonObject:
         typed = type_of(kind)
         if typed:
             kept |= {key: value for key, value in typed.items() if key == "type" or key not in kept}
-        elif kind.lower() == "any" or "[" in kind:
+        elif kind.lower() in _ANYTHING or "[" in kind or (kind.lower() == "enum" and "enum" in kept):
             del kept["type"]
     elif isinstance(kind, list):
         kept["type"] = [type_of(each).get("type", each) if isinstance(each, str) else each for each in kind]
+    if kept.get("properties") == []:
+        kept["properties"] = {}  # as PHP writes an empty object
     if isinstance(properties := kept.get("properties"), dict):
-        kept["properties"] = {name: item for name, item in properties.items() if item is not None}
+        kept["properties"] = {
+            name: {"type": item} if isinstance(item, str) and type_of(item) else item
+            for name, item in properties.items()
+            if item is not None
+        }
         _lift_required(kept)
+    if isinstance(kept.get("required"), bool):
+        del kept["required"]  # draft 3's, in a place that has no object around it
     return _with_parts(kept, cleaned)
+
+
+def is_schema(parameters: JsonObject) -> bool:
+    """Return whether a tool's parameters are a JSON schema, and not bare: names with what is said of each."""
+    kind = parameters.get("type")
+    if isinstance(kind, list) or (isinstance(kind, str) and type_of(kind).get("type") == "object"):
+        return True
+    words = parameters.keys() & _OF_SCHEMAS
+    if len(words) == len(parameters):
+        # Parameters may have such names, too; then an object describes them.
+        return not any(isinstance(parameters.get(word), dict) for word in ("type", "title", "description", "required"))
+    bare = all(
+        item is None or isinstance(item, dict) or (isinstance(item, str) and bool(type_of(item)))
+        for item in parameters.values()
+    )
+    return bool(words) and not bare
+
+
+def of_bare(parameters: JsonObject, tool: str) -> JsonObject:
+    """Return the schema of parameters that stand bare, with the types of some language.
+
+    Args:
+        parameters: by name: an object with type and description, or the name of a type.
+        tool: the name of the tool, for messages.
+
+    Raises:
+        RowError: BROKEN_TOOL.
+    """
+    properties: JsonObject = {}
+    required: list[JsonValue] = []
+    for parameter, described in parameters.items():
+        if described is None:
+            # A table has a null for every parameter that any other tool has.
+            continue
+        typed_only: JsonObject = {"type": described} if isinstance(described, str) and type_of(described) else {}
+        schema = typed_only or read_object(described, Rule.BROKEN_TOOL, f"the parameter {parameter} of {tool}")
+        kind, needed = schema.get("type"), schema.get("required")
+        lacking = "default" in schema or (isinstance(kind, str) and bool(_MAY_LACK.search(kind)))
+        if needed is True or (not lacking and needed is not False):
+            required.append(parameter)
+        typed = type_of(kind) if isinstance(kind, str) else {}
+        # What JSON schema means by `required` in such a place is something else.
+        dropped = {"required"} if not isinstance(needed, list) else set()
+        dropped |= {"type"} if isinstance(kind, str) or kind is None else set()
+        kept = {key: part for key, part in schema.items() if key not in dropped and part is not None}
+        properties[parameter] = {**typed, **kept}
+    return {"type": "object", "properties": properties, "required": required}
+
+
+def of_list(parameters: list[JsonValue], tool: str) -> JsonObject:
+    """Return the schema of parameters that are a list of objects, each with its name.
+
+    Raises:
+        RowError: BROKEN_TOOL.
+    """
+    bare: JsonObject = {}
+    for item in parameters:
+        described = read_object(item, Rule.BROKEN_TOOL, f"a parameter of {tool}")
+        name = described.get("name")
+        if not isinstance(name, str) or not name:
+            raise RowError(Rule.BROKEN_TOOL, f"a parameter of {tool} has no name")
+        bare[name] = {key: value for key, value in described.items() if key != "name"}
+    return of_bare(bare, tool)
 
 
 def refuse_wrong(schema: JsonObject) -> None:
@@ -104,26 +182,40 @@ def type_of(annotation: str) -> JsonObject:
     kind = re.sub(r",\s*(optional|default\b.*)\Z", "", annotation.strip(), flags=re.IGNORECASE).strip()
     if optional := _OPTIONAL.match(kind):
         return type_of(optional.group(1))
+    if elements := _ELEMENTS.match(kind):
+        items = type_of(elements.group(1))
+        return {"type": "array", "items": items} if items else {"type": "array"}
     if generic := _GENERIC.match(kind):
         outer = type_of(generic.group(1))
         if outer.get("type") == "array" and generic.group(1).lower() != "tuple":
-            items = type_of(generic.group(2))
+            items = type_of(generic.group(2) or generic.group(3))
             return {**outer, "items": items} if items else outer
         return outer
-    name = _PYTHON_TYPES.get(kind.lower(), kind.lower())
+    if "|" in kind:
+        choices = [type_of(choice).get("type") for choice in kind.split("|")]
+        return {"type": [*dict.fromkeys(choices)]} if all(choices) else {}
+    name = _TYPES.get(kind.lower(), kind.lower())
     return {"type": name} if name in _JSON_TYPES else {}
 
 
 def _make_checker(parameters: JsonObject) -> Validator:
     # With a registry of its own it resolves references inside the schema and fetches none from the network.
-    return _draft_of(parameters)(_checkable(parameters, closed=True), registry=Registry())
+    checked = _checkable(parameters, closed=True)
+    if not parameters.get("properties") and not parameters.keys() & {"additionalProperties", "unevaluatedProperties"}:
+        if parameters.keys() & set(_SPREADS):
+            if "'properties'" in repr(parameters):
+                checked["unevaluatedProperties"] = False
+        elif "properties" in parameters:
+            checked["additionalProperties"] = False  # so a tool is declared that takes no arguments
+    return _draft_of(parameters)(checked, registry=Registry())
 
 
 checker = Memo(_make_checker, size_of=lambda parameters: len(repr(parameters)))
 """What checks the arguments of a call against a tool's parameters.
 
-Stricter than JSON schema: an object that lists its properties has no others, unless it says so. Looser in one thing:
-`nullable`, OpenAPI's word, allows null.
+Stricter than JSON schema: an object that lists its properties has no others, unless it says so, and a tool with an
+empty list takes no arguments. An object without `properties` may have any. Looser in one thing: `nullable`, OpenAPI's
+word, allows null.
 """
 
 
@@ -175,7 +267,7 @@ def _checkable(node: JsonObject, *, closed: bool) -> JsonObject:
         result |= {
             key: [*_listed(node[key]), None if key == "enum" else "null"] for key in ("type", "enum") if key in node
         }
-    if closed and "properties" in node and not node.keys() & {"additionalProperties", "unevaluatedProperties"}:
+    if closed and node.get("properties") and not node.keys() & {"additionalProperties", "unevaluatedProperties"}:
         word = "unevaluatedProperties" if node.keys() & set(_SPREADS) else "additionalProperties"
         result = {word: False, **result}
     return _with_parts(

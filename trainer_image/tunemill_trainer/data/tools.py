@@ -36,6 +36,31 @@ _TIME = TimeBound(seconds=1.0)
 """For one tool, or one call of it: a pattern, or references that branch, may take for ever. Usual are milliseconds."""
 
 
+ARGUMENTS = ("arguments", "parameters", "args", "input", "kwargs", "tool_input", "tool_arguments")
+"""Fields with a call's arguments: of OpenAI; of Llama and Cohere; of LangChain and Gemini; of Anthropic; of others."""
+_NAMES_OF_CALLS = ("name", "tool_name", "function_name", "tool", "function")
+_IDENTIFIERS = ("tool_call_id", "call_id", "tool_use_id", "id")
+_OF_CALLS = frozenset(
+    {*ARGUMENTS, *_NAMES_OF_CALLS, *_IDENTIFIERS, "type", "index", "label", "status", "requestor", "caller"}
+)
+"""What else a call may have; anything beside it may be its arguments, in a form that nobody knows."""
+_WRAPPERS_OF_CALLS = ("function", "functionCall", "function_call")
+_PARAMETERS = (
+    "parameters",
+    "input_schema",
+    "inputSchema",
+    "args_schema",
+    "schema",
+    "params",
+    "arguments",
+    "args",
+    "input",
+)
+"""What fields with the schema of a tool's arguments are called: by OpenAI, Anthropic, MCP, LangChain, others."""
+_LISTS_OF_TOOLS = ("function_declarations", "functionDeclarations", "tools")
+"""Gemini lists tools in a tool."""
+
+
 def read_tools(value: JsonValue) -> tuple[Tool, ...]:
     """Return the tools of a row's `tools` field: a list or one tool, bare or wrapped as OpenAI has it, also as text.
 
@@ -81,23 +106,38 @@ def read_call(value: JsonValue) -> Call:
         RowError: BROKEN_CALL.
     """
     call = read_object(value, Rule.BROKEN_CALL, "a call")
-    if "function" in call:
-        with Within("function"):
-            return _read_call(read_object(call["function"], Rule.BROKEN_CALL, "a call's function"))
-    return _read_call(call)
+    wrapper = next((key for key in _WRAPPERS_OF_CALLS if isinstance(call.get(key), dict | str)), None)
+    if wrapper is None or (isinstance(call[wrapper], str) and "{" not in str(call[wrapper])):
+        return _read_call(call, identifier_of(call))
+    with Within(wrapper):
+        inner = read_object(call[wrapper], Rule.BROKEN_CALL, "a call's function")
+        return _read_call(inner, identifier_of(call) or identifier_of(inner))
 
 
-def _read_call(call: JsonObject) -> Call:
-    name, arguments = call.get("name"), call.get("arguments", call.get("parameters"))
+def identifier_of(value: JsonObject) -> str:
+    """Return the identifier of a call, or of the call that a tool message answers; empty where it has none."""
+    found = (value.get(field) for field in _IDENTIFIERS)
+    return next((str(each) for each in found if isinstance(each, str | int) and str(each)), "")
+
+
+def _read_call(call: JsonObject, identifier: str) -> Call:
+    name = next((call[field] for field in _NAMES_OF_CALLS if call.get(field) is not None), None)
     if not isinstance(name, str) or not name:
         raise RowError(Rule.BROKEN_CALL, f"a call has no name: {shortened(json.dumps(call))}")
+    field = next((field for field in ARGUMENTS if call.get(field) is not None), None)
+    arguments = call[field] if field else None
+    strange = call.keys() - _OF_CALLS
+    if field is None and strange:
+        raise RowError(
+            Rule.BROKEN_CALL, f"the call of {name} has no arguments, but {shortened(', '.join(sorted(strange)))}"
+        )
     if arguments is None or arguments == "":
         arguments = {}
-    with Within("arguments"):
+    with Within(field or "arguments"):
         read = read_object(arguments, Rule.BROKEN_CALL, f"the arguments of {name}")
         if is_deep(read):
             raise RowError(Rule.BROKEN_CALL, f"the arguments of {name} are nested too deeply to be read")
-    return Call(name, read)
+    return Call(name, read, identifier)
 
 
 def served_name(name: str) -> str:
@@ -212,7 +252,7 @@ def _unpack_tools(packed: bytes) -> tuple[Tool, ...]:
     if isinstance(value, str):
         value = read_value(value, Rule.BROKEN_TOOL)
     tools: dict[str, Tool] = {}
-    for index, item in enumerate(value if isinstance(value, list) else [value]):
+    for index, item in enumerate(_listed_tools(value)):
         with Within("", index):
             try:
                 tool = _read_tool(marshal.dumps(item, _WITHOUT_REFERENCES))
@@ -223,19 +263,26 @@ def _unpack_tools(packed: bytes) -> tuple[Tool, ...]:
     return tuple(tools.values())
 
 
+def _listed_tools(value: JsonValue) -> Iterator[JsonValue]:
+    for item in value if isinstance(value, list) else [value]:
+        inner = None
+        if isinstance(item, dict) and "name" not in item:
+            inner = next((item[key] for key in _LISTS_OF_TOOLS if isinstance(item.get(key), list)), None)
+        yield from cast("list[JsonValue]", inner) if inner is not None else [item]
+
+
 def _unpack_tool(packed: bytes) -> Tool:
     value = read_object(cast("JsonValue", marshal.loads(packed)), Rule.BROKEN_TOOL, "a tool")  # noqa: S302 - as above
-    if "function" in value:
-        value = read_object(value["function"], Rule.BROKEN_TOOL, "a tool's function")
+    for wrapper in ("function", "toolSpec"):
+        if wrapper in value:
+            value = read_object(value[wrapper], Rule.BROKEN_TOOL, "a tool's function")
     name = value.get("name")
     if not isinstance(name, str) or not name:
         raise RowError(Rule.BROKEN_TOOL, f"a tool has no name: {shortened(json.dumps(value))}")
-    written = read_object(value.get("parameters") or {}, Rule.BROKEN_TOOL, f"the parameters of {name}")
     try:
         with _TIME:
-            parameters = schemas.cleaned(written)
+            parameters = schemas.cleaned(_written_parameters(name, value))
             parameters.setdefault("type", "object")
-            parameters.setdefault("properties", {})
             schemas.refuse_wrong(parameters)
     except OutOfBoundsError as error:
         raise RowError(Rule.BROKEN_TOOL, f"reading the parameters of {name} {error}") from error
@@ -243,9 +290,29 @@ def _unpack_tool(packed: bytes) -> Tool:
         raise RowError(
             Rule.BROKEN_TOOL, f"the parameters of {name} are no JSON schema: {shortened(error.message)}"
         ) from error
-    if parameters["type"] != "object":
+    kind = parameters["type"]
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
         raise RowError(Rule.BROKEN_TOOL, f"the parameters of {name} must be of type object")
-    return Tool(name, str(value.get("description") or ""), parameters)
+    return Tool(name, str(value.get("description") or ""), parameters | {"type": "object"})
+
+
+def _written_parameters(name: str, tool: JsonObject) -> JsonObject:
+    """Return the schema of a tool's arguments, which other ecosystems keep under other names or write without one."""
+    field = next((field for field in _PARAMETERS if tool.get(field) not in (None, "", [])), None)
+    if field is None:
+        keys = [key for key in ("properties", "required") if tool.get(key)]
+        return {"type": "object", "properties": {}, **{key: tool[key] for key in keys}}
+    written = tool[field]
+    if isinstance(written, list):
+        return schemas.of_list(written, name)
+    if isinstance(written, str):
+        written = read_value(written, Rule.BROKEN_TOOL) or {}
+    read = read_object(written, Rule.BROKEN_TOOL, f"the parameters of {name}")
+    if isinstance(read.get("json"), dict) and len(read) == 1:  # Bedrock's
+        read = cast("JsonObject", read["json"])
+    if not read:
+        return {"type": "object", "properties": {}}
+    return read if schemas.is_schema(read) else schemas.of_bare(read, name)
 
 
 _read_tools = Remembered(_unpack_tools)

@@ -17,7 +17,7 @@ from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import DatasetFacts, PreparedFacts
-from tunemill_api.training import LossOn
+from tunemill_api.training import LossOn, Turns
 
 from tunemill_trainer import base_files, combinations, config_maps, cpus, references, s3, tracing
 from tunemill_trainer.chat import examples, templates, tokenizer
@@ -180,6 +180,7 @@ def _read(context: StageContext, of_user: _OfUser, train: Data, evaluation: Data
         format=spec.dataset.format,
         contract=of_user.tools,
         drops_thoughts=spec.tokenizer.think is Think.DROP,
+        last_turn_only=spec.training.turns is Turns.LAST,
         keeps_silent=spec.training.loss_on is LossOn.ALL,
         seed=spec.dataset.evaluation.seed,
         workers=cpus.available(),

@@ -76,6 +76,109 @@ GOOD: dict[DatasetFormat, dict[str, Any]] = {
         '{"name": "get_weather", "arguments": \'{"city": "Rome"}\'} <|endoftext|>\n\n'
         "FUNCTION RESPONSE: It rains.\n\nASSISTANT: Rain. <|endoftext|>",
     },
+    DatasetFormat.PROMPT_COMPLETION: {
+        "prompt": [{"role": "user", "content": "Weather?"}],
+        "completion": [{"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": _CALL}]}],
+        "tools": [_TOOL],
+    },
+    DatasetFormat.SWIFT: {
+        "messages": [
+            {"role": "user", "content": "Weather?"},
+            {"role": "tool_call", "content": json.dumps(_CALL), "loss": True},
+            {"role": "tool_response", "content": "It rains."},
+            {"role": "assistant", "content": "Rain."},
+        ],
+        "tools": _TOOLS,
+    },
+    DatasetFormat.ANTHROPIC: {
+        "system": "Be brief.",
+        "messages": [
+            {"role": "user", "content": "Weather?"},
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "text", "text": "I look."},
+                    {"type": "tool_use", "id": "t1", "name": "get_weather", "input": _CALL["arguments"]},
+                ],
+            },
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": "It rains."}]},
+        ],
+        "tools": [{"name": "get_weather", "input_schema": WEATHER["parameters"]}],
+    },
+    DatasetFormat.RESPONSES: {
+        "instructions": "Be brief.",
+        "input": [{"role": "user", "content": [{"type": "input_text", "text": "Weather?"}]}],
+        "output": [
+            {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Rain."}]},
+            {"type": "function_call", "call_id": "c1", "name": "get_weather", "arguments": '{"city": "Rome"}'},
+            {"type": "function_call_output", "call_id": "c1", "output": "It rains."},
+        ],
+        "tools": [{"type": "function", **WEATHER}],
+    },
+    DatasetFormat.CLIENT_LOG: {
+        "request": {"messages": [{"role": "user", "content": "Weather?"}], "tools": [_TOOL]},
+        "response": {
+            "choices": [
+                {
+                    "message": {
+                        "role": "assistant",
+                        "content": None,
+                        "tool_calls": "[ChatCompletionMessageToolCall(id='c1', function=Function("
+                        "arguments='{\"city\": \"Rome\"}', name='get_weather'), type='function')]",
+                    }
+                }
+            ]
+        },
+    },
+    DatasetFormat.TOOLBENCH: {
+        "id": "Step 2: Weather?",
+        "conversations": _conversation(
+            (
+                "system",
+                "You are AutoGPT.\nSpecifically, you have access to the following APIs: " + str([WEATHER]),
+            ),
+            ("user", "\nWeather?\nBegin!\n"),
+            ("assistant", 'Thought: I look.\nAction: get_weather\nAction Input: {"city": "Rome"}'),
+            ("function", '{"error": "", "response": "rain"}'),
+            (
+                "assistant",
+                'Thought: Done.\nAction: Finish\nAction Input: {"return_type": "give_answer", "final_answer": "Rain."}',
+            ),
+        ),
+    },
+    DatasetFormat.API_BANK: {
+        "instruction": "Generate an API request in the format of [Name(key='value')].\nAPI descriptions:\n"
+        + json.dumps({"name": "get_weather", "input_parameters": {"city": {"type": "str"}}}),
+        "input": "User: Hi\nAI: Hello.\nUser: Weather?\nGenerate API Request: ",
+        "output": "API-Request: [get_weather(city='Rome')]",
+    },
+    DatasetFormat.NESTFUL: {
+        "input": "Weather?",
+        "output": json.dumps([{**_CALL, "label": "$var_1"}]),
+        "tools": json.dumps(
+            [{"name": "get_weather", "parameters": {"city": {"type": "str"}, "days": {"type": "int"}}}]
+        ),
+        "gold_answer": "rain",
+    },
+    DatasetFormat.TAU_BENCH: {
+        "traj": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Weather?"},
+            {"role": "assistant", "content": "Rain."},
+        ],
+        "reward": 1.0,
+    },
+    DatasetFormat.WHEN2CALL: {
+        "question": "Weather?",
+        "correct_answer": "tool_call",
+        "answers": {"tool_call": f"<TOOLCALL>[{json.dumps(_CALL)}]</TOOLCALL>", "cannot_answer": "No."},
+        "tools": [json.dumps(WEATHER)],
+    },
+    DatasetFormat.BFCL: {
+        "question": [[{"role": "user", "content": "Weather?"}]],
+        "function": [{**WEATHER, "parameters": {**WEATHER["parameters"], "type": "dict"}}],
+        "ground_truth": [{"get_weather": {"city": ["Rome", "Roma"], "days": ["", 1]}}],
+    },
     DatasetFormat.SIMPLE: {
         "user_content": "Weather?",
         "tool_name": "get_weather",
@@ -84,6 +187,21 @@ GOOD: dict[DatasetFormat, dict[str, Any]] = {
     },
 }
 """A row without fault of each format."""
+
+WARNED: dict[DatasetFormat, list[dict[str, Any]]] = {
+    DatasetFormat.OPENAI: [
+        {"messages": [{"role": "user", "content": "Weather?"}, *turns], "tools": [_TOOL]}
+        for turns in (
+            [{"role": "assistant", "content": f"I write get_weather(city='{CANARY}') for that."}],
+            [{"role": "assistant", "content": CANARY}] * 2,
+            *(
+                [{"role": "assistant", "tool_calls": [{"name": "get_weather", "arguments": {"city": city}}]}]
+                for city in (f"[TOOL_CALLS]{CANARY}", f"['{CANARY}', True]")
+            ),
+        )
+    ]
+}
+"""Rows with what is worth a warning."""
 
 _VALUES: tuple[Any, ...] = (CANARY, [CANARY], {CANARY: CANARY}, {"type": CANARY}, [[{CANARY: [CANARY]}]], NUMBER)
 _BREAKS = (
@@ -101,7 +219,7 @@ _BREAKS = (
 
 def rows(form: DatasetFormat) -> Iterator[dict[str, Any]]:
     """Yield rows of a format, each with the canary in one place: as a value, as a key, in JSON within text."""
-    for row in _changed(GOOD[form]):
+    for row in [*_changed(GOOD[form]), *WARNED.get(form, [])]:
         yield row | {"id": CANARY}
 
 

@@ -81,9 +81,14 @@ def test_a_line_that_is_not_json_is_malformed_data(tmp_path):
         ("\n\n", Reason.DATASET_EMPTY, "expected rows"),
         ("hello\n", Reason.DATASET_MALFORMED, "calls.jsonl line 1: not-json"),
         (
-            [{"prompt": "a", "completion": "b"}],
+            [{"asked": "a", "said": "b"}],
             Reason.DATASET_FORMAT_UNKNOWN,
             "found none of these in the first 1 rows",
+        ),
+        (
+            [{"prompt": "a", "completion": "b"}] * 2,
+            Reason.DATASET_FORMAT_UNKNOWN,
+            "most rows of s3://team-a/calls.jsonl are a prompt and a completion of plain text",
         ),
         (good(1), Reason.DATASET_TOO_SMALL, "two rows with different requests"),
         ([SILENT], Reason.NOTHING_TO_LEARN, "expected assistant messages"),
@@ -166,11 +171,32 @@ def test_tools_that_are_called_far_more_rarely_are_worth_a_word(tmp_path):
     rows = good(30)
     for row in rows[3:]:
         row["tools"].append({"function": {"name": "get_news", "parameters": {}}})
+    rows[5]["messages"][1]["tool_calls"][0]["function"] |= {"name": "get_news", "arguments": "{}"}
     (finding,) = read(tmp_path, rows).findings.listed
     assert finding.problem.rule is Rule.IMBALANCE
     assert str(finding) == "calls.jsonl line 4: imbalance"
-    assert finding.problem.message == "get_weather is called 30 times, but get_news 0 times"
+    assert finding.problem.message == "get_weather is called 29 times, but get_news 1 times"
     assert read(tmp_path, rows[:15]).findings.listed == []
+
+
+def test_tools_that_no_row_calls_are_worth_a_word(tmp_path):
+    """Once for all of them, and only where there are enough calls to tell."""
+    rows = good(30)
+    for row in rows[3:]:
+        row["tools"] += [{"function": {"name": f"tool_{number}"}} for number in range(7)]
+    (finding,) = read(tmp_path, rows).findings.listed
+    assert str(finding) == "calls.jsonl line 4: uncalled-tool"
+    assert finding.problem.message == "no row calls tool_0, tool_1, tool_2, tool_3, tool_4 and 2 more"
+    assert read(tmp_path, rows[:15]).findings.listed == []
+
+
+def test_rows_that_differ_in_their_ids_only_are_the_same(tmp_path):
+    """The ids of rows and of calls are not learnt."""
+    first, second = good(2)[:1] * 2
+    second = json.loads(json.dumps(second | {"id": "another"}).replace('"c1"', '"c2"'))
+    assert first != second
+    dataset = read(tmp_path, [*good(3), second])
+    assert (dataset.duplicates, dataset.findings.counts) == (1, {Rule.DUPLICATE: 1})
 
 
 def test_held_out_rows_that_leave_nothing_to_train_on(tmp_path):

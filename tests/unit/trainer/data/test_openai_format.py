@@ -62,31 +62,6 @@ def test_a_tool_may_answer_with_any_value(answer):
     assert json.loads(openai.read(row)[0][-1].content) == answer
 
 
-def a_conversation(*more):
-    """The usual row and what follows its call."""
-    row = openai_row()
-    row["messages"] += more
-    return row
-
-
-def two_calls(*ids, answered=()):
-    """A row with parallel calls, some of them answered."""
-    row = openai_row()
-    (call,) = row["messages"][1]["tool_calls"]
-    row["messages"][1]["tool_calls"] = [call | {"id": identifier} for identifier in ids]
-    row["messages"] += [{"role": "tool", "tool_call_id": identifier, "content": "7"} for identifier in answered]
-    return row
-
-
-def test_parallel_calls_may_be_answered_in_any_order():
-    """The ids say which answer belongs to which call; the next turn may use the same ids again."""
-    row = two_calls("c1", "c2", answered=["c2", "c1"])
-    row["messages"] += two_calls("c1", "c2")["messages"][1:]
-    messages, _ = openai.read(row)
-    assert [len(message.calls) for message in messages] == [0, 2, 0, 0, 2]
-    assert [message.name for message in messages[2:4]] == ["get_weather", "get_weather"]
-
-
 @pytest.mark.parametrize(
     ("row", "rule", "message"),
     [
@@ -95,15 +70,6 @@ def test_parallel_calls_may_be_answered_in_any_order():
         ({"messages": [{"role": "martian", "content": "x"}]}, Rule.UNKNOWN_ROLE, "unknown role 'martian'"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, Rule.FORMAT, "part of type image_url"),
         ({"messages": [{"role": "assistant", "content": "x", "weight": 0.5}]}, Rule.FORMAT, "weight to be 0 or 1"),
-        (a_conversation({"role": "tool", "tool_call_id": "c2", "content": "7"}), Rule.UNKNOWN_CALL_ID, "answers c2"),
-        (a_conversation({"role": "user", "content": "And?"}), Rule.UNANSWERED_CALL, "the call c1"),
-        (
-            a_conversation(*[{"role": "tool", "tool_call_id": "c1", "content": "7"}] * 2),
-            Rule.DUPLICATE_CALL_ID,
-            "two tool messages answer the call c1",
-        ),
-        (two_calls("c1", "c1"), Rule.DUPLICATE_CALL_ID, "two calls of an assistant turn have the id c1"),
-        (two_calls("c1", "c2", answered=["c2"]), Rule.UNANSWERED_CALL, "the call c1"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]}, Rule.BROKEN_CALL, "no name"),
         (
             {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}]},

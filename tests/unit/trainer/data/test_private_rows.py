@@ -15,7 +15,7 @@ from tunemill_trainer.data.records import Record, records
 from tunemill_trainer.data.rows import Source
 from tunemill_trainer.errors import StageError
 
-OF_SEVERAL_ROWS = {Rule.DUPLICATE, Rule.LEAKED, Rule.NOT_SUPERVISED, Rule.IMBALANCE}
+OF_SEVERAL_ROWS = {Rule.DUPLICATE, Rule.LEAKED, Rule.NOT_SUPERVISED, Rule.UNCALLED_TOOL, Rule.IMBALANCE}
 OF_THE_SECOND_PASS = {Rule.NOT_REPRODUCIBLE, Rule.OVERLONG}
 OF_LINES = {Rule.NOT_JSON}
 

@@ -59,11 +59,11 @@ def test_the_format_is_found(rows, form):
 def test_fields_of_no_format_are_named():
     """The message says what was looked for, and its detail, for the user's own terminal, what is there."""
     with pytest.raises(DataError) as raised:
-        formats.detect(as_records([{"prompt": "a", "completion": "b"}]), "calls.jsonl")
+        formats.detect(as_records([{"asked": "a", "said": "b"}]), "calls.jsonl")
     assert raised.value.reason is Reason.DATASET_FORMAT_UNKNOWN
     assert "`user_content` and `tool_name` (Simple)" in raised.value.message
-    assert "completion" not in raised.value.message
-    assert "found the fields: completion, prompt" in raised.value.detail
+    assert "asked" not in raised.value.message
+    assert "found the fields: asked, said" in raised.value.detail
 
 
 def test_every_format_has_a_reader():

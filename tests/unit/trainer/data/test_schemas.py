@@ -63,6 +63,78 @@ def test_every_dialect_is_understood(parameters, good, bad):
 
 
 @pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        ("String", "x", 1),
+        ("char", "x", 1),
+        ("long", 1, "x"),
+        ("int64", 1, 1.5),
+        ("Double", 1.5, "x"),
+        ("Boolean", True, "x"),
+        ("ArrayList", [1], "x"),
+        ("List<String>", ["x"], [1]),
+        ("string[]", ["x"], [1]),
+        ("HashMap", {"a": 1}, "x"),
+        ("Map<String, Integer>", {"a": 1}, "x"),
+        ("tuple", [1, "x"], "x"),
+        ("str | None", None, 1),
+        ("integer|string", "x", 1.5),
+        (["String", "null"], None, 1),
+    ],
+)
+def test_types_may_be_those_of_other_languages(kind, good, bad):
+    """Java, JavaScript, Go, C#, Python: as BFCL and others have them."""
+    assert found(of_one({"type": kind}), p=good) == []
+    assert found(of_one({"type": kind}), p=bad) == [Rule.WRONG_ARGUMENT]
+
+
+@pytest.mark.parametrize("kind", ["any", "Any", "Callable[[int], str]"])
+def test_types_that_json_schema_cannot_say_allow_anything(kind):
+    """A server would take it."""
+    assert found(of_one({"type": kind}), p={"x": 1}) == []
+
+
+@pytest.mark.parametrize("kind", ["date", "nonsense"])
+def test_a_type_that_nobody_knows_is_a_broken_tool(kind):
+    """What it allows cannot be told."""
+    with pytest.raises(RowError) as raised:
+        read_tools([{"name": "f", "parameters": of_one({"type": kind})}])
+    assert raised.value.problem.rule is Rule.BROKEN_TOOL
+
+
+@pytest.mark.parametrize(
+    ("parameters", "arguments", "rules"),
+    [
+        ({"type": "object"}, {"p": 1, "q": {"r": 2}}, []),
+        ({"type": "object", "additionalProperties": True}, {"p": 1}, []),
+        ({"type": "object", "properties": {}}, {"p": 1}, [Rule.EXTRA_ARGUMENT]),
+        ({"type": "object", "properties": []}, {"p": 1}, [Rule.EXTRA_ARGUMENT]),
+        ({}, {"p": 1}, [Rule.EXTRA_ARGUMENT]),
+        (None, {}, []),
+        ([], {}, []),
+        (of_one({"type": "object", "properties": {}}), {"p": {"any": 1}}, []),
+        (of_one({"type": "object"}), {"p": {"any": 1}}, []),
+        ({"properties": {"p": "string"}, "required": ["p"]}, {"p": "x"}, []),
+        ({"type": ["object", "null"], "properties": {"p": {"type": "string"}}}, {"p": "x"}, []),
+        ({"type": "object", "properties": {"p": {"type": "str", "required": True}}, "required": True}, {"p": "x"}, []),
+        ({"type": "object", "required": ["p"], "additionalProperties": {"type": "string"}}, {"q": "x"}, None),
+    ],
+)
+def test_what_a_server_would_take_is_taken(parameters, arguments, rules):
+    """An object is closed only where it lists what it has, and a tool also where it lists nothing."""
+    assert found(parameters, **arguments) == ([Rule.MISSING_ARGUMENT] if rules is None else rules)
+
+
+def test_parameters_without_a_schema():
+    """Bare, with what each is: those without a default are required, unless they say otherwise."""
+    bare = {"p": {"type": "str"}, "q": {"type": "int, optional"}, "r": {"type": "int", "required": False}, "s": "float"}
+    (tool,) = read_tools([{"name": "f", "parameters": bare}])
+    assert tool.parameters["required"] == ["p", "s"]
+    kinds = {name: schema["type"] for name, schema in tool.parameters["properties"].items()}
+    assert kinds == {"p": "string", "q": "integer", "r": "integer", "s": "number"}
+
+
+@pytest.mark.parametrize(
     ("parameters", "known", "unknown"),
     [
         (of_one(True), {"p": 1}, {"q": 1}),

@@ -71,13 +71,18 @@ def test_parameters_with_a_schema_are_taken_as_they_are():
     assert tool.parameters == schema
 
 
+def test_where_no_tool_fits_the_assistant_says_so():
+    """The rows of xlam-irrelevance have no answer at all, and an empty turn would teach to say nothing."""
+    messages, _ = xlam.read(xlam_row([]))
+    assert messages[-1] == Message(Role.ASSISTANT, xlam.NO_TOOL)
+
+
 @pytest.mark.parametrize(
     ("row", "rule", "message"),
     [
         ({"query": "x"}, Rule.FORMAT, "`query` and `answers`"),
-        (xlam_row([]), Rule.EMPTY_TURN, "holds no call"),
         (xlam_row([{"arguments": {}}]), Rule.BROKEN_CALL, "no name"),
-        (xlam_row([{"name": "games"}], kind="str"), Rule.BROKEN_TOOL, "the parameter kind of games"),
+        (xlam_row([{"name": "games"}], kind="of game"), Rule.BROKEN_TOOL, "the parameter kind of games"),
         ({"query": "x", "answers": "[{]", "tools": "[]"}, Rule.BROKEN_CALL, "expected JSON"),
     ],
 )

@@ -1,21 +1,41 @@
 """The formats that data may come in, one module each, and the choice between them.
 
-A format is a module with `read(value) -> (messages, tools)`, which raises RowError for a row that it cannot read.
+A format is a module with `read(value) -> (messages, tools)`, which raises RowError for a row that it cannot read, and
+mostly `is_one(value)`, which tells whether a row can be of this format alone. What calls stand in a text, or which
+answer belongs to which call, is the same in all formats and left to `reading`.
 """
 
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 
 from pydantic import JsonValue
 from tunemill_api.data import DatasetFormat
 from tunemill_api.failures import Reason
 
-from tunemill_trainer.data.findings import REMEDIES, DataError, Rule, crash
-from tunemill_trainer.data.formats import glaive, hermes, openai, simple, toolace, xlam
+from tunemill_trainer.data.findings import REMEDIES, DataError, RowError, Rule, crash
+from tunemill_trainer.data.formats import (
+    anthropic,
+    api_bank,
+    bfcl,
+    client_log,
+    glaive,
+    hermes,
+    nestful,
+    openai,
+    prompt_completion,
+    refused,
+    responses,
+    simple,
+    swift,
+    tau_bench,
+    toolace,
+    toolbench,
+    when2call,
+    xlam,
+)
 from tunemill_trainer.data.formats.turns import with_turns
 from tunemill_trainer.data.records import Record
 from tunemill_trainer.data.rows import JsonObject, Message, Tool
@@ -25,24 +45,59 @@ from tunemill_trainer.errors import StageError
 Reader = Callable[[JsonObject], tuple[list[Message], tuple[Tool, ...]]]
 
 
-def _cleaned(read: Reader, value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
-    messages, tools = read(with_turns(value))
-    return without_filled_nulls(messages, tools), tools
-
-
 READERS: dict[DatasetFormat, Reader] = {
-    form: partial(_cleaned, read)
-    for form, read in {
-        DatasetFormat.OPENAI: openai.read,
-        DatasetFormat.HERMES: hermes.read,
-        DatasetFormat.SHAREGPT: hermes.read,  # the same turns, only without the tags
-        DatasetFormat.XLAM: xlam.read,
-        DatasetFormat.TOOLACE: toolace.read,
-        DatasetFormat.GLAIVE: glaive.read,
-        DatasetFormat.SIMPLE: simple.read,
-    }.items()
+    DatasetFormat.OPENAI: openai.read,
+    DatasetFormat.HERMES: hermes.read,
+    DatasetFormat.SHAREGPT: hermes.read,  # the same turns, only without the tags
+    DatasetFormat.XLAM: xlam.read,
+    DatasetFormat.TOOLACE: toolace.read,
+    DatasetFormat.GLAIVE: glaive.read,
+    DatasetFormat.SIMPLE: simple.read,
+    DatasetFormat.PROMPT_COMPLETION: prompt_completion.read,
+    DatasetFormat.SWIFT: swift.read,
+    DatasetFormat.ANTHROPIC: anthropic.read,
+    DatasetFormat.RESPONSES: responses.read,
+    DatasetFormat.CLIENT_LOG: client_log.read,
+    DatasetFormat.TOOLBENCH: toolbench.read,
+    DatasetFormat.API_BANK: api_bank.read,
+    DatasetFormat.NESTFUL: nestful.read,
+    DatasetFormat.TAU_BENCH: tau_bench.read,
+    DatasetFormat.WHEN2CALL: when2call.read,
+    DatasetFormat.BFCL: bfcl.read,
 }
-"""Each reads a row, and drops the nulls that a table filled in."""
+
+_SURE: dict[DatasetFormat, Callable[[JsonObject], bool]] = {
+    DatasetFormat.CLIENT_LOG: client_log.is_one,
+    DatasetFormat.PROMPT_COMPLETION: prompt_completion.is_one,
+    DatasetFormat.TAU_BENCH: tau_bench.is_one,
+    DatasetFormat.ANTHROPIC: anthropic.is_one,
+    DatasetFormat.SWIFT: swift.is_one,
+    DatasetFormat.WHEN2CALL: when2call.is_one,
+    DatasetFormat.TOOLBENCH: toolbench.is_one,
+    DatasetFormat.XLAM: xlam.is_one,
+    DatasetFormat.GLAIVE: glaive.is_one,
+    DatasetFormat.SIMPLE: simple.is_one,
+    DatasetFormat.BFCL: bfcl.is_one,
+    DatasetFormat.NESTFUL: nestful.is_one,
+    DatasetFormat.API_BANK: api_bank.is_one,
+    DatasetFormat.RESPONSES: responses.is_one,
+}
+"""What tells formats that no other can be taken for. The first one that fits counts: a log holds messages, too."""
+
+
+def read(value: JsonObject, form: DatasetFormat) -> tuple[list[Message], tuple[Tool, ...]]:
+    """Return the turns and tools of a row.
+
+    Args:
+        value: the row.
+        form: its format; not Auto.
+
+    Raises:
+        RowError: saying what is wrong.
+    """
+    if (kind := refused.kind_of(value)) is not None:
+        raise RowError(Rule.FORMAT, f"{kind.name} cannot be read. {kind.remedy}")
+    return READERS[form](with_turns(value))
 
 
 def detect(rows: Iterable[Record], name: str, wanted: DatasetFormat = DatasetFormat.AUTO) -> DatasetFormat:
@@ -75,13 +130,21 @@ def detect(rows: Iterable[Record], name: str, wanted: DatasetFormat = DatasetFor
         )
     try:
         values = [with_turns(value) for value in values]
-        seen = [found for found in map(_form_of, values) if found is not None]
+        seen = [
+            found
+            for found in (_form_of(value) for value in values if refused.kind_of(value) is None)
+            if found is not None
+        ]
     except Exception as error:  # noqa: BLE001 - whatever it is, its message may quote a row
         raise crash(error, f"one of the first {len(samples)} rows of {name}") from None
+    kinds = Counter(kind.name for kind in map(refused.kind_of, values) if kind is not None)
+    if kinds.total() > len(seen):
+        raise _not_read(kinds.most_common(1)[0][0], name)
     if not seen:
         expected = (
             f"expected in {name} rows with `messages` (OpenAI), `conversations` (Hermes, ShareGPT, ToolACE), `query` "
-            "and `answers` (XLAM), `system` and `chat` (Glaive) or `user_content` and `tool_name` (Simple)"
+            "and `answers` (XLAM), `system` and `chat` (Glaive), `user_content` and `tool_name` (Simple), or those of "
+            "another format that spec.dataset.format names"
         )
         raise DataError(
             Reason.DATASET_FORMAT_UNKNOWN,
@@ -125,8 +188,18 @@ def _first(rows: Iterable[Record]) -> list[Record]:
     return samples
 
 
+def _not_read(kind: str, name: str) -> DataError:
+    remedy = next(each.remedy for each in refused.KINDS if each.name == kind)
+    return DataError(
+        Reason.DATASET_FORMAT_UNKNOWN, f"most rows of {name} are {kind}, which cannot be read", remedy=remedy
+    )
+
+
 def _form_of(sample: JsonObject) -> tuple[DatasetFormat, bool] | None:
     """Return what a row looks like, and whether it could be nothing else; None when it is of no format."""
+    sure = next((form for form, is_one in _SURE.items() if is_one(sample)), None)
+    if sure is not None:
+        return sure, True
     if isinstance(sample.get("conversations"), list):
         return _form_of_conversations(sample)
     if isinstance(sample.get("messages"), list):
@@ -134,8 +207,7 @@ def _form_of(sample: JsonObject) -> tuple[DatasetFormat, bool] | None:
             return DatasetFormat.OPENAI, True
         tagged = hermes.has_tags(json.dumps(sample["messages"], ensure_ascii=False))
         return DatasetFormat.HERMES if tagged else DatasetFormat.OPENAI, tagged
-    modules = {DatasetFormat.XLAM: xlam, DatasetFormat.GLAIVE: glaive, DatasetFormat.SIMPLE: simple}
-    return next(((form, True) for form, module in modules.items() if module.is_one(sample)), None)
+    return None
 
 
 def _form_of_conversations(sample: JsonObject) -> tuple[DatasetFormat, bool]:
@@ -144,4 +216,4 @@ def _form_of_conversations(sample: JsonObject) -> tuple[DatasetFormat, bool]:
     if hermes.has_tags(json.dumps([sample["conversations"], sample.get("system")], ensure_ascii=False)):
         return DatasetFormat.HERMES, True
     speakers = hermes.speakers(sample)
-    return DatasetFormat.SHAREGPT if speakers else DatasetFormat.HERMES, "function_call" in speakers
+    return DatasetFormat.SHAREGPT if speakers else DatasetFormat.HERMES, bool(speakers & {"function_call", "tool_call"})

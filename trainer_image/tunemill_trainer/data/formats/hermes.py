@@ -1,33 +1,40 @@
 """The Hermes family: turns whose text carries `<tool_call>`, `<tool_response>`, `<tools>` and `<think>`.
 
-Covers NousResearch's Hermes data, ShareGPT's `from` and `value` with calls as turns of their own, and the Hugging Face
-agents course's data with the roles human and model. Traps in the public data, all met here: calls as Python literals,
-several calls and responses in a turn, an empty `<tools></tools>` in the prose of the system prompt, and the spelling
-`<tool_reponse>`.
+Covers NousResearch's Hermes data, ShareGPT's `from` and `value` with calls as turns of their own, as LLaMA-Factory and
+APIGen-MT have them, and the Hugging Face agents course's data with the roles human and model.
+https://huggingface.co/datasets/NousResearch/hermes-function-calling-v1
+https://github.com/hiyouga/LLaMA-Factory/blob/main/data/README.md
+https://huggingface.co/datasets/Salesforce/APIGen-MT-5k
+Traps in the public data, all met here: calls as Python literals, several calls and responses in a turn, an empty
+`<tools></tools>` in the prose of the system prompt, and the spelling `<tool_reponse>`.
 """
 
 import re
+from dataclasses import replace
 
 from pydantic import JsonValue
 
+from tunemill_trainer.data import thoughts
 from tunemill_trainer.data.findings import RowError, Rule, Within
 from tunemill_trainer.data.formats.turns import (
-    ROLES,
+    CALLERS,
     answer_of,
-    reasoning_of,
+    calls_of,
+    message_of,
     role_of,
+    said_in,
+    speaker_of,
     text_of,
     turns_of,
     without_blank_lines,
 )
-from tunemill_trainer.data.rows import Call, JsonObject, Message, Role, Tool
-from tunemill_trainer.data.tools import read_call, read_tools
+from tunemill_trainer.data.rows import JsonObject, Message, Role, Tool
+from tunemill_trainer.data.tools import identifier_of, read_tools
 from tunemill_trainer.data.values import read_value
 
 _TAGGED = re.compile(r"<tool_call>|<tool_res?ponse>|<tools>|\"role\": \"(?:human|model|gpt)\"")
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 _RESPONSE = re.compile(r"<tool_res?ponse>(.*?)(?:</tool_res?ponse>|\Z)", re.DOTALL)
-_THOUGHT = re.compile(r"\A\s*<(think|scratch_pad)>(.*?)</\1>", re.DOTALL)
 _DECLARED = re.compile(r"<tools>\s*[\[{]")
 _TOOLS = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
 
@@ -72,63 +79,61 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     if isinstance(value.get("system"), str):
         turns = [{"role": "system", "content": value["system"]}, *turns]
         places = [("system", None), *places]
+    masked = _masked_role(value)
     for turn, place in zip(turns, places, strict=True):
         with Within(*place):
             tools = _take(turn, messages, tools)
+    if masked is Role.ASSISTANT:
+        messages = [replace(message, learnt=False) for message in messages]
     return messages, tools
+
+
+def _masked_role(value: JsonObject) -> Role | None:
+    """Return whose turns a row says are not learnt; NeMo's rows name a speaker in `mask`."""
+    mask = value.get("mask")
+    if not isinstance(mask, str) or not mask:
+        return None
+    with Within("mask"):
+        return role_of(mask)
 
 
 def _take(turn: JsonObject, messages: list[Message], tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
     """Add the messages of a turn, and return the tools that are known after it."""
-    role = role_of(turn.get("role", turn.get("from")), ROLES)
-    said = turn.get("content", turn.get("value"))
-    text = answer_of(said) if role is Role.TOOL or _is_call(turn) else text_of(said)
+    role, said = role_of(speaker_of(turn)), said_in(turn)
+    if role is Role.ASSISTANT:
+        messages.append(_assistant(turn))
+        return tools
+    text = answer_of(said) if role is Role.TOOL else text_of(said)
     if role is Role.SYSTEM or (not tools and not messages and _DECLARED.search(text)):
         # For models without a system role, the agents course puts the prompt before the first request.
         tools = tools or _tools_in_prompt(text)
         text = _without_tags(text)
         messages += [Message(role, text)] if text else []
-    elif role is Role.ASSISTANT:
-        messages.append(_assistant(turn, text))
-    elif role is Role.TOOL:
+    elif role is Role.TOOL or _only_responses(text):
         responses = [part.strip() for part in _RESPONSE.findall(text)] or [text.strip()]
-        messages += [Message(role, response, name=text_of(turn.get("name"))) for response in responses]
+        name, answered = text_of(turn.get("name")), identifier_of(turn) if len(responses) == 1 else ""
+        messages += [Message(Role.TOOL, response, name=name, answers_to=answered) for response in responses]
     else:
         messages.append(Message(role, text))
     return tools
 
 
-def _assistant(turn: JsonObject, text: str) -> Message:
-    reasoning = reasoning_of(turn)
-    if thought := _THOUGHT.match(text):
-        reasoning, text = thought.group(2).strip(), text[thought.end() :]
-    if _is_call(turn) and "<tool_call>" not in text:
-        # All of ShareGPT's turn `function_call` is one call, or a list of calls.
-        calls, text = _calls_of(read_value(text, Rule.BROKEN_CALL)), ""
-    else:
-        with Within("tool_calls"):
-            calls = _calls_of(turn.get("tool_calls"))
-        with Within("function_call"):
-            calls += _calls_of(turn.get("function_call"))
-    if not calls:
-        calls = [read_call(read_value(block, Rule.BROKEN_CALL)) for block in _CALL.findall(text)]
-        text = _CALL.sub("", text)
-    return Message(Role.ASSISTANT, text.strip(), reasoning=reasoning, calls=tuple(calls))
+def _only_responses(text: str) -> bool:
+    """Return whether a turn of the user is nothing but answers of tools, as Qwen's chat template renders them."""
+    return text.lstrip().startswith("<tool_res") and not _RESPONSE.sub("", text).strip()
 
 
-def _is_call(turn: JsonObject) -> bool:
-    return turn.get("from", turn.get("role")) == "function_call"
-
-
-def _calls_of(value: JsonValue) -> list[Call]:
-    """Return one call, several, or none for null."""
-    if not isinstance(value, list):
-        return [read_call(value)] if value else []
-    calls = []
-    for index, call in enumerate(value):
-        with Within("", index):
-            calls += [read_call(call)] if call else []
-    return calls
+def _assistant(turn: JsonObject) -> Message:
+    said = said_in(turn)
+    if speaker_of(turn) in CALLERS and isinstance(said, str) and "<tool_call>" in said:
+        turn = {**turn, "role": "assistant"}
+    message = message_of(turn)
+    if message.calls:
+        return replace(message, content=message.content.strip())
+    thought, text = thoughts.split(message.content)
+    calls = [call for block in _CALL.findall(text) for call in calls_of(read_value(block, Rule.BROKEN_CALL))]
+    text = _CALL.sub("", text)
+    return replace(message, content=text.strip(), reasoning=message.reasoning or thought, calls=tuple(calls))
 
 
 def _tools_in_prompt(text: str) -> tuple[Tool, ...]:

@@ -1,17 +1,14 @@
 """OpenAI's fine-tuning format: `messages` with `tool_calls`, and `tools`; also the older `function_call`.
 
 https://platform.openai.com/docs/guides/supervised-fine-tuning
+LLaMA-Factory's newer rows have the same turns with parts of the types text, reasoning and tool_call:
+https://github.com/hiyouga/LLaMA-Factory/tree/main/data
 """
 
-from typing import cast
-
-from pydantic import JsonValue
-
-from tunemill_trainer.data.findings import RowError, Rule, Within
-from tunemill_trainer.data.formats.turns import OPENAI_ROLES, answer_of, reasoning_of, role_of, text_of, turns_of
-from tunemill_trainer.data.rows import Call, JsonObject, Message, Role, Tool
-from tunemill_trainer.data.tools import read_call, read_tools
-from tunemill_trainer.data.values import shortened
+from tunemill_trainer.data.findings import Within
+from tunemill_trainer.data.formats.turns import message_of, text_of, turns_of
+from tunemill_trainer.data.rows import JsonObject, Message, Role, Tool
+from tunemill_trainer.data.tools import read_tools
 
 
 def has_calls(row: JsonObject) -> bool:
@@ -28,81 +25,36 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     Raises:
         RowError: saying what is wrong.
     """
-    turns = turns_of(value, "messages")
+    messages = read_turns(value, "messages")
+    if messages[0].role is not Role.SYSTEM:
+        with Within("system"):
+            prompt = text_of(value.get("system"))
+        messages = [Message(Role.SYSTEM, prompt), *messages] if prompt else messages
+    return messages, tools_of(value)
+
+
+def read_turns(value: JsonObject, field: str) -> list[Message]:
+    """Return the turns of one field.
+
+    Raises:
+        RowError: saying what is wrong.
+    """
+    messages = []
+    for index, turn in enumerate(turns_of(value, field)):
+        with Within(field, index):
+            messages.append(message_of(turn))
+    return messages
+
+
+def tools_of(value: JsonObject) -> tuple[Tool, ...]:
+    """Return the tools of a row, which stand in `tools`, or in older files in `functions`.
+
+    Raises:
+        RowError: BROKEN_TOOL.
+    """
     with Within("tools"):
         tools = read_tools(value.get("tools"))
     if not tools:
         with Within("functions"):
             tools = read_tools(value.get("functions"))
-    messages: list[Message] = []
-    open_calls: dict[str, str] = {}
-    answered: set[str] = set()
-    for index, turn in enumerate(turns):
-        with Within("messages", index):
-            after_call = bool(messages) and (bool(messages[-1].calls) or messages[-1].role is Role.TOOL)
-            message = _message(turn, open_calls, answered, after_call=after_call)
-            if message.role is not Role.TOOL and open_calls:
-                raise _unanswered(open_calls)
-            messages.append(message)
-            for identifier, name in _call_ids(turn, message):
-                if identifier in open_calls:
-                    raise RowError(Rule.DUPLICATE_CALL_ID, f"two calls of an assistant turn have the id {identifier}")
-                open_calls[identifier] = name
-                answered.discard(identifier)  # some files begin to count again with every turn
-    if open_calls and messages[-1].role is Role.TOOL:
-        raise _unanswered(open_calls)
-    return messages, tools
-
-
-def _unanswered(open_calls: dict[str, str]) -> RowError:
-    return RowError(Rule.UNANSWERED_CALL, f"the call {next(iter(open_calls))} has no tool message with its id")
-
-
-def _message(turn: JsonObject, open_calls: dict[str, str], answered: set[str], *, after_call: bool) -> Message:
-    role = role_of(turn.get("role"), OPENAI_ROLES)
-    content = answer_of(turn.get("content")) if role is Role.TOOL else text_of(turn.get("content"))
-    if role is Role.ASSISTANT:
-        weight = turn.get("weight")
-        if weight is not None and (not isinstance(weight, int | float) or weight not in {0, 1}):
-            raise RowError(
-                Rule.FORMAT, f"expected a turn's weight to be 0 or 1, found {shortened(repr(weight))}", "weight"
-            )
-        calls = tuple(_calls(turn))
-        return Message(role, content, reasoning=reasoning_of(turn), calls=calls, learnt=weight != 0)
-    if role is Role.TOOL:
-        name = text_of(turn.get("name"))
-        identifier = turn.get("tool_call_id")
-        if isinstance(identifier, str) and identifier:
-            if identifier in open_calls:
-                name = open_calls.pop(identifier)
-            elif identifier in answered:
-                raise RowError(Rule.DUPLICATE_CALL_ID, f"two tool messages answer the call {identifier}")
-            elif after_call:  # else it is the order that is wrong
-                raise RowError(Rule.UNKNOWN_CALL_ID, f"a tool message answers {identifier}, which no open call has")
-            answered.add(identifier)
-        return Message(role, content, name=name)
-    return Message(role, content)
-
-
-def _calls(turn: JsonObject) -> list[Call]:
-    calls = turn.get("tool_calls") or []
-    if not isinstance(calls, list):
-        raise RowError(Rule.BROKEN_CALL, "expected `tool_calls` to be a list", "tool_calls")
-    read = []
-    for index, call in enumerate(calls):
-        with Within("tool_calls", index):
-            read.append(read_call(call))
-    if legacy := turn.get("function_call"):
-        with Within("function_call"):
-            read.append(read_call(legacy))
-    return read
-
-
-def _call_ids(turn: JsonObject, message: Message) -> list[tuple[str, str]]:
-    """Return the ids of a turn's calls with the names of their tools; older data has none."""
-    calls = cast("list[JsonValue]", turn.get("tool_calls") or [])
-    return [
-        (str(call["id"]), read.name)
-        for call, read in zip(calls, message.calls, strict=False)
-        if isinstance(call, dict) and call.get("id")
-    ]
+    return tools

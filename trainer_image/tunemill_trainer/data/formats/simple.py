@@ -1,5 +1,6 @@
 """The smallest format: `user_content`, `tool_name` and `tool_arguments`, as Google's FunctionGemma guide has it.
 
+https://ai.google.dev/gemma/docs/functiongemma
 The tools are the same for all rows and stand in spec.tools (`--tools` on the command line), unless a row has its own.
 """
 

@@ -10,7 +10,16 @@ from pydantic import JsonValue
 
 from tunemill_trainer.data import balanced
 from tunemill_trainer.data.findings import RowError, Rule, Within
-from tunemill_trainer.data.formats.turns import ROLES, answer_of, role_of, text_of, turns_of, without_blank_lines
+from tunemill_trainer.data.formats.turns import (
+    answer_of,
+    learnt_in,
+    role_of,
+    said_in,
+    speaker_of,
+    text_of,
+    turns_of,
+    without_blank_lines,
+)
 from tunemill_trainer.data.rows import Call, JsonObject, Message, Role, Tool
 from tunemill_trainer.data.tools import read_tools
 from tunemill_trainer.data.values import read_value, shortened
@@ -57,11 +66,11 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     messages = [Message(Role.SYSTEM, prompt)] if prompt else []
     for index, turn in enumerate(turns):
         with Within("conversations", index):
-            role = role_of(turn.get("from", turn.get("role")), ROLES)
-            said = turn.get("value", turn.get("content"))
+            role, said = role_of(speaker_of(turn)), said_in(turn)
             text = (answer_of(said) if role is Role.TOOL else text_of(said)).strip()
-            calls = _calls(text, {tool.name for tool in tools}) if role is Role.ASSISTANT else ()
-            messages.append(Message(role, "" if calls else text, calls=calls))
+            calls = calls_in(text, {tool.name for tool in tools}) if role is Role.ASSISTANT else ()
+            learnt = role is not Role.ASSISTANT or learnt_in(turn)
+            messages.append(Message(role, "" if calls else text, calls=calls, learnt=learnt))
     if not tools:
         with Within("tools"):
             tools = read_tools(value.get("tools"))
@@ -82,7 +91,7 @@ def _system(text: str) -> tuple[str, tuple[Tool, ...]]:
     return without_blank_lines(text), tools
 
 
-def _calls(text: str, tools: Collection[str]) -> tuple[Call, ...]:
+def calls_in(text: str, tools: Collection[str]) -> tuple[Call, ...]:
     """Return the calls of a turn that is a list of calls; () for prose.
 
     Args:

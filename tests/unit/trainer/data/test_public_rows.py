@@ -1,0 +1,128 @@
+"""Rows in the shape of public data sets: each is told from the others and read with all its calls."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from trainer.data.building import WEATHER
+from trainer.data.public_rows import MADE, rows
+from tunemill_api.data import DatasetFormat
+from tunemill_api.failures import Reason
+from tunemill_trainer.data import formats
+from tunemill_trainer.data.findings import DataError, Rule
+from tunemill_trainer.data.formats import refused
+from tunemill_trainer.data.reading import RowReader
+from tunemill_trainer.data.records import Record
+from tunemill_trainer.data.rows import Role, Source
+from tunemill_trainer.data.tools import read_tools
+
+PAGE = Path(__file__).parents[4] / "docs/how-to/data.md"
+TALK = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+
+
+def as_records(made):
+    """Objects as they come from a file."""
+    return [Record(Source("calls.jsonl", line), row) for line, row in enumerate(made, start=1)]
+
+
+@pytest.mark.parametrize("make", MADE, ids=lambda make: make.__name__)
+def test_rows_are_told_and_read_with_all_their_calls(make):
+    """Two hundred of each: no call is lost, none is made up, and nothing is found but names that servers refuse."""
+    made = list(rows(make, 200))
+    records = as_records(row for row, _ in made)
+    form = formats.detect(records, "calls.jsonl")
+    assert form is MADE[make]
+    reader = RowReader(form, read_tools([WEATHER]) if form is DatasetFormat.TAU_BENCH else ())
+    for record, (_, count) in zip(records, made, strict=True):
+        found = reader.read(record)
+        assert {problem.rule for problem in found.problems} <= {Rule.RENAMED_TOOL}, found.problems
+        assert sum(len(message.calls) for message in found.row.messages) == count
+        assert not any("<tool" in message.content or "Action" in message.content for message in found.row.messages)
+
+
+@pytest.mark.parametrize("make", MADE, ids=lambda make: make.__name__)
+def test_a_few_rows_of_another_kind_do_not_change_the_format(make):
+    """Plain talk stands in many files."""
+    made = [row for row, _ in rows(make, 20)]
+    assert formats.detect(as_records([TALK, TALK, *made]), "calls.jsonl") is MADE[make]
+
+
+@pytest.mark.parametrize(
+    ("name", "learnt"),
+    [("prompt_completion", [False, True]), ("toolbench", None), ("tau_bench", None)],
+)
+def test_what_is_history_is_not_learnt(name, learnt):
+    """The prompt's turns, a turn that gives up, a greeting."""
+    make = next(make for make in MADE if make.__name__ == name)
+    seen = set()
+    for row, _ in rows(make, 40):
+        messages, _ = formats.read(row, MADE[make])
+        seen.add(tuple(message.learnt for message in messages if message.role is Role.ASSISTANT))
+    assert any(False in each for each in seen)
+    assert learnt is None or seen == {tuple(learnt)}
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"prompt": [], "chosen": [], "rejected": []}, "preference data"),
+        ({**TALK, "rejected_response": "No"}, "preference data"),
+        ({"messages": [], "chosen_response": {}, "rejected_response": {}, "tools": []}, "preference data"),
+        ({"prompt": "a", "completion": "b", "label": True}, "KTO data"),
+        ({**TALK, "images": ["a.png"]}, "rows with pictures, sound or films"),
+        ({"prompt": "a", "completion": "b"}, "a prompt and a completion of plain text"),
+        ({"prompt": [{"role": "user", "content": "Hi"}]}, "prompts without completions"),
+        ({"instruction": "Add", "input": "1 2", "output": "3"}, "Alpaca's format"),
+        ({"id": "simple_0", "question": [[]], "function": []}, "BFCL's questions without their answers"),
+        ({"id": "simple_0", "ground_truth": []}, "BFCL's answers without their questions"),
+        ({"simulations": [], "tasks": []}, "a results file of tau2-bench"),
+        ({"Name": "x", "Instances": [], "Function_Description": {}}, "ToolAlpaca's format"),
+        ({"code": "x", "api_call": "f()", "api_data": {}}, "Gorilla's APIBench"),
+        ({"text": "<|im_start|>user\nHi<|im_end|>"}, "text that a chat template has rendered"),
+    ],
+)
+def test_what_is_not_read_is_refused_by_its_name(row, name):
+    """As a file, and as one row among others; the remedy says what to do."""
+    with pytest.raises(DataError) as raised:
+        formats.detect(as_records([row, row]), "calls.jsonl")
+    assert raised.value.reason is Reason.DATASET_FORMAT_UNKNOWN
+    assert name in raised.value.message
+    assert raised.value.remedy
+    found = RowReader(DatasetFormat.OPENAI).read(Record(Source("calls.jsonl", 1), row))
+    assert [problem.rule for problem in found.problems] == [Rule.FORMAT]
+    assert found.problems[0].message.startswith(name)
+
+
+def test_each_kind_that_is_refused_is_tried_above():
+    """And is in the table of the docs."""
+    tried = {case[1] for case in test_what_is_not_read_is_refused_by_its_name.pytestmark[0].args[1]}
+    assert tried == {kind.name for kind in refused.KINDS}
+    page = PAGE.read_text()
+    assert [kind.name for kind in refused.KINDS if f"| {kind.name} |" not in page] == []
+
+
+def test_the_table_of_the_docs_has_each_format_with_its_source():
+    """A row for each format: its name, its file, and the address where it is defined, as the file has it."""
+    table = re.findall(r"^\| `(\w+)` \| (.+) \| \[`(\w+)\.py`\]\((\S+)\) \|", PAGE.read_text(), re.MULTILINE)
+    assert {name for name, *_ in table} == {form.value for form in DatasetFormat} - {"Auto"}
+    for name, _, module, address in table:
+        read = formats.READERS[DatasetFormat(name)]
+        assert read.__module__.rsplit(".", 1)[1] == module
+        source = Path(formats.__file__).parent / f"{module}.py"
+        assert address in source.read_text(), f"{module}.py names another source than {address}"
+
+
+def test_entries_of_several_turns_are_refused():
+    """BFCL's multi-turn entries hold calls and nothing of what the tools answer."""
+    row = {"question": [[{"role": "user", "content": "x"}]] * 2, "function": [WEATHER], "ground_truth": [["f()"], []]}
+    (problem,) = RowReader(DatasetFormat.BFCL).read(Record(Source("calls.jsonl", 1), row)).problems
+    assert (problem.rule, problem.field) == (Rule.FORMAT, "question")
+
+
+def test_labels_that_count_otherwise_are_refused():
+    """NESTFUL's arguments refer to labels, which are not learnt."""
+    calls = [{"name": "add", "label": "$var_2", "arguments": {"arg_0": "$var_1.result$"}}]
+    row = {"input": "x", "output": json.dumps(calls), "tools": "[]", "sample_id": "1"}
+    (problem,) = RowReader(DatasetFormat.NESTFUL).read(Record(Source("calls.jsonl", 1), row)).problems
+    assert (problem.rule, problem.field) == (Rule.BROKEN_CALL, "output")

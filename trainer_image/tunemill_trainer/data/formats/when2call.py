@@ -1,0 +1,43 @@
+"""When2Call: rows to learn from with `messages` and tools as JSON text, and test rows with four `answers` each.
+
+https://huggingface.co/datasets/nvidia/When2Call
+A call stands as `<TOOLCALL>[…]</TOOLCALL>` in the text. Of a test row, `correct_answer` says which answer is right.
+"""
+
+from tunemill_trainer.data.findings import RowError, Rule, Within
+from tunemill_trainer.data.formats import openai
+from tunemill_trainer.data.formats.turns import text_of
+from tunemill_trainer.data.rows import JsonObject, Message, Role, Tool
+from tunemill_trainer.data.values import read_object
+
+_TAG = "<TOOLCALL>"
+
+
+def is_one(value: JsonObject) -> bool:
+    """Return whether a row has the fields of a test row, or the tag of this format."""
+    if {"question", "answers", "correct_answer"} <= value.keys():
+        return True
+    turns = value.get("messages")
+    return isinstance(turns, list) and any(
+        isinstance(turn, dict) and isinstance(turn.get("content"), str) and _TAG in str(turn["content"])
+        for turn in turns
+    )
+
+
+def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
+    """Return the turns and tools of a row. A call is still text then, as everywhere where it stands in a tag.
+
+    Raises:
+        RowError: saying what is wrong.
+    """
+    if "correct_answer" not in value:
+        return openai.read(value)
+    with Within("question"):
+        asked = text_of(value.get("question"))
+    with Within("answers"):
+        answers = read_object(value.get("answers"), Rule.FORMAT, "`answers`")
+        right = value.get("correct_answer")
+        if not isinstance(right, str) or right not in answers:
+            raise RowError(Rule.FORMAT, "expected `correct_answer` to name one of the answers")
+        said = text_of(answers[right])
+    return [Message(Role.USER, asked), Message(Role.ASSISTANT, said)], openai.tools_of(value)

@@ -1,0 +1,91 @@
+"""Finds tools that stand in the prompt: a chat template has a place of its own for them, and says how to call them."""
+
+import json
+import re
+from contextlib import suppress
+
+from pydantic import JsonValue
+
+from tunemill_trainer.data import balanced
+from tunemill_trainer.data.findings import RowError, Rule
+from tunemill_trainer.data.rows import Message, Role, Tool
+from tunemill_trainer.data.tools import read_tools
+from tunemill_trainer.data.values import read_value
+
+_BLOCK = re.compile(
+    r"<(tools|AVAILABLE_TOOLS|available_tools|functions)>(.*?)</\1>"
+    r"|\[AVAILABLE_TOOLS\](.*?)\[/AVAILABLE_TOOLS\]"
+    r"|<\|tool\|>(.*?)<\|/tool\|>"
+    r"|<\|tool_list_start\|>(.*?)<\|tool_list_end\|>",
+    re.DOTALL,
+)
+"""Where the prompts of Hermes, Nemotron, Mistral, Phi-4 and LFM2 have the tools."""
+_BEGIN = re.compile(r"(?:\[\s*)?\{\s*[\"'](?:name|type|function|description|parameters)[\"']\s*:")
+_FOLLOWING = re.compile(r"[\s,]*+(?=\{)")
+_SCHEMAS = frozenset({"parameters", "input_schema", "inputSchema", "function", "arguments"})
+
+
+def tools_apart(messages: list[Message]) -> tuple[list[Message], tuple[Tool, ...]]:
+    """Return the turns without the tools that the system message lists, and the tools; none where it lists none."""
+    if not messages or messages[0].role is not Role.SYSTEM:
+        return messages, ()
+    prompt = messages[0].content
+    for text, begin, end in _candidates(prompt):
+        with suppress(RowError):
+            tools = read_tools(_definitions(text))
+            if tools:
+                rest = f"{prompt[:begin].rstrip()}\n{prompt[end:].lstrip()}".strip()
+                return [*([Message(Role.SYSTEM, rest)] if rest else []), *messages[1:]], tools
+    return messages, ()
+
+
+def _candidates(prompt: str) -> list[tuple[str, int, int]]:
+    """Return the texts that may be tools, each with where it begins and ends."""
+    found = []
+    for block in _BLOCK.finditer(prompt):
+        inside = next((text for text in block.groups()[1:] if text), "")
+        found.append((inside.strip(), block.start(), block.end()))
+    if (begin := _BEGIN.search(prompt)) is not None:
+        end = _end_of_list(prompt, begin.start())
+        found.append((prompt[begin.start() : end], begin.start(), end))
+    return found
+
+
+def _end_of_list(text: str, start: int) -> int:
+    """Return where a list ends, or the last of several objects that stand one after the other."""
+    end = start
+    while (closed := balanced.end_of(text, start)) is not None:
+        end = closed
+        following = _FOLLOWING.match(text, end)
+        if following is None or text[start] != "{":
+            break
+        start = following.end()
+    return end
+
+
+def _definitions(text: str) -> list[JsonValue]:
+    """Return the definitions in a text: a list, or objects one after the other.
+
+    Raises:
+        RowError: BROKEN_TOOL, when it holds anything else.
+    """
+    try:
+        value = read_value(text, Rule.BROKEN_TOOL)
+        found: list[JsonValue] = value if isinstance(value, list) else [value]
+    except RowError:
+        found = [read_value(part, Rule.BROKEN_TOOL) for part in _objects(text)]
+    if not all(isinstance(item, dict) and item.keys() & _SCHEMAS for item in found):
+        raise RowError(Rule.BROKEN_TOOL, f"no tools: {json.dumps(found)[:40]}")
+    return found
+
+
+def _objects(text: str) -> list[str]:
+    parts = []
+    at = text.find("{")
+    while at >= 0:
+        end = balanced.end_of(text, at)
+        if end is None:
+            raise RowError(Rule.BROKEN_TOOL, "a tool does not end")
+        parts.append(text[at:end])
+        at = text.find("{", end)
+    return parts
