@@ -11,6 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := build/uv/bin/uv
 READY := $(VENV)/.ready
+VLLM := build/vllm/.ready
 # One OpenMP thread: on a busy machine several of them wait for each other and a small model trains a hundred times slower.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 # What is compiled is kept, whatever the caller's shell says: Python would compile torch at every start of a stage.
@@ -43,6 +44,11 @@ $(READY): requirements-dev.txt $(wildcard */pyproject.toml) | $(UV)
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps -e crds -e operator -e trainer_image -e dev
 	@touch $@
 
+$(VLLM): dev/requirements-vllm.txt $(READY) | $(UV)
+	@rm -rf $(@D)
+	@$(UV) pip install --quiet --python $(BIN)/python --target $(@D) --no-deps --require-hashes -r dev/requirements-vllm.txt
+	@touch $@
+
 .PHONY: lint
 lint: $(READY) ## Style, shell, YAML, Dockerfiles, generated files
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .
@@ -62,7 +68,7 @@ contracts: $(READY) ## Who may import whom
 	@$(BIN)/lint-imports
 
 .PHONY: test-unit
-test-unit: $(READY) ## Fast tests of single parts
+test-unit: $(READY) $(VLLM) ## Fast tests of single parts
 	@$(PYTEST) $(PARALLEL) --dist loadfile tests/unit
 
 .PHONY: test-property
@@ -86,7 +92,8 @@ test-learn: $(READY) ## Real training on the CPU
 	@$(PYTEST) $(PARALLEL) --dist loadfile tests/learn
 
 .PHONY: test-long
-test-long: $(READY) ## Property tests with other examples; what models learn with other seeds and on a CPU that rounds otherwise
+test-long: $(READY) $(VLLM) ## 20,000 replies of every format through vLLM's reader and ours; property tests with other examples; what models learn with other seeds and on a CPU that rounds otherwise
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tunemill_dev.agreement . --replies 20000
 	@for turn in 1 2 3; do $(PYTEST) $(PARALLEL) tests/property --hypothesis-profile other-examples; done
 	@for seed in 1 2 3; do $(PYTEST) $(PARALLEL) --dist loadfile tests/learn -m learns -rP --training-seed $$seed; done
 	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE \
@@ -139,6 +146,7 @@ lock: $(UV) ## Pin all dependencies to the newest versions that work together
 	@$(COMPILE) -c requirements-dev.txt operator/pyproject.toml -o operator/requirements.txt
 	@$(COMPILE) -c requirements-dev.txt trainer_image/pyproject.toml -o trainer_image/requirements.txt
 	@$(COMPILE) -c requirements-dev.txt dev/hub/requirements.in -o dev/hub/requirements.txt
+	@$(COMPILE) --upgrade --no-deps dev/requirements-vllm.in -o dev/requirements-vllm.txt
 	@echo hatchling | $(COMPILE) --upgrade - -o operator/requirements-build.txt
 	@echo cyclonedx-bom | $(COMPILE) --upgrade - -o dev/requirements-sbom.txt
 
