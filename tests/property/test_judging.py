@@ -2,7 +2,7 @@
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trainer.judge.writing import written
+from tunemill_dev.agreement.writing import written
 from tunemill_trainer.data.rows import Call, Message, Role, Tool
 from tunemill_trainer.judge.comparison import compare
 from tunemill_trainer.judge.metrics import Reply, score

@@ -140,4 +140,6 @@ def _words(text: str, reply_format: ReplyFormat) -> tuple[str, ...]:
     """Return what the tokenizer of the model has that wrote the reply: Mistral's versions differ by it."""
     if reply_format is not ReplyFormat.MISTRAL or mistral.is_listed(text):
         return ()
-    return ("[ARGS]", "<think>") if "<think>" in text or "</think>" in text else ("[ARGS]", "[THINK]", "[/THINK]")
+    if "[THINK]" not in text and "[/THINK]" not in text and ("<think>" in text or "</think>" in text):
+        return ("[ARGS]", "<think>")
+    return ("[ARGS]", "[THINK]", "[/THINK]")

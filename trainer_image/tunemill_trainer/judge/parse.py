@@ -79,6 +79,18 @@ class ReplyFormat(StrEnum):
         return self not in (ReplyFormat.JSON, ReplyFormat.NEMOTRON_JSON)
 
 
+ALIASES = {
+    "qwen3_json": ReplyFormat.HERMES,
+    "qwen3_xml": ReplyFormat.QWEN3_CODER,
+    "nemotron_v3": ReplyFormat.QWEN3_CODER,
+    "glm47": ReplyFormat.GLM45,
+    "llama4_json": ReplyFormat.LLAMA3_JSON,
+    "cohere_command4": ReplyFormat.COHERE_COMMAND3,
+    "harmony": ReplyFormat.OPENAI,
+}
+"""Other names of parsers that read the same."""
+
+
 @dataclass(frozen=True)
 class _Reader:
     """How a format is read.

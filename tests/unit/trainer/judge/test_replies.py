@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import JsonValue
-from trainer.judge.writing import written
+from tunemill_dev.agreement.writing import written
 from tunemill_trainer.data.rows import Call
 from tunemill_trainer.judge.lenient import read_leniently
 from tunemill_trainer.judge.parse import ReplyFormat, detect, parse_reply

@@ -4,7 +4,7 @@ The fields of a call must stand in this order. Reasoning is `<|START_THINKING|>â
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from pydantic import JsonValue
 
@@ -13,27 +13,39 @@ from tunemill_trainer.judge.replies.parsed import NO_CALL, ParsedReply, broken, 
 
 BEGIN = re.compile(r"<\|START_(?:ACTION|THINKING|RESPONSE|TEXT)\|>")
 
-_ACTION = "<|START_ACTION|>"
-_END = "<|END_ACTION|>"
-_THOUGHT = re.compile(r"<\|START_THINKING\|>.*?(?:<\|END_THINKING\|>|\Z)", re.DOTALL)
-_HEAD = re.compile(
-    r'"tool_call_id"\s*:\s*"(?:[^"\\]|\\.)*"[^"]*"tool_name"\s*:\s*"((?:[^"\\]|\\.)*)"(?:[^"{}]*"parameters"\s*:\s*)?', re.DOTALL
-)
+_ACTION = re.compile(r"<\|START_ACTION\|>(.*?)(?:<\|END_ACTION\|>|\Z)", re.DOTALL)
+_ID = re.compile(r'"tool_call_id"\s*:\s*"(?:[^"\\]|\\.)*"')
+_NAME = re.compile(r'"tool_name"\s*:\s*"((?:[^"\\]|\\.)*)"')
+_PARAMETERS = re.compile(r'"parameters"\s*:\s*')
 _PART = re.compile(r'"(?:[^"\\]|\\.)*"?|[{}]', re.DOTALL)
 
 
 def read(text: str, _tools: Sequence[Tool]) -> ParsedReply:
     """Return the calls of a reply."""
-    text = _THOUGHT.sub("", text)
-    if _ACTION not in text:
+    actions = _ACTION.findall(text)
+    if not actions:
         return NO_CALL
-    action = text.partition(_ACTION)[2].partition(_END)[0]
-    calls: list[tuple[str, JsonValue]] = []
+    calls = [call for action in actions for call in _calls(action)]
+    return calls_of_texts(calls, max(1, len(calls)), "no call has an id, a name and parameters, in this order")
+
+
+def _calls(action: str) -> Iterator[tuple[str, JsonValue]]:
     at = 0
-    while head := _HEAD.search(action, at):
-        at = _end_of_object(action, head.end()) if action.startswith("{", head.end()) else head.end()
-        calls.append((head[1], action[head.end() : at]))
-    return calls_of_texts(calls, max(1, action.count('"tool_name"')), "no call has an id, a name and parameters, in this order")
+    while begun := _ID.search(action, at):
+        name = _NAME.search(action, begun.end())
+        if name is None:
+            yield "", ""
+            return
+        parameters = _PARAMETERS.search(action, name.end())
+        if parameters is None:
+            at = name.end()
+            yield name[1], ""
+            continue
+        start = at = parameters.end()
+        if action.startswith(("{", "]", "}"), start):
+            at = _end_of_object(action, start)
+        arguments = action[start:at]
+        yield name[1], "" if arguments.strip() == "{" else arguments
 
 
 def _end_of_object(text: str, start: int) -> int:

@@ -63,14 +63,15 @@ def _elements(text: str) -> Iterator[str]:
     at = 0
     while mark := _MARK.search(text, at):
         at = _gap(text, mark.end(), " \t\r\n")
-        if not text.startswith("[", at):
-            continue
-        at = _gap(text, at + 1, " \t\r\n,")
-        while text.startswith("{", at):
-            end = _end_of_element(text, at)
-            yield text[at:end]
-            at = _gap(text, end, " \t\r\n,")
-        at += text.startswith("]", at)
+        if text.startswith("[", at):
+            at = _gap(text, at + 1, " \t\r\n,")
+            while text.startswith("{", at):
+                end = _end_of_element(text, at)
+                yield text[at:end]
+                at = _gap(text, end, " \t\r\n,")
+        # A mark where the list should go on ends it, and begins none.
+        if unexpected := _MARK.match(text, at):
+            at = unexpected.end()
 
 
 def _gap(text: str, at: int, characters: str) -> int:

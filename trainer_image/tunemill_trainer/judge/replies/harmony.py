@@ -1,11 +1,12 @@
 """`<|channel|>commentary to=functions.name <|constrain|>json<|message|>{…}<|call|>`: Harmony, of gpt-oss.
 
 A reply is a row of messages. A message to a tool is a call, in whatever channel; one to nobody is text or reasoning. A
-header with anything that Harmony does not know makes the rest of the reply unreadable.
+message whose header holds anything that Harmony does not know is passed over.
 """
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from tunemill_trainer.data.rows import Tool
@@ -33,12 +34,7 @@ class _Message:
 
 def read(text: str, _tools: Sequence[Tool]) -> ParsedReply:
     """Return the calls of a reply."""
-    found: list[_Message] = []
-    error = ""
-    try:
-        found.extend(_messages(text))
-    except _HeaderError as problem:
-        error = str(problem)
+    found = list(_messages(text))
     calls = [
         (message.recipient.removeprefix("functions."), message.content)
         for message in found
@@ -46,20 +42,20 @@ def read(text: str, _tools: Sequence[Tool]) -> ParsedReply:
     ]
     if calls:
         return calls_of_texts(calls, len(calls), "")
-    return broken(1, error or "no message is addressed to a tool") if _TO.search(text) else NO_CALL
+    return broken(1, "no message with a header that can be read is addressed to a tool") if _TO.search(text) else NO_CALL
 
 
 def _messages(text: str) -> Iterator[_Message]:
-    """Yield the messages up to the first whose header cannot be read."""
+    """Yield the messages whose headers can be read."""
     at, role = 0, "assistant"
     while (message := text.find(_MESSAGE, at)) >= 0:
-        role, recipient = _header(text[at:message], role)
-        start = message + len(_MESSAGE)
-        stop = _STOP.search(text, start)
-        yield _Message(role, recipient, text[start : stop.start() if stop else len(text)])
-        if stop is None:
-            return
-        next_one = text.find(_START, stop.end())
+        end = start = message + len(_MESSAGE)
+        with suppress(_HeaderError):
+            role, recipient = _header(text[at:message], role)
+            stop = _STOP.search(text, start)
+            yield _Message(role, recipient, text[start : stop.start() if stop else len(text)])
+            end = stop.end() if stop else len(text)
+        next_one = text.find(_START, end)
         if next_one < 0:
             return
         at, role = next_one + len(_START), ""

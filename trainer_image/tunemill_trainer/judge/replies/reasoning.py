@@ -7,6 +7,8 @@ One whose reasoning does not end has no content, and so no call.
 import re
 from collections.abc import Callable
 
+from tunemill_trainer.judge.replies.mistral import is_listed
+
 ContentOf = Callable[[str], str]
 """Takes a reply, and returns it without its reasoning."""
 
@@ -79,7 +81,12 @@ def whole(text: str) -> str:
 
 
 def mistral(text: str) -> str:
-    """Return what stands outside of `[THINK]` and `[/THINK]`, or of `<think>` before tokenizer version 13: Magistral."""
+    """Return what stands outside of `[THINK]` and `[/THINK]`, or of `<think>` before tokenizer version 13: Magistral.
+
+    The models that list their calls do not think.
+    """
+    if is_listed(text):
+        return text
     for start, end in (("[THINK]", "[/THINK]"), ("<think>", "</think>")):
         if start in text or end in text:
             text = re.sub(f"{re.escape(start)}.*?(?:{re.escape(end)}|(?=\\[TOOL_CALLS\\])|\\Z)", "", text, flags=re.DOTALL)

@@ -113,7 +113,7 @@ def as_calls(
     for call in begun:
         name, arguments = call.name.strip(), call.arguments
         if not name and (match := _NAME_FIELD.search(arguments)):
-            name = match[1]
+            name = match[1].strip()
         if not arguments.strip():
             arguments = "{}"
         elif name:
