@@ -67,7 +67,9 @@ class Server:
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
 
-    def calls(self, texts: Sequence[str], reply_format: ReplyFormat, tools: Sequence[Tool] = TOOLS) -> list[tuple[Call, ...]]:
+    def calls(
+        self, texts: Sequence[str], reply_format: ReplyFormat, tools: Sequence[Tool] = TOOLS
+    ) -> list[tuple[Call, ...]]:
         """Return what a client gets of each reply; nothing of one with a call that no client can decode."""
         engine = ENGINES[reply_format]
         groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
@@ -84,7 +86,9 @@ class Server:
                 "texts": [texts[index] for index in indices],
             }
             for index, calls in zip(indices, self._ask(request), strict=True):
-                found[index] = calls_of_texts(((name, arguments) for name, arguments in calls), len(calls), "none").calls
+                found[index] = calls_of_texts(
+                    ((name, arguments) for name, arguments in calls), len(calls), "none"
+                ).calls
         return found
 
     def _ask(self, request: object) -> list[list[tuple[str, str]]]:

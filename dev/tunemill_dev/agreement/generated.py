@@ -37,7 +37,20 @@ TOOLS = (
 
 _TEXTS = (
     *("Oslo", "", "2", "true", "null", "1.50", "São Paulo", "a, b", "it's", 'say "x"', "line\nbreak", "[1, 2]", "{}"),
-    *("50 %", "c:\\temp", "</think>", "<b>bold</b>", "f(x)=[y]", "日本", "😀", "0150", "key: value", "a\tb", "1e5", "-3"),
+    *(
+        "50 %",
+        "c:\\temp",
+        "</think>",
+        "<b>bold</b>",
+        "f(x)=[y]",
+        "日本",
+        "😀",
+        "0150",
+        "key: value",
+        "a\tb",
+        "1e5",
+        "-3",
+    ),
 )
 _SEPARATORS = (" ", "\n", ", ", "; ", "\n\n", "")
 _PROSE = ("I will look.", "Sure!\n", "Here: ", "Done.", "\n", " ", "It is [1] of {2}.", "<p>")
@@ -51,7 +64,7 @@ _THINKING: dict[ReplyFormat, tuple[str, str]] = {
     ReplyFormat.COHERE_COMMAND3: ("<|START_THINKING|>", "<|END_THINKING|>"),
     ReplyFormat.MISTRAL: ("[THINK]", "[/THINK]"),
 }
-_PIECES = '{}[]()<>"\'\\:,=/|\n \t0a.-'
+_PIECES = "{}[]()<>\"'\\:,=/|\n \t0a.-"
 
 
 def replies(reply_format: ReplyFormat, count: int, seed: int = 0) -> Iterator[str]:

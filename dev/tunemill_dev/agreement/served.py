@@ -14,7 +14,13 @@ from typing import Any
 
 WORDS = (
     *("<tool_call>", "</tool_call>", "<tool_calls>", "</tool_calls>", "<think>", "</think>", "</", "Ġ</", "think", ">"),
-    *("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>"),
+    *(
+        "<｜tool▁calls▁begin｜>",
+        "<｜tool▁calls▁end｜>",
+        "<｜tool▁call▁begin｜>",
+        "<｜tool▁call▁end｜>",
+        "<｜tool▁sep｜>",
+    ),
     *("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>", "<|tool_call_begin|>", "<|tool_call_end|>"),
     *("<|tool_call_argument_begin|>", "<|tool_call|>", "<|tool_call_start|>", "<|tool_call_end|>", "<|python_tag|>"),
     *("<seed:think>", "</seed:think>", "<seed:tool_call>", "</seed:tool_call>", "<|channel>", "<channel|>"),

@@ -95,9 +95,7 @@ def _plain(value: object) -> str:
 
 
 def _in_tags(call: Call) -> str:
-    parameters = "".join(
-        f"<parameter={key}>\n{_plain(value)}\n</parameter>\n" for key, value in call.arguments.items()
-    )
+    parameters = "".join(f"<parameter={key}>\n{_plain(value)}\n</parameter>\n" for key, value in call.arguments.items())
     return f"<function={call.name}>\n{parameters}</function>"
 
 

@@ -38,7 +38,7 @@ from tunemill_trainer.judge.replies import (
     reasoning,
     xlam,
 )
-from tunemill_trainer.judge.replies.parsed import ParsedReply, broken
+from tunemill_trainer.judge.replies.parsed import TOO_DEEP, ParsedReply, broken
 
 
 class ReplyFormat(StrEnum):
@@ -175,9 +175,7 @@ LONGEST_REPLY = 1 << 20
 """Characters. No server generates so many; reading them takes up to some hundred times as many bytes."""
 
 
-def parse_reply(
-    text: str, reply_format: ReplyFormat = ReplyFormat.HERMES, tools: Sequence[Tool] = ()
-) -> ParsedReply:
+def parse_reply(text: str, reply_format: ReplyFormat = ReplyFormat.HERMES, tools: Sequence[Tool] = ()) -> ParsedReply:
     """Return the calls of a reply that was decoded with its special tokens, up to its stop token.
 
     Args:
@@ -187,14 +185,20 @@ def parse_reply(
     """
     if len(text) > LONGEST_REPLY:
         return broken(1, f"the reply has more than {LONGEST_REPLY >> 10} Ki characters")
-    reader = _READERS[reply_format]
-    if len(text) <= _SHORT:
-        return reader.read(reader.content_of(text), tools)
     try:
+        if len(text) <= _SHORT:
+            return _read(text, reply_format, tools)
         with _MEMORY, _TIME:
-            return reader.read(reader.content_of(text), tools)
+            return _read(text, reply_format, tools)
+    except RecursionError:
+        return broken(1, TOO_DEEP)
     except OutOfBoundsError as error:
         return broken(1, f"reading the reply {error}")
+
+
+def _read(text: str, reply_format: ReplyFormat, tools: Sequence[Tool]) -> ParsedReply:
+    reader = _READERS[reply_format]
+    return reader.read(reader.content_of(text), tools)
 
 
 def detect(replies: Iterable[str], names: Iterable[str] = ()) -> ReplyFormat | None:

@@ -16,7 +16,7 @@ BEGIN = re.compile(r"<\|START_(?:ACTION|THINKING|RESPONSE|TEXT)\|>")
 _ACTION = re.compile(r"<\|START_ACTION\|>(.*?)(?:<\|END_ACTION\|>|\Z)", re.DOTALL)
 _ID = re.compile(r'"tool_call_id"\s*:\s*"(?:[^"\\]|\\.)*"')
 _NAME = re.compile(r'"tool_name"\s*:\s*"((?:[^"\\]|\\.)*)"')
-_PARAMETERS = re.compile(r'"parameters"\s*:\s*')
+_PARAMETERS = re.compile(r'"parameters"\s*:\s*(?P<first>\{\s*")?')
 _PART = re.compile(r'"(?:[^"\\]|\\.)*"?|[{}]', re.DOTALL)
 
 
@@ -37,15 +37,13 @@ def _calls(action: str) -> Iterator[tuple[str, JsonValue]]:
             yield "", ""
             return
         parameters = _PARAMETERS.search(action, name.end())
-        if parameters is None:
+        if parameters is None or not parameters["first"]:
             at = name.end()
             yield name[1], ""
             continue
-        start = at = parameters.end()
-        if action.startswith(("{", "]", "}"), start):
-            at = _end_of_object(action, start)
-        arguments = action[start:at]
-        yield name[1], "" if arguments.strip() == "{" else arguments
+        start = parameters.start("first")
+        at = _end_of_object(action, start)
+        yield name[1], action[start:at]
 
 
 def _end_of_object(text: str, start: int) -> int:

@@ -30,14 +30,13 @@ _SCANNER = Scanner(
     inert=("<|channel>", "<channel|>"),
 )
 _GAPS = " \n\t"
+_DEEPEST = 100
+"""Deeper arguments are refused anyway; each level is looked through again."""
 
 
 def read(text: str, tools: Sequence[Tool]) -> ParsedReply:
     """Return the calls of a reply."""
-    try:
-        return as_calls(_SCANNER.calls(text), _to_json, tools)
-    except RecursionError:
-        return ParsedReply((), 1, "the call is nested too deeply to be read")
+    return as_calls(_SCANNER.calls(text), _to_json, tools)
 
 
 def _to_json(arguments: str) -> str:
@@ -52,13 +51,16 @@ class _Values:
 
     Args:
         text: without the brackets.
+        depth: of the brackets around.
         cut: the closing bracket is missing, so that a bare value at the end may be incomplete, and is left out.
     """
 
     ends: str
 
-    def __init__(self, text: str, *, cut: bool) -> None:
-        self._text, self._cut, self._at = text, cut, 0
+    def __init__(self, text: str, *, cut: bool, depth: int = 0) -> None:
+        if depth > _DEEPEST:
+            raise ValueError("nested too deeply")
+        self._text, self._cut, self._at, self._depth = text, cut, 0, depth
 
     def _skip(self, characters: str) -> bool:
         """Pass over some characters; return whether anything is left."""
@@ -72,9 +74,9 @@ class _Values:
             return True, self._quoted()
         mark = self._text[self._at]
         if mark == "{":
-            return True, self._nested("}", lambda text, cut: _Members(text, cut=cut).read())
+            return True, self._nested("}", lambda text, cut: _Members(text, cut=cut, depth=self._depth + 1).read())
         if mark == "[":
-            return True, self._nested("]", lambda text, cut: _Items(text, cut=cut).read())
+            return True, self._nested("]", lambda text, cut: _Items(text, cut=cut, depth=self._depth + 1).read())
         start = self._at
         while self._at < len(self._text) and self._text[self._at] not in self.ends:
             self._at += 1

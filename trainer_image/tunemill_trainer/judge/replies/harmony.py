@@ -42,7 +42,9 @@ def read(text: str, _tools: Sequence[Tool]) -> ParsedReply:
     ]
     if calls:
         return calls_of_texts(calls, len(calls), "")
-    return broken(1, "no message with a header that can be read is addressed to a tool") if _TO.search(text) else NO_CALL
+    return (
+        broken(1, "no message with a header that can be read is addressed to a tool") if _TO.search(text) else NO_CALL
+    )
 
 
 def _messages(text: str) -> Iterator[_Message]:

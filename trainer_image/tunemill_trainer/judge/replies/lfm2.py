@@ -107,7 +107,9 @@ def _requoted(text: str) -> str | None:
     at = 0
     while quote := re.compile("['\"]").search(text, at):
         mark, start = quote[0], quote.end()
-        ends = [found.start() for found in re.compile(rf"\\.|{mark}", re.DOTALL).finditer(text, start) if found[0] == mark]
+        ends = [
+            found.start() for found in re.compile(rf"\\.|{mark}", re.DOTALL).finditer(text, start) if found[0] == mark
+        ]
         if not ends:
             return None
         if _closes(text, ends[0]):

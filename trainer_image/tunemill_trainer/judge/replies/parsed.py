@@ -12,7 +12,7 @@ from tunemill_trainer.data.values import is_deep, refuse_constant
 
 _Part = TypeVar("_Part")
 
-_TOO_DEEP = "the call is nested too deeply to be read"
+TOO_DEEP = "the call is nested too deeply to be read"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def read_each(parts: Iterable[_Part], read: Callable[[_Part], Call]) -> ParsedRe
     except ValueError as error:
         return broken(len(parts), error)
     except RecursionError:
-        return broken(len(parts), _TOO_DEEP)
+        return broken(len(parts), TOO_DEEP)
 
 
 def read_list(text: str, mark: str, arguments_fields: tuple[str, ...] = ("arguments",)) -> ParsedReply:
@@ -76,7 +76,7 @@ def read_json(text: str) -> JsonValue:
     except json.JSONDecodeError as error:
         raise ValueError(not_json(error)) from error
     except RecursionError as error:
-        raise ValueError(_TOO_DEEP) from error
+        raise ValueError(TOO_DEEP) from error
 
 
 def call_of(value: JsonValue, arguments_fields: tuple[str, ...] = ("arguments",)) -> Call:
@@ -134,7 +134,7 @@ def refuse_unusable(calls: Iterable[Call]) -> None:
     """
     for call in calls:
         if is_deep(call.arguments):
-            raise ValueError(_TOO_DEEP)
+            raise ValueError(TOO_DEEP)
         try:
             json.dumps(call.to_json(), ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError as error:

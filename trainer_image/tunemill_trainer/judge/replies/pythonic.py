@@ -19,8 +19,8 @@ from tunemill_trainer.judge.replies.parsed import NO_CALL, ParsedReply, broken, 
 
 BEGIN = re.compile(r"\[\s*[A-Za-z][\w.]*\(")
 
-_EMPTY = r"[a-zA-Z]+\w*\(\)"
-_SHAPE = re.compile(rf"\[(?:{_EMPTY},\s*)*(?:{_EMPTY}\s*)*(?:(?<=\))\s*(\])|[a-zA-Z]+\w*\([a-zA-Z]+\w*=)")
+_EMPTY = r"[a-zA-Z]\w*\(\)"
+_SHAPE = re.compile(rf"\[(?:{_EMPTY},\s*)*(?:{_EMPTY}\s*)*(?:(?<=\))\s*(\])|[a-zA-Z]\w*\([a-zA-Z]\w*=)")
 """What vLLM's pattern comes down to: calls without arguments, up to the end or to the first argument of any call."""
 _END = re.compile(r"\)\s*\]")
 _JSON_NAMES: dict[str, JsonValue] = {"true": True, "false": False, "null": None}

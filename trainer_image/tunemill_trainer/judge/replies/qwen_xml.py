@@ -15,9 +15,7 @@ from tunemill_trainer.judge.replies.scanning import Place, Scanner, Step, as_cal
 BEGIN = re.compile(r"<tool_call>\s*<function=|<function=[^<>]*>\s*(?:<parameter=|</function>)")
 SEED_BEGIN = "<seed:tool_call>"
 
-_PARAMETER = re.compile(
-    r"<\s*parameter\s*=\s*([^>]*)>(.*?)(?:<\s*/\s*parameter\s*>|(?=<\s*parameter\s*=))", re.DOTALL
-)
+_PARAMETER = re.compile(r"<\s*parameter\s*=\s*([^>]*)>(.*?)(?:<\s*/\s*parameter\s*>|(?=<\s*parameter\s*=))", re.DOTALL)
 
 
 def _scanner(namespace: str) -> Scanner:

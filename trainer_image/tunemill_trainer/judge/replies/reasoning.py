@@ -26,7 +26,12 @@ def after_think(text: str) -> str:
 
 
 def engine(
-    start: str = "<think>", end: str = "</think>", calls: str = "<tool_call>", *, reopens: bool = False, trims: bool = False
+    start: str = "<think>",
+    end: str = "</think>",
+    calls: str = "<tool_call>",
+    *,
+    reopens: bool = False,
+    trims: bool = False,
 ) -> ContentOf:
     """Return a split for models whose first call ends the reasoning, too: vLLM's qwen3, seed_oss, glm45, kimi_k2, ….
 
@@ -89,6 +94,8 @@ def mistral(text: str) -> str:
         return text
     for start, end in (("[THINK]", "[/THINK]"), ("<think>", "</think>")):
         if start in text or end in text:
-            text = re.sub(f"{re.escape(start)}.*?(?:{re.escape(end)}|(?=\\[TOOL_CALLS\\])|\\Z)", "", text, flags=re.DOTALL)
+            text = re.sub(
+                f"{re.escape(start)}.*?(?:{re.escape(end)}|(?=\\[TOOL_CALLS\\])|\\Z)", "", text, flags=re.DOTALL
+            )
             return text.replace(end, "")
     return text

@@ -107,6 +107,9 @@ def as_calls(
         tools: what may be called; arguments take the types of its schema.
         only_offered: a call of any other tool is left out.
     """
+    found = list(found)
+    if not found:
+        return NO_CALL
     offered = {tool.name for tool in reversed(tools)}
     begun = [call for call in found if call.name.strip() or call.arguments]
     calls: list[tuple[str, JsonValue]] = []
@@ -125,9 +128,7 @@ def as_calls(
             name, arguments = name_and_arguments(arguments)
         if name and (name in offered or not (only_offered and tools)):
             calls.append((name, with_schema_types(arguments, name, tools)))
-    if not begun:
-        return NO_CALL
-    return calls_of_texts(calls, len(begun), "the reply begins calls of which none has the name of an offered tool")
+    return calls_of_texts(calls, len(begun) or len(found), "no call that is begun has the name of an offered tool")
 
 
 def name_and_arguments(text: str) -> tuple[str, str]:

@@ -53,15 +53,16 @@ def _written(text: str) -> str | None:
             return found
     if (found := _first_place(text)) is not None:
         return found
-    if text.strip().startswith("[") and (
-        _is_json(text) or all(word in text for word in ("{", "name", "arguments"))
-    ):
+    if text.strip().startswith("[") and (_is_json(text) or all(word in text for word in ("{", "name", "arguments"))):
         return text
     return None
 
 
 def _first_place(text: str) -> str | None:
-    return next((part for place in _PLACES for part in place.findall(text) if _is_json(part)), None)
+    # A tag after the last end would be looked at to the end of the text, each by itself.
+    end = text.rfind("</tool_call>") + len("</tool_call>")
+    parts = (part for place in _PLACES for part in place.findall(text, 0, end if place is _PLACES[2] else len(text)))
+    return next(filter(_is_json, parts), None)
 
 
 def _is_json(text: str) -> bool:
