@@ -59,8 +59,8 @@ class Agreement:
 def page(found: Iterable[Agreement], version: str) -> str:
     """Return the text of the page."""
     lines = (
-        f"| `{one.reply_format.value}` | `{ENGINES[one.reply_format].reasoning}` | {one.replies:,} | {one.with_calls:,} "
-        f"| {100 * one.share:.2f} % |\n"
+        f"| `{one.reply_format.value}` | `{ENGINES[one.reply_format].reasoning}` "
+        f"| {one.replies:,} | {one.with_calls:,} | {100 * one.share:.2f} % |\n"
         for one in found
     )
     return _INTRODUCTION.format(version=version) + "".join(lines) + _REST

@@ -1,4 +1,4 @@
-"""Generates replies: calls of a few tools as each family writes them, most of them mutated. The same for the same seed."""
+"""Generates replies: calls of a few tools as each family writes them, most of them mutated; by a seed."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -69,7 +69,7 @@ _PIECES = "{}[]()<>\"'\\:,=/|\n \t0a.-"
 
 def replies(reply_format: ReplyFormat, count: int, seed: int = 0) -> Iterator[str]:
     """Yield replies: one of four as a model should write it, the others with one to three mutations."""
-    chosen = random.Random(f"{reply_format.value} {seed}")  # noqa: S311 - no secret
+    chosen = random.Random(f"{reply_format.value} {seed}")
     for _ in range(count):
         text = _reply(chosen, reply_format)
         for _ in range(chosen.choice((0, 1, 1, 2, 3)) if chosen.random() < 0.9 else 0):
@@ -120,7 +120,7 @@ def _value(chosen: random.Random, depth: int) -> JsonValue:
     return chosen.choice(kinds)()
 
 
-def _mutated(chosen: random.Random, text: str) -> str:
+def _mutated(chosen: random.Random, text: str) -> str:  # noqa: PLR0911 - a return a kind of mutation
     at = chosen.randrange(len(text) + 1)
     until = min(len(text), at + chosen.choice((1, 1, 2, 5, 20)))
     match chosen.randrange(8):

@@ -1,13 +1,13 @@
 """Writes calls as the models of each family do: the other direction of the readers."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tunemill_trainer.data.rows import Call, JsonObject
 from tunemill_trainer.judge.parse import ReplyFormat
 
 
-def written(calls: Sequence[Call], reply_format: ReplyFormat) -> str:
+def written(calls: Sequence[Call], reply_format: ReplyFormat) -> str:  # noqa: PLR0911, PLR0912 - a case a format
     """Return the calls as a model of that family writes them."""
     objects = [dumped(call.to_json()) for call in calls]
     listed = f"[{', '.join(objects)}]"
@@ -30,13 +30,13 @@ def written(calls: Sequence[Call], reply_format: ReplyFormat) -> str:
             )
         case ReplyFormat.DEEPSEEK_V3:
             return _in_deepseek(
-                f"function<｜tool▁sep｜>{call.name}\n```json\n{dumped(call.arguments)}\n```"  # noqa: RUF001
-                for call in calls
+                f"function<｜tool▁sep｜>{call.name}\n```json\n{dumped(call.arguments)}\n```" for call in calls
             )
         case ReplyFormat.DEEPSEEK_V31:
-            return _in_deepseek(f"{call.name}<｜tool▁sep｜>{dumped(call.arguments)}" for call in calls)  # noqa: RUF001
+            return _in_deepseek(f"{call.name}<｜tool▁sep｜>{dumped(call.arguments)}" for call in calls)
         case ReplyFormat.KIMI_K2:
-            return f"<|tool_calls_section_begin|>{''.join(map(_in_kimi, range(len(calls)), calls))}<|tool_calls_section_end|>"
+            inside = "".join(map(_in_kimi, range(len(calls)), calls))
+            return f"<|tool_calls_section_begin|>{inside}<|tool_calls_section_end|>"
         case ReplyFormat.MINIMAX_M2:
             return f"<minimax:tool_call>\n{''.join(map(_in_minimax, calls))}</minimax:tool_call>"
         case ReplyFormat.OPENAI:
@@ -117,9 +117,9 @@ def _in_kimi(index: int, call: Call) -> str:
     return f"{head}{dumped(call.arguments)}<|tool_call_end|>"
 
 
-def _in_deepseek(calls: object) -> str:
-    inside = "\n".join(f"<｜tool▁call▁begin｜>{call}<｜tool▁call▁end｜>" for call in calls)  # type: ignore[attr-defined]  # noqa: RUF001
-    return f"<｜tool▁calls▁begin｜>{inside}<｜tool▁calls▁end｜>"  # noqa: RUF001
+def _in_deepseek(calls: Iterable[str]) -> str:
+    inside = "\n".join(f"<｜tool▁call▁begin｜>{call}<｜tool▁call▁end｜>" for call in calls)
+    return f"<｜tool▁calls▁begin｜>{inside}<｜tool▁calls▁end｜>"
 
 
 def _in_python(call: Call) -> str:

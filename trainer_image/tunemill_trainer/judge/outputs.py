@@ -37,7 +37,7 @@ _ENDS = (
     "<|observation|>",
     "<|END_OF_TURN_TOKEN|>",
     "<|eom|>",
-    "<｜end▁of▁sentence｜>",  # noqa: RUF001 - DeepSeek's
+    "<｜end▁of▁sentence｜>",
     "<end_of_turn>",
     "<turn|>",
     "<|tool_response>",

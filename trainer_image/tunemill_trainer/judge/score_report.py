@@ -12,8 +12,8 @@ from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.question import slices_of
 
 _UNKNOWN = (
-    "the format of the replies is unknown: most of them name a tool between marks that no known format has. Choose one of "
-    "the formats with --reply-format, or write the calls in one of them"
+    "the format of the replies is unknown: most of them name a tool between marks that no known format has. Choose one "
+    "with --reply-format, or write the calls in one of those that it lists"
 )
 _SHOWN = 10
 """Mistakes, and pairs of tools that were taken for each other, that the text shows."""

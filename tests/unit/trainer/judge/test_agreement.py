@@ -1,4 +1,7 @@
-"""Our readers and vLLM's own parsers make the same calls of the same replies. `make test-long` tries 20,000 a format."""
+"""Our readers and vLLM's own parsers make the same calls of the same replies.
+
+`make test-long` tries 20,000 of each format.
+"""
 
 import re
 from collections.abc import Iterator
@@ -57,16 +60,15 @@ def test_replies_are_read_as_the_server_reads_them(vllm: Server):
         ),
         pytest.param(
             ReplyFormat.OPENAI,
-            "<|channel|>a<|channel|>b to=functions.f <|message|>{}<|end|><|start|>assistant to=functions.timer<|message|>{}",
+            "<|channel|>a<|channel|>b to=functions.f<|message|>{}<|end|>"
+            "<|start|>assistant to=functions.timer<|message|>{}",
             [Call("timer", {})],
             [],
             id="two channels in a header of Harmony's",
         ),
     ],
 )
-def test_known_differences(
-    vllm: Server, reply_format: ReplyFormat, text: str, ours: list[Call], theirs: list[Call]
-):
+def test_known_differences(vllm: Server, reply_format: ReplyFormat, text: str, ours: list[Call], theirs: list[Call]):
     """Each kind of difference that is known; when vLLM changes, this says so."""
     assert list(parse_reply(text, reply_format).calls) == ours
     assert list(vllm.calls([text], reply_format)[0]) == theirs

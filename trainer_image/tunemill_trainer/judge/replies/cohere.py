@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pydantic import JsonValue
 
 from tunemill_trainer.data.rows import Tool
-from tunemill_trainer.judge.replies.parsed import NO_CALL, ParsedReply, broken, calls_of_texts
+from tunemill_trainer.judge.replies.parsed import NO_CALL, ParsedReply, calls_of_texts
 
 BEGIN = re.compile(r"<\|START_(?:ACTION|THINKING|RESPONSE|TEXT)\|>")
 

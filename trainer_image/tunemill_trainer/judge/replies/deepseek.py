@@ -1,7 +1,7 @@
-"""`<｜tool▁call▁begin｜>name<｜tool▁sep｜>{…}<｜tool▁call▁end｜>`: DeepSeek V3.1; V3 and R1 have the JSON in a code fence.
+"""`<｜tool▁call▁begin｜>name<｜tool▁sep｜>{…}<｜tool▁call▁end｜>`: DeepSeek V3.1.
 
-Arguments that are written over several lines are not found.
-"""  # noqa: RUF002 - the marks have these characters
+V3 and R1 have the JSON in a code fence. Arguments that are written over several lines are not found.
+"""
 
 import re
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from tunemill_trainer.data.rows import Tool
 from tunemill_trainer.judge.replies.parsed import NO_CALL, ParsedReply, broken, calls_of_texts
 
-BEGIN = "<｜tool▁calls▁begin｜>"  # noqa: RUF001
-V3_BEGIN = re.compile(r"<｜tool▁sep｜>[^\n]*\n```json")  # noqa: RUF001
+BEGIN = "<｜tool▁calls▁begin｜>"
+V3_BEGIN = re.compile(r"<｜tool▁sep｜>[^\n]*\n```json")
 
-_V3_CALL = re.compile("<｜tool▁call▁begin｜>(.*)<｜tool▁sep｜>(.*)\n```json\n(.*)\n```<｜tool▁call▁end｜>")  # noqa: RUF001
-_CALL = re.compile("<｜tool▁call▁begin｜>(.*?)<｜tool▁sep｜>(.*?)<｜tool▁call▁end｜>")  # noqa: RUF001
-_CALL_BEGIN = "<｜tool▁call▁begin｜>"  # noqa: RUF001
+_V3_CALL = re.compile("<｜tool▁call▁begin｜>(.*)<｜tool▁sep｜>(.*)\n```json\n(.*)\n```<｜tool▁call▁end｜>")
+_CALL = re.compile("<｜tool▁call▁begin｜>(.*?)<｜tool▁sep｜>(.*?)<｜tool▁call▁end｜>")
+_CALL_BEGIN = "<｜tool▁call▁begin｜>"
 
 
 def read_v3(text: str, _tools: Sequence[Tool]) -> ParsedReply:

@@ -4,7 +4,6 @@ Granite 3: the list ends with its bracket, and text around it does not matter; w
 take the types of the tool's schema. Granite 4 writes as Hermes does, and every tag must have its partner.
 """
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 

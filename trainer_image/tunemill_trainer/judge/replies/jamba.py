@@ -1,4 +1,7 @@
-"""`<tool_calls>[{"name": …, "arguments": {…}}]</tool_calls>`: Jamba. Only the first list counts, and it must be closed."""
+"""`<tool_calls>[{"name": …, "arguments": {…}}]</tool_calls>`: Jamba.
+
+Only the first list counts, and it must be closed.
+"""
 
 import re
 from collections.abc import Sequence

@@ -32,7 +32,7 @@ _MOST_QUOTES = 200
 
 def read(text: str, _tools: Sequence[Tool]) -> ParsedReply:
     """Return the calls of a reply."""
-    before, mark, rest = text.partition(BEGIN)
+    _, mark, rest = text.partition(BEGIN)
     if not mark:
         return NO_CALL
     written = rest.partition(_END)[0].strip()
@@ -117,7 +117,9 @@ def _requoted(text: str) -> str | None:
             continue
         readable = []
         for end in [end for end in ends if _closes(text, end)][:_MOST_QUOTES]:
-            inside = re.sub(rf"(\\.)|{mark}", lambda found: found[1] or f"\\{mark}", text[start:end], flags=re.DOTALL)
+            inside = re.sub(
+                rf"(\\.)|{mark}", lambda found, mark=mark: found[1] or f"\\{mark}", text[start:end], flags=re.DOTALL
+            )
             candidate = f"{text[:start]}{inside}{text[end:]}"
             with suppress(*_UNREADABLE):
                 pythonic.parse(_escaped(candidate))

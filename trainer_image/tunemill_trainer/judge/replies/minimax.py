@@ -1,4 +1,4 @@
-"""`<minimax:tool_call><invoke name="f"><parameter name="key">value</parameter></invoke></minimax:tool_call>`: MiniMax M2.
+"""`<minimax:tool_call><invoke name="f"><parameter name="a">value</parameter></invoke></minimax:tool_call>`: MiniMax M2.
 
 Names may have single quotes or none, and the outer tags may be missing. Only offered tools can be called. Values are
 taken as they stand, spaces included, with the types of the tool's schema.

@@ -1,4 +1,7 @@
-"""`functools[{"name": …, "arguments": {…}}]`: Phi-4-mini. The list ends at its first `]`, so no argument may hold one."""
+"""`functools[{"name": …, "arguments": {…}}]`: Phi-4-mini.
+
+The list ends at its first `]`, so no argument may hold one.
+"""
 
 import re
 from collections.abc import Sequence

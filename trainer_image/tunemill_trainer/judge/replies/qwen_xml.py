@@ -1,7 +1,7 @@
-"""`<tool_call><function=name><parameter=key>value</parameter></function></tool_call>`: Qwen3-Coder, Nemotron 3, Seed-OSS.
+"""`<tool_call><function=name><parameter=key>value</parameter></function></tool_call>`: Qwen3-Coder.
 
-The tags around functions may be missing. A parameter that is not closed is closed by the next one, and the last one is
-left out. Values lose one line break at each end and take the types of the tool's schema.
+Nemotron 3 and Seed-OSS, too. The tags around functions may be missing. A parameter that is not closed is closed by the
+next one, and the last one is left out. Values lose one line break at each end and take the types of the tool's schema.
 """
 
 import json

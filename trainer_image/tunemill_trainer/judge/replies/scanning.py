@@ -1,7 +1,7 @@
 """Finds calls that stand between marks: a table says which mark leads from where to where.
 
-vLLM reads many formats so. Outside of a call text does not matter; within a name or arguments, a mark that leads nowhere
-from there is text. What is not closed when the reply ends counts as it is.
+vLLM reads many formats so. Outside of a call text does not matter; within a name or arguments, a mark that leads
+nowhere from there is text. What is not closed when the reply ends counts as it is.
 """
 
 import json
