@@ -126,8 +126,10 @@ def test_a_broken_call_breaks_the_reply(reply_format: ReplyFormat, text: str):
         ),
         (
             ReplyFormat.MISTRAL,
-            '[TOOL_CALLS] [{"name": "timer", "arguments": {"a": 1}}, '
-            '{"name": "timer", "arguments": "{\\"a\\": 1}"}] Done.',
+            (
+                '[TOOL_CALLS] [{"name": "timer", "arguments": {"a": 1}}, '
+                '{"name": "timer", "arguments": "{\\"a\\": 1}"}] Done.'
+            ),
         ),
         (ReplyFormat.PYTHONIC, "[timer(a=+1), timer(a=1)]\nprint(1)"),
         (ReplyFormat.PYTHONIC, "<think>[timer(a=2)]</think>\n\n[timer(a=1), timer(a=1)]"),
@@ -135,8 +137,10 @@ def test_a_broken_call_breaks_the_reply(reply_format: ReplyFormat, text: str):
         (ReplyFormat.OLMO3, "<function_calls>\ntimer(a=1)\n\ntimer(a=1)\n</function_calls>"),
         (
             ReplyFormat.GRANITE,
-            'Well.<tool_call> [{"name": "timer", "arguments": {"a": 1}} '
-            '{"name": "timer", "arguments": {"a": 1}}] Done.',
+            (
+                'Well.<tool_call> [{"name": "timer", "arguments": {"a": 1}} '
+                '{"name": "timer", "arguments": {"a": 1}}] Done.'
+            ),
         ),
         (
             ReplyFormat.XLAM,
