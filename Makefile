@@ -11,6 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := build/uv/bin/uv
 READY := $(VENV)/.ready
+VLLM := build/vllm/.ready
 # One OpenMP thread: on a busy machine several of them wait for each other and a small model trains a hundred times slower.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 # What is compiled is kept, whatever the caller's shell says: Python would compile torch at every start of a stage.
@@ -47,6 +48,11 @@ $(READY): requirements-dev.txt $(wildcard */pyproject.toml) | $(UV)
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps -e crds -e operator -e trainer_image -e dev
 	@touch $@
 
+$(VLLM): dev/requirements-vllm.txt $(READY) | $(UV)
+	@rm -rf $(@D)
+	@$(UV) pip install --quiet --python $(BIN)/python --target $(@D) --no-deps --require-hashes -r dev/requirements-vllm.txt
+	@touch $@
+
 .PHONY: lint
 lint: $(READY) ## Style, shell, YAML, Dockerfiles, generated files
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .
@@ -66,7 +72,7 @@ contracts: $(READY) ## Who may import whom
 	@$(BIN)/lint-imports
 
 .PHONY: test-unit
-test-unit: $(READY) ## Fast tests of single parts
+test-unit: $(READY) $(VLLM) ## Fast tests of single parts
 	@$(PYTEST) $(PARALLEL) --dist loadfile tests/unit
 
 .PHONY: test-bombs
@@ -94,9 +100,10 @@ test-learn: $(READY) ## Real training on the CPU
 	@$(PYTEST) $(PARALLEL) --dist loadfile tests/learn
 
 .PHONY: test-long
-test-long: $(READY) ## Property tests with other examples; 100,000 mutated objects for a running operator; what models learn with other seeds and on a CPU that rounds otherwise
+test-long: $(READY) $(VLLM) ## What takes hours: more mutations of objects and replies, other examples of property tests, training with other seeds and on a CPU that rounds otherwise
 	@TUNEMILL_FUZZ=100000 $(PYTEST) $(PARALLEL) tests/property/test_hostile_objects.py --timeout 14400
 	@$(PYTEST) -rP tests/kube/test_fuzz.py --mutations 100000 --serve-within 5 --timeout 43200
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tunemill_dev.agreement . --replies 20000
 	@for turn in 1 2 3; do $(PYTEST) $(PARALLEL) tests/property --hypothesis-profile other-examples; done
 	@for seed in 1 2 3; do $(PYTEST) $(PARALLEL) --dist loadfile tests/learn -m learns -rP --training-seed $$seed; done
 	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE \
@@ -149,6 +156,7 @@ lock: $(UV) ## Pin all dependencies to the newest versions that work together
 	@$(COMPILE) -c requirements-dev.txt operator/pyproject.toml -o operator/requirements.txt
 	@$(COMPILE) -c requirements-dev.txt trainer_image/pyproject.toml -o trainer_image/requirements.txt
 	@$(COMPILE) -c requirements-dev.txt dev/hub/requirements.in -o dev/hub/requirements.txt
+	@$(COMPILE) --upgrade --no-deps dev/requirements-vllm.in -o dev/requirements-vllm.txt
 	@echo hatchling | $(COMPILE) --upgrade - -o operator/requirements-build.txt
 	@echo cyclonedx-bom | $(COMPILE) --upgrade - -o dev/requirements-sbom.txt
 

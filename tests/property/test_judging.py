@@ -2,7 +2,7 @@
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trainer.judge.writing import written
+from tunemill_dev.agreement.writing import written
 from tunemill_trainer.data.rows import Call, Message, Role, Tool
 from tunemill_trainer.judge.comparison import compare
 from tunemill_trainer.judge.metrics import Reply, score
@@ -33,8 +33,25 @@ CALLS = st.lists(
     min_size=1,
     max_size=3,
 )
-EVERYTHING = [reply_format for reply_format in ReplyFormat if reply_format is not ReplyFormat.FUNCTIONGEMMA]
-"""FunctionGemma's server loses what is no text."""
+EVERYTHING = [
+    ReplyFormat.HERMES,
+    ReplyFormat.GRANITE,
+    ReplyFormat.DEEPSEEK_V3,
+    ReplyFormat.DEEPSEEK_V31,
+    ReplyFormat.KIMI_K2,
+    ReplyFormat.OPENAI,
+    ReplyFormat.COHERE_COMMAND3,
+    ReplyFormat.JAMBA,
+    ReplyFormat.LFM2,
+    ReplyFormat.OLMO3,
+    ReplyFormat.NEMOTRON_JSON,
+    ReplyFormat.MISTRAL,
+    ReplyFormat.LLAMA3_JSON,
+    ReplyFormat.PYTHONIC,
+    ReplyFormat.LLAMA4_PYTHONIC,
+    ReplyFormat.JSON,
+]
+"""The formats that are known by their marks and carry any value: the others lose types, or share another's marks."""
 
 
 def a_case(number: int, calls: list[Call]) -> Case:

@@ -95,7 +95,7 @@ class Encoder:
             first = added.get(encoded.input_ids[turn.start])
             rest = self._backend.decode(encoded.input_ids[turn.start + 1 : turn.end - 1], skip_special_tokens=False)
             calls = row.messages[turn.message].calls
-            own = calls and parse_reply(rest, self.call_format).calls != calls
+            own = calls and parse_reply(rest, self.call_format, row.tools).calls != calls
             if first is not None and first.special and not own:
                 return True
         return False
@@ -145,7 +145,9 @@ class Encoder:
         )
         for turn, text in zip(turns, texts, strict=True):
             message = row.messages[turn.message]
-            problem = self._ending_problem(ids[turn.start : turn.end]) or self._reading_problem(message, text)
+            problem = self._ending_problem(ids[turn.start : turn.end]) or self._reading_problem(
+                message, text, row.tools
+            )
             if problem:
                 return Encoded(ids, turns, problem)
         return Encoded(ids, turns)
@@ -159,9 +161,9 @@ class Encoder:
             return Problem(Rule.MARKER_IN_TEXT, "an assistant turn contains the end-of-turn marker in its text")
         return None
 
-    def _reading_problem(self, message: Message, text: str) -> Problem | None:
+    def _reading_problem(self, message: Message, text: str, tools: Sequence[Tool]) -> Problem | None:
         """Compare a turn with what a server and a person would read in its tokens."""
-        read = parse_reply(text, self.call_format)
+        read = parse_reply(text, self.call_format, tools)
         same = read.blocks == len(message.calls) and (not read.blocks or _calls(read.calls) == _calls(message.calls))
         if not same:
             return Problem(Rule.NOT_REPRODUCIBLE, "the calls of an assistant turn read differently in its tokens")

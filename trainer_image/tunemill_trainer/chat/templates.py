@@ -66,7 +66,7 @@ _FAMILIES = (
 """Gemma, ChatML (Qwen and many others), Llama 3."""
 
 
-_SERVED = tuple(call_format for call_format in ReplyFormat if call_format is not ReplyFormat.JSON)
+_SERVED = tuple(call_format for call_format in ReplyFormat if call_format.served)
 """The ways to write calls that a server has a parser for; Hermes, our own, first."""
 
 

@@ -18,7 +18,7 @@ from tunemill_trainer.data.findings import RowError, Rule
 from tunemill_trainer.data.rows import Call
 from tunemill_trainer.data.tools import read_call
 from tunemill_trainer.data.values import read_value
-from tunemill_trainer.judge.parse import LONGEST_REPLY, ReplyFormat, parse_reply
+from tunemill_trainer.judge.parse import LONGEST_REPLY, ReplyFormat, detect, parse_reply
 from tunemill_trainer.judge.replies import functiongemma, pythonic
 
 _BLOCK = re.compile(
@@ -30,6 +30,15 @@ _BLOCK = re.compile(
 _DECODER = json.JSONDecoder(strict=False)  # which takes a text over several lines
 _END_OF_LIST = re.compile(r"\)\s*\]")
 _MEMORY, _TIME = MemoryBound(512 << 20), TimeBound(seconds=10.0)
+_FORMATS = (
+    ReplyFormat.HERMES,
+    ReplyFormat.MISTRAL,
+    ReplyFormat.LLAMA3_JSON,
+    ReplyFormat.PYTHONIC,
+    ReplyFormat.LLAMA4_PYTHONIC,
+    ReplyFormat.JSON,
+)
+"""Formats in which nothing but a call is read as one, whatever tools there are."""
 _MOST_BRACES = 1000
 """Where a call may begin in one reply; in a longer one nobody would look for it."""
 
@@ -48,11 +57,19 @@ def read_leniently(text: str) -> tuple[Call, ...]:
 def _read(text: str) -> tuple[Call, ...]:
     if functiongemma.BEGIN in text:
         return functiongemma.read_all(text)
-    for reply_format in ReplyFormat:
+    for reply_format in _FORMATS:
         if found := parse_reply(text, reply_format).calls:
             return found
+    marked = detect([text])
+    if marked and (found := parse_reply(text, marked).calls) and all(map(_is_likely, found)):
+        return found
     blocks = [inside for match in _BLOCK.finditer(text) for inside in match.groups() if inside]
     return tuple(call for part in blocks or [text] for call in _calls(part))
+
+
+def _is_likely(call: Call) -> bool:
+    """Return whether a call may be meant as one; some formats take any text for the name of a tool."""
+    return bool(call.arguments) and re.fullmatch(r"[\w.-]{1,64}", call.name) is not None
 
 
 def _calls(part: str) -> list[Call]:

@@ -20,11 +20,11 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tunemill_trainer.data.findings import crash
 from tunemill_trainer.data.rows import Call
-from tunemill_trainer.data.tools import call_problems
+from tunemill_trainer.data.tools import call_problems, served_name
 from tunemill_trainer.judge.faults import FaultKind, fault_of
 from tunemill_trainer.judge.match import equal_calls, same_calls, same_tools
 from tunemill_trainer.judge.parse import ReplyFormat, parse_reply
@@ -169,14 +169,26 @@ class Score:
 
 
 def score(
-    questions: Sequence[Question], replies: Sequence[Reply], reply_format: ReplyFormat = ReplyFormat.HERMES
+    questions: Sequence[Question],
+    replies: Sequence[Reply],
+    reply_format: ReplyFormat = ReplyFormat.HERMES,
+    *,
+    as_served: bool = False,
 ) -> Score:
-    """Judge one reply a question."""
+    """Judge one reply a question.
+
+    Args:
+        questions: what was asked.
+        replies: what was answered, one a question.
+        reply_format: how the replies write calls.
+        as_served: whether a name that no server takes counts as the one that the rows' tool got instead; for models
+            that were shown the data's own names.
+    """
     answers: list[_Answer] = []
     judged: list[Verdict] = []
     for number, (question, reply) in enumerate(zip(questions, replies, strict=True), start=1):
         try:
-            answers.append(_Answer(question, reply, reply_format))
+            answers.append(_Answer(question, reply, reply_format, as_served=as_served))
             judged.append(answers[-1].verdict())
         except MemoryError:
             raise  # what the machine lacks has a reason of its own
@@ -230,13 +242,15 @@ def _rates(verdicts: Sequence[Verdict]) -> dict[str, Rate]:
 class _Answer:
     """A reply beside its question."""
 
-    def __init__(self, question: Question, reply: Reply, reply_format: ReplyFormat) -> None:
+    def __init__(self, question: Question, reply: Reply, reply_format: ReplyFormat, *, as_served: bool) -> None:
         self.wanted = question.gold.calls
         self.tools = question.tools
         # Data without a list of tools calls what it knows.
         self.offered = {tool.name for tool in self.tools} | {call.name for call in self.wanted}
         self.reply = reply
-        self.found = parse_reply(reply.text, reply_format)
+        self.found = parse_reply(reply.text, reply_format, self.tools)
+        if as_served:
+            self.found = replace(self.found, calls=tuple(map(self._with_served_name, self.found.calls)))
 
     def verdict(self) -> Verdict:
         calls, began_call = self.found.calls, self.found.blocks > 0
@@ -275,6 +289,10 @@ class _Answer:
         extra += [NO_CALL] * (length - len(extra))
         pairs = [(name, name) for name in right.elements()] + list(zip(missing, extra, strict=True))
         return pairs or [(NO_CALL, NO_CALL)]
+
+    def _with_served_name(self, call: Call) -> Call:
+        served = served_name(call.name)
+        return replace(call, name=served) if call.name not in self.offered and served in self.offered else call
 
     def _keeps_to_schema(self, call: Call) -> bool:
         if not self.tools:

@@ -26,11 +26,23 @@ _NAMED = 3
 _ENDS = (
     "<|im_end|>",
     "<|endoftext|>",
+    "<|eot|>",
     "<|eot_id|>",
     "<|eom_id|>",
     "<|end_of_text|>",
     "<|end|>",
+    "<|call|>",
+    "<|return|>",
+    "<|user|>",
+    "<|observation|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<|eom|>",
+    "<｜end▁of▁sentence｜>",
     "<end_of_turn>",
+    "<turn|>",
+    "<|tool_response>",
+    "<seed:eos>",
+    "[e~[",
     "<start_function_response>",
     "<eos>",
     "</s>",
@@ -66,6 +78,12 @@ class GoldRows:
 
     rows: tuple[GoldRow, ...]
     format: DatasetFormat
+
+    @property
+    def tool_names(self) -> set[str]:
+        """The tools that are offered or called in any row."""
+        offered = {tool.name for row in self.rows for tool in row.tools}
+        return offered | {call.name for row in self.rows for call in row.gold.calls}
 
 
 def read_rows(path: Path, form: DatasetFormat, tools: tuple[Tool, ...]) -> GoldRows:

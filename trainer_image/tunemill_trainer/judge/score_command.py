@@ -14,7 +14,7 @@ from tunemill_api.data import DatasetFormat
 from tunemill_api.failures import ExitCode
 
 from tunemill_trainer.errors import StageError
-from tunemill_trainer.judge.parse import ReplyFormat, detect
+from tunemill_trainer.judge.parse import ALIASES, ReplyFormat, detect
 
 _DETECT = "auto"
 
@@ -37,7 +37,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--reply-format",
-        type=str.lower,
+        type=lambda text: ALIASES.get(text.lower(), text.lower()),
         choices=reply_formats,
         default=_DETECT,
         metavar="FORMAT",
@@ -53,7 +53,7 @@ def main(options: argparse.Namespace) -> int:
     from tunemill_trainer.data.findings import full_text
     from tunemill_trainer.judge.metrics import score
     from tunemill_trainer.judge.outputs import read_outputs, read_rows, read_tools_file
-    from tunemill_trainer.judge.score_report import ScoreReport
+    from tunemill_trainer.judge.score_report import ScoreReport, UnknownReport
 
     try:
         rows = read_rows(
@@ -64,11 +64,15 @@ def main(options: argparse.Namespace) -> int:
         print(f"tunemill-trainer score: {full_text(error)}. {error.failure.remedy}", file=sys.stderr)
         return error.exit_code
     reply_format = (
-        detect(reply.text for reply in replies)
+        detect((reply.text for reply in replies), rows.tool_names)
         if options.reply_format == _DETECT
         else ReplyFormat(options.reply_format)
     )
-    report = ScoreReport(rows, score(rows.rows, replies, reply_format), reply_format)
+    report = (
+        ScoreReport(rows, score(rows.rows, replies, reply_format, as_served=True), reply_format)
+        if reply_format
+        else UnknownReport(rows)
+    )
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a character, and a reply hold half of one
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

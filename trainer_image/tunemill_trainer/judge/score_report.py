@@ -11,6 +11,10 @@ from tunemill_trainer.judge.outputs import GoldRows
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.question import slices_of
 
+_UNKNOWN = (
+    "the format of the replies is unknown: most of them name a tool between marks that no known format has. Choose one "
+    "with --reply-format, or write the calls in one of those that it lists"
+)
 _SHOWN = 10
 """Mistakes, and pairs of tools that were taken for each other, that the text shows."""
 
@@ -123,6 +127,28 @@ class ScoreReport:
             yield from _table([("id", "fault", "what is wrong"), *wrong[:_SHOWN]], numbers_from=3)
             if len(wrong) > _SHOWN:
                 yield f"… and {len(wrong) - _SHOWN} more: --json has them all"
+
+
+@dataclass(frozen=True)
+class UnknownReport:
+    """Says that the replies write calls in a format that is not known; they get no figures, which would be wrong."""
+
+    rows: GoldRows
+
+    def to_json(self) -> JsonObject:
+        """Return the same objects as a score has, without figures."""
+        return {
+            "metrics": {},
+            "rows": [
+                {"id": row.given_id, "tool_name": None, "exact_match": None, "ast_match": None, "error": _UNKNOWN}
+                for row in self.rows.rows
+            ],
+            "formats": {"rows": self.rows.format.value, "replies": "unknown"},
+        }
+
+    def to_text(self) -> str:
+        """Return what is missing, and what to do."""
+        return f"no figures: {_UNKNOWN}"
 
 
 def _most(wrong: list[tuple[int, str, str]]) -> list[tuple[int, str, str]]:

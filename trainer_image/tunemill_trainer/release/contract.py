@@ -73,7 +73,7 @@ class Contract:
         """The name of the server's parser of calls; empty when it has none."""
         if self.target is ServingTarget.TRANSFORMERS:
             return "response_template" if self.call_format in _REGIONS else ""
-        return "" if self.call_format is ReplyFormat.JSON else self.call_format.value
+        return self.call_format.value if self.call_format.served else ""
 
     def serving(self, revisions: dict[str, str], proof: str = "") -> ServingFacts | None:
         """Return how to serve what is published; None with the target None.

@@ -217,7 +217,7 @@ def check_contract(
         if contract.target is ServingTarget.TRANSFORMERS:
             calls = _transformers_calls(tokenizer, published.prompt_ids[i], said)
         else:
-            calls = parse_reply(tokenizer.decode(said), contract.call_format).calls
+            calls = parse_reply(tokenizer.decode(said), contract.call_format, probe.case.tools).calls
         read += same_calls(calls, probe.case.gold.calls)
     if contract.parser and wanted and not read:
         raise _failed(

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import JsonValue
-from trainer.judge.writing import written
-from tunemill_trainer.data.rows import Call
+from tunemill_dev.agreement.writing import written
+from tunemill_trainer.data.rows import Call, JsonObject, Tool
 from tunemill_trainer.judge.lenient import read_leniently
 from tunemill_trainer.judge.parse import ReplyFormat, detect, parse_reply
 from tunemill_trainer.judge.replies import functiongemma
@@ -53,22 +53,37 @@ def test_prose_begins_no_call(reply_format: ReplyFormat, text: str):
 @pytest.mark.parametrize(
     ("reply_format", "text"),
     [
-        (ReplyFormat.MISTRAL, '[TOOL_CALLS] [{"name": "timer", "arguments": {}}] Done.'),
-        (ReplyFormat.MISTRAL, '[TOOL_CALLS] [{"name": "timer", "arguments": {}}] [TOOL_CALLS] []'),
-        (ReplyFormat.MISTRAL, '[TOOL_CALLS] {"name": "timer", "arguments": {}}'),
-        (ReplyFormat.MISTRAL, '[TOOL_CALLS] [{"name": "timer", "arguments": "{}"}]'),
         (ReplyFormat.MISTRAL, '[TOOL_CALLS]timer{"a": }'),
-        (ReplyFormat.MISTRAL, "[TOOL_CALLS]timer"),
+        (ReplyFormat.MISTRAL, "[TOOL_CALLS] []"),
+        (ReplyFormat.PYTHONIC, "[\n  timer()\n]"),
+        (ReplyFormat.PYTHONIC, "[my.timer()]"),
+        (ReplyFormat.PYTHONIC, '[timer("Oslo")]'),
+        (ReplyFormat.PYTHONIC, "[timer(a=1),]"),
+        (ReplyFormat.QWEN3_CODER, "<tool_call>timer</tool_call><tool_call>"),
+        (
+            ReplyFormat.DEEPSEEK_V3,
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>timer<｜tool▁sep｜>{}<｜tool▁call▁end｜>",
+        ),
+        (ReplyFormat.DEEPSEEK_V31, "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{\n}<｜tool▁call▁end｜>"),
+        (ReplyFormat.KIMI_K2, "<|tool_calls_section_begin|><|tool_call_begin|>f<|tool_call_argument_begin|>{}"),
+        (ReplyFormat.GRANITE, "<|tool_call|>timer"),
+        (ReplyFormat.GRANITE4, '<tool_call>{"name": "timer", "arguments": {}}'),
+        (ReplyFormat.JAMBA, '<tool_calls>[{"name": "timer", "arguments": {}}]'),
+        (ReplyFormat.PHI4_MINI_JSON, 'functools[{"name": "timer", "arguments": {"a": [1]}}]'),
+        (ReplyFormat.COHERE_COMMAND3, '<|START_ACTION|>[{"tool_name": "timer", "parameters": {}}]<|END_ACTION|>'),
+        (ReplyFormat.LFM2, "<|tool_call_start|>[]<|tool_call_end|>"),
+        (ReplyFormat.OPENAI, "<|channel|>commentary now to=functions.f<|message|>{}<|call|>"),
+        (ReplyFormat.OPENAI, '<|channel|>commentary to=functions.f<|message|>{"a": }<|call|>'),
+        (ReplyFormat.NEMOTRON_JSON, "<TOOLCALL>[]</TOOLCALL>"),
+        (ReplyFormat.OLMO3, "<function_calls>\ntimer(\n</function_calls>"),
         (ReplyFormat.LLAMA3_JSON, '{"name": "timer"}'),
         (ReplyFormat.LLAMA3_JSON, '{"name": "timer", "parameters": {}'),
         (ReplyFormat.LLAMA3_JSON, '{"name": "timer", "parameters": {}}{"name": "timer", "parameters": {}}'),
         (ReplyFormat.LLAMA3_JSON, "<|python_tag|>timer()"),
         (ReplyFormat.PYTHONIC, "[timer(), timer(]"),
         (ReplyFormat.PYTHONIC, "[timer()] Done."),
-        (ReplyFormat.PYTHONIC, "[timer()]\nprint(1)"),
         (ReplyFormat.PYTHONIC, "[timer(a=x)]"),
         (ReplyFormat.PYTHONIC, "[timer(**{'a': 1})]"),
-        (ReplyFormat.PYTHONIC, "[timer(a=(1, 2))]"),
         (ReplyFormat.PYTHONIC, "[timer(a=1e999)]"),
         (ReplyFormat.PYTHONIC, "[timer(), 3]"),
         (ReplyFormat.PYTHONIC, "[timer(a='cut"),
@@ -83,11 +98,6 @@ def test_prose_begins_no_call(reply_format: ReplyFormat, text: str):
         (ReplyFormat.JSON, '{"name": "timer", "arguments": {"a": NaN}}'),
         (ReplyFormat.FUNCTIONGEMMA, "<start_function_call>timer{}<end_function_call>"),
         (ReplyFormat.FUNCTIONGEMMA, "<start_function_call>call:my.timer{}<end_function_call>"),
-        (ReplyFormat.FUNCTIONGEMMA, "<start_function_call>call:timer{a:<escape>cut"),
-        (
-            ReplyFormat.FUNCTIONGEMMA,
-            "<start_function_call>call:timer{a:<escape>x<escape><start_function_call>call:timer{}<end_function_call>",
-        ),
         (ReplyFormat.FUNCTIONGEMMA, "<start_function_call>call:timer{a:<escape>NaN<escape>}<end_function_call>"),
         (ReplyFormat.HERMES, '<tool_call>{"name": "timer", "arguments": {"a": "\\ud83d"}}</tool_call>'),
         (ReplyFormat.HERMES, '<tool_call>{"name": "\\ud83d", "arguments": {}}</tool_call>'),
@@ -114,7 +124,28 @@ def test_a_broken_call_breaks_the_reply(reply_format: ReplyFormat, text: str):
             ReplyFormat.LLAMA3_JSON,
             '<|python_tag|>{"name": "timer", "arguments": {"a": 1}}; {"name": "timer", "parameters": {"a": 1}} Done.',
         ),
-        (ReplyFormat.PYTHONIC, "[timer(a=+1), timer(a=1),]\n"),
+        (
+            ReplyFormat.MISTRAL,
+            (
+                '[TOOL_CALLS] [{"name": "timer", "arguments": {"a": 1}}, '
+                '{"name": "timer", "arguments": "{\\"a\\": 1}"}] Done.'
+            ),
+        ),
+        (ReplyFormat.PYTHONIC, "[timer(a=+1), timer(a=1)]\nprint(1)"),
+        (ReplyFormat.PYTHONIC, "<think>[timer(a=2)]</think>\n\n[timer(a=1), timer(a=1)]"),
+        (ReplyFormat.LFM2, "Well. <|tool_call_start|>[timer(a=01), timer(a=1)]<|tool_call_end|> Done."),
+        (ReplyFormat.OLMO3, "<function_calls>\ntimer(a=1)\n\ntimer(a=1)\n</function_calls>"),
+        (
+            ReplyFormat.GRANITE,
+            (
+                'Well.<tool_call> [{"name": "timer", "arguments": {"a": 1}} '
+                '{"name": "timer", "arguments": {"a": 1}}] Done.'
+            ),
+        ),
+        (
+            ReplyFormat.XLAM,
+            '```json\n[{"name": "timer", "arguments": {"a": 1}}, {"name": "timer", "arguments": "{\\"a\\": 1}"}]\n```',
+        ),
         (ReplyFormat.JSON, ' [{"arguments": {"a": 1}, "name": "timer"}, {"name": "timer", "arguments": {"a": 1}}]\n'),
         (ReplyFormat.FUNCTIONGEMMA, f"Well.{GEMMA_TIMER}<end_function_call>{GEMMA_TIMER}"),
     ],
@@ -124,15 +155,27 @@ def test_what_servers_forgive(reply_format: ReplyFormat, text: str):
     assert parse_reply(text, reply_format).calls == (Call("timer", {"a": 1}),) * 2
 
 
-@pytest.mark.parametrize("reply_format", ReplyFormat)
+@pytest.mark.parametrize(
+    "reply_format", [kind for kind in ReplyFormat if kind not in (ReplyFormat.GRANITE4, ReplyFormat.PHI4_MINI_JSON)]
+)
 def test_marks_within_an_argument_begin_nothing(reply_format: ReplyFormat):
-    """A text may speak of calls; only the end of its own call may not stand in it."""
+    """A text may speak of calls; only the end of its own call may not stand in it. Two parsers look at marks alone."""
     call = Call("timer", {"a": "<tool_call>, <start_function_call>call:f{}, <|python_tag|>, [f()], {}"})
     reply = parse_reply(written([call], reply_format), reply_format)
     assert (reply.calls, reply.blocks) == ((call,), 1)
 
 
-LONG = 100_000
+TYPED_BY_SCHEMA = (
+    ReplyFormat.FUNCTIONGEMMA,
+    ReplyFormat.GEMMA4,
+    ReplyFormat.GLM45,
+    ReplyFormat.MINIMAX_M2,
+    ReplyFormat.QWEN3_CODER,
+    ReplyFormat.SEED_OSS,
+)
+"""They write numbers as text does."""
+
+LONG = 20_000
 MONSTERS = [
     "{",
     '{"a":',
@@ -188,10 +231,59 @@ def test_function_gemma_loses_what_is_not_escaped():
     assert functiongemma.read_all(text) == (Call("f", meant),)
 
 
+@pytest.mark.parametrize("reply_format", TYPED_BY_SCHEMA[1:])
+def test_values_take_the_types_of_the_schema(reply_format: ReplyFormat):
+    """What is written without quotes is a text until the tool's schema says what it is."""
+    call = Call("f", {"n": 2, "t": "2", "on": True, "list": [1, 2], "none": None})
+    properties = {"n": "integer", "t": "string", "on": "boolean", "list": "array", "none": ["null", "string"]}
+    schema: JsonObject = {"properties": {name: {"type": kind} for name, kind in properties.items()}}
+    if reply_format is ReplyFormat.GEMMA4:
+        schema["properties"]["list"]["items"] = {"type": "integer"}  # type: ignore[index, call-overload]
+    text = written([call], reply_format)
+    assert parse_reply(text, reply_format, [Tool("f", "", schema)]).calls == (call,)
+    assert parse_reply(text, reply_format).calls[0].arguments["n"] == "2"
+
+
+THINKING = {
+    ReplyFormat.SEED_OSS: ("<seed:think>", "</seed:think>"),
+    ReplyFormat.GEMMA4: ("<|channel>thought\n", "<channel|>"),
+    ReplyFormat.GRANITE: ("Here is my thought process:", "Here is my response:"),
+    ReplyFormat.OPENAI: ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant"),
+    ReplyFormat.COHERE_COMMAND3: ("<|START_THINKING|>", "<|END_THINKING|>"),
+}
+
+
+@pytest.mark.parametrize("reply_format", ReplyFormat)
+def test_reasoning_is_split_off_first(reply_format: ReplyFormat):
+    """A thought in front, whose first mark the prompt may have written, changes nothing; without an end it is all."""
+    call = Call("timer", {})
+    start, end = THINKING.get(reply_format, ("<think>", "</think>"))
+    if reply_format is not ReplyFormat.MISTRAL:  # whose list belongs to models that do not think
+        assert parse_reply(f"{start}I look.{end}{written([call], reply_format)}", reply_format).calls == (call,)
+    assert parse_reply(f"{start}I look.", reply_format).calls == ()
+
+
+@pytest.mark.parametrize(
+    "reply_format",
+    [kind for kind in ReplyFormat if kind not in (ReplyFormat.GRANITE4, ReplyFormat.XLAM, ReplyFormat.LLAMA3_JSON)],
+)
+def test_a_format_is_known_by_its_marks(reply_format: ReplyFormat):
+    """Formats share tags such as <tool_call>: what follows decides."""
+    assert detect([written([OSLO], reply_format)]) is reply_format
+
+
+def test_an_unknown_format_is_not_taken_for_another():
+    """A tool's name between marks that no format has: no format, and so no figures."""
+    text = '<action>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</action>'
+    assert detect([text, text, "Hello"], ["get_weather"]) is None
+    assert detect([text, written([OSLO], ReplyFormat.HERMES)], ["get_weather"]) is ReplyFormat.HERMES
+    assert detect(["I would use get_weather.", "<b>Hello</b>"], ["get_weather"]) is ReplyFormat.HERMES
+
+
 def test_pythonic_loses_arguments_without_a_name():
     """The server drops them; the client gets a call without."""
-    reply = parse_reply('[get_weather("Oslo")]', ReplyFormat.PYTHONIC)
-    assert (reply.calls, reply.lost) == ((Call("get_weather", {}),), ("get_weather.1",))
+    reply = parse_reply('[timer(a=1), get_weather("Oslo")]', ReplyFormat.PYTHONIC)
+    assert (reply.calls, reply.lost) == ((Call("timer", {"a": 1}), Call("get_weather", {})), ("get_weather.1",))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +334,10 @@ CALLS = st.lists(
 )
 
 
-@given(CALLS, st.sampled_from([kind for kind in ReplyFormat if kind is not ReplyFormat.FUNCTIONGEMMA]))
+@given(
+    CALLS,
+    st.sampled_from([kind for kind in ReplyFormat if kind not in (*TYPED_BY_SCHEMA, ReplyFormat.PHI4_MINI_JSON)]),
+)
 def test_what_is_written_is_read(calls: list[Call], reply_format: ReplyFormat):
     """Any arguments, in every format that can carry them."""
     assert parse_reply(written(calls, reply_format), reply_format).calls == tuple(calls)

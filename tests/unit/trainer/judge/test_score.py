@@ -153,6 +153,12 @@ def test_the_last_assistant_message_is_the_answer(scored: Scored):
         ('[weather(city="Oslo")]', [], "pythonic"),
         ('[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Oslo"}}]</s>', [], "mistral"),
         ("<start_function_call>call:weather{city:<escape>Oslo<escape>}<end_function_call>", [], "functiongemma"),
+        ('<|python_start|>[weather(city="Oslo")]<|python_end|><|eot|>', [], "llama4_pythonic"),
+        ('[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Oslo"}}]\n\nI will look.</s>', [], "mistral"),
+        ('<think>look</think>\n\n[weather(city="Oslo")]<|eot_id|>', [], "pythonic"),
+        ("<tool_call><function=weather><parameter=city>Oslo</parameter></function></tool_call>", [], "qwen3_coder"),
+        ("<tool_call>weather\n<arg_key>city</arg_key><arg_value>Oslo</arg_value></tool_call>", [], "glm45"),
+        (says(OSLO), ["--reply-format", "qwen3_json"], "hermes"),
         (json.dumps(OSLO) + "<|eot_id|>\n<|endoftext|>", [], "json"),
         (f"Sure: {json.dumps(OSLO)}", ["--reply-format", "llama3_json"], "llama3_json"),
     ],
@@ -162,6 +168,24 @@ def test_replies_of_any_family(scored: Scored, output: str, options: list[str], 
     report = json.loads(scored([a_row("a", OSLO)], [{"id": "a", "output": output}], "--json", *options)[1])
     assert report["rows"][0]["exact_match"] is True
     assert report["formats"]["replies"] == reply_format
+
+
+def test_an_unknown_format_gets_no_figures(scored: Scored):
+    """Marks that nobody knows, around a tool that is wanted: 0 % would be a lie about the model."""
+    outputs = [{"id": "a", "output": f"<action>{json.dumps(OSLO)}</action>"}]
+    code, out, _ = scored([a_row("a", OSLO)], outputs, "--json")
+    report = json.loads(out)
+    assert (code, report["formats"]["replies"], report["metrics"]) == (0, "unknown", {})
+    assert report["rows"][0]["exact_match"] is None
+    assert "format of the replies is unknown" in scored([a_row("a", OSLO)], outputs)[1]
+    assert json.loads(scored([a_row("a", OSLO)], outputs, "--json", "--reply-format", "hermes")[1])["metrics"]
+
+
+def test_the_datas_own_name_of_a_tool_is_the_servers(scored: Scored):
+    """Rows get names that servers take; a model that was shown the old one is not wrong for it."""
+    call = {"name": "Market Trends API", "arguments": {"kind": "stock"}}
+    report = json.loads(scored([a_row("a", call)], [{"id": "a", "output": says(call)}], "--json")[1])
+    assert report["rows"][0]["exact_match"] is True
 
 
 def test_marks_at_the_end_say_who_finished(scored: Scored):

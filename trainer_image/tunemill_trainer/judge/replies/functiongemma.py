@@ -2,18 +2,17 @@
 
 The model writes numbers, booleans, lists and objects without `<escape>`. vLLM's parser knows only what stands between
 two `<escape>` and leaves out everything else without a word, and it reads a text such as 5 or true as JSON. The last
-call may miss its mark at the end, for which a server may have stopped. One that ends before its brace was cut off; the
-server would call with what is there, and nobody should.
+call may miss its end, for which a server may have stopped: what stands there until then counts.
 """
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from pydantic import JsonValue
 
-from tunemill_trainer.data.rows import Call, JsonObject
+from tunemill_trainer.data.rows import Call, JsonObject, Tool
 from tunemill_trainer.data.values import refuse_constant
 from tunemill_trainer.judge.replies.parsed import NO_CALL, ParsedReply, broken, refuse_unusable
 
@@ -30,17 +29,15 @@ _TOKEN = re.compile(r"<escape>(.*?)<escape>|([{}\[\],:])|([^{}\[\],:]+)", re.DOT
 _NAMES: dict[str, JsonValue] = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
 
 
-def read(text: str) -> ParsedReply:
+def read(text: str, _tools: Sequence[Tool] = ()) -> ParsedReply:
     """Return the calls of a reply."""
     found = list(_CALL.finditer(text))
     # A mark within an argument begins nothing.
     begun = max(len(found), _TEXT.sub("", text).count(BEGIN))
     if not begun:
         return NO_CALL
-    if len(found) < begun:
-        return broken(begun, f"{begun} calls are begun and only {len(found)} have the form call:name{{…}}")
-    if found[-1][3] and not found[-1][4].rstrip().endswith("}"):
-        return broken(begun, "the last call was cut off")
+    if not found:
+        return broken(begun, "no call has the form call:name{…}")
     try:
         calls = tuple(Call(call[1] or call[3], _arguments(call[2] or call[4] or "")) for call in found)
         refuse_unusable(calls)

@@ -5,7 +5,9 @@ server hand the whole reply back as plain text. Text around the blocks does not 
 """
 
 import re
+from collections.abc import Sequence
 
+from tunemill_trainer.data.rows import Tool
 from tunemill_trainer.judge.replies.parsed import NO_CALL, ParsedReply, call_of, read_each, read_json
 
 BEGIN = "<tool_call>"
@@ -13,7 +15,7 @@ BEGIN = "<tool_call>"
 _BLOCK = re.compile(r"<tool_call>(.*?)</tool_call>|<tool_call>(.*)", re.DOTALL)
 
 
-def read(text: str) -> ParsedReply:
+def read(text: str, _tools: Sequence[Tool] = ()) -> ParsedReply:
     """Return the calls of a reply."""
     if BEGIN not in text:
         return NO_CALL

@@ -6,9 +6,11 @@ without arguments, and a brace that begins no JSON, make it hand the whole reply
 
 import json
 import re
+from collections.abc import Sequence
 
 from pydantic import JsonValue
 
+from tunemill_trainer.data.rows import Tool
 from tunemill_trainer.data.values import refuse_constant
 from tunemill_trainer.judge.replies.parsed import (
     NO_CALL,
@@ -25,7 +27,7 @@ _DECODER = json.JSONDecoder(parse_constant=refuse_constant)
 _NAMED = re.compile(r'\{\s*"(?:name|type|function|parameters|arguments)"')
 
 
-def read(text: str) -> ParsedReply:
+def read(text: str, _tools: Sequence[Tool] = ()) -> ParsedReply:
     """Return the calls of a reply."""
     objects: list[JsonValue] = []
     end = -1

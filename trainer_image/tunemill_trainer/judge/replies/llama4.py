@@ -3,6 +3,9 @@
 Between the marks, or without them, it is the list of calls of the pythonic format.
 """
 
+from collections.abc import Sequence
+
+from tunemill_trainer.data.rows import Tool
 from tunemill_trainer.judge.replies import pythonic
 from tunemill_trainer.judge.replies.parsed import ParsedReply
 
@@ -11,7 +14,7 @@ BEGIN = "<|python_start|>"
 _END = "<|python_end|>"
 
 
-def read(text: str) -> ParsedReply:
+def read(text: str, _tools: Sequence[Tool] = ()) -> ParsedReply:
     """Return the calls of a reply."""
     if text.startswith(BEGIN):
         text = text.removeprefix(BEGIN).replace(_END, "")

@@ -1,44 +1,87 @@
 """`[TOOL_CALLS] [{"name": …, "arguments": {…}}]`, or since tokenizer version 11 `[TOOL_CALLS]name{…}` a call: Mistral.
 
-Text before the first mark does not matter. With the list there is one mark, and nothing but the list follows it.
+Text before the first mark and after the list or after a call's arguments does not matter. In the list, what is no call
+is left out, and arguments may be the text of an object.
 """
 
+import json
 import re
+from collections.abc import Sequence
 
-from tunemill_trainer.data.rows import Call
-from tunemill_trainer.judge.replies.parsed import NO_CALL, ParsedReply, broken, call_of, read_each, read_json
+from pydantic import JsonValue
+
+from tunemill_trainer.data.rows import Tool
+from tunemill_trainer.judge.replies.parsed import NO_CALL, ParsedReply, broken, calls_of_texts, not_json
+from tunemill_trainer.judge.replies.scanning import Place, Scanner, Step, as_calls
 
 BEGIN = "[TOOL_CALLS]"
 
-_MARKS = re.compile(r"\[CALL_ID\]|\[ARGS\]")
-"""Some versions of the tokenizer have the call's id, or a mark, between name and arguments."""
+_CALL_ID = re.compile(r"\[CALL_ID\].*", re.DOTALL)
+"""Some versions of the tokenizer have the call's id between name and arguments."""
+_SCANNER = Scanner(
+    {
+        (Place.TEXT, BEGIN): Step(Place.NAME, begins=True),
+        (Place.NAME, "[ARGS]"): Step(Place.ARGUMENTS),
+        (Place.NAME, "{"): Step(Place.ARGUMENTS, kept=True),
+        (Place.ARGUMENTS, BEGIN): Step(Place.NAME, begins=True),
+    },
+    inert=("[THINK]", "[/THINK]"),
+)
+_DECODER = json.JSONDecoder()
+_LIST = re.compile(r"\[{.*}\]", re.DOTALL)
 
 
-def read(text: str) -> ParsedReply:
+def is_listed(text: str) -> bool:
+    """Return whether the calls are written as before tokenizer version 11."""
+    return _first_part(text).startswith(("[{", "{", "[\n", "[ ", "[]"))
+
+
+def read(text: str, tools: Sequence[Tool]) -> ParsedReply:
     """Return the calls of a reply."""
     if BEGIN not in text:
         return NO_CALL
-    parts = [part.strip() for part in text.split(BEGIN)[1:]]
-    if parts[0].startswith(("[", "{")):
-        return _listed(parts)
-    return read_each(parts, _named)
+    if is_listed(text):
+        return _listed(_first_part(text))
+    found = _SCANNER.calls(text)
+    for call in found:
+        call.name = _CALL_ID.sub("", call.name)
+        call.parts = [call.arguments]
+    nameless = [call for call in found if not call.name.strip()]
+    if nameless:
+        return broken(len(found), f"expected a name and arguments after {BEGIN}")
+    return as_calls(found, _first_value, tools)
 
 
-def _listed(parts: list[str]) -> ParsedReply:
-    if len(parts) > 1:
-        return broken(len(parts), f"expected one {BEGIN} before the list of calls, found {len(parts)}")
+def _first_part(text: str) -> str:
+    """Return what follows the first mark that anything follows."""
+    parts = (part.strip() for part in text.split(BEGIN)[1:])
+    return next((part for part in parts if part), "")
+
+
+def _first_value(arguments: str) -> str:
+    arguments = arguments.strip()
     try:
-        calls = read_json(parts[0])
-    except ValueError as error:
+        return arguments[: _DECODER.raw_decode(arguments)[1]]
+    except ValueError:
+        return arguments
+
+
+def _listed(text: str) -> ParsedReply:
+    try:
+        value: JsonValue = _DECODER.raw_decode(text)[0]
+    except json.JSONDecodeError as error:
+        inner = _LIST.search(text)
+        try:
+            value = json.loads(inner[0]) if inner else None
+        except ValueError:
+            value = None
+        if value is None:
+            return broken(1, not_json(error))
+    except (ValueError, RecursionError) as error:
         return broken(1, error)
-    if not isinstance(calls, list) or not calls:
-        return broken(1, f"expected a list of calls after {BEGIN}")
-    return read_each(calls, call_of)
-
-
-def _named(part: str) -> Call:
-    name, brace, arguments = part.partition("{")
-    name = _MARKS.split(name)[0].strip()
-    if not brace or not name:
-        raise ValueError(f"expected a name and arguments after {BEGIN}")
-    return call_of({"name": name, "arguments": read_json(brace + arguments)})
+    calls: list[tuple[str, JsonValue]] = []
+    for call in value if isinstance(value, list) else [value]:
+        if isinstance(call, dict) and call.keys() & {"name", "arguments"}:
+            name, arguments = call.get("name"), call.get("arguments")
+            calls.append((name if isinstance(name, str) else "", "{}" if arguments is None else arguments))
+    return calls_of_texts(calls, max(1, len(calls)), f"expected a list of calls after {BEGIN}")

@@ -12,7 +12,7 @@ from tunemill_trainer.data.values import is_deep, refuse_constant
 
 _Part = TypeVar("_Part")
 
-_TOO_DEEP = "the call is nested too deeply to be read"
+TOO_DEEP = "the call is nested too deeply to be read"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,18 @@ def read_each(parts: Iterable[_Part], read: Callable[[_Part], Call]) -> ParsedRe
     except ValueError as error:
         return broken(len(parts), error)
     except RecursionError:
-        return broken(len(parts), _TOO_DEEP)
+        return broken(len(parts), TOO_DEEP)
+
+
+def read_list(text: str, mark: str, arguments_fields: tuple[str, ...] = ("arguments",)) -> ParsedReply:
+    """Return the calls of a JSON list, which may not be empty; `mark` is what stands before it."""
+    try:
+        calls = read_json(text)
+    except ValueError as error:
+        return broken(1, error)
+    if not isinstance(calls, list) or not calls:
+        return broken(1, f"expected a list of calls after {mark}")
+    return read_each(calls, lambda call: call_of(call, arguments_fields))
 
 
 def read_json(text: str) -> JsonValue:
@@ -65,7 +76,7 @@ def read_json(text: str) -> JsonValue:
     except json.JSONDecodeError as error:
         raise ValueError(not_json(error)) from error
     except RecursionError as error:
-        raise ValueError(_TOO_DEEP) from error
+        raise ValueError(TOO_DEEP) from error
 
 
 def call_of(value: JsonValue, arguments_fields: tuple[str, ...] = ("arguments",)) -> Call:
@@ -90,6 +101,31 @@ def call_of(value: JsonValue, arguments_fields: tuple[str, ...] = ("arguments",)
     return Call(name, arguments)
 
 
+def calls_of_texts(parts: Iterable[tuple[str, JsonValue]], blocks: int, none: str) -> ParsedReply:
+    """Return the calls of which a server hands on the names, and the arguments as text without looking into them.
+
+    Args:
+        parts: name and arguments of each call; the arguments as the text of a JSON object, or as such an object.
+        blocks: how many calls are begun.
+        none: what is wrong when there are no parts.
+    """
+    parts = list(parts)
+    if not parts:
+        return broken(blocks, none)
+    reply = read_each(parts, lambda part: _call_of_text(*part))
+    return reply if reply.error else ParsedReply(reply.calls, max(blocks, len(reply.calls)))
+
+
+def _call_of_text(name: str, arguments: JsonValue) -> Call:
+    if not name:
+        raise ValueError("a call has no name")
+    # Clients take no text at all for no arguments.
+    value = read_json(arguments or "{}") if isinstance(arguments, str) else arguments
+    if not isinstance(value, dict):
+        raise ValueError(f"the arguments of a call must be a JSON object, found {type(value).__name__}")
+    return Call(name, value)
+
+
 def refuse_unusable(calls: Iterable[Call]) -> None:
     r"""Refuse what JSON cannot carry to a client: endless nesting, 1e999, half of a character as "\ud83d" alone is.
 
@@ -98,7 +134,7 @@ def refuse_unusable(calls: Iterable[Call]) -> None:
     """
     for call in calls:
         if is_deep(call.arguments):
-            raise ValueError(_TOO_DEEP)
+            raise ValueError(TOO_DEEP)
         try:
             json.dumps(call.to_json(), ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError as error:

@@ -4,13 +4,15 @@ No text may stand around it, and no code fence. An object with other fields is a
 """
 
 import re
+from collections.abc import Sequence
 
+from tunemill_trainer.data.rows import Tool
 from tunemill_trainer.judge.replies.parsed import NO_CALL, ParsedReply, broken, call_of, read_each, read_json
 
 BEGIN = re.compile(r'\s*(?:\[\s*)?\{(?=.*"(?:name|function|arguments|parameters)"\s*:)', re.DOTALL)
 
 
-def read(text: str) -> ParsedReply:
+def read(text: str, _tools: Sequence[Tool] = ()) -> ParsedReply:
     """Return the calls of a reply."""
     if not BEGIN.match(text):
         return NO_CALL

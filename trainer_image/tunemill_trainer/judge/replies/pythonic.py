@@ -1,42 +1,71 @@
 """`[name(argument="text", other=3), name()]`: Llama 3.2 and 4, ToolACE.
 
-The whole reply must be one Python list of calls, from its first character on. Arguments are literals by name; the
-server leaves out those without a name.
+The reply must begin with the list, its first call right after the bracket and with a name of letters, digits and `_`.
+Arguments are literals by name; the server leaves out those without a name.
 """
 
 import ast
+import json
 import re
 import warnings
+from collections.abc import Sequence
+from typing import cast
 
 from pydantic import JsonValue
 
-from tunemill_trainer.data.rows import Call
+from tunemill_trainer.data.rows import Call, JsonObject, Tool
 from tunemill_trainer.data.values import LONGEST_LITERAL
 from tunemill_trainer.judge.replies.parsed import NO_CALL, ParsedReply, broken, read_each
 
 BEGIN = re.compile(r"\[\s*[A-Za-z][\w.]*\(")
 
+_EMPTY = r"[a-zA-Z]\w*\(\)"
+_SHAPE = re.compile(rf"\[(?:{_EMPTY},\s*)*(?:{_EMPTY}\s*)*(?:(?<=\))\s*(\])|[a-zA-Z]\w*\([a-zA-Z]\w*=)")
+"""What vLLM's pattern comes down to: calls without arguments, up to the end or to the first argument of any call."""
+_END = re.compile(r"\)\s*\]")
 _JSON_NAMES: dict[str, JsonValue] = {"true": True, "false": False, "null": None}
 
 
-def read(text: str) -> ParsedReply:
+def read(text: str, _tools: Sequence[Tool] = ()) -> ParsedReply:
     """Return the calls of a reply."""
-    if not BEGIN.match(text):
-        return NO_CALL
-    begun = len(re.findall(r"[\[,]\s*[A-Za-z][\w.]*\(", text))
+    shape = _SHAPE.match(text)
+    if shape is None or not (shape[1] or _END.search(text, shape.end())):
+        if not BEGIN.match(text.lstrip()):
+            return NO_CALL
+        return broken(_begun(text), "the reply does not begin with a closed list of calls by plain names")
+    return read_statement(text)
+
+
+def read_statement(text: str) -> ParsedReply:
+    """Return the calls of the list that is the first statement of a text in Python's syntax."""
+    begun = _begun(text)
     if len(text) > LONGEST_LITERAL:
         return broken(
             begun, f"the reply is longer than the {LONGEST_LITERAL >> 10} Ki characters that are read as calls"
         )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # about escapes in the model's strings
-            statements = ast.parse(text.rstrip()).body
+        statements = parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return broken(begun, f"the reply is no list of calls: {error}")
-    listed = statements[0].value if len(statements) == 1 and isinstance(statements[0], ast.Expr) else None
+    listed = statements[0].value if statements and isinstance(statements[0], ast.Expr) else None
     if not isinstance(listed, ast.List):
         return broken(begun, "something follows the list of calls")
+    return calls_of_list(listed, begun)
+
+
+def parse(text: str) -> list[ast.stmt]:
+    """Return the statements of a text in Python's syntax.
+
+    Raises:
+        SyntaxError, ValueError, RecursionError, MemoryError: it is none that can be read.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # about escapes in the model's strings
+        return ast.parse(text).body
+
+
+def calls_of_list(listed: ast.List, begun: int) -> ParsedReply:
+    """Return the calls of a list in Python's syntax."""
     reply = read_each(listed.elts, _call)
     nodes = [node for node in listed.elts if isinstance(node, ast.Call)]
     lost = [
@@ -44,13 +73,17 @@ def read(text: str) -> ParsedReply:
         for call, node in zip(reply.calls, nodes, strict=False)
         for position in range(1, len(node.args) + 1)
     ]
-    return ParsedReply(reply.calls, max(reply.blocks, 1), reply.error, tuple(lost))
+    return ParsedReply(reply.calls, max(reply.blocks, begun if reply.error else 1), reply.error, tuple(lost))
+
+
+def _begun(text: str) -> int:
+    return len(re.findall(r"[\[,]\s*[A-Za-z][\w.]*\(", text))
 
 
 def _call(node: ast.expr) -> Call:
     if not isinstance(node, ast.Call):
         raise ValueError("the list holds something that is no call")
-    arguments: dict[str, JsonValue] = {}
+    arguments: dict[object, object] = {}
     for keyword in node.keywords:
         if keyword.arg is None:
             raise ValueError("a call has ** among its arguments")
@@ -58,7 +91,8 @@ def _call(node: ast.expr) -> Call:
             arguments[keyword.arg] = _value(keyword.value)
         except ValueError as error:
             raise ValueError(f"the argument {keyword.arg} {error}") from error
-    return Call(_name(node.func), arguments)
+    # As the server has it: keys that are numbers become text.
+    return Call(_name(node.func), cast("JsonObject", json.loads(json.dumps(arguments, ensure_ascii=False))))
 
 
 def _name(node: ast.expr) -> str:
@@ -69,19 +103,24 @@ def _name(node: ast.expr) -> str:
     raise ValueError("a call has no plain name")
 
 
-def _value(node: ast.expr) -> JsonValue:
-    if isinstance(node, ast.Constant) and (node.value is None or isinstance(node.value, str | bool | int | float)):
-        return node.value
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
-        number = _value(node.operand)
-        if isinstance(number, int | float) and not isinstance(number, bool):
-            return -number if isinstance(node.op, ast.USub) else number
-    if isinstance(node, ast.List):
-        return [_value(item) for item in node.elts]
-    if isinstance(node, ast.Dict):
-        keys = [_value(key) if key is not None else None for key in node.keys]
-        if all(isinstance(key, str) for key in keys):
-            return {str(key): _value(item) for key, item in zip(keys, node.values, strict=True)}
-    if isinstance(node, ast.Name) and node.id in _JSON_NAMES:
-        return _JSON_NAMES[node.id]
+def _value(node: ast.expr) -> object:
+    match node:
+        case ast.Constant(value=value) if value is None or isinstance(value, str | bool | int | float):
+            return value
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=operand):
+            number = _value(operand)
+            if isinstance(number, int | float) and not isinstance(number, bool):
+                return -number if isinstance(sign, ast.USub) else number
+        case ast.List(elts=items) | ast.Tuple(elts=items) | ast.Set(elts=items):
+            return [_value(item) for item in items]
+        case ast.Dict(keys=keys, values=values) if all(_is_key(key) for key in keys):
+            return {cast("ast.Constant", key).value: _value(item) for key, item in zip(keys, values, strict=True)}
+        case ast.JoinedStr(values=parts) if all(isinstance(part, ast.Constant) for part in parts):
+            return "".join(str(cast("ast.Constant", part).value) for part in parts)
+        case ast.Name(id=name) if name in _JSON_NAMES:
+            return _JSON_NAMES[name]
     raise ValueError("is no literal")
+
+
+def _is_key(node: ast.expr | None) -> bool:
+    return isinstance(node, ast.Constant) and (node.value is None or isinstance(node.value, str | bool | int | float))

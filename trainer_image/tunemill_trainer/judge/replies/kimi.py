@@ -1,0 +1,39 @@
+"""`<|tool_call_begin|>functions.name:0<|tool_call_argument_begin|>{…}<|tool_call_end|>` in a section: Kimi K2.
+
+The name stands before the call's number. Text after the section is passed over.
+"""
+
+import re
+from collections.abc import Sequence
+
+from tunemill_trainer.data.rows import Tool
+from tunemill_trainer.judge.replies.parsed import ParsedReply
+from tunemill_trainer.judge.replies.scanning import Place, Scanner, Step, as_calls
+
+BEGIN = "<|tool_calls_section_begin|>"
+
+_SECTION_END, _CALL, _ARGUMENTS = "<|tool_calls_section_end|>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>"
+_SCANNER = Scanner(
+    {
+        (Place.TEXT, BEGIN): Step(Place.BEFORE_NAME),
+        (Place.BEFORE_NAME, _CALL): Step(Place.NAME, begins=True),
+        (Place.NAME, _ARGUMENTS): Step(Place.ARGUMENTS),
+        (Place.ARGUMENTS, "<|tool_call_end|>"): Step(Place.AFTER_CALL),
+        (Place.ARGUMENTS, _SECTION_END): Step(Place.BEFORE_NAME),
+        (Place.AFTER_CALL, _CALL): Step(Place.NAME, begins=True),
+        (Place.AFTER_CALL, _SECTION_END): Step(Place.BEFORE_NAME),
+    }
+)
+_ID = re.compile(r".+:\d+")
+
+
+def read(text: str, tools: Sequence[Tool]) -> ParsedReply:
+    """Return the calls of a reply."""
+    found = _SCANNER.calls(text)
+    for call in found:
+        numbered = _ID.match(call.name.strip())
+        if numbered:
+            call.name = numbered[0].strip().split(":")[0].removeprefix("functions.")
+        elif call.arguments:
+            call.name = ""
+    return as_calls(found, str.strip, tools)

@@ -1,0 +1,50 @@
+"""`<minimax:tool_call><invoke name="f"><parameter name="a">value</parameter></invoke></minimax:tool_call>`: MiniMax M2.
+
+Names may have single quotes or none, and the outer tags may be missing. Only offered tools can be called. Values are
+taken as they stand, spaces included, with the types of the tool's schema.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+
+from tunemill_trainer.data.rows import Tool
+from tunemill_trainer.judge.replies.parsed import ParsedReply
+from tunemill_trainer.judge.replies.scanning import Place, Scanner, Step, as_calls
+
+BEGIN = re.compile(r"<minimax:tool_call>|<invoke name=")
+
+_START, _END = "<minimax:tool_call>", "</minimax:tool_call>"
+_SCANNER = Scanner(
+    {
+        (Place.TEXT, _START): Step(Place.BEFORE_NAME),
+        (Place.BEFORE_NAME, _END): Step(Place.TEXT),
+        (Place.AFTER_CALL, _END): Step(Place.TEXT),
+        (Place.ARGUMENTS, "</invoke>"): Step(Place.AFTER_CALL),
+        **{
+            (place, f"<invoke name={quote}"): Step(Place.NAME, begins=True)
+            for place in (Place.TEXT, Place.BEFORE_NAME, Place.AFTER_CALL)
+            for quote in ('"', "'", "")
+        },
+        **{(Place.NAME, f"{quote}>"): Step(Place.ARGUMENTS) for quote in ('"', "'", "")},
+    },
+    inert=("<parameter name=", "</parameter>", "<think>", "</think>"),
+)
+_PARAMETER = re.compile(
+    r"""<\s*parameter\s+name\s*=\s*(?:"([^"]*)"|'([^']*)'|([^>\s]+))\s*>"""
+    r"(.*?)(?:<\s*/\s*parameter\s*>|(?=<\s*parameter\s+name\s*=))",
+    re.DOTALL,
+)
+
+
+def read(text: str, tools: Sequence[Tool]) -> ParsedReply:
+    """Return the calls of a reply."""
+    return as_calls(_SCANNER.calls(text), _to_json, tools, only_offered=True)
+
+
+def _to_json(arguments: str) -> str:
+    found = {}
+    for *names, value in _PARAMETER.findall(arguments):
+        if name := "".join(names).strip():
+            found[name] = value
+    return json.dumps(found, ensure_ascii=False)

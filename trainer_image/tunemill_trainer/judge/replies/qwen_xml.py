@@ -1,0 +1,55 @@
+"""`<tool_call><function=name><parameter=key>value</parameter></function></tool_call>`: Qwen3-Coder.
+
+Nemotron 3 and Seed-OSS, too. The tags around functions may be missing. A parameter that is not closed is closed by the
+next one, and the last one is left out. Values lose one line break at each end and take the types of the tool's schema.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+
+from tunemill_trainer.data.rows import Tool
+from tunemill_trainer.judge.replies.parsed import ParsedReply
+from tunemill_trainer.judge.replies.scanning import Place, Scanner, Step, as_calls
+
+BEGIN = re.compile(r"<tool_call>\s*<function=|<function=[^<>]*>\s*(?:<parameter=|</function>)")
+SEED_BEGIN = "<seed:tool_call>"
+
+_PARAMETER = re.compile(r"<\s*parameter\s*=\s*([^>]*)>(.*?)(?:<\s*/\s*parameter\s*>|(?=<\s*parameter\s*=))", re.DOTALL)
+
+
+def _scanner(namespace: str) -> Scanner:
+    start, end = f"<{namespace}tool_call>", f"</{namespace}tool_call>"
+    return Scanner(
+        {
+            (Place.TEXT, start): Step(Place.BEFORE_NAME, begins=True),
+            (Place.TEXT, "<function="): Step(Place.NAME, begins=True),
+            (Place.BEFORE_NAME, end): Step(Place.TEXT),
+            (Place.BEFORE_NAME, "<function="): Step(Place.NAME),
+            (Place.NAME, ">"): Step(Place.ARGUMENTS),
+            (Place.NAME, "</function>"): Step(Place.AFTER_CALL),
+            (Place.ARGUMENTS, "</function>"): Step(Place.AFTER_CALL),
+            (Place.AFTER_CALL, end): Step(Place.TEXT),
+            (Place.AFTER_CALL, start): Step(Place.BEFORE_NAME, begins=True),
+            (Place.AFTER_CALL, "<function="): Step(Place.NAME, begins=True),
+        },
+        inert=("<parameter=", "</parameter>", f"<{namespace}think>", f"</{namespace}think>"),
+    )
+
+
+_QWEN, _SEED = _scanner(""), _scanner("seed:")
+
+
+def read(text: str, tools: Sequence[Tool]) -> ParsedReply:
+    """Return the calls of a reply of Qwen3-Coder."""
+    return as_calls(_QWEN.calls(text), _to_json, tools)
+
+
+def read_seed(text: str, tools: Sequence[Tool]) -> ParsedReply:
+    """Return the calls of a reply of Seed-OSS, whose outer tags are `<seed:tool_call>`."""
+    return as_calls(_SEED.calls(text), _to_json, tools)
+
+
+def _to_json(arguments: str) -> str:
+    found = {name: value.removeprefix("\n").removesuffix("\n") for name, value in _PARAMETER.findall(arguments)}
+    return json.dumps(found, ensure_ascii=False)
