@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunemill_api.data import DatasetFormat
-from tunemill_api.failures import ExitCode
+from tunemill_api.failures import ExitCode, Reason
 from tunemill_api.training import Training
 
-from tunemill_trainer import cpus
+from tunemill_trainer import console, cpus
 from tunemill_trainer.errors import StageError
 
 if TYPE_CHECKING:
     from tunemill_trainer.data.dataset import Dataset
+
+_MAX_LENGTH: int = Training.model_fields["max_length"].default
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -63,8 +65,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--max-length",
         metavar="TOKENS",
         type=int,
-        default=Training.model_fields["max_length"].default,
-        help="with --tokenizer: the longest row that is of use (default: %(default)s)",
+        help=f"with --tokenizer: the longest row that is of use (default: {_MAX_LENGTH})",
     )
     command.add_argument("--json", action="store_true", help="print JSON instead of text")
 
@@ -78,6 +79,8 @@ def main(options: argparse.Namespace) -> int:
     from tunemill_trainer.data.tools import given_tools
 
     try:
+        if options.max_length is not None and not options.tokenizer:
+            raise StageError(Reason.INVALID_SPEC, "--max-length counts tokens, which takes a --tokenizer", "Add one.")
         contract = given_tools(_text(options.tools), str(options.tools)) if options.tools else ()
         how = Reading(
             DatasetFormat(options.format), contract, workers=cpus.available(), tool_ratio=options.max_tool_ratio
@@ -87,17 +90,26 @@ def main(options: argparse.Namespace) -> int:
         print(f"tunemill-trainer lint: {full_text(error)}. {error.failure.remedy}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        print(f"tunemill-trainer lint: {error.filename} could not be read: {error.strerror}", file=sys.stderr)
+        return _unreadable(error)
+    if checked.files:
+        console.show(json.dumps(checked.to_json(), indent=1, ensure_ascii=False) if options.json else checked.to_text())
+    for unreadable in checked.unreadable:
+        _unreadable(unreadable)
+    if checked.unreadable:
         return ExitCode.INPUT_MISSING
-    print(json.dumps(checked.to_json(), indent=1, ensure_ascii=False) if options.json else checked.to_text())
     return ExitCode.DATA_WRONG if checked.errors else ExitCode.DONE
+
+
+def _unreadable(error: OSError) -> int:
+    print(f"tunemill-trainer lint: {error.filename} could not be read: {error.strerror}", file=sys.stderr)
+    return ExitCode.INPUT_MISSING
 
 
 def _renderer(options: argparse.Namespace) -> "Callable[[Dataset], int]":
     # Only here: it imports Transformers, which takes longer than everything else that this command does.
     from tunemill_trainer.chat.check import render_all
 
-    return partial(render_all, base=options.tokenizer, max_length=options.max_length)
+    return partial(render_all, base=options.tokenizer, max_length=options.max_length or _MAX_LENGTH)
 
 
 def _text(path: Path) -> str:

@@ -22,7 +22,7 @@ from tunemill_trainer.bounds import MemoryBound, OutOfBoundsError
 from tunemill_trainer.data.files import DataFile
 from tunemill_trainer.data.findings import DataError, RowError, Rule
 from tunemill_trainer.data.rows import JsonObject, Source
-from tunemill_trainer.data.values import as_json, refuse_constant
+from tunemill_trainer.data.values import HALF_PAIR, as_json, holds_surrogates, refuse_constant
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _PARQUET_MAGIC = b"PAR1"
@@ -281,12 +281,8 @@ def _elements(name: str, stream: BinaryIO) -> Iterator[Record]:
 def _checked(source: Source, value: object, *, may_hold_surrogates: bool) -> Record:
     if not isinstance(value, dict):
         return Record(source, None, f"expected a JSON object, found {_kind(value)}")
-    if may_hold_surrogates:
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            # json.loads takes half a surrogate pair, which no tokenizer and no UTF-8 file can hold.
-            return Record(source, None, r"not JSON: half of a surrogate pair (a lone \ud800 to \udfff)")
+    if may_hold_surrogates and holds_surrogates(value):
+        return Record(source, None, f"not JSON: {HALF_PAIR}")
     return Record(source, value)
 
 

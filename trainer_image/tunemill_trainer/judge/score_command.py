@@ -4,15 +4,14 @@ tunemill-trainer score --rows rows.jsonl --outputs outputs.jsonl --json
 """
 
 import argparse
-import io
 import json
-import os
 import sys
 from pathlib import Path
 
 from tunemill_api.data import DatasetFormat
 from tunemill_api.failures import ExitCode
 
+from tunemill_trainer import console
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.judge.parse import ReplyFormat, detect
 
@@ -69,13 +68,5 @@ def main(options: argparse.Namespace) -> int:
         else ReplyFormat(options.reply_format)
     )
     report = ScoreReport(rows, score(rows.rows, replies, reply_format), reply_format)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a character, and a reply hold half of one
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        print(
-            json.dumps(report.to_json(), indent=1, ensure_ascii=False) if options.json else report.to_text(), flush=True
-        )
-    except BrokenPipeError:
-        # Who reads it, such as head, has seen enough. Python would complain once more when it closes the output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    console.show(json.dumps(report.to_json(), indent=1, ensure_ascii=False) if options.json else report.to_text())
     return ExitCode.DONE
