@@ -21,30 +21,14 @@ from tunemill_trainer.errors import StageError
 
 if TYPE_CHECKING:
     from tunemill_trainer.data.dataset import Dataset
+    from tunemill_trainer.data.rows import Tool
 
 _MAX_LENGTH: int = Training.model_fields["max_length"].default
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    forms = {form.value.lower(): form.value for form in DatasetFormat}
-    command.add_argument(
-        "files", metavar="FILE", type=Path, nargs="+", help=".jsonl, .json or .parquet, also gzipped; one set of rows"
-    )
-    command.add_argument(
-        "--format",
-        type=lambda text: forms.get(text.lower(), text),
-        choices=[*forms.values()],
-        default=DatasetFormat.AUTO.value,
-        metavar="FORMAT",
-        help=f"of the rows: {', '.join(forms.values())} (default: %(default)s)",
-    )
-    command.add_argument(
-        "--tools",
-        metavar="FILE",
-        type=Path,
-        help="a JSON file with the tools of rows that carry none; rows that carry tools must agree with it",
-    )
+    add_reading_options(command)
     command.add_argument(
         "--evaluation", metavar="FILE", type=Path, nargs="+", default=[], help="files with the rows that are held out"
     )
@@ -70,20 +54,55 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
+def add_reading_options(command: argparse.ArgumentParser) -> None:
+    """Declare the options that say what is read and how."""
+    forms = {form.value.lower(): form.value for form in DatasetFormat}
+    command.add_argument(
+        "files", metavar="FILE", type=Path, nargs="+", help=".jsonl, .json or .parquet, also gzipped; one set of rows"
+    )
+    command.add_argument(
+        "--format",
+        type=lambda text: forms.get(text.lower(), text),
+        choices=[*forms.values()],
+        default=DatasetFormat.AUTO.value,
+        metavar="FORMAT",
+        help=f"of the rows: {', '.join(forms.values())} (default: %(default)s)",
+    )
+    command.add_argument(
+        "--tools",
+        metavar="FILE",
+        type=Path,
+        help="a JSON file with the tools of rows that carry none; rows that carry tools must agree with it",
+    )
+
+
+def contract_of(options: argparse.Namespace) -> "tuple[Tool, ...]":
+    """Return the tools of --tools.
+
+    Raises:
+        StageError: they cannot be used.
+        OSError: the file cannot be read.
+    """
+    from tunemill_trainer.data.tools import given_tools
+
+    return given_tools(_text(options.tools), str(options.tools)) if options.tools else ()
+
+
 def main(options: argparse.Namespace) -> int:
     """Print the findings and return the exit code: 0 without errors, 65 with, 64 or 66 for wrong options."""
     # Here, so that the stages, which share the parser of the options, do not wait for them.
     from tunemill_trainer.data.check import check
     from tunemill_trainer.data.dataset import Reading
     from tunemill_trainer.data.findings import full_text
-    from tunemill_trainer.data.tools import given_tools
 
     try:
         if options.max_length is not None and not options.tokenizer:
             raise StageError(Reason.INVALID_SPEC, "--max-length counts tokens, which takes a --tokenizer", "Add one.")
-        contract = given_tools(_text(options.tools), str(options.tools)) if options.tools else ()
         how = Reading(
-            DatasetFormat(options.format), contract, workers=cpus.available(), tool_ratio=options.max_tool_ratio
+            DatasetFormat(options.format),
+            contract_of(options),
+            workers=cpus.available(),
+            tool_ratio=options.max_tool_ratio,
         )
         checked = check(options.files, options.evaluation, how, _renderer(options) if options.tokenizer else None)
     except StageError as error:

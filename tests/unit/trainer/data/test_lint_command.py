@@ -195,14 +195,17 @@ def test_text_for_people(tmp_path, capsys, monkeypatch):
     assert "absent.jsonl could not be read: No such file" in capsys.readouterr().err
 
 
-def test_it_starts_without_the_heavy_libraries(tmp_path):
+@pytest.mark.parametrize("command", ["lint", "show"])
+def test_it_starts_without_the_heavy_libraries(tmp_path, command):
     """Neither torch nor Transformers nor a client of S3 or the Hub is imported."""
     file = a_file(tmp_path, [openai_row()])
     code = (
-        "import sys; from tunemill_trainer.__main__ import main; main(['lint', sys.argv[1]]); "
+        "import sys; from tunemill_trainer.__main__ import main; main(sys.argv[1:]); "
         "print([name for name in ('torch', 'transformers', 'boto3', 'huggingface_hub') if name in sys.modules])"
     )
-    ended = subprocess.run([sys.executable, "-c", code, str(file.path)], capture_output=True, text=True, check=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", code, command, str(file.path)], capture_output=True, text=True, check=True
+    )
     assert ended.stdout.endswith("[]\n")
 
 
