@@ -15,6 +15,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 # What is compiled is kept, whatever the caller's shell says: Python would compile torch at every start of a stage.
 export PYTHONDONTWRITEBYTECODE :=
+FUZZ_INPUTS ?= 5000000
 PARALLEL := --numprocesses logical --maxprocesses 4
 
 .PHONY: help
@@ -86,7 +87,8 @@ test-learn: $(READY) ## Real training on the CPU
 	@$(PYTEST) $(PARALLEL) --dist loadfile tests/learn
 
 .PHONY: test-long
-test-long: $(READY) ## Property tests with other examples; what models learn with other seeds and on a CPU that rounds otherwise
+test-long: $(READY) ## Millions of mutated rows and replies; property tests with other examples; what models learn with other seeds
+	@OMP_NUM_THREADS=1 nice $(BIN)/python -m tunemill_dev.fuzz --inputs $(FUZZ_INPUTS)
 	@for turn in 1 2 3; do $(PYTEST) $(PARALLEL) tests/property --hypothesis-profile other-examples; done
 	@for seed in 1 2 3; do $(PYTEST) $(PARALLEL) --dist loadfile tests/learn -m learns -rP --training-seed $$seed; done
 	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE \
