@@ -24,7 +24,7 @@ def test_a_number_makes_an_input():
 def test_enough_of_the_rows_are_usable():
     """Else only what refuses rows would be tried."""
     usable = [targets.usable_row(mutate.row(Random(f"usable:{n}")), DatasetFormat.AUTO) for n in range(200)]
-    assert sum(row is not None for row in usable) > 20
+    assert sum(row is not None for row in usable) > 10
 
 
 def test_a_defect_is_found(monkeypatch):

@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import re
+import warnings
 from contextlib import suppress
 from typing import NoReturn
 
@@ -43,12 +44,13 @@ def read_value(text: str, rule: Rule, expected: str = "JSON or a Python literal"
         # TypeError: sets and keys of lists and objects, such as {{"a": 1}}.
         with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             value = as_json(parse(text), rule)
+            is_text = not (_ESCAPE.search(text) and holds_surrogates(value))
             break
     else:
         if len(text) > LONGEST_LITERAL:
             expected = f"{expected} of at most {LONGEST_LITERAL >> 10} Ki characters"
         raise RowError(rule, f"expected {expected}, found {shortened(text)}")
-    if _ESCAPE.search(text) and holds_surrogates(value):
+    if not is_text:
         raise RowError(rule, f"expected {expected}, found {HALF_PAIR}")
     return value
 
@@ -123,7 +125,10 @@ def refuse(rule: Rule, message: str) -> NoReturn:
 def _python_literal(text: str) -> object:
     if len(text) > LONGEST_LITERAL:
         raise ValueError("too long")
-    return ast.literal_eval(_JsonNames().visit(ast.parse(text, mode="eval")))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about escapes in the row's texts
+        parsed = ast.parse(text, mode="eval")
+    return ast.literal_eval(_JsonNames().visit(parsed))
 
 
 class _JsonNames(ast.NodeTransformer):
