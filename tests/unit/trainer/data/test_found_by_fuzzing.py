@@ -12,7 +12,7 @@ from tunemill_dev.fuzz.targets import usable_row
 from tunemill_trainer.data.findings import DataError
 from tunemill_trainer.data.records import records
 
-DEPTHS = range(200, 1000, 2)
+DEPTHS = range(400, 490)
 """Python's stack ends in between, after as many levels as it is full already."""
 
 
@@ -21,12 +21,11 @@ def nested(depth: int, inner: str) -> str:
     return '[{"a":' * depth + inner + "}]" * depth
 
 
-@pytest.mark.parametrize("row", ['{"messages": %s}', '{"query": "x", "answers": %s}', '{"system": "x", "chat": %s}'])
-@pytest.mark.parametrize("inner", [r'"\ud83d"', r'"\ud83d\ude00"'])
-def test_surrogates_so_deep_that_python_reads_them_and_cannot_write_them(row, inner):
+@pytest.mark.parametrize("row", ['{"messages": %s}', '{"query": "x", "answers": %s}'])
+def test_surrogates_so_deep_that_python_reads_them_and_cannot_write_them(row):
     """As a value and as text."""
     for depth in DEPTHS:
-        value = nested(depth, inner)
+        value = nested(depth, r'"\ud83d"')
         usable_row((row % value).encode(), DatasetFormat.AUTO)
         usable_row((row % json.dumps(value)).encode(), DatasetFormat.AUTO)
 
