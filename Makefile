@@ -16,6 +16,7 @@ VLLM := build/vllm/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 # What is compiled is kept, whatever the caller's shell says: Python would compile torch at every start of a stage.
 export PYTHONDONTWRITEBYTECODE :=
+FUZZ_INPUTS ?= 5000000
 PARALLEL := --numprocesses logical --maxprocesses 4
 
 .PHONY: help
@@ -104,6 +105,7 @@ test-long: $(READY) $(VLLM) ## What takes hours: more mutations of objects and r
 	@TUNEMILL_FUZZ=100000 $(PYTEST) $(PARALLEL) tests/property/test_hostile_objects.py --timeout 14400
 	@$(PYTEST) -rP tests/kube/test_fuzz.py --mutations 100000 --serve-within 5 --timeout 43200
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tunemill_dev.agreement . --replies 20000
+	@OMP_NUM_THREADS=1 nice $(BIN)/python -m tunemill_dev.fuzz --inputs $(FUZZ_INPUTS)
 	@for turn in 1 2 3; do $(PYTEST) $(PARALLEL) tests/property --hypothesis-profile other-examples; done
 	@for seed in 1 2 3; do $(PYTEST) $(PARALLEL) --dist loadfile tests/learn -m learns -rP --training-seed $$seed; done
 	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE \

@@ -5,12 +5,13 @@ quotes the address that it called, signature included. Control characters are sh
 """
 
 import contextlib
+import io
 import logging
 import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TextIO, cast
 from urllib.parse import quote
 
@@ -84,9 +85,55 @@ def log_to_stdout() -> None:
 def guarded() -> Iterator[None]:
     """Have everything that the block prints cleaned, whoever prints it: libraries do, too, and so does a traceback."""
     redaction = Redaction(Credentials.from_environment())
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A console may lack a character: it shows an escape instead.
+            stream.reconfigure(errors="backslashreplace")
     out, err = (cast("TextIO", _Guarded(stream, redaction)) for stream in (sys.stdout, sys.stderr))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        yield
+        try:
+            yield
+        finally:
+            flush()
+
+
+def flush() -> bool:
+    """Write out what was printed, and return whether somebody still reads it: `head` stops when it has seen enough."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python would complain once more when it closes the output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
+
+
+def show(text: str) -> bool:
+    """Print a text with a line feed, and return whether somebody still reads; see `flush`."""
+    return show_styled([(text, ""), ("\n", "")])
+
+
+def show_styled(parts: Iterable[tuple[str, str]]) -> bool:
+    """Print texts, each with a style, and return whether somebody still reads; see `flush`.
+
+    Args:
+        parts: text and style. A style is the number of a colour as terminals know it (ECMA-48), such as 32 for green;
+            empty for none. Control characters in the text are shown and not obeyed.
+    """
+    try:
+        for text, style in parts:
+            if style and isinstance(sys.stdout, _Guarded):
+                sys.stdout.write_styled(text, style)
+            else:
+                sys.stdout.write(text)
+    except BrokenPipeError:
+        pass  # the flush meets it again
+    return flush()
+
+
+def has_colours() -> bool:
+    """Return whether the output is a terminal that may show colours (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 class _Guarded:
@@ -100,6 +147,12 @@ class _Guarded:
         """Write the text without secrets and control characters."""
         self._stream.write(plain(self._redaction(text), keep="\n\t"))
         return len(text)
+
+    def write_styled(self, text: str, style: str) -> None:
+        """Write the text in a style that ends with it."""
+        self._stream.write(f"\x1b[{style}m")
+        self.write(text)
+        self._stream.write("\x1b[0m")
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)

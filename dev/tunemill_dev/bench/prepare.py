@@ -3,6 +3,9 @@
 The whole stage is measured, as a pod runs it: a process of its own, from S3 and the Hub to the workspace, for 20,000
 and for 200,000 rows. Memory is the proportional share (PSS) of the process and its children, so that pages which they
 share count once.
+
+Right after it, the same rows are rendered and tokenised with the same template by a plain `datasets.map` on as many
+processes (`plain_map`), which reads them from a file and checks nothing. The ratio is prepare's rows per second to its.
 """
 
 import json
@@ -22,6 +25,7 @@ import huggingface_hub.constants
 from huggingface_hub import HfApi
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.run_spec import RunSpec
+from tunemill_trainer import cpus
 
 from tunemill_dev.hub.accounts import Accounts
 from tunemill_dev.hub.local import local_hub
@@ -32,6 +36,7 @@ SIZES = (20_000, 200_000)
 _TOKEN = "a-token-of-alice"
 _BUCKET = "bench"
 _POLL_SECONDS = 0.5
+_ROWS = "calls.jsonl"
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,14 @@ class Measured:
 
 
 def measure(sizes: tuple[int, ...] = SIZES) -> dict[str, Any]:
-    """Return rows per second of the largest size, and the peak memory in MB of each."""
+    """Return rows per second of the largest size, beside a plain map, and the peak memory in MB of each."""
     with tempfile.TemporaryDirectory() as scratch, _services(Path(scratch)) as services:
         runs = [_prepare(services, Path(scratch), size) for size in sizes]
+        plain_seconds = _plain_map(Path(scratch), sizes[-1])
     return {
         "rows_per_s": round(runs[-1].rows / runs[-1].seconds),
+        "plain_map_rows_per_s": round(sizes[-1] / plain_seconds),
+        "ratio_to_plain_map": round(plain_seconds / runs[-1].seconds, 2),
         "peak_mb": {str(run.rows): round(run.peak_mb) for run in runs},
     }
 
@@ -59,15 +67,13 @@ class _Services:
     hub_url: str
     secrets: Path
 
-    def put_rows(self, count: int) -> str:
-        """Upload rows and return their uri."""
-        key = f"calls-{count}.jsonl"
-        with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
+    def put_rows(self, count: int, path: Path) -> str:
+        """Write rows to a file, upload it and return its uri."""
+        with path.open("w") as file:
             for number in range(count):
                 file.write(json.dumps(_row(number)) + "\n")
-            file.flush()
-            _client(self.s3_url).upload_file(file.name, _BUCKET, key)
-        return f"s3://{_BUCKET}/{key}"
+        _client(self.s3_url).upload_file(str(path), _BUCKET, path.name)
+        return f"s3://{_BUCKET}/{path.name}"
 
 
 def _row(number: int) -> dict[str, Any]:
@@ -129,14 +135,14 @@ def _client(url: str) -> Any:  # noqa: ANN401 - boto3 ships no types
 
 
 def _prepare(services: _Services, folder: Path, rows: int) -> Measured:
-    work = folder / f"work-{rows}"
+    work = _work(folder, rows)
     work.mkdir()
     s3 = {"endpoint": services.s3_url, "region": "us-east-1"}
     spec = FineTuneSpec.model_validate(
         {
             "hub": {"endpoint": services.hub_url},
             "baseModel": {"id": "acme/tiny"},
-            "dataset": {"uri": services.put_rows(rows), **s3},
+            "dataset": {"uri": services.put_rows(rows, work / _ROWS), **s3},
             "workspace": {"uri": f"s3://{_BUCKET}/tunemill/", **s3},
             "publish": {"repository": "acme/tuned"},
             "compute": {"gpus": 0},
@@ -157,6 +163,23 @@ def _prepare(services: _Services, folder: Path, rows: int) -> Measured:
     if process.returncode:
         raise RuntimeError(f"prepare ended with code {process.returncode}:\n{(work / 'log').read_text()[-4000:]}")
     return Measured(rows, seconds, peak)
+
+
+def _plain_map(folder: Path, rows: int) -> float:
+    """Return the seconds that a plain map takes for rows that were prepared."""
+    work = _work(folder, rows)
+    command = [sys.executable, "-m", "tunemill_dev.bench.plain_map", str(work / _ROWS)]
+    command += [str(work / "prepare" / "output" / "tokenizer"), str(cpus.available())]
+    environment = os.environ | {"HF_HOME": str(work / "huggingface"), "HF_HUB_OFFLINE": "1"}
+    began = time.monotonic()
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if ended.returncode or f"{rows} rows" not in ended.stdout:
+        raise RuntimeError(f"the plain map ended with code {ended.returncode}:\n{ended.stderr[-4000:]}")
+    return time.monotonic() - began
+
+
+def _work(folder: Path, rows: int) -> Path:
+    return folder / f"work-{rows}"
 
 
 def _memory_mb(process: int) -> float:

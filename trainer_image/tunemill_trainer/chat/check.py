@@ -1,17 +1,22 @@
 """Looks at rows with a base model's tokenizer, as prepare's second pass does, and keeps nothing but the findings."""
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
 from tunemill_api.data import TokenizerMode
+from tunemill_api.failures import Reason
 
 from tunemill_trainer import cpus
 from tunemill_trainer.chat import examples, templates, tokenizer
 from tunemill_trainer.chat.examples import Unfit
 from tunemill_trainer.data.dataset import Dataset
+from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import Hub
 from tunemill_trainer.prepared import PreparedWriter
+
+_HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?")
 
 
 def render_all(dataset: Dataset, base: str, max_length: int) -> int:
@@ -26,7 +31,7 @@ def render_all(dataset: Dataset, base: str, max_length: int) -> int:
         StageError: the tokenizer cannot be loaded, or no template fits it.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the processes do better
-    speaker = tokenizer.load_base(_folder(base))
+    speaker = tokenizer.load_base(folder_of(base))
     choice, _ = templates.settle(speaker, TokenizerMode.AUTO, dataset.features, [], None)
     fallback = templates.Fallback(choice, speaker, dataset.features)
     unfit = 0
@@ -53,8 +58,25 @@ def render_all(dataset: Dataset, base: str, max_length: int) -> int:
     return unfit + written.train.overlong
 
 
-def _folder(base: str) -> Path:
+def folder_of(base: str) -> Path:
+    """Return the folder with a base model's tokenizer.
+
+    Args:
+        base: a folder, or the model's id on the Hub, from where the tokenizer is downloaded.
+
+    Raises:
+        StageError: there is neither.
+    """
     if Path(base).is_dir():
         return Path(base)
+    if not _HUB_ID.fullmatch(base):
+        raise StageError(
+            Reason.OBJECT_NOT_FOUND,
+            f"no such folder: {base}",
+            "Name a folder with a tokenizer.json, or a model on the Hub as owner/name.",
+        )
     hub = Hub(os.environ.get("HF_ENDPOINT", ""), os.environ.get("HF_TOKEN"))
-    return hub.download(base, hub.resolve(base, "main").commit, tokenizer.FILES)
+    try:
+        return hub.download(base, hub.resolve(base, "main").commit, tokenizer.FILES)
+    except StageError as error:
+        raise StageError(error.reason, f"{error.message}; there is no such folder either", error.remedy) from error

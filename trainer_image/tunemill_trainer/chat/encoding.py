@@ -1,6 +1,7 @@
 """Turns rows into token ids and knows which the assistant wrote. Proves it: every turn is decoded and read back."""
 
 import json
+import marshal
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from tunemill_trainer.prepared import IGNORED
 
 CHARACTERS_A_TOKEN = 128
 """More characters than a token stands for in the mean of any text worth learning; the longest tokens have as many."""
+_WITHOUT_REFERENCES = 2
+"""A version of marshal in which equal values have equal bytes; five times as fast as JSON."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ class Encoder:
     def _reading_problem(self, message: Message, text: str, tools: Sequence[Tool]) -> Problem | None:
         """Compare a turn with what a server and a person would read in its tokens."""
         read = parse_reply(text, self.call_format, tools)
-        same = read.blocks == len(message.calls) and (not read.blocks or _calls(read.calls) == _calls(message.calls))
+        same = read.blocks == len(message.calls) and _same_calls(read.calls, message.calls)
         if not same:
             return Problem(Rule.NOT_REPRODUCIBLE, "the calls of an assistant turn read differently in its tokens")
         whole = _composed(text)
@@ -179,6 +182,17 @@ def _request(messages: Sequence[Message]) -> str:
     """Return the first text that a row does not share with others; empty where the assistant begins."""
     first = next((message for message in messages if message.role is not Role.SYSTEM), None)
     return first.content.strip() if first is not None and first.role is not Role.ASSISTANT else ""
+
+
+def _same_calls(read: Sequence[Call], meant: Sequence[Call]) -> bool:
+    """Return whether calls are the same. Python's own comparison takes 1 for 1.0 and for true."""
+    if not (read or meant):
+        return True
+    packed = (
+        marshal.dumps([(call.name, call.arguments) for call in calls], _WITHOUT_REFERENCES) for calls in (read, meant)
+    )
+    # The same bytes are the same values; others may differ in the order of their keys, or by how letters are composed.
+    return next(packed) == next(packed) or _calls(read) == _calls(meant)
 
 
 def _calls(calls: Sequence[Call]) -> str:

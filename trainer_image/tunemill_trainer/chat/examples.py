@@ -10,7 +10,7 @@ from itertools import accumulate
 from tunemill_trainer.chat.encoding import Encoded
 from tunemill_trainer.chat.templates import Choice
 from tunemill_trainer.data.dataset import Dataset, SpooledRow
-from tunemill_trainer.data.findings import Findings, Problem, Rule, crash
+from tunemill_trainer.data.findings import Findings, Problem, Rule, crash_problem
 from tunemill_trainer.data.rows import JsonObject, Role
 from tunemill_trainer.parallel import batches, ordered_map
 from tunemill_trainer.prepared import IGNORED, Case, PreparedWriter, case_line
@@ -117,6 +117,18 @@ class _Batch:
     cases: list[str] = field(default_factory=list)
     unfit: list[Unfit] = field(default_factory=list)
 
+    def add(self, other: "_Batch") -> None:
+        """Take over what was made of other rows."""
+        self.rows += other.rows
+        self.written.train.add(other.written.train)
+        self.written.held_out.add(other.written.held_out)
+        self.written.findings.merge(other.written.findings)
+        self.lengths += other.lengths
+        self.input_ids += other.input_ids
+        self.labels += other.labels
+        self.cases += other.cases
+        self.unfit += other.unfit
+
 
 def write(
     dataset: Dataset,
@@ -162,13 +174,22 @@ def write(
 
 
 def _encode(dataset: Dataset, choice: Choice, max_length: int, on_everything: bool, lines: Sequence[str]) -> _Batch:
+    encode = partial(_encode_rows, choice=choice, max_length=max_length, on_everything=on_everything)
     items = [dataset.row(line) for line in lines]
     try:
-        return _encode_rows(items, choice, max_length, on_everything=on_everything)
+        return encode(items)
     except (MemoryError, OSError):
         raise  # what the machine lacks has reasons of its own
-    except Exception as error:  # noqa: BLE001 - whatever it is, its message may quote a row
-        raise crash(error, f"one of the {len(items)} rows from {items[0].row.source} on") from None
+    except Exception:  # noqa: BLE001 - one row must not take the others with it: they are encoded one by one
+        batch = _Batch(0)
+        for item in items:
+            try:
+                batch.add(encode([item]))
+            except (MemoryError, OSError):
+                raise
+            except Exception as error:  # noqa: BLE001 - as above
+                batch.add(_Batch(1, unfit=[Unfit(item, crash_problem(error))]))
+        return batch
 
 
 def _encode_rows(items: Sequence[SpooledRow], choice: Choice, max_length: int, *, on_everything: bool) -> _Batch:

@@ -1,7 +1,9 @@
 """Renders conversations with a chat template, as Transformers and the servers do, and finds what the assistant says."""
 
+import json
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import jinja2
@@ -87,6 +89,7 @@ class ChatTemplate:
             # Compiling computes already what is constant.
             with MEMORY, TIME:
                 compiled = _compile_jinja_template(self.source)
+                compiled.environment.filters["tojson"] = _to_json
                 with compiled.environment.activate_tracker(blocks, spans):
                     # The tracker counts what is there already, so blocks must come one by one.
                     for block in compiled.generate(
@@ -122,9 +125,34 @@ def _chat_message(message: Message) -> dict[str, Any]:
     return value
 
 
+class _Declared(dict[str, Any]):
+    """A part of a tool's declaration, which rows share: it is written as JSON only once."""
+
+    @cached_property
+    def _json(self) -> str:
+        """The part as JSON. A template reaches no name that begins with an underscore, so `tool.x` stays a key."""
+        return _encode(self)
+
+
+def _to_json(
+    value: Any,  # noqa: ANN401 - any JSON value
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Write JSON as the filter `tojson` of Transformers does, which makes an encoder for each value."""
+    if ensure_ascii or sort_keys or indent is not None or separators is not None:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return value._json if type(value) is _Declared else _encode(value)  # noqa: SLF001 - see there
+
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
 def _declare(tools: tuple[Tool, ...]) -> list[dict[str, Any]] | None:
     """Return tools as chat templates expect them."""
-    return [{"type": "function", "function": tool.to_json()} for tool in tools] or None
+    return [_Declared(type="function", function=_Declared(tool.to_json())) for tool in tools] or None
 
 
-_declared = Memo(_declare, size_of=lambda tools: sum(tool.size for tool in tools))
+_declared = Memo(_declare, size_of=lambda tools: 2 * sum(tool.size for tool in tools))

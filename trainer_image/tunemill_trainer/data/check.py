@@ -13,8 +13,17 @@ from tunemill_api.failures import Reason
 
 from tunemill_trainer.data import formats
 from tunemill_trainer.data.dataset import HELD_OUT, TRAIN_ONLY, Dataset, Intake, Reading
-from tunemill_trainer.data.files import DataFile
-from tunemill_trainer.data.findings import REMEDIES, Finding, Findings, Problem, Rule, Severity, full_text
+from tunemill_trainer.data.files import DataFile, file_of_user, name_of
+from tunemill_trainer.data.findings import (
+    REMEDIES,
+    Finding,
+    Findings,
+    Problem,
+    RowCrashError,
+    Rule,
+    Severity,
+    full_text,
+)
 from tunemill_trainer.data.records import BrokenFileError, records, unparsed
 from tunemill_trainer.data.rows import JsonObject, Source
 from tunemill_trainer.errors import StageError
@@ -32,12 +41,16 @@ class Checked:
         files: that were read, with their formats; None where it could not be told.
         rows: that were read.
         usable: rows that prepare would use.
+        calls: that are learnt, in the usable rows.
+        unreadable: why files could not be read.
     """
 
     findings: tuple[Finding, ...]
     files: dict[str, DatasetFormat | None]
     rows: int
     usable: int
+    calls: int
+    unreadable: tuple[OSError, ...] = ()
 
     @property
     def errors(self) -> int:
@@ -53,6 +66,7 @@ class Checked:
                 "files": {name: form.value if form else None for name, form in self.files.items()},
                 "rows": self.rows,
                 "usableRows": self.usable,
+                "calls": self.calls,
                 "errors": self.errors,
                 "warnings": len(self.findings) - self.errors,
                 "rules": dict(sorted(rules.items())),
@@ -80,7 +94,7 @@ class Checked:
             yield ""
         warnings = len(self.findings) - self.errors
         counts = f"{_count(self.errors, 'error')}, {_count(warnings, 'warning')}"
-        yield f"{_count(self.rows, 'row')}, {self.usable} usable; {counts}"
+        yield f"{_count(self.rows, 'row')}, {self.usable} usable with {_count(self.calls, 'call')}; {counts}"
 
 
 def check(
@@ -96,21 +110,33 @@ def check(
             rows are of no use after all; None leaves it out.
 
     Raises:
-        OSError: a file cannot be read.
         StageError: from `render`.
     """
     found_formats: dict[str, DatasetFormat | None] = {}
+    unreadable: list[OSError] = []
     with tempfile.TemporaryDirectory() as scratch:
         found = Findings(kept=sys.maxsize)
         dataset = Dataset(DatasetFormat.OPENAI, Path(scratch) / "rows.jsonl", findings=found)
         with Intake(dataset, how, tick=lambda: None) as intake:
             # Held-out rows first, as prepare has it: of two that ask the same, it is the training row that goes.
             for path, drawn in [*((path, HELD_OUT) for path in evaluation), *((path, TRAIN_ONLY) for path in files)]:
-                found_formats[str(path)] = _take_in(DataFile(str(path), path, sha256=""), intake, dataset, how, drawn)
+                try:
+                    file = file_of_user(path, Path(scratch))
+                    found_formats[file.name] = _take_in(file, intake, dataset, how, drawn)
+                except OSError as error:
+                    unreadable.append(error)
         usable = dataset.kept - (render(dataset) if render is not None and dataset.kept else 0)
-    place = {name: number for number, name in enumerate([*map(str, files), *map(str, evaluation)])}
+    names = [name_of(path) for path in (*files, *evaluation)]
+    place = {name: number for number, name in enumerate(names) if name in found_formats}
     ordered = sorted(found.listed, key=lambda finding: (place[finding.source.file], finding.source.line))
-    return Checked(tuple(ordered), {name: found_formats[name] for name in place}, dataset.rows, usable)
+    return Checked(
+        tuple(ordered),
+        {name: found_formats[name] for name in place},
+        dataset.rows,
+        usable,
+        sum(dataset.calls.values()),
+        tuple(unreadable),
+    )
 
 
 def _take_in(file: DataFile, intake: Intake, dataset: Dataset, how: Reading, drawn: float) -> DatasetFormat | None:
@@ -118,6 +144,9 @@ def _take_in(file: DataFile, intake: Intake, dataset: Dataset, how: Reading, dra
     form = None
     try:
         dataset.format = form = formats.detect(records(file), file.name, how.format)
+    except RowCrashError as error:
+        dataset.findings.add(Source(file.name, 1), [Problem(Rule.INTERNAL_ERROR, f"Tunemill failed: {error}")])
+        return None
     except BrokenFileError as error:
         dataset.findings.add(error.last, [Problem(Rule.NOT_JSON, full_text(error))])
         return None

@@ -4,6 +4,7 @@ Rows are read by all CPUs, put into order again, and spooled to disk: none stays
 """
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from tunemill_api.failures import Reason
 from tunemill_trainer.bounds import OutOfBoundsError
 from tunemill_trainer.data import formats, split
 from tunemill_trainer.data.files import Data
-from tunemill_trainer.data.findings import Findings, Problem, Rule, Severity, crash
+from tunemill_trainer.data.findings import Findings, Problem, Rule, Severity, crash_problem
 from tunemill_trainer.data.memo import Memo, Remembered
 from tunemill_trainer.data.reading import MEMORY, RowReader
 from tunemill_trainer.data.records import Line, Record, records, unparsed
@@ -26,6 +27,8 @@ from tunemill_trainer.data.rows import Message, Role, Row, Source, Tool
 from tunemill_trainer.data.seen import Seen
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.parallel import batches, ordered_map
+
+_log = logging.getLogger(__name__)
 
 HELD_OUT, TRAIN_ONLY = 0.0, 1.0
 """The draws of rows that are always held out, and never."""
@@ -268,6 +271,9 @@ class Intake:
         dataset, source = self._dataset, looked.source
         dataset.rows += 1
         if looked.row is None:
+            for problem in looked.problems:
+                if problem.rule is Rule.INTERNAL_ERROR:
+                    _log.error("%s: %s", source, problem.message)
             dataset.leave_out(source, looked.problems)
             return
         dataset.findings.add(source, looked.problems)
@@ -357,8 +363,8 @@ def _look_at_one(reader: RowReader, item: Line | Record, features: Features) -> 
             looked = _looked(found.row, found.problems)
     except OutOfBoundsError as error:
         return _Looked(item.source, (Problem(Rule.FORMAT, f"reading the row {error}"),))
-    except Exception as error:  # noqa: BLE001 - whatever it is, its message may quote the row
-        raise crash(error, item.source) from None
+    except Exception as error:  # noqa: BLE001 - one row must not hide what is wrong with the others
+        return _Looked(item.source, (crash_problem(error),))
     features.see(found.row)
     return looked
 

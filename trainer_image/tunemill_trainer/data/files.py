@@ -1,6 +1,9 @@
 """The files of a data set where they lie now, and their digest."""
 
 import hashlib
+import os
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +21,31 @@ class DataFile:
     name: str
     path: Path
     sha256: str
+
+
+def file_of_user(path: Path, scratch: Path) -> DataFile:
+    """Return a file that a user named on the command line; what can be read only once, such as a pipe, is copied.
+
+    Args:
+        path: as the user wrote it.
+        scratch: a folder for copies.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    name = name_of(path)
+    if not path.is_file():
+        with path.open("rb") as pipe:
+            copy = tempfile.NamedTemporaryFile(dir=scratch, delete=False)  # noqa: SIM115 - lives as long as its folder
+            with copy:
+                shutil.copyfileobj(pipe, copy)
+        path = Path(copy.name)
+    return DataFile(name, path, sha256="")
+
+
+def name_of(path: Path) -> str:
+    """Return a path as text, which it need not be."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 @dataclass(frozen=True)

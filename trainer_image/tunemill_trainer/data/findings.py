@@ -61,6 +61,7 @@ class Rule(StrEnum):
     JOINED_TURNS = "joined-turns"
     UNCALLED_TOOL = "uncalled-tool"
     IMBALANCE = "imbalance"
+    INTERNAL_ERROR = "internal-error"
 
     @property
     def severity(self) -> Severity:
@@ -114,6 +115,7 @@ REMEDIES: dict[Rule, str] = {
     Rule.JOINED_TURNS: "Nothing: they are learnt as one turn. Or put the turn that is missing between them.",
     Rule.UNCALLED_TOOL: "Add rows that call the tools, or leave them out of `tools`.",
     Rule.IMBALANCE: "Add rows that call the rare tools, or leave them out of `tools`.",
+    Rule.INTERNAL_ERROR: "Report it to Tunemill's authors, with the row if you may; take the row out until then.",
 }
 
 
@@ -200,9 +202,20 @@ def crash(error: Exception, at: object) -> RowCrashError:
         error: that was raised.
         at: the place of the row.
     """
+    return RowCrashError(f"{_defect(error)}, at {at}")
+
+
+def crash_problem(error: Exception) -> Problem:
+    """Return the problem of a row at which this program failed: the other rows are looked at all the same.
+
+    Its message quotes nothing of the row.
+    """
+    return Problem(Rule.INTERNAL_ERROR, f"Tunemill failed at the row, which is a defect of Tunemill: {_defect(error)}")
+
+
+def _defect(error: Exception) -> str:
     last = extract_tb(error.__traceback__)[-1]
-    where = f"{Path(last.filename).name} line {last.lineno}"
-    return RowCrashError(f"{type(error).__name__} in {where}, at {at}")
+    return f"{type(error).__name__} in {Path(last.filename).name} line {last.lineno}"
 
 
 def full_text(error: StageError) -> str:

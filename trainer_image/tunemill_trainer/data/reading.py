@@ -7,7 +7,7 @@ from tunemill_api.data import DatasetFormat
 
 from tunemill_trainer.bounds import MemoryBound, OutOfBoundsError, TimeBound
 from tunemill_trainer.data import answers, formats, lint, prompts, text_calls, thoughts
-from tunemill_trainer.data.findings import Problem, RowError, Rule, invalidating
+from tunemill_trainer.data.findings import Problem, RowError, Rule, crash_problem, invalidating
 from tunemill_trainer.data.records import Record
 from tunemill_trainer.data.rows import JsonObject, Message, Role, Row, Source, Tool
 from tunemill_trainer.data.tools import served_name
@@ -66,6 +66,8 @@ class RowReader:
             return ReadRow(None, (error.problem,))
         except OutOfBoundsError as error:
             return ReadRow(None, (Problem(Rule.FORMAT, f"reading the row {error}"),))
+        except Exception as error:  # noqa: BLE001 - one row must not hide what is wrong with the others
+            return ReadRow(None, (crash_problem(error),))
         return ReadRow(None if invalidating(problems) else row, tuple(problems))
 
     def canonical(self, value: JsonObject, source: Source) -> tuple[Row, list[Problem]]:

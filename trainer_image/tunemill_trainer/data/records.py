@@ -22,7 +22,7 @@ from tunemill_trainer.bounds import MemoryBound, OutOfBoundsError
 from tunemill_trainer.data.files import DataFile
 from tunemill_trainer.data.findings import DataError, RowError, Rule
 from tunemill_trainer.data.rows import JsonObject, Source
-from tunemill_trainer.data.values import as_json, refuse_constant
+from tunemill_trainer.data.values import HALF_PAIR, as_json, holds_surrogates, refuse_constant
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _PARQUET_MAGIC = b"PAR1"
@@ -35,6 +35,8 @@ _LONGEST_ROW = 8 << 20
 """Bytes of a line, characters of a list's element: several times what the longest context holds."""
 _ROOM_OF_A_TABLE = MemoryBound(1 << 30)
 """For the rows of a table that are read at once."""
+_UNREADABLE = (ValueError, ArithmeticError)
+"""What Arrow raises for texts that are not UTF-8, which it does not check, and for times that Python does not have."""
 _OTHER_KINDS = {
     b"PK\x03\x04": "a zip archive",
     b"\x28\xb5\x2f\xfd": "zstandard",
@@ -142,12 +144,14 @@ def _rows_of_a_table(file: DataFile) -> Iterator[Record]:
             # Each thread of Arrow's reserves address space of its own, which is what can be bounded.
             table = pq.ParquetFile(file.path, pre_buffer=False)
         with table:
-            batches = table.iter_batches(_ROWS_OF_A_TABLE, use_threads=False)
+            schema = table.schema_arrow
+            columns = [name for name in schema.names if _has_rows(schema.field(schema.names.index(name)).type)]
+            batches = table.iter_batches(_ROWS_OF_A_TABLE, columns=columns, use_threads=False)
             while rows := _next_rows(batches):
                 for row, size in rows:
                     number += 1
                     yield _of_a_table(Source(file.name, number, "row"), row, size)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, OSError) as error:
         last = Source(file.name, max(number, 1), "row")
         damaged = f"expected a whole parquet file, found damage after {last}"
         raise BrokenFileError(last, damaged, f"{damaged}: {error}") from error
@@ -156,17 +160,46 @@ def _rows_of_a_table(file: DataFile) -> Iterator[Record]:
         raise BrokenFileError(last, f"reading {_ROWS_OF_A_TABLE} rows after {last} {error}") from error
 
 
-def _next_rows(batches: "Iterator[pa.RecordBatch]") -> list[tuple[dict[str, object], int]]:
-    """Return the next rows of a table, each with its share of their bytes; none at its end."""
+def _next_rows(batches: "Iterator[pa.RecordBatch]") -> list[tuple[dict[str, object] | str, int]]:
+    """Return the next rows of a table, each with its share of their bytes: a text says why one cannot be read."""
     with _ROOM_OF_A_TABLE:
         while (batch := next(batches, None)) is not None:
-            if rows := batch.to_pylist():
-                return [(cast("dict[str, object]", row), batch.nbytes // len(rows)) for row in rows]
+            if batch.num_rows:
+                size = batch.nbytes // batch.num_rows
+                try:
+                    return [(row, size) for row in batch.to_pylist()]
+                except _UNREADABLE:
+                    return [(_row_of(batch, number), size) for number in range(batch.num_rows)]
     return []
 
 
-def _of_a_table(source: Source, row: dict[str, object], size: int) -> Record:
-    # Columns of dates, bytes and the like are of no format: they may stand beside the rows, as any column may.
+def _row_of(batch: "pa.RecordBatch", number: int) -> dict[str, object] | str:
+    try:
+        return cast("dict[str, object]", batch.slice(number, 1).to_pylist()[0])
+    except UnicodeDecodeError as error:
+        return f"not UTF-8: {error.reason}"
+    except _UNREADABLE as error:
+        return f"a value cannot be read: {error}"
+
+
+def _has_rows(kind: "pa.DataType") -> bool:
+    """Return whether a column may hold a part of a row: dates, bytes and the like may stand beside the rows."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return not (
+        pa.types.is_temporal(kind)
+        or pa.types.is_decimal(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    )
+
+
+def _of_a_table(source: Source, row: dict[str, object] | str, size: int) -> Record:
+    if isinstance(row, str):
+        return Record(source, None, row)
+    # A union may hold anything.
     readable = {name: value for name, value in row.items() if value is None or isinstance(value, _OF_FORMATS)}
     try:
         return Record(source, cast("JsonObject", as_json(readable, Rule.NOT_JSON)), size=size)
@@ -281,12 +314,11 @@ def _elements(name: str, stream: BinaryIO) -> Iterator[Record]:
 def _checked(source: Source, value: object, *, may_hold_surrogates: bool) -> Record:
     if not isinstance(value, dict):
         return Record(source, None, f"expected a JSON object, found {_kind(value)}")
-    if may_hold_surrogates:
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            # json.loads takes half a surrogate pair, which no tokenizer and no UTF-8 file can hold.
-            return Record(source, None, r"not JSON: half of a surrogate pair (a lone \ud800 to \udfff)")
+    try:
+        if may_hold_surrogates and holds_surrogates(value):
+            return Record(source, None, f"not JSON: {HALF_PAIR}")
+    except RecursionError as error:
+        return Record(source, None, f"not JSON: {_said(error)}")
     return Record(source, value)
 
 

@@ -14,6 +14,7 @@ from jsonschema.protocols import Validator
 from pydantic import JsonValue
 from referencing import Registry
 
+from tunemill_trainer.data import quick
 from tunemill_trainer.data.findings import RowError, Rule
 from tunemill_trainer.data.memo import Memo
 from tunemill_trainer.data.rows import JsonObject
@@ -217,6 +218,14 @@ Stricter than JSON schema: an object that lists its properties has no others, un
 empty list takes no arguments. An object without `properties` may have any. Looser in one thing: `nullable`, OpenAPI's
 word, allows null.
 """
+
+
+def _make_quick_check(parameters: JsonObject) -> quick.Check:
+    return quick.check_of(_checkable(parameters, closed=True)) or (lambda _arguments: False)
+
+
+surely_fits = Memo(_make_quick_check, size_of=lambda parameters: len(repr(parameters)))
+"""A function that is true only for arguments without fault; where it is false, `checker` has to look."""
 
 
 def allows_null(validator: Validator, schema: JsonValue) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import cast
 
-from jsonschema.exceptions import SchemaError, ValidationError
+from jsonschema.exceptions import SchemaError, UnknownType, ValidationError
 from jsonschema.protocols import Validator
 from pydantic import JsonValue
 from referencing.exceptions import Unresolvable
@@ -30,8 +30,6 @@ _LARGEST = 1 << 20
 """Bytes of all the tools of a row: a quarter of a million tokens, more than any model reads."""
 _MOST_PROBLEMS = 100
 """Of one call: a list of a million wrong items is as wrong as one of a hundred."""
-_UNCHECKABLE = (Unresolvable, RecursionError, OutOfBoundsError, ArithmeticError)
-"""What a schema may raise that keeps to a draft and cannot be used. Large numbers and `multipleOf`: OverflowError."""
 _TIME = TimeBound(seconds=1.0)
 """For one tool, or one call of it: a pattern, or references that branch, may take for ever. Usual are milliseconds."""
 
@@ -160,11 +158,13 @@ def without_nulls(call: Call, tools: Sequence[Tool]) -> Call:
     tool = next((tool for tool in tools if tool.name == call.name), None)
     if tool is None:
         return call
-    checker = schemas.checker(tool.parameters)
     try:
         with _TIME:
+            checker = schemas.checker(tool.parameters)
             kept = _without_nulls(call.arguments, cast("JsonObject", checker.schema), checker)
-    except _UNCHECKABLE as error:
+    except MemoryError:
+        raise  # the bound of the row says so
+    except Exception as error:  # as in call_problems
         raise RowError(Rule.BROKEN_TOOL, _unusable(call.name, error)) from error
     return Call(call.name, cast("JsonObject", kept))
 
@@ -197,12 +197,16 @@ def call_problems(call: Call, tools: Sequence[Tool]) -> list[Problem]:
     if tool is None:
         offered = ", ".join(tool.name for tool in tools) or "no tool"
         return [Problem(Rule.UNKNOWN_TOOL, f"{call.name} is called, and the row offers {shortened(offered)}")]
-    checker = schemas.checker(tool.parameters)
     try:
+        if schemas.surely_fits(tool.parameters)(call.arguments):
+            return []
         with _TIME:
+            checker = schemas.checker(tool.parameters)
             found = (problem for error in checker.iter_errors(call.arguments) for problem in _of_schema(call, error))
             return list(islice(found, _MOST_PROBLEMS))
-    except _UNCHECKABLE as error:
+    except MemoryError:
+        raise  # the bound of the row says so
+    except Exception as error:  # noqa: BLE001 - a draft checks what it knows: what `$ref` leads to may be anything
         return [Problem(Rule.BROKEN_TOOL, _unusable(call.name, error))]
 
 
@@ -244,7 +248,11 @@ def _unusable(name: str, error: Exception) -> str:
         return f"checking a call of {name} against its schema {error}"
     if isinstance(error, RecursionError):
         return f"the schema of {name} refers to itself without end"
-    return f"the schema of {name} points to something that is not in it: {shortened(str(error))}"
+    if isinstance(error, Unresolvable):
+        return f"the schema of {name} points to something that is not in it: {shortened(str(error))}"
+    if isinstance(error, UnknownType):
+        return f"the schema of {name} has a type that JSON schema does not know: {shortened(repr(error.type))}"
+    return f"a call of {name} cannot be checked: a part of its schema is none ({type(error).__name__})"
 
 
 def _unpack_tools(packed: bytes) -> tuple[Tool, ...]:

@@ -3,6 +3,8 @@
 import ast
 import json
 import math
+import re
+import warnings
 from contextlib import suppress
 from typing import NoReturn
 
@@ -15,30 +17,42 @@ _JSON_NAMES = {"true": True, "false": False, "null": None}
 _DEEPEST = 64
 _CONTAINERS = (dict, list)
 
+HALF_PAIR = r"half of a surrogate pair (a lone \ud800 to \udfff), which is no text"
+"""What JSON's escapes can spell, and no tokenizer and no file in UTF-8 can hold."""
+_ESCAPE = re.compile(r"\\[uU]")
+
 LONGEST_LITERAL = 128 << 10
 """Characters of a Python literal, or of calls in Python's syntax. Python's parser takes up to 600 times as many bytes
 (1 MiB of `1,1,…`: 573 MiB), and nothing can stop it. JSON, which takes a twentieth of that, may be longer."""
 
 
-def read_value(text: str, rule: Rule) -> JsonValue:
+def read_value(text: str, rule: Rule, expected: str = "JSON or a Python literal") -> JsonValue:
     """Return the value of a text that is JSON, a Python literal such as {'a': True}, or a mixture such as {'a': true}.
 
     Many public data sets were written with Python's str() where JSON was meant.
+
+    Args:
+        text: JSON or a literal.
+        rule: that the row breaks when it is neither.
+        expected: what stands in the message then.
 
     Raises:
         RowError: with the given rule.
     """
     text = text.strip()
     for parse in (json.loads, _python_literal):
-        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-            return as_json(parse(text), rule)
-    if len(text) > LONGEST_LITERAL:
-        raise RowError(
-            rule,
-            f"expected JSON, or a Python literal of at most {LONGEST_LITERAL >> 10} Ki characters, found "
-            f"{len(text) >> 10} Ki characters that are not JSON: {shortened(text)}",
-        )
-    raise RowError(rule, f"expected JSON or a Python literal, found {shortened(text)}")
+        # TypeError: sets and keys of lists and objects, such as {{"a": 1}}.
+        with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            value = as_json(parse(text), rule)
+            is_text = not (_ESCAPE.search(text) and holds_surrogates(value))
+            break
+    else:
+        if len(text) > LONGEST_LITERAL:
+            expected = f"{expected} of at most {LONGEST_LITERAL >> 10} Ki characters"
+        raise RowError(rule, f"expected {expected}, found {shortened(text)}")
+    if not is_text:
+        raise RowError(rule, f"expected {expected}, found {HALF_PAIR}")
+    return value
 
 
 def read_object(value: JsonValue, rule: Rule, what: str) -> JsonObject:
@@ -48,14 +62,7 @@ def read_object(value: JsonValue, rule: Rule, what: str) -> JsonObject:
         RowError: with the given rule; `what` names the thing in the message.
     """
     if isinstance(value, str):
-        text = value.strip()
-        try:
-            value = read_value(text, rule)
-        except RowError as error:
-            message = f"expected {what} to be an object, as JSON or a Python literal, found {shortened(text)}"
-            if len(text) > LONGEST_LITERAL:
-                message = error.problem.message
-            raise RowError(rule, message) from error
+        value = read_value(value, rule, f"{what} to be an object, as JSON or a Python literal")
     if not isinstance(value, dict):
         raise RowError(rule, f"expected {what} to be an object, found {shortened(json.dumps(value))}")
     return value
@@ -91,6 +98,15 @@ def is_deep(value: JsonValue) -> bool:
     return True
 
 
+def holds_surrogates(value: object) -> bool:
+    """Return whether a text in a JSON value has a lone surrogate."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def refuse_constant(constant: str) -> NoReturn:
     """Refuse NaN and the infinities; for json's parse_constant."""
     raise ValueError(f"{constant} is not JSON")
@@ -109,7 +125,10 @@ def refuse(rule: Rule, message: str) -> NoReturn:
 def _python_literal(text: str) -> object:
     if len(text) > LONGEST_LITERAL:
         raise ValueError("too long")
-    return ast.literal_eval(_JsonNames().visit(ast.parse(text, mode="eval")))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about escapes in the row's texts
+        parsed = ast.parse(text, mode="eval")
+    return ast.literal_eval(_JsonNames().visit(parsed))
 
 
 class _JsonNames(ast.NodeTransformer):

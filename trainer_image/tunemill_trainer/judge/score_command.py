@@ -4,15 +4,14 @@ tunemill-trainer score --rows rows.jsonl --outputs outputs.jsonl --json
 """
 
 import argparse
-import io
 import json
-import os
 import sys
 from pathlib import Path
 
 from tunemill_api.data import DatasetFormat
 from tunemill_api.failures import ExitCode
 
+from tunemill_trainer import console
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.judge.parse import ALIASES, ReplyFormat, detect
 
@@ -73,13 +72,5 @@ def main(options: argparse.Namespace) -> int:
         if reply_format
         else UnknownReport(rows)
     )
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a character, and a reply hold half of one
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        print(
-            json.dumps(report.to_json(), indent=1, ensure_ascii=False) if options.json else report.to_text(), flush=True
-        )
-    except BrokenPipeError:
-        # Who reads it, such as head, has seen enough. Python would complain once more when it closes the output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    console.show(json.dumps(report.to_json(), indent=1, ensure_ascii=False) if options.json else report.to_text())
     return ExitCode.DONE

@@ -125,3 +125,39 @@ def test_what_json_cannot_hold_is_a_finding(tmp_path: Path, line):
     (record,) = records.records(a_file(tmp_path, line))
     assert record.value is None
     assert record.error.startswith("not JSON")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        r'{"a": "\ud83d"}',
+        r"{'a': '\ud83d'}",
+        '{{"a": "x"}}',
+        '{"a": {[1, 2], [3]}}',
+        "{[1]: 2}",
+        "{'a': {(1,): {2: 3}}}",
+    ],
+)
+def test_arguments_as_text_that_are_no_json_break_their_row_only(arguments):
+    """The text is parsed a second time: JSON's escapes spell half a surrogate pair, and Python has sets."""
+    row = a_call({"type": "object"}, {})
+    row["messages"][1]["tool_calls"][0]["function"]["arguments"] = arguments
+    problem = problem_of(row)
+    assert problem.rule is Rule.BROKEN_CALL
+    assert problem.message.startswith("expected the arguments of f to be an object, as JSON or a Python literal")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        (one({"$ref": "#/$defs/b"}) | {"$defs": {"b": {"type": "unheard"}}}, "a type that JSON schema does not know"),
+        (one({"$ref": "#/x/b"}) | {"x": {"b": {"pattern": "("}}}, "a part of its schema is none"),
+        (one({"$ref": "#/x/b"}) | {"x": {"b": {"maxLength": "a"}}}, "a part of its schema is none"),
+        (one({"$ref": "#/x/b"}) | {"x": {"b": 7}}, "a part of its schema is none"),
+    ],
+)
+def test_a_schema_that_is_broken_where_no_draft_looks(parameters, said):
+    """What `$ref` leads to is used as it is."""
+    problem = problem_of(a_call(parameters, {"a": "1"}))
+    assert problem.rule is Rule.BROKEN_TOOL
+    assert said in problem.message

@@ -1,6 +1,7 @@
 """`tunemill-trainer lint`: what prepare would say, on a laptop."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -48,6 +49,7 @@ def test_good_rows_end_with_zero(lint):
         "files": {"calls.jsonl": "OpenAI"},
         "rows": 3,
         "usableRows": 3,
+        "calls": 3,
         "errors": 0,
         "warnings": 0,
         "rules": {},
@@ -188,17 +190,84 @@ def test_text_for_people(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "  error: missing-argument (30)\n    line 1: get_weather: 'city' is a required property\n" in printed
     assert "    … and 10 more; --json lists all\n    → Add the argument to the call" in printed
-    assert printed.endswith("30 rows, 0 usable; 60 errors, 0 warnings\n")
+    assert printed.endswith("30 rows, 0 usable with 0 calls; 60 errors, 0 warnings\n")
     assert main(["lint", "absent.jsonl"]) == 66
     assert "absent.jsonl could not be read: No such file" in capsys.readouterr().err
 
 
-def test_it_starts_without_the_heavy_libraries(tmp_path):
+@pytest.mark.parametrize("command", ["lint", "show"])
+def test_it_starts_without_the_heavy_libraries(tmp_path, command):
     """Neither torch nor Transformers nor a client of S3 or the Hub is imported."""
     file = a_file(tmp_path, [openai_row()])
     code = (
-        "import sys; from tunemill_trainer.__main__ import main; main(['lint', sys.argv[1]]); "
+        "import sys; from tunemill_trainer.__main__ import main; main(sys.argv[1:]); "
         "print([name for name in ('torch', 'transformers', 'boto3', 'huggingface_hub') if name in sys.modules])"
     )
-    ended = subprocess.run([sys.executable, "-c", code, str(file.path)], capture_output=True, text=True, check=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", code, command, str(file.path)], capture_output=True, text=True, check=True
+    )
     assert ended.stdout.endswith("[]\n")
+
+
+def trainer(*arguments, **options):
+    """Run the command in a process of its own and return it when it has ended."""
+    command = [sys.executable, "-m", "tunemill_trainer", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, timeout=60, check=False, **options)
+
+
+def test_a_pipe_is_read(lint):
+    """It can be read only once, and the format is told before the rows are read."""
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as pipe:
+        pipe.write(json.dumps(openai_row()).encode())
+    code, result = lint(f"/dev/fd/{reading}")
+    os.close(reading)
+    assert (code, result["summary"]["usableRows"]) == (0, 1)
+
+
+def test_a_file_that_is_not_there_hides_nothing_of_the_others(lint, tmp_path):
+    """Its name ends the command with 66, after the findings of the others."""
+    code, result = lint(put("wrong.jsonl", [openai_row("b", town="Rome")]), "missing.jsonl")
+    assert code == 66
+    assert result["summary"]["errors"] == 2
+
+
+def test_a_name_that_is_no_text(tmp_path):
+    """File systems take any bytes as a name."""
+    path = tmp_path / os.fsdecode(b"rows\xff.jsonl")
+    path.write_text(json.dumps(openai_row()))
+    assert b"rows\\xff.jsonl" in trainer("lint", path).stdout
+
+
+def test_a_length_without_a_tokenizer_is_refused(lint, capsys):
+    """It would do nothing."""
+    assert lint(put("calls.jsonl", [openai_row()]), "--max-length", 5) == (64, None)
+
+
+@pytest.mark.parametrize("base", ["./no-such-folder", "/no/such", "models/tiny/"])
+def test_a_folder_that_is_not_there_is_said_so(lint, base, monkeypatch):
+    """What can be no id on the Hub is not looked for there."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert lint(put("calls.jsonl", [openai_row()]), "--tokenizer", base) == (66, None)
+
+
+def test_a_console_that_lacks_a_character(tmp_path):
+    """It shows an escape."""
+    path = tmp_path / "calls.jsonl"
+    path.write_text(json.dumps(openai_row("a", town="x")))
+    ended = trainer("lint", path, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert ended.returncode == 65
+    assert b"\\u2192 Add the argument" in ended.stdout
+    assert b"Traceback" not in ended.stderr
+
+
+def test_a_reader_that_has_seen_enough_ends_the_output_quietly(tmp_path):
+    """As head does."""
+    path = tmp_path / "calls.jsonl"
+    path.write_text("".join(json.dumps(openai_row(str(number), town="x")) + "\n" for number in range(500)))
+    command = [sys.executable, "-m", "tunemill_trainer", "lint", path, "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"{\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 65

@@ -2,14 +2,13 @@
 
 import gzip
 import json
-import pickle
 
 import pytest
-from trainer.data.building import a_file, a_tool, some_data
+from trainer.data.building import a_file, a_tool, openai_row, some_data
 from trainer.data.canaries import CANARY, GOOD, NUMBER, rows
 from tunemill_api.data import Dataset, DatasetFormat
 from tunemill_trainer.data import dataset, reading
-from tunemill_trainer.data.findings import DataError, Finding, RowCrashError, Rule
+from tunemill_trainer.data.findings import DataError, Finding, Rule
 from tunemill_trainer.data.reading import RowReader
 from tunemill_trainer.data.records import Record, records
 from tunemill_trainer.data.rows import Source
@@ -54,7 +53,7 @@ def test_the_canary_rows_break_every_rule():
     """A rule that no row broke would be told by messages that nobody has searched."""
     broken = {finding.problem.rule for form in GOOD for finding in problems_of(form)}
     broken |= {finding.problem.rule for finding in problems_of(DatasetFormat.OPENAI, (a_tool(),))}
-    assert broken == set(Rule) - OF_SEVERAL_ROWS - OF_THE_SECOND_PASS - OF_LINES
+    assert broken == set(Rule) - {Rule.INTERNAL_ERROR} - OF_SEVERAL_ROWS - OF_THE_SECOND_PASS - OF_LINES
 
 
 def read(folder, content, **spec):
@@ -108,19 +107,24 @@ def test_the_users_own_terminal_gets_all(tmp_path):
     assert "found 'x'" not in raised.value.failure.message
 
 
-def test_a_defect_of_this_program_tells_nothing_of_the_row(tmp_path, monkeypatch):
-    """Python's own errors quote what they were about; it is kept out also where a worker's error is handed on."""
+def test_a_defect_of_this_program_costs_its_row_and_tells_nothing_of_it(tmp_path, monkeypatch, caplog):
+    """Python's own errors quote what they were about. The rows around it are read, and what they lack is found."""
+    problems = reading.lint.problems
 
-    def fail(_row, _contract):
-        return {}[CANARY]
+    def fail(row, contract):
+        return {}[CANARY] if row.messages[0].content == "fail" else problems(row, contract)
 
     monkeypatch.setattr(reading.lint, "problems", fail)
-    with pytest.raises(RowCrashError) as raised:
-        read(tmp_path, [GOOD[DatasetFormat.OPENAI]] * 2)
-    assert str(raised.value).startswith("KeyError in test_private_rows.py line ")
-    assert str(raised.value).endswith(", at calls.jsonl line 1")
-    assert raised.value.__suppress_context__
-    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
+    rows = [openai_row("a"), openai_row("fail"), openai_row("b"), openai_row("c", town="Rome")]
+    found = read(tmp_path, rows, maxInvalidFraction="0.5")
+    assert (found.kept, found.invalid) == (2, 2)
+    assert [str(finding) for finding in found.findings.listed[:2]] == [
+        "calls.jsonl line 2: internal-error",
+        "calls.jsonl line 4: extra-argument at turn 2, call 1",
+    ]
+    assert "KeyError in test_private_rows.py line " in found.findings.listed[0].problem.message
+    assert CANARY not in caplog.text + found.findings.listed[0].problem.message
+    assert "calls.jsonl line 2: Tunemill failed at the row" in caplog.text
 
 
 def test_the_report_keeps_the_full_text(tmp_path):

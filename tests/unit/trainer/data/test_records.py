@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from trainer.data.building import a_file
 from tunemill_api.failures import Reason
+from tunemill_trainer.data.files import DataFile
 from tunemill_trainer.data.findings import DataError
 from tunemill_trainer.data.records import records
 from tunemill_trainer.errors import StageError
@@ -136,3 +137,13 @@ def test_a_large_list_is_not_held_in_memory(tmp_path):
     tracemalloc.stop()
     assert file.path.stat().st_size > 24_000_000
     assert peak < 16_000_000
+
+
+def test_a_text_in_a_table_that_is_not_utf_8_breaks_its_row_only(tmp_path):
+    """Parquet writes bytes where it says text; Arrow does not look at them."""
+    bad = pa.array([b"good", b"\xff", b"fine"]).cast(pa.string(), safe=False)
+    path = tmp_path / "calls.parquet"
+    pq.write_table(pa.table({"chat": pa.Array.from_buffers(pa.string(), 3, bad.buffers())}), path)
+    found = list(records(DataFile("calls.parquet", path, "")))
+    assert [record.value for record in found] == [{"chat": "good"}, None, {"chat": "fine"}]
+    assert "not UTF-8" in found[1].error

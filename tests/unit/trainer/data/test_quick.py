@@ -1,0 +1,58 @@
+"""The quick check of arguments never takes what jsonschema refuses, and takes nearly everything that it takes."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from trainer.data.building import WEATHER
+from tunemill_trainer.data import schemas
+
+plain = st.sampled_from(
+    [{"type": name} for name in ("string", "integer", "number", "boolean", "null", "array", "object")]
+    + [{"type": "string", "enum": ["a", "b"]}, {"enum": [1, "a"]}, {"type": "integer", "minimum": 2}]
+    + [{"type": ["string", "null"]}, {"type": "string", "nullable": True}, {}, {"type": "string", "pattern": "a"}]
+)
+names = st.sampled_from(["a", "b", "c"])
+parts = st.recursive(
+    plain,
+    lambda inner: (
+        st.fixed_dictionaries({"type": st.just("array"), "items": inner})
+        | st.fixed_dictionaries(
+            {"type": st.just("object"), "properties": st.dictionaries(names, inner, max_size=3)},
+            optional={
+                "required": st.lists(names, unique=True, max_size=2),
+                "additionalProperties": st.booleans(),
+                "description": st.just("x"),
+            },
+        )
+    ),
+    max_leaves=5,
+)
+parameters = st.dictionaries(names, parts, max_size=3).map(lambda found: {"type": "object", "properties": found})
+values = st.recursive(
+    st.sampled_from(["a", "x", 1, 1.0, 2.5, True, None, 10**30]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(names, inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(parameters=parameters, arguments=st.dictionaries(names, values, max_size=3))
+def test_what_it_takes_has_no_fault(parameters, arguments):
+    """For whatever schema and whatever arguments."""
+    if schemas.surely_fits(parameters)(arguments):
+        assert list(schemas.checker(parameters).iter_errors(arguments)) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fits"),
+    [
+        ({"city": "Rome"}, True),
+        ({"city": "Rome", "days": 2}, True),
+        ({"days": 2}, False),
+        ({"city": "Rome", "days": True}, False),
+        ({"city": "Rome", "town": "x"}, False),
+        ({"city": None}, False),
+    ],
+)
+def test_usual_calls(arguments, fits):
+    """It is for these."""
+    assert schemas.surely_fits(WEATHER["parameters"])(arguments) is fits

@@ -1,0 +1,158 @@
+"""`tunemill-trainer show`: rows as the trainer understands them, and what of them is learnt."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+from trainer.chat.speakers import CHATML, CHATML_TEMPLATE, GEMMA, GEMMA_TEMPLATE, a_speaker
+from trainer.data.building import openai_row
+from tunemill_trainer.__main__ import main
+
+SPOKEN = {
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Rain in Rome?"},
+        {
+            "role": "assistant",
+            "reasoning_content": "Look it up.",
+            "tool_calls": [
+                {"id": "a", "function": {"name": "get_weather", "arguments": '{"city": "Rome"}'}},
+                {"id": "b", "function": {"name": "get_weather", "arguments": {"city": "Ostia"}}},
+            ],
+            "weight": 0,
+        },
+        {"role": "tool", "tool_call_id": "a", "content": "wet"},
+        {"role": "tool", "tool_call_id": "b", "content": "dry"},
+        {"role": "assistant", "content": "It rains."},
+    ],
+    "tools": openai_row()["tools"],
+}
+BROKEN = openai_row("b", town="Rome")
+
+
+@pytest.fixture
+def show(tmp_path, capsys, monkeypatch):
+    """Writes rows to a file and runs the command; returns the exit code, what it printed and what it complained of."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(rows, *arguments):
+        (tmp_path / "calls.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        code = main(["show", "calls.jsonl", *map(str, arguments)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_json_has_a_row_in_openais_form(show):
+    """Arguments are objects, reasoning has its field, answers name their call, and it says which turns are learnt."""
+    code, out, _ = show([SPOKEN], "--json")
+    row = json.loads(out)
+    assert code == 0
+    assert row["messages"][2] == {
+        "role": "assistant",
+        "content": "",
+        "reasoning_content": "Look it up.",
+        "tool_calls": [
+            {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": {"city": "Rome"}}},
+            {"id": "call_2", "type": "function", "function": {"name": "get_weather", "arguments": {"city": "Ostia"}}},
+        ],
+    }
+    assert [(turn["tool_call_id"], turn["content"]) for turn in row["messages"] if turn["role"] == "tool"] == [
+        ("call_1", "wet"),
+        ("call_2", "dry"),
+    ]
+    assert row["tools"] == SPOKEN["tools"]
+    assert row["learnt"] == [False, True]
+
+
+def test_what_json_prints_is_read_as_the_same_row(show):
+    """Whoever keeps it as a data set keeps what was meant, apart from what is not learnt."""
+    printed = json.loads(show([SPOKEN], "--json")[1])
+    assert json.loads(show([printed], "--json")[1]) == printed | {"learnt": [True, True]}
+
+
+def test_text_for_people(show):
+    """A heading a turn; the assistant's says whether it is learnt."""
+    code, out, _ = show([SPOKEN])
+    assert code == 0
+    assert out == (
+        "calls.jsonl line 1  (OpenAI)\n"
+        "  tools\n"
+        "    get_weather(city: string, days?: integer): Weather of a city\n"
+        "  system\n"
+        "    Be brief.\n"
+        "  user\n"
+        "    Rain in Rome?\n"
+        "  assistant\n"
+        "    (thinks) Look it up.\n"
+        '    → get_weather {"city": "Rome"}\n'
+        '    → get_weather {"city": "Ostia"}\n'
+        "  tool get_weather\n"
+        "    wet\n"
+        "  tool get_weather\n"
+        "    dry\n"
+        "  assistant, learnt\n"
+        "    It rains.\n"
+        "\n"
+    )
+
+
+def test_a_row_of_no_use_ends_with_65_and_hides_no_other(show):
+    """Its findings stand in its place; JSON leaves it out and complains."""
+    code, out, _ = show([openai_row("a"), BROKEN, openai_row("c")])
+    assert code == 65
+    assert "line 2  (OpenAI)\n  error: extra-argument: get_weather is called with town" in out
+    assert out.count("assistant, learnt") == 2
+    code, out, err = show([openai_row("a"), BROKEN, openai_row("c")], "--json")
+    assert (code, len(out.splitlines())) == (65, 2)
+    assert "calls.jsonl line 2: error: extra-argument" in err
+
+
+def test_one_row_of_many(show):
+    """By its number; one that is not there is said so."""
+    rows = [openai_row(str(number)) for number in range(3)]
+    assert json.loads(show(rows, "--row", 2, "--json")[1])["line"] == 2
+    code, _, err = show(rows, "--row", 7)
+    assert (code, "no file has a row 7" in err) == (66, True)
+
+
+def test_a_file_of_no_format_is_told(show):
+    """As lint tells it."""
+    code, out, err = show([{"prompt": "a"}])
+    assert (code, out) == (65, "")
+    assert "found the fields: prompt" in err
+
+
+@pytest.mark.parametrize(("special", "template"), [(CHATML, CHATML_TEMPLATE), (GEMMA, GEMMA_TEMPLATE)])
+def test_with_a_tokenizer_the_text_that_the_model_sees(show, tmp_path, special, template):
+    """With the template that prepare would choose; the end of a turn is learnt, its head is not."""
+    a_speaker(special, template=template).save_pretrained(tmp_path / "base")
+    code, out, _ = show([SPOKEN], "--tokenizer", tmp_path / "base")
+    end = "<|im_end|>" if special is CHATML else "<end_of_turn>"
+    assert code == 0
+    assert out.count("⟦") == 1
+    assert f"\n⟦It rains.{end}⟧\n" in out
+    _, out, _ = show([SPOKEN], "--tokenizer", tmp_path / "base", "--json")
+    parts = json.loads(out)["rendered"]
+    assert [part["text"] for part in parts if part["learnt"]] == [f"It rains.{end}"]
+    assert "wet" in "".join(part["text"] for part in parts)
+
+
+@pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
+def test_colours_are_for_terminals(tmp_path, no_color, coloured):
+    """What the row holds of control characters is shown and not obeyed, also between them."""
+    path = tmp_path / "calls.jsonl"
+    path.write_text(json.dumps(openai_row("\x1b[31mred")))
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "tunemill_trainer", "show", path]
+    environment = os.environ | {"NO_COLOR": no_color, "TERM": "xterm"}
+    subprocess.run(command, stdout=theirs, env=environment, check=True, timeout=60)
+    os.close(theirs)
+    printed = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert ("\x1b[32m" in printed) is coloured
+    assert "\x1b[31m" not in printed
+    assert "\\u001b[31mred" in printed

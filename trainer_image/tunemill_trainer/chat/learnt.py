@@ -1,0 +1,78 @@
+"""A row as the model sees it, and what of it the loss is on: read off the token ids and labels that prepare writes."""
+
+from dataclasses import dataclass
+
+from tunemill_api.data import TokenizerMode
+
+from tunemill_trainer.chat import templates, tokenizer
+from tunemill_trainer.chat.check import folder_of
+from tunemill_trainer.chat.encoding import Encoded
+from tunemill_trainer.data.dataset import Features
+from tunemill_trainer.data.findings import Problem
+from tunemill_trainer.data.rows import Row
+from tunemill_trainer.prepared import IGNORED
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of the rendered text: the loss is on all of it, or on none."""
+
+    text: str
+    learnt: bool
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A row as text; `problems` are why it cannot be learnt from."""
+
+    parts: tuple[Part, ...]
+    tokens: int
+    learnt_tokens: int
+    problems: tuple[Problem, ...]
+
+
+class Renderer:
+    """Renders rows with the template that prepare would choose.
+
+    Args:
+        base: a folder with a base model's tokenizer, or the model's id on the Hub.
+        features: what occurs in all rows.
+
+    Raises:
+        StageError: the tokenizer cannot be loaded, or no template fits it.
+    """
+
+    def __init__(self, base: str, features: Features) -> None:
+        self._speaker = tokenizer.load_base(folder_of(base))
+        self._choice, _ = templates.settle(self._speaker, TokenizerMode.AUTO, features, [], None)
+        self._fallback = templates.Fallback(self._choice, self._speaker, features)
+        self._features = features
+
+    def __call__(self, row: Row) -> Rendered:
+        """Return a row as text."""
+        encoded = self._choice.encoder.encode([row])[0]
+        if encoded.problem is not None and self._fallback.carries(row, encoded.problem):
+            # Prepare begins again with our template.
+            self._choice = templates.ours(self._speaker, self._features, "")
+            encoded = self._choice.encoder.encode([row])[0]
+        labels = encoded.labels(everything=False)
+        return Rendered(
+            self._parts(row, encoded) if labels else (),
+            len(labels),
+            len(labels) - labels.count(IGNORED),
+            () if encoded.problem is None else (encoded.problem,),
+        )
+
+    def _parts(self, row: Row, encoded: Encoded) -> tuple[Part, ...]:
+        """Cut the rendered text where the first token of each learnt turn begins, and where its last one ends.
+
+        Decoding the tokens of a turn by themselves would lose white space with some tokenizers.
+        """
+        text, _ = self._choice.encoder.template.conversation(row.messages, row.tools)
+        offsets = self._speaker.backend_tokenizer.encode(text, add_special_tokens=False).offsets
+        parts, at = [], 0
+        for turn in encoded.turns:
+            start, end = offsets[turn.start][0], offsets[turn.end - 1][1]
+            parts += [Part(text[at:start], learnt=False), Part(text[start:end], learnt=True)]
+            at = end
+        return tuple(part for part in (*parts, Part(text[at:], learnt=False)) if part.text)
