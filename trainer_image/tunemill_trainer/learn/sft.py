@@ -14,9 +14,11 @@ from trl import SFTConfig
 from tunemill_api.training import Scheduler, Training
 
 from tunemill_trainer import tracing
+from tunemill_trainer.learn import attention
 from tunemill_trainer.learn.devices import Device
-from tunemill_trainer.learn.held_out import LOSS, Best, HeldOutLoss, Row, best_of, ends_of_epochs
+from tunemill_trainer.learn.held_out import LOSS, Best, HeldOutLoss, best_of, ends_of_epochs
 from tunemill_trainer.learn.order import row_order
+from tunemill_trainer.learn.passes import Row
 from tunemill_trainer.learn.plan import Plan
 from tunemill_trainer.learn.trainer import MicroBatchTrainer, RankAllocation
 
@@ -86,7 +88,7 @@ def train(
         run: the settings.
         model: the base model, its vocabulary extended.
         adapter: what is trained; None trains the whole model.
-        tokenizer: for the padding token.
+        tokenizer: TRL asks for one.
         rows: input_ids, labels, length.
         callbacks: what happens around the steps.
         checkpoint: where to go on; None begins.
@@ -103,21 +105,24 @@ def train(
     # uses, too, and a run that is resumed in its second epoch would see other rows.
     ordered = rows.remove_columns("length").select(row_order(lengths, training.seed, seen))
     set_seed(training.seed)
-    trainer = MicroBatchTrainer(
-        plan.micro_batch_tokens,
-        model=model,
-        args=_config(run),
-        train_dataset=ordered,
-        processing_class=tokenizer,
-        peft_config=adapter,
-        callbacks=[RankAllocation(), *callbacks],
-    )
-    _work_around(trainer)
-    patience = training.early_stopping.patience
-    if held_out:
-        after = ends_of_epochs(len(rows), training.batch_size, plan.steps)
-        trainer.add_callback(HeldOutLoss(trainer, held_out, after, patience))
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with attention.end_to_end(model, torch.device(run.device.torch_name), run.dtype) as laid_end_to_end:
+        trainer = MicroBatchTrainer(
+            plan.micro_batch_tokens,
+            padded=not laid_end_to_end,
+            model=model,
+            args=_config(run),
+            train_dataset=ordered,
+            processing_class=tokenizer,
+            peft_config=adapter,
+            callbacks=[RankAllocation(), *callbacks],
+        )
+        trainer.remove_callback(PrinterCallback)
+        _train_in_full_precision(trainer.model)
+        patience = training.early_stopping.patience
+        if held_out:
+            after = ends_of_epochs(len(rows), training.batch_size, plan.steps)
+            trainer.add_callback(HeldOutLoss(trainer, held_out, after, patience))
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     log = trainer.state.log_history
     for entry in log:
         entry["epoch"] = round(entry["step"] * training.batch_size / len(rows), 4)
@@ -149,7 +154,7 @@ def _config(run: Run) -> SFTConfig:
         bf16=run.dtype is torch.bfloat16,
         fp16=run.dtype is torch.float16,
         use_cpu=run.device.kind == "cpu",
-        dataloader_pin_memory=run.device.kind == "cuda",
+        dataloader_pin_memory=False,  # it has plain lists; their tensors are made, and pinned, by the pass
         # Memory before speed: about a fifth slower, and a 2B model fits a small GPU.
         gradient_checkpointing=run.device.kind == "cuda",
         # The rows are what prepare made of them: tokenised, masked, none too long.
@@ -170,14 +175,8 @@ def _config(run: Run) -> SFTConfig:
     return config
 
 
-def _work_around(trainer: MicroBatchTrainer) -> None:
-    """Mend what TRL 1.16 and PEFT 0.21 do to trained token rows and to the trained parameters of a quantised base."""
-    trainer.remove_callback(PrinterCallback)
-    # TRL's fused head reads `.bias`, which PEFT's TrainableTokensWrapper does not have (peft#3649).
-    head = trainer.model.get_output_embeddings()
-    if not hasattr(head, "bias"):
-        head.register_parameter("bias", None)
-    # AdamW moves a bfloat16 weight by nothing at usual learning rates.
-    for parameter in trainer.model.parameters():
+def _train_in_full_precision(model: Any) -> None:  # noqa: ANN401
+    """Keep what is trained in float32: AdamW moves a bfloat16 weight by nothing at usual learning rates."""
+    for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -15,10 +15,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import SFTTrainer
 from typing_extensions import override
 
-from tunemill_trainer.learn.held_out import Row
-from tunemill_trainer.learn.loss import score
+from tunemill_trainer.learn import passes
+from tunemill_trainer.learn.loss import score_for
 from tunemill_trainer.learn.micro_batches import halved, split
-from tunemill_trainer.prepared import IGNORED
+from tunemill_trainer.learn.passes import Pass, Row, Step
 
 TRAINABLE_FILE = "trainable.safetensors"
 """The trained parameters by name, in a checkpoint."""
@@ -36,21 +36,29 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
     """Sees a whole optimizer step as one batch and cuts it into forward passes itself.
 
     The loss is the mean over all supervised tokens of the step, so how it is cut changes nothing but time and memory.
+    Within a step the host never waits for the device: what decides about the passes is known before they are copied,
+    and figures are read when they are logged.
 
     Args:
-        micro_batch_tokens: padded tokens that one forward pass may have; halved when memory is not enough.
+        micro_batch_tokens: tokens that one forward pass may have; halved when memory is not enough.
+        padded: whether rows are padded to the longest of their pass; otherwise they lie end to end.
         arguments: SFTTrainer's.
     """
 
-    def __init__(self, micro_batch_tokens: int, **arguments: Any) -> None:  # noqa: ANN401
-        super().__init__(**arguments)
+    def __init__(self, micro_batch_tokens: int, *, padded: bool, **arguments: Any) -> None:  # noqa: ANN401
+        super().__init__(data_collator=_step_of, **arguments)
         self._micro_batch_tokens = micro_batch_tokens
+        self._padded = padded
+        self._score = score_for(self.args.device)
+        self._right: list[torch.Tensor] = []
+        self._right_of_step: list[torch.Tensor] = []
+        self._supervised = 0
 
     @override
     def training_step(
         self,
         model: nn.Module,
-        inputs: dict[str, torch.Tensor],
+        inputs: dict[str, Step],
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Return the loss of an optimizer step, its gradients added up.
@@ -58,13 +66,13 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
         Raises:
             torch.OutOfMemoryError: when not even a single row fits.
         """
-        supervised = (inputs["labels"][:, 1:] != IGNORED).sum()
+        rows = inputs["step"].rows
         while True:
             try:
-                return self._all_parts(model, inputs, supervised)
+                return self._all_passes(model, rows)
             except torch.OutOfMemoryError:
-                lengths = inputs["attention_mask"].sum(dim=1).tolist()
-                smaller = halved(lengths, self._micro_batch_tokens)
+                lengths = [len(row["input_ids"]) for row in rows]
+                smaller = halved(lengths, self._micro_batch_tokens, padded=self._padded)
                 if smaller is None:
                     raise
                 self._micro_batch_tokens = smaller
@@ -73,48 +81,66 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
             model.zero_grad()
             torch.cuda.empty_cache()
 
-    def _all_parts(self, model: nn.Module, inputs: dict[str, torch.Tensor], supervised: torch.Tensor) -> torch.Tensor:
+    def _all_passes(self, model: nn.Module, rows: Sequence[Row]) -> torch.Tensor:
+        supervised = sum(passes.supervised(row) for row in rows)
+        self._right_of_step = []
+        # A step without a supervised token has no loss.
         losses = [
-            super(MicroBatchTrainer, self).training_step(model, part, supervised)
-            for part in _parts(inputs, self._micro_batch_tokens)
+            super(MicroBatchTrainer, self).training_step(model, {"pass": part}, max(supervised, 1))
+            for part in self._passes(rows)
         ]
         adalora = adalora_of(model)
         if adalora is not None:
             # TRL computes the loss outside of AdaLoRA's forward, which would add this.
             config = adalora.peft_config["default"]
             self.accelerator.backward(config.orth_reg_weight * _far_from_orthogonal(adalora))
+        self._right += self._right_of_step
+        self._supervised += supervised
+        self._total_train_tokens += sum(len(row["input_ids"]) for row in rows)
         return torch.stack(losses).sum()
+
+    def _passes(self, rows: Sequence[Row]) -> Iterator[Pass]:
+        lengths = [len(row["input_ids"]) for row in rows]
+        for chosen in split(lengths, self._micro_batch_tokens, padded=self._padded):
+            yield passes.make([rows[at] for at in chosen], self.args.device, padded=self._padded)
 
     @override
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, torch.Tensor],
+        inputs: dict[str, Pass],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Return the part of a forward pass in the mean over the supervised tokens of the step; logs as SFTTrainer."""
-        scores = score(model, inputs)
-        self._total_train_tokens += int(inputs["attention_mask"].sum())
+        """Return the part of a forward pass in the mean over the supervised tokens of the step."""
+        scores = self._score(model, inputs["pass"])
+        self._right_of_step.append(scores.right)
+        return scores.loss / num_items_in_batch
+
+    @override
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as SFTTrainer does, with the figures of the steps since the last log."""
         metrics = self._metrics["train"]
         metrics["num_tokens"] = [self._total_train_tokens]
-        if scores.tokens:
-            metrics["mean_token_accuracy"].append(scores.right / scores.tokens)
-        # A step without a supervised token has no loss.
-        return scores.loss / max(int(num_items_in_batch or 0), 1)
+        if self._supervised:
+            metrics["mean_token_accuracy"] = [int(torch.stack(self._right).sum()) / self._supervised]
+        self._right, self._supervised = [], 0
+        super().log(logs, start_time)
+
+    @override
+    def floating_point_ops(self, inputs: dict[str, Step]) -> float:
+        """Return 0: nobody reads the figure, for which all parameters are counted in each step."""
+        return 0.0
 
     def mean_loss(self, rows: Sequence[Row]) -> float:
         """Return the mean loss of the supervised tokens of rows that are not trained on; draws no random number."""
         self.model.eval()
-        total = count = 0.0
-        for chosen in split([len(row["input_ids"]) for row in rows], self._micro_batch_tokens):
-            inputs = self._prepare_inputs(self.data_collator([rows[i] for i in chosen]))
+        losses = []
+        for part in self._passes(rows):
             with torch.no_grad(), self.compute_loss_context_manager():
-                scores = score(self.model, inputs)
-            total += float(scores.loss)
-            count += scores.tokens
+                losses.append(self._score(self.model, part).loss)
         self.model.train()
-        return total / count
+        return float(torch.stack(losses).double().sum()) / sum(passes.supervised(row) for row in rows)
 
     def keep_as_best(self) -> None:
         """Remember what is trained as it is now, in the next checkpoints, too."""
@@ -190,12 +216,8 @@ def adalora_of(model: Any) -> AdaLoraModel | None:  # noqa: ANN401 - a PeftModel
     return tuner if isinstance(tuner, AdaLoraModel) else None
 
 
-def _parts(inputs: dict[str, torch.Tensor], tokens: int) -> Iterator[dict[str, torch.Tensor]]:
-    lengths = inputs["attention_mask"].sum(dim=1)
-    for rows in split(lengths.tolist(), tokens):
-        # Padding is on the right.
-        longest = int(lengths[rows].max())
-        yield {name: tensor[rows, :longest] for name, tensor in inputs.items()}
+def _step_of(rows: list[Row]) -> dict[str, Step]:
+    return {"step": Step(rows)}
 
 
 def _far_from_orthogonal(adalora: AdaLoraModel) -> torch.Tensor:
