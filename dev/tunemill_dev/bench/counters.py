@@ -89,6 +89,8 @@ class _Copies(TorchFunctionMode):  # type: ignore[misc]
 class Watch(TrainerCallback):  # type: ignore[misc]
     """Counts what happens in the optimizer steps of a training; what is between them, as loading rows, is not counted.
 
+    Operators are counted from the second step on: the first one makes the optimizer's state.
+
     Args:
         model: whose embedding tells how much is computed.
     """
@@ -108,6 +110,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     def on_step_begin(self, *_: object, **__: object) -> None:
         """Start to count."""
+        if not self.steps:
+            return
         self._open.enter_context(_Copies(self.counter))
         self._open.enter_context(self.counter)
 
@@ -208,13 +212,14 @@ def a_model(family: str, attention: str) -> Any:  # noqa: ANN401 - transformers 
 
 def _figures(watch: Watch, rows: Rows) -> dict[str, float]:
     tokens = sum(len(row["input_ids"]) for row in rows)
+    kernels, syncs = (count / (watch.steps - 1) for count in (watch.counter.kernels, watch.counter.syncs))
     return {
         "rows_per_step": len(rows) / watch.steps,
         "passes_per_step": watch.passes / watch.steps,
-        "kernels_per_step": round(watch.counter.kernels / watch.steps, 1),
-        "kernels_per_1000_tokens": round(1000 * watch.counter.kernels / tokens, 1),
+        "kernels_per_step": round(kernels, 1),
+        "kernels_per_1000_tokens": round(1000 * kernels * watch.steps / tokens, 1),
         "padding": round(1 - tokens / watch.computed, 3),
-        "syncs_per_step": round(watch.counter.syncs / watch.steps, 2),
+        "syncs_per_step": round(syncs, 2),
         "bytes_copied_per_token": round(watch.copied / tokens, 1),
     }
 
