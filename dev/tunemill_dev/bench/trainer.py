@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunemill_dev.background import in_own_process
-from tunemill_dev.bench import evaluate, prepare, train
+from tunemill_dev.bench import counters, evaluate, prepare, train
 
 OUTPUT = Path("build/bench/trainer.json")
 
@@ -15,7 +15,8 @@ OUTPUT = Path("build/bench/trainer.json")
 def main() -> None:
     """Print the figures and leave them in `build/bench/trainer.json`."""
     ratios = {**_measured(train.measure), **_measured(evaluate.measure)}
-    figures = json.dumps({"ratios": ratios, "prepare": _measured(prepare.measure)}, indent=2)
+    counted = _measured(counters.measure)
+    figures = json.dumps({"ratios": ratios, "counters": counted, "prepare": _measured(prepare.measure)}, indent=2)
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
     OUTPUT.write_text(figures + "\n")
     print(figures)

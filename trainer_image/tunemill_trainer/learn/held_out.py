@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from typing_extensions import override
 
+from tunemill_trainer.learn.passes import Row
 from tunemill_trainer.prepared import IGNORED, Case
 
 LOSS = "held_out_loss"
@@ -16,9 +17,6 @@ _CASES = 200
 """Cases that are looked at: the error of their mean loss is far below what matters, and no epoch waits for it."""
 
 _log = logging.getLogger(__name__)
-
-Row = dict[str, list[int]]
-"""input_ids and labels."""
 
 
 class Judged(Protocol):

@@ -16,14 +16,15 @@ from tunemill_api.training import Scheduler, Training
 
 from tunemill_trainer import tracing
 from tunemill_trainer.errors import StageError
-from tunemill_trainer.learn import devices, new_rows
+from tunemill_trainer.learn import attention, devices, new_rows
 from tunemill_trainer.learn.checkpoints import check_room
 from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.learn.full import WIDE, StochasticAdamW8bit, WeightFormat
-from tunemill_trainer.learn.held_out import LOSS, Best, HeldOutLoss, Row, best_of, ends_of_epochs
+from tunemill_trainer.learn.held_out import LOSS, Best, HeldOutLoss, best_of, ends_of_epochs
 from tunemill_trainer.learn.memory_ladder import Rung
 from tunemill_trainer.learn.order import row_order
 from tunemill_trainer.learn.out_of_memory import Shortage
+from tunemill_trainer.learn.passes import Row
 from tunemill_trainer.learn.plan import Plan
 from tunemill_trainer.learn.trainer import MicroBatchTrainer, RankAllocation
 
@@ -101,7 +102,7 @@ def train(
         run: the settings.
         model: the base model, its vocabulary extended.
         adapter: what is trained; None trains the whole model.
-        tokenizer: for the padding token.
+        tokenizer: TRL asks for one.
         rows: input_ids, labels, length.
         callbacks: what happens around the steps.
         checkpoint: where to go on; None begins.
@@ -118,25 +119,29 @@ def train(
     # uses, too, and a run that is resumed in its second epoch would see other rows.
     ordered = rows.remove_columns("length").select(row_order(lengths, training.seed, seen))
     set_seed(training.seed)
-    trainer = MicroBatchTrainer(
-        Rung(plan.micro_batch_tokens, plan.micro_batch_tokens),
-        partial(_no_row_fits, run),
-        model=model,
-        args=_config(run),
-        train_dataset=ordered,
-        processing_class=tokenizer,
-        peft_config=adapter,
-        callbacks=[RankAllocation(), *callbacks],
-        optimizer_cls_and_kwargs=_compact_optimizer(run) if run.weights.compact else None,
-    )
-    _work_around(trainer, run.weights)
-    new_rows.use_in_place(trainer.model)
-    patience = training.early_stopping.patience
-    _check_room(run, trainer)
-    if held_out:
-        after = ends_of_epochs(len(rows), training.batch_size, plan.steps)
-        trainer.add_callback(HeldOutLoss(trainer, held_out, after, patience))
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with attention.end_to_end(model, torch.device(run.device.torch_name), run.dtype) as laid_end_to_end:
+        trainer = MicroBatchTrainer(
+            Rung(plan.micro_batch_tokens, plan.micro_batch_tokens),
+            partial(_no_row_fits, run),
+            padded=not laid_end_to_end,
+            model=model,
+            args=_config(run),
+            train_dataset=ordered,
+            processing_class=tokenizer,
+            peft_config=adapter,
+            callbacks=[RankAllocation(), *callbacks],
+            optimizer_cls_and_kwargs=_compact_optimizer(run) if run.weights.compact else None,
+        )
+        trainer.remove_callback(PrinterCallback)
+        if not run.weights.compact:
+            _train_in_full_precision(trainer.model)
+        new_rows.use_in_place(trainer.model)
+        patience = training.early_stopping.patience
+        _check_room(run, trainer)
+        if held_out:
+            after = ends_of_epochs(len(rows), training.batch_size, plan.steps)
+            trainer.add_callback(HeldOutLoss(trainer, held_out, after, patience))
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     log = trainer.state.log_history
     for entry in log:
         entry["epoch"] = round(entry["step"] * training.batch_size / len(rows), 4)
@@ -169,7 +174,7 @@ def _config(run: Run) -> SFTConfig:
         bf16=run.dtype is torch.bfloat16,
         fp16=run.dtype is torch.float16,
         use_cpu=run.device.kind == "cpu",
-        dataloader_pin_memory=run.device.kind == "cuda",
+        dataloader_pin_memory=False,  # it has plain lists; their tensors are made, and pinned, by the pass
         # MicroBatchTrainer begins without, and turns it on when memory is not enough.
         gradient_checkpointing=False,
         # The rows are what prepare made of them: tokenised, masked, none too long.
@@ -207,16 +212,8 @@ def _compact_optimizer(run: Run) -> tuple[type[StochasticAdamW8bit], dict[str, A
     return StochasticAdamW8bit, {"lr": float(run.training.learning_rate)}
 
 
-def _work_around(trainer: MicroBatchTrainer, weights: WeightFormat) -> None:
-    """Mend what TRL 1.16 and PEFT 0.21 do to trained token rows and to the trained parameters of a quantised base."""
-    trainer.remove_callback(PrinterCallback)
-    # TRL's fused head reads `.bias`, which PEFT's TrainableTokensWrapper does not have (peft#3649).
-    head = trainer.model.get_output_embeddings()
-    if not hasattr(head, "bias"):
-        head.register_parameter("bias", None)
-    if weights.compact:
-        return
-    # AdamW moves a bfloat16 weight by nothing at usual learning rates.
-    for parameter in trainer.model.parameters():
+def _train_in_full_precision(model: Any) -> None:  # noqa: ANN401
+    """Keep what is trained in float32: AdamW moves a bfloat16 weight by nothing at usual learning rates."""
+    for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -18,12 +18,12 @@ from trl import SFTTrainer
 from typing_extensions import override
 
 from tunemill_trainer.errors import StageError
-from tunemill_trainer.learn.held_out import Row
-from tunemill_trainer.learn.loss import score
+from tunemill_trainer.learn import passes
+from tunemill_trainer.learn.loss import score_for
 from tunemill_trainer.learn.memory_ladder import Checkpointing, Rung
 from tunemill_trainer.learn.micro_batches import halved, split
 from tunemill_trainer.learn.out_of_memory import Shortage, attempt
-from tunemill_trainer.prepared import IGNORED
+from tunemill_trainer.learn.passes import Pass, Row, Step
 
 TRAINABLE_FILE = "trainable.safetensors"
 """The trained parameters by name, in a checkpoint."""
@@ -44,25 +44,40 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
 
     The loss is the mean over all supervised tokens of the step, so how it is cut changes nothing but time and memory.
     When memory is not enough the whole step is computed again with less at once, and so are all later ones.
+    Within a step the host never waits for the device: what decides about the passes is known before they are copied,
+    and figures are read when they are logged.
 
     Args:
         rung: how much is computed at once at first.
         full: raises the error for which there is nothing smaller left to try.
+        padded: whether rows are padded to the longest of their pass; otherwise they lie end to end.
         arguments: SFTTrainer's.
     """
 
-    def __init__(self, rung: Rung, full: Callable[[Shortage, int], StageError], **arguments: Any) -> None:  # noqa: ANN401
-        super().__init__(**arguments)
+    def __init__(
+        self,
+        rung: Rung,
+        full: Callable[[Shortage, int], StageError],
+        *,
+        padded: bool,
+        **arguments: Any,  # noqa: ANN401
+    ) -> None:
+        super().__init__(data_collator=_step_of, **arguments)
         self.rung = rung
         self._full = full
         self._fragmented = False
+        self._padded = padded
+        self._score = score_for(self.args.device)
+        self._right: list[torch.Tensor] = []
+        self._right_of_step: list[torch.Tensor] = []
+        self._supervised = 0
         set_checkpointing(self.model, rung.checkpointing)
 
     @override
     def training_step(
         self,
         model: nn.Module,
-        inputs: dict[str, torch.Tensor],
+        inputs: dict[str, Step],
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Return the loss of an optimizer step, its gradients added up.
@@ -70,18 +85,16 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
         Raises:
             StageError: CudaOutOfMemory, when not even a single row fits.
         """
-        supervised = (inputs["labels"][:, 1:] != IGNORED).sum()
-        lengths = inputs["attention_mask"].sum(dim=1).tolist()
-        counted = self._counted()
-        while isinstance(loss := attempt(lambda: self._all_parts(model, inputs, supervised)), Shortage):
-            # What the passes that fitted have added to gradients and figures is added again.
+        rows = inputs["step"].rows
+        lengths = [len(row["input_ids"]) for row in rows]
+        while isinstance(loss := attempt(lambda: self._all_passes(model, rows)), Shortage):
+            # What the passes that fitted have added to the gradients is added again.
             model.zero_grad()
-            self._count_from(counted)
             if loss.is_fragmentation and not self._fragmented:
                 self._fragmented = True
                 _log.warning("the GPU's memory is fragmented: the step is computed again in one piece of it")
                 continue
-            self._descend(loss, self.rung.below(halved(lengths, self.rung.pass_tokens)), lengths)
+            self._descend(loss, self.rung.below(halved(lengths, self.rung.pass_tokens, padded=self._padded)), lengths)
         return loss
 
     def _descend(self, shortage: Shortage, rung: Rung | None, lengths: Sequence[int]) -> None:
@@ -95,82 +108,86 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
             set_checkpointing(self.model, rung.checkpointing)
         self.rung, self._fragmented = rung, False
 
-    def _counted(self) -> tuple[int, dict[str, list[Any]]]:
-        """Return what the figures of the next log add up so far."""
-        return self._total_train_tokens, {name: list(values) for name, values in self._metrics["train"].items()}
-
-    def _count_from(self, counted: tuple[int, dict[str, list[Any]]]) -> None:
-        """Forget what was added to the figures since `_counted` returned this."""
-        self._total_train_tokens, figures = counted
-        metrics = self._metrics["train"]
-        metrics.clear()
-        metrics.update({name: list(values) for name, values in figures.items()})
-
-    @override
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log with each loss how much was computed at once."""
-        if "loss" in logs:
-            layers = self.rung.checkpointing.every_n_layers
-            logs |= {"forward_pass_tokens": self.rung.pass_tokens, "checkpointed_layers": 1 / layers if layers else 0.0}
-        super().log(logs, start_time)
-
-    def _all_parts(self, model: nn.Module, inputs: dict[str, torch.Tensor], supervised: torch.Tensor) -> torch.Tensor:
+    def _all_passes(self, model: nn.Module, rows: Sequence[Row]) -> torch.Tensor:
+        supervised = sum(passes.supervised(row) for row in rows)
+        self._right_of_step = []
+        # A step without a supervised token has no loss.
         losses = [
-            super(MicroBatchTrainer, self).training_step(model, part, supervised)
-            for part in _parts(inputs, self.rung.pass_tokens)
+            super(MicroBatchTrainer, self).training_step(model, {"pass": part}, max(supervised, 1))
+            for part in self._passes(rows)
         ]
         adalora = adalora_of(model)
         if adalora is not None:
             # TRL computes the loss outside of AdaLoRA's forward, which would add this.
             config = adalora.peft_config["default"]
             self.accelerator.backward(config.orth_reg_weight * _far_from_orthogonal(adalora))
+        self._right += self._right_of_step
+        self._supervised += supervised
+        self._total_train_tokens += sum(len(row["input_ids"]) for row in rows)
         return torch.stack(losses).sum()
+
+    def _passes(self, rows: Sequence[Row]) -> Iterator[Pass]:
+        lengths = [len(row["input_ids"]) for row in rows]
+        for chosen in split(lengths, self.rung.pass_tokens, padded=self._padded):
+            yield passes.make([rows[at] for at in chosen], self.args.device, padded=self._padded)
 
     @override
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, torch.Tensor],
+        inputs: dict[str, Pass],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Return the part of a forward pass in the mean over the supervised tokens of the step; logs as SFTTrainer."""
-        scores = score(model, inputs)
-        self._total_train_tokens += int(inputs["attention_mask"].sum())
+        """Return the part of a forward pass in the mean over the supervised tokens of the step."""
+        scores = self._score(model, inputs["pass"])
+        self._right_of_step.append(scores.right)
+        return scores.loss / num_items_in_batch
+
+    @override
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as SFTTrainer does: the figures of the steps since the last log, and how much was computed at once."""
         metrics = self._metrics["train"]
         metrics["num_tokens"] = [self._total_train_tokens]
-        if scores.tokens:
-            metrics["mean_token_accuracy"].append(scores.right / scores.tokens)
-        # A step without a supervised token has no loss.
-        return scores.loss / max(int(num_items_in_batch or 0), 1)
+        if self._supervised:
+            metrics["mean_token_accuracy"] = [int(torch.stack(self._right).sum()) / self._supervised]
+        self._right, self._supervised = [], 0
+        if "loss" in logs:
+            layers = self.rung.checkpointing.every_n_layers
+            logs |= {"forward_pass_tokens": self.rung.pass_tokens, "checkpointed_layers": 1 / layers if layers else 0.0}
+        super().log(logs, start_time)
+
+    @override
+    def floating_point_ops(self, inputs: dict[str, Step]) -> float:
+        """Return 0: nobody reads the figure, for which all parameters are counted in each step."""
+        return 0.0
 
     def mean_loss(self, rows: Sequence[Row]) -> float:
         """Return the mean loss of the supervised tokens of rows that are not trained on; draws no random number."""
         self.model.eval()
         lengths = [len(row["input_ids"]) for row in rows]
-        total = count = 0.0
-        waiting = split(lengths, self.rung.held_out_tokens)
+        losses: list[torch.Tensor] = []
+        waiting = split(lengths, self.rung.held_out_tokens, padded=self._padded)
         while waiting:
-            chosen = [rows[i] for i in waiting[0]]
-            loss = attempt(partial(self._summed_loss, chosen))
+            loss = attempt(partial(self._summed_loss, [rows[at] for at in waiting[0]]))
             if not isinstance(loss, Shortage):
-                total, count = total + loss[0], count + loss[1]
+                losses.append(loss)
                 waiting = waiting[1:]
                 continue
-            left = [i for rows_of_pass in waiting for i in rows_of_pass]
-            lengths_left = [lengths[i] for i in left]
-            smaller = halved(lengths_left, self.rung.held_out_tokens)
+            left = [at for rows_of_pass in waiting for at in rows_of_pass]
+            lengths_left = [lengths[at] for at in left]
+            smaller = halved(lengths_left, self.rung.held_out_tokens, padded=self._padded)
             self._descend(loss, self.rung.below_held_out(smaller), lengths_left)
-            waiting = [[left[i] for i in chosen] for chosen in split(lengths_left, self.rung.held_out_tokens)]
+            cut_anew = split(lengths_left, self.rung.held_out_tokens, padded=self._padded)
+            waiting = [[left[at] for at in chosen] for chosen in cut_anew]
         self.model.train()
-        return total / count
+        return float(torch.stack(losses).double().sum()) / sum(passes.supervised(row) for row in rows)
 
-    def _summed_loss(self, rows: Sequence[Row]) -> tuple[float, int]:
-        """Return the sum of the losses of the supervised tokens of a forward pass, and how many there are."""
-        inputs = self._prepare_inputs(self.data_collator(list(rows)))
+    def _summed_loss(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Return the sum of the losses of the supervised tokens of a forward pass; it stays on the device."""
+        part = passes.make(rows, self.args.device, padded=self._padded)
         with torch.no_grad(), self.compute_loss_context_manager():
-            scores = score(self.model, inputs)
-        return float(scores.loss), int(scores.tokens)
+            return self._score(self.model, part).loss
 
     def keep_as_best(self) -> None:
         """Remember what is trained as it is now, in the next checkpoints, too."""
@@ -306,12 +323,8 @@ def adalora_of(model: Any) -> AdaLoraModel | None:  # noqa: ANN401 - a PeftModel
     return tuner if isinstance(tuner, AdaLoraModel) else None
 
 
-def _parts(inputs: dict[str, torch.Tensor], tokens: int) -> Iterator[dict[str, torch.Tensor]]:
-    lengths = inputs["attention_mask"].sum(dim=1)
-    for rows in split(lengths.tolist(), tokens):
-        # Padding is on the right.
-        longest = int(lengths[rows].max())
-        yield {name: tensor[rows, :longest] for name, tensor in inputs.items()}
+def _step_of(rows: list[Row]) -> dict[str, Step]:
+    return {"step": Step(rows)}
 
 
 def _far_from_orthogonal(adalora: AdaLoraModel) -> torch.Tensor:
