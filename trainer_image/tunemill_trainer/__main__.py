@@ -3,6 +3,7 @@
 tunemill-trainer train --run-spec run.json --work /tmp/work
 tunemill-trainer stages train evaluate
 tunemill-trainer run finetune.yaml
+tunemill-trainer plan finetune.yaml
 tunemill-trainer lint calls.jsonl
 tunemill-trainer score --rows rows.jsonl --outputs outputs.jsonl
 tunemill-trainer verify acme/support-tools --key public.pem
@@ -12,18 +13,26 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tunemill_api.constants import RUN_SPEC_PATH, STAGE_DIRECTORY, TERMINATION_LOG
 from tunemill_api.failures import ExitCode
 from tunemill_api.stage_report import Stage
 
-from tunemill_trainer import console, lint_command, verify_command
+from tunemill_trainer import console, lint_command, plan_command, verify_command
 from tunemill_trainer.judge import score_command
 
 ENV_WORK = "TUNEMILL_WORK"
 """Where stages may write, when --work does not say."""
+
+_TOOLS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "lint": lint_command.main,
+    "plan": plan_command.main,
+    "score": score_command.main,
+    "verify": verify_command.main,
+}
+"""The commands that are no stages."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,12 +50,8 @@ def _do(options: argparse.Namespace) -> int:
         from tunemill_trainer import one_machine
 
         return one_machine.main(options.manifest, options.work)
-    if options.command == "lint":
-        return lint_command.main(options)
-    if options.command == "score":
-        return score_command.main(options)
-    if options.command == "verify":
-        return verify_command.main(options)
+    if options.command in _TOOLS:
+        return _TOOLS[options.command](options)
     if options.command == "stages":
         from tunemill_trainer.stages import supervisor
 
@@ -79,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     work = Path(os.environ.get(ENV_WORK, cache / "tunemill" / "work"))
     run.add_argument("--work", type=Path, default=work, help="a folder to work in (default: %(default)s)")
+    text = "estimate the GPU memory of a run, and show which GPUs it fits"
+    plan_command.add_options(commands.add_parser("plan", help=text, description=text))
     text = "look at data as prepare does, and say what is wrong with it"
     lint_command.add_options(commands.add_parser("lint", help=text, description=text))
     text = "judge any model's raw replies against rows with their right answers"
