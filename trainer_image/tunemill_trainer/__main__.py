@@ -7,6 +7,7 @@ tunemill-trainer plan finetune.yaml
 tunemill-trainer lint calls.jsonl
 tunemill-trainer score --rows rows.jsonl --outputs outputs.jsonl
 tunemill-trainer verify acme/support-tools --key public.pem
+tunemill-trainer gpu-check
 """
 
 import argparse
@@ -21,12 +22,14 @@ from tunemill_api.failures import ExitCode
 from tunemill_api.stage_report import Stage
 
 from tunemill_trainer import console, lint_command, plan_command, verify_command
+from tunemill_trainer.gpu_check import command as gpu_check
 from tunemill_trainer.judge import score_command
 
 ENV_WORK = "TUNEMILL_WORK"
 """Where stages may write, when --work does not say."""
 
 _TOOLS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "gpu-check": gpu_check.main,
     "lint": lint_command.main,
     "plan": plan_command.main,
     "score": score_command.main,
@@ -90,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     lint_command.add_options(commands.add_parser("lint", help=text, description=text))
     text = "judge any model's raw replies against rows with their right answers"
     score_command.add_options(commands.add_parser("score", help=text, description=text))
+    text = "prove on one GPU that training works there"
+    gpu_check.add_options(commands.add_parser("gpu-check", help=text, description=text))
     text = "check a published model against the statement of what it was made from"
     verify_command.add_options(commands.add_parser("verify", help=text, description=text))
     return parser

@@ -258,9 +258,11 @@ def _fixed(shape: _Shape, method: AdapterMethod, compute: torch.dtype) -> list[d
 def _head_bytes(shape: _Shape, tokens: int, supervised: float, compute: torch.dtype) -> int:
     """Return what the fused output head needs for a moment, for the supervised tokens of a pass."""
     scored = int(tokens * supervised) + 1
-    tile: int = min(scored, _TOKEN_TILE) * _WORD_TILE * compute.itemsize
-    hidden = scored * shape.width * (compute.itemsize + 4)
-    return tile + hidden + (4 * shape.vocabulary * shape.width if shape.head_trained else 0)
+    size: int = compute.itemsize
+    tile = min(scored, _TOKEN_TILE) * _WORD_TILE * size
+    hidden = scored * shape.width * (size + 4)
+    trained = 4 * shape.vocabulary * shape.width if shape.head_trained else 0
+    return tile + hidden + trained
 
 
 def _cache_numbers(config: Any) -> int:  # noqa: ANN401 - transformers ships no types
