@@ -292,10 +292,14 @@ def _peaks() -> Figures:
 
 
 def _estimate(settings: Settings) -> Any:  # noqa: ANN401
+    from transformers import AutoConfig
+
     from tunemill_trainer import memory_plan
+    from tunemill_trainer.learn import memory
 
     stand, spec = _stand(settings, "estimate"), _spec(settings)
-    return memory_plan.estimate_in_child(stand.base, spec, 0, memory_plan.lengths_of(spec, stand.prepared.dataset))
+    lengths = memory_plan.lengths_of(spec, stand.prepared.dataset)
+    return memory.estimate(AutoConfig.from_pretrained(stand.base), spec, 0, lengths)
 
 
 def _utilisation(settings: Settings, lengths: list[int], seconds: float) -> Figures:
