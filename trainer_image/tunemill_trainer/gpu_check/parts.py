@@ -11,17 +11,18 @@ import platform
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
+from unittest import mock
 
 from tunemill_trainer.gpu_check.shapes import SHAPES, SUPERVISED, Shape
 
 Figures = dict[str, Any]
 Settings = Mapping[str, Any]
 
-_STARTED = time.monotonic()
 _WARM = 2
 """Steps that are not timed: kernels are compiled and chosen in them."""
 _PEAK_TERAFLOPS: Final = {
@@ -96,7 +97,7 @@ def resume(settings: Settings) -> Figures:
     from tunemill_trainer.stop import StopSignal
 
     _, undisturbed, _ = _train(settings, "undisturbed")
-    stand, spec = _stand(settings, "resumed"), _spec(settings)
+    stand, spec = stand_of(settings, "resumed"), _spec(settings)
     stop, at = StopSignal(), int(settings["steps"]) // 2
 
     def run(clock: Clock, asked: StopSignal) -> tuple[Any, list[Figures]]:
@@ -131,14 +132,13 @@ def out_of_memory(settings: Settings) -> Figures:
     most = (2 * found.least_mib + found.full_speed_mib) / 3
     torch.cuda.set_per_process_memory_fraction(most / (torch.cuda.get_device_properties(0).total_memory >> 20))
     facts, _, _ = _train(settings)
-    return {"fullSpeedMib": found.full_speed_mib, "givenMib": int(most), "steps": facts.steps, **_peaks()}
+    return {"fullSpeedMib": found.full_speed_mib, "givenMib": int(most), "steps": facts.steps, **peaks()}
 
 
 def speed(settings: Settings) -> Figures:
     """Measure tokens per second, utilisation and peak memory of train; of evaluate too, where settings say so."""
     import torch
 
-    begun = time.monotonic()
     _, history, run = _train(settings)
     times = [when for when, _ in run["clock"].reports]
     seen = [run["stand"].lengths[at] for at in run["order"]]
@@ -148,15 +148,14 @@ def speed(settings: Settings) -> Figures:
     seconds = times[-1] - times[_WARM - 1]
     figures: Figures = {
         "tokensPerSecond": round(sum(timed) / seconds, 1),
-        "secondsToFirstStep": round(times[0] - begun, 1),
-        "secondsFromStart": round(times[0] - _STARTED, 1),
+        "secondsToFirstStep": round(times[0] - run["begun"], 1),
         "lastLoss": history[-1]["loss"],
         **_utilisation(settings, timed, seconds),
     }
     found = _estimate(settings)
     figures |= {"estimatedFullSpeedMib": found.full_speed_mib, "estimatedLeastMib": found.least_mib}
-    if settings["device"] == "cuda":
-        figures |= _peaks()
+    if _on_gpu(settings):
+        figures |= peaks()
         nearest = min(found.train, key=lambda need: abs(need.mib - figures["peakMib"]))
         figures |= {"nearestRung": str(nearest.rung), "estimateOfItMib": nearest.mib}
         torch.cuda.reset_peak_memory_stats()
@@ -175,14 +174,14 @@ PARTS: Final[dict[str, Callable[[Settings], Figures]]] = {
 """What a part does, by its kind."""
 
 
-def main(text: str) -> None:
+def main(text: str, parts: Mapping[str, Callable[[Settings], Figures]] = PARTS) -> None:
     """Run a part and print its result as the last line."""
     settings = json.loads(text)
     # Before anything imports huggingface_hub.
-    os.environ |= {"HF_HOME": str(Path(settings["folder"]) / "hub"), "HF_HUB_OFFLINE": "1"}
+    os.environ |= {"HF_HOME": str(Path(settings["folder"]) / "hub"), "HF_HUB_OFFLINE": settings.get("offline", "1")}
     result: Figures = {"status": "passed", "reason": ""}
     try:
-        result["figures"] = PARTS[settings["kind"]](settings)
+        result["figures"] = parts[settings["kind"]](settings)
     except NotHereError as error:
         result |= {"status": "skipped", "reason": str(error)}
     except ModuleNotFoundError as error:
@@ -190,7 +189,9 @@ def main(text: str) -> None:
     except ImportError as error:
         result |= {"status": "skipped", "reason": f"an installed library is too old: {error}"}
     except Exception as error:  # noqa: BLE001 - whatever it is, it ends this part alone
+        traceback.print_exc()
         result |= {"status": "failed", "reason": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
+    sys.stderr.flush()
     print(json.dumps(result), flush=True)
 
 
@@ -219,7 +220,8 @@ def _compiles() -> bool:
     return True
 
 
-def _shape(settings: Settings) -> Shape:
+def shape_of(settings: Settings) -> Shape:
+    """Return the model of a part."""
     shape = SHAPES[settings["shape"]]
     return shape.small() if settings.get("small") else shape
 
@@ -230,13 +232,14 @@ def _spec(settings: Settings) -> Any:  # noqa: ANN401
     return a_spec({"gpus": 1 if settings["device"] == "cuda" else 0, **settings})
 
 
-def _stand(settings: Settings, name: str = "run") -> Any:  # noqa: ANN401
+def stand_of(settings: Settings, name: str = "run") -> Any:  # noqa: ANN401
+    """Return base model, rows and workspace of a part."""
     from tunemill_trainer.gpu_check.stand import set_up
 
     rows = int(settings["steps"]) * int(settings["batch"])
     return set_up(
         Path(settings["folder"]),
-        _shape(settings),
+        shape_of(settings),
         name=f"{name}-{os.getpid()}",
         rows=rows,
         cases=int(settings.get("cases", 0)),
@@ -250,11 +253,12 @@ def _train(settings: Settings, name: str = "run") -> tuple[Any, list[Figures], F
     from tunemill_trainer.learn.order import row_order
     from tunemill_trainer.stages import train
 
-    stand, spec, clock = _stand(settings, f"{name}{settings.get('gpus', '')}"), _spec(settings), Clock()
+    stand, spec, clock = stand_of(settings, f"{name}{settings.get('gpus', '')}"), _spec(settings), Clock()
     context = stand.context(spec, clock)
+    begun = time.monotonic()
     facts = train.run(context)
     order = row_order(stand.lengths, spec.training.seed, facts.steps * spec.training.batch_size)
-    return facts, _history(context), {"clock": clock, "stand": stand, "spec": spec, "order": order}
+    return facts, _history(context), {"clock": clock, "stand": stand, "spec": spec, "order": order, "begun": begun}
 
 
 def _history(context: Any) -> list[Figures]:  # noqa: ANN401
@@ -264,23 +268,34 @@ def _history(context: Any) -> list[Figures]:  # noqa: ANN401
 
 
 def _evaluation(settings: Settings, run: Figures) -> Figures:
-    """Let base and tuned model answer, and count the tokens that they say."""
+    """Let base and tuned model answer, and count the tokens that they say; loading them does not count."""
     from tunemill_trainer.gpu_check.stand import Clock
     from tunemill_trainer.stages import evaluate
 
-    begun = time.monotonic()
-    facts = evaluate.run(run["stand"].context(run["spec"], Clock()))
-    seconds = time.monotonic() - begun
-    said = 2 * facts.rows * int(settings["newTokens"])
+    said, seconds, generate = 0, 0.0, vars(evaluate)["generate"]
+
+    def timed(*given: Any, **named: Any) -> list[list[int]]:  # noqa: ANN401
+        nonlocal said, seconds
+        begun = time.monotonic()
+        replies: list[list[int]] = generate(*given, **named)
+        seconds += time.monotonic() - begun
+        said += sum(len(reply) for reply in replies)
+        return replies
+
+    with mock.patch.object(evaluate, "generate", timed):
+        facts = evaluate.run(run["stand"].context(run["spec"], Clock()))
+    if facts.rows != int(settings["cases"]):
+        raise CheckFailedError(f"{facts.rows} of {settings['cases']} cases were judged")
     figures: Figures = {"evaluateSeconds": round(seconds, 1), "evaluatedTokensPerSecond": round(said / seconds, 1)}
-    return figures | ({f"evaluate {name}": mib for name, mib in _peaks().items()} if _on_gpu(settings) else {})
+    return figures | ({f"evaluate {name}": mib for name, mib in peaks().items()} if _on_gpu(settings) else {})
 
 
 def _on_gpu(settings: Settings) -> bool:
     return bool(settings["device"] == "cuda")
 
 
-def _peaks() -> Figures:
+def peaks() -> Figures:
+    """Return the most memory that this process has used, and what all processes use now."""
     import torch
 
     free, total = torch.cuda.mem_get_info()
@@ -297,7 +312,7 @@ def _estimate(settings: Settings) -> Any:  # noqa: ANN401
     from tunemill_trainer import memory_plan
     from tunemill_trainer.learn import memory
 
-    stand, spec = _stand(settings, "estimate"), _spec(settings)
+    stand, spec = stand_of(settings, "estimate"), _spec(settings)
     lengths = memory_plan.lengths_of(spec, stand.prepared.dataset)
     return memory.estimate(AutoConfig.from_pretrained(stand.base), spec, 0, lengths)
 
@@ -306,7 +321,7 @@ def _utilisation(settings: Settings, lengths: list[int], seconds: float) -> Figu
     """Return the share of the GPU's arithmetic that the model itself needs; what is computed again does not count."""
     import torch
 
-    config = _shape(settings).config
+    config = shape_of(settings).config
     width, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
     heads, kept, head = (int(config[name]) for name in ("num_attention_heads", "num_key_value_heads", "head_dim"))
     matrices = layers * width * (2 * heads * head + 2 * kept * head + 3 * int(config["intermediate_size"]))

@@ -6,11 +6,12 @@ where huggingface_hub keeps downloads, with HF_HUB_OFFLINE set.
 
 import hashlib
 import io
+import json
 import random
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from tunemill_trainer.context import StageContext
 from tunemill_trainer.credentials import Credentials
 from tunemill_trainer.data.rows import Call, JsonObject, Message, Role, Tool
 from tunemill_trainer.gpu_check.shapes import LONGEST, MEDIAN, SHORTEST, SPREAD, SUPERVISED, Shape
-from tunemill_trainer.prepared import IGNORED, BaseModel, Case, PreparedWriter, Tokens
+from tunemill_trainer.prepared import IGNORED, BaseModel, Case, Prepared, PreparedWriter, Tokens
 from tunemill_trainer.progress import Progress
 from tunemill_trainer.stop import StopSignal
 from tunemill_trainer.workspace import Workspace
@@ -76,12 +77,15 @@ class Stand:
         base: the base model's folder.
         lengths: of the training rows.
         prepared: what prepare would have found.
+        endpoint: of the Hub with the base model; empty where it is in the cache.
+        attempts: of stages.
     """
 
     folder: Path
     base: Path
     lengths: tuple[int, ...]
     prepared: PreparedFacts
+    endpoint: str = ""
     attempts: list[int] = field(default_factory=list)
 
     def context(self, spec: FineTuneSpec, clock: Clock, stop: StopSignal | None = None) -> StageContext:
@@ -97,16 +101,31 @@ class Stand:
             stop=stop or StopSignal(),
         )
 
+    def on_hub(self, endpoint: str, commit: str) -> "Stand":
+        """Return the stand for a base model on a Hub, at a commit."""
+        facts = self.prepared.model_copy(update={"base_model_revision": commit})
+        Prepared(self.folder / "prepared").base_model_path.write_text(json.dumps({"id": BASE, "revision": commit}))
+        stand = replace(self, prepared=facts, endpoint=endpoint)
+        stand.workspace().withdraw(Stage.PREPARE, PREPARED_KEY)
+        stand.workspace().commit(Stage.PREPARE, PREPARED_KEY, self.folder / "prepared", facts)
+        return stand
+
     def workspace(self) -> Workspace:
         """Return the workspace."""
         return Workspace(_as_client(_Objects(self.folder / "objects")), "s3://gpu-check/")
 
 
-def a_spec(settings: Mapping[str, Any]) -> FineTuneSpec:
-    """Return a wish with the settings of a part: method, quantization, precision, batch, steps, gpus and more."""
+def a_spec(settings: Mapping[str, Any], endpoint: str = "") -> FineTuneSpec:
+    """Return a wish with the settings of a part: method, quantization, precision, batch, steps, gpus and more.
+
+    Args:
+        settings: of the part.
+        endpoint: of a Hub; empty where the base model is in the cache.
+    """
     lora = {"lora": {"dropout": str(settings.get("dropout", "0.05"))}} if settings["method"] == "LoRA" else {}
     return FineTuneSpec.model_validate(
         {
+            "hub": {"endpoint": endpoint},
             "baseModel": {"id": BASE, "quantization": settings.get("quantization", "None")},
             "dataset": {"uri": "s3://gpu-check/rows.jsonl"},
             "publish": {"repository": "gpu-check/tuned"},
