@@ -26,7 +26,6 @@ GPUS: Final[Mapping[str, int]] = {
     "RTX 4090": 24_564,
     "L4": 23_034,
     "A10G": 23_028,
-    "V100 32 GB": 32_768,
     "RTX 5090": 32_607,
     "A100 40 GB": 40_960,
     "L40S": 46_068,
@@ -233,7 +232,8 @@ def table(estimate: Estimate) -> str:
     for stage, needs in (("train", estimate.train), ("evaluate", estimate.evaluate)):
         for need in needs:
             weights = ", BF16 weights and 8-bit optimizer" if need.compact else ""
-            lines += ["", f"{stage}, {need.rung}{weights}"]
+            batches = "full batches" if stage == "evaluate" and need.rung is Rung.NONE else str(need.rung)
+            lines += ["", f"{stage}, {batches}{weights}"]
             lines += [f"  {name:<20} {-(-size // MIB):>9,} MiB" for name, size in need.parts.items() if size]
             lines.append(f"  {'together':<20} {need.mib:>9,} MiB")
     lines += ["", f"{'GPU':<12} {'MEMORY':>12}   FITS"]
