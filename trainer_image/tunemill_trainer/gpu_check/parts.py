@@ -11,6 +11,7 @@ import platform
 import signal
 import sys
 import time
+import tomllib
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -158,7 +159,6 @@ def speed(settings: Settings) -> Figures:
         figures |= peaks()
         nearest = min(found.train, key=lambda need: abs(need.mib - figures["peakMib"]))
         figures |= {"nearestRung": str(nearest.rung), "estimateOfItMib": nearest.mib}
-        torch.cuda.reset_peak_memory_stats()
     if not math.isfinite(history[-1]["loss"]):
         raise CheckFailedError(f"the loss is {history[-1]['loss']}")
     return figures | (_evaluation(settings, run) if settings.get("cases") else {})
@@ -189,6 +189,10 @@ def main(text: str, parts: Mapping[str, Callable[[Settings], Figures]] = PARTS) 
     except ImportError as error:
         result |= {"status": "skipped", "reason": f"an installed library is too old: {error}"}
     except Exception as error:  # noqa: BLE001 - whatever it is, it ends this part alone
+        if isinstance(error.__cause__, ImportError):
+            result |= {"status": "skipped", "reason": f"a library is missing or too old: {error}"}
+            print(json.dumps(result), flush=True)
+            return
         traceback.print_exc()
         result |= {"status": "failed", "reason": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
     sys.stderr.flush()
@@ -197,17 +201,25 @@ def main(text: str, parts: Mapping[str, Callable[[Settings], Figures]] = PARTS) 
 
 def _older() -> list[str]:
     """Return the installed packages that are not as Tunemill pins them."""
-    found = []
-    with suppress(importlib.metadata.PackageNotFoundError):
-        from packaging.requirements import Requirement
+    from packaging.requirements import Requirement
 
-        for line in importlib.metadata.requires("tunemill-trainer") or []:
-            requirement = Requirement(line)
-            with suppress(importlib.metadata.PackageNotFoundError):
-                version = importlib.metadata.version(requirement.name)
-                if not requirement.specifier.contains(version, prereleases=True):
-                    found.append(f"{requirement.name} {version}, expected {requirement.specifier}")
+    found = []
+    for line in _pins():
+        requirement = Requirement(line)
+        with suppress(importlib.metadata.PackageNotFoundError):
+            version = importlib.metadata.version(requirement.name)
+            if not requirement.specifier.contains(version, prereleases=True):
+                found.append(f"{requirement.name} {version}, expected {requirement.specifier}")
     return found
+
+
+def _pins() -> list[str]:
+    """Return the trainer's requirements: of the installed distribution, or of the checkout that this runs from."""
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.requires("tunemill-trainer") or []
+    project = Path(__file__).parents[2] / "pyproject.toml"
+    listed: list[str] = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
+    return listed
 
 
 def _compiles() -> bool:
@@ -255,10 +267,20 @@ def _train(settings: Settings, name: str = "run") -> tuple[Any, list[Figures], F
 
     stand, spec, clock = stand_of(settings, f"{name}{settings.get('gpus', '')}"), _spec(settings), Clock()
     context = stand.context(spec, clock)
+    _forget_memory(settings)
     begun = time.monotonic()
     facts = train.run(context)
     order = row_order(stand.lengths, spec.training.seed, facts.steps * spec.training.batch_size)
     return facts, _history(context), {"clock": clock, "stand": stand, "spec": spec, "order": order, "begun": begun}
+
+
+def _forget_memory(settings: Settings) -> None:
+    """Leave what was computed so far out of the peak: the base model's weights may have been drawn on the GPU."""
+    if _on_gpu(settings):
+        import torch
+
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _history(context: Any) -> list[Figures]:  # noqa: ANN401
@@ -282,6 +304,7 @@ def _evaluation(settings: Settings, run: Figures) -> Figures:
         said += sum(len(reply) for reply in replies)
         return replies
 
+    _forget_memory(settings)
     with mock.patch.object(evaluate, "generate", timed):
         facts = evaluate.run(run["stand"].context(run["spec"], Clock()))
     if facts.rows != int(settings["cases"]):

@@ -63,6 +63,10 @@ class Clock(Progress):
     ) -> None:
         """Keep the time and the figures of a report that has some."""
         if metrics:
+            import torch
+
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()  # the step is done when the GPU has computed it
             self.reports.append((time.monotonic(), metrics))
             if (action := self._at_step.get(len(self.reports))) is not None:
                 action()
@@ -225,8 +229,8 @@ def _prepare(folder: Path, base: Path, vocabulary: int, rows: int, cases: int) -
             "findings": [],
         }
         writer.describe(Tokens("Reuse", (), (_END,), 0, vocabulary), BaseModel(BASE, _COMMIT), report)
-    for file in base.glob("*token*"):
-        (output / "tokenizer").mkdir(exist_ok=True)
+    (output / "tokenizer").mkdir()
+    for file in [*base.glob("*token*"), base / "chat_template.jinja"]:
         shutil.copy(file, output / "tokenizer" / file.name)
     facts = PreparedFacts(
         key=PREPARED_KEY,
