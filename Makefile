@@ -110,6 +110,7 @@ test-long: $(READY) $(VLLM) ## What takes hours: more mutations of objects and r
 	@for seed in 1 2 3; do $(PYTEST) $(PARALLEL) --dist loadfile tests/learn -m learns -rP --training-seed $$seed; done
 	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE \
 		$(PYTEST) $(PARALLEL) --dist loadfile tests/learn -m learns -rP
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tunemill_dev.gpu_check --device cpu --small --minutes 60
 
 .PHONY: test-platform
 test-platform: $(READY) ## What platform teams rely on, against a real API server and the real engines
@@ -126,6 +127,10 @@ bench-trainer: $(READY) ## Measure the stages beside what they are compared to; 
 .PHONY: bench-operator
 bench-operator: $(READY) ## Measure the operator beside Kubeflow Trainer; leaves build/bench/operator.json
 	@$(BIN)/python -m tunemill_dev.bench.operator
+
+.PHONY: gpu-check
+gpu-check: $(READY) ## Prove on this machine's GPU that training works, fits and is fast; leaves build/gpu/report.json
+	@$(BIN)/python -m tunemill_dev.gpu_check $(GPU_CHECK)
 
 ##@ The local cluster
 .PHONY: cluster-programs cluster-up cluster-down cluster-status

@@ -39,6 +39,9 @@ class Compute(ApiModel):
         ),
     ] = 1
     """GPUs of the train pod, 0 or 1. 0 trains on the CPU, which is for small models and trials."""
+    gpu_memory: Quantity | None = None
+    """Memory of the GPU that the train pod gets, for example 24Gi or 80Gi. prepare fails with CudaOutOfMemory, before a
+    GPU is requested, if its estimate says that the run cannot fit. Unset: no check. It does not choose a node."""
     gpu_resource: Annotated[str, Field(min_length=1, max_length=253)] = "nvidia.com/gpu"
     """Resource name under which the device plugin offers GPUs."""
     model_cache: ModelCache = ModelCache()

@@ -93,6 +93,15 @@ class DatasetFacts(StatusModel):
     """The share of the training tokens that the loss is computed on, in percent."""
 
 
+class GpuMemoryFacts(StatusModel):
+    """The estimate of the GPU memory that train and evaluate need, in MiB. `tunemill-trainer plan` shows its parts."""
+
+    least_mib: int
+    """With every layer checkpointed and one row at a time; less does not fit."""
+    full_speed_mib: int
+    """Without gradient checkpointing."""
+
+
 class PreparedFacts(StatusModel):
     """What prepare found and made. The later stages' keys follow from `key`."""
 
@@ -111,6 +120,9 @@ class PreparedFacts(StatusModel):
     """Tokens that were added to the vocabulary."""
     dataset: DatasetFacts
     """What was found in the data."""
+    gpu_memory: GpuMemoryFacts | None = None
+    """The estimate of the GPU memory that train and evaluate need; absent on a CPU and for models whose memory cannot
+    be estimated. An edit of the spec after prepare is not in it."""
 
 
 class TrainedFacts(StatusModel):

@@ -355,3 +355,18 @@ def test_the_parts_of_a_traced_stage_are_told_apart(site, monkeypatch):
     parts = {"check permissions", "fetch data", "read data", "download", "tokenise", "commit outputs"}
     assert {span.name for span in collector.spans} == {"prepare", *parts}
     assert {span.parent for span in collector.spans if span.name in parts} == {stage.id}
+
+
+def test_a_run_that_cannot_fit_its_gpu_is_refused_before_one_is_requested(site: Site):
+    """Proves that the estimate is in the facts of this run, not in an output that others use, and that it decides."""
+    site.put(rows(40, seed=5))
+    facts, executed, _ = site.prepare(compute={"gpus": 1, "gpuMemory": "16Gi"})
+    assert executed
+    assert facts.gpu_memory is not None
+    assert 500 < facts.gpu_memory.least_mib < facts.gpu_memory.full_speed_mib
+    assert site.world.workspace().manifest(Stage.PREPARE, facts.key).facts["gpuMemory"] is None
+    error = site.failure(compute={"gpus": 1, "gpuMemory": "500Mi"})
+    assert error.reason is Reason.CUDA_OUT_OF_MEMORY
+    assert "500Mi are 500 MiB" in error.message
+    on_cpu, executed, _ = site.prepare(compute={"gpus": 0, "gpuMemory": "500Mi"})
+    assert (executed, on_cpu.gpu_memory) == (False, None)

@@ -4,9 +4,11 @@ tunemill-trainer train --run-spec run.json --work /tmp/work
 tunemill-trainer stages train evaluate
 tunemill-trainer run finetune.yaml
 tunemill-trainer show calls.jsonl
+tunemill-trainer plan finetune.yaml
 tunemill-trainer lint calls.jsonl
 tunemill-trainer score --rows rows.jsonl --outputs outputs.jsonl
 tunemill-trainer verify acme/support-tools --key public.pem
+tunemill-trainer gpu-check
 """
 
 import argparse
@@ -20,18 +22,22 @@ from tunemill_api.constants import RUN_SPEC_PATH, STAGE_DIRECTORY, TERMINATION_L
 from tunemill_api.failures import ExitCode
 from tunemill_api.stage_report import Stage
 
-from tunemill_trainer import console, lint_command, show_command, verify_command
+from tunemill_trainer import console, lint_command, plan_command, show_command, verify_command
+from tunemill_trainer.gpu_check import command as gpu_check
 from tunemill_trainer.judge import score_command
 
 ENV_WORK = "TUNEMILL_WORK"
 """Where stages may write, when --work does not say."""
 
 _TOOLS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "show": show_command.main,
+    "gpu-check": gpu_check.main,
     "lint": lint_command.main,
+    "plan": plan_command.main,
     "score": score_command.main,
+    "show": show_command.main,
     "verify": verify_command.main,
 }
+"""The commands that are no stages."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,10 +91,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--work", type=Path, default=work, help="a folder to work in (default: %(default)s)")
     text = "print rows as the trainer understands them, and what of them is learnt"
     show_command.add_options(commands.add_parser("show", help=text, description=text))
+    text = "estimate the GPU memory of a run, and show which GPUs it fits"
+    plan_command.add_options(commands.add_parser("plan", help=text, description=text))
     text = "look at data as prepare does, and say what is wrong with it"
     lint_command.add_options(commands.add_parser("lint", help=text, description=text))
     text = "judge any model's raw replies against rows with their right answers"
     score_command.add_options(commands.add_parser("score", help=text, description=text))
+    text = "prove on one GPU that training works there"
+    gpu_check.add_options(commands.add_parser("gpu-check", help=text, description=text))
     text = "check a published model against the statement of what it was made from"
     verify_command.add_options(commands.add_parser("verify", help=text, description=text))
     return parser

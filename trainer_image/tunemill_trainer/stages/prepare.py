@@ -19,7 +19,7 @@ from tunemill_api.stage_report import Stage
 from tunemill_api.status import DatasetFacts, PreparedFacts
 from tunemill_api.training import LossOn, Turns
 
-from tunemill_trainer import base_files, combinations, config_maps, cpus, references, s3, tracing
+from tunemill_trainer import base_files, combinations, config_maps, cpus, memory_plan, references, s3, tracing
 from tunemill_trainer.chat import examples, templates, tokenizer
 from tunemill_trainer.chat.examples import Examples, Unfit
 from tunemill_trainer.chat.templates import Choice
@@ -34,6 +34,7 @@ from tunemill_trainer.data.tools import given_tools
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.hub import READ_FIELD, Hub, ModelCommit
 from tunemill_trainer.judge.parse import ReplyFormat
+from tunemill_trainer.memory_plan import UnknownMemoryError
 from tunemill_trainer.prepared import BaseModel, PreparedWriter, Tokens
 from tunemill_trainer.release import artifacts, servability
 
@@ -70,7 +71,7 @@ def run(context: StageContext) -> tuple[PreparedFacts, bool]:
         found = (facts.key, facts.base_model_revision, facts.base_model_digest, facts.dataset_digest)
         if found == (key, seen.revision, seen.digest, train.digest):
             _check_second_repository(context, facts)
-            return facts, False
+            return _with_gpu_memory(context, facts, base_folder), False
         _log.warning("the manifest of prepare/%s names another base model or other data: it is removed", key)
         context.workspace.withdraw(Stage.PREPARE, key)
 
@@ -89,9 +90,11 @@ def run(context: StageContext) -> tuple[PreparedFacts, bool]:
         dataset=_dataset_facts(dataset, written),
     )
     _check_second_repository(context, facts)
+    # Not in the manifest: others who use this output may train in another way.
+    memory = _with_gpu_memory(context, facts, base_folder).gpu_memory
     committed = context.workspace.commit(Stage.PREPARE, key, folder / "output", facts)
     context.progress.report(100)
-    return PreparedFacts.model_validate(committed.facts), True
+    return PreparedFacts.model_validate(committed.facts).model_copy(update={"gpu_memory": memory}), True
 
 
 @tracing.step("check permissions")
@@ -125,6 +128,22 @@ def _check_second_repository(context: StageContext, facts: PreparedFacts) -> Non
     name = artifacts.second_repository(context.spec, facts.added_tokens)
     if name:
         Hub(context.spec.hub.endpoint, context.credentials.hub_token("hub-write")).check_writable(name)
+
+
+@tracing.step("estimate GPU memory")
+def _with_gpu_memory(context: StageContext, facts: PreparedFacts, base_folder: Path) -> PreparedFacts:
+    """Estimate what train and evaluate need, and find out now whether that fits the GPU."""
+    spec = context.spec
+    if not spec.compute.gpus:
+        return facts
+    lengths = memory_plan.lengths_of(spec, facts.dataset)
+    try:
+        found = memory_plan.estimate_in_child(base_folder, spec, facts.added_tokens, lengths)
+    except UnknownMemoryError as error:
+        _log.warning("the GPU memory that the run needs is not known: %s", error)
+        return facts.model_copy(update={"gpu_memory": None})
+    memory_plan.refuse_too_large(spec, found)
+    return facts.model_copy(update={"gpu_memory": found.facts})
 
 
 @tracing.step("fetch data")

@@ -1,0 +1,58 @@
+"""Run the whole check: `python -m tunemill_dev.gpu_check`, from a checkout or with what is installed.
+
+Only PyTorch with CUDA and this repository have to be there; what needs a library that is missing is skipped by name.
+Leaves build/gpu/report.json, and a table for docs/performance.md in build/gpu/table.md.
+"""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from tunemill_api.failures import ExitCode
+from tunemill_trainer.gpu_check import command
+from tunemill_trainer.gpu_check.command import Part
+
+FOLDER = Path("build/gpu")
+_MODULE = "tunemill_dev.gpu_check.parts"
+_CONTENDERS = ("tutorial", "TRL defaults", "TRL packing")
+
+
+def main() -> int:
+    """Run it; return 0 when nothing failed, 70 when something did, 71 without a GPU."""
+    parser = argparse.ArgumentParser(prog="gpu-check", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="(default: %(default)s)")
+    parser.add_argument("--small", action="store_true", help="models of two narrow layers only")
+    parser.add_argument("--minutes", type=float, default=10.0, help="that it may take (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=FOLDER, help="for the report (default: %(default)s)")
+    options = parser.parse_args()
+    if options.device == "cuda" and (problem := command.without_gpu()):
+        print(f"gpu-check: there is no GPU to check: {problem}. Try it with --device cpu --small", file=sys.stderr)
+        return ExitCode.NODE_BROKEN
+    report, table = options.output / "report.json", options.output / "table.md"
+    return command.check(parts(options.device, small=options.small), options.minutes, None, report, table)
+
+
+def parts(device: str, *, small: bool) -> list[Part]:
+    """Return all parts, the most important first: the time may not be enough for the last ones."""
+    found = [*command.small_parts(device, only_small=small), _publish(device)]
+    if small:
+        return [*found, *(_contender(name, found[-2], seconds=600) for name in _CONTENDERS)]
+    measured = command.full_parts()
+    # Beside the 2B model: what the targets of docs/performance.md are about.
+    return [*found, measured[0], *(_contender(name, measured[0], seconds=60) for name in _CONTENDERS), *measured[1:]]
+
+
+def _publish(device: str) -> Part:
+    settings = {"kind": "publish", "device": device, "shape": "qwen3-0.6b", "small": True, "method": "LoRA"}
+    more = {"batch": 4, "steps": 3, "cases": 2, "newTokens": 4, "offline": "0"}
+    return Part("publish to a local Hub", 120 if device == "cuda" else 600, {**settings, **more}, _MODULE)
+
+
+def _contender(name: str, beside: Part, seconds: int) -> Part:
+    settings = {**beside.settings, "kind": name, "cases": 0}
+    return replace(beside, name=f"{beside.name}: {name}", seconds=seconds, settings=settings, module=_MODULE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

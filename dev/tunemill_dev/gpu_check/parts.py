@@ -1,0 +1,178 @@
+"""What the trainer's check has no libraries or servers for: other ways to train on the same rows, and publishing."""
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tunemill_trainer.gpu_check import parts
+from tunemill_trainer.gpu_check.parts import CheckFailedError, Figures, Settings
+
+_TUTORIAL_BATCH = 4
+_WARM = 2
+
+Rows = list[dict[str, list[int]]]
+
+
+def tutorial(settings: Settings) -> Figures:
+    """Train as the agents-course does: one row a pass, eager attention, checkpointing, the loss on every token."""
+    import torch
+
+    model, rows = _start(settings, "eager")
+    model.gradient_checkpointing_enable()
+    model.enable_input_require_grads()
+    model.train()
+    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-4)
+    times, done = [], []
+    for number, row in enumerate(rows, start=1):
+        ids = torch.tensor([row["input_ids"]], device=model.device)
+        mixed = torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda")
+        with mixed:
+            loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, use_cache=False).loss
+        (loss / _TUTORIAL_BATCH).backward()
+        if number % _TUTORIAL_BATCH == 0:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            float(loss)  # waits for the device, as a loop that prints its loss does
+            times.append(time.monotonic())
+            done.append(sum(len(each["input_ids"]) for each in rows[number - _TUTORIAL_BATCH : number]))
+    return _figures(settings, sum(done[_WARM:]), times[-1] - times[_WARM - 1])
+
+
+def trl_defaults(settings: Settings) -> Figures:
+    """Train with TRL's defaults: batches of eight padded rows, checkpointing, the loss on every token."""
+    return _trl(settings, packing=False)
+
+
+def trl_packing(settings: Settings) -> Figures:
+    """Train with TRL's packing: rows laid into blocks of 2,048 tokens."""
+    return _trl(settings, packing=True)
+
+
+def publish(settings: Settings) -> Figures:
+    """Train, evaluate and publish to a Hub on this machine, and read what was pushed."""
+    import huggingface_hub.constants
+    from huggingface_hub import HfApi
+    from tunemill_trainer.gpu_check.stand import BASE, Clock, a_spec, set_up
+    from tunemill_trainer.stages import evaluate, publish, train
+
+    from tunemill_dev.hub.accounts import Accounts
+    from tunemill_dev.hub.local import local_hub
+
+    huggingface_hub.constants.HF_HUB_DISABLE_XET = True
+    token, organization = "a-token-of-alice", BASE.split("/", maxsplit=1)[0]
+    accounts = Accounts.model_validate(
+        {
+            "users": {"alice": {organization: "write"}},
+            "tokens": [{"value": token, "user": "alice", "role": "write"}],
+        }
+    )
+    folder = Path(settings["folder"])
+    stand = set_up(
+        folder,
+        parts.shape_of(settings),
+        name=f"publish-{os.getpid()}",
+        rows=int(settings["steps"]) * int(settings["batch"]),
+        cases=int(settings["cases"]),
+        device=settings["device"],
+    )
+    for purpose in ("hub-read", "hub-write"):
+        (stand.folder / "secrets" / purpose).mkdir(parents=True)
+        (stand.folder / "secrets" / purpose / "token").write_text(token)
+    with tempfile.TemporaryDirectory() as data, local_hub(accounts, data=Path(data)) as hub:
+        api = HfApi(endpoint=hub.url, token=token)
+        api.create_repo(BASE)
+        commit = api.upload_folder(repo_id=BASE, folder_path=stand.base).oid
+        stand = stand.on_hub(hub.url, commit)
+        spec = a_spec({"gpus": 1 if settings["device"] == "cuda" else 0, **settings}, stand.endpoint)
+        for stage in (train, evaluate):
+            stage.run(stand.context(spec, Clock()))
+        published, _ = publish.run(stand.context(spec, Clock()))
+        files = api.list_repo_files(published.repository, revision=published.revision)
+    if "adapter_model.safetensors" not in files:
+        raise CheckFailedError(f"expected adapter_model.safetensors on the Hub, found {', '.join(files)}")
+    return {"files": len(files), "proof": published.serving.proof if published.serving else ""}
+
+
+PARTS: dict[str, Callable[[Settings], Figures]] = {
+    "tutorial": tutorial,
+    "TRL defaults": trl_defaults,
+    "TRL packing": trl_packing,
+    "publish": publish,
+}
+"""What a part does, by its kind."""
+
+
+def _trl(settings: Settings, *, packing: bool) -> Figures:
+    import datasets
+    import torch
+    from transformers import PrinterCallback, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    model, rows = _start(settings, None)
+    times: list[float] = []
+
+    class Clock(TrainerCallback):  # type: ignore[misc] # transformers ships no types
+        def on_step_end(self, *_: object, **__: object) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times.append(time.monotonic())
+
+    data = datasets.Dataset.from_list([{"input_ids": row["input_ids"]} for row in rows])
+    config = SFTConfig(
+        output_dir=tempfile.mkdtemp(dir=settings["folder"], prefix="trl-"),
+        num_train_epochs=1,
+        bf16=settings["device"] == "cuda",
+        use_cpu=settings["device"] == "cpu",
+        packing=packing,
+        max_length=2048,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = SFTTrainer(
+        model=model, args=config, train_dataset=data, processing_class=_tokenizer(settings), callbacks=[Clock()]
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    if len(times) <= _WARM:
+        raise CheckFailedError(f"expected more than {_WARM} steps, found {len(times)}")
+    # All steps have about as many tokens.
+    tokens = sum(len(row["input_ids"]) for row in rows) * (len(times) - _WARM) / len(times)
+    return _figures(settings, tokens, times[-1] - times[_WARM - 1])
+
+
+def _start(settings: Settings, attention: str | None) -> tuple[Any, Rows]:
+    """Return the base model with the adapter that Tunemill gives it, and the rows in Tunemill's order."""
+    import pyarrow.parquet as pq
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+    from tunemill_trainer.learn.order import row_order
+
+    stand = parts.stand_of(settings, str(settings["kind"]).replace(" ", "-"))
+    named = {"attn_implementation": attention} if attention else {}
+    dtype = torch.bfloat16 if settings["device"] == "cuda" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(stand.base, dtype=dtype, device_map=settings["device"], **named)
+    config = LoraConfig(r=16, lora_alpha=64, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM")
+    rows = pq.read_table(stand.folder / "prepared" / "train.parquet").to_pylist()
+    return get_peft_model(model, config), [rows[at] for at in row_order(stand.lengths, 42, len(rows))]
+
+
+def _tokenizer(settings: Settings) -> Any:  # noqa: ANN401
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(parts.stand_of(settings, "tokenizer").base)
+
+
+def _figures(settings: Settings, tokens: float, seconds: float) -> Figures:
+    figures: Figures = {"tokensPerSecond": round(tokens / seconds, 1)}
+    return figures | (parts.peaks() if settings["device"] == "cuda" else {})
+
+
+if __name__ == "__main__":
+    parts.main(sys.argv[1], PARTS)

@@ -1,0 +1,25 @@
+"""The parts of the GPU check, on the CPU with small models: the same code as on a GPU."""
+
+from pathlib import Path
+
+from tunemill_dev.gpu_check.__main__ import parts
+from tunemill_trainer.gpu_check.command import Result, run_parts
+
+NAMES = {part.name: part for part in parts("cpu", small=True)}
+
+
+def run(folder: Path, *names: str) -> list[Result]:
+    """Run parts by their names; a busy machine may take longer than a GPU would."""
+    return list(run_parts([NAMES[name] for name in names], 1200, folder))
+
+
+def test_training_is_measured_and_resumed_as_on_a_gpu(tmp_path: Path) -> None:
+    """Proves that the real stages run offline on random weights, and that what they report is counted."""
+    speed, resumed = run(tmp_path, "speed, small model", "resume after SIGTERM")
+    assert (speed.status, speed.reason) == ("passed", "")
+    assert speed.figures["tokensPerSecond"] > 0
+    assert speed.figures["evaluatedTokensPerSecond"] > 0
+    assert speed.figures["estimatedLeastMib"] > 600
+    assert (resumed.status, resumed.reason) == ("passed", "")
+    assert resumed.figures["resumed from step"] == 3
+    assert not list(tmp_path.glob("*/*-*")), "nothing but the base model is left"

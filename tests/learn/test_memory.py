@@ -1,0 +1,215 @@
+"""The estimate of a GPU's memory against the bytes that real runs of small models take, on the CPU."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from learn.tasks import CPU
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoConfig, AutoTokenizer, GPT2Config, LlamaConfig, TrainerCallback
+from tunemill_api.finetune import FineTuneSpec
+from tunemill_dev.tiny.cached import cached_base
+from tunemill_trainer.learn import models, sft
+from tunemill_trainer.learn.adapter import adapter_config
+from tunemill_trainer.learn.memory import estimate
+from tunemill_trainer.learn.plan import Plan
+from tunemill_trainer.learn.trainer import MicroBatchTrainer
+from tunemill_trainer.memory_plan import Lengths, Need, Rung, UnknownMemoryError
+from tunemill_trainer.prepared import IGNORED, Tokens
+
+ROWS, LENGTH = 4, 256
+LENGTHS = Lengths(longest=LENGTH, pass_tokens=ROWS * LENGTH, answer=20, batch_tokens=2048, supervised=1 / LENGTH)
+
+
+@dataclass
+class Taken:
+    """Bytes that a real training took, by what they were for."""
+
+    weights: int = 0
+    trained: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    passes: list[int] = field(default_factory=list)
+    """The most that was allocated at once in each step, besides what was there before."""
+
+
+class Watch(TrainerCallback):
+    """Counts what is there when it is there."""
+
+    def __init__(self, taken: Taken) -> None:
+        self._taken = taken
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Count the gradients."""
+        grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        self._taken.gradients = sum(grad.nbytes for grad in grads)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **given: Any) -> None:
+        """Count what is trained, and the optimizer's memory of it."""
+        moments = [kept for state in given["optimizer"].state.values() for kept in state.values()]
+        self._taken.optimizer = sum(moment.nbytes for moment in moments)
+        self._taken.trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+
+
+def most_allocated(profiled: profile) -> int:
+    """The most bytes that the allocator of the CPU had given at once."""
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[Taken]:
+    """What is taken, of all steps of a training."""
+    found, step = Taken(), MicroBatchTrainer.training_step
+
+    def profiled(trainer: Any, *given: Any, **named: Any) -> Any:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+            loss = step(trainer, *given, **named)
+        found.passes.append(most_allocated(watched))
+        return loss
+
+    monkeypatch.setattr(MicroBatchTrainer, "training_step", profiled)
+    return found
+
+
+def a_spec(method: str, precision: str, quantization: str) -> FineTuneSpec:
+    """A wish; what it does not name does not matter for memory."""
+    return FineTuneSpec.model_validate(
+        {
+            "baseModel": {"id": "acme/tiny", "quantization": quantization},
+            "dataset": {"uri": "s3://data/rows.jsonl"},
+            "publish": {"repository": "acme/tuned"},
+            "adapter": {"method": method},
+            "training": {"precision": precision, "batchSize": ROWS, "maxSteps": 2},
+        }
+    )
+
+
+def train(base: Path, folder: Path, spec: FineTuneSpec, taken: Taken, *, checkpointing: bool = False) -> None:
+    """Train two steps of one pass each on rows of the same length, whose last token is supervised."""
+    dtype = torch.bfloat16 if spec.training.precision == "BF16" else torch.float32
+    weights = torch.float32 if spec.adapter.method == "Full" else dtype
+    model = models.load_base(base, CPU, weights, spec.base_model.quantization)
+    taken.weights = model.get_memory_footprint()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    ids = [[(at * 7 + row) % 500 + 16 for at in range(LENGTH)] for row in range(ROWS)]
+    labels = [[IGNORED] * (LENGTH - 1) + row[-1:] for row in ids]
+    rows = datasets.Dataset.from_list(
+        [{"input_ids": row, "labels": says, "length": LENGTH} for row, says in zip(ids, labels, strict=True)]
+    )
+    run = sft.Run(spec.training, Plan(2, 1, ROWS * LENGTH), CPU, dtype, folder)
+    config = adapter_config(spec.adapter, model, no_new_tokens(base), 10)
+    sft.train(run, model, config, AutoTokenizer.from_pretrained(base), rows, [Watch(taken)], None)
+
+
+def no_new_tokens(base: Path) -> Tokens:
+    """The vocabulary as it is."""
+    return Tokens("Reuse", (), (1,), 0, AutoConfig.from_pretrained(base).vocab_size)
+
+
+def within(measured: int, estimated: int, share: float) -> bool:
+    """Tell whether an estimate is right up to a share of what was measured."""
+    return abs(estimated - measured) <= share * measured
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "precision", "quantization"),
+    [
+        ("qwen3", "LoRA", "FP32", "None"),
+        ("qwen3", "Full", "FP32", "None"),
+        ("qwen3", "LoRA", "BF16", "None"),
+        ("llama", "AdaLoRA", "FP32", "None"),
+        ("llama", "LoRA", "FP32", "Int8"),
+        ("gemma3", "IA3", "FP32", "None"),
+        ("gemma2", "LoRA", "FP32", "NF4"),
+    ],
+)
+def test_each_part_is_what_a_run_takes(
+    tmp_path: Path, taken: Taken, kind: str, method: str, precision: str, quantization: str
+):
+    """Proves weights, trained parameters, gradients, optimizer state and the peak of a pass to 20 %."""
+    base, spec = cached_base(kind, steps=0), a_spec(method, precision, quantization)
+    train(base, tmp_path, spec, taken)
+    need = estimate(AutoConfig.from_pretrained(base), spec, 0, LENGTHS, fused=False).train[0]
+    assert within(taken.weights, need.parts["weights"], 0.05)
+    assert need.parts["gradients"] == taken.gradients
+    assert need.parts["trained parameters"] == (0 if method == "Full" else taken.trained)
+    moments = need.parts["optimizer"] * (8 / 20 if method == "AdaLoRA" else 1)
+    assert within(taken.optimizer, int(moments), 0.01)
+    assert within(max(taken.passes), of_a_pass(need), 0.2)
+
+
+def of_a_pass(need: Need) -> int:
+    """What is there in a forward and a backward pass alone."""
+    return sum(need.parts.get(name, 0) for name in ("activations", "autocast copies", "backward pass", "output head"))
+
+
+def test_checkpointing_is_estimated_too(tmp_path: Path, taken: Taken):
+    """Proves that with checkpointing each layer keeps its input, and one layer at a time all that it needs."""
+    base, spec = cached_base("qwen3", steps=0), a_spec("LoRA", "FP32", "None")
+    train(base, tmp_path, spec, taken, checkpointing=True)
+    needs = estimate(AutoConfig.from_pretrained(base), spec, 0, LENGTHS, fused=False).train
+    assert [need.rung for need in needs] == [*Rung]
+    assert within(max(taken.passes), of_a_pass(needs[2]), 0.2)
+
+
+LLAMA_8B = LlamaConfig(
+    vocab_size=128_256,
+    hidden_size=4096,
+    intermediate_size=14_336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+)
+
+
+def test_the_figures_of_a_large_model_are_those_that_can_be_worked_out():
+    """Proves that one layer stands for all: Llama 3.1 8B has 8.03 billion weights, and its cache 128 KiB a token."""
+    lengths = Lengths(2048, 16_384, 100, 16_384, 0.25)
+    found = {
+        (method, quantization): estimate(LLAMA_8B, a_spec(method, "BF16", quantization), 0, lengths)
+        for method, quantization in (("LoRA", "None"), ("LoRA", "NF4"), ("LoRA", "Int8"), ("Full", "None"))
+    }
+    plain = found["LoRA", "None"]
+    assert plain.train[0].parts["weights"] == 2 * 8_030_261_248
+    # Two matrices of rank 16 for each of the seven linear layers.
+    assert plain.train[0].parts["trained parameters"] == 4 * 41_943_040
+    assert plain.evaluate[-1].parts["key-value cache"] == 2148 * (128 << 10)
+    assert found["LoRA", "NF4"].least_mib < found["LoRA", "Int8"].least_mib < plain.least_mib
+    full = found["Full", "None"].train[0].parts
+    assert (full["weights"], full["gradients"], full["optimizer"]) == tuple(n * 8_030_261_248 for n in (4, 4, 8))
+    for needs in (made.train for made in found.values()):
+        assert [need.rung for need in needs[:4]] == [*Rung]
+        assert [need.mib for need in needs[:4]] == sorted((need.mib for need in needs[:4]), reverse=True)
+    assert [need.compact for need in found["Full", "None"].train] == [False] * 4 + [True] * 4
+    compact = found["Full", "None"].train[-1].parts
+    assert compact["weights"] + compact["gradients"] + compact["optimizer"] == pytest.approx(
+        6 * 8_030_261_248, rel=0.01
+    )
+    assert LLAMA_8B.num_hidden_layers == 32, "the configuration is not changed"
+
+
+def test_rows_of_new_tokens_are_counted():
+    """Proves that each has one row, and a second one where the output head has weights of its own."""
+    none, some = (
+        estimate(LLAMA_8B, a_spec("LoRA", "BF16", "None"), added, LENGTHS).train[0].parts["trained parameters"]
+        for added in (0, 3)
+    )
+    assert some - none == 4 * 3 * 2 * 4096
+
+
+def test_a_model_that_cannot_be_estimated_is_named():
+    """Proves that neither strange code nor a hostile configuration ends anything but the estimate."""
+    many = LlamaConfig(num_hidden_layers=10**6)
+    for config in (many, GPT2Config(n_layer=2)):
+        with pytest.raises(UnknownMemoryError):
+            estimate(config, a_spec("LoRA", "BF16", "None"), 0, LENGTHS)

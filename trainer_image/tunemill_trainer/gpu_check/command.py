@@ -1,0 +1,278 @@
+"""`tunemill-trainer gpu-check`: proves on one GPU that training works there, in minutes and without a network.
+
+tunemill-trainer gpu-check
+tunemill-trainer gpu-check --full --minutes 10 --report report.json
+tunemill-trainer gpu-check --device cpu --small
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from tunemill_api.failures import ExitCode
+
+PARTS_MODULE: Final = "tunemill_trainer.gpu_check.parts"
+_FAMILIES = ("functiongemma-270m", "qwen3-0.6b", "gemma-2-2b", "llama-3.1-8b")
+"""One shape of each architecture."""
+_ENOUGH_SECONDS = 60
+_SHOWN_LINES = 20
+"""Of what a failed part has printed."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the check.
+
+    Attributes:
+        name: for people.
+        seconds: that it may take.
+        settings: for its process.
+        module: that is run with the settings.
+    """
+
+    name: str
+    seconds: int
+    settings: Mapping[str, Any]
+    module: str = PARTS_MODULE
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a part ended.
+
+    Attributes:
+        name: of the part.
+        status: passed, failed or skipped.
+        reason: why not passed.
+        seconds: that it took.
+        figures: what was found.
+    """
+
+    name: str
+    status: str
+    reason: str = ""
+    seconds: float = 0.0
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result for the report."""
+        return {
+            "name": self.name,
+            "status": self.status,
+            "reason": self.reason,
+            "seconds": round(self.seconds, 1),
+            "figures": dict(self.figures),
+        }
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    command.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="(default: %(default)s)")
+    command.add_argument(
+        "--small", action="store_true", help="models of two narrow layers only; with --device cpu a trial of the check"
+    )
+    command.add_argument("--full", action="store_true", help="also measure models up to 8B, all methods and formats")
+    command.add_argument("--minutes", type=float, default=10.0, help="that it may take (default: %(default)s)")
+    command.add_argument("--report", metavar="FILE", type=Path, help="gets all results as JSON")
+    command.add_argument("--table", metavar="FILE", type=Path, help="gets the figures as Markdown")
+    command.add_argument(
+        "--work", metavar="FOLDER", type=Path, help="to work in; 25 GB with --full (default: a new one)"
+    )
+
+
+def main(options: argparse.Namespace) -> int:
+    """Run the check; return 0 when nothing failed, 70 when something did, 71 without a GPU."""
+    if options.device == "cuda" and (problem := without_gpu()):
+        print(f"tunemill-trainer gpu-check: there is no GPU to check: {problem}", file=sys.stderr)
+        return ExitCode.NODE_BROKEN
+    parts = small_parts(options.device, only_small=options.small)
+    if options.full and not options.small:
+        parts = [*parts, *full_parts()]
+    return check(parts, options.minutes, options.work, options.report, options.table)
+
+
+def check(parts: Sequence[Part], minutes: float, work: Path | None, report: Path | None, markdown: Path | None) -> int:
+    """Run parts, print how each ended, write the reports, and return the exit code."""
+    results = []
+    for result in run_parts(parts, minutes * 60, work):
+        reason = f": {result.reason}" if result.reason else ""
+        print(f"{result.status:<8} {result.seconds:6.1f} s  {result.name}{reason}", flush=True)
+        for name, value in result.figures.items():
+            print(f"                   {name}: {value}", flush=True)
+        results.append(result)
+        # After each part: whatever ends the check, what was measured is there.
+        _write(report, json.dumps({"results": [each.to_json() for each in results]}, indent=2) + "\n")
+        _write(markdown, table(results))
+    failed = [result.name for result in results if result.status == "failed"]
+    print(f"{len(results)} parts, {len(failed)} failed" + (f": {', '.join(failed)}" if failed else ""))
+    return ExitCode.INTERNAL_ERROR if failed else ExitCode.DONE
+
+
+def without_gpu() -> str:
+    """Return why no GPU can be used; an empty text when one can. Asked in a process of its own."""
+    code = "import torch; torch.cuda.init(); print(torch.cuda.get_device_name(0))"
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return "" if asked.returncode == 0 else (asked.stderr.strip().splitlines() or ["torch cannot be imported"])[-1]
+
+
+def small_parts(device: str, *, only_small: bool) -> list[Part]:
+    """Return what shows that training works; without `only_small` also how fast it is with the smallest model."""
+    tiny = {"device": device, "small": True, "method": "LoRA", "batch": 4, "steps": 6}
+    first = {**tiny, "shape": _FAMILIES[1]}
+    # A CPU may have other work to do, and nothing is measured there.
+    seconds = 90 if device == "cuda" else 600
+    parts = [Part("environment", 120, {"kind": "environment", "device": device})]
+    families = _FAMILIES if device == "cuda" else _FAMILIES[1:2]
+    parts += [
+        Part(f"same losses as on the CPU, {shape}", seconds, {**tiny, "kind": "equal", "shape": shape, "steps": 4})
+        for shape in families
+    ]
+    parts += [
+        Part("resume after SIGTERM", seconds, {**first, "kind": "resume"}),
+        Part("speed, small model", seconds, {**first, "kind": "speed", "cases": 4, "newTokens": 8}),
+    ]
+    if device == "cuda" and not only_small:
+        real = {"device": device, "shape": "functiongemma-270m", "method": "LoRA", "batch": 8}
+        parts += [
+            Part("out of memory is survived", 90, {**real, "kind": "out of memory", "steps": 4}),
+            _speed("functiongemma-270m", "LoRA", "None", "Auto", cases=64),
+        ]
+    return parts
+
+
+def full_parts() -> list[Part]:
+    """Return the measurements of real shapes, the most important first; what the time does not allow is skipped."""
+    return [
+        _speed("gemma-2-2b", "LoRA", "None", "BF16", cases=64),
+        _speed("llama-3.1-8b", "LoRA", "None", "BF16", seconds=150),
+        _speed("llama-3.1-8b", "LoRA", "NF4", "BF16", seconds=120),
+        _speed("qwen3-1.7b", "LoRA", "None", "BF16"),
+        _speed("qwen3-0.6b", "Full", "None", "BF16"),
+        _speed("qwen3-0.6b", "LoRA", "Int8", "FP16"),
+        _speed("qwen3-0.6b", "LoRA", "None", "FP32"),
+        _speed("qwen3-0.6b", "AdaLoRA", "None", "BF16"),
+        _speed("qwen3-0.6b", "IA3", "None", "BF16"),
+    ]
+
+
+def _speed(shape: str, method: str, quantization: str, precision: str, *, cases: int = 0, seconds: int = 90) -> Part:
+    settings = {
+        "kind": "speed",
+        "device": "cuda",
+        "shape": shape,
+        "method": method,
+        "quantization": quantization,
+        "precision": precision,
+        "batch": 8,
+        "steps": 12,
+        "cases": cases,
+        "newTokens": 128,
+    }
+    form = "" if quantization == "None" else f" {quantization}"
+    return Part(f"speed, {shape} {method}{form} {precision}", seconds, settings)
+
+
+def run_parts(parts: Sequence[Part], seconds: float, work: Path | None) -> Iterator[Result]:
+    """Yield the results of parts, each as soon as it is there.
+
+    Args:
+        parts: in their order.
+        seconds: for all of them. A part with less than a minute left is skipped, unless it needs less.
+        work: a folder to work in; None makes one and removes it.
+    """
+    deadline = time.monotonic() + seconds
+    own = Path(tempfile.mkdtemp(prefix="gpu-check-")) if work is None else work
+    try:
+        for part in parts:
+            left = deadline - time.monotonic()
+            if left < min(part.seconds, _ENOUGH_SECONDS):
+                yield Result(part.name, "skipped", f"no time left: it may take {part.seconds} s")
+                continue
+            yield _run(part, own, min(left, part.seconds))
+    finally:
+        if work is None:
+            shutil.rmtree(own, ignore_errors=True)
+
+
+def _run(part: Part, work: Path, seconds: float) -> Result:
+    # Shapes have folders of their own, so that a base model is made once.
+    small = "small-" if part.settings.get("small") else ""
+    folder = work / f"{small}{part.settings.get('shape', 'none')}"
+    folder.mkdir(parents=True, exist_ok=True)
+    asked = json.dumps({**part.settings, "folder": str(folder)})
+    begun = time.monotonic()
+    # A session of its own: what a part has started ends with it.
+    with subprocess.Popen(
+        [sys.executable, "-m", part.module, asked],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            return Result(part.name, "failed", f"not done after {seconds:.0f} s", time.monotonic() - begun)
+    took = time.monotonic() - begun
+    lines = output.strip().splitlines()
+    try:
+        answer = json.loads(lines[-1])
+        if answer["status"] == "failed":
+            print("\n".join(lines[-_SHOWN_LINES - 1 : -1]), file=sys.stderr)
+        return Result(part.name, answer["status"], answer["reason"], took, answer.get("figures", {}))
+    except (IndexError, ValueError, KeyError, TypeError):
+        last = lines[-1] if lines else "no output"
+        return Result(part.name, "failed", f"ended with code {process.returncode}: {last}", took)
+    finally:
+        for left in folder.glob("*-*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def table(results: Sequence[Result]) -> str:
+    """Return the figures of the measured parts as a table in Markdown."""
+    found: dict[str, Any] = next((dict(each.figures) for each in results if each.name == "environment"), {})
+    where = found.get("gpu", "CPU")
+    libraries = ", ".join(f"{name} {found.get(name, '?')}" for name in ("torch", "transformers", "trl", "peft"))
+    lines = [
+        f"{where}, {libraries}",
+        "",
+        "| run | tokens/s | utilisation | peak MiB | estimate MiB | first step after s | evaluate tokens/s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        figures = result.figures
+        if "tokensPerSecond" not in figures and not result.name.startswith("speed"):
+            continue
+        name = result.name.removeprefix("speed, ")
+        if result.status != "passed":
+            lines.append(f"| {name} | {result.status}: {result.reason} | | | | | |")
+            continue
+        used = figures.get("utilisation")
+        cells = [
+            f"{figures['tokensPerSecond']:,.0f}",
+            f"{100 * used:.0f} %" if used is not None else "",
+            figures.get("peakMib", ""),
+            figures.get("estimateOfItMib", ""),
+            figures.get("secondsToFirstStep", ""),
+            figures.get("evaluatedTokensPerSecond", ""),
+        ]
+        lines.append(f"| {name} | {' | '.join(str(cell) for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _write(path: Path | None, text: str) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")

@@ -1,0 +1,309 @@
+"""What the stages need around them, without a network: a base model, prepared rows, a workspace in a folder.
+
+The stages run as they are. Behind the workspace stands a client that keeps objects as files, and the base model lies
+where huggingface_hub keeps downloads, with HF_HUB_OFFLINE set.
+"""
+
+import hashlib
+import io
+import json
+import random
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import ClientError
+from botocore.response import StreamingBody
+from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.run_spec import RunSpec
+from tunemill_api.stage_report import Stage
+from tunemill_api.status import DatasetFacts, PreparedFacts
+from typing_extensions import override
+
+from tunemill_trainer.context import StageContext
+from tunemill_trainer.credentials import Credentials
+from tunemill_trainer.data.rows import Call, JsonObject, Message, Role, Tool
+from tunemill_trainer.gpu_check.shapes import LONGEST, MEDIAN, SHORTEST, SPREAD, SUPERVISED, Shape
+from tunemill_trainer.prepared import IGNORED, BaseModel, Case, Prepared, PreparedWriter, Tokens
+from tunemill_trainer.progress import Progress
+from tunemill_trainer.stop import StopSignal
+from tunemill_trainer.workspace import Workspace
+
+if TYPE_CHECKING:
+    from types_boto3_s3.client import S3Client
+
+BASE = "gpu-check/base"
+PREPARED_KEY = "0123456789abcdef"
+_COMMIT = hashlib.sha1(b"gpu-check", usedforsecurity=False).hexdigest()
+_DIGEST = "0" * 64
+_WORDS = 512
+"""Of the tokenizer; token ids above are in the rows all the same."""
+_END = 1
+
+
+class Clock(Progress):
+    """Keeps what a stage reports, with the time.
+
+    Args:
+        at_step: called after a number of reports; for what has to happen in the middle of a run.
+    """
+
+    def __init__(self, at_step: Mapping[int, Any] | None = None) -> None:
+        super().__init__("gpu-check")
+        self._at_step = at_step or {}
+        self.reports: list[tuple[float, Mapping[str, object]]] = []
+
+    @override
+    def report(
+        self, percent: float, eta_seconds: float | None = None, metrics: Mapping[str, object] | None = None
+    ) -> None:
+        """Keep the time and the figures of a report that has some."""
+        if metrics:
+            import torch
+
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()  # the step is done when the GPU has computed it
+            self.reports.append((time.monotonic(), metrics))
+            if (action := self._at_step.get(len(self.reports))) is not None:
+                action()
+
+
+@dataclass(frozen=True)
+class Stand:
+    """A folder in which stages can run.
+
+    Attributes:
+        folder: holds what is of this run.
+        base: the base model's folder.
+        lengths: of the training rows.
+        prepared: what prepare would have found.
+        endpoint: of the Hub with the base model; empty where it is in the cache.
+        attempts: of stages.
+    """
+
+    folder: Path
+    base: Path
+    lengths: tuple[int, ...]
+    prepared: PreparedFacts
+    endpoint: str = ""
+    attempts: list[int] = field(default_factory=list)
+
+    def context(self, spec: FineTuneSpec, clock: Clock, stop: StopSignal | None = None) -> StageContext:
+        """Return the surroundings of a stage; each has a new work folder, as a new pod would."""
+        self.attempts.append(len(self.attempts))
+        run = RunSpec(namespace="gpu-check", name="gpu-check", run_id="gpu-check", spec=spec, prepared=self.prepared)
+        return StageContext(
+            run=run,
+            workspace=self.workspace(),
+            work=self.folder / f"work-{len(self.attempts)}",
+            credentials=Credentials(self.folder / "secrets"),
+            progress=clock,
+            stop=stop or StopSignal(),
+        )
+
+    def on_hub(self, endpoint: str, commit: str) -> "Stand":
+        """Return the stand for a base model on a Hub, at a commit."""
+        facts = self.prepared.model_copy(update={"base_model_revision": commit})
+        Prepared(self.folder / "prepared").base_model_path.write_text(json.dumps({"id": BASE, "revision": commit}))
+        stand = replace(self, prepared=facts, endpoint=endpoint)
+        stand.workspace().withdraw(Stage.PREPARE, PREPARED_KEY)
+        stand.workspace().commit(Stage.PREPARE, PREPARED_KEY, self.folder / "prepared", facts)
+        return stand
+
+    def workspace(self) -> Workspace:
+        """Return the workspace."""
+        return Workspace(_as_client(_Objects(self.folder / "objects")), "s3://gpu-check/")
+
+
+def a_spec(settings: Mapping[str, Any], endpoint: str = "") -> FineTuneSpec:
+    """Return a wish with the settings of a part: method, quantization, precision, batch, steps, gpus and more.
+
+    Args:
+        settings: of the part.
+        endpoint: of a Hub; empty where the base model is in the cache.
+    """
+    lora = {"lora": {"dropout": str(settings.get("dropout", "0.05"))}} if settings["method"] == "LoRA" else {}
+    return FineTuneSpec.model_validate(
+        {
+            "hub": {"endpoint": endpoint},
+            "baseModel": {"id": BASE, "quantization": settings.get("quantization", "None")},
+            "dataset": {"uri": "s3://gpu-check/rows.jsonl"},
+            "publish": {"repository": "gpu-check/tuned"},
+            "adapter": {"method": settings["method"], **lora},
+            "training": {
+                "batchSize": settings.get("batch", 8),
+                "maxSteps": settings["steps"],
+                "maxLength": LONGEST,
+                "precision": settings.get("precision", "Auto"),
+                "learningRate": "1e-4" if settings["method"] != "Full" else "1e-5",
+                "divergence": "Ignore",
+                "checkpoint": {"everySteps": 100_000, "everyMinutes": 0},
+            },
+            "compute": {"gpus": settings["gpus"]},
+            "evaluation": {"maxNewTokens": settings.get("newTokens", 0), "gates": []},
+        }
+    )
+
+
+def set_up(folder: Path, shape: Shape, *, name: str, rows: int, cases: int, device: str) -> Stand:
+    """Make base model, prepared rows and workspace.
+
+    Args:
+        folder: gets them; a base model that is there is used again, as is HF_HOME in it.
+        shape: of the base model.
+        name: of the folder for everything else.
+        rows: to train on.
+        cases: to answer.
+        device: where the weights are drawn.
+    """
+    base = folder / "hub" / "hub" / "models--gpu-check--base" / "snapshots" / _COMMIT
+    if not (base / "config.json").exists():
+        _make_base(base, shape, device)
+    vocabulary = int(shape.config["vocab_size"])
+    own = folder / name
+    shutil.rmtree(own, ignore_errors=True)
+    lengths, facts = _prepare(own, base, vocabulary, rows, cases)
+    stand = Stand(own, base, lengths, facts)
+    stand.workspace().commit(Stage.PREPARE, PREPARED_KEY, own / "prepared", facts)
+    return stand
+
+
+def _make_base(folder: Path, shape: Shape, device: str) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    settings = {name: value for name, value in shape.config.items() if name != "model_type"}
+    special = {"pad_token_id": 0, "eos_token_id": _END, "bos_token_id": 2}
+    config = AutoConfig.for_model(shape.config["model_type"], **settings, **special)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
+
+
+def _tokenizer() -> Any:  # noqa: ANN401 - transformers ships no types
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    special = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>"}
+    words = [*special.values(), *(f"w{at}" for at in range(len(special), _WORDS))]
+    model = models.WordLevel({word: at for at, word in enumerate(words)}, words[0])
+    fast = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), **special)
+    fast.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    return fast
+
+
+def _prepare(folder: Path, base: Path, vocabulary: int, rows: int, cases: int) -> tuple[tuple[int, ...], PreparedFacts]:
+    draw = random.Random(0)  # noqa: S311 - no secret
+    longest = min(LONGEST, vocabulary)  # small shapes have short rows, too
+
+    def row() -> tuple[list[int], int]:
+        scale = longest / LONGEST
+        length = min(longest, max(SHORTEST, int(draw.lognormvariate(0, SPREAD) * MEDIAN * scale)))
+        return [draw.randrange(16, vocabulary) for _ in range(length - 1)] + [_END], int((1 - SUPERVISED) * length)
+
+    output = folder / "prepared"
+    lengths: list[int] = []
+    tool = Tool("search", "Search.", {"type": "object", "properties": {"query": {"type": "string"}}})
+    gold = Message(Role.ASSISTANT, "", calls=(Call("search", {"query": "x"}),))
+    with PreparedWriter(output) as writer:
+        for _ in range(rows):
+            ids, prompt = row()
+            writer.add_example(ids, [IGNORED] * prompt + ids[prompt:])
+            lengths.append(len(ids))
+        for at in range(cases):
+            ids, prompt = row()
+            asked = (Message(Role.USER, "x"),)
+            writer.add_case(
+                Case(f"rows.jsonl:{at + 1}#1", at, asked, (tool,), tuple(ids[:prompt]), gold, tuple(ids[prompt:]))
+            )
+        report: JsonObject = {
+            "train": {"callsByTool": {"search": rows}, "rows": rows},
+            "evaluation": {"callsByTool": {"search": cases}, "rows": cases},
+            "findings": [],
+        }
+        writer.describe(Tokens("Reuse", (), (_END,), 0, vocabulary), BaseModel(BASE, _COMMIT), report)
+    (output / "tokenizer").mkdir()
+    for file in [*base.glob("*token*"), base / "chat_template.jinja"]:
+        shutil.copy(file, output / "tokenizer" / file.name)
+    facts = PreparedFacts(
+        key=PREPARED_KEY,
+        base_model_revision=_COMMIT,
+        dataset_digest=_DIGEST,
+        tokenizer_mode="Reuse",
+        dataset=DatasetFacts(
+            format="OpenAI",
+            rows=rows + cases,
+            train_rows=rows,
+            evaluation_rows=cases,
+            longest_row_tokens=max(lengths),
+            supervised_token_percent=f"{100 * SUPERVISED:.1f}",
+        ),
+    )
+    return tuple(lengths), facts
+
+
+class _Objects:
+    """An S3 server in a folder, as far as the workspace needs one: of one process, without anybody else."""
+
+    class exceptions:  # noqa: N801 - boto3's name
+        """What boto3's clients have under this name."""
+
+        class NoSuchKey(ClientError):  # noqa: N818 - boto3's name
+            """There is no such object."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def put_object(self, Key: str, Body: bytes, IfNoneMatch: str = "", **_: object) -> None:  # noqa: N803
+        """Write an object."""
+        path = self._path(Key)
+        if IfNoneMatch and path.exists():
+            raise ClientError({"ResponseMetadata": {"HTTPStatusCode": 412}, "Error": {"Code": "412"}}, "PutObject")  # type: ignore[typeddict-item]
+        path.write_bytes(Body)
+
+    def get_object(self, Key: str, **_: object) -> dict[str, Any]:  # noqa: N803
+        """Read an object."""
+        path = self._path(Key)
+        if not path.is_file():
+            raise self.exceptions.NoSuchKey({"Error": {"Code": "NoSuchKey"}}, "GetObject")
+        body = path.read_bytes()
+        return {"Body": StreamingBody(io.BytesIO(body), len(body)), "ContentLength": len(body), "ETag": ""}
+
+    def delete_object(self, Key: str, **_: object) -> None:  # noqa: N803
+        """Remove an object."""
+        self._path(Key).unlink(missing_ok=True)
+
+    def upload_file(self, name: str, _bucket: str, key: str) -> None:
+        """Copy a file into an object."""
+        shutil.copy(name, self._path(key))
+
+    def download_file(self, _bucket: str, key: str, name: str) -> None:
+        """Copy an object into a file."""
+        shutil.copy(self._path(key), name)
+
+    def get_paginator(self, _operation: str) -> "_Objects":
+        """Return what lists objects."""
+        return self
+
+    def paginate(self, Prefix: str, **_: object) -> Iterator[dict[str, Any]]:  # noqa: N803
+        """List the objects whose names begin so, on one page."""
+        names = (path.relative_to(self._folder).as_posix() for path in self._folder.rglob("*") if path.is_file())
+        now = datetime.now(UTC)
+        yield {"Contents": [{"Key": name, "LastModified": now} for name in names if name.startswith(Prefix)]}
+
+    def _path(self, key: str) -> Path:
+        path = self._folder / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def _as_client(objects: _Objects) -> "S3Client":
+    client: Any = objects
+    return client  # type: ignore[no-any-return]
