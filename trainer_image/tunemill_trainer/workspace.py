@@ -216,9 +216,8 @@ class Workspace:
         It goes when the output is committed, or with the run that refers to the key.
         """
         place = f"{self._folder(stage, key)}{name}"
-        with self._errors(place):
-            self._client.put_object(Bucket=self._bucket, Key=place, Body=content)
-        return self._uri(place)
+        self._store.put(place, content)
+        return self._store.uri(place)
 
     def put_checkpoint(self, key: str, folder: Path, step: int) -> None:
         """Upload a checkpoint of the training with a key; `latest_checkpoint` sees it once its last byte is there."""

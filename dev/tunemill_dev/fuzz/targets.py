@@ -95,7 +95,7 @@ def encoded_row(random: Random) -> bytes:
 def reply(random: Random) -> bytes:
     """Read a reply in all formats, leniently and strictly, and judge it; return the reply."""
     text = mutate.text(random, random.choice(REPLIES))
-    for reply_format in (detect([text]), random.choice(_REPLY_FORMATS), random.choice(_REPLY_FORMATS)):
+    for reply_format in filter(None, (detect([text]), random.choice(_REPLY_FORMATS), random.choice(_REPLY_FORMATS))):
         found = parse_reply(text, reply_format)
         for call in found.calls:
             json.dumps(call.to_json(), ensure_ascii=False, allow_nan=False).encode()

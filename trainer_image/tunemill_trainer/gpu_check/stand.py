@@ -5,19 +5,15 @@ where huggingface_hub keeps downloads, with HF_HUB_OFFLINE set.
 """
 
 import hashlib
-import io
 import json
 import random
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from botocore.exceptions import ClientError
-from botocore.response import StreamingBody
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage
@@ -31,10 +27,8 @@ from tunemill_trainer.gpu_check.shapes import LONGEST, MEDIAN, SHORTEST, SPREAD,
 from tunemill_trainer.prepared import IGNORED, BaseModel, Case, Prepared, PreparedWriter, Tokens
 from tunemill_trainer.progress import Progress
 from tunemill_trainer.stop import StopSignal
+from tunemill_trainer.storage.folder import Folder
 from tunemill_trainer.workspace import Workspace
-
-if TYPE_CHECKING:
-    from types_boto3_s3.client import S3Client
 
 BASE = "gpu-check/base"
 PREPARED_KEY = "0123456789abcdef"
@@ -116,7 +110,7 @@ class Stand:
 
     def workspace(self) -> Workspace:
         """Return the workspace."""
-        return Workspace(_as_client(_Objects(self.folder / "objects")), "s3://gpu-check/")
+        return Workspace(Folder(self.folder / "objects", "spec.workspace"))
 
 
 def a_spec(settings: Mapping[str, Any], endpoint: str = "") -> FineTuneSpec:
@@ -247,63 +241,3 @@ def _prepare(folder: Path, base: Path, vocabulary: int, rows: int, cases: int) -
         ),
     )
     return tuple(lengths), facts
-
-
-class _Objects:
-    """An S3 server in a folder, as far as the workspace needs one: of one process, without anybody else."""
-
-    class exceptions:  # noqa: N801 - boto3's name
-        """What boto3's clients have under this name."""
-
-        class NoSuchKey(ClientError):  # noqa: N818 - boto3's name
-            """There is no such object."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def put_object(self, Key: str, Body: bytes, IfNoneMatch: str = "", **_: object) -> None:  # noqa: N803
-        """Write an object."""
-        path = self._path(Key)
-        if IfNoneMatch and path.exists():
-            raise ClientError({"ResponseMetadata": {"HTTPStatusCode": 412}, "Error": {"Code": "412"}}, "PutObject")  # type: ignore[typeddict-item]
-        path.write_bytes(Body)
-
-    def get_object(self, Key: str, **_: object) -> dict[str, Any]:  # noqa: N803
-        """Read an object."""
-        path = self._path(Key)
-        if not path.is_file():
-            raise self.exceptions.NoSuchKey({"Error": {"Code": "NoSuchKey"}}, "GetObject")
-        body = path.read_bytes()
-        return {"Body": StreamingBody(io.BytesIO(body), len(body)), "ContentLength": len(body), "ETag": ""}
-
-    def delete_object(self, Key: str, **_: object) -> None:  # noqa: N803
-        """Remove an object."""
-        self._path(Key).unlink(missing_ok=True)
-
-    def upload_file(self, name: str, _bucket: str, key: str) -> None:
-        """Copy a file into an object."""
-        shutil.copy(name, self._path(key))
-
-    def download_file(self, _bucket: str, key: str, name: str) -> None:
-        """Copy an object into a file."""
-        shutil.copy(self._path(key), name)
-
-    def get_paginator(self, _operation: str) -> "_Objects":
-        """Return what lists objects."""
-        return self
-
-    def paginate(self, Prefix: str, **_: object) -> Iterator[dict[str, Any]]:  # noqa: N803
-        """List the objects whose names begin so, on one page."""
-        names = (path.relative_to(self._folder).as_posix() for path in self._folder.rglob("*") if path.is_file())
-        now = datetime.now(UTC)
-        yield {"Contents": [{"Key": name, "LastModified": now} for name in names if name.startswith(Prefix)]}
-
-    def _path(self, key: str) -> Path:
-        path = self._folder / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
-
-
-def _as_client(objects: _Objects) -> "S3Client":
-    client: Any = objects
-    return client  # type: ignore[no-any-return]

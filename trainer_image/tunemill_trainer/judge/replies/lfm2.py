@@ -9,6 +9,7 @@ import keyword
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 
 from tunemill_trainer.data.rows import Call, Tool
 from tunemill_trainer.data.values import LONGEST_LITERAL
@@ -117,15 +118,18 @@ def _requoted(text: str) -> str | None:
             continue
         readable = []
         for end in [end for end in ends if _closes(text, end)][:_MOST_QUOTES]:
-            inside = re.sub(
-                rf"(\\.)|{mark}", lambda found, mark=mark: found[1] or f"\\{mark}", text[start:end], flags=re.DOTALL
-            )
+            inside = re.sub(rf"(\\.)|{mark}", partial(_escape, mark), text[start:end], flags=re.DOTALL)
             candidate = f"{text[:start]}{inside}{text[end:]}"
             with suppress(*_UNREADABLE):
                 pythonic.parse(_escaped(candidate))
                 readable.append(candidate)
         return readable[0] if len(readable) == 1 else None
     return None
+
+
+def _escape(mark: str, found: re.Match[str]) -> str:
+    """Return an escape as it is, and the mark as an escape."""
+    return found[1] or f"\\{mark}"
 
 
 def _closes(text: str, quote: int) -> bool:
