@@ -247,9 +247,12 @@ def _serving(facts: ReleaseFacts) -> list[str]:
     served, _, revision = serving.model.partition("@")
     text = ["## Serving"]
     if served != facts.repository:
+        where = f"{served}, at `{revision}`"
+        if is_local(served):
+            where = f"in `{path_of(local_path(served), revision)}`"
         text.append(
             f"{serving.target} does not take this adapter as it is: {serving.reason}. "
-            f"The same model in one piece is {served}, at `{revision}`."
+            f"The same model in one piece is {where}."
         )
     text.append(f"```sh\n{serving.command}\n```")
     name = f"{served}@{revision}" if serving.target == "Transformers" else served.rsplit("/", 1)[-1]
