@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from learn.figures import at_least, at_most
-from learn.tasks import Task, a_task, adapter
+from learn.tasks import CPU, Task, a_task, adapter
 from learn.training import ALL_TAGS
 from tunemill_api.finetune import Quantization
 from tunemill_api.training import Adapter
@@ -59,7 +59,7 @@ def test_a_base_that_cannot_call_learns_to(
     assert task.exact(model) == 0
     trained = task.train(tmp_path / "run", wish, model, seed=seed, **training).model
     save_trained(trained, BaseModel("acme/tiny", "main"), task.tokenizer, tmp_path / "out", torch.float32)
-    loaded = models.load_adapter(task.model(quantization), tmp_path / "out")
+    loaded = models.OneModel(task.base, CPU, torch.float32, quantization).tuned(tmp_path / "out", task.tokens)
     at_least("exact match", task.exact(loaded), 0.5)
     at_most("difference of logits", difference(task, trained, loaded), 1e-4)
 
