@@ -12,14 +12,16 @@ from tunemill_trainer.data.rows import Message, Role, Tool
 from tunemill_trainer.data.tools import read_tools
 from tunemill_trainer.data.values import read_value
 
-_BLOCK = re.compile(
-    r"<(tools|AVAILABLE_TOOLS|available_tools|functions)>(.*?)</\1>"
-    r"|\[AVAILABLE_TOOLS\](.*?)\[/AVAILABLE_TOOLS\]"
-    r"|<\|tool\|>(.*?)<\|/tool\|>"
-    r"|<\|tool_list_start\|>(.*?)<\|tool_list_end\|>",
-    re.DOTALL,
+_BLOCKS = (
+    ("<tools>", "</tools>"),
+    ("<AVAILABLE_TOOLS>", "</AVAILABLE_TOOLS>"),
+    ("<available_tools>", "</available_tools>"),
+    ("<functions>", "</functions>"),
+    ("[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
+    ("<|tool|>", "<|/tool|>"),
+    ("<|tool_list_start|>", "<|tool_list_end|>"),
 )
-"""Where the prompts of Hermes, Nemotron, Mistral, Phi-4 and LFM2 have the tools."""
+"""Where the prompts of Hermes, Nemotron, Mistral, Phi-4, LFM2 and others have the tools."""
 _BEGIN = re.compile(r"(?:\[\s*)?\{\s*[\"'](?:name|type|function|description|parameters)[\"']\s*:")
 _FOLLOWING = re.compile(r"[\s,]*+(?=\{)")
 _SCHEMAS = frozenset({"parameters", "input_schema", "inputSchema", "function", "arguments"})
@@ -42,9 +44,12 @@ def tools_apart(messages: list[Message]) -> tuple[list[Message], tuple[Tool, ...
 def _candidates(prompt: str) -> list[tuple[str, int, int]]:
     """Return the texts that may be tools, each with where it begins and ends."""
     found = []
-    for block in _BLOCK.finditer(prompt):
-        inside = next((text for text in block.groups()[1:] if text), "")
-        found.append((inside.strip(), block.start(), block.end()))
+    for opening, closing in _BLOCKS:
+        before, opened, rest = prompt.partition(opening)
+        inside, closed, _ = rest.partition(closing)
+        if opened and closed:
+            end = len(before) + len(opening) + len(inside) + len(closing)
+            found.append((inside.strip(), len(before), end))
     if (begin := _BEGIN.search(prompt)) is not None:
         end = _end_of_list(prompt, begin.start())
         found.append((prompt[begin.start() : end], begin.start(), end))

@@ -201,14 +201,7 @@ def type_of(annotation: str) -> JsonObject:
 
 def _make_checker(parameters: JsonObject) -> Validator:
     # With a registry of its own it resolves references inside the schema and fetches none from the network.
-    checked = _checkable(parameters, closed=True)
-    if not parameters.get("properties") and not parameters.keys() & {"additionalProperties", "unevaluatedProperties"}:
-        if parameters.keys() & set(_SPREADS):
-            if "'properties'" in repr(parameters):
-                checked["unevaluatedProperties"] = False
-        elif "properties" in parameters:
-            checked["additionalProperties"] = False  # so a tool is declared that takes no arguments
-    return _draft_of(parameters)(checked, registry=Registry())
+    return _draft_of(parameters)(_checkable(parameters, closed=True), registry=Registry())
 
 
 checker = Memo(_make_checker, size_of=lambda parameters: len(repr(parameters)))
@@ -263,7 +256,19 @@ def _lift_required(node: JsonObject) -> None:
         node.setdefault("required", needed)
 
 
-def _checkable(node: JsonObject, *, closed: bool) -> JsonObject:
+def _checkable(parameters: JsonObject, *, closed: bool) -> JsonObject:
+    """Return the schema of a tool's arguments that says all that is checked; see `checker`."""
+    checked = _checkable_part(parameters, closed=closed)
+    said = parameters.keys() & {"additionalProperties", "unevaluatedProperties"}
+    if not closed or said or parameters.get("properties"):
+        return checked
+    if parameters.keys() & set(_SPREADS):
+        return {**checked, "unevaluatedProperties": False} if "'properties'" in repr(parameters) else checked
+    # So a tool is declared that takes no arguments.
+    return {**checked, "additionalProperties": False} if "properties" in parameters else checked
+
+
+def _checkable_part(node: JsonObject, *, closed: bool) -> JsonObject:
     """Return a schema that says all that is checked.
 
     Args:
@@ -281,8 +286,8 @@ def _checkable(node: JsonObject, *, closed: bool) -> JsonObject:
         result = {word: False, **result}
     return _with_parts(
         result,
-        lambda part: _checkable(part, closed=closed),
-        lambda part: _checkable(part, closed=False),
+        lambda part: _checkable_part(part, closed=closed),
+        lambda part: _checkable_part(part, closed=False),
     )
 
 

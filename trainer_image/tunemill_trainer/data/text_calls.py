@@ -143,10 +143,11 @@ def split(text: str, offered: Mapping[str, Tool]) -> tuple[str, tuple[Call, ...]
     Raises:
         RowError: BROKEN_CALL, for a block of calls that cannot be read.
     """
-    mark = _MARK.search(text)
+    # Looking for one letter is far quicker than looking for all the marks, and most texts have none of these.
+    mark = _MARK.search(text) if any(letter in text for letter in "<[`") else None
     if mark is not None and (offered or not text[: mark.start()].strip()):
         return _in_blocks(text, offered)
-    react = _REACT.search(text)
+    react = _REACT.search(text) if "Action Input:" in text else None
     if react is not None and (not offered or react.group(1) in offered):
         with suppress(RowError):
             called = read_call({"name": react.group(1), "arguments": text[react.end() :].strip()})

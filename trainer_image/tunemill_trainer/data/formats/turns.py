@@ -40,6 +40,7 @@ _LEARNT = ("weight", "loss_weight", "loss", "train", "training")
 AgentInstruct and ms-swift, Axolotl's train and training. 0 and false mean no."""
 _MASKED = ("mask", "masked")
 """The same the other way round, as torchtune has it: what is masked is not learnt."""
+_WISHES = _LEARNT + _MASKED
 _LISTS = ("messages", "conversations", "prompt", "completion", "traj", "input", "output")
 """Fields with the turns of some format."""
 _REASONING = ("reasoning_content", "reasoning", "thinking", "thought")
@@ -109,8 +110,10 @@ def learnt_in(turn: JsonObject) -> bool:
     Raises:
         RowError: FORMAT, for a value that says neither yes nor no, and for two that contradict each other.
     """
+    if turn.keys().isdisjoint(_WISHES):
+        return True
     wishes = {}
-    for field in _LEARNT + _MASKED:
+    for field in _WISHES:
         value = turn.get(field)
         if value is None:
             continue
@@ -141,11 +144,13 @@ def message_of(turn: JsonObject) -> Message:
         calls, content = calls_of(read_value(text, Rule.BROKEN_CALL)), ""
     else:
         content, thought, calls = spoken(said)
-        with Within("refusal"):
-            content = content or text_of(turn.get("refusal"))
+        if not content and turn.get("refusal"):
+            with Within("refusal"):
+                content = text_of(turn["refusal"])
     for field in ("tool_calls", "function_call"):
-        with Within(field):
-            calls += calls_of(turn.get(field))
+        if turn.get(field):
+            with Within(field):
+                calls += calls_of(turn[field])
     return Message(role, content, reasoning=reasoning_of(turn) or thought, calls=tuple(calls), learnt=learnt_in(turn))
 
 
