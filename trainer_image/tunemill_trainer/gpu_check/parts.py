@@ -138,8 +138,6 @@ def out_of_memory(settings: Settings) -> Figures:
 
 def speed(settings: Settings) -> Figures:
     """Measure tokens per second, utilisation and peak memory of train; of evaluate too, where settings say so."""
-    import torch
-
     _, history, run = _train(settings)
     times = [when for when, _ in run["clock"].reports]
     seen = [run["stand"].lengths[at] for at in run["order"]]
