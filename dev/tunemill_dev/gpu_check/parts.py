@@ -49,7 +49,7 @@ def trl_defaults(settings: Settings) -> Figures:
 
 
 def trl_packing(settings: Settings) -> Figures:
-    """Train with TRL's packing: rows laid into blocks of 2,048 tokens."""
+    """Train with TRL's packing: rows laid into blocks as long as the longest row."""
     return _trl(settings, packing=True)
 
 
@@ -129,7 +129,8 @@ def _trl(settings: Settings, *, packing: bool) -> Figures:
         bf16=settings["device"] == "cuda",
         use_cpu=settings["device"] == "cpu",
         packing=packing,
-        max_length=2048,
+        max_length=max(len(row["input_ids"]) for row in rows),
+        per_device_train_batch_size=int(settings["batch"]),
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -139,11 +140,12 @@ def _trl(settings: Settings, *, packing: bool) -> Figures:
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    if len(times) <= _WARM:
-        raise CheckFailedError(f"expected more than {_WARM} steps, found {len(times)}")
+    if len(times) < 2:
+        raise CheckFailedError(f"expected two steps at least, found {len(times)}")
+    warm = min(_WARM, len(times) - 1)
     # All steps have about as many tokens.
-    tokens = sum(len(row["input_ids"]) for row in rows) * (len(times) - _WARM) / len(times)
-    return _figures(settings, tokens, times[-1] - times[_WARM - 1])
+    tokens = sum(len(row["input_ids"]) for row in rows) * (len(times) - warm) / len(times)
+    return _figures(settings, tokens, times[-1] - times[warm - 1])
 
 
 def _start(settings: Settings, attention: str | None) -> tuple[Any, Rows]:

@@ -182,13 +182,15 @@ def _make_base(folder: Path, shape: Shape, device: str) -> None:
 
 
 def _tokenizer() -> Any:  # noqa: ANN401 - transformers ships no types
-    from tokenizers import Tokenizer, models
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     special = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>"}
     words = [*special.values(), *(f"w{at}" for at in range(len(special), _WORDS))]
     model = models.WordLevel({word: at for at, word in enumerate(words)}, words[0])
-    fast = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), **special)
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
     fast.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     return fast
 
@@ -197,10 +199,10 @@ def _prepare(folder: Path, base: Path, vocabulary: int, rows: int, cases: int) -
     draw = random.Random(0)  # noqa: S311 - no secret
     longest = min(LONGEST, vocabulary)  # small shapes have short rows, too
 
-    def row() -> tuple[list[int], int]:
+    def row(highest: int) -> tuple[list[int], int]:
         scale = longest / LONGEST
         length = min(longest, max(SHORTEST, int(draw.lognormvariate(0, SPREAD) * MEDIAN * scale)))
-        return [draw.randrange(16, vocabulary) for _ in range(length - 1)] + [_END], int((1 - SUPERVISED) * length)
+        return [draw.randrange(16, highest) for _ in range(length - 1)] + [_END], int((1 - SUPERVISED) * length)
 
     output = folder / "prepared"
     lengths: list[int] = []
@@ -208,12 +210,13 @@ def _prepare(folder: Path, base: Path, vocabulary: int, rows: int, cases: int) -
     gold = Message(Role.ASSISTANT, "", calls=(Call("search", {"query": "x"}),))
     with PreparedWriter(output) as writer:
         for _ in range(rows):
-            ids, prompt = row()
+            ids, prompt = row(vocabulary)
             writer.add_example(ids, [IGNORED] * prompt + ids[prompt:])
             lengths.append(len(ids))
         for at in range(cases):
-            ids, prompt = row()
-            asked = (Message(Role.USER, "x"),)
+            ids, prompt = row(_WORDS)
+            # What the template makes of it are these tokens: publish compares.
+            asked = (Message(Role.USER, " ".join(f"w{at}" for at in ids[:prompt])),)
             writer.add_case(
                 Case(f"rows.jsonl:{at + 1}#1", at, asked, (tool,), tuple(ids[:prompt]), gold, tuple(ids[prompt:]))
             )
