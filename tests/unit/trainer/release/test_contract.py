@@ -114,10 +114,10 @@ def test_a_servable_adapter_is_preferred():
 
 @pytest.mark.parametrize("call_format", ReplyFormat)
 def test_the_parser_is_the_one_that_evaluate_read_with(call_format: ReplyFormat):
-    """VLLM has a parser of the same name, but for plain JSON."""
+    """VLLM has a parser of the same name, but for plain JSON and old Nemotrons' list."""
     found = contract(call_format=call_format).serving(REVISIONS)
     assert found is not None
-    if call_format is ReplyFormat.JSON:
+    if call_format in (ReplyFormat.JSON, ReplyFormat.NEMOTRON_JSON):
         assert "--tool-call-parser" not in found.command
     else:
         assert f"--enable-auto-tool-choice --tool-call-parser {call_format.value}" in found.command
