@@ -5,12 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from learn.tasks import Task, a_task, adapter
+from learn.tasks import CPU, Task, a_task, adapter
+from transformers import AutoTokenizer
 from tunemill_api.failures import Reason
+from tunemill_api.finetune import Quantization
+from tunemill_api.training import Training
 from tunemill_dev.tiny.cached import cached_base
 from tunemill_trainer.errors import StageError
-from tunemill_trainer.learn import held_out
-from tunemill_trainer.learn.loss import Scores, score_at_once
+from tunemill_trainer.learn import attention, held_out, sft
+from tunemill_trainer.learn.adapter import adapter_config
+from tunemill_trainer.learn.loss import Scores, score_at_once, score_in_tiles
 from tunemill_trainer.learn.passes import Pass
 from tunemill_trainer.learn.plan import Plan
 
@@ -57,12 +61,60 @@ def test_how_a_step_is_cut_changes_nothing(raw: Task, tmp_path: Path):
         assert one == pytest.approx(other, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("method", "quantization", "precision"),
+    [
+        ("AdaLoRA", Quantization.NONE, 1e-4),
+        ("Full", Quantization.NONE, 1e-4),
+        ("IA3", Quantization.NONE, 1e-4),
+        ("LoRA", Quantization.NF4, 1e-4),
+        # Which columns it keeps in 16 bits depends on all rows of a pass.
+        ("LoRA", Quantization.INT8, 0.05),
+    ],
+)
+def test_every_method_trains_on_rows_end_to_end_as_on_padded_rows(
+    raw: Task,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    quantization: Quantization,
+    precision: float,
+):
+    """Proves that adapters, new tokens and quantised weights do not care how rows lie."""
+    wish, settings = adapter(method, **WITHOUT_DROPOUT), {"count": 32, "maxSteps": 2, "held_out": True}
+    laid = raw.train(tmp_path / "laid", wish, raw.model(quantization), **settings)
+    monkeypatch.setattr(attention, "FAMILIES", frozenset())
+    padded = raw.train(tmp_path / "padded", wish, raw.model(quantization), **settings)
+    for one, other in zip(figures(laid.history), figures(padded.history), strict=True):
+        assert one == pytest.approx(other, rel=precision)
+    assert laid.best is not None
+    assert padded.best is not None
+    assert laid.best.loss == pytest.approx(padded.best.loss, rel=precision)
+
+
 def test_rows_that_do_not_fit_are_cut_smaller_and_none_is_lost(raw: Task, tmp_path: Path, whole_in_memory: list[int]):
     """Proves that a run goes on after a lack of memory with the same steps, and ends when one row does not fit."""
     result = raw.train(tmp_path, adapter("LoRA", **WITHOUT_DROPOUT), raw.model(), count=48)
     assert sum(whole_in_memory) == 48
     assert max(whole_in_memory) <= 8
     assert result.finished
+
+
+def test_mixed_precision_is_on_wherever_a_loss_is_computed(raw: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Proves it for the loss of GPUs, which does not call the model's forward, in training and on held-out rows."""
+    seen = []
+
+    def watched(model: Any, batch: Pass) -> Scores:
+        seen.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
+        return score_in_tiles(model, batch)
+
+    monkeypatch.setattr("tunemill_trainer.learn.trainer.score_for", lambda _device: watched)
+    settings = Training(batch_size=8, max_steps=1)
+    run = sft.Run(settings, Plan(1, 1), CPU, torch.bfloat16, tmp_path)
+    model, speaker = raw.model(), AutoTokenizer.from_pretrained(raw.tokenizer)
+    wish = adapter_config(adapter("LoRA"), model, raw.tokens, 1)
+    sft.train(run, model, wish, speaker, raw.rows(8), [], None, raw.held_out()[:4])
+    assert seen == [torch.bfloat16] * 2
 
 
 @pytest.mark.parametrize("method", ["AdaLoRA", "Full", "LoRA"])
@@ -134,8 +186,6 @@ def test_epochs_end_where_their_last_row_was_seen(rows: int, batch: int, steps: 
 
 def test_too_few_steps_for_adalora_are_refused(raw: Task):
     """Proves that the message names the fields that add steps."""
-    from tunemill_trainer.learn.adapter import adapter_config
-
     with pytest.raises(StageError, match=r"maxSteps") as error:
         adapter_config(adapter("AdaLoRA"), raw.model(), raw.tokens, 1)
     assert error.value.reason is Reason.INVALID_SPEC

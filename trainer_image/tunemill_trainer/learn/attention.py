@@ -124,8 +124,9 @@ def _fault(attention: Attention, config: PretrainedConfig, device: torch.device,
     heads, shared = config.num_attention_heads, config.num_key_value_heads
     rows = Rows.of(_TRIED_LENGTHS, device)
     generator = torch.Generator().manual_seed(0)
+    # Tokens come first in memory, as in a model.
     inputs = [
-        torch.randn(1, count, sum(_TRIED_LENGTHS), dimension, generator=generator).to(device, dtype)
+        torch.randn(1, sum(_TRIED_LENGTHS), count, dimension, generator=generator).to(device, dtype).transpose(1, 2)
         for count in (heads, shared, shared)
     ]
     softcap = getattr(config, "attn_logit_softcapping", None)

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,11 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
     def floating_point_ops(self, inputs: dict[str, Step]) -> float:
         """Return 0: nobody reads the figure, for which all parameters are counted in each step."""
         return 0.0
+
+    @override
+    def compute_loss_context_manager(self) -> AbstractContextManager[None]:
+        """Compute in mixed precision: accelerate turns it on in the model's forward alone, which is not all we call."""
+        return self.accelerator.autocast()  # type: ignore[no-any-return]
 
     def mean_loss(self, rows: Sequence[Row]) -> float:
         """Return the mean loss of the supervised tokens of rows that are not trained on; draws no random number."""
