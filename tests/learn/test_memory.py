@@ -22,7 +22,7 @@ from tunemill_trainer.memory_plan import Lengths, Need, Rung, UnknownMemoryError
 from tunemill_trainer.prepared import IGNORED, Tokens
 
 ROWS, LENGTH = 4, 256
-LENGTHS = Lengths(longest=LENGTH, pass_tokens=ROWS * LENGTH, answer=20, batch_tokens=2048, supervised=1 / LENGTH)
+LENGTHS = Lengths(longest=LENGTH, pass_tokens=ROWS * LENGTH, answer=20, supervised=1 / LENGTH)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from tunemill_api.status import DatasetFacts, GpuMemoryFacts
 from tunemill_api.training import AdapterMethod, LossOn
 
 from tunemill_trainer.errors import StageError
-from tunemill_trainer.judge.generate import BATCH_TOKENS, answer_limit
+from tunemill_trainer.judge.generate import answer_limit
 from tunemill_trainer.learn.plan import plan
 
 MIB: Final = 1 << 20
@@ -63,14 +63,12 @@ class Lengths:
         longest: tokens of the longest row.
         pass_tokens: most tokens of a forward pass in training.
         answer: most tokens that evaluate lets the model say.
-        batch_tokens: most tokens of a batch in evaluate.
         supervised: the share of the tokens that the loss is computed on.
     """
 
     longest: int
     pass_tokens: int
     answer: int
-    batch_tokens: int
     supervised: float
 
 
@@ -91,7 +89,7 @@ def lengths_of(spec: FineTuneSpec, dataset: DatasetFacts | None = None, longest:
     longest = longest or training.max_length
     answer = spec.evaluation.max_new_tokens or answer_limit([int(longest * supervised)])
     most = min(plan(training, 1).micro_batch_tokens, training.batch_size * longest)
-    return Lengths(longest, max(longest, most), answer, BATCH_TOKENS, supervised)
+    return Lengths(longest, max(longest, most), answer, supervised)
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What train and evaluate need, for each rung from the fastest on."""
+    """What train needs, for each rung from the fastest on, and evaluate, which makes its batches as large as fits."""
 
     train: tuple[Need, ...]
     evaluate: tuple[Need, ...]
@@ -232,8 +230,7 @@ def table(estimate: Estimate) -> str:
     for stage, needs in (("train", estimate.train), ("evaluate", estimate.evaluate)):
         for need in needs:
             weights = ", BF16 weights and 8-bit optimizer" if need.compact else ""
-            batches = "full batches" if stage == "evaluate" and need.rung is Rung.NONE else str(need.rung)
-            lines += ["", f"{stage}, {batches}{weights}"]
+            lines += ["", f"{stage}, {need.rung}{weights}"]
             lines += [f"  {name:<20} {-(-size // MIB):>9,} MiB" for name, size in need.parts.items() if size]
             lines.append(f"  {'together':<20} {need.mib:>9,} MiB")
     lines += ["", f"{'GPU':<12} {'MEMORY':>12}   FITS"]

@@ -105,14 +105,13 @@ def estimate(
         "adapter": 0 if full else 4 * shape.trained,
         "CUDA context": _CONTEXT,
     }
-    judged = []
-    for rung, rows in ((Rung.NONE, max(lengths.batch_tokens // context, 1)), (Rung.ONE_ROW, 1)):
-        # The logits of one position, in the model's format and in FP32.
-        logits = rows * shape.vocabulary * (compute.itemsize + 4)
-        cached = rows * context * cache * compute.itemsize
-        parts = {"key-value cache": cached, "forward pass": reading.at(rows), "logits": logits}
-        judged.append(Need(rung, {**answering, **parts}))
-    return Estimate(train=tuple(needs), evaluate=tuple(judged))
+    answering |= {
+        "key-value cache": context * cache * compute.itemsize,
+        "forward pass": reading.at(1),
+        # Of one position, in the model's format and in FP32.
+        "logits": shape.vocabulary * (compute.itemsize + 4),
+    }
+    return Estimate(train=tuple(needs), evaluate=(Need(Rung.ONE_ROW, answering),))
 
 
 @dataclass(frozen=True)
