@@ -124,6 +124,14 @@ BAD: dict[str, list[Any]] = {
     "admission.profileLimits": NOT_BOOLEAN,
     "admission.deniedNamespaces": ["kube-system", [7], ["Kube"], ["a", "a"]],
     "podDisruptionBudget.enabled": NOT_BOOLEAN,
+    "gpuCheck.enabled": NOT_BOOLEAN,
+    "gpuCheck.minutes": ["10", 0],
+    "gpuCheck.gpuResource": [1, ""],
+    "gpuCheck.nodeSelector": NOT_LABELS,
+    "gpuCheck.tolerations": NOT_OBJECTS,
+    "gpuCheck.runtimeClassName": ["Upper", "under_score"],
+    "gpuCheck.resources.requests": NOT_QUANTITIES,
+    "gpuCheck.resources.limits": NOT_QUANTITIES,
     "extraArgs": ["--workers=32", [32], ["workers 32"]],
 }
 """What each value may not be: of the wrong kind, out of range, malformed."""
