@@ -63,7 +63,7 @@ def test_replies_are_read_as_the_server_reads_them(vllm: Server):
             "<|channel|>a<|channel|>b to=functions.f<|message|>{}<|end|>"
             "<|start|>assistant to=functions.timer<|message|>{}",
             [Call("timer", {})],
-            [],
+            [Call("f", {}), Call("timer", {})],
             id="two channels in a header of Harmony's",
         ),
     ],

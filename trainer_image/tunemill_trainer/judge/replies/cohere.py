@@ -30,13 +30,16 @@ def read(text: str, _tools: Sequence[Tool]) -> ParsedReply:
 
 
 def _calls(action: str) -> Iterator[tuple[str, JsonValue]]:
-    at = 0
+    at, filled = 0, False
     while begun := _ID.search(action, at):
         name = _NAME.search(action, begun.end())
         if name is None:
-            yield "", ""
+            # It counts after a call with parameters; otherwise the server takes it for a part of the call before.
+            if filled:
+                yield "", ""
             return
         parameters = _PARAMETERS.search(action, name.end())
+        filled = parameters is not None
         if parameters is None or not parameters["first"]:
             at = name.end()
             yield name[1], ""
