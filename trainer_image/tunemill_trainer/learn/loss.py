@@ -10,8 +10,8 @@ from peft import PeftModel
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import PretrainedConfig
-from trl.kernels import ChunkedLogProbFunction
 
+from tunemill_trainer.learn.new_rows import LogProbs
 from tunemill_trainer.learn.passes import Pass
 
 _VOCABULARY_TILE = 32_768
@@ -65,7 +65,7 @@ def score_in_tiles(model: Any, batch: Pass) -> Scores:  # noqa: ANN401
     model = model.get_base_model() if isinstance(model, PeftModel) else model
     hidden = model.base_model(**batch.inputs, use_cache=False).last_hidden_state
     head, (softcap, scale) = model.get_output_embeddings(), _after_the_head(model.config.get_text_config())
-    log_probabilities, *_, first = ChunkedLogProbFunction.apply(
+    log_probabilities, *_, first = LogProbs.apply(
         hidden.flatten(0, 1).index_select(0, batch.predicts),
         head.weight,
         # PEFT's wrapper around rows that are trained has none.

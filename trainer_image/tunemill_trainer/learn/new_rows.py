@@ -24,8 +24,6 @@ def use_in_place(model: nn.Module) -> None:
     """
     for layer in _layers(model):
         layer.__class__ = RowsInPlace
-    # TRL's fused head passes weights to this function, and no head that could be asked.
-    ChunkedLogProbFunction.apply = staticmethod(log_probabilities)
 
 
 def write_for_inference(model: nn.Module) -> None:
@@ -39,24 +37,6 @@ def write_for_inference(model: nn.Module) -> None:
         layer.write(layer.trainable_tokens_delta)
         # Now PEFT passes all calls on to the base layer.
         layer.merged_adapters = list(layer.active_adapters)
-
-
-_without_new_rows = ChunkedLogProbFunction.apply
-
-
-def log_probabilities(hidden: torch.Tensor, weight: torch.Tensor, *rest: Any) -> Any:  # noqa: ANN401
-    """Return what TRL's ChunkedLogProbFunction returns, with the gradient of new rows where the weight has some.
-
-    Args:
-        hidden: hidden states, tokens by width.
-        weight: of the head, vocabulary by width; has an attribute `new_rows` if it comes from RowsInPlace.
-        rest: TRL's other arguments.
-    """
-    new_rows = getattr(weight, "new_rows", [])
-    if not new_rows:
-        return _without_new_rows(hidden, weight, *rest)
-    assert len(new_rows) == 1, "PEFT allows one adapter with new rows"
-    return _LogProbs.apply(hidden, weight, *rest, *new_rows[0])
 
 
 class RowsInPlace(TrainableTokensLayer):  # type: ignore[misc] # peft ships no types
@@ -88,7 +68,7 @@ class RowsInPlace(TrainableTokensLayer):  # type: ignore[misc] # peft ships no t
             return self.base_layer.weight
         self.write(self.trainable_tokens_delta)
         weight = self.base_layer.weight
-        # For TRL's fused head, which gets the matrix alone.
+        # For LogProbs, which gets the matrix alone.
         weight.new_rows = [(self.trainable_tokens_delta[adapter], self.ids(adapter)) for adapter in active_adapters]
         return weight
 
@@ -193,23 +173,29 @@ class _HeadRows(torch.autograd.Function):  # type: ignore[misc]
         return gradient, None, of_rows.to(ctx.dtype), None
 
 
-class _LogProbs(torch.autograd.Function):  # type: ignore[misc]
-    """TRL's ChunkedLogProbFunction, whose last arguments are new rows (k by width) and their ids (k)."""
+class LogProbs(ChunkedLogProbFunction):  # type: ignore[misc] # trl ships no types
+    """TRL's function behind its fused head, with the gradient of new rows where the head has some."""
+
+    @classmethod
+    @override
+    def apply(cls, hidden: torch.Tensor, weight: torch.Tensor, *rest: Any) -> Any:
+        new_rows = getattr(weight, "new_rows", [])
+        if not new_rows:
+            return ChunkedLogProbFunction.apply(hidden, weight, *rest)
+        assert len(new_rows) == 1, "PEFT allows one adapter with new rows"
+        return super().apply(hidden, weight, *rest, *new_rows[0])
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Any:  # noqa: ANN401
+    @override
+    def forward(ctx: Any, *arguments: Any) -> Any:
         *usual, rows, ids = arguments
         ctx.ids, ctx.dtype = ids, rows.dtype
         return ChunkedLogProbFunction.forward(ctx, *usual)
 
     @staticmethod
-    def backward(
-        ctx: Any,  # noqa: ANN401
-        of_log_probs: torch.Tensor | None,
-        of_entropy: torch.Tensor | None,
-        *_: object,
-    ) -> tuple[torch.Tensor | None, ...]:
-        usual = ChunkedLogProbFunction.backward(ctx, of_log_probs, of_entropy)
+    @override
+    def backward(ctx: Any, of_log_probs: torch.Tensor | None, of_entropy: torch.Tensor | None, *others: Any) -> Any:
+        usual = ChunkedLogProbFunction.backward(ctx, of_log_probs, of_entropy, *others)
         assert of_entropy is None, "the gradient of new rows is that of log-probabilities"
         if of_log_probs is None:
             return (*usual, None, None)
