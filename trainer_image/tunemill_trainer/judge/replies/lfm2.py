@@ -117,15 +117,17 @@ def _requoted(text: str) -> str | None:
             continue
         readable = []
         for end in [end for end in ends if _closes(text, end)][:_MOST_QUOTES]:
-            inside = re.sub(
-                rf"(\\.)|{mark}", lambda found, mark=mark: found[1] or f"\\{mark}", text[start:end], flags=re.DOTALL
-            )
+            inside = _with_marks_escaped(text[start:end], mark)
             candidate = f"{text[:start]}{inside}{text[end:]}"
             with suppress(*_UNREADABLE):
                 pythonic.parse(_escaped(candidate))
                 readable.append(candidate)
         return readable[0] if len(readable) == 1 else None
     return None
+
+
+def _with_marks_escaped(text: str, mark: str) -> str:
+    return re.sub(rf"(\\.)|{mark}", lambda found: found[1] or f"\\{mark}", text, flags=re.DOTALL)
 
 
 def _closes(text: str, quote: int) -> bool:
