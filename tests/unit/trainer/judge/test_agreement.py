@@ -53,9 +53,11 @@ def test_replies_are_read_as_the_server_reads_them(vllm: Server):
         ),
         pytest.param(
             ReplyFormat.COHERE_COMMAND3,
-            '<|START_ACTION|>[{"tool_call_id": "0", "tool_name": "timer", "p {"tool_call_id": "1": {}}]<|END_ACTION|>',
-            [],
-            [Call("timer", {})],
+            '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "timer", "paramet)ers": {}},\n    '
+            '{"tool_call_id": "1", "tool_name": "timer", "parameters": {}},\n    {"tool_call_id": "2", "tool_name": '
+            '"find", "parameters": {"query": "a"}}\n]<|END_ACTION|>',
+            [Call("timer", {}), Call("timer", {}), Call("find", {"query": "a"})],
+            [Call("timer", {}), Call("find", {"query": "a"})],
             id="a damaged field of Command R's",
         ),
         pytest.param(

@@ -9,7 +9,6 @@ import keyword
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 
 from tunemill_trainer.data.rows import Call, Tool
 from tunemill_trainer.data.values import LONGEST_LITERAL
@@ -118,7 +117,7 @@ def _requoted(text: str) -> str | None:
             continue
         readable = []
         for end in [end for end in ends if _closes(text, end)][:_MOST_QUOTES]:
-            inside = re.sub(rf"(\\.)|{mark}", partial(_escape, mark), text[start:end], flags=re.DOTALL)
+            inside = _with_marks_escaped(text[start:end], mark)
             candidate = f"{text[:start]}{inside}{text[end:]}"
             with suppress(*_UNREADABLE):
                 pythonic.parse(_escaped(candidate))
@@ -127,9 +126,8 @@ def _requoted(text: str) -> str | None:
     return None
 
 
-def _escape(mark: str, found: re.Match[str]) -> str:
-    """Return an escape as it is, and the mark as an escape."""
-    return found[1] or f"\\{mark}"
+def _with_marks_escaped(text: str, mark: str) -> str:
+    return re.sub(rf"(\\.)|{mark}", lambda found: found[1] or f"\\{mark}", text, flags=re.DOTALL)
 
 
 def _closes(text: str, quote: int) -> bool:
