@@ -73,5 +73,7 @@ def _work(arguments: list[str], environment: dict[str, str], said: Connection) -
     for stream in (1, 2):
         os.dup2(said.fileno(), stream)
     said.close()
+    # Those of the fork server may know the file that was there before as one in which they can seek.
+    sys.stdout, sys.stderr = (open(stream, "w", encoding="utf-8", closefd=False) for stream in (1, 2))  # noqa: SIM115
     sys.argv = ["tunemill-trainer", *arguments]
     runpy.run_module("tunemill_trainer", run_name="__main__", alter_sys=True)

@@ -269,7 +269,7 @@ def test_each_wrong_field_ends_in_its_own_reason(site, changes, reason, message)
     [
         ("", Reason.DATASET_EMPTY, "found none"),
         ('{"messages": [\n', Reason.DATASET_MALFORMED, "calls.jsonl line 1"),
-        ('{"text": "x"}\n', Reason.DATASET_FORMAT_UNKNOWN, "found none of these in the first 1 rows"),
+        ('{"said": "x"}\n', Reason.DATASET_FORMAT_UNKNOWN, "found none of these in the first 1 rows"),
     ],
 )
 def test_data_that_cannot_be_read_ends_in_its_own_reason(site, data, reason, message):

@@ -91,6 +91,7 @@ _NAMESPACE = "a ConfigMap of the namespace holds no secrets, and only text is ma
 HARMLESS: dict[str, str] = {
     "suspend": "stops the object's own run",
     "profile": "a profile that is not for the namespace is refused",
+    "compute.gpuMemory": "refuses runs that need more, and gets no GPU",
     "baseModel.revision": "who may push to a base model may push a branch: baseModels lists whom to trust",
     "baseModel.quantization": _LEARNING,
     "dataset.uri": "read with the Secret and the endpoint that are bounded",

@@ -72,6 +72,7 @@ VALUES: dict[str, Any] = {
     "workspace.keepRuns": 7,
     "compute.gpus": 4,
     "compute.gpuResource": "amd.com/gpu",
+    "compute.gpuMemory": "24Gi",
     "compute.modelCache.claimName": "models",
     "compute.modelCache.maxSize": "50Gi",
     "compute.trainerImage": "registry.acme.example/trainer:2",

@@ -105,7 +105,7 @@ def test_lengths_are_those_that_prepare_found():
         longest_row_tokens=700,
         supervised_token_percent="30.0",
     )
-    assert lengths_of(a_spec(), facts) == Lengths(700, 5600, 315, 32_768, 0.3)
+    assert lengths_of(a_spec(), facts) == Lengths(700, 5600, 315, 0.3)
     assert lengths_of(a_spec(training={"lossOn": "All"})).supervised == 1
     assert lengths_of(a_spec()).longest == 2048
     assert lengths_of(a_spec(training={"maxLength": 32_000})).pass_tokens == 32_000, "a longer row has its own pass"

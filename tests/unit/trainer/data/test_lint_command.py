@@ -160,14 +160,15 @@ def test_held_out_rows_must_not_be_trained_on(lint):
 
 
 def test_the_threshold_of_uneven_tools_can_be_set(lint):
-    """One tool that is never called is named from the given ratio on."""
+    """A tool that is called less than others is named from the given ratio on; one that is never called, always."""
     rows = [openai_row(str(number)) for number in range(25)]
     for row in rows:
         row["tools"].append({"name": "never", "parameters": {}})
     file = put("calls.jsonl", rows)
-    assert rules(lint(file)[1]) == [("calls.jsonl", 1, "imbalance")]
+    assert rules(lint(file)[1]) == [("calls.jsonl", 1, "uncalled-tool")]
     rows[0]["messages"][1]["tool_calls"][0]["function"] = {"name": "never", "arguments": "{}"}
     file = put("calls.jsonl", rows)
+    assert rules(lint(file)[1]) == [("calls.jsonl", 1, "imbalance")]
     assert lint(file, "--max-tool-ratio", 100)[1]["findings"] == []
 
 

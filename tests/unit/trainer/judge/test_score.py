@@ -225,7 +225,7 @@ ROW, OUTPUT = a_row("a", OSLO), {"id": "a", "output": "No."}
         ([], [OUTPUT], "rows.jsonl, found none"),
         ([{"id": 1, "messages": [{"role": "user", "content": "?"}]}], [OUTPUT], "expected an assistant message"),
         ([{"id": 1, "messages": []}], [OUTPUT], "rows.jsonl line 1: expected a field `messages`"),
-        ([{"id": 1, "text": "?"}], [OUTPUT], "found the fields: id, text"),
+        ([{"id": 1, "said": "?"}], [OUTPUT], "found the fields: id, said"),
     ],
 )
 def test_files_that_do_not_fit_are_refused(scored: Scored, rows: list, outputs: list, message: str):
