@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoTokenizer, GPT2Config, LlamaConfig, TrainerCallback
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_dev.tiny.cached import cached_base
-from tunemill_trainer.learn import models, sft
+from tunemill_trainer.learn import memory_ladder, models, sft
 from tunemill_trainer.learn.adapter import adapter_config
 from tunemill_trainer.learn.memory import estimate
 from tunemill_trainer.learn.plan import Plan
@@ -93,14 +94,12 @@ def a_spec(method: str, precision: str, quantization: str) -> FineTuneSpec:
     )
 
 
-def train(base: Path, folder: Path, spec: FineTuneSpec, taken: Taken, *, checkpointing: bool = False) -> None:
+def train(base: Path, folder: Path, spec: FineTuneSpec, taken: Taken) -> None:
     """Train two steps of one pass each on rows of the same length, whose last token is supervised."""
     dtype = torch.bfloat16 if spec.training.precision == "BF16" else torch.float32
     weights = torch.float32 if spec.adapter.method == "Full" else dtype
     model = models.load_base(base, CPU, weights, spec.base_model.quantization)
     taken.weights = model.get_memory_footprint()
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
     ids = [[(at * 7 + row) % 500 + 16 for at in range(LENGTH)] for row in range(ROWS)]
     labels = [[IGNORED] * (LENGTH - 1) + row[-1:] for row in ids]
     rows = datasets.Dataset.from_list(
@@ -153,10 +152,11 @@ def of_a_pass(need: Need) -> int:
     return sum(need.parts.get(name, 0) for name in ("activations", "autocast copies", "backward pass", "output head"))
 
 
-def test_checkpointing_is_estimated_too(tmp_path: Path, taken: Taken):
+def test_checkpointing_is_estimated_too(tmp_path: Path, taken: Taken, monkeypatch: pytest.MonkeyPatch):
     """Proves that with checkpointing each layer keeps its input, and one layer at a time all that it needs."""
     base, spec = cached_base("qwen3", steps=0), a_spec("LoRA", "FP32", "None")
-    train(base, tmp_path, spec, taken, checkpointing=True)
+    monkeypatch.setattr(sft, "Rung", partial(memory_ladder.Rung, checkpointing=memory_ladder.Checkpointing.FULL))
+    train(base, tmp_path, spec, taken)
     needs = estimate(AutoConfig.from_pretrained(base), spec, 0, LENGTHS, fused=False).train
     assert [need.rung for need in needs] == [*Rung]
     assert within(max(taken.passes), of_a_pass(needs[2]), 0.2)
@@ -174,7 +174,7 @@ LLAMA_8B = LlamaConfig(
 
 def test_the_figures_of_a_large_model_are_those_that_can_be_worked_out():
     """Proves that one layer stands for all: Llama 3.1 8B has 8.03 billion weights, and its cache 128 KiB a token."""
-    lengths = Lengths(2048, 16_384, 100, 16_384, 0.25)
+    lengths = Lengths(2048, 16_384, 100, 0.25)
     found = {
         (method, quantization): estimate(LLAMA_8B, a_spec(method, "BF16", quantization), 0, lengths)
         for method, quantization in (("LoRA", "None"), ("LoRA", "NF4"), ("LoRA", "Int8"), ("Full", "None"))

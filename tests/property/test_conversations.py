@@ -34,7 +34,7 @@ def conversations(draw) -> Row:
     """A conversation as lint allows it."""
     messages = [Message(Role.SYSTEM, draw(text))] if draw(st.booleans()) else []
     for _ in range(draw(st.integers(1, 3))):
-        messages.append(Message(Role.USER, draw(text)))
+        messages.append(Message(Role.USER, draw(said)))
         thought = draw(st.just("") | said)
         called = tuple(draw(st.lists(calls, max_size=2)))
         if called:

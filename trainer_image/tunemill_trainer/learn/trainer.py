@@ -269,7 +269,7 @@ class RankAllocation(TrainerCallback):  # type: ignore[misc] # transformers ship
         skipped = getattr(optimizer, "step_was_skipped", False)
         if measures and skipped:
             return
-        if not measures and not adalora.rankallocator.exp_avg_ipt:
+        if not measures and not config.rank_pattern:
             # Every step until here was skipped: nothing is known by which ranks could be taken away.
             return
         adalora.update_and_allocate(state.global_step)
