@@ -7,15 +7,17 @@ from hypothesis import strategies as st
 from trainer.chat.speakers import CHATML, EVERYTHING, GEMMA, LLAMA3, PLAIN, a_speaker
 from tunemill_api.data import TokenizerMode
 from tunemill_trainer.chat import templates, tokenizer
-from tunemill_trainer.data.lint import MARKERS, problems
+from tunemill_trainer.data.findings import invalidating
+from tunemill_trainer.data.lint import problems
 from tunemill_trainer.data.rows import Call, Message, Role, Row, Source, Tool
+from tunemill_trainer.data.text_calls import MARKS
 from tunemill_trainer.judge.parse import parse_reply
 from tunemill_trainer.prepared import IGNORED
 
 SPECIAL = [*GEMMA, *CHATML, *LLAMA3, *PLAIN]
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40).filter(
-    lambda value: not any(marker in value for marker in [*MARKERS, *SPECIAL, "think>"])
+    lambda value: not any(marker in value for marker in [*MARKS, *SPECIAL, "think>"])
 )
 said = text.filter(lambda value: value.strip())
 values = st.recursive(
@@ -56,7 +58,7 @@ def prepared(family: int):
 @given(row=conversations(), family=st.integers(0, 3))
 def test_what_is_trained_on_is_what_the_assistant_said(row, family):
     """Every turn's tokens decode to its reasoning, its text and exactly its calls, and end in the end of turn."""
-    assert problems(row) == []
+    assert not invalidating(problems(row))
     speaker, encoder = prepared(family)
     (encoded,) = encoder.encode([row])
     assert encoded.problem is None
