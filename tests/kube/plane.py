@@ -164,10 +164,14 @@ class Namespace:
         return self._labelled("jobs", name)
 
     def live_jobs(self, name: str) -> list[Json]:
-        """Return its Jobs that may still run a pod."""
+        """Return its Jobs that may still start a pod: they are neither ended, nor suspended, nor being deleted."""
         ends = {"Complete", "Failed"}
-        jobs = [(job, job.get("status", {}).get("conditions", [])) for job in self.jobs(name)]
-        return [job for job, conditions in jobs if not ends & {item["type"] for item in conditions}]
+
+        def stopped(job: Json) -> bool:
+            conditions = {item["type"] for item in job.get("status", {}).get("conditions", [])}
+            return bool(conditions & ends or job["spec"].get("suspend") or "deletionTimestamp" in job["metadata"])
+
+        return [job for job in self.jobs(name) if not stopped(job)]
 
     def pods(self, name: str) -> list[Json]:
         """Return its pods."""
