@@ -14,6 +14,7 @@ from tunemill_api.constants import PUBLIC_HUB
 from tunemill_api.local_files import is_local, local_path
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.status import EvaluationFacts, GateFacts, MetricFacts, PreparedFacts, ServingFacts, TrainedFacts
+from tunemill_api.training import Turns
 
 from tunemill_trainer.judge.report import Report
 from tunemill_trainer.prepared import BaseModel, Tokens
@@ -268,13 +269,14 @@ send `temperature` 0, with which it was measured. `serving.json` says the same t
 def _training(facts: ReleaseFacts) -> str:
     data, training = facts.prepared.dataset, facts.run.spec.training
     length = "" if training.max_steps else f"{training.epochs} epoch{'s' * (training.epochs > 1)}, "
+    turns = ", the last turn of each row" if training.turns is Turns.LAST else ""
     left_out, quantization = labels.left_out(data), facts.run.spec.base_model.quantization
     rows = [
         ("Base model", f"{facts.base.place} at `{facts.base.revision}`{labels.as_trained(quantization)}"),
         ("Data", f"{data.rows} rows ({data.format}), {data.tools} tools; sha256 `{facts.prepared.dataset_digest}`"),
         ("Rows", f"{data.train_rows} for training, {data.evaluation_rows} held out; left out: {left_out}"),
         ("Longest row", f"{data.longest_row_tokens} tokens of {training.max_length}"),
-        ("Loss", f"on {training.loss_on.value}: {data.supervised_token_percent} % of the tokens"),
+        ("Loss", f"on {training.loss_on.value}{turns}: {data.supervised_token_percent} % of the tokens"),
         ("Vocabulary", f"{facts.tokens.mode}, {len(facts.tokens.added)} tokens added"),
         (_method(facts), _settings(facts) or "all weights"),
         ("Learning rate", f"{training.learning_rate}, {training.scheduler.value}, warm-up {training.warmup_ratio}"),
