@@ -164,12 +164,12 @@ class Namespace:
         return self._labelled("jobs", name)
 
     def live_jobs(self, name: str) -> list[Json]:
-        """Return its Jobs that may still start a pod: they are neither ended, nor suspended, nor being deleted."""
+        """Return its Jobs that may still start a pod: they have not ended and are not being deleted."""
         ends = {"Complete", "Failed"}
 
         def stopped(job: Json) -> bool:
             conditions = {item["type"] for item in job.get("status", {}).get("conditions", [])}
-            return bool(conditions & ends or job["spec"].get("suspend") or "deletionTimestamp" in job["metadata"])
+            return bool(conditions & ends or "deletionTimestamp" in job["metadata"])
 
         return [job for job in self.jobs(name) if not stopped(job)]
 
