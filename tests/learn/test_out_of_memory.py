@@ -351,8 +351,21 @@ def test_a_run_of_which_every_measured_step_is_skipped_still_ends(raw: Task):
     assert not model.base_model.rankallocator.exp_avg_ipt
 
 
-def test_what_a_library_only_logs_is_known():
+@pytest.mark.parametrize("level", [logging.WARNING, logging.ERROR])
+def test_what_a_library_only_logs_is_known(level: int):
     """Proves that Transformers' error after a failed quantisation, which says nothing, becomes one that does."""
+    logger = logging.getLogger("transformers")
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        assert_it_is_known()
+    finally:
+        assert logger.level == level
+        logger.setLevel(before)
+
+
+def assert_it_is_known() -> None:
+    """Fail with and without a lack of memory in the log."""
     said = "CONVERSION\n  CUDA out of memory. Tried to allocate 2.00 GiB."
     with pytest.raises(RuntimeError) as error:
         quantise(said)

@@ -352,7 +352,15 @@ def test_the_parts_of_a_traced_stage_are_told_apart(site, monkeypatch):
         with tracing.stage(Stage.PREPARE, context.run):
             prepare.run(context)
     (stage,) = collector.named("prepare")
-    parts = {"check permissions", "fetch data", "read data", "download", "tokenise", "commit outputs"}
+    parts = {
+        "check permissions",
+        "fetch data",
+        "estimate GPU memory",
+        "read data",
+        "download",
+        "tokenise",
+        "commit outputs",
+    }
     assert {span.name for span in collector.spans} == {"prepare", *parts}
     assert {span.parent for span in collector.spans if span.name in parts} == {stage.id}
 

@@ -121,6 +121,9 @@ def watched_log(name: str) -> Iterator[None]:
     """
     logged = _OutOfMemoryRecords()
     logger = logging.getLogger(name)
+    level = logger.level
+    # Where the process has silenced the library, its warnings are wanted all the same.
+    logger.setLevel(min(level, logging.WARNING))
     logger.addHandler(logged)
     try:
         yield
@@ -130,6 +133,7 @@ def watched_log(name: str) -> Iterator[None]:
         raise
     finally:
         logger.removeHandler(logged)
+        logger.setLevel(level)
 
 
 class _OutOfMemoryRecords(logging.Handler):
