@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from tunemill_api.constants import API_VERSION, CHAT_TEMPLATE_PATH, KIND, TOOLS_PATH
 from tunemill_api.failures import FAILURES, ExitCode, Reason
 from tunemill_api.finetune import FineTuneSpec, workspace_of
-from tunemill_api.local_files import FILE_SCHEME, is_local
+from tunemill_api.local_files import FILE_SCHEME, is_local, local_path
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage, StageReport
 
@@ -164,6 +164,8 @@ def summary(reports: list[StageReport]) -> str:
             ]
         if report.trained is not None:
             adapter = report.trained.adapter
+            if is_local(adapter):
+                adapter = str(local_path(adapter))
         if report.published is not None:
             published = report.published
             where = published.url or f"{published.repository}@{published.revision}"

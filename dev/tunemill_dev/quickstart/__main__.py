@@ -43,8 +43,9 @@ def _next_steps(folder: str) -> str:
 In {result}: the adapter, README.md (the model card), report.html (every held-out case, side by side).
 
 With rows and a model of your own:
-  .venv/bin/tunemill-trainer lint calls.jsonl           what is wrong with them, before anything is trained
-  edit {folder}/{_MANIFEST}                 baseModel.id: a folder or a name on the Hub; leave out adapter and training
+  .venv/bin/tunemill-trainer lint calls.jsonl     says what is wrong with them, before anything is trained
+  edit {folder}/{_MANIFEST}:
+    baseModel.id is a folder or a name on the Hub; leave out tokenizer, adapter and training
   .venv/bin/tunemill-trainer run {folder}/{_MANIFEST}
 
 The same manifest, with s3:// and Hub names instead of paths, is what `kubectl apply` takes: docs/how-to/first-run.md.
