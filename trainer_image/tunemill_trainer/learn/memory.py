@@ -104,8 +104,6 @@ def estimate(
         "weights": shape.published_weights,
         "adapter": 0 if full else 4 * shape.trained,
         "CUDA context": _CONTEXT,
-    }
-    answering |= {
         "key-value cache": context * cache * compute.itemsize,
         "forward pass": reading.at(1),
         # Of one position, in the model's format and in FP32.

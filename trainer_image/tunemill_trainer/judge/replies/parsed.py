@@ -65,6 +65,15 @@ def read_list(text: str, mark: str, arguments_fields: tuple[str, ...] = ("argume
     return read_each(calls, lambda call: call_of(call, arguments_fields))
 
 
+def read_list_between(text: str, begin: str, end: str) -> ParsedReply:
+    """Return the calls of the JSON list between the first `begin` and the next `end`; other text does not matter."""
+    _, found, rest = text.partition(begin)
+    if not found:
+        return NO_CALL
+    listed, closed, _ = rest.partition(end)
+    return read_list(listed, begin) if closed else broken(1, "the list of calls is not closed")
+
+
 def read_json(text: str) -> JsonValue:
     """Return a JSON value.
 
