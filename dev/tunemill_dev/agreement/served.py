@@ -1,7 +1,7 @@
 """vLLM's own parsers in a process of their own: `python served.py FOLDER`, FOLDER being what `make build/vllm` filled.
 
 It reads one JSON object a line and answers each with one line. A request has `parser`, `reasoning` (the names of vLLM's
-tool and reasoning parser; reasoning may be empty), `words` (the tokens that the tokenizer has beside the usual ones),
+tool and reasoning parser; reasoning may be empty), `words` (additional tokens of the tokenizer),
 `tools` in OpenAI's form and `texts`. The answer has for each text the calls, each as [name, arguments as text].
 
 In a process of its own because nothing else may see a vllm in its environment: TRL and Transformers would use it.

@@ -1,4 +1,4 @@
-"""What prepare is measured beside: rows rendered and tokenised with `datasets.map`, and nothing checked.
+"""The baseline for prepare: rows rendered and tokenised with `datasets.map`, and nothing checked.
 
 `python -m tunemill_dev.bench.plain_map ROWS TOKENIZER PROCESSES`, with rows in OpenAI's form and the tokenizer that
 prepare wrote, with its chat template.

@@ -49,7 +49,7 @@ class Measured:
 
 
 def measure(sizes: tuple[int, ...] = SIZES) -> dict[str, Any]:
-    """Return rows per second of the largest size, beside a plain map, and the peak memory in MB of each."""
+    """Return rows per second for the largest size and for a plain map of it, and the peak memory in MB of each size."""
     with tempfile.TemporaryDirectory() as scratch, _services(Path(scratch)) as services:
         runs = [_prepare(services, Path(scratch), size) for size in sizes]
         plain_seconds = _plain_map(Path(scratch), sizes[-1])

@@ -1,6 +1,6 @@
 """What is mutated: rows in the shapes of public data sets, and replies in the formats that serving engines parse.
 
-They stand in files beside this one, with what is put in their places: marks and other texts, names, and values.
+The files are in this folder. They also hold the replacements that a mutation inserts: marks, texts, names and values.
 """
 
 import json

@@ -66,7 +66,7 @@ def usable_row(line: bytes, form: DatasetFormat) -> Row | None:
     for problem in read.problems:
         if problem.rule is Rule.INTERNAL_ERROR:
             raise FoundError(problem.message)
-        # What is said goes into files and to terminals.
+        # Messages are written to files and terminals, which need valid UTF-8.
         problem.message.encode(errors="strict")
     if read.row is None:
         if not read.problems:

@@ -15,7 +15,7 @@ from tunemill_trainer.gpu_check.command import Part
 
 FOLDER = Path("build/gpu")
 _MODULE = "tunemill_dev.gpu_check.parts"
-_CONTENDERS = ("tutorial", "TRL defaults", "TRL packing")
+_BASELINES = ("tutorial", "TRL defaults", "TRL packing")
 
 
 def main() -> int:
@@ -37,10 +37,10 @@ def parts(device: str, *, small: bool) -> list[Part]:
     """Return all parts, the most important first: the time may not be enough for the last ones."""
     found = [*command.small_parts(device, only_small=small), _publish(device)]
     if small:
-        return [*found, *(_contender(name, found[-2], seconds=600) for name in _CONTENDERS)]
+        return [*found, *(_baseline(name, found[-2], seconds=600) for name in _BASELINES)]
     measured = command.full_parts()
-    # Beside the 2B model: what the targets of docs/performance.md are about.
-    return [*found, measured[0], *(_contender(name, measured[0], seconds=60) for name in _CONTENDERS), *measured[1:]]
+    # Baselines are compared with the 2B model, which the targets of docs/performance.md refer to.
+    return [*found, measured[0], *(_baseline(name, measured[0], seconds=60) for name in _BASELINES), *measured[1:]]
 
 
 def _publish(device: str) -> Part:
@@ -49,9 +49,9 @@ def _publish(device: str) -> Part:
     return Part("publish to a local Hub", 120 if device == "cuda" else 600, {**settings, **more}, _MODULE)
 
 
-def _contender(name: str, beside: Part, seconds: int) -> Part:
-    settings = {**beside.settings, "kind": name, "cases": 0}
-    return replace(beside, name=f"{beside.name}: {name}", seconds=seconds, settings=settings, module=_MODULE)
+def _baseline(name: str, ours: Part, seconds: int) -> Part:
+    settings = {**ours.settings, "kind": name, "cases": 0}
+    return replace(ours, name=f"{ours.name}: {name}", seconds=seconds, settings=settings, module=_MODULE)
 
 
 if __name__ == "__main__":
