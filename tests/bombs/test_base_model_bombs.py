@@ -6,11 +6,11 @@ import pytest
 from bombs.exploding import explode
 from tokenizers import Tokenizer, models
 from tunemill_api.failures import Reason
-from tunemill_trainer.bounds import TimeBound, try_in_child
 from tunemill_trainer.chat import rendering, tokenizer
 from tunemill_trainer.chat.rendering import ChatTemplate, TemplateError
 from tunemill_trainer.data.rows import Message, Role
 from tunemill_trainer.errors import StageError
+from tunemill_trainer.process.bounds import TimeBound, try_in_child
 
 MIB = 1 << 20
 

@@ -4,13 +4,13 @@ from itertools import cycle, islice
 
 import pytest
 from bombs.exploding import explode
-from tunemill_trainer.bounds import TimeBound
 from tunemill_trainer.data.findings import RowCrashError
 from tunemill_trainer.data.rows import Call, Message, Role, Tool
 from tunemill_trainer.judge import lenient, metrics, parse
 from tunemill_trainer.judge.metrics import Reply, score
 from tunemill_trainer.judge.parse import LONGEST_REPLY, ReplyFormat, detect
 from tunemill_trainer.prepared import Case
+from tunemill_trainer.process.bounds import TimeBound
 
 MOST_MIB = 600
 """The bound of 512 MiB for reading one reply, and the reply itself."""

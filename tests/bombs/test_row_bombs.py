@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from bombs.exploding import explode
 from tunemill_api.data import DatasetFormat
-from tunemill_trainer.bounds import MemoryBound, TimeBound
 from tunemill_trainer.data import dataset, formats, reading, records, tools
 from tunemill_trainer.data.files import Data, DataFile
 from tunemill_trainer.data.findings import RowError, Rule, invalidating
@@ -20,6 +19,7 @@ from tunemill_trainer.data.reading import RowReader
 from tunemill_trainer.data.records import BrokenFileError, Line, Record
 from tunemill_trainer.data.rows import Source
 from tunemill_trainer.data.values import LONGEST_LITERAL, read_value
+from tunemill_trainer.process.bounds import MemoryBound, TimeBound
 
 MIB = 1 << 20
 ROW_MIB = 600

@@ -12,10 +12,10 @@ from tunemill_api.failures import Reason
 from tunemill_dev.tiny.cached import cached_base
 from tunemill_trainer.chat import tokenizer
 from tunemill_trainer.errors import StageError
-from tunemill_trainer.hub import Hub
 from tunemill_trainer.learn import models
 from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.prepared import BaseModel
+from tunemill_trainer.storage.hub import Hub
 
 CPU = Device("cpu", "cpu")
 

@@ -13,7 +13,7 @@ from tunemill_api.failures import ExitCode
 from tunemill_api.stage_report import Stage
 from tunemill_dev.tiny import rows
 from tunemill_dev.tiny.cached import cached_base
-from tunemill_trainer.workspace import Manifest
+from tunemill_trainer.storage.workspace import Manifest
 
 SPEC = {
     "baseModel": {"id": "./base model"},

@@ -17,9 +17,9 @@ from tunemill_dev.tiny.cached import cached_base
 from tunemill_trainer.learn import memory_ladder, models, sft
 from tunemill_trainer.learn.adapter import adapter_config
 from tunemill_trainer.learn.memory import estimate
+from tunemill_trainer.learn.memory_plan import Lengths, Need, Rung, UnknownMemoryError
 from tunemill_trainer.learn.plan import Plan
 from tunemill_trainer.learn.trainer import MicroBatchTrainer
-from tunemill_trainer.memory_plan import Lengths, Need, Rung, UnknownMemoryError
 from tunemill_trainer.prepared import IGNORED, Tokens
 
 ROWS, LENGTH = 4, 256

@@ -15,15 +15,15 @@ from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.stage_report import Stage
 from tunemill_dev.tiny import rows
-from tunemill_trainer import config_maps, tracing
-from tunemill_trainer.context import StageContext
-from tunemill_trainer.credentials import Credentials
 from tunemill_trainer.errors import Interrupted, StageError
 from tunemill_trainer.judge.parse import parse_reply
 from tunemill_trainer.prepared import IGNORED, Prepared
-from tunemill_trainer.progress import Progress
-from tunemill_trainer.stages import prepare
-from tunemill_trainer.stop import StopSignal
+from tunemill_trainer.process import tracing
+from tunemill_trainer.process.progress import Progress
+from tunemill_trainer.process.stop import StopSignal
+from tunemill_trainer.stages import config_maps, prepare
+from tunemill_trainer.stages.context import StageContext
+from tunemill_trainer.storage.credentials import Credentials
 
 HUB_TOKEN = "a-token-of-alice"
 

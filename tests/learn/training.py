@@ -20,11 +20,11 @@ from tunemill_api.status import DatasetFacts, PreparedFacts
 from tunemill_dev.hub.accounts import Accounts
 from tunemill_dev.hub.local import local_hub
 from tunemill_dev.tiny import rows
-from tunemill_trainer import s3
-from tunemill_trainer.credentials import S3Credentials
 from tunemill_trainer.prepared import BaseModel, NewToken, PreparedWriter, Tokens
+from tunemill_trainer.storage import s3
 from tunemill_trainer.storage.bucket import BucketPrefix
-from tunemill_trainer.workspace import Workspace
+from tunemill_trainer.storage.credentials import S3Credentials
+from tunemill_trainer.storage.workspace import Workspace
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client

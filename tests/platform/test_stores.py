@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from trainer.core.buckets import Bucket, a_folder, new_bucket
+from trainer.storage.buckets import Bucket, a_folder, new_bucket
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import TrainedFacts
 from tunemill_dev.cluster import binaries

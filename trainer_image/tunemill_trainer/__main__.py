@@ -22,9 +22,13 @@ from tunemill_api.constants import RUN_SPEC_PATH, STAGE_DIRECTORY, TERMINATION_L
 from tunemill_api.failures import ExitCode
 from tunemill_api.stage_report import Stage
 
-from tunemill_trainer import console, lint_command, plan_command, show_command, verify_command
+from tunemill_trainer.commands import lint as lint_command
+from tunemill_trainer.commands import plan as plan_command
+from tunemill_trainer.commands import score as score_command
+from tunemill_trainer.commands import show as show_command
+from tunemill_trainer.commands import verify as verify_command
 from tunemill_trainer.gpu_check import command as gpu_check
-from tunemill_trainer.judge import score_command
+from tunemill_trainer.process import console
 
 ENV_WORK = "TUNEMILL_WORK"
 """Where stages may write, when --work does not say."""
@@ -52,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _do(options: argparse.Namespace) -> int:
     if options.command == "run":
-        from tunemill_trainer import one_machine
+        from tunemill_trainer.commands import run as one_machine
 
         return one_machine.main(options.manifest, options.work)
     if options.command in _TOOLS:

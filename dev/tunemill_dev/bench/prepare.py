@@ -25,7 +25,7 @@ import huggingface_hub.constants
 from huggingface_hub import HfApi
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.run_spec import RunSpec
-from tunemill_trainer import cpus
+from tunemill_trainer.process import cpus
 
 from tunemill_dev.hub.accounts import Accounts
 from tunemill_dev.hub.local import local_hub

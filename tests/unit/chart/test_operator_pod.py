@@ -8,7 +8,7 @@ import yaml
 from chart.rendering import CHART, NAMESPACE, RELEASE, helm, render
 from tunemill_api.constants import LABEL_FINETUNE, LABEL_LEADER, USER_ID
 from tunemill_operator.settings import add_options
-from tunemill_trainer.addresses import REFUSED
+from tunemill_trainer.process.addresses import REFUSED
 
 DIGEST = "sha256:" + "0a" * 32
 

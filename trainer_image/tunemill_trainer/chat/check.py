@@ -8,13 +8,13 @@ from pathlib import Path
 from tunemill_api.data import TokenizerMode
 from tunemill_api.failures import Reason
 
-from tunemill_trainer import cpus
 from tunemill_trainer.chat import examples, templates, tokenizer
 from tunemill_trainer.chat.examples import Unfit
 from tunemill_trainer.data.dataset import Dataset
 from tunemill_trainer.errors import StageError
-from tunemill_trainer.hub import Hub
 from tunemill_trainer.prepared import PreparedWriter
+from tunemill_trainer.process import cpus
+from tunemill_trainer.storage.hub import Hub
 
 _HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?")
 

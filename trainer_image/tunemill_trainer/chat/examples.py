@@ -12,8 +12,8 @@ from tunemill_trainer.chat.templates import Choice
 from tunemill_trainer.data.dataset import Dataset, SpooledRow
 from tunemill_trainer.data.findings import Findings, Problem, Rule, crash_problem
 from tunemill_trainer.data.rows import JsonObject, Role
-from tunemill_trainer.parallel import batches, ordered_map
 from tunemill_trainer.prepared import IGNORED, Case, PreparedWriter, case_line
+from tunemill_trainer.process.parallel import batches, ordered_map
 
 _BATCH = 128
 """Rows that a worker renders and tokenises at once."""

@@ -12,9 +12,9 @@ import jinja2
 # as long as rendering (77 of 221 microseconds a row with three tools); ours are plain values already.
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from tunemill_trainer.bounds import MemoryBound, OutOfBoundsError, TimeBound
 from tunemill_trainer.data.memo import Memo
 from tunemill_trainer.data.rows import Message, Role, Tool
+from tunemill_trainer.process.bounds import MemoryBound, OutOfBoundsError, TimeBound
 
 _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 

@@ -12,12 +12,12 @@ from transformers import PreTrainedTokenizerFast, logging
 from tunemill_api.data import TokenizerMode
 from tunemill_api.failures import Reason
 
-from tunemill_trainer import bounds
 from tunemill_trainer.data.dataset import Features
 from tunemill_trainer.data.rows import JsonObject
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.prepared import NewToken, Tokens
+from tunemill_trainer.process import bounds
 
 FILES = ["*.json", "*.jinja", "additional_chat_templates/*"]
 """What of a model's repository a tokenizer and its checks need, as patterns."""

@@ -16,7 +16,6 @@ from typing import TextIO
 from tunemill_api import data as api
 from tunemill_api.failures import Reason
 
-from tunemill_trainer.bounds import OutOfBoundsError
 from tunemill_trainer.data import formats, split
 from tunemill_trainer.data.files import Data
 from tunemill_trainer.data.findings import Findings, Problem, Rule, Severity, crash_problem
@@ -26,7 +25,8 @@ from tunemill_trainer.data.records import Line, Record, records, unparsed
 from tunemill_trainer.data.rows import Message, Role, Row, Source, Tool
 from tunemill_trainer.data.seen import Seen
 from tunemill_trainer.errors import StageError
-from tunemill_trainer.parallel import batches, ordered_map
+from tunemill_trainer.process.bounds import OutOfBoundsError
+from tunemill_trainer.process.parallel import batches, ordered_map
 
 _log = logging.getLogger(__name__)
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 
 from tunemill_api.data import DatasetFormat
 
-from tunemill_trainer.bounds import MemoryBound, OutOfBoundsError, TimeBound
 from tunemill_trainer.data import answers, formats, lint, prompts, text_calls, thoughts
 from tunemill_trainer.data.findings import Problem, RowError, Rule, crash_problem, invalidating
 from tunemill_trainer.data.records import Record
 from tunemill_trainer.data.rows import JsonObject, Message, Role, Row, Source, Tool
 from tunemill_trainer.data.tools import served_name
+from tunemill_trainer.process.bounds import MemoryBound, OutOfBoundsError, TimeBound
 
 _TIME = TimeBound(seconds=10.0)
 """For one row: a megabyte of white space keeps some patterns busy for minutes. Usual is less than a millisecond."""

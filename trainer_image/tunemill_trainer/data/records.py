@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tunemill_api.failures import Reason
 
-from tunemill_trainer.bounds import MemoryBound, OutOfBoundsError
 from tunemill_trainer.data.files import DataFile
 from tunemill_trainer.data.findings import DataError, RowError, Rule
 from tunemill_trainer.data.rows import JsonObject, Source
 from tunemill_trainer.data.values import HALF_PAIR, as_json, holds_surrogates, refuse_constant
+from tunemill_trainer.process.bounds import MemoryBound, OutOfBoundsError
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _PARQUET_MAGIC = b"PAR1"

@@ -8,7 +8,6 @@ from typing import cast
 from pydantic import JsonValue
 from tunemill_api.data import DatasetFormat
 
-from tunemill_trainer.bounds import OutOfBoundsError
 from tunemill_trainer.data import formats
 from tunemill_trainer.data.files import file_of_user
 from tunemill_trainer.data.findings import Problem, RowCrashError, Rule, full_text
@@ -16,6 +15,7 @@ from tunemill_trainer.data.reading import MEMORY, ReadRow, RowReader
 from tunemill_trainer.data.records import BrokenFileError, Line, Record, records, unparsed
 from tunemill_trainer.data.rows import Call, JsonObject, Message, Role, Row, Source, Tool
 from tunemill_trainer.errors import StageError
+from tunemill_trainer.process.bounds import OutOfBoundsError
 
 
 class ShownFile:

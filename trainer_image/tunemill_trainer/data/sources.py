@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from tunemill_api.failures import Reason
 from tunemill_api.local_files import is_local, local_path
 
-from tunemill_trainer import s3
-from tunemill_trainer.checksums import sha256_of
 from tunemill_trainer.data.files import Data, DataFile
 from tunemill_trainer.errors import StageError
-from tunemill_trainer.hub import Hub
-from tunemill_trainer.stop import StopSignal
+from tunemill_trainer.process.stop import StopSignal
+from tunemill_trainer.storage import s3
+from tunemill_trainer.storage.checksums import sha256_of
+from tunemill_trainer.storage.hub import Hub
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client

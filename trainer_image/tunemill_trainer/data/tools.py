@@ -14,13 +14,13 @@ from pydantic import JsonValue
 from referencing.exceptions import Unresolvable
 from tunemill_api.failures import Reason
 
-from tunemill_trainer.bounds import OutOfBoundsError, TimeBound
 from tunemill_trainer.data import schemas
 from tunemill_trainer.data.findings import Problem, RowError, Rule, Within
 from tunemill_trainer.data.memo import Remembered
 from tunemill_trainer.data.rows import Call, JsonObject, Tool
 from tunemill_trainer.data.values import is_deep, read_object, read_value, shortened
 from tunemill_trainer.errors import StageError
+from tunemill_trainer.process.bounds import OutOfBoundsError, TimeBound
 
 _LONGEST_NAME = 64
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")

@@ -95,7 +95,7 @@ def resume(settings: Settings) -> Figures:
     """Stop a training by SIGTERM, go on, and compare with one that was not disturbed."""
     from tunemill_trainer.errors import Interrupted
     from tunemill_trainer.gpu_check.stand import Clock
-    from tunemill_trainer.stop import StopSignal
+    from tunemill_trainer.process.stop import StopSignal
 
     _, undisturbed, _ = _train(settings, "undisturbed")
     stand, spec = stand_of(settings, "resumed"), _spec(settings)
@@ -330,8 +330,7 @@ def peaks() -> Figures:
 def _estimate(settings: Settings) -> Any:  # noqa: ANN401
     from transformers import AutoConfig
 
-    from tunemill_trainer import memory_plan
-    from tunemill_trainer.learn import memory
+    from tunemill_trainer.learn import memory, memory_plan
 
     stand, spec = stand_of(settings, "estimate"), _spec(settings)
     lengths = memory_plan.lengths_of(spec, stand.prepared.dataset)

@@ -20,15 +20,15 @@ from tunemill_api.stage_report import Stage
 from tunemill_api.status import DatasetFacts, PreparedFacts
 from typing_extensions import override
 
-from tunemill_trainer.context import StageContext
-from tunemill_trainer.credentials import Credentials
 from tunemill_trainer.data.rows import Call, JsonObject, Message, Role, Tool
 from tunemill_trainer.gpu_check.shapes import LONGEST, MEDIAN, SHORTEST, SPREAD, SUPERVISED, Shape
 from tunemill_trainer.prepared import IGNORED, BaseModel, Case, Prepared, PreparedWriter, Tokens
-from tunemill_trainer.progress import Progress
-from tunemill_trainer.stop import StopSignal
+from tunemill_trainer.process.progress import Progress
+from tunemill_trainer.process.stop import StopSignal
+from tunemill_trainer.stages.context import StageContext
+from tunemill_trainer.storage.credentials import Credentials
 from tunemill_trainer.storage.folder import Folder
-from tunemill_trainer.workspace import Workspace
+from tunemill_trainer.storage.workspace import Workspace
 
 BASE = "gpu-check/base"
 PREPARED_KEY = "0123456789abcdef"

@@ -13,13 +13,13 @@ from itertools import islice
 
 from pydantic import JsonValue
 
-from tunemill_trainer.bounds import MemoryBound, OutOfBoundsError, TimeBound
 from tunemill_trainer.data.findings import RowError, Rule
 from tunemill_trainer.data.rows import Call
 from tunemill_trainer.data.tools import read_call
 from tunemill_trainer.data.values import read_value
 from tunemill_trainer.judge.parse import LONGEST_REPLY, ReplyFormat, detect, parse_reply
 from tunemill_trainer.judge.replies import functiongemma, pythonic
+from tunemill_trainer.process.bounds import MemoryBound, OutOfBoundsError, TimeBound
 
 _BLOCK = re.compile(
     r"<(?:tool_call|function_call|functioncall)>(.*?)(?:</\w+>|(?=<(?:tool_call|function_call|functioncall)>)|\Z)"

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from tunemill_trainer.bounds import MemoryBound, OutOfBoundsError, TimeBound
 from tunemill_trainer.data.rows import Tool
 from tunemill_trainer.judge.replies import (
     cohere,
@@ -39,6 +38,7 @@ from tunemill_trainer.judge.replies import (
     xlam,
 )
 from tunemill_trainer.judge.replies.parsed import TOO_DEEP, ParsedReply, broken
+from tunemill_trainer.process.bounds import MemoryBound, OutOfBoundsError, TimeBound
 
 
 class ReplyFormat(StrEnum):

@@ -15,8 +15,8 @@ from typing_extensions import override
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn.checkpoints import Uploads, write_clock
 from tunemill_trainer.learn.held_out import LOSS
-from tunemill_trainer.progress import Progress
-from tunemill_trainer.stop import StopSignal
+from tunemill_trainer.process.progress import Progress
+from tunemill_trainer.process.stop import StopSignal
 
 _REPORTED = (
     "loss",

@@ -11,7 +11,7 @@ from typing import Self
 from tunemill_api.failures import Reason
 
 from tunemill_trainer.errors import StageError
-from tunemill_trainer.workspace import Workspace
+from tunemill_trainer.storage.workspace import Workspace
 
 _CLOCK = "tunemill.json"
 

@@ -44,7 +44,7 @@ from tunemill_api.training import AdapterMethod, Precision
 
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn.adapter import adapter_config
-from tunemill_trainer.memory_plan import Estimate, Lengths, Need, Rung, UnknownMemoryError
+from tunemill_trainer.learn.memory_plan import Estimate, Lengths, Need, Rung, UnknownMemoryError
 from tunemill_trainer.prepared import Tokens
 
 _FUSED = "fused-memory"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from tunemill_trainer import tracing
+from tunemill_trainer.process import tracing
 from tunemill_trainer.release.merged import merge
 
 BOUNDS = {torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.05}

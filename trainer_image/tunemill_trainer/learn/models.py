@@ -11,14 +11,15 @@ from safetensors import SafetensorError
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import Quantization
 
-from tunemill_trainer import base_files, tracing
 from tunemill_trainer.errors import StageError
-from tunemill_trainer.hub import Hub
 from tunemill_trainer.learn import new_rows
 from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.learn.out_of_memory import release, watched_log
-from tunemill_trainer.model_cache import ModelCache
 from tunemill_trainer.prepared import BaseModel, Tokens
+from tunemill_trainer.process import tracing
+from tunemill_trainer.storage import base_files
+from tunemill_trainer.storage.hub import Hub
+from tunemill_trainer.storage.model_cache import ModelCache
 
 
 def fetch_base(hub: Hub, base: BaseModel, cache: ModelCache | None) -> Path:

@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from trl import SFTConfig
 from tunemill_api.training import Scheduler, Training
 
-from tunemill_trainer import tracing
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn import attention, devices, new_rows
 from tunemill_trainer.learn.checkpoints import check_room
@@ -27,6 +26,7 @@ from tunemill_trainer.learn.out_of_memory import Shortage
 from tunemill_trainer.learn.passes import Row
 from tunemill_trainer.learn.plan import Plan
 from tunemill_trainer.learn.trainer import MicroBatchTrainer, RankAllocation
+from tunemill_trainer.process import tracing
 
 _SCHEDULERS = {Scheduler.COSINE: "cosine", Scheduler.LINEAR: "linear", Scheduler.CONSTANT: "constant_with_warmup"}
 

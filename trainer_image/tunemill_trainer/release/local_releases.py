@@ -14,9 +14,9 @@ from pathlib import Path
 
 from tunemill_api.failures import Reason
 
-from tunemill_trainer.checksums import sha256_of
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.release.push import CONTENTS, contents
+from tunemill_trainer.storage.checksums import sha256_of
 
 _RELEASES = "releases"
 _REVISION_DIGITS = 12

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 from tunemill_api.failures import Reason
 from tunemill_api.publish import ServingTarget
 
-from tunemill_trainer import tracing
 from tunemill_trainer.data.rows import Call
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.judge.match import same_calls
 from tunemill_trainer.judge.parse import parse_reply
 from tunemill_trainer.prepared import Case, Tokens
+from tunemill_trainer.process import tracing
 from tunemill_trainer.release.contract import Contract
 
 if TYPE_CHECKING:

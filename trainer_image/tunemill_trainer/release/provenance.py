@@ -21,10 +21,10 @@ from tunemill_api.constants import ENV_BUILDER_ID, ENV_IMAGE, GROUP
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.local_files import is_local
 
-from tunemill_trainer.checksums import sha256_of
 from tunemill_trainer.release.card import ReleaseFacts
 from tunemill_trainer.release.push import contents
 from tunemill_trainer.release.signing import Envelope, SigningKey
+from tunemill_trainer.storage.checksums import sha256_of
 
 PROVENANCE: Final = "provenance.json"
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"

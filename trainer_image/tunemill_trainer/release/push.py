@@ -18,10 +18,10 @@ from huggingface_hub.errors import HfHubHTTPError, IncompleteSnapshotError, Loca
 from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined] # it is public all the same
 from tunemill_api.failures import Reason
 
-from tunemill_trainer import tracing
-from tunemill_trainer.checksums import sha256_of
 from tunemill_trainer.errors import StageError
-from tunemill_trainer.hub import WRITE_FIELD, hub_errors
+from tunemill_trainer.process import tracing
+from tunemill_trainer.storage.checksums import sha256_of
+from tunemill_trainer.storage.hub import WRITE_FIELD, hub_errors
 
 CONTENTS = "tunemill.json"
 """Lists, under `files`, what a release consists of. By it the next release knows which files it may remove."""

@@ -21,12 +21,9 @@ from tunemill_api.finetune import Quantization
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import EvaluationFacts, TrainedFacts
 
-from tunemill_trainer import tracing
 from tunemill_trainer.chat.tokenizer import Tokenizer, load
-from tunemill_trainer.context import StageContext
 from tunemill_trainer.data.rows import JsonObject
 from tunemill_trainer.errors import StageError
-from tunemill_trainer.hub import Hub
 from tunemill_trainer.judge.comparison import Comparison, compare, sample
 from tunemill_trainer.judge.generate import Decoding, answer_limit, generate, usual_answer
 from tunemill_trainer.judge.metrics import Reply
@@ -36,9 +33,12 @@ from tunemill_trainer.learn import curve, devices, merging, models
 from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.learn.models import OneModel
 from tunemill_trainer.prepared import TRAIN_FILE, Case, Prepared, Tokens
-from tunemill_trainer.references import BASE_REPLIES
+from tunemill_trainer.process import tracing
 from tunemill_trainer.release.page import PAGE_FILE, PageFacts, page
-from tunemill_trainer.stage_inputs import fetch_prepared
+from tunemill_trainer.stages.context import StageContext
+from tunemill_trainer.stages.stage_inputs import fetch_prepared
+from tunemill_trainer.storage.hub import Hub
+from tunemill_trainer.storage.references import BASE_REPLIES
 
 _log = logging.getLogger(__name__)
 

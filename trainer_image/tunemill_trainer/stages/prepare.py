@@ -19,12 +19,10 @@ from tunemill_api.stage_report import Stage
 from tunemill_api.status import DatasetFacts, PreparedFacts
 from tunemill_api.training import LossOn, Turns
 
-from tunemill_trainer import base_files, combinations, config_maps, cpus, memory_plan, references, s3, tracing
 from tunemill_trainer.chat import examples, templates, tokenizer
 from tunemill_trainer.chat.examples import Examples, Unfit
 from tunemill_trainer.chat.templates import Choice
 from tunemill_trainer.chat.tokenizer import Vocabulary
-from tunemill_trainer.context import StageContext
 from tunemill_trainer.data import dataset as data
 from tunemill_trainer.data.dataset import Dataset, Reading
 from tunemill_trainer.data.files import Data
@@ -32,11 +30,16 @@ from tunemill_trainer.data.rows import JsonObject, Tool
 from tunemill_trainer.data.sources import Places
 from tunemill_trainer.data.tools import given_tools
 from tunemill_trainer.errors import StageError
-from tunemill_trainer.hub import READ_FIELD, Hub, ModelCommit
 from tunemill_trainer.judge.parse import ReplyFormat
-from tunemill_trainer.memory_plan import UnknownMemoryError
+from tunemill_trainer.learn import memory_plan
+from tunemill_trainer.learn.memory_plan import UnknownMemoryError
 from tunemill_trainer.prepared import BaseModel, PreparedWriter, Tokens
+from tunemill_trainer.process import cpus, tracing
 from tunemill_trainer.release import artifacts, servability
+from tunemill_trainer.stages import combinations, config_maps
+from tunemill_trainer.stages.context import StageContext
+from tunemill_trainer.storage import base_files, references, s3
+from tunemill_trainer.storage.hub import READ_FIELD, Hub, ModelCommit
 
 _log = logging.getLogger(__name__)
 

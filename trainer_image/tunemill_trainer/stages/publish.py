@@ -23,9 +23,7 @@ from tunemill_api.local_files import is_local, local_path
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import EvaluationFacts, GateFacts, PublishedFacts, TrainedFacts
 
-from tunemill_trainer.context import StageContext
 from tunemill_trainer.errors import StageError
-from tunemill_trainer.hub import Hub
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, Report
 from tunemill_trainer.prepared import TRAIN_FILE
@@ -39,7 +37,9 @@ from tunemill_trainer.release.provenance import PROVENANCE
 from tunemill_trainer.release.push import Repository
 from tunemill_trainer.release.servability import Verdict
 from tunemill_trainer.release.signing import KeyFormatError, SigningKey
-from tunemill_trainer.stage_inputs import fetch_prepared
+from tunemill_trainer.stages.context import StageContext
+from tunemill_trainer.stages.stage_inputs import fetch_prepared
+from tunemill_trainer.storage.hub import Hub
 
 PUBLISHED_FILE = "published.json"
 

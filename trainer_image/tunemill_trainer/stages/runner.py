@@ -24,14 +24,15 @@ from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage, StageFailure, StageReport, failure_of
 from tunemill_api.status import EvaluationFacts, PreparedFacts, PublishedFacts, TrainedFacts
 
-from tunemill_trainer import addresses, console, cpus, references, tracing
-from tunemill_trainer.console import Redaction
-from tunemill_trainer.context import StageContext
-from tunemill_trainer.credentials import Credentials
 from tunemill_trainer.errors import Interrupted, StageError
-from tunemill_trainer.progress import Destination, Progress
-from tunemill_trainer.stop import StopSignal, grace_seconds
-from tunemill_trainer.workspace import Workspace
+from tunemill_trainer.process import addresses, console, cpus, tracing
+from tunemill_trainer.process.console import Redaction
+from tunemill_trainer.process.progress import Destination, Progress
+from tunemill_trainer.process.stop import StopSignal, grace_seconds
+from tunemill_trainer.stages.context import StageContext
+from tunemill_trainer.storage import references
+from tunemill_trainer.storage.credentials import Credentials
+from tunemill_trainer.storage.workspace import Workspace
 
 Facts = PreparedFacts | TrainedFacts | EvaluationFacts | PublishedFacts
 

@@ -23,8 +23,8 @@ from tunemill_api.constants import TERMINATION_LOG_BYTES
 from tunemill_api.failures import ExitCode, Reason
 from tunemill_api.stage_report import Stage, StageReport, failure_of, reports_in, termination_message
 
-from tunemill_trainer import console
-from tunemill_trainer.progress import Destination, post
+from tunemill_trainer.process import console
+from tunemill_trainer.process.progress import Destination, post
 
 PROGRAM = "tunemill-trainer"
 MEMORY_EVENTS = (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/memory.oom_control"))

@@ -12,10 +12,7 @@ from tunemill_api.stage_report import Stage
 from tunemill_api.status import TrainedFacts
 from tunemill_api.training import AdapterMethod
 
-from tunemill_trainer import combinations
-from tunemill_trainer.context import StageContext
 from tunemill_trainer.errors import Interrupted, StageError
-from tunemill_trainer.hub import Hub
 from tunemill_trainer.learn import checkpoints, curve, devices, models, sft
 from tunemill_trainer.learn.adapter import adapter_config, save_trained
 from tunemill_trainer.learn.callbacks import (
@@ -33,7 +30,10 @@ from tunemill_trainer.learn.plan import plan
 from tunemill_trainer.learn.trainer import TRAINABLE_FILE
 from tunemill_trainer.prepared import Prepared
 from tunemill_trainer.release import provenance
-from tunemill_trainer.stage_inputs import fetch_prepared
+from tunemill_trainer.stages import combinations
+from tunemill_trainer.stages.context import StageContext
+from tunemill_trainer.stages.stage_inputs import fetch_prepared
+from tunemill_trainer.storage.hub import Hub
 
 
 def run(context: StageContext) -> TrainedFacts:

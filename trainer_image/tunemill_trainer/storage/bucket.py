@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from botocore.exceptions import ClientError
 
-from tunemill_trainer import s3
+from tunemill_trainer.storage import s3
 from tunemill_trainer.storage.objects import NoObjectError, ObjectExistsError
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ import pytest
 from trainer.chat.speakers import CHATML, CHATML_TEMPLATE, EVERYTHING, a_speaker
 from trainer.data.building import a_row, says, user
 from tunemill_api.failures import Reason
-from tunemill_trainer.bounds import MemoryBound, TimeBound
 from tunemill_trainer.chat import encoding, rendering, templates
 from tunemill_trainer.chat.templates import Origin
 from tunemill_trainer.errors import StageError
+from tunemill_trainer.process.bounds import MemoryBound, TimeBound
 
 ESCAPES = [
     "{{ ''.__class__.__mro__[1].__subclasses__() }}",

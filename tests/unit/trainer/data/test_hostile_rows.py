@@ -13,13 +13,13 @@ import pytest
 from trainer.data.building import a_file
 from tunemill_api.data import DatasetFormat
 from tunemill_api.failures import Reason
-from tunemill_trainer.bounds import MemoryBound, TimeBound
 from tunemill_trainer.data import reading, records, tools
 from tunemill_trainer.data.files import DataFile
 from tunemill_trainer.data.findings import Rule
 from tunemill_trainer.data.reading import RowReader
 from tunemill_trainer.data.records import BrokenFileError, Record
 from tunemill_trainer.data.rows import Source
+from tunemill_trainer.process.bounds import MemoryBound, TimeBound
 
 MIB = 1 << 20
 

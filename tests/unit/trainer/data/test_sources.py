@@ -20,8 +20,8 @@ from tunemill_dev.hub.local import local_hub
 from tunemill_trainer.data.records import records
 from tunemill_trainer.data.sources import Places, matching
 from tunemill_trainer.errors import Interrupted, StageError
-from tunemill_trainer.hub import Hub
-from tunemill_trainer.stop import StopSignal
+from tunemill_trainer.process.stop import StopSignal
+from tunemill_trainer.storage.hub import Hub
 
 OBJECTS = {
     "calls/a.jsonl": b'{"n": 1}\n',

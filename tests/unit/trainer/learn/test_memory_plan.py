@@ -1,0 +1,127 @@
+"""What of an estimate is shown and refused; the estimate itself is tested in tests/learn."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from tunemill_api.failures import FAILURES, Reason
+from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.status import DatasetFacts
+from tunemill_trainer.__main__ import main
+from tunemill_trainer.errors import StageError
+from tunemill_trainer.learn.memory_plan import MIB, Estimate, Lengths, Need, Rung, lengths_of, refuse_too_large, table
+
+QWEN3 = {
+    "model_type": "qwen3",
+    "architectures": ["Qwen3ForCausalLM"],
+    "vocab_size": 151_936,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "tie_word_embeddings": True,
+}
+
+
+def a_manifest(**spec: dict) -> dict:
+    """A fine-tune of Qwen3 0.6B."""
+    wish = {
+        "baseModel": {"id": "Qwen/Qwen3-0.6B"},
+        "dataset": {"uri": "s3://team-a-data/calls.jsonl"},
+        "publish": {"repository": "acme/tools"},
+    }
+    return {
+        "apiVersion": "tunemill.dev/v1alpha1",
+        "kind": "FunctionCallFineTune",
+        "metadata": {"name": "tools"},
+        "spec": wish | spec,
+    }
+
+
+def a_spec(**spec: dict) -> FineTuneSpec:
+    """The same as a model."""
+    return FineTuneSpec.model_validate(a_manifest(**spec)["spec"])
+
+
+def an_estimate() -> Estimate:
+    """10,000 MiB at full speed, 4,000 at least, of which the weights are 3,000."""
+    rungs = [(Rung.NONE, 7000), (Rung.SELECTIVE, 5000), (Rung.FULL, 3000), (Rung.ONE_ROW, 1000)]
+    train = [Need(rung, {"weights": 3000 * MIB, "activations": mib * MIB}) for rung, mib in rungs]
+    return Estimate(tuple(train), (Need(Rung.ONE_ROW, {"weights": 3000 * MIB}),))
+
+
+def test_a_run_that_cannot_fit_is_refused_with_what_to_change():
+    """The message has the MiB needed and given; the remedy the field that helps most."""
+    with pytest.raises(StageError, match=r"train needs 4000 MiB at least \(weights 3000, activations 1000\)") as error:
+        refuse_too_large(a_spec(compute={"gpuMemory": "3Gi"}), an_estimate())
+    assert error.value.reason is Reason.CUDA_OUT_OF_MEMORY
+    assert "3Gi are 3072 MiB" in error.value.message
+    assert "spec.baseModel.quantization to NF4" in error.value.failure.remedy
+    with pytest.raises(StageError) as error:
+        refuse_too_large(a_spec(compute={"gpuMemory": "3Gi"}, adapter={"method": "Full"}), an_estimate())
+    assert "spec.adapter.method to LoRA" in error.value.failure.remedy
+
+
+@pytest.mark.parametrize("compute", [{}, {"gpuMemory": "4000Mi"}, {"gpuMemory": "80Gi"}])
+def test_a_run_that_fits_or_names_no_memory_is_not_refused(compute: dict):
+    """The field is optional, and what fits exactly fits."""
+    refuse_too_large(a_spec(compute=compute), an_estimate())
+
+
+@pytest.mark.parametrize(
+    ("mib", "rung"),
+    [(3999, None), (4000, Rung.ONE_ROW), (6000, Rung.FULL), (9999, Rung.SELECTIVE), (10_000, Rung.NONE)],
+)
+def test_the_fastest_rung_that_fits_is_shown(mib: int, rung: Rung | None):
+    """What does not fit at all has none."""
+    found = an_estimate().fastest(mib)
+    assert (found and found.rung) == rung
+
+
+def test_the_table_names_every_part_and_gpu():
+    """For people who choose a GPU."""
+    shown = table(an_estimate())
+    assert "activations" in shown
+    assert "train, no checkpointing" in shown
+    assert "10,000 MiB" in shown
+    assert any(line.startswith("T4") and line.endswith("yes, no checkpointing") for line in shown.splitlines())
+
+
+def test_an_estimate_survives_json():
+    """It comes from another process."""
+    assert Estimate.from_json(json.loads(json.dumps(an_estimate().to_json()))) == an_estimate()
+
+
+def test_lengths_are_those_that_prepare_found():
+    """Else they are the most that the spec allows."""
+    facts = DatasetFacts(
+        format="OpenAI",
+        rows=2,
+        train_rows=1,
+        evaluation_rows=1,
+        longest_row_tokens=700,
+        supervised_token_percent="30.0",
+    )
+    assert lengths_of(a_spec(), facts) == Lengths(700, 5600, 315, 0.3)
+    assert lengths_of(a_spec(training={"lossOn": "All"})).supervised == 1
+    assert lengths_of(a_spec()).longest == 2048
+    assert lengths_of(a_spec(training={"maxLength": 32_000})).pass_tokens == 32_000, "a longer row has its own pass"
+
+
+def test_the_plan_of_a_manifest_is_printed_and_its_limit_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole command, with a real configuration: 1.1 GiB of weights fit a T4 and no 1 GiB."""
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3))
+    manifest = tmp_path / "finetune.yaml"
+    manifest.write_text(yaml.dump(a_manifest(compute={"gpuMemory": "1Gi"})))
+    code = main(["plan", str(manifest), "--config", str(tmp_path), "--longest", "512"])
+    printed = capsys.readouterr()
+    assert code == FAILURES[Reason.CUDA_OUT_OF_MEMORY].exit_code
+    assert "rows of at most 512 tokens, 4096 tokens a forward pass" in printed.out
+    assert "1,137 MiB" in printed.out
+    assert "1Gi are 1024 MiB" in printed.err
+    assert any(line.startswith("T4 ") and "yes" in line for line in printed.out.splitlines())

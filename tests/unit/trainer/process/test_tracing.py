@@ -1,0 +1,87 @@
+"""A stage's spans: below the span of its run, and no hindrance where nobody collects them."""
+
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from api.collector import Collector, a_collector
+from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.run_spec import RunSpec
+from tunemill_api.stage_report import Stage
+from tunemill_api.traces import ENV_TRACEPARENT, SpanRef
+from tunemill_trainer.process import tracing
+
+RUN = RunSpec(
+    namespace="team-a",
+    name="tools",
+    run_id="r1",
+    spec=FineTuneSpec.model_validate(
+        {
+            "baseModel": {"id": "acme/tiny"},
+            "dataset": {"uri": "s3://team-a/calls.jsonl", "region": "us-east-1"},
+            "publish": {"repository": "acme/tools"},
+        }
+    ),
+)
+
+
+@pytest.fixture
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+    """A collector that the environment names."""
+    logger = logging.getLogger("opentelemetry")
+    level = logger.level
+    with a_collector() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
+        yield collector
+    logger.setLevel(level)
+
+
+@tracing.step("download")
+def download(what: str) -> str:
+    """Do a part of a stage."""
+    return what
+
+
+def test_a_stage_and_its_parts_are_below_the_run(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator's variable says which run."""
+    run = SpanRef.of_run("uid", "r1")
+    monkeypatch.setenv(ENV_TRACEPARENT, run.traceparent)
+    with tracing.stage(Stage.TRAIN, RUN):
+        assert download("weights") == "weights"
+    (stage,), (part,) = collector.named("train"), collector.named("download")
+    assert (stage.trace, stage.parent) == (f"{run.trace:032x}", f"{run.span:016x}")
+    assert (part.trace, part.parent) == (stage.trace, stage.id)
+    assert stage.service == "tunemill-trainer"
+    assert (stage.attributes["tunemill.finetune"], stage.attributes["tunemill.run.id"]) == ("tools", "r1")
+    assert not stage.failed
+
+
+def test_a_stage_that_fails_is_a_failed_span_that_arrives(collector: Collector) -> None:
+    """Also without a run above it: then it begins a trace of its own."""
+    with pytest.raises(ZeroDivisionError), tracing.stage(Stage.PREPARE, RUN):
+        1 / 0  # noqa: B018 - to fail
+    (stage,) = collector.named("prepare")
+    assert stage.failed
+    assert stage.parent == ""
+
+
+def test_variables_that_cannot_be_read_stop_no_stage(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are told."""
+    monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many")
+    with tracing.stage(Stage.TRAIN, RUN):
+        assert download("weights") == "weights"
+    assert "nothing is traced" in caplog.text
+    assert not collector.spans
+
+
+def test_nothing_of_opentelemetry_is_imported_unasked() -> None:
+    """Memory and time at the start are for those who want traces."""
+    script = (
+        "import sys, tunemill_trainer.stages.runner; print([name for name in sys.modules if 'opentelemetry' in name])"
+    )
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"

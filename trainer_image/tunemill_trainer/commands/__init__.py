@@ -1,0 +1,1 @@
+"""What people type on a laptop: one file a command."""

@@ -1,0 +1,1 @@
+"""What any process of ours needs of its machine: threads, signals, addresses, bounds, log, progress, traces."""

@@ -1,0 +1,66 @@
+"""The output of prepare as the later stages get it: checked against the spec and against what the run knows of it.
+
+The digests in a manifest tell a damaged output from a whole one. Who may write to the bucket can write a manifest, too;
+so that no such manifest makes a stage load another base model than the spec's, each stage compares.
+"""
+
+import json
+from collections.abc import Collection
+
+from tunemill_api.failures import Reason
+from tunemill_api.stage_report import Stage
+
+from tunemill_trainer.errors import StageError
+from tunemill_trainer.prepared import Prepared
+from tunemill_trainer.stages.context import StageContext
+from tunemill_trainer.storage.workspace import Manifest
+
+_REMEDY = (
+    "Find out who writes to spec.workspace.uri besides the stages. The output was withdrawn: prepare is done again."
+)
+
+
+def fetch_prepared(context: StageContext, *, without: Collection[str] = ()) -> Prepared:
+    """Download the output of prepare into the folder `prepared`, and check that it belongs to this run.
+
+    Args:
+        context: of the stage.
+        without: paths of the output that are not needed.
+
+    Raises:
+        StageError: StageOutputMissing, when it is not there, damaged, or of another base model or other data.
+    """
+    key, folder = context.prepared.key, context.folder("prepared")
+    manifest = context.workspace.fetch(Stage.PREPARE, key, folder, without=without)
+    prepared = Prepared(folder)
+    different = _differences(context, manifest, prepared)
+    if different:
+        context.workspace.withdraw(Stage.PREPARE, key)
+        raise StageError(
+            Reason.STAGE_OUTPUT_MISSING,
+            f"the output of prepare in the workspace is not that of this run: {'; '.join(different)}",
+            _REMEDY,
+        )
+    return prepared
+
+
+def _differences(context: StageContext, manifest: Manifest, prepared: Prepared) -> list[str]:
+    try:
+        base = prepared.base_model()
+        digest = base.digest
+    except (OSError, ValueError, TypeError) as error:
+        return [f"its base-model.json cannot be read ({error})"]
+    known = context.prepared
+    compared = [
+        ("base model", context.spec.base_model.id, base.id),
+        ("commit", known.base_model_revision, base.revision),
+        ("commit in the manifest", known.base_model_revision, manifest.facts.get("baseModelRevision")),
+        ("data in the manifest", known.dataset_digest, manifest.facts.get("datasetDigest")),
+    ]
+    if known.base_model_digest:
+        compared.append(("base model's files to have the digest", known.base_model_digest, digest))
+    return [
+        f"expected the {what} {expected}, found {json.dumps(found)}"
+        for what, expected, found in compared
+        if found != expected
+    ]

@@ -1,0 +1,133 @@
+"""Credentials as the pod has them: one mounted folder a purpose. Their values reach no log, no message and no repr."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Self
+
+from tunemill_api.constants import SECRETS_DIRECTORY
+from tunemill_api.failures import Reason
+
+from tunemill_trainer.errors import StageError
+from tunemill_trainer.storage.manifest_keys import ManifestKeyError, ManifestKeys
+
+ENV_SECRETS_DIRECTORY = "TUNEMILL_SECRETS_DIR"
+"""Where the folders are, when it is not `constants.SECRETS_DIRECTORY`."""
+
+S3Purpose = Literal["dataset", "workspace"]
+HubPurpose = Literal["hub-read", "hub-write"]
+
+_FIELDS = {
+    "dataset": "spec.dataset.credentialsSecretRef",
+    "workspace": "spec.workspace.credentialsSecretRef",
+    "manifest-key": "spec.workspace.manifestKeySecretRef",
+    "hub-read": "spec.baseModel.tokenSecretRef",
+    "hub-write": "spec.publish.tokenSecretRef",
+    "signing": "spec.publish.signing.keySecretRef",
+}
+
+_SECRETS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "token",
+    "key.pem",
+    "key",
+    "previous-key",
+)
+"""The files that hold a secret. A Secret may have more keys, such as a region, which are none."""
+
+
+@dataclass(frozen=True)
+class S3Credentials:
+    """An access key. Its repr shows nothing of it."""
+
+    access_key_id: str = field(repr=False)
+    secret_access_key: str = field(repr=False)
+    session_token: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """The mounted Secrets.
+
+    Attributes:
+        directory: holds one folder a purpose; a folder that is absent means that no Secret was named.
+    """
+
+    directory: Path
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Return the credentials of this pod, or of this machine."""
+        return cls(Path(os.environ.get(ENV_SECRETS_DIRECTORY, SECRETS_DIRECTORY)))
+
+    def s3(self, purpose: S3Purpose) -> S3Credentials | None:
+        """Return the access key for a purpose; None means the pod's own identity, which boto3 finds by itself.
+
+        Raises:
+            StageError: CredentialsMissing, when the Secret is there and lacks a key.
+        """
+        folder = self.directory / purpose
+        if not folder.is_dir():
+            return None
+        token = folder / "AWS_SESSION_TOKEN"
+        return S3Credentials(
+            self._read(purpose, "AWS_ACCESS_KEY_ID"),
+            self._read(purpose, "AWS_SECRET_ACCESS_KEY"),
+            self._read(purpose, token.name) if token.exists() else None,
+        )
+
+    def hub_token(self, purpose: HubPurpose) -> str | None:
+        """Return the Hub token for a purpose. Without a Secret: HF_TOKEN, which only a run on one machine has.
+
+        Raises:
+            StageError: CredentialsMissing, when the Secret is there and lacks the token.
+        """
+        if not (self.directory / purpose).is_dir():
+            return os.environ.get("HF_TOKEN") or None
+        return self._read(purpose, "token")
+
+    def signing_key(self) -> str:
+        """Return the private key that signs releases, as PEM.
+
+        Raises:
+            StageError: CredentialsMissing, when it is not there.
+        """
+        return self._read("signing", "key.pem")
+
+    def manifest_keys(self) -> ManifestKeys | None:
+        """Return the keys that sign manifests; None when no Secret was named.
+
+        Raises:
+            StageError: CredentialsMissing, when the Secret is there and cannot be used.
+        """
+        purpose = "manifest-key"
+        folder = self.directory / purpose
+        if not folder.is_dir():
+            return None
+        texts = [
+            self._read(purpose, name) if (folder / name).exists() else "" for name in ("previous-key", "trusted-before")
+        ]
+        try:
+            return ManifestKeys.read(self._read(purpose, "key"), *texts)
+        except ManifestKeyError as error:
+            raise StageError(
+                Reason.CREDENTIALS_MISSING, f"the Secret of {_FIELDS[purpose]} cannot be used: {error}"
+            ) from error
+
+    def values(self) -> list[str]:
+        """Return all that may be read from here, for nothing but to keep it out of texts."""
+        paths = [path for name in _SECRETS for path in self.directory.glob(f"*/{name}") if path.is_file()]
+        return [path.read_text(encoding="utf-8", errors="replace").strip() for path in paths]
+
+    def _read(self, purpose: str, name: str) -> str:
+        path = self.directory / purpose / name
+        # Secrets made with `--from-file` or an editor often end in a newline, which no server accepts.
+        value = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+        if not value:
+            raise StageError(
+                Reason.CREDENTIALS_MISSING,
+                f"expected the key {name} in the Secret of {_FIELDS[purpose]}, found it empty or not there",
+            )
+        return value
