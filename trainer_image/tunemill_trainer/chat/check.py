@@ -8,6 +8,7 @@ from pathlib import Path
 from tunemill_api.data import TokenizerMode
 from tunemill_api.failures import Reason
 
+from tunemill_trainer.bases import catalogue
 from tunemill_trainer.chat import examples, templates, tokenizer
 from tunemill_trainer.chat.examples import Unfit
 from tunemill_trainer.data.dataset import Dataset
@@ -31,8 +32,11 @@ def render_all(dataset: Dataset, base: str, max_length: int) -> int:
         StageError: the tokenizer cannot be loaded, or no template fits it.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the processes do better
-    speaker = tokenizer.load_base(folder_of(base))
-    choice, _ = templates.settle(speaker, TokenizerMode.AUTO, dataset.features, [], None)
+    folder = folder_of(base)
+    speaker = tokenizer.load_base(folder)
+    family = catalogue.family_in(folder, str(speaker.chat_template or ""))
+    expected = family.calls if family else None
+    choice, _ = templates.settle(speaker, TokenizerMode.AUTO, dataset.features, [], None, expected=expected)
     unfit: list[Unfit] = []
 
     with tempfile.TemporaryDirectory() as scratch, PreparedWriter(Path(scratch)) as writer:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from tunemill_api.data import TokenizerMode
 
+from tunemill_trainer.bases import catalogue
 from tunemill_trainer.chat import templates, tokenizer
 from tunemill_trainer.chat.check import folder_of
 from tunemill_trainer.chat.encoding import Example
@@ -49,8 +50,11 @@ class Renderer:
     """
 
     def __init__(self, base: str, features: Features) -> None:
-        self._speaker = tokenizer.load_base(folder_of(base))
-        self._choice, _ = templates.settle(self._speaker, TokenizerMode.AUTO, features, [], None)
+        folder = folder_of(base)
+        self._speaker = tokenizer.load_base(folder)
+        family = catalogue.family_in(folder, str(self._speaker.chat_template or ""))
+        expected = family.calls if family else None
+        self._choice, _ = templates.settle(self._speaker, TokenizerMode.AUTO, features, [], None, expected=expected)
 
     def __call__(self, row: Row) -> Rendered:
         """Return a row as text."""

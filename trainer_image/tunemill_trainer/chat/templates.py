@@ -76,6 +76,7 @@ def settle(
     more: Iterable[str],
     of_user: str | None,
     auto: TokenizerMode = TokenizerMode.EXTEND,
+    expected: ReplyFormat | None = None,
 ) -> tuple[Choice, Vocabulary]:
     """Return the template to use, and give the tokenizer the tags that it lacks for it.
 
@@ -86,39 +87,43 @@ def settle(
         more: spec.tokenizer.addTokens.
         of_user: the text of spec.tokenizer.chatTemplate.
         auto: what the mode Auto does about tags that are lacking, Text or Extend.
+        expected: how the base model's family writes calls; tried first, because a reply may be read in several formats.
 
     Raises:
         StageError: as `choose` and `prepare_vocabulary` do.
     """
     # A template of the user's may end its turns in them.
     asked = prepare_vocabulary(tokenizer, mode, Features(), more)
-    choice = choose(tokenizer, features, of_user)
+    choice = choose(tokenizer, features, of_user, expected)
     for_tags = asked.mode_for_tags(mode, auto)
     tags = prepare_vocabulary(tokenizer, for_tags, features, (), choice.encoder.call_format)
     # With new tokens the proof is another one.
-    return (choose(tokenizer, features, of_user) if tags.added else choice), asked.then(tags)
+    return (choose(tokenizer, features, of_user, expected) if tags.added else choice), asked.then(tags)
 
 
-def choose(tokenizer: Tokenizer, features: Features, of_user: str | None) -> Choice:
+def choose(
+    tokenizer: Tokenizer, features: Features, of_user: str | None, expected: ReplyFormat | None = None
+) -> Choice:
     """Return the template to use.
 
     Args:
         tokenizer: of the base model, with its template.
         features: what occurs in the rows, which the template has to carry.
         of_user: the text of spec.tokenizer.chatTemplate.
+        expected: how the base model's family writes calls; tried first.
 
     Raises:
         StageError: InvalidChatTemplate, or BaseModelUnsupported when not even ours can be used.
     """
     if of_user is not None:
-        chosen, reason = _first_proven(tokenizer, features, of_user, Origin.USER)
+        chosen, reason = _first_proven(tokenizer, features, of_user, Origin.USER, expected)
         if chosen is None:
             raise StageError(Reason.INVALID_CHAT_TEMPLATE, f"the template of spec.tokenizer.chatTemplate {reason}")
         return chosen
     own = _own_template(tokenizer, features)
     if own is None:
         return ours(tokenizer, features, "the base model has no chat template")
-    chosen, reason = _first_proven(tokenizer, features, own, Origin.BASE)
+    chosen, reason = _first_proven(tokenizer, features, own, Origin.BASE, expected)
     return chosen or ours(tokenizer, features, f"the base model's chat template {reason}")
 
 
@@ -145,10 +150,14 @@ def is_unrenderable(choice: Choice, problem: Problem) -> bool:
     return choice.origin is Origin.BASE and problem.rule is Rule.NOT_REPRODUCIBLE
 
 
-def _first_proven(tokenizer: Tokenizer, features: Features, source: str, origin: Origin) -> tuple[Choice | None, str]:
+def _first_proven(
+    tokenizer: Tokenizer, features: Features, source: str, origin: Origin, expected: ReplyFormat | None = None
+) -> tuple[Choice | None, str]:
     """Return the template with the first way of finding turns and calls that works, or why none does."""
     reason = ""
     formats = _SERVED if features.calls and origin is not Origin.TUNEMILL else (ReplyFormat.HERMES,)
+    if expected in formats:
+        formats = tuple(dict.fromkeys((expected, *formats)))
     # Some templates leave the end-of-turn marker outside of {% generation %}: then comparing may still find the turns.
     for marked in (True, False) if ChatTemplate.has_markers(source) else (False,):
         template = ChatTemplate(

@@ -19,6 +19,7 @@ from tunemill_api.stage_report import Stage
 from tunemill_api.status import DatasetFacts, PreparedFacts
 from tunemill_api.training import LossOn, Turns
 
+from tunemill_trainer.bases import catalogue
 from tunemill_trainer.chat import examples, templates, tokenizer
 from tunemill_trainer.chat.examples import Examples, Unfit
 from tunemill_trainer.chat.templates import Choice
@@ -238,7 +239,11 @@ def _encode(
     wish = context.spec.tokenizer
     auto, _ = servability.auto_mode(context.spec)
     speaker = tokenizer.load_base(base_folder)
-    choice, vocabulary = templates.settle(speaker, wish.mode, dataset.features, wish.add_tokens, of_user, auto)
+    family = _family(base_folder, speaker)
+    expected = family.calls if family else None
+    choice, vocabulary = templates.settle(
+        speaker, wish.mode, dataset.features, wish.add_tokens, of_user, auto, expected
+    )
     with PreparedWriter(output) as writer:
         written = _write_examples(context, dataset, choice, writer)
         call_format = choice.encoder.call_format
@@ -246,9 +251,25 @@ def _encode(
         combinations.refuse_untrainable_tokens(context.spec, tokens)
         speaker.chat_template = choice.encoder.template.source
         speaker.save_pretrained(writer.layout.tokenizer_path)
-        report = _report(dataset, written, choice) | {"tokenizer": _tokenizer_report(context.spec, vocabulary)}
+        report = _report(dataset, written, choice) | {
+            "baseModelFamily": family.name if family else None,
+            "tokenizer": _tokenizer_report(context.spec, vocabulary),
+        }
         writer.describe(tokens, base, report)
     return tokens, written
+
+
+def _family(base_folder: Path, speaker: tokenizer.Tokenizer) -> catalogue.Family | None:
+    """Return the family of the base model, and log what is assumed where it is unknown."""
+    family = catalogue.family_in(base_folder, str(speaker.chat_template or ""))
+    if family is None:
+        types = ", ".join(sorted(catalogue.model_types(catalogue.read_config(base_folder)))) or "none"
+        _log.warning(
+            "spec.baseModel belongs to no family that is known (model_type %s): its chat template is probed for a "
+            "format of tool calls, and FP16 is assumed to be precise enough",
+            types,
+        )
+    return family
 
 
 def _write_examples(context: StageContext, dataset: Dataset, choice: Choice, writer: PreparedWriter) -> Examples:
