@@ -118,7 +118,7 @@ test-platform: $(READY) ## What platform teams rely on, against a real API serve
 
 .PHONY: test-e2e
 test-e2e: $(READY) ## The chart, the images and real pods on a local cluster
-	@$(PYTEST) tests/e2e --cluster "$(CLUSTER)"
+	@$(PYTEST) --numprocesses 2 --dist loadgroup tests/e2e --cluster "$(CLUSTER)"
 
 .PHONY: bench-trainer
 bench-trainer: $(READY) ## Measure the stages beside what they are compared to; leaves build/bench/trainer.json

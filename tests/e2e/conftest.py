@@ -1,13 +1,19 @@
-"""The cluster, Tunemill in it, and for each test a namespace of its own; a failure leaves what explains it."""
+"""A cluster with Tunemill, and a separate namespace for each test; a failed test leaves diagnostics.
+
+Two workers share the cluster. Tests that reinstall the chart belong to one group (`xdist_group("chart")`), so that
+only one worker does.
+"""
 
 import logging
 import re
 import secrets
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 from e2e.world import World
+from filelock import FileLock
 from tunemill_dev.background import in_own_process
 from tunemill_dev.places import attached, local
 from tunemill_dev.testbed import REPOSITORY_ROOT, Testbed, save_diagnostics
@@ -35,20 +41,27 @@ FAILED = pytest.StashKey[bool]()
 
 
 @pytest.fixture(scope="session")
-def testbed(request: pytest.FixtureRequest) -> Iterator[Testbed]:
-    """A cluster with the chart installed."""
+def testbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testbed]:
+    """A cluster with the chart installed, by the first worker that needs it."""
     logging.getLogger("tunemill_dev.kubectl").setLevel(logging.INFO)
-    shutil.rmtree(DIAGNOSTICS, ignore_errors=True)
     context = request.config.getoption("--context")
-    with attached(context) if context else local(request.config.getoption("--cluster")) as testbed:
-        testbed.install()
+    shared = tmp_path_factory.getbasetemp().parent
+    with ExitStack() as stack:
+        with FileLock(shared / "e2e.lock"):
+            where = attached(context) if context else local(request.config.getoption("--cluster"))
+            testbed = stack.enter_context(where)
+            installed = shared / "e2e-installed"
+            if not installed.exists():
+                shutil.rmtree(DIAGNOSTICS, ignore_errors=True)
+                testbed.install()
+                installed.touch()
         yield testbed
 
 
 @pytest.fixture(scope="session")
-def base(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> str:
+def base(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> str:
     """The Hub repository of a small base model with random weights: what a run does needs no skill."""
-    repository = f"{testbed.hub.owner}/e2e-base"
+    repository = f"{testbed.hub.owner}/e2e-base-{worker_id}"
     # Transformers, imported here, would bring in the Hub's client before it is told not to use Xet.
     folder = in_own_process(make_base, tmp_path_factory.mktemp("base"), kind="qwen3", steps=0).result()
     testbed.hub.put_model(repository, folder)

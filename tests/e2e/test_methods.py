@@ -9,9 +9,9 @@ from tunemill_api.status import Phase
 from tunemill_dev.testbed import json_lines
 from tunemill_dev.tiny import TOOLS, rows
 
-RUN_SECONDS = 500
+RUN_SECONDS = 900
 # Not of the fixtures: building the images for the first time takes minutes.
-pytestmark = pytest.mark.timeout(600, func_only=True)
+pytestmark = pytest.mark.timeout(1500, func_only=True)
 
 OFFERED = ("get_weather", "set_timer")
 CLAIM, CONFIG = "models", "agreed"

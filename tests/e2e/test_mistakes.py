@@ -8,9 +8,9 @@ from tunemill_dev.kubectl import CommandError
 from tunemill_dev.testbed import HUB_SECRET, json_lines
 from tunemill_dev.tiny import rows
 
-PREPARE_SECONDS = 120
+PREPARE_SECONDS = 300
 # Not of the fixtures: building the images for the first time takes minutes.
-pytestmark = pytest.mark.timeout(300, func_only=True)
+pytestmark = pytest.mark.timeout(700, func_only=True)
 
 
 def test_a_repository_in_a_foreign_namespace_fails_in_prepare(world: World):

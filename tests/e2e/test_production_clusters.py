@@ -17,14 +17,14 @@ from tunemill_dev.kubectl import CommandError, Object
 from tunemill_dev.testbed import HUB_SECRET, FineTune, Testbed, json_lines
 from tunemill_dev.tiny import rows
 
-RUN_SECONDS = 420
-PREPARE_SECONDS = 180
+RUN_SECONDS = 600
+PREPARE_SECONDS = 300
 POLICY_SECONDS = 60
 LONG = {"maxSteps": 100_000, "checkpoint": {"everySteps": 100}, "divergence": "Ignore"}
 """A training that does not end while a test lasts. The base has random weights, so its loss says nothing."""
 REGISTRATION = "admissionregistration.k8s.io/v1"
 # Not of the fixtures: building the images for the first time takes minutes.
-pytestmark = pytest.mark.timeout(900, func_only=True)
+pytestmark = [pytest.mark.timeout(1500, func_only=True), pytest.mark.xdist_group("chart")]
 
 
 def sidecar(image: str, name: str, *, native: bool) -> Object:

@@ -1,5 +1,6 @@
 """Kueue, installed by its own chart, and real trainings on a node that has room for one of them."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +14,14 @@ from tunemill_dev.cluster import binaries, up
 from tunemill_dev.kubectl import run
 from tunemill_dev.testbed import Testbed
 
-RUN_SECONDS = 420
+RUN_SECONDS = 600
 STEPS = 300
 """Enough for another run to be prepared meanwhile, on a slow machine, too."""
 NAMESPACE = "kueue-system"
 QUOTA = {"cpu": "500m", "memory": "64Gi", "ephemeral-storage": "1Ti"}
-"""Half a core in all, which is what a pod of train asks for."""
-pytestmark = pytest.mark.timeout(900, func_only=True)
+"""Half a core in all, which is what a train pod of this test requests."""
+POD_TEMPLATES = {"train": {"resources": {"requests": {"cpu": "500m", "memory": "256Mi"}, "limits": {"cpu": "1"}}}}
+pytestmark = pytest.mark.timeout(1500, func_only=True)
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +50,12 @@ def kueue(testbed: Testbed, request: pytest.FixtureRequest, tmp_path_factory: py
     finally:
         # In this order: Kueue takes its finalizers from what goes, and must be there for that.
         kinds = ("clusterqueues", "resourceflavors", "workloadpriorityclasses")
-        for kind in (PLURAL, f"localqueues.{queues.GROUP}", f"workloads.{queues.GROUP}"):
-            testbed.kubectl("delete", kind, "--all", "--all-namespaces", "--timeout", "120s")
+        # Only where queues were used: other tests run on the same cluster.
+        kinds_of_kueue = f"localqueues.{queues.GROUP},workloads.{queues.GROUP}"
+        found = json.loads(testbed.kubectl("get", kinds_of_kueue, "--all-namespaces", "--output", "json"))
+        for namespace in {each["metadata"]["namespace"] for each in found["items"]}:
+            for kind in (PLURAL, f"localqueues.{queues.GROUP}", f"workloads.{queues.GROUP}"):
+                testbed.kubectl("delete", kind, "--all", "--namespace", namespace, "--timeout", "120s")
         for kind in kinds:
             testbed.kubectl("delete", f"{kind}.{queues.GROUP}", "--all", "--timeout", "60s")
         run((*testbed.helm, "uninstall", *where, "--wait", "--ignore-not-found"))
@@ -74,6 +80,7 @@ def test_a_training_makes_room_for_a_more_important_one_and_goes_on_from_its_che
         training={"maxSteps": STEPS, "checkpoint": {"everySteps": 5}},
         queue={"name": "team", "priorityClass": "low"},
         retry={"limit": 0},
+        podTemplates=POD_TEMPLATES,
     )
     patient.follow(lambda _: world.has_checkpoint(), RUN_SECONDS)
     assert patient.status().queue.cluster_queue == "cpus"
@@ -82,6 +89,7 @@ def test_a_training_makes_room_for_a_more_important_one_and_goes_on_from_its_che
         "urgent",
         training={"seed": 7},
         publish={"branch": "urgent"},
+        podTemplates=POD_TEMPLATES,
         queue={"name": "team", "priorityClass": "high"},
     )
     stopped = patient.follow(lambda status: status.run.preemptions == 1, RUN_SECONDS)

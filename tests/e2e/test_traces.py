@@ -14,10 +14,10 @@ from tunemill_api.status import Phase
 from tunemill_api.traces import SpanRef
 from tunemill_dev.kubectl import Object
 
-RUN_SECONDS = 300
+RUN_SECONDS = 600
 STAGES = ["prepare", "train", "evaluate", "publish"]
 NAME = "collector"
-pytestmark = pytest.mark.timeout(600, func_only=True)
+pytestmark = [pytest.mark.timeout(1200, func_only=True), pytest.mark.xdist_group("chart")]
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class World:
             "compute": {"gpus": 0},
             "podTemplates": {
                 "prepare": {"resources": {"requests": {"cpu": "100m", "memory": "256Mi"}}},
-                "train": {"resources": {"requests": {"cpu": "500m", "memory": "256Mi"}, "limits": {"cpu": "1"}}},
+                "train": {"resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "1"}}},
                 "publish": {"resources": {"requests": {"cpu": "100m", "memory": "256Mi"}}},
             },
         }

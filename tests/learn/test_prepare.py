@@ -186,8 +186,8 @@ def test_long_rows_are_left_out_and_counted(site):
     assert max(len(example["input_ids"]) for example in pq.read_table(prepared.train_path).to_pylist()) <= 512
 
 
-def test_the_base_models_own_template_gives_way_when_a_row_shows_that_it_cannot(site):
-    """Thinking models' templates forget earlier thoughts: fine for single turns, found out by a row with two."""
+def test_rows_that_the_base_models_own_template_cannot_render_are_left_out_under_a_bound(site):
+    """The template that the base model knows stays: a few odd rows are counted, and too many are a failure."""
     from trainer.chat.speakers import CHATML_TEMPLATE
 
     template = CHATML_TEMPLATE.replace("<|im_start|>", "<start_of_turn>").replace("<|im_end|>", "<end_of_turn>")
@@ -195,17 +195,23 @@ def test_the_base_models_own_template_gives_way_when_a_row_shows_that_it_cannot(
     *_, prepared = site.prepare()
     assert prepared.report()["chatTemplate"] == {"origin": "base", "passedOver": "", "callFormat": "hermes"}
 
-    forgetful = template.replace("{{- message.content }}", "{{- message.content if loop.index < 4 else '' }}")
-    site.put_on_hub("chat_template.jinja", forgetful)
+    short_of_memory = template.replace("{{- message.content }}", "{{- message.content if loop.index < 4 else '' }}")
+    site.put_on_hub("chat_template.jinja", short_of_memory)
     long = rows(70)[60:]
     for row in long:
         said = [("assistant", "Sure?"), ("user", "Yes."), ("assistant", "No.")]
         row["messages"][2:] = [{"role": role, "content": content} for role, content in said]
+    site.put([*rows(60), *long[:2]])
+    facts, _, prepared = site.prepare()
+    report = prepared.report()
+    assert report["chatTemplate"]["origin"] == "base"
+    assert (report["unrenderableRows"], facts.dataset.invalid_rows) == (2, 0)
+    assert facts.dataset.train_rows + facts.dataset.evaluation_rows == 60
     site.put([*rows(60), *long])
-    *_, prepared = site.prepare()
-    told = prepared.report()["chatTemplate"]
-    assert told["origin"] == "tunemill"
-    assert "calls.jsonl line 61" in told["passedOver"]
+    with pytest.raises(StageError, match=r"10 of 70 rows, 3 may be left out.*line 61") as caught:
+        site.prepare()
+    assert caught.value.reason is Reason.DATASET_INVALID_ROWS
+    assert "spec.tokenizer.chatTemplate" in caught.value.remedy
 
 
 def test_plain_instructions_need_no_tags(site):

@@ -8,6 +8,7 @@ from pathlib import Path
 from tunemill_api.data import TokenizerMode
 from tunemill_api.failures import Reason
 
+from tunemill_trainer.bases import catalogue
 from tunemill_trainer.chat import examples, templates, tokenizer
 from tunemill_trainer.chat.examples import Unfit
 from tunemill_trainer.data.dataset import Dataset
@@ -31,17 +32,12 @@ def render_all(dataset: Dataset, base: str, max_length: int) -> int:
         StageError: the tokenizer cannot be loaded, or no template fits it.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the processes do better
-    speaker = tokenizer.load_base(folder_of(base))
-    choice, _ = templates.settle(speaker, TokenizerMode.AUTO, dataset.features, [], None)
-    fallback = templates.Fallback(choice, speaker, dataset.features)
-    unfit = 0
-
-    def take_note(row: Unfit) -> None:
-        nonlocal unfit
-        # For such a row prepare begins again with our template.
-        if not fallback.carries(row.item.row, row.problem):
-            unfit += 1
-            dataset.findings.add(row.item.row.source, [row.problem])
+    folder = folder_of(base)
+    speaker = tokenizer.load_base(folder)
+    family = catalogue.family_in(folder, str(speaker.chat_template or ""))
+    expected = family.calls if family else None
+    choice, _ = templates.settle(speaker, TokenizerMode.AUTO, dataset.features, [], None, expected=expected)
+    unfit: list[Unfit] = []
 
     with tempfile.TemporaryDirectory() as scratch, PreparedWriter(Path(scratch)) as writer:
         written = examples.write(
@@ -51,11 +47,13 @@ def render_all(dataset: Dataset, base: str, max_length: int) -> int:
             max_length=max_length,
             on_everything=False,
             workers=cpus.available(),
-            unfit=take_note,
+            unfit=unfit.append,
             tick=lambda _done: None,
         )
     dataset.findings.merge(written.findings)
-    return unfit + written.train.overlong
+    for row in unfit:
+        dataset.findings.add(row.item.row.source, [row.problem])
+    return len(unfit) + written.train.overlong
 
 
 def folder_of(base: str) -> Path:

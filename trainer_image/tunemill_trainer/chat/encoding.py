@@ -3,11 +3,11 @@
 import json
 import marshal
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tunemill_trainer.chat.beginnings import Beginnings, Tokens
-from tunemill_trainer.chat.rendering import MEMORY, ChatTemplate, Span, TemplateError
+from tunemill_trainer.chat.rendering import MEMORY, ChatTemplate, Rendered, TemplateError
 from tunemill_trainer.chat.tokenizer import Tokenizer
 from tunemill_trainer.data.findings import Problem, Rule
 from tunemill_trainer.data.rows import Call, Message, Role, Row, Tool
@@ -36,12 +36,16 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """A row as token ids. With a problem, the row cannot be learnt from."""
+class Example:
+    """A training example as token ids.
+
+    Attributes:
+        input_ids: of the conversation up to its last supervised turn, or of all of it.
+        turns: the supervised turns.
+    """
 
     input_ids: list[int]
     turns: tuple[Turn, ...]
-    problem: Problem | None = None
 
     def labels(self, *, everything: bool) -> list[int]:
         """Return the labels: those of the assistant's turns, or all."""
@@ -51,6 +55,21 @@ class Encoded:
         for turn in self.turns:
             labels[turn.start : turn.end] = self.input_ids[turn.start : turn.end]
         return labels
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A row as training examples. With a problem, the row cannot be learnt from."""
+
+    examples: tuple[Example, ...]
+    problem: Problem | None = None
+
+    @property
+    def turns(self) -> Iterator[tuple[Turn, list[int]]]:
+        """Yield the supervised turns of all examples, in order, each with its token ids."""
+        for example in self.examples:
+            for turn in example.turns:
+                yield turn, example.input_ids[turn.start : turn.end]
 
 
 class Encoder:
@@ -85,8 +104,7 @@ class Encoder:
 
     def ends_of_turns(self, row: Row) -> tuple[int, ...]:
         """Return the tokens that end the assistant turns of a row, each once."""
-        encoded = self.encode([row])[0]
-        return tuple(dict.fromkeys(encoded.input_ids[turn.end - 1] for turn in encoded.turns))
+        return tuple(dict.fromkeys(ids[-1] for _, ids in self.encode([row])[0].turns))
 
     def heads_are_learnt(self, row: Row, encoded: Encoded) -> bool:
         """Return whether a turn begins with a special token: then the model would have to write its own name first.
@@ -94,9 +112,9 @@ class Encoder:
         A call may begin with a special token of its own: without it, it would be no call.
         """
         added = self._tokenizer.added_tokens_decoder
-        for turn in encoded.turns:
-            first = added.get(encoded.input_ids[turn.start])
-            rest = self._backend.decode(encoded.input_ids[turn.start + 1 : turn.end - 1], skip_special_tokens=False)
+        for turn, ids in encoded.turns:
+            first = added.get(ids[0])
+            rest = self._backend.decode(ids[1:-1], skip_special_tokens=False)
             calls = row.messages[turn.message].calls
             own = calls and parse_reply(rest, self.call_format, row.tools).calls != calls
             if first is not None and first.special and not own:
@@ -112,48 +130,48 @@ class Encoder:
                 memory: its problem is OVERLONG. None tokenises all.
         """
         most = None if max_length is None else max_length * CHARACTERS_A_TOKEN
-        rendered: list[tuple[str, list[Span]] | Problem] = []
+        rendered: list[list[Rendered] | Problem] = []
         with MEMORY:
             for row in rows:
                 try:
-                    text, spans = self.template.conversation(row.messages, row.tools)
+                    found = self.template.examples(row.messages, row.tools)
                 except TemplateError as error:
                     rendered.append(Problem(Rule.NOT_REPRODUCIBLE, f"the chat template {error}"))
                     continue
-                if most is not None and len(text) > most:
-                    found = f"the row has {len(text)} characters, far more than {max_length} tokens"
-                    rendered.append(Problem(Rule.OVERLONG, found))
+                longest = max(len(example.text) for example in found)
+                if most is not None and longest > most:
+                    message = f"the row has {longest} characters, far more than {max_length} tokens"
+                    rendered.append(Problem(Rule.OVERLONG, message))
                 else:
-                    rendered.append((text, spans))
-        texts = [item[0] for item in rendered if not isinstance(item, Problem)]
-        requests = [
-            _request(row.messages) for row, item in zip(rows, rendered, strict=True) if not isinstance(item, Problem)
-        ]
+                    rendered.append(found)
+        texts, requests = [], []
+        for row, item in zip(rows, rendered, strict=True):
+            if not isinstance(item, Problem):
+                texts += [example.text for example in item]
+                requests += [_request(row.messages)] * len(item)
         tokenised = iter(self._beginnings.tokenise(texts, requests))
         return [
-            Encoded([], (), item) if isinstance(item, Problem) else self._encoded(row, item[1], next(tokenised))
+            Encoded((), item)
+            if isinstance(item, Problem)
+            else self._encoded(row, [(example, next(tokenised)) for example in item])
             for row, item in zip(rows, rendered, strict=True)
         ]
 
-    def _encoded(self, row: Row, spans: list[Span], tokens: Tokens) -> Encoded:
-        ids = tokens.ids
-        indices = [index for index, message in enumerate(row.messages) if message.role is Role.ASSISTANT]
-        turns = tuple(
-            Turn(index, *tokens.between(start, end))
-            for index, (start, end) in zip(indices, spans, strict=True)
-            if row.messages[index].learnt
-        )
-        texts = self._backend.decode_batch(
-            [ids[turn.start : turn.end - 1] for turn in turns], skip_special_tokens=False
-        )
-        for turn, text in zip(turns, texts, strict=True):
-            message = row.messages[turn.message]
-            problem = self._ending_problem(ids[turn.start : turn.end]) or self._reading_problem(
-                message, text, row.tools
+    def _encoded(self, row: Row, rendered: Sequence[tuple[Rendered, Tokens]]) -> Encoded:
+        encoded = Encoded(
+            tuple(
+                Example(tokens.ids, tuple(Turn(index, *tokens.between(*span)) for index, span in example.turns))
+                for example, tokens in rendered
             )
+        )
+        turns = list(encoded.turns)
+        texts = self._backend.decode_batch([ids[:-1] for _, ids in turns], skip_special_tokens=False)
+        for (turn, ids), text in zip(turns, texts, strict=True):
+            message = row.messages[turn.message]
+            problem = self._ending_problem(ids) or self._reading_problem(message, text, row.tools)
             if problem:
-                return Encoded(ids, turns, problem)
-        return Encoded(ids, turns)
+                return Encoded(encoded.examples, problem)
+        return encoded
 
     def _ending_problem(self, ids: list[int]) -> Problem | None:
         if not ids or ids[-1] not in self._enders:

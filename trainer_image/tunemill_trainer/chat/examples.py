@@ -25,7 +25,8 @@ class Side:
 
     Attributes:
         rows: that were written.
-        lengths: of these, in tokens: how many have which.
+        lengths: of their examples, in tokens: how many have which. A row has several examples where the template
+            renders earlier turns differently once others follow.
         calls: of these, by tool; the empty name counts assistant turns without a call.
         overlong: rows that were left out because of their length.
         shortest_overlong: the length of the shortest of them.
@@ -40,8 +41,8 @@ class Side:
     def keep(self, item: SpooledRow, encoded: Encoded) -> None:
         """Count a row that is written."""
         self.rows += 1
-        self.lengths[len(encoded.input_ids)] += 1
-        for turn in encoded.turns:
+        self.lengths.update(len(example.input_ids) for example in encoded.examples)
+        for turn, _ in encoded.turns:
             self.calls.update([call.name for call in item.row.messages[turn.message].calls] or [""])
 
     def leave_out(self, length: int) -> None:
@@ -62,6 +63,7 @@ class Side:
         shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
         return {
             "rows": self.rows,
+            "examples": self.lengths.total(),
             "overlongRows": self.overlong,
             "tokens": {name: self._length_at(share) for name, share in shares.items() if self.rows},
             "callsByTool": {name: count for name, count in sorted(self.calls.items()) if name},
@@ -70,7 +72,7 @@ class Side:
 
     def _length_at(self, share: float) -> int:
         """Return the length up to which a share of the rows goes."""
-        position = int(share * (self.rows - 1))
+        position = int(share * (self.lengths.total() - 1))
         lengths = sorted(self.lengths)
         ends = accumulate(self.lengths[length] for length in lengths)
         return next(length for length, end in zip(lengths, ends, strict=True) if position < end)
@@ -197,7 +199,7 @@ def _encode_rows(items: Sequence[SpooledRow], choice: Choice, max_length: int, *
     held_out: list[tuple[SpooledRow, Encoded]] = []
     for item, encoded in zip(items, choice.encoder.encode([item.row for item in items], max_length), strict=True):
         side = batch.written.held_out if item.held_out else batch.written.train
-        length = len(encoded.input_ids)
+        length = max((len(example.input_ids) for example in encoded.examples), default=0)
         if encoded.problem is not None and encoded.problem.rule is Rule.OVERLONG:
             side.leave_out(max_length + 1)
             batch.written.findings.add(item.row.source, [encoded.problem])
@@ -212,20 +214,18 @@ def _encode_rows(items: Sequence[SpooledRow], choice: Choice, max_length: int, *
             if item.held_out:
                 held_out.append((item, encoded))
             else:
-                batch.lengths.append(length)
-                # An array takes another array at once, and a list number by number.
-                batch.input_ids.extend(array("i", encoded.input_ids))
-                batch.labels.extend(array("i", encoded.labels(everything=on_everything)))
+                # With the loss on everything, the whole conversation once; its turns are no replies to a prompt.
+                for example in encoded.examples[-1:] if on_everything else encoded.examples:
+                    batch.lengths.append(len(example.input_ids))
+                    # An array takes another array at once, and a list number by number.
+                    batch.input_ids.extend(array("i", example.input_ids))
+                    batch.labels.extend(array("i", example.labels(everything=on_everything)))
     batch.cases = [case_line(case) for case in _cases(held_out, choice)]
     return batch
 
 
 def _cases(held_out: Sequence[tuple[SpooledRow, Encoded]], choice: Choice) -> Iterator[Case]:
-    asked = [
-        (item, turn, tuple(encoded.input_ids[turn.start : turn.end]))
-        for item, encoded in held_out
-        for turn in encoded.turns
-    ]
+    asked = [(item, turn, tuple(ids)) for item, encoded in held_out for turn, ids in encoded.turns]
     prompts = choice.encoder.all_prompt_ids(
         [(item.row.messages[: turn.message], item.row.tools) for item, turn, _ in asked]
     )

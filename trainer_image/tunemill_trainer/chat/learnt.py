@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 from tunemill_api.data import TokenizerMode
 
+from tunemill_trainer.bases import catalogue
 from tunemill_trainer.chat import templates, tokenizer
 from tunemill_trainer.chat.check import folder_of
-from tunemill_trainer.chat.encoding import Encoded
+from tunemill_trainer.chat.encoding import Example
 from tunemill_trainer.data.dataset import Features
 from tunemill_trainer.data.findings import Problem
 from tunemill_trainer.data.rows import Row
-from tunemill_trainer.prepared import IGNORED
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A row as text; `problems` are why it cannot be learnt from."""
+    """A row as text.
 
-    parts: tuple[Part, ...]
+    Attributes:
+        examples: the training examples of the row, each in parts.
+        tokens: of all examples.
+        learnt_tokens: of these, tokens that the loss is on.
+        problems: why it cannot be learnt from.
+    """
+
+    examples: tuple[tuple[Part, ...], ...]
     tokens: int
     learnt_tokens: int
     problems: tuple[Problem, ...]
@@ -43,35 +50,33 @@ class Renderer:
     """
 
     def __init__(self, base: str, features: Features) -> None:
-        self._speaker = tokenizer.load_base(folder_of(base))
-        self._choice, _ = templates.settle(self._speaker, TokenizerMode.AUTO, features, [], None)
-        self._fallback = templates.Fallback(self._choice, self._speaker, features)
-        self._features = features
+        folder = folder_of(base)
+        self._speaker = tokenizer.load_base(folder)
+        family = catalogue.family_in(folder, str(self._speaker.chat_template or ""))
+        expected = family.calls if family else None
+        self._choice, _ = templates.settle(self._speaker, TokenizerMode.AUTO, features, [], None, expected=expected)
 
     def __call__(self, row: Row) -> Rendered:
         """Return a row as text."""
         encoded = self._choice.encoder.encode([row])[0]
-        if encoded.problem is not None and self._fallback.carries(row, encoded.problem):
-            # Prepare begins again with our template.
-            self._choice = templates.ours(self._speaker, self._features, "")
-            encoded = self._choice.encoder.encode([row])[0]
-        labels = encoded.labels(everything=False)
+        texts = self._choice.encoder.template.examples(row.messages, row.tools) if encoded.examples else []
         return Rendered(
-            self._parts(row, encoded) if labels else (),
-            len(labels),
-            len(labels) - labels.count(IGNORED),
+            tuple(
+                self._parts(rendered.text, example) for rendered, example in zip(texts, encoded.examples, strict=True)
+            ),
+            sum(len(example.input_ids) for example in encoded.examples),
+            sum(len(ids) for _, ids in encoded.turns),
             () if encoded.problem is None else (encoded.problem,),
         )
 
-    def _parts(self, row: Row, encoded: Encoded) -> tuple[Part, ...]:
+    def _parts(self, text: str, example: Example) -> tuple[Part, ...]:
         """Cut the rendered text where the first token of each learnt turn begins, and where its last one ends.
 
         Decoding the tokens of a turn by themselves would lose white space with some tokenizers.
         """
-        text, _ = self._choice.encoder.template.conversation(row.messages, row.tools)
         offsets = self._speaker.backend_tokenizer.encode(text, add_special_tokens=False).offsets
         parts, at = [], 0
-        for turn in encoded.turns:
+        for turn in example.turns:
             start, end = offsets[turn.start][0], offsets[turn.end - 1][1]
             parts += [Part(text[at:start], learnt=False), Part(text[start:end], learnt=True)]
             at = end

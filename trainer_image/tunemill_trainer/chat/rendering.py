@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -31,18 +32,37 @@ class TemplateError(Exception):
     """The template cannot render a conversation, or not so that the assistant's turns can be found in it."""
 
 
+@dataclass(frozen=True)
+class Rendered:
+    """One training example as text.
+
+    Attributes:
+        text: the conversation up to its last supervised turn, or all of it.
+        turns: the supervised assistant turns, in order: the index of the message and its span in the text.
+    """
+
+    text: str
+    turns: tuple[tuple[int, Span], ...]
+
+
 class ChatTemplate:
     """A chat template with the special tokens that it may name.
 
     Args:
         source: Jinja.
         special_tokens: such as bos_token, by name.
-        marked: whether the assistant's turns stand in `{% generation %}`; else they are found by comparing renderings.
+        marked: whether the assistant's turns stand in `{% generation %}`; otherwise they are found by comparing the
+            rendering up to a turn with the prompt for it.
+        keeps_history: whether the template is known to render a turn alike whatever follows. Then a conversation is
+            one example, and nothing is compared.
     """
 
-    def __init__(self, source: str, special_tokens: dict[str, str], *, marked: bool) -> None:
+    def __init__(
+        self, source: str, special_tokens: dict[str, str], *, marked: bool, keeps_history: bool = False
+    ) -> None:
         self.source = source
         self.marked = marked
+        self._keeps_history = keeps_history
         self._special_tokens = special_tokens
 
     @staticmethod
@@ -58,27 +78,58 @@ class ChatTemplate:
         """
         return self._render(messages, tools, add_generation_prompt=True)[0]
 
-    def conversation(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[str, list[Span]]:
-        """Return a whole conversation and the spans of the assistant's turns, in their order.
+    def conversation(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
+        """Return a whole conversation as text.
 
         Raises:
-            TemplateError: with Jinja's message, or when the turns cannot be told.
+            TemplateError: with Jinja's message.
+        """
+        return self._render(messages, tools)[0]
+
+    def examples(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[Rendered]:
+        """Return a conversation as training examples in which every supervised turn follows its prompt as served.
+
+        Many templates render a turn differently once other turns follow: Qwen 3 drops the reasoning of turns before
+        the last request. A server renders the history before each reply, so the example for a turn ends with that
+        turn. Turns whose histories are beginnings of one another share an example, and with it the computation of the
+        prefix: a conversation that such a template renders alike throughout is one example.
+
+        Returns:
+            the examples, in the order of their turns. Without a supervised turn: the whole conversation alone.
+
+        Raises:
+            TemplateError: with Jinja's message, or when a turn does not continue the prompt for it.
         """
         text, spans = self._render(messages, tools)
         turns = [index for index, message in enumerate(messages) if message.role is Role.ASSISTANT]
-        if not self.marked:
-            spans = [self._compared(text, messages, tools, index) for index in turns]
-        if len(spans) != len(turns):
+        if self.marked and len(spans) != len(turns):
             raise TemplateError(f"marks {len(spans)} spans with {{% generation %}} for {len(turns)} assistant turns")
-        return text, spans
+        learnt = [index for index in turns if messages[index].learnt]
+        if self._keeps_history or not learnt:
+            known = dict(zip(turns, spans, strict=self.marked))
+            return [Rendered(text, tuple((index, known[index]) for index in learnt))]
+        found: list[Rendered] = []
+        group: list[tuple[int, Span]] = []
+        for index in reversed(learnt):
+            served, span = self._as_served(messages, tools, index)
+            if not text.startswith(served):
+                if group:
+                    found.append(Rendered(text, tuple(reversed(group))))
+                text, group = served, []
+            group.append((index, span))
+        found.append(Rendered(text, tuple(reversed(group))))
+        return found[::-1]
 
-    def _compared(self, text: str, messages: Sequence[Message], tools: Sequence[Tool], index: int) -> Span:
-        """Find a turn as what a rendering up to it has more than the prompt for it; both must begin the whole text."""
-        before = self.prompt(messages[:index], tools)
-        upto = self._render(messages[: index + 1], tools)[0].rstrip()
-        if not (upto.startswith(before) and text.startswith(upto)):
-            raise TemplateError("renders an assistant turn differently when other turns follow, so it cannot be marked")
-        return len(before), len(upto)
+    def _as_served(self, messages: Sequence[Message], tools: Sequence[Tool], index: int) -> tuple[str, Span]:
+        """Return the conversation up to the end of an assistant turn, and the turn's span: what follows the prompt."""
+        prompt = self.prompt(messages[:index], tools)
+        text, spans = self._render(messages[: index + 1], tools)
+        if self.marked and not spans:
+            raise TemplateError("marks no span with {% generation %} for an assistant turn")
+        start, end = spans[-1] if self.marked else (len(prompt), len(text.rstrip()))
+        if text[:start] != prompt:
+            raise TemplateError("begins an assistant turn differently when it asks for one")
+        return text[:end], (start, end)
 
     def _render(
         self, messages: Sequence[Message], tools: Sequence[Tool], *, add_generation_prompt: bool = False

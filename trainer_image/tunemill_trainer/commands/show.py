@@ -131,9 +131,12 @@ class _Shower:
         for message in messages:
             yield self._styled(f"  {message}\n", _WRONG)
         if rendered is not None:
-            for part in rendered.parts:
-                yield self._learnt(part.text) if part.learnt else (part.text, "")
-            yield "\n", ""
+            for number, parts in enumerate(rendered.examples, 1):
+                if len(rendered.examples) > 1:
+                    yield self._styled(f"  example {number} of {len(rendered.examples)}\n", _HEAD)
+                for part in parts:
+                    yield self._learnt(part.text) if part.learnt else (part.text, "")
+                yield "\n", ""
         elif row is not None:
             for head, text, learnt in conversation(row):
                 yield self._styled(f"  {head}" + (", learnt" * learnt) + "\n", _HEAD)
@@ -153,7 +156,9 @@ def _json_of(row: "Row", rendered: "Rendered | None") -> str:
 
     value = openai_form(row)
     if rendered is not None:
-        value["rendered"] = [{"text": part.text, "learnt": part.learnt} for part in rendered.parts]
+        value["rendered"] = [
+            [{"text": part.text, "learnt": part.learnt} for part in parts] for parts in rendered.examples
+        ]
     return json.dumps(value, ensure_ascii=False)
 
 

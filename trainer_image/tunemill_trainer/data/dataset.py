@@ -41,18 +41,41 @@ _FEWEST_CALLS = 20
 """Below so many calls of one tool, chance alone makes tools uneven."""
 
 
+UNRENDERABLE_FRACTION = 0.05
+"""The share of rows that may be left out because the base model's own chat template cannot render them."""
+
+
 @dataclass
 class Features:
-    """What occurs anywhere in the rows: a chat template has to carry it, and the tokenizer may need its tags."""
+    """What occurs in the rows: a chat template has to carry it, and the tokenizer may need its tags.
+
+    Everything but parallel calls counts when it occurs anywhere.
+
+    Attributes:
+        rows: that were seen.
+        parallel: of these, rows with several calls in one turn.
+    """
 
     system: bool = False
     tools: bool = False
     calls: bool = False
     responses: bool = False
     reasoning: bool = False
+    rows: int = 0
+    parallel: int = 0
+
+    @property
+    def many_parallel(self) -> bool:
+        """Whether more rows have parallel calls than may be left out.
+
+        Some templates, such as Llama 3.1's, write one call a turn.
+        """
+        return self.parallel > UNRENDERABLE_FRACTION * self.rows
 
     def see(self, row: Row) -> None:
         """Take note of a row."""
+        self.rows += 1
+        self.parallel += any(len(message.calls) > 1 for message in row.messages)
         self.tools = self.tools or bool(row.tools)
         for message in row.messages:
             self.system = self.system or message.role is Role.SYSTEM
@@ -62,8 +85,10 @@ class Features:
 
     def add(self, other: "Features") -> None:
         """Take note of what others have seen."""
-        for name, seen in vars(other).items():
-            setattr(self, name, getattr(self, name) or seen)
+        self.rows += other.rows
+        self.parallel += other.parallel
+        for name in ("system", "tools", "calls", "responses", "reasoning"):
+            setattr(self, name, getattr(self, name) or getattr(other, name))
 
 
 @dataclass
@@ -78,6 +103,7 @@ class Dataset:
         duplicates: rows that were left out because they occurred before.
         leaked: training rows that were left out because a held-out row of a file of its own asks the same.
         silent: rows that were left out because no assistant speaks in them.
+        unrenderable: rows that were left out because the base model's own chat template cannot render them.
         kept: rows in the spool.
         offers: the tools that rows offer, each with the first row that does.
         calls: of the usable rows, by tool.
@@ -93,6 +119,7 @@ class Dataset:
     duplicates: int = 0
     leaked: int = 0
     silent: int = 0
+    unrenderable: int = 0
     kept: int = 0
     offers: dict[str, Source] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
@@ -104,6 +131,11 @@ class Dataset:
         """Count a row that is wrong."""
         self.invalid += 1
         self.findings.add(source, problems)
+
+    def leave_out_unrenderable(self, source: Source, problem: Problem) -> None:
+        """Count a row that the base model's own chat template cannot render."""
+        self.unrenderable += 1
+        self.findings.add(source, [problem])
 
     def lines(self) -> Iterator[str]:
         """Yield the usable rows as they are spooled: in the order of the data, a file of held-out rows first."""
@@ -196,10 +228,10 @@ def read(
 
 
 class TooManyInvalidError(StageError):
-    """More rows are wrong than spec.dataset.maxInvalidFraction allows; `dataset` holds what was found."""
+    """More rows cannot be used than are allowed; `dataset` holds what was found."""
 
-    def __init__(self, reason: Reason, message: str, dataset: Dataset) -> None:
-        super().__init__(reason, message)
+    def __init__(self, reason: Reason, message: str, dataset: Dataset, remedy: str = "") -> None:
+        super().__init__(reason, message, remedy)
         self.dataset = dataset
 
 
@@ -219,6 +251,21 @@ def refuse_too_many_invalid(dataset: Dataset, allowed: float) -> None:
         f"{dataset.invalid} of {dataset.rows} rows are wrong, spec.dataset.maxInvalidFraction allows "
         f"{int(allowed * dataset.rows)}. {'; '.join(shown)}" + (f"; and {more} more rows" if more else ""),
         dataset,
+    )
+
+
+def refuse_too_many_unrenderable(dataset: Dataset) -> None:
+    """Raise StageError if the base model's own template cannot render more rows than may be left out."""
+    allowed = int(UNRENDERABLE_FRACTION * dataset.rows)
+    if dataset.unrenderable <= allowed:
+        return
+    listed = (finding for finding in dataset.findings.listed if finding.problem.rule is Rule.NOT_REPRODUCIBLE)
+    raise TooManyInvalidError(
+        Reason.DATASET_INVALID_ROWS,
+        f"the base model's own chat template cannot render {dataset.unrenderable} of {dataset.rows} rows, {allowed} "
+        f"may be left out. {'; '.join(str(finding) for finding in islice(listed, 3))}",
+        dataset,
+        remedy="Correct these rows, or give a template that renders them in spec.tokenizer.chatTemplate.",
     )
 
 

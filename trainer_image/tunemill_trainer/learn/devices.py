@@ -12,10 +12,11 @@ from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec, Quantization
 from tunemill_api.training import AdapterMethod, Precision
 
+from tunemill_trainer.bases import catalogue
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn.out_of_memory import Shortage, is_out_of_memory, shortage_of
 
-OUT_OF_RANGE_IN_FP16 = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4", "plamo2"})
+OUT_OF_RANGE_IN_FP16 = catalogue.types_out_of_range_in_fp16() | {"glm4", "plamo2"}
 """Values of `model_type` that FP16, whose largest number is 65504, breaks; FunctionGemma is a gemma3_text. Those for
 which vLLM refuses FP16 for numerical instability (`_FLOAT16_NOT_SUPPORTED_MODELS` in vllm/config/model.py)."""
 MINIMUM_DRIVER = "580"

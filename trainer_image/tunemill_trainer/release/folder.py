@@ -78,7 +78,7 @@ def _generation(tokens: Tokens) -> dict[str, Any]:
 def _head(template: ChatTemplate) -> str:
     """Return what the template writes before a reply."""
     request = [Message(Role.USER, "Hello")]
-    return template.prompt(request, ()).removeprefix(template.conversation(request, ())[0])
+    return template.prompt(request, ()).removeprefix(template.conversation(request, ()))
 
 
 def _contract(serving: ServingFacts, tokens: Tokens) -> dict[str, Any]:

@@ -22,7 +22,12 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 _LAYERS = {"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj"}
 _VOCABULARY_LAYERS = {"embed_tokens", "lm_head"}
-_FAMILIES_WITH_VOCABULARY_LORA = {"llama", "qwen3"}
+FAMILIES_WITH_VOCABULARY_LORA = frozenset(
+    {
+        *("granite", "granitemoe", "granitemoehybrid", "lfm2", "lfm2_moe", "llama", "llama4", "llama4_text"),
+        *("nemotron", "nemotron_h", "phi3", "qwen3", "qwen3_moe"),
+    }
+)
 """Values of `model_type` for which vLLM declares the embedding and the head as layers that an adapter may change."""
 _REFUSED_STARTS = ("pissa", "olora", "corda", "loftq")
 _LORA_WEIGHT = re.compile(
@@ -169,7 +174,7 @@ def _of_tensors(adapter: Adapter) -> list[str]:
 
 
 def _of_vocabulary_layer(adapter: Adapter, layer: str, found: re.Match[str], shape: tuple[int, ...]) -> list[str]:
-    if adapter.model_type not in _FAMILIES_WITH_VOCABULARY_LORA:
+    if adapter.model_type not in FAMILIES_WITH_VOCABULARY_LORA:
         return [f"it changes {layer}, which an adapter of a {adapter.model_type} model may not"]
     # The sides that are as long as the vocabulary: A of the embedding, which it reads, and B of the head.
     rows = shape[1] if found["table"] == "A" else shape[0] if (layer, found["side"]) == ("lm_head", "B") else None

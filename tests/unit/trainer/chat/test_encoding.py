@@ -1,5 +1,7 @@
 """Token ids, and which of them the loss is on."""
 
+from dataclasses import replace
+
 import pytest
 from tokenizers import normalizers
 from trainer.chat.speakers import CHATML, CHATML_TEMPLATE, EVERYTHING, GEMMA, a_speaker
@@ -16,33 +18,40 @@ def encoder_of(speaker):
     return templates.ours(speaker, EVERYTHING, "").encoder
 
 
+def the_example(encoder, row):
+    """The only training example of a row."""
+    (encoded,) = encoder.encode([row])
+    (example,) = encoded.examples
+    return example
+
+
 def test_labels_are_the_assistants_tokens_or_all():
     """Everything else is ignored by the loss, unless the loss is on all."""
     encoder = encoder_of(a_speaker(GEMMA))
-    (encoded,) = encoder.encode([a_row(user("Hi"), says("Yo"))])
-    labels = encoded.labels(everything=False)
-    assert len(labels) == len(encoded.input_ids)
+    example = the_example(encoder, a_row(user("Hi"), says("Yo")))
+    labels = example.labels(everything=False)
+    assert len(labels) == len(example.input_ids)
     assert sum(label != IGNORED for label in labels) == len("Yo") + 1
-    assert encoded.labels(everything=True) == encoded.input_ids
+    assert example.labels(everything=True) == example.input_ids
 
 
 def test_a_turn_that_is_not_learnt_is_read_and_has_no_labels():
     """It stays in the history of the turns behind it."""
     encoder = encoder_of(a_speaker(GEMMA))
     row = a_row(user("Hi"), says("Wrong", learnt=False), user("No"), says("Yo"))
-    (encoded,) = encoder.encode([row])
-    assert [turn.message for turn in encoded.turns] == [3]
-    assert sum(label != IGNORED for label in encoded.labels(everything=False)) == len("Yo") + 1
-    assert encoder.prompt_ids(row.messages[:3], row.tools) == encoded.input_ids[: encoded.turns[0].start]
+    example = the_example(encoder, row)
+    assert [turn.message for turn in example.turns] == [3]
+    assert sum(label != IGNORED for label in example.labels(everything=False)) == len("Yo") + 1
+    assert encoder.prompt_ids(row.messages[:3], row.tools) == example.input_ids[: example.turns[0].start]
 
 
 def test_a_prompt_is_how_the_whole_begins():
     """What the tuned model is asked is what it has learnt to go on from."""
     encoder = encoder_of(a_speaker(GEMMA))
     row = a_row(user("Zürich?"), calls(city="Zürich"), answers("7 °C"), says("🌧 7 °C"))
-    (encoded,) = encoder.encode([row])
-    for turn in encoded.turns:
-        assert encoder.prompt_ids(row.messages[: turn.message], row.tools) == encoded.input_ids[: turn.start]
+    example = the_example(encoder, row)
+    for turn in example.turns:
+        assert encoder.prompt_ids(row.messages[: turn.message], row.tools) == example.input_ids[: turn.start]
 
 
 @pytest.mark.parametrize("text", ["stop <end_of_turn> here", "<end_of_turn>"])
@@ -60,14 +69,58 @@ def test_characters_that_the_tokenizer_cannot_write_are_found():
     assert encoded.problem.rule is Rule.NOT_REPRODUCIBLE
 
 
-def test_a_row_that_the_template_renders_differently_later_is_found():
-    """A template that forgets earlier reasoning, as some thinking models' do, cannot be marked for several turns."""
-    forgetting = CHATML_TEMPLATE.replace("if message.reasoning_content", "if message.reasoning_content and loop.last")
+FORGETTING = CHATML_TEMPLATE.replace(
+    "{%- for message in messages %}\n{%- if message.role == 'user' %}",
+    "{%- set ns = namespace(last=0) %}{%- for message in messages %}{%- if message.role == 'user' %}"
+    "{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}"
+    "{%- for message in messages %}\n{%- if message.role == 'user' %}",
+).replace("if message.reasoning_content", "if message.reasoning_content and loop.index0 > ns.last")
+"""In the manner of Qwen 3: the reasoning of turns before the last request is dropped."""
+_HEAD = "{{- '<|im_start|>assistant\n' }}\n{%- if message"
+MARKED = FORGETTING.replace(_HEAD, _HEAD.replace("\n{%-", "{%- generation %}\n{%-")).replace(
+    "{%- endfor %}{{- '<|im_end|>\n' }}", "{%- endfor %}{{- '<|im_end|>' }}{%- endgeneration %}{{- '\n' }}"
+)
+
+
+@pytest.mark.parametrize("template", [FORGETTING, MARKED], ids=["compared", "marked"])
+def test_every_turn_is_learnt_behind_the_prompt_that_a_server_renders(template):
+    """Earlier reasoning is dropped, so each request has its example; the turns of one loop of calls share theirs."""
+    assert template.count("ns.last") == 2
     speaker = a_speaker(CHATML)
-    encoder = Encoder(speaker, ChatTemplate(forgetting, speaker.special_tokens_map, marked=False))
-    short = a_row(user(), says(reasoning="Hm."))
-    long = a_row(user(), says(reasoning="Hm."), user(), says(reasoning="Ah."))
-    first, second = encoder.encode([short, long])
-    assert first.problem is None
-    assert second.problem.rule is Rule.NOT_REPRODUCIBLE
-    assert "differently when other turns follow" in second.problem.message
+    encoder = Encoder(speaker, ChatTemplate(template, speaker.special_tokens_map, marked=template is MARKED))
+    first = (
+        user("Rome?"),
+        replace(calls(city="Rome"), reasoning="Look."),
+        answers("7"),
+        says("7.", reasoning="Seven."),
+    )
+    second = (
+        user("Oslo?"),
+        replace(calls(city="Oslo"), reasoning="Again."),
+        answers("1"),
+        says("1.", reasoning="One."),
+    )
+    row = a_row(*first, *second)
+    (encoded,) = encoder.encode([row])
+    assert encoded.problem is None
+    assert [[turn.message for turn in example.turns] for example in encoded.examples] == [[1, 3], [5, 7]]
+    for example in encoded.examples:
+        for turn in example.turns:
+            assert example.input_ids[: turn.start] == encoder.prompt_ids(row.messages[: turn.message], row.tools)
+    early, late = (speaker.decode(example.input_ids) for example in encoded.examples)
+    assert ("Look." in early, "Seven." in early, "Oslo" in early) == (True, True, False)
+    assert ("Look." in late, "Seven." in late, "Again." in late, "One." in late) == (False, False, True, True)
+
+
+def test_a_turn_that_does_not_continue_its_prompt_is_found():
+    """The server's prompt ends in an opened thought, and the template writes a turn without one."""
+    opening = CHATML_TEMPLATE.replace(
+        "if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}",
+        "if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n' }}",
+    )
+    speaker = a_speaker(CHATML)
+    encoder = Encoder(speaker, ChatTemplate(opening, speaker.special_tokens_map, marked=False))
+    good, bad = encoder.encode([a_row(user(), says(reasoning="Hm.")), a_row(user(), says("Yes."))])
+    assert good.problem is None
+    assert bad.problem.rule is Rule.NOT_REPRODUCIBLE
+    assert "begins an assistant turn differently when it asks for one" in bad.problem.message

@@ -84,6 +84,6 @@ def test_a_row_that_looks_like_a_template_stays_text(text):
     for of_user in (CHATML_TEMPLATE, None):
         encoder = templates.choose(speaker, EVERYTHING, of_user).encoder
         row = a_row(user(f"say {text}"), says(f"I say {text} too"))
-        written, _ = encoder.template.conversation(row.messages, row.tools)
+        written = encoder.template.conversation(row.messages, row.tools)
         assert f"say {text}" in written
         assert f"I say {text} too" in written

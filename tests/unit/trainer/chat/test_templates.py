@@ -42,7 +42,7 @@ def spoken(speaker, encoder, row):
     """What the loss is on, as text."""
     (encoded,) = encoder.encode([row])
     assert encoded.problem is None
-    return speaker.batch_decode([encoded.input_ids[turn.start : turn.end] for turn in encoded.turns])
+    return speaker.batch_decode([ids for _, ids in encoded.turns])
 
 
 @pytest.mark.parametrize("special", FAMILIES, ids=["gemma", "chatml", "llama3", "plain"])
@@ -67,7 +67,7 @@ def test_ours_carries_everything_in_the_turns_of_every_family(special):
 def test_gemma_gets_the_system_message_and_the_tools_in_its_first_user_turn():
     """Gemma knows two roles; two answers of tools share one turn."""
     choice = templates.choose(a_speaker(GEMMA, template=GEMMA_TEMPLATE), EVERYTHING, None)
-    text, _ = choice.encoder.template.conversation(CONVERSATION.messages[:5], CONVERSATION.tools)
+    text = choice.encoder.template.conversation(CONVERSATION.messages[:5], CONVERSATION.tools)
     assert text.startswith('<bos><start_of_turn>user\nBe brief.\n\n<tools>\n{"name": "get_weather"')
     assert text.count("<start_of_turn>") == 3
     assert "<tool_response>7</tool_response>\n<tool_response>-3</tool_response><end_of_turn>" in text

@@ -136,7 +136,7 @@ def test_with_a_tokenizer_the_text_that_the_model_sees(show, tmp_path, special, 
     assert out.count("⟦") == 1
     assert f"\n⟦It rains.{end}⟧\n" in out
     _, out, _ = show([SPOKEN], "--tokenizer", tmp_path / "base", "--json")
-    parts = json.loads(out)["rendered"]
+    (parts,) = json.loads(out)["rendered"]
     assert [part["text"] for part in parts if part["learnt"]] == [f"It rains.{end}"]
     assert "wet" in "".join(part["text"] for part in parts)
 

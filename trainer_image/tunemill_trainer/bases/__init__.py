@@ -1,0 +1,1 @@
+"""Base models that are known: what their families have in common, found by configuration and chat template."""
