@@ -1,4 +1,4 @@
-"""Looks at rows with a base model's tokenizer, as prepare's second pass does, and keeps nothing but the findings."""
+"""Checks rows with a base model's tokenizer, as prepare's second pass does, and keeps only the findings."""
 
 import os
 import re
@@ -20,17 +20,17 @@ _HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?")
 
 
 def render_all(dataset: Dataset, base: str, max_length: int) -> int:
-    """Add what is wrong with the rendered rows to the dataset's findings, and return how many are of no use.
+    """Add the problems of rendered rows to the dataset's findings, and return the number of unusable rows.
 
     Args:
-        dataset: the usable rows.
+        dataset: the usable rows of the first pass.
         base: a folder with a base model's tokenizer, or the model's id on the Hub.
-        max_length: the longest row that is of use, in tokens.
+        max_length: the maximum length of a row, in tokens.
 
     Raises:
-        StageError: the tokenizer cannot be loaded, or no template fits it.
+        StageError: the tokenizer cannot be loaded, or no chat template works with it.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the processes do better
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # worker processes are faster
     speaker = tokenizer.load_base(folder_of(base))
     choice, _ = templates.settle(speaker, TokenizerMode.AUTO, dataset.features, [], None)
     fallback = templates.Fallback(choice, speaker, dataset.features)
@@ -38,7 +38,7 @@ def render_all(dataset: Dataset, base: str, max_length: int) -> int:
 
     def take_note(row: Unfit) -> None:
         nonlocal unfit
-        # For such a row prepare begins again with our template.
+        # For such a row, prepare starts over with Tunemill's template.
         if not fallback.carries(row.item.row, row.problem):
             unfit += 1
             dataset.findings.add(row.item.row.source, [row.problem])
@@ -62,10 +62,10 @@ def folder_of(base: str) -> Path:
     """Return the folder with a base model's tokenizer.
 
     Args:
-        base: a folder, or the model's id on the Hub, from where the tokenizer is downloaded.
+        base: a folder, or the model's id on the Hub. The tokenizer is then downloaded.
 
     Raises:
-        StageError: there is neither.
+        StageError: neither exists.
     """
     if Path(base).is_dir():
         return Path(base)
@@ -73,10 +73,10 @@ def folder_of(base: str) -> Path:
         raise StageError(
             Reason.OBJECT_NOT_FOUND,
             f"no such folder: {base}",
-            "Name a folder with a tokenizer.json, or a model on the Hub as owner/name.",
+            "Pass a folder with a tokenizer.json, or the id of a model on the Hub (owner/name).",
         )
     hub = Hub(os.environ.get("HF_ENDPOINT", ""), os.environ.get("HF_TOKEN"))
     try:
         return hub.download(base, hub.resolve(base, "main").commit, tokenizer.FILES)
     except StageError as error:
-        raise StageError(error.reason, f"{error.message}; there is no such folder either", error.remedy) from error
+        raise StageError(error.reason, f"{error.message}; no such folder exists either", error.remedy) from error

@@ -1,4 +1,4 @@
-"""The second pass over the data: every row becomes a training example or held-out cases, on all CPUs."""
+"""The second pass over the data: encodes every row as a training example or as held-out cases, on all CPUs."""
 
 from array import array
 from collections import Counter
@@ -16,19 +16,19 @@ from tunemill_trainer.prepared import IGNORED, Case, PreparedWriter, case_line
 from tunemill_trainer.process.parallel import batches, ordered_map
 
 _BATCH = 128
-"""Rows that a worker renders and tokenises at once."""
+"""The rows that a worker renders and tokenises per task."""
 
 
 @dataclass
 class Side:
-    """One side of the split.
+    """Statistics of one split, training or held-out.
 
     Attributes:
-        rows: that were written.
-        lengths: of these, in tokens: how many have which.
-        calls: of these, by tool; the empty name counts assistant turns without a call.
-        overlong: rows that were left out because of their length.
-        shortest_overlong: the length of the shortest of them.
+        rows: the number of rows that were written.
+        lengths: the number of these rows by length in tokens.
+        calls: the number of calls in these rows by tool; the empty name counts assistant turns without a call.
+        overlong: the number of rows that were excluded because of their length.
+        shortest_overlong: the length of the shortest of them, in tokens.
     """
 
     rows: int = 0
@@ -49,7 +49,7 @@ class Side:
         self.add(Side(overlong=1, shortest_overlong=length))
 
     def add(self, other: "Side") -> None:
-        """Count what others have counted."""
+        """Add the statistics of other rows."""
         shortest = {self.shortest_overlong, other.shortest_overlong} - {0}
         self.rows += other.rows
         self.lengths.update(other.lengths)
@@ -58,7 +58,7 @@ class Side:
         self.shortest_overlong = min(shortest, default=0)
 
     def to_json(self) -> JsonObject:
-        """Return the figures for the report."""
+        """Return the statistics for the report."""
         shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
         return {
             "rows": self.rows,
@@ -69,7 +69,7 @@ class Side:
         }
 
     def _length_at(self, share: float) -> int:
-        """Return the length up to which a share of the rows goes."""
+        """Return a quantile of the lengths."""
         position = int(share * (self.rows - 1))
         lengths = sorted(self.lengths)
         ends = accumulate(self.lengths[length] for length in lengths)
@@ -78,15 +78,15 @@ class Side:
 
 @dataclass
 class Examples:
-    """What was written.
+    """Statistics of what was written.
 
     Attributes:
-        train: the training rows.
-        held_out: the held-out rows.
-        cases: held-out assistant turns.
-        tokens: of the training rows.
-        supervised: of these, those that the loss is on.
-        findings: rows that were left out because of their length.
+        train: the statistics of the training rows.
+        held_out: the statistics of the held-out rows.
+        cases: the number of held-out assistant turns.
+        tokens: the number of tokens in the training rows.
+        supervised: the number of these tokens that the loss includes.
+        findings: the findings about rows that were excluded because of their length.
     """
 
     train: Side = field(default_factory=Side)
@@ -99,7 +99,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Unfit:
-    """A row that cannot be learnt from with the template."""
+    """A row that cannot be trained on with the template."""
 
     item: SpooledRow
     problem: Problem
@@ -107,7 +107,7 @@ class Unfit:
 
 @dataclass
 class _Batch:
-    """What a worker made of some rows: the training rows one after the other, the cases as lines."""
+    """The result of a worker for some rows: the concatenated training rows, and the cases as lines."""
 
     rows: int
     written: Examples = field(default_factory=Examples)
@@ -118,7 +118,7 @@ class _Batch:
     unfit: list[Unfit] = field(default_factory=list)
 
     def add(self, other: "_Batch") -> None:
-        """Take over what was made of other rows."""
+        """Append the result for other rows."""
         self.rows += other.rows
         self.written.train.add(other.written.train)
         self.written.held_out.add(other.written.held_out)
@@ -141,17 +141,17 @@ def write(
     unfit: Callable[[Unfit], None],
     tick: Callable[[int], None],
 ) -> Examples:
-    """Write all rows of a dataset.
+    """Encode and write all rows of a data set.
 
     Args:
-        dataset: the first pass's result.
-        choice: the template to render with.
-        writer: takes examples and cases.
-        max_length: longer rows are left out and counted.
-        on_everything: whether the loss is on all tokens.
-        workers: processes to encode with.
-        unfit: called for every row that cannot be learnt from; may raise to give the template up.
-        tick: called with the rows done so far; may raise to stop.
+        dataset: the result of the first pass.
+        choice: the chat template.
+        writer: receives examples and cases.
+        max_length: the maximum length in tokens; longer rows are excluded and counted.
+        on_everything: whether the loss includes all tokens.
+        workers: the number of processes that encode.
+        unfit: called for every row that cannot be trained on. It may raise to give up the template.
+        tick: called with the number of rows that are done. It may raise to stop.
     """
     written = Examples()
     done = 0
@@ -179,8 +179,8 @@ def _encode(dataset: Dataset, choice: Choice, max_length: int, on_everything: bo
     try:
         return encode(items)
     except (MemoryError, OSError):
-        raise  # what the machine lacks has reasons of its own
-    except Exception:  # noqa: BLE001 - one row must not take the others with it: they are encoded one by one
+        raise  # out of memory or disk space: not the fault of a row
+    except Exception:  # noqa: BLE001 - encode the rows one by one, so that a crash affects only one of them
         batch = _Batch(0)
         for item in items:
             try:
@@ -205,7 +205,7 @@ def _encode_rows(items: Sequence[SpooledRow], choice: Choice, max_length: int, *
             batch.unfit.append(Unfit(item, encoded.problem))
         elif length > max_length:
             side.leave_out(length)
-            problem = Problem(Rule.OVERLONG, f"the row has {length} tokens, and {max_length} are allowed")
+            problem = Problem(Rule.OVERLONG, f"the row has {length} tokens, more than the maximum of {max_length}")
             batch.written.findings.add(item.row.source, [problem])
         else:
             side.keep(item, encoded)
@@ -213,7 +213,7 @@ def _encode_rows(items: Sequence[SpooledRow], choice: Choice, max_length: int, *
                 held_out.append((item, encoded))
             else:
                 batch.lengths.append(length)
-                # An array takes another array at once, and a list number by number.
+                # Extending an array by an array copies all bytes at once; by a list, it converts each number.
                 batch.input_ids.extend(array("i", encoded.input_ids))
                 batch.labels.extend(array("i", encoded.labels(everything=on_everything)))
     batch.cases = [case_line(case) for case in _cases(held_out, choice)]
@@ -221,15 +221,15 @@ def _encode_rows(items: Sequence[SpooledRow], choice: Choice, max_length: int, *
 
 
 def _cases(held_out: Sequence[tuple[SpooledRow, Encoded]], choice: Choice) -> Iterator[Case]:
-    asked = [
+    turns = [
         (item, turn, tuple(encoded.input_ids[turn.start : turn.end]))
         for item, encoded in held_out
         for turn in encoded.turns
     ]
     prompts = choice.encoder.all_prompt_ids(
-        [(item.row.messages[: turn.message], item.row.tools) for item, turn, _ in asked]
+        [(item.row.messages[: turn.message], item.row.tools) for item, turn, _ in turns]
     )
-    for (item, turn, answer_ids), prompt_ids in zip(asked, prompts, strict=True):
+    for (item, turn, answer_ids), prompt_ids in zip(turns, prompts, strict=True):
         row = item.row
         number = sum(message.role is Role.ASSISTANT for message in row.messages[: turn.message + 1])
         yield Case(

@@ -1,12 +1,14 @@
-"""A row as the model sees it, and what of it the loss is on: read off the token ids and labels that prepare writes."""
+"""Renders a row as the model sees it, and marks the parts that the loss includes, from the token ids and labels."""
 
 from dataclasses import dataclass
+from typing import Self
 
 from tunemill_api.data import TokenizerMode
 
-from tunemill_trainer.chat import templates, tokenizer
+from tunemill_trainer.chat import templates
 from tunemill_trainer.chat.check import folder_of
 from tunemill_trainer.chat.encoding import Encoded
+from tunemill_trainer.chat.tokenizer import Tokenizer, load_base
 from tunemill_trainer.data.dataset import Features
 from tunemill_trainer.data.findings import Problem
 from tunemill_trainer.data.rows import Row
@@ -15,7 +17,7 @@ from tunemill_trainer.prepared import IGNORED
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of the rendered text: the loss is on all of it, or on none."""
+    """A part of the rendered text that the loss includes as a whole, or not at all."""
 
     text: str
     learnt: bool
@@ -23,7 +25,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A row as text; `problems` are why it cannot be learnt from."""
+    """A row as rendered text. If it has `problems`, it cannot be trained on."""
 
     parts: tuple[Part, ...]
     tokens: int
@@ -35,25 +37,38 @@ class Renderer:
     """Renders rows with the template that prepare would choose.
 
     Args:
-        base: a folder with a base model's tokenizer, or the model's id on the Hub.
-        features: what occurs in all rows.
+        base_tokenizer: the tokenizer of the base model; changed.
+        features: the features of all rows.
 
     Raises:
-        StageError: the tokenizer cannot be loaded, or no template fits it.
+        StageError: no chat template works with the tokenizer.
     """
 
-    def __init__(self, base: str, features: Features) -> None:
-        self._speaker = tokenizer.load_base(folder_of(base))
-        self._choice, _ = templates.settle(self._speaker, TokenizerMode.AUTO, features, [], None)
-        self._fallback = templates.Fallback(self._choice, self._speaker, features)
+    def __init__(self, base_tokenizer: Tokenizer, features: Features) -> None:
+        self._tokenizer = base_tokenizer
+        self._choice, _ = templates.settle(base_tokenizer, TokenizerMode.AUTO, features, [], None)
+        self._fallback = templates.Fallback(self._choice, base_tokenizer, features)
         self._features = features
 
+    @classmethod
+    def load(cls, base: str, features: Features) -> Self:
+        """Return a renderer for a base model.
+
+        Args:
+            base: a folder with a base model's tokenizer, or the model's id on the Hub, from which it is downloaded.
+            features: the features of all rows.
+
+        Raises:
+            StageError: the tokenizer cannot be loaded, or no chat template works with it.
+        """
+        return cls(load_base(folder_of(base)), features)
+
     def __call__(self, row: Row) -> Rendered:
-        """Return a row as text."""
+        """Render a row."""
         encoded = self._choice.encoder.encode([row])[0]
         if encoded.problem is not None and self._fallback.carries(row, encoded.problem):
-            # Prepare begins again with our template.
-            self._choice = templates.ours(self._speaker, self._features, "")
+            # As prepare does, start over with Tunemill's template.
+            self._choice = templates.ours(self._tokenizer, self._features, "")
             encoded = self._choice.encoder.encode([row])[0]
         labels = encoded.labels(everything=False)
         return Rendered(
@@ -64,12 +79,12 @@ class Renderer:
         )
 
     def _parts(self, row: Row, encoded: Encoded) -> tuple[Part, ...]:
-        """Cut the rendered text where the first token of each learnt turn begins, and where its last one ends.
+        """Split the rendered text at the start and end of each trained turn, by the offsets of its tokens.
 
-        Decoding the tokens of a turn by themselves would lose white space with some tokenizers.
+        Decoding only the tokens of a turn would lose white space with some tokenizers.
         """
         text, _ = self._choice.encoder.template.conversation(row.messages, row.tools)
-        offsets = self._speaker.backend_tokenizer.encode(text, add_special_tokens=False).offsets
+        offsets = self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).offsets
         parts, at = [], 0
         for turn in encoded.turns:
             start, end = offsets[turn.start][0], offsets[turn.end - 1][1]

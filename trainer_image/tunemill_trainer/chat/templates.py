@@ -1,4 +1,4 @@
-"""Chooses the chat template: the user's, the base model's own where it is proven to carry the rows, or ours."""
+"""Chooses the chat template: the user's, or the base model's if it supports the rows, or else Tunemill's."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -21,7 +21,7 @@ from tunemill_trainer.judge.parse import ReplyFormat
 
 
 class Origin(StrEnum):
-    """Whose template it is."""
+    """Where a template comes from."""
 
     USER = "user"
     BASE = "base"
@@ -30,13 +30,13 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True)
 class Choice:
-    """A template that carries the rows.
+    """A template that supports the rows.
 
     Attributes:
-        encoder: renders with it.
-        origin: whose it is.
-        ends_of_turns: the tokens that end an assistant's turn; several where a call ends in another than a text.
-        passed_over: why the base model's own was not taken; empty when there was no question.
+        encoder: the encoder with the template.
+        origin: where the template comes from.
+        ends_of_turns: the end-of-turn tokens of the assistant; several if turns with calls end differently.
+        passed_over: why the base model's template was not used; empty if it was, or the user gave one.
     """
 
     encoder: Encoder
@@ -47,7 +47,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Turns:
-    """How a family of models writes turns; an empty system role means that it has none."""
+    """How a family of models writes turns. An empty `system` means that it has no system role."""
 
     start: str
     role_end: str
@@ -67,7 +67,7 @@ _FAMILIES = (
 
 
 _SERVED = tuple(call_format for call_format in ReplyFormat if call_format.served)
-"""The ways to write calls that a server has a parser for; Hermes, our own, first."""
+"""The call formats that vLLM has a parser for, starting with Hermes, the format of Tunemill's template."""
 
 
 def settle(
@@ -78,38 +78,38 @@ def settle(
     of_user: str | None,
     auto: TokenizerMode = TokenizerMode.EXTEND,
 ) -> tuple[Choice, Vocabulary]:
-    """Return the template to use, and give the tokenizer the tags that it lacks for it.
+    """Choose the template, and add the tags that it needs to the tokenizer.
 
     Args:
-        tokenizer: of the base model, with its template; changed.
+        tokenizer: the tokenizer of the base model, with its template; changed.
         mode: spec.tokenizer.mode.
-        features: what occurs in the rows.
+        features: the features of the rows.
         more: spec.tokenizer.addTokens.
-        of_user: the text of spec.tokenizer.chatTemplate.
-        auto: what the mode Auto does about tags that are lacking, Text or Extend.
+        of_user: the content of spec.tokenizer.chatTemplate, or None.
+        auto: how the mode Auto handles missing tags, Text or Extend.
 
     Raises:
-        StageError: as `choose` and `prepare_vocabulary` do.
+        StageError: see `choose` and `prepare_vocabulary`.
     """
-    # A template of the user's may end its turns in them.
+    # Add the user's tokens first: the user's template may use them as end-of-turn tokens.
     asked = prepare_vocabulary(tokenizer, mode, Features(), more)
     choice = choose(tokenizer, features, of_user)
     for_tags = asked.mode_for_tags(mode, auto)
     tags = prepare_vocabulary(tokenizer, for_tags, features, (), choice.encoder.call_format)
-    # With new tokens the proof is another one.
+    # With new tokens, the templates must be checked again.
     return (choose(tokenizer, features, of_user) if tags.added else choice), asked.then(tags)
 
 
 def choose(tokenizer: Tokenizer, features: Features, of_user: str | None) -> Choice:
-    """Return the template to use.
+    """Choose the template.
 
     Args:
-        tokenizer: of the base model, with its template.
-        features: what occurs in the rows, which the template has to carry.
-        of_user: the text of spec.tokenizer.chatTemplate.
+        tokenizer: the tokenizer of the base model, with its template.
+        features: the features of the rows, which the template must support.
+        of_user: the content of spec.tokenizer.chatTemplate, or None.
 
     Raises:
-        StageError: InvalidChatTemplate, or BaseModelUnsupported when not even ours can be used.
+        StageError: InvalidChatTemplate, or BaseModelUnsupported if Tunemill's template does not work either.
     """
     if of_user is not None:
         chosen, reason = _first_proven(tokenizer, features, of_user, Origin.USER)
@@ -124,26 +124,27 @@ def choose(tokenizer: Tokenizer, features: Features, of_user: str | None) -> Cho
 
 
 def ours(tokenizer: Tokenizer, features: Features, passed_over: str) -> Choice:
-    """Return our template in the turns of the base model.
+    """Return Tunemill's template, with turns as in the base model's family.
 
     Raises:
-        StageError: BaseModelUnsupported, when the tokenizer cannot even end a turn.
+        StageError: BaseModelUnsupported, if the template does not work with the tokenizer.
     """
     chosen, reason = _first_proven(tokenizer, features, _our_source(tokenizer, features), Origin.TUNEMILL)
     if chosen is None:
         raise StageError(
-            Reason.BASE_MODEL_UNSUPPORTED, f"with the tokenizer of spec.baseModel our chat template {reason}"
+            Reason.BASE_MODEL_UNSUPPORTED,
+            f"with the tokenizer of spec.baseModel, Tunemill's chat template {reason}",
         )
     return Choice(chosen.encoder, chosen.origin, chosen.ends_of_turns, passed_over)
 
 
 class Fallback:
-    """Tells rows that are wrong from rows that only the base model's own template cannot carry, and ours can.
+    """Finds rows that the base model's template does not support, but Tunemill's does.
 
     Args:
         choice: the template that is used.
-        tokenizer: of the base model.
-        features: what occurs in the rows.
+        tokenizer: the tokenizer of the base model.
+        features: the features of the rows.
     """
 
     def __init__(self, choice: Choice, tokenizer: Tokenizer, features: Features) -> None:
@@ -152,7 +153,7 @@ class Fallback:
         self._features = features
 
     def carries(self, row: Row, problem: Problem) -> bool:
-        """Return whether a row that has a problem with the template has none with ours."""
+        """Return whether a row with a problem in the base model's template has none in Tunemill's."""
         if self._choice.origin is not Origin.BASE or problem.rule is not Rule.NOT_REPRODUCIBLE:
             return False
         return self._ours.encoder.encode([row])[0].problem is None
@@ -163,23 +164,23 @@ class Fallback:
 
 
 def _first_proven(tokenizer: Tokenizer, features: Features, source: str, origin: Origin) -> tuple[Choice | None, str]:
-    """Return the template with the first way of finding turns and calls that works, or why none does."""
+    """Return the template with the first way to locate turns and parse calls that works, or why none does."""
     reason = ""
     formats = _SERVED if features.calls and origin is not Origin.TUNEMILL else (ReplyFormat.HERMES,)
-    # Some templates leave the end-of-turn marker outside of {% generation %}: then comparing may still find the turns.
+    # Some templates have the end-of-turn token outside {% generation %}. Comparing renderings may still work for them.
     for marked in (True, False) if ChatTemplate.has_markers(source) else (False,):
         template = ChatTemplate(source, tokenizer.special_tokens_map, marked=marked)
         for call_format in formats:
             encoder = Encoder(tokenizer, template, call_format)
-            found = _shortcoming(encoder, features)
+            found = _unsupported(encoder, features)
             if not found:
                 return Choice(encoder, origin, encoder.ends_of_turns(_probe(features))), ""
             reason = reason or found
     return None, reason
 
 
-def _shortcoming(encoder: Encoder, features: Features) -> str:
-    """Return what a template cannot carry of what the rows hold, found by rendering a conversation that has it all."""
+def _unsupported(encoder: Encoder, features: Features) -> str:
+    """Render a conversation that has all features, and return what the template does not support; "" if nothing."""
     probe = _probe(features)
     try:
         text, spans = encoder.template.conversation(probe.messages, probe.tools)
@@ -190,21 +191,21 @@ def _shortcoming(encoder: Encoder, features: Features) -> str:
         ]
     except TemplateError as error:
         return str(error)
-    missing = [fact for fact in _facts(probe) if fact not in text]
+    missing = [content for content in _contents(probe) if content not in text]
     if missing:
-        return f"leaves out what a conversation holds: {missing[0]}"
+        return f"omits a part of the conversation: {missing[0]}"
     if any(text[:start] != prompt for (start, _), prompt in zip(spans, prompts, strict=True)):
-        return "begins an assistant turn differently when it asks for one"
+        return "starts an assistant turn differently with add_generation_prompt"
     encoded = encoder.encode([probe])[0]
     if encoded.problem:
-        return f"does not carry the assistant's turns: {encoded.problem.message}"
+        return f"does not preserve assistant turns: {encoded.problem.message}"
     if encoder.heads_are_learnt(probe, encoded):
-        return "does not write the head of an assistant turn when it asks for one"
+        return "does not write the header of an assistant turn with add_generation_prompt"
     return ""
 
 
-def _facts(probe: Row) -> Iterator[str]:
-    """Yield texts that have to be in the rendering."""
+def _contents(probe: Row) -> Iterator[str]:
+    """Yield the texts that the rendering must contain."""
     for tool in probe.tools:
         yield from (tool.name, tool.description, *_PARAMETERS)
     yield from (message.content for message in probe.messages)
@@ -223,10 +224,13 @@ _TOOL = Tool(
 
 
 def _probe(features: Features) -> Row:
-    """Return a conversation with everything that the rows have, in words that no template has by itself."""
+    """Return a conversation with all features of the rows, in words that no template contains."""
     call = Call(_TOOL.name, {_PARAMETERS[0]: 'east "quay"\n7', _PARAMETERS[1]: "Österø"})
-    thought = "The lighthouse keeper would look it up." * features.reasoning
-    messages = [Message(Role.SYSTEM, "Answer as a harbourmaster would.")] * features.system
+    thought = "The lighthouse keeper would look it up." if features.reasoning else ""
+    tools = (_TOOL,) if features.tools else ()
+    messages: list[Message] = []
+    if features.system:
+        messages.append(Message(Role.SYSTEM, "Answer as a harbourmaster would."))
     messages.append(Message(Role.USER, "Is a berth free at the east quay?"))
     if features.calls:
         messages.append(Message(Role.ASSISTANT, "", reasoning=thought, calls=(call,)))
@@ -234,11 +238,11 @@ def _probe(features: Features) -> Row:
         messages.append(Message(Role.TOOL, json.dumps({"berths": "eleven"}), name=_TOOL.name))
     if not features.calls or features.responses:
         messages.append(Message(Role.ASSISTANT, "Eleven berths wait for you.", reasoning=thought))
-    return Row(tuple(messages), (_TOOL,) * features.tools, Source("probe", 1))
+    return Row(tuple(messages), tools, Source("probe", 1))
 
 
 def _own_template(tokenizer: Tokenizer, features: Features) -> str | None:
-    """Return the base model's template; of several, the one for what the rows hold, as Transformers chooses."""
+    """Return the base model's template. If it has several, choose like Transformers: `tool_use` for rows with tools."""
     own = tokenizer.chat_template
     if isinstance(own, dict):
         return own.get("tool_use" if features.tools and "tool_use" in own else "default")
@@ -250,9 +254,7 @@ def _our_source(tokenizer: Tokenizer, features: Features) -> str:
     turns = next((family for family in _FAMILIES if {family.start, family.end} <= tokens.keys()), None)
     if turns is None:
         if tokenizer.eos_token is None:
-            raise StageError(
-                Reason.BASE_MODEL_UNSUPPORTED, "the tokenizer of spec.baseModel has no token that could end a turn"
-            )
+            raise StageError(Reason.BASE_MODEL_UNSUPPORTED, "the tokenizer of spec.baseModel has no end-of-turn token")
         turns = _Turns("### ", "\n", tokenizer.eos_token, "\n", "system", "user", "assistant")
     names = {
         "turn_start": turns.start,
@@ -270,7 +272,7 @@ def _our_source(tokenizer: Tokenizer, features: Features) -> str:
 
 
 def _begins_texts(tokenizer: Tokenizer, features: Features) -> bool:
-    """Return whether the base model is used to a beginning-of-text token: from its template or from its tokenizer."""
+    """Return whether the base model's tokenizer or chat template starts texts with a beginning-of-text token."""
     if tokenizer.bos_token is None:
         return False
     by_tokenizer = (

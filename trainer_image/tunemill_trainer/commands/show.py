@@ -74,7 +74,7 @@ def _renderer(base: str, files: "Sequence[ShownFile]") -> "Callable[[Row], Rende
         for read in file.rows():
             if read.row is not None:
                 features.see(read.row)
-    return Renderer(base, features)
+    return Renderer.load(base, features)
 
 
 class _Shower:

@@ -1,6 +1,7 @@
-"""The first pass over the data: every row read, checked, told from its duplicates, and spooled with its side.
+"""The first pass over the data: reads and checks every row, finds duplicates, and assigns training or held-out split.
 
-Rows are read by all CPUs, put into order again, and spooled to disk: none stays in memory.
+Worker processes read the rows on all CPUs. The main process restores their order and writes usable rows to a spool
+file, so memory does not grow with the data.
 """
 
 import json
@@ -31,19 +32,19 @@ from tunemill_trainer.process.parallel import batches, ordered_map
 _log = logging.getLogger(__name__)
 
 HELD_OUT, TRAIN_ONLY = 0.0, 1.0
-"""The draws of rows that are always held out, and never."""
+"""The draws of rows that are always held out, and of rows that never are."""
 
 _BATCH = 256
-"""Rows that a worker reads at once."""
+"""The rows that a worker reads per task."""
 _AS_OBJECTS = 25
-"""Bytes that JSON takes as Python objects at most, a character: `[[],[],…`."""
+"""The most bytes that a character of JSON takes as Python objects; the worst case is `[[],[],…`."""
 _FEWEST_CALLS = 20
-"""Below so many calls of one tool, chance alone makes tools uneven."""
+"""Imbalance is reported only if some tool has at least this many calls: small counts differ by chance."""
 
 
 @dataclass
 class Features:
-    """What occurs anywhere in the rows: a chat template has to carry it, and the tokenizer may need its tags."""
+    """The kinds of content in the rows. The chat template must support them; the tokenizer may need tags for them."""
 
     system: bool = False
     tools: bool = False
@@ -52,7 +53,7 @@ class Features:
     reasoning: bool = False
 
     def see(self, row: Row) -> None:
-        """Take note of a row."""
+        """Add the features of a row."""
         self.tools = self.tools or bool(row.tools)
         for message in row.messages:
             self.system = self.system or message.role is Role.SYSTEM
@@ -61,29 +62,30 @@ class Features:
             self.reasoning = self.reasoning or bool(message.reasoning)
 
     def add(self, other: "Features") -> None:
-        """Take note of what others have seen."""
+        """Add the features of other rows."""
         for name, seen in vars(other).items():
             setattr(self, name, getattr(self, name) or seen)
 
 
 @dataclass
 class Dataset:
-    """What was read. The rows are in the spool.
+    """The counts and findings of the rows that were read. The rows themselves are in the spool file.
 
     Attributes:
-        format: of the rows.
-        spool: holds the usable rows.
-        rows: that were read.
-        invalid: rows that were left out because they are wrong.
-        duplicates: rows that were left out because they occurred before.
-        leaked: training rows that were left out because a held-out row of a file of its own asks the same.
-        silent: rows that were left out because no assistant speaks in them.
-        kept: rows in the spool.
-        offers: the tools that rows offer, each with the first row that does.
-        calls: of the usable rows, by tool.
-        features: of the rows that can be read.
-        findings: everything that was found.
-        cut: rows whose draw is below it are held out.
+        format: the format of the rows.
+        spool: the file with the usable rows.
+        rows: the number of rows that were read.
+        invalid: the number of rows that were excluded because of errors.
+        duplicates: the number of rows that were excluded because an equal row came before.
+        leaked: the number of training rows that were excluded because a held-out row of the evaluation data has the
+            same request.
+        silent: the number of rows that were excluded because they have no assistant turn to train on.
+        kept: the number of rows in the spool.
+        offers: each tool that a row declares, with the first such row.
+        calls: the number of calls in the usable rows, by tool.
+        features: the features of the readable rows.
+        findings: the findings of all rows.
+        cut: rows with a draw below this number are held out.
     """
 
     format: api.DatasetFormat
@@ -101,17 +103,17 @@ class Dataset:
     cut: float = 0.0
 
     def leave_out(self, source: Source, problems: Iterable[Problem]) -> None:
-        """Count a row that is wrong."""
+        """Count a row with errors, and add its problems to the findings."""
         self.invalid += 1
         self.findings.add(source, problems)
 
     def lines(self) -> Iterator[str]:
-        """Yield the usable rows as they are spooled: in the order of the data, a file of held-out rows first."""
+        """Yield the lines of the spool: the usable rows in the order of the data, evaluation data first."""
         with self.spool.open(encoding="utf-8") as lines:
             yield from lines
 
     def row(self, line: str) -> "SpooledRow":
-        """Return the row of a spooled line."""
+        """Parse a line of the spool."""
         number, drawn, (file, at, unit), messages, tools = json.loads(line)
         row = Row(tuple(Message.from_json(each) for each in messages), _tools(tools), Source(file, at, unit))
         return SpooledRow(number, row, held_out=drawn < self.cut)
@@ -123,7 +125,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class SpooledRow:
-    """A usable row, its number among the rows that were read, and its side."""
+    """A usable row, with its number among all rows that were read, and whether it is held out."""
 
     number: int
     row: Row
@@ -132,17 +134,17 @@ class SpooledRow:
 
 @dataclass(frozen=True)
 class Reading:
-    """How rows are read.
+    """Options for reading rows.
 
     Attributes:
-        format: Auto looks at the first ones.
-        contract: spec.tools, where they are given.
-        drops_thoughts: whether what assistants think is left out.
-        last_turn_only: whether of a row's assistant turns only the last one is learnt.
-        keeps_silent: whether rows without an assistant turn are of use.
-        seed: draws the side of a row.
-        workers: processes to read with.
-        tool_ratio: so many times more calls of one tool than of another are worth a word.
+        format: the format; Auto detects it from the first rows.
+        contract: the tools of spec.tools; empty if there are none.
+        drops_thoughts: whether to remove the reasoning of assistant turns.
+        last_turn_only: whether to train only on the last assistant turn of a row.
+        keeps_silent: whether to keep rows without an assistant turn to train on.
+        seed: the seed for the split.
+        workers: the number of processes that read.
+        tool_ratio: the ratio of calls between two tools from which the imbalance is reported.
     """
 
     format: api.DatasetFormat = api.DatasetFormat.AUTO
@@ -161,13 +163,13 @@ def read(
     """Read the training data and, where spec.dataset.evaluation.uri names it, the held-out data.
 
     Args:
-        spec: the wish.
-        how: to read.
+        spec: spec.dataset.
+        how: the reading options.
         train: the files of spec.dataset.uri.
-        evaluation: the files of spec.dataset.evaluation.uri. Its rows are read first: where both ask the same, it is
-            the training row that is left out, so that nothing is judged that was learnt.
-        spool: a file to write; another one with the ending .seen beside it is scratch.
-        tick: called with every batch of rows; may raise to stop.
+        evaluation: the files of spec.dataset.evaluation.uri. These rows are read first. A training row with the request
+            of one of them is excluded, so that the evaluation has no requests from the training data.
+        spool: the file to write. A file with the suffix .seen in the same folder is used temporarily.
+        tick: called for every batch of rows. It may raise to stop.
 
     Raises:
         StageError: DatasetEmpty, DatasetFormatUnknown, DatasetMalformed, DatasetInvalidRows, DatasetTooSmall or
@@ -196,7 +198,7 @@ def read(
 
 
 class TooManyInvalidError(StageError):
-    """More rows are wrong than spec.dataset.maxInvalidFraction allows; `dataset` holds what was found."""
+    """More rows have errors than spec.dataset.maxInvalidFraction allows; `dataset` has the findings."""
 
     def __init__(self, reason: Reason, message: str, dataset: Dataset) -> None:
         super().__init__(reason, message)
@@ -204,7 +206,11 @@ class TooManyInvalidError(StageError):
 
 
 def refuse_too_many_invalid(dataset: Dataset, allowed: float) -> None:
-    """Raise TooManyInvalidError (DatasetMalformed or DatasetInvalidRows) if more than the allowed share was wrong."""
+    """Check the share of rows with errors.
+
+    Raises:
+        TooManyInvalidError: DatasetMalformed or DatasetInvalidRows, if the share is larger than `allowed`.
+    """
     if dataset.invalid <= allowed * dataset.rows:
         return
     wrong = [finding for finding in dataset.findings.listed if finding.problem.rule.severity is Severity.ERROR]
@@ -216,14 +222,14 @@ def refuse_too_many_invalid(dataset: Dataset, allowed: float) -> None:
     more = dataset.invalid - len(shown)
     raise TooManyInvalidError(
         Reason.DATASET_MALFORMED if malformed else Reason.DATASET_INVALID_ROWS,
-        f"{dataset.invalid} of {dataset.rows} rows are wrong, spec.dataset.maxInvalidFraction allows "
+        f"{dataset.invalid} of {dataset.rows} rows are invalid, spec.dataset.maxInvalidFraction allows "
         f"{int(allowed * dataset.rows)}. {'; '.join(shown)}" + (f"; and {more} more rows" if more else ""),
         dataset,
     )
 
 
 class Intake:
-    """Takes rows into a dataset: one file or side after the other. A context manager: the spool is whole at its end."""
+    """Adds rows to a data set, one file or split after the other. A context manager: on exit the spool is complete."""
 
     def __init__(self, dataset: Dataset, how: Reading, tick: Callable[[], None]) -> None:
         self.lowest, self.highest = 1.0, 0.0
@@ -246,7 +252,12 @@ class Intake:
             self._note_imbalance()
 
     def read(self, stream: Iterable[Line | Record], uri: str, drawn: float | None) -> None:
-        """Read one side, or, where `drawn` is None, rows whose side follows from their request.
+        """Read rows.
+
+        Args:
+            stream: the rows.
+            uri: their source, for messages.
+            drawn: HELD_OUT or TRAIN_ONLY for all rows of the stream; None to draw from each row's request.
 
         Raises:
             StageError: DatasetEmpty; BrokenFileError.
@@ -279,13 +290,13 @@ class Intake:
         dataset.findings.add(source, looked.problems)
         if drawn == TRAIN_ONLY and (asked := self._seen.find(b"held out" + looked.request)):
             dataset.leaked += 1
-            dataset.findings.add(source, [Problem(Rule.LEAKED, f"the held-out row at {asked} asks the same")])
+            dataset.findings.add(source, [Problem(Rule.LEAKED, f"the held-out row at {asked} has the same request")])
         elif first := self._seen.before(b"row" + looked.whole, source):
             dataset.duplicates += 1
-            dataset.findings.add(source, [Problem(Rule.DUPLICATE, f"the same row as {first}")])
+            dataset.findings.add(source, [Problem(Rule.DUPLICATE, f"duplicate of the row at {first}")])
         elif looked.silent and not self._how.keeps_silent:
             dataset.silent += 1
-            dataset.findings.add(source, [Problem(Rule.NOT_SUPERVISED, "no assistant turn is learnt from")])
+            dataset.findings.add(source, [Problem(Rule.NOT_SUPERVISED, "the row has no assistant turn to train on")])
         else:
             self._keep(looked, looked.row, drawn)
 
@@ -326,7 +337,7 @@ class Intake:
 
 @dataclass(frozen=True)
 class _Looked:
-    """What the main process needs of a row that a worker read; `row` is the rest of its line in the spool."""
+    """The result of reading a row in a worker process. `row` is the rest of its line in the spool."""
 
     source: Source
     problems: tuple[Problem, ...]
@@ -339,17 +350,17 @@ class _Looked:
 
 
 def _size_of(item: Line | Record) -> int:
-    """Return about how much memory a row takes that waits to be read."""
+    """Return roughly how many bytes an unread row takes."""
     return len(item.content) if isinstance(item, Line) else item.size * _AS_OBJECTS
 
 
 def _look_at(reader: RowReader, batch: Sequence[Line | Record]) -> tuple[Features, list[_Looked]]:
     features = Features()
     looked = []
-    # Around all of them, which costs less than around each; what a row takes is given back at its end.
+    # One bound around the batch costs less than one per row. Each row's memory is freed before the next.
     with MEMORY:
         for item in batch:
-            looked.append(_look_at_one(reader, item, features))  # noqa: PERF401 - a row that fails must not hold the others
+            looked.append(_look_at_one(reader, item, features))  # noqa: PERF401 - a failing row must not keep the others
     return features, looked
 
 
@@ -363,7 +374,7 @@ def _look_at_one(reader: RowReader, item: Line | Record, features: Features) -> 
             looked = _looked(found.row, found.problems)
     except OutOfBoundsError as error:
         return _Looked(item.source, (Problem(Rule.FORMAT, f"reading the row {error}"),))
-    except Exception as error:  # noqa: BLE001 - one row must not hide what is wrong with the others
+    except Exception as error:  # noqa: BLE001 - a crash on one row must not hide findings of others
         return _Looked(item.source, (crash_problem(error),))
     features.see(found.row)
     return looked
@@ -376,7 +387,7 @@ def _looked(row: Row, problems: tuple[Problem, ...]) -> _Looked:
     return _Looked(
         row.source,
         problems,
-        # The tools stand as text in the line, so that rows that repeat them need them read only once.
+        # The tools are a string in the line, so that tools that several rows repeat are parsed only once.
         row=f"{_encode(place)}, {messages}, {offered}]",
         whole=split.digest(f"{messages}{offered}".encode()),
         request=split.request_fingerprint(row.messages),
@@ -394,7 +405,7 @@ def _write_tools(tools: tuple[Tool, ...]) -> str:
 
 
 _offered = Memo(_write_tools, size_of=lambda tools: sum(tool.size for tool in tools))
-"""The tools as text, as JSON."""
+"""The tools as JSON, encoded as a JSON string."""
 
 
 def _read_offered(text: str) -> tuple[Tool, ...]:
@@ -413,5 +424,5 @@ def _refuse_empty_side(held_out: int, trained: int, evaluation: str, train: str)
         if not count:
             raise StageError(
                 Reason.DATASET_TOO_SMALL,
-                f"expected at least one usable row in {uri} that occurs on one side only, found none",
+                f"expected at least one usable row in {uri} that is not in the other split, found none",
             )

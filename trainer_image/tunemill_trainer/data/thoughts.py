@@ -1,4 +1,4 @@
-"""Tells what an assistant thinks from what it says, where both stand in one text."""
+"""Separates reasoning from the reply where an assistant message has both in one text."""
 
 import re
 from dataclasses import replace
@@ -19,7 +19,7 @@ _PAIRS = (
     ("<|channel|>analysis<|message|>", "<|end|>"),
     ("<|channel>thought", "<channel|>"),
 )
-"""How data writes the begin and the end of reasoning: each is what some model's chat template has."""
+"""The marks around reasoning in the chat templates of known models."""
 
 _END = "</think>"
 _BEGINS = dict(_PAIRS)
@@ -28,10 +28,10 @@ _SOLUTION = re.compile(r"\A\s*<\|begin_of_solution\|>(.*?)(?:<\|end_of_solution\
 
 
 def split(text: str) -> tuple[str, str]:
-    """Return the reasoning at the begin of a text, and the rest. Reasoning that does not end stays in the text."""
+    """Return the reasoning at the start of a text, and the rest. Unclosed reasoning stays in the text."""
     begin = _BEGIN.match(text)
     if begin is None:
-        # Templates of reasoning models write <think> into the prompt, so what was logged begins after it.
+        # Chat templates of reasoning models end the prompt with <think>, so logged replies start after it.
         thought, end, said = text.partition(_END)
         return (thought.strip(), said.strip()) if end and "<think>" not in thought else ("", text)
     thought, end, said = text[begin.end() :].partition(_BEGINS[begin.group(1)])
@@ -42,7 +42,7 @@ def split(text: str) -> tuple[str, str]:
 
 
 def apart(messages: list[Message]) -> list[Message]:
-    """Return the turns with what assistants think in its own place."""
+    """Return the turns with reasoning moved from `content` to `reasoning`."""
     return [_apart(message) if message.role is Role.ASSISTANT else message for message in messages]
 
 

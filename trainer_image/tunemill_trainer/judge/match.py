@@ -1,8 +1,8 @@
-"""Compares the calls of a reply with those that were wanted. The order of calls does not matter, their number does.
+"""Exact match: compares the calls of a reply with the expected calls. Their order does not matter, their number does.
 
-Equality is that of JSON: keys in any order, lists in their order, numbers by value (`1` equals `1.0`, as in JSON
-Schema), and `true` is not `1`. Strings must be equal to the letter. As this is an equivalence, no search for the best
-pairing is needed: counting finds it.
+Equality is that of JSON: keys in any order, lists in order, numbers by value (`1` equals `1.0`, as in JSON Schema), and
+`true` is not `1`. Strings must be identical. This is an equivalence relation, so counting equal calls is enough; no
+search for the best pairing is needed.
 """
 
 import json
@@ -15,7 +15,7 @@ from tunemill_trainer.data.rows import Call
 
 
 def same_tools(found: Sequence[Call], wanted: Sequence[Call]) -> bool:
-    """Return whether the same tools are called, each as often as wanted."""
+    """Return whether the same tools are called, each as often as expected."""
     return Counter(call.name for call in found) == Counter(call.name for call in wanted)
 
 
@@ -25,7 +25,7 @@ def same_calls(found: Sequence[Call], wanted: Sequence[Call]) -> bool:
 
 
 def equal_calls(found: Sequence[Call], wanted: Sequence[Call]) -> Counter[str]:
-    """Return how many wanted calls have an equal one among the found, by tool."""
+    """Return the number of expected calls with an equal call in the reply, by tool."""
     common = Counter(map(_identity, found)) & Counter(map(_identity, wanted))
     hits: Counter[str] = Counter()
     for (name, _), count in common.items():

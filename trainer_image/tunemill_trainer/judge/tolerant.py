@@ -1,10 +1,12 @@
-"""AST match: the rule of the Berkeley Function-Calling Leaderboard (BFCL), with the best pairing of parallel calls.
+"""AST match of the Berkeley Function-Calling Leaderboard (BFCL), with an optimal pairing of parallel calls.
 
-After BFCL v4's `ast_checker` (gorilla, 2026-03). Types are those of the tool's schema, and an integer passes for a
-number; strings are compared without case, spaces and the marks `,./-_*^`, and with ' for "; lists keep their order,
-objects do not; an optional argument that is absent equals the schema's default, on either side. BFCL pairs parallel
-calls with the first answer that fits, which can use up the only answer that fits a later call. We look for the best
-pairing. As in BFCL, 2.0 is no match where the schema wants an integer, though it is an exact one for 2.
+The rules follow BFCL v4's `ast_checker` (gorilla, 2026-03). Values must have the types of the tool's schema; an integer
+is also a number. Strings are compared without case, spaces and the characters `,./-_*^`, and ' equals ". The order of
+lists matters, that of keys does not. A missing optional argument equals the schema's default, on either side. As in
+BFCL, 2.0 does not match where the schema requires an integer, although it is an exact match for 2.
+
+BFCL pairs each parallel call with the first expected call that matches, which may be the only match of a later call.
+Here, the pairing is a maximum matching.
 """
 
 import re
@@ -30,15 +32,15 @@ _TYPES: dict[str, Callable[[JsonValue], bool]] = {
 
 
 def ast_match(found: Sequence[Call], wanted: Sequence[Call], tools: Sequence[Tool]) -> bool:
-    """Return whether every found call fits a wanted one of its own, and none of the wanted is left."""
+    """Return whether the calls of a reply and the expected calls can be paired completely."""
     schemas = {tool.name: tool.parameters for tool in tools}
     return len(found) == len(wanted) and len(best_pairs(found, wanted, schemas)) == len(wanted)
 
 
 def best_pairs(found: Sequence[Call], wanted: Sequence[Call], schemas: Mapping[str, JsonObject]) -> dict[int, int]:
-    """Return as many pairs as possible of wanted and found calls that fit: index among the wanted → among the found.
+    """Return a maximum matching of calls that fit: index of the expected call → index of the found call.
 
-    It is a maximum matching, by shortest augmenting paths.
+    The algorithm uses shortest augmenting paths.
     """
     fitting = [
         [j for j, want in enumerate(wanted) if call_fits(call, want, schemas.get(want.name, {}))] for call in found
@@ -50,7 +52,7 @@ def best_pairs(found: Sequence[Call], wanted: Sequence[Call], schemas: Mapping[s
 
 
 def _place(start: int, fitting: Sequence[Sequence[int]], pairs: dict[int, int]) -> None:
-    """Find a wanted call for one more found call; those that have one may have to move to another."""
+    """Pair one more found call along an augmenting path, which may change existing pairs."""
     before = {i: j for j, i in pairs.items()}
     reached_from: dict[int, int] = {}
     waiting = deque([start])
@@ -72,18 +74,18 @@ def _place(start: int, fitting: Sequence[Sequence[int]], pairs: dict[int, int]) 
 
 
 def call_fits(found: Call, wanted: Call, schema: JsonObject) -> bool:
-    """Return whether one call fits another; `schema` is that of the tool's parameters."""
+    """Return whether a call matches the expected one; `schema` is the schema of the tool's parameters."""
     return found.name == wanted.name and _Schema(schema).object_fits(found.arguments, wanted.arguments, schema)
 
 
 class _Schema:
-    """Compares arguments in the light of one tool's schema, whose references point into itself."""
+    """Compares arguments under one tool's schema, resolving its internal references."""
 
     def __init__(self, root: JsonObject) -> None:
         self._root = root
 
     def object_fits(self, found: JsonObject, wanted: JsonObject, schema: JsonObject) -> bool:
-        """Return whether all arguments of two calls fit, or all parts of two objects."""
+        """Return whether all arguments of two calls, or all members of two objects, match."""
         return all(self._part_fits(name, found, wanted, schema) for name in found.keys() | wanted.keys())
 
     def _part_fits(self, name: str, found: JsonObject, wanted: JsonObject, schema: JsonObject) -> bool:
@@ -96,7 +98,7 @@ class _Schema:
         return optional and "default" in part and self._fits(found.get(name, default), wanted.get(name, default), part)
 
     def _fits(self, found: JsonValue, wanted: JsonValue, schema: JsonObject) -> bool:
-        # Where the data itself does not keep to the schema, its own type is as good.
+        # If the expected value violates the schema, a value of the same type is accepted.
         mistyped = not self._has_type(found, schema)
         if mistyped and (self._has_type(wanted, schema) or type(found) is not type(wanted)):
             return False
@@ -114,7 +116,7 @@ class _Schema:
         return found == wanted
 
     def _has_type(self, value: JsonValue, schema: JsonObject) -> bool:
-        """Return whether a value has one of the types that the schema allows; it allows any that it does not know."""
+        """Return whether a value has a type that the schema allows. Unknown types allow any value."""
         choices = schema.get("anyOf", schema.get("oneOf"))
         if isinstance(choices, list) and choices:
             return any(self._has_type(value, self._resolved(choice)) for choice in choices)
@@ -125,7 +127,7 @@ class _Schema:
         return any(str(name) not in _TYPES or _TYPES[str(name)](value) for name in names)
 
     def _resolved(self, schema: JsonValue) -> JsonObject:
-        """Return a part of the schema with the fields of what it refers to; an unknown part allows everything."""
+        """Return a part of the schema with `$ref` resolved; {} if it is not a schema."""
         if not isinstance(schema, dict):
             return {}
         reference = schema.get("$ref")

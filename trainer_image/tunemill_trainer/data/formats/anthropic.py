@@ -1,7 +1,7 @@
-"""Anthropic's messages: `content` as blocks of the types text, thinking, tool_use and tool_result, and `system` beside.
+"""Anthropic's Messages API: `content` as blocks of type text, thinking, tool_use or tool_result, and a `system` field.
 
 https://docs.anthropic.com/en/api/messages
-The answers of tools stand in turns of the user, and a tool's schema in `input_schema`.
+Tool results are blocks of user turns. The schema of a tool is in `input_schema`.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from tunemill_trainer.data.rows import JsonObject, Message, Role, Tool
 from tunemill_trainer.data.tools import identifier_of
 
 _HIDDEN = "redacted_thinking"
-"""Reasoning that only Anthropic can read."""
+"""Encrypted reasoning."""
 
 
 def is_one(value: JsonObject) -> bool:
@@ -33,7 +33,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     """Return the turns and tools of a row.
 
     Raises:
-        RowError: saying what is wrong.
+        RowError: the row cannot be read.
     """
     with Within("system"):
         prompt = text_of(value.get("system"))
@@ -45,7 +45,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
 
 
 def _turn(turn: JsonObject) -> Iterator[Message]:
-    """Yield what a turn says; the answers in a turn of the user come before what the user says."""
+    """Yield the messages of a turn; the tool results in a user turn come before its text."""
     said = said_in(turn)
     blocks = _blocks(said)
     if isinstance(said, list):

@@ -1,8 +1,8 @@
-"""API-Bank: `instruction` and `input` with the descriptions of APIs and a dialogue as text, and `output`.
+"""API-Bank: `instruction` and `input` with descriptions of APIs and a dialogue as text, and `output`.
 
 https://huggingface.co/datasets/liminghao1630/API-Bank
-The dialogue has lines that begin with User:, AI: and API-Request:; a request is `[Name(key='value')]`, and in the
-dialogue `->` and the answer of the API follow it. Test rows have `expected_output` in the place of `output`.
+Lines of the dialogue begin with User:, AI: or API-Request:. A request is `[Name(key='value')]`; in the dialogue, `->`
+and the response of the API follow. Test rows have `expected_output` instead of `output`.
 """
 
 import json
@@ -23,7 +23,7 @@ _DECODER = json.JSONDecoder()
 
 
 def is_one(value: JsonObject) -> bool:
-    """Return whether a row has the fields of this format, and speaks of API requests."""
+    """Return whether a row has the fields of this format and mentions API requests."""
     texts = [value.get("instruction"), value.get("output", value.get("expected_output"))]
     return (
         "input" in value
@@ -36,7 +36,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     """Return the turns and tools of a row.
 
     Raises:
-        RowError: saying what is wrong.
+        RowError: the row cannot be read.
     """
     field = "output" if value.get("output") is not None else "expected_output"
     with Within("instruction"):
@@ -53,14 +53,14 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     with Within(field):
         said = _turns(text_of(value.get(field)), names)
         if len(said) != 1 or said[0].role is not Role.ASSISTANT:
-            raise RowError(Rule.FORMAT, "expected one request or one reply")
+            raise RowError(Rule.FORMAT, "expected one API request or one reply")
     if not messages:
         raise RowError(Rule.FORMAT, "expected a dialogue with lines that begin with User:", "input")
     return [*messages, *said], tools
 
 
 def _descriptions(text: str) -> tuple[list[JsonObject], str]:
-    """Return the APIs that stand as JSON objects in a text, each on a line of its own, and the rest of the text."""
+    """Return the descriptions of APIs in a text, each a JSON object on a separate line, and the rest of the text."""
     found: list[JsonObject] = []
     rest: list[str] = []
     for line in text.split("\n"):
@@ -93,7 +93,7 @@ def _turns(text: str, tools: set[str]) -> list[Message]:
             messages.append(Message(Role.ASSISTANT, said.strip()))
         else:
             request, arrow, answer = said.strip().partition("]->")
-            written = request + "]" * bool(arrow)
+            written = f"{request}]" if arrow else request
             calls = toolace.calls_in(written, tools)
             if not calls:
                 raise RowError(Rule.BROKEN_CALL, f"expected a request in brackets, found {shortened(written)}")

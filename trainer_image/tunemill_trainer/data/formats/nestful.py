@@ -1,8 +1,8 @@
-"""NESTFUL: `input`, and `output` and `tools` as JSON text; a call may take the result of an earlier one.
+"""NESTFUL: `input`, and `output` and `tools` as JSON strings; a call may use the result of an earlier one.
 
 https://huggingface.co/datasets/ibm-research/nestful
-All calls are one assistant turn, in their order. Their labels are not learnt: `$var_2.result$` is the result of the
-second call, so labels that count differently are refused.
+All calls form one assistant turn, in order. Their labels are not trained on: `$var_2.result$` means the result of the
+second call, so rows with labels in another order are rejected.
 """
 
 import json
@@ -22,10 +22,10 @@ def is_one(value: JsonObject) -> bool:
 
 
 def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
-    """Return the turns and tools of a row: a question and the calls that answer it.
+    """Return the turns and tools of a row: a request and its calls.
 
     Raises:
-        RowError: saying what is wrong.
+        RowError: the row cannot be read.
     """
     if "input" not in value or "output" not in value:
         raise RowError(Rule.FORMAT, "expected the fields `input`, `output` and `tools`")

@@ -1,4 +1,4 @@
-"""Rows that people have and that are not read, each with its name and what to do about it."""
+"""Known kinds of rows that are not supported, each with its name and a remedy."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from tunemill_trainer.data.rows import JsonObject
 
 @dataclass(frozen=True)
 class Refused:
-    """A kind of rows.
+    """A kind of unsupported rows.
 
     Attributes:
-        name: what people call it.
-        is_one: tells such a row.
-        remedy: what to do.
+        name: the common name.
+        is_one: returns whether a row is of this kind.
+        remedy: how to convert such rows.
     """
 
     name: str
@@ -38,66 +38,66 @@ KINDS = (
     Refused(
         "preference data",
         lambda row: any(row.get(field) is not None for field in ("rejected", "rejected_response", "rejected_messages")),
-        "Keep the chosen answers: write each as the last turn of `messages`.",
+        "Keep the chosen responses: write each as the last turn of `messages`.",
     ),
     Refused(
         "KTO data",
         lambda row: row.get("kto_tag") is not None or (isinstance(row.get("label"), bool) and len(row) > 1),
-        "Keep the rows whose label is true, and take the label out.",
+        "Keep the rows whose label is true, and remove the label.",
     ),
     Refused(
-        "rows with pictures, sound or films",
+        "rows with images, audio or video",
         lambda row: any(row.get(field) for field in _MEDIA),
-        "Leave these rows out: only text is learnt.",
+        "Remove these rows: only text is supported.",
     ),
     Refused(
-        "a prompt and a completion of plain text",
+        "prompts and completions of plain text",
         lambda row: _is_text(row.get("prompt")) and isinstance(row.get("completion"), str),
         "Write both as lists of turns: [{role, content}].",
     ),
     Refused(
         "prompts without completions",
         lambda row: isinstance(row.get("prompt"), list) and row.get("completion") is None and not _has("messages")(row),
-        "Add the turns to be learnt as `completion`.",
+        "Add the turns to train on as `completion`.",
     ),
     Refused(
-        "Alpaca's format",
+        "rows in the Alpaca format",
         lambda row: (
             _has("instruction", "output")(row)
             and not row.keys() & {"messages", "conversations"}
             and "API-Request:" not in f"{row['instruction']}{row['output']}"
         ),
-        "Write `messages` with a turn of the user and one of the assistant.",
+        "Write `messages` with a user turn and an assistant turn.",
     ),
     Refused(
-        "BFCL's questions without their answers",
+        "BFCL questions without answers",
         lambda row: _has("question", "function")(row) and row.get("ground_truth") is None,
         "Join them with the possible answers by `id`.",
     ),
     Refused(
-        "BFCL's answers without their questions",
+        "BFCL answers without questions",
         lambda row: _has("ground_truth")(row) and row.get("question") is None,
         "Join them with the questions by `id`.",
     ),
     Refused(
-        "a results file of tau2-bench",
+        "results of tau2-bench",
         _has("simulations", "tasks"),
-        "Write its simulations one a line.",
+        "Write one simulation per line.",
     ),
     Refused(
-        "ToolAlpaca's format",
+        "rows in the ToolAlpaca format",
         _has("Instances", "Function_Description"),
         "Write `messages` with `tool_calls`.",
     ),
     Refused(
-        "Gorilla's APIBench",
+        "rows of Gorilla's APIBench",
         _has("api_call", "api_data"),
         "Write `messages` with `tool_calls`.",
     ),
     Refused(
-        "text that a chat template has rendered",
+        "text rendered by a chat template",
         lambda row: isinstance(row.get("text"), str) and row.keys() <= _BESIDE_TEXT,
-        "Write the turns themselves as `messages`.",
+        "Write the turns as `messages`.",
     ),
 )
 
@@ -107,11 +107,11 @@ _FIELDS = frozenset(
         *("question", "ground_truth", "simulations", "Instances", "api_call", "text"),
     }
 )
-"""One of these is in every such row."""
+"""Every unsupported row has one of these fields."""
 
 
 def kind_of(row: JsonObject) -> Refused | None:
-    """Return what kind of rows that are not read a row is of, if any."""
+    """Return the kind of an unsupported row, or None."""
     if _FIELDS.isdisjoint(row):
         return None
     return next((kind for kind in KINDS if kind.is_one(row)), None)

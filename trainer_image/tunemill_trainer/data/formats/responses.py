@@ -1,7 +1,7 @@
 """The items of OpenAI's Responses API: messages, function_call, function_call_output and reasoning.
 
 https://platform.openai.com/docs/api-reference/responses
-They stand in `input` and `output`, as a request and its response have them, or together in `items`.
+Items are in `input` and `output`, as in a request and its response, or together in `items`.
 """
 
 from pydantic import JsonValue
@@ -18,7 +18,7 @@ _FIELDS = ("input", "output", "items")
 
 
 def is_one(value: JsonObject) -> bool:
-    """Return whether a row has items that are not messages, or messages with the parts of this API."""
+    """Return whether a row has items that are not messages, or messages with this API's `type`."""
     return any(
         isinstance(item, dict) and (item.get("type") in _KINDS or (item.get("type") == "message" and "role" in item))
         for field in _FIELDS
@@ -31,7 +31,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     """Return the turns and tools of a row.
 
     Raises:
-        RowError: saying what is wrong.
+        RowError: the row cannot be read.
     """
     with Within("instructions"):
         prompt = text_of(value.get("instructions"))
@@ -59,7 +59,7 @@ def _message(item: JsonObject) -> Message:
     if kind == "function_call_output":
         return Message(Role.TOOL, answer_of(item.get("output")), answers_to=identifier_of(item))
     if kind == "reasoning":
-        # It becomes one turn with what follows it.
+        # It is merged with the following turn later.
         parts = [*_list(item.get("summary")), *_list(item.get("content"))]
         return Message(Role.ASSISTANT, "", reasoning=text_of(parts), learnt=learnt_in(item))
     raise RowError(Rule.FORMAT, f"expected messages, calls and their outputs, found an item {shortened(repr(kind))}")

@@ -1,8 +1,8 @@
-"""ToolBench (ToolLLaMA): `conversations` whose assistant writes Thought, Action and Action Input.
+"""ToolBench (ToolLLaMA): `conversations` in which the assistant writes Thought, Action and Action Input.
 
 https://github.com/OpenBMB/ToolBench
-The tools stand in the system prompt. What is thought becomes reasoning. `Finish` is the format's own way to answer, so
-its final answer becomes a text, and the tool is not offered. A turn that gives up is kept and not learnt.
+The tools are in the system prompt. Thoughts become reasoning. Replies to the user are calls to the pseudo-tool
+`Finish`: its final answer becomes text, and the tool is removed. A turn that gives up is kept but not trained on.
 """
 
 import re
@@ -30,7 +30,8 @@ _ABOUT_CALLS = (
     re.compile(r"Your output should follow this format:\s*Thought:\s*Action:?\s*Action Input:\s*"),
     re.compile(r"with a function call to actually exc?ecute your step\.?"),
 )
-"""What the prompts say about the format of calls. The chat template says it instead, and it says another one."""
+"""Instructions about the format of calls in the prompts. They are removed, because the chat template uses another
+format."""
 
 
 def is_one(value: JsonObject) -> bool:
@@ -45,7 +46,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     """Return the turns and tools of a row.
 
     Raises:
-        RowError: saying what is wrong.
+        RowError: the row cannot be read.
     """
     with Within("tools"):
         tools = read_tools(value.get("tools"))
@@ -59,7 +60,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
                 finished = not message.calls
                 messages.append(message)
             elif role is Role.TOOL:
-                # Finish is answered by nothing that anybody needs.
+                # The response of Finish has no content.
                 messages += [] if finished else [Message(role, answer_of(said_in(turn)))]
             else:
                 text = text_of(said_in(turn)).strip()
@@ -75,7 +76,7 @@ def _system(text: str) -> tuple[str, tuple[Tool, ...]]:
     if begin := _TOOLS.search(text):
         end = balanced.end_of(text, begin.end())
         if end is None:
-            raise RowError(Rule.BROKEN_TOOL, "the list of tools in the system prompt does not end")
+            raise RowError(Rule.BROKEN_TOOL, "the list of tools in the system prompt is not closed")
         tools = read_tools(read_value(text[begin.end() : end], Rule.BROKEN_TOOL))
         text = text[: begin.start()] + text[end:]
     for pattern in _ABOUT_CALLS:

@@ -1,7 +1,7 @@
-"""When2Call: rows to learn from with `messages` and tools as JSON text, and test rows with four `answers` each.
+"""When2Call: training rows with `messages` and tools as JSON strings, and test rows with four `answers` each.
 
 https://huggingface.co/datasets/nvidia/When2Call
-A call stands as `<TOOLCALL>[…]</TOOLCALL>` in the text. Of a test row, `correct_answer` says which answer is right.
+The text contains calls as `<TOOLCALL>[…]</TOOLCALL>`. `correct_answer` names the right answer of a test row.
 """
 
 from tunemill_trainer.data.findings import RowError, Rule, Within
@@ -25,10 +25,10 @@ def is_one(value: JsonObject) -> bool:
 
 
 def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
-    """Return the turns and tools of a row. A call is still text then, as everywhere where it stands in a tag.
+    """Return the turns and tools of a row. Calls in tags are still text; `reading` converts them.
 
     Raises:
-        RowError: saying what is wrong.
+        RowError: the row cannot be read.
     """
     if "correct_answer" not in value:
         return openai.read(value)

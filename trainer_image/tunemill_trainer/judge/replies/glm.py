@@ -1,6 +1,7 @@
 """`<tool_call>name<arg_key>key</arg_key><arg_value>value</arg_value></tool_call>`: GLM-4.5 and newer, Ling 3.
 
-Only offered tools can be called. Values are taken as they stand, with the types of the tool's schema.
+Calls to other tools than the available ones are dropped. Values are plain text, converted to the types in the tool's
+schema.
 """
 
 import json

@@ -1,6 +1,6 @@
 """`<|tool_call_begin|>functions.name:0<|tool_call_argument_begin|>{…}<|tool_call_end|>` in a section: Kimi K2.
 
-The name stands before the call's number. Text after the section is passed over.
+The number of the call follows the name. Text after the section is ignored.
 """
 
 import re

@@ -1,7 +1,7 @@
 """`<minimax:tool_call><invoke name="f"><parameter name="a">value</parameter></invoke></minimax:tool_call>`: MiniMax M2.
 
-Names may have single quotes or none, and the outer tags may be missing. Only offered tools can be called. Values are
-taken as they stand, spaces included, with the types of the tool's schema.
+Names may have single quotes or none, and the outer tags are optional. Calls to other tools than the available ones are
+dropped. Values are plain text including spaces, converted to the types in the tool's schema.
 """
 
 import json

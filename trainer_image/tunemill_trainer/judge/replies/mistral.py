@@ -1,7 +1,7 @@
-"""`[TOOL_CALLS] [{"name": …, "arguments": {…}}]`, or since tokenizer version 11 `[TOOL_CALLS]name{…}` a call: Mistral.
+"""`[TOOL_CALLS] [{"name": …, "arguments": {…}}]`, or `[TOOL_CALLS]name{…}` per call since tokenizer v11: Mistral.
 
-Text before the first mark and after the list or after a call's arguments does not matter. In the list, what is no call
-is left out, and arguments may be the text of an object.
+Text before the first mark, and after the list or a call's arguments, is ignored. Elements of the list that are not
+calls are dropped, and arguments may be a string with an object.
 """
 
 import json
@@ -17,7 +17,7 @@ from tunemill_trainer.judge.replies.scanning import Place, Scanner, Step, as_cal
 BEGIN = "[TOOL_CALLS]"
 
 _CALL_ID = re.compile(r"\[CALL_ID\].*", re.DOTALL)
-"""Some versions of the tokenizer have the call's id between name and arguments."""
+"""In some versions of the tokenizer, the call's id is between name and arguments."""
 _SCANNER = Scanner(
     {
         (Place.TEXT, BEGIN): Step(Place.NAME, begins=True),
@@ -32,7 +32,7 @@ _LIST = re.compile(r"\[{.*}\]", re.DOTALL)
 
 
 def is_listed(text: str) -> bool:
-    """Return whether the calls are written as before tokenizer version 11."""
+    """Return whether the calls are a list, as before tokenizer version 11."""
     return _first_part(text).startswith(("[{", "{", "[\n", "[ ", "[]"))
 
 
@@ -53,7 +53,7 @@ def read(text: str, tools: Sequence[Tool]) -> ParsedReply:
 
 
 def _first_part(text: str) -> str:
-    """Return what follows the first mark that anything follows."""
+    """Return the text after the first mark that is followed by any text."""
     parts = (part.strip() for part in text.split(BEGIN)[1:])
     return next((part for part in parts if part), "")
 

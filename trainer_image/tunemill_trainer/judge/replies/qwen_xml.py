@@ -1,7 +1,8 @@
 """`<tool_call><function=name><parameter=key>value</parameter></function></tool_call>`: Qwen3-Coder.
 
-Nemotron 3 and Seed-OSS, too. The tags around functions may be missing. A parameter that is not closed is closed by the
-next one, and the last one is left out. Values lose one line break at each end and take the types of the tool's schema.
+Also Nemotron 3 and Seed-OSS. The tags around functions are optional. An unclosed parameter ends at the next one; an
+unclosed last parameter is dropped. One line break is removed at each end of a value. Values are converted to the types
+in the tool's schema.
 """
 
 import json
@@ -46,7 +47,7 @@ def read(text: str, tools: Sequence[Tool]) -> ParsedReply:
 
 
 def read_seed(text: str, tools: Sequence[Tool]) -> ParsedReply:
-    """Return the calls of a reply of Seed-OSS, whose outer tags are `<seed:tool_call>`."""
+    """Return the calls of a reply of Seed-OSS, with `<seed:tool_call>` as outer tags."""
     return as_calls(_SEED.calls(text), _to_json, tools)
 
 
