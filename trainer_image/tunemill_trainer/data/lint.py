@@ -60,15 +60,17 @@ def _order_problems(messages: tuple[Message, ...]) -> Iterator[Problem]:
     for number, (before, message) in enumerate(zip((None, *messages), messages, strict=False), start=1):
         if message.role is Role.SYSTEM and before is not None:
             yield Problem(
-                Rule.ROLE_ORDER, f"the system message comes after a {before.role.value} message", f"turn {number}"
+                Rule.ROLE_ORDER,
+                f"the system message follows a message of role {before.role.value}",
+                f"turn {number}",
             )
         may_answer = before is not None and (before.role is Role.TOOL or bool(before.calls))
         if message.role is Role.TOOL and not may_answer:
             yield Problem(Rule.ROLE_ORDER, "the tool message does not follow a call", f"turn {number}")
         if before is not None and before.calls and message.role is not Role.TOOL:
             names = ", ".join(call.name for call in before.calls)
-            follows = f"a {message.role.value} message"
-            yield Problem(Rule.UNANSWERED_CALL, f"expected the response of {names}, found {follows}", f"turn {number}")
+            found = f"expected the response of {names}, found a message of role {message.role.value}"
+            yield Problem(Rule.UNANSWERED_CALL, found, f"turn {number}")
 
 
 def _assistant_problems(message: Message) -> Iterator[Problem]:

@@ -199,7 +199,7 @@ def call_problems(call: Call, tools: Sequence[Tool]) -> list[Problem]:
     tool = next((tool for tool in tools if tool.name == call.name), None)
     if tool is None:
         offered = ", ".join(tool.name for tool in tools) or "no tools"
-        return [Problem(Rule.UNKNOWN_TOOL, f"expected a call to one of {shortened(offered)}, found {call.name}")]
+        return [Problem(Rule.UNKNOWN_TOOL, f"{call.name} is not declared; the row declares {shortened(offered)}")]
     try:
         if schemas.surely_fits(tool.parameters)(call.arguments):
             return []

@@ -85,7 +85,7 @@ def test_a_row_that_is_certainly_too_long_is_not_tokenised(tmp_path, monkeypatch
     assert longest <= 512 * CHARACTERS_A_TOKEN
     (finding,) = counted.findings.listed
     assert (str(finding.source), finding.problem.rule) == ("calls.jsonl line 6", Rule.OVERLONG)
-    assert "characters, far more than 512 tokens" in finding.problem.message
+    assert "characters, which is certainly more than 512 tokens" in finding.problem.message
     assert counted.train.overlong + counted.held_out.overlong == 1
     assert counted.train.rows + counted.held_out.rows == 10
 

@@ -95,7 +95,7 @@ def test_the_base_models_own_is_taken_where_it_is_proven():
         (CHATML_TEMPLATE.replace("message.reasoning_content", "false"), "text of an assistant turn is not the same"),
         (
             CHATML_TEMPLATE.replace("{%- if add_generation_prompt", "{%- if false"),
-            "does not write the head of an assistant turn when it asks for one",
+            "does not write the header of an assistant turn with add_generation_prompt",
         ),
     ],
 )

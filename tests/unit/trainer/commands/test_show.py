@@ -104,7 +104,7 @@ def test_a_row_of_no_use_ends_with_65_and_hides_no_other(show):
     """Its findings stand in its place; JSON leaves it out and complains."""
     code, out, _ = show([openai_row("a"), BROKEN, openai_row("c")])
     assert code == 65
-    assert "line 2  (OpenAI)\n  error: extra-argument: get_weather is called with town" in out
+    assert "line 2  (OpenAI)\n  error: extra-argument: get_weather has the argument town" in out
     assert out.count("assistant, learnt") == 2
     code, out, err = show([openai_row("a"), BROKEN, openai_row("c")], "--json")
     assert (code, len(out.splitlines())) == (65, 2)

@@ -67,15 +67,15 @@ def test_answers_without_ids_are_told_by_their_tools():
 @pytest.mark.parametrize(
     ("row", "rule", "message"),
     [
-        (a_conversation({"role": "tool", "tool_call_id": "c2", "content": "7"}), Rule.UNKNOWN_CALL_ID, "answers c2"),
-        (a_conversation({"role": "user", "content": "And?"}), Rule.UNANSWERED_CALL, "the call c1"),
+        (a_conversation({"role": "tool", "tool_call_id": "c2", "content": "7"}), Rule.UNKNOWN_CALL_ID, "has the id c2"),
+        (a_conversation({"role": "user", "content": "And?"}), Rule.UNANSWERED_CALL, "the call id c1"),
         (
             a_conversation(*[{"role": "tool", "tool_call_id": "c1", "content": "7"}] * 2),
             Rule.DUPLICATE_CALL_ID,
-            "two tool messages answer the call c1",
+            "two tool messages have the call id c1",
         ),
-        (two_calls("c1", "c1"), Rule.DUPLICATE_CALL_ID, "two calls of an assistant turn have the id c1"),
-        (two_calls("c1", "c2", answered=["c2"]), Rule.UNANSWERED_CALL, "the call c1"),
+        (two_calls("c1", "c1"), Rule.DUPLICATE_CALL_ID, "two calls of the assistant turn have the id c1"),
+        (two_calls("c1", "c2", answered=["c2"]), Rule.UNANSWERED_CALL, "the call id c1"),
     ],
 )
 def test_calls_and_answers_that_do_not_belong_together(row, rule, message):

@@ -45,7 +45,7 @@ def test_duplicates_are_used_once(tmp_path):
     assert (found.kept, found.duplicates, found.invalid) == (3, 1, 0)
     (finding,) = found.findings.listed
     assert str(finding) == "calls.jsonl line 4: duplicate"
-    assert finding.problem.message.startswith("the same row as calls.jsonl line 1")
+    assert finding.problem.message.startswith("duplicate of the row at calls.jsonl line 1")
 
 
 def test_wrong_rows_end_the_run_and_are_named(tmp_path):
@@ -53,7 +53,7 @@ def test_wrong_rows_end_the_run_and_are_named(tmp_path):
     with pytest.raises(StageError) as raised:
         read(tmp_path, [*good(3), BAD, BAD, BAD, BAD])
     assert raised.value.reason is Reason.DATASET_INVALID_ROWS
-    assert raised.value.message.startswith("4 of 7 rows are wrong, spec.dataset.maxInvalidFraction allows 0. ")
+    assert raised.value.message.startswith("4 of 7 rows are invalid, spec.dataset.maxInvalidFraction allows 0. ")
     assert "calls.jsonl line 4: extra-argument at turn 2, call 1; " in raised.value.message
     assert raised.value.message.endswith("and 1 more rows")
 
@@ -88,7 +88,7 @@ def test_a_line_that_is_not_json_is_malformed_data(tmp_path):
         (
             [{"prompt": "a", "completion": "b"}] * 2,
             Reason.DATASET_FORMAT_UNKNOWN,
-            "most rows of s3://team-a/calls.jsonl are a prompt and a completion of plain text",
+            "most rows of s3://team-a/calls.jsonl are prompts and completions of plain text",
         ),
         (good(1), Reason.DATASET_TOO_SMALL, "two rows with different requests"),
         ([SILENT], Reason.NOTHING_TO_LEARN, "expected assistant messages"),
@@ -147,7 +147,7 @@ def test_held_out_rows_of_their_own(tmp_path):
     assert (found.duplicates, found.leaked) == (0, 3)
     first = found.findings.listed[0]
     assert str(first) == "calls.jsonl line 1: leaked"
-    assert first.problem.message == "the held-out row at held-out.jsonl line 1 asks the same"
+    assert first.problem.message == "the held-out row at held-out.jsonl line 1 has the same request"
 
 
 def test_a_leak_is_one_however_it_is_answered(tmp_path):

@@ -35,5 +35,5 @@ def test_a_column_whose_name_is_no_text(tmp_path: Path):
     path = tmp_path / "calls.parquet"
     pq.write_table(pa.table({"query": ["x"]}), path, store_schema=False)
     content = path.read_bytes().replace(b"query", b"\xebuery")
-    with pytest.raises(DataError, match="damage"):
+    with pytest.raises(DataError, match="corrupt"):
         list(records(a_file(tmp_path, content)))

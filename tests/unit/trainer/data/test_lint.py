@@ -21,22 +21,22 @@ def test_a_row_may_end_with_a_call_and_may_offer_no_tools():
 @pytest.mark.parametrize(
     ("row", "rule", "message"),
     [
-        (a_row(user(), calls("fly", to="Mars")), Rule.UNKNOWN_TOOL, "fly is called, and the row offers get_weather"),
+        (a_row(user(), calls("fly", to="Mars")), Rule.UNKNOWN_TOOL, "fly is not declared; the row declares get_weather"),
         (a_row(user(), calls()), Rule.MISSING_ARGUMENT, "get_weather: 'city' is a required property"),
-        (a_row(user(), calls(city="Rome", hour=3)), Rule.EXTRA_ARGUMENT, "called with hour"),
+        (a_row(user(), calls(city="Rome", hour=3)), Rule.EXTRA_ARGUMENT, "has the argument hour"),
         (a_row(user(), calls(city="Rome", days="2")), Rule.WRONG_ARGUMENT, "get_weather.days: '2' is not of type"),
-        (a_row(says(), user()), Rule.ROLE_ORDER, "the assistant speaks first"),
-        (a_row(user(), answers()), Rule.ROLE_ORDER, "a tool message comes without a call"),
-        (a_row(user(), says(), Message(Role.SYSTEM, "x")), Rule.ROLE_ORDER, "a system message comes after"),
-        (a_row(Message(Role.SYSTEM, "x")), Rule.ROLE_ORDER, "no turn but the system message"),
+        (a_row(says(), user()), Rule.ROLE_ORDER, "the first turn is the assistant's"),
+        (a_row(user(), answers()), Rule.ROLE_ORDER, "the tool message does not follow a call"),
+        (a_row(user(), says(), Message(Role.SYSTEM, "x")), Rule.ROLE_ORDER, "the system message follows a message of role assistant"),
+        (a_row(Message(Role.SYSTEM, "x")), Rule.ROLE_ORDER, "only a system message"),
         (
             a_row(user(), calls(city="Rome"), user()),
             Rule.UNANSWERED_CALL,
-            "a message of the user follows",
+            "found a message of role user",
         ),
         (a_row(user(), says(" \n")), Rule.EMPTY_TURN, "neither text nor calls"),
         (a_row(user(), says("write <tool_call> so")), Rule.MARKER_IN_TEXT, "contains <tool_call>"),
-        (a_row(user(), calls(city="</tool_call>")), Rule.MARKER_IN_TEXT, "the call of get_weather contains"),
+        (a_row(user(), calls(city="</tool_call>")), Rule.MARKER_IN_TEXT, "the call to get_weather contains"),
     ],
 )
 def test_each_rule_finds_its_problem(row, rule, message):

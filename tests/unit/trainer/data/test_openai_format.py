@@ -76,14 +76,14 @@ def test_a_tool_may_answer_with_any_value(answer):
             Rule.BROKEN_CALL,
             "expected the arguments of f to be an object",
         ),
-        ({"messages": [{"role": "user"}], "tools": [{"function": {}}]}, Rule.BROKEN_TOOL, "a tool has no name"),
+        ({"messages": [{"role": "user"}], "tools": [{"function": {}}]}, Rule.BROKEN_TOOL, "the tool has no name"),
         (
             {
                 "messages": [{"role": "user"}],
                 "tools": [{"name": "f", "parameters": {"properties": {"a": {"type": "Foo"}}}}],
             },
             Rule.BROKEN_TOOL,
-            "no JSON schema",
+            "not a valid JSON schema",
         ),
     ],
 )

@@ -124,7 +124,7 @@ def test_a_defect_of_this_program_costs_its_row_and_tells_nothing_of_it(tmp_path
     ]
     assert "KeyError in test_private_rows.py line " in found.findings.listed[0].problem.message
     assert CANARY not in caplog.text + found.findings.listed[0].problem.message
-    assert "calls.jsonl line 2: Tunemill failed at the row" in caplog.text
+    assert "calls.jsonl line 2: Tunemill failed to process the row" in caplog.text
 
 
 def test_the_report_keeps_the_full_text(tmp_path):

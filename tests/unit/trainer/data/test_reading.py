@@ -90,7 +90,7 @@ def test_rows_with_tools_are_held_to_the_contract():
     more = openai_row()
     more["tools"].append({"function": {"name": "other"}})
     (problem,) = read(more, contract=CONTRACT).problems
-    assert (problem.rule, problem.message.split(",")[0]) == (Rule.BREAKS_CONTRACT, "the row offers other")
+    assert (problem.rule, problem.message.split(",")[0]) == (Rule.BREAKS_CONTRACT, "the row declares other")
     other = json.loads(json.dumps(openai_row()).replace('"integer"', '"number"'))
     assert [problem.rule for problem in read(other, contract=CONTRACT).problems] == [Rule.BREAKS_CONTRACT]
 

@@ -52,7 +52,7 @@ def test_the_contents_decide_and_not_the_name(tmp_path):
         (b'["a"]x', "not JSON at column 6"),
         (b"7", "expected a JSON object, found a number"),
         (b'{"a": "\xff"}', "not UTF-8 at byte 8"),
-        (b'{"a": "\\ud800"}', "half of a surrogate pair"),
+        (b'{"a": "\\ud800"}', "a lone surrogate"),
         (b'{"a":' * 100_000, "not JSON: it is nested too deeply"),
         (b'{"a": 1e999}', "1e999 is too large a number"),
         (b'{"a": ' + b"9" * 5000 + b"}", "a number has too many digits"),
@@ -97,7 +97,7 @@ def test_a_broken_list_ends_the_run(tmp_path, text, error):
         ('{"a": 1}\n'.encode("utf-16-be"), "text in UTF-16 or UTF-32"),
         (b"PK\x03\x04 and more", "a zip archive"),
         (b"\x28\xb5\x2f\xfd and more", "zstandard"),
-        (json.dumps({"a": 1, "b": [2]}, indent=2).encode(), "an object over several lines"),
+        (json.dumps({"a": 1, "b": [2]}, indent=2).encode(), "an object on several lines"),
     ],
 )
 def test_a_file_of_another_kind_is_told_once(tmp_path, content, kind):
@@ -123,7 +123,7 @@ def test_a_cut_off_gzip_file_says_how_far_it_was_read(tmp_path):
     with pytest.raises(StageError) as raised:
         list(records(whole))
     assert raised.value.reason is Reason.DATASET_MALFORMED
-    assert "expected a whole gzip file, found damage after calls.jsonl line" in raised.value.message
+    assert "the gzip file is truncated or corrupt after calls.jsonl line" in raised.value.message
 
 
 def test_a_large_list_is_not_held_in_memory(tmp_path):

@@ -77,7 +77,7 @@ def test_nothing_of_use_is_told(fetch, uri):
     with pytest.raises(StageError) as raised:
         fetch(uri)
     assert raised.value.reason is Reason.OBJECT_NOT_FOUND
-    assert f"{uri} (spec.dataset.uri), found {int('txt' in uri)} objects and none of these" in raised.value.message
+    assert f"{uri} (spec.dataset.uri), found {int('txt' in uri)} objects, none with such a suffix" in raised.value.message
 
 
 OUTPUT = "tunemill/team-b/prepare/0123456789abcdef/0a1b2c3d/evaluation.jsonl"

@@ -121,7 +121,7 @@ def test_mistakes_stand_beside_what_was_expected():
     assert mistake.expected == [{"name": "timer", "arguments": {}}]
     assert mistake.got == [{"name": "timer", "arguments": {"minutes": 3}}]
     assert (mistake.base.fault, mistake.tuned.fault) == ("cut_off", "extra_argument")
-    assert mistake.tuned.error == "timer.minutes is not wanted, found 3"
+    assert mistake.tuned.error == "timer.minutes is not expected, found 3"
     assert (report.base_faults, report.tuned_faults) == ({"cut_off": 2}, {"extra_argument": 1})
 
 

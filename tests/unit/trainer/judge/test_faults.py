@@ -31,14 +31,14 @@ def fault(
     [
         (says(OSLO), [OSLO], FaultKind.NONE, ""),
         ("Hello!", [], FaultKind.NONE, ""),
-        (says(OSLO), [], FaultKind.UNWANTED_CALL, "no call is wanted, and weather is called"),
-        ("Hello!", [OSLO], FaultKind.MISSED_CALL, "expected a call of weather, found none"),
+        (says(OSLO), [], FaultKind.UNWANTED_CALL, "expected no call, found a call to weather"),
+        ("Hello!", [OSLO], FaultKind.MISSED_CALL, "expected a call to weather, found none"),
         ("<tool_call>{}</tool_call>", [OSLO], FaultKind.BROKEN_CALL, "a call needs a name, which must be a string"),
         ("<tool_call>{}</tool_call>", [], FaultKind.BROKEN_CALL, "a call needs a name, which must be a string"),
-        (says(Call("fly", {})), [OSLO], FaultKind.HALLUCINATED_TOOL, "fly is called, which is not offered"),
-        (says(OSLO, OSLO), [OSLO], FaultKind.TOO_MANY_CALLS, "expected a call of weather, found weather, weather"),
-        (says(OSLO), [OSLO, OSLO], FaultKind.TOO_FEW_CALLS, "expected a call of weather, weather, found weather"),
-        (says(Call("timer", {})), [OSLO], FaultKind.WRONG_TOOL, "expected a call of weather, found timer"),
+        (says(Call("fly", {})), [OSLO], FaultKind.HALLUCINATED_TOOL, "found a call to fly, which is not an available tool"),
+        (says(OSLO, OSLO), [OSLO], FaultKind.TOO_MANY_CALLS, "expected a call to weather, found weather, weather"),
+        (says(OSLO), [OSLO, OSLO], FaultKind.TOO_FEW_CALLS, "expected a call to weather, weather, found weather"),
+        (says(Call("timer", {})), [OSLO], FaultKind.WRONG_TOOL, "expected a call to weather, found timer"),
         (
             says(Call("weather", {"city": "Oslo"})),
             [OSLO],
@@ -49,7 +49,7 @@ def fault(
             says(Call("weather", {**OSLO.arguments, "wind": 1})),
             [OSLO],
             FaultKind.EXTRA_ARGUMENT,
-            "weather.wind is not wanted, found 1",
+            "weather.wind is not expected, found 1",
         ),
         (
             says(Call("weather", {"city": "Oslo", "days": "2"})),
@@ -67,7 +67,7 @@ def fault(
             says(Call("weather", {"city": "Oslo", "days": 2.0})),
             [OSLO],
             FaultKind.WRONG_TYPE,
-            "weather: a number such as 2.0 stands where the schema wants an integer",
+            "weather: found a number such as 2.0 where the schema requires an integer",
         ),
         (
             says(Call("weather", {"city": "oslo", "days": 2})),
@@ -108,7 +108,7 @@ def test_what_only_a_lenient_reader_understands_is_said():
     assert (fenced.kind, fenced.lenient) == (FaultKind.MISSED_CALL, True)
     literal = fault(f"<tool_call>{OSLO.to_json()}</tool_call>", OSLO)
     assert (literal.kind, literal.lenient) == (FaultKind.BROKEN_CALL, True)
-    assert literal.message.endswith("only a lenient reader would understand weather")
+    assert literal.message.endswith("only a lenient parser finds weather")
 
 
 def test_arguments_that_the_server_leaves_out_are_named():
@@ -117,6 +117,5 @@ def test_arguments_that_the_server_leaves_out_are_named():
     found = fault(text, OSLO, reply_format=ReplyFormat.FUNCTIONGEMMA)
     assert found.kind is FaultKind.MISSING_ARGUMENT
     assert found.message == (
-        "weather.days is missing, expected 2; the server leaves out weather.days, only a lenient reader would "
-        "understand it"
+        "weather.days is missing, expected 2; the server drops weather.days, which only a lenient parser finds"
     )
