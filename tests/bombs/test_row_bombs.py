@@ -242,7 +242,7 @@ def read_file(path: Path):
     found = dataset.Dataset(DatasetFormat.OPENAI, path.with_suffix(".spool"))
     data = Data("s3://team-a/calls.jsonl", (DataFile("calls.jsonl", path, ""),))
     try:
-        with dataset.Intake(found, dataset.Reading(workers=1), lambda: None) as intake:
+        with dataset.DatasetBuilder(found, dataset.ReadOptions(workers=1), lambda: None) as intake:
             intake.read(dataset._all_items(data), data.uri, None)
     except BrokenFileError as error:
         return error.message

@@ -9,7 +9,7 @@ from tunemill_api.data import TokenizerMode
 from tunemill_api.failures import Reason
 
 from tunemill_trainer.chat import examples, templates, tokenizer
-from tunemill_trainer.chat.examples import Unfit
+from tunemill_trainer.chat.examples import UnusableRow
 from tunemill_trainer.data.dataset import Dataset
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.prepared import PreparedWriter
@@ -32,14 +32,14 @@ def render_all(dataset: Dataset, base: str, max_length: int) -> int:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # worker processes are faster
     speaker = tokenizer.load_base(folder_of(base))
-    choice, _ = templates.settle(speaker, TokenizerMode.AUTO, dataset.features, [], None)
+    choice, _ = templates.choose_and_extend(speaker, TokenizerMode.AUTO, dataset.features, [], None)
     fallback = templates.Fallback(choice, speaker, dataset.features)
     unfit = 0
 
-    def take_note(row: Unfit) -> None:
+    def take_note(row: UnusableRow) -> None:
         nonlocal unfit
         # For such a row, prepare starts over with Tunemill's template.
-        if not fallback.carries(row.item.row, row.problem):
+        if not fallback.supports(row.item.row, row.problem):
             unfit += 1
             dataset.findings.add(row.item.row.source, [row.problem])
 
@@ -49,7 +49,7 @@ def render_all(dataset: Dataset, base: str, max_length: int) -> int:
             choice,
             writer,
             max_length=max_length,
-            on_everything=False,
+            loss_on_all=False,
             workers=cpus.available(),
             unfit=take_note,
             tick=lambda _done: None,

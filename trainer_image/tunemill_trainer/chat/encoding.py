@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tunemill_trainer.chat.beginnings import Beginnings, Tokens
+from tunemill_trainer.chat.prefix_cache import PrefixCache, Tokens
 from tunemill_trainer.chat.rendering import MEMORY, ChatTemplate, Span, TemplateError
 from tunemill_trainer.chat.tokenizer import Tokenizer
 from tunemill_trainer.data.findings import Problem, Rule
@@ -70,7 +70,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
         self._enders = set(tokenizer.added_tokens_decoder)
-        self._beginnings = Beginnings(self._backend, tokenizer.added_tokens_decoder.values())
+        self._beginnings = PrefixCache(self._backend, tokenizer.added_tokens_decoder.values())
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
         """Return the prompt's token ids: the messages and the generation prompt."""
@@ -88,7 +88,7 @@ class Encoder:
         encoded = self.encode([row])[0]
         return tuple(dict.fromkeys(encoded.input_ids[turn.end - 1] for turn in encoded.turns))
 
-    def heads_are_learnt(self, row: Row, encoded: Encoded) -> bool:
+    def trains_on_headers(self, row: Row, encoded: Encoded) -> bool:
         """Return whether a trained turn starts with a special token, such as that of the turn's header.
 
         The model would then have to generate the header. Special tokens that are part of a call are allowed.

@@ -20,7 +20,7 @@ _BATCH = 128
 
 
 @dataclass
-class Side:
+class SplitStats:
     """Statistics of one split, training or held-out.
 
     Attributes:
@@ -46,9 +46,9 @@ class Side:
 
     def leave_out(self, length: int) -> None:
         """Count a row that is too long."""
-        self.add(Side(overlong=1, shortest_overlong=length))
+        self.add(SplitStats(overlong=1, shortest_overlong=length))
 
-    def add(self, other: "Side") -> None:
+    def add(self, other: "SplitStats") -> None:
         """Add the statistics of other rows."""
         shortest = {self.shortest_overlong, other.shortest_overlong} - {0}
         self.rows += other.rows
@@ -89,8 +89,8 @@ class Examples:
         findings: the findings about rows that were excluded because of their length.
     """
 
-    train: Side = field(default_factory=Side)
-    held_out: Side = field(default_factory=Side)
+    train: SplitStats = field(default_factory=SplitStats)
+    held_out: SplitStats = field(default_factory=SplitStats)
     cases: int = 0
     tokens: int = 0
     supervised: int = 0
@@ -98,7 +98,7 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class Unfit:
+class UnusableRow:
     """A row that cannot be trained on with the template."""
 
     item: SpooledRow
@@ -115,7 +115,7 @@ class _Batch:
     input_ids: "array[int]" = field(default_factory=lambda: array("i"))
     labels: "array[int]" = field(default_factory=lambda: array("i"))
     cases: list[str] = field(default_factory=list)
-    unfit: list[Unfit] = field(default_factory=list)
+    unfit: list[UnusableRow] = field(default_factory=list)
 
     def add(self, other: "_Batch") -> None:
         """Append the result for other rows."""
@@ -136,9 +136,9 @@ def write(
     writer: PreparedWriter,
     *,
     max_length: int,
-    on_everything: bool,
+    loss_on_all: bool,
     workers: int,
-    unfit: Callable[[Unfit], None],
+    unfit: Callable[[UnusableRow], None],
     tick: Callable[[int], None],
 ) -> Examples:
     """Encode and write all rows of a data set.
@@ -148,14 +148,14 @@ def write(
         choice: the chat template.
         writer: receives examples and cases.
         max_length: the maximum length in tokens; longer rows are excluded and counted.
-        on_everything: whether the loss includes all tokens.
+        loss_on_all: whether the loss includes all tokens.
         workers: the number of processes that encode.
         unfit: called for every row that cannot be trained on. It may raise to give up the template.
         tick: called with the number of rows that are done. It may raise to stop.
     """
     written = Examples()
     done = 0
-    encode = partial(_encode, dataset, choice, max_length, on_everything)
+    encode = partial(_encode, dataset, choice, max_length, loss_on_all)
     for batch in ordered_map(encode, batches(dataset.lines(), _BATCH, len), workers):
         tick(done)
         for row in batch.unfit:
@@ -173,8 +173,8 @@ def write(
     return written
 
 
-def _encode(dataset: Dataset, choice: Choice, max_length: int, on_everything: bool, lines: Sequence[str]) -> _Batch:
-    encode = partial(_encode_rows, choice=choice, max_length=max_length, on_everything=on_everything)
+def _encode(dataset: Dataset, choice: Choice, max_length: int, loss_on_all: bool, lines: Sequence[str]) -> _Batch:
+    encode = partial(_encode_rows, choice=choice, max_length=max_length, loss_on_all=loss_on_all)
     items = [dataset.row(line) for line in lines]
     try:
         return encode(items)
@@ -188,34 +188,34 @@ def _encode(dataset: Dataset, choice: Choice, max_length: int, on_everything: bo
             except (MemoryError, OSError):
                 raise
             except Exception as error:  # noqa: BLE001 - as above
-                batch.add(_Batch(1, unfit=[Unfit(item, crash_problem(error))]))
+                batch.add(_Batch(1, unfit=[UnusableRow(item, crash_problem(error))]))
         return batch
 
 
-def _encode_rows(items: Sequence[SpooledRow], choice: Choice, max_length: int, *, on_everything: bool) -> _Batch:
+def _encode_rows(items: Sequence[SpooledRow], choice: Choice, max_length: int, *, loss_on_all: bool) -> _Batch:
     batch = _Batch(len(items))
     held_out: list[tuple[SpooledRow, Encoded]] = []
     for item, encoded in zip(items, choice.encoder.encode([item.row for item in items], max_length), strict=True):
-        side = batch.written.held_out if item.held_out else batch.written.train
+        split = batch.written.held_out if item.held_out else batch.written.train
         length = len(encoded.input_ids)
         if encoded.problem is not None and encoded.problem.rule is Rule.OVERLONG:
-            side.leave_out(max_length + 1)
+            split.leave_out(max_length + 1)
             batch.written.findings.add(item.row.source, [encoded.problem])
         elif encoded.problem is not None:
-            batch.unfit.append(Unfit(item, encoded.problem))
+            batch.unfit.append(UnusableRow(item, encoded.problem))
         elif length > max_length:
-            side.leave_out(length)
+            split.leave_out(length)
             problem = Problem(Rule.OVERLONG, f"the row has {length} tokens, more than the maximum of {max_length}")
             batch.written.findings.add(item.row.source, [problem])
         else:
-            side.keep(item, encoded)
+            split.keep(item, encoded)
             if item.held_out:
                 held_out.append((item, encoded))
             else:
                 batch.lengths.append(length)
                 # Extending an array by an array copies all bytes at once; by a list, it converts each number.
                 batch.input_ids.extend(array("i", encoded.input_ids))
-                batch.labels.extend(array("i", encoded.labels(everything=on_everything)))
+                batch.labels.extend(array("i", encoded.labels(everything=loss_on_all)))
     batch.cases = [case_line(case) for case in _cases(held_out, choice)]
     return batch
 

@@ -12,7 +12,7 @@ import jinja2
 # the time (77 of 221 microseconds for a row with three tools). Here they are plain values already.
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from tunemill_trainer.data.memo import Memo
+from tunemill_trainer.data.caches import IdentityCache
 from tunemill_trainer.data.rows import Message, Role, Tool
 from tunemill_trainer.process.bounds import MemoryBound, OutOfBoundsError, TimeBound
 
@@ -155,4 +155,4 @@ def _declare(tools: tuple[Tool, ...]) -> list[dict[str, Any]] | None:
     return [_Declared(type="function", function=_Declared(tool.to_json())) for tool in tools] or None
 
 
-_declared = Memo(_declare, size_of=lambda tools: 2 * sum(tool.size for tool in tools))
+_declared = IdentityCache(_declare, size_of=lambda tools: 2 * sum(tool.size for tool in tools))

@@ -36,13 +36,13 @@ class Choice:
         encoder: the encoder with the template.
         origin: where the template comes from.
         ends_of_turns: the end-of-turn tokens of the assistant; several if turns with calls end differently.
-        passed_over: why the base model's template was not used; empty if it was, or the user gave one.
+        rejected_because: why the base model's template was not used; empty if it was, or the user gave one.
     """
 
     encoder: Encoder
     origin: Origin
     ends_of_turns: tuple[int, ...]
-    passed_over: str = ""
+    rejected_because: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ _SERVED = tuple(call_format for call_format in ReplyFormat if call_format.served
 """The call formats that vLLM has a parser for, starting with Hermes, the format of Tunemill's template."""
 
 
-def settle(
+def choose_and_extend(
     tokenizer: Tokenizer,
     mode: TokenizerMode,
     features: Features,
@@ -118,24 +118,24 @@ def choose(tokenizer: Tokenizer, features: Features, of_user: str | None) -> Cho
         return chosen
     own = _own_template(tokenizer, features)
     if own is None:
-        return ours(tokenizer, features, "the base model has no chat template")
+        return tunemill_template(tokenizer, features, "the base model has no chat template")
     chosen, reason = _first_proven(tokenizer, features, own, Origin.BASE)
-    return chosen or ours(tokenizer, features, f"the base model's chat template {reason}")
+    return chosen or tunemill_template(tokenizer, features, f"the base model's chat template {reason}")
 
 
-def ours(tokenizer: Tokenizer, features: Features, passed_over: str) -> Choice:
+def tunemill_template(tokenizer: Tokenizer, features: Features, rejected_because: str) -> Choice:
     """Return Tunemill's template, with turns as in the base model's family.
 
     Raises:
         StageError: BaseModelUnsupported, if the template does not work with the tokenizer.
     """
-    chosen, reason = _first_proven(tokenizer, features, _our_source(tokenizer, features), Origin.TUNEMILL)
+    chosen, reason = _first_proven(tokenizer, features, _tunemill_source(tokenizer, features), Origin.TUNEMILL)
     if chosen is None:
         raise StageError(
             Reason.BASE_MODEL_UNSUPPORTED,
             f"with the tokenizer of spec.baseModel, Tunemill's chat template {reason}",
         )
-    return Choice(chosen.encoder, chosen.origin, chosen.ends_of_turns, passed_over)
+    return Choice(chosen.encoder, chosen.origin, chosen.ends_of_turns, rejected_because)
 
 
 class Fallback:
@@ -152,15 +152,15 @@ class Fallback:
         self._tokenizer = tokenizer
         self._features = features
 
-    def carries(self, row: Row, problem: Problem) -> bool:
+    def supports(self, row: Row, problem: Problem) -> bool:
         """Return whether a row with a problem in the base model's template has none in Tunemill's."""
         if self._choice.origin is not Origin.BASE or problem.rule is not Rule.NOT_REPRODUCIBLE:
             return False
-        return self._ours.encoder.encode([row])[0].problem is None
+        return self._tunemill_template.encoder.encode([row])[0].problem is None
 
     @cached_property
-    def _ours(self) -> Choice:
-        return ours(self._tokenizer, self._features, "")
+    def _tunemill_template(self) -> Choice:
+        return tunemill_template(self._tokenizer, self._features, "")
 
 
 def _first_proven(tokenizer: Tokenizer, features: Features, source: str, origin: Origin) -> tuple[Choice | None, str]:
@@ -199,7 +199,7 @@ def _unsupported(encoder: Encoder, features: Features) -> str:
     encoded = encoder.encode([probe])[0]
     if encoded.problem:
         return f"does not preserve assistant turns: {encoded.problem.message}"
-    if encoder.heads_are_learnt(probe, encoded):
+    if encoder.trains_on_headers(probe, encoded):
         return "does not write the header of an assistant turn with add_generation_prompt"
     return ""
 
@@ -249,7 +249,7 @@ def _own_template(tokenizer: Tokenizer, features: Features) -> str | None:
     return own
 
 
-def _our_source(tokenizer: Tokenizer, features: Features) -> str:
+def _tunemill_source(tokenizer: Tokenizer, features: Features) -> str:
     tokens = tokenizer.get_vocab()
     turns = next((family for family in _FAMILIES if {family.start, family.end} <= tokens.keys()), None)
     if turns is None:

@@ -12,7 +12,7 @@ from tunemill_api.data import DatasetFormat
 from tunemill_api.failures import Reason
 
 from tunemill_trainer.data import formats
-from tunemill_trainer.data.dataset import HELD_OUT, TRAIN_ONLY, Dataset, Intake, Reading
+from tunemill_trainer.data.dataset import HELD_OUT, TRAIN_ONLY, Dataset, DatasetBuilder, ReadOptions
 from tunemill_trainer.data.files import DataFile, file_of_user, name_of
 from tunemill_trainer.data.findings import (
     REMEDIES,
@@ -33,7 +33,7 @@ _SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckResult:
     """The result of a check.
 
     Attributes:
@@ -98,8 +98,8 @@ class Checked:
 
 
 def check(
-    files: Sequence[Path], evaluation: Sequence[Path], how: Reading, render: Callable[[Dataset], int] | None = None
-) -> Checked:
+    files: Sequence[Path], evaluation: Sequence[Path], how: ReadOptions, render: Callable[[Dataset], int] | None = None
+) -> CheckResult:
     """Check files of training rows and of held-out rows.
 
     Args:
@@ -117,19 +117,19 @@ def check(
     with tempfile.TemporaryDirectory() as scratch:
         found = Findings(kept=sys.maxsize)
         dataset = Dataset(DatasetFormat.OPENAI, Path(scratch) / "rows.jsonl", findings=found)
-        with Intake(dataset, how, tick=lambda: None) as intake:
+        with DatasetBuilder(dataset, how, tick=lambda: None) as builder:
             # Held-out rows first, as in prepare: of two rows with the same request, the training row is excluded.
             for path, drawn in [*((path, HELD_OUT) for path in evaluation), *((path, TRAIN_ONLY) for path in files)]:
                 try:
                     file = file_of_user(path, Path(scratch))
-                    found_formats[file.name] = _take_in(file, intake, dataset, how, drawn)
+                    found_formats[file.name] = _take_in(file, builder, dataset, how, drawn)
                 except OSError as error:
                     unreadable.append(error)
         usable = dataset.kept - (render(dataset) if render is not None and dataset.kept else 0)
     names = [name_of(path) for path in (*files, *evaluation)]
     place = {name: number for number, name in enumerate(names) if name in found_formats}
     ordered = sorted(found.listed, key=lambda finding: (place[finding.source.file], finding.source.line))
-    return Checked(
+    return CheckResult(
         tuple(ordered),
         {name: found_formats[name] for name in place},
         dataset.rows,
@@ -139,7 +139,9 @@ def check(
     )
 
 
-def _take_in(file: DataFile, intake: Intake, dataset: Dataset, how: Reading, drawn: float) -> DatasetFormat | None:
+def _take_in(
+    file: DataFile, builder: DatasetBuilder, dataset: Dataset, how: ReadOptions, drawn: float
+) -> DatasetFormat | None:
     """Read a file and return its format, or None. What would end a run of prepare becomes a finding."""
     form = None
     try:
@@ -158,7 +160,7 @@ def _take_in(file: DataFile, intake: Intake, dataset: Dataset, how: Reading, dra
             return None
         # No line is JSON. Reading reports that for each line, whatever the format.
     try:
-        intake.read(unparsed(file), file.name, drawn)
+        builder.read(unparsed(file), file.name, drawn)
     except BrokenFileError as error:
         dataset.findings.add(error.last, [Problem(Rule.NOT_JSON, full_text(error))])
     except StageError as error:

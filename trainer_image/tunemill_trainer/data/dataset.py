@@ -18,13 +18,13 @@ from tunemill_api import data as api
 from tunemill_api.failures import Reason
 
 from tunemill_trainer.data import formats, split
+from tunemill_trainer.data.caches import IdentityCache, TextCache
 from tunemill_trainer.data.files import Data
 from tunemill_trainer.data.findings import Findings, Problem, Rule, Severity, crash_problem
-from tunemill_trainer.data.memo import Memo, Remembered
+from tunemill_trainer.data.fingerprints import FingerprintStore
 from tunemill_trainer.data.reading import MEMORY, RowReader
 from tunemill_trainer.data.records import Line, Record, records, unparsed
 from tunemill_trainer.data.rows import Message, Role, Row, Source, Tool
-from tunemill_trainer.data.seen import Seen
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.process.bounds import OutOfBoundsError
 from tunemill_trainer.process.parallel import batches, ordered_map
@@ -79,7 +79,7 @@ class Dataset:
         duplicates: the number of rows that were excluded because an equal row came before.
         leaked: the number of training rows that were excluded because a held-out row of the evaluation data has the
             same request.
-        silent: the number of rows that were excluded because they have no assistant turn to train on.
+        unsupervised: the number of rows that were excluded because they have no assistant turn to train on.
         kept: the number of rows in the spool.
         offers: each tool that a row declares, with the first such row.
         calls: the number of calls in the usable rows, by tool.
@@ -94,7 +94,7 @@ class Dataset:
     invalid: int = 0
     duplicates: int = 0
     leaked: int = 0
-    silent: int = 0
+    unsupervised: int = 0
     kept: int = 0
     offers: dict[str, Source] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
@@ -133,15 +133,15 @@ class SpooledRow:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """Options for reading rows.
 
     Attributes:
         format: the format; Auto detects it from the first rows.
         contract: the tools of spec.tools; empty if there are none.
-        drops_thoughts: whether to remove the reasoning of assistant turns.
+        drop_reasoning: whether to remove the reasoning of assistant turns.
         last_turn_only: whether to train only on the last assistant turn of a row.
-        keeps_silent: whether to keep rows without an assistant turn to train on.
+        keep_unsupervised: whether to keep rows without an assistant turn to train on.
         seed: the seed for the split.
         workers: the number of processes that read.
         tool_ratio: the ratio of calls between two tools from which the imbalance is reported.
@@ -149,16 +149,16 @@ class Reading:
 
     format: api.DatasetFormat = api.DatasetFormat.AUTO
     contract: tuple[Tool, ...] = ()
-    drops_thoughts: bool = False
+    drop_reasoning: bool = False
     last_turn_only: bool = False
-    keeps_silent: bool = False
+    keep_unsupervised: bool = False
     seed: int = 42
     workers: int = 1
     tool_ratio: float = 10.0
 
 
 def read(
-    spec: api.Dataset, how: Reading, train: Data, evaluation: Data | None, spool: Path, tick: Callable[[], None]
+    spec: api.Dataset, how: ReadOptions, train: Data, evaluation: Data | None, spool: Path, tick: Callable[[], None]
 ) -> Dataset:
     """Read the training data and, where spec.dataset.evaluation.uri names it, the held-out data.
 
@@ -177,20 +177,21 @@ def read(
     """
     form = formats.detect(chain.from_iterable(map(records, train.files)), train.uri, how.format)
     dataset = Dataset(form, spool)
-    with Intake(dataset, how, tick) as intake:
+    with DatasetBuilder(dataset, how, tick) as builder:
         if evaluation is not None:
-            intake.read(_all_items(evaluation), evaluation.uri, drawn=HELD_OUT)
+            builder.read(_all_items(evaluation), evaluation.uri, drawn=HELD_OUT)
         held_out = dataset.kept
         stream = _all_items(train)
         limited = islice(stream, spec.max_rows) if spec.max_rows else stream
-        intake.read(limited, train.uri, drawn=None if evaluation is None else TRAIN_ONLY)
+        builder.read(limited, train.uri, drawn=None if evaluation is None else TRAIN_ONLY)
     refuse_too_many_invalid(dataset, float(spec.max_invalid_fraction))
-    if dataset.silent and not dataset.kept:
+    if dataset.unsupervised and not dataset.kept:
         raise StageError(
-            Reason.NOTHING_TO_LEARN, f"expected assistant messages in {train.uri}, found none in {dataset.silent} rows"
+            Reason.NOTHING_TO_LEARN,
+            f"expected assistant messages in {train.uri}, found none in {dataset.unsupervised} rows",
         )
     if evaluation is None:
-        dataset.cut = split.cut(intake.lowest, intake.highest, float(spec.evaluation.fraction))
+        dataset.cut = split.cut(builder.lowest, builder.highest, float(spec.evaluation.fraction))
     else:
         dataset.cut = TRAIN_ONLY
         _refuse_empty_side(held_out, dataset.kept - held_out, evaluation.uri, train.uri)
@@ -228,25 +229,25 @@ def refuse_too_many_invalid(dataset: Dataset, allowed: float) -> None:
     )
 
 
-class Intake:
+class DatasetBuilder:
     """Adds rows to a data set, one file or split after the other. A context manager: on exit the spool is complete."""
 
-    def __init__(self, dataset: Dataset, how: Reading, tick: Callable[[], None]) -> None:
+    def __init__(self, dataset: Dataset, how: ReadOptions, tick: Callable[[], None]) -> None:
         self.lowest, self.highest = 1.0, 0.0
         self._dataset = dataset
         self._how = how
         self._tick = tick
         self._scratch = dataset.spool.with_suffix(".seen")
-        self._seen = Seen(self._scratch)
+        self._fingerprints = FingerprintStore(self._scratch)
 
-    def __enter__(self) -> "Intake":
+    def __enter__(self) -> "DatasetBuilder":
         self._spool: TextIO = self._dataset.spool.open("w", encoding="utf-8")
-        self._seen.__enter__()
+        self._fingerprints.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._spool.close()
-        self._seen.__exit__(None, None, None)
+        self._fingerprints.__exit__(None, None, None)
         self._scratch.unlink(missing_ok=True)
         if exception[0] is None:
             self._note_imbalance()
@@ -267,50 +268,52 @@ class Intake:
         reader = RowReader(
             self._dataset.format,
             how.contract,
-            drops_thoughts=how.drops_thoughts,
+            drop_reasoning=how.drop_reasoning,
             last_turn_only=how.last_turn_only,
         )
-        for features, batch in ordered_map(partial(_look_at, reader), batches(stream, _BATCH, _size_of), how.workers):
+        for features, batch in ordered_map(
+            partial(_read_batch, reader), batches(stream, _BATCH, _size_of), how.workers
+        ):
             self._tick()
             self._dataset.features.add(features)
-            for looked in batch:
-                self._take(looked, drawn)
+            for result in batch:
+                self._add(result, drawn)
         if self._dataset.rows == before:
             raise StageError(Reason.DATASET_EMPTY, f"expected rows in {uri}, found none")
 
-    def _take(self, looked: "_Looked", drawn: float | None) -> None:
-        dataset, source = self._dataset, looked.source
+    def _add(self, result: "_ReadResult", drawn: float | None) -> None:
+        dataset, source = self._dataset, result.source
         dataset.rows += 1
-        if looked.row is None:
-            for problem in looked.problems:
+        if result.row is None:
+            for problem in result.problems:
                 if problem.rule is Rule.INTERNAL_ERROR:
                     _log.error("%s: %s", source, problem.message)
-            dataset.leave_out(source, looked.problems)
+            dataset.leave_out(source, result.problems)
             return
-        dataset.findings.add(source, looked.problems)
-        if drawn == TRAIN_ONLY and (asked := self._seen.find(b"held out" + looked.request)):
+        dataset.findings.add(source, result.problems)
+        if drawn == TRAIN_ONLY and (held_out := self._fingerprints.find(b"held out" + result.request)):
             dataset.leaked += 1
-            dataset.findings.add(source, [Problem(Rule.LEAKED, f"the held-out row at {asked} has the same request")])
-        elif first := self._seen.before(b"row" + looked.whole, source):
+            dataset.findings.add(source, [Problem(Rule.LEAKED, f"the held-out row at {held_out} has the same request")])
+        elif first := self._fingerprints.before(b"row" + result.whole, source):
             dataset.duplicates += 1
             dataset.findings.add(source, [Problem(Rule.DUPLICATE, f"duplicate of the row at {first}")])
-        elif looked.silent and not self._how.keeps_silent:
-            dataset.silent += 1
+        elif result.unsupervised and not self._how.keep_unsupervised:
+            dataset.unsupervised += 1
             dataset.findings.add(source, [Problem(Rule.NOT_SUPERVISED, "the row has no assistant turn to train on")])
         else:
-            self._keep(looked, looked.row, drawn)
+            self._keep(result, result.row, drawn)
 
-    def _keep(self, looked: "_Looked", row: str, drawn: float | None) -> None:
+    def _keep(self, result: "_ReadResult", row: str, drawn: float | None) -> None:
         dataset = self._dataset
         if drawn == HELD_OUT:
-            self._seen.before(b"held out" + looked.request, looked.source)
+            self._fingerprints.before(b"held out" + result.request, result.source)
         if drawn is None:
-            drawn = TRAIN_ONLY if looked.silent else split.draw(looked.request, self._how.seed)
+            drawn = TRAIN_ONLY if result.unsupervised else split.draw(result.request, self._how.seed)
             self.lowest, self.highest = min(self.lowest, drawn), max(self.highest, drawn)
         dataset.kept += 1
-        for tool in looked.tools:
-            dataset.offers.setdefault(tool, looked.source)
-        dataset.calls.update(looked.calls)
+        for tool in result.tools:
+            dataset.offers.setdefault(tool, result.source)
+        dataset.calls.update(result.calls)
         self._spool.write(f"[{dataset.rows}, {drawn!r}, {row}\n")
 
     def _note_imbalance(self) -> None:
@@ -336,7 +339,7 @@ class Intake:
 
 
 @dataclass(frozen=True)
-class _Looked:
+class _ReadResult:
     """The result of reading a row in a worker process. `row` is the rest of its line in the spool."""
 
     source: Source
@@ -344,7 +347,7 @@ class _Looked:
     row: str | None = None
     whole: bytes = b""
     request: bytes = b""
-    silent: bool = False
+    unsupervised: bool = False
     tools: tuple[str, ...] = ()
     calls: tuple[str, ...] = ()
 
@@ -354,44 +357,44 @@ def _size_of(item: Line | Record) -> int:
     return len(item.content) if isinstance(item, Line) else item.size * _AS_OBJECTS
 
 
-def _look_at(reader: RowReader, batch: Sequence[Line | Record]) -> tuple[Features, list[_Looked]]:
+def _read_batch(reader: RowReader, batch: Sequence[Line | Record]) -> tuple[Features, list[_ReadResult]]:
     features = Features()
-    looked = []
+    results = []
     # One bound around the batch costs less than one per row. Each row's memory is freed before the next.
     with MEMORY:
         for item in batch:
-            looked.append(_look_at_one(reader, item, features))  # noqa: PERF401 - a failing row must not keep the others
-    return features, looked
+            results.append(_read_one(reader, item, features))  # noqa: PERF401 - a failing row must not keep the others
+    return features, results
 
 
-def _look_at_one(reader: RowReader, item: Line | Record, features: Features) -> _Looked:
+def _read_one(reader: RowReader, item: Line | Record, features: Features) -> _ReadResult:
     try:
         with MEMORY:
             record = item if isinstance(item, Record) else item.parsed()
             found = reader.read(record)
             if found.row is None:
-                return _Looked(record.source, found.problems)
-            looked = _looked(found.row, found.problems)
+                return _ReadResult(record.source, found.problems)
+            result = _result_of(found.row, found.problems)
     except OutOfBoundsError as error:
-        return _Looked(item.source, (Problem(Rule.FORMAT, f"reading the row {error}"),))
+        return _ReadResult(item.source, (Problem(Rule.FORMAT, f"reading the row {error}"),))
     except Exception as error:  # noqa: BLE001 - a crash on one row must not hide findings of others
-        return _Looked(item.source, (crash_problem(error),))
+        return _ReadResult(item.source, (crash_problem(error),))
     features.see(found.row)
-    return looked
+    return result
 
 
-def _looked(row: Row, problems: tuple[Problem, ...]) -> _Looked:
+def _result_of(row: Row, problems: tuple[Problem, ...]) -> _ReadResult:
     offered = _offered(row.tools)
     place = [row.source.file, row.source.line, row.source.unit]
     messages = _encode([message.to_json() for message in row.messages])
-    return _Looked(
+    return _ReadResult(
         row.source,
         problems,
         # The tools are a string in the line, so that tools that several rows repeat are parsed only once.
         row=f"{_encode(place)}, {messages}, {offered}]",
         whole=split.digest(f"{messages}{offered}".encode()),
         request=split.request_fingerprint(row.messages),
-        silent=not any(message.role is Role.ASSISTANT and message.learnt for message in row.messages),
+        unsupervised=not any(message.role is Role.ASSISTANT and message.learnt for message in row.messages),
         tools=tuple(tool.name for tool in row.tools),
         calls=tuple(call.name for message in row.messages if message.learnt for call in message.calls),
     )
@@ -404,7 +407,7 @@ def _write_tools(tools: tuple[Tool, ...]) -> str:
     return _encode(_encode([tool.to_json() for tool in tools]))
 
 
-_offered = Memo(_write_tools, size_of=lambda tools: sum(tool.size for tool in tools))
+_offered = IdentityCache(_write_tools, size_of=lambda tools: sum(tool.size for tool in tools))
 """The tools as JSON, encoded as a JSON string."""
 
 
@@ -412,7 +415,7 @@ def _read_offered(text: str) -> tuple[Tool, ...]:
     return tuple(Tool.from_json(tool) for tool in json.loads(text))
 
 
-_tools = Remembered(_read_offered)
+_tools = TextCache(_read_offered)
 
 
 def _all_items(data: Data) -> Iterator[Line | Record]:

@@ -27,7 +27,7 @@ _FOLLOWING = re.compile(r"[\s,]*+(?=\{)")
 _SCHEMAS = frozenset({"parameters", "input_schema", "inputSchema", "function", "arguments"})
 
 
-def tools_apart(messages: list[Message]) -> tuple[list[Message], tuple[Tool, ...]]:
+def extract_tools(messages: list[Message]) -> tuple[list[Message], tuple[Tool, ...]]:
     """Return the turns without the tools in the system message, and the tools; () if it has none."""
     if not messages or messages[0].role is not Role.SYSTEM:
         return messages, ()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from tunemill_api.data import DatasetFormat
 
-from tunemill_trainer.data import answers, formats, lint, prompts, text_calls, thoughts
+from tunemill_trainer.data import formats, lint, prompts, reasoning, text_calls, turn_order
 from tunemill_trainer.data.findings import Problem, RowError, Rule, crash_problem, invalidating
 from tunemill_trainer.data.records import Record
 from tunemill_trainer.data.rows import JsonObject, Message, Role, Row, Source, Tool
@@ -38,7 +38,7 @@ class RowReader:
     Args:
         form: the format; not Auto, see `formats.detect`.
         contract: the tools of spec.tools. Rows without tools get them, and tools in rows must match them.
-        drops_thoughts: whether to remove the reasoning of assistant turns.
+        drop_reasoning: whether to remove the reasoning of assistant turns.
         last_turn_only: whether to train only on the last assistant turn of a row.
     """
 
@@ -47,12 +47,12 @@ class RowReader:
         form: DatasetFormat,
         contract: Sequence[Tool] = (),
         *,
-        drops_thoughts: bool = False,
+        drop_reasoning: bool = False,
         last_turn_only: bool = False,
     ) -> None:
         self.form = form
         self._contract = tuple(contract)
-        self._drops_thoughts = drops_thoughts
+        self._drop_reasoning = drop_reasoning
         self._last_turn_only = last_turn_only
 
     def read(self, record: Record) -> ReadRow:
@@ -79,12 +79,12 @@ class RowReader:
         """
         messages, tools = formats.read(value, self.form)
         if not tools and not self._contract:
-            messages, tools = prompts.tools_apart(messages)
+            messages, tools = prompts.extract_tools(messages)
         tools = tools or self._contract
-        messages, in_text = text_calls.apart(thoughts.apart(messages), tools)
-        messages, joints = answers.joined(messages)
-        messages = formats.without_filled_nulls(answers.in_order(messages), tools)
-        if self._drops_thoughts:
+        messages, in_text = text_calls.extract(reasoning.extract(messages), tools)
+        messages, joints = turn_order.merged(messages)
+        messages = formats.without_filled_nulls(turn_order.ordered(messages), tools)
+        if self._drop_reasoning:
             messages = [replace(message, reasoning="") for message in messages]
         if self._last_turn_only:
             messages = _with_last_turn_learnt(messages)

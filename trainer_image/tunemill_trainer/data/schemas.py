@@ -15,8 +15,8 @@ from pydantic import JsonValue
 from referencing import Registry
 
 from tunemill_trainer.data import quick
+from tunemill_trainer.data.caches import IdentityCache
 from tunemill_trainer.data.findings import RowError, Rule
-from tunemill_trainer.data.memo import Memo
 from tunemill_trainer.data.rows import JsonObject
 from tunemill_trainer.data.values import read_object
 
@@ -204,7 +204,7 @@ def _make_checker(parameters: JsonObject) -> Validator:
     return _draft_of(parameters)(_checkable(parameters, closed=True), registry=Registry())
 
 
-checker = Memo(_make_checker, size_of=lambda parameters: len(repr(parameters)))
+checker = IdentityCache(_make_checker, size_of=lambda parameters: len(repr(parameters)))
 """Returns a validator for the arguments of a call to a tool with the given parameters.
 
 It is stricter than JSON schema: an object with `properties` allows no others unless `additionalProperties` or
@@ -217,7 +217,7 @@ def _make_quick_check(parameters: JsonObject) -> quick.Check:
     return quick.check_of(_checkable(parameters, closed=True)) or (lambda _arguments: False)
 
 
-surely_fits = Memo(_make_quick_check, size_of=lambda parameters: len(repr(parameters)))
+surely_fits = IdentityCache(_make_quick_check, size_of=lambda parameters: len(repr(parameters)))
 """Returns a fast check that is true only for valid arguments. If it is false, `checker` must decide."""
 
 

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 
-from tunemill_trainer.data.memo import Memo
+from tunemill_trainer.data.caches import IdentityCache
 from tunemill_trainer.data.rows import Row, Tool
 
 _KINDS: dict[str, str] = {
@@ -73,4 +73,4 @@ def _find_in_tools(tools: tuple[Tool, ...]) -> tuple[str, ...]:
     return tuple(kind for tool in tools for kind in _kinds_in(json.dumps(tool.to_json(), ensure_ascii=False)))
 
 
-_in_tools = Memo(_find_in_tools, size_of=lambda tools: sum(tool.size for tool in tools))
+_in_tools = IdentityCache(_find_in_tools, size_of=lambda tools: sum(tool.size for tool in tools))

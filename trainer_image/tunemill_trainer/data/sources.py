@@ -38,7 +38,7 @@ _OUTPUT = re.compile(
 """Matches the output of stages in a workspace, possibly of another user. It contains rows of other runs, not input."""
 
 
-class Places:
+class DataFetcher:
     """Fetches data from S3, the Hub or the local disk.
 
     Args:

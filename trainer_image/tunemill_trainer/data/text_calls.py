@@ -105,7 +105,7 @@ _LIKE_A_CALL = ("arguments", "parameters", "args", "input", "function", "tool_in
 _BEGIN_OF_CODE = re.compile(r"\[?\s*(?:print\()?[A-Za-z_][\w.]*\(")
 
 
-def apart(messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[list[Message], list[Problem]]:
+def extract(messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[list[Message], list[Problem]]:
     """Return the turns with calls in text converted to calls, and a problem for text that may still contain one.
 
     Raises:

@@ -15,8 +15,8 @@ from referencing.exceptions import Unresolvable
 from tunemill_api.failures import Reason
 
 from tunemill_trainer.data import schemas
+from tunemill_trainer.data.caches import TextCache
 from tunemill_trainer.data.findings import Problem, RowError, Rule, Within
-from tunemill_trainer.data.memo import Remembered
 from tunemill_trainer.data.rows import Call, JsonObject, Tool
 from tunemill_trainer.data.values import is_deep, read_object, read_value, shortened
 from tunemill_trainer.errors import StageError
@@ -328,7 +328,7 @@ def _written_parameters(name: str, tool: JsonObject) -> JsonObject:
     return read if schemas.is_schema(read) else schemas.of_bare(read, name)
 
 
-_read_tools = Remembered(_unpack_tools)
+_read_tools = TextCache(_unpack_tools)
 """Parses the tools of a row, cached, because most rows have the same tools."""
-_read_tool = Remembered(_unpack_tool)
+_read_tool = TextCache(_unpack_tool)
 """Parses one tool, cached: rows with different lists share tools, and checking a schema takes milliseconds."""

@@ -10,10 +10,10 @@ from pydantic import JsonValue
 
 from tunemill_trainer.data.rows import Call, JsonObject, Tool
 from tunemill_trainer.data.values import shortened
+from tunemill_trainer.judge.ast_matching import best_pairs
+from tunemill_trainer.judge.exact_matching import equal_values, same_calls
 from tunemill_trainer.judge.lenient import read_leniently
-from tunemill_trainer.judge.match import equal_values, same_calls
 from tunemill_trainer.judge.replies.parsed import ParsedReply
-from tunemill_trainer.judge.tolerant import best_pairs
 
 
 class FaultKind(StrEnum):

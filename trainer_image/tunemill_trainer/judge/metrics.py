@@ -25,11 +25,11 @@ from dataclasses import dataclass, replace
 from tunemill_trainer.data.findings import crash
 from tunemill_trainer.data.rows import Call
 from tunemill_trainer.data.tools import call_problems, served_name
+from tunemill_trainer.judge.ast_matching import ast_match
+from tunemill_trainer.judge.exact_matching import equal_calls, same_calls, same_tools
 from tunemill_trainer.judge.faults import FaultKind, fault_of
-from tunemill_trainer.judge.match import equal_calls, same_calls, same_tools
 from tunemill_trainer.judge.parse import ReplyFormat, parse_reply
 from tunemill_trainer.judge.question import Question
-from tunemill_trainer.judge.tolerant import ast_match
 
 NO_CALL, BROKEN_CALL, UNKNOWN_TOOL = "<none>", "<invalid>", "<hallucinated>"
 """The rows and columns of the confusion table that are not tools."""

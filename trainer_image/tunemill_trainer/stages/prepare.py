@@ -20,14 +20,14 @@ from tunemill_api.status import DatasetFacts, PreparedFacts
 from tunemill_api.training import LossOn, Turns
 
 from tunemill_trainer.chat import examples, templates, tokenizer
-from tunemill_trainer.chat.examples import Examples, Unfit
+from tunemill_trainer.chat.examples import Examples, UnusableRow
 from tunemill_trainer.chat.templates import Choice
 from tunemill_trainer.chat.tokenizer import Vocabulary
 from tunemill_trainer.data import dataset as data
-from tunemill_trainer.data.dataset import Dataset, Reading
+from tunemill_trainer.data.dataset import Dataset, ReadOptions
 from tunemill_trainer.data.files import Data
 from tunemill_trainer.data.rows import JsonObject, Tool
-from tunemill_trainer.data.sources import Places
+from tunemill_trainer.data.sources import DataFetcher
 from tunemill_trainer.data.tools import given_tools
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.judge.parse import ReplyFormat
@@ -152,7 +152,9 @@ def _with_gpu_memory(context: StageContext, facts: PreparedFacts, base_folder: P
 @tracing.step("fetch data")
 def _fetch(context: StageContext, hub: Hub, folder: Path) -> tuple[Data, Data | None]:
     spec = context.spec.dataset
-    places = Places(lambda: s3.client(spec.endpoint, spec.region, context.credentials.s3("dataset")), hub, context.stop)
+    places = DataFetcher(
+        lambda: s3.client(spec.endpoint, spec.region, context.credentials.s3("dataset")), hub, context.stop
+    )
     train = places.fetch(spec.uri, "spec.dataset", folder / "train")
     evaluation = None
     if spec.evaluation.uri:
@@ -198,12 +200,12 @@ def _resolved(
 @tracing.step("read data")
 def _read(context: StageContext, of_user: _OfUser, train: Data, evaluation: Data | None, spool: Path) -> Dataset:
     spec = context.spec
-    how = Reading(
+    how = ReadOptions(
         format=spec.dataset.format,
         contract=of_user.tools,
-        drops_thoughts=spec.tokenizer.think is Think.DROP,
+        drop_reasoning=spec.tokenizer.think is Think.DROP,
         last_turn_only=spec.training.turns is Turns.LAST,
-        keeps_silent=spec.training.loss_on is LossOn.ALL,
+        keep_unsupervised=spec.training.loss_on is LossOn.ALL,
         seed=spec.dataset.evaluation.seed,
         workers=cpus.available(),
     )
@@ -257,7 +259,7 @@ def _encode(
         return tokens, written
 
     features = dataset.features
-    choice, vocabulary = templates.settle(speaker, wish.mode, features, wish.add_tokens, of_user, auto)
+    choice, vocabulary = templates.choose_and_extend(speaker, wish.mode, features, wish.add_tokens, of_user, auto)
     try:
         return write(choice, vocabulary)
     except _TemplateUnfitError as error:
@@ -265,8 +267,8 @@ def _encode(
             # Ours needs tags that the base model's own template did not.
             for_tags = vocabulary.mode_for_tags(wish.mode, auto)
             vocabulary = vocabulary.then(tokenizer.prepare_vocabulary(speaker, for_tags, features, ()))
-        passed_over = f"the base model's chat template: {error}"
-        return write(templates.ours(speaker, features, passed_over), vocabulary)
+        rejected_because = f"the base model's chat template: {error}"
+        return write(templates.tunemill_template(speaker, features, rejected_because), vocabulary)
 
 
 def _write_examples(
@@ -274,10 +276,10 @@ def _write_examples(
 ) -> Examples:
     training = context.spec.training
     fallback = templates.Fallback(choice, speaker, dataset.features)
-    unfit: list[Unfit] = []
+    unfit: list[UnusableRow] = []
 
-    def take_note(row: Unfit) -> None:
-        if fallback.carries(row.item.row, row.problem):
+    def take_note(row: UnusableRow) -> None:
+        if fallback.supports(row.item.row, row.problem):
             raise _TemplateUnfitError(f"{row.item.row.source}: {row.problem.message}")
         unfit.append(row)
 
@@ -291,7 +293,7 @@ def _write_examples(
         choice,
         writer,
         max_length=training.max_length,
-        on_everything=training.loss_on is LossOn.ALL,
+        loss_on_all=training.loss_on is LossOn.ALL,
         workers=cpus.available(),
         unfit=take_note,
         tick=tick,
@@ -351,7 +353,7 @@ def _rows_report(dataset: Dataset) -> JsonObject:
         "invalidRows": dataset.invalid,
         "duplicateRows": dataset.duplicates,
         "leakedRows": dataset.leaked,
-        "rowsWithoutAssistant": dataset.silent,
+        "rowsWithoutAssistant": dataset.unsupervised,
         "tools": [*sorted(dataset.offers)],
     }
 
@@ -362,7 +364,7 @@ def _report(dataset: Dataset, written: Examples, choice: Choice) -> JsonObject:
         "evaluation": written.held_out.to_json() | {"cases": written.cases},
         "chatTemplate": {
             "origin": choice.origin.value,
-            "passedOver": choice.passed_over,
+            "passedOver": choice.rejected_because,
             "callFormat": choice.encoder.call_format.value,
         },
         "findings": dataset.findings.to_json(),

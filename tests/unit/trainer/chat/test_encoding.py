@@ -13,7 +13,7 @@ from tunemill_trainer.prepared import IGNORED
 
 def encoder_of(speaker):
     """Our template for a tokenizer."""
-    return templates.ours(speaker, EVERYTHING, "").encoder
+    return templates.tunemill_template(speaker, EVERYTHING, "").encoder
 
 
 def test_labels_are_the_assistants_tokens_or_all():

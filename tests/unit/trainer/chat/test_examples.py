@@ -5,8 +5,8 @@ from trainer.chat.speakers import GEMMA, a_speaker
 from trainer.data.building import openai_row, some_data
 from tunemill_api.data import Dataset, TokenizerMode
 from tunemill_trainer.chat import examples, templates
-from tunemill_trainer.chat.beginnings import Beginnings
 from tunemill_trainer.chat.encoding import CHARACTERS_A_TOKEN
+from tunemill_trainer.chat.prefix_cache import PrefixCache
 from tunemill_trainer.data import dataset as data
 from tunemill_trainer.data.findings import Rule
 from tunemill_trainer.prepared import PreparedWriter
@@ -18,8 +18,8 @@ def written(folder, *, workers=1, max_length=4096, rows=ROWS):
     """Write rows; return what was counted and the folder."""
     folder.mkdir()
     wish = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl"})
-    found = data.read(wish, data.Reading(), some_data(folder, rows), None, folder / "spool", lambda: None)
-    choice, _ = templates.settle(a_speaker(GEMMA), TokenizerMode.AUTO, found.features, [], None)
+    found = data.read(wish, data.ReadOptions(), some_data(folder, rows), None, folder / "spool", lambda: None)
+    choice, _ = templates.choose_and_extend(a_speaker(GEMMA), TokenizerMode.AUTO, found.features, [], None)
     unfit = []
     with PreparedWriter(folder / "output") as writer:
         counted = examples.write(
@@ -27,7 +27,7 @@ def written(folder, *, workers=1, max_length=4096, rows=ROWS):
             choice,
             writer,
             max_length=max_length,
-            on_everything=False,
+            loss_on_all=False,
             workers=workers,
             unfit=unfit.append,
             tick=lambda done: None,
@@ -71,14 +71,14 @@ def test_long_rows_are_findings_with_their_length(tmp_path):
 def test_a_row_that_is_certainly_too_long_is_not_tokenised(tmp_path, monkeypatch):
     """A tokenizer may take any time and memory for megabytes of text; the row is left out like other long ones."""
     longest = 0
-    tokenise = Beginnings.tokenise
+    tokenise = PrefixCache.tokenise
 
     def noted(self, texts, own):
         nonlocal longest
         longest = max([longest, *map(len, texts)])
         return tokenise(self, texts, own)
 
-    monkeypatch.setattr(Beginnings, "tokenise", noted)
+    monkeypatch.setattr(PrefixCache, "tokenise", noted)
     rows = [*ROWS[:5], openai_row("a" * 2**20), *ROWS[5:10]]
     counted, unfit, _ = written(tmp_path / "rows", rows=rows, max_length=512)
     assert unfit == []

@@ -63,7 +63,7 @@ def test_a_template_of_the_base_model_is_passed_over(attack):
     """Ours takes its place, and the report says why."""
     choice = templates.choose(a_speaker(CHATML, template=CHATML_TEMPLATE + attack), EVERYTHING, None)
     assert choice.origin is Origin.TUNEMILL
-    assert "the base model's chat template" in choice.passed_over
+    assert "the base model's chat template" in choice.rejected_because
 
 
 @pytest.mark.parametrize(("attack", "said"), [(ENDLESS[0], "takes more than"), (GREEDY[0], "needs more than")])

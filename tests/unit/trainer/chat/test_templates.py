@@ -77,7 +77,7 @@ def test_gemma_gets_the_system_message_and_the_tools_in_its_first_user_turn():
 def test_the_base_models_own_is_taken_where_it_is_proven():
     """A template that carries tools stays as it is, without any marks in it."""
     choice = templates.choose(a_speaker(CHATML, template=CHATML_TEMPLATE), EVERYTHING, None)
-    assert (choice.origin, choice.passed_over) == (Origin.BASE, "")
+    assert (choice.origin, choice.rejected_because) == (Origin.BASE, "")
     assert choice.encoder.template.source == CHATML_TEMPLATE
 
 
@@ -103,7 +103,7 @@ def test_a_template_that_drops_something_is_passed_over_with_the_reason(template
     """What a base model's template cannot carry is found by rendering, not by searching its text."""
     choice = templates.choose(a_speaker(CHATML, template=template), EVERYTHING, None)
     assert choice.origin is Origin.TUNEMILL
-    assert reason in choice.passed_over
+    assert reason in choice.rejected_because
 
 
 def test_rows_without_tools_need_no_template_for_tools():
@@ -161,7 +161,7 @@ def test_a_template_of_the_users_own_may_end_its_turns_in_tokens_to_be_added():
     speaker = a_speaker(PLAIN)
     turns = ["<|im_start|>", "<|im_end|>"]
     features = Features(tools=True, calls=True)
-    choice, vocabulary = templates.settle(speaker, TokenizerMode.AUTO, features, turns, CHATML_TEMPLATE)
+    choice, vocabulary = templates.choose_and_extend(speaker, TokenizerMode.AUTO, features, turns, CHATML_TEMPLATE)
     assert choice.origin is Origin.USER
     assert [token.token for token in vocabulary.added[:2]] == turns
     assert {"<tool_call>", "</tool_call>"} <= {token.token for token in vocabulary.added}
@@ -194,8 +194,8 @@ def test_a_base_that_calls_in_its_own_way_keeps_its_template_and_its_vocabulary(
     speaker = a_speaker(special, template=template)
     before = len(speaker)
     features = Features(system=True, tools=True, calls=True, responses=True)
-    choice, vocabulary = templates.settle(speaker, TokenizerMode.AUTO, features, [], None)
-    assert (choice.origin, choice.encoder.call_format) == (Origin.BASE, call_format), choice.passed_over
+    choice, vocabulary = templates.choose_and_extend(speaker, TokenizerMode.AUTO, features, [], None)
+    assert (choice.origin, choice.encoder.call_format) == (Origin.BASE, call_format), choice.rejected_because
     assert (vocabulary.mode, len(speaker)) == (TokenizerMode.REUSE, before)
     assert speaker.convert_ids_to_tokens(list(choice.ends_of_turns)) == ends
     row = a_row(user(), calls(city="L'Aquila"), answers("7"), says("Seven."))
@@ -207,6 +207,6 @@ def test_arguments_that_the_parser_would_lose_are_found():
     """FunctionGemma's parser on the server drops numbers: such a row is no good with the base model's own template."""
     speaker = a_speaker(FUNCTION_GEMMA, template=FUNCTION_GEMMA_TEMPLATE)
     features = Features(tools=True, calls=True)
-    choice, _ = templates.settle(speaker, TokenizerMode.AUTO, features, [], None)
+    choice, _ = templates.choose_and_extend(speaker, TokenizerMode.AUTO, features, [], None)
     (encoded,) = choice.encoder.encode([a_row(user(), calls(city="Rome", days=2))])
     assert encoded.problem.rule is Rule.NOT_REPRODUCIBLE

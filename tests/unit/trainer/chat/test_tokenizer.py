@@ -87,7 +87,7 @@ def test_tokens_that_the_user_wants_are_added_once():
 def test_auto_keeps_tags_as_text_where_it_is_told_to(wish, auto, more, expected):
     """But not if the user's own tokens extend the vocabulary anyway, and a wish is a wish."""
     speaker = a_speaker(GEMMA)
-    _, vocabulary = templates.settle(speaker, wish, CALLS, more, None, auto)
+    _, vocabulary = templates.choose_and_extend(speaker, wish, CALLS, more, None, auto)
     assert vocabulary.mode is expected
     added = [*more, "<tools>", "</tools>", *CALL_TAGS] if expected is TokenizerMode.EXTEND else []
     assert [token.token for token in vocabulary.added] == added

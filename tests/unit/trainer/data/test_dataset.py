@@ -11,10 +11,10 @@ from tunemill_trainer.data.findings import Rule
 from tunemill_trainer.errors import StageError
 
 
-def read(folder, train, held_out=None, *, workers=1, contract=(), keeps_silent=False, **spec):
+def read(folder, train, held_out=None, *, workers=1, contract=(), keep_unsupervised=False, **spec):
     """Read rows as spec.dataset would have it."""
     wish = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl", **spec})
-    how = dataset.Reading(wish.format, contract, keeps_silent=keeps_silent, workers=workers)
+    how = dataset.ReadOptions(wish.format, contract, keep_unsupervised=keep_unsupervised, workers=workers)
     evaluation = None if held_out is None else some_data(folder, held_out, "held-out.jsonl")
     return dataset.read(wish, how, some_data(folder, train), evaluation, folder / "spool", lambda: None)
 
@@ -134,8 +134,8 @@ def test_max_rows_counts_from_the_start(tmp_path):
 
 def test_rows_without_an_assistant_are_only_learnt_from_with_loss_on_all(tmp_path):
     """They are left out and counted, or kept for training, never held out."""
-    assert (read(tmp_path, [*good(3), SILENT]).silent, read(tmp_path, [*good(3), SILENT]).kept) == (1, 3)
-    kept = list(read(tmp_path, [*good(3), SILENT], keeps_silent=True))
+    assert (read(tmp_path, [*good(3), SILENT]).unsupervised, read(tmp_path, [*good(3), SILENT]).kept) == (1, 3)
+    kept = list(read(tmp_path, [*good(3), SILENT], keep_unsupervised=True))
     assert (len(kept), kept[-1].held_out) == (4, False)
 
 
@@ -162,7 +162,7 @@ def test_many_processes_find_what_one_finds(tmp_path):
     rows = [*good(700), BAD, *good(5), SILENT]
     one, many = (read(tmp_path, rows, workers=workers, maxInvalidFraction="0.1") for workers in (1, 2))
     assert one.findings.listed == many.findings.listed
-    assert (many.invalid, many.duplicates, many.silent) == (1, 5, 1)
+    assert (many.invalid, many.duplicates, many.unsupervised) == (1, 5, 1)
     assert list(one) == list(many)
 
 

@@ -21,13 +21,21 @@ def test_a_row_may_end_with_a_call_and_may_offer_no_tools():
 @pytest.mark.parametrize(
     ("row", "rule", "message"),
     [
-        (a_row(user(), calls("fly", to="Mars")), Rule.UNKNOWN_TOOL, "fly is not declared; the row declares get_weather"),
+        (
+            a_row(user(), calls("fly", to="Mars")),
+            Rule.UNKNOWN_TOOL,
+            "fly is not declared; the row declares get_weather",
+        ),
         (a_row(user(), calls()), Rule.MISSING_ARGUMENT, "get_weather: 'city' is a required property"),
         (a_row(user(), calls(city="Rome", hour=3)), Rule.EXTRA_ARGUMENT, "has the argument hour"),
         (a_row(user(), calls(city="Rome", days="2")), Rule.WRONG_ARGUMENT, "get_weather.days: '2' is not of type"),
         (a_row(says(), user()), Rule.ROLE_ORDER, "the first turn is the assistant's"),
         (a_row(user(), answers()), Rule.ROLE_ORDER, "the tool message does not follow a call"),
-        (a_row(user(), says(), Message(Role.SYSTEM, "x")), Rule.ROLE_ORDER, "the system message follows a message of role assistant"),
+        (
+            a_row(user(), says(), Message(Role.SYSTEM, "x")),
+            Rule.ROLE_ORDER,
+            "the system message follows a message of role assistant",
+        ),
         (a_row(Message(Role.SYSTEM, "x")), Rule.ROLE_ORDER, "only a system message"),
         (
             a_row(user(), calls(city="Rome"), user()),

@@ -59,7 +59,7 @@ def test_the_canary_rows_break_every_rule():
 def read(folder, content, **spec):
     """Run the first pass of prepare over a file."""
     wish = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl", **spec})
-    how = dataset.Reading(wish.format, workers=1)
+    how = dataset.ReadOptions(wish.format, workers=1)
     return dataset.read(wish, how, some_data(folder, content), None, folder / "spool", lambda: None)
 
 

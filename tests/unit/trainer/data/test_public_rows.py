@@ -11,7 +11,7 @@ from tunemill_api.data import DatasetFormat
 from tunemill_api.failures import Reason
 from tunemill_trainer.data import formats
 from tunemill_trainer.data.findings import DataError, Rule
-from tunemill_trainer.data.formats import refused
+from tunemill_trainer.data.formats import unsupported
 from tunemill_trainer.data.reading import RowReader
 from tunemill_trainer.data.records import Record
 from tunemill_trainer.data.rows import Role, Source
@@ -97,9 +97,9 @@ def test_what_is_not_read_is_refused_by_its_name(row, name):
 def test_each_kind_that_is_refused_is_tried_above():
     """And is in the table of the docs."""
     tried = {case[1] for case in test_what_is_not_read_is_refused_by_its_name.pytestmark[0].args[1]}
-    assert tried == {kind.name for kind in refused.KINDS}
+    assert tried == {kind.name for kind in unsupported.KINDS}
     page = PAGE.read_text()
-    assert [kind.name for kind in refused.KINDS if f"| {kind.name} |" not in page] == []
+    assert [kind.name for kind in unsupported.KINDS if f"| {kind.name} |" not in page] == []
 
 
 def test_the_table_of_the_docs_has_each_format_with_its_source():

@@ -138,5 +138,5 @@ def test_a_null_that_the_schema_allows_or_requires_stays():
 def test_thoughts_can_be_left_out():
     """For a model that is to answer at once."""
     row = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "<think>Hm.</think>Hi"}]}
-    reader = RowReader(DatasetFormat.HERMES, drops_thoughts=True)
+    reader = RowReader(DatasetFormat.HERMES, drop_reasoning=True)
     assert reader.read(Record(Source("calls.jsonl", 1), row)).row.messages[1] == Message(Role.ASSISTANT, "Hi")

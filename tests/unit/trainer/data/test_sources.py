@@ -18,7 +18,7 @@ from tunemill_api.scalars import DataUri
 from tunemill_dev.hub.accounts import Accounts
 from tunemill_dev.hub.local import local_hub
 from tunemill_trainer.data.records import records
-from tunemill_trainer.data.sources import Places, matching
+from tunemill_trainer.data.sources import DataFetcher, matching
 from tunemill_trainer.errors import Interrupted, StageError
 from tunemill_trainer.process.stop import StopSignal
 from tunemill_trainer.storage.hub import Hub
@@ -45,7 +45,7 @@ def fetch(tmp_path, monkeypatch):
             client.put_object(Bucket="team-a", Key=key, Body=content)
 
         def run(uri, stop=None):
-            data = Places(lambda: client, Hub("", None), stop or StopSignal()).fetch(
+            data = DataFetcher(lambda: client, Hub("", None), stop or StopSignal()).fetch(
                 uri, "spec.dataset", tmp_path / "f"
             )
             return {file.name: [record.value["n"] for record in records(file)] for file in data.files}, data
@@ -77,7 +77,9 @@ def test_nothing_of_use_is_told(fetch, uri):
     with pytest.raises(StageError) as raised:
         fetch(uri)
     assert raised.value.reason is Reason.OBJECT_NOT_FOUND
-    assert f"{uri} (spec.dataset.uri), found {int('txt' in uri)} objects, none with such a suffix" in raised.value.message
+    assert (
+        f"{uri} (spec.dataset.uri), found {int('txt' in uri)} objects, none with such a suffix" in raised.value.message
+    )
 
 
 OUTPUT = "tunemill/team-b/prepare/0123456789abcdef/0a1b2c3d/evaluation.jsonl"
@@ -123,7 +125,7 @@ def test_a_key_never_becomes_a_path(tmp_path):
         get_paginator=lambda _: SimpleNamespace(paginate=lambda **_: pages),
         get_object=lambda **_: {"Body": StreamingBody(BytesIO(b'{"n": 1}\n'), 9), "ETag": "x"},
     )
-    data = Places(lambda: client, Hub("", None), StopSignal()).fetch(
+    data = DataFetcher(lambda: client, Hub("", None), StopSignal()).fetch(
         "s3://team-a/calls/", "spec.dataset", tmp_path / "f"
     )
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["000000", "000001", "000002"]
@@ -180,7 +182,9 @@ def hub(tmp_path, monkeypatch):
         api.create_tag("alice/calls", tag="v1", repo_type="dataset")
 
         def run(uri, token=TOKEN):
-            data = Places(pytest.fail, Hub(served.url, token), StopSignal()).fetch(uri, "spec.dataset", tmp_path / "f")
+            data = DataFetcher(pytest.fail, Hub(served.url, token), StopSignal()).fetch(
+                uri, "spec.dataset", tmp_path / "f"
+            )
             return {file.name: [record.value["n"] for record in records(file)] for file in data.files}
 
         run.api = api

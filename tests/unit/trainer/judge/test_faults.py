@@ -35,7 +35,12 @@ def fault(
         ("Hello!", [OSLO], FaultKind.MISSED_CALL, "expected a call to weather, found none"),
         ("<tool_call>{}</tool_call>", [OSLO], FaultKind.BROKEN_CALL, "a call needs a name, which must be a string"),
         ("<tool_call>{}</tool_call>", [], FaultKind.BROKEN_CALL, "a call needs a name, which must be a string"),
-        (says(Call("fly", {})), [OSLO], FaultKind.HALLUCINATED_TOOL, "found a call to fly, which is not an available tool"),
+        (
+            says(Call("fly", {})),
+            [OSLO],
+            FaultKind.HALLUCINATED_TOOL,
+            "found a call to fly, which is not an available tool",
+        ),
         (says(OSLO, OSLO), [OSLO], FaultKind.TOO_MANY_CALLS, "expected a call to weather, found weather, weather"),
         (says(OSLO), [OSLO, OSLO], FaultKind.TOO_FEW_CALLS, "expected a call to weather, weather, found weather"),
         (says(Call("timer", {})), [OSLO], FaultKind.WRONG_TOOL, "expected a call to weather, found timer"),

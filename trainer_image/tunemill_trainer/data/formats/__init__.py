@@ -1,7 +1,7 @@
 """The supported data set formats, one module each, and their detection.
 
 A format is a module with `read(value) -> (messages, tools)`, which raises RowError for a row that it cannot read. Most
-also have `is_one(value)`, which returns whether a row can only be of this format. Calls in text and the order of tool
+also have `matches(value)`, which returns whether a row can only be of this format. Calls in text and the order of tool
 responses are the same for all formats, so `reading` handles them.
 """
 
@@ -26,13 +26,13 @@ from tunemill_trainer.data.formats import (
     nestful,
     openai,
     prompt_completion,
-    refused,
     responses,
     simple,
     swift,
     tau_bench,
     toolace,
     toolbench,
+    unsupported,
     when2call,
     xlam,
 )
@@ -67,20 +67,20 @@ READERS: dict[DatasetFormat, Reader] = {
 }
 
 _SURE: dict[DatasetFormat, Callable[[JsonObject], bool]] = {
-    DatasetFormat.CLIENT_LOG: client_log.is_one,
-    DatasetFormat.PROMPT_COMPLETION: prompt_completion.is_one,
-    DatasetFormat.TAU_BENCH: tau_bench.is_one,
-    DatasetFormat.ANTHROPIC: anthropic.is_one,
-    DatasetFormat.SWIFT: swift.is_one,
-    DatasetFormat.WHEN2CALL: when2call.is_one,
-    DatasetFormat.TOOLBENCH: toolbench.is_one,
-    DatasetFormat.XLAM: xlam.is_one,
-    DatasetFormat.GLAIVE: glaive.is_one,
-    DatasetFormat.SIMPLE: simple.is_one,
-    DatasetFormat.BFCL: bfcl.is_one,
-    DatasetFormat.NESTFUL: nestful.is_one,
-    DatasetFormat.API_BANK: api_bank.is_one,
-    DatasetFormat.RESPONSES: responses.is_one,
+    DatasetFormat.CLIENT_LOG: client_log.matches,
+    DatasetFormat.PROMPT_COMPLETION: prompt_completion.matches,
+    DatasetFormat.TAU_BENCH: tau_bench.matches,
+    DatasetFormat.ANTHROPIC: anthropic.matches,
+    DatasetFormat.SWIFT: swift.matches,
+    DatasetFormat.WHEN2CALL: when2call.matches,
+    DatasetFormat.TOOLBENCH: toolbench.matches,
+    DatasetFormat.XLAM: xlam.matches,
+    DatasetFormat.GLAIVE: glaive.matches,
+    DatasetFormat.SIMPLE: simple.matches,
+    DatasetFormat.BFCL: bfcl.matches,
+    DatasetFormat.NESTFUL: nestful.matches,
+    DatasetFormat.API_BANK: api_bank.matches,
+    DatasetFormat.RESPONSES: responses.matches,
 }
 """Tests that recognise a format with certainty. The first match wins, because a log contains `messages`, too."""
 
@@ -95,7 +95,7 @@ def read(value: JsonObject, form: DatasetFormat) -> tuple[list[Message], tuple[T
     Raises:
         RowError: the row cannot be read.
     """
-    if (kind := refused.kind_of(value)) is not None:
+    if (kind := unsupported.kind_of(value)) is not None:
         raise RowError(Rule.FORMAT, f"{kind.name}: not supported. {kind.remedy}")
     return READERS[form](with_turns(value))
 
@@ -132,12 +132,12 @@ def detect(rows: Iterable[Record], name: str, wanted: DatasetFormat = DatasetFor
         values = [with_turns(value) for value in values]
         seen = [
             found
-            for found in (_form_of(value) for value in values if refused.kind_of(value) is None)
+            for found in (_form_of(value) for value in values if unsupported.kind_of(value) is None)
             if found is not None
         ]
     except Exception as error:  # noqa: BLE001 - whatever it is, its message may quote a row
         raise crash(error, f"one of the first {len(samples)} rows of {name}") from None
-    kinds = Counter(kind.name for kind in map(refused.kind_of, values) if kind is not None)
+    kinds = Counter(kind.name for kind in map(unsupported.kind_of, values) if kind is not None)
     if kinds.total() > len(seen):
         raise _not_read(kinds.most_common(1)[0][0], name)
     if not seen:
@@ -189,7 +189,7 @@ def _first(rows: Iterable[Record]) -> list[Record]:
 
 
 def _not_read(kind: str, name: str) -> DataError:
-    remedy = next(each.remedy for each in refused.KINDS if each.name == kind)
+    remedy = next(each.remedy for each in unsupported.KINDS if each.name == kind)
     return DataError(
         Reason.DATASET_FORMAT_UNKNOWN, f"most rows of {name} are {kind}, which is not supported", remedy=remedy
     )
@@ -197,7 +197,7 @@ def _not_read(kind: str, name: str) -> DataError:
 
 def _form_of(sample: JsonObject) -> tuple[DatasetFormat, bool] | None:
     """Return the format of a row and whether it is certain; None if the format is unknown."""
-    sure = next((form for form, is_one in _SURE.items() if is_one(sample)), None)
+    sure = next((form for form, matches in _SURE.items() if matches(sample)), None)
     if sure is not None:
         return sure, True
     if isinstance(sample.get("conversations"), list):
@@ -211,7 +211,7 @@ def _form_of(sample: JsonObject) -> tuple[DatasetFormat, bool] | None:
 
 
 def _form_of_conversations(sample: JsonObject) -> tuple[DatasetFormat, bool]:
-    if toolace.is_one(sample):
+    if toolace.matches(sample):
         return DatasetFormat.TOOLACE, True
     if hermes.has_tags(json.dumps([sample["conversations"], sample.get("system")], ensure_ascii=False)):
         return DatasetFormat.HERMES, True

@@ -10,7 +10,15 @@ from pydantic import JsonValue
 
 from tunemill_trainer.data.findings import Within
 from tunemill_trainer.data.formats import openai
-from tunemill_trainer.data.formats.turns import answer_of, message_of, role_of, said_in, speaker_of, text_of, turns_of
+from tunemill_trainer.data.formats.turns import (
+    answer_of,
+    content_in,
+    message_of,
+    role_name_of,
+    role_of,
+    text_of,
+    turns_of,
+)
 from tunemill_trainer.data.rows import JsonObject, Message, Role, Tool
 from tunemill_trainer.data.tools import identifier_of
 
@@ -18,7 +26,7 @@ _HIDDEN = "redacted_thinking"
 """Encrypted reasoning."""
 
 
-def is_one(value: JsonObject) -> bool:
+def matches(value: JsonObject) -> bool:
     """Return whether a row has blocks that no other format has."""
     turns = value.get("messages")
     return isinstance(turns, list) and any(
@@ -46,12 +54,12 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
 
 def _turn(turn: JsonObject) -> Iterator[Message]:
     """Yield the messages of a turn; the tool results in a user turn come before its text."""
-    said = said_in(turn)
+    said = content_in(turn)
     blocks = _blocks(said)
     if isinstance(said, list):
         blocks = [block for block in blocks if not (isinstance(block, dict) and block.get("type") == _HIDDEN)]
         turn = {**turn, "content": blocks}
-    if role_of(speaker_of(turn)) is not Role.USER:
+    if role_of(role_name_of(turn)) is not Role.USER:
         yield message_of(turn)
         return
     results = [block for block in blocks if isinstance(block, dict) and block.get("type") == "tool_result"]

@@ -22,7 +22,7 @@ _ASKED = re.compile(r"^Generate (?:API Request|AI response|the next reply)\S*\s*
 _DECODER = json.JSONDecoder()
 
 
-def is_one(value: JsonObject) -> bool:
+def matches(value: JsonObject) -> bool:
     """Return whether a row has the fields of this format and mentions API requests."""
     texts = [value.get("instruction"), value.get("output", value.get("expected_output"))]
     return (

@@ -15,7 +15,7 @@ from tunemill_trainer.data.tools import read_tools
 from tunemill_trainer.data.values import read_object, read_value
 
 
-def is_one(value: JsonObject) -> bool:
+def matches(value: JsonObject) -> bool:
     """Return whether a row has the fields of a question with its answer."""
     return {"question", "function", "ground_truth"} <= value.keys()
 
@@ -26,7 +26,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     Raises:
         RowError: the row cannot be read.
     """
-    if not is_one(value):
+    if not matches(value):
         raise RowError(Rule.FORMAT, "expected the fields `question`, `function` and `ground_truth`, joined by `id`")
     with Within("question"):
         messages = [message_of(read_object(turn, Rule.FORMAT, "a turn")) for turn in _first_turns(value["question"])]

@@ -13,7 +13,7 @@ from tunemill_trainer.data.rows import JsonObject, Message, Tool
 from tunemill_trainer.data.values import read_object
 
 
-def is_one(value: JsonObject) -> bool:
+def matches(value: JsonObject) -> bool:
     """Return whether a row has both a request and a response of the API."""
     response = _response(value)
     sent = _request(value)

@@ -24,7 +24,7 @@ _ABOUT_TOOLS = re.compile(
 """Sentences about tools in the prompts, which are removed because the chat template has such instructions."""
 
 
-def is_one(value: JsonObject) -> bool:
+def matches(value: JsonObject) -> bool:
     """Return whether a row has the fields of this format."""
     return isinstance(value.get("chat"), str)
 

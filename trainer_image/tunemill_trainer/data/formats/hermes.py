@@ -14,16 +14,16 @@ from dataclasses import replace
 
 from pydantic import JsonValue
 
-from tunemill_trainer.data import thoughts
+from tunemill_trainer.data import reasoning
 from tunemill_trainer.data.findings import RowError, Rule, Within
 from tunemill_trainer.data.formats.turns import (
     CALLERS,
     answer_of,
     calls_of,
+    content_in,
     message_of,
+    role_name_of,
     role_of,
-    said_in,
-    speaker_of,
     text_of,
     turns_of,
     without_blank_lines,
@@ -100,7 +100,7 @@ def _masked_role(value: JsonObject) -> Role | None:
 
 def _take(turn: JsonObject, messages: list[Message], tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
     """Append the messages of a turn, and return the tools found so far."""
-    role, said = role_of(speaker_of(turn)), said_in(turn)
+    role, said = role_of(role_name_of(turn)), content_in(turn)
     if role is Role.ASSISTANT:
         messages.append(_assistant(turn))
         return tools
@@ -125,13 +125,13 @@ def _only_responses(text: str) -> bool:
 
 
 def _assistant(turn: JsonObject) -> Message:
-    said = said_in(turn)
-    if speaker_of(turn) in CALLERS and isinstance(said, str) and "<tool_call>" in said:
+    said = content_in(turn)
+    if role_name_of(turn) in CALLERS and isinstance(said, str) and "<tool_call>" in said:
         turn = {**turn, "role": "assistant"}
     message = message_of(turn)
     if message.calls:
         return replace(message, content=message.content.strip())
-    thought, text = thoughts.split(message.content)
+    thought, text = reasoning.split(message.content)
     calls = [call for block in _CALL.findall(text) for call in calls_of(read_value(block, Rule.BROKEN_CALL))]
     text = _CALL.sub("", text)
     return replace(message, content=text.strip(), reasoning=message.reasoning or thought, calls=tuple(calls))

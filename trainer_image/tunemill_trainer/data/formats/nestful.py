@@ -16,7 +16,7 @@ from tunemill_trainer.data.tools import read_tools
 from tunemill_trainer.data.values import read_value
 
 
-def is_one(value: JsonObject) -> bool:
+def matches(value: JsonObject) -> bool:
     """Return whether a row has the fields of this format."""
     return {"input", "output", "tools"} <= value.keys() and bool(value.keys() & {"sample_id", "gold_answer"})
 

@@ -10,7 +10,7 @@ from tunemill_trainer.data.formats import openai
 from tunemill_trainer.data.rows import JsonObject, Message, Role, Tool
 
 
-def is_one(value: JsonObject) -> bool:
+def matches(value: JsonObject) -> bool:
     """Return whether a row has the fields of this format."""
     return isinstance(value.get("prompt"), list) and isinstance(value.get("completion"), list | dict)
 

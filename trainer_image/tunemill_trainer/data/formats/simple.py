@@ -15,7 +15,7 @@ INSTRUCTION = "You are a model that can do function calling with the following f
 """The system message of the guide's rows, which FunctionGemma was trained with."""
 
 
-def is_one(value: JsonObject) -> bool:
+def matches(value: JsonObject) -> bool:
     """Return whether a row has the fields of this format."""
     return "user_content" in value and "tool_name" in value
 
@@ -26,7 +26,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     Raises:
         RowError: the row cannot be read.
     """
-    if not is_one(value):
+    if not matches(value):
         raise RowError(Rule.FORMAT, "expected the fields `user_content`, `tool_name` and `tool_arguments`")
     call: dict[str, JsonValue] = {"name": value["tool_name"], "arguments": value.get("tool_arguments")}
     with Within("user_content"):

@@ -15,7 +15,7 @@ from tunemill_trainer.data.rows import JsonObject, Message, Role, Tool
 _ROLES = ("tool_call", "tool_response")
 
 
-def is_one(value: JsonObject) -> bool:
+def matches(value: JsonObject) -> bool:
     """Return whether a row has the roles of this format, or the fields of its older form."""
     turns = value.get("messages")
     if isinstance(turns, list):

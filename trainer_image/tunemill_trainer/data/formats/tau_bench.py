@@ -19,7 +19,7 @@ _STOP = ("###STOP###", "###TRANSFER###", "###OUT-OF-SCOPE###")
 """Signals of the simulated user to the benchmark that the conversation ends."""
 
 
-def is_one(value: JsonObject) -> bool:
+def matches(value: JsonObject) -> bool:
     """Return whether a row has the fields of a trajectory."""
     if isinstance(value.get("traj"), list):
         return True

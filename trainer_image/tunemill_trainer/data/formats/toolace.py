@@ -12,10 +12,10 @@ from tunemill_trainer.data import balanced
 from tunemill_trainer.data.findings import RowError, Rule, Within
 from tunemill_trainer.data.formats.turns import (
     answer_of,
-    learnt_in,
+    content_in,
+    is_learnt,
+    role_name_of,
     role_of,
-    said_in,
-    speaker_of,
     text_of,
     turns_of,
     without_blank_lines,
@@ -44,7 +44,7 @@ _PROMPT_ABOUT_CALLS = tuple(
 format."""
 
 
-def is_one(value: JsonObject) -> bool:
+def matches(value: JsonObject) -> bool:
     """Return whether a row has the fields of this format, and tools in its prompt or calls in brackets."""
     turns, system = value.get("conversations"), value.get("system")
     if not isinstance(turns, list) or not isinstance(system, str) or value.get("tools"):
@@ -67,10 +67,10 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     messages = [Message(Role.SYSTEM, prompt)] if prompt else []
     for index, turn in enumerate(turns):
         with Within("conversations", index):
-            role, said = role_of(speaker_of(turn)), said_in(turn)
+            role, said = role_of(role_name_of(turn)), content_in(turn)
             text = (answer_of(said) if role is Role.TOOL else text_of(said)).strip()
             calls = calls_in(text, {tool.name for tool in tools}) if role is Role.ASSISTANT else ()
-            learnt = role is not Role.ASSISTANT or learnt_in(turn)
+            learnt = role is not Role.ASSISTANT or is_learnt(turn)
             messages.append(Message(role, "" if calls else text, calls=calls, learnt=learnt))
     if not tools:
         with Within("tools"):

@@ -11,10 +11,10 @@ from tunemill_trainer.data import balanced
 from tunemill_trainer.data.findings import RowError, Rule, Within
 from tunemill_trainer.data.formats.turns import (
     answer_of,
-    learnt_in,
+    content_in,
+    is_learnt,
+    role_name_of,
     role_of,
-    said_in,
-    speaker_of,
     text_of,
     turns_of,
     without_blank_lines,
@@ -34,7 +34,7 @@ _ABOUT_CALLS = (
 format."""
 
 
-def is_one(value: JsonObject) -> bool:
+def matches(value: JsonObject) -> bool:
     """Return whether a row has turns of this format."""
     turns = value.get("conversations")
     return isinstance(turns, list) and any(
@@ -54,16 +54,16 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     finished = False
     for index, turn in enumerate(turns_of(value, "conversations")):
         with Within("conversations", index):
-            role = role_of(speaker_of(turn))
+            role = role_of(role_name_of(turn))
             if role is Role.ASSISTANT:
-                message = _assistant(text_of(said_in(turn)).strip(), learnt=learnt_in(turn))
+                message = _assistant(text_of(content_in(turn)).strip(), learnt=is_learnt(turn))
                 finished = not message.calls
                 messages.append(message)
             elif role is Role.TOOL:
                 # The response of Finish has no content.
-                messages += [] if finished else [Message(role, answer_of(said_in(turn)))]
+                messages += [] if finished else [Message(role, answer_of(content_in(turn)))]
             else:
-                text = text_of(said_in(turn)).strip()
+                text = text_of(content_in(turn)).strip()
                 if role is Role.SYSTEM:
                     text, found = _system(text)
                     tools = tools or found

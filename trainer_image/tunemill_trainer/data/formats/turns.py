@@ -7,7 +7,7 @@ from typing import cast
 
 from pydantic import JsonValue
 
-from tunemill_trainer.data import thoughts
+from tunemill_trainer.data import reasoning
 from tunemill_trainer.data.findings import RowError, Rule, Within
 from tunemill_trainer.data.formats import printed
 from tunemill_trainer.data.rows import Call, JsonObject, Message, Role
@@ -94,17 +94,17 @@ def role_of(speaker: JsonValue) -> Role:
     raise RowError(Rule.UNKNOWN_ROLE, f"unknown role {shortened(repr(speaker))}, expected one of {expected}")
 
 
-def speaker_of(turn: JsonObject) -> JsonValue:
+def role_name_of(turn: JsonObject) -> JsonValue:
     """Return the name of a turn's role, from `role` or `from`."""
     return turn.get("role", turn.get("from"))
 
 
-def said_in(turn: JsonObject) -> JsonValue:
+def content_in(turn: JsonObject) -> JsonValue:
     """Return the content of a turn, from `content` or `value`, unparsed."""
     return turn.get("content", turn.get("value"))
 
 
-def learnt_in(turn: JsonObject) -> bool:
+def is_learnt(turn: JsonObject) -> bool:
     """Return whether the loss includes an assistant turn.
 
     Raises:
@@ -133,14 +133,14 @@ def message_of(turn: JsonObject) -> Message:
     Raises:
         RowError: the turn cannot be read.
     """
-    speaker, said = speaker_of(turn), said_in(turn)
+    speaker, said = role_name_of(turn), content_in(turn)
     role = role_of(speaker)
     if role is Role.TOOL:
         return Message(role, answer_of(said), name=text_of(turn.get("name")), answers_to=identifier_of(turn))
     if role is not Role.ASSISTANT:
         return Message(role, text_of(said))
     if speaker in CALLERS:
-        thought, text = thoughts.split(answer_of(said))
+        thought, text = reasoning.split(answer_of(said))
         calls, content = calls_of(read_value(text, Rule.BROKEN_CALL)), ""
     else:
         content, thought, calls = spoken(said)
@@ -151,7 +151,7 @@ def message_of(turn: JsonObject) -> Message:
         if turn.get(field):
             with Within(field):
                 calls += calls_of(turn[field])
-    return Message(role, content, reasoning=reasoning_of(turn) or thought, calls=tuple(calls), learnt=learnt_in(turn))
+    return Message(role, content, reasoning=reasoning_of(turn) or thought, calls=tuple(calls), learnt=is_learnt(turn))
 
 
 def calls_of(value: JsonValue) -> list[Call]:

@@ -13,7 +13,7 @@ from tunemill_trainer.data.values import read_object
 _TAG = "<TOOLCALL>"
 
 
-def is_one(value: JsonObject) -> bool:
+def matches(value: JsonObject) -> bool:
     """Return whether a row has the fields of a test row, or the tag of this format."""
     if {"question", "answers", "correct_answer"} <= value.keys():
         return True

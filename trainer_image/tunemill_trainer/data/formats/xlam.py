@@ -17,7 +17,7 @@ NO_TOOL = "None of the available tools can answer this."
 """The assistant's reply if `answers` is empty."""
 
 
-def is_one(value: JsonObject) -> bool:
+def matches(value: JsonObject) -> bool:
     """Return whether a row has the fields of this format."""
     return "query" in value and "answers" in value
 
@@ -28,7 +28,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     Raises:
         RowError: the row cannot be read.
     """
-    if not is_one(value):
+    if not matches(value):
         raise RowError(Rule.FORMAT, "expected the fields `query` and `answers`")
     with Within("answers"):
         answers = _list(value["answers"], Rule.BROKEN_CALL)

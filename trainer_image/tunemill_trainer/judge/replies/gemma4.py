@@ -11,21 +11,21 @@ from pydantic import JsonValue
 
 from tunemill_trainer.data.rows import JsonObject, Tool
 from tunemill_trainer.judge.replies.parsed import ParsedReply
-from tunemill_trainer.judge.replies.scanning import Place, Scanner, Step, as_calls
+from tunemill_trainer.judge.replies.scanning import Scanner, State, Transition, as_calls
 
 BEGIN = "<|tool_call>"
 
 _END, _QUOTE = "<tool_call|>", '<|"|>'
 _SCANNER = Scanner(
     {
-        (Place.TEXT, BEGIN): Step(Place.BEFORE_NAME, begins=True),
-        (Place.BEFORE_NAME, _END): Step(Place.TEXT),
-        (Place.BEFORE_NAME, "call:"): Step(Place.NAME),
-        (Place.BEFORE_NAME, ":"): Step(Place.NAME),
-        (Place.NAME, "{"): Step(Place.ARGUMENTS),
-        (Place.NAME, "("): Step(Place.ARGUMENTS),
-        (Place.NAME, _END): Step(Place.TEXT),
-        (Place.ARGUMENTS, _END): Step(Place.TEXT),
+        (State.TEXT, BEGIN): Transition(State.BEFORE_NAME, begins=True),
+        (State.BEFORE_NAME, _END): Transition(State.TEXT),
+        (State.BEFORE_NAME, "call:"): Transition(State.NAME),
+        (State.BEFORE_NAME, ":"): Transition(State.NAME),
+        (State.NAME, "{"): Transition(State.ARGUMENTS),
+        (State.NAME, "("): Transition(State.ARGUMENTS),
+        (State.NAME, _END): Transition(State.TEXT),
+        (State.ARGUMENTS, _END): Transition(State.TEXT),
     },
     inert=("<|channel>", "<channel|>"),
 )

@@ -10,16 +10,16 @@ from collections.abc import Sequence
 
 from tunemill_trainer.data.rows import Tool
 from tunemill_trainer.judge.replies.parsed import ParsedReply
-from tunemill_trainer.judge.replies.scanning import Place, Scanner, Step, as_calls
+from tunemill_trainer.judge.replies.scanning import Scanner, State, Transition, as_calls
 
 BEGIN = re.compile(r"<tool_call>\s*\w[^<>{}\[\]]*(?:<arg_key>|</tool_call>)")
 
 _SCANNER = Scanner(
     {
-        (Place.TEXT, "<tool_call>"): Step(Place.NAME, begins=True),
-        (Place.NAME, "<arg_key>"): Step(Place.ARGUMENTS, kept=True),
-        (Place.NAME, "</tool_call>"): Step(Place.TEXT),
-        (Place.ARGUMENTS, "</tool_call>"): Step(Place.TEXT),
+        (State.TEXT, "<tool_call>"): Transition(State.NAME, begins=True),
+        (State.NAME, "<arg_key>"): Transition(State.ARGUMENTS, kept=True),
+        (State.NAME, "</tool_call>"): Transition(State.TEXT),
+        (State.ARGUMENTS, "</tool_call>"): Transition(State.TEXT),
     }
 )
 _ARGUMENT = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)

@@ -18,7 +18,7 @@ from tunemill_trainer.judge.replies.parsed import (
     read_each,
     read_json,
 )
-from tunemill_trainer.judge.replies.scanning import Written, as_calls
+from tunemill_trainer.judge.replies.scanning import CallText, as_calls
 
 BEGIN = re.compile(r"<\|tool_call\|>|<tool_call>\s*\[")
 
@@ -30,7 +30,7 @@ _TAG = re.compile(r"(</?tool_call>)")
 
 def read(text: str, tools: Sequence[Tool]) -> ParsedReply:
     """Return the calls of a reply of Granite 3."""
-    found = [Written(parts=[element]) for element in _elements(text)]
+    found = [CallText(parts=[element]) for element in _elements(text)]
     if not found:
         return broken(1, "expected a list of calls after the mark") if BEGIN.search(text) else NO_CALL
     return as_calls(found, _arguments, tools)

@@ -12,7 +12,7 @@ from pydantic import JsonValue
 
 from tunemill_trainer.data.rows import Tool
 from tunemill_trainer.judge.replies.parsed import NO_CALL, ParsedReply, broken, calls_of_texts, not_json
-from tunemill_trainer.judge.replies.scanning import Place, Scanner, Step, as_calls
+from tunemill_trainer.judge.replies.scanning import Scanner, State, Transition, as_calls
 
 BEGIN = "[TOOL_CALLS]"
 
@@ -20,10 +20,10 @@ _CALL_ID = re.compile(r"\[CALL_ID\].*", re.DOTALL)
 """In some versions of the tokenizer, the call's id is between name and arguments."""
 _SCANNER = Scanner(
     {
-        (Place.TEXT, BEGIN): Step(Place.NAME, begins=True),
-        (Place.NAME, "[ARGS]"): Step(Place.ARGUMENTS),
-        (Place.NAME, "{"): Step(Place.ARGUMENTS, kept=True),
-        (Place.ARGUMENTS, BEGIN): Step(Place.NAME, begins=True),
+        (State.TEXT, BEGIN): Transition(State.NAME, begins=True),
+        (State.NAME, "[ARGS]"): Transition(State.ARGUMENTS),
+        (State.NAME, "{"): Transition(State.ARGUMENTS, kept=True),
+        (State.ARGUMENTS, BEGIN): Transition(State.NAME, begins=True),
     },
     inert=("[THINK]", "[/THINK]"),
 )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from tunemill_trainer.data.rows import Tool
 from tunemill_trainer.judge.replies.parsed import ParsedReply
-from tunemill_trainer.judge.replies.scanning import Place, Scanner, Step, as_calls
+from tunemill_trainer.judge.replies.scanning import Scanner, State, Transition, as_calls
 
 BEGIN = re.compile(r"<tool_call>\s*<function=|<function=[^<>]*>\s*(?:<parameter=|</function>)")
 SEED_BEGIN = "<seed:tool_call>"
@@ -23,16 +23,16 @@ def _scanner(namespace: str) -> Scanner:
     start, end = f"<{namespace}tool_call>", f"</{namespace}tool_call>"
     return Scanner(
         {
-            (Place.TEXT, start): Step(Place.BEFORE_NAME, begins=True),
-            (Place.TEXT, "<function="): Step(Place.NAME, begins=True),
-            (Place.BEFORE_NAME, end): Step(Place.TEXT),
-            (Place.BEFORE_NAME, "<function="): Step(Place.NAME),
-            (Place.NAME, ">"): Step(Place.ARGUMENTS),
-            (Place.NAME, "</function>"): Step(Place.AFTER_CALL),
-            (Place.ARGUMENTS, "</function>"): Step(Place.AFTER_CALL),
-            (Place.AFTER_CALL, end): Step(Place.TEXT),
-            (Place.AFTER_CALL, start): Step(Place.BEFORE_NAME, begins=True),
-            (Place.AFTER_CALL, "<function="): Step(Place.NAME, begins=True),
+            (State.TEXT, start): Transition(State.BEFORE_NAME, begins=True),
+            (State.TEXT, "<function="): Transition(State.NAME, begins=True),
+            (State.BEFORE_NAME, end): Transition(State.TEXT),
+            (State.BEFORE_NAME, "<function="): Transition(State.NAME),
+            (State.NAME, ">"): Transition(State.ARGUMENTS),
+            (State.NAME, "</function>"): Transition(State.AFTER_CALL),
+            (State.ARGUMENTS, "</function>"): Transition(State.AFTER_CALL),
+            (State.AFTER_CALL, end): Transition(State.TEXT),
+            (State.AFTER_CALL, start): Transition(State.BEFORE_NAME, begins=True),
+            (State.AFTER_CALL, "<function="): Transition(State.NAME, begins=True),
         },
         inert=("<parameter=", "</parameter>", f"<{namespace}think>", f"</{namespace}think>"),
     )

@@ -19,7 +19,7 @@ from tunemill_trainer.judge.replies.schema_types import with_schema_types
 _NAME_FIELD = re.compile(r'"name"\s*:\s*"([^"]*)"')
 
 
-class Place(Enum):
+class State(Enum):
     """The states of the scanner."""
 
     TEXT = auto()
@@ -30,7 +30,7 @@ class Place(Enum):
 
 
 @dataclass(frozen=True)
-class Step:
+class Transition:
     """A transition.
 
     Attributes:
@@ -39,16 +39,16 @@ class Step:
         kept: whether the mark is itself the first text in the next state.
     """
 
-    to: Place
+    to: State
     begins: bool = False
     kept: bool = False
 
 
-Steps = Mapping[tuple[Place, str], Step]
+Transitions = Mapping[tuple[State, str], Transition]
 
 
 @dataclass
-class Written:
+class CallText:
     """The text of a call in the reply."""
 
     name: str = ""
@@ -64,40 +64,40 @@ class Scanner:
     """Finds the calls in replies with a table of transitions.
 
     Args:
-        steps: the transitions.
+        transitions: the transitions.
         inert: marks without transitions, so that shorter marks do not match parts of them.
     """
 
-    def __init__(self, steps: Steps, inert: Iterable[str] = ()) -> None:
-        self._steps = steps
-        marks = sorted({mark for _, mark in steps} | set(inert), key=len, reverse=True)
+    def __init__(self, transitions: Transitions, inert: Iterable[str] = ()) -> None:
+        self._transitions = transitions
+        marks = sorted({mark for _, mark in transitions} | set(inert), key=len, reverse=True)
         self._marks = re.compile("(" + "|".join(map(re.escape, marks)) + ")")
 
-    def calls(self, text: str) -> list[Written]:
+    def calls(self, text: str) -> list[CallText]:
         """Return the calls that a reply starts."""
-        place, found = Place.TEXT, list[Written]()
+        state, found = State.TEXT, list[CallText]()
         for part in self._marks.split(text):
-            step = self._steps.get((place, part))
-            if step is None:
-                _keep(found, place, part)
+            transition = self._transitions.get((state, part))
+            if transition is None:
+                _keep(found, state, part)
                 continue
-            place = step.to
-            if step.begins:
-                found.append(Written())
-            if step.kept:
-                _keep(found, place, part)
+            state = transition.to
+            if transition.begins:
+                found.append(CallText())
+            if transition.kept:
+                _keep(found, state, part)
         return found
 
 
-def _keep(found: list[Written], place: Place, part: str) -> None:
-    if place is Place.NAME:
+def _keep(found: list[CallText], state: State, part: str) -> None:
+    if state is State.NAME:
         found[-1].name += part
-    elif place is Place.ARGUMENTS:
+    elif state is State.ARGUMENTS:
         found[-1].parts.append(part)
 
 
 def as_calls(
-    found: Iterable[Written], to_json: Callable[[str], str], tools: Sequence[Tool], *, only_offered: bool = False
+    found: Iterable[CallText], to_json: Callable[[str], str], tools: Sequence[Tool], *, only_offered: bool = False
 ) -> ParsedReply:
     """Convert the text of calls to calls, as vLLM does.
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tunemill_trainer.data.rows import Call, Tool
-from tunemill_trainer.judge.match import same_calls
-from tunemill_trainer.judge.tolerant import ast_match, call_fits
+from tunemill_trainer.judge.ast_matching import ast_match, call_fits
+from tunemill_trainer.judge.exact_matching import same_calls
 
 WEATHER = {
     "type": "object",

@@ -3,7 +3,7 @@
 import pytest
 from tokenizers import AddedToken, pre_tokenizers
 from trainer.chat.speakers import CHATML, GEMMA, a_speaker
-from tunemill_trainer.chat.beginnings import Beginnings
+from tunemill_trainer.chat.prefix_cache import PrefixCache
 
 SHARED = "<start_of_turn>system\nTools: get_weather, é\n<end_of_turn>\n"
 
@@ -16,7 +16,7 @@ def texts(count, shared=SHARED):
 
 def tokenised(speaker, rows, own):
     """What comes out, in three batches so that the beginnings are known in the last."""
-    beginnings = Beginnings(speaker.backend_tokenizer, speaker.added_tokens_decoder.values())
+    beginnings = PrefixCache(speaker.backend_tokenizer, speaker.added_tokens_decoder.values())
     third = len(rows) // 3
     parts = [slice(0, third), slice(third, 2 * third), slice(2 * third, None)]
     return [tokens for part in parts for tokens in beginnings.tokenise(rows[part], own[part])]
@@ -66,6 +66,6 @@ def test_a_tokenizer_that_looks_across_added_tokens_is_never_cut():
     speaker = a_speaker(GEMMA)
     backend = speaker.backend_tokenizer
     stripping = [AddedToken(token.content, lstrip=True) for token in speaker.added_tokens_decoder.values()]
-    beginnings = Beginnings(backend, stripping)
+    beginnings = PrefixCache(backend, stripping)
     for _ in range(3):
         assert {tokens.cut for tokens in beginnings.tokenise(texts(3), ["Town"] * 3)} == {0}

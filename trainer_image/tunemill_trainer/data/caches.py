@@ -15,7 +15,7 @@ _MOST_BYTES = 4 << 20
 """The most bytes of all keys. As Python objects, they take about thirty times as much."""
 
 
-class Memo(Generic[K, V]):
+class IdentityCache(Generic[K, V]):
     """Caches a function's results by the identity of its argument. Arguments must not change.
 
     Comparing large tool definitions would cost more than computing the result again.
@@ -51,7 +51,7 @@ class Memo(Generic[K, V]):
 T = TypeVar("T", bound=str | bytes)
 
 
-class Remembered(Generic[T, V]):
+class TextCache(Generic[T, V]):
     """Caches a function's results by its argument, a string or bytes.
 
     Args:

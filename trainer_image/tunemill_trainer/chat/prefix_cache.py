@@ -41,7 +41,7 @@ class Tokens:
         )
 
 
-class Beginnings:
+class PrefixCache:
     """Tokenises texts, with a cache of prefixes.
 
     Args:

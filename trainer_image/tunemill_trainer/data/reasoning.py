@@ -41,12 +41,12 @@ def split(text: str) -> tuple[str, str]:
     return thought.strip(), (solution.group(1) if solution else said).strip()
 
 
-def apart(messages: list[Message]) -> list[Message]:
+def extract(messages: list[Message]) -> list[Message]:
     """Return the turns with reasoning moved from `content` to `reasoning`."""
-    return [_apart(message) if message.role is Role.ASSISTANT else message for message in messages]
+    return [_extract(message) if message.role is Role.ASSISTANT else message for message in messages]
 
 
-def _apart(message: Message) -> Message:
+def _extract(message: Message) -> Message:
     thought, said = split(message.content)
     if said == message.content:
         return message

@@ -10,7 +10,7 @@ from tunemill_trainer.data.rows import Source
 _CACHE_KIB = 16 << 10
 
 
-class Seen:
+class FingerprintStore:
     """Fingerprints, each with the place where it first occurred. A context manager; the file is temporary.
 
     Args:

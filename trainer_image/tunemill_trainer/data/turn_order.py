@@ -12,7 +12,7 @@ from tunemill_trainer.data.findings import Problem, RowError, Rule
 from tunemill_trainer.data.rows import Message, Role
 
 
-def joined(messages: list[Message]) -> tuple[list[Message], list[Problem]]:
+def merged(messages: list[Message]) -> tuple[list[Message], list[Problem]]:
     """Return the turns with consecutive assistant turns merged, and a problem where two texts were joined.
 
     After a turn with a call, only another call is merged: these are parallel calls. Text after an unanswered call stays
@@ -44,7 +44,7 @@ def joined(messages: list[Message]) -> tuple[list[Message], list[Problem]]:
     return found, problems
 
 
-def in_order(messages: list[Message]) -> list[Message]:
+def ordered(messages: list[Message]) -> list[Message]:
     """Return the turns with tool responses in the order of the calls, and with the names of their tools.
 
     Raises:

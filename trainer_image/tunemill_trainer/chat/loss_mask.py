@@ -46,7 +46,7 @@ class Renderer:
 
     def __init__(self, base_tokenizer: Tokenizer, features: Features) -> None:
         self._tokenizer = base_tokenizer
-        self._choice, _ = templates.settle(base_tokenizer, TokenizerMode.AUTO, features, [], None)
+        self._choice, _ = templates.choose_and_extend(base_tokenizer, TokenizerMode.AUTO, features, [], None)
         self._fallback = templates.Fallback(self._choice, base_tokenizer, features)
         self._features = features
 
@@ -66,9 +66,9 @@ class Renderer:
     def __call__(self, row: Row) -> Rendered:
         """Render a row."""
         encoded = self._choice.encoder.encode([row])[0]
-        if encoded.problem is not None and self._fallback.carries(row, encoded.problem):
+        if encoded.problem is not None and self._fallback.supports(row, encoded.problem):
             # As prepare does, start over with Tunemill's template.
-            self._choice = templates.ours(self._tokenizer, self._features, "")
+            self._choice = templates.tunemill_template(self._tokenizer, self._features, "")
             encoded = self._choice.encoder.encode([row])[0]
         labels = encoded.labels(everything=False)
         return Rendered(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tunemill_trainer.data.rows import Call
-from tunemill_trainer.judge.match import equal_calls, same_calls, same_tools
+from tunemill_trainer.judge.exact_matching import equal_calls, same_calls, same_tools
 
 VALUES = st.sampled_from([0, 1, 1.0, True, False, None, "1", "a", "A", [1], [1.0], {"x": 1}, {"x": 1.0}, {}])
 CALLS = st.lists(
