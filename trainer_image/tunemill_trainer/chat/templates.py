@@ -92,12 +92,12 @@ def choose_and_extend(
         StageError: see `choose` and `prepare_vocabulary`.
     """
     # Add the user's tokens first: the user's template may use them as end-of-turn tokens.
-    asked = prepare_vocabulary(tokenizer, mode, Features(), more)
+    user_tokens = prepare_vocabulary(tokenizer, mode, Features(), more)
     choice = choose(tokenizer, features, of_user)
-    for_tags = asked.mode_for_tags(mode, auto)
-    tags = prepare_vocabulary(tokenizer, for_tags, features, (), choice.encoder.call_format)
+    mode_for_tags = user_tokens.mode_for_tags(mode, auto)
+    tags = prepare_vocabulary(tokenizer, mode_for_tags, features, (), choice.encoder.call_format)
     # With new tokens, the templates must be checked again.
-    return (choose(tokenizer, features, of_user) if tags.added else choice), asked.then(tags)
+    return (choose(tokenizer, features, of_user) if tags.added else choice), user_tokens.then(tags)
 
 
 def choose(tokenizer: Tokenizer, features: Features, of_user: str | None) -> Choice:

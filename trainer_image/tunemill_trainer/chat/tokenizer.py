@@ -207,8 +207,8 @@ def prepare_vocabulary(
             Reason.TOKENIZER_LACKS_TAGS,
             f"spec.tokenizer.mode is Reuse, but the base model's vocabulary has no {', '.join(lacking)}",
         )
-    wanted = dict.fromkeys([*read, *written, *more])
-    new = [token for token in wanted if not _is_one_token(tokenizer, token)]
+    tokens = dict.fromkeys([*read, *written, *more])
+    new = [token for token in tokens if not _is_one_token(tokenizer, token)]
     if not new:
         return Vocabulary(TokenizerMode.REUSE, ())
     pieces = tokenizer(new, add_special_tokens=False)["input_ids"]

@@ -32,13 +32,13 @@ def split(text: str) -> tuple[str, str]:
     begin = _BEGIN.match(text)
     if begin is None:
         # Chat templates of reasoning models end the prompt with <think>, so logged replies start after it.
-        thought, end, said = text.partition(_END)
-        return (thought.strip(), said.strip()) if end and "<think>" not in thought else ("", text)
-    thought, end, said = text[begin.end() :].partition(_BEGINS[begin.group(1)])
+        thought, end, reply = text.partition(_END)
+        return (thought.strip(), reply.strip()) if end and "<think>" not in thought else ("", text)
+    thought, end, reply = text[begin.end() :].partition(_BEGINS[begin.group(1)])
     if not end:
         return "", text
-    solution = _SOLUTION.match(said)
-    return thought.strip(), (solution.group(1) if solution else said).strip()
+    solution = _SOLUTION.match(reply)
+    return thought.strip(), (solution.group(1) if solution else reply).strip()
 
 
 def extract(messages: list[Message]) -> list[Message]:
@@ -47,9 +47,9 @@ def extract(messages: list[Message]) -> list[Message]:
 
 
 def _extract(message: Message) -> Message:
-    thought, said = split(message.content)
-    if said == message.content:
+    thought, reply = split(message.content)
+    if reply == message.content:
         return message
     known = message.reasoning.strip()
     both = known if not thought or thought in known else f"{known}\n\n{thought}".strip()
-    return replace(message, content=said, reasoning=both)
+    return replace(message, content=reply, reasoning=both)

@@ -251,7 +251,7 @@ def _record(source: Source, line: bytes) -> Record:
     except json.JSONDecodeError as error:
         return Record(source, None, f"not JSON at column {error.colno}: {error.msg}")
     except (ValueError, RecursionError) as error:
-        return Record(source, None, f"not JSON: {_said(error)}")
+        return Record(source, None, f"not JSON: {_message_of(error)}")
     return _checked(source, value, may_hold_surrogates="\\u" in text)
 
 
@@ -310,7 +310,7 @@ def _elements(name: str, stream: BinaryIO) -> Iterator[Record]:
     except UnicodeDecodeError as error:
         fail(f"not UTF-8: {error.reason}")
     except (ValueError, RecursionError) as error:
-        fail("not JSON", f": {_said(error)}")
+        fail("not JSON", f": {_message_of(error)}")
 
 
 def _checked(source: Source, value: object, *, may_hold_surrogates: bool) -> Record:
@@ -320,7 +320,7 @@ def _checked(source: Source, value: object, *, may_hold_surrogates: bool) -> Rec
         if may_hold_surrogates and holds_surrogates(value):
             return Record(source, None, f"not JSON: {HALF_PAIR}")
     except RecursionError as error:
-        return Record(source, None, f"not JSON: {_said(error)}")
+        return Record(source, None, f"not JSON: {_message_of(error)}")
     return Record(source, value)
 
 
@@ -328,7 +328,7 @@ def _kind(value: object) -> str:
     return {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}.get(type(value), "a number")
 
 
-def _said(error: ValueError | RecursionError) -> str:
+def _message_of(error: ValueError | RecursionError) -> str:
     """Return Python's message, reworded where it is about Python and not about the file."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"

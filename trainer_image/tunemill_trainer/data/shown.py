@@ -126,11 +126,11 @@ def conversation(row: Row) -> Iterator[tuple[str, str, bool]]:
     if row.tools:
         yield "tools", "\n".join(map(_signature, row.tools)), False
     for message in row.messages:
-        said = [f"(thinks) {message.reasoning}"] if message.reasoning else []
-        said += [message.content] if message.content or not (message.calls or said) else []
-        said += map(_written, message.calls)
+        lines = [f"(reasoning) {message.reasoning}"] if message.reasoning else []
+        lines += [message.content] if message.content or not (message.calls or lines) else []
+        lines += map(_written, message.calls)
         name = f" {message.name}" if message.name else ""
-        yield message.role.value + name, "\n".join(said), message.learnt and message.role is Role.ASSISTANT
+        yield message.role.value + name, "\n".join(lines), message.learnt and message.role is Role.ASSISTANT
 
 
 def _signature(tool: Tool) -> str:

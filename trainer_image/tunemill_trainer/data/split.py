@@ -16,12 +16,12 @@ def request_fingerprint(messages: Sequence[Message]) -> bytes:
     Training on a row with the request of a held-out row would reveal the expected reply, even if it is worded
     differently.
     """
-    said = [
+    texts = [
         f"{message.role}:{' '.join(message.content.casefold().split())}"
         for message in messages
         if message.role is not Role.ASSISTANT
     ]
-    return digest("\n".join(said).encode())
+    return digest("\n".join(texts).encode())
 
 
 def draw(request: bytes, seed: int) -> float:

@@ -157,7 +157,7 @@ def split(text: str, offered: Mapping[str, Tool]) -> tuple[str, tuple[Call, ...]
 
 def _in_blocks(text: str, offered: Mapping[str, Tool]) -> tuple[str, tuple[Call, ...]]:
     calls: list[Call] = []
-    said: list[str] = []
+    kept: list[str] = []
     at = failed = 0
     while failed < _MOST_FAILURES and (mark := _MARK.search(text, at)):
         begin = mark.group()
@@ -166,20 +166,20 @@ def _in_blocks(text: str, offered: Mapping[str, Tool]) -> tuple[str, tuple[Call,
         inner = text[inner_start : end if end >= 0 else len(text)]
         read = _calls_in(_without_end_of_turn(inner).removeprefix("functools"), offered)
         if read is None:
-            if said or calls or not offered or begin.startswith("```"):
+            if kept or calls or not offered or begin.startswith("```"):
                 # `lint` reports marks within prose.
                 failed += 1
-                said.append(text[at : mark.end()])
+                kept.append(text[at : mark.end()])
                 at = mark.end()
                 continue
             raise RowError(Rule.BROKEN_CALL, f"the call after {begin} cannot be parsed: {shortened(inner.strip())}")
-        said.append(text[at : mark.start()])
+        kept.append(text[at : mark.start()])
         calls += read
         at = len(text) if end < 0 else end + (0 if begin == "[TOOL_CALLS]" else len(_ENDS[begin]))
-    said.append(text[at:])
+    kept.append(text[at:])
     if not calls:
         return text, ()
-    return _without_end_of_turn("".join(said)).strip(), tuple(calls)
+    return _without_end_of_turn("".join(kept)).strip(), tuple(calls)
 
 
 def _without_end_of_turn(text: str) -> str:

@@ -31,19 +31,24 @@ _TYPES: dict[str, Callable[[JsonValue], bool]] = {
 }
 
 
-def ast_match(found: Sequence[Call], wanted: Sequence[Call], tools: Sequence[Tool]) -> bool:
+def ast_match(found: Sequence[Call], expected: Sequence[Call], tools: Sequence[Tool]) -> bool:
     """Return whether the calls of a reply and the expected calls can be paired completely."""
     schemas = {tool.name: tool.parameters for tool in tools}
-    return len(found) == len(wanted) and len(best_pairs(found, wanted, schemas)) == len(wanted)
+    return len(found) == len(expected) and len(best_pairs(found, expected, schemas)) == len(expected)
 
 
-def best_pairs(found: Sequence[Call], wanted: Sequence[Call], schemas: Mapping[str, JsonObject]) -> dict[int, int]:
+def best_pairs(found: Sequence[Call], expected: Sequence[Call], schemas: Mapping[str, JsonObject]) -> dict[int, int]:
     """Return a maximum matching of calls that fit: index of the expected call → index of the found call.
 
     The algorithm uses shortest augmenting paths.
     """
     fitting = [
-        [j for j, want in enumerate(wanted) if call_fits(call, want, schemas.get(want.name, {}))] for call in found
+        [
+            j
+            for j, expected_call in enumerate(expected)
+            if call_fits(call, expected_call, schemas.get(expected_call.name, {}))
+        ]
+        for call in found
     ]
     pairs: dict[int, int] = {}
     for i in range(len(found)):
@@ -73,9 +78,9 @@ def _place(start: int, fitting: Sequence[Sequence[int]], pairs: dict[int, int]) 
             return
 
 
-def call_fits(found: Call, wanted: Call, schema: JsonObject) -> bool:
+def call_fits(found: Call, expected: Call, schema: JsonObject) -> bool:
     """Return whether a call matches the expected one; `schema` is the schema of the tool's parameters."""
-    return found.name == wanted.name and _Schema(schema).object_fits(found.arguments, wanted.arguments, schema)
+    return found.name == expected.name and _Schema(schema).object_fits(found.arguments, expected.arguments, schema)
 
 
 class _Schema:
@@ -84,36 +89,38 @@ class _Schema:
     def __init__(self, root: JsonObject) -> None:
         self._root = root
 
-    def object_fits(self, found: JsonObject, wanted: JsonObject, schema: JsonObject) -> bool:
+    def object_fits(self, found: JsonObject, expected: JsonObject, schema: JsonObject) -> bool:
         """Return whether all arguments of two calls, or all members of two objects, match."""
-        return all(self._part_fits(name, found, wanted, schema) for name in found.keys() | wanted.keys())
+        return all(self._part_fits(name, found, expected, schema) for name in found.keys() | expected.keys())
 
-    def _part_fits(self, name: str, found: JsonObject, wanted: JsonObject, schema: JsonObject) -> bool:
+    def _part_fits(self, name: str, found: JsonObject, expected: JsonObject, schema: JsonObject) -> bool:
         properties, required = schema.get("properties"), schema.get("required")
         part = self._resolved(properties.get(name) if isinstance(properties, dict) else None)
-        if name in found and name in wanted:
-            return self._fits(found[name], wanted[name], part)
+        if name in found and name in expected:
+            return self._fits(found[name], expected[name], part)
         optional = not (isinstance(required, list) and name in required)
         default = part.get("default")
-        return optional and "default" in part and self._fits(found.get(name, default), wanted.get(name, default), part)
+        return (
+            optional and "default" in part and self._fits(found.get(name, default), expected.get(name, default), part)
+        )
 
-    def _fits(self, found: JsonValue, wanted: JsonValue, schema: JsonObject) -> bool:
+    def _fits(self, found: JsonValue, expected: JsonValue, schema: JsonObject) -> bool:
         # If the expected value violates the schema, a value of the same type is accepted.
         mistyped = not self._has_type(found, schema)
-        if mistyped and (self._has_type(wanted, schema) or type(found) is not type(wanted)):
+        if mistyped and (self._has_type(expected, schema) or type(found) is not type(expected)):
             return False
-        if isinstance(found, dict) and isinstance(wanted, dict):
-            return self.object_fits(found, wanted, schema)
-        if isinstance(found, list) and isinstance(wanted, list):
+        if isinstance(found, dict) and isinstance(expected, dict):
+            return self.object_fits(found, expected, schema)
+        if isinstance(found, list) and isinstance(expected, list):
             items = self._resolved(schema.get("items"))
-            return len(found) == len(wanted) and all(
-                self._fits(one, other, items) for one, other in zip(found, wanted, strict=True)
+            return len(found) == len(expected) and all(
+                self._fits(one, other, items) for one, other in zip(found, expected, strict=True)
             )
-        if isinstance(found, str) and isinstance(wanted, str):
-            return _standardised(found) == _standardised(wanted)
-        if isinstance(found, bool) or isinstance(wanted, bool):
-            return found is wanted
-        return found == wanted
+        if isinstance(found, str) and isinstance(expected, str):
+            return _standardised(found) == _standardised(expected)
+        if isinstance(found, bool) or isinstance(expected, bool):
+            return found is expected
+        return found == expected
 
     def _has_type(self, value: JsonValue, schema: JsonObject) -> bool:
         """Return whether a value has a type that the schema allows. Unknown types allow any value."""

@@ -14,28 +14,28 @@ from pydantic import JsonValue
 from tunemill_trainer.data.rows import Call
 
 
-def same_tools(found: Sequence[Call], wanted: Sequence[Call]) -> bool:
+def same_tools(found: Sequence[Call], expected: Sequence[Call]) -> bool:
     """Return whether the same tools are called, each as often as expected."""
-    return Counter(call.name for call in found) == Counter(call.name for call in wanted)
+    return Counter(call.name for call in found) == Counter(call.name for call in expected)
 
 
-def same_calls(found: Sequence[Call], wanted: Sequence[Call]) -> bool:
+def same_calls(found: Sequence[Call], expected: Sequence[Call]) -> bool:
     """Return whether the same tools are called with equal arguments."""
-    return Counter(map(_identity, found)) == Counter(map(_identity, wanted))
+    return Counter(map(_identity, found)) == Counter(map(_identity, expected))
 
 
-def equal_calls(found: Sequence[Call], wanted: Sequence[Call]) -> Counter[str]:
+def equal_calls(found: Sequence[Call], expected: Sequence[Call]) -> Counter[str]:
     """Return the number of expected calls with an equal call in the reply, by tool."""
-    common = Counter(map(_identity, found)) & Counter(map(_identity, wanted))
+    common = Counter(map(_identity, found)) & Counter(map(_identity, expected))
     hits: Counter[str] = Counter()
     for (name, _), count in common.items():
         hits[name] += count
     return hits
 
 
-def equal_values(found: JsonValue, wanted: JsonValue) -> bool:
+def equal_values(found: JsonValue, expected: JsonValue) -> bool:
     """Return whether two values are equal as JSON."""
-    return _canonical(found) == _canonical(wanted)
+    return _canonical(found) == _canonical(expected)
 
 
 def _identity(call: Call) -> tuple[str, str]:

@@ -87,7 +87,7 @@ def test_text_for_people(show):
         "  user\n"
         "    Rain in Rome?\n"
         "  assistant\n"
-        "    (thinks) Look it up.\n"
+        "    (reasoning) Look it up.\n"
         '    → get_weather {"city": "Rome"}\n'
         '    → get_weather {"city": "Ostia"}\n'
         "  tool get_weather\n"

@@ -54,9 +54,9 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
 
 def _turn(turn: JsonObject) -> Iterator[Message]:
     """Yield the messages of a turn; the tool results in a user turn come before its text."""
-    said = content_in(turn)
-    blocks = _blocks(said)
-    if isinstance(said, list):
+    content = content_in(turn)
+    blocks = _blocks(content)
+    if isinstance(content, list):
         blocks = [block for block in blocks if not (isinstance(block, dict) and block.get("type") == _HIDDEN)]
         turn = {**turn, "content": blocks}
     if role_of(role_name_of(turn)) is not Role.USER:
@@ -68,7 +68,7 @@ def _turn(turn: JsonObject) -> Iterator[Message]:
             yield Message(Role.TOOL, answer_of(block.get("content")), answers_to=identifier_of(block))
     rest = [block for block in blocks if block not in results]
     if rest or not results:
-        yield message_of({**turn, "content": rest} if isinstance(said, list) else turn)
+        yield message_of({**turn, "content": rest} if isinstance(content, list) else turn)
 
 
 def _blocks(content: JsonValue) -> list[JsonValue]:

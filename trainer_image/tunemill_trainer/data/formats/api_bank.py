@@ -51,12 +51,12 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     with Within("input"):
         messages = _turns(_ASKED.sub("", dialogue), names)
     with Within(field):
-        said = _turns(text_of(value.get(field)), names)
-        if len(said) != 1 or said[0].role is not Role.ASSISTANT:
+        reply = _turns(text_of(value.get(field)), names)
+        if len(reply) != 1 or reply[0].role is not Role.ASSISTANT:
             raise RowError(Rule.FORMAT, "expected one API request or one reply")
     if not messages:
         raise RowError(Rule.FORMAT, "expected a dialogue with lines that begin with User:", "input")
-    return [*messages, *said], tools
+    return [*messages, *reply], tools
 
 
 def _descriptions(text: str) -> tuple[list[JsonObject], str]:
@@ -86,13 +86,13 @@ def _turns(text: str, tools: set[str]) -> list[Message]:
     if begin.strip():
         raise RowError(Rule.FORMAT, f"expected a line that begins with User: or AI:, found {shortened(begin.strip())}")
     messages: list[Message] = []
-    for speaker, said in zip(parts[::2], parts[1::2], strict=True):
+    for speaker, content in zip(parts[::2], parts[1::2], strict=True):
         if speaker == "User":
-            messages.append(Message(Role.USER, said.strip()))
+            messages.append(Message(Role.USER, content.strip()))
         elif speaker == "AI":
-            messages.append(Message(Role.ASSISTANT, said.strip()))
+            messages.append(Message(Role.ASSISTANT, content.strip()))
         else:
-            request, arrow, answer = said.strip().partition("]->")
+            request, arrow, answer = content.strip().partition("]->")
             written = f"{request}]" if arrow else request
             calls = toolace.calls_in(written, tools)
             if not calls:

@@ -37,8 +37,8 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
         if not isinstance(choices, list) or not choices:
             raise RowError(Rule.FORMAT, "expected at least one choice", "choices")
         choice = read_object(choices[0], Rule.FORMAT, "a choice")
-        said = read_object(choice.get("message"), Rule.FORMAT, "the message of a choice")
-        return [*messages, message_of({"role": "assistant", **said})], tools
+        reply = read_object(choice.get("message"), Rule.FORMAT, "the message of a choice")
+        return [*messages, message_of({"role": "assistant", **reply})], tools
 
 
 def _request(value: JsonObject) -> JsonObject:

@@ -44,8 +44,8 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     if begin.strip() or not turns:
         raise RowError(Rule.FORMAT, f"expected `chat` to begin with USER:, found {shortened(chat.strip())!r}", "chat")
     messages = [Message(Role.SYSTEM, prompt)] if prompt else []
-    for index, (speaker, said) in enumerate(zip(turns[::2], turns[1::2], strict=True)):
-        text = said.replace(_END, "").strip()
+    for index, (speaker, content) in enumerate(zip(turns[::2], turns[1::2], strict=True)):
+        text = content.replace(_END, "").strip()
         if speaker == "USER":
             messages.append(Message(Role.USER, text))
         elif speaker == "ASSISTANT":

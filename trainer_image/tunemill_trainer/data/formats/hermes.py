@@ -100,11 +100,11 @@ def _masked_role(value: JsonObject) -> Role | None:
 
 def _take(turn: JsonObject, messages: list[Message], tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
     """Append the messages of a turn, and return the tools found so far."""
-    role, said = role_of(role_name_of(turn)), content_in(turn)
+    role, content = role_of(role_name_of(turn)), content_in(turn)
     if role is Role.ASSISTANT:
         messages.append(_assistant(turn))
         return tools
-    text = answer_of(said) if role is Role.TOOL else text_of(said)
+    text = answer_of(content) if role is Role.TOOL else text_of(content)
     if role is Role.SYSTEM or (not tools and not messages and _DECLARED.search(text)):
         # For models without a system role, the agents course puts the system prompt before the first request.
         tools = tools or _tools_in_prompt(text)
@@ -125,8 +125,8 @@ def _only_responses(text: str) -> bool:
 
 
 def _assistant(turn: JsonObject) -> Message:
-    said = content_in(turn)
-    if role_name_of(turn) in CALLERS and isinstance(said, str) and "<tool_call>" in said:
+    content = content_in(turn)
+    if role_name_of(turn) in CALLERS and isinstance(content, str) and "<tool_call>" in content:
         turn = {**turn, "role": "assistant"}
     message = message_of(turn)
     if message.calls:

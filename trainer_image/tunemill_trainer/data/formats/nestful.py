@@ -30,7 +30,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     if "input" not in value or "output" not in value:
         raise RowError(Rule.FORMAT, "expected the fields `input`, `output` and `tools`")
     with Within("input"):
-        asked = text_of(value["input"])
+        request = text_of(value["input"])
     with Within("output"):
         output = value["output"]
         listed = read_value(output, Rule.BROKEN_CALL) if isinstance(output, str) else output
@@ -38,7 +38,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
         calls = calls_of(listed)
     with Within("tools"):
         tools = read_tools(value.get("tools"))
-    return [Message(Role.USER, asked), Message(Role.ASSISTANT, "", calls=tuple(calls))], tools
+    return [Message(Role.USER, request), Message(Role.ASSISTANT, "", calls=tuple(calls))], tools
 
 
 def _refuse_other_labels(calls: JsonValue) -> None:

@@ -40,9 +40,9 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     if not fields:
         raise RowError(Rule.FORMAT, "expected items in `input` and `output`, or in `items`")
     for field in fields:
-        said = value[field]
-        if isinstance(said, str):
-            messages.append(Message(Role.ASSISTANT if field == "output" else Role.USER, said))
+        content = value[field]
+        if isinstance(content, str):
+            messages.append(Message(Role.ASSISTANT if field == "output" else Role.USER, content))
             continue
         for index, item in enumerate(turns_of(value, field)):
             with Within(field, index):

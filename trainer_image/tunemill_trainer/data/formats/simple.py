@@ -30,14 +30,14 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
         raise RowError(Rule.FORMAT, "expected the fields `user_content`, `tool_name` and `tool_arguments`")
     call: dict[str, JsonValue] = {"name": value["tool_name"], "arguments": value.get("tool_arguments")}
     with Within("user_content"):
-        asked = text_of(value["user_content"])
+        request = text_of(value["user_content"])
     with Within("tool_arguments"):
         called = read_call(call)
     with Within("tools"):
         tools = read_tools(value.get("tools"))
     messages = [
         Message(Role.SYSTEM, INSTRUCTION),
-        Message(Role.USER, asked),
+        Message(Role.USER, request),
         Message(Role.ASSISTANT, "", calls=(called,)),
     ]
     return messages, tools

@@ -67,8 +67,8 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     messages = [Message(Role.SYSTEM, prompt)] if prompt else []
     for index, turn in enumerate(turns):
         with Within("conversations", index):
-            role, said = role_of(role_name_of(turn)), content_in(turn)
-            text = (answer_of(said) if role is Role.TOOL else text_of(said)).strip()
+            role, content = role_of(role_name_of(turn)), content_in(turn)
+            text = (answer_of(content) if role is Role.TOOL else text_of(content)).strip()
             calls = calls_in(text, {tool.name for tool in tools}) if role is Role.ASSISTANT else ()
             learnt = role is not Role.ASSISTANT or is_learnt(turn)
             messages.append(Message(role, "" if calls else text, calls=calls, learnt=learnt))

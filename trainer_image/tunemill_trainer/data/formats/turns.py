@@ -133,17 +133,17 @@ def message_of(turn: JsonObject) -> Message:
     Raises:
         RowError: the turn cannot be read.
     """
-    speaker, said = role_name_of(turn), content_in(turn)
+    speaker, raw = role_name_of(turn), content_in(turn)
     role = role_of(speaker)
     if role is Role.TOOL:
-        return Message(role, answer_of(said), name=text_of(turn.get("name")), answers_to=identifier_of(turn))
+        return Message(role, answer_of(raw), name=text_of(turn.get("name")), answers_to=identifier_of(turn))
     if role is not Role.ASSISTANT:
-        return Message(role, text_of(said))
+        return Message(role, text_of(raw))
     if speaker in CALLERS:
-        thought, text = reasoning.split(answer_of(said))
+        thought, text = reasoning.split(answer_of(raw))
         calls, content = calls_of(read_value(text, Rule.BROKEN_CALL)), ""
     else:
-        content, thought, calls = spoken(said)
+        content, thought, calls = parsed_content(raw)
         if not content and turn.get("refusal"):
             with Within("refusal"):
                 content = text_of(turn["refusal"])
@@ -177,7 +177,7 @@ def reasoning_of(turn: JsonObject) -> str:
     return next((text for text in found if text), "")
 
 
-def spoken(content: JsonValue) -> tuple[str, str, list[Call]]:
+def parsed_content(content: JsonValue) -> tuple[str, str, list[Call]]:
     """Return the text, reasoning and calls of an assistant's content, which may be a list of parts.
 
     Raises:

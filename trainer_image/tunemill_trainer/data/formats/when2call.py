@@ -33,11 +33,11 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     if "correct_answer" not in value:
         return openai.read(value)
     with Within("question"):
-        asked = text_of(value.get("question"))
+        request = text_of(value.get("question"))
     with Within("answers"):
         answers = read_object(value.get("answers"), Rule.FORMAT, "`answers`")
         right = value.get("correct_answer")
         if not isinstance(right, str) or right not in answers:
             raise RowError(Rule.FORMAT, "expected `correct_answer` to name one of the answers")
-        said = text_of(answers[right])
-    return [Message(Role.USER, asked), Message(Role.ASSISTANT, said)], openai.tools_of(value)
+        reply = text_of(answers[right])
+    return [Message(Role.USER, request), Message(Role.ASSISTANT, reply)], openai.tools_of(value)

@@ -39,9 +39,9 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
         with Within("answers", index):
             calls.append(read_call(answer))
     with Within("query"):
-        asked = text_of(value["query"])
-    said = "" if calls else NO_TOOL
-    return [Message(Role.USER, asked), Message(Role.ASSISTANT, said, calls=tuple(calls))], tools
+        request = text_of(value["query"])
+    reply = "" if calls else NO_TOOL
+    return [Message(Role.USER, request), Message(Role.ASSISTANT, reply, calls=tuple(calls))], tools
 
 
 def _list(value: JsonValue, rule: Rule) -> list[JsonValue]:
