@@ -26,8 +26,8 @@ def test_labels_are_the_assistants_tokens_or_all():
     assert encoded.labels(everything=True) == encoded.input_ids
 
 
-def test_a_turn_that_is_not_learnt_is_read_and_has_no_labels():
-    """It stays in the history of the turns behind it."""
+def test_a_turn_excluded_from_training_has_no_labels():
+    """It stays in the history of later turns."""
     encoder = encoder_of(a_speaker(GEMMA))
     row = a_row(user("Hi"), says("Wrong", learnt=False), user("No"), says("Yo"))
     (encoded,) = encoder.encode([row])
@@ -36,8 +36,8 @@ def test_a_turn_that_is_not_learnt_is_read_and_has_no_labels():
     assert encoder.prompt_ids(row.messages[:3], row.tools) == encoded.input_ids[: encoded.turns[0].start]
 
 
-def test_a_prompt_is_how_the_whole_begins():
-    """What the tuned model is asked is what it has learnt to go on from."""
+def test_a_prompt_is_a_prefix_of_the_conversation():
+    """Training and generation see the same tokens."""
     encoder = encoder_of(a_speaker(GEMMA))
     row = a_row(user("Zürich?"), calls(city="Zürich"), answers("7 °C"), says("🌧 7 °C"))
     (encoded,) = encoder.encode([row])
@@ -46,14 +46,14 @@ def test_a_prompt_is_how_the_whole_begins():
 
 
 @pytest.mark.parametrize("text", ["stop <end_of_turn> here", "<end_of_turn>"])
-def test_the_end_of_turn_inside_of_a_text_is_found(text):
-    """A model that learns it would stop in the middle of its answer."""
+def test_an_end_of_turn_token_in_the_text_is_found(text):
+    """A model that learns it would end its replies too early."""
     (encoded,) = encoder_of(a_speaker(GEMMA)).encode([a_row(user(), says(text))])
     assert encoded.problem.rule is Rule.MARKER_IN_TEXT
 
 
-def test_characters_that_the_tokenizer_cannot_write_are_found():
-    """A tokenizer that loses characters would teach another call than the one in the data."""
+def test_characters_that_the_tokenizer_cannot_encode_are_found():
+    """A tokenizer that drops characters would change the calls of the data."""
     speaker = a_speaker(GEMMA)
     speaker.backend_tokenizer.normalizer = normalizers.Replace("é", "e")
     (encoded,) = encoder_of(speaker).encode([a_row(user(), calls(city="Orléans"))])
@@ -61,7 +61,7 @@ def test_characters_that_the_tokenizer_cannot_write_are_found():
 
 
 def test_a_row_that_the_template_renders_differently_later_is_found():
-    """A template that forgets earlier reasoning, as some thinking models' do, cannot be marked for several turns."""
+    """With a template that drops earlier reasoning, several assistant turns cannot be located."""
     forgetting = CHATML_TEMPLATE.replace("if message.reasoning_content", "if message.reasoning_content and loop.last")
     speaker = a_speaker(CHATML)
     encoder = Encoder(speaker, ChatTemplate(forgetting, speaker.special_tokens_map, marked=False))

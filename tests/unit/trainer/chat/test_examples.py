@@ -35,8 +35,8 @@ def written(folder, *, workers=1, max_length=4096, rows=ROWS):
     return counted, unfit, writer.layout
 
 
-def test_several_processes_write_what_one_writes(tmp_path):
-    """The same examples and cases in the same order, the same figures."""
+def test_the_number_of_processes_does_not_change_the_output(tmp_path):
+    """The same examples and cases in the same order, with the same statistics."""
     one, _, alone = written(tmp_path / "one")
     many, _, together = written(tmp_path / "many", workers=2)
     assert pq.read_table(alone.train_path).equals(pq.read_table(together.train_path))
@@ -44,8 +44,8 @@ def test_several_processes_write_what_one_writes(tmp_path):
     assert (one.train, one.held_out, one.supervised) == (many.train, many.held_out, many.supervised)
 
 
-def test_lengths_are_told_as_shares_of_the_rows(tmp_path):
-    """The report's percentiles are those of the sorted lengths."""
+def test_lengths_are_reported_as_percentiles(tmp_path):
+    """They are the percentiles of the sorted lengths."""
     counted, _, layout = written(tmp_path / "rows")
     lengths = sorted(len(ids) for ids in pq.read_table(layout.train_path)["input_ids"].to_pylist())
     told = counted.train.to_json()["tokens"]
@@ -59,7 +59,7 @@ def test_lengths_are_told_as_shares_of_the_rows(tmp_path):
 
 
 def test_long_rows_are_findings_with_their_length(tmp_path):
-    """Left out, counted, and named with what they have and what is allowed."""
+    """They are excluded, counted, and reported with their length and the maximum."""
     longest = max(written(tmp_path / "all")[0].train.lengths)
     counted, unfit, _ = written(tmp_path / "some", max_length=longest - 1)
     assert unfit == []
@@ -69,7 +69,7 @@ def test_long_rows_are_findings_with_their_length(tmp_path):
 
 
 def test_a_row_that_is_certainly_too_long_is_not_tokenised(tmp_path, monkeypatch):
-    """A tokenizer may take any time and memory for megabytes of text; the row is left out like other long ones."""
+    """Tokenising megabytes of text can take any time and memory. The row is excluded like other long rows."""
     longest = 0
     tokenise = PrefixCache.tokenise
 
@@ -90,8 +90,8 @@ def test_a_row_that_is_certainly_too_long_is_not_tokenised(tmp_path, monkeypatch
     assert counted.train.rows + counted.held_out.rows == 10
 
 
-def test_a_row_that_cannot_be_written_and_read_back_is_handed_over(tmp_path):
-    """With the marker that would end the turn early."""
+def test_a_row_that_does_not_survive_encoding_is_passed_to_the_callback(tmp_path):
+    """Its text contains the end-of-turn token."""
     rows = [*ROWS[:5], openai_row("x", city="<end_of_turn>")]
     counted, (unfit,), _ = written(tmp_path / "rows", rows=rows)
     assert unfit.problem.rule is Rule.MARKER_IN_TEXT
@@ -99,8 +99,8 @@ def test_a_row_that_cannot_be_written_and_read_back_is_handed_over(tmp_path):
     assert counted.train.rows + counted.held_out.rows == 5
 
 
-def test_a_turn_that_is_not_learnt_is_no_case_and_counts(tmp_path):
-    """The turn behind it is the second one, as a reader of the file counts."""
+def test_a_turn_excluded_from_training_is_no_case_but_is_numbered(tmp_path):
+    """The turn after it has the number 2."""
     rows = [openai_row(f"question {number}") for number in range(20)]
     for row in rows:
         row["messages"][1]["weight"] = 0

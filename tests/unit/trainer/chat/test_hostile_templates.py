@@ -48,8 +48,8 @@ def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("attack", [*ESCAPES, *ENDLESS, *GREEDY, *DEEP], ids=lambda text: text[:40])
-def test_a_template_of_a_config_map_ends_in_a_message(attack):
-    """It reaches nothing outside of the sandbox, and takes neither the processor nor the memory for itself."""
+def test_a_hostile_template_of_a_config_map_fails_with_a_message(attack):
+    """It cannot leave the sandbox, or use unlimited CPU time or memory."""
     begun = time.process_time()
     with pytest.raises(StageError) as error:
         templates.choose(a_speaker(CHATML), EVERYTHING, CHATML_TEMPLATE + attack)
@@ -59,16 +59,16 @@ def test_a_template_of_a_config_map_ends_in_a_message(attack):
 
 
 @pytest.mark.parametrize("attack", [ESCAPES[0], ENDLESS[0], GREEDY[0]])
-def test_a_template_of_the_base_model_is_passed_over(attack):
-    """Ours takes its place, and the report says why."""
+def test_a_hostile_template_of_the_base_model_is_rejected(attack):
+    """Tunemill's template is used instead, and the report has the reason."""
     choice = templates.choose(a_speaker(CHATML, template=CHATML_TEMPLATE + attack), EVERYTHING, None)
     assert choice.origin is Origin.TUNEMILL
     assert "the base model's chat template" in choice.rejected_because
 
 
 @pytest.mark.parametrize(("attack", "said"), [(ENDLESS[0], "takes more than"), (GREEDY[0], "needs more than")])
-def test_a_template_that_attacks_at_one_row_alone_costs_that_row(attack, said):
-    """It may behave while it is looked at, and know the rows by their words."""
+def test_a_template_that_attacks_on_one_row_affects_only_that_row(attack, said):
+    """A template can recognise rows by their text."""
     lurking = CHATML_TEMPLATE + "{% if messages[0]['content'] == 'now' %}" + attack + "{% endif %}"
     encoder = templates.choose(a_speaker(CHATML), EVERYTHING, lurking).encoder
     good, bad, other = encoder.encode([a_row(user(text), says("Yes.")) for text in ("before", "now", "after")])
@@ -79,7 +79,7 @@ def test_a_template_that_attacks_at_one_row_alone_costs_that_row(attack, said):
 
 @pytest.mark.parametrize("text", ["{{ 7 * 7 }}", "{% raw %}", "{{ ''.__class__ }}", "{% endgeneration %}"])
 def test_a_row_that_looks_like_a_template_stays_text(text):
-    """Rows are values for the template, never part of it."""
+    """Rows are values for the template, never template code."""
     speaker = a_speaker(CHATML)
     for of_user in (CHATML_TEMPLATE, None):
         encoder = templates.choose(speaker, EVERYTHING, of_user).encoder

@@ -41,7 +41,7 @@ def with_prefix_space(speaker, scheme):
     ids=["byte-level", "metaspace-first", "metaspace-always", "no-marks-in-the-text"],
 )
 def test_the_tokens_are_those_of_the_whole_text(speaker):
-    """For shared beginnings, own ones and none, with offsets that find the same places."""
+    """With shared and different prefixes and with none; the offsets find the same characters."""
     rows = [*texts(9), *[row.removeprefix(SHARED) for row in texts(9)], *texts(3, "own ")]
     own = [f"Town {number}" for number in [*range(9), *range(9), *range(3)]]
     whole = speaker.backend_tokenizer.encode_batch(rows, add_special_tokens=False)
@@ -53,16 +53,16 @@ def test_the_tokens_are_those_of_the_whole_text(speaker):
         assert (each.offsets[first][0], each.offsets[end - 1][1]) == (start, start + len(name))
 
 
-def test_a_shared_beginning_is_learnt():
-    """From the third time on it is not tokenised again."""
+def test_a_shared_prefix_is_cached():
+    """From the third occurrence on, it is not tokenised again."""
     speaker = a_speaker(GEMMA)
     found = tokenised(speaker, texts(9), [f"Town {number}" for number in range(9)])
     assert found[0].cut == 0
     assert found[-1].cut == len(SHARED)
 
 
-def test_a_tokenizer_that_looks_across_added_tokens_is_never_cut():
-    """A token that takes the space before it belongs to what stands there."""
+def test_a_tokenizer_that_merges_across_added_tokens_disables_the_cache():
+    """A token that includes the space before it depends on the preceding text."""
     speaker = a_speaker(GEMMA)
     backend = speaker.backend_tokenizer
     stripping = [AddedToken(token.content, lstrip=True) for token in speaker.added_tokens_decoder.values()]

@@ -22,16 +22,16 @@ def nested(depth: int, inner: str) -> str:
 
 
 @pytest.mark.parametrize("row", ['{"messages": %s}', '{"query": "x", "answers": %s}'])
-def test_surrogates_so_deep_that_python_reads_them_and_cannot_write_them(row):
-    """As a value and as text."""
+def test_deeply_nested_surrogates(row):
+    """Python can parse them, but not serialize them. As a value and as text."""
     for depth in DEPTHS:
         value = nested(depth, r'"\ud83d"')
         usable_row((row % value).encode(), DatasetFormat.AUTO)
         usable_row((row % json.dumps(value)).encode(), DatasetFormat.AUTO)
 
 
-def test_a_column_whose_name_is_no_text(tmp_path: Path):
-    """Arrow hands the name on as it stands in the file."""
+def test_a_column_with_an_invalid_name(tmp_path: Path):
+    """Arrow returns the name as it is in the file."""
     path = tmp_path / "calls.parquet"
     pq.write_table(pa.table({"query": ["x"]}), path, store_schema=False)
     content = path.read_bytes().replace(b"query", b"\xebuery")

@@ -7,13 +7,13 @@ from tunemill_trainer.data.findings import Rule
 from tunemill_trainer.data.rows import Message, Role
 
 
-def test_a_good_row_has_no_problems():
-    """Call, answer, text: nothing to say."""
+def test_a_valid_row_has_no_problems():
+    """A call, a response and a text."""
     assert lint.problems(a_row(user(), calls(city="Rome", days=2), answers(), says())) == []
 
 
-def test_a_row_may_end_with_a_call_and_may_offer_no_tools():
-    """The usual training row ends with the call; plain instruction data has no tools at all."""
+def test_a_row_can_end_with_a_call_and_can_have_no_tools():
+    """Training rows usually end with the call; plain instruction data has no tools."""
     assert lint.problems(a_row(user(), calls(city="Rome"))) == []
     assert lint.problems(a_row(Message(Role.SYSTEM, "Be brief."), user(), says())) == []
 
@@ -48,14 +48,14 @@ def test_a_row_may_end_with_a_call_and_may_offer_no_tools():
     ],
 )
 def test_each_rule_finds_its_problem(row, rule, message):
-    """One wrong thing gives one finding that names it."""
+    """One mistake gives one finding that names it."""
     (problem,) = lint.problems(row)
     assert problem.rule is rule
     assert message in problem.message
 
 
 def test_a_schema_decides_what_else_is_allowed():
-    """The keyword additionalProperties and nested schemas mean what they mean in JSON schema."""
+    """Nested schemas and additionalProperties mean the same as in JSON schema."""
     open_ended = a_tool(type="object", properties={}, additionalProperties={"type": "integer"})
     assert lint.problems(a_row(user(), calls(anything=3), tools=(open_ended,))) == []
     (problem,) = lint.problems(a_row(user(), calls(anything="3"), tools=(open_ended,)))
@@ -63,7 +63,7 @@ def test_a_schema_decides_what_else_is_allowed():
 
 
 def test_a_reference_to_the_network_is_not_followed():
-    """A schema in the data must not make the stage fetch things."""
+    """A schema in the data must not trigger requests."""
     tool = a_tool(type="object", properties={"city": {"$ref": "http://127.0.0.1:9/schema.json"}})
     (problem,) = lint.problems(a_row(user(), calls(city="Rome"), tools=(tool,)))
     assert problem.rule is Rule.BROKEN_TOOL

@@ -36,8 +36,8 @@ values = st.recursive(
 
 
 @given(parameters=parameters, arguments=st.dictionaries(names, values, max_size=3))
-def test_what_it_takes_has_no_fault(parameters, arguments):
-    """For whatever schema and whatever arguments."""
+def test_accepted_arguments_are_valid(parameters, arguments):
+    """For any schema and any arguments."""
     if schemas.surely_fits(parameters)(arguments):
         assert list(schemas.checker(parameters).iter_errors(arguments)) == []
 
@@ -54,5 +54,5 @@ def test_what_it_takes_has_no_fault(parameters, arguments):
     ],
 )
 def test_usual_calls(arguments, fits):
-    """It is for these."""
+    """The quick check accepts them."""
     assert schemas.surely_fits(WEATHER["parameters"])(arguments) is fits

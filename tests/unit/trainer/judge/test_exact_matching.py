@@ -40,7 +40,7 @@ def equal_by_definition(a: object, b: object) -> bool:
     ],
 )
 def test_equal_as_json(one: Call, other: Call):
-    """Order of keys and the way a number is written do not matter, at any depth."""
+    """The order of keys and the notation of numbers do not matter, at any depth."""
     assert same_calls([one], [other])
 
 
@@ -57,12 +57,12 @@ def test_equal_as_json(one: Call, other: Call):
     ],
 )
 def test_different_as_json(one: Call, other: Call):
-    """Types, spelling, the order of lists and a null in place of nothing do matter."""
+    """Types, spelling, the order of lists, and null instead of an absent value do matter."""
     assert not same_calls([one], [other])
 
 
 def test_number_of_calls_matters():
-    """Saying a call twice is not saying it once."""
+    """Making a call twice differs from making it once."""
     assert not same_calls([f(), f()], [f()])
     assert not same_tools([f(a=1), f(a=2)], [f(a=1)])
     assert same_tools([f(a=1), Call("g", {})], [Call("g", {}), f(a=2)])
@@ -75,7 +75,7 @@ def test_equal_calls_are_counted_by_tool():
 
 @given(CALLS, CALLS)
 def test_counting_finds_what_the_best_pairing_finds(found: list[Call], wanted: list[Call]):
-    """Against brute force over all pairings, with equality by definition."""
+    """Compared with brute force over all pairings."""
 
     def fits(order: tuple[Call, ...]) -> int:
         return sum(

@@ -82,19 +82,19 @@ def fault(
         ),
     ],
 )
-def test_every_fault_is_told_from_the_others(text: str, wanted: list[Call], kind: FaultKind, message: str):
-    """The word and the sentence, with the place in the call."""
+def test_every_fault_is_distinguished(text: str, wanted: list[Call], kind: FaultKind, message: str):
+    """The kind and the message, with the place in the call."""
     assert fault(text, *wanted) == Fault(kind, message)
 
 
 def test_the_fault_is_in_the_call_that_has_no_pair():
-    """Of several calls, the one that is wrong is shown, not the first one that is different."""
+    """Of several calls, the message is about the wrong one, not the first one that differs."""
     rome, paris = Call("weather", {"city": "Rome"}), Call("weather", {"city": "Paris"})
     assert fault(says(rome, OSLO), OSLO, paris).message == 'weather.city: expected "Paris", found "Rome"'
 
 
 def test_the_place_is_found_in_nested_objects():
-    """The path leads to the value."""
+    """The message has the path of the value."""
     found, wanted = ({"at": {"port": {"name": name}}} for name in ("east", "west"))
     message = fault(says(Call("timer", found)), Call("timer", wanted)).message
     assert message == 'timer.at.port.name: expected "west", found "east"'
@@ -102,13 +102,13 @@ def test_the_place_is_found_in_nested_objects():
 
 @pytest.mark.parametrize("text", ['<tool_call>{"name": "wea', "I would say th"])
 def test_a_reply_that_was_cut_off(text: str):
-    """What did not end may have become a call."""
+    """An incomplete reply may have become a call."""
     assert fault(text, OSLO, finished=False).kind is FaultKind.CUT_OFF
     assert fault(text, OSLO, finished=True).kind is not FaultKind.CUT_OFF
 
 
-def test_what_only_a_lenient_reader_understands_is_said():
-    """In a fence, or as a Python literal: the model knows what to call, and no client gets it."""
+def test_calls_for_a_lenient_parser_are_mentioned():
+    """In a code fence, or as a Python literal: the model knows the tool, but no client receives the call."""
     fenced = fault(f"```json\n{json.dumps(OSLO.to_json())}\n```", OSLO)
     assert (fenced.kind, fenced.lenient) == (FaultKind.MISSED_CALL, True)
     literal = fault(f"<tool_call>{OSLO.to_json()}</tool_call>", OSLO)
@@ -116,7 +116,7 @@ def test_what_only_a_lenient_reader_understands_is_said():
     assert literal.message.endswith("only a lenient parser finds weather")
 
 
-def test_arguments_that_the_server_leaves_out_are_named():
+def test_arguments_that_the_server_drops_are_named():
     """FunctionGemma writes a number, and vLLM's parser drops it."""
     text = "<start_function_call>call:weather{city:<escape>Oslo<escape>,days:2}<end_function_call>"
     found = fault(text, OSLO, reply_format=ReplyFormat.FUNCTIONGEMMA)
