@@ -109,7 +109,7 @@ class ChatTemplate:
             # A template is third-party code: its exceptions describe what it does not support.
             raise TemplateError(f"fails with {type(error).__name__}: {error}") from error
         except RecursionError as error:
-            raise TemplateError("recurses infinitely") from error
+            raise TemplateError("recurses too deeply") from error
 
 
 def _chat_message(message: Message) -> dict[str, Any]:

@@ -70,4 +70,4 @@ def test_a_row_that_the_template_renders_differently_later_is_found():
     first, second = encoder.encode([short, long])
     assert first.problem is None
     assert second.problem.rule is Rule.NOT_REPRODUCIBLE
-    assert "differently when other turns follow" in second.problem.message
+    assert "differently if turns follow" in second.problem.message

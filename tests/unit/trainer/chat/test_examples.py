@@ -64,7 +64,7 @@ def test_long_rows_are_findings_with_their_length(tmp_path):
     counted, unfit, _ = written(tmp_path / "some", max_length=longest - 1)
     assert unfit == []
     assert counted.train.overlong == counted.findings.counts[Rule.OVERLONG] - counted.held_out.overlong > 0
-    assert f"{longest - 1} are allowed" in counted.findings.listed[0].problem.message
+    assert f"more than the maximum of {longest - 1}" in counted.findings.listed[0].problem.message
     assert counted.train.shortest_overlong == longest
 
 

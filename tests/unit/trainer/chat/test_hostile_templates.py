@@ -35,12 +35,12 @@ GREEDY = [
 ]
 DEEP = ["{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "{% if 1 %}" * 3000 + "{% endif %}" * 3000]
 
-SAID = ("SecurityError", "is undefined", "no loader", "takes more than 0.3 s", "needs more than 64 MiB", "without end")
+REASONS = ("SecurityError", "is undefined", "no loader", "takes more than 0.3 s", "needs more than 64 MiB", "too deeply")
 
 
 @pytest.fixture(autouse=True)
-def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What runs into a bound does so soon; what other tests left is not finalized on its account."""
+def _small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use small limits. Collect the garbage of other tests first, so that it does not count."""
     gc.collect()
     monkeypatch.setattr(rendering, "TIME", TimeBound(seconds=0.3))
     for module in (rendering, encoding):
@@ -54,7 +54,7 @@ def test_a_hostile_template_of_a_config_map_fails_with_a_message(attack):
     with pytest.raises(StageError) as error:
         templates.choose(a_speaker(CHATML), EVERYTHING, CHATML_TEMPLATE + attack)
     assert error.value.reason is Reason.INVALID_CHAT_TEMPLATE
-    assert any(words in error.value.message for words in SAID)
+    assert any(words in error.value.message for words in REASONS)
     assert time.process_time() - begun < 30
 
 

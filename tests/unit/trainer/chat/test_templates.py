@@ -90,9 +90,9 @@ def test_a_base_model_template_that_supports_the_rows_is_used():
         (CHATML_TEMPLATE.replace("{{- tool | tojson }}", "{{- tool.function.name }}"), "Counts free berths"),
         (
             CHATML_TEMPLATE.replace("call.function | tojson", "call.function.name"),
-            "calls of an assistant turn read differently",
+            "calls of an assistant turn change",
         ),
-        (CHATML_TEMPLATE.replace("message.reasoning_content", "false"), "text of an assistant turn is not the same"),
+        (CHATML_TEMPLATE.replace("message.reasoning_content", "false"), "text of an assistant turn changes"),
         (
             CHATML_TEMPLATE.replace("{%- if add_generation_prompt", "{%- if false"),
             "does not write the header of an assistant turn with add_generation_prompt",
