@@ -1,4 +1,4 @@
-"""Token ids, and which of them the loss is on."""
+"""Token ids and labels."""
 
 import pytest
 from tokenizers import normalizers
@@ -12,12 +12,12 @@ from tunemill_trainer.prepared import IGNORED
 
 
 def encoder_of(speaker):
-    """Our template for a tokenizer."""
+    """An encoder with Tunemill's template."""
     return templates.tunemill_template(speaker, EVERYTHING, "").encoder
 
 
 def test_labels_are_the_assistants_tokens_or_all():
-    """Everything else is ignored by the loss, unless the loss is on all."""
+    """The loss ignores other tokens, unless it includes all."""
     encoder = encoder_of(a_speaker(GEMMA))
     (encoded,) = encoder.encode([a_row(user("Hi"), says("Yo"))])
     labels = encoded.labels(everything=False)

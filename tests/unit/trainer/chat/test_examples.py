@@ -1,4 +1,4 @@
-"""The second pass: rows become examples and cases, whoever does the work."""
+"""The second pass: rows become examples and cases, with any number of processes."""
 
 import pyarrow.parquet as pq
 from trainer.chat.speakers import GEMMA, a_speaker
@@ -15,7 +15,7 @@ ROWS = [openai_row(f"What is the weather in town {number}? {'Please! ' * (number
 
 
 def written(folder, *, workers=1, max_length=4096, rows=ROWS):
-    """Write rows; return what was counted and the folder."""
+    """Write rows, and return the statistics and the folder."""
     folder.mkdir()
     wish = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl"})
     found = data.read(wish, data.ReadOptions(), some_data(folder, rows), None, folder / "spool", lambda: None)

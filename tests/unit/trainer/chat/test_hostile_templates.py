@@ -1,4 +1,4 @@
-"""Chat templates that attack: they come from ConfigMaps and from repositories on the Hub, and run in our process."""
+"""Hostile chat templates, which come from ConfigMaps and repositories on the Hub, and run in the trainer's process."""
 
 import gc
 import time
@@ -35,7 +35,14 @@ GREEDY = [
 ]
 DEEP = ["{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "{% if 1 %}" * 3000 + "{% endif %}" * 3000]
 
-REASONS = ("SecurityError", "is undefined", "no loader", "takes more than 0.3 s", "needs more than 64 MiB", "too deeply")
+REASONS = (
+    "SecurityError",
+    "is undefined",
+    "no loader",
+    "takes more than 0.3 s",
+    "needs more than 64 MiB",
+    "too deeply",
+)
 
 
 @pytest.fixture(autouse=True)

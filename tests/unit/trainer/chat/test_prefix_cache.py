@@ -1,4 +1,4 @@
-"""What many texts begin with is tokenised once, and never otherwise than as a part of the whole."""
+"""Shared prefixes are tokenised once, with the same tokens as in the whole text."""
 
 import pytest
 from tokenizers import AddedToken, pre_tokenizers
@@ -9,13 +9,13 @@ SHARED = "<start_of_turn>system\nTools: get_weather, é\n<end_of_turn>\n"
 
 
 def texts(count, shared=SHARED):
-    """Conversations that begin alike."""
+    """Conversations with shared prefixes."""
     asked = "<start_of_turn>user\nTown {} 🌧<end_of_turn>\n<start_of_turn>model\nYes"
     return [shared + asked.format(number) for number in range(count)]
 
 
 def tokenised(speaker, rows, own):
-    """What comes out, in three batches so that the beginnings are known in the last."""
+    """The result of three batches, so that prefixes are cached in the last."""
     beginnings = PrefixCache(speaker.backend_tokenizer, speaker.added_tokens_decoder.values())
     third = len(rows) // 3
     parts = [slice(0, third), slice(third, 2 * third), slice(2 * third, None)]
@@ -23,7 +23,7 @@ def tokenised(speaker, rows, own):
 
 
 def with_prefix_space(speaker, scheme):
-    """The same tokenizer, putting a mark before texts as SentencePiece does."""
+    """The same tokenizer, with a prefix mark as in SentencePiece."""
     speaker.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )

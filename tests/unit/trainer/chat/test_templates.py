@@ -1,4 +1,4 @@
-"""Which chat template is chosen, and what it makes of a conversation."""
+"""The choice of the chat template, and its rendering of conversations."""
 
 import pytest
 from trainer.chat.speakers import (
@@ -39,7 +39,7 @@ CONVERSATION = a_row(
 
 
 def spoken(speaker, encoder, row):
-    """What the loss is on, as text."""
+    """The parts that the loss includes, as text."""
     (encoded,) = encoder.encode([row])
     assert encoded.problem is None
     return speaker.batch_decode([encoded.input_ids[turn.start : turn.end] for turn in encoded.turns])
@@ -120,7 +120,7 @@ def test_of_several_templates_the_one_for_tools_is_tried():
 
 
 def marked(template):
-    """The ChatML template with marks around what the assistant says."""
+    """The ChatML template with generation blocks around assistant turns."""
     return template.replace("{{- message.content }}\n", "{%- generation %}{{- message.content }}\n").replace(
         "{%- endfor %}{{- '<|im_end|>\n' }}", "{%- endfor %}{{- '<|im_end|>' }}{%- endgeneration %}{{- '\n' }}"
     )

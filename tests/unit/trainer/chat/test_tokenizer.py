@@ -1,4 +1,4 @@
-"""The tags that a tokenizer has or gets, and what later stages are told."""
+"""Tags of a tokenizer, added tokens, and the description for later stages."""
 
 import json
 import subprocess

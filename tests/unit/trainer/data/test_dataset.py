@@ -1,4 +1,4 @@
-"""The first pass over the data: rows read, checked, told from duplicates, split."""
+"""The first pass over the data: reading, checks, duplicates, and the split."""
 
 import json
 
@@ -12,7 +12,7 @@ from tunemill_trainer.errors import StageError
 
 
 def read(folder, train, held_out=None, *, workers=1, contract=(), keep_unsupervised=False, **spec):
-    """Read rows as spec.dataset would have it."""
+    """Read rows as configured in spec.dataset."""
     wish = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl", **spec})
     how = dataset.ReadOptions(wish.format, contract, keep_unsupervised=keep_unsupervised, workers=workers)
     evaluation = None if held_out is None else some_data(folder, held_out, "held-out.jsonl")
@@ -20,7 +20,7 @@ def read(folder, train, held_out=None, *, workers=1, contract=(), keep_unsupervi
 
 
 def good(count, start=0):
-    """Different good rows."""
+    """Different valid rows."""
     return [openai_row(f"What is the weather in town {number}?") for number in range(start, start + count)]
 
 

@@ -1,4 +1,4 @@
-"""Inputs that `python -m tunemill_dev.fuzz` has found: none crashes the readers any more."""
+"""Inputs found by `python -m tunemill_dev.fuzz` that crashed the readers."""
 
 import json
 from pathlib import Path
@@ -13,11 +13,11 @@ from tunemill_trainer.data.findings import DataError
 from tunemill_trainer.data.records import records
 
 DEPTHS = range(400, 490)
-"""Python's stack ends in between, after as many levels as it is full already."""
+"""A depth around the limit of Python's stack, which depends on its current depth."""
 
 
 def nested(depth: int, inner: str) -> str:
-    """Return JSON: a value within so many lists and objects."""
+    """Return JSON with a value nested in lists and objects."""
     return '[{"a":' * depth + inner + "}]" * depth
 
 

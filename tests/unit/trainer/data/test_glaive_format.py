@@ -1,4 +1,4 @@
-"""Rows in Glaive's format: a conversation as one text, arguments in single quotes."""
+"""Rows in Glaive format: a conversation as one string, arguments in single quotes."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Rows of the Hermes family, with the traps of the public data sets."""
+"""Rows of the Hermes family, with the variants in public data sets."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Data that attacks: schemas and texts that keep a processor busy, files that unpack to more than any memory."""
+"""Hostile data: schemas and texts that use excessive CPU time, files that unpack to more than any memory."""
 
 import gzip
 import json
@@ -25,13 +25,13 @@ MIB = 1 << 20
 
 
 def problem_of(value, form=DatasetFormat.OPENAI):
-    """Return the one thing that is wrong with a row."""
+    """Return the only problem of a row."""
     (problem,) = RowReader(form).read(Record(Source("calls.jsonl", 1), value)).problems
     return problem
 
 
 def a_call(parameters, arguments):
-    """Return a row that calls a tool of these parameters."""
+    """Return a row with a call to a tool with these parameters."""
     call = {"type": "function", "function": {"name": "f", "arguments": json.dumps(arguments)}}
     turns = [{"role": "user", "content": "Do it."}, {"role": "assistant", "content": "", "tool_calls": [call]}]
     return {"messages": turns, "tools": [{"type": "function", "function": {"name": "f", "parameters": parameters}}]}

@@ -1,4 +1,4 @@
-"""What would teach a model something wrong, found in a row."""
+"""Mistakes in rows that a model would learn from."""
 
 import pytest
 from trainer.data.building import a_row, a_tool, answers, calls, says, user

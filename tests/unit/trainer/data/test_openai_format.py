@@ -1,4 +1,4 @@
-"""Rows in OpenAI's format, with what real files make of it."""
+"""Rows in OpenAI's format, with the variants in real files."""
 
 import json
 

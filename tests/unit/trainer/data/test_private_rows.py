@@ -1,4 +1,4 @@
-"""What rows say stays out of what many may read: canaries stand in all places of rows, and what is said is searched."""
+"""Text of rows never appears in status, events and logs: rows have canaries in all places, and outputs are searched."""
 
 import gzip
 import json
@@ -20,12 +20,12 @@ OF_LINES = {Rule.NOT_JSON}
 
 
 def told(text):
-    """Return whether a text has something of a canary row."""
+    """Return whether a text contains a part of a canary row."""
     return CANARY in text or str(NUMBER) in text or str(int(NUMBER)) in text
 
 
 def problems_of(form, contract=()):
-    """Yield what is wrong with each of the canary rows of a format."""
+    """Yield the problems of each canary row of a format."""
     reader = RowReader(form, contract)
     for number, row in enumerate(rows(form), start=1):
         source = Source("calls.jsonl", number)
@@ -57,7 +57,7 @@ def test_the_canary_rows_break_every_rule():
 
 
 def read(folder, content, **spec):
-    """Run the first pass of prepare over a file."""
+    """Run the first pass of prepare on a file."""
     wish = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl", **spec})
     how = dataset.ReadOptions(wish.format, workers=1)
     return dataset.read(wish, how, some_data(folder, content), None, folder / "spool", lambda: None)

@@ -1,4 +1,4 @@
-"""Rows in the shape of public data sets: each is told from the others and read with all its calls."""
+"""Rows like those of public data sets: the format is detected, and all calls are read."""
 
 import json
 import re
@@ -22,7 +22,7 @@ TALK = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "c
 
 
 def as_records(made):
-    """Objects as they come from a file."""
+    """Objects as read from a file."""
     return [Record(Source("calls.jsonl", line), row) for line, row in enumerate(made, start=1)]
 
 

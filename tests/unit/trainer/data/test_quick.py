@@ -1,4 +1,4 @@
-"""The quick check of arguments never takes what jsonschema refuses, and takes nearly everything that it takes."""
+"""The quick check accepts only arguments that jsonschema accepts, and nearly all of them."""
 
 import pytest
 from hypothesis import given

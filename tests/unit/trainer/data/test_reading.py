@@ -1,4 +1,4 @@
-"""From records to rows: the format is found, tools are completed and named, nulls of tables dropped."""
+"""From records to rows: format detection, tools of the contract, names of tools, nulls of tables."""
 
 import json
 
@@ -28,7 +28,7 @@ def read(row, form=DatasetFormat.OPENAI, contract=()):
 
 
 def as_records(rows):
-    """Objects as they come from a file."""
+    """Objects as read from a file."""
     return [Record(Source("calls.jsonl", line), row) for line, row in enumerate(rows, start=1)]
 
 

@@ -1,4 +1,4 @@
-"""Tools' schemas as public data writes them, and what they say of calls."""
+"""Schemas of tools in the dialects of public data, and checks of calls."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Secrets in the data are found by the forms that their makers gave them, and never repeated."""
+"""Secrets in the data are found by their documented forms, and messages never contain them."""
 
 import pytest
 from trainer.data.building import a_row, calls, says, user

@@ -1,4 +1,4 @@
-"""Where data comes from: objects, prefixes and globs on S3, data sets on the Hub."""
+"""Sources of data: objects, prefixes and globs on S3, data sets on the Hub."""
 
 import gzip
 import hashlib
@@ -35,7 +35,7 @@ OBJECTS = {
 
 @pytest.fixture
 def fetch(tmp_path, monkeypatch):
-    """Fetches from a bucket; returns the names and the rows' numbers."""
+    """Fetch from a bucket, and return the names and the numbers of the rows."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "key")
     with mock_aws():

@@ -13,7 +13,7 @@ def draws(count, seed=42):
 
 
 def cut(found, fraction):
-    """Where the draws are cut."""
+    """The threshold of the draws."""
     return split.cut(min(found), max(found), fraction)
 
 

@@ -1,4 +1,4 @@
-"""Calls that stand as text in what an assistant says."""
+"""Calls in the text of assistant messages."""
 
 import json
 
@@ -78,7 +78,7 @@ FORMS = {
 
 
 def read(*said, tools=(WEATHER,)):
-    """Read a row in which an assistant says something."""
+    """Read a row with an assistant message."""
     turns = [{"role": "user", "content": "Weather?"}, *({"role": "assistant", "content": text} for text in said)]
     row = {"messages": turns, "tools": [{"type": "function", "function": tool} for tool in tools]}
     return RowReader(DatasetFormat.OPENAI).read(Record(Source("calls.jsonl", 1), row))

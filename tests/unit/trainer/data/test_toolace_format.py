@@ -1,4 +1,4 @@
-"""Rows in ToolACE's format: tools in the prose of the prompt, calls in brackets."""
+"""Rows in ToolACE format: tools within the system prompt, calls in brackets."""
 
 import json
 

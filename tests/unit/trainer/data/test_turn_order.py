@@ -1,4 +1,4 @@
-"""Turns that belong together: answers with their calls, and assistant turns in a row."""
+"""Merging consecutive assistant turns, and ordering tool responses."""
 
 import pytest
 from trainer.data.building import openai_row
@@ -17,7 +17,7 @@ def read(row, form=DatasetFormat.OPENAI):
 
 
 def a_conversation(*more):
-    """The usual row and what follows its call."""
+    """A row with a call, and the given turns after it."""
     row = openai_row()
     row["messages"] += more
     return row
@@ -35,7 +35,7 @@ def two_calls(*ids, answered=()):
 
 
 def sharegpt(*turns):
-    """A row with turns of who speaks and what is said."""
+    """A row with turns from pairs of role and text."""
     listed = [{"from": speaker, "value": said} for speaker, said in turns]
     return {"conversations": listed, "tools": openai_row()["tools"]}
 

@@ -1,4 +1,4 @@
-"""What the turns of all formats may hold: reasoning, weights, tools in a prompt, field names of other ecosystems."""
+"""Turns in all formats: reasoning, loss fields, tools in a prompt, field names of other ecosystems."""
 
 import json
 
@@ -21,7 +21,7 @@ def read(row, form=DatasetFormat.OPENAI):
 
 
 def said(content, **fields):
-    """A row in which an assistant says something."""
+    """A row with an assistant message."""
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": content, **fields}]
     return {"messages": turns, "tools": [WEATHER]}
 

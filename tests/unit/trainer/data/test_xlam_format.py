@@ -1,4 +1,4 @@
-"""Rows in xLAM's format: everything as JSON text, types as Python writes them."""
+"""Rows in xLAM format: answers and tools as JSON strings, types in Python notation."""
 
 import json
 

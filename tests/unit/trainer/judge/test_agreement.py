@@ -1,4 +1,4 @@
-"""Our readers and vLLM's own parsers make the same calls of the same replies.
+"""The readers of replies return the same calls as vLLM's parsers.
 
 `make test-long` tries 20,000 of each format.
 """
@@ -20,7 +20,7 @@ REPLIES = 150
 
 @pytest.fixture(scope="module")
 def vllm() -> Iterator[Server]:
-    """One process for all tests: it takes half a minute to start."""
+    """One process for all tests, because it takes half a minute to start."""
     with server(ROOT) as running:
         yield running
 

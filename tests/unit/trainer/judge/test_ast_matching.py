@@ -1,4 +1,4 @@
-"""AST match: what BFCL's rule takes for as good, and what it does not."""
+"""AST match as in BFCL."""
 
 from itertools import permutations
 
@@ -33,7 +33,7 @@ TOOLS = (Tool("weather", "", WEATHER), Tool("timer", "", {"type": "object"}))
 
 
 def weather(**arguments: object) -> Call:
-    """A call of the weather tool."""
+    """A call to the weather tool."""
     return Call("weather", arguments)
 
 

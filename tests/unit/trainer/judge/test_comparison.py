@@ -1,4 +1,4 @@
-"""From two models' replies to the facts, the report and the lines for the user."""
+"""From two models' replies to the status, the report and the lines for each case."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ SETTINGS = Settings(max_rows=500, max_new_tokens=64, precision="float32", device
 
 
 def case(row: int, turn: int = 1, *, wants_call: bool = True) -> Case:
-    """A turn of a row that wants a call of the timer, or plain text."""
+    """A case that expects a call to the timer, or plain text."""
     gold = Message(Role.ASSISTANT, "", calls=(Call("timer", {}),) if wants_call else ())
     return Case(f"rows.jsonl:{row}#{turn}", row, (), (TIMER,), (1, 2), gold, (5,))
 

@@ -1,4 +1,4 @@
-"""When two lists of calls are the same."""
+"""Exact match of two lists of calls."""
 
 from itertools import permutations
 
@@ -15,12 +15,12 @@ CALLS = st.lists(
 
 
 def f(**arguments: object) -> Call:
-    """A call of the tool f."""
+    """A call to the tool f."""
     return Call("f", arguments)
 
 
 def equal_by_definition(a: object, b: object) -> bool:
-    """Compare two JSON values by the words of the rule, without any canonical form."""
+    """Compare two JSON values by the definition of equality, without a canonical form."""
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, dict) and isinstance(b, dict):

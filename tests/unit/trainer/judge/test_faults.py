@@ -1,4 +1,4 @@
-"""Why a reply is not right, in a word and in a sentence."""
+"""The faults of replies, with their messages."""
 
 import json
 
@@ -22,7 +22,7 @@ def says(*calls: Call) -> str:
 def fault(
     text: str, *wanted: Call, finished: bool | None = None, reply_format: ReplyFormat = ReplyFormat.HERMES
 ) -> Fault:
-    """What is wrong with a reply."""
+    """The fault of a reply."""
     return fault_of(text, parse_reply(text, reply_format), wanted, TOOLS, finished=finished)
 
 

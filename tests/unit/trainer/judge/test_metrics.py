@@ -1,4 +1,4 @@
-"""From replies to figures: who is in which denominator, and what counts."""
+"""Metrics of replies: the cases that they apply to, and hits."""
 
 import json
 
@@ -16,7 +16,7 @@ TOOLS = (
 
 
 def asks(*wanted: Call, offered: tuple[Tool, ...] = TOOLS) -> Case:
-    """A case that wants these calls, or plain text."""
+    """A case that expects these calls, or plain text."""
     gold = Message(Role.ASSISTANT, "" if wanted else "Hello!", calls=wanted)
     return Case("rows.jsonl:1#1", 1, (Message(Role.USER, "?"),), offered, (1,), gold, (9,))
 
@@ -29,18 +29,18 @@ def says(*calls: Call, finished: bool = True) -> Reply:
 
 
 def judged(*pairs: tuple[Case, Reply]) -> Score:
-    """The score of replies beside their cases."""
+    """The score of replies to their cases."""
     cases, replies = zip(*pairs, strict=True)
     return score(cases, replies)
 
 
 def weather(city: str = "Oslo") -> Call:
-    """A call of the tool weather."""
+    """A call to the tool weather."""
     return Call("weather", {"city": city})
 
 
 def timer(minutes: int = 3) -> Call:
-    """A call of the tool timer."""
+    """A call to the tool timer."""
     return Call("timer", {"minutes": minutes})
 
 

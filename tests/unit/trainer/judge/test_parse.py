@@ -1,4 +1,4 @@
-"""What counts as a tool call: the reading of vLLM's hermes parser."""
+"""Parsing of Hermes calls, as in vLLM's parser."""
 
 import json
 
@@ -17,7 +17,7 @@ CALLS = st.builds(Call, st.text(), st.dictionaries(st.text(), JSON, max_size=3))
 
 
 def written(call: Call) -> str:
-    """The call as a model writes it."""
+    """The call as the text of a reply."""
     return f"<tool_call>\n{json.dumps(call.to_json())}\n</tool_call>"
 
 

@@ -1,4 +1,4 @@
-"""Every way of writing calls, read as the server's parser of that name reads it."""
+"""Every call format, parsed like the server's parser of the same name."""
 
 import json
 import time
@@ -360,7 +360,7 @@ def test_function_gemma_round_trips_text(calls: list[Call]):
 
 
 def served_text(text: str) -> JsonValue:
-    """A text between two `<escape>` as the server hands it on."""
+    """Text between two `<escape>`, as the server returns it."""
     try:
         value: JsonValue = json.loads(text)
     except ValueError:
