@@ -36,7 +36,7 @@ def render_all(dataset: Dataset, base: str, max_length: int) -> int:
     fallback = templates.Fallback(choice, speaker, dataset.features)
     unfit = 0
 
-    def take_note(row: UnusableRow) -> None:
+    def add_unusable(row: UnusableRow) -> None:
         nonlocal unfit
         # For such a row, prepare starts over with Tunemill's template.
         if not fallback.supports(row.item.row, row.problem):
@@ -51,7 +51,7 @@ def render_all(dataset: Dataset, base: str, max_length: int) -> int:
             max_length=max_length,
             loss_on_all=False,
             workers=cpus.available(),
-            unfit=take_note,
+            unfit=add_unusable,
             tick=lambda _done: None,
         )
     dataset.findings.merge(written.findings)

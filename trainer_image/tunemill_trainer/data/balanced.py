@@ -3,7 +3,7 @@
 _OPENING, _CLOSING, _QUOTES = "([{", ")]}", "\"'"
 
 
-def end_of(text: str, start: int) -> int | None:
+def matching_end(text: str, start: int) -> int | None:
     """Return the index after the bracket that closes the one at `start`, or None.
 
     Brackets in quotes are ignored. The kinds of brackets are not compared; the parser of the contents does that.
@@ -35,7 +35,7 @@ def parts(text: str) -> list[str]:
         if letter in _QUOTES:
             at = _end_of_quote(text, at) or len(text)
         elif letter in _OPENING:
-            at = end_of(text, at) or len(text)
+            at = matching_end(text, at) or len(text)
         else:
             if letter == ",":
                 found.append(text[begin:at])

@@ -59,7 +59,7 @@ def _candidates(prompt: str) -> list[tuple[str, int, int]]:
 def _end_of_list(text: str, start: int) -> int:
     """Return the end of a list, or of the last of several consecutive objects."""
     end = start
-    while (closed := balanced.end_of(text, start)) is not None:
+    while (closed := balanced.matching_end(text, start)) is not None:
         end = closed
         following = _FOLLOWING.match(text, end)
         if following is None or text[start] != "{":
@@ -88,7 +88,7 @@ def _objects(text: str) -> list[str]:
     parts = []
     at = text.find("{")
     while at >= 0:
-        end = balanced.end_of(text, at)
+        end = balanced.matching_end(text, at)
         if end is None:
             raise RowError(Rule.BROKEN_TOOL, "a tool definition is not closed")
         parts.append(text[at:end])

@@ -83,16 +83,16 @@ class RowReader:
         tools = tools or self._contract
         messages, in_text = text_calls.extract(reasoning.extract(messages), tools)
         messages, joints = turn_order.merged(messages)
-        messages = formats.without_filled_nulls(turn_order.ordered(messages), tools)
+        messages = formats.without_nulls_of_tables(turn_order.ordered(messages), tools)
         if self._drop_reasoning:
             messages = [replace(message, reasoning="") for message in messages]
         if self._last_turn_only:
-            messages = _with_last_turn_learnt(messages)
+            messages = _with_only_last_turn_learnt(messages)
         messages, tools, renamed = _with_served_names(messages, tools)
         return Row(tuple(messages), tools, source), [*in_text, *joints, *renamed]
 
 
-def _with_last_turn_learnt(messages: list[Message]) -> list[Message]:
+def _with_only_last_turn_learnt(messages: list[Message]) -> list[Message]:
     last = max((at for at, message in enumerate(messages) if message.role is Role.ASSISTANT), default=-1)
     return [
         replace(message, learnt=False) if message.role is Role.ASSISTANT and at != last else message

@@ -103,7 +103,7 @@ def is_schema(parameters: JsonObject) -> bool:
     return bool(words) and not bare
 
 
-def of_bare(parameters: JsonObject, tool: str) -> JsonObject:
+def from_bare_parameters(parameters: JsonObject, tool: str) -> JsonObject:
     """Return the schema of parameters that are listed without a schema, with type names of any language.
 
     Args:
@@ -134,7 +134,7 @@ def of_bare(parameters: JsonObject, tool: str) -> JsonObject:
     return {"type": "object", "properties": properties, "required": required}
 
 
-def of_list(parameters: list[JsonValue], tool: str) -> JsonObject:
+def from_parameter_list(parameters: list[JsonValue], tool: str) -> JsonObject:
     """Return the schema of parameters that are a list of objects, each with a `name`.
 
     Raises:
@@ -147,10 +147,10 @@ def of_list(parameters: list[JsonValue], tool: str) -> JsonObject:
         if not isinstance(name, str) or not name:
             raise RowError(Rule.BROKEN_TOOL, f"a parameter of {tool} has no `name`")
         bare[name] = {key: value for key, value in described.items() if key != "name"}
-    return of_bare(bare, tool)
+    return from_bare_parameters(bare, tool)
 
 
-def refuse_wrong(schema: JsonObject) -> None:
+def check_schema(schema: JsonObject) -> None:
     """Check that a schema is valid under one of the supported drafts.
 
     Raises:
@@ -217,7 +217,7 @@ def _make_quick_check(parameters: JsonObject) -> quick.Check:
     return quick.check_of(_checkable(parameters, closed=True)) or (lambda _arguments: False)
 
 
-surely_fits = IdentityCache(_make_quick_check, size_of=lambda parameters: len(repr(parameters)))
+quick_check = IdentityCache(_make_quick_check, size_of=lambda parameters: len(repr(parameters)))
 """Returns a fast check that is true only for valid arguments. If it is false, `checker` must decide."""
 
 

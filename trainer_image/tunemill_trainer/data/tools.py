@@ -201,7 +201,7 @@ def call_problems(call: Call, tools: Sequence[Tool]) -> list[Problem]:
         offered = ", ".join(tool.name for tool in tools) or "no tools"
         return [Problem(Rule.UNKNOWN_TOOL, f"{call.name} is not declared; the row declares {shortened(offered)}")]
     try:
-        if schemas.surely_fits(tool.parameters)(call.arguments):
+        if schemas.quick_check(tool.parameters)(call.arguments):
             return []
         with _TIME:
             checker = schemas.checker(tool.parameters)
@@ -296,7 +296,7 @@ def _unpack_tool(packed: bytes) -> Tool:
         with _TIME:
             parameters = schemas.cleaned(_written_parameters(name, value))
             parameters.setdefault("type", "object")
-            schemas.refuse_wrong(parameters)
+            schemas.check_schema(parameters)
     except OutOfBoundsError as error:
         raise RowError(Rule.BROKEN_TOOL, f"reading the parameters of {name} {error}") from error
     except SchemaError as error:
@@ -317,7 +317,7 @@ def _written_parameters(name: str, tool: JsonObject) -> JsonObject:
         return {"type": "object", "properties": {}, **{key: tool[key] for key in keys}}
     written = tool[field]
     if isinstance(written, list):
-        return schemas.of_list(written, name)
+        return schemas.from_parameter_list(written, name)
     if isinstance(written, str):
         written = read_value(written, Rule.BROKEN_TOOL) or {}
     read = read_object(written, Rule.BROKEN_TOOL, f"the parameters of {name}")
@@ -325,7 +325,7 @@ def _written_parameters(name: str, tool: JsonObject) -> JsonObject:
         read = cast("JsonObject", read["json"])
     if not read:
         return {"type": "object", "properties": {}}
-    return read if schemas.is_schema(read) else schemas.of_bare(read, name)
+    return read if schemas.is_schema(read) else schemas.from_bare_parameters(read, name)
 
 
 _read_tools = TextCache(_unpack_tools)

@@ -125,7 +125,7 @@ class Comparison:
             },
             base_faults=base.faults,
             tuned_faults=tuned.faults,
-            mistakes=[self._mistake(index) for index in _gallery(tuned.verdicts)],
+            mistakes=[self._mistake(index) for index in _shown_mistakes(tuned.verdicts)],
         )
 
     def _mistake(self, index: int) -> Mistake:
@@ -161,7 +161,7 @@ def compare(
     return Comparison(tuple(cases), tuple(base), tuple(tuned), *scores)
 
 
-def _gallery(verdicts: Sequence[Verdict]) -> list[int]:
+def _shown_mistakes(verdicts: Sequence[Verdict]) -> list[int]:
     """Return the indices of wrong replies for the report: the first of each fault, so that rare faults are shown."""
     shown: Counter[FaultKind] = Counter()
     chosen = []

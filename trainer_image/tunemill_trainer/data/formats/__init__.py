@@ -36,7 +36,7 @@ from tunemill_trainer.data.formats import (
     when2call,
     xlam,
 )
-from tunemill_trainer.data.formats.turns import with_turns
+from tunemill_trainer.data.formats.turns import with_parsed_turns
 from tunemill_trainer.data.records import Record
 from tunemill_trainer.data.rows import JsonObject, Message, Tool
 from tunemill_trainer.data.tools import without_nulls
@@ -97,7 +97,7 @@ def read(value: JsonObject, form: DatasetFormat) -> tuple[list[Message], tuple[T
     """
     if (kind := unsupported.kind_of(value)) is not None:
         raise RowError(Rule.FORMAT, f"{kind.name}: not supported. {kind.remedy}")
-    return READERS[form](with_turns(value))
+    return READERS[form](with_parsed_turns(value))
 
 
 def detect(rows: Iterable[Record], name: str, wanted: DatasetFormat = DatasetFormat.AUTO) -> DatasetFormat:
@@ -129,7 +129,7 @@ def detect(rows: Iterable[Record], name: str, wanted: DatasetFormat = DatasetFor
             REMEDIES[Rule.NOT_JSON],
         )
     try:
-        values = [with_turns(value) for value in values]
+        values = [with_parsed_turns(value) for value in values]
         seen = [
             found
             for found in (_form_of(value) for value in values if unsupported.kind_of(value) is None)
@@ -155,7 +155,7 @@ def detect(rows: Iterable[Record], name: str, wanted: DatasetFormat = DatasetFor
     return votes.most_common(1)[0][0]
 
 
-def without_filled_nulls(messages: list[Message], tools: Sequence[Tool]) -> list[Message]:
+def without_nulls_of_tables(messages: list[Message], tools: Sequence[Tool]) -> list[Message]:
     """Return the turns with nulls removed from calls where the tools neither require nor allow them; see `tools`."""
     return [
         replace(message, calls=tuple(without_nulls(call, tools) for call in message.calls))

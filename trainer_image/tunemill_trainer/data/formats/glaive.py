@@ -61,7 +61,7 @@ def _system(text: str) -> tuple[str, tuple[Tool, ...]]:
     found: list[JsonValue] = []
     at, kept = text.find("{"), text.partition("{")[0]
     while at >= 0:
-        end = balanced.end_of(text, at)
+        end = balanced.matching_end(text, at)
         if end is None:
             raise RowError(Rule.BROKEN_TOOL, f"a tool definition in `system` is not closed: {shortened(text[at:])}")
         found.append(read_value(text[at:end], Rule.BROKEN_TOOL))

@@ -82,7 +82,7 @@ def _system(text: str) -> tuple[str, tuple[Tool, ...]]:
     """Return the system prompt without tools and instructions about calls, and the tools."""
     tools: tuple[Tool, ...] = ()
     if begin := _LIST_OF_TOOLS.search(text):
-        end = balanced.end_of(text, begin.start())
+        end = balanced.matching_end(text, begin.start())
         if end is None:
             raise RowError(Rule.BROKEN_TOOL, "the list of tools in `system` is not closed")
         tools = read_tools(read_value(text[begin.start() : end], Rule.BROKEN_TOOL))
@@ -112,7 +112,7 @@ def calls_in(text: str, tools: Collection[str]) -> tuple[Call, ...]:
     inner, at, found = text[1:-1], 0, []
     while inner[at:].strip(" \n\t,"):
         head = _NAME.match(inner, at)
-        end = balanced.end_of(inner, head.end() - 1) if head else None
+        end = balanced.matching_end(inner, head.end() - 1) if head else None
         if head is None or end is None:
             raise RowError(Rule.BROKEN_CALL, f"expected a call such as name(argument=value), found {shortened(text)}")
         found.append(Call(head.group(1).strip(), _arguments(head.group(1), inner[head.end() : end - 1])))

@@ -74,7 +74,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
 def _system(text: str) -> tuple[str, tuple[Tool, ...]]:
     tools: tuple[Tool, ...] = ()
     if begin := _TOOLS.search(text):
-        end = balanced.end_of(text, begin.end())
+        end = balanced.matching_end(text, begin.end())
         if end is None:
             raise RowError(Rule.BROKEN_TOOL, "the list of tools in the system prompt is not closed")
         tools = read_tools(read_value(text[begin.end() : end], Rule.BROKEN_TOOL))

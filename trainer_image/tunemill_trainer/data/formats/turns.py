@@ -67,7 +67,7 @@ def turns_of(row: JsonObject, *fields: str) -> list[JsonObject]:
     return read
 
 
-def with_turns(row: JsonObject) -> JsonObject:
+def with_parsed_turns(row: JsonObject) -> JsonObject:
     """Return a row with its turns parsed, if a table has them as JSON strings."""
     packed = {field: row[field] for field in _LISTS if isinstance(row.get(field), str)}
     unpacked: JsonObject = {}
