@@ -5,29 +5,29 @@ from tunemill_api.finetune import Quantization
 from tunemill_api.status import DatasetFacts
 
 METRICS = {
-    "tool_name_accuracy": "Correct tool",
-    "exact_match": "Exact match",
-    "ast_match": "AST match (BFCL)",
-    "valid_call_rate": "Parsable calls",
-    "schema_valid_rate": "Schema-valid calls",
-    "parallel_accuracy": "Parallel calls (AST match)",
-    "abstention_accuracy": "Irrelevance detection (BFCL)",
-    "overall_accuracy": "Overall accuracy",
-    "tool_f1": "Tool selection F1 (macro average)",
-    "missed_call_rate": "Missed call",
-    "over_call_rate": "Too many calls",
-    "hallucinated_tool_rate": "Hallucinated tool",
-    "lenient_only_rate": "Readable only by a lenient parser",
-    "finished_rate": "Reply ends within the token limit",
+    "tool_name_accuracy": "Right tools",
+    "exact_match": "Right tools and arguments",
+    "ast_match": "Right by the rule of BFCL",
+    "valid_call_rate": "Calls that can be parsed",
+    "schema_valid_rate": "Calls that keep to the tool's schema",
+    "parallel_accuracy": "Several calls at once, all right",
+    "abstention_accuracy": "No call where none is wanted",
+    "overall_accuracy": "Right, calls and no calls together",
+    "tool_f1": "Mean F1 of all tools",
+    "missed_call_rate": "No call where one is wanted",
+    "over_call_rate": "More calls than are wanted",
+    "hallucinated_tool_rate": "Calls a tool that was not offered",
+    "lenient_only_rate": "Calls that only a lenient reader finds",
+    "finished_rate": "Ends its turn",
 }
 LOWER_IS_BETTER = {*map(str, evaluation.LOWER_IS_BETTER), "lenient_only_rate"}
 
 FAULTS = {
-    "cut_off": "Cut off at the token limit",
-    "broken_call": "Unparsable call",
-    "unwanted_call": "Unexpected call",
-    "missed_call": "Missed call",
-    "hallucinated_tool": "Hallucinated tool",
+    "cut_off": "Cut off",
+    "broken_call": "Broken call",
+    "unwanted_call": "Call where none is wanted",
+    "missed_call": "No call where one is wanted",
+    "hallucinated_tool": "Tool that was not offered",
     "too_many_calls": "Too many calls",
     "too_few_calls": "Too few calls",
     "wrong_tool": "Wrong tool",
@@ -35,15 +35,15 @@ FAULTS = {
     "extra_argument": "Extra argument",
     "wrong_type": "Wrong type",
     "wrong_value": "Wrong value",
-    "spelling": "Different spelling only",
+    "spelling": "Only spelled differently",
 }
 
 SLICES = {
-    "no_call": "No call expected",
-    "single_call": "One call expected",
-    "multi_call": "Several calls expected",
+    "no_call": "No call is wanted",
+    "single_call": "One call is wanted",
+    "multi_call": "Several calls are wanted",
     "multi_turn": "Later turns of a conversation",
-    "unseen_tools": "Tools not called in the training data",
+    "unseen_tools": "Tools that were not trained on",
 }
 
 

@@ -17,8 +17,8 @@ ROWS = [openai_row(f"What is the weather in town {number}? {'Please! ' * (number
 def written(folder, *, workers=1, max_length=4096, rows=ROWS):
     """Write rows, and return the statistics and the folder."""
     folder.mkdir()
-    wish = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl"})
-    found = data.read(wish, data.ReadOptions(), some_data(folder, rows), None, folder / "spool", lambda: None)
+    configured = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl"})
+    found = data.read(configured, data.ReadOptions(), some_data(folder, rows), None, folder / "spool", lambda: None)
     choice, _ = templates.choose_and_extend(a_speaker(GEMMA), TokenizerMode.AUTO, found.features, [], None)
     unfit = []
     with PreparedWriter(folder / "output") as writer:
@@ -48,8 +48,8 @@ def test_lengths_are_reported_as_percentiles(tmp_path):
     """They are the percentiles of the sorted lengths."""
     counted, _, layout = written(tmp_path / "rows")
     lengths = sorted(len(ids) for ids in pq.read_table(layout.train_path)["input_ids"].to_pylist())
-    told = counted.train.to_json()["tokens"]
-    assert told == {
+    lengths = counted.train.to_json()["tokens"]
+    assert lengths == {
         "p50": lengths[int(0.5 * (len(lengths) - 1))],
         "p90": lengths[int(0.9 * (len(lengths) - 1))],
         "p99": lengths[int(0.99 * (len(lengths) - 1))],

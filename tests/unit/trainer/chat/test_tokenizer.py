@@ -75,7 +75,7 @@ def test_tokens_of_the_user_are_added_once():
 
 
 @pytest.mark.parametrize(
-    ("wish", "auto", "more", "expected"),
+    ("mode", "auto", "more", "expected"),
     [
         (TokenizerMode.AUTO, TokenizerMode.TEXT, [], TokenizerMode.TEXT),
         (TokenizerMode.AUTO, TokenizerMode.EXTEND, [], TokenizerMode.EXTEND),
@@ -84,10 +84,10 @@ def test_tokens_of_the_user_are_added_once():
         (TokenizerMode.TEXT, TokenizerMode.EXTEND, [], TokenizerMode.TEXT),
     ],
 )
-def test_auto_can_keep_tags_as_text(wish, auto, more, expected):
+def test_auto_can_keep_tags_as_text(mode, auto, more, expected):
     """Unless the user's tokens extend the vocabulary anyway. Other modes are unchanged."""
     speaker = a_speaker(GEMMA)
-    _, vocabulary = templates.choose_and_extend(speaker, wish, CALLS, more, None, auto)
+    _, vocabulary = templates.choose_and_extend(speaker, mode, CALLS, more, None, auto)
     assert vocabulary.mode is expected
     added = [*more, "<tools>", "</tools>", *CALL_TAGS] if expected is TokenizerMode.EXTEND else []
     assert [token.token for token in vocabulary.added] == added

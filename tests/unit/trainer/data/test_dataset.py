@@ -13,10 +13,10 @@ from tunemill_trainer.errors import StageError
 
 def read(folder, train, held_out=None, *, workers=1, contract=(), keep_unsupervised=False, **spec):
     """Read rows as configured in spec.dataset."""
-    wish = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl", **spec})
-    how = dataset.ReadOptions(wish.format, contract, keep_unsupervised=keep_unsupervised, workers=workers)
+    configured = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl", **spec})
+    how = dataset.ReadOptions(configured.format, contract, keep_unsupervised=keep_unsupervised, workers=workers)
     evaluation = None if held_out is None else some_data(folder, held_out, "held-out.jsonl")
-    return dataset.read(wish, how, some_data(folder, train), evaluation, folder / "spool", lambda: None)
+    return dataset.read(configured, how, some_data(folder, train), evaluation, folder / "spool", lambda: None)
 
 
 def good(count, start=0):

@@ -19,7 +19,7 @@ OF_THE_SECOND_PASS = {Rule.NOT_REPRODUCIBLE, Rule.OVERLONG}
 OF_LINES = {Rule.NOT_JSON}
 
 
-def told(text):
+def contains_canary(text):
     """Return whether a text contains a part of a canary row."""
     return CANARY in text or str(NUMBER) in text or str(int(NUMBER)) in text
 
@@ -43,9 +43,9 @@ def test_the_valid_row_of_each_format_is_valid(form):
 def test_a_finding_does_not_quote_the_row(form):
     """Failures contain the line, the rule and the field, but no text of the row."""
     findings = list(problems_of(form))
-    assert sum(told(finding.problem.message) for finding in findings) > 20, "the full text does quote rows"
+    assert sum(contains_canary(finding.problem.message) for finding in findings) > 20, "the full text does quote rows"
     for finding in findings:
-        assert not told(str(finding)), finding
+        assert not contains_canary(str(finding)), finding
         assert str(finding).startswith(f"{finding.source}: {finding.problem.rule}")
 
 
@@ -58,9 +58,9 @@ def test_the_canary_rows_break_every_rule():
 
 def read(folder, content, **spec):
     """Run the first pass of prepare on a file."""
-    wish = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl", **spec})
-    how = dataset.ReadOptions(wish.format, workers=1)
-    return dataset.read(wish, how, some_data(folder, content), None, folder / "spool", lambda: None)
+    configured = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl", **spec})
+    how = dataset.ReadOptions(configured.format, workers=1)
+    return dataset.read(configured, how, some_data(folder, content), None, folder / "spool", lambda: None)
 
 
 @pytest.mark.parametrize("form", GOOD)
@@ -71,7 +71,7 @@ def test_a_failure_of_prepare_names_places_only(tmp_path, form):
         read(tmp_path, wrong, format=form.value)
     failure = raised.value.failure
     assert "calls.jsonl line " in failure.message
-    assert not told(failure.message + failure.remedy)
+    assert not contains_canary(failure.message + failure.remedy)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_an_unreadable_file_is_reported_without_its_text(tmp_path, content):
     with pytest.raises(StageError) as raised:
         read(tmp_path, content)
     failure = raised.value.failure
-    assert not told(failure.message + failure.remedy)
+    assert not contains_canary(failure.message + failure.remedy)
 
 
 def test_the_terminal_of_the_user_shows_the_details(tmp_path):

@@ -169,7 +169,7 @@ def test_a_quantised_base_is_named_as_such():
 def test_figures_stand_beside_their_base_and_their_doubt():
     """A share without its interval and its number of cases says little."""
     card = model_card(facts())
-    assert "| Exact match (`exact_match`) | 0.1000 | **0.8000** | 0.584 to 0.919 | 20 |" in card
+    assert "| Right tools and arguments (`exact_match`) | 0.1000 | **0.8000** | 0.584 to 0.919 | 20 |" in card
     assert "`abstention_accuracy`" not in card
     assert "`exact_match >= 0.5`: passed" in card
     assert "NVIDIA H200" in card

@@ -249,7 +249,7 @@ def test_the_held_out_loss_has_its_own_line():
 def test_a_slice_of_all_cases_is_not_told_twice():
     """Where every row wants one call, the table above says it all."""
     whole = report().model_copy(update={"slices": {"single_call": {"exact_match": metric(1, 33, 40)}}})
-    assert "One call expected" not in page(replace(facts(), report=whole))
+    assert "One call is wanted" not in page(replace(facts(), report=whole))
     assert "Later turns of a conversation" in page(facts())
 
 
