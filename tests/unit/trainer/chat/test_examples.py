@@ -48,8 +48,8 @@ def test_lengths_are_reported_as_percentiles(tmp_path):
     """They are the percentiles of the sorted lengths."""
     counted, _, layout = written(tmp_path / "rows")
     lengths = sorted(len(ids) for ids in pq.read_table(layout.train_path)["input_ids"].to_pylist())
-    lengths = counted.train.to_json()["tokens"]
-    assert lengths == {
+    percentiles = counted.train.to_json()["tokens"]
+    assert percentiles == {
         "p50": lengths[int(0.5 * (len(lengths) - 1))],
         "p90": lengths[int(0.9 * (len(lengths) - 1))],
         "p99": lengths[int(0.99 * (len(lengths) - 1))],
