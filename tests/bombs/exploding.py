@@ -1,4 +1,4 @@
-"""Runs what may explode in a process of its own, and measures the memory that it took."""
+"""Runs code that may exhaust memory in a separate process, and measures the memory that it takes."""
 
 import ctypes
 import multiprocessing
@@ -15,7 +15,7 @@ _M_MMAP_THRESHOLD = -3
 ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 128 << 10)
 
 _FUSE = 4 << 30
-"""Bytes that a bomb gets at most: a test that finds one shall not end the machine."""
+"""The memory limit of the process, so that a failing test does not affect the machine."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Outcome:
 
 
 def explode(function: Callable[..., Any], *arguments: Any) -> Outcome:
-    """Run a function in a forked process and return what it returned; it must neither raise nor end the process."""
+    """Run a function in a forked process and return its result. It must not raise or end the process."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_run, args=(theirs, function, arguments))

@@ -1,4 +1,4 @@
-"""Templates and tokenizers of strangers that want much memory: a run ends with its reason, or goes on without them."""
+"""Untrusted templates and tokenizers that exhaust memory: the run fails with a reason, or continues without them."""
 
 import json
 
@@ -42,7 +42,7 @@ TEMPLATES = {
 
 @pytest.mark.parametrize("source", TEMPLATES.values(), ids=TEMPLATES)
 def test_a_template_takes_no_more_than_a_rendering_may(monkeypatch, source):
-    """It is given up; the process has had no more than its bound of 1 GiB."""
+    """It is aborted, and the process stays within its limit of 1 GiB."""
     monkeypatch.setattr(rendering, "TIME", TimeBound(seconds=1.0))
 
     def render():
@@ -57,19 +57,19 @@ def test_a_template_takes_no_more_than_a_rendering_may(monkeypatch, source):
 
 
 def a_tokenizer(**changes):
-    """Return a small tokenizer.json as an object, with some parts of another kind."""
+    """Return a small tokenizer.json as an object, with some parts replaced."""
     words = {"a": 0, "<s>": 1, "[UNK]": 2}
     return json.loads(Tokenizer(models.WordLevel(words, "[UNK]")).to_str()) | changes
 
 
 def growing(content, times):
-    """Return normalizers that each replace a letter by several: the last text has the product of their lengths."""
+    """Return normalizers that each replace a character by several, so that the text grows exponentially."""
     step = {"type": "Replace", "pattern": {"String": "a"}, "content": content}
     return {"type": "Sequence", "normalizers": [step] * times}
 
 
 def split(pattern):
-    """Return a pre-tokenizer of a pattern."""
+    """Return a pre-tokenizer with a pattern."""
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
@@ -104,7 +104,7 @@ FILES = {
 
 @pytest.mark.parametrize("content", FILES.values(), ids=FILES)
 def test_a_tokenizer_is_tried_out_before_it_is_used(tmp_path, monkeypatch, content):
-    """Loading it, or its first text, may end the process of its library: it is another process, and has a bound."""
+    """Loading it, or encoding the first text, can abort the process, so a child process with limits tries it first."""
     monkeypatch.setattr(tokenizer, "_MOST_BYTES", 512 * MIB)
     monkeypatch.setattr(tokenizer, "_MOST_SECONDS", 4)
     if content is not None:
@@ -124,21 +124,21 @@ def test_a_tokenizer_is_tried_out_before_it_is_used(tmp_path, monkeypatch, conte
 
 
 def test_a_good_tokenizer_is_loaded(tmp_path):
-    """The trial changes nothing."""
+    """The trial has no side effects."""
     (tmp_path / "tokenizer.json").write_text(json.dumps(a_tokenizer()))
     assert tokenizer.load_base(tmp_path).get_vocab() == {"a": 0, "<s>": 1, "[UNK]": 2}
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[]", "{", " " * (9 * MIB)], ids=["deep", "a list", "broken", "large"])
 def test_a_config_that_cannot_be_read_says_why(tmp_path, text):
-    """Depth and size without end are like any other damage."""
+    """Extreme nesting and size are reported like other invalid files."""
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"deeply|expected an object|Expecting|more than 8 MiB"):
         tokenizer.read_json(tmp_path / "config.json")
 
 
 def test_a_child_process_says_why_it_failed():
-    """By its error, by its time, by its memory; and nothing where it did not."""
+    """By an exception, a time limit or a memory limit; no problem otherwise."""
 
     def spin():
         while True:

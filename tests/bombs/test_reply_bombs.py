@@ -1,4 +1,4 @@
-"""Replies that want much memory or never end: what a model writes is a stranger's text, too."""
+"""Replies that exhaust memory or time: the output of a model is untrusted."""
 
 from itertools import cycle, islice
 
@@ -13,7 +13,7 @@ from tunemill_trainer.prepared import Case
 from tunemill_trainer.process.bounds import TimeBound
 
 MOST_MIB = 600
-"""The bound of 512 MiB for reading one reply, and the reply itself."""
+"""The limit of 512 MiB for parsing one reply, plus the reply itself."""
 
 UNITS = {
     "letters": "a",
@@ -61,7 +61,7 @@ BOMBS = [
 
 @pytest.mark.parametrize(("unit", "reply_format"), BOMBS)
 def test_a_reply_is_judged_within_its_bounds(monkeypatch, unit, reply_format):
-    """As long as the longest that is read: by its server's reader, the lenient one, and the choice of the format."""
+    """Replies of the maximum length, for the reader of the format, the lenient parser, and format detection."""
     monkeypatch.setattr(parse, "_TIME", TimeBound(seconds=0.5))
     monkeypatch.setattr(lenient, "_TIME", TimeBound(seconds=0.5))
     begin = BEGINS[reply_format]
@@ -79,14 +79,14 @@ def test_a_reply_is_judged_within_its_bounds(monkeypatch, unit, reply_format):
 
 @pytest.mark.parametrize("reply_format", ReplyFormat)
 def test_a_longer_reply_is_not_read(reply_format):
-    """No server generates so much: it is broken, and nobody looks for calls in it."""
+    """No server generates this many tokens, so the reply is broken, and it is not searched for calls."""
     found = parse.parse_reply("x" * (LONGEST_REPLY + 1), reply_format)
     assert (found.calls, found.blocks) == ((), 1)
     assert "more than 1024 Ki characters" in found.error
 
 
 def test_a_defect_of_this_program_tells_nothing_of_a_reply(monkeypatch):
-    """Python's own errors quote what they were about; evaluate's log and report would have it."""
+    """Python's messages quote values, which would appear in evaluate's log and report."""
 
     def fail(*_calls):
         return {}["zqx-canary"]

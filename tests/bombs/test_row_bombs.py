@@ -1,6 +1,6 @@
-"""Small texts that want much memory or never end: each costs its row, and the process stays within its bounds.
+"""Small inputs that exhaust memory or time: each affects only its row, and the process stays within its limits.
 
-Memory is measured as the kernel counts it, in a process of its own for each bomb.
+Memory is measured as the kernel counts it, in a separate process for each input.
 """
 
 import gzip
@@ -23,7 +23,7 @@ from tunemill_trainer.process.bounds import MemoryBound, TimeBound
 
 MIB = 1 << 20
 ROW_MIB = 600
-"""What reading one row may take: the bound of 512 MiB, and the row itself."""
+"""The memory for reading one row: the limit of 512 MiB, plus the row itself."""
 LITERAL_MIB = 200
 
 HERE = Source("calls.jsonl", 1)
@@ -31,13 +31,13 @@ HERE = Source("calls.jsonl", 1)
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
-    """Bounds of time as short as the tests can do with; memory is what is measured."""
+    """Use short time limits, because these tests measure memory."""
     monkeypatch.setattr(reading, "_TIME", TimeBound(seconds=3.0))
     monkeypatch.setattr(tools, "_TIME", TimeBound(seconds=0.3))
 
 
 def a_call(arguments, parameters=None):
-    """Return a row that calls a tool; the arguments are a text."""
+    """Return a row with a call whose arguments are a string."""
     call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
     turns = [{"role": "user", "content": "Do it."}, {"role": "assistant", "content": "", "tool_calls": [call]}]
     declared = {"name": "f", "parameters": parameters or {"type": "object"}}
@@ -45,12 +45,12 @@ def a_call(arguments, parameters=None):
 
 
 def rules_of(row, form=DatasetFormat.OPENAI):
-    """Read a row and return the rules that it breaks."""
+    """Read a row, and return the rules that it breaks."""
     return sorted({problem.rule.value for problem in RowReader(form).read(Record(HERE, row)).problems})
 
 
 def refused(text):
-    """Return the message with which a text is refused; empty when it is a value."""
+    """Return the error message for a text; empty if it can be parsed."""
     try:
         read_value(text, Rule.BROKEN_CALL)
     except RowError as error:
@@ -59,7 +59,7 @@ def refused(text):
 
 
 def filled(unit, size, begin="", end=""):
-    """Return a text of a size that repeats a unit."""
+    """Return a text of the given size that repeats a unit."""
     return begin + unit * (size // len(unit)) + end
 
 
@@ -92,7 +92,7 @@ LITERALS = {
 @pytest.mark.parametrize("size", [LONGEST_LITERAL - 100, MIB], ids=["the longest", "longer"])
 @pytest.mark.parametrize(("unit", "begin", "end"), LITERALS.values(), ids=LITERALS)
 def test_a_python_literal_takes_little_memory(unit, begin, end, size):
-    """Python's parser takes hundreds of bytes a character: a long literal is refused before it sees it."""
+    """Python's parser takes hundreds of bytes per character, so a long literal is rejected before parsing."""
     outcome = explode(refused, filled(unit, size, begin, end))
     assert outcome.mib < LITERAL_MIB
     if size > LONGEST_LITERAL:
@@ -127,7 +127,7 @@ JSON = {
 @pytest.mark.parametrize("where", ["arguments", "as text"])
 @pytest.mark.parametrize(("unit", "begin", "end"), JSON.values(), ids=JSON)
 def test_a_line_of_json_takes_no_more_than_a_row_may(unit, begin, end, where):
-    """A row of nearly the longest size, whatever it holds and wherever, and the row after it is read as ever."""
+    """A row of nearly the maximum size with any content in any place; the next row is read normally."""
     size = 7 * MIB // (2 if where == "as text" else 1)
     bomb = filled(unit, size, begin, end)
     row = json.dumps(a_call("BOMB"))
@@ -206,7 +206,7 @@ PATTERNS = {
 
 @pytest.mark.parametrize(("schema", "arguments"), SCHEMAS.values(), ids=SCHEMAS)
 def test_a_schema_takes_no_more_than_a_row_may(schema, arguments):
-    """References, choices and messages that quote: whatever the check would take, the row is read or it is wrong."""
+    """References, alternatives and messages with quotes: the row is read or reported as invalid, within the limits."""
     outcome = explode(rules_of, a_call(arguments, schema))
     assert outcome.mib < ROW_MIB
     assert set(outcome.value) <= {"broken-tool", "wrong-argument", "missing-argument", "extra-argument", "format"}
@@ -215,7 +215,7 @@ def test_a_schema_takes_no_more_than_a_row_may(schema, arguments):
 @pytest.mark.parametrize("place", ["pattern", "patternProperties"])
 @pytest.mark.parametrize(("pattern", "text"), PATTERNS.values(), ids=PATTERNS)
 def test_a_pattern_takes_no_more_than_a_row_may(pattern, text, place):
-    """Those that go back for ever, and those that are large: Python keeps the last ones that it has compiled."""
+    """Patterns with exponential backtracking, and large ones, which Python caches after compiling."""
     if place == "pattern":
         row = a_call({"a": text}, one(type="string", pattern=pattern))
     else:
@@ -226,7 +226,7 @@ def test_a_pattern_takes_no_more_than_a_row_may(pattern, text, place):
 
 
 def test_what_is_remembered_of_tools_is_bounded_by_its_size():
-    """A thousand rows, each with large tools of its own, take no more than one after the other."""
+    """A thousand rows with different large tools take no more memory than one."""
 
     def read_all():
         reader = RowReader(DatasetFormat.OPENAI)
@@ -238,11 +238,11 @@ def test_what_is_remembered_of_tools_is_bounded_by_its_size():
 
 
 def read_file(path: Path):
-    """Read a file as prepare does, and return how many rows and wrong rows it has, or why it cannot be read."""
+    """Read a file as prepare does, and return the numbers of rows and of invalid rows, or the error."""
     found = dataset.Dataset(DatasetFormat.OPENAI, path.with_suffix(".spool"))
     data = Data("s3://team-a/calls.jsonl", (DataFile("calls.jsonl", path, ""),))
     try:
-        with dataset.Intake(found, dataset.Reading(workers=1), lambda: None) as intake:
+        with dataset.DatasetBuilder(found, dataset.ReadOptions(workers=1), lambda: None) as intake:
             intake.read(dataset._all_items(data), data.uri, None)
     except BrokenFileError as error:
         return error.message
@@ -266,7 +266,7 @@ GZIP = {
 
 @pytest.mark.parametrize(("begin", "unit"), GZIP.values(), ids=GZIP)
 def test_a_small_gzip_file_of_one_endless_row_is_refused(tmp_path, begin, unit):
-    """It unpacks to 100 MiB; no more is held than a row of the longest size."""
+    """It unpacks to 100 MiB; at most one row of the maximum size is in memory."""
     path = tmp_path / "bomb.gz"
     with gzip.open(path, "wb", compresslevel=1) as file:
         file.write(begin)
@@ -278,7 +278,7 @@ def test_a_small_gzip_file_of_one_endless_row_is_refused(tmp_path, begin, unit):
 
 
 def test_many_large_rows_wait_in_short_batches(tmp_path):
-    """Rows of 6 MiB do not stand in memory at once."""
+    """Several rows of 6 MiB are not in memory at the same time."""
     path = tmp_path / "large.gz"
     with gzip.open(path, "wb", compresslevel=1) as file:
         for number in range(30):
@@ -291,7 +291,7 @@ def test_many_large_rows_wait_in_short_batches(tmp_path):
 
 
 def test_the_rows_that_tell_the_format_are_not_held_without_bound(tmp_path):
-    """A hundred rows tell the format, and of large ones the first."""
+    """The format is detected from a hundred rows, or only the first if rows are large."""
     path = tmp_path / "large.gz"
     row = json.dumps(a_call("BOMB")).replace('"BOMB"', filled("[],", 7 * MIB, "[", "[]]"))
     with gzip.open(path, "wb", compresslevel=1) as file:
@@ -303,7 +303,7 @@ def test_the_rows_that_tell_the_format_are_not_held_without_bound(tmp_path):
 
 
 def repeated(value, kind, count=200):
-    """Return a column that says one value many times in the space of one."""
+    """Return a column that repeats one value without storing it again."""
     return pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array([value], kind))
 
 
@@ -339,7 +339,7 @@ TABLES = {
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 def test_a_table_takes_no_more_than_a_table_may(tmp_path, monkeypatch, table):
-    """A few kilobytes of parquet unpack to gigabytes: what its rows would take is bounded before they are there."""
+    """A few kilobytes of Parquet can unpack to gigabytes, so the limit applies before the rows are created."""
     monkeypatch.setattr(records, "_ROOM_OF_A_TABLE", MemoryBound(256 * MIB))
     path = tmp_path / "bomb.parquet"
     pq.write_table(table, path, compression="zstd")
@@ -347,6 +347,6 @@ def test_a_table_takes_no_more_than_a_table_may(tmp_path, monkeypatch, table):
     # Half of it may be memory that this process had freed before; unbounded, the texts alone would take 1.6 GiB.
     assert outcome.mib < 2 * 256 + 150
     if isinstance(outcome.value, str):
-        assert "needs more than 256 MiB of memory" in outcome.value or "damage" in outcome.value
+        assert "needs more than 256 MiB of memory" in outcome.value or "corrupt" in outcome.value
     else:
         assert outcome.value[0] == outcome.value[1] > 0

@@ -51,7 +51,7 @@ def prepared(family: int):
     """A tokenizer with all tags and its encoder."""
     speaker = a_speaker([GEMMA, CHATML, LLAMA3, PLAIN][family])
     tokenizer.prepare_vocabulary(speaker, TokenizerMode.EXTEND, EVERYTHING, [])
-    return speaker, templates.ours(speaker, EVERYTHING, "").encoder
+    return speaker, templates.tunemill_template(speaker, EVERYTHING, "").encoder
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])

@@ -1,11 +1,11 @@
-"""The output folder of prepare, written by prepare and read by the later stages. The only module that knows its layout.
+"""The output folder of prepare, which later stages read. Only this module knows its layout.
 
-- train.parquet: input_ids and labels, list<int32> each; a label of -100 means no loss
-- evaluation.jsonl: one Case a line
-- tokenizer/: what save_pretrained wrote, chat_template.jinja included
+- train.parquet: input_ids and labels, list<int32> each; the label -100 excludes a token from the loss
+- evaluation.jsonl: one Case per line
+- tokenizer/: the output of save_pretrained, including chat_template.jinja
 - tokens.json: Tokens
 - base-model.json: BaseModel
-- report.json: all findings, for the user
+- report.json: statistics and findings, for the user
 """
 
 import dataclasses
@@ -25,10 +25,10 @@ from tunemill_api.local_files import is_local, local_path
 from tunemill_trainer.data.rows import JsonObject, Message, Tool
 
 IGNORED = -100
-"""The label of a token that the loss is not computed on; the number is PyTorch's default `ignore_index`."""
+"""The label of tokens that are excluded from the loss: PyTorch's default `ignore_index`."""
 
 TRAIN_FILE = "train.parquet"
-"""The largest file, which only train needs."""
+"""The largest file. Only train needs it."""
 
 _ROWS_A_GROUP = 1024
 _TOKEN_IDS = pa.list_(pa.int32())
@@ -37,12 +37,12 @@ _SCHEMA = pa.schema([("input_ids", _TOKEN_IDS), ("labels", _TOKEN_IDS)])
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The base model, with the commit that its revision stood for.
+    """The base model, with its revision resolved to a commit.
 
     Attributes:
         id: the repository on the Hub, or the file:// URI of a folder.
         revision: the commit.
-        files: sha256 of each file of it that a stage loads. Empty in an output of a version that recorded none.
+        files: the SHA-256 of each file that a stage loads. Empty in the output of older versions.
     """
 
     id: str
@@ -51,24 +51,24 @@ class BaseModel:
 
     @property
     def place(self) -> str:
-        """What a library loads it by: the repository on the Hub, or a folder of this machine."""
+        """The `pretrained_model_name_or_path` for libraries: the repository on the Hub, or a local folder."""
         return str(local_path(self.id)) if is_local(self.id) else self.id
 
     @property
     def digest(self) -> str:
-        """sha256 over the names and digests of the files; empty where none is recorded."""
+        """The SHA-256 of the names and digests of the files; empty if none is recorded."""
         text = json.dumps(dict(self.files), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest() if self.files else ""
 
 
 @dataclass(frozen=True)
 class NewToken:
-    """A token that the base model's vocabulary did not have.
+    """A token that was added to the base model's vocabulary.
 
     Attributes:
-        id: its id.
-        token: its text.
-        pieces: ids of the tokens that the base model writes it with; empty in an output of a version without them.
+        id: the token id.
+        token: the text.
+        pieces: the token ids of the text in the base model's vocabulary. Empty in the output of older versions.
     """
 
     id: int
@@ -78,15 +78,15 @@ class NewToken:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What the later stages must know about the vocabulary.
+    """What the later stages need to know about the vocabulary.
 
     Attributes:
-        mode: Reuse, Text or Extend, what was done. Only with Extend has the adapter rows that the base lacks.
-        added: the tokens that were added; their ids follow each other.
-        stop_token_ids: a reply ends with any of these; the end of turn of the chat template comes first.
-        pad_token_id: fills a batch.
-        vocabulary: rows that the embedding must have at least: the highest token id plus one.
-        call_format: how calls are written.
+        mode: the effective mode: Reuse, Text or Extend. Only with Extend, the adapter has new embedding rows.
+        added: the added tokens, with consecutive ids.
+        stop_token_ids: the tokens that end a reply; the end-of-turn token of the chat template comes first.
+        pad_token_id: the padding token.
+        vocabulary: the minimum number of embedding rows: the highest token id plus one.
+        call_format: the call format of the chat template.
     """
 
     mode: str
@@ -99,16 +99,16 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Case:
-    """One assistant turn of a held-out row with its history: what a model is asked, and what it should say.
+    """One evaluation case: an assistant turn of a held-out row, with the messages before it as the prompt.
 
     Attributes:
-        id: file:line#turn, for example calls.jsonl:17#1; turns are the row's assistant turns, counted from 1.
-        row: number of the held-out row in the data, so that rows can be counted apart from cases.
-        messages: the history.
-        tools: what may be called.
-        prompt_ids: the history as the tuned model's template renders it, up to where the assistant begins to speak.
-        gold: the assistant turn of the data.
-        answer_ids: the token ids of the gold turn, its end included.
+        id: file:line#turn, for example calls.jsonl:17#1. The row's assistant turns count from 1.
+        row: the number of the held-out row in the data. One row can have several cases.
+        messages: the messages before the turn.
+        tools: the available tools.
+        prompt_ids: the token ids of the messages and the generation prompt, in the tuned model's chat template.
+        gold: the expected assistant turn.
+        answer_ids: the token ids of the expected turn, including its end-of-turn token.
     """
 
     id: str
@@ -121,7 +121,7 @@ class Case:
 
     @property
     def answer_tokens(self) -> int:
-        """Tokens of the gold turn, its end included."""
+        """The number of tokens of the expected turn, including its end-of-turn token."""
         return len(self.answer_ids)
 
     def to_json(self) -> JsonObject:
@@ -167,7 +167,7 @@ class Prepared:
         self.report_path = folder / "report.json"
 
     def tokens(self) -> Tokens:
-        """Return what was done to the vocabulary."""
+        """Read tokens.json."""
         value = json.loads(self.tokens_path.read_text())
         added = tuple(
             NewToken(token["id"], token["token"], tuple(token.get("pieces", ()))) for token in value.pop("added")
@@ -175,29 +175,29 @@ class Prepared:
         return Tokens(**{**value, "added": added, "stop_token_ids": tuple(value["stop_token_ids"])})
 
     def base_model(self) -> BaseModel:
-        """Return the base model and its commit."""
+        """Read base-model.json."""
         return BaseModel(**json.loads(self.base_model_path.read_text()))
 
     def cases(self) -> Iterator[Case]:
-        """Yield the held-out cases in the order of the data; all cases of a row follow each other."""
+        """Yield the held-out cases in the order of the data. The cases of a row are consecutive."""
         with self.cases_path.open(encoding="utf-8") as lines:
             for line in lines:
                 yield Case.from_json(json.loads(line))
 
     def trained_tools(self) -> frozenset[str]:
-        """Return the tools that the training rows call."""
+        """Return the names of the tools that the training rows call."""
         side = cast("dict[str, dict[str, int]]", self.report()["train"])
         return frozenset(side["callsByTool"])
 
     def report(self) -> JsonObject:
-        """Return all findings of prepare."""
+        """Read report.json."""
         return cast("JsonObject", json.loads(self.report_path.read_text(encoding="utf-8")))
 
 
 class PreparedWriter:
-    """Writes the folder. Examples and cases are streamed, so that the size of the data does not matter.
+    """Writes the folder. Examples and cases are streamed, so memory does not grow with the data.
 
-    Use it as a context manager; the folder is whole after a normal exit.
+    Use it as a context manager; the folder is complete after a normal exit.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -217,11 +217,11 @@ class PreparedWriter:
         self._parquet.close()
 
     def add_example(self, input_ids: list[int], labels: list[int]) -> None:
-        """Add one training row: as many labels as token ids."""
+        """Add one training row with one label per token id."""
         self.add_examples([len(input_ids)], array("i", input_ids), array("i", labels))
 
     def add_examples(self, lengths: Sequence[int], input_ids: "array[int]", labels: "array[int]") -> None:
-        """Add training rows: the length of each, and all token ids and labels one row after the other."""
+        """Add training rows: the length of each, and the concatenated token ids and labels."""
         for column, values in zip(self._columns, (input_ids, labels), strict=True):
             column.extend(lengths, values)
         if len(self._columns[0]) >= _ROWS_A_GROUP:
@@ -232,11 +232,11 @@ class PreparedWriter:
         self.add_case_line(case_line(case))
 
     def add_case_line(self, line: str) -> None:
-        """Add one held-out case that `case_line` wrote."""
+        """Add one held-out case as a line from `case_line`."""
         self._cases.write(line)
 
     def describe(self, tokens: Tokens, base_model: BaseModel, report: JsonObject) -> None:
-        """Write everything but the rows and the tokenizer."""
+        """Write tokens.json, base-model.json and report.json."""
         for path, value in (
             (self.layout.tokens_path, dataclasses.asdict(tokens)),
             (self.layout.base_model_path, dataclasses.asdict(base_model)),
@@ -251,7 +251,7 @@ class PreparedWriter:
 
 
 class _Lists:
-    """A column of lists, kept as Arrow keeps it. Arrow would convert Python lists too, and import pandas for that."""
+    """A column of lists in Arrow's layout. Converting Python lists with Arrow would import pandas."""
 
     def __init__(self) -> None:
         self._values = array("i")
@@ -261,13 +261,13 @@ class _Lists:
         return len(self._offsets) - 1
 
     def extend(self, lengths: Sequence[int], values: "array[int]") -> None:
-        """Add lists: the length of each, and the values of all."""
+        """Add lists: the length of each, and the concatenated values."""
         start = len(self._values)
         self._values.extend(values)
         self._offsets.extend(start + end for end in accumulate(lengths))
 
     def take(self) -> pa.ListArray:
-        """Return the column, and begin a new one."""
+        """Return the column, and start a new one."""
         offsets, values = (
             pa.Array.from_buffers(pa.int32(), len(numbers), [None, pa.py_buffer(numbers)])
             for numbers in (self._offsets, self._values)

@@ -175,4 +175,4 @@ def _encoder() -> Encoder:
     speaker = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
     speaker.add_tokens([AddedToken(token, special=True, normalized=False) for token in ("<|im_start|>", "<|im_end|>")])
     everything = Features(system=True, tools=True, calls=True, responses=True, reasoning=True)
-    return templates.ours(speaker, everything, "").encoder
+    return templates.tunemill_template(speaker, everything, "").encoder

@@ -57,23 +57,29 @@ def families() -> tuple[Family, ...]:
     return tuple(Family.model_validate(entry) for entry in yaml.safe_load(text))
 
 
-def family_of(config: Mapping[str, Any], template: str | None) -> Family | None:
-    """Return the family of a base model; None when it is not in the catalogue.
+Template = str | Mapping[str, str] | None
+"""A chat template, several by name, or none, as a tokenizer has it."""
+
+
+def family_of(config: Mapping[str, Any], template: Template) -> Family | None:
+    """Return the family of a base model; None if it is not in the catalogue.
 
     Args:
-        config: of the model, config.json.
-        template: its chat template.
+        config: the model's config.json.
+        template: the chat template of its tokenizer.
     """
     types = model_types(config)
+    text = "\n".join(template.values()) if isinstance(template, Mapping) else template or ""
     for family in families():
-        if types & set(family.types) and all(mark in (template or "") for mark in family.marks):
+        if types & set(family.types) and all(mark in text for mark in family.marks):
             return family
     return None
 
 
-def family_in(folder: Path, template: str | None) -> Family | None:
-    """Return the family of a base model in a folder; None when it is unknown, or its config.json cannot be read."""
-    return family_of(read_config(folder), template)
+def call_format_in(folder: Path, template: Template) -> ReplyFormat | None:
+    """Return the call format of the base model in a folder; None if its family is unknown or has none."""
+    family = family_of(read_config(folder), template)
+    return family.calls if family else None
 
 
 def read_config(folder: Path) -> JsonObject:

@@ -1,1 +1,1 @@
-"""From canonical rows to token ids: the tokenizer and its tags, the chat template, and which tokens the loss is on."""
+"""From canonical rows to token ids: the tokenizer and its tags, the chat template, and the labels for the loss."""

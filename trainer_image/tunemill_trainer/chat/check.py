@@ -1,4 +1,4 @@
-"""Looks at rows with a base model's tokenizer, as prepare's second pass does, and keeps nothing but the findings."""
+"""Checks rows with a base model's tokenizer, as prepare's second pass does, and keeps only the findings."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from tunemill_api.failures import Reason
 
 from tunemill_trainer.bases import catalogue
 from tunemill_trainer.chat import examples, templates, tokenizer
-from tunemill_trainer.chat.examples import Unfit
+from tunemill_trainer.chat.examples import UnusableRow
 from tunemill_trainer.data.dataset import Dataset
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.prepared import PreparedWriter
@@ -21,23 +21,24 @@ _HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?")
 
 
 def render_all(dataset: Dataset, base: str, max_length: int) -> int:
-    """Add what is wrong with the rendered rows to the dataset's findings, and return how many are of no use.
+    """Add the problems of rendered rows to the dataset's findings, and return the number of unusable rows.
 
     Args:
-        dataset: the usable rows.
+        dataset: the usable rows of the first pass.
         base: a folder with a base model's tokenizer, or the model's id on the Hub.
-        max_length: the longest row that is of use, in tokens.
+        max_length: the maximum length of a row, in tokens.
 
     Raises:
-        StageError: the tokenizer cannot be loaded, or no template fits it.
+        StageError: the tokenizer cannot be loaded, or no chat template works with it.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the processes do better
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # worker processes are faster
     folder = folder_of(base)
-    speaker = tokenizer.load_base(folder)
-    family = catalogue.family_in(folder, str(speaker.chat_template or ""))
-    expected = family.calls if family else None
-    choice, _ = templates.settle(speaker, TokenizerMode.AUTO, dataset.features, [], None, expected=expected)
-    unfit: list[Unfit] = []
+    base_tokenizer = tokenizer.load_base(folder)
+    expected = catalogue.call_format_in(folder, base_tokenizer.chat_template)
+    choice, _ = templates.choose_and_extend(
+        base_tokenizer, TokenizerMode.AUTO, dataset.features, [], None, expected=expected
+    )
+    unfit: list[UnusableRow] = []
 
     with tempfile.TemporaryDirectory() as scratch, PreparedWriter(Path(scratch)) as writer:
         written = examples.write(
@@ -45,7 +46,7 @@ def render_all(dataset: Dataset, base: str, max_length: int) -> int:
             choice,
             writer,
             max_length=max_length,
-            on_everything=False,
+            loss_on_all=False,
             workers=cpus.available(),
             unfit=unfit.append,
             tick=lambda _done: None,
@@ -60,10 +61,10 @@ def folder_of(base: str) -> Path:
     """Return the folder with a base model's tokenizer.
 
     Args:
-        base: a folder, or the model's id on the Hub, from where the tokenizer is downloaded.
+        base: a folder, or the model's id on the Hub. The tokenizer is then downloaded.
 
     Raises:
-        StageError: there is neither.
+        StageError: neither exists.
     """
     if Path(base).is_dir():
         return Path(base)
@@ -71,10 +72,10 @@ def folder_of(base: str) -> Path:
         raise StageError(
             Reason.OBJECT_NOT_FOUND,
             f"no such folder: {base}",
-            "Name a folder with a tokenizer.json, or a model on the Hub as owner/name.",
+            "Pass a folder with a tokenizer.json, or the id of a model on the Hub (owner/name).",
         )
     hub = Hub(os.environ.get("HF_ENDPOINT", ""), os.environ.get("HF_TOKEN"))
     try:
         return hub.download(base, hub.resolve(base, "main").commit, tokenizer.FILES)
     except StageError as error:
-        raise StageError(error.reason, f"{error.message}; there is no such folder either", error.remedy) from error
+        raise StageError(error.reason, f"{error.message}; no such folder exists either", error.remedy) from error

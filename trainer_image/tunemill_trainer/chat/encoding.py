@@ -1,4 +1,4 @@
-"""Turns rows into token ids and knows which the assistant wrote. Proves it: every turn is decoded and read back."""
+"""Encodes rows as token ids with assistant masks. Every assistant turn is decoded and parsed again to verify it."""
 
 import json
 import marshal
@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tunemill_trainer.chat.beginnings import Beginnings, Tokens
+from tunemill_trainer.chat.prefix_cache import PrefixCache, Tokens
 from tunemill_trainer.chat.rendering import MEMORY, ChatTemplate, Rendered, TemplateError
 from tunemill_trainer.chat.tokenizer import Tokenizer
 from tunemill_trainer.data.findings import Problem, Rule
@@ -15,19 +15,19 @@ from tunemill_trainer.judge.parse import ReplyFormat, parse_reply
 from tunemill_trainer.prepared import IGNORED
 
 CHARACTERS_A_TOKEN = 128
-"""More characters than a token stands for in the mean of any text worth learning; the longest tokens have as many."""
+"""An upper bound for the mean number of characters per token. Only the longest tokens have this many characters."""
 _WITHOUT_REFERENCES = 2
 """A version of marshal in which equal values have equal bytes; five times as fast as JSON."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One assistant turn that is learnt.
+    """One assistant turn that is trained on.
 
     Attributes:
-        message: its index in the row.
-        start: its first token.
-        end: the token after its last, which is the end of the turn.
+        message: the index of the message in the row.
+        start: the index of its first token.
+        end: the index after its last token, which is the end-of-turn token.
     """
 
     message: int
@@ -40,15 +40,15 @@ class Example:
     """A training example as token ids.
 
     Attributes:
-        input_ids: of the conversation up to its last supervised turn, or of all of it.
-        turns: the supervised turns.
+        input_ids: the conversation up to its last trained turn, or all of it.
+        turns: the trained turns.
     """
 
     input_ids: list[int]
     turns: tuple[Turn, ...]
 
     def labels(self, *, everything: bool) -> list[int]:
-        """Return the labels: those of the assistant's turns, or all."""
+        """Return the labels: the ids of assistant turns and IGNORED elsewhere, or all ids."""
         if everything:
             return list(self.input_ids)
         labels = [IGNORED] * len(self.input_ids)
@@ -59,26 +59,26 @@ class Example:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A row as training examples. With a problem, the row cannot be learnt from."""
+    """A row as training examples. A row with a problem cannot be trained on."""
 
     examples: tuple[Example, ...]
     problem: Problem | None = None
 
     @property
     def turns(self) -> Iterator[tuple[Turn, list[int]]]:
-        """Yield the supervised turns of all examples, in order, each with its token ids."""
+        """Yield the trained turns of all examples in order, each with its token ids."""
         for example in self.examples:
             for turn in example.turns:
                 yield turn, example.input_ids[turn.start : turn.end]
 
 
 class Encoder:
-    """Renders and tokenises with one template.
+    """Renders and tokenises rows with one chat template.
 
     Args:
-        tokenizer: of the base model.
-        template: renders.
-        call_format: how the template writes calls: they are read back as a server reads them.
+        tokenizer: the tokenizer of the base model.
+        template: the chat template.
+        call_format: the format in which the template writes calls. A server's rules for it are used to verify turns.
     """
 
     def __init__(
@@ -89,27 +89,27 @@ class Encoder:
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
         self._enders = set(tokenizer.added_tokens_decoder)
-        self._beginnings = Beginnings(self._backend, tokenizer.added_tokens_decoder.values())
+        self._beginnings = PrefixCache(self._backend, tokenizer.added_tokens_decoder.values())
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
-        """Return the ids of a history up to where the assistant begins to speak."""
+        """Return the prompt's token ids: the messages and the generation prompt."""
         return self.all_prompt_ids([(messages, tools)])[0]
 
     def all_prompt_ids(self, histories: Sequence[tuple[Sequence[Message], Sequence[Tool]]]) -> list[list[int]]:
-        """Return the ids of histories with their tools, each up to where the assistant begins to speak."""
+        """Return the token ids of several prompts, each of messages and tools; see `prompt_ids`."""
         with MEMORY:
             prompts = [self.template.prompt(messages, tools) for messages, tools in histories]
         requests = [_request(messages) for messages, _ in histories]
         return [tokens.ids for tokens in self._beginnings.tokenise(prompts, requests)]
 
     def ends_of_turns(self, row: Row) -> tuple[int, ...]:
-        """Return the tokens that end the assistant turns of a row, each once."""
+        """Return the end-of-turn tokens of the assistant turns in a row, each once."""
         return tuple(dict.fromkeys(ids[-1] for _, ids in self.encode([row])[0].turns))
 
-    def heads_are_learnt(self, row: Row, encoded: Encoded) -> bool:
-        """Return whether a turn begins with a special token: then the model would have to write its own name first.
+    def trains_on_headers(self, row: Row, encoded: Encoded) -> bool:
+        """Return whether a trained turn starts with a special token, such as that of the turn's header.
 
-        A call may begin with a special token of its own: without it, it would be no call.
+        The model would then have to generate the header. Special tokens that are part of a call are allowed.
         """
         added = self._tokenizer.added_tokens_decoder
         for turn, ids in encoded.turns:
@@ -122,12 +122,12 @@ class Encoder:
         return False
 
     def encode(self, rows: Sequence[Row], max_length: int | None = None) -> list[Encoded]:
-        """Return the rows as token ids, each with what is wrong with it.
+        """Encode rows as token ids, each with its problem, if any.
 
         Args:
-            rows: to encode.
-            max_length: in tokens. A row that is certainly longer is not tokenised, which could take any time and
-                memory: its problem is OVERLONG. None tokenises all.
+            rows: the rows.
+            max_length: the maximum length in tokens. A row that is certainly longer is not tokenised, because that
+                could take any amount of time and memory; its problem is OVERLONG. None tokenises all rows.
         """
         most = None if max_length is None else max_length * CHARACTERS_A_TOKEN
         rendered: list[list[Rendered] | Problem] = []
@@ -140,7 +140,7 @@ class Encoder:
                     continue
                 longest = max(len(example.text) for example in found)
                 if most is not None and longest > most:
-                    message = f"the row has {longest} characters, far more than {max_length} tokens"
+                    message = f"the row has {longest} characters, which is certainly more than {max_length} tokens"
                     rendered.append(Problem(Rule.OVERLONG, message))
                 else:
                     rendered.append(found)
@@ -176,40 +176,44 @@ class Encoder:
     def _ending_problem(self, ids: list[int]) -> Problem | None:
         if not ids or ids[-1] not in self._enders:
             return Problem(
-                Rule.NOT_REPRODUCIBLE, "an assistant turn does not end in an end-of-turn token that the loss is on"
+                Rule.NOT_REPRODUCIBLE, "an assistant turn does not end with an end-of-turn token included in the loss"
             )
         if ids[-1] in ids[:-1]:
-            return Problem(Rule.MARKER_IN_TEXT, "an assistant turn contains the end-of-turn marker in its text")
+            return Problem(Rule.MARKER_IN_TEXT, "the text of an assistant turn contains the end-of-turn token")
         return None
 
     def _reading_problem(self, message: Message, text: str, tools: Sequence[Tool]) -> Problem | None:
-        """Compare a turn with what a server and a person would read in its tokens."""
+        """Compare a turn with the calls and the text that are parsed from its tokens."""
         read = parse_reply(text, self.call_format, tools)
         same = read.blocks == len(message.calls) and _same_calls(read.calls, message.calls)
         if not same:
-            return Problem(Rule.NOT_REPRODUCIBLE, "the calls of an assistant turn read differently in its tokens")
+            return Problem(
+                Rule.NOT_REPRODUCIBLE, "the calls of an assistant turn change when its tokens are decoded and parsed"
+            )
         whole = _composed(text)
         for part in (message.reasoning, message.content):
-            # A template may trim what it writes.
+            # A template may trim white space.
             if _composed(part.strip()) not in whole:
-                return Problem(Rule.NOT_REPRODUCIBLE, "the text of an assistant turn is not the same in its tokens")
+                return Problem(
+                    Rule.NOT_REPRODUCIBLE, "the text of an assistant turn changes when its tokens are decoded"
+                )
         return None
 
 
 def _request(messages: Sequence[Message]) -> str:
-    """Return the first text that a row does not share with others; empty where the assistant begins."""
+    """Return the first message after the system message, which other rows do not share; "" if it is the assistant's."""
     first = next((message for message in messages if message.role is not Role.SYSTEM), None)
     return first.content.strip() if first is not None and first.role is not Role.ASSISTANT else ""
 
 
 def _same_calls(read: Sequence[Call], meant: Sequence[Call]) -> bool:
-    """Return whether calls are the same. Python's own comparison takes 1 for 1.0 and for true."""
+    """Return whether calls are equal as JSON. In Python, 1 == 1.0 == True."""
     if not (read or meant):
         return True
     packed = (
         marshal.dumps([(call.name, call.arguments) for call in calls], _WITHOUT_REFERENCES) for calls in (read, meant)
     )
-    # The same bytes are the same values; others may differ in the order of their keys, or by how letters are composed.
+    # Equal bytes mean equal values. Equal values may still differ in the order of keys or in Unicode composition.
     return next(packed) == next(packed) or _calls(read) == _calls(meant)
 
 
@@ -218,5 +222,5 @@ def _calls(calls: Sequence[Call]) -> str:
 
 
 def _composed(text: str) -> str:
-    """Return the text with characters composed: some tokenizers do so, and no reader sees the difference."""
+    """Return the text in Unicode form NFC. Some tokenizers normalise to it; the text looks the same."""
     return unicodedata.normalize("NFC", text)

@@ -1,4 +1,4 @@
-"""The second pass over the data: every row becomes a training example or held-out cases, on all CPUs."""
+"""The second pass over the data: encodes every row as a training example or as held-out cases, on all CPUs."""
 
 from array import array
 from collections import Counter
@@ -16,20 +16,20 @@ from tunemill_trainer.prepared import IGNORED, Case, PreparedWriter, case_line
 from tunemill_trainer.process.parallel import batches, ordered_map
 
 _BATCH = 128
-"""Rows that a worker renders and tokenises at once."""
+"""The rows that a worker renders and tokenises per task."""
 
 
 @dataclass
-class Side:
-    """One side of the split.
+class SplitStats:
+    """Statistics of one split, training or held-out.
 
     Attributes:
-        rows: that were written.
-        lengths: of their examples, in tokens: how many have which. A row has several examples where the template
-            renders earlier turns differently once others follow.
-        calls: of these, by tool; the empty name counts assistant turns without a call.
-        overlong: rows that were left out because of their length.
-        shortest_overlong: the length of the shortest of them.
+        rows: the number of rows that were written.
+        lengths: the number of training examples by length in tokens. A row has several examples if the template
+            renders earlier turns differently when others follow.
+        calls: the number of calls in these rows by tool; the empty name counts assistant turns without a call.
+        overlong: the number of rows that were excluded because of their length.
+        shortest_overlong: the length of the shortest of them, in tokens.
     """
 
     rows: int = 0
@@ -47,10 +47,10 @@ class Side:
 
     def leave_out(self, length: int) -> None:
         """Count a row that is too long."""
-        self.add(Side(overlong=1, shortest_overlong=length))
+        self.add(SplitStats(overlong=1, shortest_overlong=length))
 
-    def add(self, other: "Side") -> None:
-        """Count what others have counted."""
+    def add(self, other: "SplitStats") -> None:
+        """Add the statistics of other rows."""
         shortest = {self.shortest_overlong, other.shortest_overlong} - {0}
         self.rows += other.rows
         self.lengths.update(other.lengths)
@@ -59,7 +59,7 @@ class Side:
         self.shortest_overlong = min(shortest, default=0)
 
     def to_json(self) -> JsonObject:
-        """Return the figures for the report."""
+        """Return the statistics for the report."""
         shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
         return {
             "rows": self.rows,
@@ -71,7 +71,7 @@ class Side:
         }
 
     def _length_at(self, share: float) -> int:
-        """Return the length up to which a share of the rows goes."""
+        """Return a quantile of the lengths."""
         position = int(share * (self.lengths.total() - 1))
         lengths = sorted(self.lengths)
         ends = accumulate(self.lengths[length] for length in lengths)
@@ -80,19 +80,19 @@ class Side:
 
 @dataclass
 class Examples:
-    """What was written.
+    """Statistics of what was written.
 
     Attributes:
-        train: the training rows.
-        held_out: the held-out rows.
-        cases: held-out assistant turns.
-        tokens: of the training rows.
-        supervised: of these, those that the loss is on.
-        findings: rows that were left out because of their length.
+        train: the statistics of the training rows.
+        held_out: the statistics of the held-out rows.
+        cases: the number of held-out assistant turns.
+        tokens: the number of tokens in the training rows.
+        supervised: the number of these tokens that the loss includes.
+        findings: the findings about rows that were excluded because of their length.
     """
 
-    train: Side = field(default_factory=Side)
-    held_out: Side = field(default_factory=Side)
+    train: SplitStats = field(default_factory=SplitStats)
+    held_out: SplitStats = field(default_factory=SplitStats)
     cases: int = 0
     tokens: int = 0
     supervised: int = 0
@@ -100,8 +100,8 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class Unfit:
-    """A row that cannot be learnt from with the template."""
+class UnusableRow:
+    """A row that cannot be trained on with the template."""
 
     item: SpooledRow
     problem: Problem
@@ -109,7 +109,7 @@ class Unfit:
 
 @dataclass
 class _Batch:
-    """What a worker made of some rows: the training rows one after the other, the cases as lines."""
+    """The result of a worker for some rows: the concatenated training rows, and the cases as lines."""
 
     rows: int
     written: Examples = field(default_factory=Examples)
@@ -117,10 +117,10 @@ class _Batch:
     input_ids: "array[int]" = field(default_factory=lambda: array("i"))
     labels: "array[int]" = field(default_factory=lambda: array("i"))
     cases: list[str] = field(default_factory=list)
-    unfit: list[Unfit] = field(default_factory=list)
+    unfit: list[UnusableRow] = field(default_factory=list)
 
     def add(self, other: "_Batch") -> None:
-        """Take over what was made of other rows."""
+        """Append the result for other rows."""
         self.rows += other.rows
         self.written.train.add(other.written.train)
         self.written.held_out.add(other.written.held_out)
@@ -138,26 +138,26 @@ def write(
     writer: PreparedWriter,
     *,
     max_length: int,
-    on_everything: bool,
+    loss_on_all: bool,
     workers: int,
-    unfit: Callable[[Unfit], None],
+    unfit: Callable[[UnusableRow], None],
     tick: Callable[[int], None],
 ) -> Examples:
-    """Write all rows of a dataset.
+    """Encode and write all rows of a data set.
 
     Args:
-        dataset: the first pass's result.
-        choice: the template to render with.
-        writer: takes examples and cases.
-        max_length: longer rows are left out and counted.
-        on_everything: whether the loss is on all tokens.
-        workers: processes to encode with.
-        unfit: called for every row that cannot be learnt from; may raise to give the template up.
-        tick: called with the rows done so far; may raise to stop.
+        dataset: the result of the first pass.
+        choice: the chat template.
+        writer: receives examples and cases.
+        max_length: the maximum length in tokens; longer rows are excluded and counted.
+        loss_on_all: whether the loss includes all tokens.
+        workers: the number of processes that encode.
+        unfit: called for every row that cannot be trained on. It may raise to give up the template.
+        tick: called with the number of rows that are done. It may raise to stop.
     """
     written = Examples()
     done = 0
-    encode = partial(_encode, dataset, choice, max_length, on_everything)
+    encode = partial(_encode, dataset, choice, max_length, loss_on_all)
     for batch in ordered_map(encode, batches(dataset.lines(), _BATCH, len), workers):
         tick(done)
         for row in batch.unfit:
@@ -175,14 +175,14 @@ def write(
     return written
 
 
-def _encode(dataset: Dataset, choice: Choice, max_length: int, on_everything: bool, lines: Sequence[str]) -> _Batch:
-    encode = partial(_encode_rows, choice=choice, max_length=max_length, on_everything=on_everything)
+def _encode(dataset: Dataset, choice: Choice, max_length: int, loss_on_all: bool, lines: Sequence[str]) -> _Batch:
+    encode = partial(_encode_rows, choice=choice, max_length=max_length, loss_on_all=loss_on_all)
     items = [dataset.row(line) for line in lines]
     try:
         return encode(items)
     except (MemoryError, OSError):
-        raise  # what the machine lacks has reasons of its own
-    except Exception:  # noqa: BLE001 - one row must not take the others with it: they are encoded one by one
+        raise  # out of memory or disk space: not the fault of a row
+    except Exception:  # noqa: BLE001 - encode the rows one by one, so that a crash affects only one of them
         batch = _Batch(0)
         for item in items:
             try:
@@ -190,46 +190,46 @@ def _encode(dataset: Dataset, choice: Choice, max_length: int, on_everything: bo
             except (MemoryError, OSError):
                 raise
             except Exception as error:  # noqa: BLE001 - as above
-                batch.add(_Batch(1, unfit=[Unfit(item, crash_problem(error))]))
+                batch.add(_Batch(1, unfit=[UnusableRow(item, crash_problem(error))]))
         return batch
 
 
-def _encode_rows(items: Sequence[SpooledRow], choice: Choice, max_length: int, *, on_everything: bool) -> _Batch:
+def _encode_rows(items: Sequence[SpooledRow], choice: Choice, max_length: int, *, loss_on_all: bool) -> _Batch:
     batch = _Batch(len(items))
     held_out: list[tuple[SpooledRow, Encoded]] = []
     for item, encoded in zip(items, choice.encoder.encode([item.row for item in items], max_length), strict=True):
-        side = batch.written.held_out if item.held_out else batch.written.train
+        split = batch.written.held_out if item.held_out else batch.written.train
         length = max((len(example.input_ids) for example in encoded.examples), default=0)
         if encoded.problem is not None and encoded.problem.rule is Rule.OVERLONG:
-            side.leave_out(max_length + 1)
+            split.leave_out(max_length + 1)
             batch.written.findings.add(item.row.source, [encoded.problem])
         elif encoded.problem is not None:
-            batch.unfit.append(Unfit(item, encoded.problem))
+            batch.unfit.append(UnusableRow(item, encoded.problem))
         elif length > max_length:
-            side.leave_out(length)
-            problem = Problem(Rule.OVERLONG, f"the row has {length} tokens, and {max_length} are allowed")
+            split.leave_out(length)
+            problem = Problem(Rule.OVERLONG, f"the row has {length} tokens, more than the maximum of {max_length}")
             batch.written.findings.add(item.row.source, [problem])
         else:
-            side.keep(item, encoded)
+            split.keep(item, encoded)
             if item.held_out:
                 held_out.append((item, encoded))
             else:
-                # With the loss on everything, the whole conversation once; its turns are no replies to a prompt.
-                for example in encoded.examples[-1:] if on_everything else encoded.examples:
+                # If the loss includes all tokens, use the complete conversation once.
+                for example in encoded.examples[-1:] if loss_on_all else encoded.examples:
                     batch.lengths.append(len(example.input_ids))
-                    # An array takes another array at once, and a list number by number.
+                    # Extending an array by an array copies all bytes at once; by a list, it converts each number.
                     batch.input_ids.extend(array("i", example.input_ids))
-                    batch.labels.extend(array("i", example.labels(everything=on_everything)))
+                    batch.labels.extend(array("i", example.labels(everything=loss_on_all)))
     batch.cases = [case_line(case) for case in _cases(held_out, choice)]
     return batch
 
 
 def _cases(held_out: Sequence[tuple[SpooledRow, Encoded]], choice: Choice) -> Iterator[Case]:
-    asked = [(item, turn, tuple(ids)) for item, encoded in held_out for turn, ids in encoded.turns]
+    turns = [(item, turn, tuple(ids)) for item, encoded in held_out for turn, ids in encoded.turns]
     prompts = choice.encoder.all_prompt_ids(
-        [(item.row.messages[: turn.message], item.row.tools) for item, turn, _ in asked]
+        [(item.row.messages[: turn.message], item.row.tools) for item, turn, _ in turns]
     )
-    for (item, turn, answer_ids), prompt_ids in zip(asked, prompts, strict=True):
+    for (item, turn, answer_ids), prompt_ids in zip(turns, prompts, strict=True):
         row = item.row
         number = sum(message.role is Role.ASSISTANT for message in row.messages[: turn.message + 1])
         yield Case(

@@ -1,4 +1,4 @@
-"""Chooses the chat template: the user's, the base model's own where it is proven to carry the rows, or ours."""
+"""Chooses the chat template: the user's, or the base model's if it supports the rows, or else Tunemill's."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -20,7 +20,7 @@ from tunemill_trainer.judge.parse import ReplyFormat
 
 
 class Origin(StrEnum):
-    """Whose template it is."""
+    """Where a template comes from."""
 
     USER = "user"
     BASE = "base"
@@ -29,24 +29,24 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True)
 class Choice:
-    """A template that carries the rows.
+    """A template that supports the rows.
 
     Attributes:
-        encoder: renders with it.
-        origin: whose it is.
-        ends_of_turns: the tokens that end an assistant's turn; several where a call ends in another than a text.
-        passed_over: why the base model's own was not taken; empty when there was no question.
+        encoder: the encoder with the template.
+        origin: where the template comes from.
+        ends_of_turns: the end-of-turn tokens of the assistant; several if turns with calls end differently.
+        rejected_because: why the base model's template was not used; empty if it was, or the user gave one.
     """
 
     encoder: Encoder
     origin: Origin
     ends_of_turns: tuple[int, ...]
-    passed_over: str = ""
+    rejected_because: str = ""
 
 
 @dataclass(frozen=True)
 class _Turns:
-    """How a family of models writes turns; an empty system role means that it has none."""
+    """How a family of models writes turns. An empty `system` means that it has no system role."""
 
     start: str
     role_end: str
@@ -66,10 +66,10 @@ _FAMILIES = (
 
 
 _SERVED = tuple(call_format for call_format in ReplyFormat if call_format.served)
-"""The ways to write calls that a server has a parser for; Hermes, our own, first."""
+"""The call formats that vLLM has a parser for, starting with Hermes, the format of Tunemill's template."""
 
 
-def settle(
+def choose_and_extend(
     tokenizer: Tokenizer,
     mode: TokenizerMode,
     features: Features,
@@ -78,42 +78,42 @@ def settle(
     auto: TokenizerMode = TokenizerMode.EXTEND,
     expected: ReplyFormat | None = None,
 ) -> tuple[Choice, Vocabulary]:
-    """Return the template to use, and give the tokenizer the tags that it lacks for it.
+    """Choose the template, and add the tags that it needs to the tokenizer.
 
     Args:
-        tokenizer: of the base model, with its template; changed.
+        tokenizer: the tokenizer of the base model, with its template; changed.
         mode: spec.tokenizer.mode.
-        features: what occurs in the rows.
+        features: the features of the rows.
         more: spec.tokenizer.addTokens.
-        of_user: the text of spec.tokenizer.chatTemplate.
-        auto: what the mode Auto does about tags that are lacking, Text or Extend.
-        expected: how the base model's family writes calls; tried first, because a reply may be read in several formats.
+        of_user: the content of spec.tokenizer.chatTemplate, or None.
+        auto: how the mode Auto handles missing tags, Text or Extend.
+        expected: the call format of the base model's family. It is tried first: several formats may parse a reply.
 
     Raises:
-        StageError: as `choose` and `prepare_vocabulary` do.
+        StageError: see `choose` and `prepare_vocabulary`.
     """
-    # A template of the user's may end its turns in them.
-    asked = prepare_vocabulary(tokenizer, mode, Features(), more)
+    # Add the user's tokens first: the user's template may use them as end-of-turn tokens.
+    user_tokens = prepare_vocabulary(tokenizer, mode, Features(), more)
     choice = choose(tokenizer, features, of_user, expected)
-    for_tags = asked.mode_for_tags(mode, auto)
-    tags = prepare_vocabulary(tokenizer, for_tags, features, (), choice.encoder.call_format)
-    # With new tokens the proof is another one.
-    return (choose(tokenizer, features, of_user, expected) if tags.added else choice), asked.then(tags)
+    mode_for_tags = user_tokens.mode_for_tags(mode, auto)
+    tags = prepare_vocabulary(tokenizer, mode_for_tags, features, (), choice.encoder.call_format)
+    # With new tokens, the templates must be checked again.
+    return (choose(tokenizer, features, of_user, expected) if tags.added else choice), user_tokens.then(tags)
 
 
 def choose(
     tokenizer: Tokenizer, features: Features, of_user: str | None, expected: ReplyFormat | None = None
 ) -> Choice:
-    """Return the template to use.
+    """Choose the template.
 
     Args:
-        tokenizer: of the base model, with its template.
-        features: what occurs in the rows, which the template has to carry.
-        of_user: the text of spec.tokenizer.chatTemplate.
-        expected: how the base model's family writes calls; tried first.
+        tokenizer: the tokenizer of the base model, with its template.
+        features: the features of the rows, which the template must support.
+        of_user: the content of spec.tokenizer.chatTemplate, or None.
+        expected: the call format of the base model's family, which is tried first.
 
     Raises:
-        StageError: InvalidChatTemplate, or BaseModelUnsupported when not even ours can be used.
+        StageError: InvalidChatTemplate, or BaseModelUnsupported if Tunemill's template does not work either.
     """
     if of_user is not None:
         chosen, reason = _first_proven(tokenizer, features, of_user, Origin.USER, expected)
@@ -122,30 +122,31 @@ def choose(
         return chosen
     own = _own_template(tokenizer, features)
     if own is None:
-        return ours(tokenizer, features, "the base model has no chat template")
+        return tunemill_template(tokenizer, features, "the base model has no chat template")
     chosen, reason = _first_proven(tokenizer, features, own, Origin.BASE, expected)
-    return chosen or ours(tokenizer, features, f"the base model's chat template {reason}")
+    return chosen or tunemill_template(tokenizer, features, f"the base model's chat template {reason}")
 
 
-def ours(tokenizer: Tokenizer, features: Features, passed_over: str) -> Choice:
-    """Return our template in the turns of the base model.
+def tunemill_template(tokenizer: Tokenizer, features: Features, rejected_because: str) -> Choice:
+    """Return Tunemill's template, with turns as in the base model's family.
 
     Raises:
-        StageError: BaseModelUnsupported, when the tokenizer cannot even end a turn.
+        StageError: BaseModelUnsupported, if the template does not work with the tokenizer.
     """
-    chosen, reason = _first_proven(tokenizer, features, _our_source(tokenizer, features), Origin.TUNEMILL)
+    chosen, reason = _first_proven(tokenizer, features, _tunemill_source(tokenizer, features), Origin.TUNEMILL)
     if chosen is None:
         raise StageError(
-            Reason.BASE_MODEL_UNSUPPORTED, f"with the tokenizer of spec.baseModel our chat template {reason}"
+            Reason.BASE_MODEL_UNSUPPORTED,
+            f"with the tokenizer of spec.baseModel, Tunemill's chat template {reason}",
         )
-    return Choice(chosen.encoder, chosen.origin, chosen.ends_of_turns, passed_over)
+    return Choice(chosen.encoder, chosen.origin, chosen.ends_of_turns, rejected_because)
 
 
 def is_unrenderable(choice: Choice, problem: Problem) -> bool:
-    """Return whether a row is not wrong, but cannot be rendered with the base model's own template.
+    """Return whether a row is valid, but the base model's own template cannot render it.
 
-    Such rows are left out, and counted apart from wrong ones. A model is served with the template that it was trained
-    with, so a few odd rows must not replace the template that it knows.
+    Such rows are excluded and counted separately from invalid ones. A model is served with the template that it was
+    trained with, so a few unusual rows must not replace the template that the base model knows.
     """
     return choice.origin is Origin.BASE and problem.rule is Rule.NOT_REPRODUCIBLE
 
@@ -153,53 +154,53 @@ def is_unrenderable(choice: Choice, problem: Problem) -> bool:
 def _first_proven(
     tokenizer: Tokenizer, features: Features, source: str, origin: Origin, expected: ReplyFormat | None = None
 ) -> tuple[Choice | None, str]:
-    """Return the template with the first way of finding turns and calls that works, or why none does."""
+    """Return the template with the first way to locate turns and parse calls that works, or why none does."""
     reason = ""
     formats = _SERVED if features.calls and origin is not Origin.TUNEMILL else (ReplyFormat.HERMES,)
     if expected in formats:
         formats = tuple(dict.fromkeys((expected, *formats)))
-    # Some templates leave the end-of-turn marker outside of {% generation %}: then comparing may still find the turns.
+    # Some templates have the end-of-turn token outside {% generation %}. Comparing renderings may still work for them.
     for marked in (True, False) if ChatTemplate.has_markers(source) else (False,):
         template = ChatTemplate(
             source, tokenizer.special_tokens_map, marked=marked, keeps_history=origin is Origin.TUNEMILL
         )
         for call_format in formats:
             encoder = Encoder(tokenizer, template, call_format)
-            found = _shortcoming(encoder, features)
+            found = _unsupported(encoder, features)
             if not found:
                 return Choice(encoder, origin, encoder.ends_of_turns(_probe(features))), ""
             reason = reason or found
     return None, reason
 
 
-def _shortcoming(encoder: Encoder, features: Features) -> str:
-    """Return what a template cannot carry of what the rows hold, found by rendering a conversation that has it all."""
+def _unsupported(encoder: Encoder, features: Features) -> str:
+    """Render a conversation that has all features, and return what the template does not support; "" if nothing."""
     probe = _probe(features)
     try:
         text = encoder.template.conversation(probe.messages, probe.tools)
     except TemplateError as error:
         return str(error)
-    missing = [fact for fact in _facts(probe) if not _holds(text, fact)]
+    missing = [content for content in _contents(probe) if not _contains(text, content)]
     if missing:
-        return f"leaves out what a conversation holds: {missing[0]}"
+        return f"omits a part of the conversation: {missing[0]}"
     encoded = encoder.encode([probe])[0]
     if encoded.problem:
-        return f"does not carry the assistant's turns: {encoded.problem.message}"
-    if encoder.heads_are_learnt(probe, encoded):
-        return "does not write the head of an assistant turn when it asks for one"
+        return f"does not preserve assistant turns: {encoded.problem.message}"
+    if encoder.trains_on_headers(probe, encoded):
+        return "does not write the header of an assistant turn with add_generation_prompt"
     return ""
 
 
-def _facts(probe: Row) -> Iterator[str]:
-    """Yield texts that have to be in the rendering."""
+def _contents(probe: Row) -> Iterator[str]:
+    """Yield the texts that the rendering must contain."""
     for tool in probe.tools:
         yield from (tool.name, tool.description, *_PARAMETERS)
     yield from (message.content for message in probe.messages)
 
 
-def _holds(text: str, fact: str) -> bool:
-    """Return whether a text holds a fact as it is, or as a JSON string: Llama 3 and gpt-oss quote tool responses so."""
-    return fact in text or json.dumps(fact, ensure_ascii=False)[1:-1] in text
+def _contains(text: str, content: str) -> bool:
+    """Return whether a text contains some content, or the same as a JSON string, as Llama 3 writes tool responses."""
+    return content in text or json.dumps(content, ensure_ascii=False)[1:-1] in text
 
 
 _PARAMETERS = ("moorings", "vessel")
@@ -215,38 +216,39 @@ _TOOL = Tool(
 
 
 def _probe(features: Features) -> Row:
-    """Return a conversation with everything that the rows have, in words that no template has by itself."""
-    call = Call(_TOOL.name, {_PARAMETERS[0]: 'east "quay"\n7', _PARAMETERS[1]: "Österø"})
-    calls = (call, Call(_TOOL.name, {_PARAMETERS[0]: "west", _PARAMETERS[1]: "Ålesund"}))[: 1 + features.many_parallel]
-    thought = "The lighthouse keeper would look it up." * features.reasoning
-    messages = [Message(Role.SYSTEM, "Answer as a harbourmaster would.")] * features.system
+    """Return a conversation with all features of the rows, in words that no template contains."""
+    calls = [Call(_TOOL.name, {_PARAMETERS[0]: 'east "quay"\n7', _PARAMETERS[1]: "Österø"})]
+    if features.many_parallel:
+        calls.append(Call(_TOOL.name, {_PARAMETERS[0]: "west", _PARAMETERS[1]: "Ålesund"}))
+    thought = "The lighthouse keeper would look it up." if features.reasoning else ""
+    tools = (_TOOL,) if features.tools else ()
+    messages: list[Message] = []
+    if features.system:
+        messages.append(Message(Role.SYSTEM, "Answer as a harbourmaster would."))
     messages.append(Message(Role.USER, "Is a berth free at the east quay?"))
     if features.calls:
-        messages.append(Message(Role.ASSISTANT, "", reasoning=thought, calls=calls))
+        messages.append(Message(Role.ASSISTANT, "", reasoning=thought, calls=tuple(calls)))
     if features.calls and features.responses:
-        response = Message(Role.TOOL, json.dumps({"berths": "eleven"}), name=_TOOL.name)
-        messages += [response] * len(calls)
+        messages += [Message(Role.TOOL, json.dumps({"berths": "eleven"}), name=_TOOL.name) for _ in calls]
     if not features.calls or features.responses:
         messages.append(Message(Role.ASSISTANT, "Eleven berths wait for you.", reasoning=thought))
-    return Row(tuple(messages), (_TOOL,) * features.tools, Source("probe", 1))
+    return Row(tuple(messages), tools, Source("probe", 1))
 
 
 def _own_template(tokenizer: Tokenizer, features: Features) -> str | None:
-    """Return the base model's template; of several, the one for what the rows hold, as Transformers chooses."""
+    """Return the base model's template. If it has several, choose like Transformers: `tool_use` for rows with tools."""
     own = tokenizer.chat_template
     if isinstance(own, dict):
         return own.get("tool_use" if features.tools and "tool_use" in own else "default")
     return own
 
 
-def _our_source(tokenizer: Tokenizer, features: Features) -> str:
+def _tunemill_source(tokenizer: Tokenizer, features: Features) -> str:
     tokens = tokenizer.get_vocab()
     turns = next((family for family in _FAMILIES if {family.start, family.end} <= tokens.keys()), None)
     if turns is None:
         if tokenizer.eos_token is None:
-            raise StageError(
-                Reason.BASE_MODEL_UNSUPPORTED, "the tokenizer of spec.baseModel has no token that could end a turn"
-            )
+            raise StageError(Reason.BASE_MODEL_UNSUPPORTED, "the tokenizer of spec.baseModel has no end-of-turn token")
         turns = _Turns("### ", "\n", tokenizer.eos_token, "\n", "system", "user", "assistant")
     names = {
         "turn_start": turns.start,
@@ -264,7 +266,7 @@ def _our_source(tokenizer: Tokenizer, features: Features) -> str:
 
 
 def _begins_texts(tokenizer: Tokenizer, features: Features) -> bool:
-    """Return whether the base model is used to a beginning-of-text token: from its template or from its tokenizer."""
+    """Return whether the base model's tokenizer or chat template starts texts with a beginning-of-text token."""
     if tokenizer.bos_token is None:
         return False
     by_tokenizer = (

@@ -1,4 +1,4 @@
-"""The base model's tokenizer: loaded without torch, given the tags that it lacks, described for the later stages."""
+"""The base model's tokenizer: loads it without torch, adds missing tags, and describes it for the later stages."""
 
 import json
 from collections.abc import Iterable
@@ -20,28 +20,28 @@ from tunemill_trainer.prepared import NewToken, Tokens
 from tunemill_trainer.process import bounds
 
 FILES = ["*.json", "*.jinja", "additional_chat_templates/*"]
-"""What of a model's repository a tokenizer and its checks need, as patterns."""
+"""Patterns of the files in a model's repository that the tokenizer and its checks need."""
 
 
 _LARGEST_TOKENIZER = 96 << 20
-"""Bytes; the largest that we know of have 35 MiB."""
+"""In bytes. The largest known ones have 35 MiB."""
 _LARGEST_CONFIG = 8 << 20
 _CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json")
-"""What transformers reads beside tokenizer.json."""
+"""The files that Transformers reads in addition to tokenizer.json."""
 _MOST_BYTES, _MOST_SECONDS = 3 << 30, 120
-"""For loading a tokenizer and for one text. Usual are 600 MiB and 3 s for a vocabulary of 256,000 tokens."""
+"""The limits for loading a tokenizer and encoding one text. A vocabulary of 256,000 tokens takes 600 MiB and 3 s."""
 _SAMPLE = "".join(map(chr, range(32, 127))) * 20 + "\n\t äß日本語 🙂" * 50
-"""What is tokenised once with limits: some normalizers turn every character into a megabyte."""
+"""The text that is encoded once under the limits: a normalizer can expand every character to a megabyte."""
 
 
 class Encoding(TypedDict):
-    """What a tokenizer returns for a list of texts, one list of tokens a text."""
+    """What a tokenizer returns for a list of texts: one list of token ids per text."""
 
     input_ids: list[list[int]]
 
 
 class Tokenizer(Protocol):
-    """The part of transformers' fast tokenizer that prepare uses; transformers ships no types."""
+    """The part of Transformers' fast tokenizer that prepare uses. Transformers has no type hints."""
 
     chat_template: str | dict[str, str] | None
     bos_token: str | None
@@ -52,7 +52,7 @@ class Tokenizer(Protocol):
     added_tokens_decoder: dict[int, AddedToken]
     special_tokens_map: dict[str, str]
     backend_tokenizer: tokenizers.Tokenizer
-    """What it wraps. Asked directly it is a third faster (509 and 370 microseconds for 308 tokens)."""
+    """The wrapped tokenizer. Calling it directly is a third faster (370 instead of 509 microseconds for 308 tokens)."""
 
     def __call__(self, text: list[str], **options: bool) -> Encoding:
         """Tokenise."""
@@ -72,29 +72,29 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What was done to the vocabulary.
+    """How the vocabulary was changed.
 
     Attributes:
-        mode: Reuse, Text or Extend.
+        mode: the effective mode: Reuse, Text or Extend.
         added: the new tokens.
     """
 
     mode: TokenizerMode
     added: tuple[NewToken, ...]
 
-    def mode_for_tags(self, wish: TokenizerMode, auto: TokenizerMode) -> TokenizerMode:
-        """Return the mode in which tags are treated, after the tokens that the user wants have been.
+    def mode_for_tags(self, mode: TokenizerMode, auto: TokenizerMode) -> TokenizerMode:
+        """Return the mode for missing tags, after the user's tokens were added.
 
         Args:
-            wish: spec.tokenizer.mode.
-            auto: what Auto does about tags that are lacking, Text or Extend.
+            mode: spec.tokenizer.mode.
+            auto: how Auto handles missing tags, Text or Extend.
         """
-        keeps = wish is TokenizerMode.AUTO and auto is TokenizerMode.TEXT
-        # With the user's own tokens in it, the vocabulary is not the base model's any more.
-        return TokenizerMode.TEXT if keeps and not self.added else wish
+        keeps = mode is TokenizerMode.AUTO and auto is TokenizerMode.TEXT
+        # If the user added tokens, the vocabulary is extended anyway.
+        return TokenizerMode.TEXT if keeps and not self.added else mode
 
     def then(self, later: "Vocabulary") -> "Vocabulary":
-        """Return what was done in two goes."""
+        """Return this change and a later one combined."""
         added = self.added + later.added
         return Vocabulary(TokenizerMode.EXTEND if added else later.mode, added)
 
@@ -102,8 +102,8 @@ class Vocabulary:
 def load(folder: Path) -> Tokenizer:
     """Load a tokenizer from its tokenizer.json.
 
-    This class takes the file as it is. AutoTokenizer would rebuild some families from their vocabulary, and it imports
-    torch, which takes longer than all of prepare.
+    PreTrainedTokenizerFast uses the file as is. AutoTokenizer would rebuild the tokenizers of some families from their
+    vocabulary, and it imports torch, which takes longer than all of prepare.
 
     Raises:
         StageError: BaseModelUnsupported.
@@ -111,21 +111,21 @@ def load(folder: Path) -> Tokenizer:
     logging.set_verbosity_error()
     try:
         loaded = cast("Tokenizer", PreTrainedTokenizerFast.from_pretrained(folder))
-    except Exception as error:  # tokenizers raises bare Exceptions for what it cannot read
+    except Exception as error:  # tokenizers raises plain Exceptions for invalid files
         raise StageError(
             Reason.BASE_MODEL_UNSUPPORTED, f"the tokenizer.json of spec.baseModel cannot be read: {error}"
         ) from error
-    # Some repositories were saved with the settings of their own training.
+    # Some repositories contain the truncation and padding settings of their training.
     loaded.backend_tokenizer.no_truncation()
     loaded.backend_tokenizer.no_padding()
     return loaded
 
 
 def load_base(folder: Path) -> Tokenizer:
-    """Load the tokenizer of a base model, which may be anybody's: first with limits, in a child process.
+    """Load the tokenizer of an untrusted base model: first in a child process with limits, then in this one.
 
-    Its library is written in Rust. It ends the process that gives it no more memory, and a few kilobytes of
-    tokenizer.json can ask for any amount, at loading or at the first text.
+    The tokenizers library is written in Rust and aborts the process when it runs out of memory. A few kilobytes of
+    tokenizer.json can make it allocate any amount, on loading or on the first text.
 
     Raises:
         StageError: BaseModelUnsupported.
@@ -135,7 +135,7 @@ def load_base(folder: Path) -> Tokenizer:
         if path.exists() and path.stat().st_size > most:
             raise StageError(
                 Reason.BASE_MODEL_UNSUPPORTED,
-                f"expected {path.name} of spec.baseModel to have at most {most >> 20} MiB, found "
+                f"expected at most {most >> 20} MiB for {path.name} of spec.baseModel, found "
                 f"{path.stat().st_size >> 20} MiB",
             )
 
@@ -151,10 +151,10 @@ def load_base(folder: Path) -> Tokenizer:
 
 
 def read_json(path: Path) -> JsonObject:
-    """Return the object in a small JSON file of the base model.
+    """Read a small JSON file of the base model that contains an object.
 
     Raises:
-        ValueError: it is no such file, saying why.
+        ValueError: the file is too large or not a JSON object.
     """
     if path.stat().st_size > _LARGEST_CONFIG:
         raise ValueError(f"it has more than {_LARGEST_CONFIG >> 20} MiB")
@@ -174,48 +174,45 @@ def prepare_vocabulary(
     more: Iterable[str],
     call_format: ReplyFormat = ReplyFormat.HERMES,
 ) -> Vocabulary:
-    """Give the tokenizer the tags that it lacks, as far as the mode says so.
+    """Add missing tags and the user's tokens to the tokenizer, if the mode allows it.
 
-    What can be reused is decided by the tags that the assistant writes: each must be one token. The tags that it only
-    reads, such as `<tools>`, serve as text where the base model knows them so.
+    The vocabulary can be reused if every tag that the assistant generates is a single token. Tags that are only part of
+    prompts, such as `<tools>`, may consist of several tokens then.
 
     Args:
-        tokenizer: of the base model; changed.
-        mode: the wish; Auto means Extend where anything is lacking, else Reuse.
-        features: what occurs in the rows.
+        tokenizer: the tokenizer of the base model; changed.
+        mode: spec.tokenizer.mode. Auto means Extend if anything is missing, or else Reuse.
+        features: the features of the rows.
         more: spec.tokenizer.addTokens.
-        call_format: how the chat template writes calls. Only Hermes' tags may be lacking: a base model whose own
-            template writes them in another way has what that needs.
+        call_format: the call format of the chat template. Only the tags of Hermes can be missing: a base model whose
+            template uses another format has the tokens for it.
 
     Raises:
         StageError: TokenizerLacksTags, with the mode Reuse; InvalidSpec, with the mode Text and tokens to add.
     """
-    written = _pair("tool_call") * features.calls + _pair("think") * features.reasoning
-    read = _pair("tools") * features.tools + _pair("tool_response") * features.responses
-    if call_format is not ReplyFormat.HERMES:
-        written, read = [], []
+    written, read = _hermes_tags(features) if call_format is ReplyFormat.HERMES else ([], [])
     lacking = [token for token in dict.fromkeys([*written, *more]) if not _is_one_token(tokenizer, token)]
     if not lacking and mode is not TokenizerMode.EXTEND:
         return Vocabulary(TokenizerMode.REUSE, ())
     if mode is TokenizerMode.TEXT:
-        if asked := [token for token in more if token in lacking]:
+        if refused := [token for token in more if token in lacking]:
             raise StageError(
                 Reason.INVALID_SPEC,
-                f"expected spec.tokenizer.addTokens empty with spec.tokenizer.mode Text, found {', '.join(asked)}: "
-                "Text adds no tokens",
+                "expected spec.tokenizer.addTokens to be empty with spec.tokenizer.mode Text, which adds no tokens, "
+                f"found {', '.join(refused)}",
             )
         return Vocabulary(TokenizerMode.TEXT, ())
     if mode is TokenizerMode.REUSE:
         raise StageError(
             Reason.TOKENIZER_LACKS_TAGS,
-            f"spec.tokenizer.mode is Reuse, and the base model's vocabulary has no {', '.join(lacking)}",
+            f"spec.tokenizer.mode is Reuse, but the base model's vocabulary has no {', '.join(lacking)}",
         )
-    wanted = dict.fromkeys([*read, *written, *more])
-    new = [token for token in wanted if not _is_one_token(tokenizer, token)]
+    tokens = dict.fromkeys([*read, *written, *more])
+    new = [token for token in tokens if not _is_one_token(tokenizer, token)]
     if not new:
         return Vocabulary(TokenizerMode.REUSE, ())
     pieces = tokenizer(new, add_special_tokens=False)["input_ids"]
-    # Not special: a special token would vanish from every decoded reply. Not normalized: found as it is in any text.
+    # Not special: decoding removes special tokens from replies. Not normalized: the exact text must match.
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in new])
     ids = tokenizer.get_vocab()
     added = (NewToken(ids[token], token, tuple(before)) for token, before in zip(new, pieces, strict=True))
@@ -229,14 +226,14 @@ def describe(
     base: Path,
     call_format: ReplyFormat = ReplyFormat.HERMES,
 ) -> Tokens:
-    """Return what the later stages must know; gives the tokenizer a padding token if it has none.
+    """Return what the later stages need to know about the tokenizer. Sets a padding token if it has none.
 
     Args:
-        tokenizer: after prepare_vocabulary.
-        vocabulary: what that returned.
-        ends_of_turns: the tokens that end an assistant's turn.
-        base: the folder of the base model's files, for generation_config.json.
-        call_format: how the chat template writes calls.
+        tokenizer: the tokenizer, after prepare_vocabulary.
+        vocabulary: the result of prepare_vocabulary.
+        ends_of_turns: the end-of-turn tokens of the assistant.
+        base: the folder of the base model, for generation_config.json.
+        call_format: the call format of the chat template.
     """
     ids = tokenizer.get_vocab()
     if tokenizer.pad_token is None:
@@ -253,12 +250,22 @@ def describe(
     )
 
 
-def _pair(tag: str) -> list[str]:
-    return [f"<{tag}>", f"</{tag}>"]
+def _hermes_tags(features: Features) -> tuple[list[str], list[str]]:
+    """Return the tags of Tunemill's template that the assistant generates, and those that are only in prompts."""
+    written, read = [], []
+    if features.calls:
+        written += ["<tool_call>", "</tool_call>"]
+    if features.reasoning:
+        written += ["<think>", "</think>"]
+    if features.tools:
+        read += ["<tools>", "</tools>"]
+    if features.responses:
+        read += ["<tool_response>", "</tool_response>"]
+    return written, read
 
 
 def _is_one_token(tokenizer: Tokenizer, token: str) -> bool:
-    # Being in the vocabulary is not enough: a plain entry may never be reached by the merges.
+    # Being in the vocabulary is not enough: the merges may never produce the token.
     identifier = tokenizer.get_vocab().get(token)
     return identifier in tokenizer([f"a{token}{{"], add_special_tokens=False)["input_ids"][0]
 

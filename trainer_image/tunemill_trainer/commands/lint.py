@@ -92,13 +92,13 @@ def main(options: argparse.Namespace) -> int:
     """Print the findings and return the exit code: 0 without errors, 65 with, 64 or 66 for wrong options."""
     # Here, so that the stages, which share the parser of the options, do not wait for them.
     from tunemill_trainer.data.check import check
-    from tunemill_trainer.data.dataset import Reading
+    from tunemill_trainer.data.dataset import ReadOptions
     from tunemill_trainer.data.findings import full_text
 
     try:
         if options.max_length is not None and not options.tokenizer:
             raise StageError(Reason.INVALID_SPEC, "--max-length counts tokens, which takes a --tokenizer", "Add one.")
-        how = Reading(
+        how = ReadOptions(
             DatasetFormat(options.format),
             contract_of(options),
             workers=cpus.available(),

@@ -21,7 +21,7 @@ from tunemill_trainer.errors import StageError
 from tunemill_trainer.process import console
 
 if TYPE_CHECKING:
-    from tunemill_trainer.chat.learnt import Rendered
+    from tunemill_trainer.chat.loss_mask import Rendered
     from tunemill_trainer.data.rows import Row
     from tunemill_trainer.data.shown import ShownFile
 
@@ -65,7 +65,7 @@ def _renderer(base: str, files: "Sequence[ShownFile]") -> "Callable[[Row], Rende
     if not base:
         return None
     # Only here: it imports Transformers, which takes longer than everything else that this command does.
-    from tunemill_trainer.chat.learnt import Renderer
+    from tunemill_trainer.chat.loss_mask import Renderer
     from tunemill_trainer.data.dataset import Features
 
     # The choice of the template depends on what occurs in all rows.
@@ -74,7 +74,7 @@ def _renderer(base: str, files: "Sequence[ShownFile]") -> "Callable[[Row], Rende
         for read in file.rows():
             if read.row is not None:
                 features.see(read.row)
-    return Renderer(base, features)
+    return Renderer.load(base, features)
 
 
 class _Shower:

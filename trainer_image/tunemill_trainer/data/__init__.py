@@ -1,1 +1,1 @@
-"""Understanding the user's data: where it lies, which format it has, what is wrong with it, what is held out."""
+"""The user's data: sources, formats, checks, and the split into training and held-out rows."""

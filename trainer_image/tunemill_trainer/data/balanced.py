@@ -1,12 +1,12 @@
-"""Finds where brackets and quotes in a text end: in public data, JSON and literals stand in the middle of prose."""
+"""Finds matching brackets and quotes in text. Public data sets often embed JSON and literals in prose."""
 
 _OPENING, _CLOSING, _QUOTES = "([{", ")]}", "\"'"
 
 
-def end_of(text: str, start: int) -> int | None:
-    """Return the index after the bracket that closes the one at `start`, or None when none does.
+def matching_end(text: str, start: int) -> int | None:
+    """Return the index after the bracket that closes the one at `start`, or None.
 
-    Brackets inside of quotes do not count. Which kind closes which is left to whoever reads the contents.
+    Brackets in quotes are ignored. The kinds of brackets are not compared; the parser of the contents does that.
     """
     depth, at = 0, start
     while at < len(text):
@@ -28,14 +28,14 @@ def end_of(text: str, start: int) -> int | None:
 
 
 def parts(text: str) -> list[str]:
-    """Return what commas separate, apart from commas in brackets and quotes; an empty text has no parts."""
+    """Split text at commas outside brackets and quotes. Empty text has no parts."""
     found, begin, at = [], 0, 0
     while at < len(text):
         letter = text[at]
         if letter in _QUOTES:
             at = _end_of_quote(text, at) or len(text)
         elif letter in _OPENING:
-            at = end_of(text, at) or len(text)
+            at = matching_end(text, at) or len(text)
         else:
             if letter == ",":
                 found.append(text[begin:at])

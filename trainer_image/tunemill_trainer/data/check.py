@@ -1,4 +1,4 @@
-"""Looks at files as prepare would, and says all that it finds: what `tunemill-trainer lint` prints."""
+"""Checks files as prepare would and reports all findings: the output of `tunemill-trainer lint`."""
 
 import sys
 import tempfile
@@ -12,7 +12,7 @@ from tunemill_api.data import DatasetFormat
 from tunemill_api.failures import Reason
 
 from tunemill_trainer.data import formats
-from tunemill_trainer.data.dataset import HELD_OUT, TRAIN_ONLY, Dataset, Intake, Reading
+from tunemill_trainer.data.dataset import HELD_OUT, TRAIN_ONLY, Dataset, DatasetBuilder, ReadOptions
 from tunemill_trainer.data.files import DataFile, file_of_user, name_of
 from tunemill_trainer.data.findings import (
     REMEDIES,
@@ -29,20 +29,20 @@ from tunemill_trainer.data.rows import JsonObject, Source
 from tunemill_trainer.errors import StageError
 
 _SHOWN = 20
-"""Findings of one rule in one file that are printed as text."""
+"""The most findings of one rule in one file that the text output shows."""
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What was found.
+class CheckResult:
+    """The result of a check.
 
     Attributes:
-        findings: in the order of the files and their lines.
-        files: that were read, with their formats; None where it could not be told.
-        rows: that were read.
-        usable: rows that prepare would use.
-        calls: that are learnt, in the usable rows.
-        unreadable: why files could not be read.
+        findings: the findings, in the order of the files and their lines.
+        files: the files that were read, with their formats; None where no format was recognised.
+        rows: the number of rows that were read.
+        usable: the number of rows that prepare would use.
+        calls: the number of calls in the usable rows that are trained on.
+        unreadable: the errors of files that could not be read.
     """
 
     findings: tuple[Finding, ...]
@@ -54,11 +54,11 @@ class Checked:
 
     @property
     def errors(self) -> int:
-        """How many of the findings are errors."""
+        """The number of findings that are errors."""
         return sum(finding.problem.rule.severity is Severity.ERROR for finding in self.findings)
 
     def to_json(self) -> JsonObject:
-        """Return the findings and their summary."""
+        """Return the findings and a summary: the output of `--json`."""
         rules = Counter(finding.problem.rule.value for finding in self.findings)
         return {
             "findings": [finding.to_json() for finding in self.findings],
@@ -74,14 +74,14 @@ class Checked:
         }
 
     def to_text(self) -> str:
-        """Return the findings for people: by file and rule, with the remedy of each rule once."""
+        """Return the findings as text, by file and rule, with the remedy of each rule once."""
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
         by_file = {name: [each for each in self.findings if each.source.file == name] for name in self.files}
         for name, findings in by_file.items():
             form = self.files[name]
-            yield f"{name}  ({form.value if form else 'no known format'}{'' if findings else ', nothing to say'})"
+            yield f"{name}  ({form.value if form else 'unknown format'}{'' if findings else ', no findings'})"
             ordered = sorted(findings, key=lambda finding: (finding.problem.rule.severity, finding.problem.rule))
             for rule, group in groupby(ordered, key=lambda finding: finding.problem.rule):
                 of_rule = list(group)
@@ -98,38 +98,38 @@ class Checked:
 
 
 def check(
-    files: Sequence[Path], evaluation: Sequence[Path], how: Reading, render: Callable[[Dataset], int] | None = None
-) -> Checked:
-    """Look at files of training rows and of held-out rows.
+    files: Sequence[Path], evaluation: Sequence[Path], how: ReadOptions, render: Callable[[Dataset], int] | None = None
+) -> CheckResult:
+    """Check files of training rows and of held-out rows.
 
     Args:
-        files: with training rows.
-        evaluation: with rows that are held out.
-        how: to read; with the format Auto, each file may have its own.
-        render: looks at the usable rows with a tokenizer, adds to the dataset's findings, and returns how many of the
-            rows are of no use after all; None leaves it out.
+        files: the files with training rows.
+        evaluation: the files with held-out rows.
+        how: the reading options. With the format Auto, each file may have a different format.
+        render: checks the usable rows with a tokenizer, adds findings to the data set, and returns the number of rows
+            that turn out to be unusable. None skips this check.
 
     Raises:
-        StageError: from `render`.
+        StageError: raised by `render`.
     """
     found_formats: dict[str, DatasetFormat | None] = {}
     unreadable: list[OSError] = []
     with tempfile.TemporaryDirectory() as scratch:
         found = Findings(kept=sys.maxsize)
         dataset = Dataset(DatasetFormat.OPENAI, Path(scratch) / "rows.jsonl", findings=found)
-        with Intake(dataset, how, tick=lambda: None) as intake:
-            # Held-out rows first, as prepare has it: of two that ask the same, it is the training row that goes.
+        with DatasetBuilder(dataset, how, tick=lambda: None) as builder:
+            # Held-out rows first, as in prepare: of two rows with the same request, the training row is excluded.
             for path, drawn in [*((path, HELD_OUT) for path in evaluation), *((path, TRAIN_ONLY) for path in files)]:
                 try:
                     file = file_of_user(path, Path(scratch))
-                    found_formats[file.name] = _take_in(file, intake, dataset, how, drawn)
+                    found_formats[file.name] = _take_in(file, builder, dataset, how, drawn)
                 except OSError as error:
                     unreadable.append(error)
         usable = dataset.kept - (render(dataset) if render is not None and dataset.kept else 0)
     names = [name_of(path) for path in (*files, *evaluation)]
     place = {name: number for number, name in enumerate(names) if name in found_formats}
     ordered = sorted(found.listed, key=lambda finding: (place[finding.source.file], finding.source.line))
-    return Checked(
+    return CheckResult(
         tuple(ordered),
         {name: found_formats[name] for name in place},
         dataset.rows,
@@ -139,13 +139,17 @@ def check(
     )
 
 
-def _take_in(file: DataFile, intake: Intake, dataset: Dataset, how: Reading, drawn: float) -> DatasetFormat | None:
-    """Read a file and return its format, if it has one; what would end a run is a finding here."""
+def _take_in(
+    file: DataFile, builder: DatasetBuilder, dataset: Dataset, how: ReadOptions, drawn: float
+) -> DatasetFormat | None:
+    """Read a file and return its format, or None. What would end a run of prepare becomes a finding."""
     form = None
     try:
         dataset.format = form = formats.detect(records(file), file.name, how.format)
     except RowCrashError as error:
-        dataset.findings.add(Source(file.name, 1), [Problem(Rule.INTERNAL_ERROR, f"Tunemill failed: {error}")])
+        dataset.findings.add(
+            Source(file.name, 1), [Problem(Rule.INTERNAL_ERROR, f"Tunemill failed; this is a bug: {error}")]
+        )
         return None
     except BrokenFileError as error:
         dataset.findings.add(error.last, [Problem(Rule.NOT_JSON, full_text(error))])
@@ -154,9 +158,9 @@ def _take_in(file: DataFile, intake: Intake, dataset: Dataset, how: Reading, dra
         if error.reason is not Reason.DATASET_MALFORMED:
             dataset.findings.add(Source(file.name, 1), [Problem(Rule.FORMAT, full_text(error))])
             return None
-        # No line is JSON: every format says so of each.
+        # No line is JSON. Reading reports that for each line, whatever the format.
     try:
-        intake.read(unparsed(file), file.name, drawn)
+        builder.read(unparsed(file), file.name, drawn)
     except BrokenFileError as error:
         dataset.findings.add(error.last, [Problem(Rule.NOT_JSON, full_text(error))])
     except StageError as error:

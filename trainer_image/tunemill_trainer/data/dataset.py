@@ -1,6 +1,7 @@
-"""The first pass over the data: every row read, checked, told from its duplicates, and spooled with its side.
+"""The first pass over the data: reads and checks every row, finds duplicates, and assigns training or held-out split.
 
-Rows are read by all CPUs, put into order again, and spooled to disk: none stays in memory.
+Worker processes read the rows on all CPUs. The main process restores their order and writes usable rows to a spool
+file, so memory does not grow with the data.
 """
 
 import json
@@ -17,13 +18,13 @@ from tunemill_api import data as api
 from tunemill_api.failures import Reason
 
 from tunemill_trainer.data import formats, split
+from tunemill_trainer.data.caches import IdentityCache, TextCache
 from tunemill_trainer.data.files import Data
 from tunemill_trainer.data.findings import Findings, Problem, Rule, Severity, crash_problem
-from tunemill_trainer.data.memo import Memo, Remembered
+from tunemill_trainer.data.fingerprints import FingerprintStore
 from tunemill_trainer.data.reading import MEMORY, RowReader
 from tunemill_trainer.data.records import Line, Record, records, unparsed
 from tunemill_trainer.data.rows import Message, Role, Row, Source, Tool
-from tunemill_trainer.data.seen import Seen
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.process.bounds import OutOfBoundsError
 from tunemill_trainer.process.parallel import batches, ordered_map
@@ -31,29 +32,29 @@ from tunemill_trainer.process.parallel import batches, ordered_map
 _log = logging.getLogger(__name__)
 
 HELD_OUT, TRAIN_ONLY = 0.0, 1.0
-"""The draws of rows that are always held out, and never."""
+"""The draws of rows that are always held out, and of rows that never are."""
 
 _BATCH = 256
-"""Rows that a worker reads at once."""
+"""The rows that a worker reads per task."""
 _AS_OBJECTS = 25
-"""Bytes that JSON takes as Python objects at most, a character: `[[],[],…`."""
+"""The most bytes that a character of JSON takes as Python objects; the worst case is `[[],[],…`."""
 _FEWEST_CALLS = 20
-"""Below so many calls of one tool, chance alone makes tools uneven."""
+"""Imbalance is reported only if some tool has at least this many calls: small counts differ by chance."""
 
 
 UNRENDERABLE_FRACTION = 0.05
-"""The share of rows that may be left out because the base model's own chat template cannot render them."""
+"""The maximum share of rows that are excluded because the base model's own chat template cannot render them."""
 
 
 @dataclass
 class Features:
-    """What occurs in the rows: a chat template has to carry it, and the tokenizer may need its tags.
+    """The kinds of content in the rows. The chat template must support them; the tokenizer may need tags for them.
 
-    Everything but parallel calls counts when it occurs anywhere.
+    A kind counts if it occurs in any row, except parallel calls.
 
     Attributes:
-        rows: that were seen.
-        parallel: of these, rows with several calls in one turn.
+        rows: the number of rows.
+        parallel: the number of rows with several calls in one turn.
     """
 
     system: bool = False
@@ -66,14 +67,14 @@ class Features:
 
     @property
     def many_parallel(self) -> bool:
-        """Whether more rows have parallel calls than may be left out.
+        """Whether more rows have parallel calls than may be excluded.
 
-        Some templates, such as Llama 3.1's, write one call a turn.
+        Some chat templates, such as Llama 3.1's, support one call per turn.
         """
         return self.parallel > UNRENDERABLE_FRACTION * self.rows
 
     def see(self, row: Row) -> None:
-        """Take note of a row."""
+        """Add the features of a row."""
         self.rows += 1
         self.parallel += any(len(message.calls) > 1 for message in row.messages)
         self.tools = self.tools or bool(row.tools)
@@ -84,7 +85,7 @@ class Features:
             self.reasoning = self.reasoning or bool(message.reasoning)
 
     def add(self, other: "Features") -> None:
-        """Take note of what others have seen."""
+        """Add the features of other rows."""
         self.rows += other.rows
         self.parallel += other.parallel
         for name in ("system", "tools", "calls", "responses", "reasoning"):
@@ -93,23 +94,24 @@ class Features:
 
 @dataclass
 class Dataset:
-    """What was read. The rows are in the spool.
+    """The counts and findings of the rows that were read. The rows themselves are in the spool file.
 
     Attributes:
-        format: of the rows.
-        spool: holds the usable rows.
-        rows: that were read.
-        invalid: rows that were left out because they are wrong.
-        duplicates: rows that were left out because they occurred before.
-        leaked: training rows that were left out because a held-out row of a file of its own asks the same.
-        silent: rows that were left out because no assistant speaks in them.
-        unrenderable: rows that were left out because the base model's own chat template cannot render them.
-        kept: rows in the spool.
-        offers: the tools that rows offer, each with the first row that does.
-        calls: of the usable rows, by tool.
-        features: of the rows that can be read.
-        findings: everything that was found.
-        cut: rows whose draw is below it are held out.
+        format: the format of the rows.
+        spool: the file with the usable rows.
+        rows: the number of rows that were read.
+        invalid: the number of rows that were excluded because of errors.
+        duplicates: the number of rows that were excluded because an equal row came before.
+        leaked: the number of training rows that were excluded because a held-out row of the evaluation data has the
+            same request.
+        unsupervised: the number of rows that were excluded because they have no assistant turn to train on.
+        unrenderable: the number of rows that the base model's own chat template cannot render.
+        kept: the number of rows in the spool.
+        offers: each tool that a row declares, with the first such row.
+        calls: the number of calls in the usable rows, by tool.
+        features: the features of the readable rows.
+        findings: the findings of all rows.
+        cut: rows with a draw below this number are held out.
     """
 
     format: api.DatasetFormat
@@ -118,7 +120,7 @@ class Dataset:
     invalid: int = 0
     duplicates: int = 0
     leaked: int = 0
-    silent: int = 0
+    unsupervised: int = 0
     unrenderable: int = 0
     kept: int = 0
     offers: dict[str, Source] = field(default_factory=dict)
@@ -128,7 +130,7 @@ class Dataset:
     cut: float = 0.0
 
     def leave_out(self, source: Source, problems: Iterable[Problem]) -> None:
-        """Count a row that is wrong."""
+        """Count a row with errors, and add its problems to the findings."""
         self.invalid += 1
         self.findings.add(source, problems)
 
@@ -138,12 +140,12 @@ class Dataset:
         self.findings.add(source, [problem])
 
     def lines(self) -> Iterator[str]:
-        """Yield the usable rows as they are spooled: in the order of the data, a file of held-out rows first."""
+        """Yield the lines of the spool: the usable rows in the order of the data, evaluation data first."""
         with self.spool.open(encoding="utf-8") as lines:
             yield from lines
 
     def row(self, line: str) -> "SpooledRow":
-        """Return the row of a spooled line."""
+        """Parse a line of the spool."""
         number, drawn, (file, at, unit), messages, tools = json.loads(line)
         row = Row(tuple(Message.from_json(each) for each in messages), _tools(tools), Source(file, at, unit))
         return SpooledRow(number, row, held_out=drawn < self.cut)
@@ -155,7 +157,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class SpooledRow:
-    """A usable row, its number among the rows that were read, and its side."""
+    """A usable row, with its number among all rows that were read, and whether it is held out."""
 
     number: int
     row: Row
@@ -163,43 +165,43 @@ class SpooledRow:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How rows are read.
+class ReadOptions:
+    """Options for reading rows.
 
     Attributes:
-        format: Auto looks at the first ones.
-        contract: spec.tools, where they are given.
-        drops_thoughts: whether what assistants think is left out.
-        last_turn_only: whether of a row's assistant turns only the last one is learnt.
-        keeps_silent: whether rows without an assistant turn are of use.
-        seed: draws the side of a row.
-        workers: processes to read with.
-        tool_ratio: so many times more calls of one tool than of another are worth a word.
+        format: the format; Auto detects it from the first rows.
+        contract: the tools of spec.tools; empty if there are none.
+        drop_reasoning: whether to remove the reasoning of assistant turns.
+        last_turn_only: whether to train only on the last assistant turn of a row.
+        keep_unsupervised: whether to keep rows without an assistant turn to train on.
+        seed: the seed for the split.
+        workers: the number of processes that read.
+        tool_ratio: the ratio of calls between two tools from which the imbalance is reported.
     """
 
     format: api.DatasetFormat = api.DatasetFormat.AUTO
     contract: tuple[Tool, ...] = ()
-    drops_thoughts: bool = False
+    drop_reasoning: bool = False
     last_turn_only: bool = False
-    keeps_silent: bool = False
+    keep_unsupervised: bool = False
     seed: int = 42
     workers: int = 1
     tool_ratio: float = 10.0
 
 
 def read(
-    spec: api.Dataset, how: Reading, train: Data, evaluation: Data | None, spool: Path, tick: Callable[[], None]
+    spec: api.Dataset, how: ReadOptions, train: Data, evaluation: Data | None, spool: Path, tick: Callable[[], None]
 ) -> Dataset:
     """Read the training data and, where spec.dataset.evaluation.uri names it, the held-out data.
 
     Args:
-        spec: the wish.
-        how: to read.
+        spec: spec.dataset.
+        how: the reading options.
         train: the files of spec.dataset.uri.
-        evaluation: the files of spec.dataset.evaluation.uri. Its rows are read first: where both ask the same, it is
-            the training row that is left out, so that nothing is judged that was learnt.
-        spool: a file to write; another one with the ending .seen beside it is scratch.
-        tick: called with every batch of rows; may raise to stop.
+        evaluation: the files of spec.dataset.evaluation.uri. These rows are read first. A training row with the request
+            of one of them is excluded, so that the evaluation has no requests from the training data.
+        spool: the file to write. A file with the suffix .seen in the same folder is used temporarily.
+        tick: called for every batch of rows. It may raise to stop.
 
     Raises:
         StageError: DatasetEmpty, DatasetFormatUnknown, DatasetMalformed, DatasetInvalidRows, DatasetTooSmall or
@@ -207,20 +209,21 @@ def read(
     """
     form = formats.detect(chain.from_iterable(map(records, train.files)), train.uri, how.format)
     dataset = Dataset(form, spool)
-    with Intake(dataset, how, tick) as intake:
+    with DatasetBuilder(dataset, how, tick) as builder:
         if evaluation is not None:
-            intake.read(_all_items(evaluation), evaluation.uri, drawn=HELD_OUT)
+            builder.read(_all_items(evaluation), evaluation.uri, drawn=HELD_OUT)
         held_out = dataset.kept
         stream = _all_items(train)
         limited = islice(stream, spec.max_rows) if spec.max_rows else stream
-        intake.read(limited, train.uri, drawn=None if evaluation is None else TRAIN_ONLY)
+        builder.read(limited, train.uri, drawn=None if evaluation is None else TRAIN_ONLY)
     refuse_too_many_invalid(dataset, float(spec.max_invalid_fraction))
-    if dataset.silent and not dataset.kept:
+    if dataset.unsupervised and not dataset.kept:
         raise StageError(
-            Reason.NOTHING_TO_LEARN, f"expected assistant messages in {train.uri}, found none in {dataset.silent} rows"
+            Reason.NOTHING_TO_LEARN,
+            f"expected assistant messages in {train.uri}, found none in {dataset.unsupervised} rows",
         )
     if evaluation is None:
-        dataset.cut = split.cut(intake.lowest, intake.highest, float(spec.evaluation.fraction))
+        dataset.cut = split.cut(builder.lowest, builder.highest, float(spec.evaluation.fraction))
     else:
         dataset.cut = TRAIN_ONLY
         _refuse_empty_side(held_out, dataset.kept - held_out, evaluation.uri, train.uri)
@@ -228,7 +231,7 @@ def read(
 
 
 class TooManyInvalidError(StageError):
-    """More rows cannot be used than are allowed; `dataset` holds what was found."""
+    """More rows cannot be used than are allowed; `dataset` has the findings."""
 
     def __init__(self, reason: Reason, message: str, dataset: Dataset, remedy: str = "") -> None:
         super().__init__(reason, message, remedy)
@@ -236,7 +239,11 @@ class TooManyInvalidError(StageError):
 
 
 def refuse_too_many_invalid(dataset: Dataset, allowed: float) -> None:
-    """Raise TooManyInvalidError (DatasetMalformed or DatasetInvalidRows) if more than the allowed share was wrong."""
+    """Check the share of rows with errors.
+
+    Raises:
+        TooManyInvalidError: DatasetMalformed or DatasetInvalidRows, if the share is larger than `allowed`.
+    """
     if dataset.invalid <= allowed * dataset.rows:
         return
     wrong = [finding for finding in dataset.findings.listed if finding.problem.rule.severity is Severity.ERROR]
@@ -248,52 +255,61 @@ def refuse_too_many_invalid(dataset: Dataset, allowed: float) -> None:
     more = dataset.invalid - len(shown)
     raise TooManyInvalidError(
         Reason.DATASET_MALFORMED if malformed else Reason.DATASET_INVALID_ROWS,
-        f"{dataset.invalid} of {dataset.rows} rows are wrong, spec.dataset.maxInvalidFraction allows "
+        f"{dataset.invalid} of {dataset.rows} rows are invalid, spec.dataset.maxInvalidFraction allows "
         f"{int(allowed * dataset.rows)}. {'; '.join(shown)}" + (f"; and {more} more rows" if more else ""),
         dataset,
     )
 
 
 def refuse_too_many_unrenderable(dataset: Dataset) -> None:
-    """Raise StageError if the base model's own template cannot render more rows than may be left out."""
+    """Check the share of rows that the base model's own chat template cannot render.
+
+    Raises:
+        TooManyInvalidError: DatasetInvalidRows, if the share is larger than UNRENDERABLE_FRACTION.
+    """
     allowed = int(UNRENDERABLE_FRACTION * dataset.rows)
     if dataset.unrenderable <= allowed:
         return
     listed = (finding for finding in dataset.findings.listed if finding.problem.rule is Rule.NOT_REPRODUCIBLE)
     raise TooManyInvalidError(
         Reason.DATASET_INVALID_ROWS,
-        f"the base model's own chat template cannot render {dataset.unrenderable} of {dataset.rows} rows, {allowed} "
-        f"may be left out. {'; '.join(str(finding) for finding in islice(listed, 3))}",
+        f"the base model's own chat template cannot render {dataset.unrenderable} of {dataset.rows} rows; at most "
+        f"{allowed} may be excluded. {'; '.join(str(finding) for finding in islice(listed, 3))}",
         dataset,
-        remedy="Correct these rows, or give a template that renders them in spec.tokenizer.chatTemplate.",
+        remedy="Correct these rows, or set a template that renders them in spec.tokenizer.chatTemplate.",
     )
 
 
-class Intake:
-    """Takes rows into a dataset: one file or side after the other. A context manager: the spool is whole at its end."""
+class DatasetBuilder:
+    """Adds rows to a data set, one file or split after the other. A context manager: on exit the spool is complete."""
 
-    def __init__(self, dataset: Dataset, how: Reading, tick: Callable[[], None]) -> None:
+    def __init__(self, dataset: Dataset, how: ReadOptions, tick: Callable[[], None]) -> None:
         self.lowest, self.highest = 1.0, 0.0
         self._dataset = dataset
         self._how = how
         self._tick = tick
         self._scratch = dataset.spool.with_suffix(".seen")
-        self._seen = Seen(self._scratch)
+        self._fingerprints = FingerprintStore(self._scratch)
 
-    def __enter__(self) -> "Intake":
+    def __enter__(self) -> "DatasetBuilder":
         self._spool: TextIO = self._dataset.spool.open("w", encoding="utf-8")
-        self._seen.__enter__()
+        self._fingerprints.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._spool.close()
-        self._seen.__exit__(None, None, None)
+        self._fingerprints.__exit__(None, None, None)
         self._scratch.unlink(missing_ok=True)
         if exception[0] is None:
             self._note_imbalance()
 
     def read(self, stream: Iterable[Line | Record], uri: str, drawn: float | None) -> None:
-        """Read one side, or, where `drawn` is None, rows whose side follows from their request.
+        """Read rows.
+
+        Args:
+            stream: the rows.
+            uri: their source, for messages.
+            drawn: HELD_OUT or TRAIN_ONLY for all rows of the stream; None to draw from each row's request.
 
         Raises:
             StageError: DatasetEmpty; BrokenFileError.
@@ -303,50 +319,52 @@ class Intake:
         reader = RowReader(
             self._dataset.format,
             how.contract,
-            drops_thoughts=how.drops_thoughts,
+            drop_reasoning=how.drop_reasoning,
             last_turn_only=how.last_turn_only,
         )
-        for features, batch in ordered_map(partial(_look_at, reader), batches(stream, _BATCH, _size_of), how.workers):
+        for features, batch in ordered_map(
+            partial(_read_batch, reader), batches(stream, _BATCH, _size_of), how.workers
+        ):
             self._tick()
             self._dataset.features.add(features)
-            for looked in batch:
-                self._take(looked, drawn)
+            for result in batch:
+                self._add(result, drawn)
         if self._dataset.rows == before:
             raise StageError(Reason.DATASET_EMPTY, f"expected rows in {uri}, found none")
 
-    def _take(self, looked: "_Looked", drawn: float | None) -> None:
-        dataset, source = self._dataset, looked.source
+    def _add(self, result: "_ReadResult", drawn: float | None) -> None:
+        dataset, source = self._dataset, result.source
         dataset.rows += 1
-        if looked.row is None:
-            for problem in looked.problems:
+        if result.row is None:
+            for problem in result.problems:
                 if problem.rule is Rule.INTERNAL_ERROR:
                     _log.error("%s: %s", source, problem.message)
-            dataset.leave_out(source, looked.problems)
+            dataset.leave_out(source, result.problems)
             return
-        dataset.findings.add(source, looked.problems)
-        if drawn == TRAIN_ONLY and (asked := self._seen.find(b"held out" + looked.request)):
+        dataset.findings.add(source, result.problems)
+        if drawn == TRAIN_ONLY and (held_out := self._fingerprints.find(b"held out" + result.request)):
             dataset.leaked += 1
-            dataset.findings.add(source, [Problem(Rule.LEAKED, f"the held-out row at {asked} asks the same")])
-        elif first := self._seen.before(b"row" + looked.whole, source):
+            dataset.findings.add(source, [Problem(Rule.LEAKED, f"the held-out row at {held_out} has the same request")])
+        elif first := self._fingerprints.before(b"row" + result.whole, source):
             dataset.duplicates += 1
-            dataset.findings.add(source, [Problem(Rule.DUPLICATE, f"the same row as {first}")])
-        elif looked.silent and not self._how.keeps_silent:
-            dataset.silent += 1
-            dataset.findings.add(source, [Problem(Rule.NOT_SUPERVISED, "no assistant turn is learnt from")])
+            dataset.findings.add(source, [Problem(Rule.DUPLICATE, f"duplicate of the row at {first}")])
+        elif result.unsupervised and not self._how.keep_unsupervised:
+            dataset.unsupervised += 1
+            dataset.findings.add(source, [Problem(Rule.NOT_SUPERVISED, "the row has no assistant turn to train on")])
         else:
-            self._keep(looked, looked.row, drawn)
+            self._keep(result, result.row, drawn)
 
-    def _keep(self, looked: "_Looked", row: str, drawn: float | None) -> None:
+    def _keep(self, result: "_ReadResult", row: str, drawn: float | None) -> None:
         dataset = self._dataset
         if drawn == HELD_OUT:
-            self._seen.before(b"held out" + looked.request, looked.source)
+            self._fingerprints.before(b"held out" + result.request, result.source)
         if drawn is None:
-            drawn = TRAIN_ONLY if looked.silent else split.draw(looked.request, self._how.seed)
+            drawn = TRAIN_ONLY if result.unsupervised else split.draw(result.request, self._how.seed)
             self.lowest, self.highest = min(self.lowest, drawn), max(self.highest, drawn)
         dataset.kept += 1
-        for tool in looked.tools:
-            dataset.offers.setdefault(tool, looked.source)
-        dataset.calls.update(looked.calls)
+        for tool in result.tools:
+            dataset.offers.setdefault(tool, result.source)
+        dataset.calls.update(result.calls)
         self._spool.write(f"[{dataset.rows}, {drawn!r}, {row}\n")
 
     def _note_imbalance(self) -> None:
@@ -372,62 +390,62 @@ class Intake:
 
 
 @dataclass(frozen=True)
-class _Looked:
-    """What the main process needs of a row that a worker read; `row` is the rest of its line in the spool."""
+class _ReadResult:
+    """The result of reading a row in a worker process. `row` is the rest of its line in the spool."""
 
     source: Source
     problems: tuple[Problem, ...]
     row: str | None = None
     whole: bytes = b""
     request: bytes = b""
-    silent: bool = False
+    unsupervised: bool = False
     tools: tuple[str, ...] = ()
     calls: tuple[str, ...] = ()
 
 
 def _size_of(item: Line | Record) -> int:
-    """Return about how much memory a row takes that waits to be read."""
+    """Return roughly how many bytes an unread row takes."""
     return len(item.content) if isinstance(item, Line) else item.size * _AS_OBJECTS
 
 
-def _look_at(reader: RowReader, batch: Sequence[Line | Record]) -> tuple[Features, list[_Looked]]:
+def _read_batch(reader: RowReader, batch: Sequence[Line | Record]) -> tuple[Features, list[_ReadResult]]:
     features = Features()
-    looked = []
-    # Around all of them, which costs less than around each; what a row takes is given back at its end.
+    results = []
+    # One bound around the batch costs less than one per row. Each row's memory is freed before the next.
     with MEMORY:
         for item in batch:
-            looked.append(_look_at_one(reader, item, features))  # noqa: PERF401 - a row that fails must not hold the others
-    return features, looked
+            results.append(_read_one(reader, item, features))  # noqa: PERF401 - a failing row must not keep the others
+    return features, results
 
 
-def _look_at_one(reader: RowReader, item: Line | Record, features: Features) -> _Looked:
+def _read_one(reader: RowReader, item: Line | Record, features: Features) -> _ReadResult:
     try:
         with MEMORY:
             record = item if isinstance(item, Record) else item.parsed()
             found = reader.read(record)
             if found.row is None:
-                return _Looked(record.source, found.problems)
-            looked = _looked(found.row, found.problems)
+                return _ReadResult(record.source, found.problems)
+            result = _result_of(found.row, found.problems)
     except OutOfBoundsError as error:
-        return _Looked(item.source, (Problem(Rule.FORMAT, f"reading the row {error}"),))
-    except Exception as error:  # noqa: BLE001 - one row must not hide what is wrong with the others
-        return _Looked(item.source, (crash_problem(error),))
+        return _ReadResult(item.source, (Problem(Rule.FORMAT, f"reading the row {error}"),))
+    except Exception as error:  # noqa: BLE001 - a crash on one row must not hide findings of others
+        return _ReadResult(item.source, (crash_problem(error),))
     features.see(found.row)
-    return looked
+    return result
 
 
-def _looked(row: Row, problems: tuple[Problem, ...]) -> _Looked:
+def _result_of(row: Row, problems: tuple[Problem, ...]) -> _ReadResult:
     offered = _offered(row.tools)
     place = [row.source.file, row.source.line, row.source.unit]
     messages = _encode([message.to_json() for message in row.messages])
-    return _Looked(
+    return _ReadResult(
         row.source,
         problems,
-        # The tools stand as text in the line, so that rows that repeat them need them read only once.
+        # The tools are a string in the line, so that tools that several rows repeat are parsed only once.
         row=f"{_encode(place)}, {messages}, {offered}]",
         whole=split.digest(f"{messages}{offered}".encode()),
         request=split.request_fingerprint(row.messages),
-        silent=not any(message.role is Role.ASSISTANT and message.learnt for message in row.messages),
+        unsupervised=not any(message.role is Role.ASSISTANT and message.learnt for message in row.messages),
         tools=tuple(tool.name for tool in row.tools),
         calls=tuple(call.name for message in row.messages if message.learnt for call in message.calls),
     )
@@ -440,15 +458,15 @@ def _write_tools(tools: tuple[Tool, ...]) -> str:
     return _encode(_encode([tool.to_json() for tool in tools]))
 
 
-_offered = Memo(_write_tools, size_of=lambda tools: sum(tool.size for tool in tools))
-"""The tools as text, as JSON."""
+_offered = IdentityCache(_write_tools, size_of=lambda tools: sum(tool.size for tool in tools))
+"""The tools as JSON, encoded as a JSON string."""
 
 
 def _read_offered(text: str) -> tuple[Tool, ...]:
     return tuple(Tool.from_json(tool) for tool in json.loads(text))
 
 
-_tools = Remembered(_read_offered)
+_tools = TextCache(_read_offered)
 
 
 def _all_items(data: Data) -> Iterator[Line | Record]:
@@ -460,5 +478,5 @@ def _refuse_empty_side(held_out: int, trained: int, evaluation: str, train: str)
         if not count:
             raise StageError(
                 Reason.DATASET_TOO_SMALL,
-                f"expected at least one usable row in {uri} that occurs on one side only, found none",
+                f"expected at least one usable row in {uri} that is not in the other split, found none",
             )

@@ -1,4 +1,4 @@
-"""The files of a data set where they lie now, and their digest."""
+"""The files of a data set on the local disk, and their digest."""
 
 import hashlib
 import os
@@ -13,9 +13,9 @@ class DataFile:
     """One file of the data.
 
     Attributes:
-        name: relative to the prefix, as messages show it.
-        path: where it lies now.
-        sha256: of its bytes as they lie in the bucket.
+        name: the name for messages, relative to the prefix.
+        path: the local path.
+        sha256: the SHA-256 of the bytes in the bucket.
     """
 
     name: str
@@ -24,14 +24,14 @@ class DataFile:
 
 
 def file_of_user(path: Path, scratch: Path) -> DataFile:
-    """Return a file that a user named on the command line; what can be read only once, such as a pipe, is copied.
+    """Return a file from the command line. A file that can be read only once, such as a pipe, is copied.
 
     Args:
-        path: as the user wrote it.
+        path: the path as the user wrote it.
         scratch: a folder for copies.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     name = name_of(path)
     if not path.is_file():
@@ -44,20 +44,20 @@ def file_of_user(path: Path, scratch: Path) -> DataFile:
 
 
 def name_of(path: Path) -> str:
-    """Return a path as text, which it need not be."""
+    """Return a path as text. Bytes that are not UTF-8 become escapes."""
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
 @dataclass(frozen=True)
 class Data:
-    """The files behind one uri, in the order of their keys."""
+    """The files of one URI, in the order of their keys."""
 
     uri: str
     files: tuple[DataFile, ...]
 
     @property
     def digest(self) -> str:
-        """The sha256 of the one file; of several, that of their list as sha256sum prints it."""
+        """The SHA-256 of the file; for several files, of the list that sha256sum prints."""
         if len(self.files) == 1:
             return self.files[0].sha256
         listing = "".join(f"{file.sha256}  {file.name}\n" for file in self.files)

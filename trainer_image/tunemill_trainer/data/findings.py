@@ -1,8 +1,8 @@
-"""What is wrong with rows: a rule, a place and what to change, collected for the report and the error message.
+"""Findings about rows: the rule that a row breaks, where, and how to fix it.
 
-Two readers, two texts. The message of a problem may quote the row: it goes into prepare's report in the workspace and
-to the terminal of `tunemill-trainer lint`. The status, events and logs get the file, the line, the rule and the field
-only (`str(finding)`): more people can read those than may read the data.
+The message of a problem may quote the row. It appears in prepare's report in the workspace and in the output of
+`tunemill-trainer lint`. Status, events and logs get only file, line, rule and field (`str(finding)`), because more
+people can read those than may read the data.
 """
 
 from collections import Counter
@@ -19,18 +19,19 @@ from tunemill_trainer.data.rows import JsonObject, Source
 from tunemill_trainer.errors import StageError
 
 _KEPT = 1000
-"""Findings that the report lists; the counts go on. A file of a million bad lines must not fill the workspace."""
+"""The most findings that the report lists. Counts cover all of them. A file of a million bad lines must not fill the
+workspace."""
 
 
 class Severity(StrEnum):
-    """What follows from a finding: an error makes its row useless, a warning is for the user to judge."""
+    """The severity of a finding: an error excludes its row; a warning is for the user to judge."""
 
     ERROR = "error"
     WARNING = "warning"
 
 
 class Rule(StrEnum):
-    """What rows are held against."""
+    """The rules that rows are checked against."""
 
     NOT_JSON = "not-json"
     FORMAT = "format"
@@ -65,7 +66,7 @@ class Rule(StrEnum):
 
     @property
     def severity(self) -> Severity:
-        """What follows from a finding of this rule."""
+        """The severity of this rule's findings."""
         return Severity.WARNING if self in _WARNINGS else Severity.ERROR
 
 
@@ -86,36 +87,36 @@ _WARNINGS = frozenset(
 )
 
 REMEDIES: dict[Rule, str] = {
-    Rule.NOT_JSON: "Write one whole JSON object a line, in UTF-8.",
-    Rule.FORMAT: "Bring the row into the format that spec.dataset.format names.",
-    Rule.UNKNOWN_ROLE: "Use the roles system, user, assistant and tool, or those of the format's own.",
-    Rule.ROLE_ORDER: "Put the system message first, and tool messages after the assistant turn that calls.",
-    Rule.EMPTY_TURN: "Give the turn a text, or in the assistant's case a call, or remove it.",
-    Rule.BROKEN_CALL: "Write a call as an object with name and arguments, the arguments as an object.",
-    Rule.BROKEN_TOOL: "Declare a tool with a name and, as parameters, a JSON schema of type object.",
+    Rule.NOT_JSON: "Write one complete JSON object per line, in UTF-8.",
+    Rule.FORMAT: "Convert the row to the format that spec.dataset.format names.",
+    Rule.UNKNOWN_ROLE: "Use the roles system, user, assistant and tool, or the roles that the format defines.",
+    Rule.ROLE_ORDER: "Put the system message first, and each tool message after the assistant turn with the call.",
+    Rule.EMPTY_TURN: "Add text to the turn (or a call, in an assistant turn), or remove the turn.",
+    Rule.BROKEN_CALL: "Write the call as an object with `name` and `arguments`, where `arguments` is an object.",
+    Rule.BROKEN_TOOL: "Declare the tool with a name, and with a JSON schema of type object as `parameters`.",
     Rule.UNKNOWN_TOOL: "Declare the tool in the row or in spec.tools, or correct the name in the call.",
-    Rule.MISSING_ARGUMENT: "Add the argument to the call, or take it out of the schema's required list.",
-    Rule.EXTRA_ARGUMENT: "Declare the argument in the tool's schema, or take it out of the call.",
+    Rule.MISSING_ARGUMENT: "Add the argument to the call, or remove it from the schema's `required` list.",
+    Rule.EXTRA_ARGUMENT: "Declare the argument in the tool's schema, or remove it from the call.",
     Rule.WRONG_ARGUMENT: "Correct the argument's value, or the tool's schema.",
-    Rule.UNANSWERED_CALL: "Put the tool's answer after the call, or end the row with the call.",
-    Rule.UNKNOWN_CALL_ID: "Let tool_call_id be the id of a call in the assistant turn before.",
-    Rule.DUPLICATE_CALL_ID: "Give each call of a turn an id of its own, and answer each id once.",
-    Rule.BREAKS_CONTRACT: "Offer the tools as spec.tools declares them, or change the declaration there.",
-    Rule.SECRET: "Take the secret out of the data and revoke it: a model may repeat what it has learnt.",
-    Rule.MARKER_IN_TEXT: "Take the marker out of the text: the model would read it as the end of a call or a turn.",
-    Rule.FOREIGN_MARKER: "Take the marker out: servers of some models take it for the begin of another call.",
-    Rule.TEXT_CALL: "Write the call into `tool_calls`, or leave it where it is only spoken of.",
-    Rule.PYTHON_LITERAL: "Write the value as JSON, or as a list or an object instead of a text.",
-    Rule.NOT_REPRODUCIBLE: "Take out characters that the base model's tokenizer cannot write.",
-    Rule.DUPLICATE: "Nothing: the row is used once.",
-    Rule.LEAKED: "Nothing: the row is left out of training. Take it out of one of the files to keep their sizes.",
-    Rule.OVERLONG: "Raise spec.training.maxLength, or shorten the row; until then it is left out.",
-    Rule.NOT_SUPERVISED: "Give the row an assistant turn, or set spec.training.lossOn to All; else it is left out.",
+    Rule.UNANSWERED_CALL: "Add the tool's response after the call, or end the row with the call.",
+    Rule.UNKNOWN_CALL_ID: "Set tool_call_id to the id of a call in the preceding assistant turn.",
+    Rule.DUPLICATE_CALL_ID: "Give each call of a turn a unique id, and respond to each id once.",
+    Rule.BREAKS_CONTRACT: "Declare the tools in the row as spec.tools declares them, or change spec.tools.",
+    Rule.SECRET: "Remove the secret from the data and revoke it: a model can repeat its training data.",
+    Rule.MARKER_IN_TEXT: "Remove the marker from the text: a server reads it as the start or end of a call or turn.",
+    Rule.FOREIGN_MARKER: "Remove the marker: servers of some models read it as the start of another call.",
+    Rule.TEXT_CALL: "Move the call to `tool_calls`. Keep it if the text only mentions a call.",
+    Rule.PYTHON_LITERAL: "Write the value as JSON, or as a list or object instead of text.",
+    Rule.NOT_REPRODUCIBLE: "Remove characters that the base model's tokenizer cannot encode.",
+    Rule.DUPLICATE: "No action needed: the row is used once.",
+    Rule.LEAKED: "No action needed: the row is excluded from training. Remove it from one file to keep the sizes.",
+    Rule.OVERLONG: "Raise spec.training.maxLength, or shorten the row. Rows that are too long are excluded.",
+    Rule.NOT_SUPERVISED: "Add an assistant turn to train on, or set spec.training.lossOn to All. The row is excluded.",
     Rule.RENAMED_TOOL: "Use the new name where the model is served, or rename the tool in the data.",
-    Rule.JOINED_TURNS: "Nothing: they are learnt as one turn. Or put the turn that is missing between them.",
-    Rule.UNCALLED_TOOL: "Add rows that call the tools, or leave them out of `tools`.",
-    Rule.IMBALANCE: "Add rows that call the rare tools, or leave them out of `tools`.",
-    Rule.INTERNAL_ERROR: "Report it to Tunemill's authors, with the row if you may; take the row out until then.",
+    Rule.JOINED_TURNS: "No action needed: they are trained as one turn. If a turn is missing between them, add it.",
+    Rule.UNCALLED_TOOL: "Add rows that call the tools, or remove them from `tools`.",
+    Rule.IMBALANCE: "Add rows that call the rare tools, or remove them from `tools`.",
+    Rule.INTERNAL_ERROR: "Report this bug to Tunemill, with the row if you can share it. Remove the row for now.",
 }
 
 
@@ -125,9 +126,9 @@ class Problem:
 
     Attributes:
         rule: the rule.
-        message: how; may quote the row, so it stays out of status, events and logs.
-        field: where in the row: keys that the format defines and positions. Never a key of a call's arguments, the name
-            of a tool or any other text of the row.
+        message: how the row breaks it. It may quote the row, so it must not appear in status, events or logs.
+        field: the path in the row: keys that the format defines, and positions. It never holds keys of a call's
+            arguments, names of tools or any other text of the row.
     """
 
     rule: Rule
@@ -136,12 +137,12 @@ class Problem:
 
 
 def invalidating(problems: Iterable[Problem]) -> bool:
-    """Return whether any of the problems makes its row useless."""
+    """Return whether any of the problems excludes its row."""
     return any(problem.rule.severity is Severity.ERROR for problem in problems)
 
 
 class RowError(ValueError):
-    """The row cannot be read. Its text may quote the row; see `Problem`."""
+    """The row cannot be read. The message may quote the row; see `Problem`."""
 
     def __init__(self, rule: Rule, message: str, field: str = "") -> None:
         super().__init__(message)
@@ -149,11 +150,11 @@ class RowError(ValueError):
 
 
 class Within:
-    """A block that reads a part of a row: the part's place is put before that of a RowError in it.
+    """A context manager around code that reads a part of a row: prefixes the field of a RowError with the part's path.
 
     Args:
-        key: of the format, such as messages; empty for an element of what an outer block reads.
-        index: of the element in a list, from 0.
+        key: the key that the format defines, such as `messages`; empty for an element of the outer block's part.
+        index: the index of the element in a list, from 0.
     """
 
     __slots__ = ("_index", "_key")
@@ -163,7 +164,7 @@ class Within:
         self._index = index
 
     def __enter__(self) -> None:
-        """Begin; nothing to do."""
+        """Enter the block."""
 
     def __exit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
@@ -178,10 +179,10 @@ class DataError(StageError):
     """The data cannot be used.
 
     Args:
-        reason: as of StageError.
-        message: as of StageError; quotes nothing of the data.
-        detail: the same with what was found, for the user's own terminal; as the message where there is no more to say.
-        remedy: as of StageError.
+        reason: see StageError.
+        message: see StageError. It must not quote the data.
+        detail: the message with quotes from the data, for the user's terminal. The default is the message.
+        remedy: see StageError.
     """
 
     def __init__(self, reason: Reason, message: str, detail: str = "", remedy: str = "") -> None:
@@ -190,27 +191,27 @@ class DataError(StageError):
 
 
 class RowCrashError(Exception):
-    """This program is wrong: it failed at a row in a way that it should not. Quotes nothing of the row."""
+    """A bug: an unexpected exception while a row was processed. The message does not quote the row."""
 
 
 def crash(error: Exception, at: object) -> RowCrashError:
-    """Return what may be said of an unexpected error: Python's own messages often quote what they were about.
+    """Return an exception that describes an unexpected one without its message, which may quote the row.
 
-    To be raised `from None`, so that no traceback shows the message either.
+    Raise it `from None`, so that the traceback does not show the message either.
 
     Args:
-        error: that was raised.
+        error: the unexpected exception.
         at: the place of the row.
     """
     return RowCrashError(f"{_defect(error)}, at {at}")
 
 
 def crash_problem(error: Exception) -> Problem:
-    """Return the problem of a row at which this program failed: the other rows are looked at all the same.
+    """Return the problem of a row whose processing raised an unexpected exception, so that other rows can go on.
 
-    Its message quotes nothing of the row.
+    The message does not quote the row.
     """
-    return Problem(Rule.INTERNAL_ERROR, f"Tunemill failed at the row, which is a defect of Tunemill: {_defect(error)}")
+    return Problem(Rule.INTERNAL_ERROR, f"Tunemill failed to process the row; this is a bug: {_defect(error)}")
 
 
 def _defect(error: Exception) -> str:
@@ -219,23 +220,23 @@ def _defect(error: Exception) -> str:
 
 
 def full_text(error: StageError) -> str:
-    """Return all that is known of a failure. It may quote the data: for the user's own terminal."""
+    """Return the full message of a failure. It may quote the data, so show it only on the user's terminal."""
     return error.detail if isinstance(error, DataError) else error.message
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A problem and where it is."""
+    """A problem and its place in the data."""
 
     source: Source
     problem: Problem
 
     def __str__(self) -> str:
-        """Return the file, the line, the rule and the field: all that status, events and logs may have of it."""
+        """Return the file, line, rule and field: what status, events and logs may show."""
         return f"{self.source}: {self.problem.rule}" + (f" at {self.problem.field}" if self.problem.field else "")
 
     def to_json(self) -> JsonObject:
-        """Return the finding as `tunemill-trainer lint --json` and the report have it."""
+        """Return the finding as in the report and in `tunemill-trainer lint --json`."""
         rule = self.problem.rule
         return {
             "file": self.source.file,
@@ -250,12 +251,12 @@ class Finding:
 
 @dataclass
 class Findings:
-    """Collects findings: the first ones in full, the rest as counts.
+    """Collects findings: lists the first ones, and counts all.
 
     Attributes:
-        counts: findings by rule.
+        counts: the number of findings by rule.
         listed: the first findings.
-        kept: how many are listed at most.
+        kept: the most findings that are listed.
     """
 
     counts: Counter[Rule] = field(default_factory=Counter)
@@ -263,14 +264,14 @@ class Findings:
     kept: int = _KEPT
 
     def add(self, source: Source, problems: Iterable[Problem]) -> None:
-        """Take note of the problems of one row."""
+        """Add the problems of one row."""
         for problem in problems:
             self.counts[problem.rule] += 1
             if len(self.listed) < self.kept:
                 self.listed.append(Finding(source, problem))
 
     def merge(self, other: "Findings") -> None:
-        """Take over what was collected elsewhere."""
+        """Add the findings of another collection."""
         self.counts.update(other.counts)
         self.listed += other.listed[: max(0, self.kept - len(self.listed))]
 

@@ -1,4 +1,4 @@
-"""Finds tools that stand in the prompt: a chat template has a place of its own for them, and says how to call them."""
+"""Extracts tool definitions from the system message. The chat template renders them, with instructions for calls."""
 
 import json
 import re
@@ -21,14 +21,14 @@ _BLOCKS = (
     ("<|tool|>", "<|/tool|>"),
     ("<|tool_list_start|>", "<|tool_list_end|>"),
 )
-"""Where the prompts of Hermes, Nemotron, Mistral, Phi-4, LFM2 and others have the tools."""
+"""The marks around the tools in the prompts of Hermes, Nemotron, Mistral, Phi-4, LFM2 and others."""
 _BEGIN = re.compile(r"(?:\[\s*)?\{\s*[\"'](?:name|type|function|description|parameters)[\"']\s*:")
 _FOLLOWING = re.compile(r"[\s,]*+(?=\{)")
 _SCHEMAS = frozenset({"parameters", "input_schema", "inputSchema", "function", "arguments"})
 
 
-def tools_apart(messages: list[Message]) -> tuple[list[Message], tuple[Tool, ...]]:
-    """Return the turns without the tools that the system message lists, and the tools; none where it lists none."""
+def extract_tools(messages: list[Message]) -> tuple[list[Message], tuple[Tool, ...]]:
+    """Return the turns without the tools in the system message, and the tools; () if it has none."""
     if not messages or messages[0].role is not Role.SYSTEM:
         return messages, ()
     prompt = messages[0].content
@@ -42,7 +42,7 @@ def tools_apart(messages: list[Message]) -> tuple[list[Message], tuple[Tool, ...
 
 
 def _candidates(prompt: str) -> list[tuple[str, int, int]]:
-    """Return the texts that may be tools, each with where it begins and ends."""
+    """Return the parts of the prompt that may be tools, each with its start and end."""
     found = []
     for opening, closing in _BLOCKS:
         before, opened, rest = prompt.partition(opening)
@@ -57,9 +57,9 @@ def _candidates(prompt: str) -> list[tuple[str, int, int]]:
 
 
 def _end_of_list(text: str, start: int) -> int:
-    """Return where a list ends, or the last of several objects that stand one after the other."""
+    """Return the end of a list, or of the last of several consecutive objects."""
     end = start
-    while (closed := balanced.end_of(text, start)) is not None:
+    while (closed := balanced.matching_end(text, start)) is not None:
         end = closed
         following = _FOLLOWING.match(text, end)
         if following is None or text[start] != "{":
@@ -69,10 +69,10 @@ def _end_of_list(text: str, start: int) -> int:
 
 
 def _definitions(text: str) -> list[JsonValue]:
-    """Return the definitions in a text: a list, or objects one after the other.
+    """Parse tool definitions: a list, or consecutive objects.
 
     Raises:
-        RowError: BROKEN_TOOL, when it holds anything else.
+        RowError: BROKEN_TOOL, if the text is anything else.
     """
     try:
         value = read_value(text, Rule.BROKEN_TOOL)
@@ -80,7 +80,7 @@ def _definitions(text: str) -> list[JsonValue]:
     except RowError:
         found = [read_value(part, Rule.BROKEN_TOOL) for part in _objects(text)]
     if not all(isinstance(item, dict) and item.keys() & _SCHEMAS for item in found):
-        raise RowError(Rule.BROKEN_TOOL, f"no tools: {json.dumps(found)[:40]}")
+        raise RowError(Rule.BROKEN_TOOL, f"not tool definitions: {json.dumps(found)[:40]}")
     return found
 
 
@@ -88,9 +88,9 @@ def _objects(text: str) -> list[str]:
     parts = []
     at = text.find("{")
     while at >= 0:
-        end = balanced.end_of(text, at)
+        end = balanced.matching_end(text, at)
         if end is None:
-            raise RowError(Rule.BROKEN_TOOL, "a tool does not end")
+            raise RowError(Rule.BROKEN_TOOL, "a tool definition is not closed")
         parts.append(text[at:end])
         at = text.find("{", end)
     return parts

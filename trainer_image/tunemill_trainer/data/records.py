@@ -1,7 +1,7 @@
-"""Reads files as a stream of JSON objects with their places: JSON lines or one JSON list, plain or gzipped, or parquet.
+"""Reads files as a stream of JSON objects with their places: JSON Lines or one JSON list, plain or gzipped, or Parquet.
 
-The contents decide, not the name. Nothing holds more than a row and a buffer: a file may be larger than memory, and a
-small one may be packed so that it becomes larger than any memory.
+The file type is detected from the contents, not the name. Reading holds one row and a buffer in memory: a file may be
+larger than memory, and a small compressed file may expand to more than any memory.
 """
 
 import codecs
@@ -27,16 +27,16 @@ from tunemill_trainer.process.bounds import MemoryBound, OutOfBoundsError
 _GZIP_MAGIC = b"\x1f\x8b"
 _PARQUET_MAGIC = b"PAR1"
 _ROWS_OF_A_TABLE = 256
-"""Read at once; rows may be large."""
+"""The rows of a table that are read at once; rows may be large."""
 _OF_FORMATS = (str, list, dict, bool, int)
-"""What the columns hold that a format may know."""
+"""The types of values that a data set format can use."""
 _CHUNK_BYTES = 1 << 20
 _LONGEST_ROW = 8 << 20
-"""Bytes of a line, characters of a list's element: several times what the longest context holds."""
+"""The most bytes of a line, or characters of a list element: several times the longest context."""
 _ROOM_OF_A_TABLE = MemoryBound(1 << 30)
-"""For the rows of a table that are read at once."""
+"""The memory limit for the rows of a table that are read at once."""
 _UNREADABLE = (ValueError, ArithmeticError)
-"""What Arrow raises for texts that are not UTF-8, which it does not check, and for times that Python does not have."""
+"""Raised for strings that are not UTF-8, which Arrow does not check, and for times out of Python's range."""
 _OTHER_KINDS = {
     b"PK\x03\x04": "a zip archive",
     b"\x28\xb5\x2f\xfd": "zstandard",
@@ -46,20 +46,20 @@ _OTHER_KINDS = {
     b"\xff\xfe": "text in UTF-16",
     b"\xfe\xff": "text in UTF-16",
 }
-"""What else files of data are, by their first bytes."""
+"""Unsupported file types by their first bytes."""
 _LONGEST_LITERAL = 16
-"""A JSON error so close to the end of the buffer may only mean that the buffer ends within a literal or an escape."""
+"""A JSON error this close to the end of the buffer may only mean that the buffer ends in a literal or an escape."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One JSON object of a file, or what stands in its place.
+    """One JSON object of a file, or the error in its place.
 
     Attributes:
-        source: where it is.
-        value: None where there is no object.
-        error: what is wrong then; may quote the file.
-        size: about the characters that it has as JSON.
+        source: the place in the file.
+        value: the object; None if it cannot be read.
+        error: the reason; it may quote the file.
+        size: the rough number of characters as JSON.
     """
 
     source: Source
@@ -70,23 +70,23 @@ class Record:
 
 @dataclass(frozen=True)
 class Line:
-    """A line that was not looked at yet: parsing it may be left to another process."""
+    """An unparsed line, so that another process can parse it."""
 
     source: Source
     content: bytes
 
     def parsed(self) -> Record:
-        """Return the object that the line holds, or what is wrong with it."""
+        """Parse the line."""
         return replace(_record(self.source, self.content), size=len(self.content))
 
 
 class BrokenFileError(DataError):
-    """The rest of a file cannot be read at all.
+    """The rest of a file cannot be read.
 
     Args:
         last: the last place that was read.
-        message: as of DataError.
-        detail: as of DataError.
+        message: see DataError.
+        detail: see DataError.
     """
 
     def __init__(self, last: Source, message: str, detail: str = "") -> None:
@@ -95,7 +95,7 @@ class BrokenFileError(DataError):
 
 
 def records(file: DataFile) -> Iterator[Record]:
-    """Yield the objects of a file; empty lines are passed over.
+    """Yield the objects of a file; empty lines are skipped.
 
     Raises:
         BrokenFileError: DatasetMalformed.
@@ -104,7 +104,7 @@ def records(file: DataFile) -> Iterator[Record]:
 
 
 def unparsed(file: DataFile) -> Iterator[Line | Record]:
-    """Yield the lines of a file as they are; what does not come in lines is parsed.
+    """Yield the lines of a file unparsed. The elements of JSON lists and Parquet tables are yielded parsed.
 
     Raises:
         BrokenFileError: DatasetMalformed.
@@ -126,7 +126,7 @@ def _text(file: DataFile) -> Iterator[Line | Record]:
                 yield item
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         where = f"after {last}" if found else f"at the start of {file.name}"
-        damaged = f"expected a whole gzip file, found damage {where}"
+        damaged = f"the gzip file is truncated or corrupt {where}"
         raise BrokenFileError(last, damaged, f"{damaged}: {error}") from error
 
 
@@ -137,11 +137,11 @@ def _open(file: DataFile) -> BinaryIO:
 
 
 def _rows_of_a_table(file: DataFile) -> Iterator[Record]:
-    """Yield the rows of a parquet file, with the nulls that a table fills in: the reader of rows drops them."""
+    """Yield the rows of a Parquet file, including the nulls of absent fields: the row reader removes those."""
     number = 0
     try:
         with _ROOM_OF_A_TABLE:
-            # Each thread of Arrow's reserves address space of its own, which is what can be bounded.
+            # Each Arrow thread reserves address space, which the memory bound counts.
             table = pq.ParquetFile(file.path, pre_buffer=False)
         with table:
             schema = table.schema_arrow
@@ -153,7 +153,7 @@ def _rows_of_a_table(file: DataFile) -> Iterator[Record]:
                     yield _of_a_table(Source(file.name, number, "row"), row, size)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, OSError) as error:
         last = Source(file.name, max(number, 1), "row")
-        damaged = f"expected a whole parquet file, found damage after {last}"
+        damaged = f"the Parquet file is truncated or corrupt after {last}"
         raise BrokenFileError(last, damaged, f"{damaged}: {error}") from error
     except OutOfBoundsError as error:
         last = Source(file.name, max(number, 1), "row")
@@ -161,7 +161,7 @@ def _rows_of_a_table(file: DataFile) -> Iterator[Record]:
 
 
 def _next_rows(batches: "Iterator[pa.RecordBatch]") -> list[tuple[dict[str, object] | str, int]]:
-    """Return the next rows of a table, each with its share of their bytes: a text says why one cannot be read."""
+    """Return the next rows of a table, each with its share of the bytes. A string in place of a row is its error."""
     with _ROOM_OF_A_TABLE:
         while (batch := next(batches, None)) is not None:
             if batch.num_rows:
@@ -183,7 +183,7 @@ def _row_of(batch: "pa.RecordBatch", number: int) -> dict[str, object] | str:
 
 
 def _has_rows(kind: "pa.DataType") -> bool:
-    """Return whether a column may hold a part of a row: dates, bytes and the like may stand beside the rows."""
+    """Return whether a column can be part of a row. Columns of dates, decimals, floats and bytes are ignored."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return not (
@@ -208,25 +208,27 @@ def _of_a_table(source: Source, row: dict[str, object] | str, size: int) -> Reco
 
 
 def _first_character(name: str, stream: BinaryIO) -> bytes:
-    """Pass over a byte order mark, and return the first byte that is not white space.
+    """Skip a byte order mark, and return the first byte that is not white space.
 
     Raises:
-        BrokenFileError: the file is no text in UTF-8, or spreads its first object over several lines.
+        BrokenFileError: the file is not UTF-8 text, or its first object spans several lines.
     """
     peekable = cast("BufferedReader", stream)
     if peekable.peek(3)[:3] == codecs.BOM_UTF8:
         stream.read(3)
-    # Lines are counted from the start, so only a list's leading white space may be passed over.
+    # Only peek: in JSON Lines, leading empty lines count as lines.
     start = peekable.peek(_CHUNK_BYTES)
     kind = next((kind for magic, kind in _OTHER_KINDS.items() if start.startswith(magic)), "")
     if not kind and b"\0" in start[:4]:
-        kind = "text in UTF-16 or UTF-32, or no text"
+        kind = "text in UTF-16 or UTF-32, or binary data"
     here = Source(name, 1)
     if kind:
-        raise BrokenFileError(here, f"expected JSON as text in UTF-8, gzip or parquet in {name}, found {kind}")
+        raise BrokenFileError(here, f"expected JSON in UTF-8, plain or gzipped, or Parquet in {name}, found {kind}")
     first, end, _ = start.lstrip().partition(b"\n")
     if first.strip() == b"{" and end:
-        message = f"expected in {name} one whole JSON object a line, or one list, found an object over several lines"
+        message = (
+            f"expected one complete JSON object per line, or one list, in {name}, found an object on several lines"
+        )
         raise BrokenFileError(here, message)
     return first[:1]
 
@@ -249,12 +251,12 @@ def _record(source: Source, line: bytes) -> Record:
     except json.JSONDecodeError as error:
         return Record(source, None, f"not JSON at column {error.colno}: {error.msg}")
     except (ValueError, RecursionError) as error:
-        return Record(source, None, f"not JSON: {_said(error)}")
+        return Record(source, None, f"not JSON: {_message_of(error)}")
     return _checked(source, value, may_hold_surrogates="\\u" in text)
 
 
 def _elements(name: str, stream: BinaryIO) -> Iterator[Record]:
-    """Yield the elements of one JSON list without reading it whole."""
+    """Yield the elements of a JSON list without loading the whole list."""
     reader = codecs.getreader("utf-8")(stream)
     buffer, at, number = "", 0, 0
 
@@ -274,7 +276,7 @@ def _elements(name: str, stream: BinaryIO) -> Iterator[Record]:
 
     def fail(problem: str, found: str = "") -> NoReturn:
         here = Source(name, max(number, 1), "element")
-        ends = "; what follows cannot be read"
+        ends = "; the rest of the file cannot be read"
         raise BrokenFileError(here, f"{here}: {problem}{ends}", f"{here}: {problem}{found}{ends}")
 
     try:
@@ -308,7 +310,7 @@ def _elements(name: str, stream: BinaryIO) -> Iterator[Record]:
     except UnicodeDecodeError as error:
         fail(f"not UTF-8: {error.reason}")
     except (ValueError, RecursionError) as error:
-        fail("not JSON", f": {_said(error)}")
+        fail("not JSON", f": {_message_of(error)}")
 
 
 def _checked(source: Source, value: object, *, may_hold_surrogates: bool) -> Record:
@@ -318,7 +320,7 @@ def _checked(source: Source, value: object, *, may_hold_surrogates: bool) -> Rec
         if may_hold_surrogates and holds_surrogates(value):
             return Record(source, None, f"not JSON: {HALF_PAIR}")
     except RecursionError as error:
-        return Record(source, None, f"not JSON: {_said(error)}")
+        return Record(source, None, f"not JSON: {_message_of(error)}")
     return Record(source, value)
 
 
@@ -326,8 +328,8 @@ def _kind(value: object) -> str:
     return {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}.get(type(value), "a number")
 
 
-def _said(error: ValueError | RecursionError) -> str:
-    """Return what Python says, where it speaks of the file and not of itself."""
+def _message_of(error: ValueError | RecursionError) -> str:
+    """Return Python's message, reworded where it is about Python and not about the file."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     return "a number has too many digits" if "integer string conversion" in str(error) else str(error)

@@ -1,7 +1,7 @@
-"""The canonical row: a conversation with typed tool calls, whatever format it came in.
+"""The canonical row: a conversation with typed tool calls. All data set formats are converted to it.
 
-It is written and read with the standard library's json, never through Arrow: Arrow gives all rows of a column the same
-fields and fills the missing ones with null, so that a model would learn to write `{"city": "Seoul", "minutes": null}`.
+Rows are serialized with the standard library's json, never with Arrow. Arrow gives all rows of a column the same fields
+and fills missing ones with null, so a model would learn to write `{"city": "Seoul", "minutes": null}`.
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ JsonObject = dict[str, JsonValue]
 
 
 class Role(StrEnum):
-    """Who speaks."""
+    """The role of a message."""
 
     SYSTEM = "system"
     USER = "user"
@@ -27,9 +27,9 @@ class Call:
     """One tool call of an assistant.
 
     Attributes:
-        name: of the tool.
-        arguments: by name.
-        identifier: that the data gives the call; it serves to find the call's answer, and is not learnt.
+        name: the name of the tool.
+        arguments: the arguments by name.
+        identifier: the id of the call in the data. It links a tool message to the call and is not trained on.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Call:
     identifier: str = field(default="", compare=False)
 
     def to_json(self) -> JsonObject:
-        """Return the call as it stands in files and in the model's output."""
+        """Return the call as in files and in the model's output."""
         return {"name": self.name, "arguments": self.arguments}
 
     @classmethod
@@ -56,11 +56,11 @@ class Tool:
 
     @property
     def size(self) -> int:
-        """How large the definition is, in bytes, roughly."""
+        """The rough size of the definition in bytes."""
         return len(self.description) + len(repr(self.parameters))
 
     def to_json(self) -> JsonObject:
-        """Return the tool's definition as it stands in files and, inside `<tools>`, in the prompt."""
+        """Return the tool's definition as in files and, inside `<tools>`, in the prompt."""
         return {"name": self.name, "description": self.description, "parameters": self.parameters}
 
     @classmethod
@@ -74,13 +74,13 @@ class Message:
     """One turn.
 
     Attributes:
-        role: who speaks.
-        content: what is said, apart from reasoning and calls.
-        reasoning: what an assistant thinks first.
-        calls: what an assistant calls, in its order.
-        name: the tool that a tool message comes from, where the data says it.
-        learnt: whether the loss is on what an assistant says; the data may say no of a turn.
-        answers_to: the identifier of the call that a tool message answers, where the data says it.
+        role: the role.
+        content: the text, without reasoning and calls.
+        reasoning: the reasoning before the text of an assistant turn.
+        calls: the calls of an assistant turn, in order.
+        name: the name of the tool that sent a tool message; empty if the data has none.
+        learnt: whether the loss includes this assistant turn. The data can exclude a turn.
+        answers_to: the id of the call that a tool message responds to; empty if the data has none.
     """
 
     role: Role
@@ -92,7 +92,7 @@ class Message:
     answers_to: str = field(default="", compare=False)
 
     def to_json(self) -> JsonObject:
-        """Return the turn without the fields that are empty; `content` is always there."""
+        """Return the turn as JSON. Empty fields are omitted, except `content`."""
         value: JsonObject = {"role": self.role.value, "content": self.content}
         if self.reasoning:
             value["reasoning"] = self.reasoning
@@ -119,7 +119,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a row stands, so that a message can send the user there; lines and elements of a list count from 1."""
+    """The place of a row in the data, for messages. Lines and list elements count from 1."""
 
     file: str
     line: int
@@ -131,7 +131,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Row:
-    """One conversation with the tools that it offers."""
+    """One conversation with the tools that it declares."""
 
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...]

@@ -1,7 +1,7 @@
-"""The JSON schemas of tools: read with what public data makes of them, and turned into what checks a call.
+"""The JSON schemas of tools: parses the dialects in public data, and builds validators for calls.
 
-What is shown to the model stays as the data has it, because a server will show it so; only the names of types and what
-a table filled in are corrected. What checks a call is stricter, and knows more dialects: see `checker`.
+The schema that the model sees stays as in the data, because a server will show it like that. Only names of types and
+nulls from tables are corrected. The validator of calls is stricter and supports more dialects; see `checker`.
 """
 
 import re
@@ -15,8 +15,8 @@ from pydantic import JsonValue
 from referencing import Registry
 
 from tunemill_trainer.data import quick
+from tunemill_trainer.data.caches import IdentityCache
 from tunemill_trainer.data.findings import RowError, Rule
-from tunemill_trainer.data.memo import Memo
 from tunemill_trainer.data.rows import JsonObject
 from tunemill_trainer.data.values import read_object
 
@@ -31,7 +31,7 @@ _OTHER_TYPES = {
     "null": "none nil undefined void nonetype",
 }
 _TYPES = {other: name for name, others in _OTHER_TYPES.items() for other in others.split()}
-"""What public data calls the types of JSON schema, after Python, Java, JavaScript, Go, C# and SQL."""
+"""Names of types in public data, from Python, Java, JavaScript, Go, C# and SQL, with their JSON schema types."""
 _ANYTHING = frozenset({"any", "mixed", "unknown", "dynamic", "typing.any"})
 
 _OPTIONAL = re.compile(r"(?:typing\.)?optional\[(.*)\]\Z", re.IGNORECASE | re.DOTALL)
@@ -45,16 +45,16 @@ _OF_SCHEMAS = frozenset(
         *("allOf", "anyOf", "oneOf", "not", "strict"),
     }
 )
-"""Keywords that a schema of arguments may begin with."""
+"""Keywords at the top level of a schema of arguments."""
 _MEANINGFUL_NULLS = {"default", "const", "example"}
 
 _OF_PARTS = ("items", "prefixItems", "additionalProperties")
 _OF_NAMES = ("properties", "patternProperties")
 _OF_CHOICES = ("allOf", "anyOf", "oneOf", "not", "if", "then", "else", "contains", "propertyNames")
 _OF_DEFINITIONS = ("$defs", "definitions", "dependentSchemas")
-"""The keywords with schemas inside: for parts of a value, by name; for the same value once more; to be referred to."""
+"""The keywords that contain schemas: for parts of the value, for named parts, for the same value, and definitions."""
 _SPREADS = ("$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "patternProperties")
-"""Keywords by which an object may have properties that do not stand in its own `properties`."""
+"""Keywords that can allow properties that are not in the object's `properties`."""
 
 _LONGEST_PATTERN = 4096
 
@@ -62,7 +62,7 @@ _DRAFTS = (Draft202012Validator, Draft7Validator, Draft4Validator)
 
 
 def cleaned(node: JsonObject) -> JsonObject:
-    """Return a schema with JSON's type names, and without the nulls that a table filled in."""
+    """Return a schema with JSON schema type names, and without the nulls of absent fields that a table adds."""
     kept = {key: value for key, value in node.items() if value is not None or key in _MEANINGFUL_NULLS}
     kind = kept.get("type")
     if isinstance(kind, str):
@@ -83,18 +83,18 @@ def cleaned(node: JsonObject) -> JsonObject:
         }
         _lift_required(kept)
     if isinstance(kept.get("required"), bool):
-        del kept["required"]  # draft 3's, in a place that has no object around it
+        del kept["required"]  # as in draft 3, but outside an object's properties
     return _with_parts(kept, cleaned)
 
 
 def is_schema(parameters: JsonObject) -> bool:
-    """Return whether a tool's parameters are a JSON schema, and not bare: names with what is said of each."""
+    """Return whether a tool's parameters are a JSON schema, and not just parameter names with their descriptions."""
     kind = parameters.get("type")
     if isinstance(kind, list) or (isinstance(kind, str) and type_of(kind).get("type") == "object"):
         return True
     words = parameters.keys() & _OF_SCHEMAS
     if len(words) == len(parameters):
-        # Parameters may have such names, too; then an object describes them.
+        # Parameters can have the names of keywords, too. Then their value is an object that describes them.
         return not any(isinstance(parameters.get(word), dict) for word in ("type", "title", "description", "required"))
     bare = all(
         item is None or isinstance(item, dict) or (isinstance(item, str) and bool(type_of(item)))
@@ -103,11 +103,11 @@ def is_schema(parameters: JsonObject) -> bool:
     return bool(words) and not bare
 
 
-def of_bare(parameters: JsonObject, tool: str) -> JsonObject:
-    """Return the schema of parameters that stand bare, with the types of some language.
+def from_bare_parameters(parameters: JsonObject, tool: str) -> JsonObject:
+    """Return the schema of parameters that are listed without a schema, with type names of any language.
 
     Args:
-        parameters: by name: an object with type and description, or the name of a type.
+        parameters: for each name, an object with type and description, or the name of a type.
         tool: the name of the tool, for messages.
 
     Raises:
@@ -117,7 +117,7 @@ def of_bare(parameters: JsonObject, tool: str) -> JsonObject:
     required: list[JsonValue] = []
     for parameter, described in parameters.items():
         if described is None:
-            # A table has a null for every parameter that any other tool has.
+            # In a table, each tool has nulls for the parameters of all others.
             continue
         typed_only: JsonObject = {"type": described} if isinstance(described, str) and type_of(described) else {}
         schema = typed_only or read_object(described, Rule.BROKEN_TOOL, f"the parameter {parameter} of {tool}")
@@ -126,7 +126,7 @@ def of_bare(parameters: JsonObject, tool: str) -> JsonObject:
         if needed is True or (not lacking and needed is not False):
             required.append(parameter)
         typed = type_of(kind) if isinstance(kind, str) else {}
-        # What JSON schema means by `required` in such a place is something else.
+        # In JSON schema, `required` of a property would list the names in it.
         dropped = {"required"} if not isinstance(needed, list) else set()
         dropped |= {"type"} if isinstance(kind, str) or kind is None else set()
         kept = {key: part for key, part in schema.items() if key not in dropped and part is not None}
@@ -134,8 +134,8 @@ def of_bare(parameters: JsonObject, tool: str) -> JsonObject:
     return {"type": "object", "properties": properties, "required": required}
 
 
-def of_list(parameters: list[JsonValue], tool: str) -> JsonObject:
-    """Return the schema of parameters that are a list of objects, each with its name.
+def from_parameter_list(parameters: list[JsonValue], tool: str) -> JsonObject:
+    """Return the schema of parameters that are a list of objects, each with a `name`.
 
     Raises:
         RowError: BROKEN_TOOL.
@@ -145,26 +145,26 @@ def of_list(parameters: list[JsonValue], tool: str) -> JsonObject:
         described = read_object(item, Rule.BROKEN_TOOL, f"a parameter of {tool}")
         name = described.get("name")
         if not isinstance(name, str) or not name:
-            raise RowError(Rule.BROKEN_TOOL, f"a parameter of {tool} has no name")
+            raise RowError(Rule.BROKEN_TOOL, f"a parameter of {tool} has no `name`")
         bare[name] = {key: value for key, value in described.items() if key != "name"}
-    return of_bare(bare, tool)
+    return from_bare_parameters(bare, tool)
 
 
-def refuse_wrong(schema: JsonObject) -> None:
-    """Check that a schema keeps to one of the drafts.
+def check_schema(schema: JsonObject) -> None:
+    """Check that a schema is valid under one of the supported drafts.
 
     Raises:
-        jsonschema.SchemaError: what the newest draft says.
-        RecursionError: it is nested too deeply.
+        jsonschema.SchemaError: the error under the newest draft.
+        RecursionError: the schema is nested too deeply.
     """
     if any(len(pattern) > _LONGEST_PATTERN for pattern in _patterns(schema)):
-        # Checking a schema compiles its patterns, and Python keeps the last 512 of them.
+        # Checking a schema compiles its patterns, and Python caches the last 512 of them.
         raise SchemaError(f"a pattern is longer than {_LONGEST_PATTERN} characters")
     _draft_of(schema)
 
 
 def _patterns(schema: JsonObject) -> Iterator[str]:
-    """Yield all that could be a pattern in a schema, however deep."""
+    """Yield all strings in a schema that may be regular expressions, at any depth."""
     parts: list[JsonValue] = [schema]
     while parts:
         part = parts.pop()
@@ -200,16 +200,16 @@ def type_of(annotation: str) -> JsonObject:
 
 
 def _make_checker(parameters: JsonObject) -> Validator:
-    # With a registry of its own it resolves references inside the schema and fetches none from the network.
+    # With an empty registry, references resolve only inside the schema and are never fetched from the network.
     return _draft_of(parameters)(_checkable(parameters, closed=True), registry=Registry())
 
 
-checker = Memo(_make_checker, size_of=lambda parameters: len(repr(parameters)))
-"""What checks the arguments of a call against a tool's parameters.
+checker = IdentityCache(_make_checker, size_of=lambda parameters: len(repr(parameters)))
+"""Returns a validator for the arguments of a call to a tool with the given parameters.
 
-Stricter than JSON schema: an object that lists its properties has no others, unless it says so, and a tool with an
-empty list takes no arguments. An object without `properties` may have any. Looser in one thing: `nullable`, OpenAPI's
-word, allows null.
+It is stricter than JSON schema: an object with `properties` allows no others unless `additionalProperties` or
+`unevaluatedProperties` says so, and a tool with empty `properties` takes no arguments. An object without `properties`
+allows any. It is looser in one point: `nullable` from OpenAPI allows null.
 """
 
 
@@ -217,21 +217,21 @@ def _make_quick_check(parameters: JsonObject) -> quick.Check:
     return quick.check_of(_checkable(parameters, closed=True)) or (lambda _arguments: False)
 
 
-surely_fits = Memo(_make_quick_check, size_of=lambda parameters: len(repr(parameters)))
-"""A function that is true only for arguments without fault; where it is false, `checker` has to look."""
+quick_check = IdentityCache(_make_quick_check, size_of=lambda parameters: len(repr(parameters)))
+"""Returns a fast check that is true only for valid arguments. If it is false, `checker` must decide."""
 
 
 def allows_null(validator: Validator, schema: JsonValue) -> bool:
-    """Return whether a part of a checker's schema takes null.
+    """Return whether a part of a validator's schema allows null.
 
     Raises:
-        referencing.exceptions.Unresolvable, RecursionError: the schema refers to nothing, or only to itself.
+        referencing.exceptions.Unresolvable, RecursionError: a reference cannot be resolved, or is circular.
     """
     return isinstance(schema, dict) and bool(validator.evolve(schema=schema).is_valid(None))
 
 
 def _draft_of(schema: JsonObject) -> type[Validator]:
-    """Return the newest draft that a schema keeps to, whatever it says of itself: few say it, and some are wrong."""
+    """Return the newest draft under which a schema is valid. Few schemas have a `$schema`, and some are wrong."""
     wrong: SchemaError | None = None
     for draft in _DRAFTS:
         try:
@@ -245,7 +245,7 @@ def _draft_of(schema: JsonObject) -> type[Validator]:
 
 
 def _lift_required(node: JsonObject) -> None:
-    """Turn `required` beside a property, which is true or false there, into the object's list of names."""
+    """Convert the boolean `required` of properties into the object's `required` list."""
     properties = cast("JsonObject", node["properties"])
     needed: list[JsonValue] = []
     for name, item in properties.items():
@@ -257,24 +257,24 @@ def _lift_required(node: JsonObject) -> None:
 
 
 def _checkable(parameters: JsonObject, *, closed: bool) -> JsonObject:
-    """Return the schema of a tool's arguments that says all that is checked; see `checker`."""
+    """Return the schema that `checker` validates the arguments of a tool with."""
     checked = _checkable_part(parameters, closed=closed)
-    said = parameters.keys() & {"additionalProperties", "unevaluatedProperties"}
-    if not closed or said or parameters.get("properties"):
+    explicit = parameters.keys() & {"additionalProperties", "unevaluatedProperties"}
+    if not closed or explicit or parameters.get("properties"):
         return checked
     if parameters.keys() & set(_SPREADS):
         return {**checked, "unevaluatedProperties": False} if "'properties'" in repr(parameters) else checked
-    # So a tool is declared that takes no arguments.
+    # Empty `properties` declare a tool without arguments.
     return {**checked, "additionalProperties": False} if "properties" in parameters else checked
 
 
 def _checkable_part(node: JsonObject, *, closed: bool) -> JsonObject:
-    """Return a schema that says all that is checked.
+    """Return a part of a schema with the rules of `checker` made explicit.
 
     Args:
-        node: as it is shown.
-        closed: whether objects that list their properties have no others. Not so in what `allOf` and the like hold:
-            there the properties of one place are the others' too.
+        node: the part as shown to the model.
+        closed: whether objects with `properties` allow no others. False inside `allOf` and similar keywords, where the
+            properties of all subschemas apply to the same object.
     """
     result = dict(node)
     if node.get("nullable") is True:
@@ -296,7 +296,10 @@ def _with_parts(
     change: Callable[[JsonObject], JsonObject],
     change_choice: Callable[[JsonObject], JsonObject] | None = None,
 ) -> JsonObject:
-    """Return a schema with the schemas in it changed; those for the same value, and definitions, in their own way."""
+    """Return a schema with `change` applied to its subschemas.
+
+    `change_choice`, if given, is applied instead to definitions and to the subschemas of `allOf` and similar keywords.
+    """
     changes = dict.fromkeys((*_OF_PARTS, *_OF_NAMES), change)
     changes |= dict.fromkeys((*_OF_CHOICES, *_OF_DEFINITIONS), change_choice or change)
 

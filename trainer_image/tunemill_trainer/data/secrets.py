@@ -1,20 +1,20 @@
-"""Finds secrets in rows: what a model has learnt it may tell to anybody.
+"""Finds secrets in rows. A model can reveal its training data to anyone.
 
-Only forms that their makers chose to be recognisable are looked for, so that a finding is nearly always right: prefixes
-and lengths are those that the makers document for scanners. Passwords and keys without such a form are not found.
+Only secrets with a recognisable form are detected, using the prefixes and lengths that their issuers document for
+scanners. So nearly every finding is a true positive, but passwords and keys without such a form are not found.
 """
 
 import json
 import re
 from collections.abc import Iterator
 
-from tunemill_trainer.data.memo import Memo
+from tunemill_trainer.data.caches import IdentityCache
 from tunemill_trainer.data.rows import Row, Tool
 
 _KINDS: dict[str, str] = {
     # https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html
     "an AWS access key id": r"(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])",
-    # No prefix of its own, but everybody writes this name before it.
+    # It has no prefix, but its usual name comes before it.
     "an AWS secret access key": r"(?i:(?:aws_?)?secret_?access_?key)[\"' :=]{1,6}[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+])",
     # https://github.blog/engineering/behind-githubs-new-authentication-token-formats/
     "a GitHub token": r"(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9]{22}_[A-Za-z0-9]{59})",
@@ -48,15 +48,15 @@ _NAMES = tuple(_KINDS)
 _MADE_UP = re.compile(
     r"EXAMPLE|x{8}|X{8}|0{12}|\*{4}|(.)\1{11}|[-_]here\b|\byour[-_]|://[^:@]*:(?:pass(?:word|wd)?|pwd|secret|token|key|guest)@"
 )
-"""What documentation writes in a secret's place: AWS's own example key, rows of x, the word itself."""
+"""Matches placeholders in documentation: AWS's example key, repeated characters, the word `password`."""
 
 
 def secrets_in(row: Row) -> list[str]:
-    """Return the kinds of secrets that a row holds, each once, in words for a message."""
+    """Return the kinds of secrets in a row, each once, as text for a message."""
     texts = [text for message in row.messages for text in (message.content, message.reasoning) if text]
     texts += [json.dumps(call.arguments, ensure_ascii=False) for message in row.messages for call in message.calls]
     found = dict.fromkeys(_in_tools(row.tools))
-    # Most rows hold nothing that a secret could begin with, and this looks through them much faster.
+    # Most rows contain no prefix of a secret, and searching for the prefixes is much faster.
     if _BEGINS.search("\n".join(texts)):
         found |= dict.fromkeys(kind for text in texts for kind in _kinds_in(text))
     return list(found)
@@ -73,4 +73,4 @@ def _find_in_tools(tools: tuple[Tool, ...]) -> tuple[str, ...]:
     return tuple(kind for tool in tools for kind in _kinds_in(json.dumps(tool.to_json(), ensure_ascii=False)))
 
 
-_in_tools = Memo(_find_in_tools, size_of=lambda tools: sum(tool.size for tool in tools))
+_in_tools = IdentityCache(_find_in_tools, size_of=lambda tools: sum(tool.size for tool in tools))

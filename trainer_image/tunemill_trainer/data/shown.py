@@ -1,4 +1,4 @@
-"""Rows for people and for other programs: what `tunemill-trainer show` prints."""
+"""Rows as text and as JSON: the output of `tunemill-trainer show`."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -22,18 +22,18 @@ class ShownFile:
     """A file that a user named, with the format of its rows.
 
     Args:
-        path: as the user wrote it.
-        scratch: a folder for a copy, where the file can be read only once.
-        form: of the rows, or Auto.
-        contract: the tools of rows that carry none.
+        path: the path as the user wrote it.
+        scratch: a folder for a copy, if the file can be read only once.
+        form: the format of the rows, or Auto.
+        contract: the tools for rows without tools.
 
     Attributes:
-        name: of the file.
-        form: what the rows are read as.
-        broken: why the file, or the rest of it, cannot be read.
+        name: the name of the file.
+        form: the detected format; None if it is unknown.
+        broken: the problems because of which the file, or the rest of it, cannot be read.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
 
     def __init__(self, path: Path, scratch: Path, form: DatasetFormat, contract: Sequence[Tool]) -> None:
@@ -45,12 +45,12 @@ class ShownFile:
         try:
             self.form = formats.detect(records(self._file), self.name, form)
         except RowCrashError as error:
-            self.broken.append(Problem(Rule.INTERNAL_ERROR, f"Tunemill failed: {error}"))
+            self.broken.append(Problem(Rule.INTERNAL_ERROR, f"Tunemill failed; this is a bug: {error}"))
         except StageError as error:
             self.broken.append(Problem(Rule.FORMAT, full_text(error)))
 
     def rows(self, wanted: int | None = None) -> "Iterator[ShownRow]":
-        """Yield the rows as the trainer reads them, or the one with a number."""
+        """Yield all rows, or only the row with the number `wanted`, as the trainer reads them."""
         if self.form is None:
             return
         reader = RowReader(self.form, self._contract)
@@ -66,11 +66,11 @@ class ShownFile:
 
 
 class ShownRow:
-    """A row with its place and all that is wrong with it.
+    """A row with its place and its problems.
 
     Attributes:
-        source: its place.
-        row: None when it is not usable.
+        source: the place.
+        row: the row; None if it is not usable.
         problems: errors and warnings.
     """
 
@@ -89,7 +89,7 @@ def _read(reader: RowReader, item: Line | Record) -> ReadRow:
 
 
 def openai_form(row: Row) -> JsonObject:
-    """Return a row in OpenAI's form, its arguments as objects, with its place and which assistant turns are learnt."""
+    """Return a row in OpenAI's format, with arguments as objects, plus its place and which turns are trained on."""
     return {
         "file": row.source.file,
         "line": row.source.line,
@@ -100,7 +100,7 @@ def openai_form(row: Row) -> JsonObject:
 
 
 def _openai_messages(messages: Sequence[Message]) -> Iterator[JsonObject]:
-    """Yield messages. A row has no ids, but the order of calls and answers: they are numbered here."""
+    """Yield messages. Canonical rows link responses to calls by order, so call ids are generated here."""
     calls, waiting = 0, list[str]()
     for message in messages:
         value: JsonObject = {"role": message.role.value, "content": message.content}
@@ -122,15 +122,15 @@ def _openai_messages(messages: Sequence[Message]) -> Iterator[JsonObject]:
 
 
 def conversation(row: Row) -> Iterator[tuple[str, str, bool]]:
-    """Yield the parts of a row for people: a heading, a text, and whether it is learnt."""
+    """Yield the parts of a row as text: a heading, the text, and whether it is trained on."""
     if row.tools:
         yield "tools", "\n".join(map(_signature, row.tools)), False
     for message in row.messages:
-        said = [f"(thinks) {message.reasoning}"] if message.reasoning else []
-        said += [message.content] if message.content or not (message.calls or said) else []
-        said += map(_written, message.calls)
+        lines = [f"(reasoning) {message.reasoning}"] if message.reasoning else []
+        lines += [message.content] if message.content or not (message.calls or lines) else []
+        lines += map(_written, message.calls)
         name = f" {message.name}" if message.name else ""
-        yield message.role.value + name, "\n".join(said), message.learnt and message.role is Role.ASSISTANT
+        yield message.role.value + name, "\n".join(lines), message.learnt and message.role is Role.ASSISTANT
 
 
 def _signature(tool: Tool) -> str:

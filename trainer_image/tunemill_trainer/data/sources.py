@@ -1,4 +1,4 @@
-"""Brings the data from S3 or the Hub to the work folder and takes its digest."""
+"""Downloads the data from S3 or the Hub to the work folder and computes its digest."""
 
 import hashlib
 import re
@@ -20,31 +20,31 @@ if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
 
 ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
-"""What is taken from below a prefix, of a glob's matches, and of a data set on the Hub."""
+"""The suffixes of data files. Other files are skipped, unless the URI names a single file."""
 
 _WILDCARD = re.compile(r"\*\*|\*|\?")
 _HUB_URI = re.compile(
     r"hf://(?:datasets/)?(?P<id>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<path>.+))?\Z", re.DOTALL
 )
 _ABOUT_DATA = re.compile(r"(?:\A|/)(?:[._]|dataset_infos?\.json\Z|dataset_dict\.json\Z|state\.json\Z)")
-"""Files in a data set's repository that hold no rows."""
+"""Files in a data set's repository that contain no rows."""
 _TRAINING = re.compile(r"(?:\A|[/._-])train(?:ing)?(?=[/._-])")
-"""How the Hub names the files of a data set's training split (https://huggingface.co/docs/hub/datasets-file-names-and-splits)."""
+"""Matches the names of training split files on the Hub (https://huggingface.co/docs/hub/datasets-file-names-and-splits)."""
 
 
 _OUTPUT = re.compile(
     r"(?:\A|/)(?:prepare|train|evaluate|publish|base-replies)/[0-9a-f]{16}/(?:[^/]+/|manifest\.json\Z)"
 )
-"""What stages write into a workspace. It may be somebody else's, and is no data: it holds the rows of other runs."""
+"""Matches the output of stages in a workspace, possibly of another user. It contains rows of other runs, not input."""
 
 
-class Places:
-    """Where data may lie.
+class DataFetcher:
+    """Fetches data from S3, the Hub or the local disk.
 
     Args:
-        s3: opens the S3 client of spec.dataset; called only for data on S3, which alone needs credentials for it.
-        hub: where data sets are read, with its token.
-        stop: looked at between chunks.
+        s3: opens the S3 client of spec.dataset. It is called only for data on S3, so only that needs credentials.
+        hub: the Hub client.
+        stop: checked between chunks.
     """
 
     def __init__(self, s3: "Callable[[], S3Client]", hub: Hub, stop: StopSignal) -> None:
@@ -53,19 +53,19 @@ class Places:
         self._stop = stop
 
     def fetch(self, uri: str, field: str, into: Path) -> Data:
-        """Download what a uri stands for.
+        """Download the files of a URI.
 
         Args:
             uri: s3://bucket/key, s3://bucket/prefix/, s3://bucket, s3://bucket/glob*.jsonl,
                 hf://owner/name[@revision][/path] or file:///path, where the path is a file, a folder that ends in a
                 slash, or a glob.
-            field: the part of the spec that holds the uri, for messages.
-            into: an empty folder. The names in it are ours: a key never becomes a path.
+            field: the field of the spec with the URI, for messages.
+            into: an empty folder. File names in it are numbers: an S3 key never becomes a path.
 
         Raises:
             StageError: BucketNotFound, ObjectNotFound, S3AccessDenied, S3Unreachable, CredentialsMissing,
-                DatasetNotFound, DatasetGated, HubTokenInvalid or HubUnreachable; InvalidSpec, when all that it stands
-                for are outputs of stages in a workspace. Beside other objects they are passed over.
+                DatasetNotFound, DatasetGated, HubTokenInvalid or HubUnreachable; InvalidSpec, if all files are outputs
+                of stages in a workspace. If only some are, they are skipped.
         """
         into.mkdir(parents=True, exist_ok=True)
         if is_local(uri):
@@ -84,8 +84,8 @@ class Places:
         else:
             raise StageError(
                 Reason.OBJECT_NOT_FOUND,
-                f"{field}.uri is {path}, and there is no such file or folder",
-                f"Set {field}.uri to a file, a folder or a pattern; a relative path starts at the manifest's folder.",
+                f"{field}.uri is {path}, but no such file or folder exists",
+                f"Set {field}.uri to a file, folder or glob. Relative paths start at the folder of the manifest.",
             )
         files = []
         for name in paths:
@@ -108,8 +108,8 @@ class Places:
             if not keys:
                 raise StageError(
                     Reason.INVALID_SPEC,
-                    f"{field}.uri is {uri}, and {outputs[0]!r} is the output of a stage in a workspace, not data",
-                    f"Set {field}.uri to the rows themselves.",
+                    f"{field}.uri is {uri}, but {outputs[0]!r} is the output of a stage in a workspace, not input data",
+                    f"Set {field}.uri to the files with the rows.",
                 )
             files = []
             for number, name in enumerate(keys):
@@ -137,20 +137,20 @@ class Places:
             rows = [name for name in rows if _TRAINING.search(name)] or rows
         if path and not path.endswith("/") and not _WILDCARD.search(path):
             if path not in dataset.files:
-                raise StageError(Reason.DATASET_NOT_FOUND, f"{field}.uri is {uri}, and {dataset.id} has no file {path}")
+                raise StageError(Reason.DATASET_NOT_FOUND, f"{field}.uri is {uri}, but {dataset.id} has no file {path}")
             names = [path]
         else:
             names = _usable(rows, path, uri, field)
         files = []
         for name in names:
             self._stop.check()
-            lies = self._hub.download_file_of_dataset(dataset, name)
-            files.append(DataFile(_shown(name, path), lies, sha256_of(lies)))
+            local = self._hub.download_file_of_dataset(dataset, name)
+            files.append(DataFile(_shown(name, path), local, sha256_of(local)))
         return Data(uri, tuple(files))
 
 
 def matching(pattern: str) -> re.Pattern[str]:
-    """Return what a glob matches: * and ? stay within a folder, ** does not."""
+    """Return the regular expression of a glob. * and ? match within a folder, ** also across folders."""
     meanings = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
     texts, wildcards = _WILDCARD.split(pattern), _WILDCARD.findall(pattern)
     parts = [re.escape(texts[0])]
@@ -160,7 +160,7 @@ def matching(pattern: str) -> re.Pattern[str]:
 
 
 def _usable(names: Iterable[str], path: str, uri: str, field: str) -> list[str]:
-    """Return the names of data files below a prefix, or that a glob matches, in their order."""
+    """Return the sorted names of the data files below a prefix or that match a glob."""
     glob = matching(path) if _WILDCARD.search(path) else None
     found = [name for name in names if (glob.fullmatch(name) if glob else name.startswith(path))]
     usable = sorted(name for name in found if name.endswith(ENDINGS))
@@ -169,12 +169,12 @@ def _usable(names: Iterable[str], path: str, uri: str, field: str) -> list[str]:
         raise StageError(
             Reason.OBJECT_NOT_FOUND,
             f"expected objects ending in {', '.join(ENDINGS)} {where} {uri} ({field}.uri), "
-            f"found {len(found)} objects and none of these",
+            f"found {len(found)} objects, none with such a suffix",
         )
     return usable
 
 
 def _shown(name: str, path: str) -> str:
-    """Return a name as messages show it: relative to the folder that the uri names."""
+    """Return a name for messages, relative to the folder of the URI."""
     folder = _WILDCARD.split(path)[0].rpartition("/")[0]
     return name.removeprefix(f"{folder}/" if folder else "")

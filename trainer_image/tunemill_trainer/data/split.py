@@ -1,4 +1,4 @@
-"""Decides which rows are held out. A row's side depends on its own request alone: new rows move no old ones."""
+"""Decides which rows are held out. A row's split depends only on its request, so added rows do not move others."""
 
 import hashlib
 import math
@@ -11,34 +11,35 @@ from tunemill_trainer.errors import StageError
 
 
 def request_fingerprint(messages: Sequence[Message]) -> bytes:
-    """Return 16 bytes that identify what the assistant is asked: all that others say, whatever the spacing and case.
+    """Return 16 bytes that identify a row's request: all messages of other roles, ignoring white space and case.
 
-    A row that asks what a held-out row asks would give the answer away, also where it is worded differently.
+    Training on a row with the request of a held-out row would reveal the expected reply, even if it is worded
+    differently.
     """
-    said = [
+    texts = [
         f"{message.role}:{' '.join(message.content.casefold().split())}"
         for message in messages
         if message.role is not Role.ASSISTANT
     ]
-    return digest("\n".join(said).encode())
+    return digest("\n".join(texts).encode())
 
 
 def draw(request: bytes, seed: int) -> float:
-    """Return a request's number from 0 to 1; equal requests draw equal numbers."""
+    """Return a pseudorandom number from 0 to 1 for a request. Equal requests get equal numbers."""
     digest = hashlib.sha256(f"{seed}:".encode() + request).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def cut(lowest: float, highest: float, fraction: float) -> float:
-    """Return the number below which a draw means: held out. At least one row falls on each side.
+    """Return the threshold below which a draw means held out, such that each split gets at least one row.
 
     Args:
-        lowest: of all draws.
-        highest: of all draws.
-        fraction: the share to hold out.
+        lowest: the lowest draw.
+        highest: the highest draw.
+        fraction: the share of rows to hold out.
 
     Raises:
-        StageError: DatasetTooSmall, when all rows hold the same request, or there are none.
+        StageError: DatasetTooSmall, if all rows have the same request, or there are no rows.
     """
     if lowest >= highest:
         raise StageError(
@@ -46,10 +47,10 @@ def cut(lowest: float, highest: float, fraction: float) -> float:
             "expected at least two rows with different requests, one to train on and one to hold out, "
             f"found {'one' if lowest == highest else 'none'}",
         )
-    # A small file may have no draw on one side of the usual cut.
+    # In a small file, all draws may lie on the same side of the fraction.
     return min(max(fraction, math.nextafter(lowest, 1.0)), highest)
 
 
 def digest(content: bytes) -> bytes:
-    """Return 16 bytes that tell contents apart."""
+    """Return a 16-byte hash."""
     return hashlib.sha256(content).digest()[:16]

@@ -1,11 +1,11 @@
-"""Finds calls that stand as text in what an assistant says, in the form of some model's chat template.
+"""Finds calls that an assistant message contains as text, in the call format of some model's chat template.
 
-Such a call would be learnt as plain text, and no server would take it for one. What begins with the mark of a form, or
-is a call of an offered tool from the first to the last character, is read as a call. What only looks like one in the
-midst of prose is told.
+A model would learn such a call as plain text, and no server would parse it as a call. Text that starts with the mark of
+a call format, or that is as a whole a call to an offered tool, is converted to a call. Text that only looks like a call
+within prose is reported.
 
-The forms are those that vLLM has parsers for (https://docs.vllm.ai/en/latest/features/tool_calling.html), and some
-older ones. How a server reads a model's replies is another matter, and stricter: see `judge.parse`.
+The formats are those that vLLM has parsers for (https://docs.vllm.ai/en/latest/features/tool_calling.html), and some
+older ones. `judge.parse` reads the replies of a model and is stricter, as servers are.
 """
 
 import ast
@@ -57,14 +57,14 @@ _BLOCKS = (
     ("```tool_use", "```"),
     ("```function_call", "```"),
 )
-"""The marks between which calls stand. A block without its end goes on up to the end of the text."""
+"""The marks around calls. A block without an end mark extends to the end of the text."""
 
 MARKS = tuple(begin for begin, _ in _BLOCKS if not begin.startswith("```") and begin != "functools[")
 
 _ENDS = dict(_BLOCKS)
 _MARK = re.compile("|".join(re.escape(begin) for begin in sorted(_ENDS, key=len, reverse=True)))
 _INSIDE = frozenset({"[TOOL_CALLS]", "functools[", "<function=", "<\uff5cDSML\uff5cinvoke ", "<invoke "})
-"""Marks that are a part of the call itself, or that end where the next one begins."""
+"""Start marks that are part of the call, or that also end the previous call."""
 _END_OF_TURN = re.compile(
     r"(?:<\|im_end\|>|<\|eot_id\|>|<\|eom_id\|>|<\|end\|>|<\|endoftext\|>|<\|end_of_text\|>|<end_of_turn>|</s>"
     r"|<\|call\|>|<\uff5cend▁of▁sentence\uff5c>|</tool_call>)\s*\Z"
@@ -80,7 +80,7 @@ _NAMED = re.compile(
     r"|```json|[\s>])*"
     r"(?=\{)"
 )
-"""What stands before the arguments where a call's name is no part of the JSON."""
+"""Matches the text before the arguments in formats where the name is not part of the JSON."""
 _NEXT = re.compile(
     r"(?:```|<\uff5ctool▁call▁end\uff5c>|<\|tool_call_end\|>|</function>|</?tool_call>|<\|tool_call\|>|<\|call\|>|[\s,;])*"
 )
@@ -105,11 +105,11 @@ _LIKE_A_CALL = ("arguments", "parameters", "args", "input", "function", "tool_in
 _BEGIN_OF_CODE = re.compile(r"\[?\s*(?:print\()?[A-Za-z_][\w.]*\(")
 
 
-def apart(messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[list[Message], list[Problem]]:
-    """Return the turns with the calls that stood as text as calls, and a problem where one may be left in a text.
+def extract(messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[list[Message], list[Problem]]:
+    """Return the turns with calls in text converted to calls, and a problem for text that may still contain one.
 
     Raises:
-        RowError: BROKEN_CALL, for a block of calls that cannot be read.
+        RowError: BROKEN_CALL, if a block of calls cannot be parsed.
     """
     offered = {tool.name: tool for tool in tools}
     found: list[Message] = []
@@ -119,7 +119,7 @@ def apart(messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[list[Mess
             found.append(message)
             continue
         if message.calls:
-            # What an assistant says beside its calls may show one.
+            # The text next to calls may contain an example of a call.
             found.append(message)
         else:
             try:
@@ -128,22 +128,22 @@ def apart(messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[list[Mess
                 raise RowError(error.problem.rule, error.problem.message, f"turn {number}") from error
             found.append(replace(message, content=content, calls=calls) if calls else message)
         if left := _mention(found[-1].content, offered):
-            message_of_rule = f"the text of an assistant looks like a call of {left}, and is learnt as text"
+            message_of_rule = f"the assistant text looks like a call to {left}, but is trained as text"
             problems.append(Problem(Rule.TEXT_CALL, message_of_rule, f"turn {number}"))
     return found, problems
 
 
 def split(text: str, offered: Mapping[str, Tool]) -> tuple[str, tuple[Call, ...]]:
-    """Return what an assistant says apart from calls, and the calls.
+    """Return the text of an assistant message without calls, and the calls.
 
     Args:
-        text: what it says.
-        offered: the tools of the row, by name. Without any, only a text that begins with a mark holds calls.
+        text: the text.
+        offered: the tools of the row, by name. If there are none, only text that starts with a mark can contain calls.
 
     Raises:
-        RowError: BROKEN_CALL, for a block of calls that cannot be read.
+        RowError: BROKEN_CALL, if a block of calls cannot be parsed.
     """
-    # Looking for one letter is far quicker than looking for all the marks, and most texts have none of these.
+    # Searching for single characters is much faster than for all marks, and most texts have none of them.
     mark = _MARK.search(text) if any(letter in text for letter in "<[`") else None
     if mark is not None and (offered or not text[: mark.start()].strip()):
         return _in_blocks(text, offered)
@@ -157,7 +157,7 @@ def split(text: str, offered: Mapping[str, Tool]) -> tuple[str, tuple[Call, ...]
 
 def _in_blocks(text: str, offered: Mapping[str, Tool]) -> tuple[str, tuple[Call, ...]]:
     calls: list[Call] = []
-    said: list[str] = []
+    kept: list[str] = []
     at = failed = 0
     while failed < _MOST_FAILURES and (mark := _MARK.search(text, at)):
         begin = mark.group()
@@ -166,20 +166,20 @@ def _in_blocks(text: str, offered: Mapping[str, Tool]) -> tuple[str, tuple[Call,
         inner = text[inner_start : end if end >= 0 else len(text)]
         read = _calls_in(_without_end_of_turn(inner).removeprefix("functools"), offered)
         if read is None:
-            if said or calls or not offered or begin.startswith("```"):
-                # Marks in the midst of prose are for `lint` to find.
+            if kept or calls or not offered or begin.startswith("```"):
+                # `lint` reports marks within prose.
                 failed += 1
-                said.append(text[at : mark.end()])
+                kept.append(text[at : mark.end()])
                 at = mark.end()
                 continue
-            raise RowError(Rule.BROKEN_CALL, f"{begin} begins a call that cannot be read: {shortened(inner.strip())}")
-        said.append(text[at : mark.start()])
+            raise RowError(Rule.BROKEN_CALL, f"the call after {begin} cannot be parsed: {shortened(inner.strip())}")
+        kept.append(text[at : mark.start()])
         calls += read
         at = len(text) if end < 0 else end + (0 if begin == "[TOOL_CALLS]" else len(_ENDS[begin]))
-    said.append(text[at:])
+    kept.append(text[at:])
     if not calls:
         return text, ()
-    return _without_end_of_turn("".join(said)).strip(), tuple(calls)
+    return _without_end_of_turn("".join(kept)).strip(), tuple(calls)
 
 
 def _without_end_of_turn(text: str) -> str:
@@ -189,7 +189,7 @@ def _without_end_of_turn(text: str) -> str:
 
 
 def _whole(text: str, offered: Mapping[str, Tool]) -> tuple[str, tuple[Call, ...]]:
-    """Read a text that is nothing but calls, without any mark."""
+    """Parse text that consists only of calls, without marks."""
     fenced = _FENCE.match(text)
     bare = _without_end_of_turn(fenced.group(1) if fenced else text).strip()
     if bare[:1] in {"{", "["} or (offered and _BEGIN_OF_CODE.match(bare)):
@@ -201,7 +201,7 @@ def _whole(text: str, offered: Mapping[str, Tool]) -> tuple[str, tuple[Call, ...
 
 
 def _is_plainly_a_call(text: str) -> bool:
-    """Return whether JSON can be nothing but a call, where no tools are there to tell."""
+    """Return whether JSON can only be a call, in rows without tools to compare with."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -214,8 +214,8 @@ def _is_plainly_a_call(text: str) -> bool:
 
 
 def _calls_in(inner: str, offered: Mapping[str, Tool]) -> list[Call] | None:
-    """Return the calls of a block, in the first way of writing that fits it; None when none does."""
-    for read in _WAYS:
+    """Return the calls of a block, parsed with the first syntax that fits; None if none does."""
+    for read in _SYNTAXES:
         try:
             calls = read(inner.strip(), offered)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # a RowError is a ValueError
@@ -226,7 +226,7 @@ def _calls_in(inner: str, offered: Mapping[str, Tool]) -> list[Call] | None:
 
 
 def _with_known_name(call: Call, offered: Mapping[str, Tool]) -> Call:
-    """Return a call without the name space that a form has put before the tool's name."""
+    """Return a call without the namespace that some formats put before the tool's name."""
     if call.name not in offered:
         for prefix in _PREFIXES:
             if call.name.startswith(prefix):
@@ -235,7 +235,7 @@ def _with_known_name(call: Call, offered: Mapping[str, Tool]) -> Call:
 
 
 def _as_json(text: str, _offered: Mapping[str, Tool]) -> list[Call]:
-    """Read JSON: one call, a list, several objects one after the other, or OpenAI's whole message."""
+    """Parse JSON: one call, a list, consecutive objects, or an OpenAI message."""
     if fenced := _FENCE.match(text):
         text = fenced.group(1)
     if text[:1] not in {"{", "["}:
@@ -260,17 +260,17 @@ def _calls_of(value: JsonValue) -> list[Call]:
     if isinstance(value, list):
         return [call for item in value for call in _calls_of(item)]
     if not isinstance(value, dict):
-        raise RowError(Rule.BROKEN_CALL, "no call")
+        raise RowError(Rule.BROKEN_CALL, "not a call")
     for field in ("tool_calls", "function_calls"):
         if isinstance(value.get(field), list):
             return _calls_of(value[field])
     if not value.keys() & {*_LIKE_A_CALL, "function_call"}:
-        raise RowError(Rule.BROKEN_CALL, "no call")
+        raise RowError(Rule.BROKEN_CALL, "not a call")
     return [read_call(value)]
 
 
 def _as_code(text: str, _offered: Mapping[str, Tool]) -> list[Call]:
-    """Read calls in Python's syntax: a list of them, or one a line, also inside of print()."""
+    """Parse calls in Python syntax: a list, or one per line, also inside print()."""
     if not _BEGIN_OF_CODE.match(text) or len(text) > LONGEST_LITERAL:
         return []
     statements = ast.parse(text).body
@@ -292,7 +292,7 @@ def _call_of_code(node: ast.expr) -> Call:
     ):
         node = node.args[0]
     if not isinstance(node, ast.Call) or node.args:
-        raise ValueError("no call with named arguments")
+        raise ValueError("not a call with keyword arguments")
     arguments: dict[str, object] = {}
     for keyword in node.keywords:
         if keyword.arg is None:
@@ -304,7 +304,7 @@ def _call_of_code(node: ast.expr) -> Call:
 
 
 def _as_tags(text: str, offered: Mapping[str, Tool]) -> list[Call]:
-    """Read calls whose name and arguments stand in tags: `<invoke name=…>`, `<function=…>`, `<arg_key>`."""
+    """Parse calls with tags for name and arguments: `<invoke name=…>`, `<function=…>`, `<arg_key>`."""
     calls = []
     for name, inner in _INVOKED.findall(text):
         parameters = _PARAMETER.findall(inner)
@@ -313,7 +313,7 @@ def _as_tags(text: str, offered: Mapping[str, Tool]) -> list[Call]:
         elif parameters or not inner.strip():
             calls.append(_typed(name, parameters, offered))
         else:
-            raise ValueError("an argument without a tag")
+            raise ValueError("text outside the argument tags")
     if calls:
         return calls
     paired = _PAIRED.match(text)
@@ -323,7 +323,7 @@ def _as_tags(text: str, offered: Mapping[str, Tool]) -> list[Call]:
 
 
 def _typed(name: str, parameters: Sequence[tuple[str, str]], offered: Mapping[str, Tool]) -> Call:
-    """Return a call whose arguments are text, each as its schema wants it."""
+    """Return a call from arguments as text, each converted to the type in the tool's schema."""
     tool = offered.get(name)
     properties = tool.parameters.get("properties") if tool else None
     arguments: JsonObject = {}
@@ -343,7 +343,7 @@ def _value_of_tag(text: str, schema: JsonValue) -> JsonValue:
 
 
 def _as_named(text: str, _offered: Mapping[str, Tool]) -> list[Call]:
-    """Read a name before the JSON of its arguments, several times."""
+    """Parse calls with a name before the JSON of the arguments."""
     calls: list[Call] = []
     at = 0
     while at < len(text):
@@ -358,7 +358,7 @@ def _as_named(text: str, _offered: Mapping[str, Tool]) -> list[Call]:
 
 
 def _as_gemma(text: str, _offered: Mapping[str, Tool]) -> list[Call]:
-    """Read `call:name{argument:<escape>text<escape>}`, as FunctionGemma and Gemma 4 write it."""
+    """Parse `call:name{argument:<escape>text<escape>}`, the syntax of FunctionGemma and Gemma 4."""
     calls = []
     for part in text.split("call:")[1:]:
         name, written = _GEMMA.match(part), part[part.find("{") : part.rfind("}") + 1]
@@ -378,7 +378,7 @@ def _as_gemma(text: str, _offered: Mapping[str, Tool]) -> list[Call]:
 
 
 def _restored(value: JsonValue, texts: Sequence[str]) -> JsonValue:
-    """Put the texts back that were taken out of a call so that nothing in them looks like a part of it."""
+    """Put the string arguments back that placeholders replaced, so that their content is not parsed as syntax."""
     if isinstance(value, str) and value.startswith("\0"):
         return texts[int(value[1:])]
     if isinstance(value, list):
@@ -388,7 +388,7 @@ def _restored(value: JsonValue, texts: Sequence[str]) -> JsonValue:
     return value
 
 
-_WAYS: tuple[Callable[[str, Mapping[str, Tool]], list[Call]], ...] = (
+_SYNTAXES: tuple[Callable[[str, Mapping[str, Tool]], list[Call]], ...] = (
     _as_json,
     _as_code,
     _as_tags,
@@ -397,16 +397,16 @@ _WAYS: tuple[Callable[[str, Mapping[str, Tool]], list[Call]], ...] = (
 )
 
 _MOST_FAILURES = 20
-"""Marks in one text that begin nothing: each is looked at up to the end of the text."""
+"""The most marks in one text that do not start a call. Each one is parsed up to the end of the text."""
 _MENTIONS = 100
-"""Places in one text where a call of an offered tool may be looked for."""
+"""The most places in one text that are searched for a call to an offered tool."""
 _FIELD_OF_NAME = re.compile(r"[\"'](?:name|tool_name|tool|action)[\"']\s*:\s*[\"']\Z")
 _ARGUMENTS_IN_TEXT = re.compile(r"[\"'](?:" + "|".join((*ARGUMENTS, "action_input")) + r")[\"']\s*:")
 _BEGIN_OF_ARGUMENTS = re.compile(r"\(\s*[A-Za-z_]\w*\s*=\s*[\w\"'\[{-]")
 
 
 def _mention(text: str, offered: Mapping[str, Tool]) -> str:
-    """Return the name of an offered tool that a text seems to call; empty when it does not."""
+    """Return the name of an offered tool that a text seems to call, or an empty string."""
     if not offered or not ("(" in text or "{" in text):
         return ""
     for name in offered:

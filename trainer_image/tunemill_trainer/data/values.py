@@ -1,4 +1,4 @@
-"""Reads JSON values that were written as text inside a row: as JSON, or as Python wrote its own literals."""
+"""Parses JSON values that a row contains as strings: JSON, or Python literals."""
 
 import ast
 import json
@@ -17,27 +17,27 @@ _JSON_NAMES = {"true": True, "false": False, "null": None}
 _DEEPEST = 64
 _CONTAINERS = (dict, list)
 
-HALF_PAIR = r"half of a surrogate pair (a lone \ud800 to \udfff), which is no text"
-"""What JSON's escapes can spell, and no tokenizer and no file in UTF-8 can hold."""
+HALF_PAIR = r"a lone surrogate (\ud800 to \udfff), which is not valid text"
+"""JSON escapes can encode a lone surrogate, but tokenizers and UTF-8 files cannot hold one."""
 _ESCAPE = re.compile(r"\\[uU]")
 
 LONGEST_LITERAL = 128 << 10
-"""Characters of a Python literal, or of calls in Python's syntax. Python's parser takes up to 600 times as many bytes
-(1 MiB of `1,1,…`: 573 MiB), and nothing can stop it. JSON, which takes a twentieth of that, may be longer."""
+"""The most characters of a Python literal, or of calls in Python syntax. Python's parser takes up to 600 times as many
+bytes (1 MiB of `1,1,…`: 573 MiB) and cannot be interrupted. JSON, which takes a twentieth of that, may be longer."""
 
 
 def read_value(text: str, rule: Rule, expected: str = "JSON or a Python literal") -> JsonValue:
-    """Return the value of a text that is JSON, a Python literal such as {'a': True}, or a mixture such as {'a': true}.
+    """Parse text that is JSON, a Python literal such as {'a': True}, or a mixture such as {'a': true}.
 
-    Many public data sets were written with Python's str() where JSON was meant.
+    Many public data sets were written with Python's str() instead of json.dumps().
 
     Args:
-        text: JSON or a literal.
-        rule: that the row breaks when it is neither.
-        expected: what stands in the message then.
+        text: the text.
+        rule: the rule of the error if the text is neither.
+        expected: what the error message says was expected.
 
     Raises:
-        RowError: with the given rule.
+        RowError: the text cannot be parsed.
     """
     text = text.strip()
     for parse in (json.loads, _python_literal):
@@ -56,10 +56,10 @@ def read_value(text: str, rule: Rule, expected: str = "JSON or a Python literal"
 
 
 def read_object(value: JsonValue, rule: Rule, what: str) -> JsonObject:
-    """Return an object that may be written as text.
+    """Return a JSON object, parsing it first if it is a string.
 
     Raises:
-        RowError: with the given rule; `what` names the thing in the message.
+        RowError: the value is not an object. `rule` is the error's rule, and `what` names the value in the message.
     """
     if isinstance(value, str):
         value = read_value(value, rule, f"{what} to be an object, as JSON or a Python literal")
@@ -69,10 +69,10 @@ def read_object(value: JsonValue, rule: Rule, what: str) -> JsonObject:
 
 
 def as_json(value: object, rule: Rule) -> JsonValue:
-    """Return a Python value as JSON has it; tuples become lists.
+    """Convert a Python value to a JSON value; tuples become lists.
 
     Raises:
-        RowError: for what JSON does not have, such as sets, bytes and NaN.
+        RowError: JSON has no such value: sets, bytes, NaN and others.
     """
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: as_json(item, rule) for key, item in value.items()}
@@ -80,11 +80,11 @@ def as_json(value: object, rule: Rule) -> JsonValue:
         return [as_json(item, rule) for item in value]
     if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    raise RowError(rule, f"JSON has no such value: {shortened(repr(value))}")
+    raise RowError(rule, f"not a JSON value: {shortened(repr(value))}")
 
 
 def is_deep(value: JsonValue) -> bool:
-    """Return whether a value is nested deeper than any tool asks for: looking into it would exhaust Python's stack."""
+    """Return whether a value is nested deeper than any tool needs. Deep recursion would exhaust Python's stack."""
     level = [value] if isinstance(value, _CONTAINERS) else []
     for _ in range(_DEEPEST):
         level = [
@@ -99,7 +99,7 @@ def is_deep(value: JsonValue) -> bool:
 
 
 def holds_surrogates(value: object) -> bool:
-    """Return whether a text in a JSON value has a lone surrogate."""
+    """Return whether a string in a JSON value has a lone surrogate."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -108,17 +108,17 @@ def holds_surrogates(value: object) -> bool:
 
 
 def refuse_constant(constant: str) -> NoReturn:
-    """Refuse NaN and the infinities; for json's parse_constant."""
+    """Reject NaN and the infinities; for json's `parse_constant`."""
     raise ValueError(f"{constant} is not JSON")
 
 
 def shortened(text: str) -> str:
-    """Return the start of a text for a message."""
+    """Return the first 80 characters of a text, for messages."""
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def refuse(rule: Rule, message: str) -> NoReturn:
-    """Raise a RowError; for use in expressions."""
+    """Raise a RowError; for use in an expression."""
     raise RowError(rule, message)
 
 
@@ -126,7 +126,7 @@ def _python_literal(text: str) -> object:
     if len(text) > LONGEST_LITERAL:
         raise ValueError("too long")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about escapes in the row's texts
+        warnings.simplefilter("ignore")  # invalid escapes in the row's strings
         parsed = ast.parse(text, mode="eval")
     return ast.literal_eval(_JsonNames().visit(parsed))
 

@@ -1,1 +1,1 @@
-"""Compares what a model answers with what the held-out rows say: generation, parsing, matching, metrics."""
+"""Evaluates a model's replies against the held-out rows: generation, parsing, matching, metrics."""

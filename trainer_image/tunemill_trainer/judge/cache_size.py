@@ -1,4 +1,4 @@
-"""How much memory the answers of a model need, from its configuration: the key-value cache and what a prompt takes."""
+"""Estimates the memory for generation from a model's configuration: the key-value cache, and the prefill."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from dataclasses import dataclass
 from typing import Any
 
 _ACTIVATIONS = 8
-"""Tensors as wide as the hidden states that a layer needs at once while it reads a prompt; and half as many as wide as
-its feed-forward part."""
+"""Tensors of the hidden size that a layer holds at the same time during the prefill; plus half as many of its
+intermediate size."""
 _SCORES = 12
-"""Bytes of each attention score where all of them are in memory: as they are, capped, and as 32-bit probabilities."""
+"""Bytes per attention score if all are in memory: raw, softcapped, and as 32-bit probabilities."""
 
 
 @dataclass(frozen=True)
 class CacheSize:
-    """What one row needs, in bytes.
+    """The memory for one row of a batch, in bytes.
 
     Attributes:
-        token: bytes of the cache for a token in one layer.
-        windows: the layers that keep a cache: how many tokens each keeps at most; 0 for all of them.
-        prompt_token: bytes for each token of a prompt while it is read.
-        score: bytes for each pair of tokens of a prompt while it is read; 0 where attention never holds all pairs.
-        logits: bytes of the logits of the next token.
+        token: bytes of the cache per token and layer.
+        windows: for each layer with a cache, the most tokens that it keeps; 0 for no limit.
+        prompt_token: bytes per prompt token during the prefill.
+        score: bytes per pair of prompt tokens during the prefill; 0 if the attention never materialises all scores.
+        logits: bytes of the logits for the next token.
     """
 
     token: int
@@ -31,19 +31,19 @@ class CacheSize:
     logits: int
 
     def cache(self, length: int) -> int:
-        """Return the bytes of the cache for a row of this many tokens."""
+        """Return the bytes of the cache for a row with `length` tokens."""
         return self.token * sum(min(length, window) if window else length for window in self.windows)
 
     def row(self, prompt: int, length: int) -> int:
-        """Return the bytes for a row whose prompt has `prompt` tokens, and that grows to `length`."""
+        """Return the bytes for a row with `prompt` prompt tokens that grows to `length` tokens."""
         reading = self.cache(prompt) + self.prompt_token * prompt + self.score * prompt**2
-        # A layer's cache grows by being copied.
+        # To grow, a layer's cache is copied.
         writing = self.cache(length) + self.token * length
         return max(reading, writing) + self.logits
 
 
 def cache_size(model: Any) -> CacheSize:  # noqa: ANN401 - transformers ships no types
-    """Return what a row needs in a causal language model of Transformers, in the number format of its weights."""
+    """Return the memory per row for a causal language model of Transformers, in the dtype of its weights."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
@@ -51,15 +51,15 @@ def cache_size(model: Any) -> CacheSize:  # noqa: ANN401 - transformers ships no
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     groups = getattr(config, "num_key_value_heads", None) or heads
-    if getattr(config, "kv_lora_rank", None):  # Transformers caches what the compressed states are expanded to
+    if getattr(config, "kv_lora_rank", None):  # multi-head latent attention: Transformers caches the expanded states
         numbers = heads * (config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim)
     else:
         numbers = 2 * groups * width
-    # Transformers' own cache knows which layers slide, and which keep nothing: they use the keys of another layer, or
-    # have a state of a fixed size.
+    # DynamicCache knows which layers have a sliding window, and which have no cache: they share the keys of another
+    # layer, or have a state of fixed size.
     layers = [layer for layer in DynamicCache(config=config).layers if isinstance(layer, DynamicLayer)]
     feed_forward = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    if isinstance(feed_forward, list):  # a layer each
+    if isinstance(feed_forward, list):  # one per layer
         feed_forward = max(feed_forward)
     return CacheSize(
         token=numbers * item,

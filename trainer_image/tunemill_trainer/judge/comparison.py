@@ -1,4 +1,4 @@
-"""Base and tuned model side by side: the facts for the status, the full report, and every case with both replies."""
+"""Compares base and tuned model: the metrics for the status, the full report, and both replies to every case."""
 
 import hashlib
 from collections import Counter
@@ -38,10 +38,10 @@ HEADLINES = (
     "hallucinated_tool_rate",
     "finished_rate",
 )
-"""The metrics of the status: those that gates can be set on, and one that explains them."""
+"""The metrics in the status: those that gates can use, and finished_rate, which helps to explain them."""
 
 TOOL_F1 = "tool_f1"
-"""The one headline that is a mean and not a share of cases."""
+"""The only metric in the status that is a mean and not a share of cases."""
 
 _MISTAKES = 60
 _MISTAKES_A_FAULT = 10
@@ -49,9 +49,9 @@ _LONGEST_TEXT = 2000
 
 
 def sample(cases: Iterable[Case], max_rows: int) -> list[Case]:
-    """Return the cases of at most `max_rows` rows, in their order; which rows, a hash of their numbers decides.
+    """Return the cases of at most `max_rows` rows in order. A hash of the row numbers selects the rows.
 
-    The first rows would not do: data is often sorted by tool.
+    The first rows would not be representative, because data is often sorted by tool.
     """
     found = list(cases)
     rows = {case.row for case in found}
@@ -71,11 +71,11 @@ class Comparison:
 
     @property
     def rows(self) -> int:
-        """The held-out rows that the cases come from."""
+        """The number of held-out rows that the cases come from."""
         return len({case.row for case in self.cases})
 
     def facts(self, report: str) -> EvaluationFacts:
-        """Return what the status says; `report` is the URI of the full report."""
+        """Return the facts for the status; `report` is the URI of the full report."""
         metrics = [
             MetricFacts(
                 name=name,
@@ -95,11 +95,11 @@ class Comparison:
         return EvaluationFacts(rows=self.rows, metrics=[*metrics, f1], report=report)
 
     def report(self, settings: Settings, trained_tools: frozenset[str] | None = None) -> Report:
-        """Return the full report: metrics with intervals, slices, tools, faults and mistakes, how it was measured.
+        """Return the full report: metrics with intervals, slices, tools, faults, mistakes and settings.
 
         Args:
-            settings: how the replies were made.
-            trained_tools: the tools that are called in the training rows; None when nobody knows.
+            settings: how the replies were generated.
+            trained_tools: the tools called in the training rows; None if unknown.
         """
         base, tuned = self.base, self.tuned
         before = [verdict.right for verdict in base.verdicts]
@@ -120,12 +120,12 @@ class Comparison:
             base_tool_f1=_rounded(base.tool_f1),
             tuned_tool_f1=_rounded(tuned.tool_f1),
             slices={
-                name: _asked(_metrics(base.rates_of(indices), tuned.rates_of(indices)))
+                name: _with_cases(_metrics(base.rates_of(indices), tuned.rates_of(indices)))
                 for name, indices in slices_of(self.cases, trained_tools).items()
             },
             base_faults=base.faults,
             tuned_faults=tuned.faults,
-            mistakes=[self._mistake(index) for index in _gallery(tuned.verdicts)],
+            mistakes=[self._mistake(index) for index in _shown_mistakes(tuned.verdicts)],
         )
 
     def _mistake(self, index: int) -> Mistake:
@@ -141,7 +141,7 @@ class Comparison:
         )
 
     def lines(self) -> Iterator[JsonObject]:
-        """Yield one line a case: what was wanted, and what each model said."""
+        """Yield one line per case: the expected turn, and each model's reply with its verdict."""
         both = zip(self.base_replies, self.base.verdicts, self.tuned_replies, self.tuned.verdicts, strict=True)
         for case, (base, base_verdict, tuned, tuned_verdict) in zip(self.cases, both, strict=True):
             yield {
@@ -156,13 +156,13 @@ class Comparison:
 def compare(
     cases: list[Case], base: list[Reply], tuned: list[Reply], reply_format: ReplyFormat = ReplyFormat.HERMES
 ) -> Comparison:
-    """Score both models' replies, one a case each."""
+    """Score both models' replies; each has one reply per case."""
     scores = [score(cases, replies, reply_format) for replies in (base, tuned)]
     return Comparison(tuple(cases), tuple(base), tuple(tuned), *scores)
 
 
-def _gallery(verdicts: Sequence[Verdict]) -> list[int]:
-    """Return cases that went wrong, in their order: of every fault the first ones, so that a rare one is seen too."""
+def _shown_mistakes(verdicts: Sequence[Verdict]) -> list[int]:
+    """Return the indices of wrong replies for the report: the first of each fault, so that rare faults are shown."""
     shown: Counter[FaultKind] = Counter()
     chosen = []
     for index, verdict in enumerate(verdicts):
@@ -179,7 +179,7 @@ def _metrics(base: dict[str, Rate], tuned: dict[str, Rate]) -> dict[str, MetricR
     }
 
 
-def _asked(metrics: dict[str, MetricReport]) -> dict[str, MetricReport]:
+def _with_cases(metrics: dict[str, MetricReport]) -> dict[str, MetricReport]:
     return {name: metric for name, metric in metrics.items() if metric.cases}
 
 

@@ -1,12 +1,11 @@
-"""Lets a model answer many prompts: greedily, in batches, and with the same answers as one by one.
+"""Generates replies to many prompts in batches, with greedy decoding. The replies do not depend on the batch.
 
-Batches are padded on the left, so that all prompts end, and all answers begin, at the same place. In 32-bit floats the
-answers are those of single prompts (a test holds that); in 16 bits the rounding of a batch may decide between two words
-that are equally good.
+Batches are padded on the left, so that all replies start at the same position. In float32, the replies equal those of
+single prompts (a test verifies this). In 16-bit types, rounding may decide between two equally likely tokens.
 
-A batch is as large as memory allows for prompts with usual answers. It is answered in spans of a few tokens. After
-each, rows that have ended leave it, and rows for which memory is no longer enough wait for another batch, with what
-they have said so far. So neither one long answer nor the limit of all answers makes every batch small.
+The batch size is as large as memory allows for replies of usual length. Replies are generated in spans of a few tokens.
+After each span, finished rows leave the batch, and rows that no longer fit into memory are moved to a later batch with
+their tokens so far. So neither one long reply nor the token limit makes every batch small.
 """
 
 from __future__ import annotations
@@ -25,26 +24,26 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 SPAN = 32
-"""Tokens that are generated between two looks at who has ended. A row that ended waits for half as many, and what
-Transformers does before the first token of a span takes a few milliseconds."""
+"""Tokens that are generated before finished rows are removed. On average, a finished row stays for half as many. Each
+span costs a few milliseconds in Transformers."""
 _SHARE = 0.8
-"""Of the free memory, what a batch may take; the rest is for what is not counted, and for the gaps between tensors."""
+"""The share of free memory that a batch can use. The rest is for memory not in the estimate, and for fragmentation."""
 _FEW = 8
-"""Rows that a batch may have whatever their lengths."""
+"""The number of rows up to which a batch may mix prompts of any length."""
 _CPU_BYTES = 1 << 30
-"""What a batch may take on a CPU, which gains nothing from larger batches."""
+"""The most memory for a batch on a CPU, where larger batches are not faster."""
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How replies are made; the same for every model that is compared.
+    """The generation settings, the same for all compared models.
 
     Attributes:
-        stop_token_ids: a reply ends with any of these.
-        pad_token_id: fills a batch.
-        max_new_tokens: that a reply may have.
-        usual_new_tokens: for how many tokens of a reply a batch has room from the start; 0 for as many as it may have.
-        share: of the memory that may be used otherwise.
+        stop_token_ids: the tokens that end a reply.
+        pad_token_id: the padding token.
+        max_new_tokens: the most tokens of a reply.
+        usual_new_tokens: the reply length for which a batch reserves memory at the start; 0 for max_new_tokens.
+        share: a factor for the memory that a batch can use.
     """
 
     stop_token_ids: tuple[int, ...]
@@ -55,39 +54,39 @@ class Decoding:
 
 
 def answer_limit(answer_tokens: Sequence[int]) -> int:
-    """Return how many tokens a reply may have: half more than the longest answer of the data, and 32 more at least.
+    """Return the token limit of a reply: the longest expected reply plus half its length, but at least plus 32.
 
-    The room is also for a base model that has no token of its own for a tag and spells it in five.
+    The margin is also for base models that need five tokens for a tag, because their vocabulary lacks it.
     """
     longest = max(answer_tokens)
     return longest + max(32, longest // 2)
 
 
 def usual_answer(answer_tokens: Sequence[int]) -> int:
-    """Return the limit that nine of ten answers of the data would ask for; what is longer than that is rare."""
+    """Return the token limit for the 90th percentile of the expected replies; few replies are longer."""
     at = -(-9 * len(answer_tokens) // 10) - 1
     return answer_limit([sorted(answer_tokens)[at]])
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return how many bytes can be allocated on a device; on a CPU, which the pod shares, a fixed number."""
+    """Return the bytes that can be allocated on a device; a fixed number for a CPU, whose memory the pod shares."""
     import torch
 
     if device.type != "cuda":
         return _CPU_BYTES
     free, _ = torch.cuda.mem_get_info(device)
-    # What PyTorch holds without using it is free, too.
+    # Memory that PyTorch's allocator has cached is free, too.
     return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
 
 @dataclass
 class _Row:
-    """A prompt, and what has been said to it.
+    """A prompt and its reply so far.
 
     Attributes:
-        index: among all prompts.
-        prompt: token ids.
-        answer: token ids.
+        index: the index among all prompts.
+        prompt: the token ids of the prompt.
+        answer: the token ids of the reply.
     """
 
     index: int
@@ -112,24 +111,24 @@ def generate(
     on_progress: Callable[[int], None],
     free: Callable[[torch.device], int] = free_bytes,
 ) -> list[list[int]]:
-    """Return the token ids of one reply a prompt, with the stop token where there was one.
+    """Return the token ids of one reply per prompt, including the stop token, if any.
 
     Args:
-        model: a causal language model, in evaluation mode.
-        prompts: token ids, at least one each.
-        decoding: how replies are made.
-        check_stop: called after every token; what it raises ends the generation.
-        on_progress: called with the number of prompts that are answered, when it has grown.
+        model: a causal language model in evaluation mode.
+        prompts: the token ids of each prompt, at least one each.
+        decoding: the generation settings.
+        check_stop: called after every token. It may raise to stop.
+        on_progress: called with the number of finished replies when it has grown.
         free: returns the bytes that can be allocated on a device.
 
     Raises:
-        RuntimeError: what PyTorch and its libraries raise when one prompt alone does not fit.
+        RuntimeError: raised by PyTorch or its libraries if a single prompt does not fit into memory.
     """
     from transformers import GenerationConfig
 
     from tunemill_trainer.learn.out_of_memory import Shortage, attempt
 
-    # The model's own generation_config.json must not speak here: Qwen's asks for sampling and a repetition penalty.
+    # Override the model's generation_config.json: Qwen's sets sampling and a repetition penalty.
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=list(decoding.stop_token_ids), pad_token_id=decoding.pad_token_id
     )
@@ -148,19 +147,19 @@ def generate(
             answer()
         elif isinstance(attempt(answer), Shortage):
             share /= 2
-            _log.info("%d prompts did not fit into memory at once: all that are left are cut anew", len(batch))
+            _log.info("A batch of %d prompts did not fit into memory; continuing with smaller batches", len(batch))
         waiting += [row for row in batch if not _has_ended(row, decoding)]
     return [row.answer for row in rows]
 
 
 def _next_batch(waiting: list[_Row], room: int, size: CacheSize, decoding: Decoding) -> tuple[list[_Row], list[_Row]]:
-    """Return the rows that are answered next, the longest first, which shows at once what does not fit; and the others.
+    """Return the rows of the next batch, and the others. The longest come first, so that memory errors show early.
 
     Args:
-        waiting: rows that have not ended, at least one.
-        room: bytes that the batch may take.
-        size: what a row needs.
-        decoding: how replies are made.
+        waiting: the unfinished rows, at least one.
+        room: the bytes that the batch can use.
+        size: the memory per row.
+        decoding: the generation settings.
     """
     ordered = sorted(waiting, key=lambda row: (-row.length, row.index))
     longest, usual = ordered[0].length, decoding.usual_new_tokens or decoding.max_new_tokens
@@ -168,7 +167,7 @@ def _next_batch(waiting: list[_Row], room: int, size: CacheSize, decoding: Decod
     for row in ordered:
         to_come = max(to_come, SPAN, usual - len(row.answer))
         fits = (count + 1) * size.row(longest, longest + to_come) <= room
-        # Reading padding costs as much as reading a prompt.
+        # Padding costs as much as prompt tokens.
         alike = 2 * row.length >= longest or count < _FEW
         if count and not (fits and alike):
             break
@@ -185,10 +184,10 @@ def _answer(
     check_stop: Callable[[], None],
     on_ended: Callable[[], None],
 ) -> None:
-    """Go on with the answers of all rows of a batch, until each has ended or left for lack of room."""
+    """Continue the replies of a batch until each row has finished, or was removed because of memory."""
     import torch
 
-    def watch(input_ids: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+    def check_each_token(input_ids: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
         check_stop()
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
@@ -208,11 +207,11 @@ def _answer(
                 past_key_values=cache,
                 max_new_tokens=span,
                 return_dict_in_generate=True,
-                stopping_criteria=[watch],
+                stopping_criteria=[check_each_token],
             )
         new = output.sequences[:, ids.shape[1] :]
-        for row, said in zip(rows, new.tolist(), strict=True):
-            row.answer += _up_to_stop(said, decoding)[: decoding.max_new_tokens - len(row.answer)]
+        for row, tokens in zip(rows, new.tolist(), strict=True):
+            row.answer += _up_to_stop(tokens, decoding)[: decoding.max_new_tokens - len(row.answer)]
         ids, cache = output.sequences, output.past_key_values
         mask = torch.cat([mask, mask.new_ones(new.shape)], dim=1)
         going = [at for at, row in enumerate(rows) if not _has_ended(row, decoding)]
@@ -227,12 +226,12 @@ def _answer(
         if hasattr(cache, "batch_select_indices"):
             cache.batch_select_indices(selected)
         else:
-            cache = None  # what was said is read again
+            cache = None  # the next span computes it again from all tokens
 
 
 def _has_ended(row: _Row, decoding: Decoding) -> bool:
-    said = row.answer
-    return len(said) >= decoding.max_new_tokens or bool(said and said[-1] in decoding.stop_token_ids)
+    answer = row.answer
+    return len(answer) >= decoding.max_new_tokens or bool(answer and answer[-1] in decoding.stop_token_ids)
 
 
 def _up_to_stop(ids: list[int], decoding: Decoding) -> list[int]:

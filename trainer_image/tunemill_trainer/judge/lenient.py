@@ -1,7 +1,7 @@
-"""Finds what a reader who wants to understand would take for calls, where a server takes none.
+"""A lenient parser for calls that a server does not find in a reply.
 
-It explains a figure, and is never counted as one: the difference between a model that does not know what to call and
-one that knows and does not write it as the server needs it.
+It is used only to explain results, never for other metrics: it distinguishes a model that does not know what to call
+from one that knows, but does not write the call in the format of the server.
 """
 
 import json
@@ -27,7 +27,7 @@ _BLOCK = re.compile(
     r"|(?:\[TOOL_CALLS\]|<\|python_tag\|>)(.*)",
     re.DOTALL,
 )
-_DECODER = json.JSONDecoder(strict=False)  # which takes a text over several lines
+_DECODER = json.JSONDecoder(strict=False)  # allows line breaks in strings
 _END_OF_LIST = re.compile(r"\)\s*\]")
 _MEMORY, _TIME = MemoryBound(512 << 20), TimeBound(seconds=10.0)
 _FORMATS = (
@@ -38,13 +38,13 @@ _FORMATS = (
     ReplyFormat.LLAMA4_PYTHONIC,
     ReplyFormat.JSON,
 )
-"""Formats in which nothing but a call is read as one, whatever tools there are."""
+"""Formats whose parsers do not mistake other text for calls, even without a list of tools."""
 _MOST_BRACES = 1000
-"""Where a call may begin in one reply; in a longer one nobody would look for it."""
+"""The most braces in one reply that are tried as the start of a call."""
 
 
 def read_leniently(text: str) -> tuple[Call, ...]:
-    """Return the calls that a lenient reader would find; empty when there are none even for him."""
+    """Return the calls that a lenient parser finds in a reply; empty if it finds none."""
     if len(text) > LONGEST_REPLY:
         return ()
     try:
@@ -68,13 +68,13 @@ def _read(text: str) -> tuple[Call, ...]:
 
 
 def _is_likely(call: Call) -> bool:
-    """Return whether a call may be meant as one; some formats take any text for the name of a tool."""
+    """Return whether a parsed call is plausible; some formats accept any text as the name of a tool."""
     return bool(call.arguments) and re.fullmatch(r"[\w.-]{1,64}", call.name) is not None
 
 
 def _calls(part: str) -> list[Call]:
-    """Return the calls of the first spelling that holds any."""
-    for written in _spellings(part):
+    """Return the calls of the first candidate that contains any."""
+    for written in _candidates(part):
         with suppress(RowError):
             value = read_value(written, Rule.BROKEN_CALL)
             return [_call(item) for item in (value if isinstance(value, list) else [value])]
@@ -83,11 +83,10 @@ def _calls(part: str) -> list[Call]:
     return [call for value in _objects(part) for call in _call_or_none(value)]
 
 
-def _spellings(part: str) -> Iterator[str]:
-    """Yield the text without a code fence, and what in it looks like an object or a list of calls.
+def _candidates(part: str) -> Iterator[str]:
+    """Yield the text without a code fence, and the parts of it that look like an object or a list of calls.
 
-    Each mark is looked for by itself: one pattern from the first to the last would take time by the square of a long
-    reply.
+    Start and end are searched separately: one regular expression for both would take quadratic time.
     """
     yield re.sub(r"\A\s*```\w*|```\s*\Z", "", part).strip()
     yield part[part.find("{") : part.rfind("}") + 1]
@@ -97,7 +96,7 @@ def _spellings(part: str) -> Iterator[str]:
 
 
 def _objects(part: str) -> Iterator[JsonValue]:
-    """Yield the JSON objects in a text, one after another."""
+    """Yield the JSON objects in a text."""
     end = 0
     for brace in islice(re.finditer(r"\{", part), _MOST_BRACES):
         if brace.start() >= end:
@@ -116,5 +115,5 @@ def _call(value: JsonValue) -> Call:
     if isinstance(value, dict) and "parameters" in value and "arguments" not in value:
         value = {"name": value.get("name"), "arguments": value["parameters"]}
     if not isinstance(value, dict) or not value.keys() & {"arguments", "function"}:
-        raise RowError(Rule.BROKEN_CALL, "no call")
+        raise RowError(Rule.BROKEN_CALL, "not a call")
     return read_call(value)

@@ -1,20 +1,20 @@
-"""Turns replies into figures. Each metric is a share of the cases that ask for it, with a Wilson interval of 95 %.
+"""Computes metrics from replies. Each is a share of the cases it applies to, with a 95 % Wilson interval.
 
-| metric | of which cases | share in which the model |
+| metric | applies to cases | share of replies that |
 |---|---|---|
-| tool_name_accuracy | a call is wanted | calls exactly the wanted tools |
-| exact_match | a call is wanted | calls exactly the wanted tools with equal arguments |
-| ast_match | a call is wanted | calls them with arguments that are as good, by the rule of BFCL |
-| valid_call_rate | a call is wanted | makes at least one call and every call can be parsed |
-| schema_valid_rate | a call is wanted | makes at least one call and every call keeps to its tool's schema |
-| parallel_accuracy | several calls are wanted | calls them all as good, in any order |
-| abstention_accuracy | no call is wanted | does not begin a call |
-| overall_accuracy | all | makes an AST match, or abstains where no call is wanted |
-| missed_call_rate | a call is wanted | does not even begin a call |
-| over_call_rate | all | makes more calls than are wanted, or begins one where none is |
-| hallucinated_tool_rate | all | calls a tool that it was not offered |
-| lenient_only_rate | a call is wanted | makes no call for the server, but one that a lenient reader understands |
-| finished_rate | it is known | ends its turn by itself, within the tokens that it may use |
+| tool_name_accuracy | with expected calls | call exactly the expected tools |
+| exact_match | with expected calls | call exactly the expected tools with equal arguments |
+| ast_match | with expected calls | are an AST match as in BFCL: the expected tools with equivalent arguments |
+| valid_call_rate | with expected calls | contain at least one call, and every call can be parsed |
+| schema_valid_rate | with expected calls | contain at least one call, and every call is valid under its tool's schema |
+| parallel_accuracy | with several expected calls | are an AST match, in any order of the calls |
+| abstention_accuracy | without expected calls | do not start a call |
+| overall_accuracy | all | are an AST match, or do not start a call if none is expected |
+| missed_call_rate | with expected calls | do not start a call |
+| over_call_rate | all | contain more calls than expected, or start a call if none is expected |
+| hallucinated_tool_rate | all | call a tool that is not available |
+| lenient_only_rate | with expected calls | contain no call for the server, but one for a lenient parser |
+| finished_rate | where it is known | end by a stop token, within the token limit |
 """
 
 import math
@@ -25,19 +25,19 @@ from dataclasses import dataclass, replace
 from tunemill_trainer.data.findings import crash
 from tunemill_trainer.data.rows import Call
 from tunemill_trainer.data.tools import call_problems, served_name
+from tunemill_trainer.judge.ast_matching import ast_match
+from tunemill_trainer.judge.exact_matching import equal_calls, same_calls, same_tools
 from tunemill_trainer.judge.faults import FaultKind, fault_of
-from tunemill_trainer.judge.match import equal_calls, same_calls, same_tools
 from tunemill_trainer.judge.parse import ReplyFormat, parse_reply
 from tunemill_trainer.judge.question import Question
-from tunemill_trainer.judge.tolerant import ast_match
 
 NO_CALL, BROKEN_CALL, UNKNOWN_TOOL = "<none>", "<invalid>", "<hallucinated>"
-"""The rows and columns of the confusion table that are no tools."""
+"""The rows and columns of the confusion table that are not tools."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model said: the text up to its stop token, and whether there was one; None when nobody knows."""
+    """A model's reply: the text before the stop token, and whether there was a stop token; None if unknown."""
 
     text: str
     finished: bool | None
@@ -45,23 +45,23 @@ class Reply:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one reply did.
+    """The result for one reply.
 
     Attributes:
-        wants_call: the data has a call here.
-        wants_several: it has more than one.
-        right: the same calls with equal arguments; where none is wanted, none was begun.
-        ast: the same calls with arguments that are as good; where none is wanted, none was begun.
-        tool_names: the same tools as often, whatever their arguments; where none is wanted, none was begun.
-        valid: a client gets at least one call.
-        schema_valid: a client gets at least one call, and all keep to their tools' schemas.
-        began_call: there is the beginning of a call, broken or not.
-        over_called: more calls than are wanted, or the beginning of one where none is.
-        hallucinated: a tool is called that was not offered.
-        lenient: no client gets a call, though one can be understood.
-        finished: the model ended its turn; None when nobody knows.
-        fault: what is wrong, in a word; empty when the reply is right.
-        error: what is wrong, in a sentence.
+        wants_call: calls are expected.
+        wants_several: more than one call is expected.
+        right: exact match: the expected calls with equal arguments, or no started call if none is expected.
+        ast: AST match: the expected calls with equivalent arguments, or no started call if none is expected.
+        tool_names: the expected tools, each as often as expected, or no started call if none is expected.
+        valid: a client receives at least one call.
+        schema_valid: a client receives at least one call, and all are valid under their tools' schemas.
+        began_call: the reply starts a call, even if it cannot be parsed.
+        over_called: more calls than expected, or a started call if none is expected.
+        hallucinated: a call to a tool that is not available.
+        lenient: a client receives no call, but a lenient parser finds one.
+        finished: the model generated a stop token; None if unknown.
+        fault: the kind of fault; NONE if the reply is right.
+        error: the fault as a message.
     """
 
     wants_call: bool
@@ -89,11 +89,11 @@ class Rate:
 
     @property
     def value(self) -> float | None:
-        """The share; None when no case asks for it."""
+        """The share; None without cases."""
         return self.hits / self.cases if self.cases else None
 
     def interval(self) -> tuple[float, float]:
-        """Return the bounds of the Wilson score interval of 95 % (Wilson 1927); the whole range without a case."""
+        """Return the 95 % Wilson score interval (Wilson 1927); (0, 1) without cases."""
         if not self.cases:
             return 0.0, 1.0
         z2, n, share = 1.959964**2, self.cases, self.hits / self.cases
@@ -104,13 +104,13 @@ class Rate:
 
 @dataclass(frozen=True)
 class ToolScore:
-    """One tool over all cases.
+    """The calls to one tool in all cases.
 
     Attributes:
-        wanted: calls that were wanted.
-        made: calls that were made.
-        named: wanted calls that were made, whatever their arguments.
-        exact: wanted calls that were made with equal arguments.
+        wanted: the number of expected calls.
+        made: the number of calls in the replies.
+        named: the number of expected calls that were made with any arguments.
+        exact: the number of expected calls that were made with equal arguments.
     """
 
     wanted: int = 0
@@ -120,30 +120,30 @@ class ToolScore:
 
     @property
     def precision(self) -> float | None:
-        """The share of the calls that were wanted; None when none was made."""
+        """The share of the calls in replies that were expected; None without calls."""
         return self.named / self.made if self.made else None
 
     @property
     def recall(self) -> float | None:
-        """The share of the wanted calls that were made; None when none was wanted."""
+        """The share of the expected calls that were made; None without expected calls."""
         return self.named / self.wanted if self.wanted else None
 
     @property
     def f1(self) -> float:
-        """The harmonic mean of precision and recall; 0 when either is, or when the tool does not occur."""
+        """The harmonic mean of precision and recall; 0 if either is 0, or the tool does not occur."""
         return 2 * self.named / max(1, self.made + self.wanted)
 
 
 @dataclass(frozen=True)
 class Score:
-    """How one model did on all cases.
+    """The scores of one model over all cases.
 
     Attributes:
         rates: metric → share, in the order of the table above.
-        confusion: wanted tool → called tool → calls; what is on the diagonal is right.
-        tools: tool → its score; of the tools that were wanted, or offered and called.
-        calls: what a client gets, one list a case.
-        verdicts: one a case, in the order of the cases.
+        confusion: expected tool → called tool → number of calls.
+        tools: tool → score, for the tools that were expected, or available and called.
+        calls: the calls that a client receives, for each case.
+        verdicts: the result of each case, in order.
     """
 
     rates: dict[str, Rate]
@@ -154,17 +154,17 @@ class Score:
 
     @property
     def tool_f1(self) -> float | None:
-        """The mean of the tools' F1, each tool counting the same; None without a tool."""
+        """The macro average of the tools' F1; None without tools."""
         return sum(tool.f1 for tool in self.tools.values()) / len(self.tools) if self.tools else None
 
     @property
     def faults(self) -> dict[str, int]:
-        """How often each fault occurs, the most frequent first."""
+        """The number of cases by fault, most frequent first."""
         counts = Counter(verdict.fault.value for verdict in self.verdicts if verdict.fault is not FaultKind.NONE)
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
     def rates_of(self, indices: Iterable[int]) -> dict[str, Rate]:
-        """Return the rates of some of the cases."""
+        """Return the metrics of a subset of the cases."""
         return _rates([self.verdicts[index] for index in indices])
 
 
@@ -175,14 +175,14 @@ def score(
     *,
     as_served: bool = False,
 ) -> Score:
-    """Judge one reply a question.
+    """Score replies, one for each question.
 
     Args:
-        questions: what was asked.
-        replies: what was answered, one a question.
-        reply_format: how the replies write calls.
-        as_served: whether a name that no server takes counts as the one that the rows' tool got instead; for models
-            that were shown the data's own names.
+        questions: the questions.
+        replies: the replies, one per question.
+        reply_format: the call format of the replies.
+        as_served: whether a call by a tool's original name, which servers do not accept, counts as a call by its new
+            name. Use it for models that were prompted with the original names.
     """
     answers: list[_Answer] = []
     judged: list[Verdict] = []
@@ -191,8 +191,8 @@ def score(
             answers.append(_Answer(question, reply, reply_format, as_served=as_served))
             judged.append(answers[-1].verdict())
         except MemoryError:
-            raise  # what the machine lacks has a reason of its own
-        except Exception as error:  # noqa: BLE001 - whatever it is, its message may quote the reply or the row
+            raise  # not the fault of a case
+        except Exception as error:  # noqa: BLE001 - the message of any exception may quote the reply or the row
             raise crash(error, f"case {number}") from None
     verdicts = tuple(judged)
     calls = tuple(answer.found.calls for answer in answers)
@@ -202,13 +202,13 @@ def score(
 def sign_test(before: Iterable[bool], after: Iterable[bool]) -> float:
     """Return the two-sided p-value of McNemar's exact test.
 
-    It is the probability of a change at least as uneven when both models are equally good.
+    It is the probability of a difference at least this large if both models are equally good.
     """
     changes = [now for then, now in zip(before, after, strict=True) if then != now]
     n, rarer = len(changes), min(sum(changes), len(changes) - sum(changes))
     if n == 0:
         return 1.0
-    # Whole numbers until the end: 2**n leaves the range of floats at 1024 changes.
+    # Use integers: 2**n exceeds the range of floats at 1024 changes.
     tail: float = sum(math.comb(n, k) for k in range(rarer + 1)) / (1 << n)
     return min(1.0, 2 * tail)
 
@@ -228,24 +228,24 @@ _METRICS: dict[str, tuple[Callable[[Verdict], bool], Callable[[Verdict], bool]]]
     "lenient_only_rate": (lambda v: v.wants_call, lambda v: v.lenient),
     "finished_rate": (lambda v: v.finished is not None, lambda v: v.finished is True),
 }
-"""Metric → which cases ask for it, and which of them count."""
+"""Metric → the cases that it applies to, and those of them that are hits."""
 
 
 def _rates(verdicts: Sequence[Verdict]) -> dict[str, Rate]:
     rates = {}
-    for name, (asks, hits) in _METRICS.items():
-        asked = [verdict for verdict in verdicts if asks(verdict)]
-        rates[name] = Rate(sum(map(hits, asked)), len(asked))
+    for name, (applies, hits) in _METRICS.items():
+        cases = [verdict for verdict in verdicts if applies(verdict)]
+        rates[name] = Rate(sum(map(hits, cases)), len(cases))
     return rates
 
 
 class _Answer:
-    """A reply beside its question."""
+    """A reply with its question."""
 
     def __init__(self, question: Question, reply: Reply, reply_format: ReplyFormat, *, as_served: bool) -> None:
         self.wanted = question.gold.calls
         self.tools = question.tools
-        # Data without a list of tools calls what it knows.
+        # If the data has no list of tools, the expected ones are available.
         self.offered = {tool.name for tool in self.tools} | {call.name for call in self.wanted}
         self.reply = reply
         self.found = parse_reply(reply.text, reply_format, self.tools)
@@ -274,15 +274,15 @@ class _Answer:
         )
 
     def made(self) -> Counter[str]:
-        """Count the calls by tool; those that were not offered have one name together."""
+        """Count the calls by tool. Tools that are not available share the name UNKNOWN_TOOL."""
         return Counter(call.name if call.name in self.offered else UNKNOWN_TOOL for call in self.found.calls)
 
     def confused(self) -> list[tuple[str, str]]:
-        """Return pairs (wanted tool, called tool): equal names first, the rest in the order of the calls."""
+        """Return pairs of expected and called tool: equal names first, the rest in the order of the calls."""
         wanted, made = Counter(call.name for call in self.wanted), self.made()
         right = wanted & made
         missing, extra = list((wanted - right).elements()), list((made - right).elements())
-        if self.found.error:  # which hides all calls
+        if self.found.error:  # then the client receives no calls
             missing, extra = missing or [NO_CALL], [BROKEN_CALL] * max(1, len(missing))
         length = max(len(missing), len(extra))
         missing += [NO_CALL] * (length - len(missing))

@@ -1,4 +1,4 @@
-"""The files that `tunemill-trainer score` reads: rows with their right answers, and any model's raw replies to them."""
+"""Reads the files for `tunemill-trainer score`: rows with the expected replies, and a model's raw replies to them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from tunemill_trainer.errors import StageError
 from tunemill_trainer.judge.metrics import Reply
 
 _NAMED = 3
-"""Places that one message names."""
+"""The most places that a message lists."""
 
 _ENDS = (
     "<|im_end|>",
@@ -48,20 +48,20 @@ _ENDS = (
     "</s>",
     "<pad>",
 )
-"""Where models stop. A server takes these marks away before it looks for calls."""
+"""Stop tokens of known models. A server removes them before it parses calls."""
 
 
 @dataclass(frozen=True)
 class GoldRow:
-    """A row whose last assistant message is the right answer; what stands after that message is passed over.
+    """A row whose last assistant message is the expected reply; messages after it are ignored.
 
     Attributes:
-        id: the row's id as text; the number 1 and the text "1" are the same.
-        given_id: as it stands in the file.
-        messages: the history.
-        tools: what may be called.
-        gold: the right answer.
-        source: where the row stands.
+        id: the row's id as text; the number 1 and the string "1" are the same id.
+        given_id: the id as in the file.
+        messages: the messages before the expected reply.
+        tools: the available tools.
+        gold: the expected reply.
+        source: the place of the row.
     """
 
     id: str
@@ -74,25 +74,25 @@ class GoldRow:
 
 @dataclass(frozen=True)
 class GoldRows:
-    """All rows, and the format that they are in."""
+    """All rows, and their format."""
 
     rows: tuple[GoldRow, ...]
     format: DatasetFormat
 
     @property
     def tool_names(self) -> set[str]:
-        """The tools that are offered or called in any row."""
+        """The names of all tools that any row declares or calls."""
         offered = {tool.name for row in self.rows for tool in row.tools}
         return offered | {call.name for row in self.rows for call in row.gold.calls}
 
 
 def read_rows(path: Path, form: DatasetFormat, tools: tuple[Tool, ...]) -> GoldRows:
-    """Return the rows of a file.
+    """Read the rows of a file.
 
     Args:
         path: the file.
-        form: their format, or Auto.
-        tools: what may be called in rows that carry no tools of their own.
+        form: the format of the rows, or Auto.
+        tools: the tools for rows without tools.
 
     Raises:
         StageError: ObjectNotFound, DatasetEmpty, DatasetMalformed, DatasetFormatUnknown or DatasetInvalidRows.
@@ -104,26 +104,26 @@ def read_rows(path: Path, form: DatasetFormat, tools: tuple[Tool, ...]) -> GoldR
         value, given = _identified(record)
         identifier = str(given)
         if identifier in rows:
-            _refuse(record, f"the id {identifier} is also that of {rows[identifier].source}", "Give every row its own.")
+            _refuse(record, f"{rows[identifier].source} has the same id {identifier}", "Give every row a unique id.")
         try:
             row = reader.canonical(value, record.source)[0]
         except RowError as error:
             _refuse(record, error.problem.message, REMEDIES[error.problem.rule])
         last = max((i for i, message in enumerate(row.messages) if message.role is Role.ASSISTANT), default=None)
         if last is None:
-            _refuse(record, "expected an assistant message, which is the right answer, found none", "Add it.")
+            _refuse(record, "expected an assistant message with the expected reply, found none", "Add one.")
         rows[identifier] = GoldRow(identifier, given, row.messages[:last], row.tools, row.messages[last], row.source)
     return GoldRows(tuple(rows.values()), form)
 
 
 def read_outputs(path: Path, rows: GoldRows) -> list[Reply]:
-    """Return the replies in the order of the rows.
+    """Read the replies, and return them in the order of the rows.
 
-    Whether a model ended its turn is told by the mark at the reply's end, if any reply of the file has one, or by the
-    field `finished`.
+    A reply is finished if its field `finished` says so, or else if it ends with a stop token, provided that any reply
+    in the file does.
 
     Raises:
-        StageError: ObjectNotFound, DatasetMalformed or DatasetInvalidRows, also when a row has no reply.
+        StageError: ObjectNotFound, DatasetMalformed or DatasetInvalidRows, also if a row has no reply.
     """
     known = {row.id for row in rows.rows}
     found: dict[str, tuple[str, bool | None, Source]] = {}
@@ -131,10 +131,10 @@ def read_outputs(path: Path, rows: GoldRows) -> list[Reply]:
         value, given = _identified(record)
         identifier = str(given)
         if identifier not in known:
-            _refuse(record, f"no row has the id {identifier}", "Score the replies to these rows, and no others.")
+            _refuse(record, f"no row has the id {identifier}", "Remove replies to other rows.")
         if identifier in found:
             place = found[identifier][2]
-            _refuse(record, f"the id {identifier} is also that of {place}", "Give one reply a row.")
+            _refuse(record, f"{place} has the same id {identifier}", "Give one reply per row.")
         output, finished = value.get("output"), value.get("finished")
         if not isinstance(output, str):
             _refuse(record, f"expected `output` to be a string, found {_shown(output)}", "Write the raw reply there.")
@@ -146,16 +146,16 @@ def read_outputs(path: Path, rows: GoldRows) -> list[Reply]:
         places = ", ".join(f"{row.id} ({row.source})" for row in missing[:_NAMED])
         raise StageError(
             Reason.DATASET_INVALID_ROWS,
-            f"expected a reply to every row in {path}, found none for {len(missing)} of {len(rows.rows)}: {places}"
+            f"expected a reply to every row in {path}, found none for {len(missing)} of {len(rows.rows)} rows: {places}"
             + (", …" if len(missing) > _NAMED else ""),
-            'Add a line {"id": …, "output": …} for each; a model that said nothing has an empty output.',
+            'Add a line {"id": …, "output": …} for each. The output of an empty reply is "".',
         )
     marked = any(_without_end(output) != output for output, _, _ in found.values())
     return [_reply(*found[row.id][:2], marked=marked) for row in rows.rows]
 
 
 def read_tools_file(path: Path) -> tuple[Tool, ...]:
-    """Return the tools of a JSON file: a list of definitions, or one.
+    """Read the tools in a JSON file: one definition, or a list.
 
     Raises:
         StageError: ObjectNotFound or DatasetInvalidRows.
@@ -175,16 +175,16 @@ def _reply(output: str, finished: bool | None, *, marked: bool) -> Reply:
 
 
 def _without_end(output: str) -> str:
-    """Return the reply without the marks at its end; as it is when there are none."""
+    """Return the reply without stop tokens at its end."""
     kept, end = len(output), _end_of_text(output, len(output))
-    # By places and not by texts: a reply may end with thousands of <pad>.
+    # Use positions instead of copies: a reply may end with thousands of <pad>.
     while mark := next((mark for mark in _ENDS if output.endswith(mark, 0, end)), ""):
         kept = end = _end_of_text(output, end - len(mark))
     return output[:kept]
 
 
 def _end_of_text(output: str, end: int) -> int:
-    """Return where the text up to `end` ends without the spaces there."""
+    """Return the end of the text before `end` without trailing white space."""
     while end and output[end - 1].isspace():
         end -= 1
     return end
@@ -212,10 +212,10 @@ def _unreadable(path: Path, error: OSError | UnicodeDecodeError) -> StageError:
 def _identified(record: Record) -> tuple[JsonObject, str | int]:
     """Return the object of a record and its id."""
     if record.value is None:
-        _refuse(record, record.error, "Write one whole JSON object a line, in UTF-8.")
+        _refuse(record, record.error, "Write one complete JSON object per line, in UTF-8.")
     identifier = record.value.get("id")
     if not isinstance(identifier, str | int) or isinstance(identifier, bool) or identifier == "":
-        _refuse(record, f"expected an `id`, a text or a whole number, found {_shown(identifier)}", "Add it.")
+        _refuse(record, f"expected `id` to be a string or an integer, found {_shown(identifier)}", "Add it.")
     return record.value, identifier
 
 

@@ -1,8 +1,8 @@
-"""Reads tool calls out of a reply, as strictly as the server that will serve the model.
+"""Parses tool calls in a reply as strictly as the server that will serve the model.
 
-One broken call makes many servers hand the whole reply on as plain text, so it hides the good ones beside it. A lenient
-reading here would promise calls that no client ever gets; `lenient` says what such a reading would find.
-`make test-long` holds the readers to vLLM's own parsers: docs/reference/reply-formats.md has the figures.
+With many servers, one invalid call turns the whole reply into plain text, including its valid calls. A lenient parser
+would find calls that clients never receive; `lenient` has such a parser to explain results. `make test-long` compares
+the readers with vLLM's parsers; docs/reference/reply-formats.md has the results.
 """
 
 import re
@@ -42,9 +42,9 @@ from tunemill_trainer.process.bounds import MemoryBound, OutOfBoundsError, TimeB
 
 
 class ReplyFormat(StrEnum):
-    """How calls are written. Named as vLLM's `--tool-call-parser`; json and nemotron_json have none.
+    """The formats of calls, named like vLLM's `--tool-call-parser`. vLLM has no parser for json and nemotron_json.
 
-    In the order in which they are tried: a format that is known by its marks before one that reads any JSON.
+    They are tried in this order: formats with unique marks come before formats that accept any JSON.
     """
 
     HERMES = "hermes"
@@ -88,16 +88,16 @@ ALIASES = {
     "cohere_command4": ReplyFormat.COHERE_COMMAND3,
     "harmony": ReplyFormat.OPENAI,
 }
-"""Other names of parsers that read the same."""
+"""Names of vLLM parsers for the same formats."""
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """How a format is read.
+    """The functions that parse a format.
 
     Attributes:
-        read: returns the calls of a reply without its reasoning.
-        content_of: splits the reasoning off.
+        read: parses the calls of a reply without reasoning.
+        content_of: removes the reasoning from a reply.
     """
 
     read: Callable[[str, Sequence[Tool]], ParsedReply]
@@ -160,28 +160,28 @@ _MARKS: tuple[tuple[ReplyFormat, re.Pattern[str]], ...] = tuple(
         (ReplyFormat.HERMES, hermes.BEGIN),
     )
 )
-"""What a call of each format has in it. The first that is found decides, so the one that others share comes last."""
+"""Marks of calls in each format. The first match decides, so the mark that several formats share comes last."""
 
 _MEMORY, _TIME = MemoryBound(512 << 20), TimeBound(seconds=5.0)
-"""For one reply: what a model writes is a stranger's text, too. Usual is a tenth of a millisecond."""
+"""The limits for one reply, because a model's output is untrusted. Parsing normally takes a tenth of a millisecond."""
 _SHORT = 4096
-"""Characters of a reply that cannot take much, however it is written: bounds cost more than reading it."""
+"""Replies of up to this many characters are parsed without limits, which would cost more than parsing."""
 _PARAMETERS = re.compile(r'"parameters"\s*:')
 _UNKNOWN_MARK = re.compile(r"<(?!/?(?:seed:)?think\b)[^\s<>]{2,40}>|\[[A-Z_]{3,40}\]")
-"""What looks like a mark of a call, or of anything else."""
+"""Matches text that looks like a mark of an unknown format."""
 
 
 LONGEST_REPLY = 1 << 20
-"""Characters. No server generates so many; reading them takes up to some hundred times as many bytes."""
+"""In characters. No server generates this many; parsing takes up to a few hundred times as many bytes."""
 
 
 def parse_reply(text: str, reply_format: ReplyFormat = ReplyFormat.HERMES, tools: Sequence[Tool] = ()) -> ParsedReply:
-    """Return the calls of a reply that was decoded with its special tokens, up to its stop token.
+    """Parse the calls of a reply.
 
     Args:
-        text: the reply.
-        reply_format: how calls are written.
-        tools: what may be called; some formats take the types of arguments from there.
+        text: the reply, decoded including special tokens, without the stop token.
+        reply_format: the call format.
+        tools: the available tools. Some formats take the types of arguments from them.
     """
     if len(text) > LONGEST_REPLY:
         return broken(1, f"the reply has more than {LONGEST_REPLY >> 10} Ki characters")
@@ -202,14 +202,14 @@ def _read(text: str, reply_format: ReplyFormat, tools: Sequence[Tool]) -> Parsed
 
 
 def detect(replies: Iterable[str], names: Iterable[str] = ()) -> ReplyFormat | None:
-    """Return the format in which most replies begin a call; Hermes when none does, None when it is an unknown one.
+    """Return the call format of most replies; Hermes if none has a call; None if the format is unknown.
 
-    A server has one parser, so one format is chosen for all replies. An unknown one is told by marks and the name of a
-    tool in the same reply.
+    A server has one parser, so one format is chosen for all replies. A reply counts as an unknown format if it contains
+    both something like a mark and the name of a tool.
 
     Args:
         replies: all replies.
-        names: the tools that may be called.
+        names: the names of the available tools.
     """
     called = re.compile("|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in sorted(set(names))) or r"(?!)")
     votes = Counter[ReplyFormat | None]({ReplyFormat.HERMES: 0})
@@ -226,7 +226,7 @@ def detect(replies: Iterable[str], names: Iterable[str] = ()) -> ReplyFormat | N
 
 
 def _format_of(text: str) -> ReplyFormat | None:
-    """Return the format that a reply looks like: marks are sure, a bracket or a brace at the beginning must do."""
+    """Return the likely format of a reply: by marks, or else by a bracket or brace at its start."""
     marked = next((reply_format for reply_format, mark in _MARKS if mark.search(text)), None)
     if marked is not None:
         return marked
@@ -234,6 +234,6 @@ def _format_of(text: str) -> ReplyFormat | None:
         return ReplyFormat.PYTHONIC
     if not plain.BEGIN.match(text):
         return None
-    # Llama's own name for arguments, and several objects in a row, are read by its parser alone.
+    # Only Llama's parser accepts `parameters` and several consecutive objects.
     only_llama = plain.read(text).error and llama.read(text).calls
     return ReplyFormat.LLAMA3_JSON if only_llama or _PARAMETERS.search(text) else ReplyFormat.JSON

@@ -1,4 +1,4 @@
-"""What a reply is judged against: a turn of the assistant with its history and its tools."""
+"""The question that a reply is scored against: messages, tools, and the expected assistant turn."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,31 +7,31 @@ from tunemill_trainer.data.rows import Message, Role, Tool
 
 
 class Question(Protocol):
-    """A turn that a model is asked for; the cases of prepare and the rows of `tunemill-trainer score` are such."""
+    """An evaluation question: a case of prepare, or a row of `tunemill-trainer score`."""
 
     @property
     def id(self) -> str:
-        """How users find it."""
+        """The id for messages and reports."""
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """The history."""
+        """The messages before the assistant turn."""
 
     @property
     def tools(self) -> tuple[Tool, ...]:
-        """What may be called; empty when the data does not say."""
+        """The available tools; empty if the data has none."""
 
     @property
     def gold(self) -> Message:
-        """The turn of the data."""
+        """The expected assistant turn."""
 
 
 def slices_of(questions: Sequence[Question], trained_tools: frozenset[str] | None) -> dict[str, list[int]]:
-    """Return the questions that share a trait: trait → their indices, without traits that no question has.
+    """Return subsets of the questions by type: name → indices, without empty ones.
 
     Args:
-        questions: all of them.
-        trained_tools: the tools that are called in the training rows; None when nobody knows.
+        questions: all questions.
+        trained_tools: the tools called in the training rows; None if unknown.
     """
     found: dict[str, list[int]] = {
         name: [] for name in ("no_call", "single_call", "multi_call", "multi_turn", "unseen_tools")

@@ -1,4 +1,4 @@
-"""report.json of evaluate: written by it, read by publish for the model card and the report page."""
+"""The report.json of evaluate. publish reads it for the model card and the report page."""
 
 from pydantic import Field, JsonValue
 from tunemill_api.base import ApiModel
@@ -8,61 +8,61 @@ CASES_FILE = "cases.jsonl"
 
 
 class Settings(ApiModel):
-    """How the replies were made; the same for both models."""
+    """The generation settings, the same for both models."""
 
     max_rows: int
-    """The most rows that were wanted."""
+    """The maximum number of rows."""
     max_new_tokens: int
-    """Tokens that a reply could have."""
+    """The token limit of a reply."""
     decoding: str = "greedy"
-    """How the next token was chosen."""
+    """The decoding strategy."""
     precision: str
-    """The number format of weights and computation."""
+    """The data type of weights and computation."""
     device: str
-    """Where it was computed."""
+    """The device."""
     adapter: str = "unmerged"
-    """How the tuned model decoded: merged, unmerged or whole model, and why."""
+    """How the tuned model was loaded: merged, unmerged or whole model, and why."""
     reply_format: str = "hermes"
-    """How calls were read, with the name of vLLM's parser."""
+    """The call format, as the name of vLLM's parser."""
 
 
 class Share(ApiModel):
-    """A share of the cases with its Wilson interval of 95 %."""
+    """A share of the cases with its 95 % Wilson interval."""
 
     hits: int
-    """Cases that count."""
+    """The number of hits."""
     share: float
     """hits / cases."""
     low: float
-    """The lower bound."""
+    """The lower bound of the interval."""
     high: float
-    """The upper bound."""
+    """The upper bound of the interval."""
 
 
 class MetricReport(ApiModel):
-    """One metric of both models; without shares when no case asks for it."""
+    """One metric of both models; without shares if it applies to no case."""
 
     cases: int
-    """The cases that ask for it."""
+    """The number of cases that the metric applies to."""
     base: Share | None
-    """Of the base model."""
+    """The base model's share."""
     tuned: Share | None
-    """Of the tuned model."""
+    """The tuned model's share."""
 
 
 class Calls(ApiModel):
-    """One model's calls of one tool."""
+    """One model's calls to one tool."""
 
     made: int
-    """Calls that were made."""
+    """Calls in the replies."""
     named: int = 0
-    """Wanted calls that were made, whatever their arguments."""
+    """Expected calls that were made with any arguments."""
     exact: int
-    """Wanted calls that were made with equal arguments."""
+    """Expected calls that were made with equal arguments."""
     precision: float | None = None
-    """named / made; None when none was made."""
+    """named / made; None if none was made."""
     recall: float | None = None
-    """named / wanted; None when none was wanted."""
+    """named / wanted; None if none was expected."""
     f1: float | None = None
     """The harmonic mean of both, 2 named / (made + wanted)."""
 
@@ -71,48 +71,48 @@ class ToolReport(ApiModel):
     """One tool."""
 
     wanted: int
-    """Calls that were wanted."""
+    """Expected calls."""
     base: Calls
-    """Of the base model."""
+    """The base model's calls."""
     tuned: Calls
-    """Of the tuned model."""
+    """The tuned model's calls."""
 
 
 class Right(ApiModel):
-    """The cases that each model has right: equal calls, or none where none is wanted."""
+    """The number of cases that each model gets right: an exact match, or no call if none is expected."""
 
     base: int
-    """Of the base model."""
+    """The base model's right cases."""
     tuned: int
-    """Of the tuned model."""
+    """The tuned model's right cases."""
     p_value: float
-    """Of McNemar's exact test: how likely so uneven a change is when both are equally good."""
+    """The p-value of McNemar's exact test: the probability of such a difference if both models are equally good."""
 
 
 class Attempt(ApiModel):
-    """What one model said to one case."""
+    """One model's reply to one case."""
 
     text: str
-    """The reply as it was decoded, cut when it is very long."""
+    """The decoded reply, truncated if it is very long."""
     fault: str = ""
-    """One word of the faults; empty when the reply is right."""
+    """The kind of fault; empty if the reply is right."""
     error: str = ""
-    """What is wrong, in a sentence; empty when nothing is."""
+    """The fault as a message; empty if there is none."""
 
 
 class Mistake(ApiModel):
-    """A case that the tuned model got wrong, with everything that is needed to see why."""
+    """A case that the tuned model got wrong, with the details to see why."""
 
     id: str
-    """The case, for example calls.jsonl:17#1."""
+    """The id of the case, for example calls.jsonl:17#1."""
     request: str
-    """What was said last before the reply, cut when it is very long."""
+    """The last message before the reply, truncated if it is very long."""
     expected: list[JsonValue]
-    """The calls that were wanted, each an object with name and arguments; empty when none was."""
+    """The expected calls, each an object with name and arguments; empty if none is expected."""
     expected_text: str
-    """What the assistant says beside its calls in the data, cut when it is very long."""
+    """The expected text of the assistant turn, without calls, truncated if it is very long."""
     got: list[JsonValue]
-    """The calls that a client of the tuned model would get."""
+    """The calls that a client of the tuned model would receive."""
     base: Attempt
     """The base model's reply."""
     tuned: Attempt
@@ -120,38 +120,38 @@ class Mistake(ApiModel):
 
 
 Confusion = dict[str, dict[str, int]]
-"""Wanted tool → called tool → calls. What is no tool is in angle brackets: <none>, <invalid>, <hallucinated>."""
+"""Expected tool → called tool → number of calls. <none>, <invalid> and <hallucinated> are not tools."""
 
 
 class Report(ApiModel):
-    """All figures of the evaluation."""
+    """All results of the evaluation."""
 
     rows: int
-    """Held-out rows."""
+    """The number of held-out rows."""
     cases: int
-    """Turns of the assistant in them."""
+    """The number of assistant turns in them."""
     settings: Settings
-    """How the replies were made."""
+    """The generation settings."""
     metrics: dict[str, MetricReport]
-    """By name, in the order in which people want to read them."""
+    """Metrics by name, the most important first."""
     right: Right
-    """Case by case."""
+    """The number of right cases of both models, with a significance test."""
     tools: dict[str, ToolReport]
-    """By name."""
+    """Results by tool."""
     base_confusion: Confusion
-    """Of the base model."""
+    """The base model's confusion table."""
     tuned_confusion: Confusion
-    """Of the tuned model."""
+    """The tuned model's confusion table."""
     base_tool_f1: float | None = None
-    """The mean F1 of all tools that were wanted or called; of the base model."""
+    """The base model's macro average F1 over all tools that were expected or called."""
     tuned_tool_f1: float | None = None
-    """Of the tuned model."""
+    """The tuned model's macro average F1."""
     slices: dict[str, dict[str, MetricReport]] = Field(default={})
-    """Slice → metric → figures, of the cases that share a trait; only slices with cases and metrics that they ask for.
-    The names: no_call, single_call, multi_call, multi_turn, unseen_tools."""
+    """Slice → metric → results for a subset of the cases, without empty subsets and metrics that do not apply. The
+    slices are no_call, single_call, multi_call, multi_turn and unseen_tools."""
     base_faults: dict[str, int] = Field(default={})
-    """Fault → cases, most frequent first; of the base model."""
+    """The base model's number of cases by fault, most frequent first."""
     tuned_faults: dict[str, int] = Field(default={})
-    """Of the tuned model."""
+    """The tuned model's number of cases by fault, most frequent first."""
     mistakes: list[Mistake] = Field(default=[])
-    """Cases that the tuned model got wrong: of every fault the first ones, at most 60 in all."""
+    """Cases that the tuned model got wrong: the first ones of each fault, at most 60."""

@@ -1,4 +1,4 @@
-"""What `tunemill-trainer score` prints: tables for people, or JSON."""
+"""The output of `tunemill-trainer score`: text tables or JSON."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,26 +12,26 @@ from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.question import slices_of
 
 _UNKNOWN = (
-    "the format of the replies is unknown: most of them name a tool between marks that no known format has. Choose one "
-    "with --reply-format, or write the calls in one of those that it lists"
+    "the call format of the replies is unknown: most of them have the name of a tool, but no mark of a known format. "
+    "Choose a format with --reply-format, or write the calls in one of the formats that it lists"
 )
 _SHOWN = 10
-"""Mistakes, and pairs of tools that were taken for each other, that the text shows."""
+"""The most mistakes, and the most confused pairs of tools, in the text output."""
 
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """The score of the replies to some rows."""
+    """The scores of the replies to a set of rows."""
 
     rows: GoldRows
     score: Score
     reply_format: ReplyFormat
 
     def to_json(self) -> JsonObject:
-        """Return all figures, and one object a row: whether it is right, and if not, why."""
+        """Return all metrics, and one object per row: whether it is right, and if not, why."""
         score = self.score
         metrics: JsonObject = {name: _rounded(rate.value) for name, rate in score.rates.items()}
-        asked = {name: rate for name, rate in score.rates.items() if rate.cases}
+        applicable = {name: rate for name, rate in score.rates.items() if rate.cases}
         return {
             "metrics": metrics | {"tool_f1": _rounded(score.tool_f1)},
             "rows": [
@@ -45,7 +45,7 @@ class ScoreReport:
                 for row, verdict in zip(self.rows.rows, score.verdicts, strict=True)
             ],
             "cases": {name: rate.cases for name, rate in score.rates.items()},
-            "intervals": {name: [_rounded(bound) for bound in rate.interval()] for name, rate in asked.items()},
+            "intervals": {name: [_rounded(bound) for bound in rate.interval()] for name, rate in applicable.items()},
             "tools": {
                 name: {
                     "wanted": tool.wanted,
@@ -75,11 +75,11 @@ class ScoreReport:
     def _metrics(self) -> Iterator[str]:
         count = len(self.rows.rows)
         yield (
-            f"{count} {'row' if count == 1 else 'rows'} in the format {self.rows.format.value}, "
-            f"replies in the format {self.reply_format.value}"
+            f"{count} {'row' if count == 1 else 'rows'} in {self.rows.format.value} format, "
+            f"replies in {self.reply_format.value} format"
         )
         yield ""
-        lines = [("metric", "share", "95 % interval", "of replies")]
+        lines = [("metric", "share", "95 % interval", "cases")]
         for name, rate in self.score.rates.items():
             if rate.value is not None:
                 low, high = rate.interval()
@@ -97,7 +97,7 @@ class ScoreReport:
         yield from _table(lines)
 
     def _tools(self) -> Iterator[str]:
-        lines: list[tuple[str, ...]] = [("tool", "wanted", "made", "exact", "precision", "recall", "F1")]
+        lines: list[tuple[str, ...]] = [("tool", "expected", "called", "exact", "precision", "recall", "F1")]
         for name, tool in self.score.tools.items():
             shares = (_percent(share) for share in (tool.precision, tool.recall, tool.f1))
             lines.append((name, str(tool.wanted), str(tool.made), str(tool.exact), *shares))
@@ -105,7 +105,7 @@ class ScoreReport:
             yield from _table(lines)
 
     def _confusion(self) -> Iterator[str]:
-        """Yield what was called instead of what; the diagonal is in the table of the tools."""
+        """Yield the most frequent pairs of expected and called tool that differ."""
         wrong = [
             (count, wanted, called)
             for wanted, row in self.score.confusion.items()
@@ -113,7 +113,7 @@ class ScoreReport:
             if wanted != called
         ]
         if wrong:
-            lines = [("wanted", "called", "calls")]
+            lines = [("expected", "called", "calls")]
             lines += [(wanted, called, str(count)) for count, wanted, called in _most(wrong)]
             yield from _table(lines)
 
@@ -124,19 +124,19 @@ class ScoreReport:
             if verdict.error
         ]
         if wrong:
-            yield from _table([("id", "fault", "what is wrong"), *wrong[:_SHOWN]], numbers_from=3)
+            yield from _table([("id", "fault", "message"), *wrong[:_SHOWN]], numbers_from=3)
             if len(wrong) > _SHOWN:
-                yield f"… and {len(wrong) - _SHOWN} more: --json has them all"
+                yield f"… and {len(wrong) - _SHOWN} more; --json lists all"
 
 
 @dataclass(frozen=True)
 class UnknownReport:
-    """Says that the replies write calls in a format that is not known; they get no figures, which would be wrong."""
+    """The output for replies in an unknown call format. It has no metrics, because they would be wrong."""
 
     rows: GoldRows
 
     def to_json(self) -> JsonObject:
-        """Return the same objects as a score has, without figures."""
+        """Return the same objects as `ScoreReport`, without metrics."""
         return {
             "metrics": {},
             "rows": [
@@ -147,8 +147,8 @@ class UnknownReport:
         }
 
     def to_text(self) -> str:
-        """Return what is missing, and what to do."""
-        return f"no figures: {_UNKNOWN}"
+        """Return the reason and the remedy."""
+        return f"no metrics: {_UNKNOWN}"
 
 
 def _most(wrong: list[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
@@ -156,7 +156,7 @@ def _most(wrong: list[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
 
 
 def _table(lines: Sequence[tuple[str, ...]], numbers_from: int = 1) -> Iterator[str]:
-    """Yield lines of equally wide columns; those from `numbers_from` on are numbers, and end together."""
+    """Yield the lines of a table. Columns from index `numbers_from` on are right-aligned."""
     lines = [tuple(map(_printable, line)) for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
@@ -168,7 +168,7 @@ def _table(lines: Sequence[tuple[str, ...]], numbers_from: int = 1) -> Iterator[
 
 
 def _printable(cell: str) -> str:
-    """Return what a cell says in one line: names of tools may come from a model, which writes anything."""
+    """Return a cell without control characters, because names of tools may come from a model."""
     return "".join(character if character.isprintable() else " " for character in cell)
 
 

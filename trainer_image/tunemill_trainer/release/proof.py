@@ -20,7 +20,7 @@ from tunemill_api.publish import ServingTarget
 
 from tunemill_trainer.data.rows import Call
 from tunemill_trainer.errors import StageError
-from tunemill_trainer.judge.match import same_calls
+from tunemill_trainer.judge.exact_matching import same_calls
 from tunemill_trainer.judge.parse import parse_reply
 from tunemill_trainer.prepared import Case, Tokens
 from tunemill_trainer.process import tracing

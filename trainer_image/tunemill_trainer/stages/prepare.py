@@ -19,18 +19,18 @@ from tunemill_api.stage_report import Stage
 from tunemill_api.status import DatasetFacts, PreparedFacts
 from tunemill_api.training import LossOn, Turns
 
-from tunemill_trainer.bases import catalogue
 from tunemill_trainer.chat import examples, templates, tokenizer
-from tunemill_trainer.chat.examples import Examples, Unfit
+from tunemill_trainer.chat.examples import Examples, UnusableRow
 from tunemill_trainer.chat.templates import Choice
 from tunemill_trainer.chat.tokenizer import Vocabulary
 from tunemill_trainer.data import dataset as data
-from tunemill_trainer.data.dataset import Dataset, Reading
+from tunemill_trainer.data.dataset import Dataset, ReadOptions
 from tunemill_trainer.data.files import Data
 from tunemill_trainer.data.rows import JsonObject, Tool
-from tunemill_trainer.data.sources import Places
+from tunemill_trainer.data.sources import DataFetcher
 from tunemill_trainer.data.tools import given_tools
 from tunemill_trainer.errors import StageError
+from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.learn import memory_plan
 from tunemill_trainer.learn.memory_plan import UnknownMemoryError
 from tunemill_trainer.prepared import BaseModel, PreparedWriter, Tokens
@@ -152,7 +152,9 @@ def _with_gpu_memory(context: StageContext, facts: PreparedFacts, base_folder: P
 @tracing.step("fetch data")
 def _fetch(context: StageContext, hub: Hub, folder: Path) -> tuple[Data, Data | None]:
     spec = context.spec.dataset
-    places = Places(lambda: s3.client(spec.endpoint, spec.region, context.credentials.s3("dataset")), hub, context.stop)
+    places = DataFetcher(
+        lambda: s3.client(spec.endpoint, spec.region, context.credentials.s3("dataset")), hub, context.stop
+    )
     train = places.fetch(spec.uri, "spec.dataset", folder / "train")
     evaluation = None
     if spec.evaluation.uri:
@@ -198,12 +200,12 @@ def _resolved(
 @tracing.step("read data")
 def _read(context: StageContext, of_user: _OfUser, train: Data, evaluation: Data | None, spool: Path) -> Dataset:
     spec = context.spec
-    how = Reading(
+    how = ReadOptions(
         format=spec.dataset.format,
         contract=of_user.tools,
-        drops_thoughts=spec.tokenizer.think is Think.DROP,
+        drop_reasoning=spec.tokenizer.think is Think.DROP,
         last_turn_only=spec.training.turns is Turns.LAST,
-        keeps_silent=spec.training.loss_on is LossOn.ALL,
+        keep_unsupervised=spec.training.loss_on is LossOn.ALL,
         seed=spec.dataset.evaluation.seed,
         workers=cpus.available(),
     )
@@ -231,50 +233,55 @@ def _download_tokenizer(hub: Hub, base: ModelCommit) -> Path:
     return folder
 
 
+class _TemplateUnfitError(Exception):
+    """A row shows that the base model's own template cannot carry the data, and that ours can."""
+
+
 @tracing.step("tokenise")
 def _encode(
     context: StageContext, dataset: Dataset, base: BaseModel, base_folder: Path, of_user: str | None, output: Path
 ) -> tuple[Tokens, Examples]:
-    """Write the output folder."""
+    """Write the output folder; with our template where a row shows that the base model's own cannot carry it."""
     wish = context.spec.tokenizer
     auto, _ = servability.auto_mode(context.spec)
     speaker = tokenizer.load_base(base_folder)
-    family = _family(base_folder, speaker)
-    expected = family.calls if family else None
-    choice, vocabulary = templates.settle(
-        speaker, wish.mode, dataset.features, wish.add_tokens, of_user, auto, expected
-    )
-    with PreparedWriter(output) as writer:
-        written = _write_examples(context, dataset, choice, writer)
-        call_format = choice.encoder.call_format
-        tokens = tokenizer.describe(speaker, vocabulary, choice.ends_of_turns, base_folder, call_format)
-        combinations.refuse_untrainable_tokens(context.spec, tokens)
-        speaker.chat_template = choice.encoder.template.source
-        speaker.save_pretrained(writer.layout.tokenizer_path)
-        report = _report(dataset, written, choice) | {
-            "baseModelFamily": family.name if family else None,
-            "tokenizer": _tokenizer_report(context.spec, vocabulary),
-        }
-        writer.describe(tokens, base, report)
-    return tokens, written
+
+    def write(choice: Choice, vocabulary: Vocabulary) -> tuple[Tokens, Examples]:
+        with PreparedWriter(output) as writer:
+            written = _write_examples(context, dataset, choice, speaker, writer)
+            call_format = choice.encoder.call_format
+            tokens = tokenizer.describe(speaker, vocabulary, choice.ends_of_turns, base_folder, call_format)
+            combinations.refuse_untrainable_tokens(context.spec, tokens)
+            speaker.chat_template = choice.encoder.template.source
+            speaker.save_pretrained(writer.layout.tokenizer_path)
+            report = _report(dataset, written, choice) | {"tokenizer": _tokenizer_report(context.spec, vocabulary)}
+            writer.describe(tokens, base, report)
+        return tokens, written
+
+    features = dataset.features
+    choice, vocabulary = templates.choose_and_extend(speaker, wish.mode, features, wish.add_tokens, of_user, auto)
+    try:
+        return write(choice, vocabulary)
+    except _TemplateUnfitError as error:
+        if choice.encoder.call_format is not ReplyFormat.HERMES:
+            # Ours needs tags that the base model's own template did not.
+            for_tags = vocabulary.mode_for_tags(wish.mode, auto)
+            vocabulary = vocabulary.then(tokenizer.prepare_vocabulary(speaker, for_tags, features, ()))
+        rejected_because = f"the base model's chat template: {error}"
+        return write(templates.tunemill_template(speaker, features, rejected_because), vocabulary)
 
 
-def _family(base_folder: Path, speaker: tokenizer.Tokenizer) -> catalogue.Family | None:
-    """Return the family of the base model, and log what is assumed where it is unknown."""
-    family = catalogue.family_in(base_folder, str(speaker.chat_template or ""))
-    if family is None:
-        types = ", ".join(sorted(catalogue.model_types(catalogue.read_config(base_folder)))) or "none"
-        _log.warning(
-            "spec.baseModel belongs to no family that is known (model_type %s): its chat template is probed for a "
-            "format of tool calls, and FP16 is assumed to be precise enough",
-            types,
-        )
-    return family
-
-
-def _write_examples(context: StageContext, dataset: Dataset, choice: Choice, writer: PreparedWriter) -> Examples:
+def _write_examples(
+    context: StageContext, dataset: Dataset, choice: Choice, speaker: tokenizer.Tokenizer, writer: PreparedWriter
+) -> Examples:
     training = context.spec.training
-    unfit: list[Unfit] = []
+    fallback = templates.Fallback(choice, speaker, dataset.features)
+    unfit: list[UnusableRow] = []
+
+    def take_note(row: UnusableRow) -> None:
+        if fallback.supports(row.item.row, row.problem):
+            raise _TemplateUnfitError(f"{row.item.row.source}: {row.problem.message}")
+        unfit.append(row)
 
     def tick(done: int) -> None:
         context.stop.check()
@@ -286,19 +293,15 @@ def _write_examples(context: StageContext, dataset: Dataset, choice: Choice, wri
         choice,
         writer,
         max_length=training.max_length,
-        on_everything=training.loss_on is LossOn.ALL,
+        loss_on_all=training.loss_on is LossOn.ALL,
         workers=cpus.available(),
-        unfit=unfit.append,
+        unfit=take_note,
         tick=tick,
     )
     dataset.findings.merge(written.findings)
     for row in unfit:
-        if templates.is_unrenderable(choice, row.problem):
-            dataset.leave_out_unrenderable(row.item.row.source, row.problem)
-        else:
-            dataset.leave_out(row.item.row.source, [row.problem])
+        dataset.leave_out(row.item.row.source, [row.problem])
     data.refuse_too_many_invalid(dataset, float(context.spec.dataset.max_invalid_fraction))
-    data.refuse_too_many_unrenderable(dataset)
     _refuse_empty_side(written, training.max_length)
     return written
 
@@ -350,8 +353,7 @@ def _rows_report(dataset: Dataset) -> JsonObject:
         "invalidRows": dataset.invalid,
         "duplicateRows": dataset.duplicates,
         "leakedRows": dataset.leaked,
-        "rowsWithoutAssistant": dataset.silent,
-        "unrenderableRows": dataset.unrenderable,
+        "rowsWithoutAssistant": dataset.unsupervised,
         "tools": [*sorted(dataset.offers)],
     }
 
@@ -362,7 +364,7 @@ def _report(dataset: Dataset, written: Examples, choice: Choice) -> JsonObject:
         "evaluation": written.held_out.to_json() | {"cases": written.cases},
         "chatTemplate": {
             "origin": choice.origin.value,
-            "passedOver": choice.passed_over,
+            "passedOver": choice.rejected_because,
             "callFormat": choice.encoder.call_format.value,
         },
         "findings": dataset.findings.to_json(),

@@ -1,4 +1,4 @@
-"""Small tokenizers without a single merge, with the turn markers of the known families; made in milliseconds."""
+"""Small tokenizers without merges, with the turn markers of the known families. Creating one takes milliseconds."""
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -35,7 +35,7 @@ CHATML_TEMPLATE = """{%- if tools %}{{- '<|im_start|>system\n' }}
 {%- elif message.role == 'tool' %}
 {{- '<|im_start|>user\n<tool_response>\n' + message.content + '\n</tool_response><|im_end|>\n' }}{%- endif %}
 {%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""
-"""In the manner of Qwen: carries tools in Hermes' tags, and marks nothing."""
+"""Like Qwen's: renders tools with Hermes tags, without generation blocks."""
 
 
 def a_speaker(special, *, template=None, tags=(), **names):

@@ -1,4 +1,4 @@
-"""Token ids, and which of them the loss is on."""
+"""Token ids and labels."""
 
 from dataclasses import replace
 
@@ -14,8 +14,8 @@ from tunemill_trainer.prepared import IGNORED
 
 
 def encoder_of(speaker):
-    """Our template for a tokenizer."""
-    return templates.ours(speaker, EVERYTHING, "").encoder
+    """An encoder with Tunemill's template."""
+    return templates.tunemill_template(speaker, EVERYTHING, "").encoder
 
 
 def the_example(encoder, row):
@@ -26,7 +26,7 @@ def the_example(encoder, row):
 
 
 def test_labels_are_the_assistants_tokens_or_all():
-    """Everything else is ignored by the loss, unless the loss is on all."""
+    """The loss ignores other tokens, unless it includes all."""
     encoder = encoder_of(a_speaker(GEMMA))
     example = the_example(encoder, a_row(user("Hi"), says("Yo")))
     labels = example.labels(everything=False)
@@ -35,8 +35,8 @@ def test_labels_are_the_assistants_tokens_or_all():
     assert example.labels(everything=True) == example.input_ids
 
 
-def test_a_turn_that_is_not_learnt_is_read_and_has_no_labels():
-    """It stays in the history of the turns behind it."""
+def test_a_turn_excluded_from_training_has_no_labels():
+    """It stays in the history of later turns."""
     encoder = encoder_of(a_speaker(GEMMA))
     row = a_row(user("Hi"), says("Wrong", learnt=False), user("No"), says("Yo"))
     example = the_example(encoder, row)
@@ -45,8 +45,8 @@ def test_a_turn_that_is_not_learnt_is_read_and_has_no_labels():
     assert encoder.prompt_ids(row.messages[:3], row.tools) == example.input_ids[: example.turns[0].start]
 
 
-def test_a_prompt_is_how_the_whole_begins():
-    """What the tuned model is asked is what it has learnt to go on from."""
+def test_a_prompt_is_a_prefix_of_the_conversation():
+    """Training and generation see the same tokens."""
     encoder = encoder_of(a_speaker(GEMMA))
     row = a_row(user("Zürich?"), calls(city="Zürich"), answers("7 °C"), says("🌧 7 °C"))
     example = the_example(encoder, row)
@@ -55,14 +55,14 @@ def test_a_prompt_is_how_the_whole_begins():
 
 
 @pytest.mark.parametrize("text", ["stop <end_of_turn> here", "<end_of_turn>"])
-def test_the_end_of_turn_inside_of_a_text_is_found(text):
-    """A model that learns it would stop in the middle of its answer."""
+def test_an_end_of_turn_token_in_the_text_is_found(text):
+    """A model that learns it would end its replies too early."""
     (encoded,) = encoder_of(a_speaker(GEMMA)).encode([a_row(user(), says(text))])
     assert encoded.problem.rule is Rule.MARKER_IN_TEXT
 
 
-def test_characters_that_the_tokenizer_cannot_write_are_found():
-    """A tokenizer that loses characters would teach another call than the one in the data."""
+def test_characters_that_the_tokenizer_cannot_encode_are_found():
+    """A tokenizer that drops characters would change the calls of the data."""
     speaker = a_speaker(GEMMA)
     speaker.backend_tokenizer.normalizer = normalizers.Replace("é", "e")
     (encoded,) = encoder_of(speaker).encode([a_row(user(), calls(city="Orléans"))])
@@ -75,7 +75,7 @@ FORGETTING = CHATML_TEMPLATE.replace(
     "{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}"
     "{%- for message in messages %}\n{%- if message.role == 'user' %}",
 ).replace("if message.reasoning_content", "if message.reasoning_content and loop.index0 > ns.last")
-"""In the manner of Qwen 3: the reasoning of turns before the last request is dropped."""
+"""Like Qwen 3: drops the reasoning of turns before the last user message."""
 _HEAD = "{{- '<|im_start|>assistant\n' }}\n{%- if message"
 MARKED = FORGETTING.replace(_HEAD, _HEAD.replace("\n{%-", "{%- generation %}\n{%-")).replace(
     "{%- endfor %}{{- '<|im_end|>\n' }}", "{%- endfor %}{{- '<|im_end|>' }}{%- endgeneration %}{{- '\n' }}"
@@ -83,8 +83,8 @@ MARKED = FORGETTING.replace(_HEAD, _HEAD.replace("\n{%-", "{%- generation %}\n{%
 
 
 @pytest.mark.parametrize("template", [FORGETTING, MARKED], ids=["compared", "marked"])
-def test_every_turn_is_learnt_behind_the_prompt_that_a_server_renders(template):
-    """Earlier reasoning is dropped, so each request has its example; the turns of one loop of calls share theirs."""
+def test_every_trained_turn_follows_the_prompt_that_a_server_renders(template):
+    """Each user message has an example, because earlier reasoning is dropped; turns in between share it."""
     assert template.count("ns.last") == 2
     speaker = a_speaker(CHATML)
     encoder = Encoder(speaker, ChatTemplate(template, speaker.special_tokens_map, marked=template is MARKED))
@@ -113,7 +113,7 @@ def test_every_turn_is_learnt_behind_the_prompt_that_a_server_renders(template):
 
 
 def test_a_turn_that_does_not_continue_its_prompt_is_found():
-    """The server's prompt ends in an opened thought, and the template writes a turn without one."""
+    """The prompt ends with an opening tag of reasoning, but the template writes a turn without reasoning."""
     opening = CHATML_TEMPLATE.replace(
         "if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}",
         "if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n' }}",
@@ -123,4 +123,4 @@ def test_a_turn_that_does_not_continue_its_prompt_is_found():
     good, bad = encoder.encode([a_row(user(), says(reasoning="Hm.")), a_row(user(), says("Yes."))])
     assert good.problem is None
     assert bad.problem.rule is Rule.NOT_REPRODUCIBLE
-    assert "begins an assistant turn differently when it asks for one" in bad.problem.message
+    assert "starts an assistant turn differently with add_generation_prompt" in bad.problem.message

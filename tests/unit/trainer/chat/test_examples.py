@@ -1,12 +1,12 @@
-"""The second pass: rows become examples and cases, whoever does the work."""
+"""The second pass: rows become examples and cases, with any number of processes."""
 
 import pyarrow.parquet as pq
 from trainer.chat.speakers import GEMMA, a_speaker
 from trainer.data.building import openai_row, some_data
 from tunemill_api.data import Dataset, TokenizerMode
 from tunemill_trainer.chat import examples, templates
-from tunemill_trainer.chat.beginnings import Beginnings
 from tunemill_trainer.chat.encoding import CHARACTERS_A_TOKEN
+from tunemill_trainer.chat.prefix_cache import PrefixCache
 from tunemill_trainer.data import dataset as data
 from tunemill_trainer.data.findings import Rule
 from tunemill_trainer.prepared import PreparedWriter
@@ -15,11 +15,11 @@ ROWS = [openai_row(f"What is the weather in town {number}? {'Please! ' * (number
 
 
 def written(folder, *, workers=1, max_length=4096, rows=ROWS):
-    """Write rows; return what was counted and the folder."""
+    """Write rows, and return the statistics and the folder."""
     folder.mkdir()
-    wish = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl"})
-    found = data.read(wish, data.Reading(), some_data(folder, rows), None, folder / "spool", lambda: None)
-    choice, _ = templates.settle(a_speaker(GEMMA), TokenizerMode.AUTO, found.features, [], None)
+    configured = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl"})
+    found = data.read(configured, data.ReadOptions(), some_data(folder, rows), None, folder / "spool", lambda: None)
+    choice, _ = templates.choose_and_extend(a_speaker(GEMMA), TokenizerMode.AUTO, found.features, [], None)
     unfit = []
     with PreparedWriter(folder / "output") as writer:
         counted = examples.write(
@@ -27,7 +27,7 @@ def written(folder, *, workers=1, max_length=4096, rows=ROWS):
             choice,
             writer,
             max_length=max_length,
-            on_everything=False,
+            loss_on_all=False,
             workers=workers,
             unfit=unfit.append,
             tick=lambda done: None,
@@ -35,8 +35,8 @@ def written(folder, *, workers=1, max_length=4096, rows=ROWS):
     return counted, unfit, writer.layout
 
 
-def test_several_processes_write_what_one_writes(tmp_path):
-    """The same examples and cases in the same order, the same figures."""
+def test_the_number_of_processes_does_not_change_the_output(tmp_path):
+    """The same examples and cases in the same order, with the same statistics."""
     one, _, alone = written(tmp_path / "one")
     many, _, together = written(tmp_path / "many", workers=2)
     assert pq.read_table(alone.train_path).equals(pq.read_table(together.train_path))
@@ -44,12 +44,12 @@ def test_several_processes_write_what_one_writes(tmp_path):
     assert (one.train, one.held_out, one.supervised) == (many.train, many.held_out, many.supervised)
 
 
-def test_lengths_are_told_as_shares_of_the_rows(tmp_path):
-    """The report's percentiles are those of the sorted lengths."""
+def test_lengths_are_reported_as_percentiles(tmp_path):
+    """They are the percentiles of the sorted lengths."""
     counted, _, layout = written(tmp_path / "rows")
     lengths = sorted(len(ids) for ids in pq.read_table(layout.train_path)["input_ids"].to_pylist())
-    told = counted.train.to_json()["tokens"]
-    assert told == {
+    percentiles = counted.train.to_json()["tokens"]
+    assert percentiles == {
         "p50": lengths[int(0.5 * (len(lengths) - 1))],
         "p90": lengths[int(0.9 * (len(lengths) - 1))],
         "p99": lengths[int(0.99 * (len(lengths) - 1))],
@@ -59,39 +59,39 @@ def test_lengths_are_told_as_shares_of_the_rows(tmp_path):
 
 
 def test_long_rows_are_findings_with_their_length(tmp_path):
-    """Left out, counted, and named with what they have and what is allowed."""
+    """They are excluded, counted, and reported with their length and the maximum."""
     longest = max(written(tmp_path / "all")[0].train.lengths)
     counted, unfit, _ = written(tmp_path / "some", max_length=longest - 1)
     assert unfit == []
     assert counted.train.overlong == counted.findings.counts[Rule.OVERLONG] - counted.held_out.overlong > 0
-    assert f"{longest - 1} are allowed" in counted.findings.listed[0].problem.message
+    assert f"more than the maximum of {longest - 1}" in counted.findings.listed[0].problem.message
     assert counted.train.shortest_overlong == longest
 
 
 def test_a_row_that_is_certainly_too_long_is_not_tokenised(tmp_path, monkeypatch):
-    """A tokenizer may take any time and memory for megabytes of text; the row is left out like other long ones."""
+    """Tokenising megabytes of text can take any time and memory. The row is excluded like other long rows."""
     longest = 0
-    tokenise = Beginnings.tokenise
+    tokenise = PrefixCache.tokenise
 
     def noted(self, texts, own):
         nonlocal longest
         longest = max([longest, *map(len, texts)])
         return tokenise(self, texts, own)
 
-    monkeypatch.setattr(Beginnings, "tokenise", noted)
+    monkeypatch.setattr(PrefixCache, "tokenise", noted)
     rows = [*ROWS[:5], openai_row("a" * 2**20), *ROWS[5:10]]
     counted, unfit, _ = written(tmp_path / "rows", rows=rows, max_length=512)
     assert unfit == []
     assert longest <= 512 * CHARACTERS_A_TOKEN
     (finding,) = counted.findings.listed
     assert (str(finding.source), finding.problem.rule) == ("calls.jsonl line 6", Rule.OVERLONG)
-    assert "characters, far more than 512 tokens" in finding.problem.message
+    assert "characters, which is certainly more than 512 tokens" in finding.problem.message
     assert counted.train.overlong + counted.held_out.overlong == 1
     assert counted.train.rows + counted.held_out.rows == 10
 
 
-def test_a_row_that_cannot_be_written_and_read_back_is_handed_over(tmp_path):
-    """With the marker that would end the turn early."""
+def test_a_row_that_does_not_survive_encoding_is_passed_to_the_callback(tmp_path):
+    """Its text contains the end-of-turn token."""
     rows = [*ROWS[:5], openai_row("x", city="<end_of_turn>")]
     counted, (unfit,), _ = written(tmp_path / "rows", rows=rows)
     assert unfit.problem.rule is Rule.MARKER_IN_TEXT
@@ -99,8 +99,8 @@ def test_a_row_that_cannot_be_written_and_read_back_is_handed_over(tmp_path):
     assert counted.train.rows + counted.held_out.rows == 5
 
 
-def test_a_turn_that_is_not_learnt_is_no_case_and_counts(tmp_path):
-    """The turn behind it is the second one, as a reader of the file counts."""
+def test_a_turn_excluded_from_training_is_no_case_but_is_numbered(tmp_path):
+    """The turn after it has the number 2."""
     rows = [openai_row(f"question {number}") for number in range(20)]
     for row in rows:
         row["messages"][1]["weight"] = 0

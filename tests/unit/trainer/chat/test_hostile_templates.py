@@ -1,4 +1,4 @@
-"""Chat templates that attack: they come from ConfigMaps and from repositories on the Hub, and run in our process."""
+"""Hostile chat templates, which come from ConfigMaps and repositories on the Hub, and run in the trainer's process."""
 
 import gc
 import time
@@ -35,12 +35,19 @@ GREEDY = [
 ]
 DEEP = ["{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "{% if 1 %}" * 3000 + "{% endif %}" * 3000]
 
-SAID = ("SecurityError", "is undefined", "no loader", "takes more than 0.3 s", "needs more than 64 MiB", "without end")
+REASONS = (
+    "SecurityError",
+    "is undefined",
+    "no loader",
+    "takes more than 0.3 s",
+    "needs more than 64 MiB",
+    "too deeply",
+)
 
 
 @pytest.fixture(autouse=True)
-def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What runs into a bound does so soon; what other tests left is not finalized on its account."""
+def _small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use small limits. Collect the garbage of other tests first, so that it does not count."""
     gc.collect()
     monkeypatch.setattr(rendering, "TIME", TimeBound(seconds=0.3))
     for module in (rendering, encoding):
@@ -48,27 +55,27 @@ def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("attack", [*ESCAPES, *ENDLESS, *GREEDY, *DEEP], ids=lambda text: text[:40])
-def test_a_template_of_a_config_map_ends_in_a_message(attack):
-    """It reaches nothing outside of the sandbox, and takes neither the processor nor the memory for itself."""
+def test_a_hostile_template_of_a_config_map_fails_with_a_message(attack):
+    """It cannot leave the sandbox, or use unlimited CPU time or memory."""
     begun = time.process_time()
     with pytest.raises(StageError) as error:
         templates.choose(a_speaker(CHATML), EVERYTHING, CHATML_TEMPLATE + attack)
     assert error.value.reason is Reason.INVALID_CHAT_TEMPLATE
-    assert any(words in error.value.message for words in SAID)
+    assert any(words in error.value.message for words in REASONS)
     assert time.process_time() - begun < 30
 
 
 @pytest.mark.parametrize("attack", [ESCAPES[0], ENDLESS[0], GREEDY[0]])
-def test_a_template_of_the_base_model_is_passed_over(attack):
-    """Ours takes its place, and the report says why."""
+def test_a_hostile_template_of_the_base_model_is_rejected(attack):
+    """Tunemill's template is used instead, and the report has the reason."""
     choice = templates.choose(a_speaker(CHATML, template=CHATML_TEMPLATE + attack), EVERYTHING, None)
     assert choice.origin is Origin.TUNEMILL
-    assert "the base model's chat template" in choice.passed_over
+    assert "the base model's chat template" in choice.rejected_because
 
 
 @pytest.mark.parametrize(("attack", "said"), [(ENDLESS[0], "takes more than"), (GREEDY[0], "needs more than")])
-def test_a_template_that_attacks_at_one_row_alone_costs_that_row(attack, said):
-    """It may behave while it is looked at, and know the rows by their words."""
+def test_a_template_that_attacks_on_one_row_affects_only_that_row(attack, said):
+    """A template can recognise rows by their text."""
     lurking = CHATML_TEMPLATE + "{% if messages[0]['content'] == 'now' %}" + attack + "{% endif %}"
     encoder = templates.choose(a_speaker(CHATML), EVERYTHING, lurking).encoder
     good, bad, other = encoder.encode([a_row(user(text), says("Yes.")) for text in ("before", "now", "after")])
@@ -79,7 +86,7 @@ def test_a_template_that_attacks_at_one_row_alone_costs_that_row(attack, said):
 
 @pytest.mark.parametrize("text", ["{{ 7 * 7 }}", "{% raw %}", "{{ ''.__class__ }}", "{% endgeneration %}"])
 def test_a_row_that_looks_like_a_template_stays_text(text):
-    """Rows are values for the template, never part of it."""
+    """Rows are values for the template, never template code."""
     speaker = a_speaker(CHATML)
     for of_user in (CHATML_TEMPLATE, None):
         encoder = templates.choose(speaker, EVERYTHING, of_user).encoder

@@ -1,4 +1,4 @@
-"""Which chat template is chosen, and what it makes of a conversation."""
+"""The choice of the chat template, and its rendering of conversations."""
 
 import pytest
 from trainer.chat.speakers import (
@@ -39,15 +39,15 @@ CONVERSATION = a_row(
 
 
 def spoken(speaker, encoder, row):
-    """What the loss is on, as text."""
+    """The parts that the loss includes, as text."""
     (encoded,) = encoder.encode([row])
     assert encoded.problem is None
     return speaker.batch_decode([ids for _, ids in encoded.turns])
 
 
 @pytest.mark.parametrize("special", FAMILIES, ids=["gemma", "chatml", "llama3", "plain"])
-def test_ours_carries_everything_in_the_turns_of_every_family(special):
-    """The loss is on exactly what the assistant says, the end of its turn included."""
+def test_the_tunemill_template_supports_all_features_in_every_family(special):
+    """The loss includes exactly the assistant turns with their end-of-turn tokens."""
     speaker = a_speaker(special)
     choice = templates.choose(speaker, EVERYTHING, None)
     assert choice.origin is Origin.TUNEMILL
@@ -65,7 +65,7 @@ def test_ours_carries_everything_in_the_turns_of_every_family(special):
 
 
 def test_gemma_gets_the_system_message_and_the_tools_in_its_first_user_turn():
-    """Gemma knows two roles; two answers of tools share one turn."""
+    """Gemma has two roles; consecutive tool responses share one turn."""
     choice = templates.choose(a_speaker(GEMMA, template=GEMMA_TEMPLATE), EVERYTHING, None)
     text = choice.encoder.template.conversation(CONVERSATION.messages[:5], CONVERSATION.tools)
     assert text.startswith('<bos><start_of_turn>user\nBe brief.\n\n<tools>\n{"name": "get_weather"')
@@ -74,10 +74,10 @@ def test_gemma_gets_the_system_message_and_the_tools_in_its_first_user_turn():
     assert "Weather in Rome & Oslo?<end_of_turn>" in text
 
 
-def test_the_base_models_own_is_taken_where_it_is_proven():
-    """A template that carries tools stays as it is, without any marks in it."""
+def test_a_base_model_template_that_supports_the_rows_is_used():
+    """It is used unchanged, even without generation blocks."""
     choice = templates.choose(a_speaker(CHATML, template=CHATML_TEMPLATE), EVERYTHING, None)
-    assert (choice.origin, choice.passed_over) == (Origin.BASE, "")
+    assert (choice.origin, choice.rejected_because) == (Origin.BASE, "")
     assert choice.encoder.template.source == CHATML_TEMPLATE
 
 
@@ -90,44 +90,44 @@ def test_the_base_models_own_is_taken_where_it_is_proven():
         (CHATML_TEMPLATE.replace("{{- tool | tojson }}", "{{- tool.function.name }}"), "Counts free berths"),
         (
             CHATML_TEMPLATE.replace("call.function | tojson", "call.function.name"),
-            "calls of an assistant turn read differently",
+            "calls of an assistant turn change",
         ),
-        (CHATML_TEMPLATE.replace("message.reasoning_content", "false"), "text of an assistant turn is not the same"),
+        (CHATML_TEMPLATE.replace("message.reasoning_content", "false"), "text of an assistant turn changes"),
         (
             CHATML_TEMPLATE.replace("{%- if add_generation_prompt", "{%- if false"),
-            "does not write the head of an assistant turn when it asks for one",
+            "does not write the header of an assistant turn with add_generation_prompt",
         ),
     ],
 )
-def test_a_template_that_drops_something_is_passed_over_with_the_reason(template, reason):
-    """What a base model's template cannot carry is found by rendering, not by searching its text."""
+def test_a_template_that_drops_something_is_rejected_with_the_reason(template, reason):
+    """Missing support is found by rendering, not by searching the template."""
     choice = templates.choose(a_speaker(CHATML, template=template), EVERYTHING, None)
     assert choice.origin is Origin.TUNEMILL
-    assert reason in choice.passed_over
+    assert reason in choice.rejected_because
 
 
 def test_rows_without_tools_need_no_template_for_tools():
-    """For plain instructions, a template without any notion of tools is good enough."""
+    """For plain instructions, a template without support for tools is enough."""
     features = Features()
     choice = templates.choose(a_speaker(GEMMA, template=GEMMA_TEMPLATE), features, None)
     assert choice.origin is Origin.BASE
 
 
 def test_of_several_templates_the_one_for_tools_is_tried():
-    """Some repositories have a default template and one named tool_use."""
+    """Some repositories have the templates default and tool_use."""
     speaker = a_speaker(CHATML, template={"default": "{{ messages[0].content }}", "tool_use": CHATML_TEMPLATE})
     assert templates.choose(speaker, EVERYTHING, None).encoder.template.source == CHATML_TEMPLATE
 
 
 def marked(template):
-    """The ChatML template with marks around what the assistant says."""
+    """The ChatML template with generation blocks around assistant turns."""
     return template.replace("{{- message.content }}\n", "{%- generation %}{{- message.content }}\n").replace(
         "{%- endfor %}{{- '<|im_end|>\n' }}", "{%- endfor %}{{- '<|im_end|>' }}{%- endgeneration %}{{- '\n' }}"
     )
 
 
-def test_a_template_of_the_users_own_may_mark_the_turns():
-    """The marks of {% generation %} say what the loss is on."""
+def test_a_user_template_can_mark_the_turns():
+    """The {% generation %} blocks decide what the loss includes."""
     features = Features(tools=True, calls=True)
     speaker = a_speaker(CHATML)
     choice = templates.choose(speaker, features, marked(CHATML_TEMPLATE))
@@ -147,8 +147,8 @@ def test_a_template_of_the_users_own_may_mark_the_turns():
         (GEMMA_TEMPLATE.replace("<end_of_turn>", ""), "System role not supported"),
     ],
 )
-def test_a_broken_template_of_the_users_own_is_their_error(template, message):
-    """It is not replaced in silence: somebody wrote it on purpose."""
+def test_a_broken_user_template_is_an_error(template, message):
+    """It is not silently replaced."""
     with pytest.raises(StageError) as raised:
         templates.choose(a_speaker(CHATML), EVERYTHING, template)
     assert raised.value.reason is Reason.INVALID_CHAT_TEMPLATE
@@ -156,12 +156,12 @@ def test_a_broken_template_of_the_users_own_is_their_error(template, message):
     assert "spec.tokenizer.chatTemplate" in raised.value.message
 
 
-def test_a_template_of_the_users_own_may_end_its_turns_in_tokens_to_be_added():
-    """A base that never chatted gets turns, by spec.tokenizer.addTokens and a template that uses them."""
+def test_a_user_template_can_use_added_end_of_turn_tokens():
+    """A base model without chat turns gets them by spec.tokenizer.addTokens and a template."""
     speaker = a_speaker(PLAIN)
     turns = ["<|im_start|>", "<|im_end|>"]
     features = Features(tools=True, calls=True)
-    choice, vocabulary = templates.settle(speaker, TokenizerMode.AUTO, features, turns, CHATML_TEMPLATE)
+    choice, vocabulary = templates.choose_and_extend(speaker, TokenizerMode.AUTO, features, turns, CHATML_TEMPLATE)
     assert choice.origin is Origin.USER
     assert [token.token for token in vocabulary.added[:2]] == turns
     assert {"<tool_call>", "</tool_call>"} <= {token.token for token in vocabulary.added}
@@ -169,8 +169,8 @@ def test_a_template_of_the_users_own_may_end_its_turns_in_tokens_to_be_added():
     assert speaker.convert_ids_to_tokens(list(choice.ends_of_turns)) == ["<|im_end|>"]
 
 
-def test_without_any_token_to_end_a_turn_the_base_is_unsupported():
-    """A model that cannot say that it is done cannot be taught to."""
+def test_a_base_model_without_an_end_of_turn_token_is_unsupported():
+    """A model that cannot end its turn cannot be trained for chat."""
     with pytest.raises(StageError) as raised:
         templates.choose(a_speaker([]), Features(), None)
     assert raised.value.reason is Reason.BASE_MODEL_UNSUPPORTED
@@ -189,13 +189,13 @@ def test_without_any_token_to_end_a_turn_the_base_is_unsupported():
     ],
     ids=["llama", "functiongemma"],
 )
-def test_a_base_that_calls_in_its_own_way_keeps_its_template_and_its_vocabulary(special, template, call_format, ends):
-    """Calls are read back as its parser reads them; none of our tags is added; all ends of turns are known."""
+def test_a_base_model_with_another_call_format_keeps_template_and_vocabulary(special, template, call_format, ends):
+    """Calls are verified with its parser, no Hermes tags are added, and all end-of-turn tokens are known."""
     speaker = a_speaker(special, template=template)
     before = len(speaker)
     features = Features(system=True, tools=True, calls=True, responses=True)
-    choice, vocabulary = templates.settle(speaker, TokenizerMode.AUTO, features, [], None)
-    assert (choice.origin, choice.encoder.call_format) == (Origin.BASE, call_format), choice.passed_over
+    choice, vocabulary = templates.choose_and_extend(speaker, TokenizerMode.AUTO, features, [], None)
+    assert (choice.origin, choice.encoder.call_format) == (Origin.BASE, call_format), choice.rejected_because
     assert (vocabulary.mode, len(speaker)) == (TokenizerMode.REUSE, before)
     assert speaker.convert_ids_to_tokens(list(choice.ends_of_turns)) == ends
     row = a_row(user(), calls(city="L'Aquila"), answers("7"), says("Seven."))
@@ -203,10 +203,10 @@ def test_a_base_that_calls_in_its_own_way_keeps_its_template_and_its_vocabulary(
     assert encoded.problem is None
 
 
-def test_arguments_that_the_parser_would_lose_are_found():
-    """FunctionGemma's parser on the server drops numbers: such a row is no good with the base model's own template."""
+def test_arguments_that_the_parser_would_drop_are_found():
+    """The server's FunctionGemma parser drops numbers, so such rows do not fit the base model's template."""
     speaker = a_speaker(FUNCTION_GEMMA, template=FUNCTION_GEMMA_TEMPLATE)
     features = Features(tools=True, calls=True)
-    choice, _ = templates.settle(speaker, TokenizerMode.AUTO, features, [], None)
+    choice, _ = templates.choose_and_extend(speaker, TokenizerMode.AUTO, features, [], None)
     (encoded,) = choice.encoder.encode([a_row(user(), calls(city="Rome", days=2))])
     assert encoded.problem.rule is Rule.NOT_REPRODUCIBLE

@@ -1,4 +1,4 @@
-"""The tags that a tokenizer has or gets, and what later stages are told."""
+"""Tags of a tokenizer, added tokens, and the description for later stages."""
 
 import json
 import subprocess
@@ -16,8 +16,8 @@ CALLS = Features(tools=True, calls=True)
 CALL_TAGS = ("<tool_call>", "</tool_call>")
 
 
-def test_missing_tags_are_added_behind_the_vocabulary():
-    """Each is one new token that also survives a decode without special tokens."""
+def test_missing_tags_are_appended_to_the_vocabulary():
+    """Each becomes one token that decoding without special tokens keeps."""
     speaker = a_speaker(GEMMA)
     before = len(speaker)
     done = tokenizer.prepare_vocabulary(speaker, TokenizerMode.AUTO, EVERYTHING, [])
@@ -33,28 +33,28 @@ def test_missing_tags_are_added_behind_the_vocabulary():
 
 
 @pytest.mark.parametrize("mode", [TokenizerMode.AUTO, TokenizerMode.REUSE])
-def test_tags_that_are_there_are_reused(mode):
-    """What the assistant writes decides: a base that reads <tools> as text and calls with tokens stays as it is."""
+def test_existing_tags_are_reused(mode):
+    """Only tags that the assistant generates count: a base model may have <tools> as text."""
     done = tokenizer.prepare_vocabulary(a_speaker(CHATML, tags=CALL_TAGS), mode, CALLS, [])
     assert (done.mode, done.added) == (TokenizerMode.REUSE, ())
 
 
-def test_extend_adds_also_the_tags_that_are_only_read():
-    """With Extend every tag that occurs becomes a token."""
+def test_extend_also_adds_tags_of_the_prompt():
+    """With Extend, every tag that occurs becomes a token."""
     done = tokenizer.prepare_vocabulary(a_speaker(CHATML, tags=CALL_TAGS), TokenizerMode.EXTEND, CALLS, [])
     assert [token.token for token in done.added] == ["<tools>", "</tools>"]
 
 
-def test_reuse_without_the_tags_names_them():
-    """The user asked for a base that has them, and it has not."""
+def test_reuse_reports_missing_tags():
+    """The user requires a base model that has them."""
     with pytest.raises(StageError) as raised:
         tokenizer.prepare_vocabulary(a_speaker(GEMMA), TokenizerMode.REUSE, CALLS, [])
     assert raised.value.reason is Reason.TOKENIZER_LACKS_TAGS
     assert "<tool_call>, </tool_call>" in raised.value.message
 
 
-def test_text_leaves_the_vocabulary_as_it_is():
-    """Tags that the base lacks are text of several tokens; tags that it has are reused, and tokens cannot be added."""
+def test_text_does_not_change_the_vocabulary():
+    """Missing tags are several tokens, existing ones are reused, and tokens cannot be added."""
     speaker = a_speaker(GEMMA)
     before = len(speaker)
     done = tokenizer.prepare_vocabulary(speaker, TokenizerMode.TEXT, CALLS, [])
@@ -67,15 +67,15 @@ def test_text_leaves_the_vocabulary_as_it_is():
     assert "<plan>" in raised.value.message
 
 
-def test_tokens_that_the_user_wants_are_added_once():
-    """spec.tokenizer.addTokens extends a base that could be reused, and knows what is there already."""
+def test_tokens_of_the_user_are_added_once():
+    """spec.tokenizer.addTokens extends a vocabulary that could be reused; existing tokens are not added again."""
     speaker = a_speaker(CHATML, tags=CALL_TAGS)
     done = tokenizer.prepare_vocabulary(speaker, TokenizerMode.AUTO, Features(calls=True), ["<plan>", "<tool_call>"])
     assert [token.token for token in done.added] == ["<plan>"]
 
 
 @pytest.mark.parametrize(
-    ("wish", "auto", "more", "expected"),
+    ("mode", "auto", "more", "expected"),
     [
         (TokenizerMode.AUTO, TokenizerMode.TEXT, [], TokenizerMode.TEXT),
         (TokenizerMode.AUTO, TokenizerMode.EXTEND, [], TokenizerMode.EXTEND),
@@ -84,10 +84,10 @@ def test_tokens_that_the_user_wants_are_added_once():
         (TokenizerMode.TEXT, TokenizerMode.EXTEND, [], TokenizerMode.TEXT),
     ],
 )
-def test_auto_keeps_tags_as_text_where_it_is_told_to(wish, auto, more, expected):
-    """But not if the user's own tokens extend the vocabulary anyway, and a wish is a wish."""
+def test_auto_can_keep_tags_as_text(mode, auto, more, expected):
+    """Unless the user's tokens extend the vocabulary anyway. Other modes are unchanged."""
     speaker = a_speaker(GEMMA)
-    _, vocabulary = templates.settle(speaker, wish, CALLS, more, None, auto)
+    _, vocabulary = templates.choose_and_extend(speaker, mode, CALLS, more, None, auto)
     assert vocabulary.mode is expected
     added = [*more, "<tools>", "</tools>", *CALL_TAGS] if expected is TokenizerMode.EXTEND else []
     assert [token.token for token in vocabulary.added] == added
@@ -99,8 +99,8 @@ def test_rows_without_tools_need_no_tags():
     assert done.mode is TokenizerMode.REUSE
 
 
-def test_later_stages_learn_where_replies_end(tmp_path):
-    """The template's end of turn first, then the tokenizer's and the generation config's."""
+def test_the_stop_tokens_for_later_stages(tmp_path):
+    """The template's end-of-turn token first, then those of the tokenizer and the generation config."""
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [257, 9, 260]}))
     speaker = a_speaker(GEMMA)
     kept = tokenizer.Vocabulary(TokenizerMode.REUSE, ())
@@ -118,15 +118,15 @@ def test_later_stages_learn_where_replies_end(tmp_path):
     assert described.vocabulary == max(speaker.get_vocab().values()) + 1
 
 
-def test_a_tokenizer_without_padding_gets_one(tmp_path):
-    """Batches need a filler: the end-of-text token, on which no loss is computed there."""
+def test_a_tokenizer_without_a_padding_token_gets_one(tmp_path):
+    """Batches need one: the end-of-text token, whose padding the loss excludes."""
     speaker = a_speaker(PLAIN)
     described = tokenizer.describe(speaker, tokenizer.Vocabulary(TokenizerMode.REUSE, ()), (256,), tmp_path)
     assert described.pad_token_id == speaker.eos_token_id
 
 
-def test_a_tokenizer_file_that_is_none_is_the_base_models_fault(tmp_path):
-    """What cannot be read is told as such."""
+def test_an_invalid_tokenizer_file_is_reported_as_a_problem_of_the_base_model(tmp_path):
+    """The message names the file."""
     (tmp_path / "tokenizer.json").write_text('{"version": "9"}')
     with pytest.raises(StageError) as raised:
         tokenizer.load(tmp_path)
@@ -134,7 +134,7 @@ def test_a_tokenizer_file_that_is_none_is_the_base_models_fault(tmp_path):
 
 
 def test_a_saved_tokenizer_loads_as_auto_tokenizer_with_the_same_ids(tmp_path):
-    """Users and servers load with AutoTokenizer what was prepared without it."""
+    """Users and servers load with AutoTokenizer what prepare saved without it."""
     from transformers import AutoTokenizer
 
     speaker = a_speaker(GEMMA)
@@ -146,6 +146,6 @@ def test_a_saved_tokenizer_loads_as_auto_tokenizer_with_the_same_ids(tmp_path):
 
 
 def test_prepare_imports_no_torch():
-    """Torch takes seconds and hundreds of megabytes, which small pods do not have."""
+    """Importing torch takes seconds, and hundreds of megabytes that small pods do not have."""
     code = "import sys, tunemill_trainer.stages.prepare; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -68,8 +68,8 @@ def test_errors_end_with_65_and_warnings_do_not(lint):
         "rule": "extra-argument",
         "field": "turn 2, call 1",
         "severity": "error",
-        "message": "get_weather is called with town, which its schema does not have",
-        "remedy": "Declare the argument in the tool's schema, or take it out of the call.",
+        "message": "get_weather has the argument town, which its schema does not declare",
+        "remedy": "Declare the argument in the tool's schema, or remove it from the call.",
     }
     assert missing["rule"] == "missing-argument"
     code, result = lint(put("twice.jsonl", [openai_row("a"), openai_row("a")]))

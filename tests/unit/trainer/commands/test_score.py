@@ -81,7 +81,7 @@ def test_rows_are_judged_one_by_one(scored: Scored):
         ["a", True, True, True, None],
         ["b", True, False, True, 'weather.city: expected "Oslo", found "oslo"'],
         ["c", True, True, True, None],
-        [4, False, False, False, "expected a call of weather, weather, found weather"],
+        [4, False, False, False, "expected a call to weather, weather, found weather"],
     ]
     metrics = report["metrics"]
     assert [round(metrics[name], 3) for name in ("tool_name_accuracy", "exact_match", "ast_match")] == [
@@ -98,12 +98,12 @@ def test_people_read_tables(scored: Scored):
     """Without --json: metrics with intervals, tools, and the first mistakes with their reasons."""
     code, out, _ = scored([a_row("a", OSLO), a_row("b", OSLO)], [{"id": i, "output": says(OSLO)} for i in "ab"])
     assert code == 0
-    assert "2 rows in the format OpenAI, replies in the format hermes" in out
+    assert "2 rows in OpenAI format, replies in hermes format" in out
     assert any(
         line.split() == ["exact_match", "100.0", "%", "34.2", "%", "…", "100.0", "%", "2"] for line in out.splitlines()
     )
     _, out, _ = scored([a_row("a", OSLO)], [{"id": "a", "output": "No."}])
-    assert "missed_call  expected a call of weather, found none" in out
+    assert "missed_call  expected a call to weather, found none" in out
 
 
 @pytest.mark.parametrize(
@@ -208,14 +208,14 @@ ROW, OUTPUT = a_row("a", OSLO), {"id": "a", "output": "No."}
 @pytest.mark.parametrize(
     ("rows", "outputs", "message"),
     [
-        ([ROW, a_row("b")], [OUTPUT], "found none for 1 of 2: b ("),
+        ([ROW, a_row("b")], [OUTPUT], "found none for 1 of 2 rows: b ("),
         ([ROW], [OUTPUT, {"id": "b", "output": ""}], "outputs.jsonl line 2: no row has the id b"),
-        ([ROW], [OUTPUT, OUTPUT], "outputs.jsonl line 2: the id a is also that of"),
-        ([ROW, ROW], [OUTPUT], "rows.jsonl line 2: the id a is also that of"),
-        ([a_row(1), a_row("1")], [OUTPUT], "rows.jsonl line 2: the id 1 is also that of"),
-        ([{**ROW, "id": None}], [OUTPUT], "rows.jsonl line 1: expected an `id`, a text or a whole number, found none"),
-        ([{**ROW, "id": True}], [OUTPUT], "rows.jsonl line 1: expected an `id`, a text or a whole number, found True"),
-        ([ROW], [{"output": ""}], "outputs.jsonl line 1: expected an `id`"),
+        ([ROW], [OUTPUT, OUTPUT], "line 1 has the same id a"),
+        ([ROW, ROW], [OUTPUT], "line 1 has the same id a"),
+        ([a_row(1), a_row("1")], [OUTPUT], "line 1 has the same id 1"),
+        ([{**ROW, "id": None}], [OUTPUT], "rows.jsonl line 1: expected `id` to be a string or an integer, found none"),
+        ([{**ROW, "id": True}], [OUTPUT], "rows.jsonl line 1: expected `id` to be a string or an integer, found True"),
+        ([ROW], [{"output": ""}], "outputs.jsonl line 1: expected `id` to be"),
         ([ROW], [{"id": "a"}], "outputs.jsonl line 1: expected `output` to be a string, found none"),
         ([ROW], [{"id": "a", "output": {}}], "outputs.jsonl line 1: expected `output` to be a string, found {}"),
         ([ROW], [{**OUTPUT, "finished": "yes"}], "outputs.jsonl line 1: expected `finished` to be true or false"),

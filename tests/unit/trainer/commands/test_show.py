@@ -87,7 +87,7 @@ def test_text_for_people(show):
         "  user\n"
         "    Rain in Rome?\n"
         "  assistant\n"
-        "    (thinks) Look it up.\n"
+        "    (reasoning) Look it up.\n"
         '    → get_weather {"city": "Rome"}\n'
         '    → get_weather {"city": "Ostia"}\n'
         "  tool get_weather\n"
@@ -104,7 +104,7 @@ def test_a_row_of_no_use_ends_with_65_and_hides_no_other(show):
     """Its findings stand in its place; JSON leaves it out and complains."""
     code, out, _ = show([openai_row("a"), BROKEN, openai_row("c")])
     assert code == 65
-    assert "line 2  (OpenAI)\n  error: extra-argument: get_weather is called with town" in out
+    assert "line 2  (OpenAI)\n  error: extra-argument: get_weather has the argument town" in out
     assert out.count("assistant, learnt") == 2
     code, out, err = show([openai_row("a"), BROKEN, openai_row("c")], "--json")
     assert (code, len(out.splitlines())) == (65, 2)

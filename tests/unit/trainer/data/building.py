@@ -31,27 +31,27 @@ def a_row(*messages: Message, tools: tuple[Tool, ...] = ()) -> Row:
 
 
 def user(text: str = "What is the weather?") -> Message:
-    """A user's turn."""
+    """A user turn."""
     return Message(Role.USER, text)
 
 
 def says(text: str = "It rains.", **fields: Any) -> Message:
-    """An assistant's turn with text."""
+    """An assistant turn with text."""
     return Message(Role.ASSISTANT, text, **fields)
 
 
 def calls(name: str = "get_weather", **arguments: Any) -> Message:
-    """An assistant's turn with one call."""
+    """An assistant turn with one call."""
     return Message(Role.ASSISTANT, "", calls=(Call(name, arguments),))
 
 
 def answers(text: str = "7") -> Message:
-    """A tool's turn."""
+    """A tool turn."""
     return Message(Role.TOOL, text)
 
 
 def openai_row(question: str = "What is the weather in Rome?", **arguments: Any) -> dict[str, Any]:
-    """A row as OpenAI's format has it, ending in a call."""
+    """A row in OpenAI's format that ends with a call."""
     function = {"name": "get_weather", "arguments": json.dumps(arguments or {"city": "Rome"})}
     call = {"id": "c1", "type": "function", "function": function}
     return {
@@ -66,7 +66,7 @@ def openai_row(question: str = "What is the weather in Rome?", **arguments: Any)
 def a_file(
     folder: Path, content: bytes | str | list[Any], name: str = "calls.jsonl", *, zipped: bool = False
 ) -> DataFile:
-    """A file of the data; a list becomes JSON lines."""
+    """A file of the data; a list becomes JSON Lines."""
     if isinstance(content, list):
         content = "".join(json.dumps(row) + "\n" for row in content)
     raw = content.encode() if isinstance(content, str) else content
@@ -77,5 +77,5 @@ def a_file(
 
 
 def some_data(folder: Path, content: bytes | str | list[Any], name: str = "calls.jsonl") -> Data:
-    """The data behind one uri."""
+    """The data of one URI."""
     return Data(f"s3://team-a/{name}", (a_file(folder, content, name),))

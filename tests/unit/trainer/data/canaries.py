@@ -1,4 +1,4 @@
-"""Rows of every format with a canary in each place that can hold text, one place a row; most are wrong by it."""
+"""Rows of every format with a canary in each place that can have text, one place per row. Most become invalid by it."""
 
 import copy
 import json
@@ -9,9 +9,9 @@ from trainer.data.building import WEATHER, openai_row
 from tunemill_api.data import DatasetFormat
 
 CANARY = "zqx-canary"
-"""Stands in no message of this program. Without capitals and spaces: some formats change those."""
+"""Text that no message contains. It has no capitals and spaces, because some formats change those."""
 NUMBER = 7319420586.25
-"""Stands where a number may."""
+"""The canary in places of numbers."""
 
 _CALL = {"name": "get_weather", "arguments": {"city": "Rome", "days": 2}}
 _TOOL = {"type": "function", "function": WEATHER}
@@ -186,7 +186,7 @@ GOOD: dict[DatasetFormat, dict[str, Any]] = {
         "tools": _TOOLS,
     },
 }
-"""A row without fault of each format."""
+"""A valid row of each format."""
 
 WARNED: dict[DatasetFormat, list[dict[str, Any]]] = {
     DatasetFormat.OPENAI: [
@@ -201,7 +201,7 @@ WARNED: dict[DatasetFormat, list[dict[str, Any]]] = {
         )
     ]
 }
-"""Rows with what is worth a warning."""
+"""Rows with warnings."""
 
 _VALUES: tuple[Any, ...] = (CANARY, [CANARY], {CANARY: CANARY}, {"type": CANARY}, [[{CANARY: [CANARY]}]], NUMBER)
 _BREAKS = (
@@ -214,7 +214,7 @@ _BREAKS = (
     "\n\nASSISTANT: <functioncall> {",
     "sk-proj-" + "a1B2" * 9,
 )
-"""What makes a text look like the begin of something, or like a secret."""
+"""Prefixes with which text looks like the start of a call, or like a secret."""
 
 
 def rows(form: DatasetFormat) -> Iterator[dict[str, Any]]:
@@ -224,7 +224,7 @@ def rows(form: DatasetFormat) -> Iterator[dict[str, Any]]:
 
 
 def _changed(value: Any) -> Iterator[Any]:
-    """Yield a value with each of its parts replaced or made wrong in turn."""
+    """Yield variants of a value, each with one part replaced."""
     if isinstance(value, dict):
         for key, part in value.items():
             rest = {name: copy.deepcopy(other) for name, other in value.items() if name != key}

@@ -56,7 +56,7 @@ def hermes(draw: random.Random, number: int) -> tuple[Row, int]:
 
 
 def sharegpt(draw: random.Random, number: int) -> tuple[Row, int]:
-    """LLaMA-Factory's and APIGen-MT's rows: system and tools beside, each call as a turn of its own."""
+    """Rows of LLaMA-Factory and APIGen-MT: separate fields for system and tools, each call as a separate turn."""
     calls = [_call(draw) for _ in range(draw.choice((1, 1, 2)))]
     turns = [("human", _question(draw, number))]
     turns += [("function_call", json.dumps(call)) for call in calls]
@@ -106,7 +106,7 @@ def glaive(draw: random.Random, number: int) -> tuple[Row, int]:
 
 
 def prompt_completion(draw: random.Random, number: int) -> tuple[Row, int]:
-    """TRL's conversational prompt and completion, with a call in the prompt that is not learnt."""
+    """TRL's conversational prompt and completion, with a call in the prompt that is excluded from training."""
     call = {"type": "function", "function": _call(draw)}
     return {
         "prompt": [
@@ -120,7 +120,7 @@ def prompt_completion(draw: random.Random, number: int) -> tuple[Row, int]:
 
 
 def swift(draw: random.Random, number: int) -> tuple[Row, int]:
-    """ms-swift's agent rows: calls one after the other, a thought as a turn of its own, `loss` at some turns."""
+    """ms-swift's agent rows: consecutive calls, reasoning as a separate turn, `loss` in some turns."""
     calls = [_call(draw) for _ in range(draw.choice((1, 1, 2)))]
     turns: list[Row] = [{"role": "user", "content": _question(draw, number)}]
     if draw.random() < 0.3:
@@ -154,7 +154,7 @@ def anthropic(draw: random.Random, number: int) -> tuple[Row, int]:
 
 
 def responses(draw: random.Random, number: int) -> tuple[Row, int]:
-    """The Responses API: flat tools, arguments as text, reasoning as an item of its own."""
+    """The Responses API: flat tools, arguments as text, reasoning as a separate item."""
     items: list[Row] = [{"type": "reasoning", "id": "rs_1", "summary": []}] if draw.random() < 0.5 else []
     calls = [_call(draw) for _ in range(draw.choice((1, 1, 2)))]
     for place, call in enumerate(calls):

@@ -1,4 +1,4 @@
-"""The first pass over the data: rows read, checked, told from duplicates, split."""
+"""The first pass over the data: reading, checks, duplicates, and the split."""
 
 import json
 
@@ -11,16 +11,16 @@ from tunemill_trainer.data.findings import Rule
 from tunemill_trainer.errors import StageError
 
 
-def read(folder, train, held_out=None, *, workers=1, contract=(), keeps_silent=False, **spec):
-    """Read rows as spec.dataset would have it."""
-    wish = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl", **spec})
-    how = dataset.Reading(wish.format, contract, keeps_silent=keeps_silent, workers=workers)
+def read(folder, train, held_out=None, *, workers=1, contract=(), keep_unsupervised=False, **spec):
+    """Read rows as configured in spec.dataset."""
+    configured = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl", **spec})
+    how = dataset.ReadOptions(configured.format, contract, keep_unsupervised=keep_unsupervised, workers=workers)
     evaluation = None if held_out is None else some_data(folder, held_out, "held-out.jsonl")
-    return dataset.read(wish, how, some_data(folder, train), evaluation, folder / "spool", lambda: None)
+    return dataset.read(configured, how, some_data(folder, train), evaluation, folder / "spool", lambda: None)
 
 
 def good(count, start=0):
-    """Different good rows."""
+    """Different valid rows."""
     return [openai_row(f"What is the weather in town {number}?") for number in range(start, start + count)]
 
 
@@ -28,8 +28,8 @@ BAD = openai_row("And there?", town="Rome")
 SILENT = {"messages": [{"role": "user", "content": "Anybody here?"}]}
 
 
-def test_every_good_row_lands_on_one_side(tmp_path):
-    """The spool gives the rows back in order, with numbers and sides."""
+def test_every_valid_row_gets_one_split(tmp_path):
+    """The spool returns the rows in order, with their numbers and splits."""
     found = read(tmp_path, good(40))
     rows = list(found)
     assert found.format is DatasetFormat.OPENAI
@@ -39,34 +39,34 @@ def test_every_good_row_lands_on_one_side(tmp_path):
 
 
 def test_duplicates_are_used_once(tmp_path):
-    """The same row again is left out and counted, whatever the id of its call."""
+    """A repeated row is excluded and counted, even if the id of its call differs."""
     again = json.loads(json.dumps(good(1)[0]).replace("c1", "c9"))
     found = read(tmp_path, [*good(3), again])
     assert (found.kept, found.duplicates, found.invalid) == (3, 1, 0)
     (finding,) = found.findings.listed
     assert str(finding) == "calls.jsonl line 4: duplicate"
-    assert finding.problem.message.startswith("the same row as calls.jsonl line 1")
+    assert finding.problem.message.startswith("duplicate of the row at calls.jsonl line 1")
 
 
-def test_wrong_rows_end_the_run_and_are_named(tmp_path):
-    """By default no row may be wrong; the message names place, rule and field."""
+def test_invalid_rows_end_the_run_and_are_named(tmp_path):
+    """By default, no row may be invalid. The message has place, rule and field."""
     with pytest.raises(StageError) as raised:
         read(tmp_path, [*good(3), BAD, BAD, BAD, BAD])
     assert raised.value.reason is Reason.DATASET_INVALID_ROWS
-    assert raised.value.message.startswith("4 of 7 rows are wrong, spec.dataset.maxInvalidFraction allows 0. ")
+    assert raised.value.message.startswith("4 of 7 rows are invalid, spec.dataset.maxInvalidFraction allows 0. ")
     assert "calls.jsonl line 4: extra-argument at turn 2, call 1; " in raised.value.message
     assert raised.value.message.endswith("and 1 more rows")
 
 
-def test_some_wrong_rows_may_be_allowed(tmp_path):
-    """Up to the allowed share wrong rows are left out and counted."""
+def test_some_invalid_rows_can_be_allowed(tmp_path):
+    """Up to the allowed share, invalid rows are excluded and counted."""
     found = read(tmp_path, [*good(3), BAD], maxInvalidFraction="0.25")
     assert (found.rows, found.invalid, found.kept) == (4, 1, 3)
     assert found.findings.counts[Rule.EXTRA_ARGUMENT] == 1
 
 
 def test_a_line_that_is_not_json_is_malformed_data(tmp_path):
-    """A broken line has its own reason and its line."""
+    """An invalid line has a separate reason, and is named."""
     text = "".join(json.dumps(row) + "\n" for row in good(3)) + '{"messages": [\n'
     with pytest.raises(StageError) as raised:
         read(tmp_path, text)
@@ -88,30 +88,30 @@ def test_a_line_that_is_not_json_is_malformed_data(tmp_path):
         (
             [{"prompt": "a", "completion": "b"}] * 2,
             Reason.DATASET_FORMAT_UNKNOWN,
-            "most rows of s3://team-a/calls.jsonl are a prompt and a completion of plain text",
+            "most rows of s3://team-a/calls.jsonl are prompts and completions of plain text",
         ),
         (good(1), Reason.DATASET_TOO_SMALL, "two rows with different requests"),
         ([SILENT], Reason.NOTHING_TO_LEARN, "expected assistant messages"),
     ],
 )
-def test_data_without_use_has_its_own_reason(tmp_path, train, reason, message):
-    """Each way of having nothing to train on is told apart."""
+def test_each_kind_of_unusable_data_has_a_reason(tmp_path, train, reason, message):
+    """The reasons for having nothing to train on are distinguished."""
     with pytest.raises(StageError) as raised:
         read(tmp_path, train)
     assert raised.value.reason is reason
     assert message in raised.value.message
 
 
-def test_a_file_of_the_wrong_format_says_what_is_missing(tmp_path):
-    """With a format set, rows of another are wrong rows."""
+def test_rows_of_another_format_than_the_configured_one_are_invalid(tmp_path):
+    """The message names the missing fields."""
     with pytest.raises(StageError) as raised:
         read(tmp_path, [{"conversations": good(1)[0]["messages"]}], format="OpenAI")
     assert raised.value.reason is Reason.DATASET_INVALID_ROWS
     assert "calls.jsonl line 1: format at messages" in raised.value.message
 
 
-def test_hermes_tags_under_openai_names_are_hermes(tmp_path):
-    """Much of the public data has `messages` whose texts carry the calls as tags."""
+def test_messages_with_hermes_tags_are_in_hermes_format(tmp_path):
+    """Many public data sets have `messages` with calls in tags."""
     rows = [
         {
             "messages": [
@@ -128,46 +128,46 @@ def test_hermes_tags_under_openai_names_are_hermes(tmp_path):
 
 
 def test_max_rows_counts_from_the_start(tmp_path):
-    """spec.dataset.maxRows reads no further."""
+    """spec.dataset.maxRows limits the rows that are read."""
     assert read(tmp_path, [*good(5), BAD], maxRows=5).rows == 5
 
 
-def test_rows_without_an_assistant_are_only_learnt_from_with_loss_on_all(tmp_path):
-    """They are left out and counted, or kept for training, never held out."""
-    assert (read(tmp_path, [*good(3), SILENT]).silent, read(tmp_path, [*good(3), SILENT]).kept) == (1, 3)
-    kept = list(read(tmp_path, [*good(3), SILENT], keeps_silent=True))
+def test_rows_without_an_assistant_turn_need_loss_on_all(tmp_path):
+    """Otherwise they are excluded and counted. They are never held out."""
+    assert (read(tmp_path, [*good(3), SILENT]).unsupervised, read(tmp_path, [*good(3), SILENT]).kept) == (1, 3)
+    kept = list(read(tmp_path, [*good(3), SILENT], keep_unsupervised=True))
     assert (len(kept), kept[-1].held_out) == (4, False)
 
 
-def test_held_out_rows_of_their_own(tmp_path):
-    """With evaluation.uri all of its rows are held out, and training rows that repeat them are left out."""
+def test_evaluation_data_is_held_out(tmp_path):
+    """With evaluation.uri, all of its rows are held out, and training rows with their requests are excluded."""
     found = read(tmp_path, good(10), good(3), evaluation={"uri": "s3://team-a/held-out.jsonl"})
     sides = [item.held_out for item in found]
     assert sides == [True] * 3 + [False] * 7
     assert (found.duplicates, found.leaked) == (0, 3)
     first = found.findings.listed[0]
     assert str(first) == "calls.jsonl line 1: leaked"
-    assert first.problem.message == "the held-out row at held-out.jsonl line 1 asks the same"
+    assert first.problem.message == "the held-out row at held-out.jsonl line 1 has the same request"
 
 
-def test_a_leak_is_one_however_it_is_answered(tmp_path):
-    """A training row that asks what is judged gives the answer away, also where it is worded in another way."""
+def test_a_leak_depends_only_on_the_request(tmp_path):
+    """A training row with the request of a held-out row is excluded, even if the reply differs."""
     again = openai_row("what is the weather  in town 1?", city="Oslo")
     found = read(tmp_path, [*good(3, start=5), again], good(3), evaluation={"uri": "s3://team-a/held-out.jsonl"})
     assert (found.kept, found.leaked) == (6, 1)
 
 
-def test_many_processes_find_what_one_finds(tmp_path):
-    """Rows come back in their order, with the same sides and findings."""
+def test_the_number_of_processes_does_not_change_the_result(tmp_path):
+    """Rows return in order, with the same splits and findings."""
     rows = [*good(700), BAD, *good(5), SILENT]
     one, many = (read(tmp_path, rows, workers=workers, maxInvalidFraction="0.1") for workers in (1, 2))
     assert one.findings.listed == many.findings.listed
-    assert (many.invalid, many.duplicates, many.silent) == (1, 5, 1)
+    assert (many.invalid, many.duplicates, many.unsupervised) == (1, 5, 1)
     assert list(one) == list(many)
 
 
-def test_tools_that_are_called_far_more_rarely_are_worth_a_word(tmp_path):
-    """A model learns what it sees: one warning names the tools, at the first row that offers the rarest."""
+def test_rarely_called_tools_are_reported(tmp_path):
+    """One warning names the tools, at the first row that declares the rarest one."""
     rows = good(30)
     for row in rows[3:]:
         row["tools"].append({"function": {"name": "get_news", "parameters": {}}})
@@ -179,8 +179,8 @@ def test_tools_that_are_called_far_more_rarely_are_worth_a_word(tmp_path):
     assert read(tmp_path, rows[:15]).findings.listed == []
 
 
-def test_tools_that_no_row_calls_are_worth_a_word(tmp_path):
-    """Once for all of them, and only where there are enough calls to tell."""
+def test_uncalled_tools_are_reported(tmp_path):
+    """One warning for all of them, if there are enough calls."""
     rows = good(30)
     for row in rows[3:]:
         row["tools"] += [{"function": {"name": f"tool_{number}"}} for number in range(7)]
@@ -190,8 +190,8 @@ def test_tools_that_no_row_calls_are_worth_a_word(tmp_path):
     assert read(tmp_path, rows[:15]).findings.listed == []
 
 
-def test_rows_that_differ_in_their_ids_only_are_the_same(tmp_path):
-    """The ids of rows and of calls are not learnt."""
+def test_rows_that_differ_only_in_ids_are_duplicates(tmp_path):
+    """The ids of rows and calls are not trained on."""
     first, second = good(2)[:1] * 2
     second = json.loads(json.dumps(second | {"id": "another"}).replace('"c1"', '"c2"'))
     assert first != second
@@ -199,8 +199,8 @@ def test_rows_that_differ_in_their_ids_only_are_the_same(tmp_path):
     assert (dataset.duplicates, dataset.findings.counts) == (1, {Rule.DUPLICATE: 1})
 
 
-def test_held_out_rows_that_leave_nothing_to_train_on(tmp_path):
-    """Training on what is judged is refused."""
+def test_evaluation_data_equal_to_the_training_data_is_rejected(tmp_path):
+    """Training on held-out requests is not allowed."""
     with pytest.raises(StageError) as raised:
         read(tmp_path, good(3), good(3), evaluation={"uri": "s3://team-a/held-out.jsonl"})
     assert raised.value.reason is Reason.DATASET_TOO_SMALL

@@ -1,4 +1,4 @@
-"""Inputs that `python -m tunemill_dev.fuzz` has found: none crashes the readers any more."""
+"""Inputs found by `python -m tunemill_dev.fuzz` that crashed the readers."""
 
 import json
 from pathlib import Path
@@ -13,27 +13,27 @@ from tunemill_trainer.data.findings import DataError
 from tunemill_trainer.data.records import records
 
 DEPTHS = range(400, 490)
-"""Python's stack ends in between, after as many levels as it is full already."""
+"""A depth around the limit of Python's stack, which depends on its current depth."""
 
 
 def nested(depth: int, inner: str) -> str:
-    """Return JSON: a value within so many lists and objects."""
+    """Return JSON with a value nested in lists and objects."""
     return '[{"a":' * depth + inner + "}]" * depth
 
 
 @pytest.mark.parametrize("row", ['{"messages": %s}', '{"query": "x", "answers": %s}'])
-def test_surrogates_so_deep_that_python_reads_them_and_cannot_write_them(row):
-    """As a value and as text."""
+def test_deeply_nested_surrogates(row):
+    """Python can parse them, but not serialize them. As a value and as text."""
     for depth in DEPTHS:
         value = nested(depth, r'"\ud83d"')
         usable_row((row % value).encode(), DatasetFormat.AUTO)
         usable_row((row % json.dumps(value)).encode(), DatasetFormat.AUTO)
 
 
-def test_a_column_whose_name_is_no_text(tmp_path: Path):
-    """Arrow hands the name on as it stands in the file."""
+def test_a_column_with_an_invalid_name(tmp_path: Path):
+    """Arrow returns the name as it is in the file."""
     path = tmp_path / "calls.parquet"
     pq.write_table(pa.table({"query": ["x"]}), path, store_schema=False)
     content = path.read_bytes().replace(b"query", b"\xebuery")
-    with pytest.raises(DataError, match="damage"):
+    with pytest.raises(DataError, match="corrupt"):
         list(records(a_file(tmp_path, content)))

@@ -1,4 +1,4 @@
-"""Rows in Glaive's format: a conversation as one text, arguments in single quotes."""
+"""Rows in Glaive format: a conversation as one string, arguments in single quotes."""
 
 import json
 
@@ -20,7 +20,7 @@ def glaive_row(*turns, system=SYSTEM + TOOLS):
 
 
 def test_a_whole_conversation():
-    """Tools one after the other, a call with escaped quotes, an answer, a text."""
+    """Consecutive tools, a call with escaped quotes, a response, a text."""
     call = """<functioncall> {"name": "get_weather", "arguments": '{"city": "L\\'Aquila", "days": 2}'} <|endoftext|>"""
     messages, tools = glaive.read(
         glaive_row("USER: Weather?\nIn L'Aquila.", f"ASSISTANT: {call}", 'FUNCTION RESPONSE: {"t": 3}', "ASSISTANT: 3.")
@@ -52,7 +52,7 @@ def test_calls_in_every_spelling(block, arguments):
 
 
 def test_a_conversation_without_functions():
-    """Half of the data set is plain talk."""
+    """Half of the data set are conversations without tools."""
     system = "SYSTEM: You are a helpful assistant, with no access to external functions."
     messages, tools = glaive.read(glaive_row("USER: Hi", "ASSISTANT: The USER: said Hi", system=system))
     assert tools == ()
@@ -72,8 +72,8 @@ def test_a_conversation_without_functions():
         ),
     ],
 )
-def test_a_row_that_cannot_be_read_says_why(row, rule):
-    """Nothing is guessed."""
+def test_an_unreadable_row_is_reported_with_the_reason(row, rule):
+    """Every mistake has its rule; nothing is guessed."""
     with pytest.raises(RowError) as raised:
         glaive.read(row)
     assert raised.value.problem.rule is rule

@@ -1,4 +1,4 @@
-"""Rows of the Hermes family, with the traps of the public data sets."""
+"""Rows of the Hermes family, with the variants in public data sets."""
 
 import json
 
@@ -24,7 +24,7 @@ def sharegpt(*turns, **fields):
 
 
 def test_json_and_python_calls_in_one_turn():
-    """Hermes' own data mixes both, with quotes inside of values."""
+    """The Hermes data mixes both, with quotes in values."""
     answer = (
         "<tool_call>\n{'arguments': {'city': \"L'Aquila\", 'days': 3}, 'name': 'get_weather'}\n</tool_call>\n"
         '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>'
@@ -50,7 +50,7 @@ def test_json_and_python_calls_in_one_turn():
     ids=["json", "python", "lines", "lines with unicode breaks"],
 )
 def test_tools_come_from_the_system_prompt(tools):
-    """The prose about the tags goes, since the chat template says it; the user's own instructions stay."""
+    """Instructions about tags are removed, because the chat template has them. Other instructions stay."""
     messages, found = hermes.read(
         sharegpt(("system", HERMES_PROMPT.format(tools=tools)), ("human", "Weather?"), ("gpt", "Il pleut."))
     )
@@ -62,14 +62,14 @@ def test_tools_come_from_the_system_prompt(tools):
 
 
 def test_the_tools_column_is_preferred():
-    """Where both are there, the column is the cleaner one."""
+    """If a row has both, the column is cleaner."""
     prompt = HERMES_PROMPT.format(tools="[not even tools]")
     _, tools = hermes.read(sharegpt(("system", prompt), ("human", "Hi"), ("gpt", "Hi"), tools=json.dumps([WEATHER])))
     assert [tool.name for tool in tools] == ["get_weather"]
 
 
 def test_the_agents_course_rows():
-    """Roles human and model, thinking, Python literals, and the misspelt response tag."""
+    """Roles human and model, reasoning, Python literals, and the misspelled response tag."""
     row = {
         "conversations": [
             {
@@ -100,8 +100,8 @@ def test_the_agents_course_rows():
     ]
 
 
-def test_the_prompt_may_stand_before_the_first_request():
-    """Gemma has no system role: the course's notebook puts the prompt into the user's turn."""
+def test_the_system_prompt_can_be_in_the_first_user_turn():
+    """Gemma has no system role, so the course's notebook puts the prompt there."""
     prompt = HERMES_PROMPT.format(tools=str([WEATHER]))
     messages, (tool,) = hermes.read(sharegpt(("human", prompt + "\nIs it raining?"), ("gpt", "Oui.")))
     assert tool.name == "get_weather"
@@ -110,14 +110,14 @@ def test_the_prompt_may_stand_before_the_first_request():
 
 
 def test_several_responses_in_one_turn_are_several_messages():
-    """Parallel calls are answered in one turn of the data."""
+    """The data has the responses to parallel calls in one turn."""
     text = "<tool_response>\n1\n</tool_response>\n<tool_response>\n2\n</tool_response>"
     messages, _ = hermes.read(sharegpt(("human", "x"), ("tool", text), ("observation", "3")))
     assert [message.content for message in messages] == ["x", "1", "2", "3"]
 
 
-def test_sharegpt_function_calls_are_turns_of_their_own():
-    """ShareGPT writes a call as a turn `function_call` whose text is JSON."""
+def test_sharegpt_function_calls_are_separate_turns():
+    """ShareGPT has calls as turns of `function_call` with JSON text."""
     text = json.dumps({"name": "get_weather", "arguments": {"city": "Oslo"}})
     messages, _ = hermes.read(sharegpt(("human", "x"), ("function_call", text), ("function_response", "7")))
     assert messages[1].calls == (Call("get_weather", {"city": "Oslo"}),)
@@ -125,7 +125,7 @@ def test_sharegpt_function_calls_are_turns_of_their_own():
 
 
 def test_text_around_a_call_is_kept():
-    """A model may say something and call."""
+    """An assistant turn can have text and calls."""
     (message,), _ = hermes.read(
         sharegpt(("gpt", 'I look. <tool_call>{"name": "f", "arguments": {}}</tool_call> Wait.'))
     )
@@ -142,8 +142,8 @@ def test_text_around_a_call_is_kept():
         ('<tool_call>{"name": "f", "arguments": {"a": NaN}}</tool_call>', "expected JSON or a Python literal"),
     ],
 )
-def test_a_call_that_is_none_is_refused(text, message):
-    """What is neither JSON nor a literal is never executed and never guessed at."""
+def test_an_invalid_call_is_rejected(text, message):
+    """Text that is neither JSON nor a literal is never executed or guessed."""
     with pytest.raises(RowError) as raised:
         hermes.read(sharegpt(("human", "x"), ("gpt", text)))
     assert raised.value.problem.rule is Rule.BROKEN_CALL

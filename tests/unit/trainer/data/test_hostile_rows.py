@@ -1,4 +1,4 @@
-"""Data that attacks: schemas and texts that keep a processor busy, files that unpack to more than any memory."""
+"""Hostile data: schemas and texts that use excessive CPU time, files that unpack to more than any memory."""
 
 import gzip
 import json
@@ -25,13 +25,13 @@ MIB = 1 << 20
 
 
 def problem_of(value, form=DatasetFormat.OPENAI):
-    """Return the one thing that is wrong with a row."""
+    """Return the only problem of a row."""
     (problem,) = RowReader(form).read(Record(Source("calls.jsonl", 1), value)).problems
     return problem
 
 
 def a_call(parameters, arguments):
-    """Return a row that calls a tool of these parameters."""
+    """Return a row with a call to a tool with these parameters."""
     call = {"type": "function", "function": {"name": "f", "arguments": json.dumps(arguments)}}
     turns = [{"role": "user", "content": "Do it."}, {"role": "assistant", "content": "", "tool_calls": [call]}]
     return {"messages": turns, "tools": [{"type": "function", "function": {"name": "f", "parameters": parameters}}]}
@@ -55,8 +55,8 @@ LAUGHS = {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 3} for i in range
     ],
     ids=["pattern", "pattern of names", "references that branch", "unique items"],
 )
-def test_a_schema_that_takes_for_ever_makes_its_row_useless(monkeypatch, parameters, arguments):
-    """Whatever in it does: the check of one call may take so long and no longer."""
+def test_a_schema_that_takes_too_long_makes_its_row_invalid(monkeypatch, parameters, arguments):
+    """The check of a call has a time limit."""
     monkeypatch.setattr(tools, "_TIME", TimeBound(seconds=0.1))
     problem = problem_of(a_call(parameters, arguments))
     assert problem.rule is Rule.BROKEN_TOOL
@@ -65,8 +65,8 @@ def test_a_schema_that_takes_for_ever_makes_its_row_useless(monkeypatch, paramet
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9/schema.json", "file:///etc/passwd", "urn:x"])
 def test_a_schema_is_never_fetched(address):
-    """What it refers to outside of itself is said to be missing."""
-    assert "points to something that is not in it" in problem_of(a_call(one({"$ref": address}), {"a": 1})).message
+    """External references are reported as unresolved."""
+    assert "has a reference that cannot be resolved" in problem_of(a_call(one({"$ref": address}), {"a": 1})).message
 
 
 @pytest.mark.parametrize(
@@ -77,15 +77,15 @@ def test_a_schema_is_never_fetched(address):
         (DatasetFormat.TOOLACE, {"system": "\t" * MIB, "conversations": [{"from": "user", "value": "x"}]}),
     ],
 )
-def test_a_megabyte_of_white_space_is_read_at_once(form, value):
-    """It is quick to write, and slow for patterns that look for its end from everywhere in it."""
+def test_a_megabyte_of_white_space_is_read_quickly(form, value):
+    """Regular expressions that search for its end from every position would be slow."""
     begun = time.process_time()
     RowReader(form).read(Record(Source("calls.jsonl", 1), value))
     assert time.process_time() - begun < 2
 
 
-def test_a_row_that_takes_for_ever_to_read_is_useless(monkeypatch):
-    """Whatever in it does, and also after its tools were read within a bound of their own."""
+def test_a_row_that_takes_too_long_to_read_is_invalid(monkeypatch):
+    """Even after its tools were read within a separate limit."""
     monkeypatch.setattr(reading, "_TIME", TimeBound(seconds=0.1))
     monkeypatch.setattr(reading.lint, "problems", lambda row, contract: re.match("(a+)+$", "a" * 60 + "!"))
     problem = problem_of(a_call(one({"type": "string"}), {"a": "x"}))
@@ -93,8 +93,8 @@ def test_a_row_that_takes_for_ever_to_read_is_useless(monkeypatch):
 
 
 @pytest.mark.parametrize("begin", [b'{"messages": "', b'[{"messages": "', b""])
-def test_a_small_file_that_unpacks_to_one_endless_row_is_refused(tmp_path: Path, monkeypatch, begin):
-    """A megabyte of gzip stands for hundreds of text; no more than a row of the largest size is ever held."""
+def test_a_small_file_that_unpacks_to_one_huge_row_is_rejected(tmp_path: Path, monkeypatch, begin):
+    """A megabyte of gzip can contain hundreds of megabytes. At most one row of the maximum size is in memory."""
     monkeypatch.setattr(records, "_LONGEST_ROW", MIB)
     path = tmp_path / "bomb.jsonl.gz"
     with gzip.open(path, "wb", compresslevel=1) as file:
@@ -108,8 +108,8 @@ def test_a_small_file_that_unpacks_to_one_endless_row_is_refused(tmp_path: Path,
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024
 
 
-def test_a_table_whose_rows_fill_the_memory_is_refused(tmp_path: Path, monkeypatch):
-    """A few kilobytes of parquet say one long text 256 times: 2 GiB, more than other tests leave in the heap."""
+def test_a_table_with_rows_larger_than_memory_is_rejected(tmp_path: Path, monkeypatch):
+    """A few kilobytes of Parquet contain one long string 256 times: 2 GiB, more than other tests leave in the heap."""
     monkeypatch.setattr(records, "_ROOM_OF_A_TABLE", MemoryBound(64 * MIB))
     path = tmp_path / "bomb.parquet"
     texts = pa.array(["a" * (8 * MIB)], pa.large_string())
@@ -120,8 +120,8 @@ def test_a_table_whose_rows_fill_the_memory_is_refused(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("line", [b'{"a": ' + b"[" * 100_000, b'{"a": ' + b"1" * 100_000 + b"}", b'{"a": 1e999}'])
-def test_what_json_cannot_hold_is_a_finding(tmp_path: Path, line):
-    """Depth without end and numbers without end cost a line, not the run."""
+def test_unrepresentable_json_is_a_finding(tmp_path: Path, line):
+    """Extreme nesting and numbers make one row invalid, but do not end the run."""
     (record,) = records.records(a_file(tmp_path, line))
     assert record.value is None
     assert record.error.startswith("not JSON")
@@ -138,8 +138,8 @@ def test_what_json_cannot_hold_is_a_finding(tmp_path: Path, line):
         "{'a': {(1,): {2: 3}}}",
     ],
 )
-def test_arguments_as_text_that_are_no_json_break_their_row_only(arguments):
-    """The text is parsed a second time: JSON's escapes spell half a surrogate pair, and Python has sets."""
+def test_invalid_arguments_as_text_affect_only_their_row(arguments):
+    """The text is parsed separately: JSON escapes can encode lone surrogates, and Python has sets."""
     row = a_call({"type": "object"}, {})
     row["messages"][1]["tool_calls"][0]["function"]["arguments"] = arguments
     problem = problem_of(row)
@@ -150,14 +150,14 @@ def test_arguments_as_text_that_are_no_json_break_their_row_only(arguments):
 @pytest.mark.parametrize(
     ("parameters", "said"),
     [
-        (one({"$ref": "#/$defs/b"}) | {"$defs": {"b": {"type": "unheard"}}}, "a type that JSON schema does not know"),
-        (one({"$ref": "#/x/b"}) | {"x": {"b": {"pattern": "("}}}, "a part of its schema is none"),
-        (one({"$ref": "#/x/b"}) | {"x": {"b": {"maxLength": "a"}}}, "a part of its schema is none"),
-        (one({"$ref": "#/x/b"}) | {"x": {"b": 7}}, "a part of its schema is none"),
+        (one({"$ref": "#/$defs/b"}) | {"$defs": {"b": {"type": "unheard"}}}, "an unknown type"),
+        (one({"$ref": "#/x/b"}) | {"x": {"b": {"pattern": "("}}}, "a part of its schema is invalid"),
+        (one({"$ref": "#/x/b"}) | {"x": {"b": {"maxLength": "a"}}}, "a part of its schema is invalid"),
+        (one({"$ref": "#/x/b"}) | {"x": {"b": 7}}, "a part of its schema is invalid"),
     ],
 )
-def test_a_schema_that_is_broken_where_no_draft_looks(parameters, said):
-    """What `$ref` leads to is used as it is."""
+def test_a_schema_that_is_invalid_behind_a_reference(parameters, said):
+    """The target of `$ref` is not validated in advance."""
     problem = problem_of(a_call(parameters, {"a": "1"}))
     assert problem.rule is Rule.BROKEN_TOOL
     assert said in problem.message

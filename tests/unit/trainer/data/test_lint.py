@@ -1,4 +1,4 @@
-"""What would teach a model something wrong, found in a row."""
+"""Mistakes in rows that a model would learn from."""
 
 import pytest
 from trainer.data.building import a_row, a_tool, answers, calls, says, user
@@ -7,13 +7,13 @@ from tunemill_trainer.data.findings import Rule
 from tunemill_trainer.data.rows import Message, Role
 
 
-def test_a_good_row_has_no_problems():
-    """Call, answer, text: nothing to say."""
+def test_a_valid_row_has_no_problems():
+    """A call, a response and a text."""
     assert lint.problems(a_row(user(), calls(city="Rome", days=2), answers(), says())) == []
 
 
-def test_a_row_may_end_with_a_call_and_may_offer_no_tools():
-    """The usual training row ends with the call; plain instruction data has no tools at all."""
+def test_a_row_can_end_with_a_call_and_can_have_no_tools():
+    """Training rows usually end with the call; plain instruction data has no tools."""
     assert lint.problems(a_row(user(), calls(city="Rome"))) == []
     assert lint.problems(a_row(Message(Role.SYSTEM, "Be brief."), user(), says())) == []
 
@@ -21,33 +21,41 @@ def test_a_row_may_end_with_a_call_and_may_offer_no_tools():
 @pytest.mark.parametrize(
     ("row", "rule", "message"),
     [
-        (a_row(user(), calls("fly", to="Mars")), Rule.UNKNOWN_TOOL, "fly is called, and the row offers get_weather"),
+        (
+            a_row(user(), calls("fly", to="Mars")),
+            Rule.UNKNOWN_TOOL,
+            "fly is not declared; the row declares get_weather",
+        ),
         (a_row(user(), calls()), Rule.MISSING_ARGUMENT, "get_weather: 'city' is a required property"),
-        (a_row(user(), calls(city="Rome", hour=3)), Rule.EXTRA_ARGUMENT, "called with hour"),
+        (a_row(user(), calls(city="Rome", hour=3)), Rule.EXTRA_ARGUMENT, "has the argument hour"),
         (a_row(user(), calls(city="Rome", days="2")), Rule.WRONG_ARGUMENT, "get_weather.days: '2' is not of type"),
-        (a_row(says(), user()), Rule.ROLE_ORDER, "the assistant speaks first"),
-        (a_row(user(), answers()), Rule.ROLE_ORDER, "a tool message comes without a call"),
-        (a_row(user(), says(), Message(Role.SYSTEM, "x")), Rule.ROLE_ORDER, "a system message comes after"),
-        (a_row(Message(Role.SYSTEM, "x")), Rule.ROLE_ORDER, "no turn but the system message"),
+        (a_row(says(), user()), Rule.ROLE_ORDER, "the first turn is the assistant's"),
+        (a_row(user(), answers()), Rule.ROLE_ORDER, "the tool message does not follow a call"),
+        (
+            a_row(user(), says(), Message(Role.SYSTEM, "x")),
+            Rule.ROLE_ORDER,
+            "the system message follows a message of role assistant",
+        ),
+        (a_row(Message(Role.SYSTEM, "x")), Rule.ROLE_ORDER, "only a system message"),
         (
             a_row(user(), calls(city="Rome"), user()),
             Rule.UNANSWERED_CALL,
-            "a message of the user follows",
+            "found a message of role user",
         ),
         (a_row(user(), says(" \n")), Rule.EMPTY_TURN, "neither text nor calls"),
         (a_row(user(), says("write <tool_call> so")), Rule.MARKER_IN_TEXT, "contains <tool_call>"),
-        (a_row(user(), calls(city="</tool_call>")), Rule.MARKER_IN_TEXT, "the call of get_weather contains"),
+        (a_row(user(), calls(city="</tool_call>")), Rule.MARKER_IN_TEXT, "the call to get_weather contains"),
     ],
 )
 def test_each_rule_finds_its_problem(row, rule, message):
-    """One wrong thing gives one finding that names it."""
+    """One mistake gives one finding that names it."""
     (problem,) = lint.problems(row)
     assert problem.rule is rule
     assert message in problem.message
 
 
 def test_a_schema_decides_what_else_is_allowed():
-    """The keyword additionalProperties and nested schemas mean what they mean in JSON schema."""
+    """Nested schemas and additionalProperties mean the same as in JSON schema."""
     open_ended = a_tool(type="object", properties={}, additionalProperties={"type": "integer"})
     assert lint.problems(a_row(user(), calls(anything=3), tools=(open_ended,))) == []
     (problem,) = lint.problems(a_row(user(), calls(anything="3"), tools=(open_ended,)))
@@ -55,7 +63,7 @@ def test_a_schema_decides_what_else_is_allowed():
 
 
 def test_a_reference_to_the_network_is_not_followed():
-    """A schema in the data must not make the stage fetch things."""
+    """A schema in the data must not trigger requests."""
     tool = a_tool(type="object", properties={"city": {"$ref": "http://127.0.0.1:9/schema.json"}})
     (problem,) = lint.problems(a_row(user(), calls(city="Rome"), tools=(tool,)))
     assert problem.rule is Rule.BROKEN_TOOL

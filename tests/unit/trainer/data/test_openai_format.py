@@ -1,4 +1,4 @@
-"""Rows in OpenAI's format, with what real files make of it."""
+"""Rows in OpenAI's format, with the variants in real files."""
 
 import json
 
@@ -10,7 +10,7 @@ from tunemill_trainer.data.rows import Call, Message, Role
 
 
 def test_arguments_may_be_text_or_an_object():
-    """OpenAI writes arguments as JSON text; many files have the object itself."""
+    """OpenAI uses a JSON string; many files have an object."""
     row = openai_row(city="Rome", days=2)
     as_text, _ = openai.read(row)
     row["messages"][1]["tool_calls"][0]["function"]["arguments"] = {"city": "Rome", "days": 2}
@@ -40,14 +40,14 @@ def test_the_older_function_call_is_a_call():
     assert (messages[3].name, tools[0].name) == ("get_weather", "get_weather")
 
 
-def test_reasoning_is_kept_apart_from_the_text():
-    """Reasoning stands in a field of its own under several names."""
+def test_reasoning_is_separate_from_the_text():
+    """Reasoning is in a separate field, with several names."""
     turn = {"role": "assistant", "content": "Hi", "reasoning_content": "A greeting."}
     assert openai.read({"messages": [turn]})[0] == [Message(Role.ASSISTANT, "Hi", reasoning="A greeting.")]
 
 
-def test_a_turn_of_weight_0_is_there_and_not_learnt():
-    """OpenAI's way to keep a mistake in the history without teaching it."""
+def test_a_turn_with_weight_0_is_kept_but_excluded_from_training():
+    """OpenAI's way to keep a mistake in the history without training on it."""
     row = openai_row()
     row["messages"][1]["weight"] = 0
     row["messages"] += [{"role": "tool", "tool_call_id": "c1", "content": "7"}, {"role": "assistant", "content": "7"}]
@@ -55,7 +55,7 @@ def test_a_turn_of_weight_0_is_there_and_not_learnt():
 
 
 @pytest.mark.parametrize("answer", [{"degrees": 7}, 7, [{"degrees": 7}], False])
-def test_a_tool_may_answer_with_any_value(answer):
+def test_a_tool_can_respond_with_any_value(answer):
     """It becomes the text that a client would send."""
     row = openai_row()
     row["messages"].append({"role": "tool", "tool_call_id": "c1", "content": answer})
@@ -76,19 +76,19 @@ def test_a_tool_may_answer_with_any_value(answer):
             Rule.BROKEN_CALL,
             "expected the arguments of f to be an object",
         ),
-        ({"messages": [{"role": "user"}], "tools": [{"function": {}}]}, Rule.BROKEN_TOOL, "a tool has no name"),
+        ({"messages": [{"role": "user"}], "tools": [{"function": {}}]}, Rule.BROKEN_TOOL, "the tool has no name"),
         (
             {
                 "messages": [{"role": "user"}],
                 "tools": [{"name": "f", "parameters": {"properties": {"a": {"type": "Foo"}}}}],
             },
             Rule.BROKEN_TOOL,
-            "no JSON schema",
+            "not a valid JSON schema",
         ),
     ],
 )
-def test_a_row_that_cannot_be_read_says_why(row, rule, message):
-    """Every trap ends in its own rule, never in a guess."""
+def test_an_unreadable_row_is_reported_with_the_reason(row, rule, message):
+    """Every mistake has its rule; nothing is guessed."""
     with pytest.raises(RowError) as raised:
         openai.read(row)
     assert raised.value.problem.rule is rule

@@ -1,4 +1,4 @@
-"""What rows say stays out of what many may read: canaries stand in all places of rows, and what is said is searched."""
+"""Text of rows never appears in status, events and logs: rows have canaries in all places, and outputs are searched."""
 
 import gzip
 import json
@@ -19,13 +19,13 @@ OF_THE_SECOND_PASS = {Rule.NOT_REPRODUCIBLE, Rule.OVERLONG}
 OF_LINES = {Rule.NOT_JSON}
 
 
-def told(text):
-    """Return whether a text has something of a canary row."""
+def contains_canary(text):
+    """Return whether a text contains a part of a canary row."""
     return CANARY in text or str(NUMBER) in text or str(int(NUMBER)) in text
 
 
 def problems_of(form, contract=()):
-    """Yield what is wrong with each of the canary rows of a format."""
+    """Yield the problems of each canary row of a format."""
     reader = RowReader(form, contract)
     for number, row in enumerate(rows(form), start=1):
         source = Source("calls.jsonl", number)
@@ -34,44 +34,44 @@ def problems_of(form, contract=()):
 
 
 @pytest.mark.parametrize("form", GOOD)
-def test_the_good_row_of_each_format_is_good(form):
-    """Else its canary rows would all be wrong in the same way."""
+def test_the_valid_row_of_each_format_is_valid(form):
+    """Otherwise all canary rows would have the same mistake."""
     assert RowReader(form).read(Record(Source("calls.jsonl", 1), GOOD[form])).problems == ()
 
 
 @pytest.mark.parametrize("form", GOOD)
-def test_a_finding_is_told_without_the_row(form):
-    """What stands in a failure has the line, the rule and the field, and of the row nothing."""
+def test_a_finding_does_not_quote_the_row(form):
+    """Failures contain the line, the rule and the field, but no text of the row."""
     findings = list(problems_of(form))
-    assert sum(told(finding.problem.message) for finding in findings) > 20, "the full text does quote rows"
+    assert sum(contains_canary(finding.problem.message) for finding in findings) > 20, "the full text does quote rows"
     for finding in findings:
-        assert not told(str(finding)), finding
+        assert not contains_canary(str(finding)), finding
         assert str(finding).startswith(f"{finding.source}: {finding.problem.rule}")
 
 
 def test_the_canary_rows_break_every_rule():
-    """A rule that no row broke would be told by messages that nobody has searched."""
+    """So the messages of all rules are searched for canaries."""
     broken = {finding.problem.rule for form in GOOD for finding in problems_of(form)}
     broken |= {finding.problem.rule for finding in problems_of(DatasetFormat.OPENAI, (a_tool(),))}
     assert broken == set(Rule) - {Rule.INTERNAL_ERROR} - OF_SEVERAL_ROWS - OF_THE_SECOND_PASS - OF_LINES
 
 
 def read(folder, content, **spec):
-    """Run the first pass of prepare over a file."""
-    wish = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl", **spec})
-    how = dataset.Reading(wish.format, workers=1)
-    return dataset.read(wish, how, some_data(folder, content), None, folder / "spool", lambda: None)
+    """Run the first pass of prepare on a file."""
+    configured = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl", **spec})
+    how = dataset.ReadOptions(configured.format, workers=1)
+    return dataset.read(configured, how, some_data(folder, content), None, folder / "spool", lambda: None)
 
 
 @pytest.mark.parametrize("form", GOOD)
 def test_a_failure_of_prepare_names_places_only(tmp_path, form):
-    """Rows of each format that are all wrong: the message and the remedy hold nothing of them."""
+    """For invalid rows of each format, message and remedy contain no text of the rows."""
     wrong = [row for number, row in enumerate(rows(form)) if number % 7 == 0]
     with pytest.raises(StageError) as raised:
         read(tmp_path, wrong, format=form.value)
     failure = raised.value.failure
     assert "calls.jsonl line " in failure.message
-    assert not told(failure.message + failure.remedy)
+    assert not contains_canary(failure.message + failure.remedy)
 
 
 @pytest.mark.parametrize(
@@ -91,24 +91,24 @@ def test_a_failure_of_prepare_names_places_only(tmp_path, form):
     ],
     ids=repr,
 )
-def test_a_file_that_cannot_be_read_is_told_without_its_text(tmp_path, content):
-    """Neither names of fields, nor what stands where something else was expected, nor what a library quotes."""
+def test_an_unreadable_file_is_reported_without_its_text(tmp_path, content):
+    """No names of fields, no values, and no quotes by libraries."""
     with pytest.raises(StageError) as raised:
         read(tmp_path, content)
     failure = raised.value.failure
-    assert not told(failure.message + failure.remedy)
+    assert not contains_canary(failure.message + failure.remedy)
 
 
-def test_the_users_own_terminal_gets_all(tmp_path):
-    """Lint prints the detail: who runs it has the file."""
+def test_the_terminal_of_the_user_shows_the_details(tmp_path):
+    """The user of `lint` has the file."""
     with pytest.raises(DataError) as raised:
         list(records(a_file(tmp_path, '[{"a": 1} x]', "calls.json")))
     assert "found 'x'" in raised.value.detail
     assert "found 'x'" not in raised.value.failure.message
 
 
-def test_a_defect_of_this_program_costs_its_row_and_tells_nothing_of_it(tmp_path, monkeypatch, caplog):
-    """Python's own errors quote what they were about. The rows around it are read, and what they lack is found."""
+def test_a_crash_affects_one_row_and_does_not_quote_it(tmp_path, monkeypatch, caplog):
+    """Python's messages quote values. The other rows are read and checked."""
     problems = reading.lint.problems
 
     def fail(row, contract):
@@ -124,11 +124,11 @@ def test_a_defect_of_this_program_costs_its_row_and_tells_nothing_of_it(tmp_path
     ]
     assert "KeyError in test_private_rows.py line " in found.findings.listed[0].problem.message
     assert CANARY not in caplog.text + found.findings.listed[0].problem.message
-    assert "calls.jsonl line 2: Tunemill failed at the row" in caplog.text
+    assert "calls.jsonl line 2: Tunemill failed to process the row" in caplog.text
 
 
 def test_the_report_keeps_the_full_text(tmp_path):
-    """Prepare writes the findings into the workspace, where the data's readers can read them."""
+    """The workspace has the full findings, where users with access to the data can read them."""
     good = [
         {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "Yes."}]} for n in range(9)
     ]

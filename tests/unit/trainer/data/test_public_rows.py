@@ -1,4 +1,4 @@
-"""Rows in the shape of public data sets: each is told from the others and read with all its calls."""
+"""Rows like those of public data sets: the format is detected, and all calls are read."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from tunemill_api.data import DatasetFormat
 from tunemill_api.failures import Reason
 from tunemill_trainer.data import formats
 from tunemill_trainer.data.findings import DataError, Rule
-from tunemill_trainer.data.formats import refused
+from tunemill_trainer.data.formats import unsupported
 from tunemill_trainer.data.reading import RowReader
 from tunemill_trainer.data.records import Record
 from tunemill_trainer.data.rows import Role, Source
@@ -22,13 +22,13 @@ TALK = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "c
 
 
 def as_records(made):
-    """Objects as they come from a file."""
+    """Objects as read from a file."""
     return [Record(Source("calls.jsonl", line), row) for line, row in enumerate(made, start=1)]
 
 
 @pytest.mark.parametrize("make", MADE, ids=lambda make: make.__name__)
-def test_rows_are_told_and_read_with_all_their_calls(make):
-    """Two hundred of each: no call is lost, none is made up, and nothing is found but names that servers refuse."""
+def test_rows_are_detected_and_read_with_all_calls(make):
+    """Two hundred rows of each: no call is lost or invented, and the only findings are renamed tools."""
     made = list(rows(make, 200))
     records = as_records(row for row, _ in made)
     form = formats.detect(records, "calls.jsonl")
@@ -43,7 +43,7 @@ def test_rows_are_told_and_read_with_all_their_calls(make):
 
 @pytest.mark.parametrize("make", MADE, ids=lambda make: make.__name__)
 def test_a_few_rows_of_another_kind_do_not_change_the_format(make):
-    """Plain talk stands in many files."""
+    """Many files also contain plain conversations."""
     made = [row for row, _ in rows(make, 20)]
     assert formats.detect(as_records([TALK, TALK, *made]), "calls.jsonl") is MADE[make]
 
@@ -52,7 +52,7 @@ def test_a_few_rows_of_another_kind_do_not_change_the_format(make):
     ("name", "learnt"),
     [("prompt_completion", [False, True]), ("toolbench", None), ("tau_bench", None)],
 )
-def test_what_is_history_is_not_learnt(name, learnt):
+def test_turns_of_the_history_are_excluded_from_training(name, learnt):
     """The prompt's turns, a turn that gives up, a greeting."""
     make = next(make for make in MADE if make.__name__ == name)
     seen = set()
@@ -70,20 +70,20 @@ def test_what_is_history_is_not_learnt(name, learnt):
         ({**TALK, "rejected_response": "No"}, "preference data"),
         ({"messages": [], "chosen_response": {}, "rejected_response": {}, "tools": []}, "preference data"),
         ({"prompt": "a", "completion": "b", "label": True}, "KTO data"),
-        ({**TALK, "images": ["a.png"]}, "rows with pictures, sound or films"),
-        ({"prompt": "a", "completion": "b"}, "a prompt and a completion of plain text"),
+        ({**TALK, "images": ["a.png"]}, "rows with images, audio or video"),
+        ({"prompt": "a", "completion": "b"}, "prompts and completions of plain text"),
         ({"prompt": [{"role": "user", "content": "Hi"}]}, "prompts without completions"),
-        ({"instruction": "Add", "input": "1 2", "output": "3"}, "Alpaca's format"),
-        ({"id": "simple_0", "question": [[]], "function": []}, "BFCL's questions without their answers"),
-        ({"id": "simple_0", "ground_truth": []}, "BFCL's answers without their questions"),
-        ({"simulations": [], "tasks": []}, "a results file of tau2-bench"),
-        ({"Name": "x", "Instances": [], "Function_Description": {}}, "ToolAlpaca's format"),
-        ({"code": "x", "api_call": "f()", "api_data": {}}, "Gorilla's APIBench"),
-        ({"text": "<|im_start|>user\nHi<|im_end|>"}, "text that a chat template has rendered"),
+        ({"instruction": "Add", "input": "1 2", "output": "3"}, "rows in the Alpaca format"),
+        ({"id": "simple_0", "question": [[]], "function": []}, "BFCL questions without answers"),
+        ({"id": "simple_0", "ground_truth": []}, "BFCL answers without questions"),
+        ({"simulations": [], "tasks": []}, "results of tau2-bench"),
+        ({"Name": "x", "Instances": [], "Function_Description": {}}, "rows in the ToolAlpaca format"),
+        ({"code": "x", "api_call": "f()", "api_data": {}}, "rows of Gorilla's APIBench"),
+        ({"text": "<|im_start|>user\nHi<|im_end|>"}, "text rendered by a chat template"),
     ],
 )
-def test_what_is_not_read_is_refused_by_its_name(row, name):
-    """As a file, and as one row among others; the remedy says what to do."""
+def test_unsupported_rows_are_rejected_by_name(row, name):
+    """As a whole file, and as one row; the remedy says what to do."""
     with pytest.raises(DataError) as raised:
         formats.detect(as_records([row, row]), "calls.jsonl")
     assert raised.value.reason is Reason.DATASET_FORMAT_UNKNOWN
@@ -94,16 +94,16 @@ def test_what_is_not_read_is_refused_by_its_name(row, name):
     assert found.problems[0].message.startswith(name)
 
 
-def test_each_kind_that_is_refused_is_tried_above():
+def test_each_unsupported_kind_is_tested():
     """And is in the table of the docs."""
-    tried = {case[1] for case in test_what_is_not_read_is_refused_by_its_name.pytestmark[0].args[1]}
-    assert tried == {kind.name for kind in refused.KINDS}
+    tried = {case[1] for case in test_unsupported_rows_are_rejected_by_name.pytestmark[0].args[1]}
+    assert tried == {kind.name for kind in unsupported.KINDS}
     page = PAGE.read_text()
-    assert [kind.name for kind in refused.KINDS if f"| {kind.name} |" not in page] == []
+    assert [kind.name for kind in unsupported.KINDS if f"| {kind.name} |" not in page] == []
 
 
 def test_the_table_of_the_docs_has_each_format_with_its_source():
-    """A row for each format: its name, its file, and the address where it is defined, as the file has it."""
+    """A row for each format: its name, its module, and the URL of its definition, as in the module."""
     table = re.findall(r"^\| `(\w+)` \| (.+) \| \[`(\w+)\.py`\]\((\S+)\) \|", PAGE.read_text(), re.MULTILINE)
     assert {name for name, *_ in table} == {form.value for form in DatasetFormat} - {"Auto"}
     for name, _, module, address in table:
@@ -113,15 +113,15 @@ def test_the_table_of_the_docs_has_each_format_with_its_source():
         assert address in source.read_text(), f"{module}.py names another source than {address}"
 
 
-def test_entries_of_several_turns_are_refused():
-    """BFCL's multi-turn entries hold calls and nothing of what the tools answer."""
+def test_multi_turn_entries_are_rejected():
+    """BFCL's multi-turn entries have calls but no tool responses."""
     row = {"question": [[{"role": "user", "content": "x"}]] * 2, "function": [WEATHER], "ground_truth": [["f()"], []]}
     (problem,) = RowReader(DatasetFormat.BFCL).read(Record(Source("calls.jsonl", 1), row)).problems
     assert (problem.rule, problem.field) == (Rule.FORMAT, "question")
 
 
-def test_labels_that_count_otherwise_are_refused():
-    """NESTFUL's arguments refer to labels, which are not learnt."""
+def test_labels_in_another_order_are_rejected():
+    """NESTFUL's arguments refer to labels, which are not trained on."""
     calls = [{"name": "add", "label": "$var_2", "arguments": {"arg_0": "$var_1.result$"}}]
     row = {"input": "x", "output": json.dumps(calls), "tools": "[]", "sample_id": "1"}
     (problem,) = RowReader(DatasetFormat.NESTFUL).read(Record(Source("calls.jsonl", 1), row)).problems

@@ -1,4 +1,4 @@
-"""From records to rows: the format is found, tools are completed and named, nulls of tables dropped."""
+"""From records to rows: format detection, tools of the contract, names of tools, nulls of tables."""
 
 import json
 
@@ -28,7 +28,7 @@ def read(row, form=DatasetFormat.OPENAI, contract=()):
 
 
 def as_records(rows):
-    """Objects as they come from a file."""
+    """Objects as read from a file."""
     return [Record(Source("calls.jsonl", line), row) for line, row in enumerate(rows, start=1)]
 
 
@@ -51,13 +51,13 @@ def as_records(rows):
         ([{"text": "a broken row"}, SIMPLE], DatasetFormat.SIMPLE),
     ],
 )
-def test_the_format_is_found(rows, form):
-    """By the fields, and where formats share them, by what the turns look like."""
+def test_the_format_is_detected(rows, form):
+    """By the fields, or by the turns if formats have the same fields."""
     assert formats.detect(as_records(rows), "calls.jsonl") is form
 
 
 def test_fields_of_no_format_are_named():
-    """The message says what was looked for, and its detail, for the user's own terminal, what is there."""
+    """The message lists the expected fields, and its detail for the user's terminal those that were found."""
     with pytest.raises(DataError) as raised:
         formats.detect(as_records([{"asked": "a", "said": "b"}]), "calls.jsonl")
     assert raised.value.reason is Reason.DATASET_FORMAT_UNKNOWN
@@ -67,12 +67,12 @@ def test_fields_of_no_format_are_named():
 
 
 def test_every_format_has_a_reader():
-    """What the API offers can be read."""
+    """All formats of the API are supported."""
     assert set(formats.READERS) == set(DatasetFormat) - {DatasetFormat.AUTO}
 
 
 def test_a_simple_row_is_the_guides_conversation():
-    """The instruction of the FunctionGemma guide, the request, the call; the tools are those of the contract."""
+    """The system message of the FunctionGemma guide, the request and the call; the tools come from spec.tools."""
     row = read(SIMPLE, DatasetFormat.SIMPLE, CONTRACT).row
     assert row.messages == (
         Message(Role.SYSTEM, "You are a model that can do function calling with the following functions"),
@@ -84,19 +84,19 @@ def test_a_simple_row_is_the_guides_conversation():
     assert problem.rule is Rule.UNKNOWN_TOOL
 
 
-def test_rows_with_tools_are_held_to_the_contract():
-    """Other tools, and other parameters, than the model will be served with are errors; fewer are not."""
+def test_rows_with_tools_must_match_the_contract():
+    """Other tools or other parameters than those of spec.tools are errors; fewer tools are not."""
     assert read(openai_row(), contract=CONTRACT).problems == ()
     more = openai_row()
     more["tools"].append({"function": {"name": "other"}})
     (problem,) = read(more, contract=CONTRACT).problems
-    assert (problem.rule, problem.message.split(",")[0]) == (Rule.BREAKS_CONTRACT, "the row offers other")
+    assert (problem.rule, problem.message.split(",")[0]) == (Rule.BREAKS_CONTRACT, "the row declares other")
     other = json.loads(json.dumps(openai_row()).replace('"integer"', '"number"'))
     assert [problem.rule for problem in read(other, contract=CONTRACT).problems] == [Rule.BREAKS_CONTRACT]
 
 
-def test_names_that_servers_refuse_are_changed_everywhere():
-    """Definition, call and answer still belong together, and the user is told."""
+def test_invalid_tool_names_are_changed_everywhere():
+    """Definition, call and response still match, and a warning is reported."""
     text = json.dumps(openai_row()).replace("get_weather", "Weather (v2) API")
     row = json.loads(text)
     row["messages"].append({"role": "tool", "tool_call_id": "c1", "content": "7"})
@@ -108,16 +108,16 @@ def test_names_that_servers_refuse_are_changed_everywhere():
 
 
 @pytest.mark.parametrize(("first", "second"), [("a b", "a_b"), ("天気", "x")])
-def test_names_that_cannot_be_kept_apart_are_refused(first, second):
-    """Two tools with one name, or one with none, cannot be served."""
+def test_ambiguous_tool_names_are_rejected(first, second):
+    """Two tools with the same name, or one without a valid name, cannot be served."""
     row = openai_row() | {"tools": [{"name": first}, {"name": second}]}
     found = read(row)
     assert found.row is None
     assert [problem.rule for problem in found.problems] == [Rule.BROKEN_TOOL]
 
 
-def test_nulls_that_a_table_filled_in_are_dropped():
-    """Data that went through a table has null for all that other rows have: the model must not learn that."""
+def test_nulls_of_a_table_are_dropped():
+    """Data from a table has null for all absent arguments. A model must not learn them."""
     row = openai_row(city="Rome", days=None, minutes=None)
     properties = WEATHER["parameters"]["properties"] | {"minutes": None}
     row["tools"] = [{"function": WEATHER | {"parameters": WEATHER["parameters"] | {"properties": properties}}}]
@@ -127,7 +127,7 @@ def test_nulls_that_a_table_filled_in_are_dropped():
 
 
 def test_a_null_that_the_schema_allows_or_requires_stays():
-    """Null is a value where the tool says so."""
+    """There, null is a value."""
     row = openai_row(city=None, note=None)
     properties = {"city": {"type": ["string", "null"]}, "note": {"type": ["string", "null"]}}
     parameters = {"type": "object", "properties": properties, "required": ["city"]}
@@ -135,8 +135,8 @@ def test_a_null_that_the_schema_allows_or_requires_stays():
     assert read(row).row.messages[1].calls[0].arguments == {"city": None, "note": None}
 
 
-def test_thoughts_can_be_left_out():
-    """For a model that is to answer at once."""
+def test_reasoning_can_be_removed():
+    """For a model that should reply without reasoning."""
     row = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "<think>Hm.</think>Hi"}]}
-    reader = RowReader(DatasetFormat.HERMES, drops_thoughts=True)
+    reader = RowReader(DatasetFormat.HERMES, drop_reasoning=True)
     assert reader.read(Record(Source("calls.jsonl", 1), row)).row.messages[1] == Message(Role.ASSISTANT, "Hi")

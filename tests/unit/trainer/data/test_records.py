@@ -23,7 +23,7 @@ def read(folder: Path, content, name="calls.jsonl", zipped=False):
 
 
 def test_lines_keep_their_numbers_over_empty_lines(tmp_path):
-    """The place of a row is its line in the file, as an editor shows it."""
+    """The place of a row is its line number in the file."""
     assert read(tmp_path, '\n{"a": 1}\n\n  \n{"a": 2}') == [
         ("calls.jsonl line 2", {"a": 1}),
         ("calls.jsonl line 5", {"a": 2}),
@@ -32,7 +32,7 @@ def test_lines_keep_their_numbers_over_empty_lines(tmp_path):
 
 @pytest.mark.parametrize("zipped", [False, True])
 def test_a_list_is_read_like_lines(tmp_path, zipped):
-    """A .json file with one list gives its elements, zipped or not."""
+    """A .json file with one list yields its elements, gzipped or not."""
     assert read(tmp_path, ' \n[ {"a": 1},\n{"a": [{}]} ]\n', "calls.json", zipped) == [
         ("calls.json element 1", {"a": 1}),
         ("calls.json element 2", {"a": [{}]}),
@@ -40,7 +40,7 @@ def test_a_list_is_read_like_lines(tmp_path, zipped):
 
 
 def test_the_contents_decide_and_not_the_name(tmp_path):
-    """A file called .json that holds lines, with a byte order mark, is read as lines."""
+    """A file called .json that contains lines, with a byte order mark, is read as lines."""
     assert read(tmp_path, b'\xef\xbb\xbf{"a": 1}\n', "calls.json") == [("calls.json line 1", {"a": 1})]
 
 
@@ -52,22 +52,22 @@ def test_the_contents_decide_and_not_the_name(tmp_path):
         (b'["a"]x', "not JSON at column 6"),
         (b"7", "expected a JSON object, found a number"),
         (b'{"a": "\xff"}', "not UTF-8 at byte 8"),
-        (b'{"a": "\\ud800"}', "half of a surrogate pair"),
+        (b'{"a": "\\ud800"}', "a lone surrogate"),
         (b'{"a":' * 100_000, "not JSON: it is nested too deeply"),
         (b'{"a": 1e999}', "1e999 is too large a number"),
         (b'{"a": ' + b"9" * 5000 + b"}", "a number has too many digits"),
     ],
 )
-def test_a_bad_line_says_what_is_wrong_and_the_next_is_read(tmp_path, line, error):
-    """One bad line costs one line."""
+def test_an_invalid_line_is_reported_and_the_next_is_read(tmp_path, line, error):
+    """One invalid line affects only one row."""
     first, (place, value) = read(tmp_path, b'{"b": 0}\n' + line + b'\n{"a": 1}\n')[0:3:2]
     assert first == ("calls.jsonl line 1", {"b": 0})
     assert (place, value) == ("calls.jsonl line 3", {"a": 1})
     assert error in read(tmp_path, b'{"b": 0}\n' + line + b"\n")[1][1]
 
 
-def test_whole_surrogate_pairs_are_text(tmp_path):
-    r"""An emoji that was written as 😀 is one character."""
+def test_surrogate_pairs_are_text(tmp_path):
+    """An emoji written as two escapes is one character."""
     assert read(tmp_path, rb'{"a": "\ud83d\ude00"}') == [("calls.jsonl line 1", {"a": "😀"})]
 
 
@@ -83,7 +83,7 @@ def test_whole_surrogate_pairs_are_text(tmp_path):
     ],
 )
 def test_a_broken_list_ends_the_run(tmp_path, text, error):
-    """Behind a broken element nothing of a list can be found again, so it is no single bad row."""
+    """After an invalid element, the rest of a list cannot be parsed, so it is not a single invalid row."""
     with pytest.raises(DataError) as raised:
         read(tmp_path, text, "calls.json")
     assert raised.value.reason is Reason.DATASET_MALFORMED
@@ -97,37 +97,37 @@ def test_a_broken_list_ends_the_run(tmp_path, text, error):
         ('{"a": 1}\n'.encode("utf-16-be"), "text in UTF-16 or UTF-32"),
         (b"PK\x03\x04 and more", "a zip archive"),
         (b"\x28\xb5\x2f\xfd and more", "zstandard"),
-        (json.dumps({"a": 1, "b": [2]}, indent=2).encode(), "an object over several lines"),
+        (json.dumps({"a": 1, "b": [2]}, indent=2).encode(), "an object on several lines"),
     ],
 )
-def test_a_file_of_another_kind_is_told_once(tmp_path, content, kind):
-    """What it is, and not a thousand lines that are no JSON."""
+def test_an_unsupported_file_type_is_reported_once(tmp_path, content, kind):
+    """By its name, not as thousands of invalid lines."""
     with pytest.raises(StageError) as raised:
         read(tmp_path, content)
     assert raised.value.reason is Reason.DATASET_MALFORMED
     assert kind in raised.value.message
 
 
-def test_columns_of_no_format_may_hold_anything(tmp_path):
-    """Dates, bytes and numbers that JSON lacks stand beside the rows in many tables."""
+def test_other_columns_can_have_any_type(tmp_path):
+    """Many tables have columns with dates, bytes and other types that JSON lacks."""
     row = {"messages": [{"role": "user"}], "when": datetime.now(UTC), "raw": b"\xff", "score": float("nan"), "by": None}
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "made.parquet")
     [(_, found)] = read(tmp_path, (tmp_path / "made.parquet").read_bytes())
     assert found == {"messages": [{"role": "user"}], "by": None}
 
 
-def test_a_cut_off_gzip_file_says_how_far_it_was_read(tmp_path):
-    """An upload that broke off is told from bad rows."""
+def test_a_truncated_gzip_file_is_reported_with_the_last_line(tmp_path):
+    """An incomplete upload is distinguished from invalid rows."""
     whole = a_file(tmp_path, [{"number": n, "text": str(n) * 50} for n in range(5000)], zipped=True)
     whole.path.write_bytes(whole.path.read_bytes()[:-2000])
     with pytest.raises(StageError) as raised:
         list(records(whole))
     assert raised.value.reason is Reason.DATASET_MALFORMED
-    assert "expected a whole gzip file, found damage after calls.jsonl line" in raised.value.message
+    assert "the gzip file is truncated or corrupt after calls.jsonl line" in raised.value.message
 
 
 def test_a_large_list_is_not_held_in_memory(tmp_path):
-    """A list of 24 MB is read with a few MB of memory, and elements across buffer borders are whole."""
+    """Reading a list of 24 MB takes a few MB, and elements across buffer borders are complete."""
     rows = [{"number": number, "text": "ü" * 1000} for number in range(12_000)]
     file = a_file(tmp_path, json.dumps(rows, ensure_ascii=False), "calls.json")
     del rows
@@ -139,8 +139,8 @@ def test_a_large_list_is_not_held_in_memory(tmp_path):
     assert peak < 16_000_000
 
 
-def test_a_text_in_a_table_that_is_not_utf_8_breaks_its_row_only(tmp_path):
-    """Parquet writes bytes where it says text; Arrow does not look at them."""
+def test_invalid_utf_8_in_a_table_affects_only_its_row(tmp_path):
+    """Arrow does not validate the strings of a Parquet file."""
     bad = pa.array([b"good", b"\xff", b"fine"]).cast(pa.string(), safe=False)
     path = tmp_path / "calls.parquet"
     pq.write_table(pa.table({"chat": pa.Array.from_buffers(pa.string(), 3, bad.buffers())}), path)

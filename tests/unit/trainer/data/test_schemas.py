@@ -1,4 +1,4 @@
-"""Tools' schemas as public data writes them, and what they say of calls."""
+"""Schemas of tools in the dialects of public data, and checks of calls."""
 
 from typing import Any
 
@@ -56,8 +56,8 @@ def of_one(schema: Any, **more: Any) -> dict[str, Any]:
         (of_one({"type": "object", "additionalProperties": False, "properties": {}}), {}, {"y": 2}),
     ],
 )
-def test_every_dialect_is_understood(parameters, good, bad):
-    """Drafts 4 to 2020-12, OpenAPI's nullable and Python's types, at any depth: what fits passes, what does not not."""
+def test_every_dialect_is_supported(parameters, good, bad):
+    """Drafts 4 to 2020-12, OpenAPI's nullable and Python's types, at any depth."""
     assert found(parameters, p=good) == []
     assert found(parameters, p=bad) != []
 
@@ -82,21 +82,21 @@ def test_every_dialect_is_understood(parameters, good, bad):
         (["String", "null"], None, 1),
     ],
 )
-def test_types_may_be_those_of_other_languages(kind, good, bad):
-    """Java, JavaScript, Go, C#, Python: as BFCL and others have them."""
+def test_types_can_be_those_of_other_languages(kind, good, bad):
+    """Java, JavaScript, Go, C# and Python, as in BFCL and other data."""
     assert found(of_one({"type": kind}), p=good) == []
     assert found(of_one({"type": kind}), p=bad) == [Rule.WRONG_ARGUMENT]
 
 
 @pytest.mark.parametrize("kind", ["any", "Any", "Callable[[int], str]"])
-def test_types_that_json_schema_cannot_say_allow_anything(kind):
-    """A server would take it."""
+def test_types_without_a_json_schema_equivalent_allow_anything(kind):
+    """As on a server."""
     assert found(of_one({"type": kind}), p={"x": 1}) == []
 
 
 @pytest.mark.parametrize("kind", ["date", "nonsense"])
-def test_a_type_that_nobody_knows_is_a_broken_tool(kind):
-    """What it allows cannot be told."""
+def test_an_unknown_type_is_a_broken_tool(kind):
+    """Its meaning is not known."""
     with pytest.raises(RowError) as raised:
         read_tools([{"name": "f", "parameters": of_one({"type": kind})}])
     assert raised.value.problem.rule is Rule.BROKEN_TOOL
@@ -120,13 +120,13 @@ def test_a_type_that_nobody_knows_is_a_broken_tool(kind):
         ({"type": "object", "required": ["p"], "additionalProperties": {"type": "string"}}, {"q": "x"}, None),
     ],
 )
-def test_what_a_server_would_take_is_taken(parameters, arguments, rules):
-    """An object is closed only where it lists what it has, and a tool also where it lists nothing."""
+def test_objects_are_closed_only_if_they_list_properties(parameters, arguments, rules):
+    """A tool is also closed if its list of properties is empty."""
     assert found(parameters, **arguments) == ([Rule.MISSING_ARGUMENT] if rules is None else rules)
 
 
 def test_parameters_without_a_schema():
-    """Bare, with what each is: those without a default are required, unless they say otherwise."""
+    """Names with descriptions: those without a default are required, unless `required` says otherwise."""
     bare = {"p": {"type": "str"}, "q": {"type": "int, optional"}, "r": {"type": "int", "required": False}, "s": "float"}
     (tool,) = read_tools([{"name": "f", "parameters": bare}])
     assert tool.parameters["required"] == ["p", "s"]
@@ -145,13 +145,13 @@ def test_parameters_without_a_schema():
     ],
 )
 def test_an_argument_is_known_wherever_its_schema_declares_it(parameters, known, unknown):
-    """Also in the parts of allOf and oneOf; elsewhere it is one too many."""
+    """Also in allOf and oneOf; anything else is an extra argument."""
     assert found(parameters, **known) == []
     assert Rule.EXTRA_ARGUMENT in found(parameters, **unknown)
 
 
-def test_required_beside_an_argument_counts():
-    """Where true stands in the place of a list."""
+def test_a_boolean_required_of_an_argument_counts():
+    """A boolean instead of a list of names."""
     parameters = {"type": "object", "properties": {"p": {"type": "str", "required": True}, "q": {"required": False}}}
     assert found(parameters, q=1) == [Rule.MISSING_ARGUMENT]
 
@@ -164,16 +164,16 @@ def test_required_beside_an_argument_counts():
         {"$ref": "#/properties/p", "type": "object", "properties": {"p": {"$ref": "#"}}},
     ],
 )
-def test_a_schema_that_leads_nowhere_is_a_broken_tool(parameters):
-    """Whether a value or a null is looked at; nothing is fetched, nothing runs for ever."""
+def test_a_schema_with_a_dangling_reference_is_a_broken_tool(parameters):
+    """For values and for nulls; nothing is fetched, and nothing runs forever."""
     assert found(parameters, p={"p": 1}) == [Rule.BROKEN_TOOL]
     with pytest.raises(RowError) as raised:
         without_nulls(Call("f", {"p": None}), read_tools([{"name": "f", "parameters": parameters}]))
     assert raised.value.problem.rule is Rule.BROKEN_TOOL
 
 
-def test_a_null_that_a_reference_allows_is_meant():
-    """References are resolved from the whole schema, wherever they stand."""
+def test_a_null_that_a_reference_allows_is_kept():
+    """References resolve from the root of the schema at any depth."""
     maybe = {"$ref": "#/$defs/Maybe"}
     parameters = of_one(maybe, **{"$defs": {"Maybe": {"type": ["string", "null"]}}})
     tools = read_tools([{"name": "f", "parameters": parameters}])
@@ -181,8 +181,8 @@ def test_a_null_that_a_reference_allows_is_meant():
 
 
 @given(tree=trees, data=st.data())
-def test_a_value_of_its_schema_passes_and_one_name_more_does_not(tree, data):
-    """For any tree of objects and lists: what is built from the schema is right, what nobody declared is not."""
+def test_a_valid_value_passes_and_an_extra_name_does_not(tree, data):
+    """For any tree of objects and lists."""
     value = data.draw(values_of(tree))
     assert found(of_one(tree), p=value) == []
     if tree.get("type") == "object":

@@ -1,4 +1,4 @@
-"""Secrets in the data are found by the forms that their makers gave them, and never repeated."""
+"""Secrets in the data are found by their documented forms, and messages never contain them."""
 
 import pytest
 from trainer.data.building import a_row, calls, says, user
@@ -26,8 +26,8 @@ FOUND = {
 
 
 @pytest.mark.parametrize("kind", FOUND)
-def test_a_secret_is_found_wherever_it_stands(kind):
-    """In what a user says as in a call's arguments; the message holds the kind and not the secret."""
+def test_a_secret_is_found_anywhere(kind):
+    """In user messages and in arguments of calls; the message has the kind but not the secret."""
     secret = FOUND[kind]
     for row in (a_row(user(f"My key is {secret}."), says()), a_row(user(), calls(city=f"x {secret}"))):
         (problem,) = lint.problems(row)
@@ -61,13 +61,13 @@ def test_a_secret_is_found_wherever_it_stands(kind):
         '"SecretAccessKey": "' + ALNUM + '+/+/"',
     ],
 )
-def test_every_maker_has_its_form(secret):
-    """The quick look over a row passes over none of them."""
+def test_the_quick_search_finds_every_kind(secret):
+    """Each kind of secret has a prefix in it."""
     assert [problem.rule for problem in lint.problems(a_row(user(f"Use {secret} here"), says()))] == [Rule.SECRET]
 
 
 def test_a_secret_in_a_tool_is_found_too():
-    """The tools stand in every prompt."""
+    """Every prompt contains the tools."""
     tool = Tool("f", "Send " + FOUND["a GitHub token"], {"type": "object", "properties": {}})
     (problem,) = lint.problems(a_row(user(), says(), tools=(tool,)))
     assert problem.rule is Rule.SECRET
@@ -88,6 +88,6 @@ def test_a_secret_in_a_tool_is_found_too():
         "disk-abcdefghijklmnopqrstuvwxyz",
     ],
 )
-def test_what_only_looks_like_a_secret_passes(text):
-    """Placeholders of documentation and plain words are no secrets."""
+def test_placeholders_are_not_secrets(text):
+    """Examples in documentation and plain words."""
     assert lint.problems(a_row(user(text), says())) == []

@@ -1,4 +1,4 @@
-"""Where data comes from: objects, prefixes and globs on S3, data sets on the Hub."""
+"""Sources of data: objects, prefixes and globs on S3, data sets on the Hub."""
 
 import gzip
 import hashlib
@@ -18,7 +18,7 @@ from tunemill_api.scalars import DataUri
 from tunemill_dev.hub.accounts import Accounts
 from tunemill_dev.hub.local import local_hub
 from tunemill_trainer.data.records import records
-from tunemill_trainer.data.sources import Places, matching
+from tunemill_trainer.data.sources import DataFetcher, matching
 from tunemill_trainer.errors import Interrupted, StageError
 from tunemill_trainer.process.stop import StopSignal
 from tunemill_trainer.storage.hub import Hub
@@ -35,7 +35,7 @@ OBJECTS = {
 
 @pytest.fixture
 def fetch(tmp_path, monkeypatch):
-    """Fetches from a bucket; returns the names and the rows' numbers."""
+    """Fetch from a bucket, and return the names and the numbers of the rows."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "key")
     with mock_aws():
@@ -45,7 +45,7 @@ def fetch(tmp_path, monkeypatch):
             client.put_object(Bucket="team-a", Key=key, Body=content)
 
         def run(uri, stop=None):
-            data = Places(lambda: client, Hub("", None), stop or StopSignal()).fetch(
+            data = DataFetcher(lambda: client, Hub("", None), stop or StopSignal()).fetch(
                 uri, "spec.dataset", tmp_path / "f"
             )
             return {file.name: [record.value["n"] for record in records(file)] for file in data.files}, data
@@ -67,17 +67,19 @@ def fetch(tmp_path, monkeypatch):
     ],
 )
 def test_an_object_a_prefix_and_globs(fetch, uri, found):
-    """Files come in the order of their keys, with names relative to the folder that the uri names."""
+    """Files are in the order of their keys, with names relative to the folder of the URI."""
     assert fetch(uri)[0] == found
 
 
 @pytest.mark.parametrize("uri", ["s3://team-a/calls/*.csv", "s3://team-a/calls/*.txt", "s3://team-a/nothing/"])
-def test_nothing_of_use_is_told(fetch, uri):
-    """The uri, what was looked for, and how much else is there."""
+def test_a_uri_without_data_files_is_reported(fetch, uri):
+    """With the URI, the expected suffixes, and the number of other objects."""
     with pytest.raises(StageError) as raised:
         fetch(uri)
     assert raised.value.reason is Reason.OBJECT_NOT_FOUND
-    assert f"{uri} (spec.dataset.uri), found {int('txt' in uri)} objects and none of these" in raised.value.message
+    assert (
+        f"{uri} (spec.dataset.uri), found {int('txt' in uri)} objects, none with such a suffix" in raised.value.message
+    )
 
 
 OUTPUT = "tunemill/team-b/prepare/0123456789abcdef/0a1b2c3d/evaluation.jsonl"
@@ -92,8 +94,8 @@ OUTPUT = "tunemill/team-b/prepare/0123456789abcdef/0a1b2c3d/evaluation.jsonl"
         "s3://team-a/**/evaluation.jsonl",
     ],
 )
-def test_the_output_of_a_stage_is_no_data(fetch, uri):
-    """Nobody trains on the rows of another team by naming its workspace."""
+def test_the_output_of_a_stage_is_not_input_data(fetch, uri):
+    """Otherwise the workspace of another team could be used as training data."""
     fetch.client.put_object(Bucket="team-a", Key=OUTPUT, Body=b'{"n": 9}')
     with pytest.raises(StageError, match=r"spec\.dataset\.uri is .*the output of a stage") as raised:
         fetch(uri)
@@ -101,21 +103,21 @@ def test_the_output_of_a_stage_is_no_data(fetch, uri):
     assert "spec.dataset.uri" in raised.value.remedy
 
 
-def test_outputs_beside_the_data_are_passed_over(fetch):
-    """A prefix above data and workspace stands for the data."""
+def test_outputs_next_to_the_data_are_skipped(fetch):
+    """A prefix that contains both data and workspace stands for the data."""
     fetch.client.put_object(Bucket="team-a", Key=OUTPUT, Body=b'{"n": 9}')
     names = {"a.jsonl", "b.jsonl.gz", "c.json", "deep/d.jsonl"}
     assert fetch("s3://team-a/")[0].keys() == {"calls-of-others.jsonl", *(f"calls/{name}" for name in names)}
 
 
 def test_the_digest_is_that_of_the_bytes(fetch):
-    """What identifies the data is what sha256sum prints of it."""
+    """It equals the output of sha256sum."""
     _, data = fetch("s3://team-a/calls/a.jsonl")
     assert data.digest == hashlib.sha256(OBJECTS["calls/a.jsonl"]).hexdigest()
 
 
 def test_a_key_never_becomes_a_path(tmp_path):
-    """Anybody who may write to the bucket chooses the keys; the names on disk are ours."""
+    """Anyone with write access to the bucket chooses the keys, so local files have other names."""
     pages = [
         {"Contents": [{"Key": key} for key in ("calls/../../up.jsonl", "calls//etc/passwd.jsonl", "calls/a\n.jsonl")]}
     ]
@@ -123,7 +125,7 @@ def test_a_key_never_becomes_a_path(tmp_path):
         get_paginator=lambda _: SimpleNamespace(paginate=lambda **_: pages),
         get_object=lambda **_: {"Body": StreamingBody(BytesIO(b'{"n": 1}\n'), 9), "ETag": "x"},
     )
-    data = Places(lambda: client, Hub("", None), StopSignal()).fetch(
+    data = DataFetcher(lambda: client, Hub("", None), StopSignal()).fetch(
         "s3://team-a/calls/", "spec.dataset", tmp_path / "f"
     )
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["000000", "000001", "000002"]
@@ -150,7 +152,7 @@ def test_a_request_to_stop_is_followed(fetch):
     ],
 )
 def test_wildcards_stay_within_a_folder(pattern, name, matches):
-    """As in a shell, and everything else means itself."""
+    """As in a shell; other characters are literal."""
     assert bool(matching(pattern).fullmatch(name)) is matches
 
 
@@ -180,7 +182,9 @@ def hub(tmp_path, monkeypatch):
         api.create_tag("alice/calls", tag="v1", repo_type="dataset")
 
         def run(uri, token=TOKEN):
-            data = Places(pytest.fail, Hub(served.url, token), StopSignal()).fetch(uri, "spec.dataset", tmp_path / "f")
+            data = DataFetcher(pytest.fail, Hub(served.url, token), StopSignal()).fetch(
+                uri, "spec.dataset", tmp_path / "f"
+            )
             return {file.name: [record.value["n"] for record in records(file)] for file in data.files}
 
         run.api = api
@@ -204,7 +208,7 @@ def hub(tmp_path, monkeypatch):
     ],
 )
 def test_a_data_set_on_the_hub(hub, uri, found):
-    """Without a path its training split, else what the path names; files about the data are no data."""
+    """Without a path its training split, otherwise the files of the path; metadata files are skipped."""
     assert hub(uri) == found
 
 
@@ -219,15 +223,15 @@ def test_a_data_set_on_the_hub(hub, uri, found):
         ("hf://alice/calls", "wrong", Reason.HUB_TOKEN_INVALID),
     ],
 )
-def test_a_data_set_that_cannot_be_read_says_why(hub, uri, token, reason):
-    """Each reason names the data set and not the base model."""
+def test_an_unreadable_data_set_is_reported_with_the_reason(hub, uri, token, reason):
+    """Each message names the data set, not the base model."""
     with pytest.raises(StageError) as raised:
         hub(uri, token)
     assert raised.value.reason is reason, raised.value.message
 
 
-def test_a_gated_data_set_is_told_from_one_that_is_not_there(hub):
-    """The remedy is another: accept the terms."""
+def test_a_gated_data_set_is_distinguished_from_a_missing_one(hub):
+    """The remedy differs: accept the terms."""
     hub.api.update_repo_settings("alice/calls", repo_type="dataset", private=False, gated="manual")
     with pytest.raises(StageError) as raised:
         hub("hf://alice/calls", None)
@@ -247,8 +251,8 @@ def test_a_gated_data_set_is_told_from_one_that_is_not_there(hub):
         ("", False),
     ],
 )
-def test_what_a_manifest_may_name(uri, valid):
-    """The API server refuses the rest."""
+def test_uris_that_a_manifest_can_use(uri, valid):
+    """The API server rejects others."""
     adapter = TypeAdapter(DataUri)
     if valid:
         assert adapter.validate_python(uri) == uri

@@ -13,32 +13,32 @@ def draws(count, seed=42):
 
 
 def cut(found, fraction):
-    """Where the draws are cut."""
+    """The threshold of the draws."""
     return split.cut(min(found), max(found), fraction)
 
 
-def test_the_share_is_about_what_was_asked_for():
-    """Of 5000 conversations about a tenth falls below the cut."""
+def test_the_share_is_about_the_configured_fraction():
+    """Of 5000 conversations, about a tenth is held out."""
     found = draws(5000)
     assert 430 < sum(each < cut(found, 0.1) for each in found) < 570
 
 
-def test_more_rows_move_no_old_ones():
-    """A conversation's side depends on itself alone: growing data keeps what was held out."""
+def test_new_rows_do_not_move_old_ones():
+    """A conversation's split depends only on its request."""
     few, many = draws(200), draws(2000)
     cut_of_few, cut_of_many = cut(few, 0.2), cut(many, 0.2)
     assert [each < cut_of_few for each in few] == [each < cut_of_many for each in many[:200]]
 
 
 def test_the_seed_chooses_other_rows():
-    """Another seed holds out others."""
+    """Another seed holds out other rows."""
     assert [each < 0.3 for each in draws(50)] != [each < 0.3 for each in draws(50, seed=7)]
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.5, 0.999])
 @pytest.mark.parametrize("count", [2, 3, 10])
-def test_each_side_gets_a_row(count, fraction):
-    """Also of two rows, one is held out and one is trained on."""
+def test_each_split_gets_a_row(count, fraction):
+    """Even of two rows, one is held out and one is trained on."""
     for seed in range(20):
         found = draws(count, seed)
         held_out = [each < cut(found, fraction) for each in found]
@@ -48,14 +48,14 @@ def test_each_side_gets_a_row(count, fraction):
 
 @pytest.mark.parametrize(("lowest", "highest"), [(1.0, 0.0), (0.4, 0.4)])
 def test_one_request_cannot_be_split(lowest, highest):
-    """The same request on both sides would be judged after its answer was learnt."""
+    """The same request must not be in both splits."""
     with pytest.raises(StageError) as raised:
         split.cut(lowest, highest, 0.1)
     assert raised.value.reason is Reason.DATASET_TOO_SMALL
 
 
-def test_what_is_asked_counts_and_not_how_it_is_answered_or_spaced():
-    """Rows that ask the same fall on the same side; a tool's answer is part of what is asked."""
+def test_the_split_ignores_replies_and_white_space():
+    """Rows with the same request have the same split; tool responses are part of the request."""
     asked = split.request_fingerprint([user("What is  the WEATHER?"), says("It rains.")])
     assert asked == split.request_fingerprint([user("what is the weather? "), says("Sun.")])
     assert asked != split.request_fingerprint([user("what is the weather?"), calls(city="Rome"), answers("7")])

@@ -1,4 +1,4 @@
-"""Calls that stand as text in what an assistant says."""
+"""Calls in the text of assistant messages."""
 
 import json
 
@@ -78,15 +78,15 @@ FORMS = {
 
 
 def read(*said, tools=(WEATHER,)):
-    """Read a row in which an assistant says something."""
+    """Read a row with an assistant message."""
     turns = [{"role": "user", "content": "Weather?"}, *({"role": "assistant", "content": text} for text in said)]
     row = {"messages": turns, "tools": [{"type": "function", "function": tool} for tool in tools]}
     return RowReader(DatasetFormat.OPENAI).read(Record(Source("calls.jsonl", 1), row))
 
 
 @pytest.mark.parametrize("text", FORMS.values(), ids=FORMS)
-def test_a_call_in_any_known_form_is_a_call(text):
-    """And nothing of the form is left in the text."""
+def test_a_call_in_any_known_format_is_a_call(text):
+    """And its marks are removed from the text."""
     found = read(text)
     assert found.problems == ()
     message = found.row.messages[1]
@@ -98,7 +98,7 @@ def test_a_call_in_any_known_form_is_a_call(text):
     "name", [name for name, text in FORMS.items() if text.startswith(("<", "[TOOL", "```tool", "Action"))]
 )
 def test_a_text_before_the_call_stays(name):
-    """Where a mark tells where the call begins."""
+    """If a mark shows where the call starts."""
     message = read(f"Let me look.\n{FORMS[name]}").row.messages[1]
     assert (message.content, len(message.calls)) == ("Let me look.", 1)
 
@@ -106,8 +106,8 @@ def test_a_text_before_the_call_stays(name):
 @pytest.mark.parametrize(
     "name", [name for name, text in FORMS.items() if text.startswith(("<", "[TOOL_C")) and "<tool_call>" not in text]
 )
-def test_reasoning_before_the_call_is_apart(name):
-    """The mark in it is thought and not said."""
+def test_reasoning_before_the_call_is_separate(name):
+    """A mark in the reasoning is not a call."""
     message = read(f"<think>I need {FORMS[name]}?</think>\n{FORMS[name]}").row.messages[1]
     assert (message.content, len(message.calls)) == ("", 1)
     assert message.reasoning.startswith("I need")
@@ -132,7 +132,7 @@ def test_reasoning_before_the_call_is_apart(name):
     ],
 )
 def test_parallel_calls_are_all_read(text):
-    """However they follow each other."""
+    """In every way to write several calls."""
     message = read(text).row.messages[1]
     assert [call.arguments for call in message.calls] == [ARGUMENTS] * 2
     assert message.content == ""
@@ -149,8 +149,8 @@ def test_parallel_calls_are_all_read(text):
         f"Thought: I look.\nAction: get_weather\nInput: {INSIDE} {JSON}",
     ],
 )
-def test_what_looks_like_a_call_in_prose_is_told(text):
-    """It may be meant so, and nobody can tell: the row is used."""
+def test_a_possible_call_in_prose_is_reported(text):
+    """It may be intended, so the row is used."""
     found = read(text)
     assert [problem.rule for problem in found.problems] == [Rule.TEXT_CALL]
     assert found.row.messages[1].content == text
@@ -176,7 +176,7 @@ def test_what_looks_like_a_call_in_prose_is_told(text):
     ],
 )
 def test_prose_is_prose(text):
-    """No call is made up."""
+    """No call is invented."""
     found = read(text or "x")
     assert found.problems == ()
     assert (found.row.messages[1].content, found.row.messages[1].calls) == (text or "x", ())
@@ -185,14 +185,14 @@ def test_prose_is_prose(text):
 @pytest.mark.parametrize(
     "text", ["<tool_call>{'name': }</tool_call>", "[TOOL_CALLS] nothing", "<|python_tag|>import os"]
 )
-def test_a_block_that_cannot_be_read_is_broken(text):
-    """It would be learnt as text."""
+def test_an_unreadable_block_is_a_broken_call(text):
+    """It would be trained on as text."""
     (problem,) = read(text).problems
     assert (problem.rule, problem.field) == (Rule.BROKEN_CALL, "turn 2")
 
 
-def test_without_tools_only_a_mark_or_a_plain_call_is_one():
-    """Then the tool is unknown, and the row is not used."""
+def test_without_tools_only_marked_or_plain_calls_count():
+    """The tool is then unknown, and the row is not used."""
     for text in (FORMS["hermes"], FORMS["mistral list"], FORMS["bare json"]):
         assert [problem.rule for problem in read(text, tools=()).problems] == [Rule.UNKNOWN_TOOL]
     for text in (FORMS["llama bare"], FORMS["pythonic"], "Mistral writes [TOOL_CALLS] before its calls."):
@@ -200,7 +200,7 @@ def test_without_tools_only_a_mark_or_a_plain_call_is_one():
 
 
 def test_a_value_in_a_tag_has_the_type_of_its_schema():
-    """A text that looks like a number stays a text where the tool wants one."""
+    """Text that looks like a number stays text if the schema says string."""
     text = FORMS["minimax"].replace("Oslo", "1000")
     (call,) = read(text).row.messages[1].calls
     assert call.arguments == {"city": "1000", "days": 2}

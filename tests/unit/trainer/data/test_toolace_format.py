@@ -1,4 +1,4 @@
-"""Rows in ToolACE's format: tools in the prose of the prompt, calls in brackets."""
+"""Rows in ToolACE format: tools within the system prompt, calls in brackets."""
 
 import json
 
@@ -37,8 +37,8 @@ def calls_of(text):
     return toolace.read(toolace_row("x", text))[0][2].calls
 
 
-def test_tools_come_out_of_the_prompt_and_what_it_says_about_the_format_goes():
-    """The chat template says how calls are written; the other instructions stay."""
+def test_tools_and_format_instructions_are_removed_from_the_prompt():
+    """The chat template describes the format of calls; other instructions stay."""
     for tools in (json.dumps([TREND]), str([TREND])):
         messages, (tool,) = toolace.read(toolace_row("x", "y", tools=tools))
         assert (tool.name, tool.parameters["type"]) == ("Market Trends API", "object")
@@ -64,8 +64,8 @@ def test_tools_come_out_of_the_prompt_and_what_it_says_about_the_format_goes():
         ("[ f( a = 'Zürich' ) ,\n g(b=1) ]", [("f", {"a": "Zürich"}), ("g", {"b": 1})]),
     ],
 )
-def test_calls_are_read_whatever_their_values_hold(text, calls):
-    """Names with spaces, keywords as arguments, brackets and quotes inside of values."""
+def test_calls_are_read_with_any_values(text, calls):
+    """Names with spaces, keywords as arguments, brackets and quotes in values."""
     assert list(calls_of(text)) == [Call(name, arguments) for name, arguments in calls]
 
 
@@ -73,7 +73,7 @@ def test_calls_are_read_whatever_their_values_hold(text, calls):
     "text", ["[1] is a source", "No [function] fits.", "[see] (there)", "[]", "It costs 3 (EUR)]", "[note (well)] x"]
 )
 def test_prose_with_brackets_is_prose(text):
-    """Only what begins like a call is one."""
+    """Only text that starts like a call is one."""
     messages, _ = toolace.read(toolace_row("x", text))
     assert (messages[2].content, messages[2].calls) == (text, ())
 
@@ -81,23 +81,23 @@ def test_prose_with_brackets_is_prose(text):
 @pytest.mark.parametrize(
     "text", ["[f(a=b)]", "[f('x')]", "[f(a='x', )]", "[f(a=1) g(b=2]", "[f(a=1), 7]", "[Market Trends API(a=1)], done"]
 )
-def test_a_list_of_calls_that_cannot_be_read_is_refused(text):
-    """Never executed, never guessed at, and never learnt as prose."""
+def test_an_unreadable_list_of_calls_is_rejected(text):
+    """It is never executed, guessed, or trained on as text."""
     with pytest.raises(RowError) as raised:
         calls_of(text)
     assert raised.value.problem.rule is Rule.BROKEN_CALL
 
 
-def test_answers_of_tools_stay_text():
-    """A tool may answer with a list."""
+def test_tool_responses_stay_text():
+    """A tool can respond with a list."""
     row = toolace_row("x", "[Market Trends API(trend_type='a')]")
     row["conversations"].append({"from": "tool", "value": "[{}]"})
     messages, _ = toolace.read(row)
     assert (messages[3].role, messages[3].content) == (Role.TOOL, "[{}]")
 
 
-def test_broken_prompts_say_why():
-    """A list that does not end, a role that nobody has, no turns at all."""
+def test_broken_rows_are_reported_with_the_reason():
+    """An unclosed list, an unknown role, no turns."""
     for row, rule in (
         (toolace_row("x", tools='[{"name": "f"'), Rule.BROKEN_TOOL),
         ({"system": "", "conversations": [{"from": "martian", "value": ""}]}, Rule.UNKNOWN_ROLE),

@@ -1,4 +1,4 @@
-"""What the turns of all formats may hold: reasoning, weights, tools in a prompt, field names of other ecosystems."""
+"""Turns in all formats: reasoning, loss fields, tools in a prompt, field names of other ecosystems."""
 
 import json
 
@@ -21,7 +21,7 @@ def read(row, form=DatasetFormat.OPENAI):
 
 
 def said(content, **fields):
-    """A row in which an assistant says something."""
+    """A row with an assistant message."""
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": content, **fields}]
     return {"messages": turns, "tools": [WEATHER]}
 
@@ -43,14 +43,14 @@ def said(content, **fields):
         ("The tag <think> is not at the begin.", "", "The tag <think> is not at the begin."),
     ],
 )
-def test_reasoning_at_the_begin_of_a_text_is_apart(text, reasoning, content):
-    """As a parser of reasoning has it."""
+def test_reasoning_at_the_start_of_a_text_is_separated(text, reasoning, content):
+    """As a reasoning parser does."""
     message = read(said(text)).row.messages[1]
     assert (message.reasoning, message.content) == (reasoning, content)
 
 
 def test_reasoning_in_both_places_is_kept_once():
-    """Some logs have it twice."""
+    """Some logs contain it twice."""
     message = read(said("<think>Hm.</think>Hello", reasoning_content="Hm.")).row.messages[1]
     assert (message.reasoning, message.content) == ("Hm.", "Hello")
 
@@ -76,8 +76,8 @@ def test_reasoning_in_both_places_is_kept_once():
         (DatasetFormat.PROMPT_COMPLETION, "completion"),
     ],
 )
-def test_a_turn_may_say_that_it_is_not_learnt(form, turns, fields):
-    """Under every name, in every format that lists turns."""
+def test_a_turn_can_be_excluded_from_training(form, turns, fields):
+    """With every field name, in every format with turns."""
     row = json.loads(json.dumps(GOOD[form]))
     speakers = {"assistant", "gpt", "function_call", "tool_call"}
     turn = next(turn for turn in row[turns] if turn.get("role", turn.get("from")) in speakers)
@@ -90,20 +90,20 @@ def test_a_turn_may_say_that_it_is_not_learnt(form, turns, fields):
 
 
 @pytest.mark.parametrize("fields", [{"weight": 1}, {"loss": True}, {"loss": None}, {"train": True}, {"mask": 0}])
-def test_a_turn_may_say_that_it_is_learnt(fields):
-    """Which it is anyway; null says nothing."""
+def test_a_turn_can_be_explicitly_included_in_training(fields):
+    """This is the default; null has no effect."""
     assert read(said("Hello", **fields)).row.messages[1].learnt is True
 
 
 @pytest.mark.parametrize("fields", [{"weight": [1]}, {"loss": "no"}, {"weight": 0.5}, {"weight": 1, "loss": False}])
-def test_what_says_neither_yes_nor_no_is_refused(fields):
-    """Or both at once."""
+def test_an_invalid_loss_field_is_rejected(fields):
+    """Also two fields that contradict each other."""
     (problem,) = read(said("Hello", **fields)).problems
     assert problem.rule is Rule.FORMAT
 
 
-def test_a_row_may_name_whose_turns_are_not_learnt():
-    """NeMo's rows do."""
+def test_a_row_can_exclude_a_role_from_training():
+    """As in NeMo's data."""
     row = {"conversations": [{"from": "User", "value": "Hi"}, {"from": "Assistant", "value": "Hello"}], "mask": "User"}
     assert read(row, DatasetFormat.SHAREGPT).row.messages[1].learnt is True
     assert read(row | {"mask": "Assistant"}, DatasetFormat.SHAREGPT).row.messages[1].learnt is False
@@ -122,7 +122,7 @@ def test_a_row_may_name_whose_turns_are_not_learnt():
         {"function": {"name": "get_weather", "arguments": None, "parameters": ARGUMENTS}},
     ],
 )
-def test_a_call_may_be_written_as_other_ecosystems_do(call):
+def test_calls_of_other_ecosystems(call):
     """LangChain, Anthropic, Llama, Cohere, OpenAI, Gemini."""
     found = read(said(None, tool_calls=[call]))
     assert found.problems == ()
@@ -130,7 +130,7 @@ def test_a_call_may_be_written_as_other_ecosystems_do(call):
 
 
 def test_a_call_with_its_arguments_in_an_unknown_field_is_broken():
-    """It would be learnt as a call without arguments."""
+    """Otherwise it would be trained on as a call without arguments."""
     (problem,) = read(said(None, tool_calls=[{"name": "get_weather", "payload": ARGUMENTS}])).problems
     assert problem.rule is Rule.BROKEN_CALL
     assert "payload" in problem.message
@@ -153,8 +153,8 @@ SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "require
         {"name": "get_weather", "properties": SCHEMA["properties"], "required": ["city"]},
     ],
 )
-def test_a_tool_may_be_declared_as_other_ecosystems_do(tool):
-    """Anthropic, MCP, Bedrock, Gemini; bare parameters, as objects, by the names of their types, or as a list."""
+def test_tools_of_other_ecosystems(tool):
+    """Anthropic, MCP, Bedrock, Gemini; parameters without a schema as objects, type names, or a list."""
     row = said(None, tool_calls=[CALL]) | {"tools": [tool]}
     found = read(row)
     assert found.problems == ()
@@ -174,7 +174,7 @@ def test_a_tool_may_be_declared_as_other_ecosystems_do(tool):
     ],
 )
 def test_tools_in_the_system_prompt_are_tools(prompt):
-    """A chat template has a place of its own for them."""
+    """The chat template renders them."""
     row = said(None, tool_calls=[CALL])
     row["messages"].insert(0, {"role": "system", "content": prompt})
     del row["tools"]
@@ -186,14 +186,14 @@ def test_tools_in_the_system_prompt_are_tools(prompt):
 
 @pytest.mark.parametrize("prompt", ['Customers: [{"name": "Ann", "description": "a friend"}]', "Write {x} as [y]."])
 def test_other_lists_in_the_system_prompt_are_text(prompt):
-    """They are no tools."""
+    """They are not tools."""
     row = {"messages": [{"role": "system", "content": prompt}, *said("Hello")["messages"]]}
     found = read(row).row
     assert (found.messages[0].content, found.tools) == (prompt, ())
 
 
 def test_calls_as_text():
-    """What went through a table, and what Python printed of the client's objects."""
+    """JSON strings from tables, and printed objects of OpenAI's client."""
     printed = (
         "[ChatCompletionMessageToolCall(id='c1', function=Function(arguments='{\"city\": \"Oslo\"}', "
         "name='get_weather'), type='function')]"
@@ -206,13 +206,13 @@ def test_calls_as_text():
         assert [problem.rule for problem in read(said(None, tool_calls=broken)).problems] == [Rule.BROKEN_CALL]
 
 
-def test_a_refusal_is_what_the_assistant_says():
-    """OpenAI writes it beside an empty content."""
+def test_a_refusal_is_the_text_of_the_assistant():
+    """OpenAI has it in a separate field, with empty content."""
     assert read(said(None, refusal="I cannot.")).row.messages[1].content == "I cannot."
 
 
-def test_the_parts_of_a_content():
-    """LLaMA-Factory's and others'."""
+def test_content_parts():
+    """Those of LLaMA-Factory and others."""
     parts = [
         {"type": "reasoning", "value": "Hm."},
         {"type": "text", "value": "I look."},
@@ -222,15 +222,15 @@ def test_the_parts_of_a_content():
     assert (message.reasoning, message.content, len(message.calls)) == ("Hm.", "I look.", 1)
 
 
-def test_a_prompt_beside_the_turns_is_kept():
-    """Some files have `system` as a field."""
+def test_a_system_field_is_kept():
+    """Some files have `system` as a field of the row."""
     row = said("Hello") | {"system": "Be brief."}
     assert read(row).row.messages[0].content == "Be brief."
 
 
 @pytest.mark.parametrize("content", [None, "", "  \n", []])
-def test_an_empty_turn_of_the_user_is_told(content):
-    """There is nothing to answer."""
+def test_an_empty_user_turn_is_reported(content):
+    """It has no request."""
     row = said("Hello")
     row["messages"][0]["content"] = content
     assert [problem.rule for problem in read(row).problems] == [Rule.EMPTY_TURN]
@@ -249,7 +249,7 @@ def test_an_empty_turn_of_the_user_is_told(content):
         ("Oslo's", None),
     ],
 )
-def test_what_an_argument_should_not_hold(city, rule):
-    """The mark of a call breaks every engine; a Python literal is no JSON."""
+def test_markers_and_python_literals_in_arguments_are_reported(city, rule):
+    """A mark of a call breaks parsers; a Python literal is not JSON."""
     problems = read(said(None, tool_calls=[{"name": "get_weather", "arguments": {"city": city}}])).problems
     assert {problem.rule for problem in problems} == ({rule} if rule else set())

@@ -1,4 +1,4 @@
-"""Rows in xLAM's format: everything as JSON text, types as Python writes them."""
+"""Rows in xLAM format: answers and tools as JSON strings, types in Python notation."""
 
 import json
 
@@ -15,7 +15,7 @@ def xlam_row(answers, **parameters):
     return {"id": 7, "query": "Which games?", "answers": json.dumps(answers), "tools": json.dumps([tool])}
 
 
-def test_parallel_answers_to_a_question():
+def test_several_answers_are_parallel_calls():
     """All answers are calls of one turn."""
     calls = [{"name": "games", "arguments": {"kind": kind}} for kind in ("beta", "new")]
     messages, (tool,) = xlam.read(xlam_row(calls, kind={"type": "str", "description": "of game", "default": "new"}))
@@ -47,12 +47,12 @@ def test_parallel_answers_to_a_question():
     ],
 )
 def test_annotations_become_schemas(annotation, schema):
-    """What JSON schema cannot say is left open and not refused."""
+    """Types without a JSON schema equivalent allow anything."""
     assert type_of(annotation) == schema
 
 
 def test_an_argument_is_required_unless_it_is_optional_or_has_a_default():
-    """Parameters called type and properties are parameters like any other."""
+    """Parameters named type or properties are ordinary parameters."""
     row = xlam_row(
         [{"name": "games", "arguments": {"type": "a"}}],
         type={"type": "str", "description": "t"},
@@ -64,15 +64,15 @@ def test_an_argument_is_required_unless_it_is_optional_or_has_a_default():
     assert list(tool.parameters["properties"]) == ["type", "properties", "limit"]
 
 
-def test_parameters_with_a_schema_are_taken_as_they_are():
-    """Some copies hold JSON schemas already."""
+def test_parameters_with_a_schema_are_unchanged():
+    """Some copies of the data have JSON schemas."""
     schema = {"type": "object", "properties": {"kind": {"type": "string"}}, "required": ["kind"]}
     _, (tool,) = xlam.read(xlam_row([{"name": "games", "arguments": {"kind": "a"}}], **schema))
     assert tool.parameters == schema
 
 
-def test_where_no_tool_fits_the_assistant_says_so():
-    """The rows of xlam-irrelevance have no answer at all, and an empty turn would teach to say nothing."""
+def test_a_row_without_answers_gets_a_text_reply():
+    """xlam-irrelevance has no replies, and an empty turn would teach the model to be silent."""
     messages, _ = xlam.read(xlam_row([]))
     assert messages[-1] == Message(Role.ASSISTANT, xlam.NO_TOOL)
 
@@ -86,8 +86,8 @@ def test_where_no_tool_fits_the_assistant_says_so():
         ({"query": "x", "answers": "[{]", "tools": "[]"}, Rule.BROKEN_CALL, "expected JSON"),
     ],
 )
-def test_a_row_that_cannot_be_read_says_why(row, rule, message):
-    """Nothing is guessed."""
+def test_an_unreadable_row_is_reported_with_the_reason(row, rule, message):
+    """Every mistake has its rule; nothing is guessed."""
     with pytest.raises(RowError) as raised:
         xlam.read(row)
     assert raised.value.problem.rule is rule

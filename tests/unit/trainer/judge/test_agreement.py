@@ -1,4 +1,4 @@
-"""Our readers and vLLM's own parsers make the same calls of the same replies.
+"""The readers of replies return the same calls as vLLM's parsers.
 
 `make test-long` tries 20,000 of each format.
 """
@@ -20,13 +20,13 @@ REPLIES = 150
 
 @pytest.fixture(scope="module")
 def vllm() -> Iterator[Server]:
-    """One process for all tests: it takes half a minute to start."""
+    """One process for all tests, because it takes half a minute to start."""
     with server(ROOT) as running:
         yield running
 
 
 def test_replies_are_read_as_the_server_reads_them(vllm: Server):
-    """Right ones and mutated ones, of every format that vLLM has a parser for."""
+    """Valid and mutated ones, of every format that vLLM has a parser for."""
     for reply_format in ENGINES:
         texts = list(replies(reply_format, REPLIES, seed=1))
         found = differences(texts, reply_format, vllm)
@@ -71,19 +71,19 @@ def test_replies_are_read_as_the_server_reads_them(vllm: Server):
     ],
 )
 def test_known_differences(vllm: Server, reply_format: ReplyFormat, text: str, ours: list[Call], theirs: list[Call]):
-    """Each kind of difference that is known; when vLLM changes, this says so."""
+    """Each known kind of difference. The test fails when vLLM changes."""
     assert list(parse_reply(text, reply_format).calls) == ours
     assert list(vllm.calls([text], reply_format)[0]) == theirs
 
 
-def test_deep_arguments_are_refused_by_us():
-    """Looking into them would exhaust Python's stack in every metric; no tool asks for 64 levels."""
+def test_deeply_nested_arguments_are_rejected():
+    """Deep recursion would exhaust Python's stack in the metrics; no tool needs 64 levels."""
     text = f'<tool_call>{{"name": "f", "arguments": {{"a": {"[" * 70}{"]" * 70}}}}}</tool_call>'
     assert parse_reply(text).calls == ()
 
 
 def test_the_page_has_every_format():
-    """It was written with the version that is pinned, and all formats are alike enough."""
+    """The page was generated with the pinned version, and all formats agree enough."""
     text = (ROOT / PAGE).read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \|.*\| ([\d.]+) % \|$", text, re.MULTILINE)
     assert [name for name, _ in rows] == [reply_format.value for reply_format in ENGINES]

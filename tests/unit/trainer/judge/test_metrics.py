@@ -1,4 +1,4 @@
-"""From replies to figures: who is in which denominator, and what counts."""
+"""Metrics of replies: the cases that they apply to, and hits."""
 
 import json
 
@@ -16,7 +16,7 @@ TOOLS = (
 
 
 def asks(*wanted: Call, offered: tuple[Tool, ...] = TOOLS) -> Case:
-    """A case that wants these calls, or plain text."""
+    """A case that expects these calls, or plain text."""
     gold = Message(Role.ASSISTANT, "" if wanted else "Hello!", calls=wanted)
     return Case("rows.jsonl:1#1", 1, (Message(Role.USER, "?"),), offered, (1,), gold, (9,))
 
@@ -29,18 +29,18 @@ def says(*calls: Call, finished: bool = True) -> Reply:
 
 
 def judged(*pairs: tuple[Case, Reply]) -> Score:
-    """The score of replies beside their cases."""
+    """The score of replies to their cases."""
     cases, replies = zip(*pairs, strict=True)
     return score(cases, replies)
 
 
 def weather(city: str = "Oslo") -> Call:
-    """A call of the tool weather."""
+    """A call to the tool weather."""
     return Call("weather", {"city": city})
 
 
 def timer(minutes: int = 3) -> Call:
-    """A call of the tool timer."""
+    """A call to the tool timer."""
     return Call("timer", {"minutes": minutes})
 
 
@@ -49,8 +49,8 @@ def hits(result: Score) -> dict[str, tuple[int, int]]:
     return {name: (rate.hits, rate.cases) for name, rate in result.rates.items()}
 
 
-def test_each_metric_has_its_own_cases():
-    """Calls are counted where calls are wanted, abstention where none is, the rest everywhere."""
+def test_each_metric_applies_to_its_cases():
+    """Metrics of calls apply to expected calls, abstention to the other cases, the rest to all."""
     result = judged(
         (asks(weather()), says(weather())),
         (asks(weather()), says(weather("Rome"))),
@@ -78,8 +78,8 @@ def test_each_metric_has_its_own_cases():
     }
 
 
-def test_as_good_as_wanted():
-    """AST match forgives case and an integer for a number; parallel calls are judged where several are wanted."""
+def test_ast_match_and_parallel_accuracy():
+    """AST match ignores case and accepts an integer as a number; parallel accuracy needs several expected calls."""
     result = judged(
         (asks(weather()), says(weather("OSLO"))),
         (asks(weather(), timer()), says(timer(), weather("oslo"))),
@@ -106,12 +106,12 @@ def test_as_good_as_wanted():
     ],
 )
 def test_calls_against_their_schema(call: Call, keeps: bool):
-    """Required, declared and typed as the tool says, whether or not it is the wanted call."""
+    """Required, declared and typed as in the tool's schema, whether or not it is the expected call."""
     assert judged((asks(weather()), says(call))).rates["schema_valid_rate"].hits == keeps
 
 
-def test_calling_more_than_is_wanted():
-    """One call too many, a call where none is wanted, and the beginning of one; not: another tool, or fewer calls."""
+def test_too_many_calls():
+    """One call too many, a call or an incomplete call if none is expected; not another tool, or fewer calls."""
     result = judged(
         (asks(weather()), says(weather(), timer())),
         (asks(), says(timer())),
@@ -122,8 +122,8 @@ def test_calling_more_than_is_wanted():
     assert hits(result)["over_call_rate"] == (3, 5)
 
 
-def test_what_only_a_lenient_reader_understands_is_counted_apart():
-    """It is no call, and the figure says how many would be."""
+def test_calls_for_a_lenient_parser_are_counted_separately():
+    """They are not calls in other metrics."""
     fenced = Reply(f"```json\n{json.dumps(weather().to_json())}\n```", finished=True)
     result = judged((asks(weather()), fenced), (asks(weather()), Reply("No.", finished=True)))
     assert [hits(result)[name] for name in ("valid_call_rate", "missed_call_rate", "lenient_only_rate")] == [
@@ -133,34 +133,34 @@ def test_what_only_a_lenient_reader_understands_is_counted_apart():
     ]
 
 
-def test_nobody_knows_whether_it_finished():
-    """Such replies are not in the rate."""
+def test_replies_with_unknown_end():
+    """They are not in finished_rate."""
     assert hits(judged((asks(), Reply("Hi", None)), (asks(), Reply("Hi", finished=True))))["finished_rate"] == (1, 1)
 
 
-def test_no_case_no_share():
-    """Rows that all want a call say nothing about abstention."""
+def test_a_metric_without_cases_has_no_share():
+    """Without cases that expect no call, abstention is unknown."""
     result = judged((asks(weather()), says(weather())))
     assert result.rates["abstention_accuracy"].value is None
     assert result.rates["exact_match"].value == 1.0
 
 
-def test_tools_that_were_not_offered_are_hallucinated():
-    """A known tool that this row does not offer is as bad as an invented one."""
+def test_unavailable_tools_are_hallucinated():
+    """A tool that only other rows declare counts like an invented one."""
     only_timer = asks(timer(), offered=TOOLS[1:])
     result = judged((only_timer, says(weather())), (asks(), says(Call("nope", {}))), (asks(timer()), says(weather())))
     assert result.rates["hallucinated_tool_rate"].hits == 2
     assert result.confusion == {NO_CALL: {UNKNOWN_TOOL: 1}, "timer": {UNKNOWN_TOOL: 1, "weather": 1}}
 
 
-def test_data_without_a_list_of_tools_offers_what_it_calls():
-    """Such rows cannot name what is on offer, so the wanted tool is not hallucinated."""
+def test_without_a_list_of_tools_the_expected_ones_are_available():
+    """So the expected tool is not hallucinated."""
     result = judged((asks(weather(), offered=()), says(weather())))
     assert result.rates["hallucinated_tool_rate"].hits == 0
 
 
-def test_confusion_pairs_what_is_left_after_the_right_ones():
-    """Several calls: equal names are on the diagonal, the rest stands against each other or against nothing."""
+def test_confusion_pairs_the_remaining_calls():
+    """Equal names are on the diagonal; the rest are paired with each other, or with <none>."""
     result = judged(
         (asks(weather(), timer()), says(timer(), timer(5))),
         (asks(weather(), timer()), says(weather())),
@@ -174,8 +174,8 @@ def test_confusion_pairs_what_is_left_after_the_right_ones():
     }
 
 
-def test_every_tool_has_its_own_line():
-    """What was wanted, what was made, and how many of the wanted were made exactly."""
+def test_every_tool_has_a_score():
+    """Expected calls, calls made, and exact calls."""
     result = judged((asks(weather(), timer()), says(weather("Rome"), timer())), (asks(), says(timer())))
     lines = {name: (tool.wanted, tool.made, tool.exact) for name, tool in result.tools.items()}
     assert lines == {"timer": (1, 2, 1), "weather": (1, 1, 0)}
@@ -191,13 +191,13 @@ def test_every_tool_has_its_own_line():
     ],
 )
 def test_wilson_interval(rate: Rate, low: float, high: float):
-    """Against published values."""
+    """Compared with published values."""
     assert rate.interval() == pytest.approx((low, high), abs=5e-5)
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.builds(Rate, st.integers(0, n), st.just(n))))
-def test_the_interval_holds_the_share(rate: Rate):
-    """However extreme the share, its interval lies between 0 and 1 around it."""
+def test_the_interval_contains_the_share(rate: Rate):
+    """For any share, within 0 and 1."""
     low, high = rate.interval()
     assert rate.value is not None
     assert 0 <= low <= rate.value + 1e-12
@@ -205,12 +205,12 @@ def test_the_interval_holds_the_share(rate: Rate):
 
 
 def test_sign_test():
-    """Against exact values: 14 changes one way of 14, one each way, and none."""
+    """Compared with exact values: 14 of 14 changes in one direction, one in each, and none."""
     assert sign_test([False] * 14 + [True] * 6, [True] * 20) == pytest.approx(2 / 2**14)
     assert sign_test([True, False], [False, True]) == 1.0
     assert sign_test([True], [True]) == 1.0
 
 
 def test_sign_test_of_many_cases_stays_in_range():
-    """Thousands of changes are beyond a float's powers of two."""
+    """Powers of two for thousands of changes exceed the range of floats."""
     assert sign_test([False] * 5000, [True] * 5000) == pytest.approx(0.0, abs=1e-300)

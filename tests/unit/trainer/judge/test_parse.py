@@ -1,4 +1,4 @@
-"""What counts as a tool call: the reading of vLLM's hermes parser."""
+"""Parsing of Hermes calls, as in vLLM's parser."""
 
 import json
 
@@ -17,18 +17,18 @@ CALLS = st.builds(Call, st.text(), st.dictionaries(st.text(), JSON, max_size=3))
 
 
 def written(call: Call) -> str:
-    """The call as a model writes it."""
+    """The call as the text of a reply."""
     return f"<tool_call>\n{json.dumps(call.to_json())}\n</tool_call>"
 
 
 def test_text_without_a_block_is_no_call():
-    """Plain prose, even with JSON in it, calls nothing."""
+    """Plain prose, even with JSON in it, contains no call."""
     reply = parse_reply('The call would be {"name": "f", "arguments": {}}.')
     assert (reply.calls, reply.blocks, reply.error) == ((), 0, "")
 
 
 def test_text_around_calls_does_not_matter():
-    """A model may think before a call and speak after it."""
+    """A reply can have reasoning before a call and text after it."""
     reply = parse_reply(
         '<think>hm</think><tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call> Done.<end_of_turn>'
     )
@@ -36,7 +36,7 @@ def test_text_around_calls_does_not_matter():
 
 
 def test_the_last_block_counts_without_its_end():
-    """A stop token may come in place of the closing tag."""
+    """A stop token can replace the closing tag."""
     reply = parse_reply(
         '<tool_call>{"name": "f", "arguments": {}}</tool_call><tool_call>{"name": "g", "arguments": {}}'
     )
@@ -60,7 +60,7 @@ def test_the_last_block_counts_without_its_end():
     ],
 )
 def test_one_broken_block_hides_every_call(block: str, error: str):
-    """A server hands such a reply on as text, so the good call beside the broken one is lost too."""
+    """A server returns such a reply as text, including its valid calls."""
     reply = parse_reply('<tool_call>{"name": "g", "arguments": {}}</tool_call>' + f"<tool_call>{block}</tool_call>")
     assert reply.calls == ()
     assert reply.blocks == 2
@@ -68,8 +68,8 @@ def test_one_broken_block_hides_every_call(block: str, error: str):
 
 
 @given(st.lists(CALLS, max_size=4))
-def test_every_call_that_can_be_written_can_be_read(calls: list[Call]):
-    """Writing and reading give the same calls, whatever stands in their strings but the closing tag."""
+def test_calls_round_trip(calls: list[Call]):
+    """With any strings, except the closing tag."""
     text = "\n".join(map(written, calls))
     if text.count("</tool_call>") == len(calls) and text.count("<tool_call>") == len(calls):
         assert parse_reply(text).calls == tuple(calls)

@@ -1,4 +1,4 @@
-"""Every way of writing calls, read as the server's parser of that name reads it."""
+"""Every call format, parsed like the server's parser of the same name."""
 
 import json
 import time
@@ -33,7 +33,7 @@ WELL_WRITTEN = {
 
 @pytest.mark.parametrize("reply_format", WELL_WRITTEN)
 def test_two_calls_as_each_family_writes_them(reply_format: ReplyFormat):
-    """Name, arguments of any type, and an empty list of arguments."""
+    """A name, arguments of any type, and no arguments."""
     reply = parse_reply(WELL_WRITTEN[reply_format], reply_format)
     assert (reply.calls, reply.blocks, reply.error) == ((OSLO, TIMER), 2, "")
     assert detect([WELL_WRITTEN[reply_format]]) is reply_format
@@ -44,8 +44,8 @@ def test_two_calls_as_each_family_writes_them(reply_format: ReplyFormat):
     "text",
     ["", "Hello!", "It is [1] about {braces} (and such).", '{"city": "Oslo"}', "[1, 2]", "a[0](b)", "def f(x): {x}"],
 )
-def test_prose_begins_no_call(reply_format: ReplyFormat, text: str):
-    """Brackets, braces and JSON answers are no calls."""
+def test_prose_is_no_call(reply_format: ReplyFormat, text: str):
+    """Brackets, braces and JSON replies are not calls."""
     reply = parse_reply(text, reply_format)
     assert (reply.calls, reply.blocks, reply.error) == ((), 0, "")
 
@@ -108,7 +108,7 @@ def test_prose_begins_no_call(reply_format: ReplyFormat, text: str):
     ],
 )
 def test_a_broken_call_breaks_the_reply(reply_format: ReplyFormat, text: str):
-    """No client gets a call out of these, and the reason is said."""
+    """Clients receive no call from these replies, and the error has the reason."""
     reply = parse_reply(text, reply_format)
     assert reply.calls == ()
     assert reply.blocks >= 1
@@ -150,16 +150,16 @@ def test_a_broken_call_breaks_the_reply(reply_format: ReplyFormat, text: str):
         (ReplyFormat.FUNCTIONGEMMA, f"Well.{GEMMA_TIMER}<end_function_call>{GEMMA_TIMER}"),
     ],
 )
-def test_what_servers_forgive(reply_format: ReplyFormat, text: str):
-    """Both spellings of Llama's field, Mistral's newer form, text where the parser passes over it, a missing end."""
+def test_variants_that_servers_accept(reply_format: ReplyFormat, text: str):
+    """Both field names of Llama, Mistral's newer form, text that the parser ignores, a missing end."""
     assert parse_reply(text, reply_format).calls == (Call("timer", {"a": 1}),) * 2
 
 
 @pytest.mark.parametrize(
     "reply_format", [kind for kind in ReplyFormat if kind not in (ReplyFormat.GRANITE4, ReplyFormat.PHI4_MINI_JSON)]
 )
-def test_marks_within_an_argument_begin_nothing(reply_format: ReplyFormat):
-    """A text may speak of calls; only the end of its own call may not stand in it. Two parsers look at marks alone."""
+def test_marks_within_an_argument_do_not_start_a_call(reply_format: ReplyFormat):
+    """Strings may contain marks, except the end mark of their call. Two parsers look only at marks."""
     call = Call("timer", {"a": "<tool_call>, <start_function_call>call:f{}, <|python_tag|>, [f()], {}"})
     reply = parse_reply(written([call], reply_format), reply_format)
     assert (reply.calls, reply.blocks) == ((call,), 1)
@@ -200,8 +200,8 @@ MONSTERS = [
 @pytest.mark.parametrize(
     "begin", ["", "<tool_call>", "<start_function_call>call:f{", "<|python_tag|>{", "[f(a=", "[TOOL_CALLS][", "[f("]
 )
-def test_a_reply_without_an_end_takes_no_time_to_speak_of(begin: str):
-    """A model that repeats itself until it is stopped: time grows with the length, not with its square."""
+def test_an_unclosed_reply_is_parsed_in_linear_time(begin: str):
+    """A model can repeat itself up to the token limit."""
     for monster in MONSTERS:
         text = begin + monster * (LONG // len(monster))
         started = time.process_time()
@@ -213,13 +213,13 @@ def test_a_reply_without_an_end_takes_no_time_to_speak_of(begin: str):
 
 
 def test_literals_of_python_and_of_json():
-    """Pythonic arguments may be nested, negative, and named as JSON names its constants."""
+    """Pythonic arguments can be nested, negative, and use JSON's names for constants."""
     reply = parse_reply("""[f(a=[1, -2.5, None], b={"c": 'ø'}, d=true, e=False, g="it's")]""", ReplyFormat.PYTHONIC)
     assert reply.calls == (Call("f", {"a": [1, -2.5, None], "b": {"c": "ø"}, "d": True, "e": False, "g": "it's"}),)
 
 
-def test_function_gemma_loses_what_is_not_escaped():
-    """The parser of vLLM sees only escaped text, and reads it as JSON where it can; what is lost is named."""
+def test_function_gemma_drops_unescaped_arguments():
+    """The parser of vLLM only reads escaped text, as JSON if possible. Dropped arguments are named."""
     text = (
         "<start_function_call>call:f{city:<escape>a, {b}: c<escape>,days:2,deep:{list:[1,true,<escape>x<escape>]},"
         "zip:<escape>0150<escape>,code:<escape>150<escape>}<end_function_call><start_function_response>"
@@ -232,8 +232,8 @@ def test_function_gemma_loses_what_is_not_escaped():
 
 
 @pytest.mark.parametrize("reply_format", TYPED_BY_SCHEMA[1:])
-def test_values_take_the_types_of_the_schema(reply_format: ReplyFormat):
-    """What is written without quotes is a text until the tool's schema says what it is."""
+def test_values_are_converted_to_the_types_of_the_schema(reply_format: ReplyFormat):
+    """Values without quotes are text until they are converted."""
     call = Call("f", {"n": 2, "t": "2", "on": True, "list": [1, 2], "none": None})
     properties = {"n": "integer", "t": "string", "on": "boolean", "list": "array", "none": ["null", "string"]}
     schema: JsonObject = {"properties": {name: {"type": kind} for name, kind in properties.items()}}
@@ -254,8 +254,8 @@ THINKING = {
 
 
 @pytest.mark.parametrize("reply_format", ReplyFormat)
-def test_reasoning_is_split_off_first(reply_format: ReplyFormat):
-    """A thought in front, whose first mark the prompt may have written, changes nothing; without an end it is all."""
+def test_reasoning_is_removed_first(reply_format: ReplyFormat):
+    """Reasoning, whose start mark may be in the prompt, changes nothing. Without an end mark, it is the whole reply."""
     call = Call("timer", {})
     start, end = THINKING.get(reply_format, ("<think>", "</think>"))
     if reply_format is not ReplyFormat.MISTRAL:  # whose list belongs to models that do not think
@@ -267,21 +267,21 @@ def test_reasoning_is_split_off_first(reply_format: ReplyFormat):
     "reply_format",
     [kind for kind in ReplyFormat if kind not in (ReplyFormat.GRANITE4, ReplyFormat.XLAM, ReplyFormat.LLAMA3_JSON)],
 )
-def test_a_format_is_known_by_its_marks(reply_format: ReplyFormat):
-    """Formats share tags such as <tool_call>: what follows decides."""
+def test_a_format_is_detected_by_its_marks(reply_format: ReplyFormat):
+    """Formats share tags such as <tool_call>; the text after the tag decides."""
     assert detect([written([OSLO], reply_format)]) is reply_format
 
 
-def test_an_unknown_format_is_not_taken_for_another():
-    """A tool's name between marks that no format has: no format, and so no figures."""
+def test_an_unknown_format_is_detected():
+    """The name of a tool within unknown marks: no format, and so no metrics."""
     text = '<action>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</action>'
     assert detect([text, text, "Hello"], ["get_weather"]) is None
     assert detect([text, written([OSLO], ReplyFormat.HERMES)], ["get_weather"]) is ReplyFormat.HERMES
     assert detect(["I would use get_weather.", "<b>Hello</b>"], ["get_weather"]) is ReplyFormat.HERMES
 
 
-def test_pythonic_loses_arguments_without_a_name():
-    """The server drops them; the client gets a call without."""
+def test_pythonic_drops_positional_arguments():
+    """The client receives a call without them."""
     reply = parse_reply('[timer(a=1), get_weather("Oslo")]', ReplyFormat.PYTHONIC)
     assert (reply.calls, reply.lost) == ((Call("timer", {"a": 1}), Call("get_weather", {})), ("get_weather.1",))
 
@@ -300,20 +300,20 @@ def test_pythonic_loses_arguments_without_a_name():
         "<start_function_call>call:get_weather{city:<escape>Oslo<escape>,days:2}<end_function_call>",
     ],
 )
-def test_a_lenient_reader_understands(text: str):
-    """Calls that no Hermes client gets, though anybody can see what is meant."""
+def test_the_lenient_parser_finds_calls(text: str):
+    """Calls that no Hermes client receives, although the intention is clear."""
     assert parse_reply(text).calls == ()
     assert read_leniently(text) == (OSLO,)
 
 
 @pytest.mark.parametrize("text", ["", "Hello", '{"city": "Oslo"}', "{a} and [b]", "```\ncode()\n```", '{"name": "Bo"}'])
-def test_a_lenient_reader_invents_nothing(text: str):
-    """Where nothing is meant as a call, there is none."""
+def test_the_lenient_parser_invents_no_calls(text: str):
+    """If no call is intended, it finds none."""
     assert read_leniently(text) == ()
 
 
 def test_one_format_for_all_replies():
-    """A server has one parser: most replies decide, plain text has no vote, and without any vote it is Hermes."""
+    """The most frequent format is used, plain text does not count, and Hermes is the default."""
     hermes, pythonic = WELL_WRITTEN[ReplyFormat.HERMES], WELL_WRITTEN[ReplyFormat.PYTHONIC]
     assert detect([pythonic, hermes, pythonic, "Hello", "Hi", "No"]) is ReplyFormat.PYTHONIC
     assert detect(["Hello", 'Sure: ```json\n{"name": "f", "arguments": {}}\n```']) is ReplyFormat.HERMES
@@ -338,8 +338,8 @@ CALLS = st.lists(
     CALLS,
     st.sampled_from([kind for kind in ReplyFormat if kind not in (*TYPED_BY_SCHEMA, ReplyFormat.PHI4_MINI_JSON)]),
 )
-def test_what_is_written_is_read(calls: list[Call], reply_format: ReplyFormat):
-    """Any arguments, in every format that can carry them."""
+def test_arguments_round_trip(calls: list[Call], reply_format: ReplyFormat):
+    """Any arguments, in every format that can represent them."""
     assert parse_reply(written(calls, reply_format), reply_format).calls == tuple(calls)
 
 
@@ -350,8 +350,8 @@ def test_what_is_written_is_read(calls: list[Call], reply_format: ReplyFormat):
         max_size=3,
     )
 )
-def test_function_gemma_carries_text(calls: list[Call]):
-    """Whatever marks stand in an escaped text, it comes back; the server takes what is JSON for its value."""
+def test_function_gemma_round_trips_text(calls: list[Call]):
+    """With any marks in escaped text; the server parses text that is JSON."""
     text = written(calls, ReplyFormat.FUNCTIONGEMMA)
     assert functiongemma.read_all(text) == tuple(calls)
     served = [Call(call.name, {name: served_text(str(it)) for name, it in call.arguments.items()}) for call in calls]
@@ -360,7 +360,7 @@ def test_function_gemma_carries_text(calls: list[Call]):
 
 
 def served_text(text: str) -> JsonValue:
-    """A text between two `<escape>` as the server hands it on."""
+    """Text between two `<escape>`, as the server returns it."""
     try:
         value: JsonValue = json.loads(text)
     except ValueError:
@@ -369,8 +369,8 @@ def served_text(text: str) -> JsonValue:
 
 
 @given(st.text(max_size=60), st.sampled_from(ReplyFormat))
-def test_no_reply_makes_a_parser_fail(text: str, reply_format: ReplyFormat):
-    """Models say anything: every parser answers, and so does the lenient one."""
+def test_no_reply_crashes_a_parser(text: str, reply_format: ReplyFormat):
+    """Every parser handles any text, including the lenient one."""
     for begin in (
         "",
         "<tool_call>",

@@ -10,7 +10,7 @@ from trainer.storage.faults import Fault, FaultyServer, Script, a_faulty_server
 from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import TrainedFacts
-from tunemill_trainer.data.sources import Places
+from tunemill_trainer.data.sources import DataFetcher
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.process.stop import StopSignal
 from tunemill_trainer.storage import s3
@@ -46,7 +46,7 @@ def everything(bucket: Bucket, folder: Path, large: str = "small") -> None:
     """
     workspace = bucket.workspace()
     workspace.check_writable()
-    places = Places(lambda: bucket.client, Hub("", None), StopSignal())
+    places = DataFetcher(lambda: bucket.client, Hub("", None), StopSignal())
     data = places.fetch(f"s3://{bucket.name}/data/", "spec.dataset", folder / "data")
     assert [file.path.read_text() for file in data.files] == ["one" * 999, "two" * 999]
     made = a_folder(folder / "made", a_txt="one", large_bin=large)

@@ -1,8 +1,8 @@
-"""The formats that data may come in, one module each, and the choice between them.
+"""The supported data set formats, one module each, and their detection.
 
-A format is a module with `read(value) -> (messages, tools)`, which raises RowError for a row that it cannot read, and
-mostly `is_one(value)`, which tells whether a row can be of this format alone. What calls stand in a text, or which
-answer belongs to which call, is the same in all formats and left to `reading`.
+A format is a module with `read(value) -> (messages, tools)`, which raises RowError for a row that it cannot read. Most
+also have `matches(value)`, which returns whether a row can only be of this format. Calls in text and the order of tool
+responses are the same for all formats, so `reading` handles them.
 """
 
 import json
@@ -26,17 +26,17 @@ from tunemill_trainer.data.formats import (
     nestful,
     openai,
     prompt_completion,
-    refused,
     responses,
     simple,
     swift,
     tau_bench,
     toolace,
     toolbench,
+    unsupported,
     when2call,
     xlam,
 )
-from tunemill_trainer.data.formats.turns import with_turns
+from tunemill_trainer.data.formats.turns import with_parsed_turns
 from tunemill_trainer.data.records import Record
 from tunemill_trainer.data.rows import JsonObject, Message, Tool
 from tunemill_trainer.data.tools import without_nulls
@@ -48,7 +48,7 @@ Reader = Callable[[JsonObject], tuple[list[Message], tuple[Tool, ...]]]
 READERS: dict[DatasetFormat, Reader] = {
     DatasetFormat.OPENAI: openai.read,
     DatasetFormat.HERMES: hermes.read,
-    DatasetFormat.SHAREGPT: hermes.read,  # the same turns, only without the tags
+    DatasetFormat.SHAREGPT: hermes.read,  # the same turns, without the tags
     DatasetFormat.XLAM: xlam.read,
     DatasetFormat.TOOLACE: toolace.read,
     DatasetFormat.GLAIVE: glaive.read,
@@ -67,22 +67,22 @@ READERS: dict[DatasetFormat, Reader] = {
 }
 
 _SURE: dict[DatasetFormat, Callable[[JsonObject], bool]] = {
-    DatasetFormat.CLIENT_LOG: client_log.is_one,
-    DatasetFormat.PROMPT_COMPLETION: prompt_completion.is_one,
-    DatasetFormat.TAU_BENCH: tau_bench.is_one,
-    DatasetFormat.ANTHROPIC: anthropic.is_one,
-    DatasetFormat.SWIFT: swift.is_one,
-    DatasetFormat.WHEN2CALL: when2call.is_one,
-    DatasetFormat.TOOLBENCH: toolbench.is_one,
-    DatasetFormat.XLAM: xlam.is_one,
-    DatasetFormat.GLAIVE: glaive.is_one,
-    DatasetFormat.SIMPLE: simple.is_one,
-    DatasetFormat.BFCL: bfcl.is_one,
-    DatasetFormat.NESTFUL: nestful.is_one,
-    DatasetFormat.API_BANK: api_bank.is_one,
-    DatasetFormat.RESPONSES: responses.is_one,
+    DatasetFormat.CLIENT_LOG: client_log.matches,
+    DatasetFormat.PROMPT_COMPLETION: prompt_completion.matches,
+    DatasetFormat.TAU_BENCH: tau_bench.matches,
+    DatasetFormat.ANTHROPIC: anthropic.matches,
+    DatasetFormat.SWIFT: swift.matches,
+    DatasetFormat.WHEN2CALL: when2call.matches,
+    DatasetFormat.TOOLBENCH: toolbench.matches,
+    DatasetFormat.XLAM: xlam.matches,
+    DatasetFormat.GLAIVE: glaive.matches,
+    DatasetFormat.SIMPLE: simple.matches,
+    DatasetFormat.BFCL: bfcl.matches,
+    DatasetFormat.NESTFUL: nestful.matches,
+    DatasetFormat.API_BANK: api_bank.matches,
+    DatasetFormat.RESPONSES: responses.matches,
 }
-"""What tells formats that no other can be taken for. The first one that fits counts: a log holds messages, too."""
+"""Tests that recognise a format with certainty. The first match wins, because a log contains `messages`, too."""
 
 
 def read(value: JsonObject, form: DatasetFormat) -> tuple[list[Message], tuple[Tool, ...]]:
@@ -93,22 +93,22 @@ def read(value: JsonObject, form: DatasetFormat) -> tuple[list[Message], tuple[T
         form: its format; not Auto.
 
     Raises:
-        RowError: saying what is wrong.
+        RowError: the row cannot be read.
     """
-    if (kind := refused.kind_of(value)) is not None:
-        raise RowError(Rule.FORMAT, f"{kind.name} cannot be read. {kind.remedy}")
-    return READERS[form](with_turns(value))
+    if (kind := unsupported.kind_of(value)) is not None:
+        raise RowError(Rule.FORMAT, f"{kind.name}: not supported. {kind.remedy}")
+    return READERS[form](with_parsed_turns(value))
 
 
 def detect(rows: Iterable[Record], name: str, wanted: DatasetFormat = DatasetFormat.AUTO) -> DatasetFormat:
-    """Return the format of data: the wanted one, or with Auto what the first rows look like.
+    """Return the format of the data: `wanted`, or with Auto the format of the first rows.
 
-    It decides for all rows, so that a row that differs is reported and not guessed at. Rows that could be of several
-    formats, such as plain talk in `messages` or `conversations`, have no say where others are sure; of these, most win.
+    One format applies to all rows, so that a deviating row is reported instead of guessed. Rows that fit several
+    formats, such as plain conversations in `messages`, count only if no row is certain. The most frequent format wins.
 
     Args:
-        rows: of the data; only the first ones are looked at.
-        name: of the data, for messages.
+        rows: the rows; only the first ones are read.
+        name: the name of the data, for messages.
         wanted: spec.dataset.format.
 
     Raises:
@@ -116,7 +116,7 @@ def detect(rows: Iterable[Record], name: str, wanted: DatasetFormat = DatasetFor
     """
     samples = _first(rows)
     if not samples:
-        raise StageError(Reason.DATASET_EMPTY, f"expected rows in {name}, found none", f"Put rows into {name}.")
+        raise StageError(Reason.DATASET_EMPTY, f"expected rows in {name}, found none", f"Add rows to {name}.")
     if wanted is not DatasetFormat.AUTO:
         return wanted
     values = [sample.value for sample in samples if sample.value is not None]
@@ -129,22 +129,22 @@ def detect(rows: Iterable[Record], name: str, wanted: DatasetFormat = DatasetFor
             REMEDIES[Rule.NOT_JSON],
         )
     try:
-        values = [with_turns(value) for value in values]
+        values = [with_parsed_turns(value) for value in values]
         seen = [
             found
-            for found in (_form_of(value) for value in values if refused.kind_of(value) is None)
+            for found in (_form_of(value) for value in values if unsupported.kind_of(value) is None)
             if found is not None
         ]
     except Exception as error:  # noqa: BLE001 - whatever it is, its message may quote a row
         raise crash(error, f"one of the first {len(samples)} rows of {name}") from None
-    kinds = Counter(kind.name for kind in map(refused.kind_of, values) if kind is not None)
+    kinds = Counter(kind.name for kind in map(unsupported.kind_of, values) if kind is not None)
     if kinds.total() > len(seen):
         raise _not_read(kinds.most_common(1)[0][0], name)
     if not seen:
         expected = (
-            f"expected in {name} rows with `messages` (OpenAI), `conversations` (Hermes, ShareGPT, ToolACE), `query` "
-            "and `answers` (XLAM), `system` and `chat` (Glaive), `user_content` and `tool_name` (Simple), or those of "
-            "another format that spec.dataset.format names"
+            f"expected rows in {name} with `messages` (OpenAI), `conversations` (Hermes, ShareGPT, ToolACE), `query` "
+            "and `answers` (XLAM), `system` and `chat` (Glaive), `user_content` and `tool_name` (Simple), or the "
+            "fields of another format that spec.dataset.format supports"
         )
         raise DataError(
             Reason.DATASET_FORMAT_UNKNOWN,
@@ -155,8 +155,8 @@ def detect(rows: Iterable[Record], name: str, wanted: DatasetFormat = DatasetFor
     return votes.most_common(1)[0][0]
 
 
-def without_filled_nulls(messages: list[Message], tools: Sequence[Tool]) -> list[Message]:
-    """Return the turns without nulls in their calls that the tools neither require nor allow; see `tools`."""
+def without_nulls_of_tables(messages: list[Message], tools: Sequence[Tool]) -> list[Message]:
+    """Return the turns with nulls removed from calls where the tools neither require nor allow them; see `tools`."""
     return [
         replace(message, calls=tuple(without_nulls(call, tools) for call in message.calls))
         if any(_holds_null(call.arguments) for call in message.calls)
@@ -172,9 +172,9 @@ def _holds_null(value: JsonValue) -> bool:
 
 
 _SAMPLES = 100
-"""Rows that tell the format."""
+"""The rows from which the format is detected."""
 _SAMPLED_BYTES = 4 << 20
-"""Of them together, but for the last one: they are held at once."""
+"""No more rows are sampled once they have this many bytes, because all are held in memory."""
 
 
 def _first(rows: Iterable[Record]) -> list[Record]:
@@ -189,15 +189,15 @@ def _first(rows: Iterable[Record]) -> list[Record]:
 
 
 def _not_read(kind: str, name: str) -> DataError:
-    remedy = next(each.remedy for each in refused.KINDS if each.name == kind)
+    remedy = next(each.remedy for each in unsupported.KINDS if each.name == kind)
     return DataError(
-        Reason.DATASET_FORMAT_UNKNOWN, f"most rows of {name} are {kind}, which cannot be read", remedy=remedy
+        Reason.DATASET_FORMAT_UNKNOWN, f"most rows of {name} are {kind}, which is not supported", remedy=remedy
     )
 
 
 def _form_of(sample: JsonObject) -> tuple[DatasetFormat, bool] | None:
-    """Return what a row looks like, and whether it could be nothing else; None when it is of no format."""
-    sure = next((form for form, is_one in _SURE.items() if is_one(sample)), None)
+    """Return the format of a row and whether it is certain; None if the format is unknown."""
+    sure = next((form for form, matches in _SURE.items() if matches(sample)), None)
     if sure is not None:
         return sure, True
     if isinstance(sample.get("conversations"), list):
@@ -211,7 +211,7 @@ def _form_of(sample: JsonObject) -> tuple[DatasetFormat, bool] | None:
 
 
 def _form_of_conversations(sample: JsonObject) -> tuple[DatasetFormat, bool]:
-    if toolace.is_one(sample):
+    if toolace.matches(sample):
         return DatasetFormat.TOOLACE, True
     if hermes.has_tags(json.dumps([sample["conversations"], sample.get("system")], ensure_ascii=False)):
         return DatasetFormat.HERMES, True

@@ -1,7 +1,7 @@
-"""Anthropic's messages: `content` as blocks of the types text, thinking, tool_use and tool_result, and `system` beside.
+"""Anthropic's Messages API: `content` as blocks of type text, thinking, tool_use or tool_result, and a `system` field.
 
 https://docs.anthropic.com/en/api/messages
-The answers of tools stand in turns of the user, and a tool's schema in `input_schema`.
+Tool results are blocks of user turns. The schema of a tool is in `input_schema`.
 """
 
 from collections.abc import Iterator
@@ -10,15 +10,23 @@ from pydantic import JsonValue
 
 from tunemill_trainer.data.findings import Within
 from tunemill_trainer.data.formats import openai
-from tunemill_trainer.data.formats.turns import answer_of, message_of, role_of, said_in, speaker_of, text_of, turns_of
+from tunemill_trainer.data.formats.turns import (
+    answer_of,
+    content_in,
+    message_of,
+    role_name_of,
+    role_of,
+    text_of,
+    turns_of,
+)
 from tunemill_trainer.data.rows import JsonObject, Message, Role, Tool
 from tunemill_trainer.data.tools import identifier_of
 
 _HIDDEN = "redacted_thinking"
-"""Reasoning that only Anthropic can read."""
+"""Encrypted reasoning."""
 
 
-def is_one(value: JsonObject) -> bool:
+def matches(value: JsonObject) -> bool:
     """Return whether a row has blocks that no other format has."""
     turns = value.get("messages")
     return isinstance(turns, list) and any(
@@ -33,7 +41,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     """Return the turns and tools of a row.
 
     Raises:
-        RowError: saying what is wrong.
+        RowError: the row cannot be read.
     """
     with Within("system"):
         prompt = text_of(value.get("system"))
@@ -45,13 +53,13 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
 
 
 def _turn(turn: JsonObject) -> Iterator[Message]:
-    """Yield what a turn says; the answers in a turn of the user come before what the user says."""
-    said = said_in(turn)
-    blocks = _blocks(said)
-    if isinstance(said, list):
+    """Yield the messages of a turn; the tool results in a user turn come before its text."""
+    content = content_in(turn)
+    blocks = _blocks(content)
+    if isinstance(content, list):
         blocks = [block for block in blocks if not (isinstance(block, dict) and block.get("type") == _HIDDEN)]
         turn = {**turn, "content": blocks}
-    if role_of(speaker_of(turn)) is not Role.USER:
+    if role_of(role_name_of(turn)) is not Role.USER:
         yield message_of(turn)
         return
     results = [block for block in blocks if isinstance(block, dict) and block.get("type") == "tool_result"]
@@ -60,7 +68,7 @@ def _turn(turn: JsonObject) -> Iterator[Message]:
             yield Message(Role.TOOL, answer_of(block.get("content")), answers_to=identifier_of(block))
     rest = [block for block in blocks if block not in results]
     if rest or not results:
-        yield message_of({**turn, "content": rest} if isinstance(said, list) else turn)
+        yield message_of({**turn, "content": rest} if isinstance(content, list) else turn)
 
 
 def _blocks(content: JsonValue) -> list[JsonValue]:

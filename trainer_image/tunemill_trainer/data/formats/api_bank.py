@@ -1,8 +1,8 @@
-"""API-Bank: `instruction` and `input` with the descriptions of APIs and a dialogue as text, and `output`.
+"""API-Bank: `instruction` and `input` with descriptions of APIs and a dialogue as text, and `output`.
 
 https://huggingface.co/datasets/liminghao1630/API-Bank
-The dialogue has lines that begin with User:, AI: and API-Request:; a request is `[Name(key='value')]`, and in the
-dialogue `->` and the answer of the API follow it. Test rows have `expected_output` in the place of `output`.
+Lines of the dialogue begin with User:, AI: or API-Request:. A request is `[Name(key='value')]`; in the dialogue, `->`
+and the response of the API follow. Test rows have `expected_output` instead of `output`.
 """
 
 import json
@@ -22,8 +22,8 @@ _ASKED = re.compile(r"^Generate (?:API Request|AI response|the next reply)\S*\s*
 _DECODER = json.JSONDecoder()
 
 
-def is_one(value: JsonObject) -> bool:
-    """Return whether a row has the fields of this format, and speaks of API requests."""
+def matches(value: JsonObject) -> bool:
+    """Return whether a row has the fields of this format and mentions API requests."""
     texts = [value.get("instruction"), value.get("output", value.get("expected_output"))]
     return (
         "input" in value
@@ -36,7 +36,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     """Return the turns and tools of a row.
 
     Raises:
-        RowError: saying what is wrong.
+        RowError: the row cannot be read.
     """
     field = "output" if value.get("output") is not None else "expected_output"
     with Within("instruction"):
@@ -51,16 +51,16 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     with Within("input"):
         messages = _turns(_ASKED.sub("", dialogue), names)
     with Within(field):
-        said = _turns(text_of(value.get(field)), names)
-        if len(said) != 1 or said[0].role is not Role.ASSISTANT:
-            raise RowError(Rule.FORMAT, "expected one request or one reply")
+        reply = _turns(text_of(value.get(field)), names)
+        if len(reply) != 1 or reply[0].role is not Role.ASSISTANT:
+            raise RowError(Rule.FORMAT, "expected one API request or one reply")
     if not messages:
         raise RowError(Rule.FORMAT, "expected a dialogue with lines that begin with User:", "input")
-    return [*messages, *said], tools
+    return [*messages, *reply], tools
 
 
 def _descriptions(text: str) -> tuple[list[JsonObject], str]:
-    """Return the APIs that stand as JSON objects in a text, each on a line of its own, and the rest of the text."""
+    """Return the descriptions of APIs in a text, each a JSON object on a separate line, and the rest of the text."""
     found: list[JsonObject] = []
     rest: list[str] = []
     for line in text.split("\n"):
@@ -86,14 +86,14 @@ def _turns(text: str, tools: set[str]) -> list[Message]:
     if begin.strip():
         raise RowError(Rule.FORMAT, f"expected a line that begins with User: or AI:, found {shortened(begin.strip())}")
     messages: list[Message] = []
-    for speaker, said in zip(parts[::2], parts[1::2], strict=True):
+    for speaker, content in zip(parts[::2], parts[1::2], strict=True):
         if speaker == "User":
-            messages.append(Message(Role.USER, said.strip()))
+            messages.append(Message(Role.USER, content.strip()))
         elif speaker == "AI":
-            messages.append(Message(Role.ASSISTANT, said.strip()))
+            messages.append(Message(Role.ASSISTANT, content.strip()))
         else:
-            request, arrow, answer = said.strip().partition("]->")
-            written = request + "]" * bool(arrow)
+            request, arrow, answer = content.strip().partition("]->")
+            written = f"{request}]" if arrow else request
             calls = toolace.calls_in(written, tools)
             if not calls:
                 raise RowError(Rule.BROKEN_CALL, f"expected a request in brackets, found {shortened(written)}")

@@ -1,9 +1,9 @@
 """The Berkeley Function-Calling Leaderboard's files, joined: `question`, `function` and `ground_truth`.
 
 https://github.com/ShishirPatil/gorilla/tree/main/berkeley-function-call-leaderboard
-The leaderboard keeps questions and possible answers in two files; rows are joined by their `id`. Of the values that it
-takes for an argument the first is learnt, and an argument whose first value is empty is left out. Multi-turn entries
-hold the calls and nothing of what the tools answer, so they are refused.
+The leaderboard has questions and possible answers in two files; rows join them by `id`. Each argument has a list of
+accepted values: the first one is used, and an argument whose first value is empty is omitted. Multi-turn entries are
+rejected, because they contain calls but no tool responses.
 """
 
 from pydantic import JsonValue
@@ -15,18 +15,18 @@ from tunemill_trainer.data.tools import read_tools
 from tunemill_trainer.data.values import read_object, read_value
 
 
-def is_one(value: JsonObject) -> bool:
+def matches(value: JsonObject) -> bool:
     """Return whether a row has the fields of a question with its answer."""
     return {"question", "function", "ground_truth"} <= value.keys()
 
 
 def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
-    """Return the turns and tools of a row: a question and the calls that answer it.
+    """Return the turns and tools of a row: a request and its calls.
 
     Raises:
-        RowError: saying what is wrong.
+        RowError: the row cannot be read.
     """
-    if not is_one(value):
+    if not matches(value):
         raise RowError(Rule.FORMAT, "expected the fields `question`, `function` and `ground_truth`, joined by `id`")
     with Within("question"):
         messages = [message_of(read_object(turn, Rule.FORMAT, "a turn")) for turn in _first_turns(value["question"])]
@@ -47,11 +47,11 @@ def _first_turns(question: JsonValue) -> list[JsonValue]:
         return question[0]
     if isinstance(question, list) and question and all(isinstance(turn, dict) for turn in question):
         return question
-    raise RowError(Rule.FORMAT, "expected one list of turns: entries of several turns lack what the tools answer")
+    raise RowError(Rule.FORMAT, "expected one list of turns; multi-turn entries have no tool responses")
 
 
 def _call(value: JsonValue) -> Call:
-    answer = read_object(value, Rule.BROKEN_CALL, "an answer of one turn")
+    answer = read_object(value, Rule.BROKEN_CALL, "an answer")
     if len(answer) != 1:
         raise RowError(Rule.BROKEN_CALL, "expected an answer with the name of one tool")
     ((name, accepted),) = answer.items()
@@ -59,7 +59,7 @@ def _call(value: JsonValue) -> Call:
 
 
 def _chosen(accepted: JsonObject) -> JsonObject:
-    """Return the first of the values that are accepted for each argument; an empty one means that it may be absent."""
+    """Return the first accepted value of each argument; an empty one means that the argument can be omitted."""
     chosen: JsonObject = {}
     for name, values in accepted.items():
         if not isinstance(values, list) or not values:

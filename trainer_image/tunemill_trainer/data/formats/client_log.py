@@ -1,7 +1,7 @@
-"""Logs of OpenAI's client: what was sent, in `request` or `body`, and what came back, in `response`.
+"""Logs of OpenAI's client: the request in `request` or `body`, and the response in `response`.
 
 https://platform.openai.com/docs/api-reference/chat and https://platform.openai.com/docs/guides/batch
-Of several choices the first is taken. Calls may be text, as Python prints the client's objects.
+The first of several choices is used. Calls may be strings, as Python prints the client's objects.
 """
 
 from pydantic import JsonValue
@@ -13,8 +13,8 @@ from tunemill_trainer.data.rows import JsonObject, Message, Tool
 from tunemill_trainer.data.values import read_object
 
 
-def is_one(value: JsonObject) -> bool:
-    """Return whether a row has a response of the API beside the request."""
+def matches(value: JsonObject) -> bool:
+    """Return whether a row has both a request and a response of the API."""
     response = _response(value)
     sent = _request(value)
     return bool(response.keys() & {"choices", "output"}) and bool(sent.keys() & {"messages", "input"})
@@ -24,7 +24,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     """Return the turns and tools of a row.
 
     Raises:
-        RowError: saying what is wrong.
+        RowError: the row cannot be read.
     """
     sent, response = _request(value), _response(value)
     if "choices" not in response:
@@ -35,10 +35,10 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     with Within("response"):
         choices = response["choices"]
         if not isinstance(choices, list) or not choices:
-            raise RowError(Rule.FORMAT, "expected a choice", "choices")
+            raise RowError(Rule.FORMAT, "expected at least one choice", "choices")
         choice = read_object(choices[0], Rule.FORMAT, "a choice")
-        said = read_object(choice.get("message"), Rule.FORMAT, "the message of a choice")
-        return [*messages, message_of({"role": "assistant", **said})], tools
+        reply = read_object(choice.get("message"), Rule.FORMAT, "the message of a choice")
+        return [*messages, message_of({"role": "assistant", **reply})], tools
 
 
 def _request(value: JsonObject) -> JsonObject:

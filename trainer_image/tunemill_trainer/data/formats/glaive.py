@@ -1,4 +1,4 @@
-"""Glaive's function-calling data, version 2: `system` with the tools, and a whole conversation as one text in `chat`.
+"""Glaive's function-calling data, version 2: `system` with the tools, and the conversation as one string in `chat`.
 
 https://huggingface.co/datasets/glaiveai/glaive-function-calling-v2
 """
@@ -21,10 +21,10 @@ _QUOTED = re.compile(r"""\{\s*"name":\s*"([^"]+)"\s*,\s*"arguments":\s*'(.*)'\s*
 _ABOUT_TOOLS = re.compile(
     r",? with (?:access to the following functions|no access to external functions)\.?( Use them if required\b[ -]*)?"
 )
-"""What the prompts say about the tools. The chat template says it instead."""
+"""Sentences about tools in the prompts, which are removed because the chat template has such instructions."""
 
 
-def is_one(value: JsonObject) -> bool:
+def matches(value: JsonObject) -> bool:
     """Return whether a row has the fields of this format."""
     return isinstance(value.get("chat"), str)
 
@@ -33,19 +33,19 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     """Return the turns and tools of a row.
 
     Raises:
-        RowError: saying what is wrong.
+        RowError: the row cannot be read.
     """
     chat = value.get("chat")
     if not isinstance(chat, str):
-        raise RowError(Rule.FORMAT, "expected a field `chat` with the conversation as one text")
+        raise RowError(Rule.FORMAT, "expected a field `chat` with the conversation as a string")
     with Within("system"):
         prompt, tools = _system(text_of(value.get("system")))
     begin, *turns = _TURN.split(chat)
     if begin.strip() or not turns:
         raise RowError(Rule.FORMAT, f"expected `chat` to begin with USER:, found {shortened(chat.strip())!r}", "chat")
     messages = [Message(Role.SYSTEM, prompt)] if prompt else []
-    for index, (speaker, said) in enumerate(zip(turns[::2], turns[1::2], strict=True)):
-        text = said.replace(_END, "").strip()
+    for index, (speaker, content) in enumerate(zip(turns[::2], turns[1::2], strict=True)):
+        text = content.replace(_END, "").strip()
         if speaker == "USER":
             messages.append(Message(Role.USER, text))
         elif speaker == "ASSISTANT":
@@ -57,13 +57,13 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
 
 
 def _system(text: str) -> tuple[str, tuple[Tool, ...]]:
-    """Return the instructions without the tools, and the tools: JSON objects one after the other."""
+    """Return the system prompt without the tools, and the tools, which are consecutive JSON objects in it."""
     found: list[JsonValue] = []
     at, kept = text.find("{"), text.partition("{")[0]
     while at >= 0:
-        end = balanced.end_of(text, at)
+        end = balanced.matching_end(text, at)
         if end is None:
-            raise RowError(Rule.BROKEN_TOOL, f"a tool in `system` does not end: {shortened(text[at:])}")
+            raise RowError(Rule.BROKEN_TOOL, f"a tool definition in `system` is not closed: {shortened(text[at:])}")
         found.append(read_value(text[at:end], Rule.BROKEN_TOOL))
         at = text.find("{", end)
         kept += text[end : at if at >= 0 else len(text)]
@@ -77,9 +77,9 @@ def _assistant(text: str) -> Message:
 
 
 def _call(block: str) -> Call:
-    """Read a call whose arguments are JSON in single quotes, which is neither JSON nor a literal as a whole."""
+    """Parse a call whose arguments are JSON in single quotes. As a whole, it is neither JSON nor a Python literal."""
     if quoted := _QUOTED.match(block):
         name, arguments = quoted.groups()
-        # An apostrophe inside is escaped as Python escapes it, which JSON does not know.
+        # Apostrophes are escaped as in Python, which is invalid in JSON.
         return Call(name, read_object(arguments.replace("\\'", "'"), Rule.BROKEN_CALL, f"the arguments of {name}"))
     return read_call(read_value(block, Rule.BROKEN_CALL))

@@ -1,12 +1,12 @@
-"""The Hermes family: turns whose text carries `<tool_call>`, `<tool_response>`, `<tools>` and `<think>`.
+"""The Hermes family: turns whose text contains `<tool_call>`, `<tool_response>`, `<tools>` and `<think>`.
 
-Covers NousResearch's Hermes data, ShareGPT's `from` and `value` with calls as turns of their own, as LLaMA-Factory and
-APIGen-MT have them, and the Hugging Face agents course's data with the roles human and model.
+Covers NousResearch's Hermes data; ShareGPT's `from` and `value` with calls as separate turns, as in LLaMA-Factory and
+APIGen-MT; and the data of the Hugging Face agents course with the roles human and model.
 https://huggingface.co/datasets/NousResearch/hermes-function-calling-v1
 https://github.com/hiyouga/LLaMA-Factory/blob/main/data/README.md
 https://huggingface.co/datasets/Salesforce/APIGen-MT-5k
-Traps in the public data, all met here: calls as Python literals, several calls and responses in a turn, an empty
-`<tools></tools>` in the prose of the system prompt, and the spelling `<tool_reponse>`.
+The public data contains calls as Python literals, several calls and responses in a turn, an empty `<tools></tools>` in
+the prose of the system prompt, and the misspelling `<tool_reponse>`.
 """
 
 import re
@@ -14,16 +14,16 @@ from dataclasses import replace
 
 from pydantic import JsonValue
 
-from tunemill_trainer.data import thoughts
+from tunemill_trainer.data import reasoning
 from tunemill_trainer.data.findings import RowError, Rule, Within
 from tunemill_trainer.data.formats.turns import (
     CALLERS,
     answer_of,
     calls_of,
+    content_in,
     message_of,
+    role_name_of,
     role_of,
-    said_in,
-    speaker_of,
     text_of,
     turns_of,
     without_blank_lines,
@@ -48,16 +48,17 @@ _PROMPT_ABOUT_TAGS = tuple(
         r"For each function call,? return a json object.*</tool_call>",
     )
 )
-"""What Hermes' system prompts say about the tags. The chat template says it instead; saying it twice costs tokens."""
+"""Instructions about the tags in Hermes system prompts. They are removed, because the chat template has such
+instructions, and repeating them costs tokens."""
 
 
 def has_tags(text: str) -> bool:
-    """Return whether a row's JSON shows Hermes' tags or roles."""
+    """Return whether a row's JSON contains the tags or roles of Hermes data."""
     return _TAGGED.search(text) is not None
 
 
 def speakers(row: JsonObject) -> set[str]:
-    """Return who speaks in turns with the fields `from` and `value`; nobody where they have other fields."""
+    """Return the values of `from` in the turns of a row; an empty set if the turns have other fields."""
     turns = row.get("conversations")
     if not isinstance(turns, list):
         return set()
@@ -68,7 +69,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     """Return the turns and tools of a row.
 
     Raises:
-        RowError: saying what is wrong.
+        RowError: the row cannot be read.
     """
     turns = turns_of(value, "conversations", "messages")
     with Within("tools"):
@@ -89,7 +90,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
 
 
 def _masked_role(value: JsonObject) -> Role | None:
-    """Return whose turns a row says are not learnt; NeMo's rows name a speaker in `mask`."""
+    """Return the role whose turns are excluded from training, as NeMo's rows name it in `mask`."""
     mask = value.get("mask")
     if not isinstance(mask, str) or not mask:
         return None
@@ -98,14 +99,14 @@ def _masked_role(value: JsonObject) -> Role | None:
 
 
 def _take(turn: JsonObject, messages: list[Message], tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
-    """Add the messages of a turn, and return the tools that are known after it."""
-    role, said = role_of(speaker_of(turn)), said_in(turn)
+    """Append the messages of a turn, and return the tools found so far."""
+    role, content = role_of(role_name_of(turn)), content_in(turn)
     if role is Role.ASSISTANT:
         messages.append(_assistant(turn))
         return tools
-    text = answer_of(said) if role is Role.TOOL else text_of(said)
+    text = answer_of(content) if role is Role.TOOL else text_of(content)
     if role is Role.SYSTEM or (not tools and not messages and _DECLARED.search(text)):
-        # For models without a system role, the agents course puts the prompt before the first request.
+        # For models without a system role, the agents course puts the system prompt before the first request.
         tools = tools or _tools_in_prompt(text)
         text = _without_tags(text)
         messages += [Message(role, text)] if text else []
@@ -119,25 +120,25 @@ def _take(turn: JsonObject, messages: list[Message], tools: tuple[Tool, ...]) ->
 
 
 def _only_responses(text: str) -> bool:
-    """Return whether a turn of the user is nothing but answers of tools, as Qwen's chat template renders them."""
+    """Return whether a user turn consists only of tool responses, as Qwen's chat template renders them."""
     return text.lstrip().startswith("<tool_res") and not _RESPONSE.sub("", text).strip()
 
 
 def _assistant(turn: JsonObject) -> Message:
-    said = said_in(turn)
-    if speaker_of(turn) in CALLERS and isinstance(said, str) and "<tool_call>" in said:
+    content = content_in(turn)
+    if role_name_of(turn) in CALLERS and isinstance(content, str) and "<tool_call>" in content:
         turn = {**turn, "role": "assistant"}
     message = message_of(turn)
     if message.calls:
         return replace(message, content=message.content.strip())
-    thought, text = thoughts.split(message.content)
+    thought, text = reasoning.split(message.content)
     calls = [call for block in _CALL.findall(text) for call in calls_of(read_value(block, Rule.BROKEN_CALL))]
     text = _CALL.sub("", text)
     return replace(message, content=text.strip(), reasoning=message.reasoning or thought, calls=tuple(calls))
 
 
 def _tools_in_prompt(text: str) -> tuple[Tool, ...]:
-    """Return the tools of the `<tools>` blocks: a list or one definition a line, in JSON or as Python literals."""
+    """Return the tools in `<tools>` blocks: a list, or one definition per line, as JSON or Python literals."""
     found: list[JsonValue] = []
     for block in (block.strip() for block in _TOOLS.findall(text)):
         if not block:

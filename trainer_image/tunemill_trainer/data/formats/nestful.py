@@ -1,8 +1,8 @@
-"""NESTFUL: `input`, and `output` and `tools` as JSON text; a call may take the result of an earlier one.
+"""NESTFUL: `input`, and `output` and `tools` as JSON strings; a call may use the result of an earlier one.
 
 https://huggingface.co/datasets/ibm-research/nestful
-All calls are one assistant turn, in their order. Their labels are not learnt: `$var_2.result$` is the result of the
-second call, so labels that count differently are refused.
+All calls form one assistant turn, in order. Their labels are not trained on: `$var_2.result$` means the result of the
+second call, so rows with labels in another order are rejected.
 """
 
 import json
@@ -16,21 +16,21 @@ from tunemill_trainer.data.tools import read_tools
 from tunemill_trainer.data.values import read_value
 
 
-def is_one(value: JsonObject) -> bool:
+def matches(value: JsonObject) -> bool:
     """Return whether a row has the fields of this format."""
     return {"input", "output", "tools"} <= value.keys() and bool(value.keys() & {"sample_id", "gold_answer"})
 
 
 def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
-    """Return the turns and tools of a row: a question and the calls that answer it.
+    """Return the turns and tools of a row: a request and its calls.
 
     Raises:
-        RowError: saying what is wrong.
+        RowError: the row cannot be read.
     """
     if "input" not in value or "output" not in value:
         raise RowError(Rule.FORMAT, "expected the fields `input`, `output` and `tools`")
     with Within("input"):
-        asked = text_of(value["input"])
+        request = text_of(value["input"])
     with Within("output"):
         output = value["output"]
         listed = read_value(output, Rule.BROKEN_CALL) if isinstance(output, str) else output
@@ -38,7 +38,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
         calls = calls_of(listed)
     with Within("tools"):
         tools = read_tools(value.get("tools"))
-    return [Message(Role.USER, asked), Message(Role.ASSISTANT, "", calls=tuple(calls))], tools
+    return [Message(Role.USER, request), Message(Role.ASSISTANT, "", calls=tuple(calls))], tools
 
 
 def _refuse_other_labels(calls: JsonValue) -> None:

@@ -1,7 +1,7 @@
 """OpenAI's fine-tuning format: `messages` with `tool_calls`, and `tools`; also the older `function_call`.
 
 https://platform.openai.com/docs/guides/supervised-fine-tuning
-LLaMA-Factory's newer rows have the same turns with parts of the types text, reasoning and tool_call:
+LLaMA-Factory's newer format has the same turns with content parts of type text, reasoning or tool_call:
 https://github.com/hiyouga/LLaMA-Factory/tree/main/data
 """
 
@@ -12,7 +12,7 @@ from tunemill_trainer.data.tools import read_tools
 
 
 def has_calls(row: JsonObject) -> bool:
-    """Return whether turns carry calls in fields of their own."""
+    """Return whether turns have calls in `tool_calls` or `function_call`."""
     turns = row.get("messages")
     return isinstance(turns, list) and any(
         isinstance(turn, dict) and (turn.get("tool_calls") or turn.get("function_call")) for turn in turns
@@ -23,7 +23,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     """Return the turns and tools of a row.
 
     Raises:
-        RowError: saying what is wrong.
+        RowError: the row cannot be read.
     """
     messages = read_turns(value, "messages")
     if messages[0].role is not Role.SYSTEM:
@@ -37,7 +37,7 @@ def read_turns(value: JsonObject, field: str) -> list[Message]:
     """Return the turns of one field.
 
     Raises:
-        RowError: saying what is wrong.
+        RowError: the row cannot be read.
     """
     messages = []
     for index, turn in enumerate(turns_of(value, field)):
@@ -47,7 +47,7 @@ def read_turns(value: JsonObject, field: str) -> list[Message]:
 
 
 def tools_of(value: JsonObject) -> tuple[Tool, ...]:
-    """Return the tools of a row, which stand in `tools`, or in older files in `functions`.
+    """Return the tools of a row, from `tools`, or `functions` in older files.
 
     Raises:
         RowError: BROKEN_TOOL.

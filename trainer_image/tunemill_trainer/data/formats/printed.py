@@ -1,4 +1,4 @@
-"""Calls as Python prints the objects of OpenAI's client, which is what many logs hold in the place of JSON.
+"""Parses calls as Python prints the objects of OpenAI's client. Many logs contain them instead of JSON.
 
 `[ChatCompletionMessageToolCall(id='c1', function=Function(arguments='{}', name='f'), type='function')]`, also in newer
 names such as ChatCompletionMessageFunctionToolCall. https://github.com/openai/openai-python
@@ -12,11 +12,11 @@ from tunemill_trainer.data.findings import RowError, Rule
 from tunemill_trainer.data.values import LONGEST_LITERAL, as_json, shortened
 
 BEGIN = "ToolCall("
-"""What stands in every list of such calls."""
+"""Every list of such calls contains this."""
 
 
 def calls(text: str) -> JsonValue:
-    """Return the calls as the objects that they were printed from.
+    """Parse the printed calls to objects.
 
     Raises:
         RowError: BROKEN_CALL.
@@ -29,7 +29,7 @@ def calls(text: str) -> JsonValue:
         if isinstance(error, RowError):
             raise
         raise RowError(
-            Rule.BROKEN_CALL, f"expected calls as OpenAI's client prints them, found {shortened(text)}"
+            Rule.BROKEN_CALL, f"expected calls as printed by OpenAI's client, found {shortened(text)}"
         ) from error
 
 

@@ -1,7 +1,7 @@
 """TRL's conversational prompt and completion: turns in `prompt`, turns in `completion`, and `tools`.
 
 https://huggingface.co/docs/trl/dataset_formats#prompt-completion
-As in TRL, the loss is on the completion alone.
+As in TRL, the loss is computed only on the completion.
 """
 
 from dataclasses import replace
@@ -10,7 +10,7 @@ from tunemill_trainer.data.formats import openai
 from tunemill_trainer.data.rows import JsonObject, Message, Role, Tool
 
 
-def is_one(value: JsonObject) -> bool:
+def matches(value: JsonObject) -> bool:
     """Return whether a row has the fields of this format."""
     return isinstance(value.get("prompt"), list) and isinstance(value.get("completion"), list | dict)
 
@@ -19,7 +19,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     """Return the turns and tools of a row.
 
     Raises:
-        RowError: saying what is wrong.
+        RowError: the row cannot be read.
     """
     completion = value.get("completion")
     if isinstance(completion, dict):

@@ -1,14 +1,14 @@
 """The items of OpenAI's Responses API: messages, function_call, function_call_output and reasoning.
 
 https://platform.openai.com/docs/api-reference/responses
-They stand in `input` and `output`, as a request and its response have them, or together in `items`.
+Items are in `input` and `output`, as in a request and its response, or together in `items`.
 """
 
 from pydantic import JsonValue
 
 from tunemill_trainer.data.findings import RowError, Rule, Within
 from tunemill_trainer.data.formats import openai
-from tunemill_trainer.data.formats.turns import answer_of, learnt_in, message_of, text_of, turns_of
+from tunemill_trainer.data.formats.turns import answer_of, is_learnt, message_of, text_of, turns_of
 from tunemill_trainer.data.rows import JsonObject, Message, Role, Tool
 from tunemill_trainer.data.tools import identifier_of, read_call
 from tunemill_trainer.data.values import shortened
@@ -17,8 +17,8 @@ _KINDS = ("function_call", "function_call_output", "reasoning")
 _FIELDS = ("input", "output", "items")
 
 
-def is_one(value: JsonObject) -> bool:
-    """Return whether a row has items that are not messages, or messages with the parts of this API."""
+def matches(value: JsonObject) -> bool:
+    """Return whether a row has items that are not messages, or messages with this API's `type`."""
     return any(
         isinstance(item, dict) and (item.get("type") in _KINDS or (item.get("type") == "message" and "role" in item))
         for field in _FIELDS
@@ -31,7 +31,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     """Return the turns and tools of a row.
 
     Raises:
-        RowError: saying what is wrong.
+        RowError: the row cannot be read.
     """
     with Within("instructions"):
         prompt = text_of(value.get("instructions"))
@@ -40,9 +40,9 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     if not fields:
         raise RowError(Rule.FORMAT, "expected items in `input` and `output`, or in `items`")
     for field in fields:
-        said = value[field]
-        if isinstance(said, str):
-            messages.append(Message(Role.ASSISTANT if field == "output" else Role.USER, said))
+        content = value[field]
+        if isinstance(content, str):
+            messages.append(Message(Role.ASSISTANT if field == "output" else Role.USER, content))
             continue
         for index, item in enumerate(turns_of(value, field)):
             with Within(field, index):
@@ -55,13 +55,13 @@ def _message(item: JsonObject) -> Message:
     if kind == "message":
         return message_of(item)
     if kind == "function_call":
-        return Message(Role.ASSISTANT, "", calls=(read_call(item),), learnt=learnt_in(item))
+        return Message(Role.ASSISTANT, "", calls=(read_call(item),), learnt=is_learnt(item))
     if kind == "function_call_output":
         return Message(Role.TOOL, answer_of(item.get("output")), answers_to=identifier_of(item))
     if kind == "reasoning":
-        # It becomes one turn with what follows it.
+        # It is merged with the following turn later.
         parts = [*_list(item.get("summary")), *_list(item.get("content"))]
-        return Message(Role.ASSISTANT, "", reasoning=text_of(parts), learnt=learnt_in(item))
+        return Message(Role.ASSISTANT, "", reasoning=text_of(parts), learnt=is_learnt(item))
     raise RowError(Rule.FORMAT, f"expected messages, calls and their outputs, found an item {shortened(repr(kind))}")
 
 

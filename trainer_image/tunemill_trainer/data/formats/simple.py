@@ -1,7 +1,7 @@
-"""The smallest format: `user_content`, `tool_name` and `tool_arguments`, as Google's FunctionGemma guide has it.
+"""The smallest format: `user_content`, `tool_name` and `tool_arguments`, as in Google's FunctionGemma guide.
 
 https://ai.google.dev/gemma/docs/functiongemma
-The tools are the same for all rows and stand in spec.tools (`--tools` on the command line), unless a row has its own.
+The tools are the same for all rows and come from spec.tools (`--tools` on the command line), unless a row has `tools`.
 """
 
 from pydantic import JsonValue
@@ -12,32 +12,32 @@ from tunemill_trainer.data.rows import JsonObject, Message, Role, Tool
 from tunemill_trainer.data.tools import read_call, read_tools
 
 INSTRUCTION = "You are a model that can do function calling with the following functions"
-"""What the guide's rows begin with, and what FunctionGemma was trained to call tools after."""
+"""The system message of the guide's rows, which FunctionGemma was trained with."""
 
 
-def is_one(value: JsonObject) -> bool:
+def matches(value: JsonObject) -> bool:
     """Return whether a row has the fields of this format."""
     return "user_content" in value and "tool_name" in value
 
 
 def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
-    """Return the turns and tools of a row: an instruction, a request and the one call that answers it.
+    """Return the turns and tools of a row: a system message, a request and the call.
 
     Raises:
-        RowError: saying what is wrong.
+        RowError: the row cannot be read.
     """
-    if not is_one(value):
+    if not matches(value):
         raise RowError(Rule.FORMAT, "expected the fields `user_content`, `tool_name` and `tool_arguments`")
     call: dict[str, JsonValue] = {"name": value["tool_name"], "arguments": value.get("tool_arguments")}
     with Within("user_content"):
-        asked = text_of(value["user_content"])
+        request = text_of(value["user_content"])
     with Within("tool_arguments"):
         called = read_call(call)
     with Within("tools"):
         tools = read_tools(value.get("tools"))
     messages = [
         Message(Role.SYSTEM, INSTRUCTION),
-        Message(Role.USER, asked),
+        Message(Role.USER, request),
         Message(Role.ASSISTANT, "", calls=(called,)),
     ]
     return messages, tools

@@ -2,7 +2,7 @@
 
 https://swift.readthedocs.io/en/latest/Instruction/Agent-support.html
 https://swift.readthedocs.io/en/latest/Customization/Custom-dataset.html
-A turn may say `loss`. In the older form `history` lists pairs of a query and its response.
+A turn may have `loss`. In the older form, `history` lists pairs of a query and its response.
 """
 
 from pydantic import JsonValue
@@ -15,7 +15,7 @@ from tunemill_trainer.data.rows import JsonObject, Message, Role, Tool
 _ROLES = ("tool_call", "tool_response")
 
 
-def is_one(value: JsonObject) -> bool:
+def matches(value: JsonObject) -> bool:
     """Return whether a row has the roles of this format, or the fields of its older form."""
     turns = value.get("messages")
     if isinstance(turns, list):
@@ -27,7 +27,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     """Return the turns and tools of a row.
 
     Raises:
-        RowError: saying what is wrong.
+        RowError: the row cannot be read.
     """
     if value.get("messages") is not None or "response" not in value:
         return openai.read(value)
@@ -37,7 +37,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     for index, pair in enumerate(_history(value.get("history"))):
         with Within("history", index):
             if not isinstance(pair, list) or len(pair) != 2:
-                raise RowError(Rule.FORMAT, "expected a query and its response")
+                raise RowError(Rule.FORMAT, "expected a pair of a query and its response")
             messages += _pair(*pair)
     messages += _pair(value.get("query"), value["response"])
     return messages, openai.tools_of(value)

@@ -1,8 +1,8 @@
-"""Trajectories of tau-bench and tau2-bench: `traj`, or `messages` beside a `reward_info`.
+"""Trajectories of tau-bench and tau2-bench: `traj`, or `messages` with `reward_info`.
 
 https://github.com/sierra-research/tau-bench and https://github.com/sierra-research/tau2-bench
-They do not hold the tools: `spec.tools` has to. The greeting that tau2's agent begins with is kept and not learnt. What
-the simulated user does with tools of its own, which the agent does not see, is left out.
+They do not contain the tools, so `spec.tools` must. The initial greeting of tau2's agent is kept but not trained on.
+Calls of the simulated user and their results, which the agent does not see, are removed.
 """
 
 from collections.abc import Iterator
@@ -16,10 +16,10 @@ from tunemill_trainer.data.formats.turns import message_of, turns_of
 from tunemill_trainer.data.rows import JsonObject, Message, Role, Tool
 
 _STOP = ("###STOP###", "###TRANSFER###", "###OUT-OF-SCOPE###")
-"""What the simulated user says in the end, to the program that runs it."""
+"""Signals of the simulated user to the benchmark that the conversation ends."""
 
 
-def is_one(value: JsonObject) -> bool:
+def matches(value: JsonObject) -> bool:
     """Return whether a row has the fields of a trajectory."""
     if isinstance(value.get("traj"), list):
         return True
@@ -30,7 +30,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     """Return the turns and tools of a row.
 
     Raises:
-        RowError: saying what is wrong.
+        RowError: the row cannot be read.
     """
     field = "traj" if value.get("traj") is not None else "messages"
     messages: list[Message] = []
@@ -46,7 +46,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
 
 
 def _turns_of_the_agent(turn: JsonObject) -> Iterator[JsonObject]:
-    """Yield what the agent sees of a turn; the answers of parallel calls may stand in one turn."""
+    """Yield the parts of a turn that the agent sees. The responses to parallel calls may be in one turn."""
     answers = turn.get("tool_messages")
     for part in answers if isinstance(answers, list) else [turn]:
         if isinstance(part, dict) and not _is_of_the_user(part):

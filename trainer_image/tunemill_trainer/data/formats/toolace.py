@@ -1,4 +1,4 @@
-"""ToolACE's format: `system` with the tools in its prose, `conversations`, and calls as `[Tool name(argument=value)]`.
+"""The ToolACE format: `system` with tools within prose, `conversations`, and calls as `[Tool name(argument=value)]`.
 
 https://huggingface.co/datasets/Team-ACE/ToolACE
 """
@@ -12,10 +12,10 @@ from tunemill_trainer.data import balanced
 from tunemill_trainer.data.findings import RowError, Rule, Within
 from tunemill_trainer.data.formats.turns import (
     answer_of,
-    learnt_in,
+    content_in,
+    is_learnt,
+    role_name_of,
     role_of,
-    said_in,
-    speaker_of,
     text_of,
     turns_of,
     without_blank_lines,
@@ -26,7 +26,7 @@ from tunemill_trainer.data.values import read_value, shortened
 
 _LIST_OF_TOOLS = re.compile(r"\[\s*\{\s*[\"'](?:name|type|function|description|parameters)[\"']")
 _CALLS = re.compile(r"\[\s*[^\s\[\]{}()\"'][^\[\]{}()\"']*\(")
-"""The begin of a list of calls; `[1]` is prose."""
+"""Matches the start of a list of calls; `[1]` is prose."""
 _NAME = re.compile(r"[\s,]*([^\s,()\[\]{}\"'][^,()\[\]{}\"']*)\(")
 _ARGUMENT = re.compile(r"\s*([^\s=\"'()\[\]{}]+)\s*=(.*)\Z", re.DOTALL)
 
@@ -40,11 +40,12 @@ _PROMPT_ABOUT_CALLS = tuple(
         r"NO other text MUST be included\.?",
     )
 )
-"""What the prompts say about the format of calls. The chat template says it instead, and it says another one."""
+"""Instructions about the format of calls in the prompts. They are removed, because the chat template uses another
+format."""
 
 
-def is_one(value: JsonObject) -> bool:
-    """Return whether a row has the fields of this format, and tools in its prompt or calls in their brackets."""
+def matches(value: JsonObject) -> bool:
+    """Return whether a row has the fields of this format, and tools in its prompt or calls in brackets."""
     turns, system = value.get("conversations"), value.get("system")
     if not isinstance(turns, list) or not isinstance(system, str) or value.get("tools"):
         return False
@@ -58,7 +59,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     """Return the turns and tools of a row.
 
     Raises:
-        RowError: saying what is wrong.
+        RowError: the row cannot be read.
     """
     turns = turns_of(value, "conversations")
     with Within("system"):
@@ -66,10 +67,10 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     messages = [Message(Role.SYSTEM, prompt)] if prompt else []
     for index, turn in enumerate(turns):
         with Within("conversations", index):
-            role, said = role_of(speaker_of(turn)), said_in(turn)
-            text = (answer_of(said) if role is Role.TOOL else text_of(said)).strip()
+            role, content = role_of(role_name_of(turn)), content_in(turn)
+            text = (answer_of(content) if role is Role.TOOL else text_of(content)).strip()
             calls = calls_in(text, {tool.name for tool in tools}) if role is Role.ASSISTANT else ()
-            learnt = role is not Role.ASSISTANT or learnt_in(turn)
+            learnt = role is not Role.ASSISTANT or is_learnt(turn)
             messages.append(Message(role, "" if calls else text, calls=calls, learnt=learnt))
     if not tools:
         with Within("tools"):
@@ -78,12 +79,12 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
 
 
 def _system(text: str) -> tuple[str, tuple[Tool, ...]]:
-    """Return the instructions without the tools and without what they say about the format, and the tools."""
+    """Return the system prompt without tools and instructions about calls, and the tools."""
     tools: tuple[Tool, ...] = ()
     if begin := _LIST_OF_TOOLS.search(text):
-        end = balanced.end_of(text, begin.start())
+        end = balanced.matching_end(text, begin.start())
         if end is None:
-            raise RowError(Rule.BROKEN_TOOL, "the list of tools in `system` does not end")
+            raise RowError(Rule.BROKEN_TOOL, "the list of tools in `system` is not closed")
         tools = read_tools(read_value(text[begin.start() : end], Rule.BROKEN_TOOL))
         text = text[: begin.start()] + text[end:].lstrip(". ")
     for pattern in _PROMPT_ABOUT_CALLS:
@@ -95,23 +96,23 @@ def calls_in(text: str, tools: Collection[str]) -> tuple[Call, ...]:
     """Return the calls of a turn that is a list of calls; () for prose.
 
     Args:
-        text: of the turn.
-        tools: that the row offers: a bracket with one of their names begins a call for sure.
+        text: the text of the turn.
+        tools: the names of the row's tools. A bracket followed by one of them is certainly a call.
 
     Raises:
-        RowError: BROKEN_CALL, when a list of calls begins and cannot be read.
+        RowError: BROKEN_CALL, if a list of calls cannot be parsed.
     """
     if not _CALLS.match(text):
         return ()
     if not text.endswith("]"):
         first = _NAME.match(text, 1)
         if first is not None and first.group(1).strip() in tools:
-            raise RowError(Rule.BROKEN_CALL, f"expected only calls up to ], found {shortened(text)}")
+            raise RowError(Rule.BROKEN_CALL, f"expected a list of calls that ends with ], found {shortened(text)}")
         return ()
     inner, at, found = text[1:-1], 0, []
     while inner[at:].strip(" \n\t,"):
         head = _NAME.match(inner, at)
-        end = balanced.end_of(inner, head.end() - 1) if head else None
+        end = balanced.matching_end(inner, head.end() - 1) if head else None
         if head is None or end is None:
             raise RowError(Rule.BROKEN_CALL, f"expected a call such as name(argument=value), found {shortened(text)}")
         found.append(Call(head.group(1).strip(), _arguments(head.group(1), inner[head.end() : end - 1])))

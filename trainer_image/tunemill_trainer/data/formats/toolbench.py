@@ -1,8 +1,8 @@
-"""ToolBench (ToolLLaMA): `conversations` whose assistant writes Thought, Action and Action Input.
+"""ToolBench (ToolLLaMA): `conversations` in which the assistant writes Thought, Action and Action Input.
 
 https://github.com/OpenBMB/ToolBench
-The tools stand in the system prompt. What is thought becomes reasoning. `Finish` is the format's own way to answer, so
-its final answer becomes a text, and the tool is not offered. A turn that gives up is kept and not learnt.
+The tools are in the system prompt. Thoughts become reasoning. Replies to the user are calls to the pseudo-tool
+`Finish`: its final answer becomes text, and the tool is removed. A turn that gives up is kept but not trained on.
 """
 
 import re
@@ -11,10 +11,10 @@ from tunemill_trainer.data import balanced
 from tunemill_trainer.data.findings import RowError, Rule, Within
 from tunemill_trainer.data.formats.turns import (
     answer_of,
-    learnt_in,
+    content_in,
+    is_learnt,
+    role_name_of,
     role_of,
-    said_in,
-    speaker_of,
     text_of,
     turns_of,
     without_blank_lines,
@@ -30,10 +30,11 @@ _ABOUT_CALLS = (
     re.compile(r"Your output should follow this format:\s*Thought:\s*Action:?\s*Action Input:\s*"),
     re.compile(r"with a function call to actually exc?ecute your step\.?"),
 )
-"""What the prompts say about the format of calls. The chat template says it instead, and it says another one."""
+"""Instructions about the format of calls in the prompts. They are removed, because the chat template uses another
+format."""
 
 
-def is_one(value: JsonObject) -> bool:
+def matches(value: JsonObject) -> bool:
     """Return whether a row has turns of this format."""
     turns = value.get("conversations")
     return isinstance(turns, list) and any(
@@ -45,7 +46,7 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     """Return the turns and tools of a row.
 
     Raises:
-        RowError: saying what is wrong.
+        RowError: the row cannot be read.
     """
     with Within("tools"):
         tools = read_tools(value.get("tools"))
@@ -53,16 +54,16 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
     finished = False
     for index, turn in enumerate(turns_of(value, "conversations")):
         with Within("conversations", index):
-            role = role_of(speaker_of(turn))
+            role = role_of(role_name_of(turn))
             if role is Role.ASSISTANT:
-                message = _assistant(text_of(said_in(turn)).strip(), learnt=learnt_in(turn))
+                message = _assistant(text_of(content_in(turn)).strip(), learnt=is_learnt(turn))
                 finished = not message.calls
                 messages.append(message)
             elif role is Role.TOOL:
-                # Finish is answered by nothing that anybody needs.
-                messages += [] if finished else [Message(role, answer_of(said_in(turn)))]
+                # The response of Finish has no content.
+                messages += [] if finished else [Message(role, answer_of(content_in(turn)))]
             else:
-                text = text_of(said_in(turn)).strip()
+                text = text_of(content_in(turn)).strip()
                 if role is Role.SYSTEM:
                     text, found = _system(text)
                     tools = tools or found
@@ -73,9 +74,9 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
 def _system(text: str) -> tuple[str, tuple[Tool, ...]]:
     tools: tuple[Tool, ...] = ()
     if begin := _TOOLS.search(text):
-        end = balanced.end_of(text, begin.end())
+        end = balanced.matching_end(text, begin.end())
         if end is None:
-            raise RowError(Rule.BROKEN_TOOL, "the list of tools in the system prompt does not end")
+            raise RowError(Rule.BROKEN_TOOL, "the list of tools in the system prompt is not closed")
         tools = read_tools(read_value(text[begin.end() : end], Rule.BROKEN_TOOL))
         text = text[: begin.start()] + text[end:]
     for pattern in _ABOUT_CALLS:

@@ -1,4 +1,4 @@
-"""What the formats share that list turns: the turns of a row, who speaks in them, what is said, and what is learnt."""
+"""Functions for formats with lists of turns: the turns of a row, their roles, contents and calls, and loss masks."""
 
 import json
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import cast
 
 from pydantic import JsonValue
 
-from tunemill_trainer.data import thoughts
+from tunemill_trainer.data import reasoning
 from tunemill_trainer.data.findings import RowError, Rule, Within
 from tunemill_trainer.data.formats import printed
 from tunemill_trainer.data.rows import Call, JsonObject, Message, Role
@@ -31,23 +31,23 @@ ROLES = {
     "tool_response": Role.TOOL,
     "ipython": Role.TOOL,
 }
-"""Who speaks, in the words of all formats."""
+"""The names of roles in all formats."""
 CALLERS = ("function_call", "tool_call")
-"""Roles of assistant turns that are a call, or a list of calls, and nothing else."""
+"""Roles of assistant turns that only contain a call or a list of calls."""
 
 _LEARNT = ("weight", "loss_weight", "loss", "train", "training")
-"""Fields that say of a turn whether it is learnt: OpenAI's weight, LLaMA-Factory's loss_weight, the loss of
-AgentInstruct and ms-swift, Axolotl's train and training. 0 and false mean no."""
+"""Fields that include a turn in the loss: OpenAI's weight, LLaMA-Factory's loss_weight, the loss of AgentInstruct and
+ms-swift, Axolotl's train and training. 0 and false exclude it."""
 _MASKED = ("mask", "masked")
-"""The same the other way round, as torchtune has it: what is masked is not learnt."""
-_WISHES = _LEARNT + _MASKED
+"""Fields that exclude a turn from the loss, as in torchtune. 1 and true exclude it."""
+_LOSS_FIELDS = _LEARNT + _MASKED
 _LISTS = ("messages", "conversations", "prompt", "completion", "traj", "input", "output")
-"""Fields with the turns of some format."""
+"""The fields that contain turns, in any format."""
 _REASONING = ("reasoning_content", "reasoning", "thinking", "thought")
 
 
 def turns_of(row: JsonObject, *fields: str) -> list[JsonObject]:
-    """Return the turns of a row, which stand in the first of the fields that it has.
+    """Return the turns of a row, from the first of the given fields that it has.
 
     Raises:
         RowError: FORMAT.
@@ -67,8 +67,8 @@ def turns_of(row: JsonObject, *fields: str) -> list[JsonObject]:
     return read
 
 
-def with_turns(row: JsonObject) -> JsonObject:
-    """Return a row whose turns are a list also where a table holds them as text."""
+def with_parsed_turns(row: JsonObject) -> JsonObject:
+    """Return a row with its turns parsed, if a table has them as JSON strings."""
     packed = {field: row[field] for field in _LISTS if isinstance(row.get(field), str)}
     unpacked: JsonObject = {}
     for field, text in packed.items():
@@ -80,7 +80,7 @@ def with_turns(row: JsonObject) -> JsonObject:
 
 
 def role_of(speaker: JsonValue) -> Role:
-    """Return who speaks.
+    """Return the role for a name.
 
     Raises:
         RowError: UNKNOWN_ROLE.
@@ -94,26 +94,26 @@ def role_of(speaker: JsonValue) -> Role:
     raise RowError(Rule.UNKNOWN_ROLE, f"unknown role {shortened(repr(speaker))}, expected one of {expected}")
 
 
-def speaker_of(turn: JsonObject) -> JsonValue:
-    """Return what a turn says of who speaks."""
+def role_name_of(turn: JsonObject) -> JsonValue:
+    """Return the name of a turn's role, from `role` or `from`."""
     return turn.get("role", turn.get("from"))
 
 
-def said_in(turn: JsonObject) -> JsonValue:
-    """Return what is said in a turn, in whatever form."""
+def content_in(turn: JsonObject) -> JsonValue:
+    """Return the content of a turn, from `content` or `value`, unparsed."""
     return turn.get("content", turn.get("value"))
 
 
-def learnt_in(turn: JsonObject) -> bool:
-    """Return whether the loss is on what an assistant says in a turn; the data may say no of it.
+def is_learnt(turn: JsonObject) -> bool:
+    """Return whether the loss includes an assistant turn.
 
     Raises:
-        RowError: FORMAT, for a value that says neither yes nor no, and for two that contradict each other.
+        RowError: FORMAT, if a field is neither 0 nor 1, or two fields contradict each other.
     """
-    if turn.keys().isdisjoint(_WISHES):
+    if turn.keys().isdisjoint(_LOSS_FIELDS):
         return True
-    wishes = {}
-    for field in _WISHES:
+    included = {}
+    for field in _LOSS_FIELDS:
         value = turn.get(field)
         if value is None:
             continue
@@ -121,29 +121,29 @@ def learnt_in(turn: JsonObject) -> bool:
             raise RowError(
                 Rule.FORMAT, f"expected a turn's {field} to be 0 or 1, found {shortened(repr(value))}", field
             )
-        wishes[field] = bool(value) is (field in _LEARNT)
-    if len(set(wishes.values())) > 1:
-        raise RowError(Rule.FORMAT, f"the fields {' and '.join(wishes)} of a turn contradict each other")
-    return all(wishes.values())
+        included[field] = bool(value) is (field in _LEARNT)
+    if len(set(included.values())) > 1:
+        raise RowError(Rule.FORMAT, f"the fields {' and '.join(included)} of a turn contradict each other")
+    return all(included.values())
 
 
 def message_of(turn: JsonObject) -> Message:
-    """Return a turn whose calls, if it has any, stand in fields or parts of their own.
+    """Convert a turn whose calls are in separate fields or content parts.
 
     Raises:
-        RowError: saying what is wrong.
+        RowError: the turn cannot be read.
     """
-    speaker, said = speaker_of(turn), said_in(turn)
+    speaker, raw = role_name_of(turn), content_in(turn)
     role = role_of(speaker)
     if role is Role.TOOL:
-        return Message(role, answer_of(said), name=text_of(turn.get("name")), answers_to=identifier_of(turn))
+        return Message(role, answer_of(raw), name=text_of(turn.get("name")), answers_to=identifier_of(turn))
     if role is not Role.ASSISTANT:
-        return Message(role, text_of(said))
+        return Message(role, text_of(raw))
     if speaker in CALLERS:
-        thought, text = thoughts.split(answer_of(said))
+        thought, text = reasoning.split(answer_of(raw))
         calls, content = calls_of(read_value(text, Rule.BROKEN_CALL)), ""
     else:
-        content, thought, calls = spoken(said)
+        content, thought, calls = parsed_content(raw)
         if not content and turn.get("refusal"):
             with Within("refusal"):
                 content = text_of(turn["refusal"])
@@ -151,11 +151,11 @@ def message_of(turn: JsonObject) -> Message:
         if turn.get(field):
             with Within(field):
                 calls += calls_of(turn[field])
-    return Message(role, content, reasoning=reasoning_of(turn) or thought, calls=tuple(calls), learnt=learnt_in(turn))
+    return Message(role, content, reasoning=reasoning_of(turn) or thought, calls=tuple(calls), learnt=is_learnt(turn))
 
 
 def calls_of(value: JsonValue) -> list[Call]:
-    """Return one call, several, or none for null; also as text: as JSON, or as OpenAI's client prints its objects.
+    """Parse one call, a list of calls, or null; also as a string with JSON or the printed objects of OpenAI's client.
 
     Raises:
         RowError: BROKEN_CALL.
@@ -172,16 +172,16 @@ def calls_of(value: JsonValue) -> list[Call]:
 
 
 def reasoning_of(turn: JsonObject) -> str:
-    """Return what an assistant thinks first, which files have under several names."""
+    """Return the reasoning of an assistant turn, from the first of several fields."""
     found = (text_of(turn.get(name)) for name in _REASONING)
     return next((text for text in found if text), "")
 
 
-def spoken(content: JsonValue) -> tuple[str, str, list[Call]]:
-    """Return what the parts of an assistant's content say, think and call.
+def parsed_content(content: JsonValue) -> tuple[str, str, list[Call]]:
+    """Return the text, reasoning and calls of an assistant's content, which may be a list of parts.
 
     Raises:
-        RowError: FORMAT, for pictures and the like; BROKEN_CALL.
+        RowError: FORMAT, for images and other parts; BROKEN_CALL.
     """
     if not isinstance(content, list):
         return text_of(content), "", []
@@ -204,7 +204,7 @@ def text_of(content: JsonValue) -> str:
     """Return the text of a content that is a string, null or a list of text parts.
 
     Raises:
-        RowError: FORMAT, for pictures and the like.
+        RowError: FORMAT, for images and other parts.
     """
     if content is None:
         return ""
@@ -212,14 +212,14 @@ def text_of(content: JsonValue) -> str:
         return content
     if isinstance(content, list):
         return "".join(_text_of_part(part) for part in content)
-    return refuse(Rule.FORMAT, f"expected a content of text, found {type(content).__name__}")
+    return refuse(Rule.FORMAT, f"expected text as content, found {type(content).__name__}")
 
 
 def answer_of(content: JsonValue) -> str:
-    """Return what a tool answers: a text, or any other value as JSON, as chat templates and clients write it.
+    """Return a tool's response as text. Other values are written as JSON, as chat templates and clients do.
 
     Raises:
-        RowError: FORMAT, for pictures and the like.
+        RowError: FORMAT, for images and other parts.
     """
     if content is None or isinstance(content, str) or _is_parts(content):
         return text_of(content)
@@ -235,18 +235,18 @@ def _text_of_part(part: JsonValue) -> str:
         return part
     if isinstance(part, dict):
         return _of_part(part, ("text", "value", "refusal"))
-    return refuse(Rule.FORMAT, f"expected contents of text, found a part of type {type(part).__name__}")
+    return refuse(Rule.FORMAT, f"expected text parts as content, found a part of type {type(part).__name__}")
 
 
 def _of_part(part: JsonObject, fields: Sequence[str]) -> str:
-    """Return the text of a part, which stands in the first of the fields that it has."""
+    """Return the text of a part, from the first of the given fields that it has."""
     text = next((part[field] for field in fields if isinstance(part.get(field), str)), None)
     if text is None:
-        return refuse(Rule.FORMAT, f"expected contents of text, found a part of type {part.get('type')}")
+        return refuse(Rule.FORMAT, f"expected text parts as content, found a part of type {part.get('type')}")
     return cast("str", text)
 
 
 def without_blank_lines(text: str) -> str:
-    """Return the text's lines without the white space around them, and without those that have nothing else."""
-    # A pattern for it takes time with the square of the white space.
+    """Strip all lines of a text, and remove empty ones."""
+    # A regular expression would take quadratic time for long white space.
     return "\n".join(filter(None, map(str.strip, text.split("\n"))))

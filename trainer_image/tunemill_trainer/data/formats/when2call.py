@@ -1,7 +1,7 @@
-"""When2Call: rows to learn from with `messages` and tools as JSON text, and test rows with four `answers` each.
+"""When2Call: training rows with `messages` and tools as JSON strings, and test rows with four `answers` each.
 
 https://huggingface.co/datasets/nvidia/When2Call
-A call stands as `<TOOLCALL>[…]</TOOLCALL>` in the text. Of a test row, `correct_answer` says which answer is right.
+The text contains calls as `<TOOLCALL>[…]</TOOLCALL>`. `correct_answer` names the right answer of a test row.
 """
 
 from tunemill_trainer.data.findings import RowError, Rule, Within
@@ -13,7 +13,7 @@ from tunemill_trainer.data.values import read_object
 _TAG = "<TOOLCALL>"
 
 
-def is_one(value: JsonObject) -> bool:
+def matches(value: JsonObject) -> bool:
     """Return whether a row has the fields of a test row, or the tag of this format."""
     if {"question", "answers", "correct_answer"} <= value.keys():
         return True
@@ -25,19 +25,19 @@ def is_one(value: JsonObject) -> bool:
 
 
 def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
-    """Return the turns and tools of a row. A call is still text then, as everywhere where it stands in a tag.
+    """Return the turns and tools of a row. Calls in tags are still text; `reading` converts them.
 
     Raises:
-        RowError: saying what is wrong.
+        RowError: the row cannot be read.
     """
     if "correct_answer" not in value:
         return openai.read(value)
     with Within("question"):
-        asked = text_of(value.get("question"))
+        request = text_of(value.get("question"))
     with Within("answers"):
         answers = read_object(value.get("answers"), Rule.FORMAT, "`answers`")
         right = value.get("correct_answer")
         if not isinstance(right, str) or right not in answers:
             raise RowError(Rule.FORMAT, "expected `correct_answer` to name one of the answers")
-        said = text_of(answers[right])
-    return [Message(Role.USER, asked), Message(Role.ASSISTANT, said)], openai.tools_of(value)
+        reply = text_of(answers[right])
+    return [Message(Role.USER, request), Message(Role.ASSISTANT, reply)], openai.tools_of(value)

@@ -1,8 +1,8 @@
-"""xLAM's format: `query`, and `answers` and `tools` as JSON text; a tool's parameters stand without a JSON schema.
+"""The xLAM format: `query`, and `answers` and `tools` as JSON strings. Parameters of tools are not a JSON schema.
 
 https://huggingface.co/datasets/Salesforce/xlam-function-calling-60k
 https://huggingface.co/datasets/MadeAgents/xlam-irrelevance-7.5k
-Where no tool fits the query, `answers` is empty and the data has no text either: the assistant then says `NO_TOOL`.
+If no tool fits the query, `answers` is empty. The data has no text for this case, so the assistant replies `NO_TOOL`.
 """
 
 from pydantic import JsonValue
@@ -14,21 +14,21 @@ from tunemill_trainer.data.tools import read_call, read_tools
 from tunemill_trainer.data.values import read_value
 
 NO_TOOL = "None of the available tools can answer this."
-"""What is learnt where `answers` is empty."""
+"""The assistant's reply if `answers` is empty."""
 
 
-def is_one(value: JsonObject) -> bool:
+def matches(value: JsonObject) -> bool:
     """Return whether a row has the fields of this format."""
     return "query" in value and "answers" in value
 
 
 def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
-    """Return the turns and tools of a row: a question and the calls that answer it.
+    """Return the turns and tools of a row: a request and its calls.
 
     Raises:
-        RowError: saying what is wrong.
+        RowError: the row cannot be read.
     """
-    if not is_one(value):
+    if not matches(value):
         raise RowError(Rule.FORMAT, "expected the fields `query` and `answers`")
     with Within("answers"):
         answers = _list(value["answers"], Rule.BROKEN_CALL)
@@ -39,9 +39,9 @@ def read(value: JsonObject) -> tuple[list[Message], tuple[Tool, ...]]:
         with Within("answers", index):
             calls.append(read_call(answer))
     with Within("query"):
-        asked = text_of(value["query"])
-    said = "" if calls else NO_TOOL
-    return [Message(Role.USER, asked), Message(Role.ASSISTANT, said, calls=tuple(calls))], tools
+        request = text_of(value["query"])
+    reply = "" if calls else NO_TOOL
+    return [Message(Role.USER, request), Message(Role.ASSISTANT, reply, calls=tuple(calls))], tools
 
 
 def _list(value: JsonValue, rule: Rule) -> list[JsonValue]:

@@ -1,5 +1,5 @@
-"""The ways in which models write calls, one module each, read as vLLM's tool parser of that name reads them.
+"""The formats in which models write calls, one module each, parsed like vLLM's tool parser of the same name.
 
-A way is a module with `read(text) -> ParsedReply`. The rules are those of vLLM 0.33's `extract_tool_calls`, restated;
-where a server would hand on something that no client can call a function with, we say that it is broken.
+Each module has `read(text, tools) -> ParsedReply`. The rules follow `extract_tool_calls` in vLLM 0.33. Where a server
+would return a call that no client can execute, the reply is reported as broken.
 """

@@ -1,6 +1,6 @@
 """`<|START_ACTION|>[{"tool_call_id": "0", "tool_name": …, "parameters": {…}}]<|END_ACTION|>`: Command R7B and A.
 
-The fields of a call must stand in this order. Reasoning is `<|START_THINKING|>…<|END_THINKING|>`.
+The fields of a call must have this order. Reasoning is `<|START_THINKING|>…<|END_THINKING|>`.
 """
 
 import re
@@ -34,7 +34,7 @@ def _calls(action: str) -> Iterator[tuple[str, JsonValue]]:
     while begun := _ID.search(action, at):
         name = _NAME.search(action, begun.end())
         if name is None:
-            # It counts after a call with parameters; otherwise the server takes it for a part of the call before.
+            # After a call with parameters it is another call; otherwise the server considers it part of the last call.
             if filled:
                 yield "", ""
             return

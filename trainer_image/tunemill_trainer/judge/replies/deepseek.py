@@ -1,6 +1,6 @@
 """`<｜tool▁call▁begin｜>name<｜tool▁sep｜>{…}<｜tool▁call▁end｜>`: DeepSeek V3.1.
 
-V3 and R1 have the JSON in a code fence. Arguments that are written over several lines are not found.
+V3 and R1 write the JSON in a code fence. Arguments with line breaks are not found.
 """
 
 import re
@@ -33,4 +33,4 @@ def read_v31(text: str, _tools: Sequence[Tool]) -> ParsedReply:
 
 
 def _calls(text: str, found: list[tuple[str, str]]) -> ParsedReply:
-    return calls_of_texts(found, text.count(_CALL_BEGIN), "no call has the form that the server looks for")
+    return calls_of_texts(found, text.count(_CALL_BEGIN), "no call has the form that the server expects")

@@ -1,8 +1,8 @@
 """`<start_function_call>call:name{argument:<escape>text<escape>}<end_function_call>`: FunctionGemma.
 
-The model writes numbers, booleans, lists and objects without `<escape>`. vLLM's parser knows only what stands between
-two `<escape>` and leaves out everything else without a word, and it reads a text such as 5 or true as JSON. The last
-call may miss its end, for which a server may have stopped: what stands there until then counts.
+The model writes numbers, booleans, lists and objects without `<escape>`. vLLM's parser only reads arguments between two
+`<escape>` and silently drops others, and it parses escaped text such as 5 or true as JSON. The last call may be
+unclosed, because its end mark can be a stop token of the server.
 """
 
 import json
@@ -21,7 +21,7 @@ BEGIN = "<start_function_call>"
 _CALL = re.compile(
     r"<start_function_call>call:(\w+)\{(.*?)\}<end_function_call>|<start_function_call>call:(\w+)\{(.*)", re.DOTALL
 )
-# From the first letter of a name on, and without a second thought: else a long word takes time by its square.
+# The lookbehind and the possessive quantifier avoid quadratic time for long words.
 _ESCAPED = re.compile(r"(?<!\w)(\w++):<escape>(.*?)<escape>", re.DOTALL)
 _TEXT = re.compile(r"<escape>.*?<escape>", re.DOTALL)
 _WHOLE_CALL = re.compile(r"<start_function_call>\s*call:([\w.-]+)(\{.*?)(?=<end_function_call>|<start_|\Z)", re.DOTALL)
@@ -32,7 +32,7 @@ _NAMES: dict[str, JsonValue] = {"true": True, "True": True, "false": False, "Fal
 def read(text: str, _tools: Sequence[Tool] = ()) -> ParsedReply:
     """Return the calls of a reply."""
     found = list(_CALL.finditer(text))
-    # A mark within an argument begins nothing.
+    # A mark within an argument does not start a call.
     begun = max(len(found), _TEXT.sub("", text).count(BEGIN))
     if not begun:
         return NO_CALL
@@ -54,10 +54,10 @@ def read(text: str, _tools: Sequence[Tool] = ()) -> ParsedReply:
 
 
 def read_all(text: str) -> tuple[Call, ...]:
-    """Return the calls with all their arguments, as the model's chat template writes them.
+    """Return the calls with all arguments, as the model's chat template writes them.
 
-    This undoes the template: text between two `<escape>` is text, and everything else is a number, a boolean, null, a
-    list or an object. What cannot be read so is left out.
+    Text between two `<escape>` is a string; everything else is a number, boolean, null, list or object. Calls that
+    cannot be parsed are omitted.
     """
     calls = []
     for name, written in _WHOLE_CALL.findall(text):
@@ -78,22 +78,22 @@ def _value(text: str) -> JsonValue:
     except json.JSONDecodeError:
         return text
     except RecursionError as error:
-        raise ValueError("an argument is nested too deeply to be read") from error
+        raise ValueError("an argument is nested too deeply") from error
     return value
 
 
 class _Written:
-    """Reads a value from its first token on."""
+    """A recursive descent parser for the values of arguments."""
 
     def __init__(self, text: str) -> None:
         self._tokens = [match for match in _TOKEN.finditer(text) if match.group().strip()]
         self._at = 0
 
     def value(self) -> JsonValue:
-        """Return the next value.
+        """Parse the next value.
 
         Raises:
-            ValueError, IndexError: there is none.
+            ValueError, IndexError: the text is invalid, or ends.
         """
         token = self._next()
         if token.group(1) is not None:
@@ -131,5 +131,5 @@ class _Written:
 def _number(word: str) -> JsonValue:
     value = json.loads(word, parse_constant=refuse_constant)
     if not isinstance(value, int | float):
-        raise ValueError(f"{word} is no number")
+        raise ValueError(f"{word} is not a number")
     return value

@@ -1,7 +1,7 @@
 """`<|tool_call>call:name{key:<|"|>text<|"|>,other:3}<tool_call|>`: Gemma 4.
 
-Text stands between two `<|"|>`; numbers, booleans, lists and objects do not. What is no list or object is read as text
-first and takes the type of the tool's schema.
+Strings are between two `<|"|>`; numbers, booleans, lists and objects are not. Values other than lists and objects are
+first read as text, and then converted to the type in the tool's schema.
 """
 
 import json
@@ -11,27 +11,27 @@ from pydantic import JsonValue
 
 from tunemill_trainer.data.rows import JsonObject, Tool
 from tunemill_trainer.judge.replies.parsed import ParsedReply
-from tunemill_trainer.judge.replies.scanning import Place, Scanner, Step, as_calls
+from tunemill_trainer.judge.replies.scanning import Scanner, State, Transition, as_calls
 
 BEGIN = "<|tool_call>"
 
 _END, _QUOTE = "<tool_call|>", '<|"|>'
 _SCANNER = Scanner(
     {
-        (Place.TEXT, BEGIN): Step(Place.BEFORE_NAME, begins=True),
-        (Place.BEFORE_NAME, _END): Step(Place.TEXT),
-        (Place.BEFORE_NAME, "call:"): Step(Place.NAME),
-        (Place.BEFORE_NAME, ":"): Step(Place.NAME),
-        (Place.NAME, "{"): Step(Place.ARGUMENTS),
-        (Place.NAME, "("): Step(Place.ARGUMENTS),
-        (Place.NAME, _END): Step(Place.TEXT),
-        (Place.ARGUMENTS, _END): Step(Place.TEXT),
+        (State.TEXT, BEGIN): Transition(State.BEFORE_NAME, begins=True),
+        (State.BEFORE_NAME, _END): Transition(State.TEXT),
+        (State.BEFORE_NAME, "call:"): Transition(State.NAME),
+        (State.BEFORE_NAME, ":"): Transition(State.NAME),
+        (State.NAME, "{"): Transition(State.ARGUMENTS),
+        (State.NAME, "("): Transition(State.ARGUMENTS),
+        (State.NAME, _END): Transition(State.TEXT),
+        (State.ARGUMENTS, _END): Transition(State.TEXT),
     },
     inert=("<|channel>", "<channel|>"),
 )
 _GAPS = " \n\t"
 _DEEPEST = 100
-"""Deeper arguments are refused anyway; each level is looked through again."""
+"""The maximum nesting. Deeper arguments are rejected anyway, and each level scans its text again."""
 
 
 def read(text: str, tools: Sequence[Tool]) -> ParsedReply:
@@ -47,12 +47,12 @@ def _to_json(arguments: str) -> str:
 
 
 class _Values:
-    """What stands between two brackets.
+    """A parser for the contents of brackets.
 
     Args:
-        text: without the brackets.
-        depth: of the brackets around.
-        cut: the closing bracket is missing, so that a bare value at the end may be incomplete, and is left out.
+        text: the text between the brackets.
+        depth: the nesting depth of the brackets.
+        cut: whether the closing bracket is missing. Then a bare value at the end may be incomplete, and is dropped.
     """
 
     ends: str
@@ -63,13 +63,13 @@ class _Values:
         self._text, self._cut, self._at, self._depth = text, cut, 0, depth
 
     def _skip(self, characters: str) -> bool:
-        """Pass over some characters; return whether anything is left."""
+        """Skip the given characters, and return whether any text is left."""
         while self._at < len(self._text) and self._text[self._at] in characters:
             self._at += 1
         return self._at < len(self._text)
 
     def _value(self) -> tuple[bool, JsonValue]:
-        """Return whether there is a value, and the value."""
+        """Parse a value. Returns whether there is one, and the value."""
         if self._text.startswith(_QUOTE, self._at):
             return True, self._quoted()
         mark = self._text[self._at]
@@ -113,7 +113,7 @@ class _Members(_Values):
     ends = ",}]"
 
     def read(self) -> JsonObject:
-        """Return the members of an object."""
+        """Parse the members of an object."""
         found: JsonObject = {}
         while self._skip(_GAPS + ","):
             colon = self._text.find(":", self._at)
@@ -134,7 +134,7 @@ class _Members(_Values):
         return found
 
     def _without_cut_quote(self, text: str) -> str:
-        """Return a text that is not closed without the part of the mark that would have closed it."""
+        """Return an unclosed string without an incomplete closing mark at its end."""
         if self._cut:
             for length in range(len(_QUOTE), 0, -1):
                 if text.endswith(_QUOTE[:length]):
@@ -146,7 +146,7 @@ class _Items(_Values):
     ends = ",]"
 
     def read(self) -> list[JsonValue]:
-        """Return the items of a list."""
+        """Parse the items of a list."""
         found: list[JsonValue] = []
         while self._skip(_GAPS + ","):
             there, value = self._value()

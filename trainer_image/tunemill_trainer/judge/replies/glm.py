@@ -1,6 +1,7 @@
 """`<tool_call>name<arg_key>key</arg_key><arg_value>value</arg_value></tool_call>`: GLM-4.5 and newer, Ling 3.
 
-Only offered tools can be called. Values are taken as they stand, with the types of the tool's schema.
+Calls to other tools than the available ones are dropped. Values are plain text, converted to the types in the tool's
+schema.
 """
 
 import json
@@ -9,16 +10,16 @@ from collections.abc import Sequence
 
 from tunemill_trainer.data.rows import Tool
 from tunemill_trainer.judge.replies.parsed import ParsedReply
-from tunemill_trainer.judge.replies.scanning import Place, Scanner, Step, as_calls
+from tunemill_trainer.judge.replies.scanning import Scanner, State, Transition, as_calls
 
 BEGIN = re.compile(r"<tool_call>\s*\w[^<>{}\[\]]*(?:<arg_key>|</tool_call>)")
 
 _SCANNER = Scanner(
     {
-        (Place.TEXT, "<tool_call>"): Step(Place.NAME, begins=True),
-        (Place.NAME, "<arg_key>"): Step(Place.ARGUMENTS, kept=True),
-        (Place.NAME, "</tool_call>"): Step(Place.TEXT),
-        (Place.ARGUMENTS, "</tool_call>"): Step(Place.TEXT),
+        (State.TEXT, "<tool_call>"): Transition(State.NAME, begins=True),
+        (State.NAME, "<arg_key>"): Transition(State.ARGUMENTS, kept=True),
+        (State.NAME, "</tool_call>"): Transition(State.TEXT),
+        (State.ARGUMENTS, "</tool_call>"): Transition(State.TEXT),
     }
 )
 _ARGUMENT = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)

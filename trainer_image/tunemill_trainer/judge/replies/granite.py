@@ -1,7 +1,8 @@
 """`<|tool_call|>[{"name": …, "arguments": {…}}]`: Granite 3, whose mark may also be `<tool_call>`; and Granite 4.
 
-Granite 3: the list ends with its bracket, and text around it does not matter; what is no object ends it, too. Arguments
-take the types of the tool's schema. Granite 4 writes as Hermes does, and every tag must have its partner.
+Granite 3: text around the list is ignored. The list ends at its bracket, or at the first element that is not an object.
+Arguments are converted to the types in the tool's schema. Granite 4 uses the Hermes format, and every tag must be
+paired.
 """
 
 import re
@@ -17,7 +18,7 @@ from tunemill_trainer.judge.replies.parsed import (
     read_each,
     read_json,
 )
-from tunemill_trainer.judge.replies.scanning import Written, as_calls
+from tunemill_trainer.judge.replies.scanning import CallText, as_calls
 
 BEGIN = re.compile(r"<\|tool_call\|>|<tool_call>\s*\[")
 
@@ -29,7 +30,7 @@ _TAG = re.compile(r"(</?tool_call>)")
 
 def read(text: str, tools: Sequence[Tool]) -> ParsedReply:
     """Return the calls of a reply of Granite 3."""
-    found = [Written(parts=[element]) for element in _elements(text)]
+    found = [CallText(parts=[element]) for element in _elements(text)]
     if not found:
         return broken(1, "expected a list of calls after the mark") if BEGIN.search(text) else NO_CALL
     return as_calls(found, _arguments, tools)
@@ -42,7 +43,7 @@ def read_4(text: str, _tools: Sequence[Tool]) -> ParsedReply:
         return NO_CALL
     blocks = max(1, parts.count("<tool_call>"))
     if parts[1::2] != ["<tool_call>", "</tool_call>"] * (len(parts) // 4):
-        return broken(blocks, "a <tool_call> or </tool_call> has no partner")
+        return broken(blocks, "a <tool_call> or </tool_call> is unpaired")
     inside = parts[2::4]
     try:
         values = [read_json(part) for part in inside]
@@ -58,7 +59,7 @@ def read_4(text: str, _tools: Sequence[Tool]) -> ParsedReply:
 
 
 def _elements(text: str) -> Iterator[str]:
-    """Yield the objects of all lists; the last one may be cut off."""
+    """Yield the objects of all lists; the last one may be incomplete."""
     at = 0
     while mark := _MARK.search(text, at):
         at = _gap(text, mark.end(), " \t\r\n")
@@ -68,7 +69,7 @@ def _elements(text: str) -> Iterator[str]:
                 end = _end_of_element(text, at)
                 yield text[at:end]
                 at = _gap(text, end, " \t\r\n,")
-        # A mark where the list should go on ends it, and begins none.
+        # A mark within a list ends the list, but does not start another one.
         if unexpected := _MARK.match(text, at):
             at = unexpected.end()
 
@@ -92,10 +93,10 @@ def _end_of_element(text: str, start: int) -> int:
 
 
 def _arguments(element: str) -> str:
-    """Return the text of the member `arguments`, as far as it goes.
+    """Return the text of the member `arguments`, which may be incomplete.
 
     Raises:
-        ValueError: it is no object.
+        ValueError: it is not an object.
     """
     depth, last = 0, ""
     for part in _ARGUMENTS_PART.finditer(element):
@@ -107,7 +108,7 @@ def _arguments(element: str) -> str:
                 if start == len(element):
                     return "{}"
                 if element[start] != "{":
-                    raise ValueError("the arguments are no object")
+                    raise ValueError("the arguments are not an object")
                 return element[start : _end_of_object(element, start)]
         else:
             depth += 1 if part[0] in "{[" else -1

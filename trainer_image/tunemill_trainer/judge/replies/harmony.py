@@ -1,7 +1,7 @@
-"""`<|channel|>commentary to=functions.name <|constrain|>json<|message|>{…}<|call|>`: Harmony, of gpt-oss.
+"""`<|channel|>commentary to=functions.name <|constrain|>json<|message|>{…}<|call|>`: Harmony, the format of gpt-oss.
 
-A reply is a row of messages. A message to a tool is a call, in whatever channel; one to nobody is text or reasoning. A
-message whose header holds anything that Harmony does not know is passed over.
+A reply is a sequence of messages. A message with a tool as recipient is a call, in any channel; a message without a
+recipient is text or reasoning. Messages with unknown parts in their header are skipped.
 """
 
 import re
@@ -22,7 +22,7 @@ _TO = re.compile(r"\bto=(?!assistant\b|python\b|browser\b|container\b)")
 
 
 class _HeaderError(ValueError):
-    """A header that cannot be read."""
+    """A header that cannot be parsed."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,11 @@ def read(text: str, _tools: Sequence[Tool]) -> ParsedReply:
     ]
     if calls:
         return calls_of_texts(calls, len(calls), "")
-    return (
-        broken(1, "no message with a header that can be read is addressed to a tool") if _TO.search(text) else NO_CALL
-    )
+    return broken(1, "no message with a valid header has a tool as recipient") if _TO.search(text) else NO_CALL
 
 
 def _messages(text: str) -> Iterator[_Message]:
-    """Yield the messages whose headers can be read."""
+    """Yield the messages with valid headers."""
     at, role = 0, "assistant"
     while (message := text.find(_MESSAGE, at)) >= 0:
         end = start = message + len(_MESSAGE)
@@ -64,7 +62,7 @@ def _messages(text: str) -> Iterator[_Message]:
 
 
 def _header(text: str, role: str) -> tuple[str, str]:
-    """Return role and recipient; the role is given for the first message, whose header goes on from the prompt's."""
+    """Return role and recipient. The first message has its role in the prompt, so it is passed in `role`."""
     marker = text.find("<|channel|>")
     if marker >= 0:
         channel = _CHANNEL.match(text, marker)
@@ -86,7 +84,7 @@ def _header(text: str, role: str) -> tuple[str, str]:
         elif words:
             recipient = words.pop().removeprefix("to=")
     if words:
-        raise _HeaderError(f"a message's header has more than Harmony knows: {words[0]}")
+        raise _HeaderError(f"a message's header has an unknown part: {words[0]}")
     at = recipient.find(_CONSTRAIN)
     return role, recipient if at < 0 else recipient[:at].rstrip()
 

@@ -1,7 +1,7 @@
-"""`<tool_call>{"name": …, "arguments": {…}}</tool_call>`: Hermes, Qwen, and our own template.
+"""`<tool_call>{"name": …, "arguments": {…}}</tool_call>`: Hermes, Qwen, and Tunemill's template.
 
-Every block, the last one also when it is not closed, must be JSON with a name and arguments. One bad block makes the
-server hand the whole reply back as plain text. Text around the blocks does not matter.
+Every block must be JSON with a name and arguments, including an unclosed block at the end. If one block is invalid, the
+server returns the whole reply as plain text. Text around the blocks is ignored.
 """
 
 import re

@@ -1,6 +1,6 @@
 """`<|tool_call_begin|>functions.name:0<|tool_call_argument_begin|>{…}<|tool_call_end|>` in a section: Kimi K2.
 
-The name stands before the call's number. Text after the section is passed over.
+The number of the call follows the name. Text after the section is ignored.
 """
 
 import re
@@ -8,20 +8,20 @@ from collections.abc import Sequence
 
 from tunemill_trainer.data.rows import Tool
 from tunemill_trainer.judge.replies.parsed import ParsedReply
-from tunemill_trainer.judge.replies.scanning import Place, Scanner, Step, as_calls
+from tunemill_trainer.judge.replies.scanning import Scanner, State, Transition, as_calls
 
 BEGIN = "<|tool_calls_section_begin|>"
 
 _SECTION_END, _CALL, _ARGUMENTS = "<|tool_calls_section_end|>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>"
 _SCANNER = Scanner(
     {
-        (Place.TEXT, BEGIN): Step(Place.BEFORE_NAME),
-        (Place.BEFORE_NAME, _CALL): Step(Place.NAME, begins=True),
-        (Place.NAME, _ARGUMENTS): Step(Place.ARGUMENTS),
-        (Place.ARGUMENTS, "<|tool_call_end|>"): Step(Place.AFTER_CALL),
-        (Place.ARGUMENTS, _SECTION_END): Step(Place.BEFORE_NAME),
-        (Place.AFTER_CALL, _CALL): Step(Place.NAME, begins=True),
-        (Place.AFTER_CALL, _SECTION_END): Step(Place.BEFORE_NAME),
+        (State.TEXT, BEGIN): Transition(State.BEFORE_NAME),
+        (State.BEFORE_NAME, _CALL): Transition(State.NAME, begins=True),
+        (State.NAME, _ARGUMENTS): Transition(State.ARGUMENTS),
+        (State.ARGUMENTS, "<|tool_call_end|>"): Transition(State.AFTER_CALL),
+        (State.ARGUMENTS, _SECTION_END): Transition(State.BEFORE_NAME),
+        (State.AFTER_CALL, _CALL): Transition(State.NAME, begins=True),
+        (State.AFTER_CALL, _SECTION_END): Transition(State.BEFORE_NAME),
     }
 )
 _ID = re.compile(r".+:\d+")

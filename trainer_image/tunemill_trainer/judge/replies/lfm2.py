@@ -1,7 +1,7 @@
-"""`<|tool_call_start|>[name(argument="text")]<|tool_call_end|>`: LFM2. Text around the marks does not matter.
+"""`<|tool_call_start|>[name(argument="text")]<|tool_call_end|>`: LFM2. Text around the marks is ignored.
 
-What is not Python's syntax as it stands is mended first, as the server does: line breaks in texts, `07`, quotes within
-quotes where only one reading is possible, and parameters named as Python's own words.
+Invalid Python syntax is repaired first, as the server does: line breaks in strings, numbers such as `07`, quotes within
+quotes if the repair is unambiguous, and parameters named like Python keywords.
 """
 
 import ast
@@ -27,7 +27,7 @@ _CONTROL = re.compile(r"(\\.)|([\n\r\t\0])", re.DOTALL)
 _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\0": "\\x00"}
 _SUFFIX = "_reserved_word_"
 _MOST_QUOTES = 200
-"""That could close a text; each one is tried."""
+"""The most quotes that are tried as the end of a string."""
 
 
 def read(text: str, _tools: Sequence[Tool]) -> ParsedReply:
@@ -39,11 +39,11 @@ def read(text: str, _tools: Sequence[Tool]) -> ParsedReply:
     if not (written.startswith("[") and written.endswith("]")):
         return broken(1, f"expected a list of calls after {BEGIN}")
     if len(written) > LONGEST_LITERAL:
-        return broken(1, f"the list is longer than the {LONGEST_LITERAL >> 10} Ki characters that are read as calls")
+        return broken(1, f"the list of calls is longer than {LONGEST_LITERAL >> 10} Ki characters")
     statements = _statements(written)
     listed = statements[0].value if statements and isinstance(statements[0], ast.Expr) else None
     if not isinstance(listed, ast.List) or not listed.elts:
-        return broken(1, "what stands between the marks is no list of calls")
+        return broken(1, "the text between the marks is not a list of calls")
     reply = pythonic.calls_of_list(listed, 1)
     calls = tuple(
         Call(call.name, {_restored(name): value for name, value in call.arguments.items()}) for call in reply.calls
@@ -52,14 +52,14 @@ def read(text: str, _tools: Sequence[Tool]) -> ParsedReply:
 
 
 def _statements(text: str) -> list[ast.stmt]:
-    """Return the statements of the first reading of a text that Python understands; none when there is none."""
-    for candidate in _readings(text):
+    """Return the statements of the first repair that is valid Python; an empty list if none is."""
+    for candidate in _repairs(text):
         with suppress(*_UNREADABLE):
             return pythonic.parse(candidate)
     return []
 
 
-def _readings(text: str) -> Iterator[str]:
+def _repairs(text: str) -> Iterator[str]:
     yield text
     escaped = _escaped(_PIECE.sub(lambda piece: _without_zeros(text, piece), text))
     yield escaped
@@ -70,7 +70,7 @@ def _readings(text: str) -> Iterator[str]:
 
 
 def _escaped(text: str) -> str:
-    """Return a text whose string literals have no raw control characters."""
+    """Escape control characters in string literals."""
     return _PIECE.sub(
         lambda piece: (
             _CONTROL.sub(lambda found: found[1] or _ESCAPES[found[2]], piece[0]) if piece["text"] else piece[0]
@@ -90,7 +90,7 @@ def _without_zeros(text: str, piece: re.Match[str]) -> str:
 
 
 def _renamed(text: str, piece: re.Match[str]) -> str:
-    """Return a parameter that is named as a word of Python's own with another name."""
+    """Rename a parameter whose name is a Python keyword."""
     before = text[: piece.start()].rstrip()[-1:]
     after = text[piece.end() :].lstrip()[:2]
     is_parameter = before in ("(", ",") and after[:1] == "=" and after != "=="
@@ -103,7 +103,7 @@ def _restored(name: str) -> str:
 
 
 def _requoted(text: str) -> str | None:
-    """Return a text in which the first literal that closes too early is closed at its only possible end; or None."""
+    """Escape quotes in the first string literal that ends too early. None if its end is ambiguous or missing."""
     at = 0
     while quote := re.compile("['\"]").search(text, at):
         mark, start = quote[0], quote.end()
@@ -131,6 +131,6 @@ def _with_marks_escaped(text: str, mark: str) -> str:
 
 
 def _closes(text: str, quote: int) -> bool:
-    """Return whether a quote may be the end of a literal, by what follows."""
+    """Return whether a quote can be the end of a string literal, by the next character."""
     follower = re.compile(r"\s*(.)", re.DOTALL).match(text, quote + 1)
     return follower is not None and follower[1] in ",)]}:"

@@ -1,7 +1,7 @@
 """`{"name": …, "parameters": {…}}`, several with `; ` between them, also after `<|python_tag|>`: Llama 3 and 4.
 
-The server looks for JSON objects anywhere in the reply and passes over text around them. An object without a name or
-without arguments, and a brace that begins no JSON, make it hand the whole reply back as text.
+The server finds JSON objects anywhere in the reply and ignores text around them. If an object has no name or no
+arguments, or a brace does not start a JSON object, it returns the whole reply as text.
 """
 
 import json
@@ -14,6 +14,7 @@ from tunemill_trainer.data.rows import Tool
 from tunemill_trainer.data.values import refuse_constant
 from tunemill_trainer.judge.replies.parsed import (
     NO_CALL,
+    TOO_DEEP,
     ParsedReply,
     broken,
     call_of,
@@ -32,7 +33,7 @@ def read(text: str, _tools: Sequence[Tool] = ()) -> ParsedReply:
     objects: list[JsonValue] = []
     end = -1
     for brace in re.finditer(r"\{", text):
-        # As the server has it: an object that follows another one without any character between them is not seen.
+        # As in the server, an object directly after another one is ignored.
         if brace.start() <= end:
             continue
         try:
@@ -47,11 +48,11 @@ def read(text: str, _tools: Sequence[Tool] = ()) -> ParsedReply:
 
 
 def _begins_call(text: str) -> bool:
-    """Return whether a reply that cannot be read was meant as a call; prose and answers may hold objects too."""
+    """Return whether an invalid reply is likely a call; plain text can contain objects, too."""
     return BEGIN in text or _NAMED.search(text) is not None
 
 
 def _sentence(error: ValueError | RecursionError) -> str:
     if isinstance(error, json.JSONDecodeError):
         return not_json(error)
-    return "the call is nested too deeply to be read" if isinstance(error, RecursionError) else str(error)
+    return TOO_DEEP if isinstance(error, RecursionError) else str(error)

@@ -1,6 +1,6 @@
-"""`<|python_start|>[name(argument="text")]<|python_end|>`: Llama 4, whose marks may be missing.
+"""`<|python_start|>[name(argument="text")]<|python_end|>`: Llama 4. The marks are optional.
 
-Between the marks, or without them, it is the list of calls of the pythonic format.
+The text between them is a list of calls in the pythonic format.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """`<minimax:tool_call><invoke name="f"><parameter name="a">value</parameter></invoke></minimax:tool_call>`: MiniMax M2.
 
-Names may have single quotes or none, and the outer tags may be missing. Only offered tools can be called. Values are
-taken as they stand, spaces included, with the types of the tool's schema.
+Names may have single quotes or none, and the outer tags are optional. Calls to other tools than the available ones are
+dropped. Values are plain text including spaces, converted to the types in the tool's schema.
 """
 
 import json
@@ -10,23 +10,23 @@ from collections.abc import Sequence
 
 from tunemill_trainer.data.rows import Tool
 from tunemill_trainer.judge.replies.parsed import ParsedReply
-from tunemill_trainer.judge.replies.scanning import Place, Scanner, Step, as_calls
+from tunemill_trainer.judge.replies.scanning import Scanner, State, Transition, as_calls
 
 BEGIN = re.compile(r"<minimax:tool_call>|<invoke name=")
 
 _START, _END = "<minimax:tool_call>", "</minimax:tool_call>"
 _SCANNER = Scanner(
     {
-        (Place.TEXT, _START): Step(Place.BEFORE_NAME),
-        (Place.BEFORE_NAME, _END): Step(Place.TEXT),
-        (Place.AFTER_CALL, _END): Step(Place.TEXT),
-        (Place.ARGUMENTS, "</invoke>"): Step(Place.AFTER_CALL),
+        (State.TEXT, _START): Transition(State.BEFORE_NAME),
+        (State.BEFORE_NAME, _END): Transition(State.TEXT),
+        (State.AFTER_CALL, _END): Transition(State.TEXT),
+        (State.ARGUMENTS, "</invoke>"): Transition(State.AFTER_CALL),
         **{
-            (place, f"<invoke name={quote}"): Step(Place.NAME, begins=True)
-            for place in (Place.TEXT, Place.BEFORE_NAME, Place.AFTER_CALL)
+            (state, f"<invoke name={quote}"): Transition(State.NAME, begins=True)
+            for state in (State.TEXT, State.BEFORE_NAME, State.AFTER_CALL)
             for quote in ('"', "'", "")
         },
-        **{(Place.NAME, f"{quote}>"): Step(Place.ARGUMENTS) for quote in ('"', "'", "")},
+        **{(State.NAME, f"{quote}>"): Transition(State.ARGUMENTS) for quote in ('"', "'", "")},
     },
     inert=("<parameter name=", "</parameter>", "<think>", "</think>"),
 )

@@ -1,7 +1,7 @@
-"""`[TOOL_CALLS] [{"name": …, "arguments": {…}}]`, or since tokenizer version 11 `[TOOL_CALLS]name{…}` a call: Mistral.
+"""`[TOOL_CALLS] [{"name": …, "arguments": {…}}]`, or `[TOOL_CALLS]name{…}` per call since tokenizer v11: Mistral.
 
-Text before the first mark and after the list or after a call's arguments does not matter. In the list, what is no call
-is left out, and arguments may be the text of an object.
+Text before the first mark, and after the list or a call's arguments, is ignored. Elements of the list that are not
+calls are dropped, and arguments may be a string with an object.
 """
 
 import json
@@ -12,18 +12,18 @@ from pydantic import JsonValue
 
 from tunemill_trainer.data.rows import Tool
 from tunemill_trainer.judge.replies.parsed import NO_CALL, ParsedReply, broken, calls_of_texts, not_json
-from tunemill_trainer.judge.replies.scanning import Place, Scanner, Step, as_calls
+from tunemill_trainer.judge.replies.scanning import Scanner, State, Transition, as_calls
 
 BEGIN = "[TOOL_CALLS]"
 
 _CALL_ID = re.compile(r"\[CALL_ID\].*", re.DOTALL)
-"""Some versions of the tokenizer have the call's id between name and arguments."""
+"""In some versions of the tokenizer, the call's id is between name and arguments."""
 _SCANNER = Scanner(
     {
-        (Place.TEXT, BEGIN): Step(Place.NAME, begins=True),
-        (Place.NAME, "[ARGS]"): Step(Place.ARGUMENTS),
-        (Place.NAME, "{"): Step(Place.ARGUMENTS, kept=True),
-        (Place.ARGUMENTS, BEGIN): Step(Place.NAME, begins=True),
+        (State.TEXT, BEGIN): Transition(State.NAME, begins=True),
+        (State.NAME, "[ARGS]"): Transition(State.ARGUMENTS),
+        (State.NAME, "{"): Transition(State.ARGUMENTS, kept=True),
+        (State.ARGUMENTS, BEGIN): Transition(State.NAME, begins=True),
     },
     inert=("[THINK]", "[/THINK]"),
 )
@@ -32,7 +32,7 @@ _LIST = re.compile(r"\[{.*}\]", re.DOTALL)
 
 
 def is_listed(text: str) -> bool:
-    """Return whether the calls are written as before tokenizer version 11."""
+    """Return whether the calls are a list, as before tokenizer version 11."""
     return _first_part(text).startswith(("[{", "{", "[\n", "[ ", "[]"))
 
 
@@ -53,7 +53,7 @@ def read(text: str, tools: Sequence[Tool]) -> ParsedReply:
 
 
 def _first_part(text: str) -> str:
-    """Return what follows the first mark that anything follows."""
+    """Return the text after the first mark that is followed by any text."""
     parts = (part.strip() for part in text.split(BEGIN)[1:])
     return next((part for part in parts if part), "")
 

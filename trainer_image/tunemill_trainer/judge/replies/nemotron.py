@@ -1,7 +1,7 @@
 """`<TOOLCALL>[{"name": …, "arguments": {…}}]</TOOLCALL>`: Nemotron Nano 2 and Llama-Nemotron.
 
-vLLM reads it with a plugin that lies in the model's own repository (nvidia/NVIDIA-Nemotron-Nano-9B-v2). Nemotron 3
-writes as Qwen3-Coder does.
+vLLM parses it with a plugin in the model's repository (nvidia/NVIDIA-Nemotron-Nano-9B-v2). Nemotron 3 uses the format
+of Qwen3-Coder.
 """
 
 from collections.abc import Sequence

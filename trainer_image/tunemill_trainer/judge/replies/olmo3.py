@@ -1,4 +1,4 @@
-"""`<function_calls>` and a call in Python's syntax a line: OLMo 3. The tags may be missing."""
+"""`<function_calls>` with one call in Python syntax per line: OLMo 3. The tags are optional."""
 
 import re
 from collections.abc import Sequence
@@ -18,6 +18,6 @@ def read(text: str, _tools: Sequence[Tool]) -> ParsedReply:
     lines = (line.strip() for line in (inside[1].strip() if inside else text).splitlines())
     reply = pythonic.read(f"[{', '.join(line for line in lines if line)}]")
     if BEGIN in text:
-        return reply if reply.calls or reply.error else broken(1, "the tags hold no call")
-    # Prose may begin with a word and a bracket.
+        return reply if reply.calls or reply.error else broken(1, "the tags contain no call")
+    # Prose can start like a call.
     return reply if reply.calls else NO_CALL

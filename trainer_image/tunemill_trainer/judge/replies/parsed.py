@@ -1,4 +1,4 @@
-"""What a server reads in a reply, and the steps that all readers share."""
+"""The result of parsing a reply, and functions that all formats share."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -12,18 +12,18 @@ from tunemill_trainer.data.values import is_deep, refuse_constant
 
 _Part = TypeVar("_Part")
 
-TOO_DEEP = "the call is nested too deeply to be read"
+TOO_DEEP = "the call is nested too deeply"
 
 
 @dataclass(frozen=True)
 class ParsedReply:
-    """A reply as a server would hand it on.
+    """A reply as a server parses it.
 
     Attributes:
-        calls: the calls; empty when any is broken.
-        blocks: how many calls were begun, broken ones included.
-        error: what is wrong with the first broken call; empty when none is.
-        lost: arguments that the model wrote and the server leaves out, as tool.argument.
+        calls: the calls; empty if any is broken.
+        blocks: the number of calls that the reply starts, including broken ones.
+        error: the error of the first broken call; empty if none is broken.
+        lost: arguments that the model generated but the server drops, as tool.argument.
     """
 
     calls: tuple[Call, ...]
@@ -37,12 +37,12 @@ NO_CALL = ParsedReply((), 0)
 
 
 def broken(blocks: int, error: object) -> ParsedReply:
-    """Return a reply that begins calls and that a server hands on as text."""
+    """Return a reply with broken calls, which a server returns as text."""
     return ParsedReply((), max(1, blocks), str(error))
 
 
 def read_each(parts: Iterable[_Part], read: Callable[[_Part], Call]) -> ParsedReply:
-    """Return the calls of all parts; one that raises ValueError breaks the reply, and so does one without an end."""
+    """Return the calls of all parts. If `read` raises ValueError or RecursionError for any, the reply is broken."""
     parts = list(parts)
     try:
         calls = tuple(map(read, parts))
@@ -55,7 +55,7 @@ def read_each(parts: Iterable[_Part], read: Callable[[_Part], Call]) -> ParsedRe
 
 
 def read_list(text: str, mark: str, arguments_fields: tuple[str, ...] = ("arguments",)) -> ParsedReply:
-    """Return the calls of a JSON list, which may not be empty; `mark` is what stands before it."""
+    """Return the calls of a JSON list, which must not be empty. `mark` is the text before it, for messages."""
     try:
         calls = read_json(text)
     except ValueError as error:
@@ -66,7 +66,7 @@ def read_list(text: str, mark: str, arguments_fields: tuple[str, ...] = ("argume
 
 
 def read_list_between(text: str, begin: str, end: str) -> ParsedReply:
-    """Return the calls of the JSON list between the first `begin` and the next `end`; other text does not matter."""
+    """Return the calls of the JSON list between the first `begin` and the next `end`; other text is ignored."""
     _, found, rest = text.partition(begin)
     if not found:
         return NO_CALL
@@ -75,10 +75,10 @@ def read_list_between(text: str, begin: str, end: str) -> ParsedReply:
 
 
 def read_json(text: str) -> JsonValue:
-    """Return a JSON value.
+    """Parse JSON.
 
     Raises:
-        ValueError: also for NaN, which Python would take and a client would not, and for endless nesting.
+        ValueError: the text is not JSON, nested too deeply, or contains NaN, which Python accepts but clients do not.
     """
     try:
         return cast("JsonValue", json.loads(text, parse_constant=refuse_constant))
@@ -89,14 +89,14 @@ def read_json(text: str) -> JsonValue:
 
 
 def call_of(value: JsonValue, arguments_fields: tuple[str, ...] = ("arguments",)) -> Call:
-    """Return the call that an object with a name and arguments is.
+    """Convert an object with a name and arguments to a call.
 
     Args:
         value: any JSON value.
-        arguments_fields: the names that the arguments may have, the one that is looked for first in front.
+        arguments_fields: the possible names of the field for arguments, in order of precedence.
 
     Raises:
-        ValueError: saying what is missing.
+        ValueError: the value is not a call.
     """
     if not isinstance(value, dict):
         raise ValueError(f"a call must be a JSON object, found {type(value).__name__}")
@@ -104,19 +104,19 @@ def call_of(value: JsonValue, arguments_fields: tuple[str, ...] = ("arguments",)
     if not isinstance(name, str):
         raise ValueError("a call needs a name, which must be a string")
     arguments = next((value[field] for field in arguments_fields if field in value), None)
-    # vLLM would pass on a string or a list here, but no client can call a function with it.
+    # vLLM would return a string or a list as arguments, but no client can call a function with them.
     if not isinstance(arguments, dict):
         raise ValueError(f"a call needs {' or '.join(arguments_fields)}, which must be an object")
     return Call(name, arguments)
 
 
 def calls_of_texts(parts: Iterable[tuple[str, JsonValue]], blocks: int, none: str) -> ParsedReply:
-    """Return the calls of which a server hands on the names, and the arguments as text without looking into them.
+    """Return calls whose arguments a server returns as text without parsing them.
 
     Args:
-        parts: name and arguments of each call; the arguments as the text of a JSON object, or as such an object.
-        blocks: how many calls are begun.
-        none: what is wrong when there are no parts.
+        parts: name and arguments of each call; the arguments as a JSON object or a string with one.
+        blocks: the number of calls that the reply starts.
+        none: the error if there are no parts.
     """
     parts = list(parts)
     if not parts:
@@ -128,7 +128,7 @@ def calls_of_texts(parts: Iterable[tuple[str, JsonValue]], blocks: int, none: st
 def _call_of_text(name: str, arguments: JsonValue) -> Call:
     if not name:
         raise ValueError("a call has no name")
-    # Clients take no text at all for no arguments.
+    # Clients treat empty text as no arguments.
     value = read_json(arguments or "{}") if isinstance(arguments, str) else arguments
     if not isinstance(value, dict):
         raise ValueError(f"the arguments of a call must be a JSON object, found {type(value).__name__}")
@@ -136,7 +136,7 @@ def _call_of_text(name: str, arguments: JsonValue) -> Call:
 
 
 def refuse_unusable(calls: Iterable[Call]) -> None:
-    r"""Refuse what JSON cannot carry to a client: endless nesting, 1e999, half of a character as "\ud83d" alone is.
+    r"""Reject calls that JSON cannot represent: nested too deeply, 1e999, or with a lone surrogate such as "\ud83d".
 
     Raises:
         ValueError: there is such a call.
@@ -147,11 +147,11 @@ def refuse_unusable(calls: Iterable[Call]) -> None:
         try:
             json.dumps(call.to_json(), ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError as error:
-            raise ValueError("the call holds half of a character (a lone surrogate), which is no text") from error
+            raise ValueError("the call contains a lone surrogate, which is not valid text") from error
         except ValueError as error:
-            raise ValueError("the call holds a number that is too large for JSON") from error
+            raise ValueError("the call contains a number that is too large for JSON") from error
 
 
 def not_json(error: json.JSONDecodeError) -> str:
-    """Return what is wrong with a call that is not JSON."""
-    return f"the call is not JSON, at its character {error.pos + 1}: {error.msg}"
+    """Return the message for a call that is not JSON."""
+    return f"the call is not JSON, at character {error.pos + 1}: {error.msg}"

@@ -1,6 +1,6 @@
 """`functools[{"name": …, "arguments": {…}}]`: Phi-4-mini.
 
-The list ends at its first `]`, so no argument may hold one.
+The list ends at the first `]`, so arguments cannot contain one.
 """
 
 import re

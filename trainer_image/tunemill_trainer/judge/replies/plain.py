@@ -1,6 +1,6 @@
-"""`{"name": …, "arguments": {…}}` or a list of such, and nothing else: models that were told to answer in JSON.
+"""`{"name": …, "arguments": {…}}`, or a list of such objects: models that are prompted to reply in JSON.
 
-No text may stand around it, and no code fence. An object with other fields is an answer and no call.
+The reply must not contain other text or a code fence. An object with other fields is plain text, not a call.
 """
 
 import re

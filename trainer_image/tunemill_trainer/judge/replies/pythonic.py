@@ -1,7 +1,7 @@
 """`[name(argument="text", other=3), name()]`: Llama 3.2 and 4, ToolACE.
 
-The reply must begin with the list, its first call right after the bracket and with a name of letters, digits and `_`.
-Arguments are literals by name; the server leaves out those without a name.
+The reply must start with the list. The first call must directly follow the bracket, and its name must consist of
+letters, digits and `_`. Arguments are literals with keywords; the server drops positional arguments.
 """
 
 import ast
@@ -21,7 +21,7 @@ BEGIN = re.compile(r"\[\s*[A-Za-z][\w.]*\(")
 
 _EMPTY = r"[a-zA-Z]\w*\(\)"
 _SHAPE = re.compile(rf"\[(?:{_EMPTY},\s*)*(?:{_EMPTY}\s*)*(?:(?<=\))\s*(\])|[a-zA-Z]\w*\([a-zA-Z]\w*=)")
-"""What vLLM's pattern comes down to: calls without arguments, up to the end or to the first argument of any call."""
+"""Equivalent to vLLM's pattern: calls without arguments, up to the end of the list or the first argument of a call."""
 _END = re.compile(r"\)\s*\]")
 _JSON_NAMES: dict[str, JsonValue] = {"true": True, "false": False, "null": None}
 
@@ -32,32 +32,30 @@ def read(text: str, _tools: Sequence[Tool] = ()) -> ParsedReply:
     if shape is None or not (shape[1] or _END.search(text, shape.end())):
         if not BEGIN.match(text.lstrip()):
             return NO_CALL
-        return broken(_begun(text), "the reply does not begin with a closed list of calls by plain names")
+        return broken(_begun(text), "the reply does not start with a closed list of calls with plain names")
     return read_statement(text)
 
 
 def read_statement(text: str) -> ParsedReply:
-    """Return the calls of the list that is the first statement of a text in Python's syntax."""
+    """Return the calls of the list that is the first statement of a text in Python syntax."""
     begun = _begun(text)
     if len(text) > LONGEST_LITERAL:
-        return broken(
-            begun, f"the reply is longer than the {LONGEST_LITERAL >> 10} Ki characters that are read as calls"
-        )
+        return broken(begun, f"the list of calls is longer than {LONGEST_LITERAL >> 10} Ki characters")
     try:
         statements = parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        return broken(begun, f"the reply is no list of calls: {error}")
+        return broken(begun, f"the reply is not a list of calls: {error}")
     listed = statements[0].value if statements and isinstance(statements[0], ast.Expr) else None
     if not isinstance(listed, ast.List):
-        return broken(begun, "something follows the list of calls")
+        return broken(begun, "the reply is not only a list of calls")
     return calls_of_list(listed, begun)
 
 
 def parse(text: str) -> list[ast.stmt]:
-    """Return the statements of a text in Python's syntax.
+    """Parse text in Python syntax.
 
     Raises:
-        SyntaxError, ValueError, RecursionError, MemoryError: it is none that can be read.
+        SyntaxError, ValueError, RecursionError, MemoryError: the text cannot be parsed.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # about escapes in the model's strings
@@ -65,7 +63,7 @@ def parse(text: str) -> list[ast.stmt]:
 
 
 def calls_of_list(listed: ast.List, begun: int) -> ParsedReply:
-    """Return the calls of a list in Python's syntax."""
+    """Return the calls of a list in Python syntax."""
     reply = read_each(listed.elts, _call)
     nodes = [node for node in listed.elts if isinstance(node, ast.Call)]
     lost = [
@@ -82,7 +80,7 @@ def _begun(text: str) -> int:
 
 def _call(node: ast.expr) -> Call:
     if not isinstance(node, ast.Call):
-        raise ValueError("the list holds something that is no call")
+        raise ValueError("the list contains an element that is not a call")
     arguments: dict[object, object] = {}
     for keyword in node.keywords:
         if keyword.arg is None:
@@ -91,7 +89,7 @@ def _call(node: ast.expr) -> Call:
             arguments[keyword.arg] = _value(keyword.value)
         except ValueError as error:
             raise ValueError(f"the argument {keyword.arg} {error}") from error
-    # As the server has it: keys that are numbers become text.
+    # As in the server, keys that are numbers become strings.
     return Call(_name(node.func), cast("JsonObject", json.loads(json.dumps(arguments, ensure_ascii=False))))
 
 
@@ -100,7 +98,7 @@ def _name(node: ast.expr) -> str:
         return f"{_name(node.value)}.{node.attr}"
     if isinstance(node, ast.Name):
         return node.id
-    raise ValueError("a call has no plain name")
+    raise ValueError("the name of a call is not plain")
 
 
 def _value(node: ast.expr) -> object:
@@ -119,7 +117,7 @@ def _value(node: ast.expr) -> object:
             return "".join(str(cast("ast.Constant", part).value) for part in parts)
         case ast.Name(id=name) if name in _JSON_NAMES:
             return _JSON_NAMES[name]
-    raise ValueError("is no literal")
+    raise ValueError("is not a literal")
 
 
 def _is_key(node: ast.expr | None) -> bool:

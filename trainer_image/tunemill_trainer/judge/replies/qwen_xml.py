@@ -1,7 +1,8 @@
 """`<tool_call><function=name><parameter=key>value</parameter></function></tool_call>`: Qwen3-Coder.
 
-Nemotron 3 and Seed-OSS, too. The tags around functions may be missing. A parameter that is not closed is closed by the
-next one, and the last one is left out. Values lose one line break at each end and take the types of the tool's schema.
+Also Nemotron 3 and Seed-OSS. The tags around functions are optional. An unclosed parameter ends at the next one; an
+unclosed last parameter is dropped. One line break is removed at each end of a value. Values are converted to the types
+in the tool's schema.
 """
 
 import json
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 
 from tunemill_trainer.data.rows import Tool
 from tunemill_trainer.judge.replies.parsed import ParsedReply
-from tunemill_trainer.judge.replies.scanning import Place, Scanner, Step, as_calls
+from tunemill_trainer.judge.replies.scanning import Scanner, State, Transition, as_calls
 
 BEGIN = re.compile(r"<tool_call>\s*<function=|<function=[^<>]*>\s*(?:<parameter=|</function>)")
 SEED_BEGIN = "<seed:tool_call>"
@@ -22,16 +23,16 @@ def _scanner(namespace: str) -> Scanner:
     start, end = f"<{namespace}tool_call>", f"</{namespace}tool_call>"
     return Scanner(
         {
-            (Place.TEXT, start): Step(Place.BEFORE_NAME, begins=True),
-            (Place.TEXT, "<function="): Step(Place.NAME, begins=True),
-            (Place.BEFORE_NAME, end): Step(Place.TEXT),
-            (Place.BEFORE_NAME, "<function="): Step(Place.NAME),
-            (Place.NAME, ">"): Step(Place.ARGUMENTS),
-            (Place.NAME, "</function>"): Step(Place.AFTER_CALL),
-            (Place.ARGUMENTS, "</function>"): Step(Place.AFTER_CALL),
-            (Place.AFTER_CALL, end): Step(Place.TEXT),
-            (Place.AFTER_CALL, start): Step(Place.BEFORE_NAME, begins=True),
-            (Place.AFTER_CALL, "<function="): Step(Place.NAME, begins=True),
+            (State.TEXT, start): Transition(State.BEFORE_NAME, begins=True),
+            (State.TEXT, "<function="): Transition(State.NAME, begins=True),
+            (State.BEFORE_NAME, end): Transition(State.TEXT),
+            (State.BEFORE_NAME, "<function="): Transition(State.NAME),
+            (State.NAME, ">"): Transition(State.ARGUMENTS),
+            (State.NAME, "</function>"): Transition(State.AFTER_CALL),
+            (State.ARGUMENTS, "</function>"): Transition(State.AFTER_CALL),
+            (State.AFTER_CALL, end): Transition(State.TEXT),
+            (State.AFTER_CALL, start): Transition(State.BEFORE_NAME, begins=True),
+            (State.AFTER_CALL, "<function="): Transition(State.NAME, begins=True),
         },
         inert=("<parameter=", "</parameter>", f"<{namespace}think>", f"</{namespace}think>"),
     )
@@ -46,7 +47,7 @@ def read(text: str, tools: Sequence[Tool]) -> ParsedReply:
 
 
 def read_seed(text: str, tools: Sequence[Tool]) -> ParsedReply:
-    """Return the calls of a reply of Seed-OSS, whose outer tags are `<seed:tool_call>`."""
+    """Return the calls of a reply of Seed-OSS, with `<seed:tool_call>` as outer tags."""
     return as_calls(_SEED.calls(text), _to_json, tools)
 
 

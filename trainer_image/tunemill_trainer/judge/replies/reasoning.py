@@ -1,7 +1,7 @@
-"""Splits reasoning off a reply before calls are looked for, as the reasoning parser of the model's server does.
+"""Removes reasoning from a reply before calls are parsed, as the reasoning parser of the model's server does.
 
-A reply without any mark of reasoning is left as it is: the server of a model that does not think has no such parser.
-One whose reasoning does not end has no content, and so no call.
+A reply without reasoning marks is unchanged, because models without reasoning are served without such a parser. A reply
+with unclosed reasoning has no content, and so no calls.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from tunemill_trainer.judge.replies.mistral import is_listed
 
 ContentOf = Callable[[str], str]
-"""Takes a reply, and returns it without its reasoning."""
+"""Returns a reply without its reasoning."""
 
 _GRANITE = re.compile(r"(?:Here's|Here is) my thought process:(.*?)(?:Here's|Here is) my response:(.*)", re.DOTALL)
 _OLMO = re.compile(r"^(?:<think>)?.*?</think>(.*)$", re.DOTALL)
@@ -18,7 +18,7 @@ _THOUGHT = "thought\n"
 
 
 def after_think(text: str) -> str:
-    """Return what follows `</think>`: vLLM's deepseek_r1, of most models that write `<think>`."""
+    """Return the text after `</think>`, as vLLM's deepseek_r1, which most models with `<think>` use."""
     if "<think>" not in text and "</think>" not in text:
         return text
     before, mark, after = text.partition("<think>")
@@ -33,14 +33,14 @@ def engine(
     reopens: bool = False,
     trims: bool = False,
 ) -> ContentOf:
-    """Return a split for models whose first call ends the reasoning, too: vLLM's qwen3, seed_oss, glm45, kimi_k2, ….
+    """Return a function for models whose first call also ends the reasoning: vLLM's qwen3, seed_oss, glm45, kimi_k2, ….
 
     Args:
-        start: the mark of reasoning; it may be missing.
-        end: the mark of its end.
-        calls: the mark that begins a call.
-        reopens: reasoning may begin again later.
-        trims: line breaks before the content go, too.
+        start: the start mark of reasoning, which is optional in replies.
+        end: the end mark of reasoning.
+        calls: the mark that starts a call.
+        reopens: whether reasoning can start again later.
+        trims: whether to remove line breaks before the content.
     """
     closing = re.compile(f"{re.escape(end)}|(?={re.escape(calls)})")
     again = re.compile(f"{re.escape(start)}.*?(?:{re.escape(end)}|(?={re.escape(calls)})|\\Z)", re.DOTALL)
@@ -61,19 +61,19 @@ def engine(
 
 
 def granite(text: str) -> str:
-    """Return what follows `Here is my response:`: Granite 3."""
+    """Return the text after `Here is my response:` (Granite 3)."""
     found = _GRANITE.search(text)
     return found[2] if found else text
 
 
 def olmo3(text: str) -> str:
-    """Return what follows `</think>`; without it, everything: OLMo 3."""
+    """Return the text after `</think>`, or else the whole text (OLMo 3)."""
     found = _OLMO.match(text)
     return found[1] if found else text
 
 
 def gemma4(text: str) -> str:
-    """Return what stands outside of `<|channel>` and `<channel|>`: Gemma 4, whose first mark may be missing."""
+    """Return the text outside `<|channel>` and `<channel|>` (Gemma 4); the first mark is optional."""
     if "<|channel>" not in text and ("<channel|>" in text or text.startswith(_THOUGHT) or text == _THOUGHT.strip()):
         text = "<|channel>" + text
     text = re.sub(r"<\|channel>.*?(?:<channel\|>|(?=<\|tool_call>)|\Z)", "", text, flags=re.DOTALL)
@@ -81,14 +81,14 @@ def gemma4(text: str) -> str:
 
 
 def whole(text: str) -> str:
-    """Return the reply as it is: its reader knows what is reasoning."""
+    """Return the reply unchanged, for formats whose reader handles reasoning."""
     return text
 
 
 def mistral(text: str) -> str:
-    """Return what stands outside of `[THINK]` and `[/THINK]`, or of `<think>` before tokenizer version 13: Magistral.
+    """Return the text outside `[THINK]` and `[/THINK]`, or `<think>` before tokenizer version 13 (Magistral).
 
-    The models that list their calls do not think.
+    Models that write calls as a list have no reasoning.
     """
     if is_listed(text):
         return text

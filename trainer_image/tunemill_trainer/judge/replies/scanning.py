@@ -1,7 +1,7 @@
-"""Finds calls that stand between marks: a table says which mark leads from where to where.
+"""Finds calls between marks with a state machine, as vLLM does for many formats.
 
-vLLM reads many formats so. Outside of a call text does not matter; within a name or arguments, a mark that leads
-nowhere from there is text. What is not closed when the reply ends counts as it is.
+A table defines the transitions: state and mark → next state. Text outside calls is ignored. Within a name or arguments,
+a mark without a transition is text. Unclosed calls at the end of the reply count.
 """
 
 import json
@@ -19,8 +19,8 @@ from tunemill_trainer.judge.replies.schema_types import with_schema_types
 _NAME_FIELD = re.compile(r'"name"\s*:\s*"([^"]*)"')
 
 
-class Place(Enum):
-    """Where in a reply the scan is."""
+class State(Enum):
+    """The states of the scanner."""
 
     TEXT = auto()
     BEFORE_NAME = auto()
@@ -30,82 +30,82 @@ class Place(Enum):
 
 
 @dataclass(frozen=True)
-class Step:
-    """What a mark does.
+class Transition:
+    """A transition.
 
     Attributes:
-        to: where the scan goes on.
-        begins: a call begins with the mark.
-        kept: the mark itself is the first text of the place that it leads to.
+        to: the next state.
+        begins: whether the mark starts a call.
+        kept: whether the mark is itself the first text in the next state.
     """
 
-    to: Place
+    to: State
     begins: bool = False
     kept: bool = False
 
 
-Steps = Mapping[tuple[Place, str], Step]
+Transitions = Mapping[tuple[State, str], Transition]
 
 
 @dataclass
-class Written:
-    """A call as it stands in the reply."""
+class CallText:
+    """The text of a call in the reply."""
 
     name: str = ""
     parts: list[str] = field(default_factory=list)
 
     @property
     def arguments(self) -> str:
-        """The text of its arguments."""
+        """The text of the arguments."""
         return "".join(self.parts)
 
 
 class Scanner:
-    """Splits replies by a table of steps.
+    """Finds the calls in replies with a table of transitions.
 
     Args:
-        steps: what each mark does at each place.
-        inert: marks that do nothing, but of which no shorter mark may be read as a part.
+        transitions: the transitions.
+        inert: marks without transitions, so that shorter marks do not match parts of them.
     """
 
-    def __init__(self, steps: Steps, inert: Iterable[str] = ()) -> None:
-        self._steps = steps
-        marks = sorted({mark for _, mark in steps} | set(inert), key=len, reverse=True)
+    def __init__(self, transitions: Transitions, inert: Iterable[str] = ()) -> None:
+        self._transitions = transitions
+        marks = sorted({mark for _, mark in transitions} | set(inert), key=len, reverse=True)
         self._marks = re.compile("(" + "|".join(map(re.escape, marks)) + ")")
 
-    def calls(self, text: str) -> list[Written]:
-        """Return the calls that are begun in a reply."""
-        place, found = Place.TEXT, list[Written]()
+    def calls(self, text: str) -> list[CallText]:
+        """Return the calls that a reply starts."""
+        state, found = State.TEXT, list[CallText]()
         for part in self._marks.split(text):
-            step = self._steps.get((place, part))
-            if step is None:
-                _keep(found, place, part)
+            transition = self._transitions.get((state, part))
+            if transition is None:
+                _keep(found, state, part)
                 continue
-            place = step.to
-            if step.begins:
-                found.append(Written())
-            if step.kept:
-                _keep(found, place, part)
+            state = transition.to
+            if transition.begins:
+                found.append(CallText())
+            if transition.kept:
+                _keep(found, state, part)
         return found
 
 
-def _keep(found: list[Written], place: Place, part: str) -> None:
-    if place is Place.NAME:
+def _keep(found: list[CallText], state: State, part: str) -> None:
+    if state is State.NAME:
         found[-1].name += part
-    elif place is Place.ARGUMENTS:
+    elif state is State.ARGUMENTS:
         found[-1].parts.append(part)
 
 
 def as_calls(
-    found: Iterable[Written], to_json: Callable[[str], str], tools: Sequence[Tool], *, only_offered: bool = False
+    found: Iterable[CallText], to_json: Callable[[str], str], tools: Sequence[Tool], *, only_offered: bool = False
 ) -> ParsedReply:
-    """Return the calls that vLLM makes of those that were found.
+    """Convert the text of calls to calls, as vLLM does.
 
     Args:
-        found: the calls as they stand in the reply.
-        to_json: turns the text of arguments into JSON; raises ValueError.
-        tools: what may be called; arguments take the types of its schema.
-        only_offered: a call of any other tool is left out.
+        found: the calls as text.
+        to_json: converts the text of arguments to JSON; raises ValueError.
+        tools: the available tools. Arguments are converted to the types in their schemas.
+        only_offered: whether to drop calls to other tools.
     """
     found = list(found)
     if not found:
@@ -128,11 +128,11 @@ def as_calls(
             name, arguments = name_and_arguments(arguments)
         if name and (name in offered or not (only_offered and tools)):
             calls.append((name, with_schema_types(arguments, name, tools)))
-    return calls_of_texts(calls, len(begun) or len(found), "no call that is begun has the name of an offered tool")
+    return calls_of_texts(calls, len(begun) or len(found), "no call has the name of an available tool")
 
 
 def name_and_arguments(text: str) -> tuple[str, str]:
-    """Return what a JSON object with a name says; an empty name when it is none."""
+    """Return name and arguments of a JSON object; an empty name if the text is not such an object."""
     text = text.strip()
     try:
         value = json.loads(text)

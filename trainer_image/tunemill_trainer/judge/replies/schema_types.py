@@ -1,7 +1,7 @@
-"""Gives arguments that a format writes as plain text the types of their tool's schema, as vLLM does.
+"""Converts arguments in plain text to the types in their tool's schema, as vLLM does.
 
-`2` becomes a number where the schema says integer, and stays a text where it says string, or where there is no schema.
-The first type that fits wins, in the order null, integer, number, boolean, object, array, string.
+`2` becomes a number if the schema says integer, and stays a string if it says string, or if there is no schema. The
+first type that fits wins, in the order null, integer, number, boolean, object, array, string.
 """
 
 import json
@@ -24,7 +24,7 @@ _OTHER_NAMES = {
 
 
 def with_schema_types(arguments: str, name: str, tools: Sequence[Tool]) -> str:
-    """Return arguments, which are the text of a JSON object, with the types of the tool's schema; else as they are."""
+    """Convert arguments, as the text of a JSON object, to the types in the tool's schema. Other text is unchanged."""
     schema = next((tool.parameters for tool in tools if tool.name == name), {})
     properties = schema.get("properties")
     if not isinstance(properties, dict) or not properties:
@@ -39,7 +39,7 @@ def with_schema_types(arguments: str, name: str, tools: Sequence[Tool]) -> str:
 
 
 def types_of(schema: JsonValue) -> set[str]:
-    """Return the types that a schema names, in `type`, by the values of `enum`, and in its alternatives."""
+    """Return the types that a schema allows: by `type`, by the values of `enum`, and in its alternatives."""
     if not isinstance(schema, dict):
         return {"string"}
     found: set[str] = set()
@@ -82,7 +82,7 @@ def _value(value: JsonValue, schema: JsonObject) -> JsonValue:
 
 
 def typed(text: str, types: set[str]) -> JsonValue:
-    """Return the value that a text is, by the first of the types that fits; the text when none does."""
+    """Convert text to the first of the types that fits; unchanged if none does."""
     known = {_OTHER_NAMES.get(name.strip().lower(), name.strip().lower()) for name in types}
     for name, read in _READERS.items():
         if name in known:

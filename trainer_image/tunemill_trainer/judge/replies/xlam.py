@@ -1,6 +1,7 @@
 """A JSON list of calls, alone, in a code fence, after `[TOOL_CALLS]`, in `<tool_call>`, or after `</think>`: xLAM.
 
-The first of these places that holds JSON decides. What is no call in the list is left out; arguments may be text.
+The first of these places that contains JSON is used. Elements of the list that are not calls are dropped; arguments may
+be a string.
 """
 
 import json
@@ -35,15 +36,15 @@ def read(text: str, _tools: Sequence[Tool]) -> ParsedReply:
         if "name" in call and "arguments" in call:
             name, arguments = call["name"], call["arguments"]
             if not isinstance(name, str) or not isinstance(arguments, str | dict):
-                return broken(len(listed), "a call needs a name and arguments, which must be an object or its text")
+                return broken(len(listed), "a call needs a name, and arguments as an object or a string")
             calls.append((name, arguments))
     if not calls:
-        return broken(1, "the JSON holds no call") if listed else NO_CALL
+        return broken(1, "the JSON contains no call") if listed else NO_CALL
     return calls_of_texts(calls, len(calls), "")
 
 
 def _written(text: str) -> str | None:
-    """Return the JSON that is looked into; None when there is none."""
+    """Return the JSON that may contain calls, or None."""
     after = re.search(r"</think>([\s\S]*)", text)
     if after:
         thought = after[1].strip()
@@ -59,7 +60,7 @@ def _written(text: str) -> str | None:
 
 
 def _first_place(text: str) -> str | None:
-    # A tag after the last end would be looked at to the end of the text, each by itself.
+    # Stop at the last end tag: each start tag after it would be searched up to the end of the text.
     end = text.rfind("</tool_call>") + len("</tool_call>")
     parts = (part for place in _PLACES for part in place.findall(text, 0, end if place is _PLACES[2] else len(text)))
     return next(filter(_is_json, parts), None)

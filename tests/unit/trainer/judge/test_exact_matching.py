@@ -1,4 +1,4 @@
-"""When two lists of calls are the same."""
+"""Exact match of two lists of calls."""
 
 from itertools import permutations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tunemill_trainer.data.rows import Call
-from tunemill_trainer.judge.match import equal_calls, same_calls, same_tools
+from tunemill_trainer.judge.exact_matching import equal_calls, same_calls, same_tools
 
 VALUES = st.sampled_from([0, 1, 1.0, True, False, None, "1", "a", "A", [1], [1.0], {"x": 1}, {"x": 1.0}, {}])
 CALLS = st.lists(
@@ -15,12 +15,12 @@ CALLS = st.lists(
 
 
 def f(**arguments: object) -> Call:
-    """A call of the tool f."""
+    """A call to the tool f."""
     return Call("f", arguments)
 
 
 def equal_by_definition(a: object, b: object) -> bool:
-    """Compare two JSON values by the words of the rule, without any canonical form."""
+    """Compare two JSON values by the definition of equality, without a canonical form."""
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, dict) and isinstance(b, dict):
@@ -40,7 +40,7 @@ def equal_by_definition(a: object, b: object) -> bool:
     ],
 )
 def test_equal_as_json(one: Call, other: Call):
-    """Order of keys and the way a number is written do not matter, at any depth."""
+    """The order of keys and the notation of numbers do not matter, at any depth."""
     assert same_calls([one], [other])
 
 
@@ -57,12 +57,12 @@ def test_equal_as_json(one: Call, other: Call):
     ],
 )
 def test_different_as_json(one: Call, other: Call):
-    """Types, spelling, the order of lists and a null in place of nothing do matter."""
+    """Types, spelling, the order of lists, and null instead of an absent value do matter."""
     assert not same_calls([one], [other])
 
 
 def test_number_of_calls_matters():
-    """Saying a call twice is not saying it once."""
+    """Making a call twice differs from making it once."""
     assert not same_calls([f(), f()], [f()])
     assert not same_tools([f(a=1), f(a=2)], [f(a=1)])
     assert same_tools([f(a=1), Call("g", {})], [Call("g", {}), f(a=2)])
@@ -75,7 +75,7 @@ def test_equal_calls_are_counted_by_tool():
 
 @given(CALLS, CALLS)
 def test_counting_finds_what_the_best_pairing_finds(found: list[Call], wanted: list[Call]):
-    """Against brute force over all pairings, with equality by definition."""
+    """Compared with brute force over all pairings."""
 
     def fits(order: tuple[Call, ...]) -> int:
         return sum(

@@ -1,6 +1,6 @@
-"""Remembers what was made of an object or of a text. What is kept is bounded by its size, not only by its number.
+"""Caches of function results, by object identity or by text. Both the number and the size of entries are bounded.
 
-Rows repeat their tools, so their definitions are read once. A file whose rows all have large tools of their own must
+Most rows repeat the same tools, so each definition is parsed once. A file with different large tools in every row must
 not fill the memory.
 """
 
@@ -12,28 +12,28 @@ V = TypeVar("V")
 
 _KEPT = 1024
 _MOST_BYTES = 4 << 20
-"""Of what values are made of; as Python objects, these take about thirty times as much."""
+"""The most bytes of all keys. As Python objects, they take about thirty times as much."""
 
 
-class Memo(Generic[K, V]):
-    """A function that makes its value only once for the same object. Objects must not change.
+class IdentityCache(Generic[K, V]):
+    """Caches a function's results by the identity of its argument. Arguments must not change.
 
-    By their identity: comparing large definitions costs more than making.
+    Comparing large tool definitions would cost more than computing the result again.
 
     Args:
         make: the function.
-        size_of: the bytes of an object, roughly; asked once for each that is remembered.
+        size_of: returns the rough size of an argument in bytes.
     """
 
     def __init__(self, make: Callable[[K], V], size_of: Callable[[K], int]) -> None:
         self._make = make
         self._size_of = size_of
         self._bytes = 0
-        # With the object, so that its identity stays its own.
+        # The entry keeps the object alive, so that no other object can get its id.
         self._made: dict[int, tuple[K, V]] = {}
 
     def __call__(self, key: K) -> V:
-        """Return what was made of the object, or make it."""
+        """Return the cached result for the object, or compute it."""
         found = self._made.get(id(key))
         if found is not None:
             return found[1]
@@ -51,8 +51,8 @@ class Memo(Generic[K, V]):
 T = TypeVar("T", bound=str | bytes)
 
 
-class Remembered(Generic[T, V]):
-    """A function that makes its value only once for equal texts.
+class TextCache(Generic[T, V]):
+    """Caches a function's results by its argument, a string or bytes.
 
     Args:
         make: the function.
@@ -64,7 +64,7 @@ class Remembered(Generic[T, V]):
         self._bytes = 0
 
     def __call__(self, key: T) -> V:
-        """Return what was made of the text, or make it."""
+        """Return the cached result for the text, or compute it."""
         if key in self._made:
             return self._made[key]
         value = self._make(key)

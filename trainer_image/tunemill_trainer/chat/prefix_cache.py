@@ -1,8 +1,7 @@
-"""Tokenises what many rows begin with only once: the tools, which are the same for all, are most of their tokens.
+"""Caches the token ids of prefixes that rows share: the tools, usually the same in all rows, are most of the tokens.
 
-Tokenizers split a text at added tokens before they do anything else, so what stands before one and what begins with it
-can be tokenised apart. That is not taken on trust: it is compared with the whole text for every beginning, and given up
-for good when it is not so.
+Tokenizers first split text at added tokens, so the parts before and from an added token can be tokenised separately.
+Every prefix is verified: its parts must give the same ids as the whole text. Otherwise the cache is disabled.
 """
 
 from bisect import bisect_left, bisect_right
@@ -15,18 +14,18 @@ from tokenizers import AddedToken
 
 _KEPT = 512
 _START, _END = itemgetter(0), itemgetter(1)
-"""Of a token's offsets: its first character, and the one after its last."""
+"""The start and end in a token's offsets."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A text as tokens; offsets are those behind the beginning.
+    """A tokenised text.
 
     Attributes:
-        ids: of the whole text.
-        offsets: of the tokens behind the beginning, counted from its end.
-        skipped: tokens of the beginning.
-        cut: its characters.
+        ids: the token ids of the whole text.
+        offsets: the character offsets of the tokens after the cached prefix, counted from its end.
+        skipped: the number of tokens of the cached prefix.
+        cut: the number of characters of the cached prefix.
     """
 
     ids: list[int]
@@ -35,15 +34,15 @@ class Tokens:
     cut: int = 0
 
     def between(self, start: int, end: int) -> tuple[int, int]:
-        """Return the first token, and the one after the last, of the characters from start to end."""
+        """Return the range of tokens, as start and exclusive end, for a range of characters."""
         return (
             self.skipped + bisect_right(self.offsets, start - self.cut, key=_END),
             self.skipped + bisect_left(self.offsets, end - self.cut, key=_START),
         )
 
 
-class Beginnings:
-    """Tokenises texts.
+class PrefixCache:
+    """Tokenises texts, with a cache of prefixes.
 
     Args:
         backend: the tokenizer.
@@ -52,7 +51,7 @@ class Beginnings:
 
     def __init__(self, backend: tokenizers.Tokenizer, added: Iterable[AddedToken]) -> None:
         self._backend = backend
-        # The others take part in what stands beside them.
+        # Other added tokens also affect or depend on the text around them.
         self._added = [
             token.content
             for token in added
@@ -62,11 +61,11 @@ class Beginnings:
         self._known: dict[str, list[int] | None] = {}
 
     def tokenise(self, texts: Sequence[str], own: Sequence[str]) -> list[Tokens]:
-        """Return texts as tokens.
+        """Tokenise texts.
 
         Args:
-            texts: as the template renders them, with their beginning-of-text token.
-            own: for each, a text in it that is not shared, such as the first request.
+            texts: the rendered texts, including the beginning-of-text token.
+            own: for each text, a part that other rows do not share, such as the first request.
         """
         cuts = [self._cut(text, first) for text, first in zip(texts, own, strict=True)]
         known = [self._known.get(text[:cut]) for text, cut in zip(texts, cuts, strict=True)]
@@ -82,14 +81,14 @@ class Beginnings:
         return found
 
     def _cut(self, text: str, own: str) -> int:
-        """Return where the last added token before the row's own text begins; 0 when there is none."""
+        """Return the start of the last added token before the row's own part, or 0."""
         if self._marks is None:
             self._marks = [token for token in self._added if token in text]
         at = text.find(own) if own else 0
         return max((text.rfind(mark, 0, at) for mark in self._marks), default=0) if at > 0 else 0
 
     def _learn(self, text: str, cut: int, whole: Tokens) -> None:
-        """Remember a beginning that comes for the second time, if it can be tokenised apart."""
+        """Cache a prefix on its second occurrence, if it can be tokenised separately."""
         beginning = text[:cut]
         if beginning not in self._known:
             if len(self._known) >= _KEPT:

@@ -1,4 +1,4 @@
-"""Remembers which rows came before, and where, on disk: memory must not grow with the data."""
+"""A store of row fingerprints on disk, to find duplicates. Memory does not grow with the data."""
 
 import sqlite3
 from pathlib import Path
@@ -10,11 +10,11 @@ from tunemill_trainer.data.rows import Source
 _CACHE_KIB = 16 << 10
 
 
-class Seen:
-    """Fingerprints with the place where each came first. A context manager; the file is scratch.
+class FingerprintStore:
+    """Fingerprints, each with the place where it first occurred. A context manager; the file is temporary.
 
     Args:
-        path: where to keep them.
+        path: the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -23,7 +23,7 @@ class Seen:
 
     def __enter__(self) -> Self:
         for statement in (
-            # Nobody reads the file after a crash.
+            # The file is not used after a crash.
             "PRAGMA journal_mode = OFF",
             "PRAGMA synchronous = OFF",
             f"PRAGMA cache_size = -{_CACHE_KIB}",
@@ -39,13 +39,13 @@ class Seen:
         self._database.close()
 
     def before(self, mark: bytes, source: Source) -> Source | None:
-        """Return where a fingerprint came before; else remember that it came here, and return None."""
+        """Return where a fingerprint occurred before, or store its place and return None."""
         new = self._database.execute(
             "INSERT OR IGNORE INTO seen VALUES (?, ?, ?, ?)", (mark, source.file, source.line, source.unit)
         )
         return None if new.rowcount else self.find(mark)
 
     def find(self, mark: bytes) -> Source | None:
-        """Return where a fingerprint came first, or None when it did not."""
+        """Return where a fingerprint first occurred, or None."""
         found = self._database.execute("SELECT file, line, unit FROM seen WHERE mark = ?", (mark,)).fetchone()
         return Source(*found) if found else None

@@ -1,7 +1,7 @@
-"""Puts turns together that belong together: assistant turns in a row, and answers with the calls that they answer.
+"""Merges consecutive assistant turns, and orders tool responses like the calls that they respond to.
 
-Chat templates and models tell the answers of parallel calls by their order alone, and a server has one assistant turn
-between two turns of others.
+Chat templates and models match the responses to parallel calls by order alone. A server generates exactly one assistant
+turn between two turns of other roles.
 """
 
 from collections.abc import Iterator
@@ -12,10 +12,11 @@ from tunemill_trainer.data.findings import Problem, RowError, Rule
 from tunemill_trainer.data.rows import Message, Role
 
 
-def joined(messages: list[Message]) -> tuple[list[Message], list[Problem]]:
-    """Return the turns with those of an assistant that follow each other as one, and where texts were joined.
+def merged(messages: list[Message]) -> tuple[list[Message], list[Problem]]:
+    """Return the turns with consecutive assistant turns merged, and a problem where two texts were joined.
 
-    What follows a call without an answer stays a turn of its own, unless it is another call: those are parallel.
+    After a turn with a call, only another call is merged: these are parallel calls. Text after an unanswered call stays
+    a separate turn.
     """
     found: list[Message] = []
     problems: list[Problem] = []
@@ -26,11 +27,13 @@ def joined(messages: list[Message]) -> tuple[list[Message], list[Problem]]:
             continue
         if before.learnt is not message.learnt:
             raise RowError(
-                Rule.ROLE_ORDER, "two assistant turns follow each other, and only one is to be learnt", _turn(found)
+                Rule.ROLE_ORDER,
+                "two assistant turns follow each other, and only one of them is excluded from training",
+                _turn(found),
             )
         if before.content.strip() and message.content.strip():
             problems.append(
-                Problem(Rule.JOINED_TURNS, "two texts of the assistant follow each other: now one", _turn(found))
+                Problem(Rule.JOINED_TURNS, "two assistant turns with text follow each other; merged", _turn(found))
             )
         found[-1] = replace(
             before,
@@ -41,8 +44,8 @@ def joined(messages: list[Message]) -> tuple[list[Message], list[Problem]]:
     return found, problems
 
 
-def in_order(messages: list[Message]) -> list[Message]:
-    """Return the turns with the answers of each assistant turn in the order of its calls, and with their tools' names.
+def ordered(messages: list[Message]) -> list[Message]:
+    """Return the turns with tool responses in the order of the calls, and with the names of their tools.
 
     Raises:
         RowError: DUPLICATE_CALL_ID, UNKNOWN_CALL_ID or UNANSWERED_CALL.
@@ -82,26 +85,26 @@ def _refuse_equal_ids(message: Message, number: int) -> None:
         if call.identifier and call.identifier in seen:
             raise RowError(
                 Rule.DUPLICATE_CALL_ID,
-                f"two calls of an assistant turn have the id {call.identifier}",
+                f"two calls of the assistant turn have the id {call.identifier}",
                 f"turn {number}",
             )
         seen.add(call.identifier)
 
 
 def _unanswered(identifier: str, number: int) -> RowError:
-    return RowError(Rule.UNANSWERED_CALL, f"the call {identifier} has no tool message with its id", f"turn {number}")
+    return RowError(Rule.UNANSWERED_CALL, f"no tool message has the call id {identifier}", f"turn {number}")
 
 
 def _ordered(caller: Message, answers: list[Message], before: int) -> Iterator[Message]:
-    """Yield the answers to the calls of one turn: by their ids, or else by the names of their tools."""
+    """Yield the responses to the calls of one turn, ordered by call id, or else by the name of the tool."""
     calls = caller.calls
     places = {call.identifier: place for place, call in enumerate(calls) if call.identifier}
     if places and any(answer.answers_to for answer in answers):
         yield from _ordered_by_id(caller, answers, places, before)
         return
     names = [call.name for call in calls]
-    said = [answer.name for answer in answers]
-    if said != names and sorted(said) == sorted(names) and len(set(names)) == len(names):
+    responding = [answer.name for answer in answers]
+    if responding != names and sorted(responding) == sorted(names) and len(set(names)) == len(names):
         answers = sorted(answers, key=lambda answer: names.index(answer.name))
     yield from answers
 
@@ -116,11 +119,11 @@ def _ordered_by_id(caller: Message, answers: list[Message], places: dict[str, in
         elif identifier not in places:
             raise RowError(
                 Rule.UNKNOWN_CALL_ID,
-                f"a tool message answers {identifier}, which no open call has",
+                f"a tool message has the id {identifier}, but no call in the preceding turn has it",
                 f"turn {number}",
             )
         elif places[identifier] in by_place:
-            raise RowError(Rule.DUPLICATE_CALL_ID, f"two tool messages answer the call {identifier}", f"turn {number}")
+            raise RowError(Rule.DUPLICATE_CALL_ID, f"two tool messages have the call id {identifier}", f"turn {number}")
         else:
             place = places[identifier]
             by_place[place] = replace(answer, name=caller.calls[place].name)

@@ -1,4 +1,4 @@
-"""AST match: what BFCL's rule takes for as good, and what it does not."""
+"""AST match as in BFCL."""
 
 from itertools import permutations
 
@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tunemill_trainer.data.rows import Call, Tool
-from tunemill_trainer.judge.match import same_calls
-from tunemill_trainer.judge.tolerant import ast_match, call_fits
+from tunemill_trainer.judge.ast_matching import ast_match, call_fits
+from tunemill_trainer.judge.exact_matching import same_calls
 
 WEATHER = {
     "type": "object",
@@ -33,7 +33,7 @@ TOOLS = (Tool("weather", "", WEATHER), Tool("timer", "", {"type": "object"}))
 
 
 def weather(**arguments: object) -> Call:
-    """A call of the weather tool."""
+    """A call to the weather tool."""
     return Call("weather", arguments)
 
 
@@ -56,8 +56,8 @@ def weather(**arguments: object) -> Call:
         (weather(city="x", anything=[1, {"a": None}]), weather(city="x", anything=[1.0, {"a": None}])),
     ],
 )
-def test_as_good(found: Call, wanted: Call):
-    """Strings loosely, defaults, integers for numbers; data that breaks its own schema is matched by its like."""
+def test_matching_arguments(found: Call, wanted: Call):
+    """Loose strings, defaults, integers as numbers; expected values that violate the schema."""
     assert ast_match([found], [wanted], TOOLS)
 
 
@@ -85,19 +85,19 @@ def test_as_good(found: Call, wanted: Call):
         (Call("Weather", {"city": "x"}), weather(city="x")),
     ],
 )
-def test_not_as_good(found: Call, wanted: Call):
-    """Other values, other types, missing and additional arguments, other orders of lists, other names."""
+def test_different_arguments(found: Call, wanted: Call):
+    """Other values, types, missing and extra arguments, orders of lists, and names."""
     assert not ast_match([found], [wanted], TOOLS)
 
 
 def test_a_required_argument_has_no_default():
-    """What the schema requires has to be there, whatever default it names."""
+    """A required argument must be present, even if the schema has a default."""
     schema = {"type": "object", "properties": {"a": {"type": "integer", "default": 1}}, "required": ["a"]}
     assert not ast_match([Call("f", {})], [Call("f", {"a": 1})], [Tool("f", "", schema)])
 
 
 def test_the_best_pairing_is_found():
-    """The first call fits both answers, the second only one: taking the first that fits would fail."""
+    """The first call matches both expected calls, the second only one: a greedy pairing would fail."""
     schema = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "string", "default": "z"}}}
     tools = [Tool("f", "", schema)]
     either, only_second = Call("f", {"b": "z"}), Call("f", {})
@@ -105,23 +105,23 @@ def test_the_best_pairing_is_found():
     assert ast_match([only_second, either, only_second], [either, either, only_second], tools)
 
 
-def test_a_thousand_calls_exhaust_nothing():
-    """A model that repeats one call, against data that does so too: pairing must not go as deep as there are calls."""
+def test_a_thousand_equal_calls_do_not_exhaust_the_stack():
+    """A model can repeat a call: the recursion depth must not grow with their number."""
     many = [Call("f", {})] * 1100
     assert ast_match(many, many, ())
     assert not ast_match(many, [*many[1:], Call("f", {"a": 1})], ())
 
 
-def test_as_many_calls_as_wanted():
-    """One too many and one too few are no match, nor is a doubled call for two different ones."""
+def test_the_number_of_calls_must_be_equal():
+    """One more or one less is no match, nor is one call twice for two different ones."""
     assert not ast_match([weather(city="x")] * 2, [weather(city="x")], TOOLS)
     assert not ast_match([weather(city="x")], [weather(city="x")] * 2, TOOLS)
     assert not ast_match([weather(city="x")] * 2, [weather(city="x"), weather(city="y")], TOOLS)
     assert ast_match([], [], TOOLS)
 
 
-def test_tools_that_nobody_describes():
-    """Without a schema there are no types and no defaults, only values."""
+def test_tools_without_a_schema():
+    """They have no types and defaults, so only values are compared."""
     assert ast_match([Call("f", {"a": "X"})], [Call("f", {"a": "x"})], ())
     assert not ast_match([Call("f", {"a": 1})], [Call("f", {})], ())
 
@@ -137,8 +137,8 @@ def test_tools_that_nobody_describes():
         {"properties": {"a": {"anyOf": [], "type": ["string", "array"]}}},
     ],
 )
-def test_odd_schemas_forbid_nothing(schema: dict):
-    """A schema that cannot be understood does not make equal calls different."""
+def test_invalid_schemas_allow_anything(schema: dict):
+    """Equal calls match even if the schema is invalid."""
     assert call_fits(Call("f", {"a": ["x"]}), Call("f", {"a": ["X"]}), schema)
 
 
@@ -155,7 +155,7 @@ CALLS = st.lists(
 
 @given(CALLS, CALLS)
 def test_matching_finds_what_brute_force_finds(found: list[Call], wanted: list[Call]):
-    """Against all pairings."""
+    """Compared with all pairings."""
     schemas = {tool.name: tool.parameters for tool in TOOLS}
     some_pairing = len(found) == len(wanted) and any(
         all(call_fits(a, b, schemas[b.name]) for a, b in zip(order, wanted, strict=True))
@@ -165,8 +165,8 @@ def test_matching_finds_what_brute_force_finds(found: list[Call], wanted: list[C
 
 
 @given(CALLS, st.randoms(use_true_random=False))
-def test_what_is_exact_is_as_good(wanted: list[Call], random):
-    """The same calls in another order are an AST match too, also where the data breaks its schema."""
+def test_an_exact_match_is_an_ast_match(wanted: list[Call], random):
+    """In any order of the calls, also if the data violates its schema."""
     found = random.sample(wanted, len(wanted))
     assert same_calls(found, wanted)
     assert ast_match(found, wanted, TOOLS)

@@ -1,4 +1,4 @@
-"""Turns that belong together: answers with their calls, and assistant turns in a row."""
+"""Merging consecutive assistant turns, and ordering tool responses."""
 
 import pytest
 from trainer.data.building import openai_row
@@ -17,7 +17,7 @@ def read(row, form=DatasetFormat.OPENAI):
 
 
 def a_conversation(*more):
-    """The usual row and what follows its call."""
+    """A row with a call, and the given turns after it."""
     row = openai_row()
     row["messages"] += more
     return row
@@ -35,7 +35,7 @@ def two_calls(*ids, answered=()):
 
 
 def sharegpt(*turns):
-    """A row with turns of who speaks and what is said."""
+    """A row with turns from pairs of role and text."""
     listed = [{"from": speaker, "value": said} for speaker, said in turns]
     return {"conversations": listed, "tools": openai_row()["tools"]}
 
@@ -44,8 +44,8 @@ CALL = '{"name": "get_weather", "arguments": {"city": "Rome"}}'
 
 
 @pytest.mark.parametrize("ids", [("c1", "c2"), (1, 2)])
-def test_answers_come_into_the_order_of_their_calls(ids):
-    """Chat templates tell them by their order alone; the next turn may use the same ids again."""
+def test_responses_are_in_the_order_of_their_calls(ids):
+    """Chat templates match them by order; the next turn can reuse the ids."""
     row = two_calls(*ids, answered=reversed(ids))
     row["messages"] += two_calls(*ids)["messages"][1:]
     messages = read(row).row.messages
@@ -54,8 +54,8 @@ def test_answers_come_into_the_order_of_their_calls(ids):
     assert [message.content for message in messages[2:4]] == [f"answer to {each}" for each in ids]
 
 
-def test_answers_without_ids_are_told_by_their_tools():
-    """Where each tool is called once; else the order is all there is."""
+def test_responses_without_ids_are_matched_by_tool():
+    """If each tool is called once; otherwise by order."""
     row = two_calls("", "", answered=["", ""])
     row["messages"][1]["tool_calls"][1] = {"function": {"name": "other", "arguments": {}}}
     row["tools"].append({"function": {"name": "other"}})
@@ -67,27 +67,27 @@ def test_answers_without_ids_are_told_by_their_tools():
 @pytest.mark.parametrize(
     ("row", "rule", "message"),
     [
-        (a_conversation({"role": "tool", "tool_call_id": "c2", "content": "7"}), Rule.UNKNOWN_CALL_ID, "answers c2"),
-        (a_conversation({"role": "user", "content": "And?"}), Rule.UNANSWERED_CALL, "the call c1"),
+        (a_conversation({"role": "tool", "tool_call_id": "c2", "content": "7"}), Rule.UNKNOWN_CALL_ID, "has the id c2"),
+        (a_conversation({"role": "user", "content": "And?"}), Rule.UNANSWERED_CALL, "the call id c1"),
         (
             a_conversation(*[{"role": "tool", "tool_call_id": "c1", "content": "7"}] * 2),
             Rule.DUPLICATE_CALL_ID,
-            "two tool messages answer the call c1",
+            "two tool messages have the call id c1",
         ),
-        (two_calls("c1", "c1"), Rule.DUPLICATE_CALL_ID, "two calls of an assistant turn have the id c1"),
-        (two_calls("c1", "c2", answered=["c2"]), Rule.UNANSWERED_CALL, "the call c1"),
+        (two_calls("c1", "c1"), Rule.DUPLICATE_CALL_ID, "two calls of the assistant turn have the id c1"),
+        (two_calls("c1", "c2", answered=["c2"]), Rule.UNANSWERED_CALL, "the call id c1"),
     ],
 )
-def test_calls_and_answers_that_do_not_belong_together(row, rule, message):
-    """Every trap ends in its own rule, never in a guess."""
+def test_calls_and_responses_that_do_not_match(row, rule, message):
+    """Every mistake has its rule; nothing is guessed."""
     (problem,) = read(row).problems
     assert problem.rule is rule
     assert message in problem.message
     assert problem.field.startswith("turn ")
 
 
-def test_calls_in_turns_of_their_own_are_parallel():
-    """LLaMA-Factory's and ms-swift's rows have each call as a turn."""
+def test_calls_in_consecutive_turns_are_parallel():
+    """In LLaMA-Factory and ms-swift, each call is a turn."""
     turns = [
         ("human", "x"),
         ("function_call", CALL),
@@ -101,35 +101,35 @@ def test_calls_in_turns_of_their_own_are_parallel():
     assert found.problems == ()
 
 
-def test_a_text_before_a_call_is_a_part_of_its_turn():
-    """So a server would give it back."""
+def test_text_before_a_call_belongs_to_its_turn():
+    """As a server would return it."""
     found = read(sharegpt(("human", "x"), ("gpt", "I look."), ("function_call", CALL)), DatasetFormat.SHAREGPT)
     (_, message) = found.row.messages
     assert (message.content, len(message.calls), found.problems) == ("I look.", 1, ())
 
 
-def test_two_texts_in_a_row_are_one_and_are_told():
-    """A model cannot speak twice."""
+def test_two_consecutive_texts_are_merged_and_reported():
+    """A model generates one turn at a time."""
     found = read(sharegpt(("human", "x"), ("gpt", "One."), ("gpt", "Two.")), DatasetFormat.SHAREGPT)
     assert found.row.messages[1].content == "One.\n\nTwo."
     assert [problem.rule for problem in found.problems] == [Rule.JOINED_TURNS]
 
 
-def test_turns_of_which_one_is_learnt_cannot_be_one():
-    """The loss is on whole turns."""
+def test_turns_with_different_loss_masks_are_not_merged():
+    """The loss includes whole turns."""
     row = sharegpt(("human", "x"), ("gpt", "One."), ("gpt", "Two."))
     row["conversations"][1]["weight"] = 0
     assert [problem.rule for problem in read(row, DatasetFormat.SHAREGPT).problems] == [Rule.ROLE_ORDER]
 
 
-def test_a_text_after_a_call_is_not_its_answer():
-    """It stays a turn, and the call is unanswered."""
+def test_text_after_a_call_is_not_its_response():
+    """It stays a separate turn, and the call is unanswered."""
     found = read(sharegpt(("human", "x"), ("function_call", CALL), ("gpt", "Done.")), DatasetFormat.SHAREGPT)
     assert [problem.rule for problem in found.problems] == [Rule.UNANSWERED_CALL]
 
 
-def test_the_last_turn_alone_may_be_learnt():
-    """As trainers of agents ask for: the others are history."""
+def test_training_can_be_limited_to_the_last_turn():
+    """The other assistant turns are history."""
     row = two_calls("c1", "c2", answered=["c1", "c2"])
     row["messages"].append({"role": "assistant", "content": "Done."})
     reader = RowReader(DatasetFormat.OPENAI, last_turn_only=True)

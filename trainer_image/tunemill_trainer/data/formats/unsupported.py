@@ -1,4 +1,4 @@
-"""Rows that people have and that are not read, each with its name and what to do about it."""
+"""Known kinds of rows that are not supported, each with its name and a remedy."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from tunemill_trainer.data.rows import JsonObject
 
 
 @dataclass(frozen=True)
-class Refused:
-    """A kind of rows.
+class UnsupportedKind:
+    """A kind of unsupported rows.
 
     Attributes:
-        name: what people call it.
-        is_one: tells such a row.
-        remedy: what to do.
+        name: the common name.
+        matches: returns whether a row is of this kind.
+        remedy: how to convert such rows.
     """
 
     name: str
-    is_one: Callable[[JsonObject], bool]
+    matches: Callable[[JsonObject], bool]
     remedy: str
 
 
@@ -35,69 +35,69 @@ _BESIDE_TEXT = {"text", "id", "source", "meta", "metadata"}
 _MEDIA = ("images", "image", "videos", "audios")
 
 KINDS = (
-    Refused(
+    UnsupportedKind(
         "preference data",
         lambda row: any(row.get(field) is not None for field in ("rejected", "rejected_response", "rejected_messages")),
-        "Keep the chosen answers: write each as the last turn of `messages`.",
+        "Keep the chosen responses: write each as the last turn of `messages`.",
     ),
-    Refused(
+    UnsupportedKind(
         "KTO data",
         lambda row: row.get("kto_tag") is not None or (isinstance(row.get("label"), bool) and len(row) > 1),
-        "Keep the rows whose label is true, and take the label out.",
+        "Keep the rows whose label is true, and remove the label.",
     ),
-    Refused(
-        "rows with pictures, sound or films",
+    UnsupportedKind(
+        "rows with images, audio or video",
         lambda row: any(row.get(field) for field in _MEDIA),
-        "Leave these rows out: only text is learnt.",
+        "Remove these rows: only text is supported.",
     ),
-    Refused(
-        "a prompt and a completion of plain text",
+    UnsupportedKind(
+        "prompts and completions of plain text",
         lambda row: _is_text(row.get("prompt")) and isinstance(row.get("completion"), str),
         "Write both as lists of turns: [{role, content}].",
     ),
-    Refused(
+    UnsupportedKind(
         "prompts without completions",
         lambda row: isinstance(row.get("prompt"), list) and row.get("completion") is None and not _has("messages")(row),
-        "Add the turns to be learnt as `completion`.",
+        "Add the turns to train on as `completion`.",
     ),
-    Refused(
-        "Alpaca's format",
+    UnsupportedKind(
+        "rows in the Alpaca format",
         lambda row: (
             _has("instruction", "output")(row)
             and not row.keys() & {"messages", "conversations"}
             and "API-Request:" not in f"{row['instruction']}{row['output']}"
         ),
-        "Write `messages` with a turn of the user and one of the assistant.",
+        "Write `messages` with a user turn and an assistant turn.",
     ),
-    Refused(
-        "BFCL's questions without their answers",
+    UnsupportedKind(
+        "BFCL questions without answers",
         lambda row: _has("question", "function")(row) and row.get("ground_truth") is None,
         "Join them with the possible answers by `id`.",
     ),
-    Refused(
-        "BFCL's answers without their questions",
+    UnsupportedKind(
+        "BFCL answers without questions",
         lambda row: _has("ground_truth")(row) and row.get("question") is None,
         "Join them with the questions by `id`.",
     ),
-    Refused(
-        "a results file of tau2-bench",
+    UnsupportedKind(
+        "results of tau2-bench",
         _has("simulations", "tasks"),
-        "Write its simulations one a line.",
+        "Write one simulation per line.",
     ),
-    Refused(
-        "ToolAlpaca's format",
+    UnsupportedKind(
+        "rows in the ToolAlpaca format",
         _has("Instances", "Function_Description"),
         "Write `messages` with `tool_calls`.",
     ),
-    Refused(
-        "Gorilla's APIBench",
+    UnsupportedKind(
+        "rows of Gorilla's APIBench",
         _has("api_call", "api_data"),
         "Write `messages` with `tool_calls`.",
     ),
-    Refused(
-        "text that a chat template has rendered",
+    UnsupportedKind(
+        "text rendered by a chat template",
         lambda row: isinstance(row.get("text"), str) and row.keys() <= _BESIDE_TEXT,
-        "Write the turns themselves as `messages`.",
+        "Write the turns as `messages`.",
     ),
 )
 
@@ -107,11 +107,11 @@ _FIELDS = frozenset(
         *("question", "ground_truth", "simulations", "Instances", "api_call", "text"),
     }
 )
-"""One of these is in every such row."""
+"""Every unsupported row has one of these fields."""
 
 
-def kind_of(row: JsonObject) -> Refused | None:
-    """Return what kind of rows that are not read a row is of, if any."""
+def kind_of(row: JsonObject) -> UnsupportedKind | None:
+    """Return the kind of an unsupported row, or None."""
     if _FIELDS.isdisjoint(row):
         return None
-    return next((kind for kind in KINDS if kind.is_one(row)), None)
+    return next((kind for kind in KINDS if kind.matches(row)), None)
