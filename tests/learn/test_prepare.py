@@ -111,7 +111,7 @@ def test_every_training_row_teaches_its_answer(site):
     assert (facts.tokenizer_mode, facts.added_tokens, facts.dataset.format) == ("Text", 0, "OpenAI")
     assert prepared.report()["tokenizer"] == {
         "mode": "Text",
-        "reason": "vLLM takes the adapter alone only if it has no rows for new tokens",
+        "reason": "vLLM loads the adapter without merging only if it has no rows for added tokens",
         "added": [],
     }
     assert facts.dataset.train_rows + facts.dataset.evaluation_rows == facts.dataset.rows == 60

@@ -30,7 +30,7 @@ def facts(*added: str, publish: dict | None = None, dataset: dict | None = None,
     base = BaseModel("google/gemma-2-2b-it", "0123456789abcdef" * 2 + "01234567")
     adapter, merged = "acme/support-tools", "acme/support-tools-merged"
     places = Artifacts(adapter, merged if added else "", report=False) if not whole else Artifacts("", adapter, False)
-    verdict = Verdict(("it holds rows for new tokens",) if added else (), 32)
+    verdict = Verdict(("it contains rows for added tokens",) if added else (), 32)
     contract = Contract(ServingTarget.VLLM, base, places, verdict, ReplyFormat.HERMES)
     spec = {
         "baseModel": {"id": "google/gemma-2-2b-it", "tokenSecretRef": {"name": "hf-read"}},
@@ -142,7 +142,7 @@ def test_a_draft_says_what_it_is_first():
     missed = GateFacts(gate="exact_match >= 0.9", passed=False, message="base 0.1000, tuned 0.8000, 20 cases")
     card = model_card(replace(facts(), gates=(*facts().gates, missed)))
     introduction = card.split("## Evaluation")[0]
-    assert "This is a draft and no release" in introduction
+    assert "This is a draft, not a release" in introduction
     assert "> - `exact_match >= 0.9` (base 0.1000, tuned 0.8000, 20 cases)" in introduction
     assert "exact_match >= 0.5" not in introduction
     assert "draft" in metadata(card)["tags"]
@@ -162,14 +162,14 @@ def test_a_quantised_base_is_named_as_such():
         update={"base_model": run.spec.base_model.model_copy(update={"quantization": Quantization.NF4})}
     )
     quantised = replace(facts(), run=run.model_copy(update={"spec": spec}))
-    assert ", in NF4 while it was trained and judged |" in model_card(quantised)
-    assert "while it was trained" not in model_card(facts())
+    assert ", quantized to NF4 in training and evaluation |" in model_card(quantised)
+    assert "quantized to" not in model_card(facts())
 
 
 def test_figures_stand_beside_their_base_and_their_doubt():
     """A share without its interval and its number of cases says little."""
     card = model_card(facts())
-    assert "| Right tools and arguments (`exact_match`) | 0.1000 | **0.8000** | 0.584 to 0.919 | 20 |" in card
+    assert "| Exact match (`exact_match`) | 0.1000 | **0.8000** | 0.584 to 0.919 | 20 |" in card
     assert "`abstention_accuracy`" not in card
     assert "`exact_match >= 0.5`: passed" in card
     assert "NVIDIA H200" in card
@@ -233,7 +233,7 @@ def test_a_servable_adapter_has_its_command():
 def test_an_adapter_that_vllm_refuses_leads_to_the_whole_model():
     """Why, where it is, and the command."""
     card = model_card(facts("<tool_call>", "</tool_call>"))
-    assert "it holds rows for new tokens" in card
+    assert "it contains rows for added tokens" in card
     assert "vllm serve acme/support-tools-merged" in card
     assert "--revision decade" in card
     assert "--enable-lora" not in card

@@ -13,7 +13,7 @@ from tunemill_trainer.release.servability import Verdict
 
 ADAPTER, MERGED = "acme/tools", "acme/tools-merged"
 REVISIONS = {ADAPTER: "c0ffee", MERGED: "decade"}
-SERVABLE, REFUSED = Verdict((), 16), Verdict(("it holds rows for new tokens",), 16)
+SERVABLE, REFUSED = Verdict((), 16), Verdict(("it contains rows for added tokens",), 16)
 
 
 def wish(*artifacts: str, serving: str = "vLLM") -> Publish:
@@ -91,7 +91,7 @@ def test_a_refused_adapter_is_served_in_one_piece():
     found = contract(REFUSED, whole=MERGED).serving(REVISIONS)
     assert found is not None
     assert (found.model, found.merged, found.adapter_servable) == (f"{MERGED}@decade", True, False)
-    assert found.reason == "it holds rows for new tokens"
+    assert found.reason == "it contains rows for added tokens"
     words = shlex.split(found.command.replace("\\\n", " "))
     assert words[:7] == ["vllm", "serve", MERGED, "--revision", "decade", "--tokenizer-revision", "decade"]
     assert "--enable-lora" not in found.command

@@ -18,7 +18,7 @@ def made(folder: Path, text: str) -> Path:
 
 def put(releases: LocalReleases, folder: Path, branch: str = "main", prove=lambda _: None) -> str:
     """Release a folder."""
-    return releases.put_proven(folder, branch, "candidate", "message", prove)
+    return releases.put_verified(folder, branch, "candidate", "message", prove)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_a_branch_holds_what_was_proven_last(releases: LocalReleases, tmp_path: 
     kept = {path.name for path in (tmp_path / "result" / "releases").iterdir()}
     assert kept == {first, third}
     assert second not in kept
-    assert (releases.offers(third, "main"), releases.offers(first, "main")) == (True, False)
+    assert (releases.has_release(third, "main"), releases.has_release(first, "main")) == (True, False)
 
 
 def test_what_is_not_proven_changes_nothing(releases: LocalReleases, tmp_path: Path):
@@ -63,8 +63,8 @@ def test_drafts_stand_beside_the_branch_until_they_are_cleared(releases: LocalRe
     first = put(releases, made(tmp_path / "made", "1"))
     put(releases, made(tmp_path / "made", "2"), "tunemill/draft")
     assert releases.read(CONTENTS, "tunemill/draft", 10) == b"2"
-    releases.clear("tunemill/draft")
-    releases.clear("was-never-there")
+    releases.discard_branch("tunemill/draft")
+    releases.discard_branch("was-never-there")
     assert releases.read(CONTENTS, "tunemill/draft", 10) is None
     assert [path.name for path in (tmp_path / "result" / "releases").iterdir()] == [first]
 
@@ -72,5 +72,5 @@ def test_drafts_stand_beside_the_branch_until_they_are_cleared(releases: LocalRe
 def test_files_of_others_are_not_replaced(releases: LocalReleases, tmp_path: Path):
     """A folder that has the branch's name is no link of ours."""
     (tmp_path / "result" / "main").mkdir()
-    with pytest.raises(Exception, match="no link of an earlier release"):
+    with pytest.raises(Exception, match="to be a symbolic link of an earlier release"):
         put(releases, made(tmp_path / "made", "1"))

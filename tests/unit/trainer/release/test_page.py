@@ -180,7 +180,7 @@ def test_the_figures_are_on_it():
     assert "82.5" in text
     assert "95 % interval 72.5 to 90.5 %" in text
     assert "Wrong value" in text
-    assert "No call that a client would get." in text
+    assert "No valid call." in text
     assert "p = 1.2e-09" in text
 
 
@@ -196,18 +196,18 @@ def test_less_is_better_where_it_is():
 def test_tools_without_a_mix_up_are_not_in_the_grid():
     """With hundreds of tools it would be a wall of zeros; what is left out is counted."""
     text = page(facts())
-    assert 'title="get_weather wanted, set_alarm called: 2"' in text
-    assert "play wanted" not in text
-    assert "Not shown: 2 without a mix-up." in text
+    assert 'title="get_weather expected, set_alarm called: 2"' in text
+    assert "play expected" not in text
+    assert "Not shown: 2 without confusion." in text
 
 
 def test_the_grid_has_a_bound():
     """The tools with the most mix-ups come first; how many are left out is said."""
     confusion = {f"tool_{at}": {"other": at} for at in range(1, 51)}
     text = page(replace(facts(), report=report().model_copy(update={"tuned_confusion": confusion})))
-    assert 'title="tool_50 wanted, other called: 50"' in text
-    assert "tool_20 wanted" not in text
-    assert "20 with fewer mix-ups are not shown" in text
+    assert 'title="tool_50 expected, other called: 50"' in text
+    assert "tool_20 expected" not in text
+    assert "Also not shown: 20 with less confusion." in text
 
 
 def test_a_page_of_a_perfect_or_a_short_run():
@@ -218,7 +218,7 @@ def test_a_page_of_a_perfect_or_a_short_run():
     text = page(replace(facts(history=[{"step": 1, "loss": 2.0}]), report=perfect))
     assert "Training loss" not in text
     assert "Mistakes of the tuned model" not in text
-    assert "every call went to the tool that was wanted" in text
+    assert "every call was to the expected tool" in text
     _Elements(text)
 
 
@@ -249,7 +249,7 @@ def test_the_held_out_loss_has_its_own_line():
 def test_a_slice_of_all_cases_is_not_told_twice():
     """Where every row wants one call, the table above says it all."""
     whole = report().model_copy(update={"slices": {"single_call": {"exact_match": metric(1, 33, 40)}}})
-    assert "One call is wanted" not in page(replace(facts(), report=whole))
+    assert "One call expected" not in page(replace(facts(), report=whole))
     assert "Later turns of a conversation" in page(facts())
 
 

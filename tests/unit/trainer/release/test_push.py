@@ -246,9 +246,9 @@ def test_another_branch_begins_where_main_is(publisher: Publisher, tmp_path: Pat
 
 def test_a_branch_can_be_removed_twice(publisher: Publisher):
     """Cleaning up after a lost answer is no error."""
-    publisher.repository.begin("candidate", "main")
-    publisher.repository.remove("candidate")
-    publisher.repository.remove("candidate")
+    publisher.repository.create_branch("candidate", "main")
+    publisher.repository.delete_branch("candidate")
+    publisher.repository.delete_branch("candidate")
     assert [ref.name for ref in publisher.api.list_repo_refs(NAME).branches] == ["main"]
 
 
@@ -265,22 +265,22 @@ def test_a_tag_is_where_the_release_is(publisher: Publisher, tmp_path: Path):
 def test_a_branch_offers_a_release_until_another_one_comes(publisher: Publisher, tmp_path: Path):
     """What decides whether a model has to be pushed again; a note beside the release changes nothing."""
     first = publisher.repository.put(release(tmp_path / "one"), "main", "Publish")
-    assert publisher.repository.offers(first, "main")
-    assert not publisher.repository.offers("0" * 40, "main")
-    assert not publisher.repository.offers(first, "elsewhere")
+    assert publisher.repository.has_release(first, "main")
+    assert not publisher.repository.has_release("0" * 40, "main")
+    assert not publisher.repository.has_release(first, "elsewhere")
     publisher.api.upload_file(path_or_fileobj=b"Ask us.", path_in_repo="NOTES.md", repo_id=NAME)
-    assert publisher.repository.offers(first, "main")
+    assert publisher.repository.has_release(first, "main")
     second = publisher.repository.put(release(tmp_path / "two", **{"loss.png": "curve"}), "main", "Publish")
-    assert publisher.repository.offers(second, "main")
-    assert not publisher.repository.offers(first, "main")
+    assert publisher.repository.has_release(second, "main")
+    assert not publisher.repository.has_release(first, "main")
     publisher.api.delete_repo(NAME)
-    assert not publisher.repository.offers(second, "main")
+    assert not publisher.repository.has_release(second, "main")
 
 
 def test_a_release_that_was_replaced_comes_back_whole(publisher: Publisher, tmp_path: Path):
     """After a revert the branch holds the earlier release and nothing of the one between, and the tag is there."""
     one, two = release(tmp_path / "one"), release(tmp_path / "two", **{"loss.png": "curve"})
-    commits = [publisher.repository.put_proven(folder, "main", "new", "Publish", print) for folder in (one, two, one)]
+    commits = [publisher.repository.put_verified(folder, "main", "new", "Publish", print) for folder in (one, two, one)]
     publisher.repository.tag("v1", commits[0])
     publisher.repository.tag("v1", commits[2])
     assert len(set(commits)) == 3
@@ -362,7 +362,7 @@ def test_a_fault_at_any_call_tears_nothing(name: str, tmp_path: Path, monkeypatc
             (folder / "adapter_model.safetensors").write_text(before)
             object.__setattr__(hub.hub, "faults", faults)
             try:
-                commit = publisher.repository.put_proven(folder, "main", "candidate", "Publish", prove)
+                commit = publisher.repository.put_verified(folder, "main", "candidate", "Publish", prove)
             finally:
                 object.__setattr__(hub.hub, "faults", Faults())
                 whole_or_nothing(publisher, folder, before)
@@ -385,4 +385,4 @@ def test_a_fault_at_any_call_tears_nothing(name: str, tmp_path: Path, monkeypatc
                 failure = error.reason
             # The last call removes the candidate, which is not worth a failure.
             assert failure == FINAL.get(name) or (failure is None and proven), f"call {at}"
-            publisher.repository.remove("candidate")
+            publisher.repository.delete_branch("candidate")

@@ -60,7 +60,7 @@ def test_plain_lora_is_served():
         (lora(rank_pattern={"q_proj": 8}), "rank_pattern"),
         (lora(alpha_pattern={"q_proj": 8}), "alpha_pattern"),
         (lora(layer_replication=[[0, 2], [1, 3]]), "layer_replication"),
-        (lora(r=1024), "rank of 1024"),
+        (lora(r=1024), "rank 1024"),
     ],
 )
 def test_what_the_configuration_may_not_ask_for(config: dict, named: str):
@@ -103,7 +103,7 @@ def test_an_adapter_on_the_vocabulary():
     """Only for families that allow it, and only with the base model's own number of tokens."""
     embedding, head = "base_model.model.model.embed_tokens", "base_model.model.lm_head"
     both = {f"{embedding}.lora_embedding_A": (16, 800), f"{embedding}.lora_embedding_B": (128, 16)}
-    assert "embed_tokens, which an adapter of a gemma2 model may not" in problems(adapter(**both))
+    assert "embed_tokens, which the server does not support for gemma2 models" in problems(adapter(**both))
     assert not problems(adapter(model_type="qwen3", **both))
     longer = {f"{head}.lora_A.weight": (16, 128), f"{head}.lora_B.weight": (808, 16)}
     assert "lm_head has 808 rows, the base model 800" in problems(adapter(model_type="llama", **longer))
@@ -121,7 +121,7 @@ def test_a_problem_of_every_layer_is_told_once():
 
 
 def test_transformers_serve_takes_no_adapter():
-    """It loads whole models."""
+    """It loads full models only."""
     assert not judge(adapter(), ServingTarget.TRANSFORMERS).servable
 
 
@@ -137,11 +137,15 @@ def test_files_are_read_without_their_tensors(tmp_path: Path):
 @pytest.mark.parametrize(
     ("wish", "mode", "named"),
     [
-        ({}, TokenizerMode.TEXT, "vLLM takes the adapter alone"),
-        ({"publish": {"artifacts": ["Adapter", "Merged"]}}, TokenizerMode.TEXT, "vLLM takes the adapter alone"),
+        ({}, TokenizerMode.TEXT, "vLLM loads the adapter without merging"),
+        (
+            {"publish": {"artifacts": ["Adapter", "Merged"]}},
+            TokenizerMode.TEXT,
+            "vLLM loads the adapter without merging",
+        ),
         ({"adapter": {"method": "IA3"}}, TokenizerMode.TEXT, "IA3"),
-        ({"adapter": {"method": "AdaLoRA"}}, TokenizerMode.EXTEND, "no AdaLoRA adapter"),
-        ({"adapter": {"method": "Full"}}, TokenizerMode.EXTEND, "whole model"),
+        ({"adapter": {"method": "AdaLoRA"}}, TokenizerMode.EXTEND, "cannot load AdaLoRA adapters"),
+        ({"adapter": {"method": "Full"}}, TokenizerMode.EXTEND, "method Full trains all weights"),
         ({"publish": {"serving": "Transformers"}}, TokenizerMode.EXTEND, "transformers serve"),
         ({"publish": {"serving": "None"}}, TokenizerMode.EXTEND, "serving is None"),
         ({"publish": {"artifacts": ["Merged"]}}, TokenizerMode.EXTEND, "only the merged model"),
