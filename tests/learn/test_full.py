@@ -63,7 +63,7 @@ def test_a_model_of_8b_fits_a_gpu_of_80_gb(weights: int, dtype: torch.dtype, exp
 def test_a_model_that_fits_in_no_format_is_refused_before_it_is_loaded(weights: int, dtype: torch.dtype):
     """Proves that the message has the MiB needed and found; only BF16 has a compact format."""
     needed = weights * (6 if dtype is torch.bfloat16 else 16) >> 20
-    with pytest.raises(StageError, match=rf"at least {needed} MiB are needed .*has 81559 MiB") as error:
+    with pytest.raises(StageError, match=rf"needs at least {needed} MiB .*has 81559 MiB") as error:
         weight_format(weights, H100, dtype, "Set spec.adapter.method to LoRA.")
     assert error.value.reason is Reason.CUDA_OUT_OF_MEMORY
     assert "LoRA" in error.value.failure.remedy
@@ -230,7 +230,7 @@ def test_a_disk_without_room_for_two_checkpoints_is_found_before_the_first_step(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _folder: usage._replace(free=10 << 20))
     weights = sum(parameter.numel() for parameter in raw.model().parameters())
-    with pytest.raises(StageError, match=rf"10 MiB free: expected {24 * weights >> 20} MiB") as error:
+    with pytest.raises(StageError, match=rf"10 MiB free: expected at least {24 * weights >> 20} MiB") as error:
         raw.train(tmp_path, adapter("Full"), raw.model(), count=16, maxSteps=1)
     assert error.value.reason is Reason.DISK_FULL
     assert "ephemeral-storage" in error.value.failure.remedy

@@ -156,7 +156,7 @@ def speed(settings: Settings) -> Figures:
     if _on_gpu(settings):
         figures |= peaks()
         nearest = min(found.train, key=lambda need: abs(need.mib - figures["peakMib"]))
-        figures |= {"nearestRung": str(nearest.rung), "estimateOfItMib": nearest.mib}
+        figures |= {"nearestRung": str(nearest.mode), "estimateOfItMib": nearest.mib}
     if not math.isfinite(history[-1]["loss"]):
         raise CheckFailedError(f"the loss is {history[-1]['loss']}")
     return figures | (_evaluation(settings, run) if settings.get("cases") else {})

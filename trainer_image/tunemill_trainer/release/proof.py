@@ -37,7 +37,7 @@ makes 6e-7, 0.009 and 0.002 for two layers, and more for more layers. A wrong me
 _PROMPTS = 4
 _CALLS = 2
 _TOKENS = 16
-"""The number of tokens per reply whose logits are compared. More would take much memory: 4 bytes per entry of the vocabulary."""
+"""The number of tokens per reply whose logits are compared. Each takes 4 bytes per entry of the vocabulary."""
 _MOST_TOKENS = 256
 """The most tokens of a reply: publish runs without a GPU, where generation is slow."""
 

@@ -10,7 +10,16 @@ from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.status import DatasetFacts
 from tunemill_trainer.__main__ import main
 from tunemill_trainer.errors import StageError
-from tunemill_trainer.learn.memory_plan import MIB, Estimate, Lengths, Need, Rung, lengths_of, refuse_too_large, table
+from tunemill_trainer.learn.memory_plan import (
+    MIB,
+    Estimate,
+    Lengths,
+    MemoryMode,
+    Need,
+    lengths_of,
+    refuse_too_large,
+    table,
+)
 
 QWEN3 = {
     "model_type": "qwen3",
@@ -48,14 +57,14 @@ def a_spec(**spec: dict) -> FineTuneSpec:
 
 def an_estimate() -> Estimate:
     """10,000 MiB at full speed, 4,000 at least, of which the weights are 3,000."""
-    rungs = [(Rung.NONE, 7000), (Rung.SELECTIVE, 5000), (Rung.FULL, 3000), (Rung.ONE_ROW, 1000)]
-    train = [Need(rung, {"weights": 3000 * MIB, "activations": mib * MIB}) for rung, mib in rungs]
-    return Estimate(tuple(train), (Need(Rung.ONE_ROW, {"weights": 3000 * MIB}),))
+    modes = [(MemoryMode.NONE, 7000), (MemoryMode.SELECTIVE, 5000), (MemoryMode.FULL, 3000), (MemoryMode.ONE_ROW, 1000)]
+    train = [Need(mode, {"weights": 3000 * MIB, "activations": mib * MIB}) for mode, mib in modes]
+    return Estimate(tuple(train), (Need(MemoryMode.ONE_ROW, {"weights": 3000 * MIB}),))
 
 
 def test_a_run_that_cannot_fit_is_refused_with_what_to_change():
     """The message has the MiB needed and given; the remedy the field that helps most."""
-    with pytest.raises(StageError, match=r"train needs 4000 MiB at least \(weights 3000, activations 1000\)") as error:
+    with pytest.raises(StageError, match=r"train needs at least 4000 MiB \(weights 3000, activations 1000\)") as error:
         refuse_too_large(a_spec(compute={"gpuMemory": "3Gi"}), an_estimate())
     assert error.value.reason is Reason.CUDA_OUT_OF_MEMORY
     assert "3Gi are 3072 MiB" in error.value.message
@@ -72,13 +81,19 @@ def test_a_run_that_fits_or_names_no_memory_is_not_refused(compute: dict):
 
 
 @pytest.mark.parametrize(
-    ("mib", "rung"),
-    [(3999, None), (4000, Rung.ONE_ROW), (6000, Rung.FULL), (9999, Rung.SELECTIVE), (10_000, Rung.NONE)],
+    ("mib", "mode"),
+    [
+        (3999, None),
+        (4000, MemoryMode.ONE_ROW),
+        (6000, MemoryMode.FULL),
+        (9999, MemoryMode.SELECTIVE),
+        (10_000, MemoryMode.NONE),
+    ],
 )
-def test_the_fastest_rung_that_fits_is_shown(mib: int, rung: Rung | None):
+def test_the_fastest_mode_that_fits_is_shown(mib: int, mode: MemoryMode | None):
     """What does not fit at all has none."""
     found = an_estimate().fastest(mib)
-    assert (found and found.rung) == rung
+    assert (found and found.mode) == mode
 
 
 def test_the_table_names_every_part_and_gpu():
