@@ -284,7 +284,7 @@ def test_data_that_cannot_be_read_ends_in_its_own_reason(site, data, reason, mes
     ("name", "content", "message"),
     [
         ("config.json", '{"architectures": ["T5ForConditionalGeneration"]}', "T5ForConditionalGeneration"),
-        ("config.json", "{", "cannot be read: Expecting"),
+        ("config.json", "{", "cannot parse the config.json of"),
         ("tokenizer.json", "{}", "tokenizer.json"),
     ],
 )

@@ -182,7 +182,7 @@ def test_a_key_signs_what_is_published(judged_run: TrainedRun, tmp_path: Path, m
 def test_a_key_that_cannot_sign_stops_before_the_hub(judged_run: TrainedRun):
     """Nothing is pushed unsigned that was to be signed, and the message shows nothing of the key."""
     run = to(judged_run, "forged", signing={"keySecretRef": {"name": "release-key"}})
-    for pem, words in ((b"", "found it empty or not there"), (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", "encrypted")):
+    for pem, words in ((b"", "found it empty or missing"), (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", "encrypted")):
         give_key(run, pem)
         ended = run.stage(Stage.PUBLISH)
         assert failure(ended).reason is Reason.CREDENTIALS_MISSING

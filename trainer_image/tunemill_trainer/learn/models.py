@@ -38,7 +38,7 @@ def fetch_base(hub: Hub, base: BaseModel, cache: ModelCache | None) -> Path:
     if cache is not None:
         cache.make_room(base.id, base.revision)
         cache.hold(base.id, base.revision)
-    folder = hub.download(base.id, base.revision, base_files.LOADED)
+    folder = hub.model(base.id).download(base.revision, base_files.LOADED)
     if cache is not None:
         cache.make_room()
     base_files.check(base, folder)

@@ -363,7 +363,7 @@ def _collect(
         gates=tuple(decisions),
         repository=chosen.adapter or chosen.whole,
         with_page=chosen.report,
-        license=reader.license(base.id, base.revision),
+        license=reader.model(base.id).license(base.revision),
         public_dataset=dataset if dataset and reader.is_public_dataset(dataset) else "",
     )
     return _Release(

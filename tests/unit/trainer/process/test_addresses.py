@@ -54,7 +54,7 @@ def test_a_name_is_refused_for_any_of_its_addresses(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     for endpoint in ("", "https://honest.example/x", "https://unknown.example"):
         addresses.check(endpoint, "spec.hub.endpoint")
-    with pytest.raises(StageError, match=r"spec.hub.endpoint names rebound.example, which is 169.254.169.254"):
+    with pytest.raises(StageError, match=r"spec.hub.endpoint is at rebound.example \(169.254.169.254\)"):
         addresses.check("https://rebound.example", "spec.hub.endpoint")
 
 

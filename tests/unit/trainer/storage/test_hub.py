@@ -97,7 +97,7 @@ def test_a_token_without_the_right_says_which(server, token, repository, reason,
 def test_a_revision_becomes_a_commit(server):
     """Branches move; the run holds on to what they stood for."""
     info = HfApi(endpoint=server.url, token="alice-writes").model_info("acme/tools")
-    found = Hub(server.url, None).resolve("acme/tools", "main")
+    found = Hub(server.url, None).model("acme/tools").resolve("main")
     assert found.commit == info.sha
     assert found.files == {sibling.rfilename for sibling in info.siblings}
 
@@ -116,7 +116,7 @@ def test_a_revision_becomes_a_commit(server):
 def test_a_base_model_that_cannot_be_had(server, token, model, revision, reason):
     """Not there, not to be seen, not to be read: told apart as far as the Hub tells."""
     with pytest.raises(StageError) as raised:
-        Hub(server.url, token).resolve(model, revision)
+        Hub(server.url, token).model(model).resolve(revision)
     assert raised.value.reason is reason
     assert model in raised.value.message or reason is Reason.HUB_TOKEN_INVALID
 

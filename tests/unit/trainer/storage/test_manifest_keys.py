@@ -173,8 +173,8 @@ def test_without_a_secret_nothing_is_signed(tmp_path: Path) -> None:
         ({}, "expected the key key in the Secret of spec.workspace.manifestKeySecretRef"),
         ({"key": "short"}, "expected at least 32 characters in key, found 5"),
         ({"key": "n" * 32, "previous_key": "short"}, "expected at least 32 characters in previous-key, found 5"),
-        ({"key": "n" * 32, "trusted_before": "2026-11-01"}, "expected a time with its zone"),
-        ({"key": "n" * 32, "trusted_before": "yesterday"}, "expected a time with its zone"),
+        ({"key": "n" * 32, "trusted_before": "2026-11-01"}, "expected a time with time zone"),
+        ({"key": "n" * 32, "trusted_before": "yesterday"}, "expected a time with time zone"),
         ({"key": "n" * 32, "trusted_before": "9999-11-01T00:00:00Z"}, "expected a time that has passed"),
     ],
 )

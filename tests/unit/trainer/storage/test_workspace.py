@@ -192,7 +192,7 @@ def test_a_workspace_that_cannot_be_written_is_found_at_once(bucket: Bucket, mon
 @pytest.mark.parametrize("path", ["../up", "a/../../up", "/etc/passwd", "a\\b", ""])
 def test_a_manifest_cannot_name_files_outside_of_its_folder(path: str) -> None:
     """Proves that what lies in a bucket never decides where on the disk something is written."""
-    with pytest.raises(ValidationError, match="stays in its folder"):
+    with pytest.raises(ValidationError, match="expected a relative path without"):
         ManifestFile(path=path, size=1, sha256="0")
 
 
