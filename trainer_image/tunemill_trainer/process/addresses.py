@@ -65,8 +65,8 @@ def check(endpoint: str, field: str) -> None:
         if _is_refused(address):
             raise StageError(
                 Reason.INVALID_SPEC,
-                f"{field} is at {host} ({address}), but link-local addresses and metadata services of nodes are not "
-                f"allowed; change {field}",
+                f"{field} resolves to {address} (host {host}): link-local addresses and metadata services of nodes are "
+                f"not allowed; change {field}",
             )
 
 

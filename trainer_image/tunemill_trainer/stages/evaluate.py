@@ -74,7 +74,7 @@ class _Inputs:
     decoding: Decoding
 
     @property
-    def prompts(self) -> list[Sequence[int]]:
+    def prompts(self) -> Sequence[Sequence[int]]:
         """The prompt of each case in the tuned model's tokens."""
         return [case.prompt_ids for case in self.cases]
 

@@ -51,7 +51,7 @@ def test_a_stage_does_not_begin_with_an_endpoint_at_a_metadata_service(
         _, report = machine.run(lambda _: pytest.fail("the stage has begun"))
         assert report.failure is not None
         assert report.failure.reason is Reason.INVALID_SPEC
-        assert f"spec.{field}.endpoint names 169.254.169.254" in report.failure.message
+        assert f"spec.{field}.endpoint resolves to 169.254.169.254" in report.failure.message
 
 
 class Machine:
@@ -203,8 +203,8 @@ def test_a_stage_that_does_not_stop_in_time_is_ended(machine: Machine, monkeypat
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("", "whole"),
-        ("{", "whole"),
+        ("", "top level"),
+        ("{", "top level"),
         ('{"namespace": "a", "name": "b", "runId": "c", "spec": {"nonsense": 1}}', "spec"),
     ],
 )

@@ -105,7 +105,7 @@ def test_a_signed_checkpoint_does_not_pass_for_the_output(bucket: Bucket, tmp_pa
     (place,) = {name.rsplit("/", 2)[0] for name in bucket.names("runs/") if name.endswith("adapter.txt")}
     bucket.put(f"runs/train/{KEY}/files/adapter.txt", read(bucket, f"{place}/files/adapter.txt"))
     bucket.put(MANIFEST, read(bucket, f"{place}/manifest.json"))
-    with pytest.raises(StageError, match="changed or moved after it was signed"):
+    with pytest.raises(StageError, match="modified or moved after it was signed"):
         bucket.workspace(KEYS).fetch(Stage.TRAIN, KEY, tmp_path / "in")
 
 
