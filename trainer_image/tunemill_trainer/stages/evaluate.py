@@ -219,7 +219,7 @@ def _published_replies(inputs: _Inputs, progress: "_ReplyProgress") -> tuple[lis
     except StageError as error:
         if error.reason is not Reason.STAGE_OUTPUT_MISSING:
             raise
-        _log.warning("not comparing with the published model: %s", error)
+        _log.warning("comparing with the base model only, not with the published model: %s", error)
         return None
     prepared = Prepared(prepared_folder)
     tokens, tokenizer = prepared.tokens(), load(prepared.tokenizer_path)
