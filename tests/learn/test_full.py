@@ -28,7 +28,7 @@ from tunemill_trainer.learn.full import (
     round_stochastically,
     weight_format,
 )
-from tunemill_trainer.learn.models import OneModel
+from tunemill_trainer.learn.models import ModelLoader
 from tunemill_trainer.learn.plan import plan
 from tunemill_trainer.learn.trainer import TRAINABLE_FILE, load_trainable, save_trainable, trainable_files
 from tunemill_trainer.prepared import BaseModel
@@ -177,7 +177,7 @@ def saved(task: Task, method: str, folder: Path) -> Path:
 def test_base_and_tuned_model_are_never_in_memory_together(raw: Task, tmp_path: Path, method: str):
     """Proves that a whole model takes the base model's place, and that an adapter uses the base that is there."""
     trained = saved(raw, method, tmp_path)
-    model = OneModel(raw.base, CPU, torch.float32)
+    model = ModelLoader(raw.base, CPU, torch.float32)
     layer = weakref.ref(model.base().model.layers[0].mlp.up_proj)
     alive: list[bool] = []
     monkey = pytest.MonkeyPatch()

@@ -242,7 +242,7 @@ def test_a_number_out_of_range_is_not_blamed_on_the_learning_rate(
     number_format: torch.dtype, quantization: Quantization, field: str
 ) -> None:
     """Proves that the remedy names what computes in FP16, and the learning rate only where nothing does."""
-    guard = DivergenceGuard(1000, out_of_range=devices.fp16_in_use(number_format, quantization))
+    guard = DivergenceGuard(1000, out_of_range=devices.fp16_remedy(number_format, quantization))
     state, arguments = SimpleNamespace(global_step=3), SimpleNamespace(learning_rate=1e-4)
     with pytest.raises(StageError) as error:
         guard.on_log(arguments, state, None, logs={"loss": math.nan})

@@ -11,7 +11,7 @@ import pytest
 import torch
 from learn.tasks import CPU
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoConfig, AutoTokenizer, GPT2Config, LlamaConfig, TrainerCallback
+from transformers import AutoConfig, AutoTokenizer, Gemma3TextConfig, GPT2Config, LlamaConfig, TrainerCallback
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_dev.tiny.cached import cached_base
 from tunemill_trainer.learn import memory_settings, models, sft
@@ -215,3 +215,22 @@ def test_a_model_that_cannot_be_estimated_is_named():
     for config in (many, GPT2Config(n_layer=2)):
         with pytest.raises(UnknownMemoryError):
             estimate(config, a_spec("LoRA", "BF16", "None"), 0, LENGTHS)
+
+
+def test_layers_with_a_sliding_window_cache_at_most_their_window() -> None:
+    """The key-value cache of evaluate is counted layer by layer, in the number format of the computation."""
+    config = Gemma3TextConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        sliding_window=64,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+    )
+    lengths = Lengths(longest=200, pass_tokens=400, answer=56, supervised=0.5)
+    for method, precision, size in (("LoRA", "BF16", 2), ("Full", "BF16", 2), ("LoRA", "FP32", 4)):
+        (need,) = estimate(config, a_spec(method, precision, "None"), 0, lengths).evaluate
+        assert need.parts["key-value cache"] == 2 * 32 * size * (64 + 64 + 256)

@@ -289,7 +289,7 @@ def test_what_cannot_fit_is_said_in_mib_with_the_fields_to_change(adapter: str, 
     )
     gpu = Device("cuda", "NVIDIA L4", 22508 << 20)
     shortage = shortage_of(FORMS["PyTorch's allocator"]())
-    error = devices.out_of_memory(gpu, shortage, "a row", devices.smaller(spec, 900))
+    error = devices.out_of_memory(gpu, shortage, "a row", devices.memory_remedy(spec, 900))
     assert error.reason is Reason.CUDA_OUT_OF_MEMORY
     assert error.message == (
         "a row does not fit into the GPU's memory: it needs at least 22016 MiB, NVIDIA L4 has 21248 MiB"

@@ -46,7 +46,7 @@ class CheckFailedError(Exception):
     """The check of a part failed."""
 
 
-class NotHereError(Exception):
+class NotSupportedError(Exception):
     """The part cannot run on this machine."""
 
 
@@ -94,17 +94,17 @@ def equal(settings: Settings) -> Figures:
 def resume(settings: Settings) -> Figures:
     """Stop a training by SIGTERM, resume it, and compare it with an uninterrupted one."""
     from tunemill_trainer.errors import Interrupted
-    from tunemill_trainer.gpu_check.stand import Clock
+    from tunemill_trainer.gpu_check.harness import Clock
     from tunemill_trainer.process.stop import StopSignal
 
     _, uninterrupted, _ = _train(settings, "uninterrupted")
-    stand, spec = stand_of(settings, "resumed"), _spec(settings)
+    harness, spec = harness_of(settings, "resumed"), _spec(settings)
     stop, at = StopSignal(), int(settings["steps"]) // 2
 
     def run(clock: Clock, signals: StopSignal) -> tuple[Any, list[Figures]]:
         from tunemill_trainer.stages import train
 
-        context = stand.context(spec, clock, signals)
+        context = harness.context(spec, clock, signals)
         return train.run(context), _history(context)
 
     try:
@@ -128,7 +128,7 @@ def out_of_memory(settings: Settings) -> Figures:
     import torch
 
     if settings["device"] == "cpu":
-        raise NotHereError("needs a GPU, whose memory PyTorch can limit")
+        raise NotSupportedError("needs a GPU, whose memory PyTorch can limit")
     found = _estimate(settings)
     most = (2 * found.least_mib + found.full_speed_mib) / 3
     torch.cuda.set_per_process_memory_fraction(most / (torch.cuda.get_device_properties(0).total_memory >> 20))
@@ -140,7 +140,7 @@ def speed(settings: Settings) -> Figures:
     """Measure tokens per second, utilization and peak memory of train, and of evaluate if the settings have cases."""
     _, history, run = _train(settings)
     times = [when for when, _ in run["clock"].reports]
-    seen = [run["stand"].lengths[at] for at in run["order"]]
+    seen = [run["harness"].lengths[at] for at in run["order"]]
     batch = int(settings["batch"])
     # The first report is for the first step.
     timed = seen[_WARM * batch : len(times) * batch]
@@ -180,7 +180,7 @@ def main(text: str, parts: Mapping[str, Callable[[Settings], Figures]] = PARTS) 
     result: Figures = {"status": "passed", "reason": ""}
     try:
         result["figures"] = parts[settings["kind"]](settings)
-    except NotHereError as error:
+    except NotSupportedError as error:
         result |= {"status": "skipped", "reason": str(error)}
     except ModuleNotFoundError as error:
         result |= {"status": "skipped", "reason": f"{error.name} is not installed"}
@@ -237,14 +237,14 @@ def shape_of(settings: Settings) -> Shape:
 
 
 def _spec(settings: Settings) -> Any:  # noqa: ANN401
-    from tunemill_trainer.gpu_check.stand import a_spec
+    from tunemill_trainer.gpu_check.harness import a_spec
 
     return a_spec({"gpus": 1 if settings["device"] == "cuda" else 0, **settings})
 
 
-def stand_of(settings: Settings, name: str = "run") -> Any:  # noqa: ANN401
+def harness_of(settings: Settings, name: str = "run") -> Any:  # noqa: ANN401
     """Create the environment of a part."""
-    from tunemill_trainer.gpu_check.stand import set_up
+    from tunemill_trainer.gpu_check.harness import set_up
 
     rows = int(settings["steps"]) * int(settings["batch"])
     return set_up(
@@ -259,17 +259,17 @@ def stand_of(settings: Settings, name: str = "run") -> Any:  # noqa: ANN401
 
 def _train(settings: Settings, name: str = "run") -> tuple[Any, list[Figures], Figures]:
     """Run the stage; return its facts, its training log, and further data for measurements."""
-    from tunemill_trainer.gpu_check.stand import Clock
+    from tunemill_trainer.gpu_check.harness import Clock
     from tunemill_trainer.learn.order import row_order
     from tunemill_trainer.stages import train
 
-    stand, spec, clock = stand_of(settings, f"{name}{settings.get('gpus', '')}"), _spec(settings), Clock()
-    context = stand.context(spec, clock)
+    harness, spec, clock = harness_of(settings, f"{name}{settings.get('gpus', '')}"), _spec(settings), Clock()
+    context = harness.context(spec, clock)
     _forget_memory(settings)
     begun = time.monotonic()
     facts = train.run(context)
-    order = row_order(stand.lengths, spec.training.seed, facts.steps * spec.training.batch_size)
-    return facts, _history(context), {"clock": clock, "stand": stand, "spec": spec, "order": order, "begun": begun}
+    order = row_order(harness.lengths, spec.training.seed, facts.steps * spec.training.batch_size)
+    return facts, _history(context), {"clock": clock, "harness": harness, "spec": spec, "order": order, "begun": begun}
 
 
 def _forget_memory(settings: Settings) -> None:
@@ -289,7 +289,7 @@ def _history(context: Any) -> list[Figures]:  # noqa: ANN401
 
 def _evaluation(settings: Settings, run: Figures) -> Figures:
     """Run evaluate, and measure the generated tokens per second, without the time to load the models."""
-    from tunemill_trainer.gpu_check.stand import Clock
+    from tunemill_trainer.gpu_check.harness import Clock
     from tunemill_trainer.stages import evaluate
 
     tokens, seconds, generate = 0, 0.0, vars(evaluate)["generate"]
@@ -304,7 +304,7 @@ def _evaluation(settings: Settings, run: Figures) -> Figures:
 
     _forget_memory(settings)
     with mock.patch.object(evaluate, "generate", timed):
-        facts = evaluate.run(run["stand"].context(run["spec"], Clock()))
+        facts = evaluate.run(run["harness"].context(run["spec"], Clock()))
     if facts.rows != int(settings["cases"]):
         raise CheckFailedError(f"{facts.rows} of {settings['cases']} cases were evaluated")
     figures: Figures = {"evaluateSeconds": round(seconds, 1), "evaluatedTokensPerSecond": round(tokens / seconds, 1)}
@@ -332,9 +332,9 @@ def _estimate(settings: Settings) -> Any:  # noqa: ANN401
 
     from tunemill_trainer.learn import memory, memory_plan
 
-    stand, spec = stand_of(settings, "estimate"), _spec(settings)
-    lengths = memory_plan.lengths_of(spec, stand.prepared.dataset)
-    return memory.estimate(AutoConfig.from_pretrained(stand.base), spec, 0, lengths)
+    harness, spec = harness_of(settings, "estimate"), _spec(settings)
+    lengths = memory_plan.lengths_of(spec, harness.prepared.dataset)
+    return memory.estimate(AutoConfig.from_pretrained(harness.base), spec, 0, lengths)
 
 
 def _utilisation(settings: Settings, lengths: list[int], seconds: float) -> Figures:

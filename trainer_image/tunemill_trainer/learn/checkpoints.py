@@ -54,7 +54,7 @@ def write_clock(checkpoint: Path, train_seconds: float) -> None:
     (checkpoint / _CLOCK).write_text(json.dumps({"trainSeconds": round(train_seconds, 3)}))
 
 
-def check_room(folder: Path, checkpoint: int, best: int = 0) -> None:
+def check_disk_space(folder: Path, checkpoint: int, best: int = 0) -> None:
     """Check that the disk has room for the checkpoints of a run, before training starts.
 
     Args:

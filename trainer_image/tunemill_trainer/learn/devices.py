@@ -147,7 +147,7 @@ def dtype(precision: Precision, device: Device, model_type: str = "") -> torch.d
     return torch.bfloat16 if precision is Precision.BF16 else torch.float16
 
 
-def fp16_in_use(number_format: torch.dtype, quantization: Quantization) -> str:
+def fp16_remedy(number_format: torch.dtype, quantization: Quantization) -> str:
     """Return the remedy for values outside the range of FP16; empty when the run does not compute in FP16.
 
     Args:
@@ -186,7 +186,7 @@ def out_of_memory(device: Device, shortage: Shortage, what: str, remedy: str = "
     return StageError(Reason.CUDA_OUT_OF_MEMORY, f"{what} does not fit into the GPU's memory: {amount}", remedy)
 
 
-def smaller(spec: FineTuneSpec, row_tokens: int = 0) -> str:
+def memory_remedy(spec: FineTuneSpec, row_tokens: int = 0) -> str:
     """Return a remedy: which fields of the spec to change to need less memory.
 
     Args:

@@ -19,7 +19,7 @@ _CASES = 200
 _log = logging.getLogger(__name__)
 
 
-class Judged(Protocol):
+class HeldOutTrainer(Protocol):
     """The methods of the trainer that this module needs."""
 
     def mean_loss(self, rows: Sequence[Row]) -> float:
@@ -85,7 +85,7 @@ class HeldOutLoss(TrainerCallback):  # type: ignore[misc] # transformers ships n
         patience: the number of epochs without improvement after which training ends; 0 disables early stopping.
     """
 
-    def __init__(self, trainer: Judged, rows: Sequence[Row], after: frozenset[int], patience: int) -> None:
+    def __init__(self, trainer: HeldOutTrainer, rows: Sequence[Row], after: frozenset[int], patience: int) -> None:
         self._trainer = trainer
         self._rows = rows
         self._after = after

@@ -123,7 +123,7 @@ def load_adapter(model: Any, folder: Path) -> Any:  # noqa: ANN401
     return tuned
 
 
-class OneModel:
+class ModelLoader:
     """Loads the base model or the tuned model for inference, with at most one of them in memory.
 
     Args:

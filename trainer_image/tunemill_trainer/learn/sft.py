@@ -16,7 +16,7 @@ from tunemill_api.training import Scheduler, Training
 
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn import attention, devices, new_rows
-from tunemill_trainer.learn.checkpoints import check_room
+from tunemill_trainer.learn.checkpoints import check_disk_space
 from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.learn.full import WIDE, StochasticAdamW8bit, WeightFormat
 from tunemill_trainer.learn.held_out import LOSS, Best, HeldOutLoss, best_of, ends_of_epochs
@@ -137,7 +137,7 @@ def train(
             _train_in_full_precision(trainer.model)
         new_rows.use_in_place(trainer.model)
         patience = training.early_stopping.patience
-        _check_room(run, trainer)
+        _check_disk_space(run, trainer)
         if held_out:
             after = ends_of_epochs(len(rows), training.batch_size, plan.steps)
             trainer.add_callback(HeldOutLoss(trainer, held_out, after, patience))
@@ -194,13 +194,13 @@ def _config(run: Run) -> SFTConfig:
     return config
 
 
-def _check_room(run: Run, trainer: MicroBatchTrainer) -> None:
+def _check_disk_space(run: Run, trainer: MicroBatchTrainer) -> None:
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     weights = sum(parameter.nbytes for parameter in trained)
     # The two moments of AdamW, in 8 bits with compact weights, otherwise in FP32.
     moments = 2 * sum(parameter.numel() for parameter in trained) * (1 if run.weights.compact else 4)
     best = weights if run.training.early_stopping.patience else 0
-    check_room(run.folder, weights + moments, best)
+    check_disk_space(run.folder, weights + moments, best)
 
 
 def _no_row_fits(run: Run, shortage: Shortage, row_tokens: int) -> StageError:

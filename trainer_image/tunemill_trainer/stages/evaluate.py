@@ -31,7 +31,7 @@ from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, Settings
 from tunemill_trainer.learn import curve, devices, merging, models
 from tunemill_trainer.learn.devices import Device
-from tunemill_trainer.learn.models import OneModel
+from tunemill_trainer.learn.models import ModelLoader
 from tunemill_trainer.prepared import TRAIN_FILE, Case, Prepared, Tokens
 from tunemill_trainer.process import tracing
 from tunemill_trainer.release.page import PAGE_FILE, PageFacts, page
@@ -156,8 +156,8 @@ def _generate_all(inputs: _Inputs) -> _Replies:
     base_replies = _stored_base_replies(context)
     models_left = 1 + (base_replies is None) + _has_published(context)
     progress = _ReplyProgress(context, models_left * len(inputs.cases))
-    with devices.device_errors(inputs.device, "evaluating", devices.smaller(context.spec)):
-        model = OneModel(inputs.base_folder, inputs.device, inputs.dtype, inputs.quantization)
+    with devices.device_errors(inputs.device, "evaluating", devices.memory_remedy(context.spec)):
+        model = ModelLoader(inputs.base_folder, inputs.device, inputs.dtype, inputs.quantization)
         if base_replies is None:
             base_replies = _base_replies(inputs, model, progress)
             _store_base_replies(context, inputs.cases, base_replies)
@@ -167,7 +167,7 @@ def _generate_all(inputs: _Inputs) -> _Replies:
     return _Replies(base_replies, tuned_replies, adapter, published)
 
 
-def _base_replies(inputs: _Inputs, model: OneModel, progress: "_ReplyProgress") -> list[Reply]:
+def _base_replies(inputs: _Inputs, model: ModelLoader, progress: "_ReplyProgress") -> list[Reply]:
     tokenizer, prompts = inputs.tokenizer, inputs.prompts
     if inputs.tokens.added:
         tokenizer = load(inputs.base_folder)
@@ -175,7 +175,7 @@ def _base_replies(inputs: _Inputs, model: OneModel, progress: "_ReplyProgress") 
     return _generate(model.base(), tokenizer, prompts, inputs.decoding, progress)
 
 
-def _tuned_replies(inputs: _Inputs, model: OneModel, progress: "_ReplyProgress") -> tuple[list[Reply], str]:
+def _tuned_replies(inputs: _Inputs, model: ModelLoader, progress: "_ReplyProgress") -> tuple[list[Reply], str]:
     """Return the replies, and whether the adapter was merged."""
     folder = inputs.context.folder("trained") / "adapter"
     samples = [(*case.prompt_ids, *case.answer_ids) for case in inputs.cases]
@@ -184,7 +184,7 @@ def _tuned_replies(inputs: _Inputs, model: OneModel, progress: "_ReplyProgress")
 
 
 def _for_decoding(
-    model: OneModel, tokens: Tokens, folder: Path, samples: Sequence[Sequence[int]], quantization: Quantization
+    model: ModelLoader, tokens: Tokens, folder: Path, samples: Sequence[Sequence[int]], quantization: Quantization
 ) -> tuple[Any, str]:
     """Load a tuned model, and merge its adapter if the merged model is accurate enough.
 
@@ -225,7 +225,7 @@ def _published_replies(inputs: _Inputs, progress: "_ReplyProgress") -> tuple[lis
     tokens, tokenizer = prepared.tokens(), load(prepared.tokenizer_path)
     base_folder = models.fetch_base(inputs.hub, prepared.base_model(), context.model_cache)
     prompts = tokenizer(_texts(inputs.tokenizer, inputs.prompts), add_special_tokens=False)["input_ids"]
-    model = OneModel(base_folder, inputs.device, inputs.dtype, inputs.quantization)
+    model = ModelLoader(base_folder, inputs.device, inputs.dtype, inputs.quantization)
     tuned, _ = _for_decoding(model, tokens, trained_folder / "adapter", prompts, inputs.quantization)
     decoding = replace(inputs.decoding, stop_token_ids=tokens.stop_token_ids, pad_token_id=tokens.pad_token_id)
     return _generate(tuned, tokenizer, prompts, decoding, progress), ReplyFormat(tokens.call_format)

@@ -245,10 +245,10 @@ class _Release:
 
         from tunemill_trainer.learn import models
         from tunemill_trainer.learn.devices import Device
-        from tunemill_trainer.learn.models import OneModel
+        from tunemill_trainer.learn.models import ModelLoader
 
         dtype = AutoConfig.from_pretrained(self.base).dtype or torch.float32
-        model = OneModel(self.base, Device("cpu", "cpu"), dtype).tuned(self.model, self.facts.tokens)
+        model = ModelLoader(self.base, Device("cpu", "cpu"), dtype).tuned(self.model, self.facts.tokens)
         trained = self._run_probes(model)
         if not self.chosen.whole:
             return trained, None

@@ -128,14 +128,14 @@ def _weight_format(
         return WIDE
     if checkpoint is not None:
         return format_of_checkpoint(checkpoint.folder / TRAINABLE_FILE)
-    return weight_format(count_weights(base_folder), device, dtype, devices.smaller(spec))
+    return weight_format(count_weights(base_folder), device, dtype, devices.memory_remedy(spec))
 
 
 def _train(inputs: _Inputs) -> tuple[sft.Result, float]:
     """Return the result, and the seconds that all attempts together spent training."""
     context, spec, checkpoint = inputs.context, inputs.context.spec, inputs.checkpoint
     full = spec.adapter.method is AdapterMethod.FULL
-    with devices.device_errors(inputs.device, "training", devices.smaller(spec)):
+    with devices.device_errors(inputs.device, "training", devices.memory_remedy(spec)):
         base_dtype = inputs.weights.dtype if full else inputs.dtype
         model = models.load_base(inputs.base_folder, inputs.device, base_dtype, spec.base_model.quantization)
         models.extend_vocabulary(model, inputs.tokens)
@@ -149,7 +149,7 @@ def _train(inputs: _Inputs) -> tuple[sft.Result, float]:
                     dtype=inputs.dtype,
                     folder=context.folder("checkpoints"),
                     weights=inputs.weights,
-                    advice=partial(devices.smaller, spec),
+                    advice=partial(devices.memory_remedy, spec),
                 ),
                 model,
                 adapter=adapter_config(spec.adapter, model, inputs.tokens, inputs.figures.steps),
@@ -164,7 +164,7 @@ def _train(inputs: _Inputs) -> tuple[sft.Result, float]:
 
 def _callbacks(inputs: _Inputs) -> list[TrainerCallback]:
     context, spec = inputs.context, inputs.context.spec
-    fp16_remedy = devices.fp16_in_use(inputs.dtype, spec.base_model.quantization)
+    fp16_remedy = devices.fp16_remedy(inputs.dtype, spec.base_model.quantization)
     return [
         ProgressReports(context.progress, len(inputs.rows) / spec.training.batch_size),
         DivergenceGuard(inputs.tokens.vocabulary, spec.training.divergence, fp16_remedy),

@@ -67,7 +67,7 @@ class Clock(Progress):
 
 
 @dataclass(frozen=True)
-class Stand:
+class Harness:
     """The environment of a run.
 
     Attributes:
@@ -99,14 +99,14 @@ class Stand:
             stop=stop or StopSignal(),
         )
 
-    def on_hub(self, endpoint: str, commit: str) -> "Stand":
+    def on_hub(self, endpoint: str, commit: str) -> "Harness":
         """Return the environment for a base model on a Hub at a commit."""
         facts = self.prepared.model_copy(update={"base_model_revision": commit})
         Prepared(self.folder / "prepared").base_model_path.write_text(json.dumps({"id": BASE, "revision": commit}))
-        stand = replace(self, prepared=facts, endpoint=endpoint)
-        stand.workspace().withdraw(Stage.PREPARE, PREPARED_KEY)
-        stand.workspace().commit(Stage.PREPARE, PREPARED_KEY, self.folder / "prepared", facts)
-        return stand
+        harness = replace(self, prepared=facts, endpoint=endpoint)
+        harness.workspace().withdraw(Stage.PREPARE, PREPARED_KEY)
+        harness.workspace().commit(Stage.PREPARE, PREPARED_KEY, self.folder / "prepared", facts)
+        return harness
 
     def workspace(self) -> Workspace:
         """Return the workspace."""
@@ -143,7 +143,7 @@ def a_spec(settings: Mapping[str, Any], endpoint: str = "") -> FineTuneSpec:
     )
 
 
-def set_up(folder: Path, shape: Shape, *, name: str, rows: int, cases: int, device: str) -> Stand:
+def set_up(folder: Path, shape: Shape, *, name: str, rows: int, cases: int, device: str) -> Harness:
     """Create base model, prepared rows and workspace.
 
     Args:
@@ -161,9 +161,9 @@ def set_up(folder: Path, shape: Shape, *, name: str, rows: int, cases: int, devi
     own = folder / name
     shutil.rmtree(own, ignore_errors=True)
     lengths, facts = _prepare(own, base, vocabulary, rows, cases)
-    stand = Stand(own, base, lengths, facts)
-    stand.workspace().commit(Stage.PREPARE, PREPARED_KEY, own / "prepared", facts)
-    return stand
+    harness = Harness(own, base, lengths, facts)
+    harness.workspace().commit(Stage.PREPARE, PREPARED_KEY, own / "prepared", facts)
+    return harness
 
 
 def _make_base(folder: Path, shape: Shape, device: str) -> None:
