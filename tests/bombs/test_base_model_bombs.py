@@ -149,5 +149,5 @@ def test_a_child_process_says_why_it_failed():
 
     assert try_in_child(lambda: None, MIB, 1) == ""
     assert try_in_child(fail, MIB, 1) == "no such thing"
-    assert try_in_child(spin, MIB, 1) == "takes more than 1 s of the processor"
+    assert try_in_child(spin, MIB, 1) == "takes more than 1 s of CPU time"
     assert "needs more than 64 MiB of memory" in try_in_child(lambda: bytearray(1 << 30), 64 * MIB, 1)

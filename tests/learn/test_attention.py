@@ -108,7 +108,7 @@ def test_the_gpu_decides_about_the_kernel(
     """Proves that a T4, float32, and a kernel that fails its trial get padded rows."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "a GPU")
-    monkeypatch.setattr(attention, "_fault", lambda *_: None if works else "no compiler")
+    monkeypatch.setattr(attention, "_self_test", lambda *_: None if works else "no compiler")
     config = a_model(family, torch.float32).config
     assert attention._choose(config, torch.device("cuda:0"), dtype)[0] == expected
 
@@ -183,14 +183,14 @@ def blind_to_windows(*arguments: Any, **settings: Any) -> Any:
     [
         (attention._by_row, None),
         (attention._varlen, "Error"),
-        (blind_to_rows, "off by"),
-        (blind_to_windows, "off by"),
+        (blind_to_rows, "differ by up to"),
+        (blind_to_windows, "differ by up to"),
     ],
 )
 def test_a_kernel_is_tried_before_it_is_used(kernel: attention.Attention, fault: str | None):
     """Proves that one which fails, as PyTorch's does on CPUs, or computes something else is found out."""
     config = a_model("gemma3_text", torch.float32).config
-    found = attention._fault(kernel, config, CPU, torch.bfloat16)
+    found = attention._self_test(kernel, config, CPU, torch.bfloat16)
     assert found is None if fault is None else fault in str(found)
 
 

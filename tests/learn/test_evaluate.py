@@ -116,7 +116,7 @@ def test_a_published_model_that_is_gone_from_the_workspace_is_no_failure(extende
     assert ended.report is not None
     assert ended.report.evaluation is not None
     assert all(metric.published == "" for metric in ended.report.evaluation.metrics)
-    assert "compared with the base model alone" in ended.log
+    assert "comparing with the base model only" in ended.log
 
 
 def test_fewer_rows_and_shorter_replies_are_another_judgement(extended_run: TrainedRun):

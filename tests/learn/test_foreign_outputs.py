@@ -105,5 +105,5 @@ def test_weights_that_prepare_has_not_seen_are_not_loaded(world: World, base: Pa
     failure = ended.report.failure
     assert failure is not None, ended.log
     assert failure.reason == Reason.BASE_MODEL_NOT_FOUND
-    assert "its model.safetensors is not the file that prepare has seen" in failure.message
+    assert "model.safetensors of spec.baseModel" in failure.message
     assert "spec.hub.endpoint" in failure.remedy

@@ -28,7 +28,7 @@ from tunemill_trainer.learn.full import (
     round_stochastically,
     weight_format,
 )
-from tunemill_trainer.learn.models import OneModel
+from tunemill_trainer.learn.models import ModelLoader
 from tunemill_trainer.learn.plan import plan
 from tunemill_trainer.learn.trainer import TRAINABLE_FILE, load_trainable, save_trainable, trainable_files
 from tunemill_trainer.prepared import BaseModel
@@ -63,7 +63,7 @@ def test_a_model_of_8b_fits_a_gpu_of_80_gb(weights: int, dtype: torch.dtype, exp
 def test_a_model_that_fits_in_no_format_is_refused_before_it_is_loaded(weights: int, dtype: torch.dtype):
     """Proves that the message has the MiB needed and found; only BF16 has a compact format."""
     needed = weights * (6 if dtype is torch.bfloat16 else 16) >> 20
-    with pytest.raises(StageError, match=rf"at least {needed} MiB are needed .*has 81559 MiB") as error:
+    with pytest.raises(StageError, match=rf"needs at least {needed} MiB .*has 81559 MiB") as error:
         weight_format(weights, H100, dtype, "Set spec.adapter.method to LoRA.")
     assert error.value.reason is Reason.CUDA_OUT_OF_MEMORY
     assert "LoRA" in error.value.failure.remedy
@@ -177,7 +177,7 @@ def saved(task: Task, method: str, folder: Path) -> Path:
 def test_base_and_tuned_model_are_never_in_memory_together(raw: Task, tmp_path: Path, method: str):
     """Proves that a whole model takes the base model's place, and that an adapter uses the base that is there."""
     trained = saved(raw, method, tmp_path)
-    model = OneModel(raw.base, CPU, torch.float32)
+    model = ModelLoader(raw.base, CPU, torch.float32)
     layer = weakref.ref(model.base().model.layers[0].mlp.up_proj)
     alive: list[bool] = []
     monkey = pytest.MonkeyPatch()
@@ -230,7 +230,7 @@ def test_a_disk_without_room_for_two_checkpoints_is_found_before_the_first_step(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _folder: usage._replace(free=10 << 20))
     weights = sum(parameter.numel() for parameter in raw.model().parameters())
-    with pytest.raises(StageError, match=rf"10 MiB free: expected {24 * weights >> 20} MiB") as error:
+    with pytest.raises(StageError, match=rf"10 MiB free: expected at least {24 * weights >> 20} MiB") as error:
         raw.train(tmp_path, adapter("Full"), raw.model(), count=16, maxSteps=1)
     assert error.value.reason is Reason.DISK_FULL
     assert "ephemeral-storage" in error.value.failure.remedy

@@ -11,13 +11,13 @@ import pytest
 import torch
 from learn.tasks import CPU
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoConfig, AutoTokenizer, GPT2Config, LlamaConfig, TrainerCallback
+from transformers import AutoConfig, AutoTokenizer, Gemma3TextConfig, GPT2Config, LlamaConfig, TrainerCallback
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_dev.tiny.cached import cached_base
-from tunemill_trainer.learn import memory_ladder, models, sft
+from tunemill_trainer.learn import memory_settings, models, sft
 from tunemill_trainer.learn.adapter import adapter_config
 from tunemill_trainer.learn.memory import estimate
-from tunemill_trainer.learn.memory_plan import Lengths, Need, Rung, UnknownMemoryError
+from tunemill_trainer.learn.memory_plan import Lengths, MemoryMode, Need, UnknownMemoryError
 from tunemill_trainer.learn.plan import Plan
 from tunemill_trainer.learn.trainer import MicroBatchTrainer
 from tunemill_trainer.prepared import IGNORED, Tokens
@@ -155,10 +155,12 @@ def of_a_pass(need: Need) -> int:
 def test_checkpointing_is_estimated_too(tmp_path: Path, taken: Taken, monkeypatch: pytest.MonkeyPatch):
     """Proves that with checkpointing each layer keeps its input, and one layer at a time all that it needs."""
     base, spec = cached_base("qwen3", steps=0), a_spec("LoRA", "FP32", "None")
-    monkeypatch.setattr(sft, "Rung", partial(memory_ladder.Rung, checkpointing=memory_ladder.Checkpointing.FULL))
+    monkeypatch.setattr(
+        sft, "MemorySettings", partial(memory_settings.MemorySettings, checkpointing=memory_settings.Checkpointing.FULL)
+    )
     train(base, tmp_path, spec, taken)
     needs = estimate(AutoConfig.from_pretrained(base), spec, 0, LENGTHS, fused=False).train
-    assert [need.rung for need in needs] == [*Rung]
+    assert [need.mode for need in needs] == [*MemoryMode]
     assert within(max(taken.passes), of_a_pass(needs[2]), 0.2)
 
 
@@ -188,7 +190,7 @@ def test_the_figures_of_a_large_model_are_those_that_can_be_worked_out():
     full = found["Full", "None"].train[0].parts
     assert (full["weights"], full["gradients"], full["optimizer"]) == tuple(n * 8_030_261_248 for n in (4, 4, 8))
     for needs in (made.train for made in found.values()):
-        assert [need.rung for need in needs[:4]] == [*Rung]
+        assert [need.mode for need in needs[:4]] == [*MemoryMode]
         assert [need.mib for need in needs[:4]] == sorted((need.mib for need in needs[:4]), reverse=True)
     assert [need.compact for need in found["Full", "None"].train] == [False] * 4 + [True] * 4
     compact = found["Full", "None"].train[-1].parts
@@ -213,3 +215,22 @@ def test_a_model_that_cannot_be_estimated_is_named():
     for config in (many, GPT2Config(n_layer=2)):
         with pytest.raises(UnknownMemoryError):
             estimate(config, a_spec("LoRA", "BF16", "None"), 0, LENGTHS)
+
+
+def test_layers_with_a_sliding_window_cache_at_most_their_window() -> None:
+    """The key-value cache of evaluate is counted layer by layer, in the number format of the computation."""
+    config = Gemma3TextConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        sliding_window=64,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+    )
+    lengths = Lengths(longest=200, pass_tokens=400, answer=56, supervised=0.5)
+    for method, precision, size in (("LoRA", "BF16", 2), ("Full", "BF16", 2), ("LoRA", "FP32", 4)):
+        (need,) = estimate(config, a_spec(method, precision, "None"), 0, lengths).evaluate
+        assert need.parts["key-value cache"] == 2 * 32 * size * (64 + 64 + 256)

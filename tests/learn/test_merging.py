@@ -30,7 +30,7 @@ def test_a_merged_model_that_says_the_same_decodes(dtype: torch.dtype):
     """In every number format the adapter is gone, and the logits differ by rounding alone."""
     model, how = merging.for_decoding(lambda: tuned(dtype), SAMPLES, quantised=False)
     assert not isinstance(model, PeftModel)
-    assert how.startswith("merged: log-probabilities differ by")
+    assert how.startswith("merged: mean difference of log-probabilities")
     ids = torch.tensor([SAMPLES[0]])
     with torch.inference_mode():
         expected, found = tuned(torch.float32)(input_ids=ids).logits, model(input_ids=ids).logits
@@ -51,7 +51,7 @@ def test_a_merged_model_that_says_something_else_does_not_decode(monkeypatch: py
     model, how = merging.for_decoding(load, SAMPLES, quantised=False)
     assert isinstance(model, PeftModel)
     assert calls == 2
-    assert how.startswith("unmerged: with a merged adapter log-probabilities differ by")
+    assert how.startswith("not merged: mean difference of log-probabilities")
     ids = torch.tensor([SAMPLES[0]])
     assert torch.equal(model(input_ids=ids).logits, tuned(torch.float32)(input_ids=ids).logits)
 
@@ -60,6 +60,6 @@ def test_quantised_bases_and_whole_models_are_left_as_they_are():
     """There is nothing to merge, or nothing to merge it into."""
     model, how = merging.for_decoding(lambda: tuned(torch.float32), SAMPLES, quantised=True)
     assert isinstance(model, PeftModel)
-    assert how == "unmerged: the base model is quantised"
+    assert how == "not merged: the base model is quantized"
     _, how = merging.for_decoding(lambda: tuned(torch.float32).unload(), SAMPLES, quantised=False)
-    assert how == "whole model"
+    assert how == "full model"

@@ -59,7 +59,7 @@ def test_a_base_that_cannot_call_learns_to(
     assert task.exact(model) == 0
     trained = task.train(tmp_path / "run", wish, model, seed=seed, **training).model
     save_trained(trained, BaseModel("acme/tiny", "main"), task.tokenizer, tmp_path / "out", torch.float32)
-    loaded = models.OneModel(task.base, CPU, torch.float32, quantization).tuned(tmp_path / "out", task.tokens)
+    loaded = models.ModelLoader(task.base, CPU, torch.float32, quantization).tuned(tmp_path / "out", task.tokens)
     at_least("exact match", task.exact(loaded), 0.5)
     at_most("difference of logits", difference(task, trained, loaded), 1e-4)
 

@@ -19,7 +19,7 @@ from tunemill_dev.tiny.cached import cached_base
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn import devices
 from tunemill_trainer.learn.devices import Device
-from tunemill_trainer.learn.memory_ladder import Checkpointing, Rung
+from tunemill_trainer.learn.memory_settings import Checkpointing, MemorySettings
 from tunemill_trainer.learn.out_of_memory import Shortage, attempt, is_out_of_memory, shortage_of, watched_log
 from tunemill_trainer.learn.plan import Plan
 from tunemill_trainer.learn.trainer import RankAllocation
@@ -112,21 +112,21 @@ def test_a_failed_attempt_holds_nothing():
 
 def test_the_ladder_ends_with_single_rows():
     """Proves the order of the rungs, each of which needs less memory than the one before."""
-    rung: Rung | None = Rung(4000, 8000)
+    rung: MemorySettings | None = MemorySettings(4000, 8000)
     seen = []
     for smaller in (2000, 2000, 2000, 1000, None):
         assert rung is not None
-        rung = rung.below(smaller)
+        rung = rung.reduced(smaller)
         seen.append(rung and (rung.checkpointing.value, rung.pass_tokens))
     assert seen == [("Selective", 4000), ("Full", 4000), ("Full", 2000), ("Full", 1000), None]
-    assert Rung(4000, 8000).below_held_out(500) == Rung(4000, 500)
+    assert MemorySettings(4000, 8000).reduced_held_out(500) == MemorySettings(4000, 500)
 
 
 def test_a_resumed_run_starts_at_the_lower_rung():
     """Proves that neither what a checkpoint knows nor what the operator knows of killed pods is forgotten."""
-    known, planned = Rung(4000, 8000, Checkpointing.FULL), Rung(2000, 9000)
-    assert planned.lower_of(known) == known.lower_of(planned) == Rung(2000, 8000, Checkpointing.FULL)
-    assert Rung.from_json(json.loads(json.dumps(known.to_json()))) == known
+    known, planned = MemorySettings(4000, 8000, Checkpointing.FULL), MemorySettings(2000, 9000)
+    assert planned.minimum_with(known) == known.minimum_with(planned) == MemorySettings(2000, 8000, Checkpointing.FULL)
+    assert MemorySettings.from_json(json.loads(json.dumps(known.to_json()))) == known
 
 
 class SmallDevice:
@@ -200,14 +200,14 @@ def test_a_run_goes_on_with_less_at_once_and_the_same_figures(
     device = SmallDevice(model, 60, FORMS[form], in_backward=in_backward)
     result = raw.train(tmp_path, adapter("LoRA", **WITHOUT_DROPOUT), model, **SETTINGS)
     assert device.failed >= 3
-    assert result.rung.checkpointing is Checkpointing.FULL
-    assert result.rung.pass_tokens < 16_384
+    assert result.memory_settings.checkpointing is Checkpointing.FULL
+    assert result.memory_settings.pass_tokens < 16_384
     for one, other in zip(figures(result.history), figures(undisturbed.history), strict=True):
         assert one == pytest.approx(other, rel=1e-4)
     assert [entry["num_tokens"] for entry in result.history] == [entry["num_tokens"] for entry in undisturbed.history]
     assert result.best.loss == pytest.approx(undisturbed.best.loss, rel=1e-4)
     assert result.history[-1]["checkpointed_layers"] == 1
-    assert result.history[-1]["forward_pass_tokens"] == result.rung.pass_tokens
+    assert result.history[-1]["forward_pass_tokens"] == result.memory_settings.pass_tokens
 
 
 def test_only_as_much_is_saved_as_is_needed(raw: Task, undisturbed: Any, tmp_path: Path):
@@ -217,7 +217,7 @@ def test_only_as_much_is_saved_as_is_needed(raw: Task, undisturbed: Any, tmp_pat
     device = SmallDevice(model, 0.7 * largest, FORMS["Triton"])
     result = raw.train(tmp_path, adapter("LoRA", **WITHOUT_DROPOUT), model, **SETTINGS)
     assert device.failed == 1
-    assert result.rung == Rung(16_384, 16_384, Checkpointing.SELECTIVE)
+    assert result.memory_settings == MemorySettings(16_384, 16_384, Checkpointing.SELECTIVE)
     for one, other in zip(figures(result.history), figures(undisturbed.history), strict=True):
         assert one == pytest.approx(other, rel=1e-5)
 
@@ -238,7 +238,7 @@ def test_a_resumed_run_does_not_climb_down_again(raw: Task, undisturbed: Any, tm
     )
     assert device.failed == 0
     assert device.passes
-    assert resumed.rung.checkpointing is Checkpointing.FULL
+    assert resumed.memory_settings.checkpointing is Checkpointing.FULL
     for one, other in zip(figures(resumed.history), figures(undisturbed.history), strict=True):
         assert one == pytest.approx(other, rel=1e-4)
 
@@ -255,7 +255,7 @@ def test_fragmented_memory_is_tried_once_more_before_anything_is_given_up(raw: T
     model.register_forward_pre_hook(once, with_kwargs=True)
     result = raw.train(tmp_path, adapter("LoRA", **WITHOUT_DROPOUT), model, **SETTINGS)
     assert tries
-    assert result.rung == Rung(16_384, 16_384)
+    assert result.memory_settings == MemorySettings(16_384, 16_384)
 
 
 def test_a_row_that_cannot_fit_ends_the_run(raw: Task, tmp_path: Path):
@@ -289,10 +289,10 @@ def test_what_cannot_fit_is_said_in_mib_with_the_fields_to_change(adapter: str, 
     )
     gpu = Device("cuda", "NVIDIA L4", 22508 << 20)
     shortage = shortage_of(FORMS["PyTorch's allocator"]())
-    error = devices.out_of_memory(gpu, shortage, "a row", devices.smaller(spec, 900))
+    error = devices.out_of_memory(gpu, shortage, "a row", devices.memory_remedy(spec, 900))
     assert error.reason is Reason.CUDA_OUT_OF_MEMORY
     assert error.message == (
-        "a row does not fit into the GPU's memory: at least 22016 MiB are needed, NVIDIA L4 has 21248 MiB"
+        "a row does not fit into the GPU's memory: it needs at least 22016 MiB, NVIDIA L4 has 21248 MiB"
     )
     remedy = error.failure.remedy
     assert [part for part in expected if part in remedy] == expected

@@ -111,7 +111,7 @@ def test_every_training_row_teaches_its_answer(site):
     assert (facts.tokenizer_mode, facts.added_tokens, facts.dataset.format) == ("Text", 0, "OpenAI")
     assert prepared.report()["tokenizer"] == {
         "mode": "Text",
-        "reason": "vLLM takes the adapter alone only if it has no rows for new tokens",
+        "reason": "vLLM loads the adapter without merging only if it has no rows for added tokens",
         "added": [],
     }
     assert facts.dataset.train_rows + facts.dataset.evaluation_rows == facts.dataset.rows == 60
@@ -290,7 +290,7 @@ def test_data_that_cannot_be_read_ends_in_its_own_reason(site, data, reason, mes
     ("name", "content", "message"),
     [
         ("config.json", '{"architectures": ["T5ForConditionalGeneration"]}', "T5ForConditionalGeneration"),
-        ("config.json", "{", "cannot be read: Expecting"),
+        ("config.json", "{", "cannot parse the config.json of"),
         ("tokenizer.json", "{}", "tokenizer.json"),
     ],
 )

@@ -182,7 +182,7 @@ def test_a_key_signs_what_is_published(judged_run: TrainedRun, tmp_path: Path, m
 def test_a_key_that_cannot_sign_stops_before_the_hub(judged_run: TrainedRun):
     """Nothing is pushed unsigned that was to be signed, and the message shows nothing of the key."""
     run = to(judged_run, "forged", signing={"keySecretRef": {"name": "release-key"}})
-    for pem, words in ((b"", "found it empty or not there"), (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", "encrypted")):
+    for pem, words in ((b"", "found it empty or missing"), (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", "encrypted")):
         give_key(run, pem)
         ended = run.stage(Stage.PUBLISH)
         assert failure(ended).reason is Reason.CREDENTIALS_MISSING
@@ -316,7 +316,7 @@ def test_a_draft_goes_to_a_branch_of_its_own_until_its_gate_is_lowered(judged_ru
     assert not run.api.list_repo_refs("acme/sketch").tags
     assert run.api.model_info("acme/sketch").private
     card = Path(run.api.hf_hub_download("acme/sketch", "README.md", revision=branch, local_dir=tmp_path)).read_text()
-    assert "This is a draft and no release" in card
+    assert "This is a draft, not a release" in card
     assert "abstention_accuracy >= base + 1" in card
     again = run.stage(Stage.PUBLISH)
     assert published(again) == facts
@@ -396,7 +396,7 @@ def test_new_tokens_lead_to_a_merged_model_beside_the_adapter(
     assert facts.serving.model == facts.merged
     assert (facts.serving.adapter_servable, facts.serving.merged) == (False, True)
     assert "trainable_token_indices" in facts.serving.reason
-    assert "calls read as wanted" in facts.serving.proof
+    assert "replies parsed into the expected calls" in facts.serving.proof
     for repository in ("acme/both", "acme/both-merged"):
         files = set(run.api.list_repo_files(repository, revision="v1"))
         assert {"README.md", "report.html", "serving.json", "chat_template.jinja", "tokenizer.json"} <= files

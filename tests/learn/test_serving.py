@@ -105,10 +105,10 @@ def test_an_openai_client_gets_the_calls_that_evaluate_promised(extended_run: Tr
         model=ended.report.published.merged,
         merged=True,
         adapter_servable=False,
-        reason="`transformers serve` loads whole models, and no adapters",
+        reason="`transformers serve` loads full models only",
         tool_call_parser="response_template",
         command=f"transformers serve {ended.report.published.merged}",
-        proof="4 prompts with the replies of the trained model; 2 of 2 calls read as wanted",
+        proof="4 prompts give the replies of the trained model; 2 of 2 replies parsed into the expected calls",
     )
     cases = right_cases(run, tmp_path)[:4]
     assert len(cases) >= 2

@@ -1,7 +1,7 @@
-"""The one exception with which a stage ends: a reason of the taxonomy, and a message that a person can act on.
+"""The exception with which a stage fails: a failure reason, a message and a remedy.
 
 StageError
-└── Interrupted    the pod was asked to stop; the stage is taken up again later
+└── Interrupted    the pod got a request to stop; the stage is resumed later
 """
 
 from tunemill_api.failures import FAILURES, ExitCode, Reason
@@ -9,12 +9,12 @@ from tunemill_api.stage_report import StageFailure, failure_of
 
 
 class StageError(Exception):
-    """The stage cannot reach its end.
+    """The stage failed.
 
     Args:
-        reason: one of the taxonomy; decides the exit code and with it whether the stage is tried again.
-        message: what was expected, what was found, where, and which field to change. Never the value of a Secret.
-        remedy: what to change, where that is known better than the taxonomy's general sentence.
+        reason: the failure reason. It determines the exit code, and thereby whether the stage is retried.
+        message: what was expected, what was found, and where, with the field of the spec. Never the value of a Secret.
+        remedy: what to change; empty means the general remedy of the reason.
     """
 
     def __init__(self, reason: Reason, message: str, remedy: str = "") -> None:
@@ -25,17 +25,17 @@ class StageError(Exception):
 
     @property
     def exit_code(self) -> ExitCode:
-        """What the container exits with."""
+        """The exit code of the container."""
         return FAILURES[self.reason].exit_code
 
     @property
     def failure(self) -> StageFailure:
-        """The error as the operator reads it."""
+        """The failure for the stage report."""
         return failure_of(self.reason, self.message, self.remedy)
 
 
-class Interrupted(StageError):  # noqa: N818 - not an error of anyone
-    """The pod was asked to stop, and the stage did in time."""
+class Interrupted(StageError):  # noqa: N818 - not an error
+    """The pod got a request to stop, and the stage stopped within the grace period."""
 
-    def __init__(self, message: str = "the stage was asked to stop before its end") -> None:
+    def __init__(self, message: str = "the stage was interrupted by a request to stop") -> None:
         super().__init__(Reason.INTERRUPTED, message)

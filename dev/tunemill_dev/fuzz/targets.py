@@ -87,8 +87,9 @@ def encoded_row(random: Random) -> bytes:
     found = usable_row(line, DatasetFormat.AUTO)
     if found is not None:
         encoded = _encoder().encode([found])[0]
-        if encoded.problem is None and len(encoded.labels(everything=False)) != len(encoded.input_ids):
-            raise FoundError("labels and token ids differ in number")
+        for example in encoded.examples:
+            if len(example.labels(everything=False)) != len(example.input_ids):
+                raise FoundError("labels and token ids differ in number")
     return line
 
 

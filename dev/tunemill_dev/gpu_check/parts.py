@@ -57,7 +57,7 @@ def publish(settings: Settings) -> Figures:
     """Train, evaluate and publish to a Hub on this machine, and read what was pushed."""
     import huggingface_hub.constants
     from huggingface_hub import HfApi
-    from tunemill_trainer.gpu_check.stand import BASE, Clock, a_spec, set_up
+    from tunemill_trainer.gpu_check.harness import BASE, Clock, a_spec, set_up
     from tunemill_trainer.stages import evaluate, publish, train
 
     from tunemill_dev.hub.accounts import Accounts
@@ -72,7 +72,7 @@ def publish(settings: Settings) -> Figures:
         }
     )
     folder = Path(settings["folder"])
-    stand = set_up(
+    harness = set_up(
         folder,
         parts.shape_of(settings),
         name=f"publish-{os.getpid()}",
@@ -81,17 +81,17 @@ def publish(settings: Settings) -> Figures:
         device=settings["device"],
     )
     for purpose in ("hub-read", "hub-write"):
-        (stand.folder / "secrets" / purpose).mkdir(parents=True)
-        (stand.folder / "secrets" / purpose / "token").write_text(token)
+        (harness.folder / "secrets" / purpose).mkdir(parents=True)
+        (harness.folder / "secrets" / purpose / "token").write_text(token)
     with tempfile.TemporaryDirectory() as data, local_hub(accounts, data=Path(data)) as hub:
         api = HfApi(endpoint=hub.url, token=token)
         api.create_repo(BASE)
-        commit = api.upload_folder(repo_id=BASE, folder_path=stand.base).oid
-        stand = stand.on_hub(hub.url, commit)
-        spec = a_spec({"gpus": 1 if settings["device"] == "cuda" else 0, **settings}, stand.endpoint)
+        commit = api.upload_folder(repo_id=BASE, folder_path=harness.base).oid
+        harness = harness.on_hub(hub.url, commit)
+        spec = a_spec({"gpus": 1 if settings["device"] == "cuda" else 0, **settings}, harness.endpoint)
         for stage in (train, evaluate):
-            stage.run(stand.context(spec, Clock()))
-        published, _ = publish.run(stand.context(spec, Clock()))
+            stage.run(harness.context(spec, Clock()))
+        published, _ = publish.run(harness.context(spec, Clock()))
         files = api.list_repo_files(published.repository, revision=published.revision)
     if "adapter_model.safetensors" not in files:
         raise CheckFailedError(f"expected adapter_model.safetensors on the Hub, found {', '.join(files)}")
@@ -156,19 +156,19 @@ def _start(settings: Settings, attention: str | None) -> tuple[Any, Rows]:
     from transformers import AutoModelForCausalLM
     from tunemill_trainer.learn.order import row_order
 
-    stand = parts.stand_of(settings, str(settings["kind"]).replace(" ", "-"))
+    harness = parts.harness_of(settings, str(settings["kind"]).replace(" ", "-"))
     named = {"attn_implementation": attention} if attention else {}
     dtype = torch.bfloat16 if settings["device"] == "cuda" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(stand.base, dtype=dtype, device_map=settings["device"], **named)
+    model = AutoModelForCausalLM.from_pretrained(harness.base, dtype=dtype, device_map=settings["device"], **named)
     config = LoraConfig(r=16, lora_alpha=64, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM")
-    rows = pq.read_table(stand.folder / "prepared" / "train.parquet").to_pylist()
-    return get_peft_model(model, config), [rows[at] for at in row_order(stand.lengths, 42, len(rows))]
+    rows = pq.read_table(harness.folder / "prepared" / "train.parquet").to_pylist()
+    return get_peft_model(model, config), [rows[at] for at in row_order(harness.lengths, 42, len(rows))]
 
 
 def _tokenizer(settings: Settings) -> Any:  # noqa: ANN401
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(parts.stand_of(settings, "tokenizer").base)
+    return AutoTokenizer.from_pretrained(parts.harness_of(settings, "tokenizer").base)
 
 
 def _figures(settings: Settings, tokens: float, seconds: float) -> Figures:

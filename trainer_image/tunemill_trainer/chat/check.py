@@ -76,6 +76,7 @@ def folder_of(base: str) -> Path:
         )
     hub = Hub(os.environ.get("HF_ENDPOINT", ""), os.environ.get("HF_TOKEN"))
     try:
-        return hub.download(base, hub.resolve(base, "main").commit, tokenizer.FILES)
+        model = hub.model(base)
+        return model.download(model.resolve("main").commit, tokenizer.FILES)
     except StageError as error:
         raise StageError(error.reason, f"{error.message}; no such folder exists either", error.remedy) from error

@@ -87,7 +87,7 @@ class ChatTemplate:
         return self._render(messages, tools)[0]
 
     def examples(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[Rendered]:
-        """Render a conversation as training examples in which every trained turn follows the prompt that a server renders.
+        """Render a conversation as training examples in which every trained turn follows the prompt of a server.
 
         Many templates render a turn differently if other turns follow: Qwen 3 drops the reasoning of turns before the
         last user message. A server renders the history before each reply, so the example of a turn ends with that turn.

@@ -56,4 +56,5 @@ def _download(endpoint: str, model: str, revision: str) -> Path:
     from tunemill_trainer.storage.hub import Hub
 
     hub = Hub(endpoint, os.environ.get("HF_TOKEN"))
-    return hub.download(model, hub.resolve(model, revision).commit, ["config.json"])
+    reader = hub.model(model)
+    return reader.download(reader.resolve(revision).commit, ["config.json"])

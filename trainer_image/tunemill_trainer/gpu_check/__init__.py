@@ -1,1 +1,1 @@
-"""Proves on a GPU that training works, fits and is fast: the real stages on models with random weights, offline."""
+"""The GPU check: runs the real stages with random weights, without a network, and measures speed and memory."""

@@ -1,4 +1,4 @@
-"""`tunemill-trainer gpu-check`: proves on one GPU that training works there, in minutes and without a network.
+"""`tunemill-trainer gpu-check`: checks that training works on a GPU, in minutes and without a network.
 
 tunemill-trainer gpu-check
 tunemill-trainer gpu-check --full --minutes 10 --report report.json
@@ -26,7 +26,7 @@ _FAMILIES = ("functiongemma-270m", "qwen3-0.6b", "gemma-2-2b", "llama-3.1-8b")
 """One shape of each architecture."""
 _ENOUGH_SECONDS = 60
 _SHOWN_LINES = 20
-"""Of what a failed part has printed."""
+"""The number of lines to show of the output of a failed part."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Part:
     """One part of the check.
 
     Attributes:
-        name: for people.
-        seconds: that it may take.
-        settings: for its process.
-        module: that is run with the settings.
+        name: the display name.
+        seconds: the time limit.
+        settings: the settings for its process.
+        module: the module to run with the settings.
     """
 
     name: str
@@ -48,14 +48,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Result:
-    """How a part ended.
+    """The result of a part.
 
     Attributes:
-        name: of the part.
+        name: the name of the part.
         status: passed, failed or skipped.
-        reason: why not passed.
-        seconds: that it took.
-        figures: what was found.
+        reason: why it failed or was skipped.
+        seconds: its duration.
+        figures: its measurements.
     """
 
     name: str
@@ -79,21 +79,26 @@ def add_options(command: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     command.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="(default: %(default)s)")
     command.add_argument(
-        "--small", action="store_true", help="models of two narrow layers only; with --device cpu a trial of the check"
+        "--small", action="store_true", help="use small models only; with --device cpu, this tests the check itself"
     )
-    command.add_argument("--full", action="store_true", help="also measure models up to 8B, all methods and formats")
-    command.add_argument("--minutes", type=float, default=10.0, help="that it may take (default: %(default)s)")
-    command.add_argument("--report", metavar="FILE", type=Path, help="gets all results as JSON")
-    command.add_argument("--table", metavar="FILE", type=Path, help="gets the figures as Markdown")
     command.add_argument(
-        "--work", metavar="FOLDER", type=Path, help="to work in; 25 GB with --full (default: a new one)"
+        "--full", action="store_true", help="also measure models up to 8B, with all methods and formats"
+    )
+    command.add_argument("--minutes", type=float, default=10.0, help="time limit in minutes (default: %(default)s)")
+    command.add_argument("--report", metavar="FILE", type=Path, help="write all results as JSON")
+    command.add_argument("--table", metavar="FILE", type=Path, help="write the measurements as a Markdown table")
+    command.add_argument(
+        "--work",
+        metavar="FOLDER",
+        type=Path,
+        help="work folder; needs 25 GB with --full (default: a new temporary folder)",
     )
 
 
 def main(options: argparse.Namespace) -> int:
-    """Run the check; return 0 when nothing failed, 70 when something did, 71 without a GPU."""
+    """Run the check; return 0 if nothing failed, 70 if a part failed, 71 without a GPU."""
     if options.device == "cuda" and (problem := without_gpu()):
-        print(f"tunemill-trainer gpu-check: there is no GPU to check: {problem}", file=sys.stderr)
+        print(f"tunemill-trainer gpu-check: found no usable GPU: {problem}", file=sys.stderr)
         return ExitCode.NODE_BROKEN
     parts = small_parts(options.device, only_small=options.small)
     if options.full and not options.small:
@@ -102,7 +107,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def check(parts: Sequence[Part], minutes: float, work: Path | None, report: Path | None, markdown: Path | None) -> int:
-    """Run parts, print how each ended, write the reports, and return the exit code."""
+    """Run parts, print their results, write the reports, and return the exit code."""
     results = []
     for result in run_parts(parts, minutes * 60, work):
         reason = f": {result.reason}" if result.reason else ""
@@ -110,7 +115,7 @@ def check(parts: Sequence[Part], minutes: float, work: Path | None, report: Path
         for name, value in result.figures.items():
             print(f"                   {name}: {value}", flush=True)
         results.append(result)
-        # After each part: whatever ends the check, what was measured is there.
+        # After each part, so that the measurements are saved however the check ends.
         _write(report, json.dumps({"results": [each.to_json() for each in results]}, indent=2) + "\n")
         _write(markdown, table(results))
     failed = [result.name for result in results if result.status == "failed"]
@@ -119,17 +124,17 @@ def check(parts: Sequence[Part], minutes: float, work: Path | None, report: Path
 
 
 def without_gpu() -> str:
-    """Return why no GPU can be used; an empty text when one can. Asked in a process of its own."""
+    """Return why no GPU can be used, or an empty text. Runs in a child process: CUDA stays uninitialized here."""
     code = "import torch; torch.cuda.init(); print(torch.cuda.get_device_name(0))"
-    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    return "" if asked.returncode == 0 else (asked.stderr.strip().splitlines() or ["torch cannot be imported"])[-1]
+    tried = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return "" if tried.returncode == 0 else (tried.stderr.strip().splitlines() or ["torch cannot be imported"])[-1]
 
 
 def small_parts(device: str, *, only_small: bool) -> list[Part]:
-    """Return what shows that training works; without `only_small` also how fast it is with the smallest model."""
+    """Return the parts that check training; without `only_small`, also a measurement with the smallest real model."""
     tiny = {"device": device, "small": True, "method": "LoRA", "batch": 4, "steps": 6}
     first = {**tiny, "shape": _FAMILIES[1]}
-    # A CPU may have other work to do, and nothing is measured there.
+    # The limit on a CPU is generous, because nothing is measured there and it may be busy.
     seconds = 90 if device == "cuda" else 600
     parts = [Part("environment", 120, {"kind": "environment", "device": device})]
     families = _FAMILIES if device == "cuda" else _FAMILIES[1:2]
@@ -151,7 +156,7 @@ def small_parts(device: str, *, only_small: bool) -> list[Part]:
 
 
 def full_parts() -> list[Part]:
-    """Return the measurements of real shapes, the most important first; what the time does not allow is skipped."""
+    """Return the measurements of real shapes, most important first: the last ones are skipped when time runs out."""
     return [
         _speed("gemma-2-2b", "LoRA", "None", "BF16", cases=64),
         _speed("llama-3.1-8b", "LoRA", "None", "BF16", seconds=150),
@@ -183,12 +188,12 @@ def _speed(shape: str, method: str, quantization: str, precision: str, *, cases:
 
 
 def run_parts(parts: Sequence[Part], seconds: float, work: Path | None) -> Iterator[Result]:
-    """Yield the results of parts, each as soon as it is there.
+    """Run parts in order, and yield each result as soon as it is available.
 
     Args:
-        parts: in their order.
-        seconds: for all of them. A part with less than a minute left is skipped, unless it needs less.
-        work: a folder to work in; None makes one and removes it.
+        parts: the parts.
+        seconds: time limit for all parts. A part is skipped with less than a minute left, unless its limit is lower.
+        work: the work folder; None creates a temporary one.
     """
     deadline = time.monotonic() + seconds
     own = Path(tempfile.mkdtemp(prefix="gpu-check-")) if work is None else work
@@ -196,7 +201,7 @@ def run_parts(parts: Sequence[Part], seconds: float, work: Path | None) -> Itera
         for part in parts:
             left = deadline - time.monotonic()
             if left < min(part.seconds, _ENOUGH_SECONDS):
-                yield Result(part.name, "skipped", f"no time left: it may take {part.seconds} s")
+                yield Result(part.name, "skipped", f"no time left: it may take up to {part.seconds} s")
                 continue
             yield _run(part, own, min(left, part.seconds))
     finally:
@@ -205,15 +210,15 @@ def run_parts(parts: Sequence[Part], seconds: float, work: Path | None) -> Itera
 
 
 def _run(part: Part, work: Path, seconds: float) -> Result:
-    # Shapes have folders of their own, so that a base model is made once.
+    # One folder per shape, so that each base model is created once.
     small = "small-" if part.settings.get("small") else ""
     folder = work / f"{small}{part.settings.get('shape', 'none')}"
     folder.mkdir(parents=True, exist_ok=True)
-    asked = json.dumps({**part.settings, "folder": str(folder)})
+    settings = json.dumps({**part.settings, "folder": str(folder)})
     begun = time.monotonic()
-    # A session of its own: what a part has started ends with it.
+    # In a new session, so that all processes of a part can be killed together.
     with subprocess.Popen(
-        [sys.executable, "-m", part.module, asked],
+        [sys.executable, "-m", part.module, settings],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -224,31 +229,31 @@ def _run(part: Part, work: Path, seconds: float) -> Result:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-            return Result(part.name, "failed", f"not done after {seconds:.0f} s", time.monotonic() - begun)
+            return Result(part.name, "failed", f"not finished after {seconds:.0f} s", time.monotonic() - begun)
     took = time.monotonic() - begun
     lines = output.strip().splitlines()
     try:
-        answer = json.loads(lines[-1])
-        if answer["status"] == "failed":
+        result = json.loads(lines[-1])
+        if result["status"] == "failed":
             print("\n".join(lines[-_SHOWN_LINES - 1 : -1]), file=sys.stderr)
-        return Result(part.name, answer["status"], answer["reason"], took, answer.get("figures", {}))
+        return Result(part.name, result["status"], result["reason"], took, result.get("figures", {}))
     except (IndexError, ValueError, KeyError, TypeError):
         last = lines[-1] if lines else "no output"
-        return Result(part.name, "failed", f"ended with code {process.returncode}: {last}", took)
+        return Result(part.name, "failed", f"exited with code {process.returncode}: {last}", took)
     finally:
         for left in folder.glob("*-*"):
             shutil.rmtree(left, ignore_errors=True)
 
 
 def table(results: Sequence[Result]) -> str:
-    """Return the figures of the measured parts as a table in Markdown."""
+    """Return the measurements as a Markdown table."""
     found: dict[str, Any] = next((dict(each.figures) for each in results if each.name == "environment"), {})
     where = found.get("gpu", "CPU")
     libraries = ", ".join(f"{name} {found.get(name, '?')}" for name in ("torch", "transformers", "trl", "peft"))
     lines = [
         f"{where}, {libraries}",
         "",
-        "| run | tokens/s | utilisation | peak MiB | estimate MiB | first step after s | evaluate tokens/s |",
+        "| run | tokens/s | utilization | peak MiB | estimate MiB | first step after s | evaluate tokens/s |",
         "|---|---|---|---|---|---|---|",
     ]
     for result in results:

@@ -1,4 +1,4 @@
-"""The parts of the check. Each runs in a process of its own, so that a crash or a lack of memory ends that part alone.
+"""The parts of the GPU check. Each runs in a separate process, so that a crash or lack of memory ends that part only.
 
 python -m tunemill_trainer.gpu_check.parts '{"kind": "resume", …}'
 """
@@ -25,7 +25,7 @@ Figures = dict[str, Any]
 Settings = Mapping[str, Any]
 
 _WARM = 2
-"""Steps that are not timed: kernels are compiled and chosen in them."""
+"""The number of warmup steps, in which kernels are compiled and selected. They are not timed."""
 _PEAK_TERAFLOPS: Final = {
     "H100 PCIe": 756,
     "H200": 989,
@@ -39,19 +39,19 @@ _PEAK_TERAFLOPS: Final = {
     "RTX 4090": 165,
     "T4": 65,
 }
-"""Dense BF16 (T4: FP16) of NVIDIA's data sheets, by a part of the GPU's name."""
+"""Dense BF16 (T4: FP16) throughput from NVIDIA's data sheets, by a substring of the GPU's name."""
 
 
 class CheckFailedError(Exception):
-    """What the part checks is not so."""
+    """The check of a part failed."""
 
 
-class NotHereError(Exception):
-    """The part cannot run here."""
+class NotSupportedError(Exception):
+    """The part cannot run on this machine."""
 
 
 def environment(settings: Settings) -> Figures:
-    """Tell what is installed and on which GPU, and compile and run a kernel."""
+    """Report the installed versions and the GPU, and compile and run a kernel."""
     import torch
 
     names = ("torch", "triton", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
@@ -73,38 +73,38 @@ def environment(settings: Settings) -> Figures:
     }
     one = torch.ones(256, 256, device="cuda", dtype=torch.float16)
     if float((one @ one)[0, 0]) != 256:
-        raise CheckFailedError("a product of matrices of ones is wrong")
+        raise CheckFailedError("the product of two matrices of ones is wrong")
     figures["triton compiles"] = _compiles()
     return figures
 
 
 def equal(settings: Settings) -> Figures:
-    """Compare the losses of a few steps with those of the CPU, in FP32 and without dropout."""
-    alike = {**settings, "precision": "FP32", "dropout": "0"}
+    """Compare the losses of a few steps with those on the CPU, in FP32 and without dropout."""
+    deterministic = {**settings, "precision": "FP32", "dropout": "0"}
     cpu, here = (
-        [entry["loss"] for entry in _train({**alike, "gpus": gpus})[1]]
+        [entry["loss"] for entry in _train({**deterministic, "gpus": gpus})[1]]
         for gpus in (0, 1 if settings["device"] == "cuda" else 0)
     )
     worst = max(abs(one - other) / abs(one) for one, other in zip(cpu, here, strict=True))
     if not worst < 2e-3:
-        raise CheckFailedError(f"losses {here} differ from those of the CPU, {cpu}")
+        raise CheckFailedError(f"the losses {here} differ from those on the CPU, {cpu}")
     return {"largest relative difference": worst, "steps": len(cpu)}
 
 
 def resume(settings: Settings) -> Figures:
-    """Stop a training by SIGTERM, go on, and compare with one that was not disturbed."""
+    """Stop a training by SIGTERM, resume it, and compare it with an uninterrupted one."""
     from tunemill_trainer.errors import Interrupted
-    from tunemill_trainer.gpu_check.stand import Clock
+    from tunemill_trainer.gpu_check.harness import Clock
     from tunemill_trainer.process.stop import StopSignal
 
-    _, undisturbed, _ = _train(settings, "undisturbed")
-    stand, spec = stand_of(settings, "resumed"), _spec(settings)
+    _, uninterrupted, _ = _train(settings, "uninterrupted")
+    harness, spec = harness_of(settings, "resumed"), _spec(settings)
     stop, at = StopSignal(), int(settings["steps"]) // 2
 
-    def run(clock: Clock, asked: StopSignal) -> tuple[Any, list[Figures]]:
+    def run(clock: Clock, signals: StopSignal) -> tuple[Any, list[Figures]]:
         from tunemill_trainer.stages import train
 
-        context = stand.context(spec, clock, asked)
+        context = harness.context(spec, clock, signals)
         return train.run(context), _history(context)
 
     try:
@@ -116,19 +116,19 @@ def resume(settings: Settings) -> Figures:
         raise CheckFailedError("SIGTERM did not stop the training")
     facts, history = run(Clock(), StopSignal())
     if not facts.resumed_from_step:
-        raise CheckFailedError("the training began anew after SIGTERM")
-    worst = max(abs(one["loss"] - other["loss"]) for one, other in zip(undisturbed, history, strict=True))
+        raise CheckFailedError("the training restarted from the beginning after SIGTERM")
+    worst = max(abs(one["loss"] - other["loss"]) for one, other in zip(uninterrupted, history, strict=True))
     if not worst < 0.05:
-        raise CheckFailedError(f"after it went on, losses differ by {worst} from those of an undisturbed training")
+        raise CheckFailedError(f"after the resume, losses differ by {worst} from those of an uninterrupted training")
     return {"resumed from step": facts.resumed_from_step, "largest difference": worst}
 
 
 def out_of_memory(settings: Settings) -> Figures:
-    """Train with less memory than the fastest way needs, and end all the same."""
+    """Train with less memory than the fastest mode needs."""
     import torch
 
     if settings["device"] == "cpu":
-        raise NotHereError("needs a GPU, whose memory PyTorch can bound")
+        raise NotSupportedError("needs a GPU, whose memory PyTorch can limit")
     found = _estimate(settings)
     most = (2 * found.least_mib + found.full_speed_mib) / 3
     torch.cuda.set_per_process_memory_fraction(most / (torch.cuda.get_device_properties(0).total_memory >> 20))
@@ -137,12 +137,12 @@ def out_of_memory(settings: Settings) -> Figures:
 
 
 def speed(settings: Settings) -> Figures:
-    """Measure tokens per second, utilisation and peak memory of train; of evaluate too, where settings say so."""
+    """Measure tokens per second, utilization and peak memory of train, and of evaluate if the settings have cases."""
     _, history, run = _train(settings)
     times = [when for when, _ in run["clock"].reports]
-    seen = [run["stand"].lengths[at] for at in run["order"]]
+    seen = [run["harness"].lengths[at] for at in run["order"]]
     batch = int(settings["batch"])
-    # The first report is that of the first step.
+    # The first report is for the first step.
     timed = seen[_WARM * batch : len(times) * batch]
     seconds = times[-1] - times[_WARM - 1]
     figures: Figures = {
@@ -156,7 +156,7 @@ def speed(settings: Settings) -> Figures:
     if _on_gpu(settings):
         figures |= peaks()
         nearest = min(found.train, key=lambda need: abs(need.mib - figures["peakMib"]))
-        figures |= {"nearestRung": str(nearest.rung), "estimateOfItMib": nearest.mib}
+        figures |= {"nearestRung": str(nearest.mode), "estimateOfItMib": nearest.mib}
     if not math.isfinite(history[-1]["loss"]):
         raise CheckFailedError(f"the loss is {history[-1]['loss']}")
     return figures | (_evaluation(settings, run) if settings.get("cases") else {})
@@ -169,24 +169,24 @@ PARTS: Final[dict[str, Callable[[Settings], Figures]]] = {
     "out of memory": out_of_memory,
     "speed": speed,
 }
-"""What a part does, by its kind."""
+"""The function of a part, by its kind."""
 
 
 def main(text: str, parts: Mapping[str, Callable[[Settings], Figures]] = PARTS) -> None:
     """Run a part and print its result as the last line."""
     settings = json.loads(text)
-    # Before anything imports huggingface_hub.
+    # Set before huggingface_hub is imported.
     os.environ |= {"HF_HOME": str(Path(settings["folder"]) / "hub"), "HF_HUB_OFFLINE": settings.get("offline", "1")}
     result: Figures = {"status": "passed", "reason": ""}
     try:
         result["figures"] = parts[settings["kind"]](settings)
-    except NotHereError as error:
+    except NotSupportedError as error:
         result |= {"status": "skipped", "reason": str(error)}
     except ModuleNotFoundError as error:
         result |= {"status": "skipped", "reason": f"{error.name} is not installed"}
     except ImportError as error:
         result |= {"status": "skipped", "reason": f"an installed library is too old: {error}"}
-    except Exception as error:  # noqa: BLE001 - whatever it is, it ends this part alone
+    except Exception as error:  # noqa: BLE001 - any error fails this part only
         if isinstance(error.__cause__, ImportError):
             result |= {"status": "skipped", "reason": f"a library is missing or too old: {error}"}
             print(json.dumps(result), flush=True)
@@ -198,7 +198,7 @@ def main(text: str, parts: Mapping[str, Callable[[Settings], Figures]] = PARTS) 
 
 
 def _older() -> list[str]:
-    """Return the installed packages that are not as Tunemill pins them."""
+    """Return the installed packages whose version differs from Tunemill's requirements."""
     from packaging.requirements import Requirement
 
     found = []
@@ -212,7 +212,7 @@ def _older() -> list[str]:
 
 
 def _pins() -> list[str]:
-    """Return the trainer's requirements: of the installed distribution, or of the checkout that this runs from."""
+    """Return the trainer's requirements, from the installed distribution or from the source tree."""
     with suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.requires("tunemill-trainer") or []
     project = Path(__file__).parents[2] / "pyproject.toml"
@@ -226,7 +226,7 @@ def _compiles() -> bool:
     compiled = torch.compile(lambda numbers: torch.nn.functional.gelu(numbers) * 2)
     numbers = torch.randn(1024, device="cuda")
     if not torch.allclose(compiled(numbers), torch.nn.functional.gelu(numbers) * 2, atol=1e-5):
-        raise CheckFailedError("a kernel that Triton compiled computes something else")
+        raise CheckFailedError("a kernel compiled by Triton gives a wrong result")
     return True
 
 
@@ -237,14 +237,14 @@ def shape_of(settings: Settings) -> Shape:
 
 
 def _spec(settings: Settings) -> Any:  # noqa: ANN401
-    from tunemill_trainer.gpu_check.stand import a_spec
+    from tunemill_trainer.gpu_check.harness import a_spec
 
     return a_spec({"gpus": 1 if settings["device"] == "cuda" else 0, **settings})
 
 
-def stand_of(settings: Settings, name: str = "run") -> Any:  # noqa: ANN401
-    """Return base model, rows and workspace of a part."""
-    from tunemill_trainer.gpu_check.stand import set_up
+def harness_of(settings: Settings, name: str = "run") -> Any:  # noqa: ANN401
+    """Create the environment of a part."""
+    from tunemill_trainer.gpu_check.harness import set_up
 
     rows = int(settings["steps"]) * int(settings["batch"])
     return set_up(
@@ -258,22 +258,22 @@ def stand_of(settings: Settings, name: str = "run") -> Any:  # noqa: ANN401
 
 
 def _train(settings: Settings, name: str = "run") -> tuple[Any, list[Figures], Figures]:
-    """Run the stage; return its facts, its history, and what else is known of it."""
-    from tunemill_trainer.gpu_check.stand import Clock
+    """Run the stage; return its facts, its training log, and further data for measurements."""
+    from tunemill_trainer.gpu_check.harness import Clock
     from tunemill_trainer.learn.order import row_order
     from tunemill_trainer.stages import train
 
-    stand, spec, clock = stand_of(settings, f"{name}{settings.get('gpus', '')}"), _spec(settings), Clock()
-    context = stand.context(spec, clock)
+    harness, spec, clock = harness_of(settings, f"{name}{settings.get('gpus', '')}"), _spec(settings), Clock()
+    context = harness.context(spec, clock)
     _forget_memory(settings)
     begun = time.monotonic()
     facts = train.run(context)
-    order = row_order(stand.lengths, spec.training.seed, facts.steps * spec.training.batch_size)
-    return facts, _history(context), {"clock": clock, "stand": stand, "spec": spec, "order": order, "begun": begun}
+    order = row_order(harness.lengths, spec.training.seed, facts.steps * spec.training.batch_size)
+    return facts, _history(context), {"clock": clock, "harness": harness, "spec": spec, "order": order, "begun": begun}
 
 
 def _forget_memory(settings: Settings) -> None:
-    """Leave what was computed so far out of the peak: the base model's weights may have been drawn on the GPU."""
+    """Reset the peak memory: the base model's weights may have been created on the GPU."""
     if _on_gpu(settings):
         import torch
 
@@ -288,26 +288,26 @@ def _history(context: Any) -> list[Figures]:  # noqa: ANN401
 
 
 def _evaluation(settings: Settings, run: Figures) -> Figures:
-    """Let base and tuned model answer, and count the tokens that they say; loading them does not count."""
-    from tunemill_trainer.gpu_check.stand import Clock
+    """Run evaluate, and measure the generated tokens per second, without the time to load the models."""
+    from tunemill_trainer.gpu_check.harness import Clock
     from tunemill_trainer.stages import evaluate
 
-    said, seconds, generate = 0, 0.0, vars(evaluate)["generate"]
+    tokens, seconds, generate = 0, 0.0, vars(evaluate)["generate"]
 
     def timed(*given: Any, **named: Any) -> list[list[int]]:  # noqa: ANN401
-        nonlocal said, seconds
+        nonlocal tokens, seconds
         begun = time.monotonic()
         replies: list[list[int]] = generate(*given, **named)
         seconds += time.monotonic() - begun
-        said += sum(len(reply) for reply in replies)
+        tokens += sum(len(reply) for reply in replies)
         return replies
 
     _forget_memory(settings)
     with mock.patch.object(evaluate, "generate", timed):
-        facts = evaluate.run(run["stand"].context(run["spec"], Clock()))
+        facts = evaluate.run(run["harness"].context(run["spec"], Clock()))
     if facts.rows != int(settings["cases"]):
-        raise CheckFailedError(f"{facts.rows} of {settings['cases']} cases were judged")
-    figures: Figures = {"evaluateSeconds": round(seconds, 1), "evaluatedTokensPerSecond": round(said / seconds, 1)}
+        raise CheckFailedError(f"{facts.rows} of {settings['cases']} cases were evaluated")
+    figures: Figures = {"evaluateSeconds": round(seconds, 1), "evaluatedTokensPerSecond": round(tokens / seconds, 1)}
     return figures | ({f"evaluate {name}": mib for name, mib in peaks().items()} if _on_gpu(settings) else {})
 
 
@@ -316,7 +316,7 @@ def _on_gpu(settings: Settings) -> bool:
 
 
 def peaks() -> Figures:
-    """Return the most memory that this process has used, and what all processes use now."""
+    """Return the peak memory of this process, and the current memory of all processes."""
     import torch
 
     free, total = torch.cuda.mem_get_info()
@@ -332,24 +332,24 @@ def _estimate(settings: Settings) -> Any:  # noqa: ANN401
 
     from tunemill_trainer.learn import memory, memory_plan
 
-    stand, spec = stand_of(settings, "estimate"), _spec(settings)
-    lengths = memory_plan.lengths_of(spec, stand.prepared.dataset)
-    return memory.estimate(AutoConfig.from_pretrained(stand.base), spec, 0, lengths)
+    harness, spec = harness_of(settings, "estimate"), _spec(settings)
+    lengths = memory_plan.lengths_of(spec, harness.prepared.dataset)
+    return memory.estimate(AutoConfig.from_pretrained(harness.base), spec, 0, lengths)
 
 
 def _utilisation(settings: Settings, lengths: list[int], seconds: float) -> Figures:
-    """Return the share of the GPU's arithmetic that the model itself needs; what is computed again does not count."""
+    """Return the model FLOPs utilization. Recomputation by gradient checkpointing does not count."""
     import torch
 
     config = shape_of(settings).config
     width, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
     heads, kept, head = (int(config[name]) for name in ("num_attention_heads", "num_key_value_heads", "head_dim"))
     matrices = layers * width * (2 * heads * head + 2 * kept * head + 3 * int(config["intermediate_size"]))
-    # Forwards and to the activations 2 + 2 for each weight and token; to the weights 2 more where they are trained.
+    # FLOPs per weight and token: 2 forward, 2 for the gradient of activations, and 2 for that of trained weights.
     each = 6 if settings["method"] == "Full" else 4
     tokens = sum(lengths)
     flops = each * tokens * (matrices + SUPERVISED * width * int(config["vocab_size"]))
-    # Causal attention: half of the scores, twice (scores and sum), forwards once and backwards twice.
+    # Causal attention: half of the scores, two products, one forward and two backward passes.
     flops += 3 * sum(2 * layers * heads * head * length * length for length in lengths)
     figures: Figures = {"modelTeraflops": round(flops / seconds / 1e12, 3)}
     if settings["device"] == "cuda":

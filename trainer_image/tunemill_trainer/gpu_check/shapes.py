@@ -1,7 +1,7 @@
-"""The models of the check: the configurations of real ones, whose weights are drawn at random.
+"""The models of the GPU check: configurations of real models, with random weights.
 
-The numbers are those of each model's config.json on the Hub. `small` cuts a shape down to what a CPU computes in
-seconds: the architecture stays.
+The numbers are from each model's config.json on the Hub. `small` reduces a shape, with the same architecture, to a size
+that a CPU trains in seconds.
 """
 
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ class Shape:
     """A model.
 
     Attributes:
-        name: for people.
-        config: of config.json.
+        name: the display name.
+        config: the content of config.json.
     """
 
     name: str
@@ -109,9 +109,9 @@ SHAPES: Final[dict[str, Shape]] = {
         ),
     )
 }
-"""By name."""
+"""The models by name."""
 
 MEDIAN, SPREAD, SHORTEST, LONGEST = 700, 0.6, 32, 2048
-"""Lengths of the rows of the agents-course data: lognormal, in tokens."""
+"""The lengths of the rows in tokens, as in the agents-course data: a lognormal distribution."""
 SUPERVISED = 0.25
-"""The share of the tokens that the assistant says, at the end of each row."""
+"""The fraction of supervised tokens, which are at the end of each row."""

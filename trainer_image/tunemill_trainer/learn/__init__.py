@@ -1,1 +1,1 @@
-"""Training: the device, the base model, the adapter, the run of SFTTrainer, its checkpoints and its loss curve."""
+"""Training: device, base model, adapter, SFTTrainer, checkpoints, memory estimate and training log."""

@@ -1,4 +1,4 @@
-"""What is trained: the configuration of an adapter, or the whole model; saved so that it loads anywhere."""
+"""The configuration of the adapter for PEFT, and saving of the trained adapter or full model."""
 
 import math
 import shutil
@@ -16,24 +16,24 @@ from tunemill_trainer.prepared import BaseModel, Tokens
 
 _ALL_LINEAR = "all-linear"
 _WARM_SHARE, _FINAL_SHARE = 0.1, 0.3
-"""The shares of the steps before AdaLoRA begins to take ranks away, and after it has ended; as in the paper's runs."""
+"""The fractions of the steps before AdaLoRA starts pruning ranks and after it has finished, as in the paper's runs."""
 
 
 def adapter_config(adapter: Adapter, model: Any, tokens: Tokens, steps: int) -> PeftConfig | None:  # noqa: ANN401 - transformers ships no types
-    """Return PEFT's configuration of the adapter; None when the whole model is trained.
+    """Return PEFT's configuration of the adapter; None for the method Full.
 
-    The rows of added tokens are trained as a whole: with frozen rows the model never learns to write the tags. A head
-    of its own has rows of its own. IA3 has no place for such rows, which `combinations` has refused.
+    The rows of added tokens are trained directly, in the embedding and in an untied output head: with frozen rows, the
+    model does not learn to write the tags. IA3 does not support this; `combinations` refuses it.
 
     Args:
-        adapter: the wish.
-        model: the base model, its vocabulary extended.
-        tokens: which were added.
+        adapter: spec.adapter.
+        model: the base model, with extended vocabulary.
+        tokens: the changes of the vocabulary.
         steps: optimizer steps of the run; AdaLoRA divides them into phases.
 
     Raises:
-        StageError: InvalidSpec, when a target module is not there or cannot carry an adapter, or when there are too few
-            steps for AdaLoRA.
+        StageError: InvalidSpec, when a target module does not exist or cannot have an adapter, or when there are too
+            few steps for AdaLoRA.
     """
     if adapter.method is AdapterMethod.FULL:
         return None
@@ -47,23 +47,23 @@ def adapter_config(adapter: Adapter, model: Any, tokens: Tokens, steps: int) -> 
 
 
 def save_trained(model: Any, base: BaseModel, tokenizer: Path, folder: Path, dtype: torch.dtype) -> None:  # noqa: ANN401
-    """Write what was trained, with tokenizer and chat template.
+    """Save the trained adapter or full model with tokenizer and chat template.
 
-    AutoPeftModelForCausalLM loads the folder of an adapter, AutoModelForCausalLM that of a whole model.
+    AutoPeftModelForCausalLM loads the folder of an adapter, AutoModelForCausalLM that of a full model.
 
     Args:
         model: the trained PeftModel or model.
-        base: what was trained; was loaded from a folder, and is named by its place on the Hub.
-        tokenizer: the folder with the prepared tokenizer.
-        folder: where the files go.
-        dtype: the number format of a whole model; the base model's own, so that it is no larger than that.
+        base: the base model, which the adapter's configuration names.
+        tokenizer: the folder of the prepared tokenizer.
+        folder: where to save the files.
+        dtype: the number format of a full model: that of the base model, so that both have the same size.
     """
     if isinstance(model, PeftModel):
         config = model.peft_config["default"]
         config.base_model_name_or_path, config.revision = base.place, base.revision
-        # The rows of the new tokens are in the adapter; without this PEFT adds two whole embedding matrices.
+        # The adapter contains the rows of added tokens. By default, PEFT would save two full embedding matrices, too.
         model.save_pretrained(folder, save_embedding_layers=False)
-        # PEFT's model card; ours is written when the model is published.
+        # PEFT's model card. Publish writes its own.
         (folder / "README.md").unlink(missing_ok=True)
     else:
         model.to(dtype).save_pretrained(folder)
@@ -87,8 +87,8 @@ def _adalora(adalora: AdaLora, model: Any, rows: dict[str, list[int]] | None, st
     if warm >= steps - final:
         raise StageError(
             Reason.INVALID_SPEC,
-            f"spec.adapter.method AdaLoRA needs steps in which ranks can be taken away: expected at least 2 optimizer "
-            f"steps, found {steps}; raise spec.training.epochs or spec.training.maxSteps",
+            f"spec.adapter.method AdaLoRA needs steps in which to prune ranks: expected at least 2 optimizer steps, "
+            f"found {steps}; increase spec.training.epochs or spec.training.maxSteps",
         )
     return AdaLoraConfig(
         init_r=adalora.initial_rank,
@@ -107,8 +107,8 @@ def _adalora(adalora: AdaLora, model: Any, rows: dict[str, list[int]] | None, st
 def _ia3(ia3: Ia3, model: Any) -> IA3Config:  # noqa: ANN401
     targets = _targets(ia3.target_modules, model, "spec.adapter.ia3.targetModules")
     if targets == _ALL_LINEAR:
-        # PEFT would write whole paths into the configuration, and refuse it when it is loaded: the feed-forward modules
-        # are names and no longer among them.
+        # With all-linear, PEFT saves full module paths, and then refuses to load them, because the names of the
+        # feed-forward modules are not among them.
         head = model.get_output_embeddings()
         linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and part is not head]
         targets = sorted({name.rpartition(".")[2] for name in linear})
@@ -116,8 +116,8 @@ def _ia3(ia3: Ia3, model: Any) -> IA3Config:  # noqa: ANN401
     if stray:
         raise StageError(
             Reason.INVALID_SPEC,
-            f"spec.adapter.ia3.feedforwardModules names {', '.join(stray)}: expected some of "
-            f"spec.adapter.ia3.targetModules, which are {', '.join(targets)}",
+            f"expected spec.adapter.ia3.feedforwardModules to be among spec.adapter.ia3.targetModules "
+            f"({', '.join(targets)}), found {', '.join(stray)}",
         )
     return IA3Config(target_modules=targets, feedforward_modules=ia3.feedforward_modules, task_type="CAUSAL_LM")
 
@@ -125,29 +125,29 @@ def _ia3(ia3: Ia3, model: Any) -> IA3Config:  # noqa: ANN401
 def _targets(wanted: list[str], model: Any, field: str) -> list[str] | str:  # noqa: ANN401
     if wanted == [_ALL_LINEAR]:
         return _ALL_LINEAR
-    # The head, too, when its weights are the embedding's: the loss reads them and would pass an adapter by.
+    # Exclude the embedding and the head: the loss reads the weight of the head directly, without an adapter's update.
     layers = [model.get_input_embeddings(), model.get_output_embeddings()]
-    there = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding)}
-    offered = sorted(
-        {name.rpartition(".")[2] for name, module in there.items() if all(module is not layer for layer in layers)}
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding)}
+    allowed = sorted(
+        {name.rpartition(".")[2] for name, module in modules.items() if all(module is not layer for layer in layers)}
     )
     for target in wanted:
-        matching = [module for name, module in there.items() if name == target or name.endswith(f".{target}")]
+        matching = [module for name, module in modules.items() if name == target or name.endswith(f".{target}")]
         if not matching or any(module is layer for module in matching for layer in layers):
             raise StageError(
                 Reason.INVALID_SPEC,
-                f"{field} names {target!r}: expected [{_ALL_LINEAR}] alone, or some of {', '.join(offered)}. "
-                "The rows of added tokens are trained without being named here",
+                f"expected {field} to be [{_ALL_LINEAR}] or a list of {', '.join(allowed)}, found {target!r}. The rows "
+                "of added tokens are always trained and need no entry",
             )
     return wanted
 
 
 def _vocabulary_layers(model: Any) -> list[Any]:  # noqa: ANN401
-    """Return the embedding, and the output head when it has weights of its own."""
+    """Return the embedding, and the output head if it is not tied to it."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     return [embedding] if head.weight is embedding.weight else [embedding, head]
 
 
 def _name(model: Any, layer: Any) -> str:  # noqa: ANN401
-    """Return the last part of a layer's name, as PEFT wants it."""
+    """Return the last part of a layer's name, as used in PEFT's configuration."""
     return str(next(name for name, module in model.named_modules() if module is layer)).rpartition(".")[2]

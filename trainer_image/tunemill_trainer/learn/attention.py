@@ -1,7 +1,7 @@
-"""Attention for rows that lie end to end in one sequence, each of which sees itself alone.
+"""Attention for rows that are concatenated into one sequence (packing), without attention between rows.
 
-Three functions with one result, registered with Transformers: PyTorch's variable-length kernel for GPUs, FlexAttention
-for soft-capped scores on GPUs, and one call per row for the CPU, so that tests take the path that a GPU takes.
+Three implementations are registered with Transformers: PyTorch's variable-length kernel for GPUs, FlexAttention for
+models with soft-capped scores on GPUs, and one call per row for the CPU, so that tests cover the path of a GPU.
 """
 
 import logging
@@ -23,17 +23,17 @@ FAMILIES = frozenset(
         *("qwen2", "qwen3", "smollm3"),
     }
 )
-"""Model types whose rows, laid end to end, were tested to give the loss and the gradients of padded rows.
+"""Model types that were tested to give the same loss and gradients for concatenated rows as for padded rows.
 
-Others get padded rows: a state that runs from token to token would leak from one row into the next.
+Other models get padded rows: a recurrent state, for example, would leak from one row into the next.
 """
 
 _VARLEN, _FLEX, _BY_ROW = "tunemill_varlen", "tunemill_flex", "tunemill_by_row"
 _NEEDED_CAPABILITY = (8, 0)
-"""FlashAttention, which PyTorch's kernel is made of, runs on no older GPU."""
+"""The lowest compute capability for FlashAttention, which PyTorch's kernel uses."""
 _TRIED_LENGTHS = (150, 1, 70)
 _TOLERANCE = 0.05
-"""Of 16-bit numbers of about 1; a row that sees its neighbour is off by far more."""
+"""For 16-bit values of about 1. Attention between rows would give far larger differences."""
 
 _log = logging.getLogger(__name__)
 
@@ -42,11 +42,11 @@ Attention = Callable[..., tuple[torch.Tensor, None]]
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Where the rows of a sequence lie; made once for a forward pass, and seen by every layer.
+    """The boundaries of the rows in a sequence; created once per forward pass and shared by all layers.
 
     Attributes:
         lengths: tokens of each row.
-        starts: the first token of each row, then the number of all tokens; int32, on the device of the sequence.
+        starts: index of the first token of each row, then the total number; int32, on the device of the sequence.
     """
 
     lengths: tuple[int, ...]
@@ -55,42 +55,42 @@ class Rows:
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device | str) -> "Rows":
-        """Return the rows of these lengths."""
+        """Return the boundaries of rows with these lengths."""
         ends = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
         return cls(tuple(lengths), ends.to(device))
 
     def block_mask(self, window: int | None) -> BlockMask:
-        """Return FlexAttention's mask: a token sees itself and what is before it in its row, `window` tokens in all."""
+        """Return FlexAttention's mask: causal within each row, limited to `window` tokens unless that is None."""
         if window not in self._masks:
             total, device = sum(self.lengths), self.starts.device
             row = torch.searchsorted(self.starts[1:], torch.arange(total, device=device), right=True)
 
-            def seen(_batch: torch.Tensor, _head: torch.Tensor, asks: torch.Tensor, asked: torch.Tensor) -> Any:  # noqa: ANN401
-                same = (row[asks] == row[asked]) & (asks >= asked)
-                return same if window is None else same & (asks - asked < window)
+            def visible(_batch: torch.Tensor, _head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> Any:  # noqa: ANN401
+                causal = (row[query] == row[key]) & (query >= key)
+                return causal if window is None else causal & (query - key < window)
 
-            self._masks[window] = create_block_mask(seen, None, None, total, total, device=device)
+            self._masks[window] = create_block_mask(visible, None, None, total, total, device=device)
         return self._masks[window]
 
 
 @contextmanager
 def end_to_end(model: Any, device: torch.device, dtype: torch.dtype) -> Iterator[bool]:  # noqa: ANN401 - transformers ships no types
-    """Let a model compute on rows that lie end to end until the block ends, if it can.
+    """Switch a model to attention for concatenated rows inside the block, if the model and the device support it.
 
     Args:
         model: a causal language model, without an adapter.
-        device: where it is.
-        dtype: what it computes in.
+        device: where it computes.
+        dtype: the number format of the computation.
 
     Yields:
-        Whether it can: it has to be called with `rows`. Otherwise it needs padded rows.
+        Whether it was switched, and must be called with `rows`. Otherwise rows must be padded.
     """
     name, why = _choose(model.config, device, dtype)
     if name is None:
-        _log.info("rows are padded to the longest of their forward pass: %s", why)
+        _log.info("padding rows to the longest of their forward pass: %s", why)
         yield False
         return
-    before = model.config._attn_implementation  # noqa: SLF001 - Transformers has a setter alone
+    before = model.config._attn_implementation  # noqa: SLF001 - Transformers has no public getter
     model.set_attn_implementation(name)
     try:
         yield True
@@ -99,9 +99,9 @@ def end_to_end(model: Any, device: torch.device, dtype: torch.dtype) -> Iterator
 
 
 def _choose(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> tuple[str | None, str]:
-    """Return the name of the attention to use, or None and why there is none."""
+    """Return the name of the implementation to use, or None and the reason."""
     if config.model_type not in FAMILIES:
-        return None, f"models of type {config.model_type} were not tested with rows laid end to end"
+        return None, f"models of type {config.model_type} were not tested with concatenated rows"
     if getattr(config, "attention_dropout", 0.0) or getattr(config, "use_bidirectional_attention", False):
         return None, "the model's attention is not plain causal attention without dropout"
     if device.type == "cpu":
@@ -111,20 +111,21 @@ def _choose(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) 
     if torch.cuda.get_device_capability(device) < _NEEDED_CAPABILITY:
         return None, f"{torch.cuda.get_device_name(device)} is older than the Ampere generation"
     name = _FLEX if getattr(config, "attn_logit_softcapping", None) else _VARLEN
-    fault = _fault(_ATTENTIONS[name], config, device, dtype)
-    return (name, "") if fault is None else (None, f"the kernel for it does not work here: {fault}")
+    problem = _self_test(_ATTENTIONS[name], config, device, dtype)
+    return (name, "") if problem is None else (None, f"the self-test of the attention kernel failed: {problem}")
 
 
-def _fault(attention: Attention, config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Try an attention forward and backward with the shapes of a model; return what is wrong with it.
+def _self_test(attention: Attention, config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Run an implementation forward and backward with the shapes of a model; return the problem, or None.
 
-    It is compared with that of one call per row. Costs milliseconds; FlexAttention is compiled, for some seconds.
+    The results are compared with those of one call per row. Takes milliseconds, for FlexAttention some seconds of
+    compilation.
     """
     dimension = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads, shared = config.num_attention_heads, config.num_key_value_heads
     rows = Rows.of(_TRIED_LENGTHS, device)
     generator = torch.Generator().manual_seed(0)
-    # Tokens come first in memory, as in a model.
+    # With tokens as the first dimension in memory, as in a model.
     inputs = [
         torch.randn(1, sum(_TRIED_LENGTHS), count, dimension, generator=generator).to(device, dtype).transpose(1, 2)
         for count in (heads, shared, shared)
@@ -139,13 +140,13 @@ def _fault(attention: Attention, config: PretrainedConfig, device: torch.device,
             try:
                 out, _ = function(None, *leaves, None, **settings)
                 out.sum().backward()
-            # Compilers and drivers fail with errors of many kinds, and rows can be padded whatever the reason is.
+            # Compilers and drivers raise many kinds of errors, and padding rows works in any case.
             except Exception as error:  # noqa: BLE001
                 return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             found.append([out.detach(), *(leaf.grad for leaf in leaves)])
         for one, other in zip(*found, strict=True):
             if not torch.allclose(one.float(), other.float(), rtol=_TOLERANCE, atol=_TOLERANCE):
-                return f"it is off by up to {float((one - other).abs().max()):.2g}"
+                return f"the results differ by up to {float((one - other).abs().max()):.2g}"
     return None
 
 
@@ -161,18 +162,18 @@ def _varlen(
     sliding_window: int | None = None,
     **_: Any,  # noqa: ANN401
 ) -> tuple[torch.Tensor, None]:
-    """Attend with PyTorch's kernel for rows of any length.
+    """Compute attention with PyTorch's variable-length kernel.
 
     Args:
-        query: 1 by heads by tokens by size of a head.
-        key: as query; it may have fewer heads, which several of the query's share.
+        query: shape (1, heads, tokens, head size).
+        key: as query, but may have fewer heads (grouped-query attention).
         value: as key.
-        rows: where the rows lie.
-        scaling: of the scores.
-        sliding_window: how many tokens a token sees, itself included; None is all before it.
+        rows: the boundaries of the rows.
+        scaling: factor of the scores.
+        sliding_window: number of visible tokens, including the token itself; None is unlimited.
 
     Returns:
-        1 by tokens by heads by size of a head.
+        Shape (1, tokens, heads, head size).
     """
     out = varlen_attn(
         *(tensor[0].transpose(0, 1) for tensor in _as_computed(query, key, value)),
@@ -189,7 +190,7 @@ def _varlen(
 
 @cache
 def _compiled_flex() -> Any:  # noqa: ANN401
-    """FlexAttention as one kernel; without a compiler it would hold all scores at once."""
+    """Return compiled FlexAttention; uncompiled, it would have all scores in memory."""
     return torch.compile(flex_attention)
 
 
@@ -206,7 +207,7 @@ def _flex(
     softcap: float | None = None,
     **_: Any,  # noqa: ANN401
 ) -> tuple[torch.Tensor, None]:
-    """Attend with FlexAttention, which knows soft-capped scores; arguments and result are those of `_varlen`."""
+    """Compute attention with FlexAttention, which supports a soft cap. Arguments and result as in `_varlen`."""
 
     def capped(score: torch.Tensor, *_where: torch.Tensor) -> torch.Tensor:
         return score if softcap is None else softcap * torch.tanh(score / softcap)
@@ -234,7 +235,7 @@ def _by_row(
     softcap: float | None = None,
     **_: Any,  # noqa: ANN401
 ) -> tuple[torch.Tensor, None]:
-    """Attend row by row, on any device; arguments and result are those of `_varlen`."""
+    """Compute attention row by row, on any device. Arguments and result as in `_varlen`."""
     shared = query.shape[1] != key.shape[1]
     outputs = []
     for q, k, v in zip(*(tensor.split(rows.lengths, dim=2) for tensor in (query, key, value)), strict=True):
@@ -271,9 +272,9 @@ def _soft_capped(
 
 
 def _as_computed(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    """Return tensors in the format of mixed precision: unlike PyTorch's own operators, kernels do not convert.
+    """Convert tensors to the dtype of autocast, which the kernels do not do by themselves.
 
-    Norms of heads keep the format of their weights, so query and key may come in another one than value.
+    The norms of query and key keep the dtype of their weights, so the dtypes of query, key and value may differ.
     """
     kind = tensors[0].device.type
     if not torch.is_autocast_enabled(kind):
@@ -282,6 +283,6 @@ def _as_computed(*tensors: torch.Tensor) -> list[torch.Tensor]:
 
 
 _ATTENTIONS: dict[str, Attention] = {_VARLEN: _varlen, _FLEX: _flex, _BY_ROW: _by_row}
-# Without functions of the same names for masks Transformers builds none.
+# No mask functions are registered for these names, so Transformers does not build masks.
 for _name, _attention in _ATTENTIONS.items():
     AttentionInterface.register(_name, _attention)

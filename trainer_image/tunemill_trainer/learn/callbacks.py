@@ -1,4 +1,4 @@
-"""What happens around the steps of a run: progress, the guard against divergence, the request to stop, checkpoints."""
+"""Callbacks of the trainer: progress, detection of divergence, requests to stop, and checkpoints."""
 
 import math
 import time
@@ -29,11 +29,11 @@ _REPORTED = (
 
 
 class ProgressReports(TrainerCallback):  # type: ignore[misc] # transformers ships no types
-    """Reports percent, remaining time and the figures of the last log after every step.
+    """Reports percentage, remaining time and the last logged metrics after every step.
 
     Args:
-        progress: takes the reports.
-        steps_per_epoch: the rows divided by the batch size.
+        progress: sends the reports.
+        steps_per_epoch: number of rows divided by the batch size.
     """
 
     def __init__(self, progress: Progress, steps_per_epoch: float) -> None:
@@ -45,22 +45,22 @@ class ProgressReports(TrainerCallback):  # type: ignore[misc] # transformers shi
 
     @override
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Remember where this attempt begins: the time left follows from its own pace."""
+        """Store the start of this attempt: the remaining time is estimated from its pace."""
         self._started_at, self._first_step = time.monotonic(), state.global_step
 
     @override
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
     ) -> None:
-        """Keep the figures for the next report."""
+        """Store the metrics for the next report."""
         self._figures |= {name: f"{logs[name]:.5g}" for name in _REPORTED if name in logs}
 
     @override
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Report. The last percent is for saving and uploading."""
+        """Send a report. At most 99 percent: the rest is for saving and uploading."""
         done = state.global_step - self._first_step
         pace = (time.monotonic() - self._started_at) / max(done, 1)
-        # Measured at the end of the step before, after this callback had its turn; a log of that step may follow it.
+        # The held-out loss was measured after this callback ran for the previous step, so it is in the history.
         for entry in state.log_history[-2:]:
             if LOSS in entry:
                 self._figures[LOSS] = f"{entry[LOSS]:.5g}"
@@ -75,22 +75,22 @@ class ProgressReports(TrainerCallback):  # type: ignore[misc] # transformers shi
 
 
 class DivergenceGuard(TrainerCallback):  # type: ignore[misc]
-    """Ends a run that cannot recover: the loss is no number, or the model has become worse than guessing.
+    """Ends a diverged run: the loss is NaN or infinite, or above that of a uniform distribution.
 
-    A model that gives every token the same chance has a loss of ln(vocabulary). Five logs in a row above that and
-    above where the run began are no noise of small batches. Needs logging_nan_inf_filter=False, or no NaN is logged.
+    A uniform distribution over the vocabulary has a loss of ln(vocabulary). Five consecutive logs above that and above
+    the first loss are not noise of small batches. Needs logging_nan_inf_filter=False, otherwise NaN is not logged.
 
     Args:
-        vocabulary: tokens that the model knows.
-        divergence: Ignore lets a loss rise that is still a number.
-        out_of_range: the remedy where something computes in FP16, of which a loss that is no number says more than of
-            the learning rate; empty where nothing does.
+        vocabulary: size of the vocabulary.
+        divergence: Ignore accepts any finite loss.
+        out_of_range: the remedy for a loss of NaN or infinity if the run computes in FP16, whose range is the likely
+            cause; empty otherwise.
     """
 
     _PATIENCE = 5
 
     def __init__(self, vocabulary: int, divergence: Divergence = Divergence.STOP, out_of_range: str = "") -> None:
-        self._guessing = math.log(vocabulary)
+        self._uniform_loss = math.log(vocabulary)
         self._divergence = divergence
         self._out_of_range = out_of_range
         self._first: float | None = None
@@ -102,16 +102,16 @@ class DivergenceGuard(TrainerCallback):  # type: ignore[misc]
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
     ) -> None:
-        """Look at the loss.
+        """Check the loss.
 
         Raises:
-            StageError: TrainingDiverged, with a learning rate to try as its remedy.
+            StageError: TrainingDiverged, with a learning rate to try in the remedy.
         """
         if "loss" not in logs:
             return
         loss = float(logs["loss"])
         if not math.isfinite(loss) and self._out_of_range:
-            message = f"the loss is {loss} at step {state.global_step}, which is out of the range of FP16"
+            message = f"the loss is {loss} at step {state.global_step}, which is outside the range of FP16"
             raise StageError(Reason.TRAINING_DIVERGED, message, self._out_of_range)
         if not math.isfinite(loss):
             raise self._diverged(f"the loss is {loss} at step {state.global_step}", args.learning_rate)
@@ -120,10 +120,10 @@ class DivergenceGuard(TrainerCallback):  # type: ignore[misc]
             self._best, self._best_rate = loss, float(logs.get("learning_rate", 0.0))
         self._recent.append(loss)
         full = len(self._recent) == self._PATIENCE
-        if self._divergence is Divergence.STOP and full and min(self._recent) > max(self._guessing, self._first):
+        if self._divergence is Divergence.STOP and full and min(self._recent) > max(self._uniform_loss, self._first):
             raise self._diverged(
-                f"the loss rose from {self._first:.3f} to {loss:.3f} by step {state.global_step}, which is worse than "
-                f"guessing ({self._guessing:.3f})",
+                f"the loss rose from {self._first:.3f} to {loss:.3f} by step {state.global_step}, above the loss of "
+                f"random guessing ({self._uniform_loss:.3f})",
                 args.learning_rate,
             )
 
@@ -132,43 +132,43 @@ class DivergenceGuard(TrainerCallback):  # type: ignore[misc]
         return StageError(
             Reason.TRAINING_DIVERGED,
             f"{what}, with spec.training.learningRate {rate:g}",
-            f'Try spec.training.learningRate "{suggested}" and look at the data.',
+            f'Try spec.training.learningRate "{suggested}", and check the data.',
         )
 
 
 def rate_to_try(rate: float, best_rate: float) -> str:
-    """Return a learning rate for the next try, rounded down to one digit.
+    """Return a lower learning rate to try, rounded down to one digit.
 
     Args:
-        rate: the one that diverged.
-        best_rate: what it was when the loss was lowest; 0 when that is not known. The warm-up tries all lower rates,
-            and half of the last one that helped is safe; but no less than a hundredth, as one step may help by chance.
+        rate: the learning rate that diverged.
+        best_rate: the learning rate at the lowest loss; 0 if unknown. The warmup passes all lower rates, so half of
+            the best one is safe. The result is at least a hundredth of `rate`, as a single step may improve by chance.
     """
-    wanted = min(rate / 3, max(best_rate / 2, rate / 100)) if best_rate else rate / 10
-    exponent = math.floor(math.log10(wanted))
-    digit = max(1, math.floor(wanted / 10**exponent + 1e-9))
+    target = min(rate / 3, max(best_rate / 2, rate / 100)) if best_rate else rate / 10
+    exponent = math.floor(math.log10(target))
+    digit = max(1, math.floor(target / 10**exponent + 1e-9))
     return f"{digit}e{exponent}"
 
 
 class StopAtStep(TrainerCallback):  # type: ignore[misc]
-    """Ends training after the present step, with a checkpoint, once the pod was asked to stop."""
+    """Saves a checkpoint and ends training after the current step, once the pod gets a request to stop."""
 
     def __init__(self, stop: StopSignal) -> None:
         self._stop = stop
 
     @override
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Look at the request."""
+        """Check for a request to stop."""
         if self._stop.requested:
             control.should_save = True
             control.should_training_stop = True
 
 
 class CheckpointsByTime(TrainerCallback):  # type: ignore[misc]
-    """Has a checkpoint saved when the last one is too old, so that a lost pod costs minutes however long a step takes.
+    """Saves a checkpoint at a time interval, so that a lost pod costs minutes, however long a step takes.
 
     Args:
-        minutes: between two checkpoints; 0 never asks for one.
+        minutes: the interval; 0 disables it.
         clock: returns seconds.
     """
 
@@ -179,27 +179,27 @@ class CheckpointsByTime(TrainerCallback):  # type: ignore[misc]
 
     @override
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Start the clock: loading the model is no work that could be lost."""
+        """Start the interval. The time to load the model does not count."""
         self._saved_at = self._clock()
 
     @override
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Ask for a checkpoint after this step if it is time."""
+        """Request a checkpoint if the interval has passed."""
         if self._seconds and self._clock() - self._saved_at >= self._seconds:
             control.should_save = True
 
     @override
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Start again: a checkpoint that was due by steps counts, too."""
+        """Restart the interval, also after a checkpoint that was saved because of everySteps."""
         self._saved_at = self._clock()
 
 
 class CheckpointUploads(TrainerCallback):  # type: ignore[misc]
-    """Hands every checkpoint that the trainer wrote to the uploads. Comes after all callbacks that ask for one.
+    """Uploads every checkpoint that the trainer saves. Must follow all callbacks that request checkpoints.
 
     Args:
-        uploads: take the checkpoints.
-        seconds_before: that earlier attempts spent training.
+        uploads: the queue of uploads.
+        seconds_before: training time of earlier attempts.
     """
 
     def __init__(self, uploads: Uploads, seconds_before: float) -> None:
@@ -209,7 +209,7 @@ class CheckpointUploads(TrainerCallback):  # type: ignore[misc]
 
     @property
     def train_seconds(self) -> float:
-        """The seconds that all attempts have spent training until now."""
+        """The training time of all attempts so far."""
         return self._seconds_before + time.monotonic() - self._started_at
 
     @override
@@ -219,13 +219,13 @@ class CheckpointUploads(TrainerCallback):  # type: ignore[misc]
 
     @override
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Wait for the last upload before another checkpoint is written, after which the trainer removes that one."""
+        """Wait for the last upload before the trainer saves another checkpoint and removes the uploaded one."""
         if control.should_save:
             self._uploads.wait()
 
     @override
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Upload the checkpoint that was just written."""
+        """Upload the checkpoint that was just saved."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         write_clock(folder, self.train_seconds)
         self._uploads.put(folder, state.global_step)

@@ -1,4 +1,4 @@
-"""Checkpoints between the trainer's folder and the workspace."""
+"""Downloads and uploads checkpoints, between the trainer's folder and the workspace."""
 
 import json
 import logging
@@ -20,12 +20,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where training goes on.
+    """A checkpoint to resume from.
 
     Attributes:
-        folder: as transformers.Trainer wrote it.
-        step: the optimizer steps that were done.
-        train_seconds: that all attempts before spent training.
+        folder: the folder that transformers.Trainer wrote.
+        step: the number of completed optimizer steps.
+        train_seconds: training time of all earlier attempts.
     """
 
     folder: Path
@@ -34,49 +34,49 @@ class Checkpoint:
 
 
 def newest(workspace: Workspace, key: str, folder: Path) -> Checkpoint | None:
-    """Download the newest whole checkpoint of a training into `folder`; None when it starts at the beginning."""
+    """Download the newest complete checkpoint into `folder`; None if there is none."""
     shutil.rmtree(folder, ignore_errors=True)
     incoming = folder / "incoming"
     step = workspace.latest_checkpoint(key, incoming)
     if step is None:
         return None
-    # The name that transformers.Trainer gives, so that it counts and removes it with its own.
+    # With the name that transformers.Trainer uses, so that save_total_limit includes it.
     return Checkpoint(incoming.rename(folder / f"checkpoint-{step}"), step, read_clock(folder / f"checkpoint-{step}"))
 
 
 def read_clock(checkpoint: Path) -> float:
-    """Return the seconds that were spent training up to a checkpoint."""
+    """Return the training time up to a checkpoint, in seconds."""
     return float(json.loads((checkpoint / _CLOCK).read_text())["trainSeconds"])
 
 
 def write_clock(checkpoint: Path, train_seconds: float) -> None:
-    """Keep the seconds that were spent training with the checkpoint."""
+    """Write the training time, in seconds, into the folder of a checkpoint."""
     (checkpoint / _CLOCK).write_text(json.dumps({"trainSeconds": round(train_seconds, 3)}))
 
 
-def check_room(folder: Path, checkpoint: int, best: int = 0) -> None:
-    """Check that the disk has room for what a run writes, before it has computed anything.
+def check_disk_space(folder: Path, checkpoint: int, best: int = 0) -> None:
+    """Check that the disk has room for the checkpoints of a run, before training starts.
 
     Args:
-        folder: where the checkpoints go.
-        checkpoint: bytes of one; there are two while the older one is uploaded.
-        best: bytes of the best epoch that is kept beside them; 0 when none is.
+        folder: the folder for checkpoints.
+        checkpoint: bytes of a checkpoint. There are two of them while the older one is uploaded.
+        best: bytes of the best epoch's parameters, which are stored separately; 0 if they are not stored.
 
     Raises:
         StageError: DiskFull.
     """
     needed, free = 2 * checkpoint + best, shutil.disk_usage(folder).free
     if needed > free:
-        kept = f" and the best epoch of {best >> 20} MiB" if best else ""
+        also = f" and the best epoch of {best >> 20} MiB" if best else ""
         raise StageError(
             Reason.DISK_FULL,
-            f"the disk of {folder} has {free >> 20} MiB free: expected {needed >> 20} MiB, for two checkpoints of "
-            f"{checkpoint >> 20} MiB{kept}",
+            f"the disk of {folder} has {free >> 20} MiB free: expected at least {needed >> 20} MiB, for two "
+            f"checkpoints of {checkpoint >> 20} MiB{also}",
         )
 
 
 class Uploads:
-    """Uploads checkpoints one after the other while training goes on. Leaving the block waits for the last one."""
+    """Uploads checkpoints in the background, one after the other. Leaving the context waits for the last one."""
 
     def __init__(self, workspace: Workspace, key: str, keep: int) -> None:
         self._workspace = workspace
@@ -92,12 +92,12 @@ class Uploads:
         self._pool.shutdown(wait=True)
 
     def wait(self) -> None:
-        """Wait until nothing is uploaded: then the trainer may remove every checkpoint from its disk."""
+        """Wait for the current upload. Afterwards the trainer may delete any checkpoint from the disk."""
         if self._latest is not None:
             self._latest.result()
 
     def put(self, checkpoint: Path, step: int) -> None:
-        """Upload a checkpoint, after the one before."""
+        """Start the upload of a checkpoint, after waiting for the previous one."""
         self.wait()
         self._latest = self._pool.submit(self._upload, checkpoint, step)
 
@@ -105,7 +105,7 @@ class Uploads:
         try:
             self._workspace.put_checkpoint(self._key, checkpoint, step)
             self._workspace.prune_checkpoints(self._key, self._keep)
-            _log.info("the checkpoint of step %d is in the workspace", step)
+            _log.info("uploaded the checkpoint of step %d to the workspace", step)
         except StageError as error:
-            # The next checkpoint tries again; a server that stays away is found when the adapter is committed.
-            _log.warning("the checkpoint of step %d did not get to the workspace: %s", step, error)
+            # Not fatal: the next checkpoint may succeed, and a permanent error fails the commit of the adapter.
+            _log.warning("cannot upload the checkpoint of step %d to the workspace: %s", step, error)

@@ -1,4 +1,4 @@
-"""The record of a run: its figures as lines of JSON and as TensorBoard events."""
+"""The training log of a run, as JSON lines and as TensorBoard events."""
 
 import json
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ def write_record(history: Sequence[dict[str, Any]], held_out: Sequence[dict[str,
     """Write training.jsonl, held-out.jsonl and tensorboard/.
 
     Args:
-        history: one entry a log, with step, epoch and loss at least.
-        held_out: one entry an epoch, with step, epoch and held_out_loss.
-        folder: where the files go.
+        history: log entries with at least step, epoch and loss.
+        held_out: an entry per epoch with step, epoch and held_out_loss.
+        folder: where to write the files.
     """
     for entries, name in ((history, _RECORD), (held_out, _HELD_OUT)):
         lines = [json.dumps({_NAMES.get(name, name): value for name, value in entry.items()}) for entry in entries]
@@ -25,22 +25,22 @@ def write_record(history: Sequence[dict[str, Any]], held_out: Sequence[dict[str,
 
 
 def read_record(folder: Path) -> list[dict[str, Any]]:
-    """Return what `write_record` wrote: one entry a log, then one an epoch with held_out_loss.
+    """Return the entries that `write_record` wrote: those of the history, then those with held_out_loss.
 
-    A trainer of the user's own may leave no held-out.jsonl.
+    held-out.jsonl is optional: a user's own trainer may not write it.
     """
     files = [folder / _RECORD, *folder.glob(_HELD_OUT)]
     return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").split("\n") if line]
 
 
 def mean_of_last_tenth(history: Sequence[dict[str, Any]]) -> float:
-    """Return the mean loss of the last tenth of the logs, of one at least."""
+    """Return the mean loss of the last tenth of the entries, or of the last one."""
     last = history[-max(1, len(history) // 10) :]
     return float(sum(entry["loss"] for entry in last) / len(last))
 
 
 def _write_events(history: Sequence[dict[str, Any]], folder: Path) -> None:
-    # Written at the end and not on the way, so that the events of a resumed run are whole.
+    # Written at the end of training, so that the events of a resumed run are complete.
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(folder)) as writer:

@@ -1,4 +1,4 @@
-"""Where a model computes: a GPU or the CPU; in which number format; what helps when its memory is full."""
+"""The device (GPU or CPU) and number format of a computation, and the errors when its memory is not enough."""
 
 import logging
 import re
@@ -17,22 +17,22 @@ from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn.out_of_memory import Shortage, is_out_of_memory, shortage_of
 
 OUT_OF_RANGE_IN_FP16 = catalogue.types_out_of_range_in_fp16() | {"glm4", "plamo2"}
-"""Values of `model_type` that FP16, whose largest number is 65504, breaks; FunctionGemma is a gemma3_text. Those for
-which vLLM refuses FP16 for numerical instability (`_FLOAT16_NOT_SUPPORTED_MODELS` in vllm/config/model.py)."""
+"""Values of `model_type` whose activations exceed the range of FP16 (65504): the models for which vLLM refuses FP16
+(`_FLOAT16_NOT_SUPPORTED_MODELS` in vllm/config/model.py). FunctionGemma is a gemma3_text."""
 MINIMUM_DRIVER = "580"
-"""NVIDIA's driver for Linux that CUDA 13 needs at least (docs.nvidia.com/deploy/cuda-compatibility, table 1)."""
+"""The minimum NVIDIA driver for CUDA 13 on Linux (docs.nvidia.com/deploy/cuda-compatibility, table 1)."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Device:
-    """What the stage computes on.
+    """The device of a stage.
 
     Attributes:
-        kind: as PyTorch calls it.
-        name: for people, for example cpu or NVIDIA H200.
-        memory: bytes of the GPU; 0 for the CPU.
+        kind: PyTorch's device type.
+        name: the display name, for example cpu or NVIDIA H200.
+        memory: memory of the GPU in bytes; 0 for the CPU.
     """
 
     kind: Literal["cpu", "cuda"]
@@ -41,30 +41,30 @@ class Device:
 
     @property
     def torch_name(self) -> str:
-        """The name for PyTorch; with an index, as Transformers takes another one for a second device."""
+        """The device string for PyTorch. It has an index, without which Transformers treats it as another device."""
         return "cpu" if self.kind == "cpu" else "cuda:0"
 
 
 def choose(gpus: int) -> Device:
     """Return the device for a number of GPUs; 0 means the CPU, even on a machine with a GPU.
 
-    Call it first: nothing should be downloaded for a pod that cannot train.
+    Call it before anything is downloaded, so that a pod without a working GPU fails at once.
 
     Raises:
         StageError: CudaUnavailable, when no GPU works, or PyTorch has no kernels for it; InvalidSpec, when more than
-            one is asked for.
+            one GPU is requested.
     """
     if gpus == 0:
         return Device("cpu", "cpu")
     if gpus > 1:
-        # Better than to hold GPUs that nothing is computed on.
-        raise StageError(Reason.INVALID_SPEC, f"spec.compute.gpus is {gpus}: expected 0 or 1, training uses one GPU")
+        # The additional GPUs would be allocated but unused.
+        raise StageError(Reason.INVALID_SPEC, f"expected spec.compute.gpus 0 or 1, found {gpus}: training uses one GPU")
     if not torch.cuda.is_available():
         raise StageError(
             Reason.CUDA_UNAVAILABLE,
-            f"spec.compute.gpus asks for a GPU, and CUDA {torch.version.cuda} does not work here: {_why()}",
-            f"Check that the device plugin offers GPUs of this node and that its NVIDIA driver is {MINIMUM_DRIVER} or "
-            "newer; docs/how-to/gpus.md. For a run on the CPU set spec.compute.gpus to 0.",
+            f"spec.compute.gpus requests a GPU, but CUDA {torch.version.cuda} does not work on this node: {_why()}",
+            "Check that the device plugin exposes the GPUs of this node and that its NVIDIA driver is "
+            f"{MINIMUM_DRIVER} or newer; see docs/how-to/gpus.md. To run on the CPU, set spec.compute.gpus to 0.",
         )
     properties = torch.cuda.get_device_properties(0)
     device = Device("cuda", properties.name, properties.total_memory)
@@ -74,22 +74,22 @@ def choose(gpus: int) -> Device:
             Reason.CUDA_UNAVAILABLE,
             f"{device.name} has compute capability {capability[0]}.{capability[1]}, for which PyTorch "
             f"{torch.__version__} has no kernels: expected a GPU for one of {', '.join(torch.cuda.get_arch_list())}",
-            "Choose nodes with a newer GPU with nodeSelector in spec.podTemplates.train: docs/how-to/gpus.md.",
+            "Select nodes with a newer GPU with nodeSelector in spec.podTemplates.train; see docs/how-to/gpus.md.",
         )
     _log.info("training on %s with %d MiB", device.name, device.memory >> 20)
     return device
 
 
 def has_kernels(capability: tuple[int, int], compiled_for: Sequence[str]) -> bool:
-    """Tell whether a GPU runs what a PyTorch was compiled for.
+    """Return whether a build of PyTorch has kernels for a GPU.
 
-    Machine code (sm_86) runs on GPUs of the same major version from its minor version on, intermediate code
-    (compute_90) on all newer GPUs; with an `a` either runs on that very version alone (CUDA C++ Programming Guide,
-    "Application Compatibility").
+    Binary code (sm_86) runs on GPUs of the same major version with the same or a higher minor version, PTX code
+    (compute_90) on that and all newer GPUs. With the suffix `a`, both run on exactly that version only (CUDA C++
+    Programming Guide, "Application Compatibility").
 
     Args:
         capability: the GPU's compute capability, major and minor.
-        compiled_for: as `torch.cuda.get_arch_list` returns it.
+        compiled_for: the result of `torch.cuda.get_arch_list`.
     """
     for name in compiled_for:
         found = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name)
@@ -111,12 +111,12 @@ def dtype(precision: Precision, device: Device, model_type: str = "") -> torch.d
     """Return the number format of weights and computation.
 
     Args:
-        precision: the wish.
-        device: what it is computed on.
-        model_type: of the base model's configuration; empty before that is known.
+        precision: spec.training.precision.
+        device: the device of the computation.
+        model_type: `model_type` of the base model's configuration; empty before it is known.
 
     Raises:
-        StageError: InvalidSpec, when the device cannot compute in the format that was asked for, or the model cannot.
+        StageError: InvalidSpec, when the device or the model does not support the requested format.
     """
     native = device.kind == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
     half_fails = model_type in OUT_OF_RANGE_IN_FP16
@@ -129,15 +129,15 @@ def dtype(precision: Precision, device: Device, model_type: str = "") -> torch.d
     if precision is Precision.FP32:
         return torch.float32
     if precision is Precision.FP16 and device.kind == "cpu":
-        # Gradients in FP16 need a scaler, which PyTorch has for GPUs alone.
+        # FP16 gradients need a gradient scaler, which PyTorch has for GPUs only.
         raise StageError(
             Reason.INVALID_SPEC, "spec.training.precision FP16 needs a GPU: expected BF16, FP32 or Auto on the CPU"
         )
     if precision is Precision.FP16 and half_fails:
         raise StageError(
             Reason.INVALID_SPEC,
-            f"spec.training.precision FP16 is too narrow for models of type {model_type}, which compute with "
-            f"numbers above 65504: expected Auto or {'BF16' if native else 'FP32'}",
+            f"expected spec.training.precision Auto or {'BF16' if native else 'FP32'}, found FP16: models of type "
+            f"{model_type} have activations above 65504, the largest number of FP16",
         )
     if precision is Precision.BF16 and not native:
         expected = "FP32" if half_fails else "FP16 or FP32"
@@ -148,12 +148,12 @@ def dtype(precision: Precision, device: Device, model_type: str = "") -> torch.d
     return torch.bfloat16 if precision is Precision.BF16 else torch.float16
 
 
-def fp16_in_use(number_format: torch.dtype, quantization: Quantization) -> str:
-    """Return what computes in FP16, whose largest number is 65504, and what to change; empty when nothing does.
+def fp16_remedy(number_format: torch.dtype, quantization: Quantization) -> str:
+    """Return the remedy for values outside the range of FP16; empty when the run does not compute in FP16.
 
     Args:
-        number_format: of the computation.
-        quantization: of the base model: the kernel of Int8 takes its inputs in FP16, whatever the format.
+        number_format: the number format of the computation.
+        quantization: quantization of the base model. The Int8 kernel converts its inputs to FP16 in any case.
     """
     if number_format is torch.float16:
         return (
@@ -163,36 +163,36 @@ def fp16_in_use(number_format: torch.dtype, quantization: Quantization) -> str:
     if quantization is Quantization.INT8:
         return (
             "Set spec.baseModel.quantization to NF4 or None: Int8 computes in FP16, whose largest number is 65504, "
-            "whatever spec.training.precision says."
+            "regardless of spec.training.precision."
         )
     return ""
 
 
 def out_of_memory(device: Device, shortage: Shortage, what: str, remedy: str = "") -> StageError:
-    """Return the error of work that cannot be made smaller.
+    """Return the error when memory is not enough and there are no settings that need less.
 
     Args:
-        device: what it was computed on.
-        shortage: what is known.
+        device: the device of the computation.
+        shortage: the details of the failed allocation.
         what: what did not fit, for the message.
-        remedy: the fields to change; empty means the general advice.
+        remedy: the fields to change; empty means the general remedy of the reason.
     """
     if device.kind == "cpu":
         return StageError(Reason.OUT_OF_MEMORY, f"{what} does not fit into the pod's memory: {shortage.message}")
-    # PyTorch names what it could use; other processes and the CUDA context take their share of the capacity, too.
+    # Prefer the memory that PyTorch could use: other processes and the CUDA context use some of the capacity.
     found = shortage.available or shortage.capacity or device.memory >> 20
     amount = f"{device.name} has {found} MiB"
     if shortage.needed > found:
-        amount = f"at least {shortage.needed} MiB are needed, {amount}"
+        amount = f"it needs at least {shortage.needed} MiB, {amount}"
     return StageError(Reason.CUDA_OUT_OF_MEMORY, f"{what} does not fit into the GPU's memory: {amount}", remedy)
 
 
-def smaller(spec: FineTuneSpec, row_tokens: int = 0) -> str:
-    """Return the fields of a spec with which it would need less memory.
+def memory_remedy(spec: FineTuneSpec, row_tokens: int = 0) -> str:
+    """Return a remedy: which fields of the spec to change to need less memory.
 
     Args:
-        spec: the wish.
-        row_tokens: of the row that did not fit; 0 when it was not about a row.
+        spec: the spec of the fine-tune.
+        row_tokens: length of the row that did not fit; 0 if the error is not about a row.
     """
     fields = []
     if row_tokens:
@@ -201,22 +201,22 @@ def smaller(spec: FineTuneSpec, row_tokens: int = 0) -> str:
         fields.append("set spec.adapter.method to LoRA")
     elif spec.base_model.quantization is not Quantization.NF4:
         fields.append("set spec.baseModel.quantization to NF4")
-    fields.append("choose a GPU with more memory with nodeSelector in spec.podTemplates.train")
+    fields.append("select a GPU with more memory with nodeSelector in spec.podTemplates.train")
     text = ", or ".join(fields)
-    return f"{text[0].upper()}{text[1:]}; docs/how-to/gpus.md says what fits."
+    return f"{text[0].upper()}{text[1:]}; see docs/how-to/gpus.md."
 
 
 @contextmanager
 def device_errors(device: Device, what: str, remedy: str = "") -> Iterator[None]:
-    """Turn a lack of memory inside the block into a StageError.
+    """Convert an out-of-memory error inside the block to a StageError.
 
     Args:
-        device: what is computed on.
+        device: the device of the computation.
         what: what the block does, for the message.
         remedy: the fields to change.
 
     Raises:
-        StageError: CudaOutOfMemory; OutOfMemory on the CPU.
+        StageError: CudaOutOfMemory, or OutOfMemory on the CPU.
     """
     try:
         yield

@@ -1,8 +1,8 @@
-"""Training a whole model: in which number format its weights are kept, and by which optimizer they are moved.
+"""The method Full: the number format of the weights, and the optimizer.
 
-With room, weights, gradients and both moments of AdamW are FP32: 16 bytes of memory for each weight, and 2 more for its
-copy in BF16 that autocast computes with. Without, weights and gradients are BF16 and the moments have 8 bits: 6 bytes.
-See docs/adr/0015-whole-models-on-one-gpu.md.
+If memory allows, weights, gradients and both moments of AdamW are FP32: 16 bytes for each weight, and 2 more for the
+BF16 copy that autocast makes. Otherwise weights and gradients are BF16 and the moments have 8 bits: 6 bytes. See
+docs/adr/0015-whole-models-on-one-gpu.md.
 """
 
 import math
@@ -21,18 +21,18 @@ from tunemill_trainer.learn.devices import Device
 
 _WIDE_BYTES, _COPY_BYTES, _COMPACT_BYTES = 16, 2, 6
 _FOR_ACTIVATIONS = 0.1
-"""The share of the GPU's memory that weights and optimizer leave to everything else."""
+"""The fraction of the GPU's memory that is reserved for everything except weights, gradients and optimizer."""
 _ROUNDED_AT_ONCE = 1 << 24
-"""Numbers, so that rounding needs little memory of its own."""
+"""Elements that are rounded in one step, to limit the temporary memory."""
 
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """How the weights of a whole model are kept while it is trained.
+    """The format of the weights during training with the method Full.
 
     Attributes:
-        dtype: of weights and gradients.
-        compact: whether the moments have 8 bits, and weights are rounded stochastically.
+        dtype: the number format of weights and gradients.
+        compact: whether the optimizer's moments have 8 bits, and updates are rounded stochastically.
     """
 
     dtype: torch.dtype
@@ -47,13 +47,13 @@ def weight_format(weights: int, device: Device, dtype: torch.dtype, remedy: str 
     """Return the widest format in which a model can be trained.
 
     Args:
-        weights: how many the model has.
-        device: where it is trained; on a CPU memory is not known, and the format is always FP32.
-        dtype: of the computation; only BF16 has a compact format.
-        remedy: for the error.
+        weights: number of weights of the model.
+        device: where it trains. On the CPU, the memory is not known and the format is FP32.
+        dtype: the number format of the computation; only BF16 has a compact format.
+        remedy: the remedy of the error.
 
     Raises:
-        StageError: CudaOutOfMemory, when weights and optimizer alone are larger than the GPU in any format.
+        StageError: CudaOutOfMemory, when weights, gradients and optimizer do not fit into the GPU in any format.
     """
     if device.kind == "cpu":
         return WIDE
@@ -64,22 +64,22 @@ def weight_format(weights: int, device: Device, dtype: torch.dtype, remedy: str 
     if least > device.memory:
         raise StageError(
             Reason.CUDA_OUT_OF_MEMORY,
-            f"spec.adapter.method Full trains all {weights:,} weights: at least {least >> 20} MiB are needed "
-            f"({least // weights} bytes each), {device.name} has {device.memory >> 20} MiB",
+            f"spec.adapter.method Full trains all {weights:,} weights and needs at least {least >> 20} MiB "
+            f"({least // weights} bytes for each weight), but {device.name} has {device.memory >> 20} MiB",
             remedy,
         )
     return chosen
 
 
 def format_of_checkpoint(trained: Path) -> WeightFormat:
-    """Return the format in which a run was trained, off the parameters in its checkpoint: it goes on in the same."""
+    """Return the format of the parameters in a checkpoint. A resumed run keeps it."""
     with safe_open(trained, framework="pt") as file:
         names = list(file.keys())
         return COMPACT if file.get_slice(names[0]).get_dtype() == "BF16" else WIDE
 
 
 def count_weights(folder: Path) -> int:
-    """Return how many weights the safetensors files of a model hold; those of tied layers are in them once."""
+    """Return the number of weights in the safetensors files of a model. Tied weights count once."""
     count = 0
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
@@ -89,43 +89,43 @@ def count_weights(folder: Path) -> int:
 
 
 class StochasticAdamW8bit(AdamW8bit):
-    """AdamW with moments of 8 bits that moves BF16 weights by the right amount on average.
+    """AdamW with 8-bit moments and stochastic rounding of BF16 weights.
 
-    BF16 has 8 significant bits: an update below 1/512 of a weight, as most of fine-tuning are, is lost when the sum is
-    rounded to the nearest number. Rounding up or down at random, in proportion to what is cut off, keeps it on average
-    (Zamirai et al., "Revisiting BFloat16 Training", 2020). Each weight is updated in FP32 and rounded once.
+    BF16 has 8 significant bits. Most updates in fine-tuning are below 1/512 of the weight, and would be lost by
+    rounding to nearest. Stochastic rounding keeps them on average (Zamirai et al., "Revisiting BFloat16 Training",
+    2020). Each weight is updated in FP32 and rounded once.
     """
 
     @override
     def update_step(self, group: dict[str, Any], p: torch.nn.Parameter, gindex: int, pindex: int) -> None:
-        """Move one parameter; its FP32 copy exists for this moment alone."""
+        """Update one parameter through a temporary FP32 copy."""
         weights, gradient = p.data, p.grad
         if weights.dtype is not torch.bfloat16 or gradient is None:
             super().update_step(group, p, gindex, pindex)
             return
-        # A gradient has the type of its weights at all times.
+        # PyTorch requires that a gradient has the dtype of its parameter, so clear it first.
         p.grad = None
         p.data = weights.float()
         p.grad = gradient.float()
         super().update_step(group, p, gindex, pindex)
-        moved = p.data
+        updated = p.data
         p.grad = None
         p.data = weights
-        round_stochastically(moved, weights)
+        round_stochastically(updated, weights)
         p.grad = gradient
 
 
 def round_stochastically(tensor: torch.Tensor, rounded: torch.Tensor) -> None:
-    """Write an FP32 tensor to a BF16 one, each number rounded up or down with the chance of its distance to the other.
+    """Write an FP32 tensor to a BF16 tensor with stochastic rounding, which is exact on average.
 
-    The FP32 tensor is changed.
+    The FP32 tensor is overwritten.
     """
     for source, target in zip(
         tensor.view(-1).split(_ROUNDED_AT_ONCE), rounded.view(-1).split(_ROUNDED_AT_ONCE), strict=True
     ):
         finite = source.isfinite()
-        # BF16 is the upper half of FP32: a random number below one unit of it carries into it with the right chance.
-        # What is infinite or no number must not be carried on to something else.
+        # BF16 is the upper half of FP32. Adding a random number below one unit of BF16 carries into the upper half with
+        # the right probability. Infinity and NaN are left unchanged.
         bits = source.view(torch.int32)
         bits += torch.randint_like(bits, 1 << 16) * finite
         bits &= torch.where(finite, -(1 << 16), -1)

@@ -1,4 +1,4 @@
-"""The loss on held-out answers, epoch by epoch; training ends when it no longer falls, and keeps the best epoch."""
+"""The held-out loss: measured after every epoch, for early stopping and to keep the best epoch."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -12,21 +12,21 @@ from tunemill_trainer.learn.passes import Row
 from tunemill_trainer.prepared import IGNORED, Case
 
 LOSS = "held_out_loss"
-"""The figure's name in the trainer's log."""
+"""The name of the metric in the trainer's log."""
 _CASES = 200
-"""Cases that are looked at: the error of their mean loss is far below what matters, and no epoch waits for it."""
+"""The maximum number of cases: enough for a precise mean, and fast compared with an epoch."""
 
 _log = logging.getLogger(__name__)
 
 
-class Judged(Protocol):
-    """What the loss is measured on: the trainer."""
+class HeldOutTrainer(Protocol):
+    """The methods of the trainer that this module needs."""
 
     def mean_loss(self, rows: Sequence[Row]) -> float:
         """Return the mean loss of the supervised tokens."""
 
     def keep_as_best(self) -> None:
-        """Remember what is trained as it is now."""
+        """Save the trained parameters as those of the best epoch."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Best:
     """The epoch with the lowest held-out loss.
 
     Attributes:
-        step: at its end.
-        loss: the mean over the tokens of the held-out answers.
-        worse: epochs since then.
+        step: the last step of the epoch.
+        loss: the mean loss of the tokens of the held-out answers.
+        worse: the number of epochs since then.
     """
 
     step: int
@@ -45,7 +45,7 @@ class Best:
 
 
 def rows_of(cases: Iterable[Case], max_length: int) -> list[Row]:
-    """Return held-out cases as rows, at most `_CASES` from all over the data; the loss is on the answer alone."""
+    """Return at most `_CASES` held-out cases, evenly spaced, as rows with the loss on the answer only."""
     fitting = [case for case in cases if len(case.prompt_ids) + len(case.answer_ids) <= max_length]
     every = -(-len(fitting) // _CASES)
     return [
@@ -58,7 +58,7 @@ def rows_of(cases: Iterable[Case], max_length: int) -> list[Row]:
 
 
 def ends_of_epochs(rows: int, batch_size: int, steps: int) -> frozenset[int]:
-    """Return the steps after which another epoch is done; the last step counts as one."""
+    """Return the last step of every epoch, and the last step of the run."""
     epochs = steps * batch_size // rows
     return frozenset({-(-epoch * rows // batch_size) for epoch in range(1, epochs + 1)} | {steps})
 
@@ -76,16 +76,16 @@ def best_of(history: Sequence[dict[str, Any]]) -> Best | None:
 
 
 class HeldOutLoss(TrainerCallback):  # type: ignore[misc] # transformers ships no types
-    """Measures the loss at the end of every epoch.
+    """Measures the held-out loss at the end of every epoch.
 
     Args:
-        trainer: measures, and keeps the best.
-        rows: held-out rows.
+        trainer: measures the loss, and saves the best parameters.
+        rows: the held-out rows.
         after: the steps after which to measure.
-        patience: epochs without a lower loss after which training ends; 0 never ends it.
+        patience: the number of epochs without improvement after which training ends; 0 disables early stopping.
     """
 
-    def __init__(self, trainer: Judged, rows: Sequence[Row], after: frozenset[int], patience: int) -> None:
+    def __init__(self, trainer: HeldOutTrainer, rows: Sequence[Row], after: frozenset[int], patience: int) -> None:
         self._trainer = trainer
         self._rows = rows
         self._after = after
@@ -93,12 +93,12 @@ class HeldOutLoss(TrainerCallback):  # type: ignore[misc] # transformers ships n
 
     @override
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Measure, and end the training when patience is at its end."""
+        """Measure the loss, and end training after `patience` epochs without improvement."""
         if state.global_step not in self._after:
             return
         loss = self._trainer.mean_loss(self._rows)
         state.log_history.append({"step": state.global_step, LOSS: loss})
-        _log.info("the loss on the held-out answers is %.4f after step %d", loss, state.global_step)
+        _log.info("held-out loss after step %d: %.4f", state.global_step, loss)
         best = best_of(state.log_history)
         if not self._patience or best is None:
             return
@@ -106,5 +106,5 @@ class HeldOutLoss(TrainerCallback):  # type: ignore[misc] # transformers ships n
             self._trainer.keep_as_best()
         elif best.worse >= self._patience:
             control.should_training_stop = True
-            # A run that is resumed from here would go on.
+            # A run resumed from this checkpoint would continue training.
             control.should_save = False

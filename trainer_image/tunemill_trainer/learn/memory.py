@@ -1,20 +1,20 @@
-"""Estimates the GPU memory of train and evaluate from a model's configuration, before there are weights or a GPU.
+"""Estimates the GPU memory of train and evaluate from a model's configuration, without weights and without a GPU.
 
-Weights, gradients and optimizer state follow from the number of parameters. Activations are counted, not derived from
-formulas for each architecture: the model's own code runs forwards and backwards on tensors without memory
+Weights, gradients and optimizer state follow from the number of parameters. Activations are measured instead of being
+derived from a formula for each architecture: the model's own code runs forward and backward on tensors without storage
 (`FakeTensorMode`), and a dispatch mode adds up the storages that are alive. Decoder layers with the same parameters use
-the same memory, so that one layer of each kind is run and the result is multiplied.
+the same memory, so one layer of each kind is run and its result is multiplied.
 
-Bytes for each weight or parameter, and where the numbers come from:
+Bytes for each weight or parameter, with sources:
 
 - weights in BF16, FP16 or FP32: 2 or 4
 - NF4 with double quantisation: 0.5, one byte for 64 weights and four for 16,384 (QLoRA, arXiv:2305.14314, 2.2)
 - Int8: 1, and four for each output row (LLM.int8(), arXiv:2208.07339, 2.1)
 - trained parameters, their gradients and the two moments of AdamW: 4 + 4 + 8, as `sft` keeps them in FP32
 - AdaLoRA: 12 more for the importance of each parameter and its two averages (arXiv:2303.10512, 3.2)
-- a whole model that does not fit so: BF16 weights and gradients, and moments of 8 bits (arXiv:2110.02861): 2 + 2 + 2
+- method Full, when that does not fit: BF16 weights and gradients, and 8-bit moments (arXiv:2110.02861): 2 + 2 + 2
 - 16-bit copies of the trained parameters, which autocast caches until the forward pass ends: 2
-- key-value cache: 2 · layers · key-value heads · width of a head · bytes of a number, for each token
+- key-value cache: `judge.cache_size`
 - fused output head: tiles of 4,096 tokens by 32,768 words, and the gradient of the hidden states in FP32 (TRL 1.16,
   `trl/kernels/chunked_logprob.py`)
 - attention: the fused kernels keep queries, keys, values, outputs and one FP32 number for each head and token
@@ -27,7 +27,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,44 +43,45 @@ from tunemill_api.finetune import FineTuneSpec, Quantization
 from tunemill_api.training import AdapterMethod, Precision
 
 from tunemill_trainer.errors import StageError
+from tunemill_trainer.judge.cache_size import CacheSize, cache_size
 from tunemill_trainer.learn.adapter import adapter_config
-from tunemill_trainer.learn.memory_plan import Estimate, Lengths, Need, Rung, UnknownMemoryError
+from tunemill_trainer.learn.memory_plan import Estimate, Lengths, MemoryMode, Need, UnknownMemoryError
 from tunemill_trainer.prepared import Tokens
 
 _FUSED = "fused-memory"
-"""The name under which Transformers knows the stand-in for a fused attention kernel."""
+"""The name under which the model of a fused attention kernel is registered with Transformers."""
 _TOKEN_TILE, _WORD_TILE = 4096, 32_768
 _CONTEXT = 600 << 20
 """CUDA context, kernels and the workspaces of cuBLAS: 400 to 700 MiB, depending on GPU and driver."""
 _STEPS = 100
-"""AdaLoRA wants to know how many; its memory does not depend on it."""
+"""AdaLoRA's configuration needs a number of steps; its memory does not depend on it."""
 _NO_NEW_TOKENS = Tokens("Reuse", (), (), 0, 0)
 _MOST_LAYERS = 1000
-_CHECKPOINTED = {Rung.NONE: 0.0, Rung.SELECTIVE: 0.5, Rung.FULL: 1.0, Rung.ONE_ROW: 1.0}
-"""The share of the layers that keep nothing but their input."""
+_CHECKPOINTED = {MemoryMode.NONE: 0.0, MemoryMode.SELECTIVE: 0.5, MemoryMode.FULL: 1.0, MemoryMode.ONE_ROW: 1.0}
+"""The fraction of layers that store only their input."""
 
 
 def estimate(
     config: PreTrainedConfig, spec: FineTuneSpec, added: int, lengths: Lengths, *, fused: bool = True
 ) -> Estimate:
-    """Return what train and evaluate need.
+    """Return the memory that train and evaluate need.
 
     Args:
-        config: the base model's.
-        spec: method, quantisation, precision and more.
-        added: tokens that are added to the vocabulary.
+        config: configuration of the base model.
+        spec: has method, quantization, precision and more.
+        added: number of tokens added to the vocabulary.
         lengths: of the rows.
-        fused: whether attention and dropout are those of a GPU; false for the kernels of a CPU.
+        fused: whether attention and dropout use the kernels of a GPU; false for those of a CPU.
 
     Raises:
-        UnknownMemoryError: the model's code does not run on tensors without memory.
+        UnknownMemoryError: the model's code does not run on tensors without storage.
         StageError: InvalidSpec, for the adapter's settings.
     """
     config = copy.deepcopy(config)
     text = config.get_text_config()
-    cache = _cache_numbers(text)
+
     if text.num_hidden_layers > _MOST_LAYERS:
-        raise UnknownMemoryError(f"its config.json names {text.num_hidden_layers} layers")
+        raise UnknownMemoryError(f"its config.json has {text.num_hidden_layers} layers")
     text.vocab_size += added
     compute = torch.float32 if spec.training.precision is Precision.FP32 else torch.bfloat16
     try:
@@ -92,24 +93,25 @@ def estimate(
     full = spec.adapter.method is AdapterMethod.FULL
     needs = []
     for fixed in _fixed(shape, spec.adapter.method, compute):
-        for rung, count in ((Rung.NONE, rows), (Rung.SELECTIVE, rows), (Rung.FULL, rows), (Rung.ONE_ROW, 1)):
-            activations, backward = passes.activations(count, _CHECKPOINTED[rung])
+        for mode in MemoryMode:
+            count = 1 if mode is MemoryMode.ONE_ROW else rows
+            activations, backward = passes.activations(count, _CHECKPOINTED[mode])
             head = _head_bytes(shape, count * lengths.longest, lengths.supervised, compute)
-            # The head's buffers are free again before the backward pass of the layers begins.
-            moment = {"output head": head} if head > backward else {"backward pass": backward}
-            parts = {**fixed, "activations": activations, **moment, "CUDA context": _CONTEXT}
-            needs.append(Need(rung, parts, compact=full and fixed["weights"] < shape.weights))
-    context = lengths.longest + lengths.answer
+            # The buffers of the head are freed before the backward pass of the layers, so only the larger one counts.
+            temporary = {"output head": head} if head > backward else {"backward pass": backward}
+            parts = {**fixed, "activations": activations, **temporary, "CUDA context": _CONTEXT}
+            needs.append(Need(mode, parts, compact=full and fixed["weights"] < shape.weights))
+
     answering = {
         "weights": shape.published_weights,
         "adapter": 0 if full else 4 * shape.trained,
         "CUDA context": _CONTEXT,
-        "key-value cache": context * cache * compute.itemsize,
+        "key-value cache": shape.cache.cache(lengths.longest + lengths.answer),
         "forward pass": reading.at(1),
-        # Of one position, in the model's format and in FP32.
+        # For one position, in the model's number format and in FP32.
         "logits": shape.vocabulary * (compute.itemsize + 4),
     }
-    return Estimate(train=tuple(needs), evaluate=(Need(Rung.ONE_ROW, answering),))
+    return Estimate(train=tuple(needs), evaluate=(Need(MemoryMode.ONE_ROW, answering),))
 
 
 @dataclass(frozen=True)
@@ -122,17 +124,18 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Shape:
-    """A model with one layer of each kind, and what is known of the whole.
+    """A model with one layer of each kind, and figures of the complete model.
 
     Attributes:
-        model: on tensors without memory, what is trained in FP32.
-        groups: its layers.
-        weights: bytes of the base model as train loads it.
-        published_weights: bytes as evaluate loads it.
-        trained: parameters.
+        model: the model on tensors without storage, with its trained parameters in FP32.
+        groups: the kinds of layers.
+        weights: bytes of the base model as loaded by train.
+        published_weights: bytes of the model as loaded by evaluate.
+        trained: number of trained parameters.
         vocabulary: rows of the output head.
-        width: of the hidden states.
-        head_trained: whether the whole output head is.
+        width: size of the hidden states.
+        head_trained: whether the full output head is trained.
+        cache: the key-value cache in evaluate.
     """
 
     model: Any
@@ -143,25 +146,28 @@ class _Shape:
     vocabulary: int
     width: int
     head_trained: bool
+    cache: CacheSize
 
     @classmethod
     def of(
         cls, config: PreTrainedConfig, spec: FineTuneSpec, added: int, compute: torch.dtype, *, fused: bool
     ) -> "_Shape":
-        """Build the model and its adapter without weights."""
+        """Build the model and its adapter on the meta device."""
         full = spec.adapter.method is AdapterMethod.FULL
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if full else compute)
         if fused and model.config.get_text_config()._attn_implementation != "eager":  # noqa: SLF001 - no other name
             AttentionInterface.register(_FUSED, _fused_attention)
             model.set_attn_implementation(_FUSED)
+        cache = cache_size(model)
+        cache = replace(cache, token=cache.token * compute.itemsize // model.dtype.itemsize)
         name, kinds = _keep_one_layer_of_each_kind(model)
         weights = _scaled(model, name, kinds, lambda module: _weight_bytes(module, spec.base_model.quantization, model))
         published = weights if not full else weights * compute.itemsize // 4
         if spec.base_model.quantization is not Quantization.NONE:
             _quantise(model, keeps_inputs=spec.base_model.quantization is Quantization.INT8)
         head = model.get_output_embeddings()
-        # Their rows are trained in place, whatever PEFT's own layer for them would need.
+        # The rows of added tokens are trained in place (`new_rows`), so PEFT's layer for them is not counted.
         rows = 0 if full else added * (1 if head.weight is model.get_input_embeddings().weight else 2)
         adapter = adapter_config(spec.adapter, model, _NO_NEW_TOKENS, _STEPS)
         if adapter is not None:
@@ -183,11 +189,12 @@ class _Shape:
             vocabulary=head.weight.shape[0],
             width=head.weight.shape[1],
             head_trained=head.weight.requires_grad,
+            cache=cache,
         )
 
 
 def _keep_one_layer_of_each_kind(model: Any) -> tuple[str, list[int]]:  # noqa: ANN401 - transformers ships no types
-    """Return the name of the list of decoder layers and how many there were of each kind that is left."""
+    """Remove all but one decoder layer of each kind; return the name of the list and the original count per kind."""
     config = model.config.get_text_config()
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     name, layers = next(found for found in lists if len(found[1]) == config.num_hidden_layers)
@@ -205,7 +212,7 @@ def _keep_one_layer_of_each_kind(model: Any) -> tuple[str, list[int]]:  # noqa: 
 
 
 def _scaled(model: Any, name: str, counts: list[int], measure: Callable[[nn.Module], int]) -> int:  # noqa: ANN401
-    """Return a measure of the whole model, from what is left of it."""
+    """Return a measure of the complete model from the model with one layer of each kind."""
     layers = [measure(layer) for layer in model.get_submodule(name)]
     rest = measure(model) - sum(layers)
     return rest + sum(one * count for one, count in zip(layers, counts, strict=True))
@@ -216,7 +223,7 @@ def _trained(module: nn.Module) -> int:
 
 
 def _weight_bytes(module: nn.Module, quantization: Quantization, model: Any) -> int:  # noqa: ANN401
-    """Return the bytes of a module's weights; linear layers but the head are quantised, as bitsandbytes does it."""
+    """Return the bytes of a module's weights. All linear layers except the head are quantized, as by bitsandbytes."""
     head = model.get_output_embeddings()
     quantised = {
         id(part.weight): part.weight
@@ -236,7 +243,7 @@ def _weight_bytes(module: nn.Module, quantization: Quantization, model: Any) -> 
 
 
 def _fixed(shape: _Shape, method: AdapterMethod, compute: torch.dtype) -> list[dict[str, int]]:
-    """Return what does not depend on the rows; of a whole model also in the format that needs less."""
+    """Return the parts that do not depend on the rows; for the method Full also in the compact format."""
     trained, full = shape.trained, method is AdapterMethod.FULL
     wide = {
         "weights": shape.weights,
@@ -253,7 +260,7 @@ def _fixed(shape: _Shape, method: AdapterMethod, compute: torch.dtype) -> list[d
 
 
 def _head_bytes(shape: _Shape, tokens: int, supervised: float, compute: torch.dtype) -> int:
-    """Return what the fused output head needs for a moment, for the supervised tokens of a pass."""
+    """Return the temporary memory of the fused output head, for the supervised tokens of a pass."""
     scored = int(tokens * supervised) + 1
     size: int = compute.itemsize
     tile = min(scored, _TOKEN_TILE) * _WORD_TILE * size
@@ -262,19 +269,12 @@ def _head_bytes(shape: _Shape, tokens: int, supervised: float, compute: torch.dt
     return tile + hidden + trained
 
 
-def _cache_numbers(config: Any) -> int:  # noqa: ANN401 - transformers ships no types
-    """Return the numbers in the key-value cache for each token. Sliding windows are not subtracted: rows are short."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * int(config.num_hidden_layers * heads * width)
-
-
 # The measurement
 
 
 @dataclass(frozen=True)
 class _Line:
-    """Bytes that grow with the rows of a pass, from those of one row and of two."""
+    """Bytes as a linear function of the number of rows, from measurements with one row and with two."""
 
     one: int
     two: int
@@ -285,19 +285,19 @@ class _Line:
 
     @property
     def slope(self) -> int:
-        """Return the bytes for each row. What does not grow, such as the copies of autocast, is not in it."""
+        """Return the bytes per row, without constant parts such as the copies of autocast."""
         return self.two - self.one
 
 
 @dataclass(frozen=True)
 class _Passes:
-    """What forward and backward passes keep and need.
+    """Memory of the forward and backward passes.
 
     Attributes:
-        groups: layers of each kind, and what one of them keeps.
-        rest: what embedding, norms and rotary positions keep.
+        groups: number of layers of each kind, and what one of them stores for the backward pass.
+        rest: what embedding, norms and rotary positions store.
         hidden: bytes of the hidden states between two layers.
-        backward: what the backward pass needs for a moment, besides what the forward pass kept.
+        backward: temporary memory of the backward pass, in addition to what the forward pass stored.
     """
 
     groups: tuple[tuple[int, _Line], ...]
@@ -306,11 +306,11 @@ class _Passes:
     backward: _Line
 
     def activations(self, rows: int, checkpointed: float) -> tuple[int, int]:
-        """Return what is kept until the backward pass, and what that pass needs besides.
+        """Return the bytes stored for the backward pass, and the additional bytes during it.
 
         Args:
-            rows: of the pass.
-            checkpointed: the share of the layers that keep their input alone, and run again one after the other.
+            rows: number of rows of the pass.
+            checkpointed: fraction of layers that store only their input, and are recomputed one after the other.
         """
         layers = sum(count for count, _ in self.groups)
         kept = self.rest.slope + sum(count * line.slope for count, line in self.groups) * (1 - checkpointed)
@@ -320,7 +320,7 @@ class _Passes:
 
 
 def _measure(shape: _Shape, length: int, compute: torch.dtype) -> tuple[_Passes, _Line]:
-    """Return what passes of rows of this length need, of training and of reading prompts."""
+    """Return the memory of training passes and of prompt processing, for rows of this length."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         _without_memory(shape.model)
         for parameter in shape.model.parameters():
@@ -384,7 +384,7 @@ def _hidden_states(model: Any, rows: int, length: int, compute: torch.dtype) -> 
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[misc] # not followed by mypy
-    """Counts the bytes of the storages that were made inside the block and are still alive."""
+    """Counts the bytes of the storages that were allocated inside the block and are still alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -424,7 +424,7 @@ def _is_tensor(value: object) -> bool:
 
 
 def _without_memory(model: nn.Module) -> None:
-    """Put tensors without memory in place of those on the meta device, which autocast does not know."""
+    """Replace meta tensors, which autocast does not support, by fake tensors."""
     made: dict[int, torch.Tensor] = {}
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):  # noqa: SLF001 - setattr would register them anew
@@ -438,11 +438,11 @@ def _without_memory(model: nn.Module) -> None:
                 tensors[name] = made[id(tensor)]
 
 
-# Stand-ins for what differs between a GPU and a CPU
+# Replacements for operations whose memory differs between GPU and CPU
 
 
 class _FusedAttention(torch.autograd.Function):  # type: ignore[misc]
-    """Keeps and needs what a fused attention kernel does; computes nothing."""
+    """Allocates what a fused attention kernel allocates, without computing anything."""
 
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
@@ -453,7 +453,7 @@ class _FusedAttention(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, _gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:  # noqa: ANN401
         query, key, value, _, _ = ctx.saved_tensors
-        sums = torch.empty_like(query, dtype=torch.float32)  # the gradient of the queries is added up in FP32
+        sums = torch.empty_like(query, dtype=torch.float32)  # the gradient of the queries is accumulated in FP32
         gradients = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
         del sums
         return gradients
@@ -469,7 +469,7 @@ AttentionMaskInterface.register(_FUSED, lambda *_, **__: None)
 
 
 class _Dropout(torch.autograd.Function):  # type: ignore[misc]
-    """Keeps one byte for each number, as the kernel of a GPU does; that of a CPU keeps a whole number."""
+    """Stores one byte per element, as the GPU kernel does. The CPU kernel stores a full element."""
 
     @staticmethod
     def forward(ctx: Any, numbers: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
@@ -494,7 +494,7 @@ def _use_gpu_dropout(model: nn.Module) -> None:
 
 
 class _QuantisedProduct(torch.autograd.Function):  # type: ignore[misc]
-    """Needs the weights in 16 bits for a moment, forwards and backwards; for Int8 it keeps its input (bitsandbytes)."""
+    """Allocates 16-bit weights temporarily in both passes; for Int8 it also stores its input (bitsandbytes)."""
 
     @staticmethod
     def forward(ctx: Any, numbers: torch.Tensor, weight: torch.Tensor, keeps_input: bool) -> torch.Tensor:  # noqa: ANN401
@@ -530,20 +530,20 @@ def _quantise(model: Any, *, keeps_inputs: bool) -> None:  # noqa: ANN401
     for module in model.modules():
         if type(module) is nn.Linear and module is not head:
             module.__class__ = _Int8Linear if keeps_inputs else _QuantisedLinear
-    # Frozen, as those of bitsandbytes are.
+    # bitsandbytes freezes quantized weights.
     model.requires_grad_(requires_grad=False)
 
 
 def main() -> None:
-    """Answer `memory_plan.estimate_in_child`: a question as JSON on stdin, the estimate or the problem on stdout."""
-    asked = json.load(sys.stdin)
+    """Serve `memory_plan.estimate_in_child`: read a request as JSON from stdin, write estimate or problem to stdout."""
+    request = json.load(sys.stdin)
     try:
-        config = AutoConfig.from_pretrained(asked["folder"], trust_remote_code=False)
-        spec = FineTuneSpec.model_validate(asked["spec"])
-        answer = estimate(config, spec, asked["added"], Lengths(**asked["lengths"])).to_json()
+        config = AutoConfig.from_pretrained(request["folder"], trust_remote_code=False)
+        spec = FineTuneSpec.model_validate(request["spec"])
+        response = estimate(config, spec, request["added"], Lengths(**request["lengths"])).to_json()
     except (UnknownMemoryError, StageError, OSError, ValueError, KeyError) as error:
-        answer = {"problem": str(error) or type(error).__name__}
-    print(json.dumps(answer))
+        response = {"problem": str(error) or type(error).__name__}
+    print(json.dumps(response))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a run needs of a GPU's memory, where it fits, and how that is shown. `learn.memory` makes the estimate."""
+"""The GPU memory that a run needs, and the GPUs on which it fits. The estimate itself is in `learn.memory`."""
 
 import json
 import subprocess
@@ -34,20 +34,20 @@ GPUS: Final[Mapping[str, int]] = {
     "H200": 143_771,
     "B200": 183_359,
 }
-"""Common GPUs and their memory in MiB, as nvidia-smi shows it."""
+"""Common GPUs and their memory in MiB, as reported by nvidia-smi."""
 
 
 _SECONDS = 300
 _SUPERVISED = 0.25
-"""The share of the tokens that assistants say in data of function calls with their tools; until prepare has counted."""
+"""The assumed fraction of supervised tokens, as in typical function-calling data, when prepare has not counted them."""
 
 
 class UnknownMemoryError(Exception):
-    """The memory of this model cannot be estimated; says why."""
+    """The memory of this model cannot be estimated. The message has the cause."""
 
 
-class Rung(StrEnum):
-    """How much is computed at once, from the fastest to what needs the least memory."""
+class MemoryMode(StrEnum):
+    """A way to train with less memory, from the fastest to the one that needs the least memory."""
 
     NONE = "no checkpointing"
     SELECTIVE = "every second layer checkpointed"
@@ -57,13 +57,13 @@ class Rung(StrEnum):
 
 @dataclass(frozen=True)
 class Lengths:
-    """How long the rows are.
+    """Lengths of the rows, in tokens.
 
     Attributes:
-        longest: tokens of the longest row.
-        pass_tokens: most tokens of a forward pass in training.
-        answer: most tokens that evaluate lets the model say.
-        supervised: the share of the tokens that the loss is computed on.
+        longest: length of the longest row.
+        pass_tokens: maximum length of a forward pass in training.
+        answer: maximum length of a reply in evaluate.
+        supervised: fraction of the tokens on which the loss is computed.
     """
 
     longest: int
@@ -73,12 +73,12 @@ class Lengths:
 
 
 def lengths_of(spec: FineTuneSpec, dataset: DatasetFacts | None = None, longest: int = 0) -> Lengths:
-    """Return how long the rows are: as prepare found them, or at most.
+    """Return the lengths of the rows that prepare found, or upper bounds of them.
 
     Args:
-        spec: the wish.
-        dataset: what prepare found; None when the data is not known.
-        longest: tokens of the longest row, then; 0 means spec.training.maxLength.
+        spec: the spec of the fine-tune.
+        dataset: the facts of prepare; None if the data is not known.
+        longest: length of the longest row if the data is not known; 0 means spec.training.maxLength.
     """
     training, supervised = spec.training, 1.0
     if dataset is not None:
@@ -94,15 +94,15 @@ def lengths_of(spec: FineTuneSpec, dataset: DatasetFacts | None = None, longest:
 
 @dataclass(frozen=True)
 class Need:
-    """What a stage needs at its peak.
+    """The peak memory of a stage.
 
     Attributes:
-        rung: how much it computes at once.
-        parts: bytes by what they are for.
-        compact: whether a whole model is trained with BF16 weights and 8-bit moments.
+        mode: how the stage saves memory.
+        parts: bytes by purpose.
+        compact: whether the method Full trains BF16 weights with an 8-bit optimizer.
     """
 
-    rung: Rung
+    mode: MemoryMode
     parts: Mapping[str, int]
     compact: bool = False
 
@@ -114,59 +114,61 @@ class Need:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What train needs, for each rung from the fastest on, and evaluate, which makes its batches as large as fits."""
+    """The needs of train in each mode, fastest first, and of evaluate, whose batches adapt to the free memory."""
 
     train: tuple[Need, ...]
     evaluate: tuple[Need, ...]
 
     @property
     def least_mib(self) -> int:
-        """What both stages cannot do without."""
+        """The memory with which both stages can run at all."""
         return max(min(need.mib for need in stage) for stage in (self.train, self.evaluate))
 
     @property
     def full_speed_mib(self) -> int:
-        """What train needs without gradient checkpointing; evaluate makes its batches as large as fits."""
+        """The memory with which train runs without gradient checkpointing."""
         return max(self.train[0].mib, self.least_mib)
 
     @property
     def facts(self) -> GpuMemoryFacts:
-        """The figures for the status."""
+        """The figures for status."""
         return GpuMemoryFacts(least_mib=self.least_mib, full_speed_mib=self.full_speed_mib)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `from_json` reads."""
+        """Return the estimate as JSON, for `from_json`."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
-        """Read what `to_json` returned."""
+        """Parse the result of `to_json`."""
         train, evaluate = (
-            tuple(Need(Rung(need["rung"]), need["parts"], need["compact"]) for need in value[stage])
+            tuple(Need(MemoryMode(need["mode"]), need["parts"], need["compact"]) for need in value[stage])
             for stage in ("train", "evaluate")
         )
         return cls(train, evaluate)
 
     def fastest(self, mib: int) -> Need | None:
-        """Return the first need of train that fits; None when nothing does, or evaluate does not fit."""
+        """Return the fastest mode of train that fits into `mib`; None if no mode or evaluate does not fit."""
         if mib < self.least_mib:
             return None
         return next(need for need in self.train if need.mib <= mib)
 
 
 def estimate_in_child(folder: Path, spec: FineTuneSpec, added: int, lengths: Lengths) -> Estimate:
-    """Return the estimate, made in a process of its own: it needs torch, and a strange configuration ends that alone.
+    """Return the estimate, computed in a child process.
+
+    The estimate imports torch, which this process does without, and an unusual configuration may crash the child only.
 
     Args:
-        folder: holds the base model's config.json.
-        spec: the wish.
-        added: tokens that are added to the vocabulary.
+        folder: has the base model's config.json.
+        spec: the spec of the fine-tune.
+        added: number of tokens added to the vocabulary.
         lengths: of the rows.
 
     Raises:
-        UnknownMemoryError: it cannot be estimated.
+        UnknownMemoryError: the memory cannot be estimated.
     """
-    asked = {
+    request = {
         "folder": str(folder),
         "spec": spec.model_dump(mode="json", by_alias=True),
         "added": added,
@@ -175,27 +177,27 @@ def estimate_in_child(folder: Path, spec: FineTuneSpec, added: int, lengths: Len
     try:
         made = subprocess.run(
             [sys.executable, "-m", "tunemill_trainer.learn.memory"],
-            input=json.dumps(asked),
+            input=json.dumps(request),
             stdout=subprocess.PIPE,
             text=True,
             timeout=_SECONDS,
             check=True,
         )
-        answer = json.loads(made.stdout.splitlines()[-1])
+        response = json.loads(made.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired as error:
-        raise UnknownMemoryError(f"it took longer than {_SECONDS} seconds") from error
+        raise UnknownMemoryError(f"the estimate took longer than {_SECONDS} seconds") from error
     except (subprocess.CalledProcessError, ValueError, IndexError) as error:
-        raise UnknownMemoryError(f"the process that estimates it failed: {error}") from error
-    if "problem" in answer:
-        raise UnknownMemoryError(answer["problem"])
-    return Estimate.from_json(answer)
+        raise UnknownMemoryError(f"the estimating process failed: {error}") from error
+    if "problem" in response:
+        raise UnknownMemoryError(response["problem"])
+    return Estimate.from_json(response)
 
 
 def refuse_too_large(spec: FineTuneSpec, estimate: Estimate) -> None:
-    """Raise CudaOutOfMemory if the run cannot fit spec.compute.gpuMemory, on no rung.
+    """Raise CudaOutOfMemory if the run does not fit into spec.compute.gpuMemory in any mode.
 
     Raises:
-        StageError: with MiB needed, MiB given and the fields to change.
+        StageError: CudaOutOfMemory, with needed and given MiB and the fields to change.
     """
     given = spec.compute.gpu_memory
     if given is None:
@@ -208,15 +210,15 @@ def refuse_too_large(spec: FineTuneSpec, estimate: Estimate) -> None:
     shares = ", ".join(f"{name} {-(-size // MIB)}" for name, size in largest)
     raise StageError(
         Reason.CUDA_OUT_OF_MEMORY,
-        f"the run does not fit spec.compute.gpuMemory: {stage} needs {estimate.least_mib} MiB at least ({shares}), and "
-        f"{given} are {mib} MiB",
-        f"{_smaller(spec)}, or train on a larger GPU: set spec.compute.gpuMemory to its memory, and choose it with "
-        "nodeSelector in spec.podTemplates.train. `tunemill-trainer plan` shows what fits where.",
+        f"the run does not fit into spec.compute.gpuMemory: {stage} needs at least {estimate.least_mib} MiB "
+        f"({shares}), but {given} are {mib} MiB",
+        f"{_smaller(spec)}, or train on a larger GPU: set spec.compute.gpuMemory to its memory, and select it with "
+        "nodeSelector in spec.podTemplates.train. `tunemill-trainer plan` lists the GPUs that fit.",
     )
 
 
 def _smaller(spec: FineTuneSpec) -> str:
-    """Return what to change, the most effective first."""
+    """Return the most effective change of the spec."""
     if spec.adapter.method is AdapterMethod.FULL:
         return "Set spec.adapter.method to LoRA"
     if spec.base_model.quantization is not Quantization.NF4:
@@ -225,17 +227,17 @@ def _smaller(spec: FineTuneSpec) -> str:
 
 
 def table(estimate: Estimate) -> str:
-    """Return the parts in MiB, and which common GPU takes what, for people."""
+    """Return the estimate as text: the parts in MiB, and which common GPUs fit."""
     lines = []
     for stage, needs in (("train", estimate.train), ("evaluate", estimate.evaluate)):
         for need in needs:
             weights = ", BF16 weights and 8-bit optimizer" if need.compact else ""
-            lines += ["", f"{stage}, {need.rung}{weights}"]
+            lines += ["", f"{stage}, {need.mode}{weights}"]
             lines += [f"  {name:<20} {-(-size // MIB):>9,} MiB" for name, size in need.parts.items() if size]
-            lines.append(f"  {'together':<20} {need.mib:>9,} MiB")
+            lines.append(f"  {'total':<20} {need.mib:>9,} MiB")
     lines += ["", f"{'GPU':<12} {'MEMORY':>12}   FITS"]
     for gpu, mib in sorted(GPUS.items(), key=lambda each: each[1]):
         fastest = estimate.fastest(mib)
-        fits = "no" if fastest is None else f"yes, {fastest.rung}" + (", compact weights" if fastest.compact else "")
+        fits = "no" if fastest is None else f"yes, {fastest.mode}" + (", compact weights" if fastest.compact else "")
         lines.append(f"{gpu:<12} {mib:>8,} MiB   {fits}")
     return "\n".join(lines[1:])

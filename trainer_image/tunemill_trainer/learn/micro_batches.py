@@ -1,9 +1,9 @@
-"""Cuts the rows of an optimizer step into forward passes of a bounded number of tokens; pure."""
+"""Splits the rows of an optimizer step into forward passes with a limited number of tokens; pure."""
 
 from collections.abc import Sequence
 
 _WORTH_A_PASS = 256
-"""Tokens of padding that cost more than one more forward pass."""
+"""The padding, in tokens, above which an additional forward pass is cheaper."""
 
 
 def split(lengths: Sequence[int], tokens: int, *, padded: bool) -> list[list[int]]:
@@ -11,12 +11,12 @@ def split(lengths: Sequence[int], tokens: int, *, padded: bool) -> list[list[int
 
     Args:
         lengths: tokens of each row.
-        tokens: that one pass may have; a longer row has a pass of its own.
-        padded: whether rows are padded to the longest of their pass, which then has rows of like length, and padding
-            counts. Otherwise they lie end to end, and there are as few passes as the longest-first rule finds.
+        tokens: maximum tokens of a pass; a longer row has a separate pass.
+        padded: whether rows are padded to the longest of their pass. Then padding counts, and a pass has rows of
+            similar lengths. Otherwise rows are concatenated, and first-fit-decreasing minimizes the number of passes.
     """
     passes: list[list[int]] = []
-    # The longest first, so that the first row of a padded pass is what all others are padded to.
+    # Longest first, so that the first row of a padded pass determines its length.
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
         for rows in passes[-1:] if padded else passes:
             if _size([*rows, row], lengths, padded) > tokens:
@@ -30,9 +30,9 @@ def split(lengths: Sequence[int], tokens: int, *, padded: bool) -> list[list[int
 
 
 def halved(lengths: Sequence[int], tokens: int, *, padded: bool) -> int | None:
-    """Return a smaller bound after a pass with these rows did not fit; None when every pass has one row already.
+    """Return a smaller maximum after these rows did not fit into memory; None when every pass has one row already.
 
-    Half of the largest pass of several rows: the old bound may have been far above what these rows need.
+    It is half of the largest pass with several rows, as the old maximum may be far above the size of these passes.
     """
     passes = split(lengths, tokens, padded=padded)
     shared = [_size(rows, lengths, padded) for rows in passes if len(rows) > 1]

@@ -1,4 +1,4 @@
-"""Loading: the base model from the Hub, new rows of its vocabulary, and what was trained on top of it."""
+"""Loads the base model from the Hub, extends its vocabulary, and loads trained adapters and full models."""
 
 import logging
 import warnings
@@ -26,17 +26,19 @@ def fetch_base(hub: Hub, base: BaseModel, cache: ModelCache | None) -> Path:
     """Download configuration and weights of a base model at its commit; return the folder.
 
     Args:
-        hub: where it is.
-        base: the model.
-        cache: is kept within its bound; where it lies is set by `runner`, as huggingface_hub reads it at its import.
+        hub: the Hub.
+        base: the model and its commit.
+        cache: the shared cache, which is kept within its size limit. `runner` sets its path, because huggingface_hub
+            reads that at import.
 
     Raises:
-        StageError: what `hub.hub_errors` knows; BaseModelNotFound, when the files are not those that prepare has seen.
+        StageError: the reasons of `hub.hub_errors`; BaseModelNotFound, when a file differs from the one that prepare
+            recorded.
     """
     if cache is not None:
         cache.make_room(base.id, base.revision)
         cache.hold(base.id, base.revision)
-    folder = hub.download(base.id, base.revision, base_files.LOADED)
+    folder = hub.model(base.id).download(base.revision, base_files.LOADED)
     if cache is not None:
         cache.make_room()
     base_files.check(base, folder)
@@ -44,7 +46,7 @@ def fetch_base(hub: Hub, base: BaseModel, cache: ModelCache | None) -> Path:
 
 
 def model_type(folder: Path) -> str:
-    """Return the family of a model as Transformers calls it, for example gemma2; empty when its files do not say."""
+    """Return `model_type` of a model's configuration, for example gemma2; empty if it has none."""
     from transformers import PretrainedConfig
 
     configuration, _ = PretrainedConfig.get_config_dict(folder)
@@ -53,24 +55,24 @@ def model_type(folder: Path) -> str:
 
 @tracing.step("load model")
 def load_base(folder: Path, device: Device, dtype: torch.dtype, quantization: Quantization = Quantization.NONE) -> Any:  # noqa: ANN401 - transformers ships no types
-    """Load the model that `fetch_base` downloaded onto the device.
+    """Load the model that `fetch_base` downloaded.
 
-    Attention is what Transformers takes by default: sdpa, and eager for models that sdpa cannot serve (Gemma 2).
+    The attention implementation is the default of Transformers: sdpa, or eager for models without sdpa (Gemma 2).
 
     Args:
-        folder: with the model.
-        device: where it goes.
-        dtype: of the weights; of a quantised model that of the computation and of what is not quantised.
-        quantization: of the linear layers but the head.
+        folder: the folder of the model.
+        device: where to load it.
+        dtype: dtype of the weights; for a quantized model, of the computation and of the weights that stay unquantized.
+        quantization: quantization of all linear layers except the head.
 
     Raises:
-        StageError: BaseModelUnsupported, when it is no causal language model with safetensors weights, or asks for a
-            library that we have not, as one with attention from the Hub does.
+        StageError: BaseModelUnsupported, when it is not a causal language model with safetensors weights, or needs a
+            library that is not installed, for example for an attention kernel from the Hub.
     """
     from transformers import AutoModelForCausalLM
 
     try:
-        # Transformers logs what goes wrong while it quantises a weight, and raises an error that does not say it.
+        # An error while a weight is quantized is logged by Transformers, and is missing in the exception.
         with watched_log("transformers"):
             return AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -82,16 +84,15 @@ def load_base(folder: Path, device: Device, dtype: torch.dtype, quantization: Qu
             )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise StageError(
-            Reason.BASE_MODEL_UNSUPPORTED, f"spec.baseModel could not be loaded as a causal language model: {error}"
+            Reason.BASE_MODEL_UNSUPPORTED, f"cannot load spec.baseModel as a causal language model: {error}"
         ) from error
 
 
 def extend_vocabulary(model: Any, tokens: Tokens) -> None:  # noqa: ANN401
-    """Give the new tokens rows in the embedding, and in the head when it is not the same.
+    """Add rows for the added tokens to the embedding, and to the output head if it is not tied.
 
-    A row begins as the mean of the rows of the pieces that the base model writes the token with. Where those are not
-    known, it is the mean of all rows. Nothing is padded: an embedding of another size than the tokenizer's could not be
-    loaded by AutoPeft.
+    A new row is the mean of the rows of the tokens into which the base model's tokenizer splits the added token, or of
+    all rows if these are not known. The embedding is not padded: AutoPeft expects the size of the tokenizer.
     """
     if tokens.vocabulary > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(tokens.vocabulary, mean_resizing=False)
@@ -108,28 +109,28 @@ def extend_vocabulary(model: Any, tokens: Tokens) -> None:  # noqa: ANN401
 
 
 def is_adapter(folder: Path) -> bool:
-    """Tell whether a folder that train left, or publish pushed, holds an adapter and not a whole model."""
+    """Return whether a folder with a trained or published model has an adapter, and not a full model."""
     return (folder / "adapter_config.json").is_file()
 
 
 def load_adapter(model: Any, folder: Path) -> Any:  # noqa: ANN401
-    """Return the tuned model for inference: an adapter on `model`, the base model with its vocabulary extended."""
-    # AdaLoRA's saved ranks are not LoRA's rank_pattern, for which PEFT takes them here.
+    """Load an adapter on `model`, the base model with extended vocabulary, for inference."""
+    # PEFT mistakes the ranks that AdaLoRA saves for LoRA's rank_pattern.
     warnings.filterwarnings("ignore", message="The following rank_pattern keys", category=RuntimeWarning)
-    # By its class, as an adapter that somebody else's trainer made may not say what it is for.
+    # The class is given explicitly: an adapter from a user's own trainer may lack a task type.
     tuned = PeftModelForCausalLM.from_pretrained(model, str(folder)).eval()
     new_rows.write_for_inference(tuned)
     return tuned
 
 
-class OneModel:
-    """The base model and what was trained from it, for inference, of which memory never holds more than one.
+class ModelLoader:
+    """Loads the base model or the tuned model for inference, with at most one of them in memory.
 
     Args:
-        base: the base model's folder.
-        device: where models go.
-        dtype: of their weights.
-        quantization: of the base model.
+        base: the folder of the base model.
+        device: where to load models.
+        dtype: dtype of the weights.
+        quantization: quantization of the base model.
     """
 
     def __init__(
@@ -143,7 +144,7 @@ class OneModel:
         self._is_base = False
 
     def base(self) -> Any:  # noqa: ANN401
-        """Return the base model. It is an adapter's base, too, as long as nothing else was loaded."""
+        """Return the base model, loading it unless it is loaded already."""
         if not self._is_base:
             self.release()
             self._loaded = load_base(self._base, self._device, self._dtype, self._quantization).eval()
@@ -151,9 +152,9 @@ class OneModel:
         return self._loaded
 
     def tuned(self, trained: Path, tokens: Tokens) -> Any:  # noqa: ANN401
-        """Return what train left: its adapter on the base model, or the whole model, which takes the base's place.
+        """Return the tuned model: the adapter on the base model, or the full model, which replaces the base model.
 
-        Whoever still refers to the base model keeps it in memory.
+        The caller must not keep references to the base model, otherwise it stays in memory.
         """
         if is_adapter(trained):
             model = self.base()
@@ -165,18 +166,18 @@ class OneModel:
         return self._loaded
 
     def release(self) -> None:
-        """Give the memory of the loaded model back."""
+        """Unload the model and release its memory."""
         self._loaded, self._is_base = None, False
         release()
 
 
 def _quantized(quantization: Quantization, dtype: torch.dtype) -> Any:  # noqa: ANN401
-    """Return the settings for bitsandbytes; None for weights as they are."""
+    """Return the configuration of bitsandbytes; None without quantization."""
     from transformers import BitsAndBytesConfig
 
     if quantization is Quantization.NONE:
         return None
-    # They say once per matrix product that Int8 computes in FP16.
+    # bitsandbytes warns at each matrix product that Int8 computes in FP16.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="MatMul8bitLt")
     if quantization is Quantization.INT8:

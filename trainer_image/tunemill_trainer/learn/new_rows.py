@@ -1,10 +1,10 @@
-"""Trains and applies the rows of new tokens without copying the vocabulary matrix and without a gradient for all of it.
+"""Trains the embedding rows of added tokens without copying the embedding matrix or computing its full gradient.
 
-PEFT's layer for such rows makes a new vocabulary matrix of the frozen one and the rows, for the embedding and for the
-head, in every forward pass and for every decoded token, and autograd makes a gradient of the same size. Here the rows
-are written into the frozen matrix in place, and their gradient is computed for them alone.
+PEFT's TrainableTokensLayer copies the full matrix, for embedding and head, in every forward pass and for every decoded
+token, and autograd computes a gradient of the same size. Here the rows are written into the frozen matrix in place, and
+the gradient is computed for these rows only.
 
-The modules, the parameters and what is saved stay PEFT's; only the forward pass is another one.
+Modules, parameters and saved files are those of PEFT; only the forward pass differs.
 """
 
 from typing import Any
@@ -17,64 +17,64 @@ from typing_extensions import override
 
 
 def use_in_place(model: nn.Module) -> None:
-    """Train the rows of new tokens in place; a model without such rows stays as it is.
+    """Replace PEFT's layers for added tokens, if the model has any, by layers that train the rows in place.
 
     Args:
-        model: wrapped by PEFT, with an adapter that is trained.
+        model: a PEFT model with a trainable adapter.
     """
     for layer in _layers(model):
         layer.__class__ = RowsInPlace
 
 
 def write_for_inference(model: nn.Module) -> None:
-    """Write trained rows into the vocabulary matrix once, so that a decoded token costs nothing more than in the base.
+    """Write trained rows into the embedding matrix once, so that decoding is as fast as with the base model.
 
     Args:
-        model: wrapped by PEFT. Its adapter can be merged, but is not to be trained or switched off afterwards.
+        model: a PEFT model. Afterwards its adapter can be merged, but must not be trained or disabled.
     """
     for layer in _layers(model):
         layer.__class__ = RowsInPlace
         layer.write(layer.trainable_tokens_delta)
-        # Now PEFT passes all calls on to the base layer.
+        # Marked as merged, PEFT forwards all calls to the base layer.
         layer.merged_adapters = list(layer.active_adapters)
 
 
 class RowsInPlace(TrainableTokensLayer):  # type: ignore[misc] # peft ships no types
-    """PEFT's layer, which writes the rows into the frozen matrix before it is used."""
+    """PEFT's layer for added tokens, which writes the rows into the frozen matrix before each use."""
 
     def write(self, rows: Any) -> None:  # noqa: ANN401
-        """Put rows into the frozen matrix.
+        """Write rows into the frozen matrix.
 
         Args:
-            rows: by adapter; k by width.
+            rows: by adapter, shape (k, width).
         """
-        # Not a change that autograd has to know of: what a pass has saved holds the same values.
+        # Through `.data`, as autograd need not track this: tensors saved in a pass have the same values.
         matrix = self.base_layer.weight.data
         for adapter in self.active_adapters:
             matrix.index_copy_(0, self.ids(adapter), rows[adapter].detach().to(matrix))
 
     def ids(self, adapter: str) -> torch.Tensor:
-        """Return the ids of the new tokens, k of them, on the device of the matrix."""
+        """Return the ids of the added tokens, shape (k,), on the device of the matrix."""
         device = self.base_layer.weight.device
-        kept: dict[tuple[str, torch.device], torch.Tensor] = self.__dict__.setdefault("_ids", {})
-        if (adapter, device) not in kept:
-            kept[adapter, device] = torch.tensor(self.token_indices[adapter], device=device)
-        return kept[adapter, device]
+        cached: dict[tuple[str, torch.device], torch.Tensor] = self.__dict__.setdefault("_ids", {})
+        if (adapter, device) not in cached:
+            cached[adapter, device] = torch.tensor(self.token_indices[adapter], device=device)
+        return cached[adapter, device]
 
     @override
     def get_merged_weights(self, active_adapters: list[str]) -> torch.Tensor:
-        """Return the frozen matrix with the rows in it: vocabulary by width."""
+        """Return the frozen matrix with the rows written into it, shape (vocabulary, width)."""
         if self.merged:
             return self.base_layer.weight
         self.write(self.trainable_tokens_delta)
         weight = self.base_layer.weight
-        # For LogProbs, which gets the matrix alone.
+        # For LogProbs, whose only access to the rows is the matrix.
         weight.new_rows = [(self.trainable_tokens_delta[adapter], self.ids(adapter)) for adapter in active_adapters]
         return weight
 
     @override
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Write the rows for good.
+        """Write the rows permanently.
 
         Raises:
             ValueError: with `safe_merge`, when they are not all finite.
@@ -83,7 +83,7 @@ class RowsInPlace(TrainableTokensLayer):  # type: ignore[misc] # peft ships no t
             return
         rows = self.trainable_tokens_delta
         if safe_merge and not all(bool(torch.isfinite(rows[adapter]).all()) for adapter in self.active_adapters):
-            raise ValueError("NaNs detected in the rows of new tokens. The adapter seems to be broken")
+            raise ValueError("the rows of added tokens contain NaN or infinity: the adapter is damaged")
         self.write(rows)
         self.merged_adapters = list(self.active_adapters)
 
@@ -95,13 +95,13 @@ class RowsInPlace(TrainableTokensLayer):  # type: ignore[misc] # peft ships no t
         *args: Any,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Call the base layer, and have the gradient of the rows computed from that of the result.
+        """Call the base layer, and connect the rows to the result for autograd.
 
         Args:
             x: token ids for an embedding, hidden states for a head.
-            active_adapters: whose rows are used.
-            args: the base layer's.
-            kwargs: the base layer's.
+            active_adapters: the adapters whose rows are used.
+            args: arguments of the base layer.
+            kwargs: arguments of the base layer.
         """
         if self.merged:
             return self.base_layer(x, *args, **kwargs)
@@ -120,10 +120,10 @@ class RowsInPlace(TrainableTokensLayer):  # type: ignore[misc] # peft ships no t
 
 
 class _EmbeddedRows(torch.autograd.Function):  # type: ignore[misc]
-    """Hands an embedding's result on; the gradient of a row is the sum of those of the places where its token stands.
+    """Returns an embedding's result unchanged. The gradient of a row is the sum over the positions of its token.
 
-    Arguments: the result (… by width), the token ids (…), the rows (k by width), their ids (k), what the embedding
-    multiplies its rows by (or None).
+    Arguments: the result (…, width), the token ids (…), the rows (k, width), their ids (k), the embedding's scale or
+    None.
     """
 
     @staticmethod
@@ -142,15 +142,15 @@ class _EmbeddedRows(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
         tokens, ids, scale = ctx.saved_tensors
-        stands = (ids.unsqueeze(1) == tokens.reshape(-1)).to(gradient.dtype)
-        of_rows = (stands @ gradient.reshape(-1, gradient.shape[-1])).to(ctx.dtype)
+        one_hot = (ids.unsqueeze(1) == tokens.reshape(-1)).to(gradient.dtype)
+        of_rows = (one_hot @ gradient.reshape(-1, gradient.shape[-1])).to(ctx.dtype)
         return None, None, of_rows if scale is None else of_rows * scale.to(ctx.dtype), None, None
 
 
 class _HeadRows(torch.autograd.Function):  # type: ignore[misc]
-    """Hands logits on; the gradient of a row is the hidden states, weighted by the gradients of its logit.
+    """Returns logits unchanged. The gradient of a row is the hidden states weighted by the gradients of its logit.
 
-    Arguments: the logits (… by vocabulary), the hidden states (… by width), the rows (k by width), their ids (k).
+    Arguments: the logits (…, vocabulary), the hidden states (…, width), the rows (k, width), their ids (k).
     """
 
     @staticmethod
@@ -174,7 +174,7 @@ class _HeadRows(torch.autograd.Function):  # type: ignore[misc]
 
 
 class LogProbs(ChunkedLogProbFunction):  # type: ignore[misc] # trl ships no types
-    """TRL's function behind its fused head, with the gradient of new rows where the head has some."""
+    """TRL's function for its fused output head, with the gradient of added rows if the head has any."""
 
     @classmethod
     @override
@@ -182,23 +182,23 @@ class LogProbs(ChunkedLogProbFunction):  # type: ignore[misc] # trl ships no typ
         new_rows = getattr(weight, "new_rows", [])
         if not new_rows:
             return ChunkedLogProbFunction.apply(hidden, weight, *rest)
-        assert len(new_rows) == 1, "PEFT allows one adapter with new rows"
+        assert len(new_rows) == 1, "PEFT allows one adapter with added rows"
         return super().apply(hidden, weight, *rest, *new_rows[0])
 
     @staticmethod
     @override
     def forward(ctx: Any, *arguments: Any) -> Any:
-        *usual, rows, ids = arguments
+        *original, rows, ids = arguments
         ctx.ids, ctx.dtype = ids, rows.dtype
-        return ChunkedLogProbFunction.forward(ctx, *usual)
+        return ChunkedLogProbFunction.forward(ctx, *original)
 
     @staticmethod
     @override
     def backward(ctx: Any, of_log_probs: torch.Tensor | None, of_entropy: torch.Tensor | None, *others: Any) -> Any:
-        usual = ChunkedLogProbFunction.backward(ctx, of_log_probs, of_entropy, *others)
-        assert of_entropy is None, "the gradient of new rows is that of log-probabilities"
+        original = ChunkedLogProbFunction.backward(ctx, of_log_probs, of_entropy, *others)
+        assert of_entropy is None, "the gradient of added rows supports log-probabilities only"
         if of_log_probs is None:
-            return (*usual, None, None)
+            return (*original, None, None)
         hidden, weight, bias, targets, log_z, _ = ctx.saved_tensors
         settings, ids = ctx.kernel_args, ctx.ids
         hidden = hidden.to(ctx.compute_dtype)
@@ -214,7 +214,7 @@ class LogProbs(ChunkedLogProbFunction):  # type: ignore[misc] # trl ships no typ
         is_target = targets.unsqueeze(1) == ids
         of_logits = of_log_probs.unsqueeze(1) * (is_target.float() - probabilities) * slope
         of_rows = of_logits.to(ctx.compute_dtype).t() @ hidden
-        return (*usual, of_rows.to(ctx.dtype), None)
+        return (*original, of_rows.to(ctx.dtype), None)
 
 
 def _layers(model: nn.Module) -> list[Any]:

@@ -1,8 +1,8 @@
-"""The order in which a run sees its rows: a function of data and seed alone, so that a resumed run goes on exactly.
+"""The order of the rows in training. It depends on data and seed only, so that a resumed run continues exactly.
 
-Rows of like length are not put into one step, as Transformers' group_by_length does: they tend to call the same tool,
-and a step that sees one tool unlearns the others. The demo's exact match was 0.65 with rows grouped within quarters of
-an epoch and 0.90 in no order, after the same 200 steps. Padding is avoided where a step is cut into forward passes.
+Rows are not grouped by length as with Transformers' group_by_length: rows of similar length tend to call the same tool,
+and steps with a single tool make the model forget the others. After the same 200 steps, the demo's exact match was 0.65
+with rows grouped within quarters of an epoch, and 0.90 in random order. `micro_batches` reduces padding instead.
 """
 
 import random
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 
 def row_order(lengths: Sequence[int], seed: int, count: int) -> list[int]:
-    """Return the indices of the first `count` rows that a run sees; after the last row it begins anew in another order.
+    """Return the indices of the first `count` rows of a run. Every epoch has a different random order.
 
-    The longest row comes first: what does not fit into memory shows at the first step.
+    The longest row comes first, so that a lack of memory shows at the first step.
     """
     order: list[int] = []
     epoch = 0

@@ -1,7 +1,7 @@
-"""Memory that is not enough: the one place that recognises it, in every form in which libraries report it.
+"""Recognizes out-of-memory errors in all forms in which libraries raise them.
 
-A pass that does not fit is no failure: `attempt` returns a Shortage, the caller asks for less memory and tries again.
-What computes with less is decided in `memory_ladder`.
+A pass that does not fit is not a failure: `attempt` returns a Shortage, and the caller retries with settings that need
+less memory. `memory_settings` decides which.
 """
 
 import gc
@@ -33,14 +33,14 @@ _SIZE = r"([\d.]+) (bytes|[KMGT]iB)"
 
 @dataclass(frozen=True)
 class Shortage:
-    """What is known about memory that was not enough, in MiB; 0 where the library did not say.
+    """The details of an out-of-memory error, in MiB; 0 if the library did not report a figure.
 
     Attributes:
         requested: the allocation that failed.
-        allocated: what the process had in use when it failed.
-        free: what the device had left.
-        reserved: what PyTorch held without using it, in pieces that were too small.
-        capacity: of the device.
+        allocated: memory in use by the process.
+        free: free memory of the device.
+        reserved: memory that PyTorch has reserved but not allocated, in blocks that were too small.
+        capacity: total memory of the device.
         message: the first line of the error.
     """
 
@@ -53,34 +53,34 @@ class Shortage:
 
     @property
     def needed(self) -> int:
-        """The least that would have been needed, in MiB: what was in use and what was requested."""
+        """The least memory that would have been enough, in MiB: in use plus requested."""
         return self.allocated + self.requested
 
     @property
     def available(self) -> int:
-        """What the process could use of the device, in MiB."""
+        """The memory of the device that the process could use, in MiB."""
         return self.allocated + self.reserved + self.free
 
     @property
     def is_fragmentation(self) -> bool:
-        """Whether there was enough memory, but not in one piece: the same work may fit once the pieces are returned."""
+        """Whether enough memory was free, but fragmented: the same work may fit after the cache is released."""
         return 0 < self.requested <= self.free + self.reserved
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error, or what caused it, says that memory was not enough.
+    """Return whether an error or one of its causes is an out-of-memory error.
 
-    Triton's OutOfResources is not among them: it is about the registers and the shared memory of one block, which less
-    work at once would not change.
+    Triton's OutOfResources is none: it is about the registers and shared memory of a block, which a smaller batch
+    does not change.
     """
-    return any(_says_so(cause) for cause in _causes(error))
+    return any(_is_allocation_error(cause) for cause in _causes(error))
 
 
 def attempt(work: Callable[[], T]) -> T | Shortage:
-    """Return what `work` returns, or the shortage for which it could not end.
+    """Return the result of `work`, or a Shortage if memory was not enough.
 
-    When it returns a Shortage, the failed attempt holds no memory any more. An exception keeps the tensors of all
-    frames that it went through, so nothing may be tried again, nor allocated, while it is handled.
+    The memory of the failed attempt is released before the return. An exception refers to the tensors of all frames
+    that it passed, so a retry must not happen while it is being handled.
     """
     try:
         return work()
@@ -93,20 +93,20 @@ def attempt(work: Callable[[], T]) -> T | Shortage:
 
 
 def shortage_of(error: BaseException) -> Shortage:
-    """Read an error for which `is_out_of_memory` holds. Allocates nothing on a device."""
-    said = next((text for text in map(str, _causes(error)) if _ALLOCATION_FAILED.search(text)), str(error))
+    """Parse an error for which `is_out_of_memory` is true. Allocates nothing on a device."""
+    text = next((text for text in map(str, _causes(error)) if _ALLOCATION_FAILED.search(text)), str(error))
     return Shortage(
-        requested=_mib(rf"Tried to allocate {_SIZE}", said) or _mib(rf"you tried to allocate {_SIZE}", said),
-        allocated=_mib(rf"{_SIZE} is allocated by PyTorch", said),
-        free=_mib(rf"of which {_SIZE} is free", said),
-        reserved=_mib(rf"{_SIZE} is reserved by PyTorch but unallocated", said),
-        capacity=_mib(rf"total capacity of {_SIZE}", said),
-        message=(said.splitlines() or [""])[0],
+        requested=_mib(rf"Tried to allocate {_SIZE}", text) or _mib(rf"you tried to allocate {_SIZE}", text),
+        allocated=_mib(rf"{_SIZE} is allocated by PyTorch", text),
+        free=_mib(rf"of which {_SIZE} is free", text),
+        reserved=_mib(rf"{_SIZE} is reserved by PyTorch but unallocated", text),
+        capacity=_mib(rf"total capacity of {_SIZE}", text),
+        message=(text.splitlines() or [""])[0],
     )
 
 
 def release() -> None:
-    """Give memory that nothing refers to back to the device."""
+    """Return unreferenced memory to the device."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -114,15 +114,15 @@ def release() -> None:
 
 @contextmanager
 def watched_log(name: str) -> Iterator[None]:
-    """Have an error that leaves the block tell of a lack of memory that a library has only logged.
+    """Turn a RuntimeError in the block into an out-of-memory error if the library only logged that cause.
 
     Args:
-        name: of the library's logger.
+        name: the name of the library's logger.
     """
     logged = _OutOfMemoryRecords()
     logger = logging.getLogger(name)
     level = logger.level
-    # Where the process has silenced the library, its warnings are wanted all the same.
+    # Warnings are needed here even if the process has silenced the library.
     logger.setLevel(min(level, logging.WARNING))
     logger.addHandler(logged)
     try:
@@ -137,7 +137,7 @@ def watched_log(name: str) -> Iterator[None]:
 
 
 class _OutOfMemoryRecords(logging.Handler):
-    """Keeps the first line of a log that tells of a lack of memory."""
+    """Stores the first log line about a failed allocation."""
 
     message = ""
 
@@ -146,10 +146,10 @@ class _OutOfMemoryRecords(logging.Handler):
         self.message = self.message or next((line for line in lines if _ALLOCATION_FAILED.search(line)), "")
 
 
-def _says_so(error: BaseException) -> bool:
+def _is_allocation_error(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    # Triton, cuBLAS and cuDNN raise RuntimeError; so is torch.AcceleratorError, for errors of the CUDA runtime.
+    # Triton, cuBLAS and cuDNN raise RuntimeError. torch.AcceleratorError, of the CUDA runtime, is one, too.
     return isinstance(error, RuntimeError) and _ALLOCATION_FAILED.search(str(error)) is not None
 
 

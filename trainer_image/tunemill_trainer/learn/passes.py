@@ -1,4 +1,4 @@
-"""The tensors of a forward pass, made on the host and copied to the device in one piece, without waiting for it."""
+"""Builds the tensors of a forward pass on the host, and copies them to the device in one asynchronous transfer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,25 +15,25 @@ Row = dict[str, list[int]]
 """input_ids and labels."""
 
 _PADDING = 0
-"""Any token: nothing sees it."""
+"""Any token id works: the attention mask hides it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """The rows of an optimizer step; as no list or dictionary, so that nobody copies their tokens one by one."""
+    """The rows of an optimizer step. Not a list or dict, because accelerate would copy their tokens one by one."""
 
     rows: Sequence[Row]
 
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """What one forward pass computes.
+    """The inputs and targets of a forward pass.
 
     Attributes:
         inputs: keyword arguments of the model.
-        predicts: which tokens of `input_ids`, flattened, have a supervised token next.
-        targets: these next tokens.
-        copied: bytes that were copied to the device.
+        predicts: indices into the flattened `input_ids` of the tokens that are followed by a supervised token.
+        targets: these supervised tokens.
+        copied: bytes copied to the device.
     """
 
     inputs: dict[str, Any]
@@ -43,29 +43,29 @@ class Pass:
 
 
 def supervised(row: Row) -> int:
-    """Return how many tokens of a row are learnt; its first token has none before it that could predict it."""
+    """Return the number of supervised tokens of a row, without the first token, which no token precedes."""
     return int(np.count_nonzero(np.asarray(row["labels"][1:]) != IGNORED))
 
 
 def make(rows: Sequence[Row], device: torch.device, *, padded: bool) -> Pass:
-    """Make the pass of rows: padded to the longest, or end to end with positions that begin anew.
+    """Build the forward pass of some rows: padded to the longest, or concatenated with positions restarting per row.
 
-    Nothing in it needs to be read back from the device.
+    Nothing has to be read back from the device.
     """
     lengths = [len(row["input_ids"]) for row in rows]
     longest = max(lengths)
-    begins = [longest * at for at in range(len(rows))] if padded else np.cumsum([0, *lengths[:-1]]).tolist()
+    offsets = [longest * at for at in range(len(rows))] if padded else np.cumsum([0, *lengths[:-1]]).tolist()
     labels = [np.asarray(row["labels"]) for row in rows]
     # A token predicts the next one of its row.
     supervised = [np.flatnonzero(row[1:] != IGNORED) for row in labels]
-    predicts = np.concatenate([at + begin for at, begin in zip(supervised, begins, strict=True)])
+    predicts = np.concatenate([at + offset for at, offset in zip(supervised, offsets, strict=True)])
     targets = np.concatenate([row[1:][at] for row, at in zip(labels, supervised, strict=True)])
     if padded:
         ids = np.full((len(rows), longest), _PADDING)
-        seen = np.zeros_like(ids)
+        mask = np.zeros_like(ids)
         for at, row in enumerate(rows):
-            ids[at, : lengths[at]], seen[at, : lengths[at]] = row["input_ids"], 1
-        parts, copied = _copied([ids.ravel(), seen.ravel(), predicts, targets], device)
+            ids[at, : lengths[at]], mask[at, : lengths[at]] = row["input_ids"], 1
+        parts, copied = _copied([ids.ravel(), mask.ravel(), predicts, targets], device)
         inputs = {"input_ids": parts[0].view(ids.shape), "attention_mask": parts[1].view(ids.shape)}
         return Pass(inputs, parts[2], parts[3], copied)
     ids = np.concatenate([row["input_ids"] for row in rows])
@@ -80,10 +80,10 @@ def make(rows: Sequence[Row], device: torch.device, *, padded: bool) -> Pass:
 
 
 def _copied(parts: list[npt.NDArray[np.int64]], device: torch.device) -> tuple[tuple[torch.Tensor, ...], int]:
-    """Return arrays of one dimension as tensors on the device, and the bytes that this copied."""
+    """Copy one-dimensional arrays to the device; return the tensors and the number of bytes."""
     whole = torch.from_numpy(np.concatenate(parts))
     if device.type == "cuda":
-        # From pinned memory a copy runs while the host goes on.
+        # A copy from pinned memory is asynchronous.
         whole = whole.pin_memory()
     on_device = whole.to(device, non_blocking=True)
     return on_device.split([len(part) for part in parts]), whole.nbytes

@@ -1,4 +1,4 @@
-"""Decides the figures of a training run from the wish and the data; pure."""
+"""Computes the number of steps, the logging interval and the size of forward passes of a run; pure."""
 
 import math
 from dataclasses import dataclass
@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from tunemill_api.training import Training
 
 _MICRO_BATCH_TOKENS = 16_384
-"""Padded tokens that one forward pass may have at first; halved when it does not fit after all."""
+"""The initial maximum of tokens in a forward pass, padding included. It is reduced if memory is not enough."""
 _SHORT_RUN_STEPS = 200
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The figures of a run.
+    """The schedule of a run.
 
     Attributes:
-        steps: optimizer steps.
-        log_every: steps between two logged figures.
-        micro_batch_tokens: padded tokens of one forward pass.
+        steps: number of optimizer steps.
+        log_every: steps between two log entries.
+        micro_batch_tokens: maximum tokens of a forward pass, padding included.
     """
 
     steps: int
@@ -26,6 +26,6 @@ class Plan:
 
 
 def plan(training: Training, rows: int, memory_kills: int = 0) -> Plan:
-    """Return the figures for a number of training rows; each pod that was killed for memory halves a forward pass."""
+    """Return the schedule for a number of training rows. Each earlier pod that was OOM-killed halves a forward pass."""
     steps = training.max_steps or math.ceil(training.epochs * rows / training.batch_size)
     return Plan(steps, 1 if steps <= _SHORT_RUN_STEPS else 10, _MICRO_BATCH_TOKENS >> memory_kills)

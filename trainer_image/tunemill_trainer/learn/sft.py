@@ -1,4 +1,4 @@
-"""The training run: TRL's SFTTrainer on the prepared tensors, from a checkpoint on, to its end or a signal."""
+"""The training run: TRL's SFTTrainer on the prepared rows, optionally resumed from a checkpoint."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from tunemill_api.training import Scheduler, Training
 
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn import attention, devices, new_rows
-from tunemill_trainer.learn.checkpoints import check_room
+from tunemill_trainer.learn.checkpoints import check_disk_space
 from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.learn.full import WIDE, StochasticAdamW8bit, WeightFormat
 from tunemill_trainer.learn.held_out import LOSS, Best, HeldOutLoss, best_of, ends_of_epochs
-from tunemill_trainer.learn.memory_ladder import Rung
+from tunemill_trainer.learn.memory_settings import MemorySettings
 from tunemill_trainer.learn.order import row_order
 from tunemill_trainer.learn.out_of_memory import Shortage
 from tunemill_trainer.learn.passes import Row
@@ -33,17 +33,17 @@ _SCHEDULERS = {Scheduler.COSINE: "cosine", Scheduler.LINEAR: "linear", Scheduler
 
 @dataclass(frozen=True)
 class Run:
-    """What a run is made of, besides model and data.
+    """The settings of a run.
 
     Attributes:
-        training: the wish.
-        plan: its figures.
-        device: what it computes on.
-        dtype: the number format of the base model's weights.
-        folder: gets the checkpoints.
-        weights: how the weights of a whole model are kept; an adapter's are FP32.
-        advice: returns the fields to change when a row of so many tokens does not fit into memory.
-        kept_on_disk: checkpoints that stay on the disk when another was written.
+        training: spec.training.
+        plan: number of steps and size of a forward pass.
+        device: where it trains.
+        dtype: the number format of the computation.
+        folder: the folder for checkpoints.
+        weights: the format of the weights with the method Full; adapter weights are FP32.
+        advice: returns which fields of the spec to change when a row of this many tokens does not fit into memory.
+        kept_on_disk: how many checkpoints to keep on the disk.
     """
 
     training: Training
@@ -58,16 +58,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Result:
-    """A run that ended.
+    """The result of a run.
 
     Attributes:
-        model: the PeftModel, or the model when it was trained as a whole; with early stopping that of the best epoch.
-        steps: optimizer steps, those of earlier attempts included; fewer than planned when it was asked to stop.
-        finished: whether it came to its end, which early stopping is, too.
-        history: one entry a log, of all attempts: step, epoch, loss, learning_rate, grad_norm and more.
-        held_out: one entry an epoch: step, epoch, held_out_loss.
+        model: the PeftModel, or the full model; with early stopping, that of the best epoch.
+        steps: optimizer steps, including those of earlier attempts; fewer than planned after a request to stop.
+        finished: whether the run is complete, either by its number of steps or by early stopping.
+        history: the log entries of all attempts, with step, epoch, loss, learning_rate, grad_norm and more.
+        held_out: an entry per epoch with step, epoch and held_out_loss.
         best: the epoch with the lowest held-out loss; None without held-out rows.
-        rung: how much was computed at once in the end.
+        memory_settings: those at the end.
     """
 
     model: Any
@@ -76,11 +76,11 @@ class Result:
     history: list[dict[str, Any]]
     held_out: list[dict[str, Any]]
     best: Best | None
-    rung: Rung
+    memory_settings: MemorySettings
 
 
 def read_rows(path: Path) -> datasets.Dataset:
-    """Return the training rows with a column `length`; they stay on the disk."""
+    """Return the training rows, memory-mapped from disk, with an additional column `length`."""
     rows = datasets.Dataset.from_parquet(str(path), keep_in_memory=False)
     return rows.add_column("length", pc.list_value_length(rows.data.column("input_ids")).to_pylist())
 
@@ -96,32 +96,32 @@ def train(
     checkpoint: Path | None,
     held_out: Sequence[Row] = (),
 ) -> Result:
-    """Train the adapter, or the whole model.
+    """Train an adapter or the full model.
 
     Args:
         run: the settings.
-        model: the base model, its vocabulary extended.
-        adapter: what is trained; None trains the whole model.
-        tokenizer: TRL asks for one.
-        rows: input_ids, labels, length.
-        callbacks: what happens around the steps.
-        checkpoint: where to go on; None begins.
-        held_out: rows to measure the loss on after every epoch.
+        model: the base model, with extended vocabulary.
+        adapter: the configuration of the adapter; None trains the full model.
+        tokenizer: required by TRL.
+        rows: have input_ids, labels and length.
+        callbacks: additional callbacks of the trainer.
+        checkpoint: the checkpoint to resume from; None starts from the beginning.
+        held_out: rows on which the loss is measured after every epoch.
 
     Returns:
-        The model. After a resumed run every logged figure equals that of a run that was never disturbed; on the CPU to
-        the last bit.
+        The trained model and its log. A resumed run logs the same figures as an uninterrupted one, on the CPU bit for
+        bit.
     """
     lengths = rows["length"][:]
     training, plan = run.training, run.plan
     seen = plan.steps * training.batch_size if training.max_steps else training.epochs * len(rows)
-    # One long pass in an order of our own: Transformers' length-grouped sampler draws from the generator that dropout
-    # uses, too, and a run that is resumed in its second epoch would see other rows.
+    # All epochs as one sequence in a fixed order: Transformers' samplers share their random generator with dropout, so
+    # that a run resumed in its second epoch would get other rows.
     ordered = rows.remove_columns("length").select(row_order(lengths, training.seed, seen))
     set_seed(training.seed)
     with attention.end_to_end(model, torch.device(run.device.torch_name), run.dtype) as laid_end_to_end:
         trainer = MicroBatchTrainer(
-            Rung(plan.micro_batch_tokens, plan.micro_batch_tokens),
+            MemorySettings(plan.micro_batch_tokens, plan.micro_batch_tokens),
             partial(_no_row_fits, run),
             padded=not laid_end_to_end,
             model=model,
@@ -137,7 +137,7 @@ def train(
             _train_in_full_precision(trainer.model)
         new_rows.use_in_place(trainer.model)
         patience = training.early_stopping.patience
-        _check_room(run, trainer)
+        _check_disk_space(run, trainer)
         if held_out:
             after = ends_of_epochs(len(rows), training.batch_size, plan.steps)
             trainer.add_callback(HeldOutLoss(trainer, held_out, after, patience))
@@ -155,7 +155,7 @@ def train(
         history=[entry for entry in log if "loss" in entry],
         held_out=[entry for entry in log if LOSS in entry],
         best=best,
-        rung=trainer.rung,
+        memory_settings=trainer.memory_settings,
     )
 
 
@@ -164,20 +164,20 @@ def _config(run: Run) -> SFTConfig:
     config = SFTConfig(
         output_dir=str(run.folder),
         max_steps=plan.steps,
-        per_device_train_batch_size=training.batch_size,  # MicroBatchTrainer cuts it
+        per_device_train_batch_size=training.batch_size,  # MicroBatchTrainer splits it
         gradient_accumulation_steps=1,
         learning_rate=float(training.learning_rate),
         lr_scheduler_type=_SCHEDULERS[training.scheduler],
-        warmup_steps=float(training.warmup_ratio),  # below 1 it is a share
+        warmup_steps=float(training.warmup_ratio),  # a value below 1 is a ratio
         seed=training.seed,
         train_sampling_strategy="sequential",
         bf16=run.dtype is torch.bfloat16,
         fp16=run.dtype is torch.float16,
         use_cpu=run.device.kind == "cpu",
-        dataloader_pin_memory=False,  # it has plain lists; their tensors are made, and pinned, by the pass
-        # MicroBatchTrainer begins without, and turns it on when memory is not enough.
+        dataloader_pin_memory=False,  # the loader has plain lists; `passes` creates and pins the tensors
+        # MicroBatchTrainer enables it when memory is not enough.
         gradient_checkpointing=False,
-        # The rows are what prepare made of them: tokenised, masked, none too long.
+        # Prepare has tokenized and masked the rows, and left out those that are too long.
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
         logging_steps=plan.log_every,
@@ -189,22 +189,22 @@ def _config(run: Run) -> SFTConfig:
         report_to="none",
         disable_tqdm=True,
     )
-    # More GPUs than asked for may be visible outside of a cluster; Transformers would use them all with DataParallel.
+    # Outside a cluster, more GPUs may be visible than requested, and Transformers would use all with DataParallel.
     config._n_gpu = min(1, config.n_gpu)  # noqa: SLF001
     return config
 
 
-def _check_room(run: Run, trainer: MicroBatchTrainer) -> None:
+def _check_disk_space(run: Run, trainer: MicroBatchTrainer) -> None:
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     weights = sum(parameter.nbytes for parameter in trained)
-    # The two moments of AdamW: a byte each in a compact run, else a float each.
+    # The two moments of AdamW, in 8 bits with compact weights, otherwise in FP32.
     moments = 2 * sum(parameter.numel() for parameter in trained) * (1 if run.weights.compact else 4)
     best = weights if run.training.early_stopping.patience else 0
-    check_room(run.folder, weights + moments, best)
+    check_disk_space(run.folder, weights + moments, best)
 
 
 def _no_row_fits(run: Run, shortage: Shortage, row_tokens: int) -> StageError:
-    what = f"a single row of {row_tokens} tokens, with every layer recomputed in the backward pass,"
+    what = f"a single row of {row_tokens} tokens, with gradient checkpointing of every layer,"
     return devices.out_of_memory(run.device, shortage, what, run.advice(row_tokens))
 
 
@@ -213,7 +213,7 @@ def _compact_optimizer(run: Run) -> tuple[type[StochasticAdamW8bit], dict[str, A
 
 
 def _train_in_full_precision(model: Any) -> None:  # noqa: ANN401
-    """Keep what is trained in float32: AdamW moves a bfloat16 weight by nothing at usual learning rates."""
+    """Convert trained parameters to FP32: at common learning rates, an update of AdamW is too small for BF16."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -1,4 +1,4 @@
-"""TRL's trainer with micro-batches by tokens, AdaLoRA's schedule, and checkpoints of nothing but what is trained."""
+"""TRL's SFTTrainer with token-bounded micro-batches, AdaLoRA's schedule, and checkpoints of trained parameters only."""
 
 import json
 import logging
@@ -21,58 +21,58 @@ from typing_extensions import override
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn import passes
 from tunemill_trainer.learn.loss import score_for
-from tunemill_trainer.learn.memory_ladder import Checkpointing, Rung
+from tunemill_trainer.learn.memory_settings import Checkpointing, MemorySettings
 from tunemill_trainer.learn.micro_batches import halved, split
 from tunemill_trainer.learn.out_of_memory import Shortage, attempt
 from tunemill_trainer.learn.passes import Pass, Row, Step
 
 TRAINABLE_FILE = "trainable.safetensors"
-"""The trained parameters by name, in a checkpoint."""
+"""The trained parameters of a checkpoint, by name."""
 _BEST_FILE = "best.safetensors"
-"""The trained parameters after the best epoch, beside the checkpoints and in each of them."""
+"""The trained parameters after the best epoch, in the folder of the checkpoints and in each of them."""
 _PIECE_BYTES = 2 << 30
-_RUNG_FILE = "memory.json"
+_MEMORY_FILE = "memory.json"
 _IMPORTANCE_FILE = "adalora.safetensors"
 _PATTERN_FILE = "adalora.json"
 _IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
-"""What AdaLoRA remembers of each step; a run that is resumed without it takes other ranks away."""
+"""The running averages of AdaLoRA; without them, a resumed run would prune other ranks."""
 
 _log = logging.getLogger(__name__)
 
 
 class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
-    """Sees a whole optimizer step as one batch and cuts it into forward passes itself.
+    """Gets an optimizer step as one batch and splits it into forward passes.
 
-    The loss is the mean over all supervised tokens of the step, so how it is cut changes nothing but time and memory.
-    When memory is not enough the whole step is computed again with less at once, and so are all later ones.
-    Within a step the host never waits for the device: what decides about the passes is known before they are copied,
-    and figures are read when they are logged.
+    The loss is the mean over all supervised tokens of the step, so the split affects time and memory only. When memory
+    is not enough, the step is computed again with settings that need less, which later steps keep. Within a step the
+    host does not wait for the device: the passes are planned from lengths that the host knows, and metrics are read
+    when they are logged.
 
     Args:
-        rung: how much is computed at once at first.
-        full: raises the error for which there is nothing smaller left to try.
-        padded: whether rows are padded to the longest of their pass; otherwise they lie end to end.
-        arguments: SFTTrainer's.
+        memory_settings: the settings at the start.
+        too_large: returns the error when no smaller settings are left, from the shortage and the longest row's tokens.
+        padded: whether rows are padded to the longest of their pass; otherwise they are concatenated.
+        arguments: arguments of SFTTrainer.
     """
 
     def __init__(
         self,
-        rung: Rung,
-        full: Callable[[Shortage, int], StageError],
+        memory_settings: MemorySettings,
+        too_large: Callable[[Shortage, int], StageError],
         *,
         padded: bool,
         **arguments: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(data_collator=_step_of, **arguments)
-        self.rung = rung
-        self._full = full
+        self.memory_settings = memory_settings
+        self._too_large = too_large
         self._fragmented = False
         self._padded = padded
         self._score = score_for(self.args.device)
         self._right: list[torch.Tensor] = []
         self._right_of_step: list[torch.Tensor] = []
         self._supervised = 0
-        set_checkpointing(self.model, rung.checkpointing)
+        set_checkpointing(self.model, memory_settings.checkpointing)
 
     @override
     def training_step(
@@ -81,7 +81,7 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
         inputs: dict[str, Step],
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Return the loss of an optimizer step, its gradients added up.
+        """Return the loss of an optimizer step, and accumulate its gradients.
 
         Raises:
             StageError: CudaOutOfMemory, when not even a single row fits.
@@ -89,25 +89,27 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
         rows = inputs["step"].rows
         lengths = [len(row["input_ids"]) for row in rows]
         while isinstance(loss := attempt(lambda: self._all_passes(model, rows)), Shortage):
-            # What the passes that fitted have added to the gradients is added again.
+            # Discard the gradients of the passes that did fit: the full step is computed again.
             model.zero_grad()
             if loss.is_fragmentation and not self._fragmented:
                 self._fragmented = True
-                _log.warning("the GPU's memory is fragmented: the step is computed again in one piece of it")
+                _log.warning("the GPU's memory is fragmented: retrying the step after releasing it")
                 continue
-            self._descend(loss, self.rung.below(halved(lengths, self.rung.pass_tokens, padded=self._padded)), lengths)
+            smaller = halved(lengths, self.memory_settings.pass_tokens, padded=self._padded)
+            self._save_memory(loss, self.memory_settings.reduced(smaller), lengths)
         return loss
 
-    def _descend(self, shortage: Shortage, rung: Rung | None, lengths: Sequence[int]) -> None:
-        if rung is None:
-            raise self._full(shortage, max(lengths))
-        _log.warning("memory is not enough (%s): going on with %s", shortage.message, rung)
-        self._go_to(rung)
+    def _save_memory(self, shortage: Shortage, settings: MemorySettings | None, lengths: Sequence[int]) -> None:
+        """Continue with settings that need less memory, or raise an error when there are none."""
+        if settings is None:
+            raise self._too_large(shortage, max(lengths))
+        _log.warning("not enough memory (%s): continuing with %s", shortage.message, settings)
+        self._use(settings)
 
-    def _go_to(self, rung: Rung) -> None:
-        if rung.checkpointing is not self.rung.checkpointing:
-            set_checkpointing(self.model, rung.checkpointing)
-        self.rung, self._fragmented = rung, False
+    def _use(self, settings: MemorySettings) -> None:
+        if settings.checkpointing is not self.memory_settings.checkpointing:
+            set_checkpointing(self.model, settings.checkpointing)
+        self.memory_settings, self._fragmented = settings, False
 
     def _all_passes(self, model: nn.Module, rows: Sequence[Row]) -> torch.Tensor:
         supervised = sum(passes.supervised(row) for row in rows)
@@ -119,9 +121,9 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
         ]
         adalora = adalora_of(model)
         if adalora is not None:
-            # TRL computes the loss outside of AdaLoRA's forward, which would add this.
+            # AdaLoRA's forward adds this term, but TRL computes the loss outside of it.
             config = adalora.peft_config["default"]
-            self.accelerator.backward(config.orth_reg_weight * _far_from_orthogonal(adalora))
+            self.accelerator.backward(config.orth_reg_weight * _orthogonality_penalty(adalora))
         self._right += self._right_of_step
         self._supervised += supervised
         self._total_train_tokens += sum(len(row["input_ids"]) for row in rows)
@@ -129,7 +131,7 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
 
     def _passes(self, rows: Sequence[Row]) -> Iterator[Pass]:
         lengths = [len(row["input_ids"]) for row in rows]
-        for chosen in split(lengths, self.rung.pass_tokens, padded=self._padded):
+        for chosen in split(lengths, self.memory_settings.pass_tokens, padded=self._padded):
             yield passes.make([rows[at] for at in chosen], self.args.device, padded=self._padded)
 
     @override
@@ -140,40 +142,41 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Return the part of a forward pass in the mean over the supervised tokens of the step."""
+        """Return a forward pass's contribution to the mean loss over the supervised tokens of the step."""
         scores = self._score(model, inputs["pass"])
         self._right_of_step.append(scores.right)
         return scores.loss / num_items_in_batch
 
     @override
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as SFTTrainer does: the figures of the steps since the last log, and how much was computed at once."""
+        """Log the metrics of SFTTrainer for the steps since the last log, and the memory settings."""
         metrics = self._metrics["train"]
         metrics["num_tokens"] = [self._total_train_tokens]
         if self._supervised:
             metrics["mean_token_accuracy"] = [int(torch.stack(self._right).sum()) / self._supervised]
         self._right, self._supervised = [], 0
         if "loss" in logs:
-            layers = self.rung.checkpointing.every_n_layers
-            logs |= {"forward_pass_tokens": self.rung.pass_tokens, "checkpointed_layers": 1 / layers if layers else 0.0}
+            layers = self.memory_settings.checkpointing.every_n_layers
+            logs["forward_pass_tokens"] = self.memory_settings.pass_tokens
+            logs["checkpointed_layers"] = 1 / layers if layers else 0.0
         super().log(logs, start_time)
 
     @override
     def floating_point_ops(self, inputs: dict[str, Step]) -> float:
-        """Return 0: nobody reads the figure, for which all parameters are counted in each step."""
+        """Return 0. The estimate is not used, and would count all parameters in each step."""
         return 0.0
 
     @override
     def compute_loss_context_manager(self) -> AbstractContextManager[None]:
-        """Compute in mixed precision: accelerate turns it on in the model's forward alone, which is not all we call."""
+        """Use autocast for the complete loss: accelerate enables it for the model's forward method only."""
         return self.accelerator.autocast()  # type: ignore[no-any-return]
 
     def mean_loss(self, rows: Sequence[Row]) -> float:
-        """Return the mean loss of the supervised tokens of rows that are not trained on; draws no random number."""
+        """Return the mean loss of the supervised tokens of held-out rows. It does not use random numbers."""
         self.model.eval()
         lengths = [len(row["input_ids"]) for row in rows]
         losses: list[torch.Tensor] = []
-        waiting = split(lengths, self.rung.held_out_tokens, padded=self._padded)
+        waiting = split(lengths, self.memory_settings.held_out_tokens, padded=self._padded)
         while waiting:
             loss = attempt(partial(self._summed_loss, [rows[at] for at in waiting[0]]))
             if not isinstance(loss, Shortage):
@@ -182,25 +185,25 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
                 continue
             left = [at for rows_of_pass in waiting for at in rows_of_pass]
             lengths_left = [lengths[at] for at in left]
-            smaller = halved(lengths_left, self.rung.held_out_tokens, padded=self._padded)
-            self._descend(loss, self.rung.below_held_out(smaller), lengths_left)
-            cut_anew = split(lengths_left, self.rung.held_out_tokens, padded=self._padded)
-            waiting = [[left[at] for at in chosen] for chosen in cut_anew]
+            smaller = halved(lengths_left, self.memory_settings.held_out_tokens, padded=self._padded)
+            self._save_memory(loss, self.memory_settings.reduced_held_out(smaller), lengths_left)
+            new_split = split(lengths_left, self.memory_settings.held_out_tokens, padded=self._padded)
+            waiting = [[left[at] for at in chosen] for chosen in new_split]
         self.model.train()
         return float(torch.stack(losses).double().sum()) / sum(passes.supervised(row) for row in rows)
 
     def _summed_loss(self, rows: Sequence[Row]) -> torch.Tensor:
-        """Return the sum of the losses of the supervised tokens of a forward pass; it stays on the device."""
+        """Return the summed loss of the supervised tokens of a forward pass, as a tensor on the device."""
         part = passes.make(rows, self.args.device, padded=self._padded)
         with torch.no_grad(), self.compute_loss_context_manager():
             return self._score(self.model, part).loss
 
     def keep_as_best(self) -> None:
-        """Remember what is trained as it is now, in the next checkpoints, too."""
+        """Save the trained parameters as those of the best epoch. Later checkpoints include them."""
         save_trainable(self.model, self._best)
 
     def restore_best(self) -> None:
-        """Take what is trained back to where `keep_as_best` was called last."""
+        """Load the parameters that `keep_as_best` saved last."""
         load_trainable(self.model, self._best)
 
     @property
@@ -212,10 +215,10 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         save_trainable(self.model, folder / TRAINABLE_FILE)
-        (folder / _RUNG_FILE).write_text(json.dumps(self.rung.to_json()))
+        (folder / _MEMORY_FILE).write_text(json.dumps(self.memory_settings.to_json()))
         if self._best.exists():
             for file in trainable_files(self._best):
-                # A second name of the same file takes no space; what is kept later is another file.
+                # A hard link takes no space. Later best parameters are written to a new file.
                 os.link(file, folder / file.name)
         adalora = adalora_of(self.model)
         if adalora is not None:
@@ -229,9 +232,10 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         load_trainable(self.model, folder / TRAINABLE_FILE)
-        rung = folder / _RUNG_FILE
-        if rung.exists():  # a checkpoint of an earlier version has none
-            self._go_to(self.rung.lower_of(Rung.from_json(json.loads(rung.read_text()))))
+        memory = folder / _MEMORY_FILE
+        if memory.exists():  # checkpoints of earlier versions have none
+            saved = MemorySettings.from_json(json.loads(memory.read_text()))
+            self._use(self.memory_settings.minimum_with(saved))
         if (folder / _BEST_FILE).exists():
             for file in trainable_files(folder / _BEST_FILE):
                 shutil.copy(file, self._best.with_name(file.name))
@@ -244,7 +248,7 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
 
 
 class RankAllocation(TrainerCallback):  # type: ignore[misc] # transformers ships no types
-    """Lets AdaLoRA look at the gradients of every step, and take ranks away by what it saw."""
+    """Updates AdaLoRA's importance scores after every step, and prunes ranks by them."""
 
     @override
     def on_optimizer_step(
@@ -256,10 +260,10 @@ class RankAllocation(TrainerCallback):  # type: ignore[misc] # transformers ship
         optimizer: Any = None,
         **_: Any,
     ) -> None:
-        """Look at the gradients while they are there; nothing happens with other methods.
+        """Update the scores before the gradients are cleared. Does nothing for other methods.
 
-        With FP16, the gradients of a step that the loss scaler skips are infinite or no numbers. The averages of the
-        importance would keep them for good, so such a step leaves the averages as they are.
+        With FP16, a step that the loss scaler skips has infinite or NaN gradients. They would stay in the running
+        averages of the scores forever, so such a step is ignored.
         """
         adalora = adalora_of(model)
         if adalora is None:
@@ -270,13 +274,13 @@ class RankAllocation(TrainerCallback):  # type: ignore[misc] # transformers ship
         if measures and skipped:
             return
         if not measures and not config.rank_pattern:
-            # Every step until here was skipped: nothing is known by which ranks could be taken away.
+            # All steps so far were skipped: there are no scores to prune by.
             return
         adalora.update_and_allocate(state.global_step)
 
 
 def set_checkpointing(model: Any, checkpointing: Checkpointing) -> None:  # noqa: ANN401 - a PeftModel or a Transformers model
-    """Have layers recompute their activations in the backward pass from now on, or keep them."""
+    """Enable or disable gradient checkpointing."""
     if checkpointing is Checkpointing.NONE:
         model.activation_checkpointing_disable()
     else:
@@ -284,10 +288,10 @@ def set_checkpointing(model: Any, checkpointing: Checkpointing) -> None:  # noqa
 
 
 def save_trainable(model: nn.Module, path: Path) -> None:
-    """Write the parameters that are trained, by name; a file that was there before stays whole until the new one is.
+    """Save the trained parameters by name. An existing file is replaced atomically.
 
-    A whole model is written in several files of at most `_PIECE_BYTES`: of a GPU's tensors, safetensors has all that go
-    into one file in the host's memory at once.
+    A full model is split into files of at most `_PIECE_BYTES`, because safetensors copies all tensors of a file from
+    the GPU to the host's memory at once.
     """
     pieces: list[dict[str, torch.Tensor]] = [{}]
     size = 0
@@ -306,7 +310,7 @@ def save_trainable(model: nn.Module, path: Path) -> None:
 
 
 def load_trainable(model: nn.Module, path: Path) -> None:
-    """Put the parameters that `save_trainable` wrote back in place."""
+    """Load the parameters that `save_trainable` wrote into the model."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for piece in trainable_files(path):
@@ -324,7 +328,7 @@ def _piece(path: Path, number: int) -> Path:
 
 
 def adalora_of(model: Any) -> AdaLoraModel | None:  # noqa: ANN401 - a PeftModel or a Transformers model
-    """Return the AdaLoRA part of a model, if it has one."""
+    """Return the AdaLoRA tuner of a model, or None."""
     tuner = getattr(model, "base_model", None)
     return tuner if isinstance(tuner, AdaLoraModel) else None
 
@@ -333,8 +337,8 @@ def _step_of(rows: list[Row]) -> dict[str, Step]:
     return {"step": Step(rows)}
 
 
-def _far_from_orthogonal(adalora: AdaLoraModel) -> torch.Tensor:
-    """Return how far AdaLoRA's singular vectors are from being orthogonal: the mean Frobenius norm, as in the paper."""
+def _orthogonality_penalty(adalora: AdaLoraModel) -> torch.Tensor:
+    """Return AdaLoRA's orthogonality penalty: the mean Frobenius norm of PᵀP - I and QQᵀ - I, as in the paper."""
     distances = []
     for name, parameter in adalora.model.named_parameters():
         if "lora_A" in name or "lora_B" in name:

@@ -1,1 +1,1 @@
-"""What any process of ours needs of its machine: threads, signals, addresses, bounds, log, progress, traces."""
+"""What all processes of the trainer use: CPU count, signals, address checks, limits, output, progress and tracing."""

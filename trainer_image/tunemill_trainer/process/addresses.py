@@ -1,8 +1,8 @@
-"""Which addresses a stage may connect to: never those of a node's metadata service, whatever a spec's endpoint names.
+"""Blocks connections to link-local addresses and to the metadata services of nodes.
 
-The metadata service of a cloud gives the identity of the node to everybody who asks from it. An endpoint in a spec may
-be such an address, or a name that resolves to one, now or later. So endpoints are checked after resolution, for a clear
-message, and every connection of the process is checked again, which holds for redirects and changed names, too.
+The metadata service of a cloud gives out the credentials of the node to all its processes. An endpoint in a spec may be
+such an address, or a name that resolves to one. So endpoints are resolved and checked for a clear error message, and
+every connection of the process is checked again, which covers redirects and changed DNS records.
 """
 
 import os
@@ -33,26 +33,26 @@ REFUSED: Final = tuple(
 
 _IMDS: Final = frozenset({ip_address("169.254.169.254"), ip_address("fd00:ec2::254")})
 _ECS: Final = ip_address("169.254.170.2")
-"""Where AWS_CONTAINER_CREDENTIALS_RELATIVE_URI is looked up."""
+"""The host of AWS_CONTAINER_CREDENTIALS_RELATIVE_URI."""
 _NAT64: Final = ip_network("64:ff9b::/96")
 
 Address = IPv4Address | IPv6Address
 
 
 class RefusedAddressError(OSError):
-    """A connection to an address that a stage must not connect to."""
+    """A connection to a blocked address."""
 
 
 def check(endpoint: str, field: str) -> None:
-    """Check the server that a field of the spec names, by all addresses that its host has.
+    """Check all addresses of an endpoint's host.
 
     Args:
         endpoint: a URL; empty means the public service, which is not checked.
-        field: the field that holds it, for the message.
+        field: the field of the spec with the endpoint, for the message.
 
     Raises:
-        StageError: InvalidSpec, when the host has a link-local address or that of a metadata service. A host that does
-            not resolve is left to the client, which has an error of its own for it.
+        StageError: InvalidSpec, when an address is link-local or that of a metadata service. A host that does not
+            resolve is not an error here: the client reports it.
     """
     host = urlsplit(endpoint).hostname
     if not host:
@@ -65,17 +65,17 @@ def check(endpoint: str, field: str) -> None:
         if _is_refused(address):
             raise StageError(
                 Reason.INVALID_SPEC,
-                f"{field} names {host}, which is {address}: link-local addresses and metadata services of nodes are no "
-                f"servers for data and models; change {field}",
+                f"{field} resolves to {address} (host {host}): link-local addresses and metadata services of nodes are "
+                f"not allowed; change {field}",
             )
 
 
 @cache
 def guard() -> None:
-    """Refuse connections of this process to such addresses from now on.
+    """Block connections of this process to such addresses from now on.
 
-    Pod identities stay possible: those of the variables AWS_CONTAINER_CREDENTIALS_FULL_URI and _RELATIVE_URI, and the
-    node's where AWS_EC2_METADATA_DISABLED does not say true.
+    Allowed are the addresses for pod identities (AWS_CONTAINER_CREDENTIALS_FULL_URI and _RELATIVE_URI), and the AWS
+    metadata service unless AWS_EC2_METADATA_DISABLED is true.
     """
     sys.addaudithook(_on_event)
 
@@ -87,7 +87,7 @@ def _on_event(event: str, arguments: tuple[Any, ...]) -> None:
     if not isinstance(target, tuple) or not target or not isinstance(target[0], str):
         return  # a Unix socket
     if _is_refused(target[0]) and _parsed(target[0]) not in _of_identities():
-        raise RefusedAddressError(f"connections to {target[0]} are refused: it is link-local or a metadata service")
+        raise RefusedAddressError(f"connections to {target[0]} are blocked: it is link-local or a metadata service")
 
 
 def _is_refused(address: str) -> bool:
@@ -96,7 +96,7 @@ def _is_refused(address: str) -> bool:
 
 
 def _parsed(address: str) -> Address | None:
-    """Return an address, that of IPv4 where one of IPv6 only wraps it; None for a name."""
+    """Parse an address; an IPv4 address embedded in IPv6 is returned as IPv4. None for a host name."""
     try:
         parsed = ip_address(address.partition("%")[0])
     except ValueError:
@@ -109,7 +109,7 @@ def _parsed(address: str) -> Address | None:
 
 
 def _of_identities() -> set[Address | None]:
-    """Return the addresses at which boto3 asks for the pod's own identity."""
+    """Return the addresses from which boto3 may get credentials."""
     allowed: set[Address | None] = set()
     if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() != "true":
         allowed |= _IMDS

@@ -1,8 +1,8 @@
-"""Bounds on what strangers make a stage compute: chat templates are programs, and so are schemas and their patterns.
+"""Limits of CPU time and memory for untrusted input: chat templates, JSON Schemas and their patterns.
 
-Whether one of them ends cannot be told by reading it, so it gets so much time of the processor and so much memory.
-What Python computes is bounded in this process. A library in another language may end the process when it gets no more
-memory, and does not listen while it computes: it is tried out in a child process first.
+These are programs whose evaluation may never end or may use all memory. Python code is limited in this process. A
+library in another language may abort the process when an allocation fails, and does not handle signals while it
+computes: it is run in a child process first.
 """
 
 import faulthandler
@@ -15,23 +15,23 @@ from types import FrameType, TracebackType
 from typing import Self
 
 _STATM = "/proc/self/statm"
-"""Only Linux has it, and only there the kernel holds a process to its address space."""
-_KNOWS_ITS_SIZE = os.path.exists(_STATM)  # noqa: PTH110 - a name for os.open, which costs less at every use than Path
+"""Exists on Linux only, where the kernel enforces the limit of the address space."""
+_KNOWS_ITS_SIZE = os.path.exists(_STATM)  # noqa: PTH110 - the path stays a str for os.open, which is faster than Path
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class OutOfBoundsError(Exception):
-    """What was computed needed more than it may; the message says of what."""
+    """A computation exceeded its limit. The message has the limit."""
 
 
 class TimeBound:
-    """A block that may take so many seconds of the processor; a busy machine makes no difference.
+    """A context manager that limits the CPU time of a block, independent of the load of the machine.
 
-    For the main thread. Costs some microseconds, so that every row may have its own. While a block within it has a
-    bound of its own, this one waits.
+    For the main thread only. It costs a few microseconds, so it can be used for every row. In a nested block, the
+    outer limit is paused.
 
     Raises:
-        OutOfBoundsError: the block took more.
+        OutOfBoundsError: the block took more time.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -40,10 +40,10 @@ class TimeBound:
         self._listens = False
 
     def __enter__(self) -> Self:
-        if not self._listens:  # signal.signal costs more than all the rest
+        if not self._listens:  # signal.signal is the most expensive call here
             signal.signal(signal.SIGVTALRM, _give_up)
             self._listens = True
-        # Again and again: what is raised while an object is being finalized is lost.
+        # Repeat the signal, because an exception that is raised in a finalizer is ignored.
         self._outer.append(signal.setitimer(signal.ITIMER_VIRTUAL, self._seconds, self._seconds))
         return self
 
@@ -52,14 +52,14 @@ class TimeBound:
     ) -> None:
         signal.setitimer(signal.ITIMER_VIRTUAL, *self._outer.pop())
         if isinstance(error, _OutOfTime):
-            raise OutOfBoundsError(f"takes more than {self._seconds:g} s of the processor") from None
+            raise OutOfBoundsError(f"takes more than {self._seconds:g} s of CPU time") from None
 
 
 class MemoryBound:
-    """A block in which the process may take so many bytes beyond what it has; within itself it does nothing.
+    """A context manager that limits how many more bytes the process may allocate. It has no effect when nested.
 
     Raises:
-        OutOfBoundsError: the block wanted more.
+        OutOfBoundsError: the block needed more memory.
     """
 
     def __init__(self, most_bytes: int) -> None:
@@ -71,9 +71,9 @@ class MemoryBound:
         if self._depth == 1 and _KNOWS_ITS_SIZE:
             self._before = resource.getrlimit(resource.RLIMIT_AS)
             soft, hard = self._before
-            wanted = _address_space() + self._most_bytes
-            bound = wanted if soft == resource.RLIM_INFINITY else min(wanted, soft)
-            resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
+            limit = _address_space() + self._most_bytes
+            limit = limit if soft == resource.RLIM_INFINITY else min(limit, soft)
+            resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
         return self
 
     def __exit__(
@@ -87,12 +87,12 @@ class MemoryBound:
 
 
 def try_in_child(function: Callable[[], object], most_bytes: int, seconds: int) -> str:
-    """Run a function in a child process with limits, and return why it failed; an empty text when it did not.
+    """Run a function in a child process with limits; return why it failed, or an empty text.
 
     Args:
-        function: its result is dropped.
-        most_bytes: of memory beyond what this process has.
-        seconds: of the processor.
+        function: its result is ignored.
+        most_bytes: maximum memory, in addition to that of this process.
+        seconds: maximum CPU time.
     """
     if not _KNOWS_ITS_SIZE:
         return ""
@@ -105,44 +105,44 @@ def try_in_child(function: Callable[[], object], most_bytes: int, seconds: int) 
         _be_the_child(function, most_bytes, seconds, writing)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        said = pipe.read(_LONGEST_ANSWER)
+        message = pipe.read(_LONGEST_MESSAGE)
     status = os.waitpid(child, 0)[1]
     if os.waitstatus_to_exitcode(status) == 0:
         return ""
-    if said:
-        return said.decode(errors="replace")
+    if message:
+        return message.decode(errors="replace")
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
-        return f"takes more than {seconds} s of the processor"
-    return f"needs more than {most_bytes >> 20} MiB of memory, or breaks the library that reads it"
+        return f"takes more than {seconds} s of CPU time"
+    return f"needs more than {most_bytes >> 20} MiB of memory, or crashes the library that parses it"
 
 
-_LONGEST_ANSWER = 2000
-"""Bytes that a child may say of its failure; it fits into a pipe that nobody reads from yet."""
+_LONGEST_MESSAGE = 2000
+"""Maximum bytes of a child's error message. It fits into the buffer of a pipe, so the child never blocks."""
 
 
 def _be_the_child(function: Callable[[], object], most_bytes: int, seconds: int, writing: int) -> None:
     code = 1
     try:
-        # What a library says when it dies is for its authors.
+        # Discard the output of a library that crashes.
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGXCPU):
             signal.signal(number, signal.SIG_DFL)
-        faulthandler.disable()  # where it is on, it writes a traceback for the signal of a library that gives up
+        faulthandler.disable()  # it would write a traceback when a library aborts
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
         with MemoryBound(most_bytes):
             function()
         code = 0
-    except BaseException as error:  # noqa: BLE001 - nothing of this process may go on in the parent's code
-        os.write(writing, str(error).encode(errors="replace")[:_LONGEST_ANSWER])
+    except BaseException as error:  # noqa: BLE001 - the child must never return into the parent's code
+        os.write(writing, str(error).encode(errors="replace")[:_LONGEST_MESSAGE])
     finally:
         os._exit(code)
 
 
 class _OutOfTime(BaseException):
-    """Ends whatever runs, also what catches every Exception: templates and schemas are evaluated by what does."""
+    """The CPU time is used up. A BaseException, because template and schema libraries catch Exception."""
 
 
 def _give_up(_number: int, _frame: FrameType | None) -> None:
@@ -150,7 +150,7 @@ def _give_up(_number: int, _frame: FrameType | None) -> None:
 
 
 def _address_space() -> int:
-    """Return the bytes of the process's address space."""
+    """Return the size of the process's address space in bytes."""
     file = os.open(_STATM, os.O_RDONLY)
     try:
         return int(os.read(file, 64).split(None, 1)[0]) * _PAGE_BYTES

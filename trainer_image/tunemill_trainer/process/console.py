@@ -1,7 +1,7 @@
-"""What a stage says: to its log, which many may read, and in its report, which becomes a part of the status.
+"""The output of a stage: log, console, and the texts of its report, without secrets and control characters.
 
-The values of the pod's Secrets stand in neither, nor what URLs may hold of secrets: a library's error message often
-quotes the address that it called, signature included. Control characters are shown and not obeyed.
+Logs and status are readable by many users. So the values of the pod's Secrets are redacted, and credentials in URLs: an
+error message of a library often has the URL of the request, including its signature. Control characters are escaped.
 """
 
 import contextlib
@@ -22,26 +22,26 @@ from tunemill_trainer.storage.credentials import Credentials
 
 _HIDDEN = "***"
 _SHORTEST_SECRET = 8
-"""Characters. Shorter values are words that stand in every text, and no secrets of any service."""
-_OF_THE_ENVIRONMENT = ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-"""Where a run on one machine may have its credentials."""
+"""Minimum length in characters. Shorter values occur in ordinary texts, and no service has such short secrets."""
+_SECRET_VARIABLES = ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+"""Environment variables with credentials in a local run."""
 _USER = re.compile(r"(?<=://)[^\s/@'\"<>]+@")
 _QUERY = re.compile(r"(https?://[^\s?'\"<>]+\?)[^\s'\"<>]+")
 
 
 class Redaction:
-    """Takes secrets out of texts.
+    """Removes secrets from texts.
 
     Args:
-        credentials: of this pod.
+        credentials: the credentials whose values are removed.
     """
 
     def __init__(self, credentials: Credentials) -> None:
-        values = [*credentials.values(), *(os.environ.get(name, "") for name in _OF_THE_ENVIRONMENT)]
-        # In parts, as a value that no service takes, with a line feed in it, is quoted in an escaped form.
+        values = [*credentials.values(), *(os.environ.get(name, "") for name in _SECRET_VARIABLES)]
+        # Split at whitespace, because messages quote a value with a line feed in escaped form.
         parts = [part for value in values for part in value.split() if len(part) >= _SHORTEST_SECRET]
         found = {form for part in parts for form in (part, quote(part, safe=""))}
-        # The longest first: one may be the beginning of another.
+        # Longest first, because one value may be a prefix of another.
         known = "|".join(map(re.escape, sorted(found, key=len, reverse=True)))
         self._values = re.compile(known) if known else None
 
@@ -52,13 +52,13 @@ class Redaction:
         return _QUERY.sub(rf"\1{_HIDDEN}", _USER.sub(f"{_HIDDEN}@", text)) if "://" in text else text
 
     def of_failure(self, failure: StageFailure) -> StageFailure:
-        """Return a failure as it may be shown."""
+        """Return a failure with redacted texts."""
         texts = {name: plain(self(getattr(failure, name))) for name in ("message", "remedy")}
         return failure.model_copy(update=texts)
 
 
 class LineFormatter(logging.Formatter):
-    """A message is one line; no line of a traceback can be taken for one."""
+    """Formats each message as one line, and indents tracebacks, so that untrusted text cannot forge log lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """Return the line."""
@@ -71,23 +71,23 @@ class LineFormatter(logging.Formatter):
 
 
 def log_to_stdout() -> None:
-    """Have what this process logs printed, one line a message."""
+    """Log to stdout, one line per message."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for noisy in ("botocore", "boto3", "s3transfer", "urllib3", "httpx", "httpx2", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # They are for the authors of the libraries, not for users.
+    # Addressed to developers of libraries, not to users.
     warnings.simplefilter("ignore", FutureWarning)
 
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
-    """Have everything that the block prints cleaned, whoever prints it: libraries do, too, and so does a traceback."""
+    """Redact everything that is printed inside the block, including output of libraries and tracebacks."""
     redaction = Redaction(Credentials.from_environment())
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A console may lack a character: it shows an escape instead.
+            # Escape characters that the console's encoding does not have.
             stream.reconfigure(errors="backslashreplace")
     out, err = (cast("TextIO", _Guarded(stream, redaction)) for stream in (sys.stdout, sys.stderr))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -98,27 +98,27 @@ def guarded() -> Iterator[None]:
 
 
 def flush() -> bool:
-    """Write out what was printed, and return whether somebody still reads it: `head` stops when it has seen enough."""
+    """Flush stdout; return False if its reader is gone, as with `| head`."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python would complain once more when it closes the output.
+        # Otherwise Python prints another error when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return False
     return True
 
 
 def show(text: str) -> bool:
-    """Print a text with a line feed, and return whether somebody still reads; see `flush`."""
+    """Print a text and a line feed; return False if the reader is gone, see `flush`."""
     return show_styled([(text, ""), ("\n", "")])
 
 
 def show_styled(parts: Iterable[tuple[str, str]]) -> bool:
-    """Print texts, each with a style, and return whether somebody still reads; see `flush`.
+    """Print texts with styles; return False if the reader is gone, see `flush`.
 
     Args:
-        parts: text and style. A style is the number of a colour as terminals know it (ECMA-48), such as 32 for green;
-            empty for none. Control characters in the text are shown and not obeyed.
+        parts: text and style. A style is an ECMA-48 (ANSI) color code such as 32 for green; empty for none. Control
+            characters in the text are escaped.
     """
     try:
         for text, style in parts:
@@ -127,29 +127,29 @@ def show_styled(parts: Iterable[tuple[str, str]]) -> bool:
             else:
                 sys.stdout.write(text)
     except BrokenPipeError:
-        pass  # the flush meets it again
+        pass  # handled by `flush`
     return flush()
 
 
 def has_colours() -> bool:
-    """Return whether the output is a terminal that may show colours (https://no-color.org)."""
+    """Return whether the output is a terminal with colors enabled (https://no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 class _Guarded:
-    """A stream that is written to clean."""
+    """A text stream that redacts what is written to it."""
 
     def __init__(self, stream: TextIO, redaction: Redaction) -> None:
         self._stream = stream
         self._redaction = redaction
 
     def write(self, text: str) -> int:
-        """Write the text without secrets and control characters."""
+        """Write the text without secrets, with escaped control characters."""
         self._stream.write(plain(self._redaction(text), keep="\n\t"))
         return len(text)
 
     def write_styled(self, text: str, style: str) -> None:
-        """Write the text in a style that ends with it."""
+        """Write the text in a style, and reset the style."""
         self._stream.write(f"\x1b[{style}m")
         self.write(text)
         self._stream.write("\x1b[0m")

@@ -1,4 +1,4 @@
-"""How many threads a pod may use well: its CPU limit, which Python and OpenMP do not look at."""
+"""The number of CPUs that a pod may use, including its CPU limit, which Python and OpenMP ignore."""
 
 import math
 import os
@@ -8,15 +8,15 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def available(cgroups: Path = _CGROUPS) -> int:
-    """Return the CPUs that this process may use, rounded up: of the machine, of its affinity and of its cgroup's quota.
+    """Return the number of CPUs that this process may use: its affinity or its cgroup's quota, rounded up.
 
-    A pod limited to one CPU on a node with 64 would otherwise start 64 threads that wait for each other.
+    Otherwise a pod with a limit of one CPU on a node with 64 would start 64 threads.
     """
     return max(1, math.ceil(min(len(os.sched_getaffinity(0)), _quota(cgroups))))
 
 
 def _quota(cgroups: Path) -> float:
-    """Return the CPUs of the quota, for cgroup v2 and v1; infinite when there is none."""
+    """Return the CPU quota, for cgroup v2 and v1; infinite without a quota."""
     unified, quota, period = cgroups / "cpu.max", cgroups / "cpu/cpu.cfs_quota_us", cgroups / "cpu/cpu.cfs_period_us"
     if unified.is_file():
         limit, length = unified.read_text().split()

@@ -1,4 +1,4 @@
-"""Maps a function over batches with all CPUs that the pod has, in order, and with a bounded number of them at once."""
+"""Maps a function over batches in worker processes. Results are in order, and few batches are in memory at once."""
 
 import gc
 import multiprocessing
@@ -18,28 +18,28 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _MOST = 8
-"""Workers at most: the one process that puts their results into order keeps up with no more, and each takes memory."""
+"""Maximum number of workers. More workers take memory, and the main process cannot keep up with their results."""
 _AHEAD = 2
-"""Batches a worker that wait for it, or for the batches before them."""
+"""Submitted batches per worker."""
 
 _MOST_BYTES = 8 << 20
-"""Of a batch, but for its last item."""
+"""Maximum size of a batch, not counting its last item."""
 
 _NEW_OBJECTS = 50_000
-"""After so many a worker looks for cycles of references. Rows have none; the search took a sixth of its time."""
+"""Threshold of the garbage collector in workers. Rows have no reference cycles; the default takes 1/6 of the time."""
 
 _function: Callable[[Any], Any]
-"""Of a worker process."""
+"""The function of a worker process."""
 
 
 def ordered_map(function: Callable[[T], R], batches: Iterable[T], workers: int) -> Iterator[R]:
     """Yield the results in the order of the batches.
 
-    Workers are forked, so that the function may hold what takes long to make, such as a tokenizer. One batch alone, one
-    worker and systems without a safe fork make no process.
+    Workers are forked, so that they share large objects of the function, such as a tokenizer. With a single batch, a
+    single worker, or on systems without a safe fork, the function runs in this process.
 
     Raises:
-        MemoryError: when a worker was killed, which only the kernel does, and for that reason.
+        MemoryError: when a worker was killed, presumably by the kernel's OOM killer.
     """
     remaining, workers = iter(batches), min(workers, _MOST)
     first = list(islice(remaining, 2))
@@ -63,12 +63,12 @@ def ordered_map(function: Callable[[T], R], batches: Iterable[T], workers: int) 
 
 
 def batches(items: Iterable[T], size: int, size_of: Callable[[T], int]) -> Iterator[list[T]]:
-    """Yield lists of at most so many items; no item is taken before its list is asked for.
+    """Yield the items in lists. Items are consumed lazily.
 
     Args:
-        items: to yield.
-        size: the most items of a list. Large ones make shorter lists, as several lists wait at once.
-        size_of: the bytes that an item takes, roughly.
+        items: the items.
+        size: maximum number of items of a list. Lists with large items are shorter, to limit the memory.
+        size_of: returns the approximate size of an item in bytes.
     """
     batch, bytes_ = list[T](), 0
     for item in items:
@@ -82,12 +82,12 @@ def batches(items: Iterable[T], size: int, size_of: Callable[[T], int]) -> Itera
 
 
 def _begin(function: Callable[[Any], Any]) -> None:
-    global _function  # noqa: PLW0603 - what a process is for
+    global _function  # noqa: PLW0603 - set once per process
     _function = function
-    # What the main process has made stays where it is, and shared.
+    # Keep the objects of the main process in shared pages.
     gc.freeze()
     gc.set_threshold(_NEW_OBJECTS)
-    # The main process decides when to stop; its handlers would write a report of their own from here.
+    # The main process decides when to stop. Its signal handlers would write a report in the worker.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_main_process, daemon=True).start()
@@ -98,7 +98,7 @@ def _call(batch: Any) -> Any:  # noqa: ANN401 - the types are those of ordered_m
 
 
 def _end_with_the_main_process() -> None:
-    """A main process that is killed closes no pipe that its other workers hold too."""
+    """Exit when the main process dies. Its pipes stay open then, because the other workers have them, too."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

@@ -1,8 +1,8 @@
-"""Progress of the running stage, told to the operator and to the log.
+"""Progress reports of the running stage, to the operator and to the log.
 
-Speaks Kubeflow's status protocol (KEP-2779) as Transformers' KubeflowCallback does: `{"trainerStatus": {…}}` by POST,
-with a token for this purpose alone. Beside it stands the `stage`, as train and evaluate share a pod. All stages report
-through here and nothing else does. Reports are a courtesy: one that cannot be delivered never disturbs the work.
+Uses Kubeflow's status protocol (KEP-2779) like Transformers' KubeflowCallback: a POST of `{"trainerStatus": {…}}` with
+a token for this purpose only. In addition, the body has the `stage`, because train and evaluate share a pod. A report
+that cannot be delivered is ignored.
 """
 
 import json
@@ -23,7 +23,7 @@ from urllib.error import URLError
 from tunemill_api.constants import ENV_PROGRESS_CA, ENV_PROGRESS_TOKEN, ENV_PROGRESS_URL
 
 INTERVAL_SECONDS = 2.0
-"""The shortest time between two reports; the last one always goes out."""
+"""Minimum time between two reports. The last report is always sent."""
 _TIMEOUT_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
@@ -31,12 +31,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Destination:
-    """Where reports go.
+    """The receiver of progress reports.
 
     Attributes:
         url: the operator's endpoint for this object; https.
-        token: a file with the bearer token; read for every report, as the kubelet renews it.
-        ca: a file with the certificate authority of the endpoint.
+        token: the file with the bearer token. It is read for every report, because the kubelet rotates it.
+        ca: the file with the CA certificate of the endpoint.
     """
 
     url: str
@@ -45,7 +45,7 @@ class Destination:
 
     @classmethod
     def from_environment(cls) -> Self | None:
-        """Return what the operator set for this pod; None outside of a cluster."""
+        """Return the receiver that the operator configured for this pod; None outside a cluster."""
         values = [os.environ.get(name, "") for name in (ENV_PROGRESS_URL, ENV_PROGRESS_TOKEN, ENV_PROGRESS_CA)]
         if not all(values) or not values[0].startswith("https://"):
             return None
@@ -53,9 +53,9 @@ class Destination:
 
 
 def post(destination: Destination, body: Mapping[str, object]) -> bool:
-    """Send a body to the operator; tell whether it was taken."""
+    """Send a body to the operator; return whether it was delivered."""
     try:
-        request = urllib.request.Request(  # noqa: S310 - Destination takes nothing but https
+        request = urllib.request.Request(  # noqa: S310 - Destination allows https only
             destination.url,
             data=json.dumps(body).encode(),
             headers={
@@ -63,20 +63,20 @@ def post(destination: Destination, body: Mapping[str, object]) -> bool:
                 "Content-Type": "application/json",
             },
         )
-        # The operator is inside the cluster: a proxy for the way out must not see the token.
+        # Without a proxy: the operator is inside the cluster, and an egress proxy must not see the token.
         opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}),
             urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=str(destination.ca))),
         )
         opener.open(request, timeout=_TIMEOUT_SECONDS).close()
     except (URLError, OSError, ValueError, HTTPException) as error:
-        _log.debug("a progress report was not delivered: %s", error)
+        _log.debug("cannot deliver a progress report: %s", error)
         return False
     return True
 
 
 class Progress:
-    """Reports how far a stage is. Cheap enough to call at every step."""
+    """Sends and logs progress reports of a stage. Cheap enough for every training step."""
 
     def __init__(
         self, stage: str, destination: Destination | None = None, interval_seconds: float = INTERVAL_SECONDS
@@ -88,7 +88,7 @@ class Progress:
         self._changed = threading.Condition()
         self._waiting: dict[str, object] | None = None
         self._closed = False
-        # A thread of its own: an endpoint that does not answer must not hold up a training step.
+        # In a separate thread, so that an endpoint that does not respond does not delay training.
         self._sender = threading.Thread(target=self._send_all, name="progress", daemon=True)
         if destination is not None:
             self._sender.start()
@@ -96,12 +96,12 @@ class Progress:
     def report(
         self, percent: float, eta_seconds: float | None = None, metrics: Mapping[str, object] | None = None
     ) -> None:
-        """Say how far the stage is; of reports in quick succession only the latest is sent.
+        """Report the progress. Of reports in quick succession, only the latest is sent.
 
         Args:
             percent: 0 to 100.
-            eta_seconds: until the stage ends; None when unknown.
-            metrics: such as loss, learning_rate, current_step, total_steps.
+            eta_seconds: estimated remaining seconds; None if unknown.
+            metrics: for example loss, learning_rate, current_step, total_steps.
         """
         status: dict[str, object] = {
             "progressPercentage": max(0, min(100, int(percent))),

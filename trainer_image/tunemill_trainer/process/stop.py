@@ -1,4 +1,4 @@
-"""The request to stop: SIGTERM of a pod that is drained, preempted or suspended, Ctrl-C on one machine."""
+"""Requests to stop: SIGTERM when a pod is drained, preempted or suspended, and Ctrl-C in a local run."""
 
 import os
 import signal
@@ -12,11 +12,11 @@ from tunemill_api.constants import ENV_GRACE_SECONDS
 from tunemill_trainer.errors import Interrupted
 
 GRACE_SECONDS = 50.0
-"""How long a stage may take to stop where the pod does not say: below Tunemill's default grace period of 60 s."""
+"""The default time for a stage to stop, below Tunemill's default grace period of 60 s."""
 
 
 def grace_seconds() -> float:
-    """Return how long a stage may take to stop by itself after SIGTERM, which the operator sets for the pod."""
+    """Return how long a stage may take to stop after SIGTERM, as configured by the operator for the pod."""
     try:
         return max(0.0, float(os.environ[ENV_GRACE_SECONDS]))
     except (KeyError, ValueError):
@@ -24,33 +24,33 @@ def grace_seconds() -> float:
 
 
 class StopSignal:
-    """Set once the process was asked to stop. Stages look at it where stopping loses nothing."""
+    """Set by a request to stop. Stages check it where they can stop without losing work."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
 
     @property
     def requested(self) -> bool:
-        """Whether the process was asked to stop."""
+        """Whether there was a request to stop."""
         return self._event.is_set()
 
     def request(self) -> None:
-        """Ask to stop."""
+        """Request to stop."""
         self._event.set()
 
     def check(self) -> None:
-        """Raise Interrupted if the process was asked to stop."""
+        """Raise Interrupted if there was a request to stop."""
         if self.requested:
             raise Interrupted
 
     @contextmanager
     def listening(self, when_late: Callable[[], None], grace_seconds: float) -> Iterator[None]:
-        """Turn SIGTERM and SIGINT into a request to stop until the block ends.
+        """Handle SIGTERM and SIGINT as requests to stop inside the block.
 
         Args:
-            when_late: called in another thread when the block has not ended `grace_seconds` after the signal. It may
-                end the process at any point: outputs are committed whole or not at all.
-            grace_seconds: how long the block has.
+            when_late: called in another thread if the block has not ended `grace_seconds` after the signal. It may
+                exit the process at any point, because outputs are committed atomically.
+            grace_seconds: the time for the block to end.
         """
         late = threading.Timer(grace_seconds, when_late)
         late.daemon = True

@@ -1,4 +1,4 @@
-"""Spans of a stage and of its longer parts, below the span of the run; without an endpoint for them, nothing at all."""
+"""OpenTelemetry spans of a stage and its longer steps, as children of the run's span. No-op without an endpoint."""
 
 import contextlib
 import logging
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _tracer: "Tracer | None" = None
-"""Of this process, while its stage runs; a stage is traced from whichever depth of the code its parts lie in."""
+"""The tracer of this process while its stage runs. Global, so that steps anywhere in the code can use it."""
 
 
 @contextlib.contextmanager
 def stage(stage: Stage, run: RunSpec) -> Iterator[None]:
-    """Trace what happens in the block as this stage; the last spans are sent at its end."""
+    """Create the span of a stage around the block, and export all spans at its end."""
     global _tracer  # noqa: PLW0603 - see there
     if not endpoints(os.environ):
         yield
@@ -31,7 +31,7 @@ def stage(stage: Stage, run: RunSpec) -> Iterator[None]:
     try:
         provider = open_provider("tunemill-trainer")
     except ValueError as error:
-        _log.warning("nothing is traced: one of the variables OTEL_… cannot be used: %s", error)
+        _log.warning("tracing is disabled: an OTEL_… environment variable is invalid: %s", error)
         yield
         return
     parent = SpanRef.parse(os.environ.get(ENV_TRACEPARENT, ""))
@@ -54,10 +54,10 @@ def stage(stage: Stage, run: RunSpec) -> Iterator[None]:
 
 @contextlib.contextmanager
 def step(name: str) -> Iterator[None]:
-    """Trace what happens in the block, or in the function that this decorates, as a part of the stage."""
+    """Create a span for a step of the stage, around a block or as a decorator around a function."""
     if _tracer is None:
         yield
         return
-    # A failure is told by the stage's report; a traceback would say no more to whoever looks at times.
+    # Without the exception: the stage's report has the failure.
     with _tracer.start_as_current_span(name, record_exception=False):
         yield

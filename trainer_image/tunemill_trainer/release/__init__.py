@@ -1,1 +1,1 @@
-"""Turns an adapter into a published model: its folder, its card, the push and the proof."""
+"""Publishing of a trained model: files, model card, report page, provenance, push and verification."""

@@ -1,4 +1,4 @@
-"""Decides what is published where."""
+"""Decides which artifacts are published, and to which repositories."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ _MERGED = "-merged"
 
 @dataclass(frozen=True)
 class Artifacts:
-    """Repositories by what they hold; an empty name means that it is not published.
+    """The repositories of a release. An empty name means that the artifact is not published.
 
     Attributes:
-        adapter: gets the adapter.
-        whole: gets the whole model.
-        report: whether report.html goes with them.
+        adapter: the repository of the adapter.
+        whole: the repository of the full model: merged, or trained with the method Full.
+        report: whether report.html is published, too.
     """
 
     adapter: str
@@ -28,9 +28,9 @@ def chosen(publish: Publish, *, only_whole: bool, servable: bool) -> Artifacts:
     """Return what is published.
 
     Args:
-        publish: the wish.
-        only_whole: training made a whole model and no adapter.
-        servable: the server that is wished for takes the adapter as it is.
+        publish: spec.publish.
+        only_whole: whether training produced a full model and no adapter.
+        servable: whether the server of spec.publish.serving can load the adapter.
     """
     wanted = set(publish.artifacts)
     auto, report = Artifact.AUTO in wanted, Artifact.REPORT in wanted
@@ -42,9 +42,9 @@ def chosen(publish: Publish, *, only_whole: bool, servable: bool) -> Artifacts:
 
 
 def second_repository(spec: FineTuneSpec, added_tokens: int) -> str:
-    """Return the repository of the merged model as far as prepare can tell, or an empty name.
+    """Return the repository of the merged model as far as it is known before training; empty when there is none.
 
-    It is known before anything is trained, so that a token that may not write there shows at once.
+    Prepare checks with it that the Hub token may write there.
     """
     servable = spec.publish.serving is ServingTarget.VLLM and spec.adapter.method is AdapterMethod.LORA
     only_whole = spec.adapter.method is AdapterMethod.FULL

@@ -1,7 +1,7 @@
-"""The model card: what the model is, how good it was measured to be, how it was made, how it is used, where it ends.
+"""The model card (README.md): introduction, evaluation, usage, serving, training and limitations.
 
-The card says nothing of the training data but its digest and figures: the repository may be public, the rows are not.
-It names a data set on the Hub only where everybody may know of it, and never a bucket.
+The repository may be public while the training data is not. The card therefore contains the digest and the statistics
+of the data, but no rows and no bucket, and names a data set only when it is public on the Hub.
 """
 
 import json
@@ -26,23 +26,23 @@ _HUB_DATA = "hf://"
 
 @dataclass(frozen=True)
 class ReleaseFacts:
-    """All that the card tells.
+    """The content of the model card.
 
     Attributes:
-        run: the wish.
+        run: the run.
         base: the base model and its commit.
-        tokens: what was done to the vocabulary.
-        prepared: what was found in the data.
-        trained: how the training went.
-        evaluation: how good both models are.
-        report: the full report of evaluate.
-        gates: how the gates were decided.
-        repository: where it goes.
-        whole: whether it is a whole model; else an adapter.
+        tokens: the changes of the vocabulary.
+        prepared: the facts that prepare reports about the data.
+        trained: the facts that train reports.
+        evaluation: the metrics of base and tuned model.
+        report: the report of evaluate.
+        gates: the result of each gate.
+        repository: the repository to which the card belongs.
+        whole: whether the repository holds a full model instead of an adapter.
         serving: the serving contract.
-        with_page: whether report.html is beside the card.
-        license: what the base model's card says of its license: license, license_name, license_link.
-        public_dataset: the data set of spec.dataset, where it is a public one on the Hub; see `hub_dataset`.
+        with_page: whether report.html is in the repository.
+        license: license, license_name and license_link from the base model's card.
+        public_dataset: the id of the data set when it is public on the Hub; see `hub_dataset`.
     """
 
     run: RunSpec
@@ -62,22 +62,22 @@ class ReleaseFacts:
 
     @property
     def name(self) -> str:
-        """The model's name: the repository's without its owner."""
+        """The model's name: the repository without its owner."""
         return self.repository.rsplit("/", 1)[-1]
 
     @property
     def draft(self) -> bool:
-        """Whether a gate is not passed, and it is no release."""
+        """Whether a gate failed, so that this is a draft and not a release."""
         return not gates.passed(self.gates)
 
     @property
     def revision(self) -> str:
-        """What the card asks users to load: it is written before there is a commit."""
+        """The tag or branch that users load. The card is written before the commit exists, so it cannot name that."""
         return self.run.spec.publish.tag or self.run.spec.publish.branch
 
 
 def hub_dataset(uri: str) -> str:
-    """Return the id of the Hub's data set that a uri names; empty for data elsewhere."""
+    """Return the Hub data set id (owner/name) of an hf:// URI; empty for other URIs."""
     if not uri.startswith(_HUB_DATA):
         return ""
     owner, name = uri.removeprefix(_HUB_DATA).removeprefix("datasets/").split("/")[:2]
@@ -85,7 +85,7 @@ def hub_dataset(uri: str) -> str:
 
 
 def model_card(facts: ReleaseFacts) -> str:
-    """Return README.md."""
+    """Return the text of README.md."""
     sections = [
         _front_matter(facts),
         _introduction(facts),
@@ -142,20 +142,20 @@ def _introduction(facts: ReleaseFacts) -> str:
     page = f"{facts.run.spec.hub.endpoint.rstrip('/') or PUBLIC_HUB}/{base}"
     named = f"`{facts.base.place}`" if is_local(base) else f"[{base}]({page}) (commit `{commit}`)"
     what = (
-        f"{named}, taught to call tools"
+        f"{named}, fine-tuned for function calling"
         if facts.whole
-        else f"A {_method(facts)} adapter that teaches {named} to call tools"
+        else f"A {_method(facts)} adapter that fine-tunes {named} for function calling"
     )
     introduction = f"""# {facts.name}
 
-{what}. It was trained, measured against its base,
-{"pushed" if facts.draft else "published"} and proven to load by Tunemill."""
+{what}. Tunemill trained it, evaluated it against its base model,
+{"pushed it as a draft" if facts.draft else "published it"} and verified that it loads."""
     if not facts.draft:
         return introduction
     missed = "\n".join(f"> - `{gate.gate}` ({gate.message})" for gate in facts.gates if not gate.passed)
     return f"""{introduction}
 
-> **This is a draft and no release.** These gates are not passed:
+> **This is a draft, not a release.** These gates failed:
 >
 {missed}"""
 
@@ -163,12 +163,12 @@ def _introduction(facts: ReleaseFacts) -> str:
 def _evaluation(facts: ReleaseFacts) -> str:
     report, right = facts.report, facts.report.right
     rows = "\n".join(_metric_line(metric, report) for metric in facts.evaluation.metrics if metric.tuned)
-    lines = [f"- `{gate.gate}`: {'passed' if gate.passed else 'not passed'} ({gate.message})" for gate in facts.gates]
+    lines = [f"- `{gate.gate}`: {'passed' if gate.passed else 'failed'} ({gate.message})" for gate in facts.gates]
     text = f"""## Evaluation
 
-Base and tuned model answered the same {report.cases} cases of {report.rows} held-out rows, {report.settings.decoding},
-with at most {report.settings.max_new_tokens} tokens. A case is one turn of the assistant. Calls are read as strictly as
-vLLM's `{report.settings.reply_format}` parser reads them; for `exact_match` arguments must be equal to the letter.
+Base and tuned model were evaluated on the same {report.cases} cases of {report.rows} held-out rows. A case is one
+assistant turn. Decoding: {report.settings.decoding}, at most {report.settings.max_new_tokens} new tokens. Calls are
+parsed as vLLM's `{report.settings.reply_format}` parser does. `exact_match` requires equal arguments.
 
 | | base | tuned | 95 % interval | cases |
 |---|---:|---:|---:|---:|
@@ -176,18 +176,18 @@ vLLM's `{report.settings.reply_format}` parser reads them; for `exact_match` arg
 
 ![Base and tuned model](scores.png)
 
-The base has {right.base} cases right, the tuned model {right.tuned}. If both were equally good, a change as uneven as
-this would have a probability of {right.p_value:.2g} (McNemar's exact test)."""
-    parts = [text, f"The gates of this {'draft' if facts.draft else 'release'}:", "\n".join(lines)] if lines else [text]
+The base model answers {right.base} cases correctly, the tuned model {right.tuned} (p = {right.p_value:.2g}, McNemar's
+exact test)."""
+    parts = [text, f"Gates of this {'draft' if facts.draft else 'release'}:", "\n".join(lines)] if lines else [text]
     if facts.with_page:
         parts.append(
-            "`report.html` in this repository shows all of it: tools, mix-ups, and what went wrong, case by case."
+            "`report.html` in this repository has the full report: metrics per tool, confused tools, and each mistake."
         )
     return "\n\n".join(parts)
 
 
 def _metric_line(metric: MetricFacts, report: Report) -> str:
-    # Only shares of cases have an interval; a mean over tools has none.
+    # Only shares of cases have a confidence interval; the mean F1 over tools has none.
     measured = report.metrics.get(metric.name)
     share = measured.tuned if measured else None
     interval = f"{share.low:.3f} to {share.high:.3f}" if share else ""
@@ -236,7 +236,7 @@ reply = model.generate(**prompt, max_new_tokens=256, do_sample=False, eos_token_
 print(tokenizer.decode(reply[0, prompt["input_ids"].shape[1] :]))
 ```
 
-Use the tools that it was trained with."""
+The model was evaluated with the tools of its training data only."""
 
 
 def _serving(facts: ReleaseFacts) -> list[str]:
@@ -244,44 +244,44 @@ def _serving(facts: ReleaseFacts) -> list[str]:
     if serving is None:
         return []
     if not serving.command:
-        return [f"## Serving\n\n{serving.target} does not take this adapter as it is: {serving.reason}."]
+        return [f"## Serving\n\n{serving.target} cannot load this adapter: {serving.reason}."]
     served, _, revision = serving.model.partition("@")
     text = ["## Serving"]
     if served != facts.repository:
         where = f"{served}, at `{revision}`"
         if is_local(served):
             where = f"in `{path_of(local_path(served), revision)}`"
-        text.append(
-            f"{serving.target} does not take this adapter as it is: {serving.reason}. "
-            f"The same model in one piece is {where}."
-        )
+        text.append(f"{serving.target} cannot load this adapter: {serving.reason}. The merged model is {where}.")
     text.append(f"```sh\n{serving.command}\n```")
     name = f"{served}@{revision}" if serving.target == "Transformers" else served.rsplit("/", 1)[-1]
     text.append(
-        f"""Any OpenAI client then gets calls as `tool_calls`. The model's name is `{name}`;
-send `temperature` 0, with which it was measured. `serving.json` says the same to machines."""
+        f"""OpenAI clients receive calls as `tool_calls`. The model's name is `{name}`. Set `temperature` to 0,
+as in the evaluation. `serving.json` has the same settings as JSON."""
         if serving.tool_call_parser
-        else f"{serving.target} has no parser for this call format: read the calls out of the text yourself."
+        else f"{serving.target} has no parser for this call format: parse the calls from the text of the reply."
     )
     return ["\n\n".join(text)]
 
 
 def _training(facts: ReleaseFacts) -> str:
     data, training = facts.prepared.dataset, facts.run.spec.training
-    length = "" if training.max_steps else f"{training.epochs} epoch{'s' * (training.epochs > 1)}, "
-    turns = ", the last turn of each row" if training.turns is Turns.LAST else ""
+    length = "" if training.max_steps else f"{labels.epochs(training.epochs)}, "
+    turns = ", last turn of each row" if training.turns is Turns.LAST else ""
     left_out, quantization = labels.left_out(data), facts.run.spec.base_model.quantization
     rows = [
         ("Base model", f"{facts.base.place} at `{facts.base.revision}`{labels.as_trained(quantization)}"),
         ("Data", f"{data.rows} rows ({data.format}), {data.tools} tools; sha256 `{facts.prepared.dataset_digest}`"),
         ("Rows", f"{data.train_rows} for training, {data.evaluation_rows} held out; left out: {left_out}"),
-        ("Longest row", f"{data.longest_row_tokens} tokens of {training.max_length}"),
-        ("Loss", f"on {training.loss_on.value}{turns}: {data.supervised_token_percent} % of the tokens"),
+        ("Longest row", f"{data.longest_row_tokens} tokens, limit {training.max_length}"),
+        ("Loss on", f"{training.loss_on.value}{turns}; {data.supervised_token_percent} % of the tokens"),
         ("Vocabulary", f"{facts.tokens.mode}, {len(facts.tokens.added)} tokens added"),
         (_method(facts), _settings(facts) or "all weights"),
-        ("Learning rate", f"{training.learning_rate}, {training.scheduler.value}, warm-up {training.warmup_ratio}"),
-        ("Length", f"{length}{facts.trained.steps} steps of {training.batch_size} rows, seed {training.seed}"),
-        ("Where", f"{facts.trained.device}, {facts.trained.train_seconds} s"),
+        (
+            "Learning rate",
+            f"{training.learning_rate}, {training.scheduler.value}, warmup ratio {training.warmup_ratio}",
+        ),
+        ("Duration", f"{length}{facts.trained.steps} steps of {training.batch_size} rows, seed {training.seed}"),
+        ("Trained on", f"{facts.trained.device}, {facts.trained.train_seconds} s"),
         ("Training loss", f"from {facts.trained.first_loss} to {facts.trained.loss}"),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
@@ -289,7 +289,7 @@ def _training(facts: ReleaseFacts) -> str:
 
 
 def _settings(facts: ReleaseFacts) -> str:
-    """Return the settings of the method in words: those of its own block in spec.adapter."""
+    """Return the settings of the method: the fields of its block in spec.adapter."""
     blocks: dict[str, Any] = facts.run.spec.adapter.model_dump(mode="json", by_alias=True)
     settings: dict[str, Any] = next((own for name, own in blocks.items() if name.lower() == _method(facts).lower()), {})
     return ", ".join(
@@ -298,8 +298,8 @@ def _settings(facts: ReleaseFacts) -> str:
 
 
 def _limits(facts: ReleaseFacts) -> str:
-    return f"""## Limits
+    return f"""## Limitations
 
-- The figures are for rows like those of the training data. Other tools, languages and ways to ask were not measured.
-- A call that can be parsed may still be wrong: check arguments before acting on them.
-- The licence and the limits of {facts.base.place} apply to this model, too."""
+- The metrics hold for requests like those of the training data. Other tools and languages were not evaluated.
+- A call with valid syntax may still be wrong. Validate arguments before you act on them.
+- The license and the limitations of {facts.base.place} also apply to this model."""

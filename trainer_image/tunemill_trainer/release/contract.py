@@ -1,6 +1,6 @@
-"""The serving contract: which server takes what was published, with which template, parser and flags.
+"""The serving contract: the server, model, chat template, tool-call parser and flags with which to serve a release.
 
-It is written into the repository as serving.json, into the model card, and into the object's status.
+It is published as serving.json, in the model card, and in status.published.
 """
 
 import shlex
@@ -35,19 +35,19 @@ _REGIONS: dict[ReplyFormat, dict[str, Any]] = {
         "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}},
     },
 }
-"""How Transformers finds a call in a reply, by call format."""
+"""The response template of Transformers for tool calls, by call format."""
 
 
 @dataclass(frozen=True)
 class Contract:
-    """What the contract follows from.
+    """The inputs of the serving contract.
 
     Attributes:
         target: the server.
-        base: the model that an adapter is put on.
-        artifacts: where what is published lies.
-        verdict: whether the server takes the adapter.
-        call_format: how the model writes calls.
+        base: the base model of the adapter.
+        artifacts: the repositories of the release.
+        verdict: whether the server can load the adapter.
+        call_format: the format in which the model writes calls.
     """
 
     target: ServingTarget
@@ -58,36 +58,36 @@ class Contract:
 
     @property
     def serves_adapter(self) -> bool:
-        """Whether the server is given the adapter; else the whole model, where there is one."""
+        """Whether the server loads the adapter, and not the merged model."""
         return bool(self.artifacts.adapter) and self.verdict.servable
 
     @property
     def served(self) -> str:
-        """The repository that the server loads; empty when nothing that is published can be served."""
+        """The repository that the server loads; empty when the server can load nothing of the release."""
         if self.target is ServingTarget.NONE:
             return ""
         return self.artifacts.adapter if self.serves_adapter else self.artifacts.whole
 
     @property
     def parser(self) -> str:
-        """The name of the server's parser of calls; empty when it has none."""
+        """The server's name for its tool-call parser; empty when it has none for this format."""
         if self.target is ServingTarget.TRANSFORMERS:
             return "response_template" if self.call_format in _REGIONS else ""
         return self.call_format.value if self.call_format.served else ""
 
     def serving(self, revisions: dict[str, str], proof: str = "") -> ServingFacts | None:
-        """Return how to serve what is published; None with the target None.
+        """Return the serving contract; None with the target None.
 
         Args:
-            revisions: repository → commit, tag or branch.
-            proof: what was proven.
+            revisions: commit, tag or branch per repository.
+            proof: what was verified, for status.
         """
         if self.target is ServingTarget.NONE:
             return None
         served = self.served
         why_not = "; ".join(self.verdict.problems) if self.artifacts.adapter else ""
         if not served:
-            why_not += "; add Merged to spec.publish.artifacts to publish the whole model, too"
+            why_not += "; add Merged to spec.publish.artifacts to publish the merged model, too"
         return ServingFacts(
             target=self.target.value,
             model=f"{served}@{revisions[served]}" if served else "",
@@ -115,7 +115,8 @@ class Contract:
                 calls,
             ]
             return " \\\n    ".join(part for part in parts if part)
-        # From a folder: of an adapter by name vLLM would take the newest commit, and no tokenizer and no template.
+        # From a folder: vLLM loads an adapter by repository name at its newest commit, without its tokenizer and
+        # chat template.
         folder = place if local else shlex.quote(f"./{name}")
         base = shlex.quote(self.base.place)
         parts = [
@@ -129,12 +130,15 @@ class Contract:
 
 
 def response_template(call_format: ReplyFormat, head: str, stops: list[str]) -> dict[str, Any] | None:
-    """Return what Transformers needs in tokenizer_config.json to hand calls on as calls; None when it cannot.
+    """Return `response_template` of tokenizer_config.json, with which Transformers parses tool calls.
 
     Args:
-        call_format: how the model writes calls.
-        head: what the chat template writes before a reply.
-        stops: the texts of the tokens that end a reply.
+        call_format: the format in which the model writes calls.
+        head: the generation prompt: the text of the chat template before a reply.
+        stops: the stop tokens as text.
+
+    Returns:
+        None for a call format that Transformers cannot parse, or without a generation prompt.
     """
     if call_format not in _REGIONS or not head:
         return None

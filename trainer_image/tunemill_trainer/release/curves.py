@@ -1,4 +1,4 @@
-"""Lines in a picture: the loss of a training as the points of an SVG path, with its axes."""
+"""The loss curve of a training as SVG paths, with axis ticks."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ _TICKS = 5
 
 @dataclass(frozen=True)
 class Tick:
-    """A mark on an axis: where, in pixels, and what it says."""
+    """A tick of an axis: its position in pixels and its label."""
 
     at: float
     text: str
@@ -20,16 +20,16 @@ class Tick:
 
 @dataclass(frozen=True)
 class Curve:
-    """A drawn curve. All paths are SVG's, in a box of WIDTH by HEIGHT pixels.
+    """A loss curve. Paths are SVG path data in a box of WIDTH by HEIGHT pixels.
 
     Attributes:
-        raw: the figures as they were logged.
-        smooth: their exponential mean.
-        held_out: the loss on held-out rows; empty when it was not measured.
-        measured: the points of that, x and y in pixels: with one epoch there is one, and no path to see.
-        across: the steps.
-        up: the losses.
-        last: the last smoothed figure.
+        raw: path of the losses as logged.
+        smooth: path of their exponential moving average.
+        held_out: path of the held-out loss; empty when it was not measured.
+        measured: the points of `held_out`, x and y in pixels. A single point has no visible path.
+        across: ticks of the x axis, in steps.
+        up: ticks of the y axis, in loss.
+        last: the last smoothed loss.
     """
 
     raw: str
@@ -42,10 +42,10 @@ class Curve:
 
 
 def loss_curve(history: Sequence[dict[str, Any]]) -> Curve | None:
-    """Return the curve of a training; None when fewer than two losses were logged.
+    """Return the loss curve of a training; None when fewer than two finite losses were logged.
 
     Args:
-        history: one entry a log, with step and loss, or with step and held_out_loss.
+        history: log entries with `step` and `loss`, or with `step` and `held_out_loss`.
     """
     logged = [(float(entry["step"]), float(entry["loss"])) for entry in history if "loss" in entry]
     points = [point for point in logged if math.isfinite(point[1])]
@@ -54,7 +54,7 @@ def loss_curve(history: Sequence[dict[str, Any]]) -> Curve | None:
     held_out = [(float(entry["step"]), float(entry["held_out_loss"])) for entry in history if "held_out_loss" in entry]
     smooth = [(step, loss) for (step, _), loss in zip(points, smoothed([loss for _, loss in points]), strict=True)]
     low, high = points[0][0], points[-1][0]
-    # One spike at the beginning must not press the rest of the curve flat.
+    # The 98th percentile, not the maximum: one spike at the start would flatten the rest of the curve.
     top = _round_up(max(sorted(loss for _, loss in points)[int(0.98 * (len(points) - 1))], smooth[0][1]))
 
     def place(point: tuple[float, float]) -> tuple[float, float]:
@@ -76,7 +76,7 @@ def loss_curve(history: Sequence[dict[str, Any]]) -> Curve | None:
 
 
 def smoothed(losses: Sequence[float]) -> list[float]:
-    """Return the exponential mean over about a twentieth of the run, from the first loss on; one at least is needed."""
+    """Return the exponential moving average over about a twentieth of the run; `losses` must not be empty."""
     weight = 2 / (1 + max(1.0, len(losses) / 20))
     mean, means = losses[0], []
     for loss in losses:
@@ -86,7 +86,7 @@ def smoothed(losses: Sequence[float]) -> list[float]:
 
 
 def _round_up(value: float) -> float:
-    """Return the next number above that reads well on an axis."""
+    """Return the next larger round number, for the top of an axis."""
     if value <= 0:
         return 1.0
     scale = 10.0 ** math.floor(math.log10(value))

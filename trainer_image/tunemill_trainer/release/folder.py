@@ -1,4 +1,4 @@
-"""The folder that is published: model, tokenizer and chat template, card, pictures, serving contract and facts."""
+"""Assembles the folder that is published: model, tokenizer, card, pictures, serving contract and tunemill.json."""
 
 import json
 import shutil
@@ -22,19 +22,19 @@ from tunemill_trainer.release.push import CONTENTS, contents
 
 
 def assemble(folder: Path, facts: ReleaseFacts, trained: Path, evaluation: Path) -> None:
-    """Complete a folder that holds a model with its tokenizer, all but provenance.json, which is left empty.
+    """Add the remaining files of a release to a folder with a model and its tokenizer. provenance.json stays empty.
 
     The same inputs give the same bytes, so that a repeated push changes nothing.
 
     Args:
-        folder: with an adapter or a whole model.
-        facts: all that the card tells.
-        trained: the output of train.
-        evaluation: the output of evaluate.
+        folder: holds an adapter or a full model.
+        facts: the content of the model card.
+        trained: the output folder of train.
+        evaluation: the output folder of evaluate.
     """
-    _teach_transformers_to_read_calls(folder, facts.tokens, ReplyFormat(facts.report.settings.reply_format))
+    _add_response_template(folder, facts.tokens, ReplyFormat(facts.report.settings.reply_format))
     if not facts.whole:
-        _name_the_base(folder / "adapter_config.json", facts.base)
+        _pin_base_model(folder / "adapter_config.json", facts.base)
     _write(folder / "generation_config.json", _generation(facts.tokens))
     draw_loss(read_record(trained), f"{facts.run.name}: training loss", folder / "loss.png")
     draw_scores(facts.report, folder / "scores.png")
@@ -48,41 +48,41 @@ def assemble(folder: Path, facts: ReleaseFacts, trained: Path, evaluation: Path)
     _write(folder / CONTENTS, _record(facts, contents(folder)))
 
 
-def _teach_transformers_to_read_calls(folder: Path, tokens: Tokens, call_format: ReplyFormat) -> None:
+def _add_response_template(folder: Path, tokens: Tokens, call_format: ReplyFormat) -> None:
     path = folder / "tokenizer_config.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    speaker = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    stops = [text for stop in tokens.stop_token_ids if (text := speaker.id_to_token(stop))]
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    stops = [text for stop in tokens.stop_token_ids if (text := tokenizer.id_to_token(stop))]
     special = {name: value for name, value in config.items() if name.endswith("_token") and isinstance(value, str)}
     template = ChatTemplate((folder / TEMPLATE).read_text(encoding="utf-8"), special, marked=False)
-    found = response_template(call_format, _head(template), stops)
+    found = response_template(call_format, _generation_prompt(template), stops)
     if found is not None:
         _write(path, config | {"response_template": found})
 
 
-def _name_the_base(path: Path, base: BaseModel) -> None:
-    """Have PEFT load the adapter on the commit that it was trained on, whoever has trained it."""
+def _pin_base_model(path: Path, base: BaseModel) -> None:
+    """Name the base model and its commit in the adapter's configuration, so that PEFT loads the same weights."""
     config = json.loads(path.read_text(encoding="utf-8"))
     _write(path, config | {"base_model_name_or_path": base.place, "revision": base.revision})
 
 
 def _generation(tokens: Tokens) -> dict[str, Any]:
-    """Return where a server stops and how it decodes.
+    """Return generation_config.json: greedy decoding and the stop tokens of the chat template.
 
-    The base model's own settings may know another end of a turn, and may ask for sampling and penalties, with which
-    the model was never measured.
+    The base model's generation_config.json may have other stop tokens, and sampling or penalties with which the tuned
+    model was not evaluated.
     """
     return {"do_sample": False, "eos_token_id": list(tokens.stop_token_ids), "pad_token_id": tokens.pad_token_id}
 
 
-def _head(template: ChatTemplate) -> str:
-    """Return what the template writes before a reply."""
+def _generation_prompt(template: ChatTemplate) -> str:
+    """Return the text that the template writes before a reply."""
     request = [Message(Role.USER, "Hello")]
     return template.prompt(request, ()).removeprefix(template.conversation(request, ()))
 
 
 def _contract(serving: ServingFacts, tokens: Tokens) -> dict[str, Any]:
-    """Return the serving contract for machines."""
+    """Return the content of serving.json."""
     return {
         **serving.model_dump(mode="json", by_alias=True, exclude={"proof"}),
         "chatTemplate": TEMPLATE,
@@ -96,7 +96,7 @@ def _write(path: Path, value: dict[str, Any]) -> None:
 
 
 def _record(facts: ReleaseFacts, files: list[str]) -> dict[str, Any]:
-    """Return the facts for machines. Where data and workspace lie is nobody's business."""
+    """Return the content of tunemill.json. It leaves out where data and workspace are: the repository may be public."""
     spec = facts.run.spec
     trained = facts.trained.model_dump(mode="json", by_alias=True, exclude={"adapter"})
     return {

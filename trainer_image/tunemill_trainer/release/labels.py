@@ -1,33 +1,33 @@
-"""What metrics, faults and slices are called where people read them."""
+"""Display names of metrics, faults and slices, for the model card and the report page."""
 
 from tunemill_api import evaluation
 from tunemill_api.finetune import Quantization
 from tunemill_api.status import DatasetFacts
 
 METRICS = {
-    "tool_name_accuracy": "Right tools",
-    "exact_match": "Right tools and arguments",
-    "ast_match": "Right by the rule of BFCL",
-    "valid_call_rate": "Calls that can be parsed",
-    "schema_valid_rate": "Calls that keep to the tool's schema",
-    "parallel_accuracy": "Several calls at once, all right",
-    "abstention_accuracy": "No call where none is wanted",
-    "overall_accuracy": "Right, calls and no calls together",
-    "tool_f1": "Mean F1 of all tools",
-    "missed_call_rate": "No call where one is wanted",
-    "over_call_rate": "More calls than are wanted",
-    "hallucinated_tool_rate": "Calls a tool that was not offered",
-    "lenient_only_rate": "Calls that only a lenient reader finds",
-    "finished_rate": "Ends its turn",
+    "tool_name_accuracy": "Correct tool",
+    "exact_match": "Exact match",
+    "ast_match": "AST match (BFCL)",
+    "valid_call_rate": "Valid call syntax",
+    "schema_valid_rate": "Arguments valid by schema",
+    "parallel_accuracy": "Parallel calls, all correct",
+    "abstention_accuracy": "Correct abstention",
+    "overall_accuracy": "Overall accuracy",
+    "tool_f1": "Mean F1 per tool",
+    "missed_call_rate": "Missed calls",
+    "over_call_rate": "Extra calls",
+    "hallucinated_tool_rate": "Hallucinated tool",
+    "lenient_only_rate": "Found by a lenient parser only",
+    "finished_rate": "Finished replies",
 }
 LOWER_IS_BETTER = {*map(str, evaluation.LOWER_IS_BETTER), "lenient_only_rate"}
 
 FAULTS = {
-    "cut_off": "Cut off",
-    "broken_call": "Broken call",
-    "unwanted_call": "Call where none is wanted",
-    "missed_call": "No call where one is wanted",
-    "hallucinated_tool": "Tool that was not offered",
+    "cut_off": "Cut off at the token limit",
+    "broken_call": "Invalid call syntax",
+    "unwanted_call": "Unexpected call",
+    "missed_call": "Missed call",
+    "hallucinated_tool": "Hallucinated tool",
     "too_many_calls": "Too many calls",
     "too_few_calls": "Too few calls",
     "wrong_tool": "Wrong tool",
@@ -35,31 +35,38 @@ FAULTS = {
     "extra_argument": "Extra argument",
     "wrong_type": "Wrong type",
     "wrong_value": "Wrong value",
-    "spelling": "Only spelled differently",
+    "spelling": "Different spelling only",
 }
 
 SLICES = {
-    "no_call": "No call is wanted",
-    "single_call": "One call is wanted",
-    "multi_call": "Several calls are wanted",
+    "no_call": "No call expected",
+    "single_call": "One call expected",
+    "multi_call": "Several calls expected",
     "multi_turn": "Later turns of a conversation",
-    "unseen_tools": "Tools that were not trained on",
+    "unseen_tools": "Tools not in the training rows",
 }
 
 
 def metric(name: str) -> str:
-    """Return what a metric is called, with the direction where less is more."""
+    """Return the display name of a metric, marked where lower is better."""
     return METRICS.get(name, name) + (" (lower is better)" if name in LOWER_IS_BETTER else "")
 
 
 def as_trained(quantization: Quantization) -> str:
-    """Return how the base model's weights were kept in training and judging; empty for whole ones."""
-    return "" if quantization is Quantization.NONE else f", in {quantization.value} while it was trained and judged"
+    """Return the quantization of the base model during training and evaluation; empty when it had none."""
+    return (
+        "" if quantization is Quantization.NONE else f", quantized to {quantization.value} in training and evaluation"
+    )
+
+
+def epochs(count: int) -> str:
+    """Return a number of epochs in words."""
+    return "1 epoch" if count == 1 else f"{count} epochs"
 
 
 def left_out(data: DatasetFacts) -> str:
-    """Return which rows were left out, in words."""
+    """Return how many rows were left out, by cause."""
     return (
         f"{data.invalid_rows} invalid, {data.overlong_rows} too long, {data.duplicate_rows} duplicate, "
-        f"{data.leaked_rows} also held out"
+        f"{data.leaked_rows} also in the held-out split"
     )

@@ -1,9 +1,9 @@
-"""Releases in a folder of this machine, for `tunemill-trainer run` without a Hub.
+"""Releases in a local folder, for `tunemill-trainer run` without a Hub.
 
-    FOLDER/releases/<revision>/…    the files; a revision is a digest of them
-    FOLDER/<branch>                 a link to the release that the branch holds; tags are links, too
+    FOLDER/releases/<revision>/…    the files of a release; the revision is a digest of them
+    FOLDER/<branch>                 a symbolic link to the release on this branch; tags are links, too
 
-A branch changes from one release to the next in one step: its link is replaced.
+A branch moves to another release atomically: its link is replaced.
 """
 
 import hashlib
@@ -29,32 +29,34 @@ def path_of(folder: Path, revision: str) -> Path:
 
 
 class LocalReleases:
-    """The same as `push.Repository`, in a folder."""
+    """The interface of `push.Repository` for a local folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def create(self, *, private: bool) -> None:
-        """Make the folder; other users of the machine cannot read a new one that is private."""
+        """Create the folder; a private one is readable by its owner only. An existing folder keeps its mode."""
         releases = self._folder / _RELEASES
         if not releases.exists():
             releases.mkdir(parents=True)
             self._folder.chmod(0o700 if private else 0o755)
 
-    def offers(self, revision: str, branch: str) -> bool:
-        """Return whether a branch still holds the release of a revision; files added to it do not matter."""
+    def has_release(self, revision: str, branch: str) -> bool:
+        """Return whether the branch still points at the release of a revision; files added later are ignored."""
         released = self.read(CONTENTS, revision, 1 << 30)
         return released is not None and released == self.read(CONTENTS, branch, 1 << 30)
 
-    def put_proven(self, folder: Path, branch: str, candidate: str, message: str, prove: Callable[[str], None]) -> str:
-        """Make a branch hold a folder that was proven first; until then the branch stays.
+    def put_verified(
+        self, folder: Path, branch: str, candidate: str, message: str, prove: Callable[[str], None]
+    ) -> str:
+        """Copy a folder into a new release, verify it, and then point the branch at it.
 
         Args:
-            folder: what is released.
-            branch: the user's.
-            candidate: not needed here: a release that no branch holds is none.
-            message: not kept.
-            prove: is given a revision with the folder; what it raises ends the release.
+            folder: the files of the release.
+            branch: the branch of the release.
+            candidate: unused: a release without a link is not visible to users.
+            message: unused: a local release has no commit message.
+            prove: called with the revision before the branch moves. If it raises, the new release is removed.
 
         Returns:
             The revision.
@@ -83,11 +85,11 @@ class LocalReleases:
         return revision
 
     def tag(self, name: str, commit: str) -> None:
-        """Make a tag point at a revision; a tag of that name which points elsewhere is moved."""
+        """Point a tag at a revision; an existing tag of that name is moved."""
         self._link(name, commit)
 
-    def clear(self, branch: str) -> None:
-        """Remove a branch, unless it is gone, and the release that only it held."""
+    def discard_branch(self, branch: str) -> None:
+        """Delete a branch if it exists, and its release unless another branch or tag points at it."""
         (self._folder / _link_name(branch)).unlink(missing_ok=True)
         self._prune()
 
@@ -97,7 +99,7 @@ class LocalReleases:
         return into
 
     def read(self, path: str, revision: str, largest: int) -> bytes | None:
-        """Return a file of a revision; None where it is larger, or there is no such file or revision."""
+        """Return the content of a file; None if it is larger than `largest` bytes, or does not exist."""
         file = path_of(self._folder, revision) / path
         if not file.is_file() or file.stat().st_size > largest:
             return None
@@ -113,12 +115,13 @@ class LocalReleases:
             unfinished.unlink()
             raise StageError(
                 Reason.INVALID_SPEC,
-                f"spec.publish.repository is {self._folder}, and {link.name} in it is no link of an earlier release",
-                "Set spec.publish.repository to an empty folder, or to one that only releases were written to.",
+                f"expected {link.name} in the folder of spec.publish.repository, {self._folder}, to be a symbolic link "
+                "of an earlier release; found another file or folder",
+                "Set spec.publish.repository to an empty folder, or to one that holds releases only.",
             ) from error
 
     def _prune(self) -> None:
-        """Remove the releases that no branch and no tag holds."""
+        """Delete the releases at which no branch and no tag points."""
         held = {path.readlink() for path in self._folder.iterdir() if path.is_symlink()}
         for release in (self._folder / _RELEASES).iterdir():
             if Path(_RELEASES) / release.name not in held:

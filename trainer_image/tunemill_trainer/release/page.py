@@ -1,7 +1,7 @@
-"""report.html: one page that shows a run, with nothing in it that has to be loaded from elsewhere.
+"""report.html: one self-contained page with the evaluation, the mistakes and the recipe of a run.
 
-The rows of the data stand in it as text. They may hold anything, so every value is escaped, control
-characters and direction marks are shown as such, and the page forbids scripts to itself.
+The page contains rows of the data set, which are untrusted text: every value is escaped, control characters and
+bidirectional marks are shown as escape sequences, and the page's Content-Security-Policy forbids scripts.
 """
 
 import json
@@ -23,21 +23,21 @@ PAGE_FILE = "report.html"
 
 _HEADLINES = ("tool_name_accuracy", "exact_match", "ast_match")
 _MOST_TOOLS = 30
-"""Rows of the table of mix-ups; more would be a wall of zeros."""
+"""The most rows of the confusion matrix."""
 
 
 @dataclass(frozen=True)
 class PageFacts:
-    """All that the page shows.
+    """The content of the page.
 
     Attributes:
-        run: the wish. Only its recipe is shown, never where data lies.
+        run: the run. The page shows its hyperparameters, never the location of data or workspace.
         base: the base model and its commit.
-        tokens: what was done to the vocabulary.
-        prepared: what was found in the data.
-        trained: how the training went.
-        history: one entry a log of the training with step and loss, and one an epoch with step and held_out_loss.
-        report: the full report.
+        tokens: the changes of the vocabulary.
+        prepared: the facts that prepare reports about the data.
+        trained: the facts that train reports.
+        history: the training log: entries with `step` and `loss`, and one per epoch with `step` and `held_out_loss`.
+        report: the report of evaluate.
     """
 
     run: RunSpec
@@ -51,7 +51,7 @@ class PageFacts:
 
 @dataclass(frozen=True)
 class _Bar:
-    """One metric of both models. `change` is good, bad, or empty where nothing changed."""
+    """One metric of both models. `change` is "good", "bad", or empty when the metric did not change."""
 
     name: str
     label: str
@@ -63,14 +63,14 @@ class _Bar:
 
 @dataclass(frozen=True)
 class _Grid:
-    """The table of mix-ups: wanted tools down, called tools across.
+    """The confusion matrix of tools: a row per expected tool, a column per called tool.
 
     Attributes:
-        wanted: the rows.
-        called: the columns.
-        counts: of all tools.
-        right: tools that are not shown as they were never mixed up.
-        cut: tools that are not shown as there are too many.
+        wanted: the expected tools that are shown.
+        called: the called tools that are shown.
+        counts: the confusion counts of all tools.
+        right: how many tools are not shown because they were never confused with another.
+        cut: how many tools are not shown because the matrix has `_MOST_TOOLS` rows already.
     """
 
     wanted: tuple[str, ...]
@@ -80,12 +80,12 @@ class _Grid:
     cut: int
 
     def share(self, wanted: str, called: str) -> float:
-        """Return the share of the calls of a wanted tool that went to another."""
+        """Return which share of the cases that expect `wanted` called `called`."""
         return self.counts[wanted].get(called, 0) / max(1, sum(self.counts[wanted].values()))
 
 
 def page(facts: PageFacts) -> str:
-    """Return the page. The same facts give the same page, to the letter."""
+    """Return the page as HTML. The same facts give the same bytes."""
     report = facts.report
     environment = Environment(
         loader=PackageLoader("tunemill_trainer.release", "."),
@@ -115,7 +115,7 @@ def page(facts: PageFacts) -> str:
 
 
 def _shown(value: Any) -> Any:  # noqa: ANN401 - whatever the template shows
-    """Return a text of the data as it may be shown; what macros made of it is markup, and no plain text any more."""
+    """Make control characters of a text visible. The output of macros is `Markup` and passes unchanged."""
     return plain(value, keep="\n\t") if type(value) is str else value
 
 
@@ -135,7 +135,7 @@ def _bars(metrics: dict[str, MetricReport]) -> list[_Bar]:
 
 
 def _slices(report: Report) -> dict[str, list[_Bar]]:
-    """Return the slices by what they are called; one of all the cases would say everything twice."""
+    """Return the slices by display name, without those that contain every case: the main table shows these."""
     bars = {name: _bars(metrics) for name, metrics in report.slices.items()}
     return {
         labels.SLICES.get(name, name): rows
@@ -151,7 +151,7 @@ def _change(name: str, gain: float) -> str:
 
 
 def _grid(confusion: Confusion) -> _Grid:
-    """Return the table of the tools that were mixed up, those with the most mistakes first."""
+    """Return the confusion matrix of the tools that were confused with another, most mistakes first."""
     wrong = {name: sum(count for called, count in row.items() if called != name) for name, row in confusion.items()}
     mixed = sorted((name for name, count in wrong.items() if count), key=lambda name: (-wrong[name], name))
     shown = mixed[:_MOST_TOOLS]
@@ -162,7 +162,7 @@ def _grid(confusion: Confusion) -> _Grid:
 
 
 def _faults(report: Report) -> list[tuple[str, int, int]]:
-    """Return what goes wrong, with the cases of base and tuned model; what the tuned model does most comes first."""
+    """Return name, cases of the base and cases of the tuned model per fault, most frequent of the tuned model first."""
     names = dict.fromkeys([*report.tuned_faults, *report.base_faults])
     return [
         (labels.FAULTS.get(name, name), report.base_faults.get(name, 0), report.tuned_faults.get(name, 0))
@@ -171,7 +171,7 @@ def _faults(report: Report) -> list[tuple[str, int, int]]:
 
 
 def _gallery(mistakes: Iterable[Mistake]) -> dict[str, list[Mistake]]:
-    """Return the mistakes by fault."""
+    """Return the mistakes by display name of their fault."""
     groups: dict[str, list[Mistake]] = {}
     for mistake in mistakes:
         groups.setdefault(labels.FAULTS.get(mistake.tuned.fault, mistake.tuned.fault or "Other"), []).append(mistake)
@@ -183,12 +183,12 @@ def _data(facts: PageFacts) -> list[tuple[str, str]]:
     return [
         ("Rows", f"{data.rows:,}"),
         ("Format", data.format),
-        ("For training", f"{data.train_rows:,}"),
-        ("Held out", f"{data.evaluation_rows:,}"),
-        ("Left out", labels.left_out(data)),
+        ("Training rows", f"{data.train_rows:,}"),
+        ("Held-out rows", f"{data.evaluation_rows:,}"),
+        ("Rows left out", labels.left_out(data)),
         ("Tools", f"{data.tools:,}"),
         ("Longest row", f"{data.longest_row_tokens:,} tokens"),
-        ("Tokens learnt from", f"{data.supervised_token_percent} %"),
+        ("Supervised tokens", f"{data.supervised_token_percent} %"),
         ("Digest", f"sha256 {facts.prepared.dataset_digest}"),
     ]
 
@@ -204,15 +204,18 @@ def _recipe(facts: PageFacts) -> list[tuple[str, str]]:
         ("Base model", f"{facts.base.place} at {facts.base.revision[:12]}{labels.as_trained(quantization)}"),
         ("Method", ", ".join([method, *(f"{name} {_plain(value)}" for name, value in settings.items())])),
         ("Vocabulary", f"{facts.tokens.mode}, {len(facts.tokens.added)} tokens added"),
-        ("Learning rate", f"{training.learning_rate}, {training.scheduler.value}, warm-up {training.warmup_ratio}"),
-        ("Length", length if training.max_steps else f"{training.epochs} epoch{'s' * (training.epochs > 1)}, {length}"),
-        ("Longest row taken", f"{training.max_length:,} tokens"),
+        (
+            "Learning rate",
+            f"{training.learning_rate}, {training.scheduler.value}, warmup ratio {training.warmup_ratio}",
+        ),
+        ("Duration", length if training.max_steps else f"{labels.epochs(training.epochs)}, {length}"),
+        ("Maximum row length", f"{training.max_length:,} tokens"),
         ("Loss on", training.loss_on.value),
         ("Seed", str(training.seed)),
         ("Trained on", f"{facts.trained.device}, {facts.trained.train_seconds:,} s"),
         *([("Memory", facts.trained.memory)] if facts.trained.memory else []),
         ("Loss", f"from {facts.trained.first_loss} to {facts.trained.loss}"),
-        ("Judged on", f"{facts.report.settings.device}, {facts.report.settings.precision}"),
+        ("Evaluated on", f"{facts.report.settings.device}, {facts.report.settings.precision}"),
         ("Tuned model", facts.report.settings.adapter),
         ("Replies", f"{facts.report.settings.decoding}, at most {facts.report.settings.max_new_tokens} tokens"),
     ]
@@ -229,7 +232,7 @@ def _percent(share: float) -> str:
 
 
 def _signed(row: _Bar) -> str:
-    """Return by how much the tuned model is above the base, in points; 0.0 has no sign."""
+    """Return the change from base to tuned in percentage points; 0.0 has no sign."""
     gain = f"{100 * (row.tuned.share - row.base.share):+.1f}"
     return "0.0" if float(gain) == 0 else gain
 

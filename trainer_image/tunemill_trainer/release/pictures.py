@@ -1,6 +1,6 @@
-"""The pictures of the card: the loss of the training, and each metric of base and tuned model with its interval.
+"""The pictures of the model card: the training loss, and the metrics of base and tuned model with their intervals.
 
-The drawing library is imported where it is used, as a gate that is not passed must not wait for it.
+matplotlib is imported inside the functions: it is slow to import, and publish does not need it when a gate fails.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _BASE, _TUNED, _INK = "#b8bec7", "#2563eb", "#1f2937"
 
 
 def draw_scores(report: Report, path: Path) -> None:
-    """Draw the metrics of evaluate's report that were measured into a PNG."""
+    """Draw the measured metrics of evaluate's report as a PNG."""
     from matplotlib.figure import Figure
 
     measured = {name: metric for name, metric in report.metrics.items() if metric.base and metric.tuned}
@@ -35,7 +35,7 @@ def draw_scores(report: Report, path: Path) -> None:
     )
     axes.invert_yaxis()
     axes.set_xlim(0, 1.02)
-    axes.set_xlabel("share of the cases, with 95 % interval", color=_INK)
+    axes.set_xlabel("share of cases, with 95 % interval", color=_INK)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(left=False, colors=_INK)
     axes.grid(axis="x", alpha=0.25)
@@ -45,12 +45,12 @@ def draw_scores(report: Report, path: Path) -> None:
 
 
 def draw_loss(record: Sequence[dict[str, Any]], title: str, path: Path) -> None:
-    """Draw the loss and the learning rate by optimizer step into a PNG.
+    """Draw loss and learning rate by optimizer step as a PNG.
 
     Args:
-        record: one entry a log with step and loss, one an epoch with step and held_out_loss.
-        title: of the picture.
-        path: of the picture.
+        record: the training log: entries with `step` and `loss`, and one per epoch with `step` and `held_out_loss`.
+        title: the title of the picture.
+        path: where to write it.
     """
     from matplotlib.figure import Figure
 
@@ -88,7 +88,7 @@ def draw_loss(record: Sequence[dict[str, Any]], title: str, path: Path) -> None:
 
 
 def _errors(shares: list[Share]) -> list[list[float]]:
-    """Return how far the intervals reach to the left and to the right, never below zero for rounding."""
+    """Return the distances to the lower and upper interval bounds, at least zero in spite of rounding."""
     return [
         [max(0.0, share.share - share.low) for share in shares],
         [max(0.0, share.high - share.share) for share in shares],
@@ -96,5 +96,5 @@ def _errors(shares: list[Share]) -> list[list[float]]:
 
 
 def _save(figure: "Figure", path: Path) -> None:
-    # Without the version of the library, which would make another file of the same picture.
+    # Omit matplotlib's version from the metadata: the same picture must give the same bytes.
     figure.savefig(path, metadata={"Software": None})

@@ -1,8 +1,8 @@
-"""Proves that what lies on the Hub is what was trained: downloaded and loaded as a user would, it must answer the same.
+"""Verifies that the pushed model is the trained model: downloaded and loaded as a user would, it must reply the same.
 
-All models are asked the same prompts, one model after the other, so that memory for one is enough. They compute in the
-same number format on the same processor, so even a tiny difference means that they are not the same. Only merging may
-change a little: the sum of two weights is rounded once more.
+Every model generates replies to the same prompts, one model after the other, so that only one is in memory. All use
+the same number format on the same processor, so even a small difference of logits means different weights. Only
+merging may change the logits slightly, because it rounds the sum of two weights.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ if TYPE_CHECKING:
     import torch
 
 TOLERANCE = 1e-4
-"""The largest difference of two logits that is still called equal."""
+"""The largest difference of two logits that counts as equal."""
 MERGE_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "float16": 0.02}
-"""By number format, the largest difference that merging may make, as a share of the largest logit of the reply. On two
-layers rounding makes 6e-7, 0.009 and 0.002 of it, and more on more layers; a merge that is wrong makes more than 1."""
+"""The largest difference of logits from merging, by number format, as a fraction of the reply's largest logit. Rounding
+makes 6e-7, 0.009 and 0.002 for two layers, and more for more layers. A wrong merge makes more than 1."""
 _PROMPTS = 4
 _CALLS = 2
 _TOKENS = 16
-"""Of every reply, the tokens whose logits are compared; a vocabulary's logits of many tokens would fill the memory."""
+"""The number of tokens per reply whose logits are compared. Each takes 4 bytes per entry of the vocabulary."""
 _MOST_TOKENS = 256
-"""Of a call, as a processor without a GPU should not be at it for long."""
+"""The most tokens of a reply: publish runs without a GPU, where generation is slow."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A case to ask.
+    """A held-out case for the comparison.
 
     Attributes:
         case: the case.
-        right: in evaluate, the tuned model made exactly the calls that are wanted.
+        right: whether the tuned model made exactly the expected calls in evaluate.
     """
 
     case: Case
@@ -58,18 +58,18 @@ class Probe:
 
     @property
     def new_tokens(self) -> int:
-        """How long the reply may be: enough for a call that is to be read, else a few tokens."""
+        """The most tokens of the reply: enough for a complete call if its parsing is checked, otherwise a few."""
         return min(self.case.answer_tokens + _TOKENS, _MOST_TOKENS) if self.right else _TOKENS
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What a model does with the prompts of a proof.
+    """Prompts, replies and logits of one model.
 
     Attributes:
-        prompt_ids: the token ids of each prompt, by its own tokenizer and chat template.
+        prompt_ids: the token ids of each prompt, from the model's own tokenizer and chat template.
         replies: the token ids of each greedy reply.
-        logits: a tensor a prompt, the first tokens of the reply by vocabulary, 32-bit.
+        logits: a float32 tensor per prompt, shape (first tokens of the reply, vocabulary).
     """
 
     prompt_ids: list[list[int]]
@@ -77,12 +77,12 @@ class Behaviour:
     logits: list[torch.Tensor]
 
 
-def probes(cases: Iterable[Case], right: set[str]) -> list[Probe]:
-    """Return what to ask: the shortest cases, as a proof on a CPU should not take long.
+def choose_probes(cases: Iterable[Case], right: set[str]) -> list[Probe]:
+    """Return the cases for the comparison. The shortest ones are chosen, because generation on a CPU is slow.
 
     Args:
         cases: all held-out cases.
-        right: ids of the cases whose calls the tuned model made as wanted; two of them come first.
+        right: ids of the cases with the expected calls in evaluate; up to two of them come first.
     """
     by_length = sorted(cases, key=lambda case: len(case.prompt_ids) + case.answer_tokens)
     called = [Probe(case, right=True) for case in by_length if case.id in right][:_CALLS]
@@ -91,11 +91,11 @@ def probes(cases: Iterable[Case], right: set[str]) -> list[Probe]:
     return [*called, *others[: _PROMPTS - len(called)]]
 
 
-def published_behaviour(folder: Path, tokens: Tokens, asked: list[Probe], check_stop: Callable[[], None]) -> Behaviour:
-    """Ask what was downloaded from the Hub, loaded with nothing but its own files and the base that it names.
+def published_behaviour(folder: Path, tokens: Tokens, probes: list[Probe], check_stop: Callable[[], None]) -> Behaviour:
+    """Generate replies with a downloaded model, loaded from its own files and the base model that it names.
 
     Raises:
-        StageError: ProofFailed, when it cannot even be loaded.
+        StageError: ProofFailed, when it cannot be loaded.
     """
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -108,27 +108,27 @@ def published_behaviour(folder: Path, tokens: Tokens, asked: list[Probe], check_
         tokenizer = AutoTokenizer.from_pretrained(folder)
         template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens_map, marked=False)
         encoder = Encoder(tokenizer, template)
-        prompts = [encoder.prompt_ids(probe.case.messages, probe.case.tools) for probe in asked]
-        # The base of an adapter was downloaded a moment ago for the other model.
+        prompts = [encoder.prompt_ids(probe.case.messages, probe.case.tools) for probe in probes]
+        # The base model of an adapter is in the local cache: the trained model needed it, too.
         model = loader.from_pretrained(folder, dtype="auto", local_files_only=True).eval()
     except MemoryError:
         raise
-    except Exception as error:  # whatever it is: a user who loads the model would meet it
+    except Exception as error:  # any error here is one that users would get, too
         raise StageError(
-            Reason.PROOF_FAILED, f"what was pushed cannot be loaded: {type(error).__name__}: {error}"
+            Reason.PROOF_FAILED, f"the pushed model cannot be loaded: {type(error).__name__}: {error}"
         ) from error
-    return behaviour(model, prompts, asked, tokens, check_stop)
+    return behaviour(model, prompts, probes, tokens, check_stop)
 
 
 @tracing.step("generate")
 def behaviour(
     model: Any,  # noqa: ANN401 - transformers ships no types
     prompts: list[list[int]],
-    asked: list[Probe],
+    probes: list[Probe],
     tokens: Tokens,
     check_stop: Callable[[], None],
 ) -> Behaviour:
-    """Ask a model, one prompt after the other; a prompt for each of the cases, as its own tokenizer makes it."""
+    """Generate a reply per probe, one after the other. `prompts` has the token ids of each probe's prompt."""
     import torch
     from transformers import GenerationConfig
 
@@ -140,7 +140,7 @@ def behaviour(
         return_dict_in_generate=True,
     )
     replies, logits = [], []
-    for prompt, probe in zip(prompts, asked, strict=True):
+    for prompt, probe in zip(prompts, probes, strict=True):
         check_stop()
         ids = torch.tensor([prompt])
         with torch.inference_mode():
@@ -152,102 +152,110 @@ def behaviour(
     return Behaviour(prompts, replies, logits)
 
 
-def check_same(made: Behaviour, published: Behaviour, asked: list[Probe]) -> None:
-    """Check that the published model does nothing else than the one that was made here.
+def check_same(made: Behaviour, published: Behaviour, probes: list[Probe]) -> None:
+    """Check that the published model has the prompts, logits and replies of the local one.
 
     Raises:
-        StageError: ProofFailed, with the first case that differs and how.
+        StageError: ProofFailed, with the first case that differs and the difference.
     """
     largest = 0.0
-    for i, probe in enumerate(asked):
+    for i, probe in enumerate(probes):
         if list(probe.case.prompt_ids) != published.prompt_ids[i]:
-            raise _failed(probe, "its tokenizer or chat template makes another prompt")
+            raise _failed(probe, "its tokenizer or chat template gives a different prompt")
         difference = _difference(made, published, i)
         if not difference <= TOLERANCE:
             raise _failed(probe, f"its logits differ by {difference:.3g}, more than {TOLERANCE:g}")
         if made.replies[i] != published.replies[i]:
-            raise _failed(probe, "its reply is another one")
+            raise _failed(probe, "its reply is different")
         largest = max(largest, difference)
-    _log.info("proven on %d prompts: the logits differ by %.3g at most", len(asked), largest)
+    _log.info("verified on %d prompts: the largest difference of logits is %.3g", len(probes), largest)
 
 
-def check_merged(trained: Behaviour, merged: Behaviour, asked: list[Probe], number_format: str) -> None:
-    """Check that merging changed no more than rounding does, up to the first token that rounding decided otherwise.
+def check_merged(trained: Behaviour, merged: Behaviour, probes: list[Probe], number_format: str) -> None:
+    """Check that merging changed the logits no more than rounding does, up to the first token that differs.
 
     Raises:
-        StageError: ProofFailed, with the first case that differs and by how much.
+        StageError: ProofFailed, with the first case that differs and the difference.
     """
     share = MERGE_TOLERANCE[number_format]
     largest = 0.0
-    for i, probe in enumerate(asked):
+    for i, probe in enumerate(probes):
         difference = _difference(trained, merged, i) / float(trained.logits[i].abs().max())
         if not difference <= share:
             raise StageError(
                 Reason.PROOF_FAILED,
-                f"the merged model is not the one that was trained: for the case {probe.case.id} its logits differ by "
-                f"{difference:.3g} of the largest, more than {share:g}",
+                f"the merged model differs from the trained one: for case {probe.case.id}, its logits differ by "
+                f"{difference:.3g} of the largest logit, more than {share:g}",
             )
         largest = max(largest, difference)
-    _log.info("merged: the logits differ by %.3g of the largest at most", largest)
+    _log.info("merged: the largest difference is %.3g of the largest logit", largest)
 
 
 def check_contract(
-    folder: Path, contract: Contract, published: Behaviour, asked: list[Probe], stops: tuple[int, ...]
+    folder: Path, contract: Contract, published: Behaviour, probes: list[Probe], stops: tuple[int, ...]
 ) -> str:
-    """Check that a server with this contract hands calls on as calls, and return what was proven.
+    """Check that the parser of the serving contract finds the calls in the replies.
 
     Args:
-        folder: what was downloaded of the model that is served.
+        folder: the downloaded model that the server loads.
         contract: names the parser.
-        published: what that model did.
-        asked: the cases.
-        stops: token ids that end a reply.
+        published: the replies of that model.
+        probes: the cases.
+        stops: the stop token ids.
+
+    Returns:
+        A summary of the verification.
 
     Raises:
-        StageError: ProofFailed, when of the calls that evaluate found right not one is read as it is wanted.
+        StageError: ProofFailed, when the parser finds the expected calls in none of the cases that were correct in
+            evaluate.
     """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    wanted = [(i, probe) for i, probe in enumerate(asked) if probe.right]
+    wanted = [(i, probe) for i, probe in enumerate(probes) if probe.right]
     read = 0
     for i, probe in wanted:
-        said = published.replies[i]
-        said = said[:-1] if said[-1] in stops else said
+        reply = published.replies[i]
+        reply = reply[:-1] if reply[-1] in stops else reply
         if contract.target is ServingTarget.TRANSFORMERS:
-            calls = _transformers_calls(tokenizer, published.prompt_ids[i], said)
+            calls = _transformers_calls(tokenizer, published.prompt_ids[i], reply)
         else:
-            calls = parse_reply(tokenizer.decode(said), contract.call_format, probe.case.tools).calls
+            calls = parse_reply(tokenizer.decode(reply), contract.call_format, probe.case.tools).calls
         read += same_calls(calls, probe.case.gold.calls)
     if contract.parser and wanted and not read:
         raise _failed(
-            wanted[0][1], f"the parser {contract.parser} of {contract.target} reads other calls than evaluate did"
+            wanted[0][1], f"the parser {contract.parser} of {contract.target} finds different calls than evaluate"
         )
-    outcome = f"{read} of {len(wanted)} calls read as wanted" if wanted else "evaluate found no right call to read"
-    return f"{len(asked)} prompts with the replies of the trained model; {outcome}"
+    outcome = (
+        f"{read} of {len(wanted)} replies parsed into the expected calls"
+        if wanted
+        else "evaluate has no correct call to parse"
+    )
+    return f"{len(probes)} prompts give the replies of the trained model; {outcome}"
 
 
 def right_calls(path: Path) -> set[str]:
-    """Return the ids of the cases in evaluate's record for which the tuned model made the calls that were wanted."""
+    """Return the ids of the cases in evaluate's cases file for which the tuned model made the expected calls."""
     with path.open(encoding="utf-8") as lines:
         judged = [json.loads(line) for line in lines]
     return {line["id"] for line in judged if line["gold"].get("calls") and line["tuned"]["right"]}
 
 
-def _transformers_calls(tokenizer: Any, prompt: list[int], said: list[int]) -> tuple[Call, ...]:  # noqa: ANN401
+def _transformers_calls(tokenizer: Any, prompt: list[int], reply: list[int]) -> tuple[Call, ...]:  # noqa: ANN401
     try:
-        message = tokenizer.parse_response(said, prefix=prompt)
+        message = tokenizer.parse_response(reply, prefix=prompt)
     except (ValueError, AttributeError) as error:
-        _log.warning("Transformers cannot read a reply: %s", error)
+        _log.warning("Transformers cannot parse a reply: %s", error)
         return ()
     calls = [call["function"] for call in message.get("tool_calls", [])]
     return tuple(Call(str(call["name"]), call["arguments"]) for call in calls)
 
 
 def _difference(one: Behaviour, other: Behaviour, index: int) -> float:
-    """Return the largest difference of two replies' logits, up to the first token in which they differ.
+    """Return the largest difference of two replies' logits, up to and including the first token that differs.
 
-    It is infinite for another vocabulary.
+    It is infinite if the vocabularies have different sizes.
     """
     first, second = one.logits[index], other.logits[index]
     if first.shape[1] != second.shape[1]:
@@ -259,5 +267,5 @@ def _difference(one: Behaviour, other: Behaviour, index: int) -> float:
 
 def _failed(probe: Probe, how: str) -> StageError:
     return StageError(
-        Reason.PROOF_FAILED, f"the model on the Hub is not the one that was trained: for the case {probe.case.id} {how}"
+        Reason.PROOF_FAILED, f"the pushed model differs from the trained one: for case {probe.case.id}, {how}"
     )

@@ -1,8 +1,8 @@
-"""provenance.json: what a release was made from, as an in-toto statement with SLSA's provenance (v1) as its predicate.
+"""provenance.json: the inputs of a release, as an in-toto statement with an SLSA provenance v1 predicate.
 
-It names the digest of every other file of the release. With a signing key it is a DSSE envelope, else the plain
-statement. docs/how-to/provenance.md explains the build type. The repository may be public: where data and workspace
-lie, who may read them and where pods ran are not in it; the training data is a digest.
+It has the digest of every other file of the release. With a signing key it is a DSSE envelope, otherwise the plain
+statement. docs/how-to/provenance.md explains the build type. The repository may be public, so the statement leaves out
+the locations of data and workspace, their credentials and the pods, and identifies the training data by digest only.
 """
 
 import json
@@ -32,7 +32,7 @@ PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
 BUILD_TYPE: Final = f"https://{GROUP}/build-types/finetune/v1"
 DEFAULT_BUILDER: Final = f"https://{GROUP}/builders/trainer/v1"
 LARGEST_BYTES: Final = 4 << 20
-"""Of a provenance.json that is read: one file of a release takes about 150 bytes."""
+"""The largest provenance.json that is read. Each file of a release takes about 150 bytes of it."""
 
 PARAMETERS: Final[Any] = {
     "base_model": {"id", "revision", "quantization"},
@@ -43,8 +43,8 @@ PARAMETERS: Final[Any] = {
     "evaluation": {"max_rows", "max_new_tokens", "gates", "on_gate_failure"},
     "publish": {"repository", "private", "branch", "tag", "artifacts", "serving"},
 }
-"""The fields of the spec that are published: what is asked for, and no place, no credential and nothing about pods. A
-field that is not listed is left out."""
+"""The fields of the spec that are published: hyperparameters and targets, but no location, credential or pod setting.
+A field that is not listed is left out."""
 NO_PARAMETERS: Final[Any] = {"training": {"checkpoint"}}
 
 _IMAGE_FILE = "image.json"
@@ -52,7 +52,7 @@ _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
 
 class _Model(BaseModel):
-    """A part of a statement. Fields that other producers add are passed over."""
+    """A part of a statement. Unknown fields are ignored."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
 
@@ -61,18 +61,18 @@ class Resource(_Model):
     """An in-toto ResourceDescriptor."""
 
     name: str
-    """What it is, or the path of a file."""
+    """A description, or the path of a file."""
     uri: str | None = None
     """A package URL."""
     digest: dict[str, str] = {}
-    """Algorithm → hexadecimal."""
+    """Hexadecimal digest by algorithm."""
 
 
 class BuildDefinition(_Model):
-    """What was asked for, and what it was made from."""
+    """The inputs of the build."""
 
     build_type: str
-    """Says how the rest is to be read."""
+    """The URI that defines the meaning of the other fields."""
     external_parameters: dict[str, JsonValue]
     """`spec`: the fields of PARAMETERS."""
     internal_parameters: dict[str, JsonValue] = {}
@@ -82,70 +82,70 @@ class BuildDefinition(_Model):
 
 
 class Builder(_Model):
-    """Who made it."""
+    """The builder."""
 
     id: str
-    """A URI."""
+    """Its URI."""
     version: dict[str, str] = {}
-    """Package → version."""
+    """Version by package."""
 
 
 class Metadata(_Model):
-    """When it was made."""
+    """Run id and times."""
 
     invocation_id: str = ""
     """The run's id."""
     started_on: str = ""
-    """When publish began, RFC 3339."""
+    """When publish started, RFC 3339."""
     finished_on: str = ""
-    """When the files of the release were complete."""
+    """When the files of the release were complete, RFC 3339."""
 
 
 class RunDetails(_Model):
-    """Who made it and when."""
+    """Builder, run id and times."""
 
     builder: Builder
-    """Who."""
+    """The builder."""
     metadata: Metadata = Metadata()
-    """When."""
+    """Run id and times."""
 
 
 class Predicate(_Model):
     """SLSA provenance v1 (https://slsa.dev/spec/v1.0/provenance)."""
 
     build_definition: BuildDefinition
-    """From what."""
+    """The inputs."""
     run_details: RunDetails
-    """By whom."""
+    """The builder and the run."""
 
 
 class Statement(_Model):
     """An in-toto statement v1 (https://in-toto.io/Statement/v1)."""
 
     type: Annotated[Literal["https://in-toto.io/Statement/v1"], Field(alias="_type")] = STATEMENT_TYPE
-    """Of the statement."""
+    """The type of the statement."""
     subject: list[Resource]
-    """Every file of the release but the statement itself, by path, with its sha256."""
+    """Every file of the release except the statement itself, by path, with its sha256."""
     predicate_type: Literal["https://slsa.dev/provenance/v1"] = PREDICATE_TYPE
-    """Of the predicate."""
+    """The type of the predicate."""
     predicate: Predicate
-    """Where the subject comes from."""
+    """How the files were made."""
 
     def to_bytes(self) -> bytes:
-        """Return it as JSON."""
+        """Return the statement as JSON."""
         value = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What a release is made from, beyond what its card tells.
+    """The inputs of a release that are not in its model card.
 
     Attributes:
-        started: when publish began.
-        keys: stage → key of its output in the workspace.
-        base_files: path → sha256 of the base model's files; empty where prepare recorded none.
-        train_image: the image that trained; empty where it is not known.
+        started: when publish started.
+        keys: the key of each stage's output in the workspace.
+        base_files: the sha256 of the base model's files by path; empty if prepare recorded none.
+        train_image: the image of the train stage; empty if unknown.
     """
 
     started: datetime
@@ -201,15 +201,15 @@ def parameters(spec: FineTuneSpec) -> dict[str, JsonValue]:
 
 
 def document(made: Statement, key: SigningKey | None, *earlier: bytes | None) -> bytes:
-    """Return provenance.json.
+    """Return the content of provenance.json.
 
-    It is an earlier one where that says the same and is signed by the same key: a publication that is repeated, after a
-    pod was lost or after a revert say, makes the same files.
+    An earlier one is reused if it differs in its times only and is signed by the same key. So publishing again, for
+    example after a lost pod or a revert, gives the same files.
 
     Args:
         made: the statement.
-        key: signs it; None leaves it unsigned.
-        earlier: every provenance.json that may be of the same release; None for one that is not there.
+        key: the signing key; None leaves the statement unsigned.
+        earlier: candidates for reuse; None for a file that does not exist.
     """
     plain = made.to_bytes()
     for found in earlier:
@@ -225,19 +225,19 @@ def is_signed(found: bytes | None, key: SigningKey) -> bool:
 
 
 def record_image(folder: Path) -> None:
-    """Keep in a stage's output in which image the stage ran, where this is known."""
+    """Write the image in which the stage runs, if known, into its output folder."""
     if image := os.environ.get(ENV_IMAGE):
         (folder / _IMAGE_FILE).write_text(json.dumps({"image": image}) + "\n", encoding="utf-8")
 
 
 def recorded_image(folder: Path) -> str:
-    """Return what `record_image` kept; empty where nothing was."""
+    """Return the image that `record_image` wrote; empty if there is none."""
     path = folder / _IMAGE_FILE
     return str(json.loads(path.read_text(encoding="utf-8"))["image"]) if path.is_file() else ""
 
 
 def _images(train: str, publish: str) -> list[Resource]:
-    """Return the images of two stages; once where they are the same. Registries are nobody's business."""
+    """Return the images of two stages, or one entry if they are the same. The registry's host is left out."""
     found = [("train", train), ("publish", publish)] if train != publish else [("train, publish", publish)]
     return [_image(f"image of {stages}", reference) for stages, reference in found if reference]
 
@@ -260,14 +260,14 @@ def _time(moment: datetime) -> str:
 
 
 def _payload(found: bytes, key: SigningKey | None) -> bytes:
-    """Return the statement in a file: in an envelope of this key, or, without a key, as it is."""
+    """Return the statement in provenance.json; with a key, empty unless the file is an envelope signed by it."""
     if key is None:
         return found
     return Envelope.model_validate_json(found).document() if is_signed(found, key) else b""
 
 
 def _without_times(text: bytes) -> JsonValue:
-    """Return a statement without its times; None when it is no JSON object of that form."""
+    """Return a statement without its times; None if it does not have the form of a statement."""
     try:
         value = json.loads(text)
         for name in ("startedOn", "finishedOn"):

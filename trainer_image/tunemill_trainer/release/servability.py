@@ -1,7 +1,7 @@
-"""Tells whether a server takes an adapter as it is, before anybody has to find out by starting one.
+"""Decides whether a server can load an adapter without merging it, without starting the server.
 
-The rules are those of vLLM 0.33 (its checks of an adapter's configuration, its parsing of tensor names, its lists of
-layers), restated. `transformers serve` loads whole models only.
+The rules restate those of vLLM 0.33: its checks of the adapter's configuration, its parsing of tensor names, and its
+lists of layers. `transformers serve` loads full models only.
 """
 
 import json
@@ -18,7 +18,7 @@ from tunemill_api.publish import Artifact, ServingTarget
 from tunemill_api.training import AdapterMethod
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM's `--max-lora-rank` takes."""
+"""The values that vLLM's `--max-lora-rank` accepts."""
 
 _LAYERS = {"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj"}
 _VOCABULARY_LAYERS = {"embed_tokens", "lm_head"}
@@ -28,25 +28,25 @@ FAMILIES_WITH_VOCABULARY_LORA = frozenset(
         *("nemotron", "nemotron_h", "phi3", "qwen3", "qwen3_moe"),
     }
 )
-"""Values of `model_type` for which vLLM declares the embedding and the head as layers that an adapter may change."""
-_REFUSED_STARTS = ("pissa", "olora", "corda", "loftq")
+"""The values of `model_type` for which vLLM supports LoRA on the embedding and the output layer."""
+_UNSUPPORTED_INITIALIZATIONS = ("pissa", "olora", "corda", "loftq")
 _LORA_WEIGHT = re.compile(
     r"(?:base_model\.model\.)?(?P<layer>.+)\.lora_(?:(?P<side>[AB])(?:\.weight)?|embedding_(?P<table>[AB]))"
 )
 _BASE_WEIGHT = re.compile(r"\.(?:embed_tokens|lm_head)\.base_layer\.weight$")
-"""A copy of the base model's own embedding, which is skipped."""
+"""A copy of the base model's embedding, which vLLM ignores."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What the rules look at.
+    """The properties of an adapter that decide whether vLLM can load it.
 
     Attributes:
-        config: adapter_config.json.
-        shapes: tensor name → shape.
-        model_type: of the base model's config.json.
+        config: the content of adapter_config.json.
+        shapes: the shape of each tensor by name.
+        model_type: `model_type` of the base model's config.json.
         base_vocabulary: rows of the base model's embedding.
-        vocabulary: rows that the tokenizer of the adapter asks for.
+        vocabulary: rows that the adapter's tokenizer needs.
     """
 
     config: Mapping[str, Any]
@@ -58,11 +58,11 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the server takes the adapter.
+    """Whether the server can load the adapter.
 
     Attributes:
-        problems: why it does not, one clause each; none means that it does.
-        max_rank: the smallest `--max-lora-rank` that the adapter fits into.
+        problems: the reasons why it cannot, one clause each; empty if it can.
+        max_rank: the smallest `--max-lora-rank` that is large enough for the adapter.
     """
 
     problems: tuple[str, ...]
@@ -70,42 +70,42 @@ class Verdict:
 
     @property
     def servable(self) -> bool:
-        """Whether the server takes the adapter as it is."""
+        """Whether the server can load the adapter without merging."""
         return not self.problems
 
 
 def auto_mode(spec: FineTuneSpec) -> tuple[TokenizerMode, str]:
-    """Return what spec.tokenizer.mode Auto does about tags that the base model lacks, Text or Extend, and why.
+    """Return what spec.tokenizer.mode Auto means for tags that the base model lacks: Text or Extend, and the reason.
 
-    A tag that is one token is written with fewer steps and cannot be misspelt, but its row makes an adapter that vLLM
-    refuses. So tags stay text where that lets a server take the adapter alone.
+    A tag that is a single token takes fewer decoding steps and cannot be misspelled. But vLLM cannot load an adapter
+    with rows for added tokens. So tags stay text when that lets the server load the adapter without merging.
     """
     method, publish = spec.adapter.method, spec.publish
     if method is AdapterMethod.IA3:
-        return TokenizerMode.TEXT, "IA3 cannot train the rows of new tokens"
+        return TokenizerMode.TEXT, "IA3 cannot train the rows of added tokens"
     of_method = method is not AdapterMethod.LORA
     only_merged = not {Artifact.AUTO, Artifact.ADAPTER} & set(publish.artifacts)
-    # Where no server takes the adapter alone, and why; the first that holds is told.
+    # The cases in which no server loads the adapter by itself; the first that applies is reported.
     rules = (
-        (method is AdapterMethod.FULL, "the whole model is trained, and every server takes its new tokens"),
-        (publish.serving is ServingTarget.NONE, "spec.publish.serving is None, and PEFT loads rows for new tokens"),
-        (publish.serving is ServingTarget.TRANSFORMERS, "`transformers serve` gets the merged model"),
-        (of_method, f"vLLM takes no {method.value} adapter, and gets the merged model"),
+        (method is AdapterMethod.FULL, "the method Full trains all weights, so that every server loads added tokens"),
+        (publish.serving is ServingTarget.NONE, "spec.publish.serving is None, and PEFT loads rows for added tokens"),
+        (publish.serving is ServingTarget.TRANSFORMERS, "`transformers serve` loads the merged model"),
+        (of_method, f"vLLM cannot load {method.value} adapters and loads the merged model"),
         (only_merged, "only the merged model is published"),
     )
     for holds, why in rules:
         if holds:
             return TokenizerMode.EXTEND, why
-    return TokenizerMode.TEXT, "vLLM takes the adapter alone only if it has no rows for new tokens"
+    return TokenizerMode.TEXT, "vLLM loads the adapter without merging only if it has no rows for added tokens"
 
 
 def read_adapter(folder: Path, base: Path, vocabulary: int) -> Adapter:
-    """Read what the rules look at; no tensor is loaded.
+    """Read the properties of an adapter without loading its tensors.
 
     Args:
-        folder: with adapter_config.json and adapter_model.safetensors.
-        base: with the base model's config.json.
-        vocabulary: rows that the tokenizer of the adapter asks for.
+        folder: has adapter_config.json and adapter_model.safetensors.
+        base: has the base model's config.json.
+        vocabulary: rows that the adapter's tokenizer needs.
     """
     base_config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     with safe_open(folder / "adapter_model.safetensors", framework="np") as tensors:
@@ -120,38 +120,38 @@ def read_adapter(folder: Path, base: Path, vocabulary: int) -> Adapter:
 
 
 def judge(adapter: Adapter, target: ServingTarget) -> Verdict:
-    """Return whether a server takes the adapter without merging it into its base."""
+    """Return whether a server can load the adapter without merging it into its base model."""
     if target is ServingTarget.TRANSFORMERS:
-        return Verdict(("`transformers serve` loads whole models, and no adapters",), 0)
-    # AdaLoRA keeps lists of flags where LoRA keeps ranks.
+        return Verdict(("`transformers serve` loads full models only",), 0)
+    # In `rank_pattern`, AdaLoRA has lists of flags where LoRA has ranks.
     pattern = (adapter.config.get("rank_pattern") or {}).values()
     ranks = [int(adapter.config.get("r") or 0), *(rank for rank in pattern if isinstance(rank, int))]
     fitting = [rank for rank in LORA_RANKS if rank >= max(ranks)]
-    # What the configuration asks for is found again in the tensors.
+    # A problem of the configuration also shows in the tensors, so report it once.
     problems = _of_config(adapter) or _of_tensors(adapter)
     if not fitting:
-        problems.append(f"the rank of {max(ranks)} is above {LORA_RANKS[-1]}, the most that it takes")
+        problems.append(f"its rank {max(ranks)} is above {LORA_RANKS[-1]}, the server's maximum")
     return Verdict(tuple(dict.fromkeys(problems)), fitting[0] if fitting else 0)
 
 
 def _of_config(adapter: Adapter) -> list[str]:
     config = adapter.config
-    start = config.get("init_lora_weights")
-    # A rule, and what is wrong where it does not hold.
+    initialization = config.get("init_lora_weights")
+    # Each rule with the problem to report when it is violated.
     rules = (
-        (config.get("peft_type") == "LORA", f"it is an adapter of the kind {config.get('peft_type')}, not LORA"),
-        (not config.get("modules_to_save"), "it holds whole layers (modules_to_save)"),
-        (not config.get("trainable_token_indices"), "it holds rows for new tokens (trainable_token_indices)"),
+        (config.get("peft_type") == "LORA", f"its peft_type is {config.get('peft_type')}, not LORA"),
+        (not config.get("modules_to_save"), "it contains full layers (modules_to_save)"),
+        (not config.get("trainable_token_indices"), "it contains rows for added tokens (trainable_token_indices)"),
         (adapter.vocabulary <= adapter.base_vocabulary, "its tokenizer has more tokens than the base model has rows"),
         (not config.get("use_dora"), "it is a DoRA adapter (use_dora)"),
         (config.get("bias", "none") == "none" and not config.get("lora_bias"), "it trains biases (bias)"),
         (
-            not (isinstance(start, str) and start.lower().startswith(_REFUSED_STARTS)),
-            f"it changes the base model at its start (init_lora_weights: {start})",
+            not (isinstance(initialization, str) and initialization.lower().startswith(_UNSUPPORTED_INITIALIZATIONS)),
+            f"its initialization changes the base model (init_lora_weights: {initialization})",
         ),
-        # They would be passed over in silence, and every update scaled wrongly.
-        (not config.get("rank_pattern"), "layers have ranks of their own (rank_pattern)"),
-        (not config.get("alpha_pattern"), "layers have alphas of their own (alpha_pattern)"),
+        # vLLM ignores the two patterns silently, which scales the updates of those layers wrongly.
+        (not config.get("rank_pattern"), "its rank differs per layer (rank_pattern)"),
+        (not config.get("alpha_pattern"), "its alpha differs per layer (alpha_pattern)"),
         (not config.get("layer_replication"), "it repeats layers of the base model (layer_replication)"),
     )
     return [problem for holds, problem in rules if not holds]
@@ -163,20 +163,20 @@ def _of_tensors(adapter: Adapter) -> list[str]:
         found = _LORA_WEIGHT.fullmatch(name)
         if found is None:
             if not _BASE_WEIGHT.search(name):
-                problems.append(f"its tensor {name} is no LoRA weight")
+                problems.append(f"its tensor {name} is not a LoRA weight")
             continue
         layer = found["layer"].rpartition(".")[2]
         if layer in _VOCABULARY_LAYERS:
             problems += _of_vocabulary_layer(adapter, layer, found, shape)
         elif layer not in _LAYERS:
-            problems.append(f"it changes the layer {layer}, for which it expects no adapter")
+            problems.append(f"it adapts the layer {layer}, for which the server does not support LoRA")
     return problems
 
 
 def _of_vocabulary_layer(adapter: Adapter, layer: str, found: re.Match[str], shape: tuple[int, ...]) -> list[str]:
     if adapter.model_type not in FAMILIES_WITH_VOCABULARY_LORA:
-        return [f"it changes {layer}, which an adapter of a {adapter.model_type} model may not"]
-    # The sides that are as long as the vocabulary: A of the embedding, which it reads, and B of the head.
+        return [f"it adapts {layer}, which the server does not support for {adapter.model_type} models"]
+    # Only two matrices have one row per token: A of the embedding and B of the output layer.
     rows = shape[1] if found["table"] == "A" else shape[0] if (layer, found["side"]) == ("lm_head", "B") else None
     if rows is not None and rows != adapter.base_vocabulary:
         return [f"its {layer} has {rows} rows, the base model {adapter.base_vocabulary}"]

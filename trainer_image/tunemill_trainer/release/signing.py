@@ -1,4 +1,4 @@
-"""DSSE envelopes: a document, and signatures that tell who vouches for it.
+"""DSSE envelopes: a document with its signatures.
 
 The format is DSSE v1 (https://github.com/secure-systems-lab/dsse), as in-toto and SLSA use it. Keys are ECDSA on the
 curve P-256 with SHA-256, or Ed25519, as PEM. A key's id is the sha256 of its public half in DER (SubjectPublicKeyInfo).
@@ -23,7 +23,7 @@ _PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 
 
 class KeyFormatError(ValueError):
-    """A text is no key that can be used here; the message says why, and nothing of the key."""
+    """A PEM text is not a usable key. The message has the cause and no part of the key."""
 
 
 class Signature(BaseModel):
@@ -43,7 +43,7 @@ class Envelope(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
 
     payload_type: str
-    """What the payload is."""
+    """The media type of the payload."""
     payload: str
     """The document's bytes in base64."""
     signatures: Annotated[list[Signature], Field(min_length=1, max_length=100)]
@@ -51,21 +51,21 @@ class Envelope(BaseModel):
 
     @classmethod
     def read(cls, document: bytes) -> Self | None:
-        """Return the envelope that a file holds; None when it holds something else."""
+        """Parse an envelope; None if the document is not one."""
         try:
             return cls.model_validate_json(document)
         except ValidationError:
             return None
 
     def to_bytes(self) -> bytes:
-        """Return the file."""
+        """Return the envelope as JSON."""
         return self.model_dump_json(by_alias=True, indent=2).encode() + b"\n"
 
     def document(self) -> bytes:
         """Return the bytes that are signed.
 
         Raises:
-            ValueError: when the payload is no base64.
+            ValueError: when the payload is not base64.
         """
         return base64.b64decode(self.payload, validate=True)
 
@@ -81,7 +81,7 @@ class VerificationKey:
         """Read a PEM file (`BEGIN PUBLIC KEY`).
 
         Raises:
-            KeyFormatError: when it is no public key that can be used here.
+            KeyFormatError: when it is not a public key of an accepted kind.
         """
         try:
             key = serialization.load_pem_public_key(pem)
@@ -100,7 +100,7 @@ class VerificationKey:
         return hashlib.sha256(self._key.public_bytes(serialization.Encoding.DER, form)).hexdigest()
 
     def has_signed(self, envelope: Envelope) -> bool:
-        """Return whether one of the envelope's signatures is this key's, whatever id it claims."""
+        """Return whether one of the envelope's signatures is by this key. The unsigned `keyid` is ignored."""
         try:
             signed = _signed_bytes(envelope.payload_type, envelope.document())
         except ValueError:
@@ -120,7 +120,7 @@ class VerificationKey:
 
 
 class SigningKey:
-    """A private key. Neither its repr nor an error shows anything of it."""
+    """A private key. Neither its repr nor an error contains any part of it."""
 
     def __init__(self, key: _PrivateKey) -> None:
         self._key = key
@@ -131,15 +131,15 @@ class SigningKey:
         """Read a PEM file (`BEGIN PRIVATE KEY` or `BEGIN EC PRIVATE KEY`).
 
         Raises:
-            KeyFormatError: when it is no private key that can be used here.
+            KeyFormatError: when it is not a private key of an accepted kind.
         """
         if b"ENCRYPTED" in pem:
-            # Also cosign's own format, `ENCRYPTED SIGSTORE PRIVATE KEY`. The Secret is what protects the key.
+            # This includes cosign's format, `ENCRYPTED SIGSTORE PRIVATE KEY`. The Secret protects the key instead.
             raise KeyFormatError(f"expected a private key ({ACCEPTED}), found an encrypted one")
         try:
             key = serialization.load_pem_private_key(pem, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm):
-            # Without the cause, which may quote what it could not read.
+            # Without the cause: its message may quote the key.
             raise KeyFormatError(f"expected a private key ({ACCEPTED}), found none") from None
         if isinstance(key, ed25519.Ed25519PrivateKey) or (
             isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1)

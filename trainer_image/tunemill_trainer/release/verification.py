@@ -1,4 +1,4 @@
-"""Compares what a repository holds with its provenance.json. `verify_command` gets both from the Hub."""
+"""Compares the files of a repository with its provenance.json. `verify_command` downloads both from the Hub."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from tunemill_trainer.release.provenance import BUILD_TYPE, PROVENANCE, Statemen
 from tunemill_trainer.release.signing import Envelope, VerificationKey
 
 NOT_RELEASED = frozenset({PROVENANCE, ".gitattributes"})
-"""Files that no statement names: itself, and how Git stores the others, which the Hub writes."""
+"""Files that no statement lists: provenance.json itself, and .gitattributes, which the Hub writes."""
 DRAFTS = "tunemill-draft-"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a repository holds.
+    """The content of a repository at a revision.
 
     Attributes:
         repository: owner/name under which it was published.
-        revision: the branch, tag or commit that was asked for.
-        files: path → sha256, of all files.
+        revision: the requested branch, tag or commit.
+        files: the sha256 of each file by path.
         provenance: the bytes of provenance.json.
     """
 
@@ -33,12 +33,12 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found.
+    """The result of a verification.
 
     Attributes:
-        problems: sentences; empty when everything is as the statement says.
-        statement: None when it cannot be read.
-        signed_by: the id of the key that has signed it; the ids that it claims where no key was given.
+        problems: the differences from the statement, one clause each; empty when there are none.
+        statement: None when it cannot be parsed.
+        signed_by: the id of the key that signed the statement; without a key to check, the ids in the envelope.
     """
 
     problems: tuple[str, ...]
@@ -47,12 +47,12 @@ class Verdict:
 
 
 def verify(snapshot: Snapshot, key: VerificationKey | None) -> Verdict:
-    """Check a repository against its statement, and the statement's signature where a key is given."""
+    """Check a repository against its statement, and the statement's signature if a key is given."""
     envelope = Envelope.read(snapshot.provenance)
     signed_by = tuple(signature.keyid for signature in envelope.signatures) if envelope else ()
     if key is not None:
         if envelope is None:
-            return Verdict((f"{PROVENANCE} is not signed, so the key proves nothing",), None, ())
+            return Verdict((f"{PROVENANCE} is not signed, so the key verifies nothing",), None, ())
         if not key.has_signed(envelope):
             claimed = ", ".join(signed_by)
             return Verdict((f"{PROVENANCE} is not signed by {key.key_id} (it names the key {claimed})",), None, ())
@@ -61,19 +61,19 @@ def verify(snapshot: Snapshot, key: VerificationKey | None) -> Verdict:
         statement = Statement.model_validate_json(envelope.document() if envelope else snapshot.provenance)
     except (ValidationError, ValueError) as error:
         what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        return Verdict((f"{PROVENANCE} is no in-toto statement with SLSA provenance v1: {what}",), None, signed_by)
+        return Verdict((f"{PROVENANCE} is not an in-toto statement with SLSA provenance v1: {what}",), None, signed_by)
     return Verdict((*_of_statement(statement, snapshot), *_of_files(statement, snapshot)), statement, signed_by)
 
 
 def is_safe(path: str) -> bool:
-    """Return whether a path from a server stays in its folder."""
+    """Return whether a path from a server stays inside its folder."""
     return bool(path) and not path.startswith("/") and ".." not in PurePosixPath(path).parts and "\\" not in path
 
 
 def _of_statement(statement: Statement, snapshot: Snapshot) -> Iterator[str]:
     definition = statement.predicate.build_definition
     if definition.build_type != BUILD_TYPE:
-        yield f"the build type is {definition.build_type}, expected {BUILD_TYPE}: another tool has made the statement"
+        yield f"expected the build type {BUILD_TYPE}, found {definition.build_type}: another tool made the statement"
         return
     repository = definition.internal_parameters.get("repository")
     if repository != snapshot.repository:
@@ -82,18 +82,18 @@ def _of_statement(statement: Statement, snapshot: Snapshot) -> Iterator[str]:
             "repository, pass the name under which it was published with --published-as"
         )
     if definition.internal_parameters.get("draft") is not False and not snapshot.revision.startswith(DRAFTS):
-        yield "it is a draft, which has not passed its gates: pass its branch with --revision to verify it as one"
+        yield "it is a draft, which did not pass its gates: pass its branch with --revision to verify a draft"
 
 
 def _of_files(statement: Statement, snapshot: Snapshot) -> Iterator[str]:
     stated = {resource.name: resource.digest.get("sha256", "") for resource in statement.subject}
     if len(stated) != len(statement.subject):
-        yield "the statement names a file twice"
+        yield "the statement lists a file twice"
     for path, digest in sorted(stated.items()):
         found = snapshot.files.get(path)
         if found is None:
-            yield f"{path} is in the statement and not in the repository"
+            yield f"{path} is in the statement but not in the repository"
         elif found != digest:
-            yield f"{path} has sha256 {found}, the statement says {digest or 'none'}"
+            yield f"{path} has sha256 {found}, the statement has {digest or 'none'}"
     for path in sorted(snapshot.files.keys() - stated.keys() - NOT_RELEASED):
-        yield f"{path} is in the repository and not in the statement: it was added by somebody else"
+        yield f"{path} is in the repository but not in the statement: it was added after publishing"

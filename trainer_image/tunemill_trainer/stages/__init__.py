@@ -1,1 +1,1 @@
-"""The four stages, one file each, and what runs them."""
+"""The four stages, one module each, and the runner and supervisor that run them."""

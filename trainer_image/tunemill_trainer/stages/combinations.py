@@ -1,4 +1,4 @@
-"""Wishes that contradict each other: refused by the API server at `kubectl apply`, and here where there is none."""
+"""Checks for contradicting fields of a spec. In a cluster, the API server makes them already at `kubectl apply`."""
 
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec, Quantization
@@ -9,7 +9,7 @@ from tunemill_trainer.prepared import Tokens
 
 
 def refuse_impossible(spec: FineTuneSpec) -> None:
-    """Raise InvalidSpec if what is to be trained cannot be trained on such a base model.
+    """Raise InvalidSpec if the spec's training method contradicts other fields.
 
     Raises:
         StageError: InvalidSpec.
@@ -19,7 +19,7 @@ def refuse_impossible(spec: FineTuneSpec) -> None:
         raise StageError(
             Reason.INVALID_SPEC,
             f"expected spec.baseModel.quantization None with spec.adapter.method Full, found "
-            f"{spec.base_model.quantization.value}: quantised weights cannot be trained",
+            f"{spec.base_model.quantization.value}: quantized weights cannot be trained",
         )
     if adapter.method is AdapterMethod.ADALORA and adapter.adalora.target_rank >= adapter.adalora.initial_rank:
         raise StageError(
@@ -31,14 +31,14 @@ def refuse_impossible(spec: FineTuneSpec) -> None:
         raise StageError(
             Reason.INVALID_SPEC,
             "expected spec.training.earlyStopping.patience 0 with spec.adapter.method AdaLoRA, found "
-            f"{spec.training.early_stopping.patience}: its ranks are settled at the end of the planned steps",
+            f"{spec.training.early_stopping.patience}: AdaLoRA prunes ranks until the end of the planned steps",
         )
 
 
 def refuse_untrainable_tokens(spec: FineTuneSpec, tokens: Tokens) -> None:
     """Raise InvalidSpec if tokens were added whose rows the method cannot train: the model would never write them.
 
-    IA3 scales what modules put out, and PEFT gives it no rows of its own as it does LoRA.
+    IA3 rescales activations, and PEFT does not support trainable token rows for it.
 
     Raises:
         StageError: InvalidSpec.
@@ -48,5 +48,5 @@ def refuse_untrainable_tokens(spec: FineTuneSpec, tokens: Tokens) -> None:
         raise StageError(
             Reason.INVALID_SPEC,
             f"spec.adapter.method IA3 cannot train the rows of added tokens, and the base model lacks {names}: set "
-            "spec.tokenizer.mode to Text, leave spec.tokenizer.addTokens empty, or take another spec.adapter.method",
+            "spec.tokenizer.mode to Text, leave spec.tokenizer.addTokens empty, or use another spec.adapter.method",
         )

@@ -1,4 +1,4 @@
-"""The files of ConfigMaps that a manifest refers to: mounted in a pod, beside the manifest in a run on one machine."""
+"""Reads the files of ConfigMaps of the spec. In a pod they are mounted; in a local run they are in a folder."""
 
 import os
 from pathlib import Path
@@ -8,16 +8,16 @@ from tunemill_api.failures import Reason
 from tunemill_trainer.errors import StageError
 
 ENV_CONFIG_DIRECTORY = "TUNEMILL_CONFIG_DIR"
-"""A folder that holds the files, when they are not where pods have them."""
+"""The environment variable with the folder of the files in a local run."""
 
 
 def read(mounted: str, field: str, when_unreadable: Reason) -> str:
     """Return the text of a file.
 
     Args:
-        mounted: where a pod has it.
-        field: of the spec that refers to the ConfigMap, for messages.
-        when_unreadable: what a file that is not UTF-8 means.
+        mounted: the path of the file in a pod.
+        field: the field of the spec that names the ConfigMap, for messages.
+        when_unreadable: the failure reason for a file that is not UTF-8.
 
     Raises:
         StageError: ConfigMapNotFound, or `when_unreadable`.

@@ -1,4 +1,4 @@
-"""What a stage gets: the run, the workspace, a place to work in, credentials, progress, the request to stop."""
+"""The context of a stage: run, workspace, work folder, credentials, progress reports and stop signal."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +19,15 @@ from tunemill_trainer.storage.workspace import Workspace
 
 @dataclass(frozen=True)
 class StageContext:
-    """The surroundings of one stage.
+    """The context of a stage.
 
     Attributes:
-        run: the wish, and what prepare found.
+        run: the RunSpec: the spec, and the facts of prepare.
         workspace: the outputs of all stages.
-        work: a folder that the stage may fill; lost when the pod ends.
-        credentials: of this pod.
-        progress: takes reports of how far the stage is.
-        stop: set when the pod is asked to stop.
+        work: the work folder, which is lost when the pod ends.
+        credentials: the mounted Secrets.
+        progress: sends progress reports.
+        stop: is set when the pod gets a request to stop.
     """
 
     run: RunSpec
@@ -39,15 +39,15 @@ class StageContext:
 
     @property
     def spec(self) -> FineTuneSpec:
-        """The wish."""
+        """The spec of the fine-tune."""
         return self.run.spec
 
     @property
     def prepared(self) -> PreparedFacts:
-        """What prepare found.
+        """The facts of prepare.
 
         Raises:
-            StageError: StageOutputMissing, when the RunSpec does not say.
+            StageError: StageOutputMissing, when the RunSpec has none.
         """
         if self.run.prepared is None:
             raise StageError(Reason.STAGE_OUTPUT_MISSING, "expected `prepared` in the RunSpec, found none")
@@ -55,25 +55,25 @@ class StageContext:
 
     @property
     def model_cache(self) -> ModelCache | None:
-        """The cache of base models that this pod shares with others."""
+        """The shared cache of base models; None if this pod has none."""
         return ModelCache.mounted(self.spec.compute.model_cache)
 
     @property
     def train_key(self) -> str:
-        """The key of the adapter."""
+        """The key of train's output."""
         return output_keys.train(self.run, self.prepared.key)
 
     @property
     def evaluate_key(self) -> str:
-        """The key of the adapter's evaluation."""
+        """The key of evaluate's output."""
         return output_keys.evaluate(self.run, self.prepared.key)
 
     def publish_key(self, *, draft: bool) -> str:
-        """Return the key of the published model, or of its draft."""
+        """Return the key of publish's output, for a release or for a draft."""
         return output_keys.publish(self.run, self.prepared.key, draft=draft)
 
     def folder(self, name: str) -> Path:
-        """Return a folder below the work folder, made when it is not there."""
+        """Return a folder below the work folder, which is created if necessary."""
         path = self.work / name
         path.mkdir(parents=True, exist_ok=True)
         return path

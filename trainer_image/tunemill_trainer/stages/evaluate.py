@@ -1,15 +1,15 @@
-"""Evaluate: lets the base model and the tuned one answer the same held-out cases, and counts what they get right.
+"""Evaluate: base and tuned model reply to the same held-out cases, and the replies are scored.
 
-The published model answers them too, where the new one is to be better. All decode greedily with the same limits. Each
-reads the same text through its own tokenizer: a base whose vocabulary was extended would otherwise meet tokens that it
-has never seen, and look worse than it is.
+The published model replies, too, if a gate compares the new model with it. All models decode greedily with the same
+limits. The base model gets the same text through its own tokenizer: with the extended vocabulary, it would see token
+ids that it was not trained on, and score worse than it is.
 """
 
 import json
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,14 @@ from tunemill_api.status import EvaluationFacts, TrainedFacts
 from tunemill_trainer.chat.tokenizer import Tokenizer, load
 from tunemill_trainer.data.rows import JsonObject
 from tunemill_trainer.errors import StageError
-from tunemill_trainer.judge.comparison import Comparison, compare, sample
+from tunemill_trainer.judge.comparison import compare, sample
 from tunemill_trainer.judge.generate import Decoding, answer_limit, generate, usual_answer
 from tunemill_trainer.judge.metrics import Reply
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, Settings
 from tunemill_trainer.learn import curve, devices, merging, models
 from tunemill_trainer.learn.devices import Device
-from tunemill_trainer.learn.models import OneModel
+from tunemill_trainer.learn.models import ModelLoader
 from tunemill_trainer.prepared import TRAIN_FILE, Case, Prepared, Tokens
 from tunemill_trainer.process import tracing
 from tunemill_trainer.release.page import PAGE_FILE, PageFacts, page
@@ -43,149 +43,235 @@ from tunemill_trainer.storage.references import BASE_REPLIES
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """What all models are evaluated with.
+
+    Attributes:
+        context: of the stage.
+        hub: the Hub with the token for reading.
+        device: where the models run.
+        dtype: the number format of their weights and activations.
+        prepared: the output of prepare.
+        trained: the facts that train reports.
+        base_folder: the folder of the base model.
+        tokens: the changes of the vocabulary.
+        tokenizer: the tokenizer of the tuned model.
+        cases: the held-out cases.
+        decoding: the settings of generation.
+    """
+
+    context: StageContext
+    hub: Hub
+    device: Device
+    dtype: torch.dtype
+    prepared: Prepared
+    trained: TrainedFacts
+    base_folder: Path
+    tokens: Tokens
+    tokenizer: Tokenizer
+    cases: list[Case]
+    decoding: Decoding
+
+    @property
+    def prompts(self) -> Sequence[Sequence[int]]:
+        """The prompt of each case in the tuned model's tokens."""
+        return [case.prompt_ids for case in self.cases]
+
+    @property
+    def quantization(self) -> Quantization:
+        """The quantization of the base model."""
+        return self.context.spec.base_model.quantization
+
+    @property
+    def reply_format(self) -> ReplyFormat:
+        """The format in which the tuned model writes calls."""
+        return ReplyFormat(self.tokens.call_format)
+
+
+@dataclass(frozen=True)
+class _Replies:
+    """The replies of all models, one per case.
+
+    Attributes:
+        base: of the base model.
+        tuned: of the tuned model.
+        adapter: whether the adapter was merged for decoding, and why or why not.
+        published: of the published model, with its call format; None when there is none to compare with.
+    """
+
+    base: list[Reply]
+    tuned: list[Reply]
+    adapter: str
+    published: tuple[list[Reply], ReplyFormat] | None
+
+
 def run(context: StageContext) -> EvaluationFacts:
-    """Judge the adapter of `context.train_key` and commit the judgement.
+    """Evaluate the model of `context.train_key` and commit the report.
 
     Raises:
         StageError: StageOutputMissing, CudaUnavailable, CudaOutOfMemory, Interrupted; what Hub and workspace raise.
     """
+    inputs = _load(context)
+    replies = _generate_all(inputs)
+    return _commit(inputs, replies)
+
+
+def _load(context: StageContext) -> _Inputs:
+    """Choose the device, and download the outputs of the earlier stages and the base model."""
     spec = context.spec
     device = devices.choose(spec.compute.gpus)
-    devices.dtype(spec.training.precision, device)
+    devices.dtype(spec.training.precision, device)  # fails before anything is downloaded
     prepared = fetch_prepared(context, without={TRAIN_FILE})
     trained = context.workspace.fetch(Stage.TRAIN, context.train_key, context.folder("trained"))
     tokens, cases = prepared.tokens(), sample(prepared.cases(), spec.evaluation.max_rows)
-    wanted = [case.answer_tokens for case in cases]
-    limit = spec.evaluation.max_new_tokens or answer_limit(wanted)
-    decoding = Decoding(
-        tokens.stop_token_ids,
-        tokens.pad_token_id,
-        limit,
-        min(limit, usual_answer(wanted)),
-        0.5**context.run.memory_kills,
-    )
-
+    lengths = [case.answer_tokens for case in cases]
+    limit = spec.evaluation.max_new_tokens or answer_limit(lengths)
     hub = Hub(spec.hub.endpoint, context.credentials.hub_token("hub-read"))
     base_folder = models.fetch_base(hub, prepared.base_model(), context.model_cache)
-    dtype = devices.dtype(spec.training.precision, device, models.model_type(base_folder))
-    tokenizer = load(prepared.tokenizer_path)
-    base_replies = _kept_base_replies(context)
-    models_asked = 1 + (base_replies is None) + _has_rival(context)
-    meter = _Meter(context, models_asked * len(cases))
-    prompts = [case.prompt_ids for case in cases]
-    with devices.device_errors(device, "evaluating", devices.smaller(spec)):
-        model = OneModel(base_folder, device, dtype, spec.base_model.quantization)
-        if base_replies is None:
-            base_tokenizer, base_prompts = _as_base_reads(prompts, tokens, tokenizer, base_folder)
-            base_replies = _ask(model.base(), base_tokenizer, base_prompts, decoding, meter)
-            _keep_base_replies(context, cases, base_replies)
-        samples = [(*case.prompt_ids, *case.answer_ids) for case in cases]
-        folder = context.folder("trained") / "adapter"
-        tuned, merged = _tuned(model, tokens, folder, samples, spec.base_model.quantization)
-        tuned_replies = _ask(tuned, tokenizer, prompts, decoding, meter)
-        del tuned
-        model.release()  # there may not be room for another one
-        published = _ask_published(context, hub, _texts(tokenizer, prompts), device, dtype, decoding, meter)
-
-    reply_format = ReplyFormat(tokens.call_format)
-    comparison = compare(cases, base_replies, tuned_replies, reply_format)
-    report = comparison.report(
-        Settings(
-            max_rows=spec.evaluation.max_rows,
-            max_new_tokens=limit,
-            precision=str(dtype).removeprefix("torch."),
-            device=device.name,
-            adapter=merged,
-            reply_format=reply_format.value,
-        ),
-        prepared.trained_tools(),
-    )
-    shown = PageFacts(
-        run=context.run,
-        base=prepared.base_model(),
-        tokens=tokens,
-        prepared=context.prepared,
+    return _Inputs(
+        context=context,
+        hub=hub,
+        device=device,
+        dtype=devices.dtype(spec.training.precision, device, models.model_type(base_folder)),
+        prepared=prepared,
         trained=TrainedFacts.model_validate(trained.facts),
-        history=curve.read_record(context.folder("trained")),
-        report=report,
+        base_folder=base_folder,
+        tokens=tokens,
+        tokenizer=load(prepared.tokenizer_path),
+        cases=cases,
+        decoding=Decoding(
+            tokens.stop_token_ids,
+            tokens.pad_token_id,
+            limit,
+            min(limit, usual_answer(lengths)),
+            0.5**context.run.memory_kills,
+        ),
     )
-    facts = comparison.facts(f"{context.workspace.uri(Stage.EVALUATE, context.evaluate_key)}/{REPORT_FILE}")
-    if published is not None:
-        facts = _with_published(facts, compare(cases, base_replies, *published).facts(""))
-    return _commit(context, comparison, shown, facts)
 
 
-def _commit(context: StageContext, comparison: Comparison, shown: PageFacts, facts: EvaluationFacts) -> EvaluationFacts:
-    folder = context.folder("evaluation")
-    report = shown.report.model_dump_json(by_alias=True, indent=2)
-    (folder / REPORT_FILE).write_text(report + "\n", encoding="utf-8")
-    _write_lines(folder / CASES_FILE, comparison.lines())
-    (folder / PAGE_FILE).write_text(page(shown), encoding="utf-8")
-    manifest = context.workspace.commit(Stage.EVALUATE, context.evaluate_key, folder, facts)
-    return EvaluationFacts.model_validate(manifest.facts)
+def _generate_all(inputs: _Inputs) -> _Replies:
+    """Generate the replies of all models, one model in memory after the other."""
+    context = inputs.context
+    base_replies = _stored_base_replies(context)
+    models_left = 1 + (base_replies is None) + _has_published(context)
+    progress = _ReplyProgress(context, models_left * len(inputs.cases))
+    with devices.device_errors(inputs.device, "evaluating", devices.memory_remedy(context.spec)):
+        model = ModelLoader(inputs.base_folder, inputs.device, inputs.dtype, inputs.quantization)
+        if base_replies is None:
+            base_replies = _base_replies(inputs, model, progress)
+            _store_base_replies(context, inputs.cases, base_replies)
+        tuned_replies, adapter = _tuned_replies(inputs, model, progress)
+        model.release()  # there may be no memory for a second model
+        published = _published_replies(inputs, progress)
+    return _Replies(base_replies, tuned_replies, adapter, published)
 
 
-def _tuned(
-    model: OneModel, tokens: Tokens, folder: Path, samples: Sequence[Sequence[int]], quantization: Quantization
+def _base_replies(inputs: _Inputs, model: ModelLoader, progress: "_ReplyProgress") -> list[Reply]:
+    tokenizer, prompts = inputs.tokenizer, inputs.prompts
+    if inputs.tokens.added:
+        tokenizer = load(inputs.base_folder)
+        prompts = tokenizer(_texts(inputs.tokenizer, prompts), add_special_tokens=False)["input_ids"]
+    return _generate(model.base(), tokenizer, prompts, inputs.decoding, progress)
+
+
+def _tuned_replies(inputs: _Inputs, model: ModelLoader, progress: "_ReplyProgress") -> tuple[list[Reply], str]:
+    """Return the replies, and whether the adapter was merged."""
+    folder = inputs.context.folder("trained") / "adapter"
+    samples = [(*case.prompt_ids, *case.answer_ids) for case in inputs.cases]
+    tuned, adapter = _for_decoding(model, inputs.tokens, folder, samples, inputs.quantization)
+    return _generate(tuned, inputs.tokenizer, inputs.prompts, inputs.decoding, progress), adapter
+
+
+def _for_decoding(
+    model: ModelLoader, tokens: Tokens, folder: Path, samples: Sequence[Sequence[int]], quantization: Quantization
 ) -> tuple[Any, str]:
-    """Return the tuned model as it decodes best, and whether its adapter is merged.
+    """Load a tuned model, and merge its adapter if the merged model is accurate enough.
 
     Args:
         model: the base model.
-        tokens: what was added to the vocabulary.
-        folder: what train left.
-        samples: conversations in the tuned model's tokens.
+        tokens: the changes of the vocabulary.
+        folder: the trained model or adapter.
+        samples: conversations in the tuned model's tokens, to compare the merged model on.
         quantization: of the base model.
+
+    Returns:
+        The model, and whether the adapter was merged and why or why not.
     """
     quantised = quantization is not Quantization.NONE
     return merging.for_decoding(partial(model.tuned, folder, tokens), samples, quantised=quantised)
 
 
-def _has_rival(context: StageContext) -> bool:
+def _has_published(context: StageContext) -> bool:
     return context.run.rival is not None and context.run.rival.train != ""
 
 
-def _ask_published(
-    context: StageContext,
-    hub: Hub,
-    prompts: list[str],
-    device: Device,
-    dtype: torch.dtype,
-    decoding: Decoding,
-    meter: "_Meter",
-) -> tuple[list[Reply], ReplyFormat] | None:
-    """Return the replies of the published model to the same prompts; None when there is none, or it is gone."""
+def _published_replies(inputs: _Inputs, progress: "_ReplyProgress") -> tuple[list[Reply], ReplyFormat] | None:
+    """Return the published model's replies and its call format; None if there is none, or its output was deleted."""
+    context = inputs.context
     rival, workspace = context.run.rival, context.workspace
     if rival is None or not rival.train:
         return None
-    prepared = Prepared(context.folder("published-prepared"))
+    prepared_folder, trained_folder = context.folder("published-prepared"), context.folder("published-trained")
     try:
-        workspace.fetch(Stage.PREPARE, rival.prepare, context.folder("published-prepared"), without={TRAIN_FILE})
-        workspace.fetch(Stage.TRAIN, rival.train, context.folder("published-trained"))
+        workspace.fetch(Stage.PREPARE, rival.prepare, prepared_folder, without={TRAIN_FILE})
+        workspace.fetch(Stage.TRAIN, rival.train, trained_folder)
     except StageError as error:
         if error.reason is not Reason.STAGE_OUTPUT_MISSING:
             raise
-        _log.warning("the new model is compared with the base model alone: %s", error)
+        _log.warning("comparing with the base model only, not with the published model: %s", error)
         return None
+    prepared = Prepared(prepared_folder)
     tokens, tokenizer = prepared.tokens(), load(prepared.tokenizer_path)
-    base_folder = models.fetch_base(hub, prepared.base_model(), context.model_cache)
-    prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
-    quantization = context.spec.base_model.quantization
-    model = OneModel(base_folder, device, dtype, quantization)
-    published = context.folder("published-trained") / "adapter"
-    tuned, _ = _tuned(model, tokens, published, prompt_ids, quantization)
-    decoding = replace(decoding, stop_token_ids=tokens.stop_token_ids, pad_token_id=tokens.pad_token_id)
-    return _ask(tuned, tokenizer, prompt_ids, decoding, meter), ReplyFormat(tokens.call_format)
+    base_folder = models.fetch_base(inputs.hub, prepared.base_model(), context.model_cache)
+    prompts = tokenizer(_texts(inputs.tokenizer, inputs.prompts), add_special_tokens=False)["input_ids"]
+    model = ModelLoader(base_folder, inputs.device, inputs.dtype, inputs.quantization)
+    tuned, _ = _for_decoding(model, tokens, trained_folder / "adapter", prompts, inputs.quantization)
+    decoding = replace(inputs.decoding, stop_token_ids=tokens.stop_token_ids, pad_token_id=tokens.pad_token_id)
+    return _generate(tuned, tokenizer, prompts, decoding, progress), ReplyFormat(tokens.call_format)
+
+
+def _commit(inputs: _Inputs, replies: _Replies) -> EvaluationFacts:
+    """Score the replies, write report.json, the cases and report.html, and commit them."""
+    context, folder = inputs.context, inputs.context.folder("evaluation")
+    comparison = compare(inputs.cases, replies.base, replies.tuned, inputs.reply_format)
+    settings = Settings(
+        max_rows=context.spec.evaluation.max_rows,
+        max_new_tokens=inputs.decoding.max_new_tokens,
+        precision=str(inputs.dtype).removeprefix("torch."),
+        device=inputs.device.name,
+        adapter=replies.adapter,
+        reply_format=inputs.reply_format.value,
+    )
+    report = comparison.report(settings, inputs.prepared.trained_tools())
+    (folder / REPORT_FILE).write_text(report.model_dump_json(by_alias=True, indent=2) + "\n", encoding="utf-8")
+    _write_lines(folder / CASES_FILE, comparison.lines())
+    shown = PageFacts(
+        run=context.run,
+        base=inputs.prepared.base_model(),
+        tokens=inputs.tokens,
+        prepared=context.prepared,
+        trained=inputs.trained,
+        history=curve.read_record(context.folder("trained")),
+        report=report,
+    )
+    (folder / PAGE_FILE).write_text(page(shown), encoding="utf-8")
+    facts = comparison.facts(f"{context.workspace.uri(Stage.EVALUATE, context.evaluate_key)}/{REPORT_FILE}")
+    if replies.published is not None:
+        facts = _with_published(facts, compare(inputs.cases, replies.base, *replies.published).facts(""))
+    manifest = context.workspace.commit(Stage.EVALUATE, context.evaluate_key, folder, facts)
+    return EvaluationFacts.model_validate(manifest.facts)
 
 
 def _with_published(facts: EvaluationFacts, published: EvaluationFacts) -> EvaluationFacts:
+    """Add the published model's figures to the metrics."""
     figures = {metric.name: metric.tuned for metric in published.metrics}
     metrics = [metric.model_copy(update={"published": figures.get(metric.name, "")}) for metric in facts.metrics]
     return facts.model_copy(update={"metrics": metrics})
 
 
-class _Meter:
-    """Reports how many of all replies are there, base and tuned together."""
+class _ReplyProgress:
+    """Reports the number of generated replies of all models together."""
 
     def __init__(self, context: StageContext, total: int) -> None:
         self.check_stop = context.stop.check
@@ -194,53 +280,40 @@ class _Meter:
         self._before = 0
         self._started = time.monotonic()
 
-    def answered(self, count: int) -> None:
-        """Take note of the replies of the present model."""
+    def replied(self, count: int) -> None:
+        """Report that the current model has generated `count` replies."""
         done = self._before + count
         left = (time.monotonic() - self._started) / done * (self._total - done)
         self._progress.report(100 * done / self._total, left, {"replies": done, "total_replies": self._total})
 
     def next_model(self, count: int) -> None:
-        """Go on with another model after so many replies."""
+        """Continue with another model after `count` replies of the current one."""
         self._before += count
 
 
-def _as_base_reads(
-    prompts: Sequence[Sequence[int]],
-    tokens: Tokens,
-    tokenizer: Tokenizer,
-    base_folder: Path,
-) -> tuple[Tokenizer, Sequence[Sequence[int]]]:
-    """Return the base model's tokenizer, and the prompts in its tokens."""
-    if not tokens.added:
-        return tokenizer, prompts
-    own = load(base_folder)
-    return own, own(_texts(tokenizer, prompts), add_special_tokens=False)["input_ids"]
-
-
 @tracing.step("generate")
-def _ask(
+def _generate(
     model: Any,  # noqa: ANN401 - transformers ships no types
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
-    meter: _Meter,
+    progress: _ReplyProgress,
 ) -> list[Reply]:
     stops = set(decoding.stop_token_ids)
-    answers = generate(model, prompts, decoding, check_stop=meter.check_stop, on_progress=meter.answered)
-    meter.next_model(len(prompts))
-    finished = [ids[-1] in stops for ids in answers]
-    said = [ids[:-1] if ended else ids for ids, ended in zip(answers, finished, strict=True)]
-    return [Reply(text, ended) for text, ended in zip(_texts(tokenizer, said), finished, strict=True)]
+    replies = generate(model, prompts, decoding, check_stop=progress.check_stop, on_progress=progress.replied)
+    progress.next_model(len(prompts))
+    finished = [ids[-1] in stops for ids in replies]
+    without_stop = [ids[:-1] if ended else ids for ids, ended in zip(replies, finished, strict=True)]
+    return [Reply(text, ended) for text, ended in zip(_texts(tokenizer, without_stop), finished, strict=True)]
 
 
 def _texts(tokenizer: Tokenizer, sequences: Sequence[Sequence[int]]) -> list[str]:
-    # With special tokens: a server that is offered tools keeps them too, and some bases mark calls with them.
+    # Keep special tokens, as vLLM does for requests with tools: some models mark calls with them.
     ids = [list(sequence) for sequence in sequences]
     return tokenizer.batch_decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-def _kept_base_replies(context: StageContext) -> list[Reply] | None:
+def _stored_base_replies(context: StageContext) -> list[Reply] | None:
     key = keys.base_evaluation_key(context.prepared.key, context.spec)
     if context.workspace.manifest(BASE_REPLIES, key) is None:
         return None
@@ -251,7 +324,8 @@ def _kept_base_replies(context: StageContext) -> list[Reply] | None:
     return [Reply(line["text"], line["finished"]) for line in lines]
 
 
-def _keep_base_replies(context: StageContext, cases: Sequence[Case], replies: Sequence[Reply]) -> None:
+def _store_base_replies(context: StageContext, cases: Sequence[Case], replies: Sequence[Reply]) -> None:
+    """Commit the base model's replies, for later evaluations on the same cases."""
     folder = context.folder("base-replies")
     lines = ({"id": case.id, **asdict(reply)} for case, reply in zip(cases, replies, strict=True))
     _write_lines(folder / "replies.jsonl", lines)

@@ -1,6 +1,6 @@
-"""Prepare: check every permission, fetch and read the data, make token ids of it, before a GPU is asked for.
+"""Prepare: checks permissions, downloads and validates the data, and tokenizes it, before a GPU is requested.
 
-Imports no torch: this stage runs on small CPU pods, and a wrong field should show within seconds.
+It does not import torch: the stage runs in small CPU pods, and should report a wrong field within seconds.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from tunemill_api.stage_report import Stage
 from tunemill_api.status import DatasetFacts, PreparedFacts
 from tunemill_api.training import LossOn, Turns
 
+from tunemill_trainer.bases import catalogue
 from tunemill_trainer.chat import examples, templates, tokenizer
 from tunemill_trainer.chat.examples import Examples, UnusableRow
 from tunemill_trainer.chat.templates import Choice
@@ -30,7 +31,6 @@ from tunemill_trainer.data.rows import JsonObject, Tool
 from tunemill_trainer.data.sources import DataFetcher
 from tunemill_trainer.data.tools import given_tools
 from tunemill_trainer.errors import StageError
-from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.learn import memory_plan
 from tunemill_trainer.learn.memory_plan import UnknownMemoryError
 from tunemill_trainer.prepared import BaseModel, PreparedWriter, Tokens
@@ -39,61 +39,62 @@ from tunemill_trainer.release import artifacts, servability
 from tunemill_trainer.stages import combinations, config_maps
 from tunemill_trainer.stages.context import StageContext
 from tunemill_trainer.storage import base_files, references, s3
-from tunemill_trainer.storage.hub import READ_FIELD, Hub, ModelCommit
+from tunemill_trainer.storage.hub import READ_FIELD, Hub
+from tunemill_trainer.storage.models import ModelCommit
 
 _log = logging.getLogger(__name__)
 
 FAILED_REPORT = "failed-report.json"
-"""Beside the place of the output, when there is none because too many rows are wrong: what was found about them."""
+"""The report about invalid rows, when there are too many of them and therefore no output."""
 
 _FETCHED, _READ, _ENCODED = 10, 30, 95
-"""Percent of the stage at the end of its parts."""
+"""The progress in percent after each part of the stage."""
 
 
 def run(context: StageContext) -> tuple[PreparedFacts, bool]:
     """Prepare the run's data.
 
     Returns:
-        What was found, and whether anything had to be done: not so when the workspace has the output already.
+        The facts, and whether anything was done: not if the workspace has the output already.
 
     Raises:
-        StageError: with a reason for everything that a user or a platform can mend.
+        StageError: for all errors that a user or the platform can fix.
     """
     combinations.refuse_impossible(context.spec)
     folder = _empty_folder(context.work / "prepare")
     hub, base = _check_permissions(context)
     train, evaluation = _fetch(context, hub, folder)
-    of_user = _of_user(context)
+    files = _user_files(context)
     base_folder = _download_tokenizer(hub, base)
-    seen = BaseModel(base.id, base.commit, base_files.digests(hub, base, base_folder, tokenizer.FILES))
-    key = keys.prepare_key(context.spec, _resolved(context.spec, seen, train, evaluation, of_user))
+    base_model = BaseModel(base.id, base.commit, base_files.digests(hub, base, base_folder, tokenizer.FILES))
+    key = keys.prepare_key(context.spec, _resolved(context.spec, base_model, train, evaluation, files))
     references.refer(context.workspace, context.run, key)
     manifest = context.workspace.manifest(Stage.PREPARE, key)
     if manifest is not None:
         facts = PreparedFacts.model_validate(manifest.facts)
         found = (facts.key, facts.base_model_revision, facts.base_model_digest, facts.dataset_digest)
-        if found == (key, seen.revision, seen.digest, train.digest):
+        if found == (key, base_model.revision, base_model.digest, train.digest):
             _check_second_repository(context, facts)
             return _with_gpu_memory(context, facts, base_folder), False
-        _log.warning("the manifest of prepare/%s names another base model or other data: it is removed", key)
+        _log.warning("removing the manifest of prepare/%s: it names another base model or other data", key)
         context.workspace.withdraw(Stage.PREPARE, key)
 
     try:
-        dataset = _read(context, of_user, train, evaluation, folder / "rows.jsonl")
-        tokens, written = _encode(context, dataset, seen, base_folder, of_user.template, folder / "output")
+        dataset = _read(context, files, train, evaluation, folder / "rows.jsonl")
+        tokens, written = _encode(context, dataset, base_model, base_folder, files.template, folder / "output")
     except data.TooManyInvalidError as error:
         raise _with_report(context, key, error) from error
     facts = PreparedFacts(
         key=key,
-        base_model_revision=seen.revision,
-        base_model_digest=seen.digest,
+        base_model_revision=base_model.revision,
+        base_model_digest=base_model.digest,
         dataset_digest=train.digest,
         tokenizer_mode=tokens.mode,
         added_tokens=len(tokens.added),
         dataset=_dataset_facts(dataset, written),
     )
     _check_second_repository(context, facts)
-    # Not in the manifest: others who use this output may train in another way.
+    # Not in the manifest, because runs with other training settings use the same output.
     memory = _with_gpu_memory(context, facts, base_folder).gpu_memory
     committed = context.workspace.commit(Stage.PREPARE, key, folder / "output", facts)
     context.progress.report(100)
@@ -102,32 +103,29 @@ def run(context: StageContext) -> tuple[PreparedFacts, bool]:
 
 @tracing.step("check permissions")
 def _check_permissions(context: StageContext) -> tuple[Hub, ModelCommit]:
-    """Find out now what a later stage would fail at, the cheapest first."""
+    """Check the permissions that later stages need, cheapest first."""
     spec = context.spec
     context.workspace.check_writable()
     Hub(spec.hub.endpoint, context.credentials.hub_token("hub-write")).check_writable(spec.publish.repository)
     hub = Hub(spec.hub.endpoint, context.credentials.hub_token("hub-read"))
     hub.check_token(READ_FIELD)
-    base = hub.resolve(spec.base_model.id, spec.base_model.revision)
-    lacking = [
-        what
-        for what, there in {
-            "config.json": "config.json" in base.files,
-            "tokenizer.json (a fast tokenizer)": "tokenizer.json" in base.files,
-            "*.safetensors": any(name.endswith(".safetensors") for name in base.files),
-        }.items()
-        if not there
-    ]
-    if lacking:
+    base = hub.model(spec.base_model.id).resolve(spec.base_model.revision)
+    required = {
+        "config.json": "config.json" in base.files,
+        "tokenizer.json (a fast tokenizer)": "tokenizer.json" in base.files,
+        "*.safetensors": any(name.endswith(".safetensors") for name in base.files),
+    }
+    missing = [name for name, exists in required.items() if not exists]
+    if missing:
         raise StageError(
             Reason.BASE_MODEL_UNSUPPORTED,
-            f"spec.baseModel is {base.id}@{base.commit}, which has no {', '.join(lacking)}",
+            f"spec.baseModel is {base.id}@{base.commit}, which has no {', '.join(missing)}",
         )
     return hub, base
 
 
 def _check_second_repository(context: StageContext, facts: PreparedFacts) -> None:
-    """Find out now whether publish may push a merged model, where there will be one."""
+    """Check the permission to push the merged model, if there will be one."""
     name = artifacts.second_repository(context.spec, facts.added_tokens)
     if name:
         Hub(context.spec.hub.endpoint, context.credentials.hub_token("hub-write")).check_writable(name)
@@ -135,7 +133,7 @@ def _check_second_repository(context: StageContext, facts: PreparedFacts) -> Non
 
 @tracing.step("estimate GPU memory")
 def _with_gpu_memory(context: StageContext, facts: PreparedFacts, base_folder: Path) -> PreparedFacts:
-    """Estimate what train and evaluate need, and find out now whether that fits the GPU."""
+    """Estimate the memory of train and evaluate, and refuse a run that does not fit into spec.compute.gpuMemory."""
     spec = context.spec
     if not spec.compute.gpus:
         return facts
@@ -143,7 +141,7 @@ def _with_gpu_memory(context: StageContext, facts: PreparedFacts, base_folder: P
     try:
         found = memory_plan.estimate_in_child(base_folder, spec, facts.added_tokens, lengths)
     except UnknownMemoryError as error:
-        _log.warning("the GPU memory that the run needs is not known: %s", error)
+        _log.warning("cannot estimate the GPU memory of the run: %s", error)
         return facts.model_copy(update={"gpu_memory": None})
     memory_plan.refuse_too_large(spec, found)
     return facts.model_copy(update={"gpu_memory": found.facts})
@@ -164,45 +162,46 @@ def _fetch(context: StageContext, hub: Hub, folder: Path) -> tuple[Data, Data | 
 
 
 @dataclass(frozen=True)
-class _OfUser:
-    """What the user gives besides the data; None and empty where nothing is given."""
+class _UserFiles:
+    """The files of the user's ConfigMaps: the chat template (None without one) and the tools (empty without)."""
 
     template: str | None
     tools_text: str
     tools: tuple[Tool, ...]
 
 
-def _of_user(context: StageContext) -> _OfUser:
+def _user_files(context: StageContext) -> _UserFiles:
     spec = context.spec
     template, tools = None, ""
     if spec.tokenizer.chat_template is not None:
         template = config_maps.read(CHAT_TEMPLATE_PATH, "spec.tokenizer.chatTemplate", Reason.INVALID_CHAT_TEMPLATE)
     if spec.tools is not None:
         tools = config_maps.read(TOOLS_PATH, "spec.tools", Reason.INVALID_SPEC)
-    return _OfUser(template, tools, given_tools(tools, "spec.tools") if spec.tools is not None else ())
+    return _UserFiles(template, tools, given_tools(tools, "spec.tools") if spec.tools is not None else ())
 
 
 def _resolved(
-    spec: FineTuneSpec, base: BaseModel, train: Data, evaluation: Data | None, of_user: _OfUser
+    spec: FineTuneSpec, base: BaseModel, train: Data, evaluation: Data | None, files: _UserFiles
 ) -> dict[str, str]:
+    """Return the inputs of the key that are known only at run time: commits and digests."""
     resolved = {"baseModel": base.revision, "baseModelFiles": base.digest, "dataset": train.digest}
     if spec.tokenizer.mode is TokenizerMode.AUTO:
         resolved["tags"] = servability.auto_mode(spec)[0].value
     if evaluation is not None:
         resolved["evaluation"] = evaluation.digest
-    if of_user.template is not None:
-        resolved["chatTemplate"] = hashlib.sha256(of_user.template.encode()).hexdigest()
-    if of_user.tools:
-        resolved["tools"] = hashlib.sha256(of_user.tools_text.encode()).hexdigest()
+    if files.template is not None:
+        resolved["chatTemplate"] = hashlib.sha256(files.template.encode()).hexdigest()
+    if files.tools:
+        resolved["tools"] = hashlib.sha256(files.tools_text.encode()).hexdigest()
     return resolved
 
 
 @tracing.step("read data")
-def _read(context: StageContext, of_user: _OfUser, train: Data, evaluation: Data | None, spool: Path) -> Dataset:
+def _read(context: StageContext, files: _UserFiles, train: Data, evaluation: Data | None, spool: Path) -> Dataset:
     spec = context.spec
     how = ReadOptions(
         format=spec.dataset.format,
-        contract=of_user.tools,
+        contract=files.tools,
         drop_reasoning=spec.tokenizer.think is Think.DROP,
         last_turn_only=spec.training.turns is Turns.LAST,
         keep_unsupervised=spec.training.loss_on is LossOn.ALL,
@@ -215,12 +214,12 @@ def _read(context: StageContext, of_user: _OfUser, train: Data, evaluation: Data
 
 
 def _download_tokenizer(hub: Hub, base: ModelCommit) -> Path:
-    folder = hub.download(base.id, base.commit, tokenizer.FILES)
+    folder = hub.model(base.id).download(base.commit, tokenizer.FILES)
     try:
         config = tokenizer.read_json(folder / "config.json")
     except ValueError as error:
         raise StageError(
-            Reason.BASE_MODEL_UNSUPPORTED, f"the config.json of {base.id} cannot be read: {error}"
+            Reason.BASE_MODEL_UNSUPPORTED, f"cannot parse the config.json of {base.id}: {error}"
         ) from error
     listed = config.get("architectures")
     architectures = [str(name) for name in listed] if isinstance(listed, list) else []
@@ -233,55 +232,55 @@ def _download_tokenizer(hub: Hub, base: ModelCommit) -> Path:
     return folder
 
 
-class _TemplateUnfitError(Exception):
-    """A row shows that the base model's own template cannot carry the data, and that ours can."""
-
-
 @tracing.step("tokenise")
 def _encode(
-    context: StageContext, dataset: Dataset, base: BaseModel, base_folder: Path, of_user: str | None, output: Path
+    context: StageContext, dataset: Dataset, base: BaseModel, base_folder: Path, user_template: str | None, output: Path
 ) -> tuple[Tokens, Examples]:
-    """Write the output folder; with our template where a row shows that the base model's own cannot carry it."""
-    wish = context.spec.tokenizer
+    """Write the output folder."""
+    settings = context.spec.tokenizer
     auto, _ = servability.auto_mode(context.spec)
-    speaker = tokenizer.load_base(base_folder)
+    base_tokenizer = tokenizer.load_base(base_folder)
+    family = _family(base_folder, base_tokenizer)
+    choice, vocabulary = templates.choose_and_extend(
+        base_tokenizer,
+        settings.mode,
+        dataset.features,
+        settings.add_tokens,
+        user_template,
+        auto,
+        expected=family.calls if family else None,
+    )
+    with PreparedWriter(output) as writer:
+        written = _write_examples(context, dataset, choice, writer)
+        call_format = choice.encoder.call_format
+        tokens = tokenizer.describe(base_tokenizer, vocabulary, choice.ends_of_turns, base_folder, call_format)
+        combinations.refuse_untrainable_tokens(context.spec, tokens)
+        base_tokenizer.chat_template = choice.encoder.template.source
+        base_tokenizer.save_pretrained(writer.layout.tokenizer_path)
+        report = _report(dataset, written, choice) | {
+            "baseModelFamily": family.name if family else None,
+            "tokenizer": _tokenizer_report(context.spec, vocabulary),
+        }
+        writer.describe(tokens, base, report)
+    return tokens, written
 
-    def write(choice: Choice, vocabulary: Vocabulary) -> tuple[Tokens, Examples]:
-        with PreparedWriter(output) as writer:
-            written = _write_examples(context, dataset, choice, speaker, writer)
-            call_format = choice.encoder.call_format
-            tokens = tokenizer.describe(speaker, vocabulary, choice.ends_of_turns, base_folder, call_format)
-            combinations.refuse_untrainable_tokens(context.spec, tokens)
-            speaker.chat_template = choice.encoder.template.source
-            speaker.save_pretrained(writer.layout.tokenizer_path)
-            report = _report(dataset, written, choice) | {"tokenizer": _tokenizer_report(context.spec, vocabulary)}
-            writer.describe(tokens, base, report)
-        return tokens, written
 
-    features = dataset.features
-    choice, vocabulary = templates.choose_and_extend(speaker, wish.mode, features, wish.add_tokens, of_user, auto)
-    try:
-        return write(choice, vocabulary)
-    except _TemplateUnfitError as error:
-        if choice.encoder.call_format is not ReplyFormat.HERMES:
-            # Ours needs tags that the base model's own template did not.
-            for_tags = vocabulary.mode_for_tags(wish.mode, auto)
-            vocabulary = vocabulary.then(tokenizer.prepare_vocabulary(speaker, for_tags, features, ()))
-        rejected_because = f"the base model's chat template: {error}"
-        return write(templates.tunemill_template(speaker, features, rejected_because), vocabulary)
+def _family(base_folder: Path, base_tokenizer: tokenizer.Tokenizer) -> catalogue.Family | None:
+    """Return the family of the base model. If it is unknown, log what is assumed."""
+    config = catalogue.read_config(base_folder)
+    family = catalogue.family_of(config, base_tokenizer.chat_template)
+    if family is None:
+        _log.warning(
+            "the base model is not in the catalogue (model_type %s): its chat template is tested for a call format, "
+            "and FP16 is assumed to be precise enough",
+            ", ".join(sorted(catalogue.model_types(config))) or "none",
+        )
+    return family
 
 
-def _write_examples(
-    context: StageContext, dataset: Dataset, choice: Choice, speaker: tokenizer.Tokenizer, writer: PreparedWriter
-) -> Examples:
+def _write_examples(context: StageContext, dataset: Dataset, choice: Choice, writer: PreparedWriter) -> Examples:
     training = context.spec.training
-    fallback = templates.Fallback(choice, speaker, dataset.features)
     unfit: list[UnusableRow] = []
-
-    def take_note(row: UnusableRow) -> None:
-        if fallback.supports(row.item.row, row.problem):
-            raise _TemplateUnfitError(f"{row.item.row.source}: {row.problem.message}")
-        unfit.append(row)
 
     def tick(done: int) -> None:
         context.stop.check()
@@ -295,13 +294,17 @@ def _write_examples(
         max_length=training.max_length,
         loss_on_all=training.loss_on is LossOn.ALL,
         workers=cpus.available(),
-        unfit=take_note,
+        unfit=unfit.append,
         tick=tick,
     )
     dataset.findings.merge(written.findings)
     for row in unfit:
-        dataset.leave_out(row.item.row.source, [row.problem])
+        if templates.is_unrenderable(choice, row.problem):
+            dataset.leave_out_unrenderable(row.item.row.source, row.problem)
+        else:
+            dataset.leave_out(row.item.row.source, [row.problem])
     data.refuse_too_many_invalid(dataset, float(context.spec.dataset.max_invalid_fraction))
+    data.refuse_too_many_unrenderable(dataset)
     _refuse_empty_side(written, training.max_length)
     return written
 
@@ -311,8 +314,8 @@ def _refuse_empty_side(written: Examples, max_length: int) -> None:
         if side.rows == 0 and side.overlong:
             raise StageError(
                 Reason.ALL_ROWS_TOO_LONG,
-                f"all {side.overlong} {name} rows are longer than spec.training.maxLength of {max_length} tokens, "
-                f"the shortest has at least {side.shortest_overlong}",
+                f"all {side.overlong} {name} rows are longer than spec.training.maxLength ({max_length} tokens); the "
+                f"shortest has at least {side.shortest_overlong}",
             )
         if side.rows == 0:
             raise StageError(Reason.DATASET_TOO_SMALL, f"expected at least one usable {name} row, found none")
@@ -335,13 +338,13 @@ def _dataset_facts(dataset: Dataset, written: Examples) -> DatasetFacts:
 
 
 def _with_report(context: StageContext, key: str, error: data.TooManyInvalidError) -> StageError:
-    """Leave all that was found about the rows in the workspace; return the failure that says where."""
+    """Write the report about invalid rows to the workspace, and return the error with its URI."""
     report = _rows_report(error.dataset) | {"findings": error.dataset.findings.to_json()}
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     try:
         uri = context.workspace.leave(Stage.PREPARE, key, FAILED_REPORT, text.encode(errors="backslashreplace"))
     except StageError as unwritten:
-        _log.warning("the report could not be written: %s", unwritten.message)
+        _log.warning("cannot write the report: %s", unwritten.message)
         return error
     return StageError(error.reason, f"{error.message}. All findings are in {uri}", error.failure.remedy)
 
@@ -354,6 +357,7 @@ def _rows_report(dataset: Dataset) -> JsonObject:
         "duplicateRows": dataset.duplicates,
         "leakedRows": dataset.leaked,
         "rowsWithoutAssistant": dataset.unsupervised,
+        "unrenderableRows": dataset.unrenderable,
         "tools": [*sorted(dataset.offers)],
     }
 
@@ -372,7 +376,7 @@ def _report(dataset: Dataset, written: Examples, choice: Choice) -> JsonObject:
 
 
 def _tokenizer_report(spec: FineTuneSpec, vocabulary: Vocabulary) -> JsonObject:
-    """Return what was done about the tags, and why."""
+    """Return how the vocabulary was changed for tags and tokens, and why."""
     auto, why = servability.auto_mode(spec)
     if spec.tokenizer.mode is not TokenizerMode.AUTO:
         why = f"spec.tokenizer.mode is {spec.tokenizer.mode.value}"
@@ -384,7 +388,7 @@ def _tokenizer_report(spec: FineTuneSpec, vocabulary: Vocabulary) -> JsonObject:
 
 
 def _empty_folder(path: Path) -> Path:
-    """Return a folder without what an earlier attempt in the same pod may have left."""
+    """Create an empty folder, deleting what an earlier attempt in the same pod may have left."""
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
     return path

@@ -1,18 +1,18 @@
-"""Publish: gates, the release, the push, the proof. Nothing unproven ever comes to the user's branch.
+"""Publish: decides the gates, and pushes, verifies and tags the release. Only verified files reach the user's branch.
 
-A release goes to a branch of its own first. What a user would download from there has to answer as the trained
-model does; only then the same files are committed to the user's branch, where a comparison of digests shows that they
-are the same, and tagged. The Hub keeps contents by digest, so that the second commit uploads nothing.
+A release is pushed to a temporary branch first. It is downloaded from there, as a user would, and must give the replies
+of the trained model. Only then the same files are committed to the user's branch, their digests are compared, and the
+commit is tagged. The Hub stores files by digest, so the second commit uploads nothing.
 
-A merged model beside an adapter has a repository of its own and comes first: the adapter's contract names its commit.
+A merged model has a separate repository. It is pushed before the adapter, whose serving contract names its commit.
 
-What misses a gate may go to a branch for drafts in place of the user's, without a tag, and otherwise by the same way.
+A model that fails a gate may be pushed as a draft: to a separate branch, without a tag, in the same steps.
 """
 
 import logging
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,14 +26,15 @@ from tunemill_api.status import EvaluationFacts, GateFacts, PublishedFacts, Trai
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, Report
-from tunemill_trainer.prepared import TRAIN_FILE
+from tunemill_trainer.prepared import TRAIN_FILE, Prepared
 from tunemill_trainer.release import artifacts, merged, proof, provenance, servability
+from tunemill_trainer.release.artifacts import Artifacts
 from tunemill_trainer.release.card import ReleaseFacts, hub_dataset
 from tunemill_trainer.release.contract import Contract
 from tunemill_trainer.release.folder import assemble
 from tunemill_trainer.release.local_releases import LocalReleases, path_of
-from tunemill_trainer.release.proof import Behaviour
-from tunemill_trainer.release.provenance import PROVENANCE
+from tunemill_trainer.release.proof import Behaviour, Probe
+from tunemill_trainer.release.provenance import PROVENANCE, Sources
 from tunemill_trainer.release.push import Repository
 from tunemill_trainer.release.servability import Verdict
 from tunemill_trainer.release.signing import KeyFormatError, SigningKey
@@ -47,13 +48,13 @@ _log = logging.getLogger(__name__)
 
 
 def run(context: StageContext) -> tuple[PublishedFacts, bool]:
-    """Publish what `context.train_key` stands for, unless the branch still holds it.
+    """Publish the model of `context.train_key`, unless the branch has its release already.
 
     Returns:
-        Where it lies, and whether anything had to be done.
+        The facts of the published model, and whether anything was pushed.
 
     Raises:
-        StageError: GateNotPassed before anything else; HubWriteDenied and its like; ProofFailed.
+        StageError: GateNotPassed, before anything else; ProofFailed; what Hub and workspace raise.
     """
     spec = context.spec
     judged = context.workspace.fetch(Stage.EVALUATE, context.evaluate_key, context.folder("evaluation"))
@@ -61,22 +62,30 @@ def run(context: StageContext) -> tuple[PublishedFacts, bool]:
     decisions = gates.decide(spec.evaluation.gates, evaluation)
     draft = gates.is_draft(spec.evaluation, evaluation)
     if draft:
-        context = _towards_a_draft(context)
+        context = _for_draft(context)
     elif not gates.passed(decisions):
-        message = f"not published, as these gates are not passed: {gates.missed(decisions)}"
+        message = f"not published, because these gates failed: {gates.missed(decisions)}"
         raise StageError(Reason.GATE_NOT_PASSED, message)
     signing_key = _signing_key(context)
     hub = Hub(spec.hub.endpoint, context.credentials.hub_token("hub-write"))
     key = context.publish_key(draft=draft)
     recorded = context.workspace.manifest(Stage.PUBLISH, key)
     earlier = PublishedFacts.model_validate(recorded.facts) if recorded else None
-    if earlier is not None and _still_there(context, earlier, hub, signing_key):
+    if earlier is not None and _still_published(context, earlier, hub, signing_key):
         return earlier, False
     if earlier is not None:
         context.workspace.withdraw(Stage.PUBLISH, key)
     hub.check_writable(spec.publish.repository)
 
-    release = _Release(context, hub, evaluation, decisions, key, signing_key, _places(earlier))
+    release = _collect(
+        context,
+        hub,
+        evaluation=evaluation,
+        decisions=decisions,
+        key=key,
+        signing_key=signing_key,
+        earlier=_commits(earlier),
+    )
     context.progress.report(10)
     published = release.publish()
     output = _emptied(context.folder("published"))
@@ -88,22 +97,26 @@ def run(context: StageContext) -> tuple[PublishedFacts, bool]:
     return PublishedFacts.model_validate(manifest.facts), True
 
 
-def _towards_a_draft(context: StageContext) -> StageContext:
-    """Return the surroundings of a run that wishes for no more than a draft."""
-    # Nobody has asked for a public repository that holds nothing but a draft.
-    goal = {"branch": _draft_branch(context), "tag": "", "private": True}
-    publish = context.spec.publish.model_copy(update=goal)
+def _for_draft(context: StageContext) -> StageContext:
+    """Return the context with a spec.publish that pushes to the draft branch, without a tag."""
+    # Private: a repository that is created for a draft only must not be public.
+    target = {"branch": _draft_branch(context), "tag": "", "private": True}
+    publish = context.spec.publish.model_copy(update=target)
     spec = context.spec.model_copy(update={"publish": publish})
     return replace(context, run=context.run.model_copy(update={"spec": spec}))
 
 
 def _draft_branch(context: StageContext) -> str:
-    """Return the branch for drafts of this model: the same one whichever gates it misses."""
+    """Return the draft branch of this model. It does not depend on which gates failed."""
     return f"tunemill-draft-{context.evaluate_key}"
 
 
 def _signing_key(context: StageContext) -> SigningKey | None:
-    """Return what signs the release, before anything is loaded or pushed; None when it is to be unsigned."""
+    """Read the signing key, before anything is loaded or pushed; None without spec.publish.signing.
+
+    Raises:
+        StageError: CredentialsMissing, when the key is missing or cannot be used.
+    """
     if context.spec.publish.signing is None:
         return None
     try:
@@ -112,126 +125,98 @@ def _signing_key(context: StageContext) -> SigningKey | None:
         raise StageError(
             Reason.CREDENTIALS_MISSING,
             f"the key in the Secret of spec.publish.signing.keySecretRef cannot be used: {error}",
-            "Put a key of an accepted kind into the Secret; docs/how-to/provenance.md shows how to make one.",
+            "Put a key of an accepted kind into the Secret; docs/how-to/provenance.md shows how to create one.",
         ) from error
 
 
-def _still_there(context: StageContext, published: PublishedFacts, hub: Hub, signing_key: SigningKey | None) -> bool:
-    """Return whether the branch still holds what an earlier run published, signed by the key where there is one."""
+def _still_published(
+    context: StageContext, published: PublishedFacts, hub: Hub, signing_key: SigningKey | None
+) -> bool:
+    """Return whether the branch still has an earlier run's release, signed by the key if one is given."""
     branch = context.spec.publish.branch
-    for name, revision in _places(published).items():
-        there = _repository(context, hub, name)
-        if not there.offers(revision, branch):
-            _log.info("the branch %s holds %s@%s no more: it is pushed again", branch, name, revision)
+    for name, revision in _commits(published).items():
+        repository = _repository(context, hub, name)
+        if not repository.has_release(revision, branch):
+            _log.info("branch %s no longer has the release %s@%s: pushing it again", branch, name, revision)
             return False
-        if signing_key and not provenance.is_signed(_provenance_at(there, revision), signing_key):
-            _log.info("%s@%s is not signed by %s: it is pushed again", name, revision, signing_key.public.key_id)
+        if signing_key and not provenance.is_signed(_provenance_at(repository, revision), signing_key):
+            _log.info("%s@%s is not signed by %s: pushing it again", name, revision, signing_key.public.key_id)
             return False
     return True
 
 
-def _places(published: PublishedFacts | None) -> dict[str, str]:
-    """Return repository → commit of what was published."""
+def _commits(published: PublishedFacts | None) -> dict[str, str]:
+    """Return the published commit by repository."""
     if published is None:
         return {}
     merged, _, revision = published.merged.partition("@")
     return {published.repository: published.revision, **({merged: revision} if merged else {})}
 
 
+@dataclass
 class _Release:
-    """All that one run publishes: the adapter, the whole model, or both."""
+    """What one run publishes: the adapter, the full model, or both. Built by `_collect`.
 
-    def __init__(
-        self,
-        context: StageContext,
-        hub: Hub,
-        evaluation: EvaluationFacts,
-        decisions: list[GateFacts],
-        key: str,
-        signing_key: SigningKey | None,
-        earlier: dict[str, str],
-    ) -> None:
-        """Fetch what the earlier stages left, and decide what is published where."""
-        # Imported with torch behind it, which a gate that is not passed must not wait for.
-        from tunemill_trainer.learn import models
+    Attributes:
+        context: of the stage.
+        hub: the Hub with the token for writing.
+        key: the key of the stage's output.
+        signing_key: signs provenance.json; None leaves it unsigned.
+        earlier: the commit per repository of an earlier publication of the same key.
+        prepared: the output of prepare.
+        model: the folder of the trained model or adapter.
+        base: the folder of the base model.
+        chosen: which artifacts are published, and where.
+        contract: the serving contract.
+        probes: the cases for the verification.
+        facts: the content of the model card.
+        sources: the inputs for provenance.json.
+        revisions: what users load, by repository: the tag or branch before its push, the commit after it.
+        verified: the summary of the verification; empty before the served repository was pushed.
+    """
 
-        spec = context.spec
-        self._context, self._hub, self._key, self._signing_key = context, hub, key, signing_key
-        self._started = datetime.now(UTC)
-        self._prepared = fetch_prepared(context, without={TRAIN_FILE})
-        trained = context.workspace.fetch(Stage.TRAIN, context.train_key, context.folder("trained"))
-        self._model = context.folder("trained") / "adapter"
-        self._tokens, base = self._prepared.tokens(), self._prepared.base_model()
-        reader = Hub(
-            spec.hub.endpoint, context.credentials.hub_token("hub-read") or context.credentials.hub_token("hub-write")
-        )
-        self._base = models.fetch_base(reader, base, context.model_cache)
-        self._is_adapter = models.is_adapter(self._model)
-        verdict = Verdict((), 0)
-        if self._is_adapter:
-            adapter = servability.read_adapter(self._model, self._base, self._tokens.vocabulary)
-            verdict = servability.judge(adapter, spec.publish.serving)
-        self._chosen = artifacts.chosen(spec.publish, only_whole=not self._is_adapter, servable=verdict.servable)
-        report = Report.model_validate_json((context.folder("evaluation") / REPORT_FILE).read_text(encoding="utf-8"))
-        call_format = ReplyFormat(report.settings.reply_format)
-        self._contract = Contract(spec.publish.serving, base, self._chosen, verdict, call_format)
-        right = proof.right_calls(context.folder("evaluation") / CASES_FILE)
-        self._probes = proof.probes(self._prepared.cases(), right)
-        self._facts = ReleaseFacts(
-            run=context.run,
-            base=base,
-            tokens=self._tokens,
-            prepared=context.prepared,
-            trained=TrainedFacts.model_validate(trained.facts),
-            evaluation=evaluation,
-            report=report,
-            gates=tuple(decisions),
-            repository=self.repository,
-            with_page=self._chosen.report,
-            license=reader.license(base.id, base.revision),
-            public_dataset=data if (data := hub_dataset(spec.dataset.uri)) and reader.is_public_dataset(data) else "",
-        )
-        self._revisions = dict.fromkeys((self._chosen.adapter, self._chosen.whole), self._facts.revision)
-        self._sources = provenance.Sources(
-            started=self._started,
-            keys={
-                Stage.PREPARE.value: context.prepared.key,
-                Stage.TRAIN.value: context.train_key,
-                Stage.EVALUATE.value: context.evaluate_key,
-                Stage.PUBLISH.value: key,
-            },
-            base_files=dict(base.files),
-            train_image=provenance.recorded_image(context.folder("trained")),
-        )
-        self._proof = ""
-        self._earlier = earlier
+    context: StageContext
+    hub: Hub
+    key: str
+    signing_key: SigningKey | None
+    earlier: dict[str, str]
+    prepared: Prepared
+    model: Path
+    base: Path
+    chosen: Artifacts
+    contract: Contract
+    probes: list[Probe]
+    facts: ReleaseFacts
+    sources: Sources
+    revisions: dict[str, str]
+    verified: str = ""
 
     @property
     def repository(self) -> str:
-        """The repository that the user named."""
-        return self._chosen.adapter or self._chosen.whole
+        """The repository of spec.publish.repository."""
+        return self.chosen.adapter or self.chosen.whole
 
     def folder(self, repository: str) -> Path:
-        """Return where the files for a repository are collected."""
-        return self._context.folder("whole" if repository == self._chosen.whole else "release")
+        """Return the local folder with the files for a repository."""
+        return self.context.folder("whole" if repository == self.chosen.whole else "release")
 
     def publish(self) -> PublishedFacts:
-        """Push and prove everything."""
-        chosen, spec = self._chosen, self._context.spec
+        """Verify and push the full model and the adapter, and return the facts for status."""
+        chosen, spec = self.chosen, self.context.spec
         if chosen.adapter and chosen.whole:
-            self._hub.check_writable(chosen.whole)
-        trained, whole = self._ask_trained()
-        self._context.progress.report(40)
+            self.hub.check_writable(chosen.whole)
+        trained, whole = self._local_behaviour()
+        self.context.progress.report(40)
         if whole is not None:
-            # Its own card tells how it is served itself, also where the contract prefers the adapter.
-            self._push(chosen.whole, whole, replace(self._contract, artifacts=replace(chosen, adapter="")))
-            self._context.progress.report(70)
+            # The card of the merged model shows how to serve that model, even if the contract serves the adapter.
+            self._push(chosen.whole, whole, replace(self.contract, artifacts=replace(chosen, adapter="")))
+            self.context.progress.report(70)
         if chosen.adapter:
             folder = _emptied(self.folder(chosen.adapter))
-            for source in (self._model, self._prepared.tokenizer_path):
+            for source in (self.model, self.prepared.tokenizer_path):
                 shutil.copytree(source, folder, dirs_exist_ok=True)
-            self._push(chosen.adapter, trained, self._contract)
-        revision = self._revisions[self.repository]
+            self._push(chosen.adapter, trained, self.contract)
+        revision = self.revisions[self.repository]
         url = f"{spec.hub.endpoint.rstrip('/') or PUBLIC_HUB}/{self.repository}/tree/{revision}"
         if is_local(self.repository):
             url = str(path_of(local_path(self.repository), spec.publish.branch))
@@ -241,73 +226,172 @@ class _Release:
             branch=spec.publish.branch,
             tag=spec.publish.tag,
             url=url,
-            merged=f"{chosen.whole}@{self._revisions[chosen.whole]}" if chosen.adapter and chosen.whole else "",
-            serving=self._contract.serving(self._revisions, self._proof),
-            draft=self._facts.draft,
+            merged=f"{chosen.whole}@{self.revisions[chosen.whole]}" if chosen.adapter and chosen.whole else "",
+            serving=self.contract.serving(self.revisions, self.verified),
+            draft=self.facts.draft,
         )
 
-    def _ask_trained(self) -> tuple[Behaviour, Behaviour | None]:
-        """Return what the trained model does, and what it does in one piece where that is published; writes that."""
+    def _local_behaviour(self) -> tuple[Behaviour, Behaviour | None]:
+        """Run the probes with the trained model, and with the full model if one is published; save the latter.
+
+        Returns:
+            The behaviour of the trained model, and of the full model or None.
+
+        Raises:
+            StageError: ProofFailed, when merging changed the model.
+        """
         import torch
         from transformers import AutoConfig
 
+        from tunemill_trainer.learn import models
         from tunemill_trainer.learn.devices import Device
-        from tunemill_trainer.learn.models import OneModel
+        from tunemill_trainer.learn.models import ModelLoader
 
-        dtype = AutoConfig.from_pretrained(self._base).dtype or torch.float32
-        model = OneModel(self._base, Device("cpu", "cpu"), dtype).tuned(self._model, self._tokens)
-        trained = self._ask(model)
-        if not self._chosen.whole:
+        dtype = AutoConfig.from_pretrained(self.base).dtype or torch.float32
+        model = ModelLoader(self.base, Device("cpu", "cpu"), dtype).tuned(self.model, self.facts.tokens)
+        trained = self._run_probes(model)
+        if not self.chosen.whole:
             return trained, None
         whole = trained
-        if self._is_adapter:
+        if models.is_adapter(self.model):
             model = merged.merge(model)
-            whole = self._ask(model)
-            proof.check_merged(trained, whole, self._probes, str(dtype).removeprefix("torch."))
-        folder = _emptied(self.folder(self._chosen.whole))
-        merged.save_whole(model, self._prepared.tokenizer_path, folder)
+            whole = self._run_probes(model)
+            proof.check_merged(trained, whole, self.probes, str(dtype).removeprefix("torch."))
+        folder = _emptied(self.folder(self.chosen.whole))
+        merged.save_whole(model, self.prepared.tokenizer_path, folder)
         return trained, whole
 
-    def _ask(self, model: object) -> Behaviour:
-        prompts = [list(probe.case.prompt_ids) for probe in self._probes]
-        return proof.behaviour(model, prompts, self._probes, self._tokens, self._context.stop.check)
+    def _run_probes(self, model: object) -> Behaviour:
+        prompts = [list(probe.case.prompt_ids) for probe in self.probes]
+        return proof.behaviour(model, prompts, self.probes, self.facts.tokens, self.context.stop.check)
 
     def _push(self, name: str, made: Behaviour, contract: Contract) -> None:
-        """Complete the folder of a repository and bring it to the user's branch there, proven."""
-        context, publish = self._context, self._context.spec.publish
+        """Assemble the files for a repository, push and verify them, and tag the commit.
+
+        Args:
+            name: the repository.
+            made: the behaviour of the local model.
+            contract: the serving contract for the card of this repository.
+        """
+        context, publish = self.context, self.context.spec.publish
         folder = self.folder(name)
         facts = replace(
-            self._facts, repository=name, whole=name == self._chosen.whole, serving=contract.serving(self._revisions)
+            self.facts, repository=name, whole=name == self.chosen.whole, serving=contract.serving(self.revisions)
         )
         assemble(folder, facts, context.folder("trained"), context.folder("evaluation"))
-        repository = _repository(context, self._hub, name)
+        repository = _repository(context, self.hub, name)
         repository.create(private=publish.private)
-        # A part of the same commit: there is no release without it, and no statement of what was not released.
+        # In the same commit as the model, so that neither exists without the other.
         (folder / PROVENANCE).write_bytes(
             provenance.document(
-                provenance.statement(folder, facts, self._sources, datetime.now(UTC)),
-                self._signing_key,
+                provenance.statement(folder, facts, self.sources, datetime.now(UTC)),
+                self.signing_key,
                 _provenance_at(repository, publish.branch),
-                _provenance_at(repository, self._earlier[name]) if name in self._earlier else None,
+                _provenance_at(repository, self.earlier[name]) if name in self.earlier else None,
             )
         )
 
         def prove(commit: str) -> None:
-            there = repository.download(commit, _emptied(context.folder("downloaded")))
-            published = proof.published_behaviour(there, self._tokens, self._probes, context.stop.check)
-            proof.check_same(made, published, self._probes)
+            downloaded = repository.download(commit, _emptied(context.folder("downloaded")))
+            published = proof.published_behaviour(downloaded, self.facts.tokens, self.probes, context.stop.check)
+            proof.check_same(made, published, self.probes)
             if contract.served == name:
-                self._proof = proof.check_contract(
-                    there, contract, published, self._probes, self._tokens.stop_token_ids
+                self.verified = proof.check_contract(
+                    downloaded, contract, published, self.probes, self.facts.tokens.stop_token_ids
                 )
 
         message = f"{'Draft of' if facts.draft else 'Publish'} {context.run.name}"
-        commit = repository.put_proven(folder, publish.branch, f"tunemill-{self._key}", message, prove)
+        commit = repository.put_verified(folder, publish.branch, f"tunemill-{self.key}", message, prove)
         if publish.tag:
             repository.tag(publish.tag, commit)
         if not facts.draft:
-            repository.clear(_draft_branch(context))
-        self._revisions[name] = commit
+            repository.discard_branch(_draft_branch(context))
+        self.revisions[name] = commit
+
+
+def _collect(
+    context: StageContext,
+    hub: Hub,
+    *,
+    evaluation: EvaluationFacts,
+    decisions: list[GateFacts],
+    key: str,
+    signing_key: SigningKey | None,
+    earlier: dict[str, str],
+) -> _Release:
+    """Download the outputs of the earlier stages and the base model, and decide what to publish where.
+
+    Args:
+        context: of the stage.
+        hub: the Hub with the token for writing.
+        evaluation: the facts that evaluate reports.
+        decisions: the result of each gate.
+        key: the key of the stage's output.
+        signing_key: signs provenance.json; None leaves it unsigned.
+        earlier: the commit per repository of an earlier publication of the same key.
+    """
+    # Imported here, because it imports torch, which takes seconds and is not needed when a gate fails.
+    from tunemill_trainer.learn import models
+
+    spec, started = context.spec, datetime.now(UTC)
+    prepared = fetch_prepared(context, without={TRAIN_FILE})
+    trained_folder, evaluation_folder = context.folder("trained"), context.folder("evaluation")
+    trained = context.workspace.fetch(Stage.TRAIN, context.train_key, trained_folder)
+    model = trained_folder / "adapter"
+    tokens, base = prepared.tokens(), prepared.base_model()
+    reader = Hub(
+        spec.hub.endpoint, context.credentials.hub_token("hub-read") or context.credentials.hub_token("hub-write")
+    )
+    base_folder = models.fetch_base(reader, base, context.model_cache)
+    is_adapter = models.is_adapter(model)
+    verdict = Verdict((), 0)
+    if is_adapter:
+        verdict = servability.judge(
+            servability.read_adapter(model, base_folder, tokens.vocabulary), spec.publish.serving
+        )
+    chosen = artifacts.chosen(spec.publish, only_whole=not is_adapter, servable=verdict.servable)
+    report = Report.model_validate_json((evaluation_folder / REPORT_FILE).read_text(encoding="utf-8"))
+    dataset = hub_dataset(spec.dataset.uri)
+    facts = ReleaseFacts(
+        run=context.run,
+        base=base,
+        tokens=tokens,
+        prepared=context.prepared,
+        trained=TrainedFacts.model_validate(trained.facts),
+        evaluation=evaluation,
+        report=report,
+        gates=tuple(decisions),
+        repository=chosen.adapter or chosen.whole,
+        with_page=chosen.report,
+        license=reader.model(base.id).license(base.revision),
+        public_dataset=dataset if dataset and reader.is_public_dataset(dataset) else "",
+    )
+    return _Release(
+        context=context,
+        hub=hub,
+        key=key,
+        signing_key=signing_key,
+        earlier=earlier,
+        prepared=prepared,
+        model=model,
+        base=base_folder,
+        chosen=chosen,
+        contract=Contract(spec.publish.serving, base, chosen, verdict, ReplyFormat(report.settings.reply_format)),
+        probes=proof.choose_probes(prepared.cases(), proof.right_calls(evaluation_folder / CASES_FILE)),
+        facts=facts,
+        sources=Sources(
+            started=started,
+            keys={
+                Stage.PREPARE.value: context.prepared.key,
+                Stage.TRAIN.value: context.train_key,
+                Stage.EVALUATE.value: context.evaluate_key,
+                Stage.PUBLISH.value: key,
+            },
+            base_files=dict(base.files),
+            train_image=provenance.recorded_image(trained_folder),
+        ),
+        revisions=dict.fromkeys((chosen.adapter, chosen.whole), facts.revision),
+    )
 
 
 def _repository(context: StageContext, hub: Hub, name: str) -> Repository | LocalReleases:
@@ -328,7 +412,7 @@ def _pause(context: StageContext, seconds: float) -> None:
 
 
 def _emptied(folder: Path) -> Path:
-    """Return the folder without what an earlier attempt on this machine left in it."""
+    """Delete the content of a folder, which an earlier attempt in the same pod may have left."""
     shutil.rmtree(folder)
     folder.mkdir()
     return folder

@@ -1,9 +1,9 @@
-"""Runs one stage from its RunSpec to its StageReport and its exit code, whatever happens in between.
+"""Runs one stage: reads its RunSpec, and always writes a StageReport and returns an exit code.
 
-A stage is `run(context)` in the module of its name. Of train and evaluate it returns the facts: a committed output is
-never made again, and then their modules (with torch behind them) are not even imported. Of prepare and publish it
-returns the facts and whether anything had to be done: prepare finds its own key, and publish has to ask the Hub whether
-what it pushed is still there.
+A stage is the function `run(context)` in the module of its name. For train and evaluate it returns the facts, and is
+called only if there is no committed output yet; otherwise their modules, which import torch, are not imported. For
+prepare and publish it returns the facts and whether anything was done: prepare computes its own key, and publish has to
+check on the Hub whether the release still exists.
 """
 
 import errno
@@ -44,10 +44,10 @@ def main(stage: Stage, run_spec: Path, work: Path, report_path: Path) -> int:
     """Run a stage in this process and return its exit code.
 
     Args:
-        stage: which one.
+        stage: the stage.
         run_spec: the file with the RunSpec.
-        work: a folder for the stage to work in.
-        report_path: gets the StageReport; in a pod the termination log. Passed over when it cannot be written.
+        work: the work folder.
+        report_path: where to write the StageReport; in a pod, the termination log. A failed write is logged only.
     """
     console.log_to_stdout()
     started_at = datetime.now(UTC)
@@ -60,28 +60,28 @@ def main(stage: Stage, run_spec: Path, work: Path, report_path: Path) -> int:
         )
         return FAILURES[failure.reason].exit_code
 
-    def give_up() -> None:
-        # The pod is killed in a few seconds. Nothing half-done passes for an output: the process may end anywhere.
-        os._exit(end(Interrupted("the stage was asked to stop and did not get to a good place in time").failure))
+    def exit_now() -> None:
+        # The pod is killed in a few seconds. Exiting is safe at any point, because outputs are committed atomically.
+        os._exit(end(Interrupted("the stage did not stop within the grace period").failure))
 
-    with stop.listening(give_up, grace_seconds()):
+    with stop.listening(exit_now, grace_seconds()):
         try:
             report = run_stage(stage, _load(run_spec), work, stop, started_at)
-        except BaseException as error:  # noqa: BLE001 - the border of the process: everything becomes a report and an exit code
+        except BaseException as error:  # noqa: BLE001 - every exception becomes a report and an exit code
             return end(_failure(error, work))
         _publish_report(report, report_path)
         return ExitCode.DONE
 
 
 def run_stage(stage: Stage, run: RunSpec, work: Path, stop: StopSignal, started_at: datetime) -> StageReport:
-    """Run a stage and return the report of its success; every failure is raised."""
+    """Run a stage and return its report. Failures are raised."""
     _refuse_local_files(run)
     _configure_libraries(run, work)
     _configure_trust(work)
     _check_addresses(run)
     credentials = Credentials.from_environment()
     progress = Progress(stage, Destination.from_environment())
-    # Once the operator has heard a stage it takes silence for a stall.
+    # The first report starts the operator's stall detection.
     progress.report(0)
     try:
         workspace = Workspace.open(effective_workspace(run.spec), credentials)
@@ -106,8 +106,8 @@ def run_stage(stage: Stage, run: RunSpec, work: Path, stop: StopSignal, started_
 
 
 def _outcome(stage: Stage, context: StageContext) -> tuple[str, Facts, bool]:
-    """Return the key of the output, what was found, and whether anything had to be done."""
-    # Imported where they are needed: each stage has libraries that the others must not wait for.
+    """Return the key of the output, the facts, and whether anything was done."""
+    # Imported where needed, because each stage imports slow libraries that the others do not need.
     if stage is Stage.PREPARE:
         from tunemill_trainer.stages import prepare
 
@@ -140,17 +140,13 @@ def _load(path: Path) -> RunSpec:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise StageError(
-            Reason.INVALID_SPEC, f"expected a RunSpec at {path}, could not read it: {error.strerror}"
-        ) from error
+        raise StageError(Reason.INVALID_SPEC, f"cannot read the RunSpec at {path}: {error.strerror}") from error
     try:
         return RunSpec.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise StageError(
-            Reason.INVALID_SPEC, f"the RunSpec at {path} is not valid at {where}: {first['msg']}"
-        ) from error
+        where = ".".join(str(part) for part in first["loc"]) or "its top level"
+        raise StageError(Reason.INVALID_SPEC, f"the RunSpec at {path} is invalid at {where}: {first['msg']}") from error
 
 
 def _failure(error: BaseException, work: Path) -> StageFailure:
@@ -161,10 +157,10 @@ def _failure(error: BaseException, work: Path) -> StageFailure:
         return Interrupted().failure
     if any(isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT} for cause in _causes(error)):
         free = shutil.disk_usage(work).free if work.exists() else 0
-        return failure_of(Reason.DISK_FULL, f"no space left on the disk of {work}: {free >> 20} MiB are free ({error})")
+        return failure_of(Reason.DISK_FULL, f"no space left on the disk of {work}: {free >> 20} MiB free ({error})")
     if any(isinstance(cause, MemoryError) for cause in _causes(error)):
-        return failure_of(Reason.OUT_OF_MEMORY, "the stage needed more memory than the machine or the pod's limit has")
-    _log.error("the stage failed in a way that it should not", exc_info=error)
+        return failure_of(Reason.OUT_OF_MEMORY, "the stage needed more memory than the machine or the pod's limit")
+    _log.error("the stage failed with an unexpected exception", exc_info=error)
     first_line = (str(error).splitlines() or [""])[0]
     return failure_of(Reason.INTERNAL_ERROR, f"{type(error).__name__}: {first_line}")
 
@@ -179,7 +175,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _publish_report(report: StageReport, path: Path) -> None:
     message = report.termination_message()
     if report.failure is None:
-        _log.info("%s %s: %s", report.stage, "done" if report.executed else "was done already", message)
+        _log.info("%s %s: %s", report.stage, "done" if report.executed else "already done", message)
     else:
         _log.error(
             "%s failed: %s: %s %s", report.stage, report.failure.reason, report.failure.message, report.failure.remedy
@@ -187,25 +183,25 @@ def _publish_report(report: StageReport, path: Path) -> None:
     try:
         path.write_text(message, encoding="utf-8")
     except OSError as error:
-        _log.warning("the report could not be written to %s: %s", path, error.strerror)
+        _log.warning("cannot write the report to %s: %s", path, error.strerror)
 
 
 def _configure_libraries(run: RunSpec, work: Path) -> None:
-    """Set what the Hugging Face libraries and OpenMP read at their first import."""
+    """Set the environment variables that the Hugging Face libraries and OpenMP read at import."""
     threads = os.environ.setdefault("OMP_NUM_THREADS", str(cpus.available()))
     os.environ.setdefault("RAYON_NUM_THREADS", threads)
-    # Threads that spin while they wait for each other make a busy machine 20 to 90 times slower (two threads, 256 x 256
-    # layers, load 12 on two cores: 1759 and 456 ms a step; sleeping: 19 and 27 ms).
+    # Let waiting threads sleep. Spinning is 20 to 90 times slower on a busy machine (two threads, 256 x 256 layers,
+    # load 12 on two cores: 1759 and 456 ms per step, instead of 19 and 27 ms).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Passes have other sizes every time. In segments that grow, what one pass leaves is of use for the next; in fixed
-    # ones a GPU runs out of memory of which much is free, in pieces. PyTorch knows both names.
+    # The size of forward passes varies. Expandable segments avoid out-of-memory errors by fragmentation. PyTorch reads
+    # both variables; do not override a user's setting.
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     endpoint = run.spec.hub.endpoint.rstrip("/")
     if endpoint:
         os.environ["HF_ENDPOINT"] = endpoint
     if os.environ.get("HF_ENDPOINT", PUBLIC_HUB).rstrip("/") != PUBLIC_HUB:
-        # Against a server without Xet the client hangs for more than a minute and a half.
+        # With a server without Xet, the client hangs for more than 90 seconds.
         os.environ["HF_HUB_DISABLE_XET"] = "1"
     os.environ["HF_HOME"] = str(work / "hub")
     if run.spec.compute.model_cache.claim_name and Path(MODEL_CACHE_PATH).is_dir():
@@ -214,16 +210,16 @@ def _configure_libraries(run: RunSpec, work: Path) -> None:
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ[name] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # Progress has one voice, ours: Transformers would add its own as soon as it sees the same variables.
+    # Transformers would send its own progress reports when it finds the same variables.
     os.environ["DISABLE_KUBEFLOW_INTEGRATION"] = "TRUE"
     work.mkdir(parents=True, exist_ok=True)
 
 
 def _refuse_local_files(run: RunSpec) -> None:
-    """Refuse files of a pod as data, model or place for outputs; the CRD has refused them already.
+    """Refuse local paths in a pod. The CRD refuses them already.
 
     Raises:
-        StageError: InvalidSpec, naming the field.
+        StageError: InvalidSpec, with the field.
     """
     spec = run.spec
     named = {
@@ -235,14 +231,14 @@ def _refuse_local_files(run: RunSpec) -> None:
     }
     local = [field for field, uri in named.items() if is_local(uri)]
     if local and not run.local:
-        raise StageError(Reason.INVALID_SPEC, f"{local[0]} names a file or folder, which only `run` may read")
+        raise StageError(Reason.INVALID_SPEC, f"{local[0]} is a local path, which only `tunemill-trainer run` supports")
 
 
 def _check_addresses(run: RunSpec) -> None:
-    """Refuse endpoints at a node's metadata service, and connections to one.
+    """Refuse endpoints at a node's metadata service, and block connections of this process to one.
 
     Raises:
-        StageError: InvalidSpec, naming the field.
+        StageError: InvalidSpec, with the field.
     """
     addresses.guard()
     spec = run.spec
@@ -259,5 +255,5 @@ def _configure_trust(work: Path) -> None:
         trust.trust(Path(bundle), work)
     except (OSError, ValueError) as error:
         raise StageError(
-            Reason.INVALID_SPEC, f"the authorities in {bundle} (${ENV_CA_BUNDLE}) cannot be used: {error}"
+            Reason.INVALID_SPEC, f"cannot use the CA certificates in {bundle} (${ENV_CA_BUNDLE}): {error}"
         ) from error

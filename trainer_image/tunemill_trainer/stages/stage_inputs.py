@@ -1,7 +1,7 @@
-"""The output of prepare as the later stages get it: checked against the spec and against what the run knows of it.
+"""Fetches the output of prepare for the later stages, and checks it against the spec and the facts of the run.
 
-The digests in a manifest tell a damaged output from a whole one. Who may write to the bucket can write a manifest, too;
-so that no such manifest makes a stage load another base model than the spec's, each stage compares.
+The digests of a manifest protect against damage only: a user who can write to the bucket can write a manifest, too. So
+each stage checks that base model and data are those of the run.
 """
 
 import json
@@ -15,20 +15,18 @@ from tunemill_trainer.prepared import Prepared
 from tunemill_trainer.stages.context import StageContext
 from tunemill_trainer.storage.workspace import Manifest
 
-_REMEDY = (
-    "Find out who writes to spec.workspace.uri besides the stages. The output was withdrawn: prepare is done again."
-)
+_REMEDY = "Find out who else writes to spec.workspace.uri. The output was removed, and prepare runs again."
 
 
 def fetch_prepared(context: StageContext, *, without: Collection[str] = ()) -> Prepared:
     """Download the output of prepare into the folder `prepared`, and check that it belongs to this run.
 
     Args:
-        context: of the stage.
+        context: the context of the stage.
         without: paths of the output that are not needed.
 
     Raises:
-        StageError: StageOutputMissing, when it is not there, damaged, or of another base model or other data.
+        StageError: StageOutputMissing, when it is missing, damaged, or has another base model or other data.
     """
     key, folder = context.prepared.key, context.folder("prepared")
     manifest = context.workspace.fetch(Stage.PREPARE, key, folder, without=without)
@@ -38,7 +36,7 @@ def fetch_prepared(context: StageContext, *, without: Collection[str] = ()) -> P
         context.workspace.withdraw(Stage.PREPARE, key)
         raise StageError(
             Reason.STAGE_OUTPUT_MISSING,
-            f"the output of prepare in the workspace is not that of this run: {'; '.join(different)}",
+            f"the output of prepare in the workspace does not belong to this run: {'; '.join(different)}",
             _REMEDY,
         )
     return prepared
@@ -49,7 +47,7 @@ def _differences(context: StageContext, manifest: Manifest, prepared: Prepared) 
         base = prepared.base_model()
         digest = base.digest
     except (OSError, ValueError, TypeError) as error:
-        return [f"its base-model.json cannot be read ({error})"]
+        return [f"its base-model.json cannot be parsed ({error})"]
     known = context.prepared
     compared = [
         ("base model", context.spec.base_model.id, base.id),

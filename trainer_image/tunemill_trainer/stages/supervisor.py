@@ -1,8 +1,8 @@
-"""Runs stages one after the other, each in a process of its own: what the container of the train pod does.
+"""Runs several stages one after the other, each in a separate process, in the container of the train pod.
 
-Each stage is the program `tunemill-trainer STAGE` that PATH finds, so that an image of a user's own can replace one of
-them. This process imports none of the stages' libraries, as its memory counts against the pod's limit while they work.
-It also does what the first process of a container has to: it hands SIGTERM on and reaps processes without a parent.
+Each stage is the program `tunemill-trainer STAGE` from PATH, so that a user's own image can replace one. This process
+does not import the stages' libraries, because its memory counts toward the pod's limit while they run. As the first
+process of a container, it also forwards SIGTERM and reaps orphaned processes.
 
 See docs/adr/0013-train-and-evaluate-in-one-container.md.
 """
@@ -28,9 +28,10 @@ from tunemill_trainer.process.progress import Destination, post
 
 PROGRAM = "tunemill-trainer"
 MEMORY_EVENTS = (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/memory.oom_control"))
-"""Where the kernel counts the processes of this container that it killed for memory: with cgroup v2, and with v1."""
+"""Files with the number of OOM kills in this container, for cgroup v2 and v1."""
 _AGAIN_SECONDS, _REPEAT_SECONDS = 10.0, 60.0
-"""When a report is sent again that was not taken, and one that was: the operator may have been replaced since."""
+"""Seconds until a report is sent again, after a failed and after a successful delivery. A successful one is repeated,
+too, because the operator may have been restarted since."""
 _KILLED = 128 + signal.SIGKILL
 _BY_SIGNAL = frozenset(128 + number for number in (signal.SIGTERM, signal.SIGINT))
 
@@ -41,22 +42,16 @@ def main(stages: Sequence[Stage], options: Sequence[str], report_path: Path) -> 
     """Run the stages in this order until one fails, and return the exit code of the last one that ran.
 
     Args:
-        stages: which.
-        options: for the program of every stage.
-        report_path: where each stage writes its StageReport; in the end it holds all of them, one a line.
+        stages: the stages, in order.
+        options: command line options for the program of each stage.
+        report_path: where each stage writes its StageReport. At the end, the file has all reports, one per line.
     """
     console.log_to_stdout()
     return Supervisor(stages, options, report_path).run()
 
 
 class Supervisor:
-    """Runs stages, in the main thread of its process.
-
-    Args:
-        stages: in their order.
-        options: for the program of every stage.
-        report_path: as in `main`.
-    """
+    """Runs stages. Must be used in the main thread, because it handles signals. Arguments as in `main`."""
 
     def __init__(self, stages: Sequence[Stage], options: Sequence[str], report_path: Path) -> None:
         self._stages = stages
@@ -86,25 +81,25 @@ class Supervisor:
         return code
 
     def _run(self, stage: Stage) -> tuple[int, StageReport | None]:
-        """Return the exit code of a stage, and its report if there is one."""
+        """Run a stage; return its exit code, and its report if it wrote one."""
         started_at = datetime.now(UTC)
         if self._stop:
-            return self._interrupted(stage, started_at, f"the pod was asked to stop before {stage} began")
+            return self._interrupted(stage, started_at, f"the pod got a request to stop before {stage} started")
         kills, before = _memory_kills(), self._log_file.read()
         code = self._wait(self._start(stage))
-        said = self._log_file.read()
-        report = next((report for report in reports_in(said) if report.stage is stage), None)
-        _log.info("%s ended with exit code %d%s", stage, code, "" if report else " and without a report")
-        if report is None and said != before:
-            self._left = said
+        written = self._log_file.read()
+        report = next((report for report in reports_in(written) if report.stage is stage), None)
+        _log.info("%s exited with code %d%s", stage, code, "" if report else " without a report")
+        if report is None and written != before:
+            self._left = written
         if code in _BY_SIGNAL and self._stop:
-            # It was stopped before it could listen, or it never does. Either way it was no failure of the stage.
+            # The program has no signal handler, or had not installed it yet. This is not a failure of the stage.
             if report:
                 return int(ExitCode.INTERRUPTED), report
-            return self._interrupted(stage, started_at, f"{stage} was asked to stop, and ended by the signal")
+            return self._interrupted(stage, started_at, f"{stage} was terminated by the signal of a request to stop")
         if report is None and code == _KILLED and _memory_kills() > kills:
-            # Without a group kill the kernel ends the largest process only, and the container goes on.
-            message = f"the kernel killed the process of {stage}: the container has reached its memory limit"
+            # Without cgroup group kills, the kernel kills only the largest process, and the container keeps running.
+            message = f"the kernel killed the process of {stage}: the container reached its memory limit"
             failure = failure_of(Reason.OUT_OF_MEMORY, message)
             report = StageReport(stage=stage, started_at=started_at, finished_at=datetime.now(UTC), failure=failure)
         return code, report
@@ -117,8 +112,8 @@ class Supervisor:
     def _start(self, stage: Stage) -> int:
         """Start the program of a stage and return its process id.
 
-        It leads a session of its own: Ctrl-C on a terminal reaches it once, through this process, and whatever it
-        leaves behind can be ended with it.
+        The program runs in a new session, so that it gets Ctrl-C only once, through this process, and so that the
+        processes that it leaves can be killed together.
         """
         found = shutil.which(PROGRAM)
         program = [found] if found else [sys.executable, "-m", "tunemill_trainer"]
@@ -127,11 +122,11 @@ class Supervisor:
             program[0], arguments, os.environ, setsid=True, setsigdef=[signal.SIGTERM, signal.SIGINT, signal.SIGPIPE]
         )
         self._child = pid
-        self._forward()  # a signal that came before there was a process
+        self._forward()  # a signal may have arrived before the process started
         return pid
 
     def _wait(self, pid: int) -> int:
-        """Wait for the end of a stage, reap every other process on the way, and return the exit code of a shell."""
+        """Wait for a stage and reap all other processes; return its exit code, or 128 plus the signal as shells do."""
         while True:
             ended, status = os.waitpid(-1, 0)
             if ended == pid:
@@ -162,9 +157,9 @@ class Supervisor:
                 os.kill(self._child, self._stop)
 
     def _finish(self) -> None:
-        """Leave the reports of all stages, and below them what a stage left that is no report."""
+        """Write the reports of all stages, followed by any other text that a stage wrote into the file."""
         if not self._reports:
-            return  # an empty file has the kubelet show the last lines of the log in its place
+            return  # for an empty file, the kubelet uses the last lines of the log as termination message
         message = termination_message(self._reports)
         room = TERMINATION_LOG_BYTES - len(message.encode()) - 1
         if self._left and room > 0:
@@ -173,20 +168,20 @@ class Supervisor:
 
 
 class _TerminationLog:
-    """The file with the reports. In a pod it is a mount: it can be written, but not replaced."""
+    """The file with the reports. In a pod it is a mounted file, which can be written but not replaced."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def read(self) -> str:
-        """Return what is in it; empty when it cannot be read."""
+        """Return the content; empty if it cannot be read."""
         try:
             return self._path.read_text(encoding="utf-8", errors="replace")
         except OSError:
             return ""
 
     def write(self, text: str) -> None:
-        """Write the text in one go: whoever reads meanwhile, or after a kill, finds a report in it."""
+        """Overwrite the content with a single write, so that the file has a complete report at any time."""
         data = text.encode()
         try:
             file = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o644)
@@ -196,11 +191,14 @@ class _TerminationLog:
             finally:
                 os.close(file)
         except OSError as error:
-            _log.warning("the report could not be written to %s: %s", self._path, error.strerror)
+            _log.warning("cannot write the report to %s: %s", self._path, error.strerror)
 
 
 def _announce(report: StageReport, ended: threading.Event) -> None:
-    """Tell the operator that a stage is done while the next one works. The termination message stays the truth."""
+    """Send the report of a stage to the operator while the next stage runs.
+
+    The termination message, which the kubelet publishes at the end, is authoritative.
+    """
     destination = Destination.from_environment()
     if destination is None:
         return
@@ -214,7 +212,7 @@ def _announce(report: StageReport, ended: threading.Event) -> None:
 
 
 def _memory_kills() -> int:
-    """Return how many processes of this container the kernel has killed for memory; 0 where it does not say."""
+    """Return the number of OOM kills in this container so far; 0 if unknown."""
     for path in MEMORY_EVENTS:
         try:
             lines = path.read_text().splitlines()

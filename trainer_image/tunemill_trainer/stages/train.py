@@ -1,13 +1,15 @@
-"""Train: the prepared tensors and the base model in, what was trained and the record of its training out."""
+"""Train: trains an adapter or all weights of the base model on the prepared rows, and commits the result."""
 
 import math
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import datasets
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, TrainerCallback
 from tunemill_api.failures import Reason
+from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import TrainedFacts
 from tunemill_api.training import AdapterMethod
@@ -22,13 +24,14 @@ from tunemill_trainer.learn.callbacks import (
     ProgressReports,
     StopAtStep,
 )
+from tunemill_trainer.learn.checkpoints import Checkpoint
 from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.learn.full import WIDE, WeightFormat, count_weights, format_of_checkpoint, weight_format
 from tunemill_trainer.learn.held_out import rows_of
-from tunemill_trainer.learn.memory_ladder import Rung
-from tunemill_trainer.learn.plan import plan
+from tunemill_trainer.learn.memory_settings import MemorySettings
+from tunemill_trainer.learn.plan import Plan, plan
 from tunemill_trainer.learn.trainer import TRAINABLE_FILE
-from tunemill_trainer.prepared import Prepared
+from tunemill_trainer.prepared import Prepared, Tokens
 from tunemill_trainer.release import provenance
 from tunemill_trainer.stages import combinations
 from tunemill_trainer.stages.context import StageContext
@@ -36,85 +39,146 @@ from tunemill_trainer.stages.stage_inputs import fetch_prepared
 from tunemill_trainer.storage.hub import Hub
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """What a training run starts from.
+
+    Attributes:
+        context: of the stage.
+        device: where it trains.
+        dtype: the number format of the computation.
+        prepared: the output of prepare.
+        tokens: the changes of the vocabulary.
+        base_folder: the folder of the base model.
+        rows: the training rows.
+        figures: number of steps and size of a forward pass.
+        checkpoint: the newest checkpoint of an earlier attempt; None to start from the beginning.
+        weights: the format of the trained weights with the method Full.
+    """
+
+    context: StageContext
+    device: Device
+    dtype: torch.dtype
+    prepared: Prepared
+    tokens: Tokens
+    base_folder: Path
+    rows: datasets.Dataset
+    figures: Plan
+    checkpoint: Checkpoint | None
+    weights: WeightFormat
+
+
 def run(context: StageContext) -> TrainedFacts:
-    """Train the adapter or the whole model, going on from the newest checkpoint of an earlier attempt, and commit it.
+    """Train the adapter or the full model from the newest checkpoint of an earlier attempt, and commit it.
 
     Raises:
-        StageError: CudaUnavailable before anything is downloaded; CudaOutOfMemory; TrainingDiverged; Interrupted, after
-            a checkpoint went to the workspace; and what workspace and Hub raise.
+        StageError: CudaUnavailable, before anything is downloaded; CudaOutOfMemory; TrainingDiverged; Interrupted,
+            after the last checkpoint was uploaded; and what workspace and Hub raise.
     """
+    inputs = _load(context)
+    try:
+        result, train_seconds = _train(inputs)
+    except StageError as error:
+        if error.reason is Reason.TRAINING_DIVERGED:
+            # The next run must not resume from a diverged model.
+            context.workspace.prune_checkpoints(context.train_key, keep=0)
+        raise
+    if not result.finished:
+        raise Interrupted(
+            f"stopped after step {result.steps} of {inputs.figures.steps}; the next attempt resumes from there"
+        )
+    return _commit(inputs, result, train_seconds)
+
+
+def _load(context: StageContext) -> _Inputs:
+    """Choose the device, and download the output of prepare, the base model and the newest checkpoint."""
     spec = context.spec
     device = devices.choose(spec.compute.gpus)
-    devices.dtype(spec.training.precision, device)
+    devices.dtype(spec.training.precision, device)  # fails before anything is downloaded
     prepared = fetch_prepared(context)
-    # Prepare has said so already, unless it ran for another method.
+    tokens = prepared.tokens()
+    # Prepare has checked these already, unless its output is from a run with another method.
     combinations.refuse_impossible(spec)
-    combinations.refuse_untrainable_tokens(spec, prepared.tokens())
+    combinations.refuse_untrainable_tokens(spec, tokens)
     hub = Hub(spec.hub.endpoint, context.credentials.hub_token("hub-read"))
     base_folder = models.fetch_base(hub, prepared.base_model(), context.model_cache)
     rows = sft.read_rows(prepared.train_path)
     context.stop.check()
-    try:
-        return _train(context, prepared, base_folder, rows, device)
-    except StageError as error:
-        if error.reason is Reason.TRAINING_DIVERGED:
-            # Nobody wants to go on from there.
-            context.workspace.prune_checkpoints(context.train_key, keep=0)
-        raise
-
-
-def _train(
-    context: StageContext, prepared: Prepared, base_folder: Path, rows: datasets.Dataset, device: Device
-) -> TrainedFacts:
-    spec, workspace, key = context.spec, context.workspace, context.train_key
-    tokens, figures = prepared.tokens(), plan(spec.training, len(rows), context.run.memory_kills)
     dtype = devices.dtype(spec.training.precision, device, models.model_type(base_folder))
-    checkpoint = checkpoints.newest(workspace, key, context.folder("checkpoints"))
-    weights = WIDE
-    if spec.adapter.method is AdapterMethod.FULL and checkpoint is not None:
-        weights = format_of_checkpoint(checkpoint.folder / TRAINABLE_FILE)
-    elif spec.adapter.method is AdapterMethod.FULL:
-        weights = weight_format(count_weights(base_folder), device, dtype, devices.smaller(spec))
-    base_dtype = weights.dtype if spec.adapter.method is AdapterMethod.FULL else dtype
-    with devices.device_errors(device, "training", devices.smaller(spec)):
-        model = models.load_base(base_folder, device, base_dtype, spec.base_model.quantization)
-        models.extend_vocabulary(model, tokens)
-        with checkpoints.Uploads(workspace, key, spec.training.checkpoint.keep) as uploads:
-            clock = CheckpointUploads(uploads, checkpoint.train_seconds if checkpoint else 0.0)
+    checkpoint = checkpoints.newest(context.workspace, context.train_key, context.folder("checkpoints"))
+    return _Inputs(
+        context=context,
+        device=device,
+        dtype=dtype,
+        prepared=prepared,
+        tokens=tokens,
+        base_folder=base_folder,
+        rows=rows,
+        figures=plan(spec.training, len(rows), context.run.memory_kills),
+        checkpoint=checkpoint,
+        weights=_weight_format(spec, base_folder, device, dtype, checkpoint),
+    )
+
+
+def _weight_format(
+    spec: FineTuneSpec, base_folder: Path, device: Device, dtype: torch.dtype, checkpoint: Checkpoint | None
+) -> WeightFormat:
+    """Return the format of the trained weights: for the method Full that of the checkpoint, or the widest that fits."""
+    if spec.adapter.method is not AdapterMethod.FULL:
+        return WIDE
+    if checkpoint is not None:
+        return format_of_checkpoint(checkpoint.folder / TRAINABLE_FILE)
+    return weight_format(count_weights(base_folder), device, dtype, devices.memory_remedy(spec))
+
+
+def _train(inputs: _Inputs) -> tuple[sft.Result, float]:
+    """Return the result, and the seconds that all attempts together spent training."""
+    context, spec, checkpoint = inputs.context, inputs.context.spec, inputs.checkpoint
+    full = spec.adapter.method is AdapterMethod.FULL
+    with devices.device_errors(inputs.device, "training", devices.memory_remedy(spec)):
+        base_dtype = inputs.weights.dtype if full else inputs.dtype
+        model = models.load_base(inputs.base_folder, inputs.device, base_dtype, spec.base_model.quantization)
+        models.extend_vocabulary(model, inputs.tokens)
+        with checkpoints.Uploads(context.workspace, context.train_key, spec.training.checkpoint.keep) as uploads:
+            uploading = CheckpointUploads(uploads, checkpoint.train_seconds if checkpoint else 0.0)
             result = sft.train(
                 sft.Run(
-                    spec.training,
-                    figures,
-                    device,
-                    dtype,
-                    context.folder("checkpoints"),
-                    weights,
-                    partial(devices.smaller, spec),
+                    training=spec.training,
+                    plan=inputs.figures,
+                    device=inputs.device,
+                    dtype=inputs.dtype,
+                    folder=context.folder("checkpoints"),
+                    weights=inputs.weights,
+                    advice=partial(devices.memory_remedy, spec),
                 ),
                 model,
-                adapter_config(spec.adapter, model, tokens, figures.steps),
-                AutoTokenizer.from_pretrained(prepared.tokenizer_path),
-                rows,
-                [
-                    ProgressReports(context.progress, len(rows) / spec.training.batch_size),
-                    DivergenceGuard(
-                        tokens.vocabulary,
-                        spec.training.divergence,
-                        devices.fp16_in_use(dtype, spec.base_model.quantization),
-                    ),
-                    StopAtStep(context.stop),
-                    CheckpointsByTime(spec.training.checkpoint.every_minutes),
-                    clock,
-                ],
-                checkpoint.folder if checkpoint else None,
-                rows_of(prepared.cases(), spec.training.max_length),
+                adapter=adapter_config(spec.adapter, model, inputs.tokens, inputs.figures.steps),
+                tokenizer=AutoTokenizer.from_pretrained(inputs.prepared.tokenizer_path),
+                rows=inputs.rows,
+                callbacks=[*_callbacks(inputs), uploading],
+                checkpoint=checkpoint.folder if checkpoint else None,
+                held_out=rows_of(inputs.prepared.cases(), spec.training.max_length),
             )
-            train_seconds = clock.train_seconds
-    if not result.finished:
-        raise Interrupted(f"stopped after step {result.steps} of {figures.steps}; the next attempt goes on from there")
-    output = context.folder("trained")
-    own_dtype = AutoConfig.from_pretrained(base_folder).dtype or torch.float32
-    save_trained(result.model, prepared.base_model(), prepared.tokenizer_path, output / "adapter", own_dtype)
+            return result, uploading.train_seconds
+
+
+def _callbacks(inputs: _Inputs) -> list[TrainerCallback]:
+    context, spec = inputs.context, inputs.context.spec
+    fp16_remedy = devices.fp16_remedy(inputs.dtype, spec.base_model.quantization)
+    return [
+        ProgressReports(context.progress, len(inputs.rows) / spec.training.batch_size),
+        DivergenceGuard(inputs.tokens.vocabulary, spec.training.divergence, fp16_remedy),
+        StopAtStep(context.stop),
+        CheckpointsByTime(spec.training.checkpoint.every_minutes),
+    ]
+
+
+def _commit(inputs: _Inputs, result: sft.Result, train_seconds: float) -> TrainedFacts:
+    """Save the model and the training log, and commit them to the workspace."""
+    workspace, key, output = inputs.context.workspace, inputs.context.train_key, inputs.context.folder("trained")
+    base_dtype = AutoConfig.from_pretrained(inputs.base_folder).dtype or torch.float32
+    prepared = inputs.prepared
+    save_trained(result.model, prepared.base_model(), prepared.tokenizer_path, output / "adapter", base_dtype)
     curve.write_record(result.history, result.held_out, output)
     provenance.record_image(output)
     facts = TrainedFacts(
@@ -124,14 +188,15 @@ def _train(
         held_out_loss=f"{result.best.loss:.4f}" if result.best else "",
         best_step=result.best.step if result.best else 0,
         train_seconds=math.ceil(train_seconds),
-        resumed_from_step=checkpoint.step if checkpoint else 0,
-        device=device.name,
-        memory=_memory_facts(device, result.rung, weights),
+        resumed_from_step=inputs.checkpoint.step if inputs.checkpoint else 0,
+        device=inputs.device.name,
+        memory=_memory_facts(inputs.device, result.memory_settings, inputs.weights),
         adapter=f"{workspace.uri(Stage.TRAIN, key)}/adapter",
     )
     return TrainedFacts.model_validate(workspace.commit(Stage.TRAIN, key, output, facts).facts)
 
 
-def _memory_facts(device: Device, rung: Rung, weights: WeightFormat) -> str:
+def _memory_facts(device: Device, settings: MemorySettings, weights: WeightFormat) -> str:
+    """Return the peak of the GPU memory and the memory settings, for status."""
     peak = f"{torch.cuda.max_memory_allocated() >> 20} of {device.memory >> 20} MiB, " if device.kind == "cuda" else ""
-    return f"{peak}{rung}{', 8-bit optimizer' if weights.compact else ''}"
+    return f"{peak}{settings}{', 8-bit optimizer' if weights.compact else ''}"

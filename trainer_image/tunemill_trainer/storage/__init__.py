@@ -1,1 +1,1 @@
-"""Where outputs are kept: below a prefix of an S3 bucket, or in a folder of this machine."""
+"""Access to storage: the workspace (S3 or a local folder), the Hub, the model cache and credentials."""

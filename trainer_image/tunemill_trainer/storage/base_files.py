@@ -1,7 +1,6 @@
-"""The contents of a base model's files: recorded by prepare, part of its key, checked by every stage that loads them.
+"""The digests of a base model's files. Prepare records them in its key; every stage that loads the files checks them.
 
-A commit says which files a model has only on a Hub that is trusted. `spec.hub.endpoint` may name any server, which can
-serve other files under the same commit.
+A commit id is not enough: `spec.hub.endpoint` may be any server, which can serve different files for the same commit.
 """
 
 import re
@@ -16,12 +15,13 @@ from tunemill_api.failures import Reason
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.prepared import BaseModel
 from tunemill_trainer.storage.checksums import sha256_of
-from tunemill_trainer.storage.hub import Hub, ModelCommit
+from tunemill_trainer.storage.hub import Hub
+from tunemill_trainer.storage.models import ModelCommit
 
 WEIGHTS: Final = "model*.safetensors"
-"""Safetensors only; a repository's second copies of the weights have other names (consolidated, original/…)."""
+"""The weights in safetensors format. Additional copies in a repository have other names (consolidated, original/…)."""
 LOADED: Final = ["*.json", WEIGHTS]
-"""What train, evaluate and publish load, as patterns."""
+"""Patterns of the files that train, evaluate and publish load."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _THREADS = 8
@@ -30,36 +30,37 @@ _THREADS = 8
 def digests(hub: Hub, model: ModelCommit, folder: Path, patterns: list[str]) -> dict[str, str]:
     """Return the sha256 of all files of a base model that a stage loads, by name.
 
-    Weights are not downloaded where the Hub names their sha256: what is loaded later has to have it.
+    Weights whose sha256 the Hub reports are not downloaded: the later stages check the files that they load.
 
     Args:
-        hub: serves the files.
+        hub: the Hub.
         model: the base model.
-        folder: holds what prepare has downloaded of it.
-        patterns: which files those are.
+        folder: has the files that prepare downloaded.
+        patterns: patterns of these files.
 
     Raises:
-        StageError: what `hub.hub_errors` knows.
+        StageError: the reasons of `hub.hub_errors`.
     """
+    reader = hub.model(model.id)
     weights = _matching(model.files, [WEIGHTS])
     with ThreadPoolExecutor(_THREADS) as pool:
-        named = dict(zip(weights, pool.map(lambda name: hub.etag(model, name), weights), strict=True))
+        named = dict(zip(weights, pool.map(lambda name: reader.etag(model.commit, name), weights), strict=True))
     unnamed = [name for name, etag in named.items() if not _SHA256.fullmatch(etag)]
     if unnamed:
-        hub.download(model.id, model.commit, unnamed)
+        reader.download(model.commit, unnamed)
     found = {name: etag for name, etag in named.items() if name not in unnamed}
     return {**_contents(folder, [*patterns, *unnamed]), **found}
 
 
 def check(base: BaseModel, folder: Path) -> None:
-    """Check that a folder holds the files that prepare has seen, with the same contents, of all that a stage loads.
+    """Check that the files that a stage loads have the digests that prepare recorded.
 
     Args:
-        base: the base model as prepare recorded it; where it recorded no files, nothing is checked.
-        folder: the downloaded files. It may be in a cache that other pods write to.
+        base: the base model as prepare recorded it. If it recorded no files, nothing is checked.
+        folder: the downloaded files, possibly in a cache that other pods write to.
 
     Raises:
-        StageError: BaseModelNotFound.
+        StageError: BaseModelNotFound, when a file differs, is missing or was added.
     """
     if not base.files:
         return
@@ -70,15 +71,15 @@ def check(base: BaseModel, folder: Path) -> None:
         name = wrong[0]
         raise StageError(
             Reason.BASE_MODEL_NOT_FOUND,
-            f"spec.baseModel is {base.id}@{base.revision}, and its {name} is not the file that prepare has seen: "
-            f"expected the sha256 {expected.get(name, '(no such file)')}, found {found.get(name, '(no such file)')}",
-            "Find out why the Hub (spec.hub.endpoint) or the model cache (spec.compute.modelCache) has other files "
-            "now. To use them, request a new run with the annotation tunemill.dev/requested-at.",
+            f"{name} of spec.baseModel {base.id}@{base.revision} has changed since prepare: expected sha256 "
+            f"{expected.get(name, '(no such file)')}, found {found.get(name, '(no such file)')}",
+            "Find out why the files on the Hub (spec.hub.endpoint) or in the model cache (spec.compute.modelCache) "
+            "have changed. To use them, request a new run with the annotation tunemill.dev/requested-at.",
         )
 
 
 def _contents(folder: Path, patterns: list[str]) -> dict[str, str]:
-    """Return the sha256 of the files in a folder that match a pattern, by their path in it."""
+    """Return the sha256 of the files in a folder that match a pattern, by relative path."""
     present = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     names = _matching(present, patterns)
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -86,5 +87,5 @@ def _contents(folder: Path, patterns: list[str]) -> dict[str, str]:
 
 
 def _matching(names: Iterable[str], patterns: list[str]) -> list[str]:
-    """Return the names that match a pattern, as huggingface_hub decides it when it downloads."""
+    """Return the names that match a pattern, by the rules of huggingface_hub's downloads."""
     return sorted(name for name in names if any(fnmatch(name, pattern) for pattern in patterns))

@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
 
 _GONE = {"404", "NoSuchKey"}
-"""What servers call an object that does not exist."""
+"""Error codes of servers for an object that does not exist."""
 
 
 class BucketPrefix:
     """An `ObjectStore` on S3. All methods raise StageError with the reasons of `s3.s3_errors`."""
 
     def __init__(self, client: "S3Client", uri: str, field: str) -> None:
-        """Nothing is asked of the server yet.
+        """Create the store. It sends no request.
 
         Args:
-            client: of the bucket's server.
-            uri: s3://bucket/prefix, with or without a slash at its end.
-            field: the part of the spec that holds the uri, for messages.
+            client: the S3 client.
+            uri: s3://bucket/prefix, with or without a trailing slash.
+            field: the part of the spec that has the URI, for messages.
         """
         self._client, self._field = client, field
         self._bucket, prefix = s3.split_uri(uri)
@@ -101,12 +101,12 @@ class BucketPrefix:
     def delete(self, names: Iterable[str]) -> None:
         """See ObjectStore."""
         for name in names:
-            # One by one: DeleteObjects wants a checksum that not every S3-compatible server understands.
+            # One by one: DeleteObjects needs a checksum that some S3-compatible servers do not support.
             with self._errors(name):
                 try:
                     self._client.delete_object(Bucket=self._bucket, Key=self._prefix + name)
                 except ClientError as error:
-                    # S3 answers 204 for what another attempt has deleted meanwhile; some compatible servers answer 404.
+                    # S3 returns 204 for a missing object, some compatible servers return 404.
                     if error.response["Error"]["Code"] not in _GONE:
                         raise
 
@@ -124,7 +124,7 @@ class BucketPrefix:
                 status = _status(error)
                 if status == HTTPStatus.PRECONDITION_FAILED:
                     raise ObjectExistsError from error
-                # Another writer is at work on the same object, and may fail yet: S3 wants to be asked again.
+                # 409: another write of the same object is in progress, and may fail. S3 documents to retry.
                 if status != HTTPStatus.CONFLICT or wait is None:
                     raise
                 time.sleep(wait)

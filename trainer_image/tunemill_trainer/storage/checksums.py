@@ -1,10 +1,10 @@
-"""Digests of files, as manifests, base models, data sets and releases name them."""
+"""Digests of files."""
 
 import hashlib
 from pathlib import Path
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file, hexadecimal."""
+    """Return the hexadecimal sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Credentials as the pod has them: one mounted folder a purpose. Their values reach no log, no message and no repr."""
+"""The credentials of the pod: one mounted folder per purpose. Their values are in no log, message or repr."""
 
 import os
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from tunemill_trainer.errors import StageError
 from tunemill_trainer.storage.manifest_keys import ManifestKeyError, ManifestKeys
 
 ENV_SECRETS_DIRECTORY = "TUNEMILL_SECRETS_DIR"
-"""Where the folders are, when it is not `constants.SECRETS_DIRECTORY`."""
+"""The environment variable with the path of the folders, if it is not `constants.SECRETS_DIRECTORY`."""
 
 S3Purpose = Literal["dataset", "workspace"]
 HubPurpose = Literal["hub-read", "hub-write"]
@@ -35,12 +35,12 @@ _SECRETS = (
     "key",
     "previous-key",
 )
-"""The files that hold a secret. A Secret may have more keys, such as a region, which are none."""
+"""The files with secret values. Other keys of a Secret, such as a region, are not secret."""
 
 
 @dataclass(frozen=True)
 class S3Credentials:
-    """An access key. Its repr shows nothing of it."""
+    """An access key. Its repr does not contain the values."""
 
     access_key_id: str = field(repr=False)
     secret_access_key: str = field(repr=False)
@@ -52,21 +52,21 @@ class Credentials:
     """The mounted Secrets.
 
     Attributes:
-        directory: holds one folder a purpose; a folder that is absent means that no Secret was named.
+        directory: has one folder per purpose. A missing folder means that the spec names no Secret.
     """
 
     directory: Path
 
     @classmethod
     def from_environment(cls) -> Self:
-        """Return the credentials of this pod, or of this machine."""
+        """Return the credentials of this pod or machine."""
         return cls(Path(os.environ.get(ENV_SECRETS_DIRECTORY, SECRETS_DIRECTORY)))
 
     def s3(self, purpose: S3Purpose) -> S3Credentials | None:
-        """Return the access key for a purpose; None means the pod's own identity, which boto3 finds by itself.
+        """Return the access key for a purpose; None means the default credential chain of boto3 (pod identity).
 
         Raises:
-            StageError: CredentialsMissing, when the Secret is there and lacks a key.
+            StageError: CredentialsMissing, when the Secret lacks a key.
         """
         folder = self.directory / purpose
         if not folder.is_dir():
@@ -79,10 +79,10 @@ class Credentials:
         )
 
     def hub_token(self, purpose: HubPurpose) -> str | None:
-        """Return the Hub token for a purpose. Without a Secret: HF_TOKEN, which only a run on one machine has.
+        """Return the Hub token for a purpose. Without a Secret, the variable HF_TOKEN, which only local runs have.
 
         Raises:
-            StageError: CredentialsMissing, when the Secret is there and lacks the token.
+            StageError: CredentialsMissing, when the Secret lacks the token.
         """
         if not (self.directory / purpose).is_dir():
             return os.environ.get("HF_TOKEN") or None
@@ -92,15 +92,15 @@ class Credentials:
         """Return the private key that signs releases, as PEM.
 
         Raises:
-            StageError: CredentialsMissing, when it is not there.
+            StageError: CredentialsMissing, when it is missing.
         """
         return self._read("signing", "key.pem")
 
     def manifest_keys(self) -> ManifestKeys | None:
-        """Return the keys that sign manifests; None when no Secret was named.
+        """Return the keys that sign manifests; None when the spec names no Secret.
 
         Raises:
-            StageError: CredentialsMissing, when the Secret is there and cannot be used.
+            StageError: CredentialsMissing, when the Secret has no usable key.
         """
         purpose = "manifest-key"
         folder = self.directory / purpose
@@ -117,17 +117,17 @@ class Credentials:
             ) from error
 
     def values(self) -> list[str]:
-        """Return all that may be read from here, for nothing but to keep it out of texts."""
+        """Return all secret values, for redaction."""
         paths = [path for name in _SECRETS for path in self.directory.glob(f"*/{name}") if path.is_file()]
         return [path.read_text(encoding="utf-8", errors="replace").strip() for path in paths]
 
     def _read(self, purpose: str, name: str) -> str:
         path = self.directory / purpose / name
-        # Secrets made with `--from-file` or an editor often end in a newline, which no server accepts.
+        # Values created with `--from-file` or an editor often end in a newline, which servers reject.
         value = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
         if not value:
             raise StageError(
                 Reason.CREDENTIALS_MISSING,
-                f"expected the key {name} in the Secret of {_FIELDS[purpose]}, found it empty or not there",
+                f"expected the key {name} in the Secret of {_FIELDS[purpose]}, found it empty or missing",
             )
         return value

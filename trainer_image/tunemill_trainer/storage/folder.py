@@ -1,4 +1,4 @@
-"""Objects as files in a folder of this machine, for `tunemill-trainer run` without an S3 server."""
+"""An object store in a local folder, for `tunemill-trainer run` without an S3 server."""
 
 import os
 import secrets
@@ -14,24 +14,24 @@ from tunemill_trainer.errors import StageError
 from tunemill_trainer.storage.objects import NoObjectError, ObjectExistsError
 
 _UNFINISHED = ".unfinished-"
-"""Begins the name of a file that is still being written; no object is called so."""
+"""Prefix of the names of files that are still being written. They are not listed as objects."""
 
 
 class Folder:
-    """An `ObjectStore` in a folder, which is made when the first object is written. An object appears whole."""
+    """An `ObjectStore` in a local folder. The folder is created with the first object. Writes are atomic."""
 
     def __init__(self, path: Path, field: str) -> None:
-        """Nothing is written yet.
+        """Create the store. It writes nothing.
 
         Args:
-            path: absolute.
+            path: absolute path of the folder.
             field: the part of the spec that names the folder, for messages.
         """
         self._path, self._field = path, field
 
     def uri(self, name: str) -> str:
         """See ObjectStore."""
-        # No object but the folder itself is named by its end alone.
+        # `as_uri` drops a trailing slash, which marks a folder.
         return (self._path / name).as_uri() + ("/" if name.endswith("/") else "")
 
     def overwrites(self, name: str) -> bool:
@@ -63,7 +63,7 @@ class Folder:
         with self._errors(), self._unfinished(name) as unfinished:
             unfinished.write_bytes(body)
             try:
-                # A link, unlike a rename, fails where there is a file already.
+                # Unlike a rename, creating a link fails if the file exists.
                 os.link(unfinished, self._path / name)
             except FileExistsError as error:
                 raise ObjectExistsError from error
@@ -93,7 +93,7 @@ class Folder:
         return dict(sorted(found.items()))
 
     def delete(self, names: Iterable[str]) -> None:
-        """See ObjectStore. Folders that become empty are removed."""
+        """See ObjectStore. Empty folders are removed, too."""
         for name in names:
             path = self._path / name
             with self._errors():
@@ -104,7 +104,7 @@ class Folder:
 
     @contextmanager
     def _unfinished(self, name: str) -> Iterator[Path]:
-        """Return where an object is written before it takes its name, in the same folder."""
+        """Yield a temporary path in the folder of an object, from which it is renamed when it is complete."""
         folder = (self._path / name).parent
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{_UNFINISHED}{secrets.token_hex(4)}"
@@ -120,9 +120,8 @@ class Folder:
         except (PermissionError, NotADirectoryError, IsADirectoryError) as error:
             raise StageError(
                 Reason.INVALID_SPEC,
-                f"{self._field}.uri is {self._path}, which this user cannot use as a folder: {error.strerror} "
-                f"({error.filename})",
-                f"Set {self._field}.uri to a folder that you may write to.",
+                f"cannot use {self._path} ({self._field}.uri) as a folder: {error.strerror} ({error.filename})",
+                f"Set {self._field}.uri to a writable folder.",
             ) from error
 
 

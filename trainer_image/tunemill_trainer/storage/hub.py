@@ -1,10 +1,9 @@
-"""The Hugging Face Hub as the stages need it: what a token may do, what a revision stands for, what errors mean."""
+"""Access to the Hugging Face Hub: permissions of tokens, models and data sets, and the meaning of errors."""
 
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -19,11 +18,11 @@ from huggingface_hub.errors import (
 )
 from tunemill_api.failures import Reason
 from tunemill_api.local_files import is_local, local_path
-from tunemill_api.plain_text import plain
 
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.process import tracing
-from tunemill_trainer.storage import local_model
+from tunemill_trainer.storage.local_model import LICENSE_FIELDS, LocalModel, license_of
+from tunemill_trainer.storage.models import ModelCommit, ModelReader
 
 READ_FIELD = "spec.baseModel"
 WRITE_FIELD = "spec.publish"
@@ -36,81 +35,38 @@ _TOKEN_FIELDS = {
 }
 _NOT_FOUND = {READ_FIELD: Reason.BASE_MODEL_NOT_FOUND, DATASET_FIELD: Reason.DATASET_NOT_FOUND}
 _GATED = {READ_FIELD: Reason.BASE_MODEL_GATED, DATASET_FIELD: Reason.DATASET_GATED}
-_LICENSE = ("license", "license_name", "license_link")
 _WRITING_ROLES = {"admin", "write", "contributor"}
-"""Roles in an organisation whose members may create repositories (https://huggingface.co/docs/hub/organizations-security)."""
-
-
-@dataclass(frozen=True)
-class ModelCommit:
-    """What a revision stands for: a commit, and the files in it."""
-
-    id: str
-    commit: str
-    files: frozenset[str]
+"""Organization roles that may create repositories (https://huggingface.co/docs/hub/organizations-security)."""
 
 
 class Hub:
-    """One Hub, seen with one token.
+    """A Hub, accessed with one token.
 
     Args:
         endpoint: the Hub's URL; empty means huggingface.co.
-        token: None asks without one.
+        token: the token; None sends none.
     """
 
     def __init__(self, endpoint: str, token: str | None) -> None:
-        # False and not None: without a Secret, a token that lies around on the machine must not be used unseen.
+        # False instead of None, with which huggingface_hub would use a token that is stored on the machine.
         self._token: str | bool = token or False
         self._endpoint = endpoint.rstrip("/") or None
         self.api = HfApi(endpoint=self._endpoint, token=self._token)
 
     def check_token(self, field: str) -> None:
-        """Raise HubTokenInvalid if there is a token and the Hub does not know it."""
+        """Raise HubTokenInvalid if there is a token and the Hub does not accept it."""
         if self._token:
             with hub_errors(field):
                 self.api.whoami()
 
-    def resolve(self, model_id: str, revision: str) -> ModelCommit:
-        """Return the commit of a base model's branch, tag or commit, and check that its files may be read.
-
-        Of a folder of this machine it returns what stands for a commit: a digest of its files.
-
-        Raises:
-            StageError: BaseModelNotFound, BaseModelGated, HubTokenInvalid or HubUnreachable.
-        """
+    def model(self, model_id: str) -> ModelReader:
+        """Return the reader of a base model: a repository on this Hub, or a local folder for a file:// URI."""
         if is_local(model_id):
-            folder = local_path(model_id)
-            names = local_model.files_of(folder)
-            return ModelCommit(model_id, local_model.revision_of(folder, names), names)
-        with hub_errors(READ_FIELD, f"{model_id}@{revision}"):
-            # Information is public also where the files are gated.
-            self.api.auth_check(model_id)
-            info = self.api.model_info(model_id, revision=revision)
-        if not _is_commit(info.sha):
-            raise StageError(Reason.BASE_MODEL_NOT_FOUND, f"{model_id} has no commit for revision {revision}")
-        return ModelCommit(model_id, info.sha, frozenset(sibling.rfilename for sibling in info.siblings or ()))
-
-    @tracing.step("download")
-    def download(self, model_id: str, commit: str, patterns: list[str] | None = None) -> Path:
-        """Return the folder of a model's files, those that match the patterns, in the cache of HF_HOME."""
-        if is_local(model_id):
-            return local_path(model_id)
-        with hub_errors(READ_FIELD, f"{model_id}@{commit}"):
-            folder = snapshot_download(
-                model_id, revision=commit, allow_patterns=patterns, endpoint=self._endpoint, token=self._token
-            )
-        return Path(folder)
-
-    def etag(self, model: ModelCommit, name: str) -> str:
-        """Return what the Hub says of the content of a file: the sha256 where the file is kept by LFS or Xet."""
-        if is_local(model.id):
-            return ""
-        with hub_errors(READ_FIELD, f"{model.id}@{model.commit}"):
-            url = hf_hub_url(model.id, name, revision=model.commit, endpoint=self._endpoint)
-            return self.api.get_hf_file_metadata(url=url, token=self._token).etag or ""
+            return LocalModel(model_id)
+        return HubModel(self.api, model_id, self._endpoint, self._token)
 
     def resolve_dataset(self, dataset_id: str, revision: str) -> ModelCommit:
-        """Return the commit of a data set's branch, tag or commit, and check that its files may be read.
+        """Return the commit of a data set's branch, tag or commit, and check that its files are readable.
 
         Raises:
             StageError: DatasetNotFound, DatasetGated, HubTokenInvalid or HubUnreachable.
@@ -123,14 +79,14 @@ class Hub:
         return ModelCommit(dataset_id, info.sha, frozenset(sibling.rfilename for sibling in info.siblings or ()))
 
     def is_public_dataset(self, dataset_id: str) -> bool:
-        """Return whether everybody may know of a data set. Asks without the token; no answer counts as no."""
+        """Return whether a data set is public, by a request without token. False if the request fails."""
         try:
             return not HfApi(endpoint=self._endpoint, token=False).dataset_info(dataset_id).private
         except (HfHubHTTPError, httpx2.HTTPError, OSError):
             return False
 
     def download_file_of_dataset(self, dataset: ModelCommit, name: str) -> Path:
-        """Return where a file of a data set lies, in the cache of HF_HOME."""
+        """Download a file of a data set into the cache of HF_HOME, and return its path."""
         with hub_errors(DATASET_FIELD, f"{dataset.id}@{dataset.commit}"):
             path = hf_hub_download(
                 dataset.id,
@@ -142,23 +98,12 @@ class Hub:
             )
         return Path(path)
 
-    def license(self, model_id: str, commit: str) -> dict[str, str]:
-        """Return what a model's card says of its license: license, license_name and license_link, where it does."""
-        if is_local(model_id):
-            local_card = local_model.card_of(local_path(model_id))
-            found = {name: local_card.get(name) for name in _LICENSE}
-        else:
-            with hub_errors(READ_FIELD, f"{model_id}@{commit}"):
-                card = self.api.model_info(model_id, revision=commit).card_data
-            found = {name: getattr(card, name, None) for name in _LICENSE}
-        return {name: plain(value) for name, value in found.items() if isinstance(value, str)}
-
     def check_writable(self, repository: str) -> None:
-        """Check that the token may push to a repository, or create it. Changes nothing on the Hub.
+        """Check that the token may push to a repository, or create it, without changing anything on the Hub.
 
         Raises:
-            StageError: CredentialsMissing, HubTokenInvalid, HubWriteDenied or HubUnreachable; InvalidSpec for a folder
-                of this machine.
+            StageError: CredentialsMissing, HubTokenInvalid, HubWriteDenied or HubUnreachable; InvalidSpec for a local
+                folder that is not writable.
         """
         if is_local(repository):
             check_writable_folder(local_path(repository))
@@ -166,8 +111,8 @@ class Hub:
         if not self._token:
             raise StageError(
                 Reason.CREDENTIALS_MISSING,
-                f"pushing to {repository} needs a Hugging Face token with write access, and there is none; "
-                "set spec.publish.tokenSecretRef",
+                f"expected a Hugging Face token with write access for {repository}, found none; set "
+                "spec.publish.tokenSecretRef",
             )
         with hub_errors(WRITE_FIELD, repository):
             who = self.api.whoami()
@@ -179,7 +124,7 @@ class Hub:
             )
 
     def _may_write(self, repository: str) -> bool:
-        """Return True when the repository is there and may be written to, False when it cannot be seen."""
+        """Return whether the repository exists and is writable; False if it does not exist or is not visible."""
         try:
             self.api.auth_check(repository, write=True)
         except RepositoryNotFoundError as error:
@@ -189,8 +134,53 @@ class Hub:
         return True
 
 
+class HubModel:
+    """A base model on the Hub. Implements `ModelReader`.
+
+    Args:
+        api: the client.
+        model_id: owner/name.
+        endpoint: the Hub's URL; None means huggingface.co.
+        token: the token; False sends none.
+    """
+
+    def __init__(self, api: HfApi, model_id: str, endpoint: str | None, token: str | bool) -> None:
+        self._api, self._id, self._endpoint, self._token = api, model_id, endpoint, token
+
+    def resolve(self, revision: str) -> ModelCommit:
+        """See ModelReader."""
+        with hub_errors(READ_FIELD, f"{self._id}@{revision}"):
+            # The model's metadata is public even if its files are gated, so check the access first.
+            self._api.auth_check(self._id)
+            info = self._api.model_info(self._id, revision=revision)
+        if not _is_commit(info.sha):
+            raise StageError(Reason.BASE_MODEL_NOT_FOUND, f"{self._id} has no commit for revision {revision}")
+        return ModelCommit(self._id, info.sha, frozenset(sibling.rfilename for sibling in info.siblings or ()))
+
+    @tracing.step("download")
+    def download(self, commit: str, patterns: list[str] | None = None) -> Path:
+        """See ModelReader. The folder is in the cache of HF_HOME."""
+        with hub_errors(READ_FIELD, f"{self._id}@{commit}"):
+            folder = snapshot_download(
+                self._id, revision=commit, allow_patterns=patterns, endpoint=self._endpoint, token=self._token
+            )
+        return Path(folder)
+
+    def etag(self, commit: str, name: str) -> str:
+        """See ModelReader."""
+        with hub_errors(READ_FIELD, f"{self._id}@{commit}"):
+            url = hf_hub_url(self._id, name, revision=commit, endpoint=self._endpoint)
+            return self._api.get_hf_file_metadata(url=url, token=self._token).etag or ""
+
+    def license(self, commit: str) -> dict[str, str]:
+        """See ModelReader."""
+        with hub_errors(READ_FIELD, f"{self._id}@{commit}"):
+            card = self._api.model_info(self._id, revision=commit).card_data
+        return license_of({name: getattr(card, name, None) for name in LICENSE_FIELDS})
+
+
 def check_writable_folder(folder: Path) -> None:
-    """Check that releases can be written to a folder of this machine, by making it.
+    """Check that a local folder for releases is writable, by creating it.
 
     Raises:
         StageError: InvalidSpec.
@@ -202,18 +192,18 @@ def check_writable_folder(folder: Path) -> None:
     except OSError as error:
         raise StageError(
             Reason.INVALID_SPEC,
-            f"spec.publish.repository is {folder}, which cannot be written to: {error.strerror}",
-            "Set spec.publish.repository to a folder that you may write to, or to owner/name on the Hub.",
+            f"cannot write to the folder of spec.publish.repository, {folder}: {error.strerror}",
+            "Set spec.publish.repository to a writable folder, or to owner/name on the Hub.",
         ) from error
 
 
 def why_denied(who: Mapping[str, Any], repository: str, *, exists: bool) -> str:
-    """Return why a token may not push, or an empty string.
+    """Return why a token may not push; empty if it may.
 
     Args:
-        who: the answer of the Hub's whoami-v2.
+        who: the response of the Hub's whoami-v2.
         repository: owner/name.
-        exists: whether the Hub already said that this repository is there and writable; else it has to be created.
+        exists: whether the repository exists and is writable; otherwise it has to be created.
     """
     namespace, user = repository.split("/", 1)[0], str(who["name"])
     access: Mapping[str, Any] = who.get("auth", {}).get("accessToken", {})
@@ -225,7 +215,7 @@ def why_denied(who: Mapping[str, Any], repository: str, *, exists: bool) -> str:
     if namespace != user and namespace not in roles:
         known = ", ".join([user, *sorted(roles)])
         return f"{user} is not a member of the namespace {namespace}; the token's namespaces are: {known}"
-    # The Hub tells the role only to tokens that may know it.
+    # The response has the role only for tokens with the permission to read it.
     if namespace != user and (roles[namespace] or "write") not in _WRITING_ROLES:
         return f"{user} has the role {roles[namespace]} in {namespace}, which may not create repositories"
     if access.get("role") == "fineGrained" and not _may_create(access.get("fineGrained", {}), namespace):
@@ -242,16 +232,16 @@ def _may_create(scopes: Mapping[str, Any], namespace: str) -> bool:
 
 
 def _is_commit(sha: str | None) -> TypeGuard[str]:
-    """Tell whether a server names a commit; it becomes a part of paths, and the server may be anybody's."""
+    """Return whether a server's value is a commit id. It is used in paths, and the server may be untrusted."""
     return sha is not None and sha.isascii() and sha.isalnum()
 
 
 @contextmanager
 def hub_errors(field: str, subject: str = "") -> Iterator[None]:
-    """Turn what huggingface_hub raises inside the block into a StageError; other errors pass.
+    """Convert exceptions of huggingface_hub inside the block to a StageError; other exceptions pass.
 
     Args:
-        field: READ_FIELD, WRITE_FIELD or DATASET_FIELD, the part of the spec that the block acts on.
+        field: READ_FIELD, WRITE_FIELD or DATASET_FIELD, the part of the spec that the block is about.
         subject: the repository, for the message.
 
     Raises:
@@ -266,44 +256,44 @@ def hub_errors(field: str, subject: str = "") -> Iterator[None]:
             raise
         raise explained from error
     except (httpx2.HTTPError, LocalEntryNotFoundError, json.JSONDecodeError) as error:
-        # A proxy's login page is not JSON; a broken download surfaces as a file that is not in the cache.
+        # JSONDecodeError: a proxy's login page, for example. LocalEntryNotFoundError: a failed download.
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise StageError(Reason.HUB_UNREACHABLE, f"could not reach the Hub (spec.hub.endpoint): {first}") from error
+        raise StageError(Reason.HUB_UNREACHABLE, f"cannot reach the Hub (spec.hub.endpoint): {first}") from error
 
 
 def _explained(error: HfHubHTTPError, field: str, subject: str) -> StageError | None:
     status = error.response.status_code
-    said = (error.server_message or str(error)).splitlines()[0]
+    detail = (error.server_message or str(error)).splitlines()[0]
     denied = Reason.HUB_WRITE_DENIED
     token = f"the token of {_TOKEN_FIELDS[field]}"
-    full = status == 402 or (status == 403 and any(word in said.lower() for word in ("quota", "storage", "payment")))
+    full = status == 402 or (status == 403 and any(word in detail.lower() for word in ("quota", "storage", "payment")))
     cases = (
         (
             isinstance(error, GatedRepoError),
             _GATED.get(field, Reason.BASE_MODEL_GATED),
-            f"{subject} is gated, {token} may not read it",
+            f"{subject} is gated, and {token} may not read it",
         ),
         (
             isinstance(error, RevisionNotFoundError),
             _NOT_FOUND.get(field, Reason.BASE_MODEL_NOT_FOUND),
-            f"{subject} has no such revision",
+            f"the revision of {subject} does not exist",
         ),
         (
             isinstance(error, RepositoryNotFoundError),
             _NOT_FOUND.get(field, denied),
-            f"{field} is {subject}, and the Hub has no such repository, or none that {token} may see",
+            f"the repository {subject} of {field} does not exist on the Hub, or is not visible to {token}",
         ),
         (status == 401, Reason.HUB_TOKEN_INVALID, f"the Hub does not accept {token}"),
-        (full, Reason.HUB_QUOTA_EXCEEDED, f"the Hub takes no more data for {subject}"),
+        (full, Reason.HUB_QUOTA_EXCEEDED, f"the Hub's storage quota for {subject} is exceeded"),
         (
             status == 403,
             _GATED.get(field, denied),
-            f"{token} has no right on {subject}",
+            f"{token} has no permission for {subject}",
         ),
         (
             status in {408, 429} or status >= 500,
             Reason.HUB_UNREACHABLE,
-            f"the Hub (spec.hub.endpoint) answered HTTP {status} when asked for {subject or 'the token'}",
+            f"the Hub (spec.hub.endpoint) returned HTTP {status} for {subject or 'the token'}",
         ),
     )
-    return next((StageError(reason, f"{message}: {said}") for holds, reason, message in cases if holds), None)
+    return next((StageError(reason, f"{message}: {detail}") for holds, reason, message in cases if holds), None)

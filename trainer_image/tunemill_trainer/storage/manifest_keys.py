@@ -1,8 +1,8 @@
-"""Signatures of manifests, with a key that the pods of one namespace hold and nobody who has only the S3 keys.
+"""Signatures of manifests, with a key that the pods of a namespace have, but other users of the S3 bucket do not.
 
-A signature is HMAC-SHA256 over the manifest's place below the workspace's prefix, a newline, and the manifest without
-its signature as JSON with sorted keys and without spaces. The place is in it so that the manifest of a checkpoint, or
-of another output, cannot be copied to where it does not belong.
+A signature is HMAC-SHA256 over the manifest's path below the workspace's prefix, a newline, and the manifest without
+its signature as JSON with sorted keys and without spaces. It covers the path, so that a signed manifest cannot be
+copied to another output or checkpoint.
 """
 
 import hashlib
@@ -15,34 +15,34 @@ from datetime import UTC, datetime, timedelta
 from pydantic import JsonValue
 
 SIGNATURE = "signature"
-"""The field of a manifest that holds its signature."""
+"""The field of a manifest with its signature."""
 SHORTEST = 32
-"""Characters that a key has at least."""
+"""Minimum length of a key in characters."""
 _ALGORITHM = "hmac-sha256"
 _CLOCK_DIFFERENCE = timedelta(minutes=5)
 
 
 class ManifestKeyError(ValueError):
-    """A Secret holds no key that can be used; the message says why, and nothing of the key."""
+    """A Secret has no usable key. The message has the cause and no part of the key."""
 
 
 @dataclass(frozen=True)
 class ManifestKeys:
-    """The keys of a namespace. Their repr shows nothing of them."""
+    """The keys of a namespace. Their repr does not contain the values."""
 
     key: bytes = field(repr=False)
-    """Signs, and is accepted."""
+    """The key for new signatures."""
     previous: bytes = field(default=b"", repr=False)
-    """Is accepted as well; empty for none."""
+    """A key whose signatures are accepted, too; empty for none."""
     trusted_before: datetime | None = None
-    """What the S3 server says was written before this time needs no signature: nobody can write into the past."""
+    """Manifests written before this time, by the S3 server's clock, need no signature."""
 
     @classmethod
     def read(cls, key: str, previous: str, trusted_before: str) -> "ManifestKeys":
-        """Return the keys of a Secret; of what may be absent, the empty text stands for it.
+        """Parse the values of a Secret. `previous` and `trusted_before` may be empty.
 
         Raises:
-            ManifestKeyError: when one of the three cannot be used.
+            ManifestKeyError: when a value cannot be used.
         """
         for name, text in (("key", key), ("previous-key", previous)):
             if text and len(text) < SHORTEST:
@@ -50,15 +50,15 @@ class ManifestKeys:
         return cls(key.encode(), previous.encode(), _time(trusted_before) if trusted_before else None)
 
     def sign(self, place: str, document: Mapping[str, JsonValue]) -> str:
-        """Return the signature of a manifest that lies at a place below the prefix."""
+        """Return the signature of a manifest at a path below the prefix."""
         return _signature(self.key, place, document)
 
     def problem(self, place: str, document: Mapping[str, JsonValue], written_at: datetime) -> str:
-        """Return why a manifest cannot be trusted; empty when it can.
+        """Return why a manifest cannot be trusted; empty if it can.
 
         Args:
-            place: where it lies below the prefix.
-            document: the manifest as it was read.
+            place: the path of its folder below the prefix.
+            document: the parsed manifest.
             written_at: when it was written, by the S3 server's clock.
         """
         if self.trusted_before is not None and written_at < self.trusted_before:
@@ -69,7 +69,7 @@ class ManifestKeys:
         known = [key for key in (self.key, self.previous) if key]
         if any(hmac.compare_digest(_signature(key, place, document).encode(), given.encode()) for key in known):
             return ""
-        return "is signed with another key, or was changed or moved after it was signed"
+        return "is signed with another key, or was modified or moved after it was signed"
 
 
 def _signature(key: bytes, place: str, document: Mapping[str, JsonValue]) -> str:
@@ -84,9 +84,9 @@ def _time(text: str) -> datetime:
     except ValueError:
         time = None
     if time is None or time.tzinfo is None:
-        raise ManifestKeyError("expected a time with its zone in trusted-before, such as 2026-11-30T12:00:00Z")
+        raise ManifestKeyError("expected a time with time zone in trusted-before, such as 2026-11-30T12:00:00Z")
     if time > datetime.now(UTC) + _CLOCK_DIFFERENCE:
         raise ManifestKeyError(
-            "expected a time that has passed in trusted-before: until then everybody could write outputs that are used"
+            "expected a time in the past in trusted-before: until that time, unsigned outputs would be accepted"
         )
     return time

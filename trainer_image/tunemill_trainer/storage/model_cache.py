@@ -1,7 +1,7 @@
-"""A cache of base models on a volume that several pods share: bounded, and never emptied under a pod that reads it.
+"""A cache of base models on a volume that several pods share, with a size limit and locks for models in use.
 
-Below the folder lies what huggingface_hub keeps, and in `.tunemill` a lock for each model and a mark for each revision,
-whose time of change is when the revision was used last: many volumes do not keep the time of reading.
+The folder has the cache of huggingface_hub, and in `.tunemill` a lock file per model and a marker file per revision.
+The modification time of a marker is the time of the last use: many volumes do not record access times.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class ModelCache:
     """The cache in a folder.
 
     Args:
-        folder: on the shared volume.
-        most_bytes: what it may hold when a model has been fetched; until then, one model more.
+        folder: the folder on the shared volume.
+        most_bytes: the size limit. While a model is downloaded, the cache may exceed it by that model.
     """
 
     def __init__(self, folder: Path, most_bytes: int) -> None:
@@ -40,26 +40,26 @@ class ModelCache:
         (folder / _OURS).mkdir(parents=True, exist_ok=True)
 
     @classmethod
-    def mounted(cls, wish: api.ModelCache) -> Self | None:
-        """Return the cache of this pod; None when there is none, as on one machine."""
+    def mounted(cls, settings: api.ModelCache) -> Self | None:
+        """Return the cache that is mounted in this pod; None if there is none, as in a local run."""
         folder = Path(MODEL_CACHE_PATH)
-        return cls(folder, int(quantity_value(wish.max_size))) if wish.claim_name and folder.is_dir() else None
+        return cls(folder, int(quantity_value(settings.max_size))) if settings.claim_name and folder.is_dir() else None
 
     def hold(self, model_id: str, commit: str) -> None:
-        """Keep every pod from removing a revision of the model until this process ends, and mark one as used now."""
-        # Never closed: the lock ends with the process, however it ends.
+        """Lock a model against removal by any pod until this process ends, and update the last use of a revision."""
+        # Never closed: the lock is released when the process ends.
         lock = os.open(self._lock(model_id), os.O_RDWR | os.O_CREAT, 0o666)
         fcntl.flock(lock, fcntl.LOCK_SH)
         self._mark(model_id, commit).touch()
 
     def make_room(self, model_id: str = "", commit: str = "") -> None:
-        """Remove the revisions that were used longest ago until the rest fits; never one of a model that is held.
+        """Remove the least recently used revisions until the rest is within the limit; skip models in use.
 
         Args:
-            model_id: a model that is about to be fetched.
-            commit: its revision, which stays.
+            model_id: a model that is about to be downloaded.
+            commit: its revision, which is not removed.
         """
-        # Imported late: it reads where its own cache lies at its import, and `runner` has to say so before.
+        # Imported here, because huggingface_hub reads the path of its cache, which `runner` sets, at import.
         from huggingface_hub import scan_cache_dir
 
         found = scan_cache_dir(self._folder)
@@ -73,7 +73,7 @@ class ModelCache:
             with self._alone(repo.repo_id) as alone:
                 if not alone:
                     continue
-                # What other revisions share stays.
+                # Files that other revisions share are kept.
                 strategy = scan_cache_dir(self._folder).delete_revisions(revision.commit_hash)
                 strategy.execute()
                 self._mark(repo.repo_id, revision.commit_hash).unlink(missing_ok=True)
@@ -86,7 +86,7 @@ class ModelCache:
 
     @contextmanager
     def _alone(self, model_id: str) -> Iterator[bool]:
-        """Lock a model against all other pods; False when one of them holds it."""
+        """Lock a model exclusively; yields False if another pod uses it."""
         with self._lock(model_id).open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""What the workspace needs of a store of objects. Names are relative to the store, with slashes."""
+"""The interface of an object store for the workspace. Names are relative to the store, with forward slashes."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -7,47 +7,47 @@ from typing import Protocol
 
 
 class ObjectStore(Protocol):
-    """Objects by name. Every method raises StageError, naming the store's field, for what a user can mend."""
+    """Objects by name. All methods raise StageError, with the field of the spec, for errors that a user can fix."""
 
     def uri(self, name: str) -> str:
-        """Return where an object is, for people and for references."""
+        """Return the URI of an object."""
 
     def overwrites(self, name: str) -> bool:
-        """Write an object twice with `put_new`; return whether the second attempt replaced it, which it must not."""
+        """Write an object twice with `put_new`; return whether the second write replaced it, which is an error."""
 
     def read_small(self, name: str) -> tuple[bytes, datetime] | None:
-        """Return the bytes of an object and when it was written, by the store's clock; None where there is none."""
+        """Return the content of an object and when it was written, by the store's clock; None if it does not exist."""
 
     def put(self, name: str, body: bytes) -> None:
-        """Write an object, whether there is one or not."""
+        """Write an object, replacing an existing one."""
 
     def put_new(self, name: str, body: bytes) -> None:
-        """Write an object if there is none.
+        """Write an object if it does not exist.
 
         Raises:
-            ObjectExistsError: there is one.
+            ObjectExistsError: the object exists.
         """
 
     def upload(self, path: Path, name: str) -> None:
-        """Copy a file into the store. May be called from several threads."""
+        """Copy a file into the store. Thread-safe."""
 
     def download(self, name: str, path: Path) -> None:
-        """Copy an object into a file. May be called from several threads.
+        """Copy an object into a file. Thread-safe.
 
         Raises:
-            NoObjectError: there is none.
+            NoObjectError: the object does not exist.
         """
 
     def list(self, prefix: str) -> dict[str, datetime]:
-        """Return the objects whose names begin so, in the order of their names, and when each was written."""
+        """Return name and time of writing of all objects whose name starts with a prefix, sorted by name."""
 
     def delete(self, names: Iterable[str]) -> None:
-        """Remove objects, in this order; one that is not there counts as removed."""
+        """Delete objects in this order. Missing objects are ignored."""
 
 
 class ObjectExistsError(Exception):
-    """There is an object of this name already."""
+    """An object with this name exists already."""
 
 
 class NoObjectError(Exception):
-    """There is no object of this name."""
+    """No object with this name exists."""

@@ -1,7 +1,7 @@
-"""Under which keys the run's outputs lie in the workspace: those of the RunSpec, else those of the present recipes.
+"""The keys of a run's outputs in the workspace: those in the RunSpec, or computed from the spec.
 
-An operator names the keys. They may be those of older recipes, of what was done before an upgrade. On one machine
-nothing is recorded, and the keys follow from the spec.
+The operator records the keys in the RunSpec. After an upgrade, they may be those of an older version's outputs. A local
+run records none, and computes them.
 """
 
 from tunemill_api import keys
@@ -10,15 +10,15 @@ from tunemill_api.stage_report import Stage
 
 
 def train(run: RunSpec, prepared: str) -> str:
-    """Return the key of the adapter; `prepared` is the key of prepare's output."""
+    """Return the key of train's output; `prepared` is the key of prepare's output."""
     return run.keys.get(Stage.TRAIN) or keys.train_key(prepared, run.spec)
 
 
 def evaluate(run: RunSpec, prepared: str) -> str:
-    """Return the key of the adapter's evaluation."""
+    """Return the key of evaluate's output."""
     return run.keys.get(Stage.EVALUATE) or keys.evaluate_key(train(run, prepared), run.spec, run.rival)
 
 
 def publish(run: RunSpec, prepared: str, *, draft: bool) -> str:
-    """Return the key of the published model, or of its draft. An operator names the one that applies."""
+    """Return the key of publish's output, for a release or for a draft. The RunSpec has the one that applies."""
     return run.keys.get(Stage.PUBLISH) or keys.publish_key(evaluate(run, prepared), run.spec, draft=draft)

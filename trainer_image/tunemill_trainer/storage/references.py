@@ -1,16 +1,15 @@
-"""Which outputs of the workspace the runs of an object refer to, and the removal of those that no run refers to.
+"""References from runs to outputs in the workspace, and the removal of outputs without references.
 
     PREFIX/runs/@<cluster>/<namespace>/<name>/<uid>/<run>/<stage>/<key>      a reference: an empty object
-    PREFIX/runs/<namespace>/<name>/<run>/<stage>/<key>                       one of an older version
+    PREFIX/runs/<namespace>/<name>/<run>/<stage>/<key>                       a reference of an older version
 
-Outputs are shared: two objects with the same wish have the same keys. So a stage refers to all outputs of its run
-before it looks which of them are there, and an output goes only when the last reference to it goes. Where both happen
-at the same moment, a later stage finds its input gone, and the run begins again with prepare: time is lost, nothing
-else.
+Outputs are shared: two objects with the same spec have the same keys. So a stage writes references to all outputs of
+its run before it checks which of them exist, and an output is removed only with its last reference. In a race between
+both, a later stage does not find its input, and the run restarts with prepare: this costs time only.
 
-Clusters and laptops may share a workspace, with objects of the same names. A run drops references of its own object
-only: those with its uid or, in a cluster with a name, those of all objects that ever had its name there. References of
-older versions name neither. Nobody knows whose they are, so they stay.
+Clusters and local runs may share a workspace and have objects with the same names. A run removes references of its own
+object only: those with its uid or, in a cluster with a name, those of all objects that ever had its name there. The
+references of older versions have neither uid nor cluster. Their owner is unknown, so they are kept.
 """
 
 import logging
@@ -25,20 +24,20 @@ from tunemill_trainer.storage import output_keys
 from tunemill_trainer.storage.workspace import Workspace
 
 BASE_REPLIES = "base-replies"
-"""Where the workspace keeps the base model's replies; the key is without the adapter, so that each is asked once."""
+"""The stage name of stored base model replies. Their key does not depend on the adapter, so all adapters share them."""
 _RUNS = "runs/"
 _NO_UID = "local"
-"""Stands for the uid on one machine, where each object has one run only."""
+"""Replaces the uid in a local run, where each object has a single run."""
 _STAGES = {*Stage, BASE_REPLIES}
 
 _log = logging.getLogger(__name__)
 
 
 def refer(workspace: Workspace, run: RunSpec, prepared: str) -> None:
-    """Refer to everything that the run makes or uses, whether it is there or not.
+    """Write references to all outputs that the run creates or uses, whether they exist or not.
 
     Args:
-        workspace: holds the outputs.
+        workspace: the workspace.
         run: the run.
         prepared: the key of prepare's output.
     """
@@ -49,7 +48,7 @@ def refer(workspace: Workspace, run: RunSpec, prepared: str) -> None:
         (BASE_REPLIES, keys.base_evaluation_key(prepared, run.spec)),
         (Stage.EVALUATE, evaluate),
         (Stage.PUBLISH, output_keys.publish(run, prepared, draft=False)),
-        # Before the evaluation it is not known which of the two there will be.
+        # Before the evaluation, it is not known whether there will be a release or a draft.
         (Stage.PUBLISH, keys.publish_key(evaluate, run.spec, draft=True)),
     ]
     if run.rival and run.rival.train:
@@ -59,14 +58,14 @@ def refer(workspace: Workspace, run: RunSpec, prepared: str) -> None:
 
 
 def prune(workspace: Workspace, run: RunSpec) -> None:
-    """Remove the outputs that only runs of this object before its last spec.workspace.keepRuns ones refer to.
+    """Remove the outputs of all but the object's last spec.workspace.keepRuns runs, unless other runs refer to them.
 
-    A server that does not let it is no reason to fail: the next run tries again.
+    An error is logged and otherwise ignored: the next run tries again.
     """
     try:
         _prune(workspace, run)
     except StageError as error:
-        _log.warning("the outputs of earlier runs stay in the workspace: %s", error)
+        _log.warning("cannot remove the outputs of earlier runs from the workspace: %s", error)
 
 
 def _prune(workspace: Workspace, run: RunSpec) -> None:
@@ -77,19 +76,19 @@ def _prune(workspace: Workspace, run: RunSpec) -> None:
         if path.startswith(own):
             of_run = path.rsplit("/", 2)[0] + "/"
             last_used[of_run] = max(time, last_used.get(of_run, time))
-    present_first = sorted(last_used, key=lambda folder: (folder == _of_run(run), last_used[folder]), reverse=True)
-    dropped = tuple(present_first[run.spec.workspace.keep_runs :])
+    current_first = sorted(last_used, key=lambda folder: (folder == _of_run(run), last_used[folder]), reverse=True)
+    dropped = tuple(current_first[run.spec.workspace.keep_runs :])
     kept = {_output(path) for path in marks if not path.startswith(dropped)}
     for output in sorted({_output(path) for path in marks if path.startswith(dropped)} - kept):
-        _log.info("no run refers to %s any more: it is removed from the workspace", output)
+        _log.info("removing %s from the workspace: no run refers to it", output)
         workspace.remove(output)
-    # The references go last: whoever is interrupted here finds again next time what was to be removed.
+    # Remove the references last, so that an interrupted removal is completed next time.
     for folder in dropped:
         workspace.remove(folder)
 
 
 def _of_object(run: RunSpec) -> str:
-    """Return where the references lie that a run may drop."""
+    """Return the prefix of the references that a run may remove."""
     return _of_name(run) if run.cluster else _of_uid(run)
 
 
@@ -102,11 +101,11 @@ def _of_uid(run: RunSpec) -> str:
 
 
 def _of_name(run: RunSpec) -> str:
-    # No namespace begins with "@": an older version takes these for references of another object, and keeps them.
+    # No namespace begins with "@", so older versions treat these as references of other objects, and keep them.
     return f"{_RUNS}@{run.cluster}/{run.namespace}/{run.name}/"
 
 
 def _output(reference: str) -> str:
-    """Return the folder of the output that a reference is to."""
+    """Return the folder of the output to which a reference points."""
     stage, key = reference.split("/")[-2:]
     return f"{stage}/{key}/"

@@ -1,4 +1,4 @@
-"""The S3 client that data and workspace share, and what its errors mean to a user."""
+"""The S3 client for data sets and workspaces, and the conversion of its errors."""
 
 import time
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
 
 WAITS_SECONDS = (1.0, 2.0, 4.0)
-"""Before a body that broke off is asked for again."""
+"""Waits before a request is repeated whose response body broke off."""
 _CHUNK_BYTES = 1 << 20
 
 _DENIED = {
@@ -48,20 +48,20 @@ _WRONG_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLo
 
 
 def client(endpoint: str, region: str, credentials: S3Credentials | None) -> "S3Client":
-    """Return a client that gives up early enough for a stage to say what is wrong.
+    """Return a client with short timeouts and few retries, so that a stage reports errors early.
 
     Args:
         endpoint: the server's URL; empty means AWS.
-        region: empty means what the environment says.
-        credentials: None means boto3's own chain: environment, web identity, instance profile.
+        region: the region; empty means the default of the environment.
+        credentials: None means boto3's default chain: environment, web identity, instance profile.
     """
     config = Config(
         connect_timeout=5,
         read_timeout=60,
         retries={"mode": "standard", "max_attempts": 4},
-        # Servers of one's own seldom have a DNS name a bucket.
+        # Self-hosted servers rarely have a DNS name for each bucket.
         s3={"addressing_style": "path"} if endpoint else {},
-        # The default since botocore 1.36 sends trailing checksums, which many S3-compatible servers refuse.
+        # Since botocore 1.36, the default is trailing checksums, which many S3-compatible servers reject.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
@@ -83,10 +83,10 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 
 def chunks(client: "S3Client", bucket: str, key: str) -> Iterator[bytes]:
-    """Yield the bytes of an object.
+    """Yield the content of an object in chunks.
 
-    boto3 asks again for what fails before the first byte. A body that breaks off later is taken up where it did, from
-    the same version of the object.
+    boto3 retries errors before the first byte. A body that breaks off later is resumed at that position, from the same
+    version of the object.
 
     Raises:
         BotoCoreError, ClientError: for use within `s3_errors`.
@@ -109,7 +109,7 @@ def chunks(client: "S3Client", bucket: str, key: str) -> Iterator[bytes]:
 
 
 def read_small(client: "S3Client", bucket: str, key: str) -> tuple[bytes, datetime]:
-    """Return the bytes of a small object, and when that very version of it was written, by the server's clock.
+    """Return the content of a small object, and when this version of it was written, by the server's clock.
 
     Raises:
         BotoCoreError, ClientError: for use within `s3_errors`.
@@ -126,11 +126,11 @@ def read_small(client: "S3Client", bucket: str, key: str) -> tuple[bytes, dateti
 
 @contextmanager
 def s3_errors(uri: str, field: str = "spec.dataset") -> Iterator[None]:
-    """Turn what boto3 raises inside the block into a StageError.
+    """Convert exceptions of boto3 inside the block to a StageError.
 
     Args:
-        uri: what the block works on, for the message.
-        field: the part of the spec that holds uri, endpoint, region and credentialsSecretRef.
+        uri: the object or bucket that the block accesses, for the message.
+        field: the part of the spec with uri, endpoint, region and credentialsSecretRef.
 
     Raises:
         StageError: BucketNotFound, ObjectNotFound, S3AccessDenied, S3Unreachable, CredentialsMissing, InvalidSpec or
@@ -141,7 +141,7 @@ def s3_errors(uri: str, field: str = "spec.dataset") -> Iterator[None]:
     except (BotoCoreError, ClientError, S3UploadFailedError, RetriesExceededError) as error:
         raise _explained(_origin(error), uri, field) from error
     except ValueError as error:
-        # boto3 has no class of its own for a URL that it cannot use.
+        # boto3 raises a plain ValueError for an invalid URL.
         if "endpoint" not in str(error).lower():
             raise
         raise StageError(
@@ -150,7 +150,7 @@ def s3_errors(uri: str, field: str = "spec.dataset") -> Iterator[None]:
 
 
 def _origin(error: BaseException) -> BaseException:
-    """Return what the transfer manager wrapped."""
+    """Return the exception that the transfer manager wrapped."""
     if isinstance(error, RetriesExceededError):
         last: BaseException = error.last_exception  # type: ignore[attr-defined] # the stubs do not know it
         return last
@@ -165,10 +165,10 @@ def _explained(error: BaseException, uri: str, field: str) -> StageError:
     if isinstance(error, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError | NoAuthTokenError):
         return StageError(
             Reason.CREDENTIALS_MISSING,
-            f"{uri} ({field}.uri) needs credentials and the pod has none: {error}; set {field}.credentialsSecretRef, "
-            "or give the pod an identity with serviceAccountName in spec.podTemplates",
+            f"found no credentials for {uri} ({field}.uri): {error}; set {field}.credentialsSecretRef, or give the pod "
+            "an identity with serviceAccountName in spec.podTemplates",
         )
-    return StageError(Reason.S3_UNREACHABLE, f"could not reach the S3 server of {uri} (see {field}.endpoint): {error}")
+    return StageError(Reason.S3_UNREACHABLE, f"cannot reach the S3 server of {uri} (see {field}.endpoint): {error}")
 
 
 def _refused(error: ClientError, uri: str, field: str) -> StageError:
@@ -182,16 +182,19 @@ def _refused(error: ClientError, uri: str, field: str) -> StageError:
             Reason.S3_STORAGE_FULL, f"the S3 server of {uri} has no space left ({operation}: {code} {text})"
         )
     if code == "NoSuchBucket" or (status == 404 and operation in {"HeadBucket", "ListObjectsV2"}):
-        return StageError(Reason.BUCKET_NOT_FOUND, f"{field}.uri is {uri}, and its server has no bucket {bucket!r}")
+        return StageError(Reason.BUCKET_NOT_FOUND, f"bucket {bucket!r} of {uri} ({field}.uri) does not exist")
     if status == 404:
-        return StageError(Reason.OBJECT_NOT_FOUND, f"{field}.uri is {uri}, and bucket {bucket!r} has no object {key!r}")
+        return StageError(Reason.OBJECT_NOT_FOUND, f"{field}.uri is {uri}: bucket {bucket!r} has no object {key!r}")
     if code in _WRONG_REGION or status == 301:
-        return StageError(Reason.INVALID_SPEC, f"{field}.region is not the region of bucket {bucket!r} ({code} {text})")
+        return StageError(
+            Reason.INVALID_SPEC, f"bucket {bucket!r} is not in the region of {field}.region ({code} {text})"
+        )
     if code in _DENIED or status in {401, 403}:
         return StageError(
             Reason.S3_ACCESS_DENIED,
-            f"{operation} on {uri} was denied ({code} {text}) to the credentials of {field}.credentialsSecretRef",
+            f"the credentials of {field}.credentialsSecretRef have no permission for {operation} on {uri} "
+            f"({code} {text})",
         )
     return StageError(
-        Reason.S3_UNREACHABLE, f"the S3 server of {uri} failed at {operation}: HTTP {status} {code} {text}"
+        Reason.S3_UNREACHABLE, f"{operation} failed on the S3 server of {uri}: HTTP {status} {code} {text}"
     )

@@ -1,14 +1,13 @@
-"""The workspace: every stage's output under its key, there whole or not at all, verified by digest.
+"""The workspace: the stages' outputs by key, committed atomically and verified by digest.
 
-    PREFIX/<stage>/<key>/manifest.json                      written last; without it there is no output
+    PREFIX/<stage>/<key>/manifest.json                      written last; an output exists if its manifest does
     PREFIX/<stage>/<key>/<attempt>/…                        the files, in a folder of the attempt that wrote them
-    PREFIX/train/<key>/checkpoints/<step>-<attempt>/…       checkpoints, built the same way; removed by the commit
-    PREFIX/runs/…                                           which run refers to which output, see references.py
+    PREFIX/train/<key>/checkpoints/<step>-<attempt>/…       checkpoints, in the same format; removed by the commit
+    PREFIX/runs/…                                           references from runs to outputs, see references.py
 
-Each process writes below an attempt of its own, so that two pods with the same work (a lost node that is still alive,
-say) never mix their files. The first manifest wins: it is written with If-None-Match. On an S3 server that ignores
-this header the last one would win, after each has removed the files of the other: `check_writable` refuses such a
-server.
+Each process writes to a separate folder, the attempt, so that two pods with the same work (for example if a lost node
+is still running) never mix their files. The manifest is written with If-None-Match, so the first one wins. On an S3
+server that ignores this header, both pods could delete the files of the other: `check_writable` refuses such a server.
 """
 
 import json
@@ -45,8 +44,8 @@ _MANIFEST = "manifest.json"
 _CHECKPOINTS = "checkpoints"
 _TRANSFERS = 8
 _UNSIGNED_REMEDY = (
-    "The output was withdrawn: it is made again. If it is older than the key, set trusted-before in the Secret of "
-    "spec.workspace.manifestKeySecretRef. Else find out who writes to spec.workspace.uri besides the stages."
+    "The output was removed and is computed again. If it is older than the key, set trusted-before in the Secret of "
+    "spec.workspace.manifestKeySecretRef. Otherwise find out who else writes to spec.workspace.uri."
 )
 
 _log = logging.getLogger(__name__)
@@ -55,42 +54,42 @@ _log = logging.getLogger(__name__)
 def _stays_inside(path: str) -> str:
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or "\\" in path:
-        raise ValueError(f"expected a relative path that stays in its folder, found {path!r}")
+        raise ValueError(f"expected a relative path without .., found {path!r}")
     return path
 
 
 class ManifestFile(ApiModel):
-    """One file of an output."""
+    """A file of an output."""
 
     path: Annotated[str, AfterValidator(_stays_inside)]
-    """Relative to the output's folder, with slashes; never leaves it."""
+    """Path relative to the output's folder, with forward slashes and without `..`."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
     sha256: str
-    """Of the contents, hexadecimal."""
+    """Hexadecimal sha256 of the content."""
 
 
 class Manifest(ApiModel):
-    """What an output consists of."""
+    """The manifest of an output."""
 
     stage: str
-    """The stage that made it."""
+    """The stage that wrote the output."""
     key: str
     """The key of the output."""
     attempt: str
-    """The folder below the key that holds the files."""
+    """The folder with the files, below the key."""
     files: list[ManifestFile]
     """All files, sorted by path."""
     facts: dict[str, JsonValue]
-    """What the stage found, as it reported it."""
+    """The facts that the stage reported."""
     signature: str = ""
-    """See manifest_keys.py; empty where no key is set."""
+    """The signature, see manifest_keys.py; empty without a key."""
 
 
 class Workspace:
-    """The outputs of all stages. All methods raise StageError for what the store of the objects finds wrong.
+    """The outputs of all stages. All methods raise StageError for errors of the object store.
 
-    With `keys`, every manifest is signed, and one without a valid signature is that of no output.
+    With `keys`, manifests are signed, and a manifest without a valid signature is not accepted.
     """
 
     def __init__(self, store: ObjectStore, keys: ManifestKeys | None = None) -> None:
@@ -99,7 +98,7 @@ class Workspace:
 
     @classmethod
     def open(cls, spec: api.Workspace, credentials: Credentials) -> Self:
-        """Return the workspace that `api.effective_workspace` names; nothing is asked of the server yet."""
+        """Return the workspace of a spec, as returned by `api.effective_workspace`. Sends no request."""
         if is_local(spec.uri):
             return cls(Folder(local_path(spec.uri), _FIELD), credentials.manifest_keys())
         with s3.s3_errors(spec.uri, _FIELD):
@@ -107,10 +106,10 @@ class Workspace:
             return cls(BucketPrefix(client, spec.uri, _FIELD), credentials.manifest_keys())
 
     def check_writable(self) -> None:
-        """Write, read, list and delete a small object, so that what is missing shows now and not after the training.
+        """Write, read, list and delete a small object, so that missing permissions show before training.
 
         Raises:
-            StageError: InvalidSpec, when the server overwrites what it is asked to write only if it is not there.
+            StageError: InvalidSpec, when the server does not support conditional writes.
         """
         name = f".write-check/{self._attempt}"
         overwrites = self._store.overwrites(name)
@@ -120,43 +119,42 @@ class Workspace:
         if overwrites:
             raise StageError(
                 Reason.INVALID_SPEC,
-                f"{_FIELD}.uri is on an S3 server that does not honour If-None-Match, so that two pods could destroy "
-                "each other's outputs",
-                f"Set {_FIELD} to a server with conditional writes, or upgrade the server: AWS S3 has them, and newer "
-                "versions of most servers that one hosts oneself.",
+                f"the S3 server of {_FIELD}.uri does not support If-None-Match, so that two pods could delete each "
+                "other's outputs",
+                f"Set {_FIELD} to a server with conditional writes, or upgrade the server: AWS S3 and recent versions "
+                "of most self-hosted servers support them.",
             )
 
     def uri(self, stage: str, key: str) -> str:
-        """Return where the files of an output of this attempt lie, without a slash at the end."""
+        """Return the URI of the folder with this attempt's files of an output, without a trailing slash."""
         return self._store.uri(f"{self._folder(stage, key)}{self._attempt}")
 
     def manifest(self, stage: str, key: str) -> Manifest | None:
-        """Return what was committed under a key; None when nothing was.
+        """Return the manifest of a committed output; None if there is none.
 
-        A manifest of another output, or one that is not signed as it has to be, is removed and counts as none, so that
-        the stage is done.
+        A manifest of another output or without a valid signature is removed, and the stage runs again.
         """
         try:
             return self._own_manifest(stage, key)
         except _DamagedError as error:
-            _log.warning("the manifest is removed: %s", error)
+            _log.warning("removing the manifest: %s", error)
             self.withdraw(stage, key)
             return None
 
     @tracing.step("fetch outputs")
     def fetch(self, stage: str, key: str, into: Path, *, without: Collection[str] = ()) -> Manifest:
-        """Download a committed output and verify every file; what is already there and right is not fetched again.
+        """Download a committed output and verify every file. Files that are in the folder already are not downloaded.
 
         Args:
-            stage: which stage's.
-            key: of the output.
-            into: the folder.
-            without: paths of the output that are not needed.
+            stage: the stage that wrote the output.
+            key: the key of the output.
+            into: the target folder.
+            without: paths of files that are not needed.
 
         Raises:
-            StageError: StageOutputMissing, when nothing was committed, a file of it is gone or damaged, or the manifest
-                is that of another output or not signed as it has to be. In the latter cases the manifest is withdrawn,
-                so that the stage is done again.
+            StageError: StageOutputMissing, when there is no output, a file is missing or damaged, or the manifest is
+                that of another output or not signed. Except in the first case, the manifest is removed, so that the
+                stage runs again.
         """
         try:
             manifest = self._own_manifest(stage, key)
@@ -177,10 +175,11 @@ class Workspace:
 
     @tracing.step("commit outputs")
     def commit(self, stage: str, key: str, folder: Path, facts: StatusModel) -> Manifest:
-        """Upload a folder as the output of a stage, the manifest last; remove other attempts and checkpoints.
+        """Upload a folder as the output of a stage, with the manifest last; remove other attempts and checkpoints.
 
         Returns:
-            What is committed now. Where another attempt was first, that is its manifest, and this one's files are gone.
+            The committed manifest. If another attempt was first, it is that one, and the files of this attempt are
+            removed.
         """
         place = self._folder(stage, key)
         try:
@@ -196,10 +195,10 @@ class Workspace:
                 folder,
             )
         except ObjectExistsError:
-            _log.info("another attempt has committed %s %s already; this one's files are dropped", stage, key)
+            _log.info("another attempt has already committed %s %s; discarding the files of this one", stage, key)
         manifest = self.manifest(stage, key)
         if manifest is None:
-            raise StageError(Reason.STAGE_OUTPUT_MISSING, f"{self._store.uri(place)} was removed while it was written")
+            raise StageError(Reason.STAGE_OUTPUT_MISSING, f"{self._store.uri(place)} was removed during the commit")
         self._store.delete(
             name
             for name in self._store.list(place)
@@ -208,20 +207,20 @@ class Workspace:
         return manifest
 
     def withdraw(self, stage: str, key: str) -> None:
-        """Remove the manifest of an output, so that the stage is done again. Nothing happens when there is none."""
+        """Remove the manifest of an output, if there is one, so that the stage runs again."""
         self._store.delete([self._folder(stage, key) + _MANIFEST])
 
     def leave(self, stage: str, key: str, name: str, content: bytes) -> str:
-        """Write a file beside an output that is not there, for people, in place of an earlier one; return its URI.
+        """Write a file for users next to an output that was not committed, for example an error report; return its URI.
 
-        It goes when the output is committed, or with the run that refers to the key.
+        The file is removed when the output is committed, or together with the references of the run.
         """
         place = f"{self._folder(stage, key)}{name}"
         self._store.put(place, content)
         return self._store.uri(place)
 
     def put_checkpoint(self, key: str, folder: Path, step: int) -> None:
-        """Upload a checkpoint of the training with a key; `latest_checkpoint` sees it once its last byte is there."""
+        """Upload a checkpoint of a training, with its manifest last, which marks it as complete."""
         place = f"{self._folder(Stage.TRAIN, key)}{_CHECKPOINTS}/{step:08d}-{self._attempt}/"
         manifest = Manifest(stage=Stage.TRAIN, key=key, attempt="files", files=_files(folder), facts={"step": step})
         try:
@@ -230,7 +229,7 @@ class Workspace:
             _log.info("the checkpoint of step %d is in the workspace already", step)
 
     def latest_checkpoint(self, key: str, into: Path) -> int | None:
-        """Download the newest checkpoint that is whole into a folder; return its step, or None when there is none."""
+        """Download the newest complete checkpoint into a folder; return its step, or None if there is none."""
         for place in self._whole_checkpoints(key):
             try:
                 manifest = self._read_manifest(place)
@@ -239,14 +238,14 @@ class Workspace:
                 _check_place(manifest, Stage.TRAIN, key, self._store.uri(place))
                 self._download(place, manifest, into)
             except _DamagedError as error:
-                _log.warning("the checkpoint %s is not whole and is passed over: %s", self._store.uri(place), error)
+                _log.warning("skipping the damaged checkpoint %s: %s", self._store.uri(place), error)
                 shutil.rmtree(into, ignore_errors=True)
                 continue
             return int(str(manifest.facts["step"]))
         return None
 
     def prune_checkpoints(self, key: str, keep: int) -> None:
-        """Remove all checkpoints but the newest `keep` whole ones; torn ones go, too."""
+        """Remove all checkpoints except the newest `keep` complete ones."""
         kept = tuple(self._whole_checkpoints(key)[:keep])
         self._store.delete(
             name
@@ -259,26 +258,26 @@ class Workspace:
         self._store.put(path, b"")
 
     def marks(self, path: str) -> dict[str, datetime]:
-        """Return the objects below a path, and when each was written last."""
+        """Return name and time of writing of the objects below a path."""
         return self._store.list(path)
 
     def remove(self, path: str) -> None:
-        """Remove everything below a path, manifests first, so that no half of an output passes for a whole one."""
+        """Remove everything below a path. Manifests are removed first, so that no incomplete output has one."""
         self._store.delete(sorted(self._store.list(path), key=lambda name: not name.endswith(f"/{_MANIFEST}")))
 
     def _folder(self, stage: str, key: str) -> str:
         return f"{stage}/{key}/"
 
     def _whole_checkpoints(self, key: str) -> list[str]:
-        """Return the places of the checkpoints that have a manifest, the newest first."""
+        """Return the paths of the checkpoints that have a manifest, newest first."""
         names = self._store.list(f"{self._folder(Stage.TRAIN, key)}{_CHECKPOINTS}/")
         return sorted((name.removesuffix(_MANIFEST) for name in names if name.endswith(f"/{_MANIFEST}")), reverse=True)
 
     def _own_manifest(self, stage: str, key: str) -> Manifest | None:
-        """Return the manifest of an output; None when there is none.
+        """Return the manifest of an output; None if there is none.
 
         Raises:
-            _DamagedError: what lies there is the manifest of another output.
+            _DamagedError: it is the manifest of another output.
         """
         place = self._folder(stage, key)
         manifest = self._read_manifest(place)
@@ -287,10 +286,10 @@ class Workspace:
         return manifest
 
     def _read_manifest(self, place: str) -> Manifest | None:
-        """Return the manifest that lies at a place; None when there is none.
+        """Return the manifest in a folder; None if there is none.
 
         Raises:
-            _UntrustedError: it is not signed as it has to be.
+            _UntrustedError: it has no valid signature.
         """
         found = self._store.read_small(place + _MANIFEST)
         if found is None:
@@ -301,7 +300,7 @@ class Workspace:
         except ValueError:
             document = None
         if self._keys:
-            # First of all: what somebody else wrote there is replaced, however odd it is.
+            # Check the signature before the format, so that an unsigned document is replaced, whatever it is.
             known = document if isinstance(document, dict) else {}
             if problem := self._keys.problem(place, known, written_at):
                 raise _UntrustedError(
@@ -317,7 +316,7 @@ class Workspace:
             ) from error
 
     def _signed(self, place: str, manifest: Manifest) -> bytes:
-        """Return the manifest as it is written; an unsigned one as versions before signatures wrote it."""
+        """Return the manifest as JSON. Without a key, it has no signature field, as in versions without signatures."""
         document = manifest.model_dump(mode="json", by_alias=True, exclude={SIGNATURE})
         if self._keys:
             document[SIGNATURE] = self._keys.sign(place, document)
@@ -341,7 +340,7 @@ class Workspace:
             try:
                 self._store.download(name, target)
             except NoObjectError as error:
-                raise _DamagedError(f"{self._store.uri(name)} is not there") from error
+                raise _DamagedError(f"{self._store.uri(name)} does not exist") from error
             if (found := sha256_of(target)) != file.sha256:
                 raise _DamagedError(f"{self._store.uri(name)} has sha256 {found}, expected {file.sha256}")
 
@@ -350,15 +349,15 @@ class Workspace:
 
 
 class _DamagedError(Exception):
-    """A file that the manifest names is gone or has other contents, or the manifest is that of another output."""
+    """A file of the manifest is missing or has a different digest, or the manifest is that of another output."""
 
 
 class _UntrustedError(_DamagedError):
-    """A manifest is not signed with the key of the namespace."""
+    """A manifest has no valid signature of the namespace's key."""
 
 
 def _check_place(manifest: Manifest, stage: str, key: str, uri: str) -> None:
-    """Check that a manifest lies where its output belongs: whoever may write to the bucket can copy one elsewhere."""
+    """Check that a manifest belongs to the output in whose folder it is, and was not copied from another one."""
     if (manifest.stage, manifest.key) != (stage, key):
         raise _DamagedError(
             f"{uri}{_MANIFEST} is the manifest of {manifest.stage}/{manifest.key}, expected that of {stage}/{key}"

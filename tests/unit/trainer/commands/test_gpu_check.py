@@ -47,14 +47,14 @@ def test_what_ends_one_part_does_not_end_the_check(tmp_path: Path, module: str) 
         ("passes", "passed"),
     ]
     assert "code -6" in results[0].reason
-    assert "not done after 1 s" in results[1].reason
+    assert "not finished after 1 s" in results[1].reason
     assert results[2].reason == "trl is not installed"
 
 
 def test_parts_for_which_no_time_is_left_are_skipped_and_say_so(tmp_path: Path, module: str) -> None:
     """The check ends in time."""
     (result,) = run_parts([Part("long", 100, answers("passed"), module)], 10, tmp_path)
-    assert (result.status, result.reason) == ("skipped", "no time left: it may take 100 s")
+    assert (result.status, result.reason) == ("skipped", "no time left: it may take up to 100 s")
 
 
 def test_the_reports_are_written_and_a_failure_decides_the_exit_code(tmp_path: Path, module: str) -> None:
@@ -71,7 +71,7 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     """And the exit code is that of a broken node, as that of a stage would be."""
     monkeypatch.setattr(command, "without_gpu", lambda: "no driver")
     assert main(["gpu-check"]) == ExitCode.NODE_BROKEN
-    assert "there is no GPU to check: no driver" in capsys.readouterr().err
+    assert "found no usable GPU: no driver" in capsys.readouterr().err
 
 
 def test_the_table_shows_what_was_measured_and_why_something_was_not() -> None:

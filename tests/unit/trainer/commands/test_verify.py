@@ -128,7 +128,7 @@ def test_a_file_that_was_changed_is_named(verifier: Verifier, path: str, downloa
     verifier.put(path, b"changed")
     code, said = verifier.verify("--key", verifier.key(), *download)
     assert code == ExitCode.DATA_WRONG
-    assert f"{path} has sha256 {hashlib.sha256(b'changed').hexdigest()}, the statement says " in said
+    assert f"{path} has sha256 {hashlib.sha256(b'changed').hexdigest()}, the statement has " in said
 
 
 def test_the_commit_that_was_published_stays_verified(verifier: Verifier):
@@ -146,8 +146,8 @@ def test_a_file_that_was_added_or_removed_is_named(verifier: Verifier):
     verifier.api.delete_file("README.md", NAME)
     code, said = verifier.verify("--key", verifier.key())
     assert code == ExitCode.DATA_WRONG
-    assert "modeling.py is in the repository and not in the statement" in said
-    assert "README.md is in the statement and not in the repository" in said
+    assert "modeling.py is in the repository but not in the statement" in said
+    assert "README.md is in the statement but not in the repository" in said
 
 
 def test_files_of_ones_own_can_be_passed_over(verifier: Verifier):
@@ -185,7 +185,7 @@ def test_garbage_in_place_of_a_statement_is_no_statement(verifier: Verifier, con
     verifier.put("provenance.json", content)
     code, said = verifier.verify()
     assert code == ExitCode.DATA_WRONG
-    assert "provenance.json is no in-toto statement" in said
+    assert "provenance.json is not an in-toto statement" in said
     assert "Traceback" not in said
 
 

@@ -89,7 +89,7 @@ def test_a_row_that_takes_too_long_to_read_is_invalid(monkeypatch):
     monkeypatch.setattr(reading, "_TIME", TimeBound(seconds=0.1))
     monkeypatch.setattr(reading.lint, "problems", lambda row, contract: re.match("(a+)+$", "a" * 60 + "!"))
     problem = problem_of(a_call(one({"type": "string"}), {"a": "x"}))
-    assert (problem.rule, problem.message) == (Rule.FORMAT, "reading the row takes more than 0.1 s of the processor")
+    assert (problem.rule, problem.message) == (Rule.FORMAT, "reading the row takes more than 0.1 s of CPU time")
 
 
 @pytest.mark.parametrize("begin", [b'{"messages": "', b'[{"messages": "', b""])

@@ -1,4 +1,4 @@
-"""What of an estimate is shown and refused; the estimate itself is tested in tests/learn."""
+"""Display of the memory estimate, and refusal of runs that do not fit. The estimate itself is tested in tests/learn."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,16 @@ from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.status import DatasetFacts
 from tunemill_trainer.__main__ import main
 from tunemill_trainer.errors import StageError
-from tunemill_trainer.learn.memory_plan import MIB, Estimate, Lengths, Need, Rung, lengths_of, refuse_too_large, table
+from tunemill_trainer.learn.memory_plan import (
+    MIB,
+    Estimate,
+    Lengths,
+    MemoryMode,
+    Need,
+    lengths_of,
+    refuse_too_large,
+    table,
+)
 
 QWEN3 = {
     "model_type": "qwen3",
@@ -28,7 +37,7 @@ QWEN3 = {
 
 def a_manifest(**spec: dict) -> dict:
     """A fine-tune of Qwen3 0.6B."""
-    wish = {
+    base = {
         "baseModel": {"id": "Qwen/Qwen3-0.6B"},
         "dataset": {"uri": "s3://team-a-data/calls.jsonl"},
         "publish": {"repository": "acme/tools"},
@@ -37,25 +46,25 @@ def a_manifest(**spec: dict) -> dict:
         "apiVersion": "tunemill.dev/v1alpha1",
         "kind": "FunctionCallFineTune",
         "metadata": {"name": "tools"},
-        "spec": wish | spec,
+        "spec": base | spec,
     }
 
 
 def a_spec(**spec: dict) -> FineTuneSpec:
-    """The same as a model."""
+    """The spec of `a_manifest`."""
     return FineTuneSpec.model_validate(a_manifest(**spec)["spec"])
 
 
 def an_estimate() -> Estimate:
-    """10,000 MiB at full speed, 4,000 at least, of which the weights are 3,000."""
-    rungs = [(Rung.NONE, 7000), (Rung.SELECTIVE, 5000), (Rung.FULL, 3000), (Rung.ONE_ROW, 1000)]
-    train = [Need(rung, {"weights": 3000 * MIB, "activations": mib * MIB}) for rung, mib in rungs]
-    return Estimate(tuple(train), (Need(Rung.ONE_ROW, {"weights": 3000 * MIB}),))
+    """An estimate of 10,000 MiB at full speed and at least 4,000 MiB, of which the weights are 3,000."""
+    modes = [(MemoryMode.NONE, 7000), (MemoryMode.SELECTIVE, 5000), (MemoryMode.FULL, 3000), (MemoryMode.ONE_ROW, 1000)]
+    train = [Need(mode, {"weights": 3000 * MIB, "activations": mib * MIB}) for mode, mib in modes]
+    return Estimate(tuple(train), (Need(MemoryMode.ONE_ROW, {"weights": 3000 * MIB}),))
 
 
-def test_a_run_that_cannot_fit_is_refused_with_what_to_change():
-    """The message has the MiB needed and given; the remedy the field that helps most."""
-    with pytest.raises(StageError, match=r"train needs 4000 MiB at least \(weights 3000, activations 1000\)") as error:
+def test_a_run_that_does_not_fit_is_refused_with_a_remedy():
+    """The message has needed and given MiB, the remedy has the field with the largest effect."""
+    with pytest.raises(StageError, match=r"train needs at least 4000 MiB \(weights 3000, activations 1000\)") as error:
         refuse_too_large(a_spec(compute={"gpuMemory": "3Gi"}), an_estimate())
     assert error.value.reason is Reason.CUDA_OUT_OF_MEMORY
     assert "3Gi are 3072 MiB" in error.value.message
@@ -67,22 +76,28 @@ def test_a_run_that_cannot_fit_is_refused_with_what_to_change():
 
 @pytest.mark.parametrize("compute", [{}, {"gpuMemory": "4000Mi"}, {"gpuMemory": "80Gi"}])
 def test_a_run_that_fits_or_names_no_memory_is_not_refused(compute: dict):
-    """The field is optional, and what fits exactly fits."""
+    """The field is optional, and a run that needs exactly the given memory fits."""
     refuse_too_large(a_spec(compute=compute), an_estimate())
 
 
 @pytest.mark.parametrize(
-    ("mib", "rung"),
-    [(3999, None), (4000, Rung.ONE_ROW), (6000, Rung.FULL), (9999, Rung.SELECTIVE), (10_000, Rung.NONE)],
+    ("mib", "mode"),
+    [
+        (3999, None),
+        (4000, MemoryMode.ONE_ROW),
+        (6000, MemoryMode.FULL),
+        (9999, MemoryMode.SELECTIVE),
+        (10_000, MemoryMode.NONE),
+    ],
 )
-def test_the_fastest_rung_that_fits_is_shown(mib: int, rung: Rung | None):
-    """What does not fit at all has none."""
+def test_the_fastest_mode_that_fits_is_shown(mib: int, mode: MemoryMode | None):
+    """Nothing is returned if no mode fits."""
     found = an_estimate().fastest(mib)
-    assert (found and found.rung) == rung
+    assert (found and found.mode) == mode
 
 
 def test_the_table_names_every_part_and_gpu():
-    """For people who choose a GPU."""
+    """The table lists all parts of the memory and all common GPUs."""
     shown = table(an_estimate())
     assert "activations" in shown
     assert "train, no checkpointing" in shown
@@ -91,12 +106,12 @@ def test_the_table_names_every_part_and_gpu():
 
 
 def test_an_estimate_survives_json():
-    """It comes from another process."""
+    """The estimate comes from another process as JSON."""
     assert Estimate.from_json(json.loads(json.dumps(an_estimate().to_json()))) == an_estimate()
 
 
-def test_lengths_are_those_that_prepare_found():
-    """Else they are the most that the spec allows."""
+def test_lengths_are_from_prepare_or_upper_bounds():
+    """Without facts of prepare, the lengths are the maximum that the spec allows."""
     facts = DatasetFacts(
         format="OpenAI",
         rows=2,

@@ -1,4 +1,4 @@
-"""The order of the rows: every row once an epoch, the longest first, the same for the same seed."""
+"""The order of the rows: every row once per epoch, the longest first, the same for the same seed."""
 
 from collections import Counter
 
@@ -11,8 +11,8 @@ LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=300)
 
 @settings(deadline=None)
 @given(LENGTHS, st.integers(0, 9), st.integers(1, 4))
-def test_every_row_is_seen_once_an_epoch(lengths: list[int], seed: int, epochs: int) -> None:
-    """Proves that `epochs` passes see each row exactly so often, and each pass each row once."""
+def test_every_row_is_used_once_per_epoch(lengths: list[int], seed: int, epochs: int) -> None:
+    """Every epoch contains each row exactly once."""
     order = row_order(lengths, seed, epochs * len(lengths))
     assert Counter(order) == dict.fromkeys(range(len(lengths)), epochs)
     for epoch in range(epochs):
@@ -21,13 +21,13 @@ def test_every_row_is_seen_once_an_epoch(lengths: list[int], seed: int, epochs: 
 
 @settings(deadline=None)
 @given(LENGTHS, st.integers(0, 9), st.integers(1, 900))
-def test_a_longer_run_begins_as_a_shorter_one(lengths: list[int], seed: int, count: int) -> None:
-    """Proves that the order depends on data and seed alone, which is what resuming needs."""
+def test_a_longer_run_starts_like_a_shorter_one(lengths: list[int], seed: int, count: int) -> None:
+    """The order depends on data and seed only, which resuming needs."""
     assert row_order(lengths, seed, count) == row_order(lengths, seed, count + 100)[:count]
 
 
-def test_the_longest_row_comes_first_and_lengths_say_nothing_about_the_rest() -> None:
-    """Proves that too little memory shows at once, and that a step is a fair sample of the data."""
+def test_the_longest_row_comes_first_and_other_rows_are_not_sorted() -> None:
+    """A lack of memory shows at the first step, and a step is a random sample of the data."""
     lengths = [1 + row * row % 997 for row in range(3003)]
     order = row_order(lengths, 0, 2 * len(lengths))
     assert lengths[order[0]] == max(lengths)
@@ -35,7 +35,7 @@ def test_the_longest_row_comes_first_and_lengths_say_nothing_about_the_rest() ->
     assert max(means) < 1.4 * min(means)
 
 
-def test_another_seed_draws_another_order() -> None:
-    """Proves that spec.training.seed does something."""
+def test_another_seed_gives_another_order() -> None:
+    """spec.training.seed changes the order."""
     lengths = list(range(1, 101))
     assert row_order(lengths, 1, 100) != row_order(lengths, 2, 100)

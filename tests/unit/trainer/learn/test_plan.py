@@ -1,4 +1,4 @@
-"""The figures of a run follow from the wish and the data."""
+"""The number of steps and the size of forward passes, from spec and data."""
 
 import pytest
 from hypothesis import given
@@ -18,14 +18,14 @@ from tunemill_trainer.learn.plan import plan
         (Training(max_steps=201, batch_size=8), 3, 201, 10),
     ],
 )
-def test_steps_come_from_epochs_or_are_given(training: Training, rows: int, steps: int, log_every: int) -> None:
-    """Proves that each row counts as often as there are epochs, and that short runs log every step."""
+def test_steps_are_from_epochs_or_from_max_steps(training: Training, rows: int, steps: int, log_every: int) -> None:
+    """Every row counts once per epoch, and short runs log every step."""
     made = plan(training, rows)
     assert (made.steps, made.log_every) == (steps, log_every)
 
 
-def test_each_pod_that_was_killed_for_memory_halves_a_forward_pass() -> None:
-    """Proves that the next pod computes less at once, down to one row, and does the same steps."""
+def test_each_oom_killed_pod_halves_a_forward_pass() -> None:
+    """The next pod computes smaller forward passes, down to one row, with the same steps."""
     whole, kills = plan(Training(), 100), range(1, 22)
     smaller = [plan(Training(), 100, count) for count in kills]
     assert [made.micro_batch_tokens for made in smaller] == [whole.micro_batch_tokens // 2**count for count in kills]
@@ -40,7 +40,7 @@ def size(rows: list[int], lengths: list[int], padded: bool) -> int:
 
 @given(st.lists(st.integers(1, 4096), min_size=1, max_size=64), st.integers(1, 40_000), st.booleans())
 def test_every_row_has_one_forward_pass_and_none_is_too_large(lengths: list[int], tokens: int, padded: bool) -> None:
-    """Proves that an optimizer step has exactly its rows, and that padding counts where there is some."""
+    """An optimizer step has exactly its rows, and padding counts."""
     passes = split(lengths, tokens, padded=padded)
     assert sorted(row for rows in passes for row in rows) == list(range(len(lengths)))
     for rows in passes:
@@ -48,16 +48,16 @@ def test_every_row_has_one_forward_pass_and_none_is_too_large(lengths: list[int]
 
 
 @given(st.lists(st.integers(1, 4096), min_size=1, max_size=64), st.integers(1, 40_000))
-def test_rows_end_to_end_fill_their_passes(lengths: list[int], tokens: int) -> None:
-    """Proves that no two passes could be one: a pass costs the same kernels however few tokens it has."""
+def test_concatenated_rows_fill_their_passes(lengths: list[int], tokens: int) -> None:
+    """No two passes could be merged: every pass costs the same number of kernels."""
     passes = split(lengths, tokens, padded=False)
     sizes = sorted(size(rows, lengths, padded=False) for rows in passes)
     assert len(sizes) == 1 or sizes[0] + sizes[1] > tokens
 
 
 @given(st.lists(st.integers(1, 4096), min_size=1, max_size=64), st.integers(1, 40_000), st.booleans())
-def test_what_does_not_fit_is_cut_until_every_row_is_alone(lengths: list[int], tokens: int, padded: bool) -> None:
-    """Proves that the largest pass of several rows shrinks with every try, until there is none."""
+def test_passes_are_halved_until_each_has_one_row(lengths: list[int], tokens: int, padded: bool) -> None:
+    """The largest pass with several rows shrinks with every attempt."""
     bound: int | None = tokens
     largest = []
     while bound is not None:

@@ -1,4 +1,4 @@
-"""Endpoints and connections: the node's metadata service is no server for data, and gives a stage no identity."""
+"""Endpoints and connections to metadata services are refused, so that a stage cannot use the node's credentials."""
 
 import os
 import socket
@@ -34,16 +34,17 @@ METADATA = [
 
 @pytest.mark.parametrize("host", METADATA)
 def test_an_endpoint_at_a_metadata_service_is_refused(host: str) -> None:
-    """However the address is written; the message names the field, the host and what it is."""
+    """In every notation of the address; the message has the field, the host and the address."""
     with pytest.raises(StageError) as refused:
         addresses.check(f"http://{host}:80/latest/meta-data", "spec.dataset.endpoint")
     assert refused.value.reason is Reason.INVALID_SPEC
-    assert f"spec.dataset.endpoint names {host.strip('[]')}" in refused.value.message
+    assert "spec.dataset.endpoint resolves to " in refused.value.message
+    assert f"(host {host.strip('[]')})" in refused.value.message
     assert "change spec.dataset.endpoint" in refused.value.message
 
 
-def test_a_name_is_refused_for_any_of_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what it resolves to says what it is."""
+def test_a_host_is_refused_for_any_of_its_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host name is resolved, and all its addresses are checked."""
     records = {"honest.example": ["192.0.2.1", "2001:db8::1"], "rebound.example": ["192.0.2.1", "169.254.169.254"]}
 
     def resolve(host: str, *_: Any, **__: Any) -> list[Any]:
@@ -54,13 +55,13 @@ def test_a_name_is_refused_for_any_of_its_addresses(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     for endpoint in ("", "https://honest.example/x", "https://unknown.example"):
         addresses.check(endpoint, "spec.hub.endpoint")
-    with pytest.raises(StageError, match=r"spec.hub.endpoint names rebound.example, which is 169.254.169.254"):
+    with pytest.raises(StageError, match=r"spec.hub.endpoint resolves to 169.254.169.254 \(host rebound.example\)"):
         addresses.check("https://rebound.example", "spec.hub.endpoint")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "10.0.0.1", "[::1]", "[fd00::1]", "169.253.255.255"])
-def test_private_addresses_are_servers_like_others(host: str) -> None:
-    """S3 servers and Hubs of one's own are at such addresses."""
+def test_private_addresses_are_allowed(host: str) -> None:
+    """Self-hosted S3 servers and Hubs have such addresses."""
     addresses.check(f"http://{host}:9000", "spec.workspace.endpoint")
 
 
@@ -96,7 +97,7 @@ else:
     ],
 )
 def test_no_connection_reaches_a_metadata_service(address: str, environment: dict[str, str], outcome: str) -> None:
-    """Not by a redirect and not by a name that has changed; the agents of pod identities stay reachable."""
+    """Neither by a redirect nor by a changed DNS record. The agents of pod identities stay reachable."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     done = subprocess.run(
         [sys.executable, "-c", CONNECT, address], env=kept | environment, capture_output=True, text=True, check=True
@@ -135,7 +136,7 @@ class _Metadata(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def metadata() -> Iterator[tuple[str, list[str]]]:
-    """The URL of a metadata service, and the requests that it has got."""
+    """The URL of a metadata service, and the requests that it received."""
     seen: list[str] = []
     handler = type("Handler", (_Metadata,), {"seen": seen})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -163,7 +164,7 @@ def test_the_identity_of_the_node_signs_no_request(
 
 
 def test_every_connection_of_the_process_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python's sockets announce where they connect to, whichever library opens them."""
+    """Python's sockets raise an audit event for every connection, whichever library opens it."""
     addresses.guard()
     monkeypatch.setattr(addresses, "REFUSED", (ip_network("127.0.0.2/32"),))
     with socket.socket() as client, pytest.raises(addresses.RefusedAddressError, match="is link-local or"):

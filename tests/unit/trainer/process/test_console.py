@@ -1,4 +1,4 @@
-"""Nothing that a stage says holds a secret or forges a line: what it logs, what it reports, what libraries print."""
+"""Logs, reports and output of libraries have no secrets, and cannot forge log lines."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ sys.exit(__main__.main(["lint", "x"]))
 
 @pytest.fixture
 def credentials(tmp_path: Path) -> Credentials:
-    """Mounted Secrets with canaries, as the kubelet mounts them: links to a folder with a name of its own."""
+    """Mounted Secrets with canary values, as the kubelet mounts them: links to a folder with a generated name."""
     values = {
         "hub-write/token": f"{TOKEN}\n",
         "dataset/AWS_ACCESS_KEY_ID": KEY_ID,
@@ -59,15 +59,15 @@ def credentials(tmp_path: Path) -> Credentials:
     return Credentials(tmp_path)
 
 
-def test_the_values_of_secrets_are_hidden(credentials: Credentials):
-    """As they are and as a URL writes them; words that are too short for a secret stay."""
+def test_values_of_secrets_are_redacted(credentials: Credentials):
+    """In plain and URL-encoded form. Values that are too short for a secret are kept."""
     hide = Redaction(credentials)
     assert hide(f"Bearer {TOKEN} is {KEY_ID}:{KEY}, in short") == "Bearer *** is ***:***, in short"
     assert "canary" not in hide("canary%2Fof%2Bs3%3D0123456789abcdef")
 
 
-def test_what_else_a_secret_holds_is_no_secret(credentials: Credentials):
-    """Some hold the region, too, which messages need; and what is no text is passed over."""
+def test_other_keys_of_a_secret_are_not_redacted(credentials: Credentials):
+    """A region, for example, which messages need. Binary values are ignored."""
     (credentials.directory / "dataset" / "region").write_text("eu-central-1")
     (credentials.directory / "hub-write" / "AWS_SESSION_TOKEN").write_bytes(b"\xff\xfe\x00")
     assert Redaction(credentials)("eu-central-1") == "eu-central-1"
@@ -82,20 +82,20 @@ def test_what_else_a_secret_holds_is_no_secret(credentials: Credentials):
         ("s3://bucket/calls-?.jsonl and https://hub/a@b?", "s3://bucket/calls-?.jsonl and https://hub/a@b?"),
     ],
 )
-def test_what_urls_may_hold_of_secrets_is_hidden(tmp_path: Path, text, shown):
-    """Users with passwords, and queries, which sign requests; not the wildcards of a data set's uri."""
+def test_credentials_in_urls_are_redacted(tmp_path: Path, text, shown):
+    """Users with passwords and query strings, which sign requests, but not the wildcards of a data set's URI."""
     assert Redaction(Credentials(tmp_path))(text) == shown
 
 
-def test_a_failure_is_shown_clean(credentials: Credentials):
-    """Before it is shortened, which could leave the half of a token."""
+def test_a_failure_is_redacted(credentials: Credentials):
+    """Before it is shortened, which could leave half of a token."""
     failure = failure_of(Reason.INTERNAL_ERROR, f"{TOKEN} in 'a\n\x1b[31mb.jsonl'", f"Change {TOKEN}.")
     shown = Redaction(credentials).of_failure(failure)
     assert (shown.message, shown.remedy) == (r"*** in 'a\n\u001b[31mb.jsonl'", "Change ***.")
 
 
-def test_whoever_prints_it_prints_it_clean(credentials: Credentials):
-    """print, warnings, the handlers of libraries, tracebacks of threads and of the process; and no line is forged."""
+def test_all_output_is_redacted(credentials: Credentials):
+    """print, warnings, handlers of libraries, tracebacks of threads and of the process. No line can be forged."""
     program = PROGRAM.format(token=TOKEN)
     environment = {"TUNEMILL_SECRETS_DIR": str(credentials.directory), "PATH": "", "HOME": str(credentials.directory)}
     ended = subprocess.run(

@@ -1,4 +1,4 @@
-"""A function over batches with several processes: in order, bounded, and with its errors."""
+"""A function over batches in several processes: in order, with a limited number of batches, and with its errors."""
 
 import os
 import signal
@@ -8,13 +8,13 @@ from tunemill_trainer.process.parallel import ordered_map
 
 
 def squares(numbers):
-    """The work of a batch, and who did it."""
+    """Return the squares of a batch, and the process id."""
     return [number**2 for number in numbers], os.getpid()
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_results_come_in_the_order_of_the_batches(workers):
-    """However many processes there are; with one, and for one batch, there is no other process."""
+def test_results_are_in_the_order_of_the_batches(workers):
+    """With any number of processes. With one worker, or one batch, there is no other process."""
     batches = [[number, number + 1] for number in range(50)]
     found = list(ordered_map(squares, batches, workers))
     assert [result for result, _ in found] == [squares(batch)[0] for batch in batches]
@@ -22,8 +22,8 @@ def test_results_come_in_the_order_of_the_batches(workers):
     assert next(iter(ordered_map(squares, batches[:1], workers)))[1] == os.getpid()
 
 
-def test_batches_are_taken_as_they_are_needed():
-    """A stream that is larger than memory is never read far ahead."""
+def test_batches_are_consumed_lazily():
+    """A stream that is larger than memory is not read far ahead."""
     taken = []
 
     def stream():
@@ -37,8 +37,8 @@ def test_batches_are_taken_as_they_are_needed():
     results.close()
 
 
-def test_an_error_of_the_function_is_raised_here():
-    """As if it had been called here."""
+def test_an_error_of_the_function_is_raised():
+    """As if the function had been called in this process."""
 
     def fail(number):
         raise ValueError(f"no {number}")
@@ -47,8 +47,8 @@ def test_an_error_of_the_function_is_raised_here():
         list(ordered_map(fail, [7, 8], 2))
 
 
-def test_a_worker_that_is_killed_means_that_memory_ran_out():
-    """Nothing else kills one process of a pod."""
+def test_a_killed_worker_raises_memory_error():
+    """The kernel's OOM killer is the usual cause."""
 
     def die(_batch):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Progress reports: what is sent, how often, and that nothing about them can disturb the work."""
+"""Progress reports: content, frequency, and that their failures are ignored."""
 
 import json
 import ssl
@@ -46,7 +46,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def an_endpoint(folder: Path, certificate: Path, status: int = 200) -> Iterator[Endpoint]:
-    """Serve HTTPS until the block ends and answer every report with a status."""
+    """Serve HTTPS inside the block, and respond to every report with a status."""
     token, ca = folder / "token", certificate.with_name("cert.pem")
     token.write_text("first-token\n")
 
@@ -76,8 +76,8 @@ def an_endpoint(folder: Path, certificate: Path, status: int = 200) -> Iterator[
         server.server_close()
 
 
-def test_a_report_speaks_kubeflows_protocol(tmp_path: Path, certificate: Path) -> None:
-    """Proves the body, that the operator's model reads it, and the token for each report afresh."""
+def test_a_report_follows_kubeflows_protocol(tmp_path: Path, certificate: Path) -> None:
+    """The body is valid for the operator's model, and the token is read for each report."""
     with an_endpoint(tmp_path, certificate) as endpoint:
         progress = Progress("train", endpoint.destination, interval_seconds=0)
         progress.report(45.7, 3600.4, {"loss": "0.2347", "current_step": 800})
@@ -112,7 +112,7 @@ def test_the_end_of_train_is_told_until_evaluate_ends(
 
 
 def test_of_many_reports_the_first_and_the_last_are_sent(tmp_path: Path, certificate: Path) -> None:
-    """Proves the throttle, and that the last report goes out although the interval has not passed."""
+    """Reports are throttled, but the last one is sent before the interval has passed."""
     with an_endpoint(tmp_path, certificate) as endpoint:
         progress = Progress("train", endpoint.destination, interval_seconds=3600)
         progress.report(0)
@@ -144,7 +144,7 @@ def test_a_report_that_cannot_be_delivered_disturbs_nothing(
 
 
 def test_only_https_gets_the_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Proves that a token never travels in the clear, and that there are no reports outside of a cluster."""
+    """A token is never sent without TLS, and outside a cluster there are no reports."""
     for name in (ENV_PROGRESS_URL, ENV_PROGRESS_TOKEN, ENV_PROGRESS_CA):
         monkeypatch.delenv(name, raising=False)
     assert Destination.from_environment() is None

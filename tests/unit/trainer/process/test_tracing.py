@@ -1,4 +1,4 @@
-"""A stage's spans: below the span of its run, and no hindrance where nobody collects them."""
+"""Spans of a stage: children of the run's span, and no effect without a collector."""
 
 import logging
 import subprocess
@@ -29,7 +29,7 @@ RUN = RunSpec(
 
 @pytest.fixture
 def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
-    """A collector that the environment names."""
+    """A collector that is configured in the environment."""
     logger = logging.getLogger("opentelemetry")
     level = logger.level
     with a_collector() as collector:
@@ -40,12 +40,12 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
 
 @tracing.step("download")
 def download(what: str) -> str:
-    """Do a part of a stage."""
+    """Run a step of a stage."""
     return what
 
 
-def test_a_stage_and_its_parts_are_below_the_run(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The operator's variable says which run."""
+def test_stage_and_steps_are_children_of_the_run(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator's environment variable has the run's span."""
     run = SpanRef.of_run("uid", "r1")
     monkeypatch.setenv(ENV_TRACEPARENT, run.traceparent)
     with tracing.stage(Stage.TRAIN, RUN):
@@ -58,8 +58,8 @@ def test_a_stage_and_its_parts_are_below_the_run(collector: Collector, monkeypat
     assert not stage.failed
 
 
-def test_a_stage_that_fails_is_a_failed_span_that_arrives(collector: Collector) -> None:
-    """Also without a run above it: then it begins a trace of its own."""
+def test_a_failed_stage_is_exported_as_a_failed_span(collector: Collector) -> None:
+    """Without a run's span, it is the root of a new trace."""
     with pytest.raises(ZeroDivisionError), tracing.stage(Stage.PREPARE, RUN):
         1 / 0  # noqa: B018 - to fail
     (stage,) = collector.named("prepare")
@@ -74,12 +74,12 @@ def test_variables_that_cannot_be_read_stop_no_stage(
     monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many")
     with tracing.stage(Stage.TRAIN, RUN):
         assert download("weights") == "weights"
-    assert "nothing is traced" in caplog.text
+    assert "tracing is disabled" in caplog.text
     assert not collector.spans
 
 
-def test_nothing_of_opentelemetry_is_imported_unasked() -> None:
-    """Memory and time at the start are for those who want traces."""
+def test_opentelemetry_is_imported_only_when_enabled() -> None:
+    """It costs memory and startup time."""
     script = (
         "import sys, tunemill_trainer.stages.runner; print([name for name in sys.modules if 'opentelemetry' in name])"
     )

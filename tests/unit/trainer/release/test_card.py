@@ -1,4 +1,4 @@
-"""The model card and the folder that is published."""
+"""The model card, and the folder that is published."""
 
 import json
 import re
@@ -26,11 +26,11 @@ SECRETS = ("s3://secret-bucket", "s3.internal.example", "team-a", "hf-write", "h
 
 
 def facts(*added: str, publish: dict | None = None, dataset: dict | None = None, whole: bool = False) -> ReleaseFacts:
-    """All that a card tells, of a run whose wish names places that a card must not tell."""
+    """The content of a card, for a run whose spec has locations that a card must not contain."""
     base = BaseModel("google/gemma-2-2b-it", "0123456789abcdef" * 2 + "01234567")
     adapter, merged = "acme/support-tools", "acme/support-tools-merged"
     places = Artifacts(adapter, merged if added else "", report=False) if not whole else Artifacts("", adapter, False)
-    verdict = Verdict(("it holds rows for new tokens",) if added else (), 32)
+    verdict = Verdict(("it contains rows for added tokens",) if added else (), 32)
     contract = Contract(ServingTarget.VLLM, base, places, verdict, ReplyFormat.HERMES)
     spec = {
         "baseModel": {"id": "google/gemma-2-2b-it", "tokenSecretRef": {"name": "hf-read"}},
@@ -101,7 +101,7 @@ def facts(*added: str, publish: dict | None = None, dataset: dict | None = None,
 
 
 def model(folder: Path) -> Path:
-    """Write what a release begins with: weights, tokenizer, template."""
+    """Write the files from which a release starts: weights, tokenizer, chat template."""
     folder.mkdir()
     (folder / "adapter_model.safetensors").write_bytes(b"weights")
     (folder / "adapter_config.json").write_text('{"r": 8}')
@@ -112,7 +112,7 @@ def model(folder: Path) -> Path:
 
 
 def outputs(folder: Path) -> tuple[Path, Path]:
-    """Write what train and evaluate left."""
+    """Write the outputs of train and evaluate."""
     trained, evaluation = folder / "trained", folder / "evaluation"
     trained.mkdir()
     evaluation.mkdir()
@@ -122,12 +122,12 @@ def outputs(folder: Path) -> tuple[Path, Path]:
 
 
 def metadata(card: str) -> dict:
-    """Return the YAML between the dashes."""
+    """Return the YAML metadata of a card."""
     return yaml.safe_load(card.split("---")[1])
 
 
-def test_the_hub_finds_what_it_looks_for():
-    """The fields by which the Hub files an adapter, and the measured figures as its leaderboards read them."""
+def test_the_metadata_is_complete():
+    """The fields by which the Hub classifies an adapter, and the metrics for its leaderboards."""
     found = metadata(model_card(facts()))
     assert found["base_model"] == "google/gemma-2-2b-it"
     assert found["base_model_relation"] == "adapter"
@@ -137,46 +137,46 @@ def test_the_hub_finds_what_it_looks_for():
     assert [(metric["type"], metric["value"]) for metric in result["metrics"]] == [("exact_match", 0.8)]
 
 
-def test_a_draft_says_what_it_is_first():
-    """Whoever opens its branch reads before anything else that it is no release, and which gates it misses."""
+def test_a_draft_is_marked_in_the_introduction():
+    """With the gates that failed."""
     missed = GateFacts(gate="exact_match >= 0.9", passed=False, message="base 0.1000, tuned 0.8000, 20 cases")
     card = model_card(replace(facts(), gates=(*facts().gates, missed)))
     introduction = card.split("## Evaluation")[0]
-    assert "This is a draft and no release" in introduction
+    assert "This is a draft, not a release" in introduction
     assert "> - `exact_match >= 0.9` (base 0.1000, tuned 0.8000, 20 cases)" in introduction
     assert "exact_match >= 0.5" not in introduction
     assert "draft" in metadata(card)["tags"]
     assert "draft" not in model_card(facts())
 
 
-def test_the_card_can_be_read_back():
-    """huggingface_hub parses it without a complaint, evaluation results included."""
+def test_the_card_can_be_parsed():
+    """huggingface_hub parses it without warnings, including the evaluation results."""
     card = ModelCard(model_card(facts()))
     assert [result.metric_value for result in card.data.eval_results or []] == [0.8]
 
 
-def test_a_quantised_base_is_named_as_such():
-    """The figures are those of the weights that were computed with."""
+def test_the_quantization_of_the_base_model_is_shown():
+    """The metrics are those of the quantized weights."""
     run = facts().run
     spec = run.spec.model_copy(
         update={"base_model": run.spec.base_model.model_copy(update={"quantization": Quantization.NF4})}
     )
     quantised = replace(facts(), run=run.model_copy(update={"spec": spec}))
-    assert ", in NF4 while it was trained and judged |" in model_card(quantised)
-    assert "while it was trained" not in model_card(facts())
+    assert ", quantized to NF4 in training and evaluation |" in model_card(quantised)
+    assert "quantized to" not in model_card(facts())
 
 
-def test_figures_stand_beside_their_base_and_their_doubt():
-    """A share without its interval and its number of cases says little."""
+def test_metrics_are_shown_with_base_and_interval():
+    """With the confidence interval and the number of cases."""
     card = model_card(facts())
-    assert "| Right tools and arguments (`exact_match`) | 0.1000 | **0.8000** | 0.584 to 0.919 | 20 |" in card
+    assert "| Exact match (`exact_match`) | 0.1000 | **0.8000** | 0.584 to 0.919 | 20 |" in card
     assert "`abstention_accuracy`" not in card
     assert "`exact_match >= 0.5`: passed" in card
     assert "NVIDIA H200" in card
 
 
-def test_no_place_of_the_user_is_told():
-    """Buckets, servers, namespaces and Secrets are nobody's business; the repository may be public."""
+def test_the_card_has_no_private_locations():
+    """No bucket, server, namespace or Secret, because the repository may be public."""
     card = model_card(facts("<tool_call>"))
     assert not [secret for secret in SECRETS if secret in card]
 
@@ -184,8 +184,8 @@ def test_no_place_of_the_user_is_told():
 @pytest.mark.parametrize(
     "name", ["mit\n---\n# Buy", "x: {y", "- &a *a", "!!python/object/apply:os.system [id]", "<script>"]
 )
-def test_a_license_stays_a_value_of_the_metadata(name):
-    """The base model's card is somebody else's: it adds no field, ends no block and begins no text."""
+def test_a_license_cannot_break_the_metadata(name):
+    """The base model's card is untrusted: it cannot add fields, end the block or add text."""
     card = model_card(replace(facts(), license={"license": "other", "license_name": name}))
     begin, block, text = re.split(r"^---$", card, maxsplit=2, flags=re.MULTILINE)
     assert yaml.safe_load(block) == metadata(model_card(facts())) | {"license": "other", "license_name": name}
@@ -194,14 +194,14 @@ def test_a_license_stays_a_value_of_the_metadata(name):
 
 
 def test_the_license_is_the_base_models():
-    """Inherited where the base model has one; none is made up."""
+    """It is inherited if the base model has one."""
     assert metadata(model_card(facts()))["license"] == "gemma"
     assert "license" not in metadata(model_card(replace(facts(), license={})))
 
 
 @pytest.mark.parametrize("uri", ["s3://hospital-hiv/calls.jsonl", "hf://acme/hospital-hiv@v2/calls-hiv.jsonl"])
 def test_the_name_of_private_data_is_nowhere_in_the_repository(tmp_path, uri):
-    """Neither a bucket nor a data set that not everybody may see: a name alone can say too much."""
+    """Neither a bucket nor a private data set: a name can reveal too much."""
     of_private = facts(dataset={"uri": uri})
     assert "datasets" not in metadata(model_card(of_private))
     folder = model(tmp_path / "release")
@@ -212,35 +212,35 @@ def test_the_name_of_private_data_is_nowhere_in_the_repository(tmp_path, uri):
 
 
 def test_a_public_data_set_of_the_hub_is_linked():
-    """What everybody may know of is named."""
+    """Public names are shown."""
     assert metadata(model_card(replace(facts(), public_dataset="acme/calls")))["datasets"] == ["acme/calls"]
 
 
-def test_a_uri_tells_the_data_set_that_it_is_in():
-    """With or without a revision and a path; a bucket is no data set."""
+def test_the_data_set_of_a_uri():
+    """With or without revision and path. A bucket is not a data set."""
     assert hub_dataset("hf://acme/calls") == "acme/calls"
     assert hub_dataset("hf://datasets/acme/calls@v2/data/*.parquet") == "acme/calls"
     assert hub_dataset("s3://bucket/calls.jsonl") == ""
 
 
 def test_a_servable_adapter_has_its_command():
-    """VLLM loads it beside its base, with the smallest rank that it takes."""
+    """The server loads it with its base model, and with the smallest rank that is large enough."""
     card = model_card(facts())
     assert "--max-lora-rank 32" in card
     assert "--lora-modules support-tools=./support-tools" in card
 
 
-def test_an_adapter_that_vllm_refuses_leads_to_the_whole_model():
-    """Why, where it is, and the command."""
+def test_an_unservable_adapter_refers_to_the_merged_model():
+    """With the reason, the repository and the command."""
     card = model_card(facts("<tool_call>", "</tool_call>"))
-    assert "it holds rows for new tokens" in card
+    assert "it contains rows for added tokens" in card
     assert "vllm serve acme/support-tools-merged" in card
     assert "--revision decade" in card
     assert "--enable-lora" not in card
 
 
-def test_a_whole_model_is_loaded_without_peft():
-    """Its card shows other code, and the Hub files it as a fine-tuned model."""
+def test_a_full_model_is_loaded_without_peft():
+    """The card has other code, and the metadata a different relation."""
     card = model_card(facts(whole=True))
     assert metadata(card)["base_model_relation"] == "finetune"
     assert metadata(card)["library_name"] == "transformers"
@@ -248,14 +248,14 @@ def test_a_whole_model_is_loaded_without_peft():
     assert "peft" not in card
 
 
-def test_the_code_loads_what_was_published():
-    """The tag where there is one, else the branch."""
+def test_the_code_loads_the_published_revision():
+    """The tag if there is one, otherwise the branch."""
     assert 'revision = "acme/support-tools", "v1"' in model_card(facts(publish={"tag": "v1"}))
     assert 'revision = "acme/support-tools", "trial"' in model_card(facts(publish={"branch": "trial"}))
 
 
-def test_the_same_facts_make_the_same_folder(tmp_path: Path):
-    """Byte for byte, pictures included: else a repeated push would be a new commit."""
+def test_the_same_facts_give_the_same_folder(tmp_path: Path):
+    """Byte for byte, including pictures: otherwise a repeated push would be a new commit."""
     trained, evaluation = outputs(tmp_path)
     folders = [model(tmp_path / "one"), model(tmp_path / "two")]
     for folder in folders:
@@ -266,16 +266,16 @@ def test_the_same_facts_make_the_same_folder(tmp_path: Path):
     assert "report.html" not in one
 
 
-def test_the_report_goes_along_when_asked_for(tmp_path: Path):
-    """It shows held-out rows, so nobody gets it unasked."""
+def test_the_report_is_published_on_request(tmp_path: Path):
+    """Only then, because it contains held-out rows."""
     folder = model(tmp_path / "release")
     assemble(folder, replace(facts(), with_page=True), *outputs(tmp_path))
     assert (folder / "report.html").read_text() == "<html>"
     assert "report.html" in (folder / "README.md").read_text()
 
 
-def test_the_tokenizer_can_read_calls(tmp_path: Path):
-    """Transformers' server finds calls by a template in the tokenizer: the head of a reply, and what ends it."""
+def test_the_tokenizer_has_a_response_template(tmp_path: Path):
+    """Transformers' server finds calls by it: the generation prompt, and the stop tokens."""
     folder = model(tmp_path / "release")
     assemble(folder, facts(), *outputs(tmp_path))
     template = json.loads((folder / "tokenizer_config.json").read_text())["response_template"]
@@ -283,15 +283,15 @@ def test_the_tokenizer_can_read_calls(tmp_path: Path):
     assert template["fields"]["content"]["close"] == ["<end>", "<eos>"]
 
 
-def test_a_server_stops_where_training_did(tmp_path: Path):
-    """The base model may know another end of a turn than the template."""
+def test_the_stop_tokens_are_those_of_training(tmp_path: Path):
+    """The base model may have other stop tokens than the chat template."""
     folder = model(tmp_path / "release")
     assemble(folder, facts(), *outputs(tmp_path))
     settings = json.loads((folder / "generation_config.json").read_text())
     assert settings == {"do_sample": False, "eos_token_id": [107, 1], "pad_token_id": 0}
 
 
-def test_the_contract_is_there_for_machines(tmp_path: Path):
+def test_the_serving_contract_is_json(tmp_path: Path):
     """Command, parser, template and stop tokens in one file."""
     folder = model(tmp_path / "release")
     assemble(folder, facts(), *outputs(tmp_path))
@@ -302,8 +302,8 @@ def test_the_contract_is_there_for_machines(tmp_path: Path):
     assert contract["command"] in (folder / "README.md").read_text()
 
 
-def test_the_record_lists_all_files_and_no_place(tmp_path: Path):
-    """tunemill.json is for machines: what the release consists of, and the recipe."""
+def test_the_record_lists_all_files_and_no_locations(tmp_path: Path):
+    """tunemill.json has the files of the release and the hyperparameters."""
     folder = model(tmp_path / "release")
     assemble(folder, facts(), *outputs(tmp_path))
     text = (folder / "tunemill.json").read_text()

@@ -1,4 +1,4 @@
-"""What is published where, and how it is served."""
+"""The published artifacts, and the serving contract."""
 
 import shlex
 
@@ -13,11 +13,11 @@ from tunemill_trainer.release.servability import Verdict
 
 ADAPTER, MERGED = "acme/tools", "acme/tools-merged"
 REVISIONS = {ADAPTER: "c0ffee", MERGED: "decade"}
-SERVABLE, REFUSED = Verdict((), 16), Verdict(("it holds rows for new tokens",), 16)
+SERVABLE, REFUSED = Verdict((), 16), Verdict(("it contains rows for added tokens",), 16)
 
 
-def wish(*artifacts: str, serving: str = "vLLM") -> Publish:
-    """A wish with these artifacts; none means the default."""
+def publish_spec(*artifacts: str, serving: str = "vLLM") -> Publish:
+    """spec.publish with these artifacts; none means the default."""
     return Publish.model_validate(
         {"repository": ADAPTER, "serving": serving, **({"artifacts": list(artifacts)} if artifacts else {})}
     )
@@ -30,34 +30,38 @@ def contract(
     whole: str = "",
     call_format: ReplyFormat = ReplyFormat.HERMES,
 ) -> Contract:
-    """A contract for what was published of a Gemma 2."""
+    """A serving contract for a release of a Gemma 2."""
     base = BaseModel("google/gemma-2-2b-it", "ab" * 20)
     return Contract(ServingTarget(target), base, Artifacts(adapter, whole, report=False), verdict, call_format)
 
 
 def test_auto_adds_the_merged_model_only_where_the_server_needs_it():
-    """A second copy of the weights is pushed for a reason."""
-    assert chosen(wish(), only_whole=False, servable=True) == Artifacts(ADAPTER, "", report=False)
-    assert chosen(wish(), only_whole=False, servable=False) == Artifacts(ADAPTER, MERGED, report=False)
-    assert chosen(wish(serving="None"), only_whole=False, servable=False) == Artifacts(ADAPTER, "", report=False)
+    """A second copy of the weights is pushed only if necessary."""
+    assert chosen(publish_spec(), only_whole=False, servable=True) == Artifacts(ADAPTER, "", report=False)
+    assert chosen(publish_spec(), only_whole=False, servable=False) == Artifacts(ADAPTER, MERGED, report=False)
+    assert chosen(publish_spec(serving="None"), only_whole=False, servable=False) == Artifacts(
+        ADAPTER, "", report=False
+    )
 
 
-def test_what_is_named_is_what_is_published():
-    """Nothing less, and nothing more."""
-    assert chosen(wish("Adapter"), only_whole=False, servable=False) == Artifacts(ADAPTER, "", report=False)
-    assert chosen(wish("Adapter", "Merged"), only_whole=False, servable=True) == Artifacts(
+def test_exactly_the_listed_artifacts_are_published():
+    """No fewer, and no more."""
+    assert chosen(publish_spec("Adapter"), only_whole=False, servable=False) == Artifacts(ADAPTER, "", report=False)
+    assert chosen(publish_spec("Adapter", "Merged"), only_whole=False, servable=True) == Artifacts(
         ADAPTER, MERGED, report=False
     )
-    assert chosen(wish("Merged", "Report"), only_whole=False, servable=True) == Artifacts("", ADAPTER, report=True)
+    assert chosen(publish_spec("Merged", "Report"), only_whole=False, servable=True) == Artifacts(
+        "", ADAPTER, report=True
+    )
 
 
-def test_a_whole_model_has_the_named_repository():
-    """Full training leaves no adapter."""
-    assert chosen(wish(), only_whole=True, servable=False) == Artifacts("", ADAPTER, report=False)
+def test_a_full_model_uses_the_repository_of_the_spec():
+    """The method Full has no adapter."""
+    assert chosen(publish_spec(), only_whole=True, servable=False) == Artifacts("", ADAPTER, report=False)
 
 
-def test_prepare_knows_the_second_repository_before_a_gpu_is_asked_for():
-    """So that a token that may not write there is found in time."""
+def test_the_second_repository_is_known_before_training():
+    """So that a missing permission for it is found early."""
     spec = {"baseModel": {"id": "a/b"}, "dataset": {"uri": "s3://bucket/x.jsonl"}, "publish": {"repository": ADAPTER}}
     assert second_repository(FineTuneSpec.model_validate(spec), added_tokens=0) == ""
     assert second_repository(FineTuneSpec.model_validate(spec), added_tokens=4) == MERGED
@@ -67,8 +71,8 @@ def test_prepare_knows_the_second_repository_before_a_gpu_is_asked_for():
     assert second_repository(FineTuneSpec.model_validate(transformers), added_tokens=0) == MERGED
 
 
-def test_an_adapter_is_served_beside_its_base():
-    """With the tokenizer, the template and the exact commits of what was measured."""
+def test_the_command_for_an_adapter():
+    """With tokenizer, chat template and the exact commits of the evaluation."""
     found = contract().serving(REVISIONS)
     assert found is not None
     download, serve = found.command.split("\n", 1)
@@ -86,19 +90,19 @@ def test_an_adapter_is_served_beside_its_base():
     assert found.model == f"{ADAPTER}@c0ffee"
 
 
-def test_a_refused_adapter_is_served_in_one_piece():
-    """The status says why, and which commit is served."""
+def test_the_merged_model_is_served_if_the_adapter_cannot():
+    """Status has the reason, and the served commit."""
     found = contract(REFUSED, whole=MERGED).serving(REVISIONS)
     assert found is not None
     assert (found.model, found.merged, found.adapter_servable) == (f"{MERGED}@decade", True, False)
-    assert found.reason == "it holds rows for new tokens"
+    assert found.reason == "it contains rows for added tokens"
     words = shlex.split(found.command.replace("\\\n", " "))
     assert words[:7] == ["vllm", "serve", MERGED, "--revision", "decade", "--tokenizer-revision", "decade"]
     assert "--enable-lora" not in found.command
 
 
-def test_a_refused_adapter_alone_cannot_be_served():
-    """No command that would not work; what to change instead."""
+def test_an_unservable_adapter_without_merged_model():
+    """There is no command, but a remedy."""
     found = contract(REFUSED).serving(REVISIONS, "proven")
     assert found is not None
     assert (found.model, found.command, found.proof) == ("", "", "")
@@ -106,15 +110,15 @@ def test_a_refused_adapter_alone_cannot_be_served():
 
 
 def test_a_servable_adapter_is_preferred():
-    """One base in memory serves many adapters."""
+    """One base model in memory serves many adapters."""
     found = contract(whole=MERGED).serving(REVISIONS)
     assert found is not None
     assert found.model == f"{ADAPTER}@c0ffee"
 
 
 @pytest.mark.parametrize("call_format", ReplyFormat)
-def test_the_parser_is_the_one_that_evaluate_read_with(call_format: ReplyFormat):
-    """VLLM has a parser of the same name, but for plain JSON and old Nemotrons' list."""
+def test_the_parser_is_that_of_evaluate(call_format: ReplyFormat):
+    """The parser has the same name in vLLM for all formats except plain JSON and that of older Nemotron models."""
     found = contract(call_format=call_format).serving(REVISIONS)
     assert found is not None
     if call_format in (ReplyFormat.JSON, ReplyFormat.NEMOTRON_JSON):
@@ -124,21 +128,21 @@ def test_the_parser_is_the_one_that_evaluate_read_with(call_format: ReplyFormat)
 
 
 def test_transformers_serves_a_commit():
-    """Its parser is a part of the tokenizer that is published."""
+    """Its response template is in the published tokenizer."""
     found = contract(Verdict(("no adapters",), 0), target="Transformers", whole=MERGED).serving(REVISIONS)
     assert found is not None
     assert found.command == f"transformers serve {MERGED}@decade"
     assert found.tool_call_parser == "response_template"
 
 
-def test_no_target_no_contract():
-    """Nothing is promised that nobody asked for."""
+def test_without_a_target_there_is_no_contract():
+    """With spec.publish.serving None."""
     assert contract(target="None").serving(REVISIONS) is None
     assert contract(target="None").served == ""
 
 
-def test_formats_that_transformers_cannot_read_have_no_template():
-    """A call without an end cannot be found."""
+def test_formats_that_transformers_cannot_parse_have_no_template():
+    """A call without an end marker cannot be found."""
     assert response_template(ReplyFormat.LLAMA3_JSON, "<model>", ["<end>"]) is None
     assert response_template(ReplyFormat.HERMES, "", ["<end>"]) is None
 
@@ -157,8 +161,8 @@ ONE_CALL = '<start_function_call>call:a{city:<escape>Oslo, "x"<escape>,days:3}<e
         (ReplyFormat.HERMES, "Hello.<end>", []),
     ],
 )
-def test_transformers_reads_calls_with_the_template(call_format: ReplyFormat, reply: str, calls: list):
-    """By its own reader, as its server does."""
+def test_transformers_parses_calls_with_the_template(call_format: ReplyFormat, reply: str, calls: list):
+    """With the same function as Transformers' server."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""Releases in a folder of this machine: proven before the branch changes, one release for each branch and tag."""
+"""Releases in a local folder: verified before the branch moves, with one release per branch and tag."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from tunemill_trainer.release.push import CONTENTS
 
 
 def made(folder: Path, text: str) -> Path:
-    """Write what is released."""
+    """Write the files of a release."""
     folder.mkdir(exist_ok=True)
     (folder / CONTENTS).write_text(text)
     (folder / "nested").mkdir(exist_ok=True)
@@ -17,20 +17,20 @@ def made(folder: Path, text: str) -> Path:
 
 
 def put(releases: LocalReleases, folder: Path, branch: str = "main", prove=lambda _: None) -> str:
-    """Release a folder."""
-    return releases.put_proven(folder, branch, "candidate", "message", prove)
+    """Publish a folder."""
+    return releases.put_verified(folder, branch, "candidate", "message", prove)
 
 
 @pytest.fixture
 def releases(tmp_path: Path) -> LocalReleases:
-    """An empty place for releases."""
+    """An empty folder for releases."""
     found = LocalReleases(tmp_path / "result")
     found.create(private=True)
     return found
 
 
-def test_a_branch_holds_what_was_proven_last(releases: LocalReleases, tmp_path: Path):
-    """The same files are the same release; an older one goes unless a tag holds it."""
+def test_a_branch_has_the_last_verified_release(releases: LocalReleases, tmp_path: Path):
+    """The same files are the same release. Older ones are removed unless a tag points at them."""
     first = put(releases, made(tmp_path / "made", "1"))
     assert put(releases, made(tmp_path / "made", "1")) == first
     releases.tag("v1", first)
@@ -41,11 +41,11 @@ def test_a_branch_holds_what_was_proven_last(releases: LocalReleases, tmp_path: 
     kept = {path.name for path in (tmp_path / "result" / "releases").iterdir()}
     assert kept == {first, third}
     assert second not in kept
-    assert (releases.offers(third, "main"), releases.offers(first, "main")) == (True, False)
+    assert (releases.has_release(third, "main"), releases.has_release(first, "main")) == (True, False)
 
 
-def test_what_is_not_proven_changes_nothing(releases: LocalReleases, tmp_path: Path):
-    """A failed proof leaves the branch and no files."""
+def test_a_failed_verification_changes_nothing(releases: LocalReleases, tmp_path: Path):
+    """The branch is not moved, and no files are left."""
     first = put(releases, made(tmp_path / "made", "1"))
 
     def fail(revision: str) -> None:
@@ -58,19 +58,19 @@ def test_what_is_not_proven_changes_nothing(releases: LocalReleases, tmp_path: P
     assert [path.name for path in (tmp_path / "result" / "releases").iterdir()] == [first]
 
 
-def test_drafts_stand_beside_the_branch_until_they_are_cleared(releases: LocalReleases, tmp_path: Path):
+def test_drafts_are_separate_until_they_are_discarded(releases: LocalReleases, tmp_path: Path):
     """A branch with a slash is one link, too."""
     first = put(releases, made(tmp_path / "made", "1"))
     put(releases, made(tmp_path / "made", "2"), "tunemill/draft")
     assert releases.read(CONTENTS, "tunemill/draft", 10) == b"2"
-    releases.clear("tunemill/draft")
-    releases.clear("was-never-there")
+    releases.discard_branch("tunemill/draft")
+    releases.discard_branch("was-never-there")
     assert releases.read(CONTENTS, "tunemill/draft", 10) is None
     assert [path.name for path in (tmp_path / "result" / "releases").iterdir()] == [first]
 
 
-def test_files_of_others_are_not_replaced(releases: LocalReleases, tmp_path: Path):
-    """A folder that has the branch's name is no link of ours."""
+def test_other_files_are_not_replaced(releases: LocalReleases, tmp_path: Path):
+    """A folder with the name of the branch is not a link of an earlier release."""
     (tmp_path / "result" / "main").mkdir()
-    with pytest.raises(Exception, match="no link of an earlier release"):
+    with pytest.raises(Exception, match="to be a symbolic link of an earlier release"):
         put(releases, made(tmp_path / "made", "1"))

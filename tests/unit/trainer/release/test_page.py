@@ -1,4 +1,4 @@
-"""The report page: everything of a run on one page, whatever stands in the rows."""
+"""The report page, with any content of the rows."""
 
 import re
 from dataclasses import replace
@@ -28,7 +28,7 @@ HOSTILE = "<script>alert('row')</script><img src=x onerror=alert(1)>{{ 7 * 7 }}&
 
 
 def metric(base: int, tuned: int, cases: int = 40) -> MetricReport:
-    """A metric with so many hits."""
+    """A metric with this number of hits."""
     shares = [
         Share(hits=hits, share=hits / cases, low=max(0, hits / cases - 0.1), high=min(1, hits / cases + 0.08))
         for hits in (base, tuned)
@@ -37,7 +37,7 @@ def metric(base: int, tuned: int, cases: int = 40) -> MetricReport:
 
 
 def mistake(text: str, fault: str = "wrong_value") -> Mistake:
-    """A wrong reply, with this text wherever a row's text goes."""
+    """A wrong reply, with this text in all fields with text of a row."""
     call = {"name": text, "arguments": {"city": text, "days": 3}}
     return Mistake(
         id=f"calls.jsonl:17#1{text}",
@@ -51,7 +51,7 @@ def mistake(text: str, fault: str = "wrong_value") -> Mistake:
 
 
 def report(text: str = "get_weather") -> Report:
-    """A report in which everything happens, to a tool of this name."""
+    """A report in which everything occurs, with a tool of this name."""
     tool = ToolReport(
         wanted=12,
         base=Calls(made=0, exact=0),
@@ -83,7 +83,7 @@ def report(text: str = "get_weather") -> Report:
 
 
 def facts(text: str = "get_weather", history: list[dict] | None = None) -> PageFacts:
-    """All that a page shows; the spec names a bucket, which a page must not tell."""
+    """The content of a page, for a spec with a bucket that the page must not contain."""
     spec = {
         "baseModel": {"id": "google/gemma-2-2b-it"},
         "dataset": {"uri": "s3://secret-bucket/calls.jsonl", "endpoint": "https://s3.internal.example"},
@@ -134,8 +134,8 @@ class _Elements(HTMLParser):
         assert self._open.pop() == tag
 
 
-def test_rows_cannot_bring_markup_into_the_page():
-    """Whatever a row, a reply or a tool's name holds, it is text: no element and no attribute comes of it."""
+def test_rows_cannot_inject_markup():
+    """The text of rows, replies and tool names gives no element and no attribute."""
     found, clean = _Elements(page(facts(HOSTILE))), _Elements(page(facts()))
     assert found.names == clean.names
     assert found.attributes == clean.attributes
@@ -146,46 +146,46 @@ def test_rows_cannot_bring_markup_into_the_page():
 
 @settings(max_examples=40, deadline=None)
 @given(st.text(alphabet=st.sampled_from("<>/&\"'={}%#! abscript\n\x00")))
-def test_no_text_at_all_becomes_markup(text: str):
-    """The same for whatever can be put together from the characters that matter."""
+def test_no_text_becomes_markup(text: str):
+    """For all combinations of special characters."""
     found, clean = _Elements(page(facts(text))), _Elements(page(facts()))
     assert found.names <= clean.names
     assert found.attributes <= clean.attributes
 
 
-def test_a_text_on_the_page_reads_as_it_is_stored():
-    """Marks that turn a line around, and characters that nobody sees, are shown by their numbers."""
+def test_invisible_characters_are_escaped():
+    """Bidirectional marks and zero-width characters are shown as escape sequences."""
     text = page(facts("pay \u202e001\u200b\x1b now"))
     assert r"pay \u202e001\u200b\u001b now" in text
     assert not re.search("[\u202e\u200b\x1b]", text)
 
 
-def test_nothing_is_loaded_from_elsewhere():
-    """No address in it, and a policy that would not let it be fetched."""
+def test_the_page_is_self_contained():
+    """It has no URL, and a policy that forbids external resources."""
     text = page(facts())
     assert "default-src 'none'" in text
     assert not re.search(r"https?://|url\(|@import|<link|src=", text)
 
 
-def test_no_place_of_the_user_is_told():
-    """The page may be published: buckets and servers are nobody's business."""
+def test_the_page_has_no_private_locations():
+    """The page may be published, so it has no buckets and servers."""
     text = page(facts())
     assert "secret" not in text
     assert "internal.example" not in text
 
 
-def test_the_figures_are_on_it():
-    """Base, tuned, interval and number of cases; the fault in words; the reply that was got."""
+def test_the_figures_are_shown():
+    """Base, tuned, interval and number of cases; the kind of mistake; the reply."""
     text = page(facts())
     assert "82.5" in text
     assert "95 % interval 72.5 to 90.5 %" in text
     assert "Wrong value" in text
-    assert "No call that a client would get." in text
+    assert "No valid call." in text
     assert "p = 1.2e-09" in text
 
 
-def test_less_is_better_where_it_is():
-    """A falling rate of missed calls is good news, a falling abstention is not."""
+def test_lower_is_better_for_error_rates():
+    """A lower rate of missed calls is good, a lower abstention accuracy is bad."""
     text = page(facts())
     missed = text[text.index("<code>missed_call_rate") :]
     assert re.search(r'class="n (good|bad)">([-+.\d]+)<', missed).groups() == ("good", "-72.5")
@@ -193,51 +193,51 @@ def test_less_is_better_where_it_is():
     assert re.search(r'class="n (good|bad)">([-+.\d]+)<', abstention).groups() == ("bad", "-12.5")
 
 
-def test_tools_without_a_mix_up_are_not_in_the_grid():
-    """With hundreds of tools it would be a wall of zeros; what is left out is counted."""
+def test_tools_without_confusion_are_not_in_the_matrix():
+    """With hundreds of tools, it would contain mostly zeros. The number of omitted tools is shown."""
     text = page(facts())
-    assert 'title="get_weather wanted, set_alarm called: 2"' in text
-    assert "play wanted" not in text
-    assert "Not shown: 2 without a mix-up." in text
+    assert 'title="get_weather expected, set_alarm called: 2"' in text
+    assert "play expected" not in text
+    assert "Not shown: 2 without confusion." in text
 
 
-def test_the_grid_has_a_bound():
-    """The tools with the most mix-ups come first; how many are left out is said."""
+def test_the_matrix_has_a_maximum_size():
+    """The tools with the most mistakes come first. The number of omitted tools is shown."""
     confusion = {f"tool_{at}": {"other": at} for at in range(1, 51)}
     text = page(replace(facts(), report=report().model_copy(update={"tuned_confusion": confusion})))
-    assert 'title="tool_50 wanted, other called: 50"' in text
-    assert "tool_20 wanted" not in text
-    assert "20 with fewer mix-ups are not shown" in text
+    assert 'title="tool_50 expected, other called: 50"' in text
+    assert "tool_20 expected" not in text
+    assert "Also not shown: 20 with less confusion." in text
 
 
-def test_a_page_of_a_perfect_or_a_short_run():
-    """What does not exist is not shown: no curve of one point, no gallery without a mistake."""
+def test_empty_sections_are_omitted():
+    """There is no curve of a single point, and no gallery without mistakes."""
     perfect = report().model_copy(
         update={"mistakes": [], "tuned_faults": {}, "base_faults": {}, "slices": {}, "tools": {}, "tuned_confusion": {}}
     )
     text = page(replace(facts(history=[{"step": 1, "loss": 2.0}]), report=perfect))
     assert "Training loss" not in text
     assert "Mistakes of the tuned model" not in text
-    assert "every call went to the tool that was wanted" in text
+    assert "every call was to the expected tool" in text
     _Elements(text)
 
 
-def test_the_same_facts_make_the_same_page():
-    """Else a repeated push would be a new commit."""
+def test_the_same_facts_give_the_same_page():
+    """Otherwise a repeated push would be a new commit."""
     assert page(facts()) == page(facts())
 
 
 @pytest.mark.parametrize("losses", [[0.0, 0.0], [1e-9, 2e-9], [5.0, float("nan"), 4.0], [900.0, 1.0, 0.9, 0.8]])
-def test_curves_stay_in_their_picture(losses: list[float]):
-    """Also for losses of zero, spikes, and what is not a number."""
+def test_curves_stay_inside_the_picture(losses: list[float]):
+    """For losses of zero, spikes and NaN."""
     curve = loss_curve([{"step": step, "loss": loss} for step, loss in enumerate(losses, 1)])
     assert curve is not None
     points = [tuple(map(float, pair)) for pair in re.findall(r"[ML](\S+) (\S+)", f"{curve.raw} {curve.smooth}")]
     assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in points)
 
 
-def test_the_held_out_loss_has_its_own_line():
-    """Where training measured it; each measurement is a dot, as one alone makes no line."""
+def test_the_held_out_loss_has_a_separate_line():
+    """If it was measured. Every measurement is a dot, because a single point has no visible line."""
     history = [{"step": step, "loss": 2.0 / step} for step in range(1, 9)]
     assert "on held-out rows" not in page(facts(history=history))
     measured = [*history, {"step": 4, "held_out_loss": 0.9}, {"step": 8, "held_out_loss": 0.4}]
@@ -246,15 +246,15 @@ def test_the_held_out_loss_has_its_own_line():
     assert page(facts(history=measured[:-1])).count("<circle") == 1
 
 
-def test_a_slice_of_all_cases_is_not_told_twice():
-    """Where every row wants one call, the table above says it all."""
+def test_a_slice_with_all_cases_is_omitted():
+    """The main table has the same figures."""
     whole = report().model_copy(update={"slices": {"single_call": {"exact_match": metric(1, 33, 40)}}})
-    assert "One call is wanted" not in page(replace(facts(), report=whole))
+    assert "One call expected" not in page(replace(facts(), report=whole))
     assert "Later turns of a conversation" in page(facts())
 
 
 def test_no_change_has_no_sign():
-    """Nor a colour: +0.0 looks like a gain."""
+    """And no color: +0.0 would look like an improvement."""
     same = report().model_copy(update={"metrics": {"exact_match": metric(20, 20)}})
     text = page(replace(facts(), report=same))
     assert '<td class="n ">0.0</td>' in text

@@ -1,4 +1,4 @@
-"""The statement of what a release was made from."""
+"""The provenance statement of a release."""
 
 import json
 from dataclasses import replace
@@ -52,7 +52,7 @@ def made(folder: Path, **sources: Any) -> dict[str, Any]:
 
 
 def test_a_statement_has_the_form_of_in_toto_and_slsa(tmp_path: Path):
-    """Types, invocation, builder and times stand where the specifications put them."""
+    """Types, invocation, builder and times are in the fields of the specifications."""
     found = made(tmp_path)
     assert found["_type"] == "https://in-toto.io/Statement/v1"
     assert found["predicateType"] == "https://slsa.dev/provenance/v1"
@@ -72,7 +72,7 @@ def test_a_statement_has_the_form_of_in_toto_and_slsa(tmp_path: Path):
     }
 
 
-def test_the_subject_is_every_file_but_the_statement(tmp_path: Path):
+def test_the_subject_is_every_file_except_the_statement(tmp_path: Path):
     """With the digests that sha256sum prints."""
     found = {entry["name"]: entry["digest"] for entry in made(tmp_path)["subject"]}
     assert found.keys() == {"README.md", "adapter_model.safetensors", "tunemill.json"}
@@ -82,7 +82,7 @@ def test_the_subject_is_every_file_but_the_statement(tmp_path: Path):
 
 
 def test_a_statement_names_base_model_data_and_images_by_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The base model's commit and files, the rows' sha256, the images that trained and published."""
+    """Commit and files of the base model, sha256 of the data, images of train and publish."""
     monkeypatch.setenv("TUNEMILL_IMAGE", "registry.internal.example:5000/trainer:2")
     found = made(tmp_path, train_image=PINNED)["predicate"]["buildDefinition"]["resolvedDependencies"]
     base = facts().base
@@ -100,7 +100,7 @@ def test_a_statement_names_base_model_data_and_images_by_digest(tmp_path: Path, 
     ]
 
 
-def test_a_statement_tells_no_place_and_no_name_of_a_private_thing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_statement_has_no_private_locations_or_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The repository may be public: no bucket, endpoint, namespace, Secret, registry or data set."""
     monkeypatch.setenv("TUNEMILL_IMAGE", PINNED)
     for uri in ("s3://secret-bucket/calls.jsonl", "hf://team-a/secret-rows"):
@@ -111,7 +111,7 @@ def test_a_statement_tells_no_place_and_no_name_of_a_private_thing(tmp_path: Pat
 
 
 def test_every_field_of_the_spec_is_in_the_statement_or_left_out_for_a_reason():
-    """Whoever adds a field decides whether strangers may read it."""
+    """A new field needs a decision whether it may be public."""
     spec = facts().run.spec
     shown: list[str] = []
 
@@ -127,8 +127,8 @@ def test_every_field_of_the_spec_is_in_the_statement_or_left_out_for_a_reason():
     assert not undecided, f"add them to PARAMETERS, or to LEFT_OUT with the reason: {sorted(undecided)}"
 
 
-def test_a_repeated_publication_keeps_the_statement_as_it_is(tmp_path: Path):
-    """Only the times differ: a pod that died after its push leads to no second commit, signed or not."""
+def test_a_repeated_publication_reuses_the_statement(tmp_path: Path):
+    """Only the times differ: a pod that died after its push does not cause a second commit, signed or not."""
     folder = a_release(tmp_path)
     first, again = (provenance.statement(folder, facts(), SOURCES, moment) for moment in (NOON, LATER))
     assert first != again
@@ -138,8 +138,8 @@ def test_a_repeated_publication_keeps_the_statement_as_it_is(tmp_path: Path):
         assert provenance.document(again, key, None, b"another", earlier) == earlier
 
 
-def test_a_statement_that_says_something_else_is_written_anew(tmp_path: Path):
-    """Another file, another key, a signature that is to come or to go, garbage: the branch's statement goes."""
+def test_a_different_statement_is_replaced(tmp_path: Path):
+    """Another file, another key, a signature that is added or removed, or an invalid file."""
     folder, key = a_release(tmp_path), signing_key()
     first = provenance.statement(folder, facts(), SOURCES, NOON)
     (folder / "README.md").write_text("# Another")
@@ -155,15 +155,15 @@ def test_a_statement_that_says_something_else_is_written_anew(tmp_path: Path):
 
 
 def test_a_signed_statement_is_an_envelope_around_the_same_bytes(tmp_path: Path):
-    """What is signed is what would be published unsigned."""
+    """The payload is the unsigned statement."""
     found = provenance.statement(a_release(tmp_path), facts(), SOURCES, NOON)
     envelope = Envelope.read(provenance.document(found, signing_key(), None))
     assert envelope is not None
     assert envelope.document() == provenance.document(found, None, None)
 
 
-def test_a_release_lists_its_statement_and_the_statement_covers_the_list(tmp_path: Path):
-    """So that a later release knows that it may remove it, and a changed list is noticed."""
+def test_the_file_list_includes_the_statement_and_is_covered_by_it(tmp_path: Path):
+    """So that a later release may delete the statement, and a changed list is detected."""
     folder = model(tmp_path / "release")
     assemble(folder, facts(), *outputs(tmp_path))
     assert "provenance.json" in json.loads((folder / "tunemill.json").read_text())["files"]
@@ -172,14 +172,14 @@ def test_a_release_lists_its_statement_and_the_statement_covers_the_list(tmp_pat
     assert names == {path.name for path in folder.iterdir()} - {"provenance.json"}
 
 
-def test_the_platform_names_its_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Two installations can be told apart."""
+def test_the_builder_can_be_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two installations have different builders."""
     monkeypatch.setenv("TUNEMILL_BUILDER_ID", "https://ml.example.com/builders/prod")
     assert made(tmp_path)["predicate"]["runDetails"]["builder"]["id"] == "https://ml.example.com/builders/prod"
 
 
-def test_train_leaves_its_image_for_publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Which may run in another one, after an edit; where it is not known, nothing is said."""
+def test_train_records_its_image_for_publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Publish may run in another image. An unknown image is left out."""
     provenance.record_image(tmp_path)
     assert provenance.recorded_image(tmp_path) == ""
     monkeypatch.setenv("TUNEMILL_IMAGE", PINNED)

@@ -1,4 +1,4 @@
-"""Pushing with the real client to a Hub that is sometimes not well."""
+"""Pushing with the real client to a Hub with faults."""
 
 import json
 from collections.abc import Iterator
@@ -66,7 +66,7 @@ def publisher() -> Iterator[Publisher]:
 
 
 def release(folder: Path, **more: str) -> Path:
-    """A folder as a release has it: text, weights, and the list of its files."""
+    """A folder like that of a release: text, weights, and the list of its files."""
     files = {"README.md": "---\nlibrary_name: peft\n---\n# Model", "adapter_model.safetensors": "weights", **more}
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
@@ -76,14 +76,14 @@ def release(folder: Path, **more: str) -> Path:
 
 
 def test_a_release_is_one_commit(publisher: Publisher, tmp_path: Path):
-    """All files arrive together, and the commit is the branch's head."""
+    """All files are in one commit, which is the branch's head."""
     before = publisher.commits()
     commit = publisher.repository.put(release(tmp_path), "main", "Publish")
     assert publisher.commits() == [commit, *before]
     assert publisher.repository.holds(tmp_path, commit)
 
 
-def test_the_same_release_again_is_no_commit(publisher: Publisher, tmp_path: Path):
+def test_the_same_release_again_makes_no_commit(publisher: Publisher, tmp_path: Path):
     """A stage that is repeated after its push changes nothing."""
     commit = publisher.repository.put(release(tmp_path), "main", "Publish")
     commits = publisher.commits()
@@ -104,32 +104,32 @@ def test_the_same_release_again_is_no_commit(publisher: Publisher, tmp_path: Pat
     ],
     ids=lambda fault: f"{fault.status or 'dropped'} {fault.path}",
 )
-def test_what_passes_is_tried_again(publisher: Publisher, tmp_path: Path, fault: Fault):
-    """A server in trouble, or a lost connection, ends in one commit all the same."""
+def test_transient_errors_are_retried(publisher: Publisher, tmp_path: Path, fault: Fault):
+    """A server error or a lost connection still gives exactly one commit."""
     publisher.hub.fail(fault)
     commit = publisher.repository.put(release(tmp_path), "main", "Publish")
     assert publisher.repository.holds(tmp_path, commit)
     assert len(publisher.commits()) == 2
 
 
-def test_an_upload_address_that_expired_is_asked_for_anew(publisher: Publisher, tmp_path: Path):
-    """Of a large file on a slow line the storage says 403, which is not the Hub's word on the token."""
+def test_an_expired_upload_url_is_renewed(publisher: Publisher, tmp_path: Path):
+    """The storage returns 403 for a slow upload of a large file, which is not about the token."""
     publisher.hub.fail(Fault(method="PUT", path="", status=403, message="Request has expired"))
     commit = publisher.repository.put(release(tmp_path), "main", "Publish")
     assert publisher.repository.holds(tmp_path, commit)
     assert publisher.pauses == [WAITS_SECONDS[0]]
 
 
-def test_a_busy_server_is_given_the_time_that_it_asks_for(publisher: Publisher, tmp_path: Path):
-    """Retry-After counts where it is longer than our own wait."""
+def test_retry_after_is_respected(publisher: Publisher, tmp_path: Path):
+    """If it is longer than the default wait."""
     publisher.hub.fail(Fault(method="POST", path=COMMIT, status=429, headers={"Retry-After": "17"}))
     publisher.hub.fail(Fault(method="POST", path=COMMIT, status=429, headers={"RateLimit": '"api";r=0;t=23'}))
     publisher.repository.put(release(tmp_path), "main", "Publish")
     assert publisher.pauses == [17.0, 23.0]
 
 
-def test_a_server_that_asks_for_too_much_is_left_alone(publisher: Publisher, tmp_path: Path):
-    """The stage ends instead of sleeping for an hour; the Job tries it again later."""
+def test_a_long_retry_after_fails_the_stage(publisher: Publisher, tmp_path: Path):
+    """The stage fails instead of sleeping for an hour, and the Job retries it later."""
     publisher.hub.fail(Fault(method="POST", path=COMMIT, status=429, headers={"Retry-After": "3600"}))
     with pytest.raises(StageError) as caught:
         publisher.repository.put(release(tmp_path), "main", "Publish")
@@ -137,8 +137,8 @@ def test_a_server_that_asks_for_too_much_is_left_alone(publisher: Publisher, tmp
     assert publisher.pauses == []
 
 
-def test_a_server_that_stays_down_ends_the_push(publisher: Publisher, tmp_path: Path):
-    """After all waits the reason says that the Hub is not there, which is tried again by the Job."""
+def test_a_permanently_failing_server_ends_the_push(publisher: Publisher, tmp_path: Path):
+    """After all waits, the reason is that the Hub is unreachable, which the Job retries."""
     publisher.hub.fail(Fault(method="POST", path=COMMIT, status=503, times=-1))
     with pytest.raises(StageError) as caught:
         publisher.repository.put(release(tmp_path), "main", "Publish")
@@ -146,8 +146,8 @@ def test_a_server_that_stays_down_ends_the_push(publisher: Publisher, tmp_path: 
     assert publisher.pauses == list(WAITS_SECONDS)
 
 
-def test_a_branch_that_keeps_moving_is_not_run_after_without_a_rest(publisher: Publisher, tmp_path: Path):
-    """The Hub may answer 412 while it does not yet show the new head: asking at once, again and again, is no help."""
+def test_a_moving_branch_is_retried_with_waits(publisher: Publisher, tmp_path: Path):
+    """The Hub may return 412 before it shows the new head, so immediate retries do not help."""
     publisher.hub.fail(Fault(method="POST", path=COMMIT, status=412, times=-1))
     with pytest.raises(StageError) as caught:
         publisher.repository.put(release(tmp_path), "main", "Publish")
@@ -155,8 +155,8 @@ def test_a_branch_that_keeps_moving_is_not_run_after_without_a_rest(publisher: P
     assert publisher.pauses == list(WAITS_SECONDS)
 
 
-def test_a_branch_that_moved_is_looked_at_again(publisher: Publisher, tmp_path: Path):
-    """Someone edits the card while we push: their commit stays below ours."""
+def test_a_moved_branch_is_retried_on_its_new_head(publisher: Publisher, tmp_path: Path):
+    """An edit of the card during the push stays in the history."""
     foreign = []
 
     def edit_meanwhile(_seconds: float) -> None:
@@ -199,16 +199,16 @@ def test_what_does_not_pass_is_not_tried_again(
     assert len(publisher.commits()) == 1
 
 
-def test_a_token_for_this_repository_alone_is_enough(publisher: Publisher, tmp_path: Path):
-    """It may not create repositories, and need not: this one is there."""
+def test_a_token_limited_to_the_repository_is_enough(publisher: Publisher, tmp_path: Path):
+    """It may not create repositories, which is not necessary here."""
     narrow = Publisher(publisher.hub, "alice-writes-this")
     narrow.repository.create(private=True)
     commit = narrow.repository.put(release(tmp_path), "main", "Publish")
     assert publisher.commits()[0] == commit
 
 
-def test_asking_to_stop_ends_the_waiting(publisher: Publisher, tmp_path: Path):
-    """A drained pod does not sit out its back-off."""
+def test_a_request_to_stop_ends_a_wait(publisher: Publisher, tmp_path: Path):
+    """A drained pod does not wait for the end of its back-off."""
 
     def stop(_seconds: float) -> None:
         raise Interrupted
@@ -218,8 +218,8 @@ def test_asking_to_stop_ends_the_waiting(publisher: Publisher, tmp_path: Path):
         Repository(publisher.api, NAME, stop).put(release(tmp_path), "main", "Publish")
 
 
-def test_a_release_removes_what_the_one_before_had_and_nothing_else(publisher: Publisher, tmp_path: Path):
-    """A stale tokenizer file would be loaded with the new model; a user's own file is none of our business."""
+def test_a_release_deletes_obsolete_files_of_the_previous_one_only(publisher: Publisher, tmp_path: Path):
+    """An outdated tokenizer file would be loaded with the new model. A user's own files are kept."""
     publisher.repository.put(release(tmp_path / "1", **{"added_tokens.json": "{}"}), "main", "Publish")
     publisher.api.upload_file(path_or_fileobj=b"notes", path_in_repo="NOTES.md", repo_id=NAME)
     publisher.repository.put(release(tmp_path / "2"), "main", "Publish again")
@@ -228,32 +228,32 @@ def test_a_release_removes_what_the_one_before_had_and_nothing_else(publisher: P
 
 
 @pytest.mark.parametrize("listing", ["not json", "[]", '{"files": 3}', "{}"])
-def test_a_list_of_files_that_is_not_ours_removes_nothing(publisher: Publisher, tmp_path: Path, listing: str):
-    """The repository may hold anything under that name."""
+def test_an_invalid_file_list_deletes_nothing(publisher: Publisher, tmp_path: Path, listing: str):
+    """The repository may have any file under that name."""
     publisher.api.upload_file(path_or_fileobj=listing.encode(), path_in_repo="tunemill.json", repo_id=NAME)
     publisher.api.upload_file(path_or_fileobj=b"notes", path_in_repo="NOTES.md", repo_id=NAME)
     publisher.repository.put(release(tmp_path), "main", "Publish")
     assert "NOTES.md" in publisher.files()
 
 
-def test_another_branch_begins_where_main_is(publisher: Publisher, tmp_path: Path):
-    """A branch that does not exist is created, and main stays as it was."""
+def test_a_new_branch_starts_from_main(publisher: Publisher, tmp_path: Path):
+    """A missing branch is created, and main is not changed."""
     before = publisher.commits()
     commit = publisher.repository.put(release(tmp_path), "experiments/one", "Publish")
     assert publisher.commits("experiments/one") == [commit, *before]
     assert publisher.commits() == before
 
 
-def test_a_branch_can_be_removed_twice(publisher: Publisher):
-    """Cleaning up after a lost answer is no error."""
-    publisher.repository.begin("candidate", "main")
-    publisher.repository.remove("candidate")
-    publisher.repository.remove("candidate")
+def test_a_branch_can_be_deleted_twice(publisher: Publisher):
+    """A repeated deletion after a lost response is no error."""
+    publisher.repository.create_branch("candidate", "main")
+    publisher.repository.delete_branch("candidate")
+    publisher.repository.delete_branch("candidate")
     assert [ref.name for ref in publisher.api.list_repo_refs(NAME).branches] == ["main"]
 
 
-def test_a_tag_is_where_the_release_is(publisher: Publisher, tmp_path: Path):
-    """Set once, kept when it is right, moved when the release is another."""
+def test_a_tag_points_at_the_release(publisher: Publisher, tmp_path: Path):
+    """It is created once, kept if it is correct, and moved otherwise."""
     first = publisher.repository.put(release(tmp_path), "main", "Publish")
     publisher.repository.tag("v1", first)
     publisher.repository.tag("v1", first)
@@ -262,25 +262,25 @@ def test_a_tag_is_where_the_release_is(publisher: Publisher, tmp_path: Path):
     assert {ref.name: ref.target_commit for ref in publisher.api.list_repo_refs(NAME).tags} == {"v1": second}
 
 
-def test_a_branch_offers_a_release_until_another_one_comes(publisher: Publisher, tmp_path: Path):
-    """What decides whether a model has to be pushed again; a note beside the release changes nothing."""
+def test_a_branch_has_a_release_until_the_next_one(publisher: Publisher, tmp_path: Path):
+    """This decides whether a model is pushed again. An edit of the card does not matter."""
     first = publisher.repository.put(release(tmp_path / "one"), "main", "Publish")
-    assert publisher.repository.offers(first, "main")
-    assert not publisher.repository.offers("0" * 40, "main")
-    assert not publisher.repository.offers(first, "elsewhere")
+    assert publisher.repository.has_release(first, "main")
+    assert not publisher.repository.has_release("0" * 40, "main")
+    assert not publisher.repository.has_release(first, "elsewhere")
     publisher.api.upload_file(path_or_fileobj=b"Ask us.", path_in_repo="NOTES.md", repo_id=NAME)
-    assert publisher.repository.offers(first, "main")
+    assert publisher.repository.has_release(first, "main")
     second = publisher.repository.put(release(tmp_path / "two", **{"loss.png": "curve"}), "main", "Publish")
-    assert publisher.repository.offers(second, "main")
-    assert not publisher.repository.offers(first, "main")
+    assert publisher.repository.has_release(second, "main")
+    assert not publisher.repository.has_release(first, "main")
     publisher.api.delete_repo(NAME)
-    assert not publisher.repository.offers(second, "main")
+    assert not publisher.repository.has_release(second, "main")
 
 
-def test_a_release_that_was_replaced_comes_back_whole(publisher: Publisher, tmp_path: Path):
-    """After a revert the branch holds the earlier release and nothing of the one between, and the tag is there."""
+def test_a_replaced_release_can_be_restored(publisher: Publisher, tmp_path: Path):
+    """After a revert, the branch has the earlier release, no file of the later one, and the tag."""
     one, two = release(tmp_path / "one"), release(tmp_path / "two", **{"loss.png": "curve"})
-    commits = [publisher.repository.put_proven(folder, "main", "new", "Publish", print) for folder in (one, two, one)]
+    commits = [publisher.repository.put_verified(folder, "main", "new", "Publish", print) for folder in (one, two, one)]
     publisher.repository.tag("v1", commits[0])
     publisher.repository.tag("v1", commits[2])
     assert len(set(commits)) == 3
@@ -290,8 +290,8 @@ def test_a_release_that_was_replaced_comes_back_whole(publisher: Publisher, tmp_
     assert {ref.name: ref.target_commit for ref in publisher.api.list_repo_refs(NAME).tags} == {"v1": commits[2]}
 
 
-def test_a_file_can_be_read_where_it_is(publisher: Publisher, tmp_path: Path):
-    """Of a branch or a commit; what is not there, or too large, is nothing, and a busy server is asked again."""
+def test_a_file_can_be_read_at_a_revision(publisher: Publisher, tmp_path: Path):
+    """Of a branch or a commit. Missing or too large files give None, and errors are retried."""
     commit = publisher.repository.put(release(tmp_path), "main", "Publish")
     publisher.hub.fail(Fault(method="POST", path="/paths-info/", status=503))
     for revision in ("main", commit):
@@ -301,7 +301,7 @@ def test_a_file_can_be_read_where_it_is(publisher: Publisher, tmp_path: Path):
     assert publisher.repository.read("adapter_model.safetensors", "elsewhere", 7) is None
 
 
-def test_a_download_is_what_was_pushed(publisher: Publisher, tmp_path: Path):
+def test_a_download_has_the_pushed_files(publisher: Publisher, tmp_path: Path):
     """Every file, from the server and not from a cache."""
     commit = publisher.repository.put(release(tmp_path / "here"), "main", "Publish")
     there = publisher.repository.download(commit, tmp_path / "there")
@@ -341,14 +341,14 @@ FINAL = {
 
 
 def whole_or_nothing(publisher: Publisher, folder: Path, before: str) -> None:
-    """The user's branch holds the whole release, or is where it was."""
+    """The branch has the complete release, or has not moved."""
     head = publisher.commits()[0]
     assert head == before or publisher.files(head) >= {path.name for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_at_any_call_tears_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Whichever call of a push fails: what passes ends in a proven release, what does not in a reason, nothing torn."""
+def test_a_fault_at_any_call_leaves_a_consistent_branch(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Transient faults end in a verified release, others in a failure reason; never in a partial release."""
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _seconds: None)
     folder, proven = release(tmp_path / "release"), []
     with local_hub(ACCOUNTS) as hub:
@@ -362,7 +362,7 @@ def test_a_fault_at_any_call_tears_nothing(name: str, tmp_path: Path, monkeypatc
             (folder / "adapter_model.safetensors").write_text(before)
             object.__setattr__(hub.hub, "faults", faults)
             try:
-                commit = publisher.repository.put_proven(folder, "main", "candidate", "Publish", prove)
+                commit = publisher.repository.put_verified(folder, "main", "candidate", "Publish", prove)
             finally:
                 object.__setattr__(hub.hub, "faults", Faults())
                 whole_or_nothing(publisher, folder, before)
@@ -385,4 +385,4 @@ def test_a_fault_at_any_call_tears_nothing(name: str, tmp_path: Path, monkeypatc
                 failure = error.reason
             # The last call removes the candidate, which is not worth a failure.
             assert failure == FINAL.get(name) or (failure is None and proven), f"call {at}"
-            publisher.repository.remove("candidate")
+            publisher.repository.delete_branch("candidate")

@@ -1,4 +1,4 @@
-"""Which adapters a server takes as they are."""
+"""Which adapters a server can load without merging."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
 def lora(**config: object) -> dict:
-    """The part of a plain LoRA's adapter_config.json that matters, with changes."""
+    """The relevant part of a plain LoRA's adapter_config.json, with changes."""
     return {"peft_type": "LORA", "r": 16, "bias": "none", "init_lora_weights": True, **config}
 
 
@@ -26,18 +26,18 @@ def adapter(
     model_type: str = "gemma2",
     **shapes: tuple[int, ...],
 ) -> Adapter:
-    """An adapter on a base of 800 tokens with plain LoRA weights, and more tensors."""
+    """An adapter on a base model of 800 tokens with plain LoRA weights, and additional tensors."""
     plain = {f"{LAYER}.lora_A.weight": (16, 128), f"{LAYER}.lora_B.weight": (128, 16)}
     return Adapter(config or lora(), plain | dict.fromkeys(names, (1, 1)) | shapes, model_type, 800, vocabulary)
 
 
 def problems(adapter: Adapter) -> str:
-    """What vLLM has against it, in one text."""
+    """The reasons why vLLM cannot load it, in one text."""
     return "; ".join(judge(adapter, ServingTarget.VLLM).problems)
 
 
-def test_plain_lora_is_served():
-    """With the smallest rank that vLLM's flag takes."""
+def test_plain_lora_is_servable():
+    """With the smallest rank of vLLM's flag that is large enough."""
     verdict = judge(adapter(), ServingTarget.VLLM)
     assert verdict.servable
     assert verdict.max_rank == 16
@@ -60,16 +60,16 @@ def test_plain_lora_is_served():
         (lora(rank_pattern={"q_proj": 8}), "rank_pattern"),
         (lora(alpha_pattern={"q_proj": 8}), "alpha_pattern"),
         (lora(layer_replication=[[0, 2], [1, 3]]), "layer_replication"),
-        (lora(r=1024), "rank of 1024"),
+        (lora(r=1024), "rank 1024"),
     ],
 )
-def test_what_the_configuration_may_not_ask_for(config: dict, named: str):
-    """Each refusal names the setting that it is about."""
+def test_unsupported_settings_are_reported(config: dict, named: str):
+    """Every problem names its setting."""
     assert named in problems(adapter(config))
 
 
-def test_gaussian_starts_are_fine():
-    """Only starts that change the base model's weights are refused."""
+def test_gaussian_initialization_is_supported():
+    """Only initializations that change the base model's weights are not."""
     assert judge(adapter(lora(init_lora_weights="gaussian")), ServingTarget.VLLM).servable
 
 
@@ -85,48 +85,48 @@ def test_gaussian_starts_are_fine():
     ],
 )
 def test_tensors_that_are_no_lora_weights(name: str):
-    """The tensor's name is told, as only it leads to the cause."""
+    """The problem names the tensor."""
     assert name in problems(adapter(None, name))
 
 
-def test_a_copy_of_the_base_embedding_is_skipped():
-    """PEFT saves it beside an adapter on the embedding; vLLM passes it over."""
+def test_a_copy_of_the_base_embedding_is_ignored():
+    """PEFT saves it with an adapter on the embedding, and vLLM ignores it."""
     assert not problems(adapter(None, "base_model.model.model.embed_tokens.base_layer.weight"))
 
 
-def test_layers_that_no_adapter_is_expected_for():
+def test_layers_without_lora_support():
     """A GPT-2 adapter, for example."""
     assert "c_attn" in problems(adapter(None, "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight"))
 
 
 def test_an_adapter_on_the_vocabulary():
-    """Only for families that allow it, and only with the base model's own number of tokens."""
+    """Only for families that support it, and only with the base model's vocabulary size."""
     embedding, head = "base_model.model.model.embed_tokens", "base_model.model.lm_head"
     both = {f"{embedding}.lora_embedding_A": (16, 800), f"{embedding}.lora_embedding_B": (128, 16)}
-    assert "embed_tokens, which an adapter of a gemma2 model may not" in problems(adapter(**both))
+    assert "embed_tokens, which the server does not support for gemma2 models" in problems(adapter(**both))
     assert not problems(adapter(model_type="qwen3", **both))
     longer = {f"{head}.lora_A.weight": (16, 128), f"{head}.lora_B.weight": (808, 16)}
     assert "lm_head has 808 rows, the base model 800" in problems(adapter(model_type="llama", **longer))
 
 
 def test_more_tokens_than_the_base_has_rows():
-    """The served base would read ids that it does not have."""
+    """The base model would get ids for which it has no rows."""
     assert "more tokens" in problems(adapter(vocabulary=808))
 
 
-def test_a_problem_of_every_layer_is_told_once():
-    """Or the status would be full of one sentence."""
+def test_a_problem_of_every_layer_is_reported_once():
+    """Otherwise the status would repeat one sentence."""
     names = [f"model.layers.{layer}.mlp.fc1.lora_A.weight" for layer in range(30)]
     assert problems(adapter(None, *names)).count("fc1") == 1
 
 
-def test_transformers_serve_takes_no_adapter():
-    """It loads whole models."""
+def test_transformers_cannot_serve_adapters():
+    """It loads full models only."""
     assert not judge(adapter(), ServingTarget.TRANSFORMERS).servable
 
 
 def test_files_are_read_without_their_tensors(tmp_path: Path):
-    """Names and shapes are in the header."""
+    """Names and shapes are in the header of the file."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 700}))
     (tmp_path / "adapter_config.json").write_text(json.dumps(lora()))
     save_file({"x.lora_A.weight": np.zeros((16, 4), np.float32)}, tmp_path / "adapter_model.safetensors")
@@ -135,33 +135,39 @@ def test_files_are_read_without_their_tensors(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("wish", "mode", "named"),
+    ("changes", "mode", "named"),
     [
-        ({}, TokenizerMode.TEXT, "vLLM takes the adapter alone"),
-        ({"publish": {"artifacts": ["Adapter", "Merged"]}}, TokenizerMode.TEXT, "vLLM takes the adapter alone"),
+        ({}, TokenizerMode.TEXT, "vLLM loads the adapter without merging"),
+        (
+            {"publish": {"artifacts": ["Adapter", "Merged"]}},
+            TokenizerMode.TEXT,
+            "vLLM loads the adapter without merging",
+        ),
         ({"adapter": {"method": "IA3"}}, TokenizerMode.TEXT, "IA3"),
-        ({"adapter": {"method": "AdaLoRA"}}, TokenizerMode.EXTEND, "no AdaLoRA adapter"),
-        ({"adapter": {"method": "Full"}}, TokenizerMode.EXTEND, "whole model"),
+        ({"adapter": {"method": "AdaLoRA"}}, TokenizerMode.EXTEND, "cannot load AdaLoRA adapters"),
+        ({"adapter": {"method": "Full"}}, TokenizerMode.EXTEND, "method Full trains all weights"),
         ({"publish": {"serving": "Transformers"}}, TokenizerMode.EXTEND, "transformers serve"),
         ({"publish": {"serving": "None"}}, TokenizerMode.EXTEND, "serving is None"),
         ({"publish": {"artifacts": ["Merged"]}}, TokenizerMode.EXTEND, "only the merged model"),
     ],
 )
-def test_auto_extends_a_vocabulary_only_where_that_costs_no_server(wish: dict, mode: TokenizerMode, named: str):
-    """What is served decides between tags as text and tags as tokens."""
+def test_auto_extends_the_vocabulary_only_if_that_has_no_effect_on_serving(
+    changes: dict, mode: TokenizerMode, named: str
+):
+    """The serving target decides between tags as text and tags as tokens."""
     spec = {
         "baseModel": {"id": "acme/base"},
         "dataset": {"uri": "s3://bucket/calls.jsonl"},
-        **wish,
-        "publish": {"repository": "acme/tuned", **wish.get("publish", {})},
+        **changes,
+        "publish": {"repository": "acme/tuned", **changes.get("publish", {})},
     }
     found, why = auto_mode(FineTuneSpec.model_validate(spec))
     assert found is mode
     assert named in why
 
 
-def test_auto_agrees_with_what_is_served():
-    """Where Auto keeps tags as text for vLLM, the rule that refuses new rows is why."""
+def test_auto_agrees_with_the_rules_of_vllm():
+    """Auto keeps tags as text for vLLM because vLLM cannot load added rows."""
     rows = adapter(lora(trainable_token_indices={"embed_tokens": [800]}), vocabulary=801)
     assert not judge(rows, ServingTarget.VLLM).servable
     assert judge(adapter(), ServingTarget.VLLM).servable

@@ -1,4 +1,4 @@
-"""DSSE envelopes, and which keys can be used."""
+"""DSSE envelopes, and accepted keys."""
 
 import base64
 import json
@@ -12,15 +12,15 @@ DOCUMENT = b'{"_type": "https://in-toto.io/Statement/v1"}'
 
 
 def altered(envelope: Envelope, **fields: object) -> Envelope:
-    """Return an envelope with other fields, read from its bytes."""
+    """Return an envelope with other fields, parsed from its bytes."""
     changed = Envelope.read(json.dumps(json.loads(envelope.to_bytes()) | fields).encode())
     assert changed is not None
     return changed
 
 
 @pytest.mark.parametrize("key", [a_key(), an_ed25519_key()], ids=["ECDSA P-256", "Ed25519"])
-def test_what_a_key_signs_its_public_half_recognises(key):
-    """With both kinds of keys; another document, another type and another key do not match."""
+def test_a_signature_is_verified_by_the_public_key(key):
+    """For both kinds of keys. Another document, type or key does not match."""
     envelope = SigningKey.read(private_pem(key)).sign(DOCUMENT)
     public = VerificationKey.read(public_pem(key))
     assert Envelope.read(envelope.to_bytes()) == envelope
@@ -34,21 +34,21 @@ def test_what_a_key_signs_its_public_half_recognises(key):
 
 @pytest.mark.parametrize("key", [a_key(), an_ed25519_key()], ids=["ECDSA P-256", "Ed25519"])
 def test_the_same_document_gives_the_same_envelope(key):
-    """A signature that differs each time would make another commit each time."""
+    """A random signature would give a new commit each time."""
     pem = private_pem(key)
     assert SigningKey.read(pem).sign(DOCUMENT) == SigningKey.read(pem).sign(DOCUMENT)
 
 
-def test_an_envelope_is_encoded_as_dsse_says():
-    """The example of the specification's protocol: what is signed is its pre-authentication encoding."""
+def test_an_envelope_follows_dsse():
+    """The signed bytes are the pre-authentication encoding of the specification's example."""
     envelope = SigningKey.read(private_pem(an_ed25519_key())).sign(b"hello")
     signed = b"DSSEv1 28 application/vnd.in-toto+json 5 hello"
     an_ed25519_key().public_key().verify(base64.b64decode(envelope.signatures[0].sig), signed)
     assert json.loads(envelope.to_bytes())["payloadType"] == "application/vnd.in-toto+json"
 
 
-def test_the_id_that_a_signature_claims_proves_nothing():
-    """Whoever forges a signature writes the right id beside it."""
+def test_the_key_id_of_a_signature_is_not_trusted():
+    """A forged signature can have any id."""
     envelope = SigningKey.read(private_pem(a_key(2))).sign(DOCUMENT)
     key = VerificationKey.read(public_pem(a_key(1)))
     forged = altered(envelope, signatures=[{"keyid": key.key_id, "sig": envelope.signatures[0].sig}])
@@ -56,8 +56,8 @@ def test_the_id_that_a_signature_claims_proves_nothing():
 
 
 @pytest.mark.parametrize("sig", ["", "no base64!", "AAAA"])
-def test_a_signature_that_is_none_is_no_match(sig):
-    """It raises nothing either."""
+def test_an_invalid_signature_does_not_match(sig):
+    """And raises no exception."""
     envelope = SigningKey.read(private_pem(a_key())).sign(DOCUMENT)
     assert not VerificationKey.read(public_pem(a_key())).has_signed(altered(envelope, signatures=[{"sig": sig}]))
     unread = altered(envelope, payload="no base64!")
@@ -65,8 +65,8 @@ def test_a_signature_that_is_none_is_no_match(sig):
 
 
 @pytest.mark.parametrize("document", [b"", b"[]", b"{}", b'{"payloadType": "x", "payload": "", "signatures": []}'])
-def test_what_is_no_envelope_is_read_as_none(document):
-    """An envelope without a signature is none either: nobody shall take it for a signed one."""
+def test_other_documents_are_not_envelopes(document):
+    """Nor is an envelope without a signature, which must not be mistaken for a signed one."""
     assert Envelope.read(document) is None
 
 
@@ -82,8 +82,8 @@ def test_what_is_no_envelope_is_read_as_none(document):
     ],
     ids=["text", "public", "passphrase", "cosign", "RSA", "P-384"],
 )
-def test_a_key_that_cannot_sign_is_refused_without_showing_it(pem, words):
-    """The message says what is accepted; it stands in a status that many may read."""
+def test_an_unusable_private_key_is_refused_without_showing_it(pem, words):
+    """The message, which is shown in status, has the accepted kinds."""
     with pytest.raises(KeyFormatError, match=f"ECDSA P-256 or Ed25519.*{words}") as caught:
         SigningKey.read(pem)
     assert caught.value.__cause__ is None
@@ -91,7 +91,7 @@ def test_a_key_that_cannot_sign_is_refused_without_showing_it(pem, words):
 
 
 @pytest.mark.parametrize("pem", [b"hello", private_pem(a_key()), public_pem(ec.derive_private_key(1, ec.SECP384R1()))])
-def test_a_key_that_cannot_verify_is_refused(pem):
-    """A private key where the public one belongs, for example."""
+def test_an_unusable_public_key_is_refused(pem):
+    """A private key instead of the public one, for example."""
     with pytest.raises(KeyFormatError, match="expected a public key"):
         VerificationKey.read(pem)

@@ -1,4 +1,4 @@
-"""Wishes that contradict each other are refused in a sentence, also where no API server does it."""
+"""Contradicting fields of a spec are refused, also without an API server."""
 
 import pytest
 from tunemill_api.failures import Reason
@@ -9,14 +9,14 @@ from tunemill_trainer.stages import combinations
 
 
 def a_spec(**parts: dict[str, object]) -> FineTuneSpec:
-    """The smallest wish, with parts changed."""
+    """The minimal spec, with changes."""
     smallest = {"dataset": {"uri": "s3://team/rows.jsonl"}, "publish": {"repository": "acme/tuned"}}
     base = {"baseModel": {"id": "acme/tiny", **parts.pop("baseModel", {})}}
     return FineTuneSpec.model_validate({**smallest, **base, **parts})
 
 
 def tokens(*added: str) -> Tokens:
-    """A vocabulary to which tokens were added."""
+    """A vocabulary with added tokens."""
     return Tokens("Extend", tuple(NewToken(100 + at, token) for at, token in enumerate(added)), (1,), 0, 100)
 
 
@@ -31,22 +31,22 @@ def tokens(*added: str) -> Tokens:
         ),
     ],
 )
-def test_what_cannot_be_trained_is_refused(spec: FineTuneSpec, named: str) -> None:
-    """Proves that the message names the field to change."""
+def test_contradicting_fields_are_refused(spec: FineTuneSpec, named: str) -> None:
+    """The message names the field to change."""
     with pytest.raises(StageError, match=named) as error:
         combinations.refuse_impossible(spec)
     assert error.value.reason is Reason.INVALID_SPEC
 
 
 @pytest.mark.parametrize("method", ["LoRA", "AdaLoRA", "IA3", "Full"])
-def test_every_method_alone_is_fine(method: str) -> None:
-    """Proves that nothing is refused by mistake."""
+def test_every_method_is_accepted_by_default(method: str) -> None:
+    """Valid specs are not refused."""
     combinations.refuse_impossible(a_spec(adapter={"method": method}))
     combinations.refuse_untrainable_tokens(a_spec(adapter={"method": method}), tokens())
 
 
-def test_only_ia3_cannot_train_new_tokens() -> None:
-    """Proves that the tokens are named, and the mode that needs none."""
+def test_only_ia3_cannot_train_added_tokens() -> None:
+    """The message names the tokens, and the mode that adds none."""
     with pytest.raises(StageError, match=r"lacks <tool_call>, </tool_call>.*tokenizer\.mode to Text"):
         combinations.refuse_untrainable_tokens(a_spec(adapter={"method": "IA3"}), tokens("<tool_call>", "</tool_call>"))
     for method in ("LoRA", "AdaLoRA", "Full"):

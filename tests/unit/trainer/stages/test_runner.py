@@ -1,4 +1,4 @@
-"""However a stage ends, there is a report with a reason, and the exit code that goes with it."""
+"""A stage always ends with a report, a reason and the matching exit code."""
 
 import errno
 import json
@@ -32,7 +32,7 @@ FACTS = PreparedFacts(
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Stages set variables for the libraries of their process; here they must not reach other tests."""
+    """Restore the environment variables that stages set for their libraries."""
     before = dict(os.environ)
     yield
     os.environ.clear()
@@ -51,7 +51,7 @@ def test_a_stage_does_not_begin_with_an_endpoint_at_a_metadata_service(
         _, report = machine.run(lambda _: pytest.fail("the stage has begun"))
         assert report.failure is not None
         assert report.failure.reason is Reason.INVALID_SPEC
-        assert f"spec.{field}.endpoint names 169.254.169.254" in report.failure.message
+        assert f"spec.{field}.endpoint resolves to 169.254.169.254" in report.failure.message
 
 
 class Machine:
@@ -90,7 +90,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def raising(error: BaseException) -> Callable[[StageContext], object]:
-    """Return a stage that raises."""
+    """Return a stage that raises an exception."""
 
     def stage(context: StageContext) -> object:
         raise error
@@ -99,8 +99,8 @@ def raising(error: BaseException) -> Callable[[StageContext], object]:
 
 
 @pytest.mark.parametrize("executed", [True, False])
-def test_success_is_reported_with_key_facts_and_what_was_done(machine: Machine, executed: bool) -> None:
-    """Proves the report that the operator reads when a stage is done, or had been done before."""
+def test_success_is_reported_with_key_and_facts(machine: Machine, executed: bool) -> None:
+    """The report that the operator reads, also when the output existed already."""
     code, report = machine.run(lambda _context: (FACTS, executed))
     assert code == 0
     assert (report.stage, report.key, report.executed, report.prepared) == ("prepare", FACTS.key, executed, FACTS)
@@ -120,10 +120,10 @@ def test_success_is_reported_with_key_facts_and_what_was_done(machine: Machine, 
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )
-def test_every_end_has_an_exit_code_and_a_reason(
+def test_every_failure_has_an_exit_code_and_a_reason(
     machine: Machine, error: BaseException, code: int, reason: Reason
 ) -> None:
-    """Proves the contract with the Job's podFailurePolicy, and that a remedy is always given."""
+    """As required by the Job's podFailurePolicy. A remedy is always given."""
     found_code, report = machine.run(raising(error))
     assert found_code == code
     assert report.failure is not None
@@ -131,8 +131,8 @@ def test_every_end_has_an_exit_code_and_a_reason(
     assert report.failure.remedy
 
 
-def test_a_full_disk_is_recognised_through_what_wraps_it(machine: Machine) -> None:
-    """Proves that a library's own exception does not hide that the disk is full."""
+def test_a_full_disk_is_recognized_as_a_cause(machine: Machine) -> None:
+    """A library's own exception does not hide that the disk is full."""
 
     def stage(context: StageContext) -> object:
         try:
@@ -157,14 +157,14 @@ def test_a_defect_of_ours_gives_one_line_to_the_user_and_the_traceback_to_the_lo
 
 
 def test_a_message_of_any_length_fits_the_termination_log(machine: Machine) -> None:
-    """Proves that a long list of bad rows is shortened in its middle and stays readable JSON."""
+    """A long message is shortened in its middle, and the report stays valid JSON."""
     _, report = machine.run(raising(StageError(Reason.DATASET_INVALID_ROWS, "begin " + "ü" * 9000 + " end")))
     assert report.failure is not None
     assert (report.failure.message[:6], report.failure.message[-4:]) == ("begin ", " end")
 
 
-def test_sigterm_asks_the_stage_to_stop(machine: Machine) -> None:
-    """Proves that the signal of a drained pod reaches the stage, and that its end is Interrupted."""
+def test_sigterm_interrupts_the_stage(machine: Machine) -> None:
+    """The signal of a drained pod reaches the stage, which ends with Interrupted."""
 
     def stage(context: StageContext) -> object:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -177,8 +177,8 @@ def test_sigterm_asks_the_stage_to_stop(machine: Machine) -> None:
     assert report.failure.reason == Reason.INTERRUPTED
 
 
-def test_a_stage_that_does_not_stop_in_time_is_ended(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Proves that the pod exits with 75 by itself before the kubelet kills it, whatever the stage waits for."""
+def test_a_stage_that_does_not_stop_in_time_exits(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process exits with 75 before the kubelet kills it, whatever the stage is waiting for."""
     ended = threading.Event()
     codes: list[int] = []
 
@@ -203,13 +203,13 @@ def test_a_stage_that_does_not_stop_in_time_is_ended(machine: Machine, monkeypat
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("", "whole"),
-        ("{", "whole"),
+        ("", "top level"),
+        ("{", "top level"),
         ('{"namespace": "a", "name": "b", "runId": "c", "spec": {"nonsense": 1}}', "spec"),
     ],
 )
-def test_a_run_spec_that_cannot_be_read_is_the_specs_fault(machine: Machine, text: str, named: str) -> None:
-    """Proves that the message names the place in the RunSpec."""
+def test_an_invalid_run_spec_is_refused(machine: Machine, text: str, named: str) -> None:
+    """The message has the position in the RunSpec."""
     machine.run_spec.write_text(text)
     code, report = machine.run(lambda _context: (FACTS, True))
     assert code == 64
@@ -217,8 +217,8 @@ def test_a_run_spec_that_cannot_be_read_is_the_specs_fault(machine: Machine, tex
     assert named in report.failure.message
 
 
-def test_models_come_from_the_cache_that_is_mounted(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Proves that huggingface_hub is told of the volume, and that without a claim or a volume nothing changes."""
+def test_models_are_loaded_from_the_mounted_cache(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """huggingface_hub uses the volume. Without a claim or a volume, nothing changes."""
     volume = machine.folder / "models"
     monkeypatch.setattr(runner, "MODEL_CACHE_PATH", str(volume))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
@@ -238,8 +238,8 @@ def test_models_come_from_the_cache_that_is_mounted(machine: Machine, monkeypatc
     assert seen == [None, None, str(volume)]
 
 
-def test_a_run_spec_that_is_not_there_is_said_to_be(machine: Machine) -> None:
-    """Proves that a mistyped path gives a sentence."""
+def test_a_missing_run_spec_is_reported(machine: Machine) -> None:
+    """A mistyped path gives a clear message."""
     machine.run_spec.unlink()
     code, report = machine.run(lambda _context: (FACTS, True))
     assert code == 64
@@ -247,8 +247,8 @@ def test_a_run_spec_that_is_not_there_is_said_to_be(machine: Machine) -> None:
     assert str(machine.run_spec) in report.failure.message
 
 
-def test_a_hub_of_ones_own_is_spoken_to_without_xet(machine: Machine) -> None:
-    """Proves that the libraries read the Hub of the spec, and do not hang on what only the public Hub speaks."""
+def test_a_self_hosted_hub_is_used_without_xet(machine: Machine) -> None:
+    """The libraries use the Hub of the spec, and no protocol that only the public Hub supports."""
     spec = json.loads(machine.run_spec.read_text())
     spec["spec"]["hub"] = {"endpoint": "http://hub.example.com/"}
     machine.run_spec.write_text(json.dumps(spec))

@@ -1,4 +1,4 @@
-"""Train and evaluate run in one container: each a process of its own, and both reports reach the operator."""
+"""Train and evaluate run in one container, in separate processes, and both reports reach the operator."""
 
 import json
 import os
@@ -88,12 +88,12 @@ class Container:
 
 @pytest.fixture
 def container(tmp_path: Path) -> Container:
-    """A container whose stages end well."""
+    """A container whose stages succeed."""
     return Container(tmp_path)
 
 
 def until(process: subprocess.Popen[str], text: str) -> None:
-    """Read the log until a line has the text."""
+    """Read the log until a line contains the text."""
     assert process.stdout
     for line in process.stdout:
         if text in line:
@@ -102,7 +102,7 @@ def until(process: subprocess.Popen[str], text: str) -> None:
 
 
 def test_both_stages_run_and_both_reports_are_kept(container: Container) -> None:
-    """The message has a line for each stage; what they print reaches the pod's log."""
+    """The termination message has one line per stage. The stages' output is in the pod's log."""
     assert container.run() == 0
     assert container.started() == ["train", "evaluate"]
     assert [(report.stage, report.failure) for report in container.reports()] == [("train", None), ("evaluate", None)]
@@ -111,8 +111,8 @@ def test_both_stages_run_and_both_reports_are_kept(container: Container) -> None
 
 
 @pytest.mark.parametrize("stage", [Stage.TRAIN, Stage.EVALUATE])
-def test_the_stages_before_a_failure_are_reported_beside_it(container: Container, stage: Stage) -> None:
-    """The exit code is the stage's own, and nothing starts after it."""
+def test_stages_before_a_failure_are_reported_too(container: Container, stage: Stage) -> None:
+    """The exit code is that of the failed stage, and no later stage starts."""
     container.stage(stage, a_failure_report(stage, Reason.CUDA_UNAVAILABLE), "exit 78")
     assert container.run() == 78
     wanted = [Stage.TRAIN, Stage.EVALUATE][: 1 + (stage is Stage.EVALUATE)]
@@ -124,8 +124,8 @@ def test_the_stages_before_a_failure_are_reported_beside_it(container: Container
 
 
 @pytest.mark.parametrize("stage", [Stage.TRAIN, Stage.EVALUATE])
-def test_sigterm_reaches_the_stage_at_work(container: Container, stage: Stage) -> None:
-    """It gets the signal, has its time, and its exit code is the container's: 75 costs no retry."""
+def test_sigterm_is_forwarded_to_the_running_stage(container: Container, stage: Stage) -> None:
+    """The stage has time to stop, and its exit code is the container's: 75 is not a retry."""
     container.stage(stage, a_failure_report(stage, Reason.INTERRUPTED), WAITS)
     with container.running() as process:
         until(process, "ready")
@@ -135,8 +135,8 @@ def test_sigterm_reaches_the_stage_at_work(container: Container, stage: Stage) -
     assert container.started()[-1] == stage
 
 
-def test_a_stop_that_train_outruns_starts_nothing(container: Container) -> None:
-    """Train ends well although it was asked to stop; evaluate does not begin, and the message says why."""
+def test_evaluate_does_not_start_after_a_request_to_stop(container: Container) -> None:
+    """Train succeeds in spite of the request. Evaluate does not start, and the message has the reason."""
     ends_well = 'trap "exit 0" TERM; echo ready; while :; do sleep 0.05; done'
     container.stage(Stage.TRAIN, a_report(Stage.TRAIN), ends_well)
     with container.running() as process:
@@ -151,8 +151,8 @@ def test_a_stop_that_train_outruns_starts_nothing(container: Container) -> None:
     assert container.started() == ["train"]
 
 
-def test_a_stage_that_the_signal_ends_was_interrupted(container: Container) -> None:
-    """A stage that cannot listen yet, or never does, dies of SIGTERM: that costs no retry either."""
+def test_a_stage_without_signal_handler_was_interrupted(container: Container) -> None:
+    """A stage that SIGTERM kills is reported as interrupted, which is not a retry either."""
     container.stage(Stage.TRAIN, "", "echo ready; exec sleep 60")
     with container.running() as process:
         until(process, "ready")
@@ -164,14 +164,14 @@ def test_a_stage_that_the_signal_ends_was_interrupted(container: Container) -> N
 
 
 def test_a_killed_stage_gives_the_exit_code_of_a_shell(container: Container) -> None:
-    """SIGKILL is 137, and the report of the stage before stays."""
+    """SIGKILL gives 137, and the report of the stage before is kept."""
     container.stage(Stage.EVALUATE, "", "kill -KILL $$")
     assert container.run() == 137
     assert [report.stage for report in container.reports()] == [Stage.TRAIN]
 
 
-def test_the_report_of_train_outlives_the_whole_container(container: Container) -> None:
-    """While evaluate works the message already says that train is done: a kill of all loses nothing."""
+def test_the_report_of_train_survives_a_killed_container(container: Container) -> None:
+    """While evaluate runs, the termination message has the report of train already."""
     container.stage(Stage.EVALUATE, "", f'echo $$ > "$FOLDER/pid"; {WAITS}')
     with container.running() as process:
         until(process, "ready")
@@ -181,22 +181,22 @@ def test_the_report_of_train_outlives_the_whole_container(container: Container) 
 
 
 def test_without_a_report_the_message_is_left_to_the_kubelet(container: Container) -> None:
-    """An empty file has the kubelet take the last lines of the log."""
+    """For an empty file, the kubelet uses the last lines of the log."""
     container.stage(Stage.TRAIN, "", "echo a last word; exit 3")
     assert container.run() == 3
     assert container.report.read_text() == ""
     assert "a last word" in container.log
 
 
-def test_a_stage_that_ends_well_without_a_report_keeps_none(container: Container) -> None:
-    """Evaluate still runs, as only the exit code decides, and its report is the only one."""
+def test_a_successful_stage_without_a_report_is_accepted(container: Container) -> None:
+    """Evaluate still runs, because only the exit code counts, and its report is the only one."""
     container.stage(Stage.TRAIN)
     assert container.run() == 0
     assert [report.stage for report in container.reports()] == [Stage.EVALUATE]
 
 
-def test_what_is_no_report_is_kept_below_the_reports(container: Container) -> None:
-    """A trainer of somebody else's may leave a plain sentence: it is shown, and does not hide train's report."""
+def test_other_text_is_kept_below_the_reports(container: Container) -> None:
+    """A user's own trainer may write plain text. It is shown, and the report of train is kept."""
     container.stage(Stage.EVALUATE, "out of coffee", "exit 1")
     assert container.run() == 1
     first, last = container.report.read_text().splitlines()
@@ -204,8 +204,8 @@ def test_what_is_no_report_is_kept_below_the_reports(container: Container) -> No
     assert last == "out of coffee"
 
 
-def test_too_large_reports_lose_the_middle_of_the_message(container: Container) -> None:
-    """Two reports share the 4096 bytes that the kubelet keeps; the beginning and the end of the failure stay."""
+def test_large_reports_are_shortened_in_the_middle(container: Container) -> None:
+    """Two reports share the 4096 bytes of the kubelet. Start and end of the failure message are kept."""
     long = f"begin {'x' * 3000} end"
     container.stage(Stage.EVALUATE, a_failure_report(Stage.EVALUATE, Reason.INTERNAL_ERROR, long), "exit 70")
     padded = json.loads(a_report(Stage.TRAIN))
@@ -220,16 +220,16 @@ def test_too_large_reports_lose_the_middle_of_the_message(container: Container) 
     assert evaluate.failure.message.endswith("xxx end")
 
 
-def test_a_stale_report_is_not_taken_for_a_new_one(container: Container) -> None:
-    """On one machine the file may be there from an earlier run."""
+def test_a_stale_report_is_ignored(container: Container) -> None:
+    """In a local run, the file may have the report of an earlier run."""
     container.report.write_text(a_report(Stage.TRAIN))
     container.stage(Stage.TRAIN, "", "exit 3")
     assert container.run() == 3
     assert container.report.read_text() == ""
 
 
-def test_an_own_program_replaces_one_stage(container: Container) -> None:
-    """An image with a wrapper before ours on PATH: the stages go through it, and without options that it must know."""
+def test_a_users_program_can_replace_one_stage(container: Container) -> None:
+    """With a wrapper before Tunemill's program on PATH, the stages run through it, without additional options."""
     program = container.folder / "bin" / "tunemill-trainer"
     program.write_text('#!/bin/sh\n[ "$1" = train ] && echo "own train" || exec sh "$FOLDER/$1.sh"\n')
     assert container.run() == 0
@@ -237,8 +237,8 @@ def test_an_own_program_replaces_one_stage(container: Container) -> None:
     assert "evaluate works" in container.log
 
 
-def test_what_a_stage_leaves_running_ends_with_it(container: Container) -> None:
-    """A helper process that train forgot must not keep the GPU from evaluate, nor the container from its end."""
+def test_leftover_processes_of_a_stage_are_killed(container: Container) -> None:
+    """A leftover process of train must not occupy the GPU, nor keep the container running."""
     container.stage(Stage.TRAIN, a_report(Stage.TRAIN), 'sleep 300 & echo $! > "$FOLDER/left"')
     assert container.run() == 0
     left = int((container.folder / "left").read_text())
@@ -248,8 +248,8 @@ def test_what_a_stage_leaves_running_ends_with_it(container: Container) -> None:
         time.sleep(0.02)
 
 
-def test_a_process_killed_for_memory_is_reported(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With cgroup v1, or singleProcessOOMKill, the kernel ends the stage alone, and no one else tells why."""
+def test_an_oom_killed_process_is_reported(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With cgroup v1 or singleProcessOOMKill, the kernel kills only the stage, so the supervisor reports it."""
     events = container.folder / "memory.events"
     events.write_text("low 0\noom 3\noom_kill 2\n")
     container.stage(Stage.EVALUATE, "", f'echo "oom_kill 3" > {events}; kill -KILL $$')
@@ -262,15 +262,15 @@ def test_a_process_killed_for_memory_is_reported(container: Container, monkeypat
     assert evaluate.failure.reason is Reason.OUT_OF_MEMORY
 
 
-def test_the_supervisor_needs_no_torch() -> None:
-    """It lives as long as the stages: its memory is taken from theirs."""
+def test_the_supervisor_does_not_import_torch() -> None:
+    """It runs as long as the stages, and its memory counts toward their limit."""
     program = "import sys, tunemill_trainer.__main__, tunemill_trainer.stages.supervisor; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "transformers", "numpy", "pyarrow", "boto3"} & set(modules)
 
 
-def test_times_of_what_the_supervisor_reports_itself_are_real(container: Container) -> None:
-    """The operator counts running time by them."""
+def test_reports_of_the_supervisor_have_real_times(container: Container) -> None:
+    """The operator computes the running time from them."""
     began = datetime.now(UTC)
     container.stage(Stage.TRAIN, "", "echo ready; exec sleep 60")
     with container.running() as process:

@@ -1,4 +1,4 @@
-"""A workspace is only on a server that does not overwrite what it is asked not to, and a conflict is asked again."""
+"""A workspace needs a server with conditional writes, and a conflict is retried."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,17 +25,17 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("refusal", [None, ("501 Not Implemented", "NotImplemented")])
 def test_a_server_without_conditional_writes_is_refused(refusal: tuple[str, str] | None) -> None:
-    """Proves that it is found at the first use, with what to do, whether it ignores the header or does not know it."""
+    """At the first use and with a remedy, whether the server ignores the header or rejects it."""
     with a_store(lambda: refusal) as bucket:
-        with pytest.raises(StageError, match=r"spec\.workspace\.uri .* does not honour If-None-Match") as error:
+        with pytest.raises(StageError, match=r"spec\.workspace\.uri does not support If-None-Match") as error:
             bucket.workspace().check_writable()
         assert bucket.names() == [], "the probe leaves nothing"
     assert error.value.reason == Reason.INVALID_SPEC
     assert "Set spec.workspace" in error.value.remedy
 
 
-def test_a_conflict_is_no_sign_that_the_output_is_there(tmp_path: Path) -> None:
-    """Proves that a writer which is told of a conflict writes its manifest, instead of dropping its files."""
+def test_a_conflict_does_not_mean_that_the_output_exists(tmp_path: Path) -> None:
+    """After a conflict, the writer retries its manifest instead of discarding its files."""
     conflicts = iter([CONFLICT, CONFLICT, None])
     with a_store(lambda: next(conflicts)) as bucket:
         workspace = bucket.workspace()
@@ -45,8 +45,8 @@ def test_a_conflict_is_no_sign_that_the_output_is_there(tmp_path: Path) -> None:
     assert (tmp_path / "in" / "a.txt").read_text() == "one"
 
 
-def test_a_conflict_that_lasts_is_a_failure_that_is_tried_again(tmp_path: Path) -> None:
-    """Proves that the stage does not wait for ever, and does not say that it is done."""
+def test_a_persistent_conflict_is_a_retryable_failure(tmp_path: Path) -> None:
+    """The stage does not wait forever, and does not succeed."""
 
     def conflicts() -> Iterator[tuple[str, str]]:
         for _ in range(4):

@@ -1,4 +1,4 @@
-"""Mounted Secrets: what is read, what is missing, and that nothing of it shows."""
+"""Mounted Secrets: values, missing keys, and no leaks."""
 
 from pathlib import Path
 
@@ -18,8 +18,8 @@ def mounted(folder: Path, **files: str) -> Credentials:
     return Credentials(folder)
 
 
-def test_a_newline_at_the_end_is_no_part_of_a_credential(tmp_path: Path) -> None:
-    """Proves that Secrets made from files work."""
+def test_a_trailing_newline_is_removed(tmp_path: Path) -> None:
+    """Secrets created from files work."""
     credentials = mounted(
         tmp_path, dataset__AWS_ACCESS_KEY_ID="AKIA\n", dataset__AWS_SECRET_ACCESS_KEY="s\n", hub_read__token="hf_x\n"
     )
@@ -49,7 +49,7 @@ def test_without_a_secret_the_identity_of_pod_or_machine_is_used(
     ],
 )
 def test_a_secret_that_lacks_a_key_is_named(tmp_path: Path, files: dict[str, str], field: str, key: str) -> None:
-    """Proves that the message says which field's Secret lacks which key, and shows nothing of what is there."""
+    """The message has the field and the missing key, and no values."""
     credentials = mounted(tmp_path, **files)
     with pytest.raises(StageError, match=key) as error:
         credentials.s3("dataset") if "dataset" in field else credentials.hub_token("hub-write")
@@ -58,8 +58,8 @@ def test_a_secret_that_lacks_a_key_is_named(tmp_path: Path, files: dict[str, str
     assert "AKIA" not in error.value.message
 
 
-def test_a_signing_key_is_a_file_beside_the_tokens(tmp_path: Path) -> None:
-    """Proves that it is read as it is, and that its absence names the field; no variable takes its place."""
+def test_the_signing_key_is_read_from_its_secret(tmp_path: Path) -> None:
+    """Its content is not changed, and a missing key is reported with the field. No environment variable replaces it."""
     pem = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----"
     with pytest.raises(StageError, match=r"spec\.publish\.signing\.keySecretRef") as error:
         Credentials(tmp_path).signing_key()
@@ -70,8 +70,8 @@ def test_a_signing_key_is_a_file_beside_the_tokens(tmp_path: Path) -> None:
     assert Credentials(tmp_path).values() == [pem]
 
 
-def test_credentials_do_not_show_in_a_repr(tmp_path: Path) -> None:
-    """Proves that a log line with the object leaks nothing."""
+def test_credentials_are_not_in_a_repr(tmp_path: Path) -> None:
+    """A log line with the object leaks nothing."""
     credentials = mounted(
         tmp_path,
         dataset__AWS_ACCESS_KEY_ID="AKIA",

@@ -1,4 +1,4 @@
-"""What a Hub token may do, found out before any work, and what the Hub's errors mean; against a local Hub."""
+"""Permissions of Hub tokens, checked before any work, and the meaning of the Hub's errors; against a local Hub."""
 
 from collections.abc import Iterator
 
@@ -63,8 +63,8 @@ def server() -> Iterator[LocalHub]:
         ("alice-fine-tools", "acme/tools"),
     ],
 )
-def test_a_token_with_the_right_passes_and_changes_nothing(server, token, repository):
-    """The check creates nothing, so that a run that fails later leaves nothing behind."""
+def test_a_token_with_permission_passes_and_changes_nothing(server, token, repository):
+    """The check creates nothing, so a run that fails later leaves nothing behind."""
     before = len(server.requests)
     Hub(server.url, token).check_writable(repository)
     assert {request.method for request in server.requests[before:]} == {"GET"}
@@ -85,8 +85,8 @@ def test_a_token_with_the_right_passes_and_changes_nothing(server, token, reposi
         ("alice-fine-tools", "acme/new", Reason.HUB_WRITE_DENIED, "repo.write"),
     ],
 )
-def test_a_token_without_the_right_says_which(server, token, repository, reason, message):
-    """Hours of GPU time were lost to this at the push; here it costs a second, at the start."""
+def test_a_token_without_permission_is_refused(server, token, repository, reason, message):
+    """At the start of a run and not at the push, hours of GPU time later."""
     with pytest.raises(StageError) as raised:
         Hub(server.url, token).check_writable(repository)
     assert raised.value.reason is reason
@@ -94,10 +94,10 @@ def test_a_token_without_the_right_says_which(server, token, repository, reason,
     assert token is None or token not in raised.value.message
 
 
-def test_a_revision_becomes_a_commit(server):
-    """Branches move; the run holds on to what they stood for."""
+def test_a_revision_is_resolved_to_a_commit(server):
+    """Branches move, so the run uses the commit."""
     info = HfApi(endpoint=server.url, token="alice-writes").model_info("acme/tools")
-    found = Hub(server.url, None).resolve("acme/tools", "main")
+    found = Hub(server.url, None).model("acme/tools").resolve("main")
     assert found.commit == info.sha
     assert found.files == {sibling.rfilename for sibling in info.siblings}
 
@@ -113,16 +113,16 @@ def test_a_revision_becomes_a_commit(server):
         ("nobody-knows-me", "acme/tools", "main", Reason.HUB_TOKEN_INVALID),
     ],
 )
-def test_a_base_model_that_cannot_be_had(server, token, model, revision, reason):
-    """Not there, not to be seen, not to be read: told apart as far as the Hub tells."""
+def test_an_inaccessible_base_model_has_a_reason(server, token, model, revision, reason):
+    """Missing, private or gated: distinguished as far as the Hub does."""
     with pytest.raises(StageError) as raised:
-        Hub(server.url, token).resolve(model, revision)
+        Hub(server.url, token).model(model).resolve(revision)
     assert raised.value.reason is reason
     assert model in raised.value.message or reason is Reason.HUB_TOKEN_INVALID
 
 
-def test_a_token_for_reading_is_checked_by_itself(server):
-    """A wrong token must not look like a model that is not there."""
+def test_a_read_token_is_checked_separately(server):
+    """An invalid token must not look like a missing model."""
     Hub(server.url, None).check_token(READ_FIELD)
     Hub(server.url, "bob-writes").check_token(READ_FIELD)
     with pytest.raises(StageError) as raised:
@@ -141,24 +141,24 @@ def test_a_token_for_reading_is_checked_by_itself(server):
         ({"status": 401, "message": "Invalid credentials in Authorization header"}, Reason.HUB_TOKEN_INVALID),
     ],
 )
-def test_what_the_hub_answers_has_a_reason(server, fault, reason):
-    """What can heal is retried, what cannot is told to the user."""
+def test_errors_of_the_hub_have_reasons(server, fault, reason):
+    """Transient errors are retried, permanent ones are reported to the user."""
     server.fail(Fault(path="whoami", times=-1, **fault))
     with pytest.raises(StageError) as raised, hub_errors(WRITE_FIELD, "acme/tools"):
         HfApi(endpoint=server.url, token="alice-writes").whoami()
     assert raised.value.reason is reason
 
 
-def test_a_hub_that_is_not_there():
-    """The message names the field with the Hub's address."""
+def test_an_unreachable_hub():
+    """The message has the field with the Hub's address."""
     with pytest.raises(StageError) as raised:
         Hub("http://127.0.0.1:9", "alice-writes").check_writable("acme/tools")
     assert raised.value.reason is Reason.HUB_UNREACHABLE
     assert "spec.hub.endpoint" in raised.value.message
 
 
-def test_a_data_set_is_public_when_everybody_may_know_of_it(server):
-    """Asked without the token, which may see more; a Hub that does not answer says of none that it is public."""
+def test_a_public_data_set_is_recognized(server):
+    """By a request without the token, which may see more. Without a response, the data set counts as private."""
     api = HfApi(endpoint=server.url, token="alice-writes")
     api.create_repo("acme/calls", repo_type="dataset")
     api.create_repo("acme/patients", repo_type="dataset", private=True)

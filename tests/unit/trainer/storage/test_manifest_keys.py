@@ -1,4 +1,4 @@
-"""With a key, an output counts only when a pod of the namespace has signed its manifest."""
+"""With a key, an output is accepted only if a pod of the namespace signed its manifest."""
 
 import hmac
 import json
@@ -40,8 +40,8 @@ def read(bucket: Bucket, name: str = MANIFEST) -> bytes:
     return bucket.client.get_object(Bucket=bucket.name, Key=name)["Body"].read()
 
 
-def test_what_is_signed_is_taken_by_pods_with_the_key_and_by_those_without_one(bucket: Bucket, tmp_path: Path) -> None:
-    """Proves the round trip, that turning the key off makes nothing again, and the form that own-image.md describes."""
+def test_signed_outputs_are_accepted_with_and_without_the_key(bucket: Bucket, tmp_path: Path) -> None:
+    """Removing the key does not recompute anything. The format is the one that own-image.md documents."""
     committed(bucket, tmp_path / "out", KEYS)
     for number, keys in enumerate((KEYS, None)):
         manifest = bucket.workspace(keys).fetch(Stage.TRAIN, KEY, tmp_path / f"in-{number}")
@@ -54,10 +54,10 @@ def test_what_is_signed_is_taken_by_pods_with_the_key_and_by_those_without_one(b
 
 
 @pytest.mark.parametrize("writer", [None, OTHER])
-def test_what_a_stranger_with_the_s3_keys_writes_is_not_used(
+def test_outputs_of_other_bucket_users_are_not_used(
     bucket: Bucket, tmp_path: Path, writer: ManifestKeys | None
 ) -> None:
-    """Proves that nothing of it is downloaded, that the message says what to do, and that the stage is done again."""
+    """Nothing is downloaded, the message has a remedy, and the stage runs again."""
     committed(bucket, tmp_path / "poison", writer, "poison")
     with pytest.raises(StageError, match=r"signed.*spec\.workspace\.manifestKeySecretRef") as error:
         bucket.workspace(KEYS).fetch(Stage.TRAIN, KEY, tmp_path / "in")
@@ -85,40 +85,40 @@ def test_what_a_stranger_with_the_s3_keys_writes_is_not_used(
     ],
 )
 def test_a_signed_manifest_cannot_be_changed(bucket: Bucket, tmp_path: Path, change: dict[str, object]) -> None:
-    """Proves that the signature covers every field."""
+    """The signature covers every field."""
     committed(bucket, tmp_path / "out", KEYS)
     bucket.put(MANIFEST, json.dumps(json.loads(read(bucket)) | change).encode())
     assert bucket.workspace(KEYS).manifest(Stage.TRAIN, KEY) is None
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"null", b"{", b'{"a":' * 5000, b"\xff"])
-def test_what_is_no_manifest_at_all_is_replaced(bucket: Bucket, tmp_path: Path, body: bytes) -> None:
-    """Proves that a stranger's object stops no stage."""
+def test_an_object_that_is_no_manifest_is_replaced(bucket: Bucket, tmp_path: Path, body: bytes) -> None:
+    """Objects of other bucket users do not block a stage."""
     bucket.put(MANIFEST, body)
     assert bucket.workspace(KEYS).manifest(Stage.TRAIN, KEY) is None
     committed(bucket, tmp_path / "out", KEYS)
 
 
-def test_a_signed_checkpoint_does_not_pass_for_the_output(bucket: Bucket, tmp_path: Path) -> None:
-    """Proves that a manifest is good for its own place only: a checkpoint has the same stage and key."""
+def test_a_signed_checkpoint_is_not_accepted_as_output(bucket: Bucket, tmp_path: Path) -> None:
+    """The signature covers the path: a checkpoint has the same stage and key."""
     bucket.workspace(KEYS).put_checkpoint(KEY, a_folder(tmp_path / "half", adapter_txt="half"), 5)
     (place,) = {name.rsplit("/", 2)[0] for name in bucket.names("runs/") if name.endswith("adapter.txt")}
     bucket.put(f"runs/train/{KEY}/files/adapter.txt", read(bucket, f"{place}/files/adapter.txt"))
     bucket.put(MANIFEST, read(bucket, f"{place}/manifest.json"))
-    with pytest.raises(StageError, match="changed or moved after it was signed"):
+    with pytest.raises(StageError, match="modified or moved after it was signed"):
         bucket.workspace(KEYS).fetch(Stage.TRAIN, KEY, tmp_path / "in")
 
 
-def test_training_goes_on_from_signed_checkpoints_only(bucket: Bucket, tmp_path: Path) -> None:
-    """Proves that a newer one of a stranger is passed over, and stays: it may be that of a pod without the key."""
+def test_training_resumes_from_signed_checkpoints_only(bucket: Bucket, tmp_path: Path) -> None:
+    """An unsigned newer one is skipped, but kept: it may be from a pod without the key."""
     bucket.workspace(KEYS).put_checkpoint(KEY, a_folder(tmp_path / "own", state_json="own"), 5)
     bucket.workspace().put_checkpoint(KEY, a_folder(tmp_path / "other", state_json="other"), 50)
     assert bucket.workspace(KEYS).latest_checkpoint(KEY, tmp_path / "in") == 5
     assert (tmp_path / "in" / "state.json").read_text() == "own"
 
 
-def test_turning_a_key_on_or_rotating_it_makes_nothing_again(bucket: Bucket, tmp_path: Path) -> None:
-    """Proves that outputs from before `trusted-before`, and those of the previous key, are used, later ones are not."""
+def test_enabling_or_rotating_a_key_recomputes_nothing(bucket: Bucket, tmp_path: Path) -> None:
+    """Outputs before `trusted-before`, and those of the previous key, are accepted; later unsigned ones are not."""
     committed(bucket, tmp_path / "before", None)
     now = datetime.now(UTC) + timedelta(minutes=1)
     turned_on = ManifestKeys(KEYS.key, trusted_before=now)
@@ -139,8 +139,8 @@ def mounted(folder: Path, **files: str) -> Credentials:
     return Credentials(folder)
 
 
-def test_the_keys_are_read_from_their_secret_and_hidden(tmp_path: Path) -> None:
-    """Proves what each file is, and that logs and reports are searched for both keys."""
+def test_the_keys_are_read_from_their_secret_and_redacted(tmp_path: Path) -> None:
+    """Each file has its meaning, and logs and reports are redacted for both keys."""
     credentials = mounted(tmp_path, key="n" * 32 + "\n", previous_key="p" * 40, trusted_before="2026-11-01T00:00:00Z\n")
     keys = credentials.manifest_keys()
     assert keys == ManifestKeys(b"n" * 32, b"p" * 40, datetime(2026, 11, 1, tzinfo=UTC))
@@ -149,8 +149,8 @@ def test_the_keys_are_read_from_their_secret_and_hidden(tmp_path: Path) -> None:
     assert {"n" * 32, "p" * 40} <= set(credentials.values())
 
 
-def test_a_stage_signs_with_the_secret_that_its_pod_has_mounted(bucket: Bucket, tmp_path: Path) -> None:
-    """Proves the way from the mounted files to the manifest."""
+def test_a_stage_signs_with_the_mounted_secret(bucket: Bucket, tmp_path: Path) -> None:
+    """From the mounted files to the manifest."""
     (tmp_path / "secrets").mkdir()
     credentials = mounted(tmp_path / "secrets", key=KEYS.key.decode())
     for name, text in (("AWS_ACCESS_KEY_ID", "key"), ("AWS_SECRET_ACCESS_KEY", "secret")):
@@ -163,7 +163,7 @@ def test_a_stage_signs_with_the_secret_that_its_pod_has_mounted(bucket: Bucket, 
 
 
 def test_without_a_secret_nothing_is_signed(tmp_path: Path) -> None:
-    """Proves that the key is optional."""
+    """The key is optional."""
     assert Credentials(tmp_path).manifest_keys() is None
 
 
@@ -173,13 +173,13 @@ def test_without_a_secret_nothing_is_signed(tmp_path: Path) -> None:
         ({}, "expected the key key in the Secret of spec.workspace.manifestKeySecretRef"),
         ({"key": "short"}, "expected at least 32 characters in key, found 5"),
         ({"key": "n" * 32, "previous_key": "short"}, "expected at least 32 characters in previous-key, found 5"),
-        ({"key": "n" * 32, "trusted_before": "2026-11-01"}, "expected a time with its zone"),
-        ({"key": "n" * 32, "trusted_before": "yesterday"}, "expected a time with its zone"),
-        ({"key": "n" * 32, "trusted_before": "9999-11-01T00:00:00Z"}, "expected a time that has passed"),
+        ({"key": "n" * 32, "trusted_before": "2026-11-01"}, "expected a time with time zone"),
+        ({"key": "n" * 32, "trusted_before": "yesterday"}, "expected a time with time zone"),
+        ({"key": "n" * 32, "trusted_before": "9999-11-01T00:00:00Z"}, "expected a time in the past"),
     ],
 )
-def test_a_secret_that_cannot_be_used_is_said_to_be(tmp_path: Path, files: dict[str, str], message: str) -> None:
-    """Proves that no stage goes on without the signatures that somebody wanted."""
+def test_an_unusable_secret_is_reported(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    """No stage continues without the requested signatures."""
     with pytest.raises(StageError, match=message) as error:
         mounted(tmp_path, **files).manifest_keys()
     assert error.value.reason == Reason.CREDENTIALS_MISSING

@@ -1,4 +1,4 @@
-"""The shared model cache: what goes first, and what stays while it is used."""
+"""The shared model cache: the order of removal, and models in use."""
 
 import os
 import subprocess
@@ -38,8 +38,8 @@ def revisions(cache: Path) -> set[str]:
     return {f"{path.parents[1].name.split('--')[-1]}@{path.name[0]}" for path in cache.glob("models--*/snapshots/*")}
 
 
-def test_what_was_used_longest_ago_goes_first(tmp_path: Path):
-    """Proves the order, that no more goes than must, and that what revisions share stays with the other."""
+def test_the_least_recently_used_revision_is_removed_first(tmp_path: Path):
+    """No more is removed than necessary, and files that other revisions share are kept."""
     a_revision(tmp_path, "acme/one", "a", used=300, blobs={"shared": 40, "own-a": 40})
     a_revision(tmp_path, "acme/one", "b", used=100, blobs={"shared": 40, "own-b": 40})
     a_revision(tmp_path, "acme/two", "c", used=200, blobs={"own-c": 40})
@@ -52,16 +52,16 @@ def test_what_was_used_longest_ago_goes_first(tmp_path: Path):
     assert revisions(tmp_path) == {"one@a"}
 
 
-def test_the_model_that_is_about_to_be_fetched_stays(tmp_path: Path):
-    """Proves that a pod does not remove what it is going to read."""
+def test_the_model_to_be_downloaded_is_kept(tmp_path: Path):
+    """A pod does not remove the model that it is going to load."""
     a_revision(tmp_path, "acme/one", "a", used=1, blobs={"own-a": 40})
     a_revision(tmp_path, "acme/two", "b", used=2, blobs={"own-b": 40})
     ModelCache(tmp_path, 40 * KIB).make_room("acme/one", "a" * 40)
     assert revisions(tmp_path) == {"one@a"}
 
 
-def test_no_pod_removes_what_another_one_reads(tmp_path: Path):
-    """Proves that a held model outlives the bound, until its pod ends, even without a word."""
+def test_a_model_in_use_is_not_removed(tmp_path: Path):
+    """It is kept, even above the limit, until its pod ends, including a pod that is killed."""
     a_revision(tmp_path, "acme/one", "a", used=1, blobs={"own-a": 40})
     code = (
         "import sys; from pathlib import Path; from tunemill_trainer.storage.model_cache import ModelCache; "
@@ -80,8 +80,8 @@ def test_no_pod_removes_what_another_one_reads(tmp_path: Path):
     assert revisions(tmp_path) == set()
 
 
-def test_a_use_makes_a_revision_the_last_to_go(tmp_path: Path):
-    """Proves that holding marks the revision as used now."""
+def test_a_use_updates_the_order_of_removal(tmp_path: Path):
+    """`hold` marks the revision as used now."""
     a_revision(tmp_path, "acme/one", "a", used=1, blobs={"own-a": 40})
     a_revision(tmp_path, "acme/one", "b", used=2, blobs={"own-b": 40})
     code = (

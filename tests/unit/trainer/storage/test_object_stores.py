@@ -1,4 +1,4 @@
-"""Both stores of objects keep the same promises: a bucket on S3, and a folder of this machine."""
+"""Both object stores, S3 and a local folder, behave the same."""
 
 import threading
 from collections.abc import Iterator
@@ -29,8 +29,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ObjectStor
         yield BucketPrefix(bucket.client, f"s3://{bucket.name}/tunemill/", "spec.workspace")
 
 
-def test_what_is_written_is_read(store: ObjectStore):
-    """Objects are replaced by `put`, listed by the beginning of their names, and gone when they are deleted."""
+def test_objects_are_written_read_listed_and_deleted(store: ObjectStore):
+    """`put` replaces objects, and `list` finds them by prefix."""
     assert (store.list(""), store.read_small("train/a.json")) == ({}, None)
     store.put("train/a.json", b"1")
     store.put("train/a.json", b"22")
@@ -43,7 +43,7 @@ def test_what_is_written_is_read(store: ObjectStore):
 
 
 def test_the_first_of_many_writers_wins(store: ObjectStore):
-    """Each object is written once by `put_new`, whoever else tries it at the same time."""
+    """`put_new` writes each object once, with any number of concurrent writers."""
     outcomes = []
 
     def write(number: int) -> None:
@@ -62,8 +62,8 @@ def test_the_first_of_many_writers_wins(store: ObjectStore):
     assert not store.overwrites("other.json")
 
 
-def test_files_go_in_and_out(store: ObjectStore, tmp_path: Path):
-    """A file that is not there is said to be missing."""
+def test_files_are_uploaded_and_downloaded(store: ObjectStore, tmp_path: Path):
+    """A missing object is reported."""
     (tmp_path / "in").write_bytes(b"weights")
     store.upload(tmp_path / "in", "a/b/c")
     store.download("a/b/c", tmp_path / "out")
@@ -72,8 +72,8 @@ def test_files_go_in_and_out(store: ObjectStore, tmp_path: Path):
         store.download("a/b/d", tmp_path / "out")
 
 
-def test_an_output_is_there_whole_or_not_at_all(store: ObjectStore, tmp_path: Path):
-    """Of two attempts one is kept, a damaged file is noticed, and the stage is done again."""
+def test_an_output_is_committed_atomically(store: ObjectStore, tmp_path: Path):
+    """One of two attempts is kept. A damaged file is noticed, and the stage runs again."""
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "adapter.bin").write_bytes(b"weights")
     first, second = Workspace(store), Workspace(store)
@@ -90,17 +90,17 @@ def test_an_output_is_there_whole_or_not_at_all(store: ObjectStore, tmp_path: Pa
     assert second.manifest(Stage.TRAIN, KEY) is None
 
 
-def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path):
-    """The message has the field and the path, the remedy what to set."""
+def test_an_unusable_folder_is_reported(tmp_path: Path):
+    """The message has the field and the path, and the remedy what to set."""
     (tmp_path / "file").write_text("")
     workspace = Workspace(Folder(tmp_path / "file" / "below", "spec.workspace"))
-    with pytest.raises(StageError, match=r"spec\.workspace\.uri is .*file/below") as error:
+    with pytest.raises(StageError, match=r"file/below \(spec\.workspace\.uri\) as a folder") as error:
         workspace.check_writable()
     assert error.value.reason is Reason.INVALID_SPEC
 
 
-def test_an_empty_folder_leaves_nothing_behind(tmp_path: Path):
-    """Folders go with their last object; the store's own stays."""
+def test_empty_folders_are_removed(tmp_path: Path):
+    """Except the folder of the store itself."""
     store = Folder(tmp_path / "workspace", "spec.workspace")
     store.put("train/a/b", b"")
     store.delete(["train/a/b"])

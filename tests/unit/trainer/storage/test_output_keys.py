@@ -1,4 +1,4 @@
-"""Under which keys a stage works: those that the operator names, else those of its own recipes."""
+"""The keys of a run's outputs: those of the RunSpec, or computed from the spec."""
 
 import pytest
 from property.builders import a_spec, parsed
@@ -26,14 +26,14 @@ def found(run: RunSpec) -> list[str]:
     ]
 
 
-def test_keys_that_are_given_are_used_whatever_the_recipes_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pod of this version may publish what an older version trained and evaluated."""
+def test_recorded_keys_take_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod of this version may publish a model that an older version trained and evaluated."""
     monkeypatch.setattr(keys, "RECIPES", dict.fromkeys(keys.RECIPES, 99))
     assert found(a_run(**GIVEN)) == ["1111", "2222", "3333", "3333"]
 
 
-def test_without_keys_they_follow_from_the_spec() -> None:
-    """On one machine they are computed as the operator computes them."""
+def test_missing_keys_are_computed_from_the_spec() -> None:
+    """A local run computes the same keys as the operator."""
     spec = parsed(a_spec())
     trained = keys.train_key(PREPARED, spec)
     evaluated = keys.evaluate_key(trained, spec)
@@ -41,13 +41,13 @@ def test_without_keys_they_follow_from_the_spec() -> None:
     assert found(a_run()) == [trained, evaluated, *published]
 
 
-def test_a_key_that_is_not_given_follows_from_those_that_are() -> None:
-    """A trainer of one's own may be given the key of train alone."""
+def test_a_missing_key_is_computed_from_recorded_ones() -> None:
+    """A user's own trainer may get only the key of train."""
     evaluated = keys.evaluate_key("1111", parsed(a_spec()))
     assert found(a_run(train="1111"))[:2] == ["1111", evaluated]
 
 
-def test_outputs_of_older_recipes_stay_referenced() -> None:
+def test_outputs_of_older_versions_stay_referenced() -> None:
     """The run that uses them refers to them, so that no other run removes them."""
     with a_bucket() as bucket:
         references.refer(bucket.workspace(), a_run(**GIVEN), PREPARED)

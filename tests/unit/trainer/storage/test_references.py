@@ -1,4 +1,4 @@
-"""What objects share in a workspace stays as long as one of them refers to it, and no longer."""
+"""Shared outputs in a workspace are kept as long as a run refers to them."""
 
 import itertools
 from collections.abc import Iterator
@@ -33,17 +33,17 @@ def bucket() -> Iterator[Bucket]:
 
 def a_run(run_id: str, name: str = "support", keep: int = 2, uid: str = "", cluster: str = "", **spec: Any) -> RunSpec:
     """Return a run of an object."""
-    wish = parsed(a_spec(workspace={"keepRuns": keep}, **spec))
-    return RunSpec(namespace="team-a", name=name, uid=uid, cluster=cluster, run_id=run_id, spec=wish)
+    parsed_spec = parsed(a_spec(workspace={"keepRuns": keep}, **spec))
+    return RunSpec(namespace="team-a", name=name, uid=uid, cluster=cluster, run_id=run_id, spec=parsed_spec)
 
 
 def train_key(run: RunSpec) -> str:
-    """Return the key of what the run trains."""
+    """Return the key of the run's train output."""
     return keys.train_key(PREPARED, run.spec)
 
 
 def work(bucket: Bucket, run: RunSpec, folder: Path) -> None:
-    """Do what prepare and train of the run do, and what publish does at its end."""
+    """Do what prepare, train and publish of the run do in the workspace."""
     workspace = bucket.workspace()
     references.refer(workspace, run, PREPARED)
     for stage, key in ((Stage.PREPARE, PREPARED), (Stage.TRAIN, train_key(run))):
@@ -52,7 +52,7 @@ def work(bucket: Bucket, run: RunSpec, folder: Path) -> None:
 
 
 def is_there(bucket: Bucket, run: RunSpec) -> bool:
-    """Tell whether what the run trained is in the workspace, whole."""
+    """Return whether the run's train output is in the workspace and complete."""
     return bucket.workspace().manifest(Stage.TRAIN, train_key(run)) is not None
 
 
@@ -78,13 +78,13 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """S3 tells times in whole seconds; these tests do not wait for them."""
+    """S3 has a time resolution of a second; with this clock, the tests do not wait."""
     return Clock(monkeypatch)
 
 
 @pytest.mark.usefixtures("clock")
 def test_only_the_last_runs_of_an_object_keep_their_outputs(bucket: Bucket, tmp_path: Path) -> None:
-    """Proves that older ones go with all their files and references, and that shared inputs stay."""
+    """Older outputs are removed with all files and references. Shared inputs are kept."""
     folder = a_folder(tmp_path / "out", a_txt="one")
     runs = [a_run(f"run{i}", training={"learningRate": f"{i}e-4"}) for i in (1, 2, 3)]
     for run in runs:
@@ -98,8 +98,8 @@ def test_only_the_last_runs_of_an_object_keep_their_outputs(bucket: Bucket, tmp_
 
 
 @pytest.mark.usefixtures("clock")
-def test_what_another_object_refers_to_stays(bucket: Bucket, tmp_path: Path) -> None:
-    """Proves that one object's tidiness costs nobody else a training, until that one is done with it, too."""
+def test_outputs_with_references_of_another_object_are_kept(bucket: Bucket, tmp_path: Path) -> None:
+    """Until that object no longer needs them either."""
     folder = a_folder(tmp_path / "out", a_txt="one")
     shared, theirs = a_run("run1", keep=1), a_run("run1", name="other", keep=1)
     work(bucket, shared, folder)
@@ -114,8 +114,8 @@ def test_what_another_object_refers_to_stays(bucket: Bucket, tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("clock")
-def test_a_run_that_comes_back_is_among_the_last_again(bucket: Bucket, tmp_path: Path) -> None:
-    """Proves that what was asked for again counts from then on."""
+def test_a_repeated_run_counts_as_recent(bucket: Bucket, tmp_path: Path) -> None:
+    """A run that is requested again is among the last runs."""
     folder = a_folder(tmp_path / "out", a_txt="one")
     first, second, third = (a_run(f"run{i}", training={"epochs": i}) for i in (1, 2, 3))
     for run in (first, second, first, third):
@@ -124,8 +124,8 @@ def test_a_run_that_comes_back_is_among_the_last_again(bucket: Bucket, tmp_path:
     assert [is_there(bucket, run) for run in (first, second, third)] == [True, False, True]
 
 
-def test_outputs_that_nobody_ever_referred_to_stay(bucket: Bucket, tmp_path: Path) -> None:
-    """Proves that what a former version left, or something else below the prefix, is not touched."""
+def test_outputs_without_any_reference_are_kept(bucket: Bucket, tmp_path: Path) -> None:
+    """Outputs of older versions, and other objects below the prefix, are not touched."""
     folder, run = a_folder(tmp_path / "out", a_txt="one"), a_run("run1")
     bucket.workspace().commit(Stage.TRAIN, "of-somebody-else", folder, FACTS)
     references.prune(bucket.workspace(), run)
@@ -136,10 +136,10 @@ def test_outputs_that_nobody_ever_referred_to_stay(bucket: Bucket, tmp_path: Pat
 
 @pytest.mark.parametrize("clusters", [("", ""), ("prod", "dev"), ("prod", "")])
 @pytest.mark.usefixtures("clock")
-def test_an_object_of_the_same_name_in_another_cluster_loses_nothing(
+def test_objects_of_the_same_name_in_another_cluster_keep_their_outputs(
     bucket: Bucket, tmp_path: Path, clusters: tuple[str, str]
 ) -> None:
-    """Proves that clusters which share a workspace remove only what their own objects are done with."""
+    """Clusters that share a workspace remove outputs of their own objects only."""
     folder, (prod, dev) = a_folder(tmp_path / "out", a_txt="one"), clusters
     theirs = a_run("run0", keep=1, uid="uid-of-prod", cluster=prod, training={"epochs": 9})
     work(bucket, theirs, folder)
@@ -154,8 +154,8 @@ def test_an_object_of_the_same_name_in_another_cluster_loses_nothing(
 
 
 @pytest.mark.usefixtures("clock")
-def test_a_laptop_and_a_cluster_lose_nothing_to_each_other(bucket: Bucket, tmp_path: Path) -> None:
-    """Proves it for a run on one machine, which has no uid, with the same manifest as an object."""
+def test_local_runs_and_clusters_keep_their_outputs(bucket: Bucket, tmp_path: Path) -> None:
+    """A local run of the same manifest has no uid."""
     folder = a_folder(tmp_path / "out", a_txt="one")
     laptop, cluster = a_run("support", keep=1, training={"epochs": 9}), a_run("run1", keep=1, uid="uid-of-prod")
     for run in (laptop, cluster):
@@ -168,10 +168,10 @@ def test_a_laptop_and_a_cluster_lose_nothing_to_each_other(bucket: Bucket, tmp_p
 
 @pytest.mark.parametrize(("cluster", "kept"), [("prod", False), ("", True)])
 @pytest.mark.usefixtures("clock")
-def test_in_a_cluster_with_a_name_an_object_that_comes_back_drops_the_runs_of_the_one_before(
+def test_in_a_named_cluster_a_recreated_object_removes_old_runs(
     bucket: Bucket, tmp_path: Path, cluster: str, kept: bool
 ) -> None:
-    """Proves that what Git creates again goes on tidying up; without a name nobody knows that it is the same object."""
+    """Without a cluster name, an object that GitOps creates again is not known to be the same object."""
     folder = a_folder(tmp_path / "out", a_txt="one")
     before = a_run("run1", keep=1, uid="uid-1", cluster=cluster, training={"epochs": 9})
     after = a_run("run2", keep=1, uid="uid-2", cluster=cluster)
@@ -183,8 +183,8 @@ def test_in_a_cluster_with_a_name_an_object_that_comes_back_drops_the_runs_of_th
 
 
 @pytest.mark.usefixtures("clock")
-def test_what_an_older_version_refers_to_stays(bucket: Bucket, tmp_path: Path) -> None:
-    """Proves that references without cluster and uid, which may be anybody's, keep their outputs."""
+def test_references_of_older_versions_are_kept(bucket: Bucket, tmp_path: Path) -> None:
+    """References without cluster and uid may be of any object."""
     folder, older = a_folder(tmp_path / "out", a_txt="one"), a_run("run1", keep=1, training={"epochs": 9})
     bucket.workspace().commit(Stage.TRAIN, train_key(older), folder, FACTS)
     reference = f"runs/team-a/support/run1/train/{train_key(older)}"
@@ -197,8 +197,8 @@ def test_what_an_older_version_refers_to_stays(bucket: Bucket, tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("clock")
-def test_a_reference_to_what_is_no_output_removes_nothing(bucket: Bucket, tmp_path: Path) -> None:
-    """Proves that an object that somebody puts among the references cannot name other things to remove."""
+def test_an_invalid_reference_removes_nothing(bucket: Bucket, tmp_path: Path) -> None:
+    """An object that another user writes among the references cannot cause other removals."""
     folder = a_folder(tmp_path / "out", a_txt="one")
     theirs = a_run("run1", name="other", uid="uid-other")
     work(bucket, theirs, folder)
@@ -209,10 +209,10 @@ def test_a_reference_to_what_is_no_output_removes_nothing(bucket: Bucket, tmp_pa
     assert any(name.startswith("runs/@/team-a/other/") for name in bucket.workspace().marks("runs/"))
 
 
-def test_a_server_that_forbids_to_remove_is_no_failure(
+def test_a_missing_permission_to_delete_is_no_failure(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Proves that a published run does not fail for it, and that the next one finds the same to remove."""
+    """A published run does not fail, and the next one tries again."""
     folder = a_folder(tmp_path / "out", a_txt="one")
     runs = [a_run(f"run{i}", keep=1, training={"epochs": i}) for i in (1, 2)]
     for run in runs:
@@ -240,10 +240,8 @@ def test_a_server_that_forbids_to_remove_is_no_failure(
         st.tuples(st.sampled_from("ab"), st.integers(1, 4), st.integers(1, 3), st.booleans()), min_size=1, max_size=14
     )
 )
-def test_in_whatever_order_objects_run_none_loses_what_it_keeps(
-    tmp_path: Path, history: list[tuple[str, int, int, bool]]
-) -> None:
-    """Proves for two objects with overlapping wishes: the last keepRuns runs of each are whole after every step."""
+def test_no_order_of_runs_removes_outputs_in_use(tmp_path: Path, history: list[tuple[str, int, int, bool]]) -> None:
+    """For two objects with overlapping specs: after every step, the last keepRuns runs of each are complete."""
     folder = a_folder(tmp_path / "out", a_txt="one")
     last: dict[str, list[RunSpec]] = {"a": [], "b": []}
     with a_bucket() as bucket, pytest.MonkeyPatch.context() as monkeypatch:

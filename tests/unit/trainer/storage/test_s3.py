@@ -1,4 +1,4 @@
-"""What the errors of an S3 server mean to a user."""
+"""The conversion of S3 errors to failure reasons."""
 
 from collections.abc import Iterator
 
@@ -51,16 +51,16 @@ def refused(code: str, status: int, operation: str = "GetObject") -> ClientError
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_every_error_has_its_reason_and_names_uri_and_field(error: Exception, reason: Reason) -> None:
-    """Proves the taxonomy, and that each message says where and in which field."""
+def test_every_error_has_a_reason_with_uri_and_field(error: Exception, reason: Reason) -> None:
+    """Every message has the URI and the field of the spec."""
     with pytest.raises(StageError) as raised, s3.s3_errors(URI, "spec.dataset"):
         raise error
     assert raised.value.reason == reason
     assert "spec.dataset" in raised.value.message or URI in raised.value.message
 
 
-def test_a_server_that_is_not_there_is_unreachable() -> None:
-    """Proves that a refused connection ends within the client's retries, with the endpoint's field."""
+def test_an_unreachable_server() -> None:
+    """A refused connection fails within the client's retries, with the endpoint's field."""
     (port,) = free_ports(1)
     client = s3.client(f"http://127.0.0.1:{port}", "us-east-1", S3Credentials("key", "secret"))
     with pytest.raises(StageError, match=r"spec\.dataset\.endpoint") as error, s3.s3_errors(URI):
@@ -68,22 +68,22 @@ def test_a_server_that_is_not_there_is_unreachable() -> None:
     assert error.value.reason == Reason.S3_UNREACHABLE
 
 
-def test_an_upload_says_what_the_server_said(bucket: Bucket, tmp_path: object) -> None:
-    """Proves that what boto3's transfer manager wraps is unwrapped."""
+def test_an_upload_reports_the_error_of_the_server(bucket: Bucket, tmp_path: object) -> None:
+    """The exception inside that of boto3's transfer manager is used."""
     with pytest.raises(StageError) as error, s3.s3_errors("s3://no-such-bucket/x", "spec.workspace"):
         bucket.client.upload_file(__file__, "no-such-bucket", "x")
     assert error.value.reason == Reason.BUCKET_NOT_FOUND
 
 
-def test_an_endpoint_that_is_no_url_names_its_field() -> None:
-    """Proves that boto3's ValueError does not get to the user."""
+def test_an_invalid_endpoint_is_reported_with_its_field() -> None:
+    """Users do not see the ValueError of boto3."""
     with pytest.raises(StageError, match=r"spec\.workspace\.endpoint") as error, s3.s3_errors(URI, "spec.workspace"):
         s3.client("not a url", "", None)
     assert error.value.reason == Reason.INVALID_SPEC
 
 
 def test_other_errors_pass() -> None:
-    """Proves that a defect of ours is not disguised as the server's."""
+    """A bug of Tunemill is not reported as an error of the server."""
     with pytest.raises(ValueError, match="ours"), s3.s3_errors(URI):
         raise ValueError("ours")
 
@@ -98,5 +98,5 @@ def test_other_errors_pass() -> None:
     ],
 )
 def test_a_uri_has_a_bucket_and_a_key(uri: str, parts: tuple[str, str]) -> None:
-    """Proves how URIs are read."""
+    """URIs are split into bucket and key."""
     assert s3.split_uri(uri) == parts

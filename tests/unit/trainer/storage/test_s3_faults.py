@@ -1,4 +1,4 @@
-"""An S3 server that fails at any one call of all that the stages make: what passes heals, what does not is said."""
+"""Faults of an S3 server at each call of the stages: transient ones are retried, permanent ones are reported."""
 
 import logging
 from collections.abc import Iterator
@@ -74,10 +74,10 @@ def a_full_bucket(server: FaultyServer) -> Bucket:
 
 
 @pytest.mark.parametrize("fault", [Fault.SLOW_DOWN, Fault.INTERNAL, Fault.RESET, Fault.LOST, Fault.TRUNCATED])
-def test_what_passes_heals_at_every_call(
+def test_a_transient_fault_at_any_call_is_retried(
     server: FaultyServer, pauses: list[float], tmp_path: Path, fault: Fault
 ) -> None:
-    """A busy server, a connection lost before or after the deed, half an answer: once at each call, and all is well."""
+    """A busy server, or a connection lost before or after the operation or within the response: once at each call."""
     bucket = a_full_bucket(server)
     server.script = Script(fault, once=True)
     everything(bucket, tmp_path, LARGE)
@@ -96,10 +96,10 @@ def test_what_passes_heals_at_every_call(
     ],
     ids=lambda value: value.name,
 )
-def test_what_stays_is_said_and_leaves_nothing_torn(
+def test_a_permanent_fault_is_reported_and_leaves_no_partial_output(
     server: FaultyServer, tmp_path: Path, fault: Fault, reason: Reason
 ) -> None:
-    """From any call on: the reason and the place. Who comes later finds an output whole or none, and ends well."""
+    """From any call on. A later attempt finds a complete output or none, and succeeds."""
     bucket = a_full_bucket(server)
     server.script = Script()
     everything(bucket, tmp_path / "clean")
@@ -117,8 +117,8 @@ def test_what_stays_is_said_and_leaves_nothing_torn(
         everything(bucket, tmp_path / f"{after}-again")
 
 
-def test_a_body_that_keeps_breaking_off_is_given_up(server: FaultyServer, tmp_path: Path) -> None:
-    """It is taken up where it broke off a few times, and then left to the next pod."""
+def test_a_body_that_keeps_breaking_off_fails(server: FaultyServer, tmp_path: Path) -> None:
+    """It is resumed a few times, and then left to the next pod."""
     bucket = a_full_bucket(server)
     server.script = Script(Fault.TRUNCATED)
     with pytest.raises(StageError) as raised, s3.s3_errors("s3://b/k"):

@@ -1,4 +1,4 @@
-"""A stage's output is in the workspace whole or not at all, and what is fetched is what was committed."""
+"""A stage's output is committed to the workspace atomically, and a download is verified."""
 
 import threading
 from collections.abc import Iterator
@@ -26,12 +26,12 @@ def bucket() -> Iterator[Bucket]:
 
 
 def facts(steps: int = 1) -> TrainedFacts:
-    """Return facts that are told apart by their steps."""
+    """Return facts that differ in their steps."""
     return TrainedFacts(steps=steps, loss="0.1", train_seconds=1, device="cpu", adapter="s3://there")
 
 
-def test_what_is_committed_can_be_fetched(bucket: Bucket, tmp_path: Path) -> None:
-    """Proves the round trip of files in folders and of facts, and where the files lie."""
+def test_a_committed_output_can_be_fetched(bucket: Bucket, tmp_path: Path) -> None:
+    """Round trip of files, folders and facts, and the paths of the files."""
     folder = a_folder(tmp_path / "out", a_txt="one", deep__er__b_txt="two")
     writer = bucket.workspace()
     writer.commit(Stage.TRAIN, KEY, folder, facts(7))
@@ -45,10 +45,10 @@ def test_what_is_committed_can_be_fetched(bucket: Bucket, tmp_path: Path) -> Non
     assert f"{writer.uri(Stage.TRAIN, KEY)}/a.txt" == f"s3://{bucket.name}/runs/train/{KEY}/{manifest.attempt}/a.txt"
 
 
-def test_nothing_is_committed_until_the_manifest_is_there(
+def test_an_output_exists_only_with_its_manifest(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Proves that a pod that dies while it uploads leaves no output, and that the next one cleans up behind it."""
+    """A pod that dies during the upload leaves no output, and the next one removes its files."""
     dying = bucket.workspace()
     put_object = bucket.client.put_object
 
@@ -70,8 +70,8 @@ def test_nothing_is_committed_until_the_manifest_is_there(
     assert (tmp_path / "in" / "a.txt").read_text() == "whole"
 
 
-def test_of_two_pods_with_the_same_work_one_wins_whole(bucket: Bucket, tmp_path: Path) -> None:
-    """Proves that outputs are never mixed: the loser gets the winner's facts, and its files go."""
+def test_one_of_two_pods_with_the_same_work_wins(bucket: Bucket, tmp_path: Path) -> None:
+    """Outputs are never mixed: the other pod gets the winner's facts, and its files are removed."""
     folders = [a_folder(tmp_path / str(number), a_txt=f"a{number}", b_txt=f"b{number}") for number in range(4)]
     results: list[int] = []
 
@@ -93,8 +93,8 @@ def test_of_two_pods_with_the_same_work_one_wins_whole(bucket: Bucket, tmp_path:
 
 
 @pytest.mark.parametrize("damage", ["changed", "gone"])
-def test_a_damaged_output_is_withdrawn_so_that_it_is_made_again(bucket: Bucket, tmp_path: Path, damage: str) -> None:
-    """Proves that a file with other bytes, or none, is found, and that the stage is not skipped after that."""
+def test_a_damaged_output_is_removed_and_computed_again(bucket: Bucket, tmp_path: Path, damage: str) -> None:
+    """A changed or missing file is detected, and the stage is not skipped afterwards."""
     bucket.workspace().commit(Stage.TRAIN, KEY, a_folder(tmp_path / "out", a_txt="right"), facts())
     [name] = [name for name in bucket.names() if name.endswith("a.txt")]
     if damage == "changed":
@@ -108,17 +108,17 @@ def test_a_damaged_output_is_withdrawn_so_that_it_is_made_again(bucket: Bucket, 
     assert bucket.workspace().manifest(Stage.TRAIN, KEY) is None
 
 
-def test_an_output_that_was_never_committed_is_said_to_be_missing(bucket: Bucket, tmp_path: Path) -> None:
-    """Proves the reason with which the operator starts again from the stage that makes it."""
+def test_a_missing_output_is_reported(bucket: Bucket, tmp_path: Path) -> None:
+    """With the reason for which the operator restarts the stage that computes it."""
     with pytest.raises(StageError, match="output of prepare") as error:
         bucket.workspace().fetch(Stage.PREPARE, KEY, tmp_path)
     assert error.value.reason == Reason.STAGE_OUTPUT_MISSING
 
 
-def test_files_that_are_there_already_are_not_downloaded_again(
+def test_existing_files_are_not_downloaded_again(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Proves that evaluate, in train's pod, fetches nothing twice."""
+    """Evaluate, in the pod of train, downloads nothing twice."""
     bucket.workspace().commit(Stage.TRAIN, KEY, a_folder(tmp_path / "out", a_txt="one", b_txt="two"), facts())
     bucket.workspace().fetch(Stage.TRAIN, KEY, tmp_path / "in")
     (tmp_path / "in" / "b.txt").write_text("stale")
@@ -130,8 +130,8 @@ def test_files_that_are_there_already_are_not_downloaded_again(
     assert (tmp_path / "in" / "b.txt").read_text() == "two"
 
 
-def test_the_newest_whole_checkpoint_is_taken(bucket: Bucket, tmp_path: Path) -> None:
-    """Proves that torn and damaged checkpoints are passed over, newest first."""
+def test_the_newest_complete_checkpoint_is_used(bucket: Bucket, tmp_path: Path) -> None:
+    """Incomplete and damaged checkpoints are skipped."""
     for step in (5, 10, 15, 20):
         bucket.workspace().put_checkpoint(KEY, a_folder(tmp_path / str(step), state_json=str(step)), step)
     [torn] = [name for name in bucket.names() if "00000020" in name and name.endswith("manifest.json")]
@@ -142,10 +142,10 @@ def test_the_newest_whole_checkpoint_is_taken(bucket: Bucket, tmp_path: Path) ->
     assert (tmp_path / "in" / "state.json").read_text() == "10"
 
 
-def test_what_another_attempt_has_removed_needs_no_removing(
+def test_objects_deleted_by_another_attempt_are_ignored(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Proves that two runs with one key do not fail each other, on servers that answer 404 for a deleted object too."""
+    """Two runs with one key do not fail each other, also on servers that return 404 for a deleted object."""
     bucket.workspace().put_checkpoint(KEY, a_folder(tmp_path / "5", state_json="5"), 5)
     delete = bucket.client.delete_object
 
@@ -159,13 +159,13 @@ def test_what_another_attempt_has_removed_needs_no_removing(
     assert not [name for name in bucket.names() if "/checkpoints/" in name]
 
 
-def test_without_a_checkpoint_training_begins(bucket: Bucket, tmp_path: Path) -> None:
-    """Proves that none is no error."""
+def test_a_missing_checkpoint_is_no_error(bucket: Bucket, tmp_path: Path) -> None:
+    """Training starts from the beginning."""
     assert bucket.workspace().latest_checkpoint(KEY, tmp_path / "in") is None
 
 
 def test_old_checkpoints_are_removed_and_all_of_them_by_the_commit(bucket: Bucket, tmp_path: Path) -> None:
-    """Proves that the workspace does not grow with the training."""
+    """The workspace does not grow with the length of a training."""
     for step in (5, 10, 15):
         bucket.workspace().put_checkpoint(KEY, a_folder(tmp_path / str(step), state_json=str(step)), step)
     bucket.workspace().prune_checkpoints(KEY, keep=2)
@@ -174,8 +174,8 @@ def test_old_checkpoints_are_removed_and_all_of_them_by_the_commit(bucket: Bucke
     assert not [name for name in bucket.names() if "checkpoints" in name]
 
 
-def test_a_workspace_that_cannot_be_written_is_found_at_once(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Proves that a missing right to delete shows before a training, with the field to change."""
+def test_missing_permissions_are_reported_before_training(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing permission to delete, for example, with the field to change."""
 
     def denied(**options: object) -> None:
         response = {"Error": {"Code": "AccessDenied", "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": 403}}
@@ -191,14 +191,14 @@ def test_a_workspace_that_cannot_be_written_is_found_at_once(bucket: Bucket, mon
 
 @pytest.mark.parametrize("path", ["../up", "a/../../up", "/etc/passwd", "a\\b", ""])
 def test_a_manifest_cannot_name_files_outside_of_its_folder(path: str) -> None:
-    """Proves that what lies in a bucket never decides where on the disk something is written."""
-    with pytest.raises(ValidationError, match="stays in its folder"):
+    """The content of a bucket does not determine where files are written on the disk."""
+    with pytest.raises(ValidationError, match="expected a relative path without"):
         ManifestFile(path=path, size=1, sha256="0")
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket", "s3://bucket/"])
 def test_a_whole_bucket_can_be_the_workspace(uri: str, bucket: Bucket) -> None:
-    """Proves that an empty prefix gives no key that begins with a slash."""
+    """With an empty prefix, no key begins with a slash."""
     assert (
         Workspace(BucketPrefix(bucket.client, uri, "spec.workspace"))
         .uri(Stage.TRAIN, KEY)
@@ -207,14 +207,14 @@ def test_a_whole_bucket_can_be_the_workspace(uri: str, bucket: Bucket) -> None:
 
 
 def copied(bucket: Bucket, source: str, target: str) -> None:
-    """Copy everything below one prefix to another, as somebody who may write to the bucket can."""
+    """Copy everything below one prefix to another, as a user with write access to the bucket can."""
     for name in bucket.names(f"runs/{source}"):
         body = bucket.client.get_object(Bucket=bucket.name, Key=name)["Body"].read()
         bucket.put(name.replace(source, target), body)
 
 
-def test_an_output_that_was_copied_to_the_place_of_another_is_not_taken(bucket: Bucket, tmp_path: Path) -> None:
-    """Proves that a whole output passes for no other one, whose stage is then done again."""
+def test_a_copied_output_is_not_accepted(bucket: Bucket, tmp_path: Path) -> None:
+    """An output is valid at its own path only. Otherwise the stage runs again."""
     other = "ffffffffffffffff"
     bucket.workspace().commit(Stage.TRAIN, other, a_folder(tmp_path / "out", a_txt="other"), facts(9))
     copied(bucket, f"train/{other}", f"train/{KEY}")
@@ -230,8 +230,8 @@ def test_an_output_that_was_copied_to_the_place_of_another_is_not_taken(bucket: 
     assert bucket.workspace().manifest(Stage.TRAIN, other) is not None
 
 
-def test_a_checkpoint_of_another_training_is_passed_over(bucket: Bucket, tmp_path: Path) -> None:
-    """Proves that nobody's training goes on from the checkpoint of another one that was copied beside its own."""
+def test_a_checkpoint_of_another_training_is_skipped(bucket: Bucket, tmp_path: Path) -> None:
+    """Training does not resume from a checkpoint that was copied from another training."""
     other = "ffffffffffffffff"
     bucket.workspace().put_checkpoint(KEY, a_folder(tmp_path / "own", state_json="own"), 5)
     bucket.workspace().put_checkpoint(other, a_folder(tmp_path / "other", state_json="other"), 50)

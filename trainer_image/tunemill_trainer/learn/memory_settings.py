@@ -1,8 +1,8 @@
-"""What a training run does to need less memory, one rung after the other; pure.
+"""The settings with which a training run saves memory, and their order; pure.
 
-Each rung costs time and saves memory: every second layer recomputes its activations in the backward pass, then every
-layer does (about a third more time), then forward passes become smaller, down to a single row. Losses and gradients
-are the same on all rungs.
+When memory is not enough, a run takes the next settings, which need less memory and more time: gradient checkpointing
+of every second layer, then of every layer (about a third more time), then smaller forward passes, down to a single
+row. Losses and gradients do not depend on the settings.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +11,7 @@ from typing import Self
 
 
 class Checkpointing(StrEnum):
-    """Which layers recompute their activations in the backward pass instead of keeping them."""
+    """Gradient checkpointing: which layers recompute their activations in the backward pass instead of storing them."""
 
     NONE = "None"
     SELECTIVE = "Selective"
@@ -19,17 +19,17 @@ class Checkpointing(StrEnum):
 
     @property
     def every_n_layers(self) -> int:
-        """Of so many layers one recomputes; 0 means that none does."""
+        """One of this many layers recomputes its activations; 0 means no layer."""
         return {Checkpointing.NONE: 0, Checkpointing.SELECTIVE: 2, Checkpointing.FULL: 1}[self]
 
 
 @dataclass(frozen=True)
-class Rung:
-    """How much a run computes at once.
+class MemorySettings:
+    """The settings of a run on which its memory depends.
 
     Attributes:
-        pass_tokens: padded tokens that a forward pass of a training step may have; a longer row has a pass of its own.
-        held_out_tokens: the same for a pass without gradients, in which the held-out loss is measured.
+        pass_tokens: maximum tokens of a forward pass in training, padding included; a longer row has a separate pass.
+        held_out_tokens: the same for passes without gradients, which measure the held-out loss.
         checkpointing: which layers recompute their activations.
     """
 
@@ -37,12 +37,12 @@ class Rung:
     held_out_tokens: int
     checkpointing: Checkpointing = Checkpointing.NONE
 
-    def below(self, smaller: int | None) -> Self | None:
-        """Return the next rung after a training step did not fit; None when there is none.
+    def reduced(self, smaller: int | None) -> Self | None:
+        """Return the next settings after a training step did not fit into memory; None when there are none.
 
         Args:
-            smaller: a lower bound of the tokens of a pass that would cut this step into more passes; None when each of
-                its rows has a pass of its own.
+            smaller: a smaller maximum of `pass_tokens`, with which this step has more passes; None if every row has a
+                separate pass already.
         """
         if self.checkpointing is Checkpointing.NONE:
             return replace(self, checkpointing=Checkpointing.SELECTIVE)
@@ -50,25 +50,25 @@ class Rung:
             return replace(self, checkpointing=Checkpointing.FULL)
         return None if smaller is None else replace(self, pass_tokens=smaller)
 
-    def below_held_out(self, smaller: int | None) -> Self | None:
-        """Return the next rung after a pass without gradients did not fit, for which recomputation changes nothing."""
+    def reduced_held_out(self, smaller: int | None) -> Self | None:
+        """Return the next settings after a pass without gradients did not fit; checkpointing does not affect it."""
         return None if smaller is None else replace(self, held_out_tokens=smaller)
 
     def to_json(self) -> dict[str, object]:
-        """Return what `from_json` reads."""
+        """Return the settings as JSON, for `from_json`."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, object]) -> Self:
-        """Read what `to_json` returned."""
+        """Parse the result of `to_json`."""
         return cls(
             pass_tokens=int(str(value["pass_tokens"])),
             held_out_tokens=int(str(value["held_out_tokens"])),
             checkpointing=Checkpointing(str(value["checkpointing"])),
         )
 
-    def lower_of(self, other: Self) -> Self:
-        """Return the lower of both in each respect: what a resumed run starts with."""
+    def minimum_with(self, other: Self) -> Self:
+        """Return, setting by setting, the one of both that needs less memory: the start of a resumed run."""
         order = list(Checkpointing)
         return replace(
             self,
@@ -78,7 +78,7 @@ class Rung:
         )
 
     def __str__(self) -> str:
-        """For people."""
+        """Describe the settings for logs and status."""
         layers = {Checkpointing.NONE: "no layer", Checkpointing.SELECTIVE: "every second layer"}.get(
             self.checkpointing, "every layer"
         )

@@ -1,7 +1,7 @@
-"""What the stages need around them, without a network: a base model, prepared rows, a workspace in a folder.
+"""The environment in which the GPU check runs stages without a network: base model, prepared rows and workspace.
 
-The stages run as they are. Behind the workspace stands a client that keeps objects as files, and the base model lies
-where huggingface_hub keeps downloads, with HF_HUB_OFFLINE set.
+The stages run unmodified. The workspace is a local folder, and the base model is in the cache of huggingface_hub, with
+HF_HUB_OFFLINE set.
 """
 
 import hashlib
@@ -35,15 +35,15 @@ PREPARED_KEY = "0123456789abcdef"
 _COMMIT = hashlib.sha1(b"gpu-check", usedforsecurity=False).hexdigest()
 _DIGEST = "0" * 64
 _WORDS = 512
-"""Of the tokenizer; token ids above are in the rows all the same."""
+"""Size of the tokenizer's vocabulary. Rows contain higher token ids, too."""
 _END = 1
 
 
 class Clock(Progress):
-    """Keeps what a stage reports, with the time.
+    """Records progress reports with their time.
 
     Args:
-        at_step: called after a number of reports; for what has to happen in the middle of a run.
+        at_step: functions to call after a number of reports, for actions in the middle of a run.
     """
 
     def __init__(self, at_step: Mapping[int, Any] | None = None) -> None:
@@ -55,28 +55,28 @@ class Clock(Progress):
     def report(
         self, percent: float, eta_seconds: float | None = None, metrics: Mapping[str, object] | None = None
     ) -> None:
-        """Keep the time and the figures of a report that has some."""
+        """Record the time and the metrics of a report that has metrics."""
         if metrics:
             import torch
 
             if torch.cuda.is_initialized():
-                torch.cuda.synchronize()  # the step is done when the GPU has computed it
+                torch.cuda.synchronize()  # wait until the GPU has finished the step
             self.reports.append((time.monotonic(), metrics))
             if (action := self._at_step.get(len(self.reports))) is not None:
                 action()
 
 
 @dataclass(frozen=True)
-class Stand:
-    """A folder in which stages can run.
+class Harness:
+    """The environment of a run.
 
     Attributes:
-        folder: holds what is of this run.
-        base: the base model's folder.
-        lengths: of the training rows.
-        prepared: what prepare would have found.
-        endpoint: of the Hub with the base model; empty where it is in the cache.
-        attempts: of stages.
+        folder: the folder of this run.
+        base: the folder of the base model.
+        lengths: lengths of the training rows in tokens.
+        prepared: the facts of prepare.
+        endpoint: the Hub with the base model; empty if the model is in the cache.
+        attempts: the stages that have run.
     """
 
     folder: Path
@@ -87,7 +87,7 @@ class Stand:
     attempts: list[int] = field(default_factory=list)
 
     def context(self, spec: FineTuneSpec, clock: Clock, stop: StopSignal | None = None) -> StageContext:
-        """Return the surroundings of a stage; each has a new work folder, as a new pod would."""
+        """Return the context of a stage, with a new work folder as in a new pod."""
         self.attempts.append(len(self.attempts))
         run = RunSpec(namespace="gpu-check", name="gpu-check", run_id="gpu-check", spec=spec, prepared=self.prepared)
         return StageContext(
@@ -99,14 +99,14 @@ class Stand:
             stop=stop or StopSignal(),
         )
 
-    def on_hub(self, endpoint: str, commit: str) -> "Stand":
-        """Return the stand for a base model on a Hub, at a commit."""
+    def on_hub(self, endpoint: str, commit: str) -> "Harness":
+        """Return the environment for a base model on a Hub at a commit."""
         facts = self.prepared.model_copy(update={"base_model_revision": commit})
         Prepared(self.folder / "prepared").base_model_path.write_text(json.dumps({"id": BASE, "revision": commit}))
-        stand = replace(self, prepared=facts, endpoint=endpoint)
-        stand.workspace().withdraw(Stage.PREPARE, PREPARED_KEY)
-        stand.workspace().commit(Stage.PREPARE, PREPARED_KEY, self.folder / "prepared", facts)
-        return stand
+        harness = replace(self, prepared=facts, endpoint=endpoint)
+        harness.workspace().withdraw(Stage.PREPARE, PREPARED_KEY)
+        harness.workspace().commit(Stage.PREPARE, PREPARED_KEY, self.folder / "prepared", facts)
+        return harness
 
     def workspace(self) -> Workspace:
         """Return the workspace."""
@@ -114,11 +114,11 @@ class Stand:
 
 
 def a_spec(settings: Mapping[str, Any], endpoint: str = "") -> FineTuneSpec:
-    """Return a wish with the settings of a part: method, quantization, precision, batch, steps, gpus and more.
+    """Return a spec with the settings of a part: method, quantization, precision, batch, steps, gpus and more.
 
     Args:
-        settings: of the part.
-        endpoint: of a Hub; empty where the base model is in the cache.
+        settings: the settings of the part.
+        endpoint: the Hub; empty if the base model is in the cache.
     """
     lora = {"lora": {"dropout": str(settings.get("dropout", "0.05"))}} if settings["method"] == "LoRA" else {}
     return FineTuneSpec.model_validate(
@@ -143,16 +143,16 @@ def a_spec(settings: Mapping[str, Any], endpoint: str = "") -> FineTuneSpec:
     )
 
 
-def set_up(folder: Path, shape: Shape, *, name: str, rows: int, cases: int, device: str) -> Stand:
-    """Make base model, prepared rows and workspace.
+def set_up(folder: Path, shape: Shape, *, name: str, rows: int, cases: int, device: str) -> Harness:
+    """Create base model, prepared rows and workspace.
 
     Args:
-        folder: gets them; a base model that is there is used again, as is HF_HOME in it.
-        shape: of the base model.
-        name: of the folder for everything else.
-        rows: to train on.
-        cases: to answer.
-        device: where the weights are drawn.
+        folder: where to create them. An existing base model in it, and HF_HOME, are reused.
+        shape: the shape of the base model.
+        name: name of the folder for everything else.
+        rows: number of training rows.
+        cases: number of held-out cases.
+        device: where to create the weights.
     """
     base = folder / "hub" / "hub" / "models--gpu-check--base" / "snapshots" / _COMMIT
     if not (base / "config.json").exists():
@@ -161,9 +161,9 @@ def set_up(folder: Path, shape: Shape, *, name: str, rows: int, cases: int, devi
     own = folder / name
     shutil.rmtree(own, ignore_errors=True)
     lengths, facts = _prepare(own, base, vocabulary, rows, cases)
-    stand = Stand(own, base, lengths, facts)
-    stand.workspace().commit(Stage.PREPARE, PREPARED_KEY, own / "prepared", facts)
-    return stand
+    harness = Harness(own, base, lengths, facts)
+    harness.workspace().commit(Stage.PREPARE, PREPARED_KEY, own / "prepared", facts)
+    return harness
 
 
 def _make_base(folder: Path, shape: Shape, device: str) -> None:
@@ -197,7 +197,7 @@ def _tokenizer() -> Any:  # noqa: ANN401 - transformers ships no types
 
 def _prepare(folder: Path, base: Path, vocabulary: int, rows: int, cases: int) -> tuple[tuple[int, ...], PreparedFacts]:
     draw = random.Random(0)  # noqa: S311 - no secret
-    longest = min(LONGEST, vocabulary)  # small shapes have short rows, too
+    longest = min(LONGEST, vocabulary)  # rows of small shapes are shorter
 
     def row(highest: int) -> tuple[list[int], int]:
         scale = longest / LONGEST
@@ -215,10 +215,10 @@ def _prepare(folder: Path, base: Path, vocabulary: int, rows: int, cases: int) -
             lengths.append(len(ids))
         for at in range(cases):
             ids, prompt = row(_WORDS)
-            # What the template makes of it are these tokens: publish compares.
-            asked = (Message(Role.USER, " ".join(f"w{at}" for at in ids[:prompt])),)
+            # Rendered by the template, this message gives exactly these tokens, which publish verifies.
+            messages = (Message(Role.USER, " ".join(f"w{at}" for at in ids[:prompt])),)
             writer.add_case(
-                Case(f"rows.jsonl:{at + 1}#1", at, asked, (tool,), tuple(ids[:prompt]), gold, tuple(ids[prompt:]))
+                Case(f"rows.jsonl:{at + 1}#1", at, messages, (tool,), tuple(ids[:prompt]), gold, tuple(ids[prompt:]))
             )
         report: JsonObject = {
             "train": {"callsByTool": {"search": rows}, "rows": rows},
