@@ -1,4 +1,4 @@
-"""Where a testbed stands: on the local cluster, which is made as needed, or on a cluster of yours."""
+"""Provides a testbed on the local cluster, which is created if needed, or on an existing cluster."""
 
 import json
 import os
@@ -19,13 +19,13 @@ IMAGES = {
     "tunemill-hub": "docker build -f dev/hub/Dockerfile --build-arg BASE_IMAGE=python:3.12-slim",
     "versitygw": "docker pull versity/versitygw",
 }
-"""What a cluster of yours must be able to pull, and how each is had."""
+"""The images that an existing cluster must be able to pull, and the commands that provide them."""
 ROLLOUT_SECONDS = 120
 
 
 @contextmanager
 def local(name: str) -> Iterator[Testbed]:
-    """Start the local cluster of this name, if it does not run, and bring its images up to date; it stays up after."""
+    """Start the local cluster of this name if it does not run, and update its images. It keeps running afterwards."""
     cluster = up(name)
     with step("operator image"):
         operator = cluster.build_image(
@@ -50,18 +50,18 @@ def local(name: str) -> Iterator[Testbed]:
 
 @contextmanager
 def attached(context: str) -> Iterator[Testbed]:
-    """Use the cluster of a kubectl context: nothing is built, its S3 and Hub are reached through port forwards.
+    """Use the cluster of a kubectl context. Nothing is built; S3 and Hub are reached through port forwards.
 
-    The images come from the registry in the variable REGISTRY, or are loaded into the cluster's nodes already.
+    The images come from the registry in the variable REGISTRY, or must already be loaded on the cluster's nodes.
 
     Raises:
-        CommandError: kubectl or helm is missing, or the cluster cannot run the images; it says which ones it needs.
+        CommandError: kubectl or helm is missing, or the cluster cannot run the images; the message lists them.
     """
     kubectl = Kubectl("kubectl", ("--context", context))
     with step(f"cluster of context {context}"):
         kubectl("version")
     images = _images()
-    say(f"  It must have these images, or pull them from {ENV_REGISTRY}=registry.example.com/team, tag {ENV_TAG}:")
+    say(f"  The cluster needs these images. Load them, or set {ENV_REGISTRY}=registry.example.com/team and {ENV_TAG}:")
     for name, reference in images.items():
         say(f"    {reference:<44} {IMAGES[name]} …")
     credentials = _credentials(kubectl)
@@ -94,7 +94,7 @@ def attached(context: str) -> Iterator[Testbed]:
 
 
 def _credentials(kubectl: Kubectl) -> addons.Credentials:
-    """Return the credentials that S3 and Hub in the cluster have already, else new ones."""
+    """Return the existing credentials of S3 and Hub in the cluster, or new ones."""
     s3, hub = kubectl.secret("s3-root", addons.NAMESPACE), kubectl.secret("hub-accounts", addons.NAMESPACE)
     if s3 is None or hub is None:
         return addons.Credentials()
@@ -110,7 +110,7 @@ def _credentials(kubectl: Kubectl) -> addons.Credentials:
 
 
 def _images() -> dict[str, str]:
-    """Return the reference of every image that is needed, by its name."""
+    """Return the references of all required images, by name."""
     tag = os.environ.get(ENV_TAG) or yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
     registry = os.environ.get(ENV_REGISTRY, "").rstrip("/")
     return {name: f"{registry}/{name}:{tag}" if registry else f"{name}:{tag}" for name in IMAGES}
