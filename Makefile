@@ -17,6 +17,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 # What is compiled is kept, whatever the caller's shell says: Python would compile torch at every start of a stage.
 export PYTHONDONTWRITEBYTECODE :=
 FUZZ_INPUTS ?= 5000000
+GO := PATH="$$PATH:/usr/local/go/bin:/usr/lib/go/bin" go
+# The variable hides an advertisement for a successor of MkDocs.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 PARALLEL := --numprocesses logical --maxprocesses 4
 
 .PHONY: help
@@ -55,11 +58,13 @@ $(VLLM): dev/requirements-vllm.txt $(READY) | $(UV)
 	@touch $@
 
 .PHONY: lint
-lint: $(READY) ## Style, shell, YAML, Dockerfiles, generated files
+lint: $(READY) ## Style, shell, YAML, Dockerfiles, workflows, documentation site, generated files
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .
 	@$(BIN)/yamllint --strict -f parsable .
 	@git ls-files -z '*.sh' .ci/run | xargs -0r $(BIN)/shellcheck
 	@git ls-files -z '*Dockerfile' | xargs -0r $(BIN)/hadolint
+	@cd dev/cluster/modules/actionlint && $(GO) tool actionlint -shellcheck '$(abspath $(BIN))/shellcheck' -pyflakes= '$(CURDIR)'/.github/workflows/*.yml
+	@$(MKDOCS) build --quiet --strict
 	@$(BIN)/python -m tunemill_api.codegen . --check
 	@$(BIN)/python -m tunemill_operator.telemetry.reference . --check
 	@$(BIN)/python -m tunemill_dev.chart . --check
@@ -153,6 +158,12 @@ generate: $(READY) ## Write the CRDs, the reference pages and install.yaml from 
 	@$(BIN)/python -m tunemill_api.codegen .
 	@$(BIN)/python -m tunemill_operator.telemetry.reference .
 	@$(BIN)/python -m tunemill_dev.chart .
+
+.PHONY: docs docs-serve
+docs: $(READY) ## Build the documentation site in build/site
+	@$(MKDOCS) build --strict
+docs-serve: $(READY) ## Serve the documentation on http://127.0.0.1:8000, and rebuild it when a page changes
+	@$(MKDOCS) serve
 
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--no-header --no-annotate --no-emit-package tunemill-api --no-emit-package tunemill-operator \
