@@ -30,9 +30,14 @@ help: ## List the commands
 quickstart: $(READY) ## Show the whole run on this machine, without a cluster; leaves everything in build/quickstart
 	@$(BIN)/python -m tunemill_dev.quickstart build/quickstart
 
-.PHONY: demo
-demo: $(READY) ## Show the whole run on a local cluster (CLUSTER=name), or on yours (CONTEXT=name)
+.PHONY: demo demo-programs
+demo: ## Show the whole run on a local cluster (CLUSTER=name), or on yours (CONTEXT=name: kind, k3d, minikube, Docker Desktop; others with REGISTRY=…)
+	@$(MAKE) --jobs=2 $(READY) $(if $(CONTEXT),,demo-programs)
 	@$(BIN)/python -m tunemill_dev.demo --cluster "$(CLUSTER)" --context "$(CONTEXT)"
+
+# With the system's Python, so that the processor compiles while the network brings the Python environment.
+demo-programs:
+	@PYTHONPATH=dev $(PYTHON) -m tunemill_dev.cluster programs --use cluster
 
 .PHONY: test
 test: lint types contracts test-unit test-bombs test-property test-upgrade cluster-programs test-kube test-learn test-platform test-e2e ## Run every check, as CI does

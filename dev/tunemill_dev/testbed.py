@@ -3,8 +3,8 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = REPOSITORY_ROOT / "crds" / "samples"
 CHART = REPOSITORY_ROOT / "charts" / "tunemill"
+INSTALL = REPOSITORY_ROOT / "charts" / "install.yaml"
 
 RELEASE, SYSTEM_NAMESPACE = "tunemill", "tunemill-system"
 S3_SECRET, HUB_SECRET = "s3", "hf-write"
@@ -118,8 +119,10 @@ class Testbed:
     __test__ = False  # not a class of tests, whatever its name makes pytest think
 
     kubectl: Kubectl
-    helm: tuple[str, ...]
-    """The program with the options that choose the cluster."""
+    helm_program: Callable[[], str]
+    """Returns the program `helm`, which is built or looked for when it is first needed: the demo needs none."""
+    helm_options: tuple[str, ...]
+    """Which cluster, for Helm."""
     store: ObjectStore
     hub: Hub
     operator_image: str
@@ -127,15 +130,21 @@ class Testbed:
     volumes: Path | None = None
     """Where this machine, which is the node, keeps persistent volumes; None where the cluster provides them itself."""
 
+    @property
+    def helm(self) -> tuple[str, ...]:
+        """The program with the options that choose the cluster."""
+        return (self.helm_program(), *self.helm_options)
+
     def install(self, **values: Any) -> None:  # noqa: ANN401 - any JSON value
         """Install the chart or bring it up to date, and wait until the operator is ready; CommandError when it is not.
 
         Args:
             values: of the chart, besides the images.
         """
-        repository, _, tag = self.operator_image.rpartition(":")
+        name, at, digest = self.operator_image.partition("@")
+        repository, _, tag = name.rpartition(":")
         chosen = {
-            "image": {"repository": repository, "tag": tag},
+            "image": {"repository": name, "digest": digest} if at else {"repository": repository, "tag": tag},
             "trainer": {"image": self.trainer_image},
             "hub": {"endpoints": [self.hub.inside]},
             # One node: a second replica could only compete for its cores.
@@ -144,12 +153,28 @@ class Testbed:
         }
         self._make_restricted(SYSTEM_NAMESPACE)
         where = ("--namespace", SYSTEM_NAMESPACE, "--values", "-")
-        waiting = ("--wait", "--timeout", f"{INSTALL_SECONDS}s")
+        # The demo may have installed the manifest before.
+        adopting = ("--take-ownership", "--server-side=true", "--force-conflicts")
+        options = (*where, *adopting, "--wait", "--timeout", f"{INSTALL_SECONDS}s")
+        with self._explaining():
+            run((*self.helm, "upgrade", "--install", RELEASE, str(CHART), *options), json.dumps(chosen))
+
+    def install_manifest(self) -> None:
+        """Apply `charts/install.yaml`, which needs no Helm, and wait until the operator is ready; else CommandError."""
+        manifest = with_images(INSTALL.read_text(), self.operator_image, self.trainer_image, self.hub.inside)
+        with self._explaining():
+            self.kubectl("apply", "--server-side", "--force-conflicts", "--filename", "-", stdin=manifest)
+            where = ("--namespace", SYSTEM_NAMESPACE, "--timeout", f"{INSTALL_SECONDS}s")
+            self.kubectl("rollout", "status", f"deployment/{RELEASE}", *where)
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Add to a failed installation why pods of the operator do not start."""
         try:
-            run((*self.helm, "upgrade", "--install", RELEASE, str(CHART), *where, *waiting), json.dumps(chosen))
+            yield
         except CommandError as error:
             reasons = waiting_pods(self.kubectl, SYSTEM_NAMESPACE)
-            raise CommandError(f"The chart could not be installed. {reasons} {error}") from error
+            raise CommandError(f"The operator could not be installed. {reasons} {error}") from error
 
     def make_namespace(self, name: str) -> None:
         """Make a namespace with the strictest Pod Security and with the secrets that the samples name."""
@@ -271,6 +296,27 @@ class FineTune:
         if status.phase != phase:
             raise NotReachedError(f"{self.namespace}/{self.name} ended, but not in {phase}: {in_words(status)}")
         return status
+
+
+def with_images(manifest: str, operator: str, trainer: str, hub: str) -> str:
+    """Return `charts/install.yaml` with other images, one replica, and a Hub that runs may name.
+
+    Args:
+        manifest: the file's text.
+        operator: reference of the operator's image.
+        trainer: reference of the stages' image.
+        hub: URL of the Hub, as pods reach it.
+    """
+    objects = [item for item in yaml.safe_load_all(manifest) if item]
+    (deployment,) = (item for item in objects if item["kind"] == "Deployment")
+    # One node: a second replica could only compete for its cores.
+    deployment["spec"]["replicas"] = 1
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    container["image"] = operator
+    chosen = {"--trainer-image": trainer, "--hub-endpoints": hub}
+    others = [flag for flag in container["args"] if flag.partition("=")[0] not in chosen]
+    container["args"] = [*others, *(f"{name}={value}" for name, value in chosen.items())]
+    return yaml.safe_dump_all(objects)
 
 
 def in_words(status: FineTuneStatus) -> str:

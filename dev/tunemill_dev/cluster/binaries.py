@@ -92,8 +92,9 @@ RUNC = Group(
 BUILDKIT = _group("buildkit", "github.com/moby/buildkit/cmd", "buildkitd", "buildctl")
 COREDNS = Group("coredns", ("./coredns",))
 HELM = _group("helm", "helm.sh/helm/v4/cmd", "helm")
+"""Checks and installs the chart, in tests and `make lint`; the cluster and the demo do without it."""
 S3 = _group("versitygw", "github.com/versity/versitygw/cmd", "versitygw")
-ALL = (KUBERNETES, COREDNS, HELM, CONTAINERD, BUILDKIT, S3, RUNC)
+ALL = (KUBERNETES, COREDNS, CONTAINERD, BUILDKIT, S3, RUNC)
 """What a cluster needs."""
 KUEUE = _group("kueue", "sigs.k8s.io/kueue/cmd", "kueue")
 """The queues of tests/platform."""
@@ -102,7 +103,7 @@ GITOPS = Group("gitops", ("./gitops",))
 # Without the clients of clouds, which a server asks for its targets: a fifth of the packages.
 PROMTOOL = _group("promtool", "github.com/prometheus/prometheus/cmd", "promtool", tags="remove_all_sd")
 """Tests the chart's alerts."""
-TESTED = (*ALL, KUEUE, GITOPS, PROMTOOL)
+TESTED = (*ALL, HELM, KUEUE, GITOPS, PROMTOOL)
 """What `make test` needs."""
 KWOK = _group("kwok", "sigs.k8s.io/kwok/cmd", "kwok")
 """Simulated nodes, for `make bench-operator`."""
