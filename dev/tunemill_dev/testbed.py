@@ -307,8 +307,10 @@ def with_images(manifest: str, operator: str, trainer: str, hub: str) -> str:
         trainer: reference of the stages' image.
         hub: URL of the Hub, as pods reach it.
     """
-    objects = [item for item in yaml.safe_load_all(manifest) if item]
-    (deployment,) = (item for item in objects if item["kind"] == "Deployment")
+    # The CRDs would take seconds to parse, so only the Deployment is.
+    documents = manifest.split("\n---\n")
+    (place,) = (at for at, text in enumerate(documents) if "\nkind: Deployment\n" in text)
+    deployment = yaml.safe_load(documents[place])
     # One node: a second replica could only compete for its cores.
     deployment["spec"]["replicas"] = 1
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
@@ -316,7 +318,8 @@ def with_images(manifest: str, operator: str, trainer: str, hub: str) -> str:
     chosen = {"--trainer-image": trainer, "--hub-endpoints": hub}
     others = [flag for flag in container["args"] if flag.partition("=")[0] not in chosen]
     container["args"] = [*others, *(f"{name}={value}" for name, value in chosen.items())]
-    return yaml.safe_dump_all(objects)
+    documents[place] = yaml.safe_dump(deployment)
+    return "\n---\n".join(documents)
 
 
 def in_words(status: FineTuneStatus) -> str:
