@@ -4,6 +4,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
+VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 CLUSTER ?= tunemill
 CONTEXT ?=
 PYTHON ?= python3
@@ -143,9 +144,12 @@ gpu-check: $(READY) ## Prove on this machine's GPU that training works, fits and
 	@$(BIN)/python -m tunemill_dev.gpu_check $(GPU_CHECK)
 
 ##@ The local cluster
-.PHONY: cluster-programs cluster-up cluster-down cluster-status
+.PHONY: cluster-programs cluster-wheels cluster-up cluster-down cluster-status
 cluster-programs: $(READY) ## Build the programs of the cluster and of the tests, and say how long each group takes
 	@$(BIN)/python -m tunemill_dev.cluster programs
+cluster-wheels: $(UV) ## Install the cluster's programs from the release of this version: then no Go is needed
+	@$(UV) pip install --quiet --upgrade --no-deps --only-binary :all: --target "$${TUNEMILL_HOME:-$$HOME/.cache/tunemill}/wheels" \
+		$(foreach part,control-plane node containers addons,tunemill-programs-$(part)=='$(VERSION)')
 cluster-up: $(READY) ## Start a local Kubernetes (CLUSTER=name), or check that it runs
 	@$(BIN)/python -m tunemill_dev.cluster up --name "$(CLUSTER)"
 cluster-down: $(READY) ## Stop it and remove what it left
