@@ -168,6 +168,12 @@ generate: $(READY) ## Write the CRDs, the reference pages and install.yaml from 
 	@$(BIN)/python -m tunemill_operator.telemetry.reference .
 	@$(BIN)/python -m tunemill_dev.chart .
 
+DOCS := build/docs/.ready
+$(DOCS): dev/requirements-docs.txt | $(UV)
+	@$(UV) venv --quiet --allow-existing --python $(PYTHON) $(@D)
+	@$(UV) pip install --quiet --python $(@D)/bin/python --require-hashes -r dev/requirements-docs.txt
+	@touch $@
+
 .PHONY: docs docs-serve
 docs: $(READY) ## Build the documentation site in build/site
 	@$(MKDOCS) build --strict
@@ -185,6 +191,7 @@ lock: $(UV) ## Pin all dependencies to the newest versions that work together
 	@$(COMPILE) -c requirements-dev.txt dev/hub/requirements.in -o dev/hub/requirements.txt
 	@$(COMPILE) --upgrade --no-deps dev/requirements-vllm.in -o dev/requirements-vllm.txt
 	@echo hatchling | $(COMPILE) --upgrade - -o operator/requirements-build.txt
+	@printf 'mike\nmkdocs-material\n' | $(COMPILE) -c requirements-dev.txt - -o dev/requirements-docs.txt
 	@echo cyclonedx-bom | $(COMPILE) --upgrade - -o dev/requirements-sbom.txt
 
 SBOM := build/sbom
@@ -194,6 +201,12 @@ sbom: $(UV) ## List the Python packages of both images with their hashes, as Cyc
 	@$(UV) pip install --quiet --python $(SBOM)/venv/bin/python --require-hashes -r dev/requirements-sbom.txt
 	@for image in operator trainer_image; do $(SBOM)/venv/bin/cyclonedx-py requirements $$image/requirements.txt \
 		--pyproject $$image/pyproject.toml --output-reproducible -o $(SBOM)/$$image.cdx.json; done
+
+.PHONY: wheels
+wheels: $(UV) ## Build the Python packages that are released, in build/wheels
+	@rm -rf build/wheels
+	@for package in crds operator trainer_image; do $(UV) build --quiet --wheel --out-dir build/wheels \
+		--build-constraints operator/requirements-build.txt --require-hashes $$package; done
 
 .PHONY: clean
 clean: ## Remove what was built or installed here; the caches of the local cluster stay
