@@ -1,6 +1,7 @@
-"""A hook of MkDocs: links from a page to files outside `docs/` lead to the repository, at the version of the site.
+"""Hooks of MkDocs, so that pages can be written for GitHub.
 
-On GitHub such a link is a relative path and works as it is. On the site there is no such file.
+Links to files outside `docs/` lead to the repository, at the version of the site: on the site there is no such file.
+Lists get the indentation of four spaces that Python-Markdown needs.
 """
 
 import logging
@@ -16,14 +17,49 @@ if TYPE_CHECKING:
 # A child of MkDocs' logger: with --strict its warnings fail the build.
 _log = logging.getLogger("mkdocs.hooks.tunemill")
 _FENCED = re.compile(r"^(?P<fence> *(?:```+|~~~+)).*?^(?P=fence) *$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r" *(```+|~~~+)")
+_ITEM = re.compile(r" *(?:[-*+]|\d+[.)]) +(?=\S)")
 _LINK = re.compile(r"(?<=\]\()(?P<path>\.\.?/[^)\s#]+)(?P<anchor>#[^)\s]*)?(?=\))")
 
 
 def on_page_markdown(markdown: str, page: "Page", config: "MkDocsConfig", **_: Any) -> str:  # noqa: ANN401 - MkDocs
-    """Return the page with links to files outside `docs/` as URLs of the repository; other links stay."""
+    """Return the page as Python-Markdown needs it."""
     docs = Path(config.docs_dir).resolve()
     reference = config.extra["source_ref"]
-    return link_sources(markdown, page.file.src_uri, docs, f"{config.repo_url.rstrip('/')}/{{kind}}/{reference}")
+    repository = f"{config.repo_url.rstrip('/')}/{{kind}}/{reference}"
+    return indent_lists(link_sources(markdown, page.file.src_uri, docs, repository))
+
+
+def indent_lists(markdown: str) -> str:
+    """Return a page in which the content of list items is indented by four spaces a level, with blank lines around.
+
+    GitHub indents it by as much as the item's text: two spaces after `- `, three after `1. `. Python-Markdown takes
+    less than four spaces for the end of the list.
+    """
+    lines: list[str] = []
+    # For each open item: the column of its text, and whether it has several blocks.
+    items: list[tuple[int, bool]] = []
+    fence = ""
+    for line in markdown.splitlines():
+        text = line.lstrip(" ")
+        if not text:
+            items = [(column, True) for column, _ in items]
+            lines.append("")
+            continue
+        column = len(line) - len(text)
+        closed = None
+        while items and not fence and column < items[-1][0]:
+            closed = items.pop()
+        item = None if fence else _ITEM.match(line)
+        if item and lines and lines[-1] and (closed[1] if closed else not items):
+            lines.append("")
+        inside = items[-1][0] if items else 0
+        lines.append(" " * (4 * len(items) + max(column - inside, 0)) + text)
+        if item:
+            items.append((item.end(), False))
+        if found := _FENCE.match(line):
+            fence = "" if fence and text.startswith(fence) else fence or found[1]
+    return "\n".join(lines) + "\n"
 
 
 def link_sources(markdown: str, source: str, docs: Path, repository: str) -> str:
