@@ -24,6 +24,7 @@ _LINK = re.compile(r"(?<=\]\()(?P<path>\.\.?/[^)\s#]+)(?P<anchor>#[^)\s]*)?(?=\)
 
 def on_page_markdown(markdown: str, page: "Page", config: "MkDocsConfig", **_: Any) -> str:  # noqa: ANN401 - MkDocs
     """Return the page as Python-Markdown needs it."""
+    assert config.repo_url
     docs = Path(config.docs_dir).resolve()
     reference = config.extra["source_ref"]
     repository = f"{config.repo_url.rstrip('/')}/{{kind}}/{reference}"

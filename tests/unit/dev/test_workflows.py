@@ -151,7 +151,8 @@ def test_all_parts_have_one_version() -> None:
 def test_the_notes_of_a_release_are_its_section_of_the_changelog(tmp_path: Path) -> None:
     """The script of the workflow, run on a small changelog."""
     (script,) = re.findall(r"^awk .*$", commands(RELEASE["github"]), re.MULTILINE)
-    changelog = "# Changelog\n\n## Unreleased\n\n- next\n\n## 0.2.0 (2026-12-01)\n\n- this\n\n### Fixed\n\n- that\n\n## 0.1.0\n\n- old\n"
+    notes = "\n- this\n\n### Fixed\n\n- that\n\n"
+    changelog = f"# Changelog\n\n## Unreleased\n\n- next\n\n## 0.2.0 (2026-12-01)\n{notes}## 0.1.0\n\n- old\n"
     (tmp_path / "CHANGELOG.md").write_text(changelog)
     subprocess.run(["bash", "-ec", script], cwd=tmp_path, env={"PATH": "/usr/bin:/bin", "VERSION": "0.2.0"}, check=True)
-    assert (tmp_path / "notes.md").read_text() == "\n- this\n\n### Fixed\n\n- that\n\n"
+    assert (tmp_path / "notes.md").read_text() == notes
