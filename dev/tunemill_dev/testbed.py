@@ -3,8 +3,8 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = REPOSITORY_ROOT / "crds" / "samples"
 CHART = REPOSITORY_ROOT / "charts" / "tunemill"
+INSTALL = REPOSITORY_ROOT / "charts" / "install.yaml"
 
 RELEASE, SYSTEM_NAMESPACE = "tunemill", "tunemill-system"
 S3_SECRET, HUB_SECRET = "s3", "hf-write"
@@ -118,8 +119,10 @@ class Testbed:
     __test__ = False  # pytest would collect it as a test class because of its name
 
     kubectl: Kubectl
-    helm: tuple[str, ...]
-    """The helm command with the options that select the cluster."""
+    helm_program: Callable[[], str]
+    """Returns the path of `helm`. It is built or searched for at its first use, because the demo needs no Helm."""
+    helm_options: tuple[str, ...]
+    """The options that select the cluster for Helm."""
     store: ObjectStore
     hub: Hub
     operator_image: str
@@ -127,15 +130,21 @@ class Testbed:
     volumes: Path | None = None
     """The folder for persistent volumes on this machine, which is the node. None if the cluster provisions volumes."""
 
+    @property
+    def helm(self) -> tuple[str, ...]:
+        """The helm command with the options that select the cluster."""
+        return (self.helm_program(), *self.helm_options)
+
     def install(self, **values: Any) -> None:  # noqa: ANN401 - any JSON value
         """Install or upgrade the chart and wait until the operator is ready. CommandError if it does not become ready.
 
         Args:
             values: values of the chart, in addition to the images.
         """
-        repository, _, tag = self.operator_image.rpartition(":")
+        name, at, digest = self.operator_image.partition("@")
+        repository, _, tag = name.rpartition(":")
         chosen = {
-            "image": {"repository": repository, "tag": tag},
+            "image": {"repository": name, "digest": digest} if at else {"repository": repository, "tag": tag},
             "trainer": {"image": self.trainer_image},
             "hub": {"endpoints": [self.hub.inside]},
             # The cluster has one node: a second replica would only compete for its cores.
@@ -144,12 +153,28 @@ class Testbed:
         }
         self._make_restricted(SYSTEM_NAMESPACE)
         where = ("--namespace", SYSTEM_NAMESPACE, "--values", "-")
-        waiting = ("--wait", "--timeout", f"{INSTALL_SECONDS}s")
+        # The demo may have installed the manifest before.
+        adopting = ("--take-ownership", "--server-side=true", "--force-conflicts")
+        options = (*where, *adopting, "--wait", "--timeout", f"{INSTALL_SECONDS}s")
+        with self._explaining():
+            run((*self.helm, "upgrade", "--install", RELEASE, str(CHART), *options), json.dumps(chosen))
+
+    def install_manifest(self) -> None:
+        """Apply `charts/install.yaml` without Helm, and wait until the operator is ready. CommandError if it fails."""
+        manifest = with_images(INSTALL.read_text(), self.operator_image, self.trainer_image, self.hub.inside)
+        with self._explaining():
+            self.kubectl("apply", "--server-side", "--force-conflicts", "--filename", "-", stdin=manifest)
+            where = ("--namespace", SYSTEM_NAMESPACE, "--timeout", f"{INSTALL_SECONDS}s")
+            self.kubectl("rollout", "status", f"deployment/{RELEASE}", *where)
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Add the reasons why operator pods do not start to the error of a failed installation."""
         try:
-            run((*self.helm, "upgrade", "--install", RELEASE, str(CHART), *where, *waiting), json.dumps(chosen))
+            yield
         except CommandError as error:
             reasons = waiting_pods(self.kubectl, SYSTEM_NAMESPACE)
-            raise CommandError(f"The chart could not be installed. {reasons} {error}") from error
+            raise CommandError(f"The operator could not be installed. {reasons} {error}") from error
 
     def make_namespace(self, name: str) -> None:
         """Create a namespace that enforces the restricted Pod Security Standard, with the Secrets of the samples."""
@@ -271,6 +296,30 @@ class FineTune:
         if status.phase != phase:
             raise NotReachedError(f"{self.namespace}/{self.name} ended, but not in {phase}: {in_words(status)}")
         return status
+
+
+def with_images(manifest: str, operator: str, trainer: str, hub: str) -> str:
+    """Return `charts/install.yaml` with other images, one replica, and an allowed Hub.
+
+    Args:
+        manifest: the content of the file.
+        operator: the reference of the operator image.
+        trainer: the reference of the trainer image.
+        hub: the URL of the Hub for pods.
+    """
+    # Only the Deployment is parsed, because the CRDs would take seconds.
+    documents = manifest.split("\n---\n")
+    (place,) = (at for at, text in enumerate(documents) if "\nkind: Deployment\n" in text)
+    deployment = yaml.safe_load(documents[place])
+    # The cluster has one node: a second replica would only compete for its cores.
+    deployment["spec"]["replicas"] = 1
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    container["image"] = operator
+    chosen = {"--trainer-image": trainer, "--hub-endpoints": hub}
+    others = [flag for flag in container["args"] if flag.partition("=")[0] not in chosen]
+    container["args"] = [*others, *(f"{name}={value}" for name, value in chosen.items())]
+    documents[place] = yaml.safe_dump(deployment)
+    return "\n---\n".join(documents)
 
 
 def in_words(status: FineTuneStatus) -> str:
