@@ -4,6 +4,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
+VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 CLUSTER ?= tunemill
 CONTEXT ?=
 PYTHON ?= python3
@@ -17,6 +18,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 # What is compiled is kept, whatever the caller's shell says: Python would compile torch at every start of a stage.
 export PYTHONDONTWRITEBYTECODE :=
 FUZZ_INPUTS ?= 5000000
+GO := PATH="$$PATH:/usr/local/go/bin:/usr/lib/go/bin" go
+# The variable hides an advertisement for a successor of MkDocs.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 PARALLEL := --numprocesses logical --maxprocesses 4
 
 .PHONY: help
@@ -27,9 +31,14 @@ help: ## List the commands
 quickstart: $(READY) ## Show the whole run on this machine, without a cluster; leaves everything in build/quickstart
 	@$(BIN)/python -m tunemill_dev.quickstart build/quickstart
 
-.PHONY: demo
-demo: $(READY) ## Show the whole run on a local cluster (CLUSTER=name), or on yours (CONTEXT=name)
+.PHONY: demo demo-programs
+demo: ## Show the whole run on a local cluster (CLUSTER=name), or on yours (CONTEXT=name: kind, k3d, minikube, Docker Desktop; others with REGISTRY=…)
+	@$(MAKE) --jobs=2 $(READY) $(if $(CONTEXT),,demo-programs)
 	@$(BIN)/python -m tunemill_dev.demo --cluster "$(CLUSTER)" --context "$(CONTEXT)"
+
+# With the system's Python, so that the processor compiles while the network brings the Python environment.
+demo-programs:
+	@PYTHONPATH=dev $(PYTHON) -m tunemill_dev.cluster programs --use cluster
 
 .PHONY: test
 test: lint types contracts test-unit test-bombs test-property test-upgrade cluster-programs test-kube test-learn test-platform test-e2e ## Run every check, as CI does
@@ -55,11 +64,13 @@ $(VLLM): dev/requirements-vllm.txt $(READY) | $(UV)
 	@touch $@
 
 .PHONY: lint
-lint: $(READY) ## Style, shell, YAML, Dockerfiles, generated files
+lint: $(READY) ## Style, shell, YAML, Dockerfiles, workflows, documentation site, generated files
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .
 	@$(BIN)/yamllint --strict -f parsable .
 	@git ls-files -z '*.sh' .ci/run | xargs -0r $(BIN)/shellcheck
 	@git ls-files -z '*Dockerfile' | xargs -0r $(BIN)/hadolint
+	@cd dev/cluster/modules/actionlint && $(GO) tool actionlint -shellcheck '$(abspath $(BIN))/shellcheck' -pyflakes= '$(CURDIR)'/.github/workflows/*.yml
+	@$(MKDOCS) build --quiet --strict
 	@$(BIN)/python -m tunemill_api.codegen . --check
 	@$(BIN)/python -m tunemill_operator.telemetry.reference . --check
 	@$(BIN)/python -m tunemill_dev.chart . --check
@@ -133,9 +144,12 @@ gpu-check: $(READY) ## Prove on this machine's GPU that training works, fits and
 	@$(BIN)/python -m tunemill_dev.gpu_check $(GPU_CHECK)
 
 ##@ The local cluster
-.PHONY: cluster-programs cluster-up cluster-down cluster-status
+.PHONY: cluster-programs cluster-wheels cluster-up cluster-down cluster-status
 cluster-programs: $(READY) ## Build the programs of the cluster and of the tests, and say how long each group takes
 	@$(BIN)/python -m tunemill_dev.cluster programs
+cluster-wheels: $(UV) ## Install the cluster's programs from the release of this version: then no Go is needed
+	@$(UV) pip install --quiet --upgrade --no-deps --only-binary :all: --target "$${TUNEMILL_HOME:-$$HOME/.cache/tunemill}/wheels" \
+		$(foreach part,control-plane node containers addons,tunemill-programs-$(part)=='$(VERSION)')
 cluster-up: $(READY) ## Start a local Kubernetes (CLUSTER=name), or check that it runs
 	@$(BIN)/python -m tunemill_dev.cluster up --name "$(CLUSTER)"
 cluster-down: $(READY) ## Stop it and remove what it left
@@ -154,6 +168,18 @@ generate: $(READY) ## Write the CRDs, the reference pages and install.yaml from 
 	@$(BIN)/python -m tunemill_operator.telemetry.reference .
 	@$(BIN)/python -m tunemill_dev.chart .
 
+DOCS := build/docs/.ready
+$(DOCS): dev/requirements-docs.txt | $(UV)
+	@$(UV) venv --quiet --allow-existing --python $(PYTHON) $(@D)
+	@$(UV) pip install --quiet --python $(@D)/bin/python --require-hashes -r dev/requirements-docs.txt
+	@touch $@
+
+.PHONY: docs docs-serve
+docs: $(READY) ## Build the documentation site in build/site
+	@$(MKDOCS) build --strict
+docs-serve: $(READY) ## Serve the documentation on http://127.0.0.1:8000, and rebuild it when a page changes
+	@$(MKDOCS) serve
+
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--no-header --no-annotate --no-emit-package tunemill-api --no-emit-package tunemill-operator \
 	--no-emit-package tunemill-trainer --no-emit-package tunemill-dev
@@ -165,6 +191,7 @@ lock: $(UV) ## Pin all dependencies to the newest versions that work together
 	@$(COMPILE) -c requirements-dev.txt dev/hub/requirements.in -o dev/hub/requirements.txt
 	@$(COMPILE) --upgrade --no-deps dev/requirements-vllm.in -o dev/requirements-vllm.txt
 	@echo hatchling | $(COMPILE) --upgrade - -o operator/requirements-build.txt
+	@printf 'mike\nmkdocs-material\n' | $(COMPILE) -c requirements-dev.txt - -o dev/requirements-docs.txt
 	@echo cyclonedx-bom | $(COMPILE) --upgrade - -o dev/requirements-sbom.txt
 
 SBOM := build/sbom
@@ -174,6 +201,12 @@ sbom: $(UV) ## List the Python packages of both images with their hashes, as Cyc
 	@$(UV) pip install --quiet --python $(SBOM)/venv/bin/python --require-hashes -r dev/requirements-sbom.txt
 	@for image in operator trainer_image; do $(SBOM)/venv/bin/cyclonedx-py requirements $$image/requirements.txt \
 		--pyproject $$image/pyproject.toml --output-reproducible -o $(SBOM)/$$image.cdx.json; done
+
+.PHONY: wheels
+wheels: $(UV) ## Build the Python packages that are released, in build/wheels
+	@rm -rf build/wheels
+	@for package in crds operator trainer_image; do $(UV) build --quiet --wheel --out-dir build/wheels \
+		--build-constraints operator/requirements-build.txt --require-hashes $$package; done
 
 .PHONY: clean
 clean: ## Remove what was built or installed here; the caches of the local cluster stay

@@ -1,4 +1,4 @@
-"""Runs what needs torch in a process of its own, so that ours starts at once and keeps its environment."""
+"""Runs functions that need torch in a separate process, so that this process starts fast and keeps its environment."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 def in_own_process(
     function: Callable[Arguments, Result], *arguments: Arguments.args, **named: Arguments.kwargs
 ) -> "Future[Result]":
-    """Call a function in a new process, and return its result as a promise."""
+    """Call a function in a new process, and return a future for its result."""
     # Spawned, not forked: torch's threads do not survive a fork.
     pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
     promise = pool.submit(function, *arguments, **named)

@@ -1,4 +1,4 @@
-"""kubectl, bound to one cluster: what the demo and the end-to-end tests ask of it."""
+"""kubectl for one cluster, as the demo and the end-to-end tests use it."""
 
 import base64
 import codecs
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 Object = dict[str, Any]
-"""A Kubernetes object, as its API has it."""
+"""A Kubernetes object in its API representation."""
 
 _log = logging.getLogger(__name__)
 _FORWARDED = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+)")
@@ -25,19 +25,19 @@ _READ_BYTES = 1 << 16
 
 
 class CommandError(Exception):
-    """A command failed; the message says which, and the end of what it said."""
+    """A command failed. The message contains the command and the end of its output."""
 
 
 def run(command: tuple[str, ...], stdin: str = "", *, secret: bool = False) -> str:
-    """Run a command to its end, log it, and return what it printed. Input is never logged, `secret` output neither.
+    """Run a command, log it, and return its output. The input, and the output with `secret`, are not logged.
 
     Raises:
-        CommandError: it failed or is not there.
+        CommandError: the command failed or does not exist.
     """
     try:
         done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise CommandError(f"{command[0]} is needed and not on the PATH; install it") from None
+        raise CommandError(f"{command[0]} is required but not in PATH. Install it") from None
     _log.info("%s → %s\n%s%s", " ".join(command), done.returncode, "" if secret else done.stdout, done.stderr)
     if done.returncode:
         said = (done.stderr or done.stdout).strip()
@@ -47,27 +47,27 @@ def run(command: tuple[str, ...], stdin: str = "", *, secret: bool = False) -> s
 
 @dataclass(frozen=True)
 class Kubectl:
-    """One cluster, reached with the program's own configuration, so that every kind of login works."""
+    """kubectl for one cluster. It uses kubectl's own configuration, so that every kind of login works."""
 
     program: str
     options: tuple[str, ...]
-    """Which cluster: `--kubeconfig PATH` or `--context NAME`."""
+    """Selects the cluster: `--kubeconfig PATH` or `--context NAME`."""
 
     def __call__(self, *arguments: str, stdin: str = "") -> str:
-        """Run `kubectl ARGUMENTS`; CommandError when it fails."""
+        """Run `kubectl ARGUMENTS`. CommandError if it fails."""
         return run((self.program, *self.options, *arguments), stdin)
 
     def apply(self, *objects: Object) -> None:
-        """Create the objects or make them so; CommandError with the API server's words when it refuses one."""
+        """Apply the objects. CommandError with the API server's message if it rejects one."""
         self("apply", "--filename", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
 
     def get(self, kind: str, name: str, namespace: str) -> Object | None:
-        """Return an object, or None when it is not there."""
+        """Return an object, or None if it does not exist."""
         found = self("get", kind, name, "--namespace", namespace, "--ignore-not-found", "--output", "json")
         return json.loads(found) if found.strip() else None
 
     def secret(self, name: str, namespace: str) -> dict[str, str] | None:
-        """Return the values of a Secret, or None when it is not there."""
+        """Return the values of a Secret, or None if it does not exist."""
         question = ("get", "secret", name, "--namespace", namespace, "--ignore-not-found", "--output", "json")
         found = run((self.program, *self.options, *question), secret=True)
         if not found.strip():
@@ -75,13 +75,13 @@ class Kubectl:
         return {key: base64.b64decode(value).decode() for key, value in json.loads(found)["data"].items()}
 
     def list(self, kind: str, namespace: str, selector: str = "") -> list[Object]:
-        """Return the objects of a kind in a namespace, by labels."""
+        """Return the objects of a kind in a namespace that match a label selector."""
         found = self("get", kind, "--namespace", namespace, "--selector", selector, "--output", "json")
         items: list[Object] = json.loads(found)["items"]
         return items
 
     def watch(self, kind: str, name: str, namespace: str, tick: float = 1.0) -> Generator[Object]:
-        """Yield the object now, after each change, and again after `tick` seconds without one; it never ends."""
+        """Yield the object now, after each change, and after `tick` seconds without a change, without end."""
         arguments = ("get", kind, name, "--namespace", namespace, "--output", "json", "--watch")
         latest: Object | None = None
         while True:
@@ -93,14 +93,14 @@ class Kubectl:
                     latest = found[-1] if found else latest
                     if latest is not None:
                         yield latest
-            # The API server ends every watch after a while; also it may be starting anew.
+            # The API server ends every watch after a while, or it may be restarting.
             time.sleep(tick)
             if latest is not None:
                 yield latest
 
     @contextmanager
     def forward(self, namespace: str, service: str, port: int) -> Iterator[str]:
-        """Make a Service reachable at a free port of this machine until the block ends; yields `127.0.0.1:PORT`."""
+        """Forward a free local port to a Service until the block ends. Yields `127.0.0.1:PORT`."""
         arguments = ("port-forward", "--namespace", namespace, f"service/{service}", f":{port}")
         with _reading((self.program, *self.options, *arguments)) as chunks:
             text, deadline = "", time.monotonic() + _FORWARD_SECONDS
@@ -111,7 +111,7 @@ class Kubectl:
                     return
                 if time.monotonic() > deadline:
                     break
-        raise CommandError(f"`kubectl {' '.join(arguments)}` did not connect: {text.strip() or 'it said nothing'}")
+        raise CommandError(f"`kubectl {' '.join(arguments)}` did not connect: {text.strip() or 'no output'}")
 
 
 class _Chunks(Protocol):
@@ -120,9 +120,9 @@ class _Chunks(Protocol):
 
 @contextmanager
 def _reading(command: tuple[str, ...]) -> Iterator["_Chunks"]:
-    """Start a command that goes on, yield a reader of what it prints, and end the command with the block.
+    """Start a long-running command, yield a reader of its output, and stop the command at the end of the block.
 
-    The reader yields an empty text after each tick without output, and ends when the command does.
+    The reader yields an empty text after each tick without output, and ends when the command ends.
     """
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout is not None
@@ -149,7 +149,7 @@ def _reading(command: tuple[str, ...]) -> Iterator["_Chunks"]:
 
 
 def documents(text: str) -> tuple[list[Object], str]:
-    """Return the complete JSON objects at the start of a stream, and what follows them."""
+    """Return the complete JSON objects at the start of a text, and the rest of the text."""
     found: list[Object] = []
     decoder = json.JSONDecoder()
     while (start := text.find("{")) >= 0:

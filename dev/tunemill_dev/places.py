@@ -1,31 +1,23 @@
-"""Where a testbed stands: on the local cluster, which is made as needed, or on a cluster of yours."""
+"""Provides a testbed on the local cluster, which is created if needed, or on an existing cluster."""
 
 import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import yaml
-
-from tunemill_dev.cluster import addons, up
-from tunemill_dev.cluster.console import say, step
+from tunemill_dev.cluster import addons, binaries, up
+from tunemill_dev.cluster.console import step
+from tunemill_dev.context_images import ENV_REGISTRY, existing_images, provide_images
 from tunemill_dev.kubectl import CommandError, Kubectl
-from tunemill_dev.testbed import CHART, REPOSITORY_ROOT, Hub, ObjectStore, Testbed, waiting_pods
+from tunemill_dev.testbed import REPOSITORY_ROOT, Hub, ObjectStore, Testbed, waiting_pods
 
-ENV_REGISTRY, ENV_TAG = "REGISTRY", "TAG"
-IMAGES = {
-    "tunemill-operator": "docker build -f operator/Dockerfile",
-    "tunemill-trainer": "docker build -f trainer_image/Dockerfile",
-    "tunemill-hub": "docker build -f dev/hub/Dockerfile --build-arg BASE_IMAGE=python:3.12-slim",
-    "versitygw": "docker pull versity/versitygw",
-}
-"""What a cluster of yours must be able to pull, and how each is had."""
+ENV_TAG = "TAG"
 ROLLOUT_SECONDS = 120
 
 
 @contextmanager
 def local(name: str) -> Iterator[Testbed]:
-    """Start the local cluster of this name, if it does not run, and bring its images up to date; it stays up after."""
+    """Start the local cluster of this name if it does not run, and update its images. It keeps running afterwards."""
     cluster = up(name)
     with step("operator image"):
         operator = cluster.build_image(
@@ -39,7 +31,8 @@ def local(name: str) -> Iterator[Testbed]:
     options = ("--kubeconfig", str(cluster.kubeconfig))
     yield Testbed(
         kubectl=Kubectl(str(cluster.kubectl), options),
-        helm=(str(cluster.helm), *options),
+        helm_program=lambda: str(binaries.ensure([binaries.HELM])[binaries.HELM.name] / "helm"),
+        helm_options=options,
         store=ObjectStore(s3.host_url, s3.cluster_url, s3.access_key, s3.secret_key),
         hub=Hub(hub.host_url, hub.cluster_url, hub.organisation, hub.write_token),
         operator_image=operator,
@@ -50,20 +43,19 @@ def local(name: str) -> Iterator[Testbed]:
 
 @contextmanager
 def attached(context: str) -> Iterator[Testbed]:
-    """Use the cluster of a kubectl context: nothing is built, its S3 and Hub are reached through port forwards.
+    """Use the cluster of a kubectl context. Its S3 and Hub servers are reached through port forwards.
 
-    The images come from the registry in the variable REGISTRY, or are loaded into the cluster's nodes already.
+    The images are built with Docker and loaded into the nodes of kind, k3d, minikube and Docker Desktop. If the
+    variable REGISTRY is set, they are pushed there instead. If TAG is set, nothing is built: the cluster already has,
+    or pulls, images with this tag.
 
     Raises:
-        CommandError: kubectl or helm is missing, or the cluster cannot run the images; it says which ones it needs.
+        CommandError: kubectl or Docker is missing, or the cluster cannot run the images; the message says which.
     """
-    kubectl = Kubectl("kubectl", ("--context", context))
+    kubectl = _kubectl(context)
     with step(f"cluster of context {context}"):
         kubectl("version")
-    images = _images()
-    say(f"  It must have these images, or pull them from {ENV_REGISTRY}=registry.example.com/team, tag {ENV_TAG}:")
-    for name, reference in images.items():
-        say(f"    {reference:<44} {IMAGES[name]} …")
+    images = images_for(context)
     credentials = _credentials(kubectl)
     with step("S3 and Hub"):
         manifests = addons.services(credentials, s3_image=images["versitygw"], hub_image=images["tunemill-hub"])
@@ -75,7 +67,8 @@ def attached(context: str) -> Iterator[Testbed]:
         hub = forwards.enter_context(kubectl.forward(addons.NAMESPACE, "hub", 8080))
         yield Testbed(
             kubectl=kubectl,
-            helm=("helm", "--kube-context", context),
+            helm_program=lambda: "helm",
+            helm_options=("--kube-context", context),
             store=ObjectStore(
                 f"http://{s3}",
                 f"http://s3.{addons.NAMESPACE}:7070",
@@ -93,8 +86,18 @@ def attached(context: str) -> Iterator[Testbed]:
         )
 
 
+def images_for(context: str) -> dict[str, str]:
+    """Return the image references for the cluster of a context, by name. They are built unless TAG is set."""
+    registry, tag = os.environ.get(ENV_REGISTRY, "").rstrip("/"), os.environ.get(ENV_TAG, "")
+    return existing_images(registry, tag) if tag else provide_images(_kubectl(context), context, registry)
+
+
+def _kubectl(context: str) -> Kubectl:
+    return Kubectl("kubectl", ("--context", context))
+
+
 def _credentials(kubectl: Kubectl) -> addons.Credentials:
-    """Return the credentials that S3 and Hub in the cluster have already, else new ones."""
+    """Return the existing credentials of S3 and Hub in the cluster, or new ones."""
     s3, hub = kubectl.secret("s3-root", addons.NAMESPACE), kubectl.secret("hub-accounts", addons.NAMESPACE)
     if s3 is None or hub is None:
         return addons.Credentials()
@@ -107,13 +110,6 @@ def _credentials(kubectl: Kubectl) -> addons.Credentials:
         hub_read_token=tokens["read"],
         hub_scoped_token=tokens["scoped"],
     )
-
-
-def _images() -> dict[str, str]:
-    """Return the reference of every image that is needed, by its name."""
-    tag = os.environ.get(ENV_TAG) or yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
-    registry = os.environ.get(ENV_REGISTRY, "").rstrip("/")
-    return {name: f"{registry}/{name}:{tag}" if registry else f"{name}:{tag}" for name in IMAGES}
 
 
 def _wait_for_rollout(kubectl: Kubectl, name: str) -> None:

@@ -1,4 +1,4 @@
-"""What a stage reports that nobody has run: for tests and benchmarks in which pods are played."""
+"""Reports of simulated stages, for tests and benchmarks with simulated pods."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,7 +18,7 @@ _BEGAN = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
 
 def prepared_facts(key: str = "0123456789abcdef") -> PreparedFacts:
-    """Return what prepare found in a hundred rows."""
+    """Return the facts of prepare for a hundred rows."""
     data = DatasetFacts(format="OpenAI", rows=100, train_rows=90, evaluation_rows=10)
     return PreparedFacts(
         key=key, base_model_revision="c0ffee" * 6, dataset_digest="sha256:d1", tokenizer_mode="Extend", dataset=data
@@ -26,18 +26,18 @@ def prepared_facts(key: str = "0123456789abcdef") -> PreparedFacts:
 
 
 def trained_facts() -> TrainedFacts:
-    """Return a short training run."""
+    """Return the facts of a short training."""
     return TrainedFacts(steps=12, loss="0.2347", train_seconds=60, device="cpu", adapter="s3://team-a-data/x/adapter")
 
 
 def evaluation_facts(tuned: str = "0.9000", base: str = "0.1000", published: str = "") -> EvaluationFacts:
-    """Return the judgement of ten rows."""
+    """Return the evaluation of ten rows."""
     exact = MetricFacts(name="exact_match", base=base, tuned=tuned, published=published, cases=10)
     return EvaluationFacts(rows=10, metrics=[exact])
 
 
 def published_facts(*, draft: bool = False) -> PublishedFacts:
-    """Return what was pushed, and how it is served."""
+    """Return the facts of a publication and its serving command."""
     serving = ServingFacts(target="vLLM", merged=False, adapter_servable=True, command="vllm serve a-base")
     return PublishedFacts(
         repository="acme/support-tools",

@@ -1,10 +1,10 @@
-"""A cluster with all that Tunemill needs: chart, S3, Hub, secrets and data; for the demo and the end-to-end tests."""
+"""A cluster with Tunemill installed, S3, a Hub, Secrets and data, for the demo and the end-to-end tests."""
 
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,18 +22,19 @@ if TYPE_CHECKING:
 REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = REPOSITORY_ROOT / "crds" / "samples"
 CHART = REPOSITORY_ROOT / "charts" / "tunemill"
+INSTALL = REPOSITORY_ROOT / "charts" / "install.yaml"
 
 RELEASE, SYSTEM_NAMESPACE = "tunemill", "tunemill-system"
 S3_SECRET, HUB_SECRET = "s3", "hf-write"
 INSTALL_SECONDS = 180
 
 ENDED = frozenset({Phase.SUCCEEDED, Phase.FAILED, Phase.HELD, Phase.SUSPENDED})
-"""Phases in which nothing goes on until somebody changes something."""
+"""Phases that do not change until somebody acts."""
 
 
 @dataclass(frozen=True)
 class ObjectStore:
-    """An S3 server, as this machine and as the pods reach it."""
+    """An S3 server, with its addresses for this machine and for pods."""
 
     endpoint: str
     """From here."""
@@ -55,7 +56,7 @@ class ObjectStore:
         )
 
     def make_empty(self, bucket: str) -> None:
-        """Make a bucket, or delete everything that an existing one holds."""
+        """Create a bucket, or delete all objects of an existing one."""
         client = self.client()
         if bucket not in {each["Name"] for each in client.list_buckets()["Buckets"]}:
             client.create_bucket(Bucket=bucket)
@@ -79,7 +80,7 @@ class ObjectStore:
 
 @dataclass(frozen=True)
 class Hub:
-    """A local Hub server, as this machine and as the pods reach it."""
+    """A local Hub server, with its addresses for this machine and for pods."""
 
     endpoint: str
     """From here."""
@@ -90,8 +91,8 @@ class Hub:
     write_token: str = field(repr=False)
 
     def client(self) -> "HfApi":
-        """Return the Hub's own client."""
-        # Read when the client is first imported: a server without Xet makes an upload with it hang.
+        """Return a client of huggingface_hub."""
+        # The client reads this when it is imported. With Xet, an upload to a server without Xet hangs.
         os.environ["HF_HUB_DISABLE_XET"] = "1"
         os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         from huggingface_hub import HfApi
@@ -99,7 +100,7 @@ class Hub:
         return HfApi(endpoint=self.endpoint, token=self.write_token)
 
     def put_model(self, repository: str, folder: Path) -> str:
-        """Make a public repository with what the folder holds, in place of an older one, and return its commit."""
+        """Create or replace a public repository with the files of a folder, and return its commit."""
         client = self.client()
         self.delete(repository)
         client.create_repo(repository, private=False)
@@ -107,52 +108,76 @@ class Hub:
         return str(client.model_info(repository).sha)
 
     def delete(self, repository: str) -> None:
-        """Delete a repository, if it is there."""
+        """Delete a repository if it exists."""
         self.client().delete_repo(repository, missing_ok=True)
 
 
 @dataclass(frozen=True)
 class Testbed:
-    """What a run needs around it. Everything is named as in `crds/samples/demo.yaml`."""
+    """The environment of a run. All names are those of `crds/samples/demo.yaml`."""
 
-    __test__ = False  # not a class of tests, whatever its name makes pytest think
+    __test__ = False  # pytest would collect it as a test class because of its name
 
     kubectl: Kubectl
-    helm: tuple[str, ...]
-    """The program with the options that choose the cluster."""
+    helm_program: Callable[[], str]
+    """Returns the path of `helm`. It is built or searched for at its first use, because the demo needs no Helm."""
+    helm_options: tuple[str, ...]
+    """The options that select the cluster for Helm."""
     store: ObjectStore
     hub: Hub
     operator_image: str
     trainer_image: str
     volumes: Path | None = None
-    """Where this machine, which is the node, keeps persistent volumes; None where the cluster provides them itself."""
+    """The folder for persistent volumes on this machine, which is the node. None if the cluster provisions volumes."""
+
+    @property
+    def helm(self) -> tuple[str, ...]:
+        """The helm command with the options that select the cluster."""
+        return (self.helm_program(), *self.helm_options)
 
     def install(self, **values: Any) -> None:  # noqa: ANN401 - any JSON value
-        """Install the chart or bring it up to date, and wait until the operator is ready; CommandError when it is not.
+        """Install or upgrade the chart and wait until the operator is ready. CommandError if it does not become ready.
 
         Args:
-            values: of the chart, besides the images.
+            values: values of the chart, in addition to the images.
         """
-        repository, _, tag = self.operator_image.rpartition(":")
+        name, at, digest = self.operator_image.partition("@")
+        repository, _, tag = name.rpartition(":")
         chosen = {
-            "image": {"repository": repository, "tag": tag},
+            "image": {"repository": name, "digest": digest} if at else {"repository": repository, "tag": tag},
             "trainer": {"image": self.trainer_image},
             "hub": {"endpoints": [self.hub.inside]},
-            # One node: a second replica could only compete for its cores.
+            # The cluster has one node: a second replica would only compete for its cores.
             "replicas": 1,
             **values,
         }
         self._make_restricted(SYSTEM_NAMESPACE)
         where = ("--namespace", SYSTEM_NAMESPACE, "--values", "-")
-        waiting = ("--wait", "--timeout", f"{INSTALL_SECONDS}s")
+        # The demo may have installed the manifest before.
+        adopting = ("--take-ownership", "--server-side=true", "--force-conflicts")
+        options = (*where, *adopting, "--wait", "--timeout", f"{INSTALL_SECONDS}s")
+        with self._explaining():
+            run((*self.helm, "upgrade", "--install", RELEASE, str(CHART), *options), json.dumps(chosen))
+
+    def install_manifest(self) -> None:
+        """Apply `charts/install.yaml` without Helm, and wait until the operator is ready. CommandError if it fails."""
+        manifest = with_images(INSTALL.read_text(), self.operator_image, self.trainer_image, self.hub.inside)
+        with self._explaining():
+            self.kubectl("apply", "--server-side", "--force-conflicts", "--filename", "-", stdin=manifest)
+            where = ("--namespace", SYSTEM_NAMESPACE, "--timeout", f"{INSTALL_SECONDS}s")
+            self.kubectl("rollout", "status", f"deployment/{RELEASE}", *where)
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Add the reasons why operator pods do not start to the error of a failed installation."""
         try:
-            run((*self.helm, "upgrade", "--install", RELEASE, str(CHART), *where, *waiting), json.dumps(chosen))
+            yield
         except CommandError as error:
             reasons = waiting_pods(self.kubectl, SYSTEM_NAMESPACE)
-            raise CommandError(f"The chart could not be installed. {reasons} {error}") from error
+            raise CommandError(f"The operator could not be installed. {reasons} {error}") from error
 
     def make_namespace(self, name: str) -> None:
-        """Make a namespace with the strictest Pod Security and with the secrets that the samples name."""
+        """Create a namespace that enforces the restricted Pod Security Standard, with the Secrets of the samples."""
         self._make_restricted(name)
         self.kubectl.apply(self.s3_secret(name), self.hub_secret(name))
 
@@ -161,7 +186,7 @@ class Testbed:
         self.kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
 
     def make_claim(self, name: str, namespace: str) -> None:
-        """Make a PersistentVolumeClaim of a GiB, and its volume where nothing else provides one."""
+        """Create a PersistentVolumeClaim of 1 GiB, and a volume for it if the cluster does not provision one."""
         metadata = {"name": name, "namespace": namespace}
         terms: Object = {"accessModes": ["ReadWriteOnce"]}
         claimed: Object = {**terms, "resources": {"requests": {"storage": "1Gi"}}}
@@ -184,7 +209,7 @@ class Testbed:
         self.kubectl.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": claimed})
 
     def s3_secret(self, namespace: str) -> Object:
-        """Return the Secret with the credentials of S3."""
+        """Return the Secret with the S3 credentials."""
         keys = {"AWS_ACCESS_KEY_ID": self.store.access_key, "AWS_SECRET_ACCESS_KEY": self.store.secret_key}
         return _secret(S3_SECRET, namespace, keys)
 
@@ -194,7 +219,7 @@ class Testbed:
 
 
 class NotReachedError(Exception):
-    """A run did not get where it was expected; the message says where it is instead, and why."""
+    """A run did not reach the expected state. The message contains its current state and the reason."""
 
 
 @dataclass(frozen=True)
@@ -207,12 +232,12 @@ class FineTune:
 
     @classmethod
     def apply(cls, kubectl: Kubectl, manifest: Object) -> "FineTune":
-        """Apply a manifest; CommandError with the API server's words when it is refused."""
+        """Apply a manifest. CommandError with the API server's message if it is rejected."""
         kubectl.apply(manifest)
         return cls(kubectl, manifest["metadata"]["name"], manifest["metadata"]["namespace"])
 
     def status(self) -> FineTuneStatus:
-        """Return what the operator says now."""
+        """Return the current status."""
         found = self.kubectl.get(PLURAL, self.name, self.namespace)
         return FineTuneStatus.model_validate((found or {}).get("status", {}))
 
@@ -222,14 +247,14 @@ class FineTune:
         self.kubectl("patch", PLURAL, self.name, "--namespace", self.namespace, "--type", "merge", "--patch", patch)
 
     def delete(self) -> None:
-        """Delete the object, if it is there, and wait until its Jobs and pods are gone too."""
+        """Delete the object if it exists, and wait until its Jobs and pods are deleted."""
         self.kubectl(
             *("delete", PLURAL, self.name, "--namespace", self.namespace),
             *("--ignore-not-found", "--cascade=foreground", "--timeout", "120s"),
         )
 
     def pods(self, stage: str = "") -> list[Object]:
-        """Return its pods, of one stage or of all."""
+        """Return the pods of one stage, or of all stages."""
         selector = f"{LABEL_FINETUNE}={self.name}" + (f",{LABEL_STAGE}={stage}" if stage else "")
         return self.kubectl.list("pods", self.namespace, selector)
 
@@ -239,15 +264,15 @@ class FineTune:
         seconds: float,
         seen: Callable[[FineTuneStatus], None] = lambda _: None,
     ) -> FineTuneStatus:
-        """Watch until the status, as an answer to the present spec, is as wished, and return it.
+        """Watch until the status of the current spec fulfils a condition, and return it.
 
         Args:
-            until: whether it is as wished.
+            until: the condition.
             seconds: how long to wait.
-            seen: told of every status on the way, and again about once a second.
+            seen: called with every status, and again about once a second.
 
         Raises:
-            NotReachedError: the time is over.
+            NotReachedError: the time has expired.
         """
         deadline = time.monotonic() + seconds
         status = FineTuneStatus()
@@ -262,7 +287,7 @@ class FineTune:
         raise NotReachedError(f"{self.namespace}/{self.name}, after {seconds:.0f} s: {in_words(status)}")
 
     def reach(self, phase: Phase, seconds: float) -> FineTuneStatus:
-        """Watch until the run has ended, and return its status.
+        """Watch until the run has ended in a phase, and return its status.
 
         Raises:
             NotReachedError: it ended in another phase, or not in time.
@@ -273,8 +298,32 @@ class FineTune:
         return status
 
 
+def with_images(manifest: str, operator: str, trainer: str, hub: str) -> str:
+    """Return `charts/install.yaml` with other images, one replica, and an allowed Hub.
+
+    Args:
+        manifest: the content of the file.
+        operator: the reference of the operator image.
+        trainer: the reference of the trainer image.
+        hub: the URL of the Hub for pods.
+    """
+    # Only the Deployment is parsed, because the CRDs would take seconds.
+    documents = manifest.split("\n---\n")
+    (place,) = (at for at, text in enumerate(documents) if "\nkind: Deployment\n" in text)
+    deployment = yaml.safe_load(documents[place])
+    # The cluster has one node: a second replica would only compete for its cores.
+    deployment["spec"]["replicas"] = 1
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    container["image"] = operator
+    chosen = {"--trainer-image": trainer, "--hub-endpoints": hub}
+    others = [flag for flag in container["args"] if flag.partition("=")[0] not in chosen]
+    container["args"] = [*others, *(f"{name}={value}" for name, value in chosen.items())]
+    documents[place] = yaml.safe_dump(deployment)
+    return "\n---\n".join(documents)
+
+
 def in_words(status: FineTuneStatus) -> str:
-    """Return where a run is, and what stands in its way."""
+    """Return the phase of a run and the reasons why it does not continue."""
     if status.failure:
         failure = status.failure
         return f"{status.phase} in {failure.stage}, {failure.reason}: {failure.message.rstrip('.')}. {failure.remedy}"
@@ -283,7 +332,7 @@ def in_words(status: FineTuneStatus) -> str:
 
 
 def waiting_pods(kubectl: Kubectl, namespace: str) -> str:
-    """Return why the containers of a namespace that do not run do not, one sentence each; empty when all run."""
+    """Return one sentence for each waiting container of a namespace with its reason; empty if all containers run."""
     pods = kubectl.list("pods", namespace)
     containers = [each for pod in pods for each in pod["status"].get("containerStatuses", [])]
     waiting = [(each["image"], each["state"]["waiting"]) for each in containers if "waiting" in each["state"]]
@@ -303,7 +352,7 @@ def sample(name: str) -> Object:
 
 
 def save_diagnostics(kubectl: Kubectl, namespace: str, folder: Path) -> None:
-    """Write what explains a failure into a folder: objects, events, and the logs of all pods concerned."""
+    """Write objects, events and pod logs of a namespace into a folder, to analyze a failure."""
     folder.mkdir(parents=True, exist_ok=True)
     questions = {
         "finetunes.txt": ("describe", PLURAL, "--namespace", namespace),
@@ -317,7 +366,7 @@ def save_diagnostics(kubectl: Kubectl, namespace: str, folder: Path) -> None:
     for file, question in questions.items():
         try:
             answer = kubectl(*question)
-        except CommandError as error:  # a pod that never started has no log; what there is must be saved all the same
+        except CommandError as error:  # a pod that never started has no log; save the rest anyway
             answer = f"{error}\n"
         (folder / file).write_text(answer)
 

@@ -14,7 +14,7 @@ from tunemill_dev.chart.helm import rendered
 from tunemill_dev.chart.manifests import GOLDEN, INSTALL
 from tunemill_dev.cluster import binaries
 
-MANIFEST = (REPOSITORY / INSTALL).read_text().replace("registry.example.com", "registry.acme.com/ml")
+MANIFEST = (REPOSITORY / INSTALL).read_text().replace("ghcr.io/tunemill", "registry.acme.com/ml")
 PROMETHEUS_OPERATOR = "github.com/prometheus-operator/prometheus-operator@v0.85.0"
 SETS = sorted((REPOSITORY / GOLDEN).glob("*.values.yaml"))
 

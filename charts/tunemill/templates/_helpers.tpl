@@ -36,6 +36,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
+{{- define "tunemill.trainerImage" -}}
+{{- .Values.trainer.image | default (printf "ghcr.io/tunemill/tunemill-trainer:%s" .Chart.AppVersion) -}}
+{{- end -}}
+
 {{- define "tunemill.progressName" -}}
 {{- printf "%s-progress" (include "tunemill.fullname" .) -}}
 {{- end -}}

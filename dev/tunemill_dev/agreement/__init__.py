@@ -1,1 +1,1 @@
-"""Holds our readers of replies to vLLM's own parsers: the same replies, right and mutated, through both."""
+"""Compares Tunemill's reply parsers with vLLM's own parsers, on the same correct and mutated replies."""

@@ -1,4 +1,4 @@
-"""Compares what our readers and vLLM's parsers make of the same replies."""
+"""Compares the calls that Tunemill's and vLLM's parsers find in the same replies."""
 
 import json
 import subprocess
@@ -21,12 +21,12 @@ _BATCH = 500
 
 @dataclass(frozen=True)
 class Engine:
-    """How vLLM is started for a format.
+    """The vLLM settings for a format.
 
     Attributes:
-        reasoning: its reasoning parser.
-        marks: a reply without any of them is read without a reasoning parser: the model does not think. Empty where the
-            parser leaves replies without marks alone by itself.
+        reasoning: the reasoning parser.
+        marks: reasoning markers. A reply without any of them is parsed without the reasoning parser. Empty if the
+            parser leaves replies without markers unchanged.
     """
 
     reasoning: str = "deepseek_r1"
@@ -49,12 +49,12 @@ ENGINES = {
     ReplyFormat.PYTHONIC: Engine("granite_thinking_parser"),
     ReplyFormat.LLAMA4_PYTHONIC: Engine("granite_thinking_parser"),
 }
-"""The formats that vLLM has a parser for."""
+"""The formats for which vLLM has a parser."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A reply of which the two make different calls."""
+    """A reply in which the two parsers find different calls."""
 
     text: str
     ours: tuple[Call, ...]
@@ -70,7 +70,7 @@ class Server:
     def calls(
         self, texts: Sequence[str], reply_format: ReplyFormat, tools: Sequence[Tool] = TOOLS
     ) -> list[tuple[Call, ...]]:
-        """Return what a client gets of each reply; nothing of one with a call that no client can decode."""
+        """Return the calls that a client gets for each reply; none if a client cannot decode one of its calls."""
         engine = ENGINES[reply_format]
         groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
         for index, text in enumerate(texts):
@@ -105,14 +105,14 @@ class Server:
 
 @contextmanager
 def server(root: Path) -> Iterator[Server]:
-    """Start vLLM's parsers, which `make build/vllm/.ready` has installed; takes half a minute.
+    """Start vLLM's parsers, which `make build/vllm/.ready` installs. Takes half a minute.
 
     Raises:
         FileNotFoundError: they are not installed.
     """
     folder = root / "build" / "vllm"
     if not (folder / "vllm").is_dir():
-        raise FileNotFoundError(f"{folder} does not hold vLLM: run `make build/vllm/.ready`")
+        raise FileNotFoundError(f"{folder} does not contain vLLM: run `make build/vllm/.ready`")
     command = [sys.executable, "-W", "ignore", served.__file__, str(folder)]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8"
@@ -125,7 +125,7 @@ def server(root: Path) -> Iterator[Server]:
 
 
 def differences(texts: Sequence[str], reply_format: ReplyFormat, server: Server) -> list[Difference]:
-    """Return the replies that the two read differently."""
+    """Return the replies that the two parse differently."""
     found = []
     for start in range(0, len(texts), _BATCH):
         batch = texts[start : start + _BATCH]
@@ -141,7 +141,7 @@ def _plain(calls: Sequence[Call]) -> str:
 
 
 def _words(text: str, reply_format: ReplyFormat) -> tuple[str, ...]:
-    """Return what the tokenizer of the model has that wrote the reply: Mistral's versions differ by it."""
+    """Return the additional tokens of the tokenizer of the reply's model, by which Mistral's versions differ."""
     if reply_format is not ReplyFormat.MISTRAL or mistral.is_listed(text):
         return ()
     if "[THINK]" not in text and "[/THINK]" not in text and ("<think>" in text or "</think>" in text):

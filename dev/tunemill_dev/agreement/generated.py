@@ -1,4 +1,4 @@
-"""Generates replies: calls of a few tools as each family writes them, most of them mutated; by a seed."""
+"""Generates replies from a seed: calls of a few tools in the syntax of each model family, most of them mutated."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -68,7 +68,7 @@ _PIECES = "{}[]()<>\"'\\:,=/|\n \t0a.-"
 
 
 def replies(reply_format: ReplyFormat, count: int, seed: int = 0) -> Iterator[str]:
-    """Yield replies: one of four as a model should write it, the others with one to three mutations."""
+    """Yield replies: a quarter of them correct, the others with one to three mutations."""
     chosen = random.Random(f"{reply_format.value} {seed}")
     for _ in range(count):
         text = _reply(chosen, reply_format)

@@ -1,10 +1,10 @@
-"""vLLM's own parsers in a process of their own: `python served.py FOLDER`, FOLDER being what `make build/vllm` filled.
+"""Runs vLLM's parsers in a separate process: `python served.py FOLDER`, with the FOLDER of `make build/vllm/.ready`.
 
-It reads one JSON object a line and answers each with one line. A request has `parser`, `reasoning` (the names of vLLM's
+It reads one JSON object per line and answers with one line. A request has `parser`, `reasoning` (the names of vLLM's
 tool and reasoning parser; reasoning may be empty), `words` (additional tokens of the tokenizer),
-`tools` in OpenAI's form and `texts`. The answer has for each text the calls, each as [name, arguments as text].
+`tools` in OpenAI's form and `texts`. The answer has the calls of each text, each as [name, arguments as text].
 
-In a process of its own because nothing else may see a vllm in its environment: TRL and Transformers would use it.
+The process is separate because TRL and Transformers would use vLLM if they found it in their environment.
 """
 
 import json
@@ -26,11 +26,11 @@ WORDS = (
     *("<seed:think>", "</seed:think>", "<seed:tool_call>", "</seed:tool_call>", "<|channel>", "<channel|>"),
     *("<|tool_call>", "<tool_call|>", '<|"|>', "<minimax:tool_call>", "</minimax:tool_call>", "[TOOL_CALLS]"),
 )
-"""Tokens that some parser looks up in the vocabulary."""
+"""Tokens that parsers look up in the vocabulary."""
 
 
 class Words:
-    """A tokenizer that has the tokens that parsers look up; none of them turns text into tokens but Harmony's."""
+    """A tokenizer with the tokens that parsers look up. Only Harmony's parser tokenizes text."""
 
     all_special_tokens: tuple[str, ...] = ()
     all_special_ids: tuple[int, ...] = ()
@@ -44,21 +44,21 @@ class Words:
         return self._ids
 
     def convert_tokens_to_ids(self, token: str) -> int:
-        """Return the id of a token, 0 when there is none."""
+        """Return the id of a token, 0 if it does not exist."""
         return self._ids.get(token, 0)
 
     def decode(self, _ids: object) -> str:
-        """Return no text: only Harmony's error recovery asks for it, and that text is no call."""
+        """Return an empty text: only Harmony's error recovery uses it, for text that is not a call."""
         return ""
 
 
 def main(folder: str) -> None:
-    """Answer the requests on the standard input until it ends."""
+    """Answer the requests on standard input until it ends."""
     os.environ.update(
         VLLM_LOGGING_LEVEL="CRITICAL", VLLM_NO_USAGE_STATS="1", HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error"
     )
     sys.path.append(folder)
-    out, sys.stdout = sys.stdout, sys.stderr  # what vLLM prints is no answer
+    out, sys.stdout = sys.stdout, sys.stderr  # vLLM's own output must not mix with the answers
     import logging
 
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest

@@ -1,4 +1,4 @@
-"""Writes calls as the models of each family do: the other direction of the readers."""
+"""Writes calls in the syntax of each model family: the inverse of the parsers."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ from tunemill_trainer.judge.parse import ReplyFormat
 
 
 def written(calls: Sequence[Call], reply_format: ReplyFormat) -> str:  # noqa: PLR0911, PLR0912 - a case a format
-    """Return the calls as a model of that family writes them."""
+    """Return the calls in the syntax of a model family."""
     objects = [dumped(call.to_json()) for call in calls]
     listed = f"[{', '.join(objects)}]"
     match reply_format:
@@ -82,7 +82,7 @@ def dumped(value: object) -> str:
 
 
 def in_gemma(value: object, quote: str = "<escape>") -> str:
-    """Return a value as the templates of Gemma's models for calls write it."""
+    """Return a value in the syntax of the chat templates of Gemma's function-calling models."""
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{in_gemma(item, quote)}" for key, item in value.items()) + "}"
     if isinstance(value, list):

@@ -1,1 +1,1 @@
-"""Benchmarks of the stages, side by side with what they are compared to, as ratios."""
+"""Benchmarks of the stages and the operator, as ratios to the programs that they are compared with."""

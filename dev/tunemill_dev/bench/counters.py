@@ -1,13 +1,13 @@
-"""What train and decoding ask of a GPU, counted without one: `python -m tunemill_dev.bench.counters`.
+"""Counts GPU costs of training and decoding without a GPU: `python -m tunemill_dev.bench.counters`.
 
-Tiny models of the real architectures take the steps that `tunemill_dev.bench.train` times. Per optimizer step:
+Tiny models of the real architectures run the steps that `tunemill_dev.bench.train` times. Per optimizer step:
 
-- kernels: operators that PyTorch dispatches, without those that only look at a tensor in another way. Each is a launch
-  that the host pays for. Attention over rows laid end to end is one kernel on a GPU and one a row here.
+- kernels: operators that PyTorch dispatches, without views. Each costs the host a launch. Attention over concatenated
+  rows is one kernel on a GPU, but one per row here.
 - syncs: how often the host reads a value, for which it would wait for the GPU.
-- passes, the share of padding in what they compute, and the bytes that are copied to the device.
+- passes, the share of padding in them, and the bytes copied to the device.
 
-A test holds bounds for ours, so that no change makes them worse unseen.
+A test sets limits for Tunemill, so that no change makes them worse unnoticed.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ _MEDIAN = 70
 _VOCABULARY = 512
 _NEW_TOKENS = 8
 _READS = frozenset({"_local_scalar_dense", "item", "is_nonzero", "nonzero", "masked_select", "_unique2", "equal"})
-"""Operators whose result, or its shape, is a value that the host reads."""
+"""Operators whose result, or its shape, the host reads."""
 _VIEWS = frozenset({"detach", "alias", "_unsafe_view", "_reshape_alias", "lift_fresh"})
-"""Operators that launch nothing and whose schemas do not say so."""
+"""Operators that launch no kernel, although their schemas do not show it."""
 
 
 class Counter(TorchDispatchMode):  # type: ignore[misc] # torch ships no types for it
-    """Counts the operators that are dispatched while it is entered.
+    """Counts the operators that are dispatched inside its context.
 
     Attributes:
-        kernels: those that compute something.
-        syncs: those for which the host would wait.
+        kernels: operators that compute something.
+        syncs: operators for which the host would wait.
     """
 
     def __init__(self) -> None:
@@ -62,8 +62,8 @@ class Counter(TorchDispatchMode):  # type: ignore[misc] # torch ships no types f
         self.kernels = self.syncs = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        """Count, and compute."""
-        # In inference mode operators come whole that are made of others.
+        """Count the operator and run it."""
+        # In inference mode, composite operators are not split into their parts.
         with self:
             result = func.decompose(*args, **(kwargs or {}))
         if result is not NotImplemented:
@@ -75,7 +75,7 @@ class Counter(TorchDispatchMode):  # type: ignore[misc] # torch ships no types f
 
 
 class _Copies(TorchFunctionMode):  # type: ignore[misc]
-    """Counts what hands the values of a tensor to Python without an operator."""
+    """Counts accesses that return tensor values to Python without an operator."""
 
     def __init__(self, counter: Counter) -> None:
         super().__init__()
@@ -87,12 +87,12 @@ class _Copies(TorchFunctionMode):  # type: ignore[misc]
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
-    """Counts what happens in the optimizer steps of a training; what is between them, as loading rows, is not counted.
+    """Counts the costs of the optimizer steps of a training, without the time between them, such as loading rows.
 
-    Operators are counted from the second step on: the first one makes the optimizer's state.
+    Operators are counted from the second step on, because the first step creates the optimizer's state.
 
     Args:
-        model: whose embedding tells how much is computed.
+        model: the inputs of its embedding show how many tokens are computed.
     """
 
     def __init__(self, model: Any) -> None:  # noqa: ANN401
@@ -106,7 +106,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.computed += arguments[0].numel()
 
     def on_train_begin(self, *_: object, **__: object) -> None:
-        """Do nothing: preparations do not count."""
+        """Do nothing: setup is not counted."""
 
     def on_step_begin(self, *_: object, **__: object) -> None:
         """Start to count."""
@@ -125,7 +125,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     @contextmanager
     def watching_copies(self) -> Iterator[None]:
-        """Count the bytes of the tensors that accelerate's data loader, or a pass of ours, brings to the device."""
+        """Count the bytes that accelerate's data loader, or Tunemill's forward pass, copies to the device."""
         send, make = accelerate.data_loader.send_to_device, passes.make
 
         def counted_send(batch: Any, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401
@@ -146,12 +146,12 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
 
 def measure() -> dict[str, dict[str, dict[str, float]]]:
-    """Return the counters by family and loop."""
+    """Return the counters by model family and training loop."""
     return {family: {**of_training(family), "decode": of_decoding(family)} for family in FAMILIES}
 
 
 def of_training(family: str, loops: tuple[str, ...] = ("ours", "trl_defaults", "tutorial")) -> dict[str, Any]:
-    """Return what the optimizer steps of each loop cost on average; kernels also per thousand tokens."""
+    """Return the average costs of an optimizer step of each loop; kernels also per thousand tokens."""
     rows = agents_course_rows(_ROWS, _MEDIAN, _VOCABULARY)
     known: dict[str, tuple[str, Callable[[Any, Watch], None]]] = {
         "ours": ("sdpa", lambda model, watch: ours(model, rows, TRL_BATCH, watch)),
@@ -165,14 +165,14 @@ def of_training(family: str, loops: tuple[str, ...] = ("ours", "trl_defaults", "
         watch = Watch(model)
         with watch.watching_copies():
             run(model, watch)
-        if loop == "tutorial":  # it copies token ids itself
+        if loop == "tutorial":  # this loop copies token ids itself
             watch.copied = sum(8 * len(row["input_ids"]) for row in rows)
         found[loop] = _figures(watch, rows)
     return found
 
 
 def of_decoding(family: str) -> dict[str, float]:
-    """Return what a generated token of a batch of 4 costs with a LoRA adapter, the prompts included."""
+    """Return the costs per generated token of a batch of 4 with a LoRA adapter, including the prompts."""
     model = a_model(family, "sdpa")
     tuned = get_peft_model(model, adapter_for(model, 0)).eval()
     prompts = [row["input_ids"] for row in agents_course_rows(4, _MEDIAN, _VOCABULARY)]
@@ -205,7 +205,7 @@ def a_model(family: str, attention: str) -> Any:  # noqa: ANN401 - transformers 
         bos_token_id=1,
         eos_token_id=1,
     )
-    # Gemma 2's soft cap is in eager attention alone.
+    # Only eager attention supports Gemma 2's soft cap.
     attention = "eager" if family == "gemma2" else attention
     return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
 

@@ -1,8 +1,8 @@
-"""How much faster evaluate is than the tutorials' way of judging: `python -m tunemill_dev.bench.evaluate`.
+"""Compares the speed of evaluate with the loop of the tutorials: `python -m tunemill_dev.bench.evaluate`.
 
-The tutorials answer one prompt after the other, with a fixed number of new tokens and no stop token. Both ways run in
-one process, on the same model and prompts, in turns, so that what else the machine does hits both alike. They must
-also say the same: up to its stop token every reply of ours is the beginning of theirs.
+The tutorials answer one prompt at a time, with a fixed number of new tokens and no stop token. Both run in one process,
+on the same model and prompts, in turns, so that other load on the machine affects both. Their replies must match: up to
+its stop token, every reply of evaluate is the beginning of the tutorials' reply.
 """
 
 import json
@@ -19,7 +19,7 @@ from tunemill_dev.tiny import make_base, rows
 
 PROMPTS = 96
 NEW_TOKENS = 128
-"""What the FunctionGemma guide generates for every prompt."""
+"""The number of tokens that the FunctionGemma guide generates for every prompt."""
 ROUNDS = 3
 _KIND = "qwen3"
 
@@ -27,10 +27,10 @@ Replies = list[list[int]]
 
 
 def measure(prompts: int = PROMPTS, rounds: int = ROUNDS) -> dict[str, float]:
-    """Return how many times longer the tutorials' way takes, as the median over rounds.
+    """Return how many times longer the tutorials' loop takes, as the median over rounds.
 
     Raises:
-        RuntimeError: the two ways do not give the same replies.
+        RuntimeError: the replies of both differ.
     """
     import torch
 
@@ -60,7 +60,7 @@ def _model(folder: Path) -> tuple[Any, Any]:
 
 
 def _questions(tokenizer: Any, count: int) -> tuple[Replies, list[int]]:  # noqa: ANN401 - transformers ships no types
-    """Return prompts, and how many tokens the answers of the data have."""
+    """Return prompts, and the lengths of the answers in the data, in tokens."""
     prompts, answers = [], []
     for row in rows(count, seed=3, talk=0.0):
         system, user, answer = row["messages"]
@@ -97,7 +97,7 @@ def _timed(work: Callable[[], Replies]) -> tuple[Replies, float]:
 def _compare(ours: Sequence[list[int]], theirs: Sequence[list[int]]) -> None:
     different = sum(long[: len(short)] != short for short, long in zip(ours, theirs, strict=True))
     if different:
-        raise RuntimeError(f"{different} of {len(ours)} replies differ between the two ways")
+        raise RuntimeError(f"{different} of {len(ours)} replies differ between evaluate and the tutorials' loop")
 
 
 if __name__ == "__main__":

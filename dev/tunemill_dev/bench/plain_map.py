@@ -1,7 +1,7 @@
-"""The baseline for prepare: rows rendered and tokenised with `datasets.map`, and nothing checked.
+"""The baseline for prepare: renders and tokenizes rows with `datasets.map`, without checks.
 
-`python -m tunemill_dev.bench.plain_map ROWS TOKENIZER PROCESSES`, with rows in OpenAI's form and the tokenizer that
-prepare wrote, with its chat template.
+`python -m tunemill_dev.bench.plain_map ROWS TOKENIZER PROCESSES`, with rows in OpenAI's format, and the tokenizer and
+chat template that prepare wrote.
 """
 
 import json
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 
 def main(rows: str, folder: str, processes: int) -> None:
-    """Make token ids and the mask of what the assistant says, as trainers do, and leave them in Arrow's files."""
+    """Write token ids and the mask of the assistant's text to Arrow files, as trainers do."""
     from datasets import load_dataset
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)

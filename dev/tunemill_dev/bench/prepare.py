@@ -1,11 +1,12 @@
-"""How fast prepare is, and that its memory does not grow with the data: `python -m tunemill_dev.bench.prepare`.
+"""Measures the speed of prepare, and that its memory does not grow: `python -m tunemill_dev.bench.prepare`.
 
-The whole stage is measured, as a pod runs it: a process of its own, from S3 and the Hub to the workspace, for 20,000
-and for 200,000 rows. Memory is the proportional share (PSS) of the process and its children, so that pages which they
-share count once.
+It runs the whole stage as in a pod, in a separate process, from S3 and the Hub to the workspace, for 20,000 and for
+200,000 rows. Memory is the proportional set size (PSS) of the process and its children, so that shared pages count
+once.
 
-Right after it, the same rows are rendered and tokenised with the same template by a plain `datasets.map` on as many
-processes (`plain_map`), which reads them from a file and checks nothing. The ratio is prepare's rows per second to its.
+Then a plain `datasets.map` with the same number of processes (`plain_map`) renders and tokenizes the same rows with the
+same template. It reads them from a file and checks nothing. The ratio is prepare's rows per second divided by its rows
+per second.
 """
 
 import json
@@ -49,7 +50,7 @@ class Measured:
 
 
 def measure(sizes: tuple[int, ...] = SIZES) -> dict[str, Any]:
-    """Return rows per second for the largest size and for a plain map of it, and the peak memory in MB of each size."""
+    """Return rows per second of prepare and of a plain map for the largest size, and the peak MB of each size."""
     with tempfile.TemporaryDirectory() as scratch, _services(Path(scratch)) as services:
         runs = [_prepare(services, Path(scratch), size) for size in sizes]
         plain_seconds = _plain_map(Path(scratch), sizes[-1])
@@ -77,7 +78,7 @@ class _Services:
 
 
 def _row(number: int) -> dict[str, Any]:
-    """Return a row as the demo's data has them, a request and a call with two tools to choose from; all rows differ."""
+    """Return a row like those of the demo: a request, two tools, and a call. All rows differ."""
     names = list(TOOLS)
     offered = [TOOLS[names[(number + step) % len(names)]] for step in range(2)]
     function = offered[0]["function"]
@@ -107,8 +108,8 @@ def _services(folder: Path) -> Iterator[_Services]:
     for purpose in ("hub-read", "hub-write"):
         (secrets / purpose).mkdir()
         (secrets / purpose / "token").write_text(_TOKEN)
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line a request
-    huggingface_hub.constants.HF_HUB_DISABLE_XET = True  # the local Hub speaks none
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # logs one line per request
+    huggingface_hub.constants.HF_HUB_DISABLE_XET = True  # the local Hub does not support Xet
     accounts = Accounts.model_validate(
         {"users": {"alice": {"acme": "write"}}, "tokens": [{"value": _TOKEN, "user": "alice", "role": "write"}]}
     )
@@ -166,7 +167,7 @@ def _prepare(services: _Services, folder: Path, rows: int) -> Measured:
 
 
 def _plain_map(folder: Path, rows: int) -> float:
-    """Return the seconds that a plain map takes for rows that were prepared."""
+    """Return the seconds that a plain map takes for the prepared rows."""
     work = _work(folder, rows)
     command = [sys.executable, "-m", "tunemill_dev.bench.plain_map", str(work / _ROWS)]
     command += [str(work / "prepare" / "output" / "tokenizer"), str(cpus.available())]
@@ -183,13 +184,13 @@ def _work(folder: Path, rows: int) -> Path:
 
 
 def _memory_mb(process: int) -> float:
-    """Return the proportional share of the memory of a process and its children."""
+    """Return the proportional set size of a process and its children."""
     total = 0.0
     try:
         smaps = Path(f"/proc/{process}/smaps_rollup").read_text()
         children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
     except (FileNotFoundError, ProcessLookupError):
-        return 0.0  # it has just ended
+        return 0.0  # the process has just ended
     for line in smaps.splitlines():
         if line.startswith("Pss:"):
             total = int(line.split()[1]) / 1024

@@ -1,12 +1,12 @@
-"""How much faster train is than the tutorial's loop and TRL's defaults: `python -m tunemill_dev.bench.train`.
+"""Compares the speed of train with the tutorial's loop and TRL's defaults: `python -m tunemill_dev.bench.train`.
 
 All three train the same adapter on the same rows with the same number of rows per optimizer step, in one process and in
-turns, so that what else the machine does hits all alike. A row's tokens count once, however they are padded.
+turns, so that other load on the machine affects all of them. The tokens of a row count once, without padding.
 
-- The tutorial (agents-course): one row per forward pass, four passes a step, eager attention, gradient checkpointing,
-  the loss on every token.
-- TRL's defaults: batches of eight rows in random order, gradient checkpointing, the loss on every token. Two of them
-  would not compare: bfloat16, which CPUs emulate, and the cut at 1,024 tokens.
+- The tutorial (agents course): one row per forward pass, four passes per step, eager attention, gradient checkpointing,
+  loss on every token.
+- TRL's defaults: batches of eight rows in random order, gradient checkpointing, loss on every token. Two defaults are
+  changed to make them comparable: bfloat16, which CPUs emulate, and truncation at 1,024 tokens.
 
 The model has a head as large as its body, which lies between Gemma 2 2B (0.3) and FunctionGemma (1.7).
 """
@@ -30,18 +30,18 @@ ROUNDS = 3
 MEDIAN, SPREAD, LONGEST = 700, 0.6, 2048
 """The lengths of the agents-course rows: lognormal, in tokens."""
 SUPERVISED = 0.25
-"""The share of the tokens that the assistant says, at the end of each row."""
+"""The share of assistant tokens, at the end of each row."""
 TUTORIAL_BATCH, TRL_BATCH = 4, 8
-"""Rows of an optimizer step."""
+"""Rows per optimizer step."""
 _WIDTH, _LAYERS, _HEADS, _VOCABULARY = 256, 4, 4, 16_384
 _ADDED = 8
-"""Tokens with rows of their own, as the tags of the tutorial."""
+"""The number of added tokens whose rows are trained, like the tags of the tutorial."""
 
 Rows = list[dict[str, list[int]]]
 
 
 def measure(rows: int = ROWS, rounds: int = ROUNDS) -> dict[str, float]:
-    """Return how many times longer the others take, as medians over rounds."""
+    """Return how many times longer the other two take, as medians over rounds."""
     import torch
 
     if not torch.cuda.is_available():
@@ -54,7 +54,7 @@ def measure(rows: int = ROWS, rounds: int = ROUNDS) -> dict[str, float]:
         return float(clock.seconds)
 
     tutorial_ratios, trl_ratios = [], []
-    seconds(ours, "sdpa", data[:TRL_BATCH], TRL_BATCH)  # the first run of a process pays for what is loaded on the way
+    seconds(ours, "sdpa", data[:TRL_BATCH], TRL_BATCH)  # the first run includes loading modules
     for _ in range(rounds):
         tutorial_ratios.append(seconds(tutorial, "eager", data) / seconds(ours, "sdpa", data, TUTORIAL_BATCH))
         trl_ratios.append(seconds(trl_defaults, "sdpa", data) / seconds(ours, "sdpa", data, TRL_BATCH))
@@ -65,7 +65,7 @@ def measure(rows: int = ROWS, rounds: int = ROUNDS) -> dict[str, float]:
 
 
 def agents_course_rows(count: int, median: int = MEDIAN, vocabulary: int = _VOCABULARY) -> Rows:
-    """Return rows of random tokens with the lengths of the agents-course rows, or shorter ones in proportion."""
+    """Return rows of random tokens with the lengths of the agents-course rows, optionally scaled down."""
     draw = random.Random(0)
     rows = []
     for _ in range(count):
@@ -99,7 +99,7 @@ def _model(attention: str) -> Any:  # noqa: ANN401 - transformers ships no types
 
 
 def adapter_for(model: Any, added: int) -> Any:  # noqa: ANN401
-    """Return PEFT's configuration of our default adapter, with rows of their own for the last tokens."""
+    """Return PEFT's configuration of the default adapter, with trainable rows for the added tokens."""
     from tunemill_api.training import Adapter
     from tunemill_trainer.learn.adapter import adapter_config
     from tunemill_trainer.prepared import NewToken, Tokens
@@ -110,7 +110,7 @@ def adapter_for(model: Any, added: int) -> Any:  # noqa: ANN401
 
 
 def _tokenizer() -> Any:  # noqa: ANN401
-    """Return a tokenizer, of which nobody asks more than its padding token."""
+    """Return a tokenizer. Only its padding token is used."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
@@ -120,7 +120,7 @@ def _tokenizer() -> Any:  # noqa: ANN401
 
 
 def ours(model: Any, rows: Rows, batch: int, watch: TrainerCallback, *, added: int = 0) -> None:  # noqa: ANN401
-    """Train an epoch as train does, with `batch` rows a step and rows of their own for `added` tokens."""
+    """Train an epoch with Tunemill, with `batch` rows per step and trainable rows for `added` tokens."""
     import datasets
     import torch
     from tunemill_api.training import Training
@@ -137,7 +137,7 @@ def ours(model: Any, rows: Rows, batch: int, watch: TrainerCallback, *, added: i
 
 
 def tutorial(model: Any, rows: Rows, watch: Any, *, added: int = 0) -> None:  # noqa: ANN401
-    """Train an epoch as the agents-course notebook does; the model has eager attention."""
+    """Train an epoch like the agents-course notebook. The model uses eager attention."""
     import torch
     from peft import get_peft_model
 
@@ -197,7 +197,7 @@ def trl_defaults(model: Any, rows: Rows, watch: TrainerCallback, *, added: int =
 
 
 def _clock() -> Any:  # noqa: ANN401
-    """Return a callback that takes the time between the first step's begin and the last one's end."""
+    """Return a callback that measures the time from the begin of the first step to the end of the last one."""
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""All benchmarks of the stages, one after another, each in a process of its own: `make bench-trainer`."""
+"""Runs all benchmarks of the stages one after the other, each in a separate process: `make bench-trainer`."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ OUTPUT = Path("build/bench/trainer.json")
 
 
 def main() -> None:
-    """Print the figures and leave them in `build/bench/trainer.json`."""
+    """Print the results and write them to `build/bench/trainer.json`."""
     ratios = {**_measured(train.measure), **_measured(evaluate.measure)}
     counted = _measured(counters.measure)
     figures = json.dumps({"ratios": ratios, "counters": counted, "prepare": _measured(prepare.measure)}, indent=2)

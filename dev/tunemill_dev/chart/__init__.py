@@ -1,1 +1,1 @@
-"""What is generated from the chart: the page of its values, the manifest for those without Helm, and golden files."""
+"""Generates files from the chart: the reference page of its values, install.yaml, and golden files."""

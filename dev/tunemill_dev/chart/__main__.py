@@ -1,6 +1,6 @@
-"""Writes what is generated from the chart: `python -m tunemill_dev.chart ROOT`.
+"""Writes the files that are generated from the chart: `python -m tunemill_dev.chart ROOT`.
 
-`--check` writes nothing and fails when a file differs from what would be written.
+`--check` writes nothing and fails if a file is out of date.
 """
 
 from pathlib import Path
@@ -13,12 +13,12 @@ from tunemill_dev.chart.values_page import PAGE, values_page
 
 
 def generated_files(root: Path) -> dict[str, str]:
-    """Return the content of every generated file by its path from the repository's root."""
+    """Return the content of every generated file by its path relative to the repository."""
     return {PAGE: values_page(), INSTALL: install_manifest(), **golden_files(root)}
 
 
 def parts_of_the_chart(_root: Path) -> dict[str, str]:
-    """Return the generated files that the chart itself reads, so that they are written before it is rendered."""
+    """Return the generated files that the chart reads. They are written before the chart is rendered."""
     return {POLICY: profile_policy()}
 
 

@@ -1,4 +1,4 @@
-"""The Helm that the local cluster uses, without the user's own settings, repositories and plugins."""
+"""The Helm program of the local cluster, without the user's settings, repositories and plugins."""
 
 import functools
 import os
@@ -15,11 +15,11 @@ from tunemill_dev.testbed import CHART, RELEASE, SYSTEM_NAMESPACE
 
 
 class HelmError(Exception):
-    """Helm refused; the message is what it said."""
+    """Helm failed. The message is its output."""
 
 
 def helm(*arguments: str, values: Mapping[str, Any] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run Helm, whatever its outcome; values are given to it as a file."""
+    """Run Helm and return the result, even if it fails. The values are passed as a file."""
     with tempfile.TemporaryDirectory() as folder:
         homes = {f"HELM_{kind}_HOME": f"{folder}/{kind}" for kind in ("CACHE", "CONFIG", "DATA")}
         if values is not None:
@@ -31,10 +31,10 @@ def helm(*arguments: str, values: Mapping[str, Any] | None = None) -> subprocess
 
 
 def rendered(values: Mapping[str, Any], release: str = RELEASE) -> str:
-    """Return the manifests that the chart makes of values over its defaults.
+    """Return the manifests that the chart renders with values over its defaults.
 
     Raises:
-        HelmError: when it makes none of them.
+        HelmError: the chart cannot be rendered.
     """
     done = helm("template", release, str(CHART), "--namespace", SYSTEM_NAMESPACE, values=values)
     if done.returncode:

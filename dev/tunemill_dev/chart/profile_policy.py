@@ -1,7 +1,7 @@
-"""The admission policy for the limits of profiles, as CEL made from the tables that the operator checks with.
+"""Generates the admission policy for the limits of profiles, in CEL, from the tables that the operator uses.
 
-An expression may be laxer than the operator's check, never stricter: what it lets through, the operator refuses with
-the same sentence. It sees one object and one profile. So it knows what the user wrote and not what a profile adds.
+An expression may be less strict than the operator's check, but never stricter: the operator rejects what it accepts,
+with the same message. It sees one object and one profile: the values of the user, without those that a profile adds.
 """
 
 import re
@@ -30,7 +30,7 @@ LEFT_TO_OPERATOR = {
     "gates": "they are added to the gates of the spec, by the operator alone",
     "endpoints": "what is allowed depends on the profile's defaults and on other limits",
 }
-"""Limits that are not checked at `kubectl apply`, and why."""
+"""Limits that are not checked at `kubectl apply`, with the reason."""
 
 _LIMITS, _SPEC, _DEFAULTS = "variables.limits", "variables.spec", "variables.defaults"
 
@@ -63,10 +63,10 @@ def profile_policy() -> str:
 
 
 def _applies() -> str:
-    """Return whether the profile holds for the object and limits anything.
+    """Return whether the profile applies to the object and has limits.
 
-    A default profile for all namespaces is left out where the object does not name it: one that lists namespaces comes
-    before it, and an expression sees one profile.
+    A default profile for all namespaces is skipped if the object does not name it: a profile that lists namespaces
+    takes precedence over it, and an expression sees one profile only.
     """
     name = f"{_SPEC}.?profile.orValue('')"
     listed, for_all = "params.spec.?namespaces", "!params.spec.?namespaces.hasValue()"
@@ -81,7 +81,7 @@ def _applies() -> str:
 
 
 def _problems() -> Iterator[str]:
-    """Yield expressions for lists of sentences, in the operator's order."""
+    """Yield expressions for lists of messages, in the operator's order."""
     for maximum in MAXIMA:
         yield _larger(maximum)
     yield _when(
@@ -134,7 +134,7 @@ def _larger(maximum: Maximum) -> str:
 
 
 def _unlisted(rule: NameList, shown: str = "", before: str = "") -> str:
-    """Return the sentence about a name that is not listed; `shown` and `before` are how a part of a field is shown."""
+    """Return the message about a name that is not listed; `shown` and `before` show a part of a field."""
     name, names = f"{_at(_SPEC, rule.path)}.orValue('')", _at(_LIMITS, rule.limit)
     condition = f"{name} != ''"
     if rule.of_owner:
@@ -167,7 +167,7 @@ def _secret(path: str) -> str:
 
 
 def _template_sources(stage: str) -> Iterator[str]:
-    """Yield the sentences about Secrets and claims in variables and volumes of a stage."""
+    """Yield the messages about Secrets and claims in variables and volumes of a stage."""
     for limit, field, there, name in (
         ("secrets", "env", "has(x.valueFrom) && has(x.valueFrom.secretKeyRef)", "x.valueFrom.secretKeyRef.name"),
         ("secrets", "volumes", "has(x.secret)", "x.secret.secretName"),
@@ -183,7 +183,7 @@ def _template_sources(stage: str) -> Iterator[str]:
 
 
 def _template_fields(stage: str) -> str:
-    """Return the sentences about the fields of a pod template that users may not set."""
+    """Return the messages about fields of a pod template that users may not set."""
     template, explicit = f"variables.{stage}", f"{_LIMITS}.?podTemplateFields"
     defaults = f"{_DEFAULTS}.?podTemplates.?{stage}.orValue({{}})"
     default_fields = ", ".join(f"'{name}'" for name in DEFAULT_TEMPLATE_FIELDS)
@@ -199,7 +199,7 @@ def _template_fields(stage: str) -> str:
     )
     prefix = f"podTemplates.{stage}."
     fields = ", ".join(f"'{path.removeprefix(prefix)}'" for path in PRESET_FIELDS if path.startswith(prefix))
-    # Every field but resources is one value, whatever it holds.
+    # Every field except resources is one value, whatever it contains.
     there = f"f.startsWith('resources.') ? f.split('.')[1] in {template}.?resources.orValue({{}}) : f in {template}"
     return f"[{fields}].filter(f, ({there}) && !(f.split('.')[0] in {allowed}) && !({empty})).map(f, {text})"
 
@@ -218,7 +218,7 @@ def _listing(names: str) -> str:
 
 
 def _in(name: str, each: str, globs: str) -> str:
-    """Return whether a name is in a list of names with * and ?: everything else stands for itself."""
+    """Return whether a name matches a list of names with * and ?. All other characters match themselves."""
     literal = f"{each}.replace('\\\\', '\\\\E\\\\\\\\\\\\Q').replace('*', '\\\\E.*\\\\Q').replace('?', '\\\\E.\\\\Q')"
     return f"{globs}.exists({each}, {name}.matches('(?s)^\\\\Q' + {literal} + '\\\\E$'))"
 

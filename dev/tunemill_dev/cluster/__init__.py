@@ -1,4 +1,8 @@
-"""A real Kubernetes on this machine: a whole cluster (`up`, `down`), or a control plane alone for tests."""
+"""A real Kubernetes on this machine: a whole cluster (`up`, `down`), or a control plane alone for tests.
+
+The package is imported with Python's own modules alone: `make demo` builds the programs while the Python environment
+is installed. So PyYAML is imported where it is used.
+"""
 
 from tunemill_dev.cluster.cluster import Cluster, HubAccess, S3Access, running
 from tunemill_dev.cluster.console import ClusterError

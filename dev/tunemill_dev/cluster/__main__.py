@@ -9,10 +9,10 @@ from pathlib import Path
 from tunemill_dev.cluster import binaries, prerequisites
 from tunemill_dev.cluster.cluster import DEFAULT_NAME, running
 from tunemill_dev.cluster.console import ClusterError, say, step
-from tunemill_dev.cluster.lifecycle import down, up
+from tunemill_dev.cluster.lifecycle import down, ensure_programs, up
 from tunemill_dev.cluster.report import status
 
-_PROGRAMS = "build the programs of the cluster and of the tests, where they are missing"
+_PROGRAMS = "build the programs of the cluster, and of the tests, where they are missing"
 _COMMANDS = {
     "up": "start the cluster, or make sure that it runs",
     "down": "stop the cluster and delete its objects; images are kept for the next start",
@@ -40,7 +40,9 @@ def _run(options: argparse.Namespace) -> int:
         case "programs":
             prerequisites.check()
             with step("all programs"):
-                binaries.ensure(binaries.TESTED)
+                ensure_programs()
+                if options.use == "tests":
+                    binaries.ensure(binaries.TESTED)
         case "up":
             up(options.name)
         case "down":
@@ -63,7 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tunemill_dev.cluster", description="A local Kubernetes cluster")
     commands = parser.add_subparsers(dest="command", required=True)
     parsers = {name: commands.add_parser(name, help=text, description=text) for name, text in _COMMANDS.items()}
-    commands.add_parser("programs", help=_PROGRAMS, description=_PROGRAMS)
+    programs = commands.add_parser("programs", help=_PROGRAMS, description=_PROGRAMS)
+    programs.add_argument("--use", choices=("cluster", "tests"), default="tests", help="whose (default: %(default)s)")
     for command in parsers.values():
         command.add_argument("--name", default=DEFAULT_NAME, help=f"which cluster (default: {DEFAULT_NAME})")
     parsers["down"].add_argument("--purge", action="store_true", help="delete the cluster's images too")

@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from string import Template
 
-import yaml
-
 from tunemill_dev.cluster.home import SOURCES
 from tunemill_dev.cluster.processes import replace_file
 
@@ -96,4 +94,6 @@ def _manifest(name: str, **values: str) -> str:
 def _secret(name: str, values: dict[str, str]) -> str:
     data = {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}
     metadata = {"name": name, "namespace": NAMESPACE}
+    import yaml
+
     return yaml.safe_dump({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": data})

@@ -18,6 +18,8 @@ from tunemill_dev.cluster.console import ClusterError, step
 from tunemill_dev.cluster.home import SOURCES, home, locked
 
 MODULES = SOURCES / "modules"
+PACKAGE = "tunemill_programs"
+"""The folder in which wheels keep programs; see `wheels`."""
 _KUBERNETES = re.compile(r"^\s*k8s\.io/kubernetes v((\d+)\.(\d+)\.\S+)", re.MULTILINE)
 _VERSION_VARIABLE = "k8s.io/component-base/version"
 # The linker would leave out the debug information anyway.
@@ -44,6 +46,13 @@ class Group:
     def source(self) -> Path:
         """The folder of the module."""
         return MODULES / self.module
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """The names of the programs: those of their packages, without a version, unless they are renamed."""
+        stems = (package.rstrip("/").split("/") for package in self.packages)
+        names = (parts[-2] if re.fullmatch(r"v\d+", parts[-1]) else parts[-1] for parts in stems)
+        return tuple(dict(self.renamed).get(name, name) for name in names)
 
 
 def _group(name: str, repository: str, *packages: str, tags: str = "") -> Group:
@@ -92,8 +101,9 @@ RUNC = Group(
 BUILDKIT = _group("buildkit", "github.com/moby/buildkit/cmd", "buildkitd", "buildctl")
 COREDNS = Group("coredns", ("./coredns",))
 HELM = _group("helm", "helm.sh/helm/v4/cmd", "helm")
+"""Checks and installs the chart, in tests and `make lint`; the cluster and the demo do without it."""
 S3 = _group("versitygw", "github.com/versity/versitygw/cmd", "versitygw")
-ALL = (KUBERNETES, COREDNS, HELM, CONTAINERD, BUILDKIT, S3, RUNC)
+ALL = (KUBERNETES, COREDNS, CONTAINERD, BUILDKIT, S3, RUNC)
 """What a cluster needs."""
 KUEUE = _group("kueue", "sigs.k8s.io/kueue/cmd", "kueue")
 """The queues of tests/platform."""
@@ -102,7 +112,7 @@ GITOPS = Group("gitops", ("./gitops",))
 # Without the clients of clouds, which a server asks for its targets: a fifth of the packages.
 PROMTOOL = _group("promtool", "github.com/prometheus/prometheus/cmd", "promtool", tags="remove_all_sd")
 """Tests the chart's alerts."""
-TESTED = (*ALL, KUEUE, GITOPS, PROMTOOL)
+TESTED = (*ALL, HELM, KUEUE, GITOPS, PROMTOOL)
 """What `make test` needs."""
 KWOK = _group("kwok", "sigs.k8s.io/kwok/cmd", "kwok")
 """Simulated nodes, for `make bench-operator`."""
@@ -120,8 +130,12 @@ def content_key(group: Group, module: Path) -> str:
 
 
 def folder(group: Group) -> Path:
-    """Where the group's programs lie, built or not."""
-    return home() / "bin" / f"{group.name}-{content_key(group, group.source)}"
+    """Where the group's programs lie, built or not: from wheels, if they are installed with the same content."""
+    name = f"{group.name}-{content_key(group, group.source)}"
+    installed = home() / "wheels" / PACKAGE / name
+    if all((installed / program).is_file() for program in group.programs):
+        return installed
+    return home() / "bin" / name
 
 
 def ensure(groups: Iterable[Group]) -> dict[str, Path]:
@@ -136,6 +150,11 @@ def ensure(groups: Iterable[Group]) -> dict[str, Path]:
                         _build(group, target)
                 _drop_compiled()
     return folders
+
+
+def missing(groups: Iterable[Group]) -> bool:
+    """Whether some of the groups must be built."""
+    return not all(folder(group).exists() for group in groups)
 
 
 def prune(*, in_use: Iterable[Path]) -> None:
@@ -159,7 +178,10 @@ def go() -> Path:
     """The Go command; ClusterError when there is none."""
     found = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin:/usr/lib/go/bin")
     if not found:
-        raise ClusterError("No `go` command was found on PATH: install Go 1.26 or newer, then try again.")
+        raise ClusterError(
+            "No `go` command was found on PATH. Install Go 1.26 or newer, or install the programs of a release with "
+            "`make cluster-wheels`; then try again."
+        )
     return Path(found)
 
 

@@ -49,7 +49,6 @@ class Cluster:
     state: Path
     kubeconfig: Path
     kubectl: Path
-    helm: Path
     server: str
     """The API server's URL."""
     host_ip: str
@@ -60,10 +59,6 @@ class Cluster:
     def run_kubectl(self, *argv: str, stdin: str | None = None) -> str:
         """Run kubectl as administrator and return what it printed; ClusterError when it fails."""
         return run([self.kubectl, "--kubeconfig", self.kubeconfig, *argv], stdin=stdin)
-
-    def run_helm(self, *argv: str) -> str:
-        """Run helm as administrator and return what it printed; ClusterError when it fails."""
-        return run([self.helm, "--kubeconfig", self.kubeconfig, *argv])
 
     def build_image(
         self,
@@ -144,7 +139,6 @@ def open_cluster(folder: ClusterFolder, programs: Mapping[str, Path]) -> Cluster
         state=folder.root,
         kubeconfig=folder.kubeconfig,
         kubectl=kubectl,
-        helm=programs["helm"] / "helm",
         server=f"https://{addresses.node}:6443",
         host_ip=addresses.host,
         node_ip=addresses.node,

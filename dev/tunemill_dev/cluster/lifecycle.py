@@ -6,10 +6,12 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tunemill_dev.cluster import addons, binaries, cgroups, link, node, prerequisites, tree
 from tunemill_dev.cluster.addresses import Addresses
+from tunemill_dev.cluster.base_image import base_archive
 from tunemill_dev.cluster.cluster import DEFAULT_NAME, Cluster, open_cluster
 from tunemill_dev.cluster.components import CLIENTS, ControlPlane, sign_control_plane
 from tunemill_dev.cluster.console import ClusterError, say, step
@@ -32,7 +34,7 @@ def up(name: str = DEFAULT_NAME) -> Cluster:
     folder = ClusterFolder.of(name)
     with locked(folder.lock):
         prerequisites.check()
-        programs = binaries.ensure(binaries.ALL)
+        programs = ensure_programs()
         if not tree.first_process(folder):
             tree.stop(folder)
             with step("prepare certificates, configuration, network"):
@@ -45,6 +47,18 @@ def up(name: str = DEFAULT_NAME) -> Cluster:
         _apply_addons(cluster, folder, programs)
     say(f"  kubeconfig: {cluster.kubeconfig}")
     return cluster
+
+
+def ensure_programs() -> dict[str, Path]:
+    """Build the cluster's programs and the base image's file system, where they are missing, side by side.
+
+    The programs need the processor, the file system the network. Returns the folder of each group of programs.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        base = pool.submit(base_archive)
+        programs = binaries.ensure(binaries.ALL)
+        base.result()
+    return programs
 
 
 def down(name: str = DEFAULT_NAME, *, purge: bool = False) -> None:

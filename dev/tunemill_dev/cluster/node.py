@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
-
 from tunemill_dev.cluster.addresses import Addresses
 from tunemill_dev.cluster.components import CLUSTER_DOMAIN
 from tunemill_dev.cluster.home import ClusterFolder
@@ -118,6 +116,8 @@ def kubelet_config(pki: Authority, addresses: Addresses, cgroup: str, resolver: 
     """The kubelet's configuration."""
     # No image can be pulled again, so a full disk must neither evict pods nor delete images.
     hardly_ever = "1%"
+    import yaml
+
     return yaml.safe_dump(
         {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -153,6 +153,8 @@ def kubelet_config(pki: Authority, addresses: Addresses, cgroup: str, resolver: 
 
 def proxy_config(node: str, addresses: Addresses, kubeconfig: Path) -> str:
     """kube-proxy's configuration."""
+    import yaml
+
     return yaml.safe_dump(
         {
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",

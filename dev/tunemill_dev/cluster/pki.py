@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from tunemill_dev.cluster.processes import run
 
 _DAYS = "3650"
@@ -82,6 +80,8 @@ class Authority:
             "contexts": [{"name": "tunemill", "context": {"cluster": "tunemill", "user": name}}],
             "current-context": "tunemill",
         }
+        import yaml
+
         return yaml.safe_dump(document, sort_keys=False)
 
 

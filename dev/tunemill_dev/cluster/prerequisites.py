@@ -40,7 +40,8 @@ def check() -> None:
             f"{home()} has {free:.0f} GiB of free disk, and images need {_FREE_GIB} GiB: free some "
             "(`down --purge` deletes a cluster's images), or point TUNEMILL_HOME elsewhere."
         )
-    binaries.go()
+    if binaries.missing(binaries.ALL):
+        binaries.go()
     missing = sorted({package for command, package in _PACKAGES.items() if not shutil.which(command)})
     if not shutil.which("pkg-config") or not succeeds(["pkg-config", "--exists", "libseccomp"]):
         missing.append("libseccomp-dev")

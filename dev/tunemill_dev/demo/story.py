@@ -48,7 +48,7 @@ class Story:
         base = in_own_process(cached_base)
         with place as testbed:
             with step("operator installed"):
-                testbed.install()
+                testbed.install_manifest()
             finetune = self._make_ready(testbed, base)
             status = self._run(finetune)
             self._ask(testbed, _published(status))

@@ -1,1 +1,1 @@
-"""Tries the readers of rows, files and replies with inputs that nobody thought of: real shapes with random changes."""
+"""Fuzzes the readers of rows, files and replies: realistic inputs with random changes."""

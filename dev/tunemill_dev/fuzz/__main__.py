@@ -1,7 +1,7 @@
 """Fuzzes the readers: `python -m tunemill_dev.fuzz --inputs 5000000`.
 
-The number of an input makes it, whatever the number of processes. What is found is printed once a defect, with the
-shortest input, and left in `build/fuzz/found.jsonl`; then the exit code is 1. Try one input again with --only.
+The number of an input determines it, whatever the number of processes. Each defect is printed once with its shortest
+input, and written to `build/fuzz/found.jsonl`; the exit code is then 1. Repeat a single input with --only.
 """
 
 import argparse
@@ -19,14 +19,14 @@ from tunemill_dev.fuzz.targets import TARGETS, FoundError
 OUTPUT = Path("build/fuzz/found.jsonl")
 _CHUNK = 5000
 _SLOWEST = 12.0
-"""Seconds of the processor for one input: a row may take 10, which is its bound."""
+"""CPU seconds for one input. The limit for a row is 10."""
 
 Found = dict[str, tuple[str, int, str]]
 """What happened → the target, the number of the input, and the traceback."""
 
 
 def try_inputs(start: int, count: int, seed: int) -> Found:
-    """Try inputs by their numbers, and return what was found, each defect once."""
+    """Try inputs by number, and return each defect once."""
     found: Found = {}
     names, shares = list(TARGETS), [share for share, _ in TARGETS.values()]
     for number in range(start, start + count):
@@ -42,7 +42,7 @@ def try_inputs(start: int, count: int, seed: int) -> Found:
 
 
 def trouble(name: str, random: Random) -> tuple[str, str] | None:
-    """Return what goes wrong with an input, and where; None when nothing does."""
+    """Return the error for an input and its location; None if there is none."""
     try:
         TARGETS[name][1](random)
     except FoundError as error:
@@ -57,13 +57,13 @@ def trouble(name: str, random: Random) -> tuple[str, str] | None:
 
 
 def main() -> int:
-    """Try the inputs on several processes, and print what was found."""
+    """Try the inputs in several processes, and print the defects."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=1_000_000, help="how many (default: %(default)s)")
     parser.add_argument("--start", type=int, default=0, help="the number of the first one (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="other inputs (default: %(default)s)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="(default: %(default)s)")
-    parser.add_argument("--only", type=int, help="print one input and what becomes of it")
+    parser.add_argument("--only", type=int, help="print one input and its result")
     options = parser.parse_args()
     if options.only is not None:
         return _try_one(options.only, options.seed)
@@ -98,7 +98,7 @@ def _try_one(number: int, seed: int) -> int:
     state = random.getstate()
     problem = trouble(name, random)
     random.setstate(state)
-    print(f"target {name}: {problem[0] if problem else 'nothing wrong'}\n{problem[1] if problem else ''}")
+    print(f"target {name}: {problem[0] if problem else 'no error'}\n{problem[1] if problem else ''}")
     from tunemill_dev.fuzz import mutate
     from tunemill_dev.fuzz.seeds import REPLIES
 

@@ -8,11 +8,11 @@ from tunemill_dev.fuzz.seeds import NAMES, ROWS, TOKENS, VALUES
 
 _SEEDS = tuple(json.dumps(row) for row in ROWS)
 _DEEPER = 0.75
-"""How likely a change goes one level deeper."""
+"""The probability that a change goes one level deeper."""
 
 
 def row(random: Random) -> bytes:
-    """Return a line of a file: a row with changes, now and then no JSON any more."""
+    """Return a line of a file: a row with changes, sometimes invalid JSON."""
     value = json.loads(random.choice(_SEEDS))
     for _ in range(_count(random)):
         value = _changed(random, value)
@@ -61,7 +61,7 @@ def _count(random: Random) -> int:
 
 
 def _changed(random: Random, value: Any) -> Any:  # noqa: ANN401 - any JSON value
-    """Return the value with one change somewhere in it; lists and objects are changed in place."""
+    """Return the value with one change somewhere in it. Lists and objects are changed in place."""
     if isinstance(value, dict) and value:
         _change_object(random, value)
         return value
@@ -104,7 +104,7 @@ def _change_list(random: Random, value: list[Any]) -> None:
 
 
 def _changed_text(random: Random, value: str) -> Any:  # noqa: ANN401 - any JSON value
-    """Return a text with changes; where it holds JSON, more often than not with changes to the value."""
+    """Return a text with changes. If it is JSON, most changes are made to its value."""
     if value[:1] in ("{", "[") and random.random() < 0.6:
         try:
             inner = _changed(random, json.loads(value))
@@ -115,10 +115,10 @@ def _changed_text(random: Random, value: str) -> Any:  # noqa: ANN401 - any JSON
 
 
 def _other(random: Random, value: Any) -> Any:  # noqa: ANN401 - any JSON value
-    """Return something else in a value's place: another value, the same as text, in a list, in an object, deep down."""
+    """Return a replacement for a value: another value, or the same one as text, in a list, an object or nested."""
     kind = random.random()
     if kind < 0.6:
-        # Anew each time: it may be changed in its turn.
+        # A new object each time, because it may be changed later.
         return json.loads(json.dumps(random.choice(VALUES)))
     if kind < 0.75:
         return _written(random, value)

@@ -1,6 +1,6 @@
-"""What is mutated: rows in the shapes of public data sets, and replies in the formats that serving engines parse.
+"""The inputs to mutate: rows in the formats of public data sets, and replies in the formats of serving engines.
 
-The files are in this folder. They also hold the replacements that a mutation inserts: marks, texts, names and values.
+The files are in this folder. They also contain the values that mutations insert: markers, texts, names and values.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What is tried: each target takes random numbers, makes an input of them, and puts it through the trainer's code."""
+"""The fuzz targets. Each makes an input from random numbers and passes it through the trainer's code."""
 
 import io
 import json
@@ -37,15 +37,15 @@ _REPLY_FORMATS = tuple(ReplyFormat)
 
 
 class FoundError(Exception):
-    """An input that the trainer does not stand.
+    """An input that the trainer does not handle.
 
     Args:
-        what: happened, the same for inputs that show the same defect.
+        what: the error, the same for inputs that show the same defect.
     """
 
 
 def row(random: Random) -> bytes:
-    """Read a row in the format that it looks like, or in any, as lint and prepare do; return the line."""
+    """Read a row in the detected or in any format, as lint and prepare do. Return the line."""
     line = mutate.row(random)
     usable_row(line, random.choice(_FORMATS) if random.random() < 0.3 else DatasetFormat.AUTO)
     return line
@@ -55,7 +55,7 @@ def usable_row(line: bytes, form: DatasetFormat) -> Row | None:
     """Return the row of a line if it is usable.
 
     Raises:
-        FoundError: the reader fails at it.
+        FoundError: the reader fails.
     """
     record = Line(_HERE, line).parsed()
     try:
@@ -70,7 +70,7 @@ def usable_row(line: bytes, form: DatasetFormat) -> Row | None:
         problem.message.encode(errors="strict")
     if read.row is None:
         if not read.problems:
-            raise FoundError("a row is not usable, and nothing says why")
+            raise FoundError("a row is not usable, and there is no finding")
         return None
     json.dumps(openai_form(read.row), ensure_ascii=False, allow_nan=False).encode()
     for _ in conversation(read.row):
@@ -82,7 +82,7 @@ def usable_row(line: bytes, form: DatasetFormat) -> Row | None:
 
 
 def encoded_row(random: Random) -> bytes:
-    """Render and tokenise a row that is usable; return the line."""
+    """Render and tokenize a usable row. Return the line."""
     line = mutate.row(random)
     found = usable_row(line, DatasetFormat.AUTO)
     if found is not None:
@@ -94,14 +94,14 @@ def encoded_row(random: Random) -> bytes:
 
 
 def reply(random: Random) -> bytes:
-    """Read a reply in all formats, leniently and strictly, and judge it; return the reply."""
+    """Parse a reply in all formats, leniently and strictly, and evaluate it. Return the reply."""
     text = mutate.text(random, random.choice(REPLIES))
     for reply_format in filter(None, (detect([text]), random.choice(_REPLY_FORMATS), random.choice(_REPLY_FORMATS))):
         found = parse_reply(text, reply_format)
         for call in found.calls:
             json.dumps(call.to_json(), ensure_ascii=False, allow_nan=False).encode()
         if found.calls and found.error:
-            raise FoundError(f"{reply_format} finds calls in a reply that it says is broken")
+            raise FoundError(f"{reply_format} finds calls in a reply that it reports as broken")
     read_leniently(text)
     gold, tools = random.choice(_questions())
     case = Case("fuzz", 1, (Message(Role.USER, "Rain?"),), tools, (), gold, ())
@@ -110,7 +110,7 @@ def reply(random: Random) -> bytes:
 
 
 def file(random: Random) -> bytes:
-    """Read a file of any kind with changed bytes; return its content."""
+    """Read a file of any type with changed bytes. Return its content."""
     content = random.choice(_files())
     if random.random() < 0.9:
         content = mutate.content(random, content)
@@ -132,12 +132,12 @@ TARGETS: dict[str, tuple[float, Callable[[Random], bytes]]] = {
     "encoded row": (0.03, encoded_row),
     "file": (0.02, file),
 }
-"""By name: the share of the inputs, and the target."""
+"""Name → share of the inputs, and the target."""
 
 
 @cache
 def _questions() -> tuple[tuple[Message, tuple[Tool, ...]], ...]:
-    """Return right answers with the tools that may be called."""
+    """Return expected answers with the tools that may be called."""
     usable = [usable_row(json.dumps(each).encode(), DatasetFormat.AUTO) for each in ROWS]
     return tuple(
         (message, each.tools)
@@ -150,7 +150,7 @@ def _questions() -> tuple[tuple[Message, tuple[Tool, ...]], ...]:
 
 @cache
 def _files() -> tuple[bytes, ...]:
-    """Return small files of all kinds."""
+    """Return small files of all types."""
     import gzip
 
     lines = "".join(json.dumps(each) + "\n" for each in ROWS[:4]).encode()
@@ -166,7 +166,7 @@ def _files() -> tuple[bytes, ...]:
 
 @cache
 def _encoder() -> Encoder:
-    """Return an encoder with a tokenizer of single bytes, which is made in milliseconds."""
+    """Return an encoder with a byte tokenizer, which is created in milliseconds."""
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

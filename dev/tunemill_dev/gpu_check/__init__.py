@@ -1,1 +1,1 @@
-"""The whole check of a GPU: the trainer's own one, publishing, and others on the same rows: `make gpu-check`."""
+"""The complete GPU check, `make gpu-check`: the trainer's own check, publishing, and other trainers for comparison."""

@@ -1,7 +1,7 @@
-"""Run the whole check: `python -m tunemill_dev.gpu_check`, from a checkout or with what is installed.
+"""Runs the complete GPU check: `python -m tunemill_dev.gpu_check`, from a checkout or an installation.
 
-Only PyTorch with CUDA and this repository have to be there; what needs a library that is missing is skipped by name.
-Leaves build/gpu/report.json, and a table for docs/performance.md in build/gpu/table.md.
+It requires only PyTorch with CUDA and this repository. Parts that need a missing library are skipped with its name.
+Writes build/gpu/report.json, and a table for docs/performance.md to build/gpu/table.md.
 """
 
 import argparse
@@ -19,11 +19,11 @@ _BASELINES = ("tutorial", "TRL defaults", "TRL packing")
 
 
 def main() -> int:
-    """Run it; return 0 when nothing failed, 70 when something did, 71 without a GPU."""
+    """Run the check. Return 0 if no part failed, 70 if a part failed, 71 without a GPU."""
     parser = argparse.ArgumentParser(prog="gpu-check", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="(default: %(default)s)")
-    parser.add_argument("--small", action="store_true", help="models of two narrow layers only")
-    parser.add_argument("--minutes", type=float, default=10.0, help="that it may take (default: %(default)s)")
+    parser.add_argument("--small", action="store_true", help="use only models with two narrow layers")
+    parser.add_argument("--minutes", type=float, default=10.0, help="time limit (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=FOLDER, help="for the report (default: %(default)s)")
     options = parser.parse_args()
     if options.device == "cuda" and (problem := command.without_gpu()):
@@ -34,7 +34,7 @@ def main() -> int:
 
 
 def parts(device: str, *, small: bool) -> list[Part]:
-    """Return all parts, the most important first: the time may not be enough for the last ones."""
+    """Return all parts, the most important first, because the time limit may stop the last ones."""
     found = [*command.small_parts(device, only_small=small), _publish(device)]
     if small:
         return [*found, *(_baseline(name, found[-2], seconds=600) for name in _BASELINES)]

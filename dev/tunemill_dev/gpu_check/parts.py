@@ -1,4 +1,4 @@
-"""What the trainer's check has no libraries or servers for: other ways to train on the same rows, and publishing."""
+"""Parts of the GPU check that need more than the trainer image: other trainers on the same rows, and publishing."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ Rows = list[dict[str, list[int]]]
 
 
 def tutorial(settings: Settings) -> Figures:
-    """Train as the agents-course does: one row a pass, eager attention, checkpointing, the loss on every token."""
+    """Train like the agents course: one row per forward pass, eager attention, checkpointing, loss on every token."""
     import torch
 
     model, rows = _start(settings, "eager")
@@ -37,24 +37,24 @@ def tutorial(settings: Settings) -> Figures:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            float(loss)  # waits for the device, as a loop that prints its loss does
+            float(loss)  # synchronizes with the device, like a loop that prints its loss
             times.append(time.monotonic())
             done.append(sum(len(each["input_ids"]) for each in rows[number - _TUTORIAL_BATCH : number]))
     return _figures(settings, sum(done[_WARM:]), times[-1] - times[_WARM - 1])
 
 
 def trl_defaults(settings: Settings) -> Figures:
-    """Train with TRL's defaults: batches of eight padded rows, checkpointing, the loss on every token."""
+    """Train with TRL's defaults: batches of eight padded rows, checkpointing, loss on every token."""
     return _trl(settings, packing=False)
 
 
 def trl_packing(settings: Settings) -> Figures:
-    """Train with TRL's packing: rows laid into blocks as long as the longest row."""
+    """Train with TRL's packing: rows packed into blocks as long as the longest row."""
     return _trl(settings, packing=True)
 
 
 def publish(settings: Settings) -> Figures:
-    """Train, evaluate and publish to a Hub on this machine, and read what was pushed."""
+    """Train, evaluate and publish to a local Hub, and check the pushed files."""
     import huggingface_hub.constants
     from huggingface_hub import HfApi
     from tunemill_trainer.gpu_check.harness import BASE, Clock, a_spec, set_up
@@ -104,7 +104,7 @@ PARTS: dict[str, Callable[[Settings], Figures]] = {
     "TRL packing": trl_packing,
     "publish": publish,
 }
-"""What a part does, by its kind."""
+"""The function of each kind of part."""
 
 
 def _trl(settings: Settings, *, packing: bool) -> Figures:
@@ -143,13 +143,13 @@ def _trl(settings: Settings, *, packing: bool) -> Figures:
     if len(times) < 2:
         raise CheckFailedError(f"expected two steps at least, found {len(times)}")
     warm = min(_WARM, len(times) - 1)
-    # All steps have about as many tokens.
+    # All steps have about the same number of tokens.
     tokens = sum(len(row["input_ids"]) for row in rows) * (len(times) - warm) / len(times)
     return _figures(settings, tokens, times[-1] - times[warm - 1])
 
 
 def _start(settings: Settings, attention: str | None) -> tuple[Any, Rows]:
-    """Return the base model with the adapter that Tunemill gives it, and the rows in Tunemill's order."""
+    """Return the base model with Tunemill's adapter, and the rows in Tunemill's order."""
     import pyarrow.parquet as pq
     import torch
     from peft import LoraConfig, get_peft_model

@@ -17,7 +17,7 @@ from tunemill_dev.hub.store import Store
 
 
 def main() -> None:
-    """Serves until it is told to stop; SIGTERM lets requests finish."""
+    """Serve until SIGTERM, which lets requests finish."""
     parser = argparse.ArgumentParser(prog="python -m tunemill_dev.hub", description="A local Hugging Face Hub")
     parser.add_argument("--host", default="0.0.0.0", help="address to listen on (default: all)")
     parser.add_argument("--port", type=int, default=8080)
@@ -35,7 +35,7 @@ def main() -> None:
     except ValidationError as error:
         reasons = "; ".join(f"{'.'.join(map(str, r['loc']))}: {r['msg']}" for r in error.errors(include_input=False))
         parser.error(f"--accounts {options.accounts}: {reasons}")
-    # From the environment, because command lines can be read by every process of the machine.
+    # From the environment, because every process of the machine can read command lines.
     admin_token = os.environ.get("HUB_ADMIN_TOKEN", "")
     hub = Hub(Store(options.data), accounts, admin_token, options.multipart_bytes)
     web.run_app(make_app(hub), host=options.host, port=options.port, shutdown_timeout=5, access_log=None)

@@ -1,4 +1,4 @@
-"""What a caller may do with a repository: pure decisions, each of which returns or raises the Hub's refusal."""
+"""Permissions of a caller for a repository: pure functions that return, or raise the Hub's error."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from tunemill_dev.hub.store import Repository
 
 
 def require_visible(caller: Caller | None, repository: Repository | None) -> Repository:
-    """The repository, if it exists and the caller may know that."""
+    """Return the repository if it exists and is visible to the caller."""
     if repository is None or (repository.settings.private and not _allows(caller, repository, "repo.content.read")):
         raise repository_not_found(signed_in=caller is not None)
     return repository
 
 
 def require_content(caller: Caller | None, repository: Repository) -> None:
-    """Files of a gated repository are for its members and for users on its access list."""
+    """Check that the caller may read files: those of a gated repository need membership or an access grant."""
     settings = repository.settings
     if not settings.gated or _allows(caller, repository, "repo.content.read"):
         return
@@ -29,22 +29,22 @@ def require_content(caller: Caller | None, repository: Repository) -> None:
 
 
 def require_write(caller: Caller | None, repository: Repository) -> None:
-    """Commits, refs and settings need write access to this repository."""
+    """Check write access to the repository, for commits, refs and settings."""
     _require(caller, repository.namespace, repository.id, f"write to {repository.id}")
 
 
-def require_namespace(caller: Caller | None, namespace: str, wish: str) -> None:
-    """Making and deleting a repository needs write access to the whole namespace; `wish` is for the message."""
-    _require(caller, namespace, namespace, f'{wish} under the namespace "{namespace}"')
+def require_namespace(caller: Caller | None, namespace: str, action: str) -> None:
+    """Check write access to the whole namespace, to create and delete repositories. `action` is used in the message."""
+    _require(caller, namespace, namespace, f'{action} under the namespace "{namespace}"')
 
 
-def _require(caller: Caller | None, namespace: str, entity: str, wish: str) -> None:
+def _require(caller: Caller | None, namespace: str, entity: str, action: str) -> None:
     if caller is None:
         raise HubError(401, "Invalid username or password.")
     if caller.token.role == "read":
-        raise HubError(403, f"Forbidden: you must use a write token to {wish}")
+        raise HubError(403, f"Forbidden: you must use a write token to {action}")
     if _role(caller, namespace) not in {"admin", "write"} or not _covers(caller, namespace, entity, "repo.write"):
-        raise HubError(403, f"Forbidden: you don't have the rights to {wish}")
+        raise HubError(403, f"Forbidden: you don't have the rights to {action}")
 
 
 def _allows(caller: Caller | None, repository: Repository, permission: Permission) -> bool:
@@ -57,7 +57,7 @@ def _role(caller: Caller, namespace: str) -> str | None:
 
 
 def _covers(caller: Caller, namespace: str, entity: str, permission: Permission) -> bool:
-    """Whether the token, apart from its user, reaches so far. Writing includes reading."""
+    """Whether the scopes of the token allow it, independent of its user. Writing includes reading."""
     if caller.token.role != "fineGrained":
         return permission == "repo.content.read" or caller.token.role == "write"
     scopes = (scope for scope in caller.token.scopes if scope.entity in {namespace, entity})

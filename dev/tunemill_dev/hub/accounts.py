@@ -1,11 +1,11 @@
-"""Who exists: users, their organisations and their tokens, from a JSON file that is made at run time.
+"""Users, their organizations and their tokens, from a JSON file that is created at run time.
 
     {"users": {"alice": {"acme": "write"}},
      "tokens": [{"value": "…", "user": "alice", "role": "write"},
                 {"value": "…", "user": "alice", "role": "fineGrained", "read_gated_repos": true,
                  "scopes": [{"entity": "acme/support-tools", "permissions": ["repo.write"]}]}]}
 
-What a caller may do is decided in `access`.
+Permissions are checked in `access`.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class _Frozen(BaseModel):
 
 
 class Scope(_Frozen):
-    """What a fine-grained token may do in one namespace (`acme`) or one repository (`acme/support-tools`)."""
+    """The permissions of a fine-grained token in a namespace (`acme`) or a repository (`acme/support-tools`)."""
 
     entity: str
     permissions: tuple[Permission, ...]
 
 
 class Token(_Frozen):
-    """An access token; `scopes` and `read_gated_repos` matter to the role `fineGrained` alone, as on the real Hub."""
+    """An access token. `scopes` and `read_gated_repos` apply only to the role `fineGrained`, as on the real Hub."""
 
     value: str = Field(min_length=8, repr=False)
     user: str
@@ -48,7 +48,7 @@ class Token(_Frozen):
 
 
 class Accounts(_Frozen):
-    """All accounts. `users` maps each user to the organisations that they belong to, with their role there."""
+    """All accounts. `users` maps each user to their organizations, with the role in each."""
 
     users: dict[str, dict[str, Literal["admin", "write", "read"]]]
     tokens: tuple[Token, ...] = ()
@@ -65,7 +65,7 @@ class Accounts(_Frozen):
         return {token.value: Caller(token=token, organisations=self.users[token.user]) for token in self.tokens}
 
     def identify(self, authorization: str | None) -> Caller | None:
-        """The caller behind an Authorization header; None for nobody. HubError 401 for a token that is not known."""
+        """Return the caller of an Authorization header; None without one. HubError 401 for an unknown token."""
         if not authorization:
             return None
         caller = self._callers.get(authorization.removeprefix("Bearer "))
@@ -75,18 +75,18 @@ class Accounts(_Frozen):
 
 
 class Caller(_Frozen):
-    """A user, seen through the token that they sent."""
+    """A user with the token of the request."""
 
     token: Token
     organisations: dict[str, Literal["admin", "write", "read"]]
 
     @property
     def name(self) -> str:
-        """The user's name, which is also their own namespace."""
+        """The user's name, which is also their namespace."""
         return self.token.user
 
     def whoami(self) -> dict[str, object]:
-        """The answer of `/api/whoami-v2`, in the real Hub's shape for each role of token."""
+        """The response of `/api/whoami-v2`, in the real Hub's format for each token role."""
         access: dict[str, object] = {
             "displayName": self.token.name,
             "role": self.token.role,
@@ -114,16 +114,16 @@ class Caller(_Frozen):
 
 
 class AccountsFile:
-    """Accounts from a file, read again when it changes: a mounted Secret is swapped under a running pod."""
+    """Accounts from a file, which is read again when it changes, because Kubernetes updates mounted Secrets."""
 
     def __init__(self, path: Path) -> None:
-        """ValidationError or OSError when the file cannot be used at the start."""
+        """Read the file. ValidationError or OSError if it is invalid."""
         self._path = path
         self._seen = self._fingerprint()
         self._accounts = self._read()
 
     def __call__(self) -> Accounts:
-        """The current accounts. A change that cannot be read is logged, and the accounts before it stay."""
+        """The current accounts. An invalid change is logged, and the previous accounts stay valid."""
         try:
             if (seen := self._fingerprint()) != self._seen:
                 self._seen = seen
@@ -131,7 +131,7 @@ class AccountsFile:
                 _log.info("accounts read again from %s", self._path)
         except (OSError, ValidationError) as error:
             reasons = error.errors(include_input=False) if isinstance(error, ValidationError) else error
-            _log.error("accounts in %s are kept as they were: %s", self._path, reasons)
+            _log.error("invalid accounts in %s, previous accounts are kept: %s", self._path, reasons)
         return self._accounts
 
     def _read(self) -> Accounts:

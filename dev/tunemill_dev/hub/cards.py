@@ -1,4 +1,4 @@
-"""The YAML at the top of a README.md: read, and refused where the real Hub would refuse it."""
+"""Reads the YAML metadata of a README.md, and rejects what the real Hub rejects."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _RepoId = Annotated[str, StringConstraints(pattern=r"^[\w.-]+(/[\w.-]+)?$")]
 
 @dataclass(frozen=True)
 class Card:
-    """The metadata of a model card, with what is wrong with it."""
+    """The metadata of a model card, with its errors and warnings."""
 
     metadata: dict[str, Any]
     errors: tuple[str, ...] = ()
@@ -23,7 +23,7 @@ class Card:
 
 
 def read_card(readme: str) -> Card:
-    """Reads the metadata; never raises."""
+    """Read the metadata. Never raises."""
     found = _FRONT_MATTER.match(readme)
     if not found:
         return Card({}, warnings=("empty or missing yaml metadata in repo card",))
@@ -64,7 +64,7 @@ class _Model(_Strict):
 
 
 class _Metadata(_Strict):
-    """The fields whose form the Hub documents in its model card specification; others are free."""
+    """The fields that the Hub's model card specification defines. Other fields are not checked."""
 
     license: str | list[str] | None = None
     language: str | list[str] | None = None

@@ -1,4 +1,4 @@
-"""Routes that make commits: preupload, which says how each file must travel, and the commit itself."""
+"""Routes that create commits: preupload, which selects the upload method of each file, and the commit itself."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _LFS_SUFFIXES = frozenset(_LFS_NAMES.split())
 _LFS_BYTES = 10 << 20
 _GIT_ATTRIBUTES = "".join(f"*.{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in sorted(_LFS_SUFFIXES))
 FIRST_FILES = {".gitattributes": _GIT_ATTRIBUTES.encode()}
-"""What a new repository holds: the rule for LFS, in git's words."""
+"""The .gitattributes of a new repository, with the rules for LFS."""
 
 
 def _inside(path: str) -> str:
-    """Refuses what git refuses, and whatever a careless client could write outside its download folder."""
+    """Reject paths that git rejects, and paths that a client could write outside its download folder."""
     plain = PurePosixPath(path)
     if not plain.parts or plain.is_absolute() or {"..", ".git"} & set(plain.parts) or str(plain) != path:
         raise ValueError("must be a plain path inside the repository")
@@ -41,7 +41,7 @@ class _Candidate(BaseModel):
     """The first 512 bytes in base64."""
 
     def needs_lfs(self) -> bool:
-        """By name, by size, or because git would call it binary."""
+        """Whether the file uses LFS: by name, by size, or because its content is binary."""
         by_name = PurePosixPath(self.path).suffix.removeprefix(".") in _LFS_SUFFIXES
         return by_name or self.size > _LFS_BYTES or b"\0" in base64.b64decode(self.sample)
 
@@ -56,7 +56,7 @@ class _Preupload(BaseModel):
 
 @dataclass
 class _Change:
-    """The commit in the making."""
+    """The commit that is being built."""
 
     repository: Repository
     base: Commit
@@ -141,7 +141,7 @@ _OPERATIONS: dict[str, type[_Operation]] = {
 
 
 async def validate_yaml(request: web.Request) -> web.Response:
-    """POST /api/validate-yaml: what would be wrong with this README.md."""
+    """POST /api/validate-yaml: the errors in a README.md."""
     card = read_card(_Readme.model_validate_json(await request.read()).content)
     answer = {
         "errors": [{"message": text} for text in card.errors],
@@ -151,7 +151,7 @@ async def validate_yaml(request: web.Request) -> web.Response:
 
 
 async def preupload(request: web.Request) -> web.Response:
-    """POST …/preupload/REVISION: for each file whether it goes through LFS, and what is there under its name."""
+    """POST …/preupload/REVISION: for each file, whether it uses LFS, and the existing file of its name."""
     asked = _Preupload.model_validate_json(await request.read())
     present = writable(request).resolve(request.match_info["revision"]).files
     answers = [
@@ -167,10 +167,10 @@ async def preupload(request: web.Request) -> web.Response:
 
 
 async def commit(request: web.Request) -> web.Response:
-    """POST …/commit/BRANCH with one JSON object a line: a header, then operations.
+    """POST …/commit/BRANCH with one JSON object per line: a header, then operations.
 
-    412 when the branch is no longer at the header's `parentCommit`. From `writable` on nothing is awaited, so two
-    pushes at the same time become two commits, one upon the other.
+    412 if the branch is no longer at the header's `parentCommit`. After `writable` nothing is awaited, so two
+    concurrent pushes become two consecutive commits.
     """
     header, operations = _parse(await request.read())
     repository, branch = writable(request), request.match_info["revision"]

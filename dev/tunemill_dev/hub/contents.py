@@ -1,4 +1,4 @@
-"""Routes that show what a repository holds: model info, trees, history, and the files themselves."""
+"""Routes for the contents of a repository: model info, trees, history and files."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def tree(request: web.Request) -> web.Response:
 
 
 async def paths_info(request: web.Request) -> web.Response:
-    """POST …/paths-info/REVISION with a form or JSON: the named files and folders that exist."""
+    """POST …/paths-info/REVISION with a form or JSON: the listed files and folders that exist."""
     if request.content_type == "application/json":
         paths = _Paths.model_validate_json(await request.read()).paths
     else:
@@ -109,7 +109,7 @@ async def history(request: web.Request) -> web.Response:
 
 
 async def resolve(request: web.Request) -> web.StreamResponse:
-    """GET or HEAD REPO/resolve/REVISION/PATH, whole or a range."""
+    """GET or HEAD REPO/resolve/REVISION/PATH, complete or a range."""
     repository = readable(request)
     commit = repository.resolve(request.match_info["revision"])
     path = request.match_info["path"]
@@ -145,7 +145,7 @@ async def _send(
 
 
 def _span(request: web.Request, size: int) -> tuple[int, int]:
-    """The half-open range of bytes that was asked for."""
+    """Return the requested range of bytes, half-open."""
     try:
         start, stop, _ = request.http_range.indices(size)
     except ValueError as error:
@@ -160,14 +160,14 @@ def _card(repository: Repository, commit: Commit) -> dict[str, Any]:
     if readme is None:
         return {}
     card = read_card(repository.blob(readme.sha256).read_text(errors="replace"))
-    # YAML dates have no JSON form; the Hub shows them as text.
+    # JSON has no dates; the Hub returns them as text.
     return json.loads(json.dumps(card.metadata, default=str))  # type: ignore[no-any-return]
 
 
 def _safetensors(repository: Repository, commit: Commit) -> dict[str, object] | None:
-    """Parameters by data type over the model's shards, read from their headers.
+    """Return the number of parameters by data type of all shards, from their headers.
 
-    The header is JSON behind its length in 8 bytes (https://github.com/huggingface/safetensors#format).
+    The header is JSON after its length in 8 bytes (https://github.com/huggingface/safetensors#format).
     """
     counts: Counter[str] = Counter()
     for path, file in commit.files.items():
@@ -201,7 +201,7 @@ def _entry(path: str, file: File) -> dict[str, object]:
 
 
 def _folder(path: str, commit: Commit) -> dict[str, object]:
-    """A folder; its id depends on what is below it, as git's does."""
+    """A folder. Its id depends on its contents, as in git."""
     below = "".join(f"{name} {file.oid}\n" for name, file in commit.files.items() if name.startswith(f"{path}/"))
     return {"type": "directory", "path": path, "size": 0, "oid": File.regular(below.encode()).oid}
 

@@ -1,4 +1,4 @@
-"""What every route needs: the server's parts, the caller behind a request, the repository that it names."""
+"""Helpers of all routes: the server's components, the caller of a request, and the repository in its path."""
 
 from __future__ import annotations
 
@@ -19,65 +19,65 @@ from tunemill_dev.hub.store import Kind, Repository, Store
 
 @dataclass(frozen=True)
 class Hub:
-    """The server's parts."""
+    """The server's components."""
 
     store: Store
     accounts: Callable[[], Accounts]
     admin_token: str
-    """Opens `/_local`; nobody may use it where this is empty."""
+    """The token for `/_local`. If it is empty, `/_local` is disabled."""
     multipart_bytes: int
-    """Uploads larger than this come in parts of this size."""
+    """Larger uploads are split into parts of this size."""
     faults: Faults = field(default_factory=Faults)
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
 
     def sign(self, path: str) -> str:
-        """Upload addresses carry a signature in place of a token: clients send none to them."""
+        """The key that signs upload URLs, to which clients send no token."""
         return hmac.new(self.secret, path.encode(), hashlib.sha256).hexdigest()
 
 
 HUB = web.AppKey("hub", Hub)
 CALLER = web.RequestKey("caller", Caller)
 DROP_AFTER = web.RequestKey("drop_after", int)
-"""After so many bytes of a file the connection breaks, by a fault on demand."""
+"""An injected fault closes the connection after this many bytes of a file."""
 
 
 def caller(request: web.Request) -> Caller | None:
-    """Who sent the request; None for nobody."""
+    """Return the caller of the request; None for an anonymous request."""
     return request.get(CALLER)
 
 
 def author(request: web.Request) -> str:
-    """The name under which a change is recorded."""
+    """Return the author of a change."""
     who = caller(request)
     return who.name if who else ""
 
 
 def visible(request: web.Request) -> Repository:
-    """The repository named in the path, for those who may know that it exists."""
+    """Return the repository in the path if it is visible to the caller."""
     return access.require_visible(caller(request), named(request))
 
 
 def readable(request: web.Request) -> Repository:
-    """The repository named in the path, for those who may read its files."""
+    """Return the repository in the path if the caller may read its files."""
     repository = visible(request)
     access.require_content(caller(request), repository)
     return repository
 
 
 def writable(request: web.Request) -> Repository:
-    """The repository named in the path, for those who may change it."""
+    """Return the repository in the path if the caller may write to it."""
     repository = visible(request)
     access.require_write(caller(request), repository)
     return repository
 
 
 def named(request: web.Request) -> Repository | None:
-    """The repository named in the path, whoever asks."""
+    """Return the repository in the path, without a permission check."""
     part = request.match_info
     return request.app[HUB].store.find(cast("Kind", part.get("kind", "models")), f"{part['owner']}/{part['name']}")
 
 
 def page(request: web.Request, repository: Repository) -> str:
-    """The address of the repository as this client reaches it, be it through a Service or a forwarded port."""
+    """Return the URL of the repository from the client's point of view: through a Service or a forwarded port."""
     prefix = "" if repository.kind == "models" else f"{repository.kind}/"
     return f"{request.scheme}://{request.host}/{prefix}{repository.id}"

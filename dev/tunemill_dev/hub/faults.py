@@ -1,6 +1,6 @@
-"""Failures on demand and the record of requests: what tests and the demo use to show how clients cope.
+"""Fault injection and a record of requests, with which tests and the demo check how clients handle errors.
 
-`/_local/faults` and `/_local/requests` are the same over HTTP, for those who hold the admin token.
+`/_local/faults` and `/_local/requests` provide both over HTTP, with the admin token.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Fault(BaseModel):
-    """What goes wrong with the next requests that match."""
+    """A fault for the next matching requests."""
 
     model_config = ConfigDict(extra="forbid")
     method: str = ""
-    """GET, POST, …; empty for all."""
+    """HTTP method; empty matches all."""
     path: str
     """A regular expression, searched for in the decoded path."""
     times: int = Field(default=1, ge=-1)
-    """How many requests still meet it; -1 for all."""
+    """The number of requests that it still affects; -1 for all."""
     status: int | None = Field(default=None, ge=400, le=599)
-    """The answer; without it the request is served after the delay."""
+    """The HTTP status of the response. Without it, the request is served after the delay."""
     headers: dict[str, str] = {}
     error_code: str = ""
     message: str = "fault on demand"
@@ -31,7 +31,7 @@ class Fault(BaseModel):
     drop_connection: bool = False
     """Close the connection instead of answering."""
     drop_after_bytes: int | None = Field(default=None, ge=0)
-    """Close the connection when so many bytes of a downloaded file were sent."""
+    """Close the connection after this many bytes of a downloaded file."""
 
     @field_validator("path")
     @classmethod
@@ -43,13 +43,13 @@ class Fault(BaseModel):
         return path
 
     def matches(self, method: str, path: str) -> bool:
-        """Whether this request meets the fault."""
+        """Return whether the fault affects this request."""
         return self.times != 0 and self.method in {"", method} and re.search(self.path, path) is not None
 
 
 @dataclass(frozen=True)
 class Request:
-    """One answered request; `status` is 0 where the connection was dropped instead."""
+    """A recorded request. `status` is 0 if the connection was closed without a response."""
 
     method: str
     path: str
@@ -59,13 +59,13 @@ class Request:
 
 @dataclass
 class Faults:
-    """The faults that wait, and the requests that came, oldest first. Bounded, as a demo may run for days."""
+    """The pending faults and the recorded requests, oldest first. Limited in size, because a demo may run for days."""
 
     waiting: list[Fault] = field(default_factory=list)
     requests: deque[Request] = field(default_factory=lambda: deque(maxlen=10_000))
 
     def take(self, method: str, path: str) -> Fault | None:
-        """The first fault that this request meets, counted down."""
+        """Return the first fault that affects this request, and count it down."""
         for fault in self.waiting:
             if fault.matches(method, path):
                 fault.times = max(fault.times - 1, -1)

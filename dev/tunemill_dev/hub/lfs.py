@@ -1,4 +1,4 @@
-"""Routes of the LFS protocol: large content, in one piece or in parts, before the commit that names it."""
+"""Routes of the LFS protocol: upload of large files, complete or in parts, before the commit that contains them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Parts(BaseModel):
 
 
 async def batch(request: web.Request) -> web.Response:
-    """POST REPO.git/info/lfs/objects/batch: where each object must be sent; no `actions` for one that is here."""
+    """POST REPO.git/info/lfs/objects/batch: the upload URL of each object; no `actions` for existing objects."""
     asked = _Batch.model_validate_json(await request.read())
     repository = writable(request)
     answers: list[dict[str, object]] = []
@@ -54,20 +54,20 @@ async def batch(request: web.Request) -> web.Response:
 
 
 async def put(request: web.Request) -> web.Response:
-    """PUT of a whole object."""
+    """PUT of a complete object."""
     await _take(request, _signed(request).receive(request.match_info["oid"]))
     return web.Response()
 
 
 async def put_part(request: web.Request) -> web.Response:
-    """PUT of one part; the ETag is handed back when the upload is completed."""
+    """PUT of one part. The client sends the ETag back when it completes the upload."""
     repository = _signed(request)
     digest = await _take(request, repository.receive_part(request.match_info["oid"], int(request.match_info["part"])))
     return web.Response(headers={"ETag": f'"{digest}"'})
 
 
 async def complete(request: web.Request) -> web.Response:
-    """POST after the last part: joins them, in a thread because gigabytes may be copied and hashed."""
+    """POST after the last part: join the parts, in a thread because gigabytes may be copied and hashed."""
     parts = _Parts.model_validate_json(await request.read()).parts
     if [part.partNumber for part in parts] != list(range(1, len(parts) + 1)):
         raise HubError(400, f"expected the parts 1 to {len(parts)} in order")
@@ -77,11 +77,11 @@ async def complete(request: web.Request) -> web.Response:
 
 
 async def verify(request: web.Request) -> web.Response:
-    """POST after an upload: is it here, and of the size that was promised."""
+    """POST after an upload: check that the object exists and has the announced size."""
     promised = _Object.model_validate_json(await request.read())
     blob = visible(request).blob(request.match_info["oid"])
     if not blob.exists() or blob.stat().st_size != promised.size:
-        raise HubError(404, f"object {promised.oid} of {promised.size} bytes is not here")
+        raise HubError(404, f"object {promised.oid} of {promised.size} bytes does not exist")
     return web.json_response({})
 
 
@@ -99,10 +99,10 @@ def _href(request: web.Request, repository: Repository, item: _Object, rest: str
 
 
 def _signed(request: web.Request) -> Repository:
-    """The repository of an upload address that this server gave out."""
+    """Return the repository of an upload URL that this server has signed."""
     path = "/_lfs/{kind}/{owner}/{name}/{oid}".format_map(request.match_info)
     if not hmac.compare_digest(request.query.get("signature", ""), request.app[HUB].sign(path)):
-        raise HubError(403, "this upload address was not given out by this Hub, or before its restart")
+        raise HubError(403, "this upload URL was not signed by this Hub, or was signed before its restart")
     if (repository := named(request)) is None:
         raise repository_not_found(signed_in=False)
     return repository

@@ -1,4 +1,4 @@
-"""The Hub server inside this process, in a thread of its own: for tests."""
+"""The Hub server in a thread of this process, for tests."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class LocalHub:
 
     @property
     def requests(self) -> list[Request]:
-        """What was asked so far, oldest first."""
+        """Return the recorded requests, oldest first."""
         return list(self.hub.faults.requests)
 
     def fail(self, fault: Fault) -> None:
-        """Makes the next matching requests fail."""
+        """Make the next matching requests fail."""
         self.hub.faults.waiting.append(fault)
 
 
@@ -40,7 +40,7 @@ class LocalHub:
 def local_hub(
     accounts: Accounts, *, data: Path | None = None, admin_token: str = "", multipart_bytes: int = 64 << 20
 ) -> Iterator[LocalHub]:
-    """Serves on a free port of the loopback interface until the block ends; `data` outlives it, if given.
+    """Serve on a free loopback port until the block ends. `data`, if given, is kept afterwards.
 
     with local_hub(accounts) as hub:
         HfApi(endpoint=hub.url, token="…").create_repo("acme/support-tools")

@@ -1,4 +1,4 @@
-"""Routes about repositories as such: making, deleting, settings, access, branches and tags."""
+"""Routes that manage repositories: create, delete, settings, access, branches and tags."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def whoami(request: web.Request) -> web.Response:
 
 
 async def create(request: web.Request) -> web.Response:
-    """POST /api/repos/create; 409 with the address when it is there already."""
+    """POST /api/repos/create; 409 with the URL if it already exists."""
     asked = _New.model_validate_json(await request.read())
     store, repo_id = request.app[HUB].store, _repo_id(request, asked, "create")
     if repository := store.find(asked.kind, repo_id):
@@ -79,7 +79,7 @@ async def delete(request: web.Request) -> web.Response:
 
 
 async def settings(request: web.Request) -> web.Response:
-    """PUT …/settings: who can see the repository, and whether its files need permission."""
+    """PUT …/settings: visibility, and whether the repository is gated."""
     change = _Change.model_validate_json(await request.read())
     repository = writable(request)
     if change.visibility is not None or change.private is not None:
@@ -91,7 +91,7 @@ async def settings(request: web.Request) -> web.Response:
 
 
 async def grant(request: web.Request) -> web.Response:
-    """POST …/user-access-request/grant: puts a user on the access list of a gated repository."""
+    """POST …/user-access-request/grant: grant a user access to a gated repository."""
     user = _Grant.model_validate_json(await request.read()).user
     repository = writable(request)
     if user not in request.app[HUB].accounts().users:
@@ -130,7 +130,7 @@ async def create_branch(request: web.Request) -> web.Response:
 
 
 async def delete_branch(request: web.Request) -> web.Response:
-    """DELETE …/branch/NAME; `main` stays."""
+    """DELETE …/branch/NAME; `main` cannot be deleted."""
     repository = writable(request)
     if request.match_info["revision"] == "main":
         raise HubError(403, "The default branch cannot be deleted")
@@ -138,7 +138,7 @@ async def delete_branch(request: web.Request) -> web.Response:
 
 
 async def create_tag(request: web.Request) -> web.Response:
-    """POST …/tag/REVISION, which names what is tagged; the tag is in the body."""
+    """POST …/tag/REVISION: tag the revision; the name of the tag is in the body."""
     name = _Tag.model_validate_json(await request.read()).tag
     repository = writable(request)
     _must_be_new(repository.settings.tags, name, "tag")
@@ -154,7 +154,7 @@ async def delete_tag(request: web.Request) -> web.Response:
 
 
 def _repo_id(request: web.Request, asked: _Id, verb: str) -> str:
-    """The full name, for a caller who may make and delete repositories in its namespace."""
+    """Return the full name if the caller may create and delete repositories in its namespace."""
     who = caller(request)
     namespace = asked.organization or (who.name if who else "")
     access.require_namespace(who, namespace, f"{verb} a {asked.type}")

@@ -1,4 +1,4 @@
-"""The server: its routes, and what happens to every request on its way to one of them."""
+"""The server: its routes and middlewares."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _REVISION = "{revision:[^/]+}"
 
 
 def make_app(hub: Hub) -> web.Application:
-    """The application; `hub` holds all of its state."""
-    # Regular files travel inside the commit's JSON, up to 10 MiB each, many in one commit.
+    """Return the application. `hub` contains all of its state."""
+    # Regular files are sent inside the commit's JSON, up to 10 MiB each, many in one commit.
     app = web.Application(client_max_size=1 << 30, middlewares=[_refusals, _serve])
     app.on_response_prepare.append(_record)
     app[HUB] = hub
@@ -73,19 +73,19 @@ def make_app(hub: Hub) -> web.Application:
 
 
 async def _record(request: web.Request, response: web.StreamResponse) -> None:
-    """Notes the request before its answer leaves, so that whoever has the answer finds it in the record."""
+    """Record the request before the response is sent, so that the client finds it in the record afterwards."""
     if _is_own(request):
         return
     dropped = request.transport is None or request.transport.is_closing()
     seen = Request(request.method, request.path, 0 if dropped else response.status, author(request))
     request.app[HUB].faults.requests.append(seen)
-    # Without the query, which may hold the signature of an upload.
+    # Without the query, which may contain the signature of an upload.
     _log.info("%s %s %d %s", seen.method, seen.path, seen.status, seen.user or "-")
 
 
 @web.middleware
 async def _refusals(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    """Turns every refusal into the Hub's form."""
+    """Convert every error into the Hub's format."""
     try:
         return await handler(request)
     except HubError as error:
@@ -101,7 +101,7 @@ async def _refusals(request: web.Request, handler: _Handler) -> web.StreamRespon
 
 @web.middleware
 async def _serve(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    """Lets a waiting fault happen; otherwise finds out who asks, and serves."""
+    """Apply a pending fault; otherwise authenticate the caller and serve the request."""
     if _is_own(request):
         return await handler(request)
     hub = request.app[HUB]
@@ -121,7 +121,7 @@ async def _serve(request: web.Request, handler: _Handler) -> web.StreamResponse:
 
 
 def _is_own(request: web.Request) -> bool:
-    """Routes that the real Hub does not have: no fault meets them, and Hub tokens mean nothing to them."""
+    """Routes that the real Hub does not have. Faults and Hub tokens do not apply to them."""
     return request.path == "/healthz" or request.path.startswith("/_local/")
 
 

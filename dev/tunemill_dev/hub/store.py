@@ -1,12 +1,12 @@
-"""Repositories on disk: immutable commits, movable refs, and content under its SHA-256. It survives a restart.
+"""Repositories on disk: immutable commits, movable refs, and content by SHA-256. They survive a restart.
 
     DIR/{models,datasets}/OWNER/NAME/repository.json   settings, branches and tags
-                                    /commits/SHA.json  message, parent and the whole file list of one commit
-                                    /blobs/SHA256      content; each repository has its own, so that a digest known
-                                                       from elsewhere gives no access to another repository's files
-                                    /uploads/          what is not yet whole
+                                    /commits/SHA.json  message, parent and complete file list of one commit
+                                    /blobs/SHA256      content; separate for each repository, so that knowing a
+                                                       digest gives no access to files of another repository
+                                    /uploads/          incomplete uploads
 
-All methods are synchronous and short, so within the server's one event loop each of them is atomic.
+All methods are synchronous and short, so each of them is atomic in the server's event loop.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ Kind = Literal["models", "datasets"]
 
 
 class File(BaseModel):
-    """One file of a commit; `oid` is git's: of the content, or of the LFS pointer that stands for it."""
+    """One file of a commit. `oid` is git's object id of the content, or of its LFS pointer."""
 
     model_config = ConfigDict(frozen=True)
     sha256: str
     size: int
     oid: str
     pointer_size: int = 0
-    """Bytes of the LFS pointer; 0 for a file that git itself would hold."""
+    """Size of the LFS pointer in bytes; 0 for a file that is stored in git."""
 
     @classmethod
     def regular(cls, content: bytes) -> File:
-        """A file that git itself would hold."""
+        """Return a file that is stored in git."""
         return cls(sha256=hashlib.sha256(content).hexdigest(), size=len(content), oid=_git_blob(content))
 
     @classmethod
     def large(cls, sha256: str, size: int) -> File:
-        """A file that git would hold as an LFS pointer."""
+        """Return a file that is stored in LFS."""
         pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
         return cls(sha256=sha256, size=size, oid=_git_blob(pointer), pointer_size=len(pointer))
 
     @property
     def etag(self) -> str:
-        """What clients name their cached copy by: SHA-256 for LFS, git's SHA-1 otherwise."""
+        """The ETag, by which clients name their cached copy: SHA-256 for LFS, git's SHA-1 otherwise."""
         return self.sha256 if self.pointer_size else self.oid
 
 
@@ -68,19 +68,19 @@ class Commit(BaseModel):
 
 
 class Settings(BaseModel):
-    """What can change about a repository apart from its commits."""
+    """The mutable state of a repository, except its commits."""
 
     private: bool = False
     gated: Gated = False
     granted: list[str] = []
-    """Users who were given access to the gated content."""
+    """Users with access to the gated content."""
     created: datetime
     branches: dict[str, str] = {}
     tags: dict[str, str] = {}
 
 
 class Repository:
-    """One repository. Changes to `settings` are kept by `save`."""
+    """One repository. `save` stores changes of `settings`."""
 
     def __init__(self, kind: Kind, folder: Path, settings: Settings) -> None:
         self.kind = kind
@@ -90,11 +90,11 @@ class Repository:
         self.id = f"{folder.parent.name}/{folder.name}"
 
     def save(self) -> None:
-        """Writes settings and refs in one atomic step."""
+        """Write settings and refs atomically."""
         _write_atomically(self.folder / "repository.json", self.settings.model_dump_json().encode())
 
     def resolve(self, revision: str) -> Commit:
-        """The commit of a branch, tag or commit id. HubError 404 RevisionNotFound otherwise."""
+        """Return the commit of a branch, tag or commit id. HubError 404 RevisionNotFound if there is none."""
         commit_id = (self.settings.tags | self.settings.branches).get(revision, revision)
         path = self.folder / "commits" / f"{commit_id}.json"
         if not _is_commit_id(commit_id) or not path.exists():
@@ -102,14 +102,14 @@ class Repository:
         return Commit.model_validate_json(path.read_bytes())
 
     def history(self, revision: str) -> Iterator[Commit]:
-        """Commits from the revision back to the first."""
+        """Yield commits from the revision back to the first."""
         commit: Commit | None = self.resolve(revision)
         while commit:
             yield commit
             commit = self.resolve(commit.parent) if commit.parent else None
 
     def commit(self, branch: str, files: Mapping[str, File], *, author: str, title: str, message: str = "") -> Commit:
-        """Adds a commit whose whole content is `files` and moves the branch to it."""
+        """Add a commit with exactly these `files`, and move the branch to it."""
         parent = self.settings.branches.get(branch)
         new = Commit(
             id=secrets.token_hex(20),
@@ -126,29 +126,29 @@ class Repository:
         return new
 
     def blob(self, sha256: str) -> Path:
-        """Where this content lies, if it is there."""
+        """Return the path of this content, if it exists."""
         return self.folder / "blobs" / sha256
 
     def put(self, content: bytes) -> File:
-        """Stores the content of a regular file."""
+        """Store the content of a regular file."""
         file = File.regular(content)
         _write_atomically(self.blob(file.sha256), content)
         return file
 
     def part(self, sha256: str, number: int) -> Path:
-        """Where a part of a multipart upload lies."""
+        """Return the path of a part of a multipart upload."""
         return self.folder / "uploads" / sha256 / str(number)
 
     def receive(self, sha256: str) -> Receiver:
-        """Takes content bit by bit; it appears as a blob when it is whole and right."""
+        """Return a writer for content. The blob appears when the content is complete and correct."""
         return Receiver(self.folder / "uploads" / secrets.token_hex(8), self.blob(sha256), lambda d: d == sha256)
 
     def receive_part(self, sha256: str, number: int) -> Receiver:
-        """Takes one part of a multipart upload."""
+        """Return a writer for one part of a multipart upload."""
         return Receiver(self.folder / "uploads" / secrets.token_hex(8), self.part(sha256, number), lambda _: True)
 
     def join_parts(self, sha256: str, digests: list[str]) -> None:
-        """Makes the blob from its parts. HubError 400 when a part is missing or differs from its digest."""
+        """Create the blob from its parts. HubError 400 if a part is missing or does not match its digest."""
         with self.receive(sha256) as whole:
             for number, digest in enumerate(digests, start=1):
                 path = self.part(sha256, number)
@@ -164,7 +164,7 @@ class Repository:
 
 
 class Receiver:
-    """Content on its way in: written beside, checked, moved into place. HubError 400 when it is not as promised."""
+    """An upload: written to a temporary file, checked, and moved into place. HubError 400 if the check fails."""
 
     def __init__(self, temporary: Path, target: Path, accepts: Callable[[str], bool]) -> None:
         self._temporary, self._target, self._accepts = temporary, target, accepts
@@ -174,11 +174,11 @@ class Receiver:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what came so far."""
+        """SHA-256 of the bytes so far."""
         return self._digest.hexdigest()
 
     def write(self, chunk: bytes) -> None:
-        """Takes the next bytes."""
+        """Append bytes."""
         self._digest.update(chunk)
         self._file.write(chunk)
 
@@ -200,20 +200,20 @@ class Store:
     """All repositories under one folder."""
 
     def __init__(self, root: Path) -> None:
-        """Forgets uploads that a restart cut off; their clients start them again."""
+        """Remove uploads that a restart interrupted. Clients start them again."""
         self.root = root
         for unfinished in root.glob("*/*/*/uploads"):
             shutil.rmtree(unfinished)
 
     def find(self, kind: Kind, repo_id: str) -> Repository | None:
-        """The repository of this id, or None."""
+        """Return the repository with this id, or None."""
         folder = self.root / kind / repo_id
         if not (folder / "repository.json").exists():
             return None
         return Repository(kind, folder, Settings.model_validate_json((folder / "repository.json").read_bytes()))
 
     def create(self, kind: Kind, repo_id: str, *, private: bool, author: str, files: Mapping[str, bytes]) -> Repository:
-        """A new repository with one commit on `main`."""
+        """Create a repository with one commit on `main`."""
         settings = Settings(private=private, created=datetime.now(UTC))
         repository = Repository(kind, self.root / kind / repo_id, settings)
         first = {path: repository.put(content) for path, content in files.items()}
@@ -221,7 +221,7 @@ class Store:
         return repository
 
     def delete(self, repository: Repository) -> None:
-        """Removes it with all of its content. Renamed first, so that a crash leaves no half of it visible."""
+        """Remove a repository. It is renamed first, so that a crash leaves no partial one visible."""
         grave = self.root / "deleted" / secrets.token_hex(8)
         grave.parent.mkdir(exist_ok=True)
         repository.folder.rename(grave)

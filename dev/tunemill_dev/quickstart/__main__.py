@@ -1,4 +1,4 @@
-"""`python -m tunemill_dev.quickstart FOLDER`: makes a small base model and rows, and runs the trainer on them."""
+"""Creates a small base model and data, and runs the trainer on them: `python -m tunemill_dev.quickstart FOLDER`."""
 
 import argparse
 import json
@@ -17,9 +17,9 @@ _MANIFEST = "finetune.yaml"
 
 
 def main() -> int:
-    """Fill the folder, run all stages, and return the trainer's exit code."""
+    """Create the files in the folder, run all stages, and return the trainer's exit code."""
     parser = argparse.ArgumentParser(prog="python -m tunemill_dev.quickstart", description=__doc__)
-    parser.add_argument("folder", type=Path, help="gets base model, data, manifest, workspace and result")
+    parser.add_argument("folder", type=Path, help="folder for base model, data, manifest, workspace and result")
     folder = parser.parse_args().folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with step("a base model of a million parameters"):
@@ -40,15 +40,17 @@ def main() -> int:
 def _next_steps(folder: str) -> str:
     result = f"{folder}/result/main"
     return f"""
-In {result}: the adapter, README.md (the model card), report.html (every held-out case, side by side).
+The results are in {result}: the adapter, README.md (model card) and report.html (every held-out case).
 
-With rows and a model of your own:
-  .venv/bin/tunemill-trainer lint calls.jsonl     says what is wrong with them, before anything is trained
-  edit {folder}/{_MANIFEST}:
-    baseModel.id is a folder or a name on the Hub; leave out tokenizer, adapter and training
-  .venv/bin/tunemill-trainer run {folder}/{_MANIFEST}
+To use your own data and model:
+  1. Check the data:
+       .venv/bin/tunemill-trainer lint calls.jsonl
+  2. Edit {folder}/{_MANIFEST}: set dataset.uri, set baseModel.id to a folder or a name on the Hub,
+     and remove tokenizer, adapter and training.
+  3. Run it:
+       .venv/bin/tunemill-trainer run {folder}/{_MANIFEST}
 
-The same manifest, with s3:// and Hub names instead of paths, is what `kubectl apply` takes: docs/how-to/first-run.md.
+In a cluster, use the same manifest with s3:// and Hub names instead of paths: docs/how-to/first-run.md.
 """
 
 

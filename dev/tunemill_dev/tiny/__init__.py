@@ -1,4 +1,4 @@
-"""A small base model and data set, made on the spot: what the demo and the tests train on."""
+"""A small base model and data set that the demo and the tests train on, created on this machine."""
 
 from tunemill_dev.tiny.base import make_base
 from tunemill_dev.tiny.data import TOOLS, rows, unseen_requests

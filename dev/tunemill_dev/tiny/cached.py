@@ -1,4 +1,4 @@
-"""A small base model made once on this machine, kept under the hash of what makes it: for the demo and the tests."""
+"""The small base model of the demo and the tests, created once on this machine and cached by a hash of its sources."""
 
 import hashlib
 import io
@@ -15,9 +15,9 @@ _MADE_BY = ("torch", "transformers", "tokenizers")
 
 
 def cached_base(kind: str = "gemma2", tags: tuple[str, ...] = (), *, tied: bool = True, steps: int = STEPS) -> Path:
-    """Return the folder of a base model; the first call makes it, which takes seconds for `steps=0`, else minutes.
+    """Return the folder of a base model. The first call creates it: in seconds for `steps=0`, in minutes otherwise.
 
-    All callers share the folder, in this process and in others: copy it before you change a file.
+    All callers and processes share the folder: copy it before you change a file.
 
     Args:
         kind: as for `make_base`.
@@ -33,7 +33,7 @@ def cached_base(kind: str = "gemma2", tags: tuple[str, ...] = (), *, tied: bool 
         if not folder.exists():
             unfinished = folder.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
-            # Two threads of so small a model wait for each other; while images are built beside it, for minutes.
+            # With such a small model, two threads wait for each other: for minutes while images are built.
             torch.set_num_threads(1)
             logging.disable_progress_bar()
             with redirect_stdout(io.StringIO()):

@@ -1,7 +1,7 @@
-"""What the recipes among the samples need, in small: rows as their data sets have them, and a base like FunctionGemma.
+"""Small versions of the inputs of the recipes: rows in the formats of their data sets, and a model like FunctionGemma.
 
-The rows are drawn from the help desk's wordings and values, which the small base models can read. Texts to be written
-begin with the value, as they do in the JSON from which the base models have learnt to copy.
+The rows use the help desk's wordings and values, which the small base models can read. Replies start with the value,
+as in the JSON from which the base models have learned to copy.
 """
 
 import json
@@ -79,17 +79,17 @@ FUNCTION_GEMMA_TEMPLATE = """{{- bos_token -}}
 {%- endfor -%}
 {%- if add_generation_prompt and messages[-1]['role'] != 'tool' -%}{{- '<start_of_turn>model\\n' -}}{%- endif -%}
 """
-"""Writes what the FunctionGemma guide prints: tags of its own, and a call that ends where the tool's answer begins."""
+"""Renders the text that the FunctionGemma guide prints: special tags, and a call that ends where the result starts."""
 
 HERMES_PROMPT = (
     "You call functions, and think before you do. You are provided with function signatures within <tools></tools> XML "
     "tags. Here are the available tools:<tools> {tools} </tools>For each function call return a json object with its "
     "name and arguments within <tool_call></tool_call> XML tags."
 )
-"""In the manner of the agents course's rows: the tools stand in it as Python literals, after an empty pair of tags."""
+"""A system prompt like those of the agents course: the tools are Python literals after an empty pair of tags."""
 
 THOUGHT_OF = ("get_weather", "search_documents", "book_room", "reset_password")
-"""The tools that are called; more of them would take more rows than a test has time for."""
+"""The tools that are called. More tools would need more rows than a test has time for."""
 
 ADVICE = {
     "get_weather": "{city} has weather of its own.",
@@ -101,11 +101,11 @@ ADVICE = {
     "reset_password": "{user} should try again.",
     "open_ticket": "{item} and all goes to the workshop.",
 }
-"""What one says where there is no tool, by the tool that there would be."""
+"""Tool name → reply in plain text, for rows without tools."""
 
 
 def function_gemma(folder: Path) -> Path:
-    """Make the small Gemma 3 one that has FunctionGemma's tags and template, and can do nothing with them yet."""
+    """Create the small Gemma 3 model with FunctionGemma's tags and template, which it has not been trained to use."""
     from transformers import AutoTokenizer
 
     shutil.copytree(cached_base("gemma3", FUNCTION_GEMMA_TAGS), folder)
@@ -116,7 +116,7 @@ def function_gemma(folder: Path) -> Path:
 
 
 def search_rows(count: int, seed: int = 0) -> list[Row]:
-    """Return rows as the FunctionGemma guide has them: a search for what is ours, or one for what is everybody's."""
+    """Return rows like those of the FunctionGemma guide: a search in internal documents, or a public search."""
     documents = next(task for task in TASKS if task.name == "search_documents")
     weather = next(task for task in TASKS if task.name == "get_weather")
     ours = [
@@ -138,9 +138,9 @@ def search_rows(count: int, seed: int = 0) -> list[Row]:
 
 
 def thinking_rows(count: int, seed: int = 0) -> list[Row]:
-    """Return rows as the agents course has them: think, act, observe, and an answer that depends on what was observed.
+    """Return rows like those of the agents course: think, act, observe, and an answer that depends on the result.
 
-    With the traps of its data: calls as Python literals, the tools in the prose of a system prompt, a misspelt tag.
+    They contain the irregularities of its data: calls as Python literals, tools in a system prompt, a misspelled tag.
     """
     rng = random.Random(seed)
     drawn = [row for row in rows(4 * count, seed, offered=2, talk=0) if _call(row)["name"] in THOUGHT_OF]
@@ -148,7 +148,7 @@ def thinking_rows(count: int, seed: int = 0) -> list[Row]:
 
 
 def instruction_rows(count: int, seed: int = 0) -> list[Row]:
-    """Return rows as smoltalk has them: a topic, and `messages` with a request and a sentence that answers it."""
+    """Return rows like those of smoltalk: a topic, and `messages` with a request and a one-sentence answer."""
     rng = random.Random(seed)
     cases = {task.name: list(task.cases()) for task in TASKS}
     drawn = []

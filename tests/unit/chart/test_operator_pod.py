@@ -15,8 +15,8 @@ DIGEST = "sha256:" + "0a" * 32
 
 def test_images_follow_the_release_unless_they_are_named() -> None:
     """With no tag, chart, operator and stages are of one release; a digest wins over a tag."""
-    assert render().container["image"] == "tunemill-operator:0.1.0"
-    assert render().flags["--trainer-image"] == "tunemill-trainer:0.1.0"
+    assert render().container["image"] == "ghcr.io/tunemill/tunemill-operator:0.1.0"
+    assert render().flags["--trainer-image"] == "ghcr.io/tunemill/tunemill-trainer:0.1.0"
     named = render(
         image={"repository": "registry.example.com/op", "tag": "v2"}, trainer={"image": "registry.example.com/tr:v2"}
     )

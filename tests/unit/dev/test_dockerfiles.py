@@ -53,6 +53,16 @@ def test_everything_that_is_installed_is_pinned(dockerfile: Path):
         assert "--require-hashes" in install or "--no-deps" in install
 
 
+@pytest.mark.parametrize(
+    "dockerfile", [*IMAGES, ROOT / "dev" / "hub" / "Dockerfile"], ids=["operator", "trainer", "hub"]
+)
+def test_it_builds_for_both_processors(dockerfile: Path):
+    """It names no processor, so that BuildKit builds it for each platform that it is given."""
+    text = "\n".join(line for line in dockerfile.read_text().splitlines() if not line.lstrip().startswith("#"))
+    assert not re.search(r"amd64|arm64|x86[_-]64|aarch64|--platform|TARGETARCH|BUILDARCH", text)
+    assert {base for _, base in re.findall(r"^(FROM) (\S+)", text, re.MULTILINE)} == {"${BASE_IMAGE}"}
+
+
 def test_the_operators_image_has_no_compiler_and_the_trainers_is_checked():
     """Only what runs on a GPU compiles; an image in which that would fail is not built, and the driver is found."""
     operator, trainer = (instructions(dockerfile) for dockerfile in IMAGES)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[3]
 PAGES = ("docs/how-to/security.md", "docs/how-to/install.md", "docs/how-to/privacy.md")
 NAMED = re.compile(r"(tests/[\w/]+\.py)(?:::(\w+))?")
 WITHOUT_TESTS = {
-    "What is left to the cluster": "what Tunemill does not do",
+    "What you must secure yourself": "what Tunemill does not do",
     "From Git": "a link to another page, which tests/platform/gitops holds",
     "What a message says about a row": "held by the tests of the page's last section",
     "What is published": "held by the tests of the page's last section",
@@ -39,7 +39,7 @@ def test_every_test_that_a_page_names_exists(page: str) -> None:
 def test_every_attack_in_the_table_has_a_test() -> None:
     """Whoever adds a row says what holds it."""
     rows = re.findall(
-        r"^\|(.*)\|$", (ROOT / PAGES[0]).read_text().split("## What is done")[1].split("\n## ")[0], re.MULTILINE
+        r"^\|(.*)\|$", (ROOT / PAGES[0]).read_text().split("## Prevented attacks")[1].split("\n## ")[0], re.MULTILINE
     )
     assert len(rows) > 40
     for row in rows[2:]:

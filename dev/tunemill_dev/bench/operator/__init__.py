@@ -1,1 +1,1 @@
-"""How fast the operator is beside Kubeflow Trainer, on a real API server without nodes: `make bench-operator`."""
+"""Compares the operator with Kubeflow Trainer on a real API server without nodes: `make bench-operator`."""

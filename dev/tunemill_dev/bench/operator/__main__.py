@@ -1,7 +1,7 @@
-"""Measures the operators in turns, and leaves the figures in `build/bench/operator.json`.
+"""Measures the operators in turns, and writes the results to `build/bench/operator.json`.
 
-Every turn has an API server of its own, without controllers: what is compared is the operator's work, from an object to
-the object that it makes of it. The load comes from this process, on the same cores for all.
+Every turn has a separate API server without controllers. It compares the work of the operators, from an object to the
+child that the operator creates for it. This process generates the load, on the same cores for all.
 """
 
 import argparse
@@ -28,19 +28,19 @@ RESTARTS = (1_000, 5_000, 10_000)
 SIMULATED = 1_000
 """Objects that go from apply to Succeeded on simulated nodes."""
 PEERS_RESTART = 1_000
-"""Its burst leaves so many objects; more take it too long."""
+"""The number of objects with which Kubeflow Trainer is restarted. More objects take it too long."""
 RAISED = {"qps": 500, "burst": 500}
-"""Client limits that are no limit here."""
+"""Client limits that have no effect in this benchmark."""
 
 
 @dataclass
 class Figures:
-    """What was measured of one operator, one value a turn."""
+    """The measurements of one operator, one value per turn."""
 
     burst: dict[int, list[float]] = field(default_factory=dict)
     """Objects per second, by the size of the burst."""
     latency: dict[int, list[float]] = field(default_factory=dict)
-    """Milliseconds, by rate per second; all arrivals of all turns."""
+    """Milliseconds by rate per second, for all arrivals of all turns."""
     cpu: list[float] = field(default_factory=list)
     """Milliseconds of CPU time per object of the largest burst."""
     steady_cpu: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
@@ -50,14 +50,14 @@ class Figures:
     peak_mb: list[float] = field(default_factory=list)
     """Highest resident memory after all objects of a turn."""
     objects: int = 0
-    """How many these were."""
+    """The number of these objects."""
     restart: dict[int, list[float]] = field(default_factory=dict)
     """Seconds, by the number of objects."""
     memory_mb: dict[int, float] = field(default_factory=dict)
     """Resident memory of a fresh start, by the number of objects."""
 
     def summary(self) -> dict[str, Any]:
-        """Return medians over turns, and percentiles over arrivals."""
+        """Return medians over turns and percentiles over arrivals."""
         return {
             "burst_per_s": {str(size): round(statistics.median(each), 1) for size, each in self.burst.items()},
             "latency_ms": {
@@ -80,10 +80,10 @@ class Figures:
 
 
 def main() -> None:
-    """Print the figures and leave them in `build/bench/operator.json`."""
+    """Print the results and write them to `build/bench/operator.json`."""
     parser = argparse.ArgumentParser(prog="python -m tunemill_dev.bench.operator", description=__doc__)
-    parser.add_argument("--turns", type=int, default=3, help="how often each operator has its turn")
-    parser.add_argument("--quick", action="store_true", help="one small turn each, to see that it works")
+    parser.add_argument("--turns", type=int, default=3, help="number of turns of each operator")
+    parser.add_argument("--quick", action="store_true", help="run one small turn of each, as a test")
     options = parser.parse_args()
     figures = asyncio.run(_measure(1 if options.quick else options.turns, quick=options.quick))
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ async def _measure(turns: int, *, quick: bool) -> dict[str, Any]:
     ours, default, raised, limit = Figures(), Figures(), Figures(), []
     for turn in range(turns):
         _say(f"turn {turn + 1} of {turns}")
-        # The order changes, so that a drift of the machine's speed hits all alike.
+        # The order changes, so that a change of the machine's speed affects all of them.
         contenders = [(Ours(), ours), (Kubeflow("default"), default), (Kubeflow("raised", RAISED), raised)]
         for contender, figures in contenders[turn % 3 :] + contenders[: turn % 3]:
             limit += await _turn(contender, figures, bursts, seconds)
@@ -126,14 +126,14 @@ async def _measure(turns: int, *, quick: bool) -> dict[str, Any]:
 
 
 async def _turn(contender: Contender, figures: Figures, bursts: tuple[int, ...], seconds: float) -> list[float]:
-    """Measure one operator on an API server of its own; return the speed of the same writes if it is ours."""
+    """Measure one operator on a separate API server. For Tunemill, return the speed of its writes alone."""
     with TemporaryDirectory() as path, control_plane(Path(path, "plane"), controllers=False) as plane:
         folder = Path(path)
         async with Api.of(plane.kubeconfig) as api:
             await contender.install(api)
             running = await contender.start(api, plane.kubeconfig, folder)
             try:
-                await load.burst(api, contender, "first", 5)  # what is loaded at first use is not counted
+                await load.burst(api, contender, "first", 5)  # modules that are loaded at first use are not counted
                 figures.base_mb.append(running.memory_mb())
                 figures.objects = 5
                 for rate in RATES:
@@ -148,7 +148,7 @@ async def _turn(contender: Contender, figures: Figures, bursts: tuple[int, ...],
                     figures.latency.setdefault(rate, []).extend(latencies)
                     figures.steady_cpu.setdefault(rate, []).append((used[0], used[1]))
                 for count in bursts:
-                    await load.settled(running)  # what is left to do of an earlier load is not this one's
+                    await load.settled(running)  # pending work of an earlier load must not count for this one
                     burst_began, figures.objects = running.cpu_seconds(), figures.objects + count
                     took = await load.burst(api, contender, f"burst-{count}", count)
                     figures.burst.setdefault(count, []).append(count / took)
@@ -168,7 +168,7 @@ async def _turn(contender: Contender, figures: Figures, bursts: tuple[int, ...],
 
 
 async def _many(figures: Figures, counts: tuple[int, ...]) -> None:
-    """Restart our operator among more and more objects."""
+    """Restart Tunemill's operator with increasing numbers of objects."""
     with TemporaryDirectory() as path, control_plane(Path(path, "plane"), controllers=False) as plane:
         async with Api.of(plane.kubeconfig) as api:
             contender = Ours()
@@ -183,14 +183,14 @@ async def _many(figures: Figures, counts: tuple[int, ...]) -> None:
                     figures.restart[count] = [took]
                     await load.settled(running)
                     figures.memory_mb[count] = round(running.memory_mb(peak=True))
-                    _say(f"  ours: {took:.1f} s until a new object is served among {count}")
+                    _say(f"  Tunemill: {took:.1f} s until a new object has its Job, with {count} objects")
                     there = count
             finally:
                 await running.stop()
 
 
 async def _simulated(count: int) -> dict[str, float]:
-    """Take objects from apply to Succeeded on simulated nodes, with all of Kubernetes' own controllers at work."""
+    """Run objects from apply to Succeeded on simulated nodes, with all Kubernetes controllers."""
     with TemporaryDirectory() as path, control_plane(Path(path, "plane")) as plane:
         async with Api.of(plane.kubeconfig) as api, simulated_nodes(api, plane.kubeconfig, Path(path)):
             contender = Ours()
@@ -199,7 +199,7 @@ async def _simulated(count: int) -> dict[str, float]:
             try:
                 before = running.cpu_seconds()
                 took = await load.finish(api, contender, "whole", count)
-                _say(f"  ours: {count} objects from apply to Succeeded in {took:.0f} s")
+                _say(f"  Tunemill: {count} objects from apply to Succeeded in {took:.0f} s")
                 return {
                     "objects": count,
                     "seconds": round(took, 1),

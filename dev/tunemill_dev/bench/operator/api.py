@@ -1,4 +1,4 @@
-"""The API server for load: many requests at once, and watches that say when something was seen."""
+"""A client for load tests: many concurrent requests, and watches that record when objects were seen."""
 
 import asyncio
 import base64
@@ -17,11 +17,11 @@ import yaml
 Json = dict[str, Any]
 CONNECTIONS = 32
 _LINE_BYTES = 1 << 22
-"""The longest line of a watch: one object."""
+"""The maximum length of a line in a watch, which is one object."""
 
 
 class Api:
-    """JSON in, JSON out. A request that is refused raises RuntimeError with the API server's words."""
+    """A JSON client. A rejected request raises RuntimeError with the API server's message."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
@@ -48,17 +48,17 @@ class Api:
         return decoded
 
     async def served(self, path: str, seconds: float = 60) -> None:
-        """Wait until a path is answered; TimeoutError when it is not."""
+        """Wait until the API server serves a path. TimeoutError if it does not."""
         async with asyncio.timeout(seconds):
             while True:
                 try:
                     await self.request("GET", f"{path}?limit=1")
                     return
-                except RuntimeError:  # a CRD that was just installed is taken in
+                except RuntimeError:  # a new CRD is not served at once
                     await asyncio.sleep(0.1)
 
     async def watch(self, path: str, begun: asyncio.Event) -> AsyncIterator[Json]:
-        """Yield the events of a collection from now on, without an end; `begun` is set when the watch has begun."""
+        """Yield the events of a collection from now on, without end. `begun` is set when the watch has started."""
         version = (await self.request("GET", f"{path}?limit=1"))["metadata"]["resourceVersion"]
         async with self._session.get(path, params={"watch": "true", "resourceVersion": version}) as stream:
             begun.set()
@@ -67,7 +67,7 @@ class Api:
 
 
 class Seen:
-    """When objects of a collection were first seen, by the names that `name_of` gives them."""
+    """The times at which objects of a collection were first seen, by the names that `name_of` returns."""
 
     def __init__(self, api: Api, path: str, *, by_owner: bool = False) -> None:
         self.at: dict[str, float] = {}
@@ -79,7 +79,7 @@ class Seen:
 
     @contextlib.asynccontextmanager
     async def watching(self) -> AsyncIterator["Seen"]:
-        """Watch while the context lasts."""
+        """Watch inside the context."""
         task = asyncio.create_task(self._watch())
         try:
             yield self
@@ -89,11 +89,11 @@ class Seen:
                 await task
 
     async def ready(self) -> None:
-        """Wait until the watch has begun."""
+        """Wait until the watch has started."""
         await self._begun.wait()
 
     async def all_of(self, names: set[str], seconds: float) -> None:
-        """Wait until all of these were seen; TimeoutError when they are not."""
+        """Wait until all of these were seen. TimeoutError if they are not."""
         async with asyncio.timeout(seconds):
             while not names <= self.at.keys():
                 self._changed.clear()

@@ -1,4 +1,4 @@
-"""The operators that are compared, each as it is shipped: what they need in the cluster, and how they are started."""
+"""The operators to compare, each as it is shipped: their requirements in the cluster, and how to start them."""
 
 import asyncio
 import base64
@@ -36,58 +36,58 @@ class Running:
     log: Path
 
     def cpu_seconds(self) -> float:
-        """User and system time that it has used."""
+        """User and system time in seconds."""
         return _cpu_seconds(Path(f"/proc/{self.process.pid}"))
 
     def memory_mb(self, *, peak: bool = False) -> float:
-        """Resident memory, now or at its highest."""
+        """Current or highest resident memory."""
         field_name = "VmHWM" if peak else "VmRSS"
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         line = next(line for line in status.splitlines() if line.startswith(field_name))
         return int(line.split()[1]) / 1024
 
     async def stop(self) -> None:
-        """End it as a Deployment does, and wait."""
+        """Stop the process like a Deployment does, and wait."""
         self.process.send_signal(signal.SIGTERM)
         await asyncio.to_thread(self.process.wait, 60)
 
 
 def api_server_cpu_seconds(folder: Path) -> float:
-    """User and system time of the API server whose files lie in this folder."""
+    """User and system time of the API server with its files in this folder."""
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has just ended
+        with contextlib.suppress(OSError):  # the process has just ended
             program, *arguments = process.joinpath("cmdline").read_text().split("\0")
             if program.endswith("kube-apiserver") and any(str(folder) in argument for argument in arguments):
                 return _cpu_seconds(process)
-    raise RuntimeError(f"no API server runs whose files lie in {folder}")
+    raise RuntimeError(f"no API server runs with files in {folder}")
 
 
 def _cpu_seconds(process: Path) -> float:
-    # The name in brackets may hold spaces; utime and stime are the 14th and 15th field.
+    # The name in brackets may contain spaces; utime and stime are the 14th and 15th field.
     fields = process.joinpath("stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Contender(ABC):
-    """One operator, with the kind of object that it serves and the kind that it makes of it."""
+    """One operator, with the kind that it reconciles and the kind of the children that it creates."""
 
     name: str
     objects: str
-    """Path of the collection that users write to."""
+    """Path of the collection that users write."""
     children: str
-    """Path of the collection that the operator writes to."""
+    """Path of the collection that the operator writes."""
 
     @abstractmethod
     async def install(self, api: Api) -> None:
-        """Put into the cluster what has to be there before the operator starts."""
+        """Create the objects that the operator needs before it starts."""
 
     @abstractmethod
     async def start(self, api: Api, kubeconfig: Path, folder: Path) -> Running:
-        """Start the operator, and return when it says that it is ready."""
+        """Start the operator, and return when it is ready."""
 
     @abstractmethod
     def body(self, name: str) -> Json:
-        """Return an object that makes the operator work."""
+        """Return an object for the operator to reconcile."""
 
 
 @dataclass
@@ -95,9 +95,9 @@ class Ours(Contender):
     """Tunemill's operator with leader election: a FunctionCallFineTune becomes a Job."""
 
     probe: Path | None = None
-    """Where the operator leaves what it measures of itself; None runs it as it is shipped."""
+    """The file for the operator's measurements of itself. None runs it as it is shipped."""
     profile: bool = False
-    """Whether it is profiled as well."""
+    """Whether to profile it as well."""
 
     name = "ours"
     objects = f"/apis/{API_VERSION}/namespaces/{NAMESPACE}/{PLURAL}"
@@ -110,7 +110,7 @@ class Ours(Contender):
         await api.served(self.objects)
 
     async def start(self, api: Api, kubeconfig: Path, folder: Path) -> Running:  # noqa: ARG002 - nothing is left to install
-        """Start it as its chart does, but for the address at which it is scraped."""
+        """Start it like its chart does, except for the metrics address."""
         program = ["tunemill_operator"]
         if self.probe:
             options = ["--profile"] if self.profile else []
@@ -131,19 +131,19 @@ class Ours(Contender):
 class Kubeflow(Contender):
     """Kubeflow Trainer with its webhooks and leader election: a TrainJob becomes a JobSet.
 
-    The JobSet's own controller does not run, which is to the advantage of this one.
+    The controller of JobSet does not run, which is an advantage for Kubeflow Trainer.
     """
 
     name: str
     client: Json = field(default_factory=dict)
-    """Its `clientConnection`; empty takes what it is shipped with."""
+    """Its `clientConnection`. Empty: the shipped setting."""
     _port: int = 0
 
     objects = f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/{NAMESPACE}/trainjobs"
     children = f"/apis/jobset.x-k8s.io/v1alpha2/namespaces/{NAMESPACE}/jobsets"
 
     async def install(self, api: Api) -> None:
-        """Install its CRDs and those of JobSet."""
+        """Install its CRDs, and those of JobSet."""
         manifests = _module("github.com/kubeflow/trainer/v2") / "manifests" / "base"
         jobset = _module("sigs.k8s.io/jobset") / "config" / "components" / "crd" / "bases"
         for path in [*(manifests / "crds").glob("trainer*.yaml"), *jobset.glob("*jobsets.yaml")]:
@@ -153,7 +153,7 @@ class Kubeflow(Contender):
             await api.served(collection)
 
     async def start(self, api: Api, kubeconfig: Path, folder: Path) -> Running:
-        """Start it with its own configuration, in which only ports, the Lease's namespace and certificates differ."""
+        """Start it with its shipped configuration, with other ports, certificates and namespace of the Lease."""
         again = self._port != 0
         health, self._port = free_ports(2) if not again else (free_ports(1)[0], self._port)
         certificates = folder / "k8s-webhook-server" / "serving-certs"
@@ -166,7 +166,7 @@ class Kubeflow(Contender):
         configuration = folder / f"{self.name}.yaml"
         configuration.write_text(yaml.safe_dump(self._configuration(health)))
         program = binaries.ensure([binaries.KUBEFLOW])[binaries.KUBEFLOW.name] / "trainer-controller-manager"
-        # It looks for the certificates of its webhooks in the folder for temporary files.
+        # It reads the certificates of its webhooks from the folder for temporary files.
         environment = {"KUBECONFIG": str(kubeconfig), "TMPDIR": str(folder)}
         arguments = [str(program), f"--config={configuration}", "--zap-log-level=2"]
         running = started(arguments, folder / f"{self.name}.log", environment)
@@ -218,7 +218,7 @@ def started(arguments: list[str], log: Path, environment: dict[str, str]) -> Run
 
 
 async def until(running: Running, ready: Callable[[], bool]) -> None:
-    """Wait until it is ready; RuntimeError, with the end of its log, when it ends before."""
+    """Wait until it is ready. RuntimeError with the end of its log if it exits before."""
     async with asyncio.timeout(START_SECONDS):
         while not ready():
             if running.process.poll() is not None:
@@ -235,5 +235,5 @@ def _answers(url: str) -> bool:
 
 
 def _module(name: str) -> Path:
-    """Return where the source of a Go module of the bench lies."""
+    """Return the source folder of a Go module of the benchmark."""
     return binaries.source_of(binaries.KUBEFLOW, name)

@@ -1,8 +1,8 @@
-"""How the progress endpoint bears a flood: `python -m tunemill_dev.bench.operator.flood`.
+"""Tests the progress endpoint under a flood of connections: `python -m tunemill_dev.bench.operator.flood`.
 
-Thousands of connections stay half-open, a thousand others send forged reports as fast as they can, and each is opened
-again when the server closes it. Meanwhile an honest stage reports with a connection for each report. Printed are how
-long its reports take and how much memory the server's process needs.
+Thousands of connections stay half-open, and a thousand others send forged reports as fast as they can. Each is opened
+again when the server closes it. At the same time a genuine stage sends reports, each on a new connection. The output is
+the duration of its reports and the memory of the server process.
 """
 
 import argparse
@@ -33,15 +33,15 @@ from tunemill_operator.runtime.listener import listening
 HONEST_TOKEN = "honest"
 _REVIEW_SECONDS = 0.005
 _ADDRESSES = 100
-"""The addresses of each kind of attackers: together they may have many more connections than the server keeps."""
+"""The number of addresses of each kind of attacker. Together they open more connections than the server accepts."""
 _SPREAD_SECONDS = 10.0
-"""The attackers begin one after the other: a handshake costs the client as much as the server."""
+"""Seconds over which the attackers start, because a handshake costs the client as much as the server."""
 _PATH = progress_path("team-a", "support")
 
 
 class _Reviewer:
     async def review_token(self, token: str, audience: str) -> dict[str, Any]:
-        """Judge as an API server does."""
+        """Review a token like an API server."""
         await asyncio.sleep(_REVIEW_SECONDS)
         if token != HONEST_TOKEN:
             return {}
@@ -50,7 +50,7 @@ class _Reviewer:
 
 class _Pods:
     def get(self, uid: str) -> Pod | None:
-        """Return the pod of the honest stage."""
+        """Return the pod of the genuine stage."""
         metadata = {
             "namespace": "team-a",
             "name": "pod",
@@ -68,7 +68,7 @@ class _Queue:
 
 
 def main() -> None:
-    """Print the figures, and end with 1 if the server did not bear it."""
+    """Print the results. Return 1 if the server did not keep within its limits."""
     parser = argparse.ArgumentParser(prog="python -m tunemill_dev.bench.operator.flood", description=__doc__)
     parser.add_argument("--half-open", type=int, default=5000, help="connections that never finish their handshake")
     parser.add_argument("--busy", type=int, default=1000, help="connections that send forged reports")
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def measure(half_open: int, busy: int, seconds: float) -> dict[str, Any]:
-    """Return the figures of a flood on a server in a process of its own."""
+    """Return the results of a flood against a server in a separate process."""
     with TemporaryDirectory() as path:
         folder = Path(path)
         for name, content in zip(NAMES, certify("localhost"), strict=True):
@@ -130,7 +130,7 @@ async def _serve(folder: Path) -> None:
 
 
 async def _attack(folder: Path, half_open: int, busy: int) -> None:
-    """Attack until the process is ended; write down now and then what was done."""
+    """Attack until the process is stopped, and record the number of attempts from time to time."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     port, context = int((folder / "port").read_text()), _context(folder)
@@ -165,7 +165,7 @@ async def _attack(folder: Path, half_open: int, busy: int) -> None:
 
 
 async def _honest(folder: Path, seconds: float) -> dict[str, Any]:
-    """Report like a stage; return how long it took."""
+    """Send a report like a stage. Return its duration."""
     port, context = int((folder / "port").read_text()), _context(folder)
     taken, failed, end = list[float](), 0, time.monotonic() + seconds
     while time.monotonic() < end:

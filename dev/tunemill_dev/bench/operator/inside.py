@@ -1,7 +1,7 @@
-"""What our operator does with its CPU time: `python -m tunemill_dev.bench.operator.inside`.
+"""Shows how the operator uses its CPU time: `python -m tunemill_dev.bench.operator.inside`.
 
-Objects arrive at a rate, then in a burst, on a real API server without controllers. CPU time is printed per object; it
-depends little on what else the machine does, unlike latencies. With `--profile` the time is given by package, too.
+Objects are created at a steady rate, then in a burst, on a real API server without controllers. The output is the CPU
+time per object, which, unlike latency, depends little on other load. `--profile` also shows the time by package.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from tunemill_dev.cluster import control_plane
 
 
 def main() -> None:
-    """Print the figures."""
+    """Print the results."""
     parser = argparse.ArgumentParser(prog="python -m tunemill_dev.bench.operator.inside", description=__doc__)
     parser.add_argument("--rate", type=int, default=30, help="objects per second")
     parser.add_argument("--seconds", type=float, default=10.0, help="for so long")
     parser.add_argument("--burst", type=int, default=500, help="objects of the burst")
-    parser.add_argument("--profile", action="store_true", help="give the CPU time by package; takes twice the time")
+    parser.add_argument("--profile", action="store_true", help="show the CPU time by package; takes twice as long")
     options = parser.parse_args()
     figures = asyncio.run(_measure(options.rate, options.seconds, options.burst, profile=options.profile))
     print(json.dumps(figures, indent=2))

@@ -1,4 +1,4 @@
-"""The loads: a burst, steady arrivals, a restart among many objects, and the same writes without an operator."""
+"""The loads: a burst, a steady rate, a restart with many objects, and the same writes without an operator."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ PATIENCE_SECONDS = 600.0
 
 
 async def burst(api: Api, contender: Contender, prefix: str, count: int) -> float:
-    """Create objects as fast as the API server takes them; return the seconds until the last one has its child."""
+    """Create objects as fast as the API server accepts them. Return the seconds until the last one has its child."""
     names = [f"{prefix}-{number}" for number in range(count)]
     async with Seen(api, contender.children, by_owner=True).watching() as children:
         await children.ready()
@@ -26,7 +26,7 @@ async def burst(api: Api, contender: Contender, prefix: str, count: int) -> floa
 
 
 async def finish(api: Api, ours: Ours, prefix: str, count: int) -> float:
-    """Create objects; return the seconds until the last one has succeeded."""
+    """Create objects. Return the seconds until the last one has succeeded."""
     begun = time.perf_counter()
     await create(api, ours, [f"{prefix}-{number}" for number in range(count)])
     async with asyncio.timeout(PATIENCE_SECONDS):
@@ -41,7 +41,7 @@ async def finish(api: Api, ours: Ours, prefix: str, count: int) -> float:
 
 
 async def settled(running: Running) -> None:
-    """Wait until an operator has done everything: the last status and event, too."""
+    """Wait until an operator has finished all work, including the last status and event."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             before = running.cpu_seconds()
@@ -51,7 +51,7 @@ async def settled(running: Running) -> None:
 
 
 async def steady(api: Api, contender: Contender, prefix: str, rate: float, seconds: float) -> list[float]:
-    """Create objects at a rate per second; return the milliseconds from each object to its child, as watches see it."""
+    """Create objects at a rate per second. Return the milliseconds from each object to its child, seen by watches."""
     names = [f"{prefix}-{number}" for number in range(int(rate * seconds))]
     objects = Seen(api, contender.objects)
     children = Seen(api, contender.children, by_owner=True)
@@ -68,14 +68,14 @@ async def steady(api: Api, contender: Contender, prefix: str, rate: float, secon
 
 
 async def create(api: Api, contender: Contender, names: list[str]) -> None:
-    """Create objects, so many at once as there are connections."""
+    """Create objects, as many at once as there are connections."""
     await _all([partial(api.request, "POST", contender.objects, contender.body(name)) for name in names])
 
 
 async def restart(
     api: Api, contender: Contender, running: Running, kubeconfig: Path, folder: Path
 ) -> tuple[Running, float]:
-    """Stop the operator cleanly and start it anew; return it, and the seconds until a new object has its child."""
+    """Stop and restart the operator. Return it, and the seconds until a new object has its child."""
     await running.stop()
     name = f"after-{time.time_ns()}"
     async with Seen(api, contender.children, by_owner=True).watching() as children:
@@ -88,13 +88,13 @@ async def restart(
 
 
 async def same_writes(api: Api, ours: Ours, like: str, count: int) -> float:
-    """Make the writes of our operator without it, for so many objects; return the seconds that the API server takes.
+    """Make the writes of Tunemill's operator without it. Return the seconds that the API server takes.
 
     Args:
-        api: no operator may run beside it.
-        ours: whose objects are made.
-        like: the name of an object that the operator has served; its Job, status and events are made again.
-        count: how many.
+        api: a client of an API server on which no operator runs.
+        ours: Tunemill's operator, whose objects are created.
+        like: the name of an object that the operator has finished. Its Job, status and events are copied.
+        count: the number of objects.
     """
     served = await api.request("GET", f"{ours.objects}/{like}")
     jobs = (await api.request("GET", f"{ours.children}?labelSelector=tunemill.dev/finetune={like}"))["items"]
@@ -120,7 +120,7 @@ async def same_writes(api: Api, ours: Ours, like: str, count: int) -> float:
 
 
 async def _all(work: list[Callable[[], Coroutine[Any, Any, Any]]]) -> None:
-    """Do all of it, so many at once as there are connections."""
+    """Run all tasks, as many at once as there are connections."""
     waiting = iter(work)
 
     async def worker() -> None:
@@ -133,7 +133,7 @@ async def _all(work: list[Callable[[], Coroutine[Any, Any, Any]]]) -> None:
 
 
 def _copy(body: Json, owner: str, made: Json) -> Json:
-    """Return an object as it was created, for another owner."""
+    """Return a copy of an object as it was created, for another owner."""
     copy = deepcopy(body)
     copy.pop("status", None)
     copy["metadata"] = {

@@ -1,4 +1,4 @@
-"""Simulated nodes: kwok starts and ends the pods of stages as if they had worked, the real scheduler places them."""
+"""Simulated nodes: kwok starts and ends the stage pods as if they had run. The real scheduler places them."""
 
 import contextlib
 import json
@@ -15,18 +15,18 @@ from tunemill_dev.played import a_report
 
 NODES = 10
 STAGE_MILLISECONDS = 200
-"""How long each stage works."""
+"""The duration of each stage."""
 _SAYS = "{{ Now }}"
 
 
 @contextlib.asynccontextmanager
 async def simulated_nodes(api: Api, kubeconfig: Path, folder: Path) -> AsyncIterator[None]:
-    """Have nodes with GPUs, a scheduler, and kubelets that end every stage well, while the context lasts."""
+    """Provide nodes with GPUs, a scheduler, and kubelets that let every stage succeed, inside the context."""
     programs = binaries.ensure([binaries.KUBERNETES, binaries.KWOK])
     stages = folder / "stages.yaml"
     stages.write_text("\n---\n".join(json.dumps(stage) for stage in _stages()))
     scheduler = [str(programs[binaries.KUBERNETES.name] / "kube-scheduler"), "--leader-elect=false", "--secure-port=0"]
-    # Without leases, nodes are taken for dead after 50 seconds.
+    # Without leases, nodes count as unreachable after 50 seconds.
     options = ["--manage-all-nodes", "--node-lease-duration-seconds=120", f"--config={stages}"]
     kwok = [str(programs[binaries.KWOK.name] / "kwok"), *options]
     running = [
@@ -53,7 +53,7 @@ def _node(name: str) -> Json:
 
 
 def _stages() -> list[Json]:
-    """Return what kwok does to a pod, one step after the other, and to a node."""
+    """Return the kwok stages for pods, in order, and for nodes."""
     pods = {
         "prepare": [Stage.PREPARE],
         "train": [Stage.TRAIN, Stage.EVALUATE],
@@ -70,7 +70,7 @@ def _node_stage() -> Json:
 
 
 def _pod_stage(label: str, work: list[Stage], *, ended: bool) -> Json:
-    """Return the step after which the pod's container runs, or has run all its stages."""
+    """Return the kwok stage after which the pod's container runs or has run all its stages."""
     if ended:
         reports = "\n".join(a_report(stage) for stage in work)
         times = {"startedAt": _SAYS, "finishedAt": _SAYS}
@@ -102,7 +102,7 @@ def _stage(
     status: Json,
     milliseconds: int = STAGE_MILLISECONDS,
 ) -> Json:
-    """Return a step for objects with these labels whose fields have one of these values: [] is any, None no field."""
+    """Return a kwok stage for objects with these labels and field values. [] is any value, None a missing field."""
     expressions = [
         {"key": f".{key}", "operator": "In" if values else "DoesNotExist" if values is None else "Exists"}
         | ({"values": values} if values else {})

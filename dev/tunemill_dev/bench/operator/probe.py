@@ -1,7 +1,7 @@
 """Runs the operator and measures it from inside: `python -m tunemill_dev.bench.operator.probe OUTPUT run …`.
 
-OUTPUT gets, as JSON when the operator has ended: the CPU time, the pauses of the garbage collector, how late timers of
-the event loop fired, and, with `--profile` before it, the CPU time by package.
+When the operator has ended, OUTPUT contains as JSON: the CPU time, the pauses of the garbage collector, the delays of
+timers in the event loop, and, with `--profile` before OUTPUT, the CPU time by package.
 """
 
 import asyncio
@@ -41,17 +41,17 @@ _PACKAGES = (
 
 @dataclass
 class Pauses:
-    """The garbage collections of a process."""
+    """Records the garbage collections of a process."""
 
     count: Counter[int] = field(default_factory=Counter)
     """By generation."""
     total: dict[int, float] = field(default_factory=lambda: defaultdict(float))
-    """Milliseconds of CPU time, by generation."""
+    """Milliseconds of CPU time by generation."""
     longest_ms: float = 0.0
     _began: float = 0.0
 
     def __call__(self, phase: str, info: dict[str, Any]) -> None:
-        """Take in the beginning or the end of one."""
+        """Record the start or the end of a collection."""
         if phase == "start":
             self._began = time.thread_time()
             return
@@ -88,7 +88,7 @@ def main() -> None:
 def _watched(
     run: Callable[[Settings], Coroutine[Any, Any, int]], late: Counter[str]
 ) -> Callable[[Settings], Coroutine[Any, Any, int]]:
-    """Return the operator's main coroutine together with a periodic timer that measures how late the event loop is."""
+    """Return the operator's main coroutine with a periodic timer that measures the delay of the event loop."""
 
     async def watched(settings: Settings) -> int:
         beat = asyncio.create_task(_beat(late))
@@ -103,7 +103,7 @@ def _watched(
 
 
 async def _beat(late: Counter[str]) -> None:
-    """Count by how many milliseconds of CPU time of this process a timer is late; waiting for a core is not counted."""
+    """Measure the delay of a timer in milliseconds of this process's CPU time, without the time waiting for a core."""
     while True:
         due, used = time.monotonic() + BEAT_SECONDS, time.thread_time()
         await asyncio.sleep(BEAT_SECONDS)
@@ -114,7 +114,7 @@ async def _beat(late: Counter[str]) -> None:
 
 
 def _shares(profile: cProfile.Profile) -> dict[str, float]:
-    """Return the share of each package in percent; a built-in function counts for the package that calls it."""
+    """Return the share of each package in percent. Built-in functions count for the package that calls them."""
     seconds: dict[str, float] = defaultdict(float)
     stats: Any = pstats.Stats(profile)
     for (file, _, _), (_, _, own, _, callers) in stats.stats.items():

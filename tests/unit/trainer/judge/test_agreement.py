@@ -88,4 +88,4 @@ def test_the_page_has_every_format():
     rows = re.findall(r"^\| `(\w+)` \|.*\| ([\d.]+) % \|$", text, re.MULTILINE)
     assert [name for name, _ in rows] == [reply_format.value for reply_format in ENGINES]
     assert all(float(share) >= 100 * LEAST for _, share in rows)
-    assert f"vLLM {pinned_version(ROOT)}'s" in text
+    assert f"those of vLLM {pinned_version(ROOT)} find" in text
