@@ -103,7 +103,7 @@ class Demo:
         status = self._follow(finetune, before)
         _write("republish.json", summary(before, status, 0.0, time.monotonic() - edited))
         ran = [name for name, times in stages_run(before, status).items() if times]
-        self._say(f"The adapter is also at {_published(status).url}. Stages that ran for it: {', '.join(ran) or 'none'}")
+        self._say(f"The adapter is also at {_published(status).url}. Stages that ran: {', '.join(ran) or 'none'}")
 
     def _follow(self, finetune: FineTune, before: FineTuneStatus) -> FineTuneStatus:
         with RunView(self._console, before) as view:
