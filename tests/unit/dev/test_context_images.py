@@ -173,7 +173,7 @@ def test_nodes_of_two_processors_need_a_registry(calls: Calls) -> None:
 @pytest.mark.parametrize(
     ("docker", "message"),
     [
-        (None, "docker is needed and not on the PATH"),
+        (None, "docker is required but not in PATH"),
         ({"daemon": False}, "Cannot connect to the Docker daemon"),
         ({"buildx": False}, "'buildx' is not a docker command"),
     ],
@@ -192,7 +192,7 @@ def test_a_missing_engine_is_named_with_a_way_out(calls: Calls) -> None:
     """The context may be of a cluster on another machine, or the program not installed."""
     calls.docker()
     calls.kubectl(KIND)
-    with pytest.raises(CommandError, match=r"kind cluster 'dev': kind is needed and not on the PATH(?s:.*)REGISTRY="):
+    with pytest.raises(CommandError, match=r"kind cluster 'dev': kind is required but not in PATH(?s:.*)REGISTRY="):
         images_for("kind-dev")
     calls.add("kind", "echo 'ERROR: no nodes found for cluster \"dev\"' >&2; exit 1")
     with pytest.raises(CommandError, match=r"no nodes found for cluster(?s:.*)REGISTRY="):
