@@ -14,16 +14,16 @@ from tunemill_dev.cluster.report import status
 
 _PROGRAMS = "build the programs of the cluster, and of the tests, where they are missing"
 _COMMANDS = {
-    "up": "start the cluster, or make sure that it runs",
+    "up": "start the cluster, or check that it runs",
     "down": "stop the cluster and delete its objects; images are kept for the next start",
-    "status": "say what runs and what disk it takes; exit code 1 when not all is well",
+    "status": "show what runs and the disk usage; exit code 1 if a component does not run",
     "image": "build an image for the cluster's pods and print its reference",
     "prune": "delete build caches and all but the newest image of each name",
 }
 
 
 def main() -> int:
-    """Run one command; exit code 1 and one message when it fails."""
+    """Run a command. Return 1 and print one message if it fails."""
     options = _parser().parse_args()
     try:
         return _run(options)
@@ -31,7 +31,7 @@ def main() -> int:
         print(f"✗ {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("✗ Interrupted. The next `up` starts where this one stopped; `down` cleans up.", file=sys.stderr)
+        print("✗ Interrupted. The next `up` continues from here; `down` cleans up.", file=sys.stderr)
         return 130
 
 
@@ -68,11 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     programs = commands.add_parser("programs", help=_PROGRAMS, description=_PROGRAMS)
     programs.add_argument("--use", choices=("cluster", "tests"), default="tests", help="whose (default: %(default)s)")
     for command in parsers.values():
-        command.add_argument("--name", default=DEFAULT_NAME, help=f"which cluster (default: {DEFAULT_NAME})")
+        command.add_argument("--name", default=DEFAULT_NAME, help=f"name of the cluster (default: {DEFAULT_NAME})")
     parsers["down"].add_argument("--purge", action="store_true", help="delete the cluster's images too")
     image = parsers["image"]
-    image.add_argument("image", help="the image's name, without registry and tag")
-    image.add_argument("--context", type=Path, default=Path(), help="folder that COPY sees (default: this one)")
+    image.add_argument("image", help="name of the image, without registry and tag")
+    image.add_argument("--context", type=Path, default=Path(), help="build context (default: current folder)")
     image.add_argument("--dockerfile", type=Path, required=True)
     image.add_argument("--build-arg", action="append", default=[], type=_pair, metavar="KEY=VALUE")
     return parser
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _pair(text: str) -> str:
     if "=" not in text:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form KEY=VALUE")
+        raise argparse.ArgumentTypeError(f"{text!r} must have the form KEY=VALUE")
     return text
 
 

@@ -1,4 +1,4 @@
-"""The addresses of a cluster: one /16 that nobody else on the machine uses; pure."""
+"""The addresses of a cluster: a /16 network that is unused on the machine. Pure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Addresses:
 
     @classmethod
     def choose(cls, taken: Iterable[IPv4Network]) -> Addresses:
-        """The first block that overlaps with no network in `taken`; ClusterError when all are in use."""
+        """Return the first block that overlaps no network in `taken`. ClusterError if all are in use."""
         used = list(taken)
         for block in _BLOCKS:
             candidate = cls(block)
@@ -38,7 +38,7 @@ class Addresses:
 
     @classmethod
     def read(cls, path: Path) -> Addresses | None:
-        """The addresses recorded in a file; None when there are none."""
+        """Return the addresses recorded in a file; None if there are none."""
         try:
             return cls(int(json.loads(path.read_text())["block"]))
         except (FileNotFoundError, ValueError, KeyError):
@@ -50,12 +50,12 @@ class Addresses:
 
     @property
     def network(self) -> IPv4Network:
-        """Everything that belongs to this cluster."""
+        """The network of this cluster."""
         return IPv4Network((f"10.{self.block}.0.0", 16))
 
     @property
     def services(self) -> IPv4Network:
-        """Service addresses."""
+        """The network of the Services."""
         return IPv4Network((f"10.{self.block}.0.0", 20))
 
     @property
@@ -90,5 +90,5 @@ class Addresses:
 
 
 def routed_networks(routes: str) -> list[IPv4Network]:
-    """The destinations in the JSON that `ip -json -4 route` prints, without the default route."""
+    """Return the destinations in the output of `ip -json -4 route`, without the default route."""
     return [IPv4Network(route["dst"]) for route in json.loads(routes) if route["dst"] != "default"]

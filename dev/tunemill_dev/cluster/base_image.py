@@ -15,16 +15,16 @@ from tunemill_dev.cluster.processes import run
 _PACKAGES = ("ca-certificates", "python3", "python3-venv")
 _SOURCES = Path("/etc/apt")
 _RELEASE = Path("/etc/os-release")
-# What an image never needs; a third of the size.
+# Files that an image never needs, a third of the size.
 _LEFT_OUT = ("/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*", "/usr/share/info/*", "/var/cache/apt/*")
 
 
 def base_archive() -> Path:
-    """The file system as `base.tar`, in a folder named by what it was made from; takes half a minute once."""
+    """Return the file system as `base.tar`, in a folder named by a hash of its sources. Takes half a minute once."""
     suite = _suite(_RELEASE.read_text())
     sources = matching_sources(suite, sorted([*_SOURCES.glob("*.list"), *_SOURCES.glob("sources.list.d/*")]))
     if not sources:
-        raise ClusterError(f"No file of {_SOURCES} lists packages of {suite}, from which the base image is made.")
+        raise ClusterError(f"No file in {_SOURCES} lists packages of {suite}, which the base image needs.")
     recipe = "\n".join([suite, *_PACKAGES, *_LEFT_OUT, *(path.read_text() for path in sources)])
     folder = home() / "images" / f"base-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
     archive = folder / "base.tar"
@@ -44,7 +44,7 @@ def base_archive() -> Path:
 
 
 def matching_sources(suite: str, files: Iterable[Path]) -> list[Path]:
-    """The apt source files, of either format, whose every entry is of this suite or of its updates (`SUITE-…`)."""
+    """Return the apt source files, in both formats, that list only this suite and its updates (`SUITE-…`)."""
     chosen = []
     for path in files:
         lines = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
@@ -60,5 +60,5 @@ def matching_sources(suite: str, files: Iterable[Path]) -> list[Path]:
 def _suite(release: str) -> str:
     found = re.search(r'^VERSION_CODENAME="?([a-z]+)"?$', release, re.MULTILINE)
     if not found:
-        raise ClusterError(f"{_RELEASE} names no VERSION_CODENAME: the base image is made on Debian or Ubuntu.")
+        raise ClusterError(f"{_RELEASE} has no VERSION_CODENAME. Build the base image on Debian or Ubuntu.")
     return found[1]

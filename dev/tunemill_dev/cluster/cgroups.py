@@ -1,4 +1,4 @@
-"""The cgroup below which all pods and image builds of one cluster run, in cgroup version 1 or 2."""
+"""The parent cgroup of all pods and image builds of a cluster, in cgroup version 1 or 2."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ _ROOT = Path("/sys/fs/cgroup")
 
 
 def root_of(cluster: str) -> str:
-    """The cluster's cgroup, as the kubelet and BuildKit want to hear it."""
+    """Return the cluster's cgroup in the form that the kubelet and BuildKit expect."""
     return f"/tunemill-{cluster}"
 
 
 def make(cluster: str) -> None:
-    """Make the cgroup; the kubelet wants its root to exist."""
+    """Create the cgroup. The kubelet requires that it exists."""
     for folder in _folders(cluster):
         folder.mkdir(exist_ok=True)
 
 
 def remove(cluster: str) -> None:
-    """Remove the cgroup and all below it; its processes must be gone, or just going."""
+    """Remove the cgroup and all children. Its processes must have ended or be ending."""
     for folder in _folders(cluster):
 
         def removed(folder: Path = folder) -> bool:
             return _remove_tree(folder)
 
         if not wait_until(removed, seconds=10):
-            raise ClusterError(f"The cgroup {folder} still holds processes 10 s after the cluster's end.")
+            raise ClusterError(f"The cgroup {folder} still contains processes 10 s after the end of the cluster.")
 
 
 def _folders(cluster: str) -> list[Path]:
@@ -47,6 +47,6 @@ def _remove_tree(folder: Path) -> bool:
         except FileNotFoundError:
             continue
         except OSError:
-            # Busy: a process in it has been killed and is not yet reaped.
+            # Busy: a killed process in it has not been reaped yet.
             return False
     return True

@@ -1,4 +1,4 @@
-"""A running local cluster: what is where, and what can be done with it."""
+"""A running local cluster: its addresses, files and operations."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Cluster:
     image_store: ImageStore
 
     def run_kubectl(self, *argv: str, stdin: str | None = None) -> str:
-        """Run kubectl as administrator and return what it printed; ClusterError when it fails."""
+        """Run kubectl as administrator and return its output. ClusterError if it fails."""
         return run([self.kubectl, "--kubeconfig", self.kubeconfig, *argv], stdin=stdin)
 
     def build_image(
@@ -76,11 +76,11 @@ class Cluster:
 
     @property
     def volumes(self) -> Path:
-        """Where folders for persistent volumes of the kind `local` belong: they go when the cluster goes."""
+        """The folder for persistent volumes of the type `local`. It is deleted with the cluster."""
         return ClusterFolder.of(self.name).volumes
 
     def prune(self) -> None:
-        """Free disk: keep the newest image of each name and no build cache."""
+        """Free disk space: keep only the newest image of each name, and no build cache."""
         with locked(self.state / "images.lock"):
             self.image_store.prune()
 
@@ -114,7 +114,7 @@ class Cluster:
 
 
 def running(name: str = DEFAULT_NAME) -> Cluster:
-    """The cluster with this name; ClusterError when it does not run."""
+    """Return the cluster with this name. ClusterError if it does not run."""
     folder = ClusterFolder.of(name)
     if not tree.first_process(folder):
         raise ClusterError(f"The cluster {name!r} is not running: start it with `up --name {name}`.")
@@ -122,7 +122,7 @@ def running(name: str = DEFAULT_NAME) -> Cluster:
 
 
 def open_cluster(folder: ClusterFolder, programs: Mapping[str, Path]) -> Cluster:
-    """The running cluster of a folder; ClusterError when its processes have ended."""
+    """Return the running cluster of a folder. ClusterError if its processes have ended."""
     addresses, init = Addresses.read(folder.network), tree.first_process(folder)
     if not addresses or not init:
         raise ClusterError.with_log(f"The cluster {folder.name!r} has stopped.", folder.logs / "supervisor.log")
@@ -147,7 +147,7 @@ def open_cluster(folder: ClusterFolder, programs: Mapping[str, Path]) -> Cluster
 
 
 def _workloads(kubectl: Path, kubeconfig: Path) -> str:
-    """What may yet start a pod. Finished Jobs and the history of Deployments may not."""
+    """Return the objects that may still start a pod, without finished Jobs and the history of Deployments."""
     listed: list[str | Path] = [kubectl, "--kubeconfig", kubeconfig, "get", "--all-namespaces", "-o=yaml"]
     unfinished = "--field-selector=status.phase!=Succeeded,status.phase!=Failed"
     return run([*listed, "deployments,statefulsets,daemonsets,cronjobs"]) + run([*listed, "pods", unfinished])

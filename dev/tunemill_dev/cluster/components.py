@@ -1,4 +1,4 @@
-"""The command lines of the Kubernetes parts; pure."""
+"""The command lines of the Kubernetes components. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CLUSTER_DOMAIN = "cluster.local"
 
 @dataclass(frozen=True)
 class ControlPlane:
-    """Where a control plane listens and keeps its things; makes its components."""
+    """The addresses and folders of a control plane, from which its components are built."""
 
     programs: Path
     pki: Authority
@@ -28,7 +28,7 @@ class ControlPlane:
     services: str
     """CIDR of the Services."""
     durable: bool = True
-    """Whether API objects survive a power cut, at the price of slower writes."""
+    """Whether API objects survive a power failure, at the cost of slower writes."""
 
     @property
     def server(self) -> str:
@@ -36,7 +36,7 @@ class ControlPlane:
         return f"https://{self.address}:{self.port}"
 
     def etcd(self) -> Component:
-        """The store of the API objects, reachable on loopback alone."""
+        """Return etcd, which stores the API objects and listens on loopback only."""
         client, peer = f"http://127.0.0.1:{self.etcd_port}", f"http://127.0.0.1:{self.etcd_peer_port}"
         flags = {
             "name": "default",
@@ -105,7 +105,7 @@ class ControlPlane:
         return Component(component.name, component.argv, (*component.needs, "unix:/run/containerd/containerd.sock"))
 
     def proxy(self, config: Path) -> Component:
-        """What makes Services work on the node."""
+        """Return kube-proxy, which implements Services on the node."""
         return self._component("kube-proxy", {"config": config})
 
     def _client(self, name: str) -> dict[str, object]:

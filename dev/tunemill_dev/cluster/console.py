@@ -1,4 +1,4 @@
-"""What a person sees: one line per step with its time, and failures as sentences."""
+"""Console output: one line per step with its time, and errors as messages."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _LOG_LINES = 12
 
 
 class ClusterError(Exception):
-    """Something that a person can act on; its message says what was expected, what was found and what to do."""
+    """An error with a message that contains what was expected, what was found and what to do."""
 
     @classmethod
     def with_log(cls, message: str, log: Path) -> ClusterError:
-        """The message, followed by the last lines of the log that explains it."""
+        """The message, followed by the last lines of the relevant log."""
         lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:] if log.exists() else ["(the log is empty)"]
         return cls("\n".join([message, f"The last lines of {log}:", *(f"    {line[:400]}" for line in lines)]))
 
 
 @contextmanager
 def step(title: str) -> Iterator[None]:
-    """Print the title and how long the body took, once it is done; on a terminal the title shows from the start."""
+    """Print the title and the duration after the block has ended. On a terminal the title is shown from the start."""
     if sys.stdout.isatty():
         print(f"… {title}", end="\r", flush=True)
     started = time.monotonic()
@@ -37,5 +37,5 @@ def step(title: str) -> Iterator[None]:
 
 
 def say(line: str) -> None:
-    """Print one line, at once."""
+    """Print one line without buffering."""
     print(line, flush=True)

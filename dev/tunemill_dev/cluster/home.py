@@ -1,4 +1,4 @@
-"""Where things lie: the folder `$TUNEMILL_HOME` and the state folder of each cluster in it."""
+"""The folder `$TUNEMILL_HOME` and the state folder of each cluster in it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NAME = re.compile(r"[a-z]([a-z0-9-]{0,18}[a-z0-9])?")
 
 
 def home() -> Path:
-    """`$TUNEMILL_HOME`, by default `~/.cache/tunemill`; absolute, made when missing."""
+    """Return `$TUNEMILL_HOME`, by default `~/.cache/tunemill`, as an absolute path. It is created if missing."""
     path = Path(os.environ.get("TUNEMILL_HOME") or "~/.cache/tunemill").expanduser().absolute()
     path.mkdir(parents=True, exist_ok=True)
     return path
@@ -27,7 +27,7 @@ def home() -> Path:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file; waits for whoever holds it. The kernel frees it when a process dies."""
+    """Hold an exclusive lock on a file, after waiting for other holders. The kernel frees it when a process dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -36,14 +36,14 @@ def locked(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ClusterFolder:
-    """The state folder of one cluster. `disposable` is what `down` deletes; the image store outlives it as a cache."""
+    """The state folder of a cluster. `down` deletes `disposable`; the image store is kept as a cache."""
 
     name: str
     root: Path
 
     @classmethod
     def of(cls, name: str) -> ClusterFolder:
-        """The folder of the cluster with this name; ClusterError when the name cannot be a node and network name."""
+        """Return the folder of the cluster with this name. ClusterError if it is no valid node and network name."""
         if not _NAME.fullmatch(name):
             raise ClusterError(
                 f"The cluster name {name!r} is not usable: it must be 1 to 20 lower-case letters, digits and dashes, "
@@ -53,7 +53,7 @@ class ClusterFolder:
 
     @classmethod
     def all(cls) -> list[ClusterFolder]:
-        """The folders of all clusters that were ever started and not purged."""
+        """Return the folders of all clusters that were started and not purged."""
         return [cls(path.name, path) for path in sorted((home() / "clusters").glob("*/")) if _NAME.fullmatch(path.name)]
 
     @property
@@ -78,12 +78,12 @@ class ClusterFolder:
 
     @property
     def status(self) -> Path:
-        """What the supervisor says about its components."""
+        """The supervisor's status of its components."""
         return self.root / "components.json"
 
     @property
     def credentials(self) -> Path:
-        """Made at the first start: S3 keys and Hub tokens."""
+        """S3 keys and Hub tokens, created at the first start."""
         return self.root / "credentials.json"
 
     @property
@@ -118,7 +118,7 @@ class ClusterFolder:
 
     @property
     def volumes(self) -> Path:
-        """What persistent volumes of the node hold."""
+        """The data of the node's persistent volumes."""
         return self.root / "volumes"
 
     @property
@@ -128,7 +128,7 @@ class ClusterFolder:
 
     @property
     def disposable(self) -> tuple[Path, ...]:
-        """What goes when the cluster goes."""
+        """The folders that are deleted with the cluster."""
         return (
             self.init,
             self.network,

@@ -1,4 +1,4 @@
-"""Images, built straight into the cluster's image store."""
+"""Builds images directly into the cluster's image store."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CONTEXTS = SOURCES / "images"
 _CA_BUNDLES = (Path("/etc/ssl/certs/ca-certificates.crt"), Path("/etc/pki/tls/certs/ca-bundle.crt"))
 _KEPT_TAGS = 2
 _ROOM_BYTES = 25 << 30
-"""What a build of the trainer's image may take while it lasts: its layers as files of the build, as blobs, as files."""
+"""Disk space in use during a build of the trainer image: its layers as build files, as blobs and as files."""
 _BY_ID = "sha256:"
 
 
@@ -36,7 +36,7 @@ class ImageStore:
     record: Path
     """The newest tags of each name, newest first."""
     workloads: Callable[[], str]
-    """Everything that may yet start a pod, as text: an image that is named there must stay."""
+    """Returns all objects that may still start a pod, as text. Images named in it are kept."""
 
     def build(
         self,
@@ -98,11 +98,11 @@ class ImageStore:
         return reference
 
     def probe(self) -> list[str | Path]:
-        """A command that succeeds once images can be built."""
+        """Return a command that succeeds when images can be built."""
         return [self.programs["buildkit"] / "buildctl", "--addr", self._builder, "debug", "workers"]
 
     def prune(self) -> None:
-        """Keep the newest image of each name, those in use, and no build cache: least disk, and a slow next build."""
+        """Keep only the newest image of each name, those in use, and no build cache. The next build will be slow."""
         for name, tags in self._tags().items():
             self._keep_newest(name, tags[0], keep=1)
         self._buildctl("prune", "--all")
@@ -117,12 +117,12 @@ class ImageStore:
         secrets: Mapping[str, Path],
     ) -> None:
         if not dockerfile.is_file():
-            raise ClusterError(f"There is no Dockerfile {dockerfile}, from which {reference} is to be built.")
+            raise ClusterError(f"The Dockerfile {dockerfile} for {reference} does not exist.")
         argv = ["build", "--progress=plain", "--frontend=dockerfile.v0", f"--local=context={context}"]
         argv += [f"--local=dockerfile={dockerfile.parent}", f"--opt=filename={dockerfile.name}"]
         argv += [f"--opt=build-arg:{key}={value}" for key, value in build_args.items()]
         argv += [f"--secret=id={key},src={path}" for key, path in secrets.items()]
-        # Blobs lie beside the unpacked files and are never read again; the lightest zstd halves them at little cost.
+        # Blobs are stored in addition to the unpacked files and never read again; the fastest zstd level halves them.
         output = f"type=image,name={reference},unpack=true,compression=zstd,compression-level=1"
         self._buildctl(*argv, "--opt=image-resolve-mode=local", f"--output={output}")
 

@@ -1,4 +1,4 @@
-"""The machine's kernel settings that clusters change: remembered by the first cluster, restored after the last."""
+"""The machine's kernel settings that clusters change: saved by the first cluster, restored after the last."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ _INSIDE = "eth0"
 
 
 def connect(cluster: str, addresses: Addresses, init: ProcessId) -> None:
-    """Join the network namespace of a process to the machine's network, and let it out by masquerading."""
+    """Connect the network namespace of a process to the machine's network, with masquerading for outgoing packets."""
     link, inside = addresses.interface, str(addresses.network)
     run(["ip", "link", "add", link, "type", "veth", "peer", "name", _INSIDE, "netns", str(init.pid)])
     run(["ip", "address", "add", f"{addresses.host}/30", "dev", link])
@@ -31,7 +31,7 @@ def connect(cluster: str, addresses: Addresses, init: ProcessId) -> None:
 
 
 def disconnect(cluster: str, addresses: Addresses | None) -> None:
-    """Undo `connect`, however much of it was done."""
+    """Undo `connect`, even if it was only partly done."""
     link = Path("/sys/class/net", addresses.interface) if addresses else None
     # The kernel deletes the link by itself once the cluster's namespace is gone, which may be at this very moment.
     if link and link.exists() and not succeeds(["ip", "link", "delete", link.name]) and link.exists():

@@ -1,4 +1,4 @@
-"""What the supervisor is told to run, as JSON on disk."""
+"""The plan of the supervisor, as JSON on disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Component:
     name: str
     argv: tuple[str, ...]
     needs: tuple[str, ...] = ()
-    """What must be there first: `tcp:HOST:PORT` or `unix:PATH` accepts connections, or `https://…` answers 200."""
+    """Start condition: `tcp:HOST:PORT` or `unix:PATH` accepts connections, or `https://…` responds with 200."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -31,7 +31,7 @@ class Plan:
     setup: tuple[tuple[str, ...], ...] = ()
     """Commands that prepare the namespaces before anything starts."""
     lifeline: bool = False
-    """End everything when standard input closes, that is when the process that asked for the tree has died."""
+    """Stop everything when standard input closes, because the process that started the tree has died."""
 
     def write(self, path: Path) -> None:
         """Save the plan."""

@@ -10,10 +10,10 @@ _LOWEST = 10_000
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of 127.0.0.1 that nobody listens on.
+    """Return unused ports of 127.0.0.1.
 
-    They lie below the range that the kernel takes the ports of outgoing connections from: a port of that range may be
-    taken by any connection before the server binds it.
+    They are below the range of ephemeral ports, because any outgoing connection may take a port of that range before
+    the server binds it.
     """
     highest = int(_EPHEMERAL.read_text().split()[0])
     with contextlib.ExitStack() as stack:
@@ -23,6 +23,6 @@ def free_ports(count: int) -> list[int]:
 def _bound(one: socket.socket, highest: int) -> int:
     while True:
         port = random.randrange(_LOWEST, highest)
-        with contextlib.suppress(OSError):  # somebody listens there
+        with contextlib.suppress(OSError):  # the port is in use
             one.bind(("127.0.0.1", port))
             return port

@@ -1,4 +1,4 @@
-"""What a cluster needs of the machine; missing Debian packages are installed, anything else is said in a sentence."""
+"""Checks the requirements of a cluster. Missing Debian packages are installed, other problems raise an error."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _FREE_GIB = 15
 
 
 def check_platform() -> None:
-    """Make sure that this is Linux, and that we may do what a cluster needs; ClusterError otherwise."""
+    """Check that this is Linux and that the process has the required permissions. ClusterError otherwise."""
     if platform.system() != "Linux":
-        raise ClusterError(f"A local cluster needs Linux with namespaces and cgroups, and this is {platform.system()}.")
+        raise ClusterError(f"A local cluster needs Linux with namespaces and cgroups. This is {platform.system()}.")
     if os.geteuid() != 0:
         raise ClusterError("A local cluster needs root (namespaces, mounts, cgroups): run the command again with sudo.")
 
 
 def check() -> None:
-    """Make sure that this machine can run a cluster; ClusterError with the remedy otherwise."""
+    """Check that this machine can run a cluster. ClusterError with the remedy otherwise."""
     check_platform()
     free = shutil.disk_usage(home()).free / 2**30
     if free < _FREE_GIB:
@@ -51,7 +51,7 @@ def check() -> None:
 
 def _install(packages: list[str]) -> None:
     if not shutil.which("apt-get"):
-        raise ClusterError(f"Missing on this machine, which has no apt-get: {', '.join(packages)}. Install them.")
+        raise ClusterError(f"Without apt-get, install these packages yourself: {', '.join(packages)}.")
     with step(f"install {' '.join(packages)}"):
         apt = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q"]
         run([*apt, "update"], what="apt-get update failed")

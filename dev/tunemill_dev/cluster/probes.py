@@ -1,4 +1,4 @@
-"""Whether something is there: a socket that accepts, a URL that answers."""
+"""Probes: whether a socket accepts connections, or a URL responds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def is_there(address: str) -> bool:
 
 
 def _answers(url: str) -> bool:
-    # Readiness says nothing secret, so who answers need not be proven.
+    # Readiness is not secret, so the certificate need not be verified.
     trusting = ssl.create_default_context()
     trusting.check_hostname = False
     trusting.verify_mode = ssl.CERT_NONE

@@ -1,4 +1,4 @@
-"""Processes by identity, so that a recycled pid is never taken for ours, and commands that fail with a sentence."""
+"""Processes by identity, so that a reused pid is detected, and commands with error messages."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ class ProcessId:
 
     @classmethod
     def of(cls, pid: int, proc: Path = _PROC) -> ProcessId | None:
-        """The identity of the process that has this pid now; None when there is none, or only a zombie."""
+        """Return the identity of the process with this pid; None if there is none or only a zombie."""
         try:
             stat = (proc / str(pid) / "stat").read_text()
             boot = (proc / "sys/kernel/random/boot_id").read_text().strip()
         except (FileNotFoundError, ProcessLookupError):
             return None
-        # The command's name, in brackets, may itself hold spaces and brackets (proc_pid_stat(5)).
+        # The command name in brackets may contain spaces and brackets (proc_pid_stat(5)).
         fields = stat.rpartition(")")[2].split()
         return None if fields[0] in {"Z", "X"} else cls(pid, int(fields[19]), boot)
 
     @classmethod
     def read(cls, path: Path) -> ProcessId | None:
-        """The identity recorded in a file; None when there is no such file or it was cut short by a crash."""
+        """Return the identity recorded in a file; None if the file does not exist or is incomplete after a crash."""
         try:
             return cls(**json.loads(path.read_text()))
         except (FileNotFoundError, ValueError, TypeError):
             return None
 
     def write(self, path: Path) -> None:
-        """Record this identity, whole or not at all."""
+        """Record this identity atomically."""
         replace_file(path, json.dumps(asdict(self)))
 
     def is_alive(self, proc: Path = _PROC) -> bool:
-        """Whether this very process still runs."""
+        """Whether this process still runs."""
         return ProcessId.of(self.pid, proc) == self
 
     def kill(self) -> None:
-        """End the process at once and wait until it is gone; no effect on a stranger that inherited the pid."""
+        """Kill the process and wait until it has ended. Another process with the same pid is not affected."""
         if self.is_alive():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
@@ -63,7 +63,7 @@ class ProcessId:
 
 
 def run(argv: Sequence[str | Path], *, stdin: str | None = None, what: str | None = None) -> str:
-    """Run a command and return its standard output; ClusterError with its own words when it fails."""
+    """Run a command and return its standard output. ClusterError with its error output if it fails."""
     try:
         done = subprocess.run([str(part) for part in argv], input=stdin, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
@@ -80,7 +80,7 @@ def succeeds(argv: Sequence[str | Path]) -> bool:
 
 
 def wait_until(condition: Callable[[], bool], *, seconds: float, every: float = 0.05) -> bool:
-    """Wait for a condition; False when it did not come true in time."""
+    """Wait for a condition. False if it was not fulfilled in time."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -90,7 +90,7 @@ def wait_until(condition: Callable[[], bool], *, seconds: float, every: float = 
 
 
 def replace_file(path: Path, text: str, *, mode: int = 0o600) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)

@@ -1,4 +1,4 @@
-"""What `status` prints: whether the cluster runs, what runs in it, and what disk it takes."""
+"""The output of `status`: whether the cluster and its components run, and the disk usage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tunemill_dev.cluster.processes import run
 
 
 def status(name: str) -> tuple[bool, str]:
-    """Whether the cluster runs and all its parts do, and a report about it and about the disk."""
+    """Return whether the cluster and all its components run, and a report with the disk usage."""
     folder = ClusterFolder.of(name)
     if not tree.first_process(folder):
         return False, "\n".join([f"cluster {name}: not running", *_disk()])
@@ -58,5 +58,5 @@ def _disk() -> Iterator[str]:
 
 
 def _gibibytes(place: Path) -> float:
-    # Files come and go in a live store, which makes du grumble and exit with 1: its sum is what counts.
+    # In a live store files disappear while du runs, so it exits with 1. Its sum is still usable.
     return int(run(["sh", "-c", 'du -sk "$1" 2>/dev/null || true', "du", place]).split()[0]) / 2**20

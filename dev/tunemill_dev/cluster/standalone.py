@@ -1,4 +1,4 @@
-"""etcd, API server and controllers without a node, for tests: no root, free ports on loopback, gone on exit."""
+"""etcd, API server and controllers without a node, for tests: no root, free loopback ports, stopped on exit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TRIES = 3
 
 @dataclass(frozen=True)
 class RunningControlPlane:
-    """A Kubernetes API without nodes: pods are created, and never run."""
+    """A Kubernetes API without nodes: pods are created but never run."""
 
     kubeconfig: Path
     kubectl: Path
@@ -49,7 +49,7 @@ def control_plane(path: Path, *, controllers: bool = True) -> Iterator[RunningCo
         layout = _prepare(folder, programs, controllers=controllers)
         with _running(folder / "plan.json", folder / "logs"):
             running = RunningControlPlane(folder / "kubeconfig", programs / "kubectl", layout.server, folder / "logs")
-            # Somebody else may take a free port before etcd or the API server does: then try with other ports.
+            # Another process may take a free port first: then retry with other ports.
             if _ready(running, controllers=controllers):
                 yield running
                 return
@@ -117,6 +117,6 @@ def _running(plan: Path, logs: Path) -> Iterator[None]:
 def _ready(running: RunningControlPlane, *, controllers: bool) -> bool:
     kubectl: list[str | Path] = [running.kubectl, "--kubeconfig", running.kubeconfig]
     ready = wait_until(lambda: succeeds([*kubectl, "get", "--raw=/readyz"]), seconds=_READY_SECONDS)
-    # Without its default service account, a namespace refuses pods; without controllers it never has one.
+    # A namespace rejects pods without its default service account, which controllers create.
     needed = "serviceaccount" if controllers else "namespace"
     return ready and wait_until(lambda: succeeds([*kubectl, "get", needed, "default"]), seconds=_READY_SECONDS)

@@ -1,11 +1,11 @@
-"""The first process of a cluster: starts the components, restarts what dies, takes everything with it when it ends.
+"""The first process of a cluster: starts the components and restarts those that exit. Its end stops all of them.
 
-It runs as PID 1 of the cluster's namespaces (or as a plain process for a control plane without a node). Stopping is
-always a kill: the kernel then ends every process of the PID namespace, and mounts and network vanish with them. So
-there is one way to stop, and a crash is no special case of it.
+It runs as PID 1 of the cluster's namespaces, or as a plain process for a control plane without a node. It is always
+stopped with a kill: the kernel then ends every process of the PID namespace, and removes mounts and network. A crash
+has the same effect.
 
-Protocol with the process that started it: it prints its pid as the host sees it, then waits for the line `go`. If
-standard input ends without that line, the starter has died, and so does the half-made cluster.
+Protocol with the process that starts it: it prints its pid in the host's namespace, then waits for the line `go`. If
+standard input ends without that line, the starting process has died, and the supervisor stops the incomplete cluster.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
 
 @dataclass
 class _State:
-    """What is known about one component."""
+    """The state of a component."""
 
     component: Component
     process: subprocess.Popen[bytes] | None = None
@@ -87,7 +87,7 @@ class Supervisor:
                     state.process.kill()
 
     def _reap(self) -> None:
-        """Collect dead children. As PID 1, the container shims of a dead parent are children too."""
+        """Reap dead children. As PID 1, the supervisor also adopts container shims whose parent has died."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -124,7 +124,7 @@ class Supervisor:
                 state.started = time.monotonic()
 
     def _publish(self) -> None:
-        """Write what runs, for `status` and for error messages; only when it changed."""
+        """Write the state of all components for `status` and error messages, if it has changed."""
         text = json.dumps(
             {
                 state.component.name: {

@@ -1,4 +1,4 @@
-"""The process tree of a cluster: started in namespaces of its own, ended by killing its first process."""
+"""The process tree of a cluster: started in separate namespaces, stopped by killing its first process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def choose_addresses(folder: ClusterFolder) -> Addresses:
 
 
 def start(folder: ClusterFolder, addresses: Addresses) -> None:
-    """Start the cluster's plan, detached from this terminal. If this process dies half-way, so does the tree."""
+    """Start the cluster's plan, detached from this terminal. If this process dies too early, so does the tree."""
     cgroups.make(folder.name)
     folder.logs.mkdir(parents=True, exist_ok=True)
     log = folder.logs / "supervisor.log"
@@ -64,7 +64,7 @@ def start(folder: ClusterFolder, addresses: Addresses) -> None:
 
 
 def stop(folder: ClusterFolder) -> None:
-    """End the tree and remove what it left on the machine. Works after any crash, and when nothing runs."""
+    """Stop the tree and remove what it left on the machine. Works after any crash, and if nothing runs."""
     init = ProcessId.read(folder.init)
     if init:
         init.kill()

@@ -1,1 +1,1 @@
-"""The demo: `make demo` shows a whole run on a cluster, with nothing but this repository."""
+"""The demo: `make demo` shows a complete run on a cluster, with only this repository."""

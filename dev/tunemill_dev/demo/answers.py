@@ -1,4 +1,4 @@
-"""Lets the adapter that was published answer requests that it has never seen, pulled from the Hub as a user would."""
+"""Downloads the published adapter from the Hub, as a user would, and lets it answer new requests."""
 
 import os
 import warnings
@@ -17,21 +17,21 @@ MAX_NEW_TOKENS = 64
 
 @dataclass(frozen=True)
 class Answer:
-    """What was asked, and what the model called."""
+    """A request and the call of the model."""
 
     question: str
     reply: str
-    """The call as code, or the text when nothing was called."""
+    """The call as code, or the text if there is no call."""
     right: bool
-    """Whether it is the tool and the arguments that the request means."""
+    """Whether tool and arguments are the expected ones."""
 
 
 def answers(hub: Hub, repository: str, revision: str, count: int, offered: int, cache: Path) -> list[Answer]:
-    """Pull the adapter with its base, and return its answers to `count` requests that were in no training row.
+    """Download the adapter and its base model, and return its answers to `count` requests that are in no training row.
 
-    To be called in a process of its own: it sets for good which Hub the process speaks to.
+    Call it in a separate process, because it sets the Hub of the process permanently.
     """
-    # Read by the Hub's client when it is first imported; PEFT looks the base model up there by itself.
+    # The Hub's client reads this when it is imported. PEFT downloads the base model from there.
     os.environ |= {
         "HF_ENDPOINT": hub.endpoint,
         "HF_TOKEN": hub.write_token,
@@ -43,7 +43,7 @@ def answers(hub: Hub, repository: str, revision: str, count: int, offered: int, 
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
-    # Hints to programmers, in the middle of the demo's story.
+    # Hides hints for programmers from the demo's output.
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.simplefilter("ignore")

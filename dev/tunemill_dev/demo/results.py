@@ -1,4 +1,4 @@
-"""What the demo leaves for scripts, `build/demo/*.json`: computed from the status before and after a change; pure."""
+"""Computes the demo's results for scripts, `build/demo/*.json`, from the status before and after a change. Pure."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ def summary(
     Args:
         before: the status before the demo applied or edited the object.
         after: the status at the end.
-        setup_seconds: until the object was applied.
-        total_seconds: until the end, setup included.
+        setup_seconds: time until the object was applied.
+        total_seconds: time until the end, including setup.
     """
     ran = stages_run(before, after)
     seconds = {stage.name: _seconds(stage) if ran.get(stage.name) else 0.0 for stage in after.stages}
@@ -40,7 +40,7 @@ def summary(
 
 
 def stages_run(before: FineTuneStatus, after: FineTuneStatus) -> dict[str, int]:
-    """Return for each stage how often it did its work between the two: 1, or 0 when its output was there already."""
+    """Return for each stage how often it ran between the two: 1, or 0 if its output already existed."""
     known = {stage.name: stage for stage in before.stages}
     ran = dict.fromkeys(STAGES, 0)
     for stage in after.stages:

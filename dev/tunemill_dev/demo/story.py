@@ -1,4 +1,4 @@
-"""The demo from top to bottom."""
+"""The steps of the demo."""
 
 import json
 import shutil
@@ -28,8 +28,8 @@ ROWS, OFFERED, QUESTIONS = 900, 2, 3
 RUN_SECONDS = 900.0
 
 
-class Story:
-    """One telling of the demo: set up what is missing, run the sample, show what came out, and then the one idea."""
+class Demo:
+    """The demo: set up what is missing, run the sample, show the results, and show that an edit reuses outputs."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -38,12 +38,12 @@ class Story:
         self._spec = FineTuneSpec.model_validate(self._manifest["spec"])
         self._second_repository = f"{self._spec.publish.repository}-v2"
 
-    def tell(self, place: AbstractContextManager[Testbed]) -> None:
-        """Tell it.
+    def run(self, place: AbstractContextManager[Testbed]) -> None:
+        """Run the demo.
 
         Raises:
-            NotReachedError: the run did not end in a published model.
-            ClusterError, CommandError: something around it is not as it must be.
+            NotReachedError: the run did not publish a model.
+            ClusterError, CommandError: the environment is not usable.
         """
         base = in_own_process(cached_base)
         with place as testbed:
@@ -55,7 +55,7 @@ class Story:
             self._publish_again(finetune, status)
 
     def _make_ready(self, testbed: Testbed, base: "Future[Path]") -> FineTune:
-        """Remove what an earlier demo left, so that this one really trains, and upload the model and the data."""
+        """Remove the results of an earlier demo, so that this one trains, and upload the model and the data."""
         metadata = self._manifest["metadata"]
         finetune = FineTune(testbed.kubectl, metadata["name"], metadata["namespace"])
         with step("namespace and secrets"):
@@ -80,12 +80,12 @@ class Story:
         published = _published(status)
         if status.evaluation:
             self._console.print(_scores(status.evaluation))
-        self._say(f"The adapter lies at {published.url}")
-        self._say(f"[dim]{seconds:.1f} s until here, of which {setup_seconds:.1f} s of setting up[/]")
+        self._say(f"The adapter is at {published.url}")
+        self._say(f"[dim]{seconds:.1f} s so far, {setup_seconds:.1f} s of them for setup[/]")
         return status
 
     def _ask(self, testbed: Testbed, published: PublishedFacts) -> None:
-        self._say("\n[bold]Pulled from the Hub, it answers what it has never seen[/]")
+        self._say("\n[bold]The model, downloaded from the Hub, answers new requests[/]")
         cache = OUTPUT / "hub-cache"
         shutil.rmtree(cache, ignore_errors=True)
         answered = in_own_process(
@@ -96,14 +96,14 @@ class Story:
             self._say(f"{mark} {escape(answer.question)}  →  {escape(answer.reply)}")
 
     def _publish_again(self, finetune: FineTune, before: FineTuneStatus) -> None:
-        self._say("\n[bold]The one idea: no stage runs twice for the same inputs[/]")
+        self._say("\n[bold]No stage runs twice for the same inputs[/]")
         self._say(f"spec.publish.repository becomes {self._second_repository}")
         edited = time.monotonic()
         finetune.edit({"publish": {"repository": self._second_repository}})
         status = self._follow(finetune, before)
         _write("republish.json", summary(before, status, 0.0, time.monotonic() - edited))
         ran = [name for name, times in stages_run(before, status).items() if times]
-        self._say(f"The adapter lies at {_published(status).url} too; what ran for it: {', '.join(ran) or 'nothing'}")
+        self._say(f"The adapter is also at {_published(status).url}. Stages that ran: {', '.join(ran) or 'none'}")
 
     def _follow(self, finetune: FineTune, before: FineTuneStatus) -> FineTuneStatus:
         with RunView(self._console, before) as view:
@@ -115,7 +115,7 @@ class Story:
 
 def _published(status: FineTuneStatus) -> PublishedFacts:
     if status.phase != Phase.SUCCEEDED or status.published is None:
-        raise NotReachedError(f"The run did not end in a published model: {in_words(status)}")
+        raise NotReachedError(f"The run did not publish a model: {in_words(status)}")
     return status.published
 
 

@@ -1,4 +1,4 @@
-"""Shows a run while it goes on: a table that moves on a terminal, plain lines in a log."""
+"""Shows the progress of a run: a live table on a terminal, plain lines in a log."""
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -13,23 +13,23 @@ from tunemill_dev.demo.results import STAGES, stages_run
 
 MARKS = {StageState.PENDING: "·", StageState.RUNNING: "▸", StageState.SUCCEEDED: "✓", StageState.FAILED: "✗"}
 PLAIN_PERCENT = 20
-"""In a log, a running stage gets a line whenever another fifth of it is done."""
+"""In a log, a running stage gets a line for every 20 % of progress."""
 
 
 @dataclass(frozen=True)
 class StageLine:
-    """What is shown of a stage."""
+    """The displayed state of a stage."""
 
     name: str
     state: StageState
     percent: int | None
     seconds: float | None
     text: str
-    """What it found, or how it does: loss and time left."""
+    """The results, or the current loss and the remaining time."""
 
 
 def stage_lines(before: FineTuneStatus, status: FineTuneStatus, now: datetime) -> list[StageLine]:
-    """Return one line a stage, in their order; what stands since before an edit, whose status is `before`, is kept."""
+    """Return one line per stage, in order. Stages that were done before an edit, whose status is `before`, are kept."""
     known = {stage.name: stage for stage in status.stages}
     lines = [_line(known.get(name) or StageStatus(name=name, state=StageState.PENDING), status, now) for name in STAGES]
     kept = {name for name, times in stages_run(before, status).items() if not times} if before.stages else set()
@@ -40,7 +40,7 @@ def stage_lines(before: FineTuneStatus, status: FineTuneStatus, now: datetime) -
 
 
 class RunView:
-    """Shows every status that it is told of, until the block ends."""
+    """Shows every status that it receives, until the block ends."""
 
     def __init__(self, console: Console, before: FineTuneStatus) -> None:
         self._console = console
@@ -70,7 +70,7 @@ class RunView:
 
 
 def waiting_for(status: FineTuneStatus) -> str:
-    """Return why nothing moves, for example an image that is still being pulled; empty while a stage works."""
+    """Return why the run waits, for example for an image pull; empty while a stage runs."""
     if any(stage.state == StageState.RUNNING and stage.started_at for stage in status.stages):
         return ""
     return next((each.message for each in status.conditions if each.type == "Reconciling"), "")
@@ -112,12 +112,12 @@ def _line(stage: StageStatus, status: FineTuneStatus, now: datetime) -> StageLin
 
 
 def _present(status: FineTuneStatus) -> str:
-    told = status.trainer_status
-    if told is None:
+    progress = status.trainer_status
+    if progress is None:
         return ""
-    words = [f"loss {metric.value}" for metric in told.metrics if metric.name == "loss"]
-    if told.estimated_remaining_seconds is not None:
-        minutes, seconds = divmod(told.estimated_remaining_seconds, 60)
+    words = [f"loss {metric.value}" for metric in progress.metrics if metric.name == "loss"]
+    if progress.estimated_remaining_seconds is not None:
+        minutes, seconds = divmod(progress.estimated_remaining_seconds, 60)
         words.append(f"{minutes}:{seconds:02d} left")
     return ", ".join(words)
 
@@ -125,7 +125,7 @@ def _present(status: FineTuneStatus) -> str:
 def _result(stage: str, status: FineTuneStatus) -> str:
     if stage == "prepare" and status.prepared:
         found = status.prepared.dataset
-        text = f"{found.train_rows} rows to learn from, {found.evaluation_rows} held out, {found.tools} tools"
+        text = f"{found.train_rows} training rows, {found.evaluation_rows} held out, {found.tools} tools"
         return text + (f", {status.prepared.added_tokens} tokens added" if status.prepared.added_tokens else "")
     if stage == "train" and status.trained:
         return f"{status.trained.steps} steps, loss {status.trained.first_loss} → {status.trained.loss}"

@@ -34,24 +34,24 @@ SUSPENDED: Shown = ("Suspended", "InProgress", "InProgress")
 DELETED: Shown = ("Progressing", "InProgress", "Terminating")
 
 TABLE: dict[str, Shown] = {
-    "just applied, not seen by the operator yet": PROGRESSING,
+    "just applied, not processed by the operator yet": PROGRESSING,
     "preparing": PROGRESSING,
     "waiting for a GPU": PROGRESSING,
-    "held back by a queue": PROGRESSING,
+    "waiting in a queue": PROGRESSING,
     "training": PROGRESSING,
     "evaluating": PROGRESSING,
     "publishing": PROGRESSING,
-    "trying again after a failure that can heal": PROGRESSING,
+    "retrying after a temporary failure": PROGRESSING,
     "published": HEALTHY,
-    "looked again, and the new model was no better": HEALTHY,
+    "retrained, and the new model was not better": HEALTHY,
     "held by a gate": DEGRADED,
     "held by a gate, with a draft": DEGRADED,
-    "failed, the user has to act": DEGRADED,
-    "failed, the platform team has to act": DEGRADED,
+    "failed, the user must act": DEGRADED,
+    "failed, the platform team must act": DEGRADED,
     "`spec.suspend`, still saving a checkpoint": PROGRESSING,
     "`spec.suspend`, stopped": SUSPENDED,
     "published, then the manifest was changed": PROGRESSING,
-    "published, and another model is being trained": PROGRESSING,
+    "published, and a new model is being trained": PROGRESSING,
     "published, and the next model failed": DEGRADED,
     "being deleted": DELETED,
 }
@@ -97,7 +97,7 @@ def story(plane: Plane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
     namespace = plane.namespace("gitops-health", {"pod-security.kubernetes.io/enforce": "restricted"})
     story = Story()
     with recorded(namespace, folder / "watch.json", story):
-        story.moments["just applied, not seen by the operator yet"] = namespace.apply("new")
+        story.moments["just applied, not processed by the operator yet"] = namespace.apply("new")
         with an_endpoint(plane, folder) as endpoint:
             _begin(namespace)
             _tell_end_of_train(endpoint, namespace, "evaluating")
@@ -175,22 +175,22 @@ def _go_on(namespace: Namespace, story: Story) -> None:
 
     keep("preparing", "preparing", "Preparing")
     keep("waiting for a GPU", "queued", "Queued")
-    keep("held back by a queue", "held-back", "Queued")
+    keep("waiting in a queue", "held-back", "Queued")
     keep("training", "training", "Training")
     keep("evaluating", "evaluating", "Evaluating")
     keep("publishing", "publishing", "Publishing")
     retrying = eventually(lambda: _when(namespace, "retrying", "Reconciling", "Retrying"), "it is tried again")
-    moments["trying again after a failure that can heal"] = retrying
+    moments["retrying after a temporary failure"] = retrying
     keep("published", "published", "Succeeded")
     not_better = eventually(lambda: _when(namespace, "no-better", "Ready", "NotBetter"), "it is no better")
-    moments["looked again, and the new model was no better"] = not_better
+    moments["retrained, and the new model was not better"] = not_better
     keep("held by a gate", "held", "Held")
     keep("held by a gate, with a draft", "draft", "Held")
-    keep("failed, the user has to act", "denied", "Failed")
-    keep("failed, the platform team has to act", "imageless", "Failed")
+    keep("failed, the user must act", "denied", "Failed")
+    keep("failed, the platform team must act", "imageless", "Failed")
     eventually(lambda: _when(namespace, "suspended", "Suspended", "Suspended"), "it has stopped")
     keep("`spec.suspend`, stopped", "suspended", "Suspended")
-    keep("published, and another model is being trained", "retraining", "Training")
+    keep("published, and a new model is being trained", "retraining", "Training")
     keep("published, and the next model failed", "overtaken", "Failed")
     eventually(lambda: plane.api.find(namespace.path(PLURAL, "deleted")) is None, "it is deleted")
 
@@ -266,7 +266,7 @@ def test_what_failed_is_shown_with_its_remedy(story: Story) -> None:
 
 def test_what_is_under_way_is_shown_with_what_it_does(story: Story) -> None:
     """How far it is, and that the model before it is still there."""
-    body = deepcopy(story.moments["published, and another model is being trained"])
+    body = deepcopy(story.moments["published, and a new model is being trained"])
     body["status"] |= {"progress": "45%", "eta": "3m10s"}
     (verdicts,) = health([body], FLUX_FINETUNES)
     (doing,) = [item["message"] for item in body["status"]["conditions"] if item["type"] == "Reconciling"]
