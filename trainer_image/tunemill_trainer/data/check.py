@@ -98,7 +98,11 @@ class Checked:
 
 
 def check(
-    files: Sequence[Path], evaluation: Sequence[Path], how: Reading, render: Callable[[Dataset], int] | None = None
+    files: Sequence[Path],
+    evaluation: Sequence[Path],
+    how: Reading,
+    render: Callable[[Dataset], int] | None = None,
+    progress: Callable[[int], None] = lambda _rows: None,
 ) -> Checked:
     """Look at files of training rows and of held-out rows.
 
@@ -108,6 +112,7 @@ def check(
         how: to read; with the format Auto, each file may have its own.
         render: looks at the usable rows with a tokenizer, adds to the dataset's findings, and returns how many of the
             rows are of no use after all; None leaves it out.
+        progress: called again and again with the number of rows that were read.
 
     Raises:
         StageError: from `render`.
@@ -117,7 +122,7 @@ def check(
     with tempfile.TemporaryDirectory() as scratch:
         found = Findings(kept=sys.maxsize)
         dataset = Dataset(DatasetFormat.OPENAI, Path(scratch) / "rows.jsonl", findings=found)
-        with Intake(dataset, how, tick=lambda: None) as intake:
+        with Intake(dataset, how, tick=lambda: progress(dataset.rows)) as intake:
             # Held-out rows first, as prepare has it: of two that ask the same, it is the training row that goes.
             for path, drawn in [*((path, HELD_OUT) for path in evaluation), *((path, TRAIN_ONLY) for path in files)]:
                 try:
