@@ -83,6 +83,7 @@ COMMON_EXIT_CODES: Mapping[int, str] = {
     ExitCode.DONE: "done",
     USAGE_EXIT_CODE: "the command line is wrong: an unknown command or option, or a value that an option does not take",
     ExitCode.INTERNAL_ERROR: "an error in Tunemill; the traceback is on standard error",
+    ExitCode.NODE_BROKEN: "no space left on the disk",
     ExitCode.CONFIGURATION: "the command needs the training libraries, and they are not installed",
     INTERRUPTED_EXIT_CODE: "interrupted by Ctrl-C",
 }

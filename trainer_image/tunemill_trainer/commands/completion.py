@@ -5,7 +5,8 @@ tunemill completion fish > ~/.config/fish/completions/tunemill.fish
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from tunemill_api.failures import ExitCode
 
@@ -29,13 +30,17 @@ def command_for(parser: Callable[[], argparse.ArgumentParser]) -> Command:
     def main(options: argparse.Namespace) -> int:
         import shtab
 
-        console.show(shtab.complete(parser(), shell=options.shell))
+        made = parser()
+        for action in _actions_of(made):
+            if action.type is Path:
+                action.complete = shtab.DIR if action.metavar == "FOLDER" else shtab.FILE  # type: ignore[attr-defined] # shtab's own
+        console.show(shtab.complete(made, shell=options.shell))
         return ExitCode.DONE
 
     return Command(
         name="completion",
         task=Task.SHELL,
-        summary="print a completion script for bash, zsh or fish",
+        summary="print a script for bash, zsh or fish that completes commands, options and files",
         add_options=_add_options,
         main=main,
         examples=(
@@ -44,3 +49,12 @@ def command_for(parser: Callable[[], argparse.ArgumentParser]) -> Command:
             "completion fish > ~/.config/fish/completions/tunemill.fish",
         ),
     )
+
+
+def _actions_of(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Yield the actions of a parser and of its commands. argparse has no public way to list them."""
+    for action in parser._actions:  # noqa: SLF001
+        yield action
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+            for command in action.choices.values():
+                yield from _actions_of(command)

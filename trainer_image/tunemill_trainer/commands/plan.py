@@ -30,7 +30,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--config",
         metavar="FOLDER",
         type=Path,
-        help="folder with the base model's config.json (default: spec.baseModel on the Hub, with the token in HF_TOKEN)",
+        help="folder with the base model's config.json (default: that of spec.baseModel on the Hub; HF_TOKEN is used)",
     )
     command.add_argument(
         "--longest",
@@ -113,7 +113,7 @@ COMMAND = Command(
         ExitCode.INPUT_MISSING: "the base model does not exist",
         ExitCode.SERVICE_UNAVAILABLE: "the Hub cannot be reached",
         ExitCode.PERMISSION_DENIED: "the Hub refuses the token",
-        ExitCode.CONFIGURATION: "the run does not fit spec.compute.gpuMemory; or the training libraries are not installed",
+        ExitCode.CONFIGURATION: "the run does not fit spec.compute.gpuMemory, or the training libraries are missing",
     },
     json=JsonOutput(
         "one object",

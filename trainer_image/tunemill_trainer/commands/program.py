@@ -1,6 +1,7 @@
 """The parser of `tunemill` and `tunemill-trainer`, and how the chosen command is run."""
 
 import argparse
+import errno
 import importlib.util
 import io
 import os
@@ -51,11 +52,20 @@ def main(program: str, arguments: Sequence[str]) -> int:
     with console.guarded():
         try:
             options = parser(program).parse_args(arguments)
+            # Without torch, Transformers prints at import that only tokenizers are available.
+            os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
             return _run(options.command_to_run, options)
         except BrokenPipeError:
             # The reader of the output has seen enough, as `head` does.
-            console.flush()
+            console.discard_output()
             return ExitCode.DONE
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                traceback.print_exc()
+                return ExitCode.INTERNAL_ERROR
+            console.discard_output()
+            print(f"{program}: no space left on the disk: {error.filename or 'standard output'}", file=sys.stderr)
+            return ExitCode.NODE_BROKEN
         except Exception:  # noqa: BLE001 - Python would print the traceback after the guard has ended
             traceback.print_exc()
             return ExitCode.INTERNAL_ERROR
@@ -92,7 +102,6 @@ def parser(program: str) -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"{program} {_version()}", help="print the version")
     added = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_CommandParser)
     for command in commands:
-        # The sum of both is what shtab and --help show.
         made = added.add_parser(
             command.name,
             help=command.summary,

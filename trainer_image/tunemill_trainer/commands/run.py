@@ -200,13 +200,15 @@ COMMAND = Command(
         ExitCode.NODE_BROKEN: "the GPU or the disk of this machine fails",
         ExitCode.INTERRUPTED: "stopped by SIGTERM; the same command continues",
         ExitCode.PERMISSION_DENIED: "S3 or the Hub refuses the credentials",
-        ExitCode.CONFIGURATION: "the run does not fit this machine; or the training libraries are not installed",
+        ExitCode.CONFIGURATION: "the run does not fit this machine, or the training libraries are missing",
     },
     json=JsonOutput(
         "one object",
         (
             JsonField("stages[].stage", "string", "`prepare`, `train`, `evaluate` or `publish`; in this order."),
-            JsonField("stages[].key", "string", "The key of the output; empty when the stage failed before it was known."),
+            JsonField(
+                "stages[].key", "string", "The key of the output; empty when the stage failed before it was known."
+            ),
             JsonField("stages[].executed", "boolean", "False when the output already existed."),
             JsonField("stages[].startedAt", "string", "RFC 3339."),
             JsonField("stages[].finishedAt", "string", "RFC 3339."),

@@ -187,7 +187,9 @@ COMMAND = Command(
             JsonField("line", "integer", "Line, list element or table row, from 1."),
             JsonField("messages[].role", "string", "`system`, `user`, `assistant` or `tool`."),
             JsonField("messages[].content", "string", "The text of the message."),
-            JsonField("messages[].reasoning_content", "string", "The reasoning of an assistant message, where it has one."),
+            JsonField(
+                "messages[].reasoning_content", "string", "The reasoning of an assistant message, where it has one."
+            ),
             JsonField("messages[].name", "string", "The tool of a `tool` message, where it is known."),
             JsonField("messages[].tool_call_id", "string", "The call that a `tool` message answers."),
             JsonField("messages[].tool_calls[].id", "string", "The id of the call; numbered within the row."),

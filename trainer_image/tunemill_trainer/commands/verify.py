@@ -52,7 +52,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "repository", metavar="REPO", help="the repository, owner/name; a private one needs a token in HF_TOKEN"
     )
-    command.add_argument("--revision", default="main", help="branch, tag or commit (default: %(default)s)")
+    command.add_argument(
+        "--revision", metavar="REVISION", default="main", help="branch, tag or commit (default: %(default)s)"
+    )
     command.add_argument(
         "--key", metavar="FILE", type=Path, help="public key as PEM; without it, no signature is checked"
     )
@@ -111,7 +113,7 @@ def _key(path: Path) -> "VerificationKey":
     try:
         return VerificationKey.read(path.read_bytes())
     except OSError as error:
-        raise _CannotVerifyError(f"--key {path} could not be read: {error.strerror}. Correct the path.", ExitCode.INPUT_MISSING) from error
+        raise _CannotVerifyError(f"--key {path} could not be read: {error.strerror}", ExitCode.INPUT_MISSING) from error
     except KeyFormatError as error:
         raise _CannotVerifyError(f"--key {path}: {error}", ExitCode.SPEC_WRONG) from error
 
@@ -134,7 +136,7 @@ def _snapshot(options: argparse.Namespace, endpoint: str) -> "tuple[str, Snapsho
     try:
         return _read(api, options)
     except HFValidationError as error:
-        raise _CannotVerifyError(f"{options.repository} is not a repository (owner/name): {error}", ExitCode.SPEC_WRONG) from error
+        raise _CannotVerifyError(f"{options.repository} is no repository: {error}", ExitCode.SPEC_WRONG) from error
     except RevisionNotFoundError as error:
         raise _CannotVerifyError(f"{where}: there is no such revision; correct --revision", missing) from error
     except RepositoryNotFoundError as error:
@@ -168,7 +170,7 @@ def _read(api: "HfApi", options: argparse.Namespace) -> "tuple[str, Snapshot]":
     if described is None or described.size > LARGEST_BYTES:
         raise _CannotVerifyError(
             f"{options.repository} at {options.revision} has no {PROVENANCE} of at most {LARGEST_BYTES >> 20} MiB: it "
-            "was published by another tool, or by a version of Tunemill that wrote none. Publish it again to verify it.",
+            "was published by another tool, or by a version of Tunemill that wrote none. Publish it again.",
             ExitCode.INPUT_MISSING,
         )
     if unsafe := next((entry.path for entry in entries if not is_safe(entry.path)), ""):

@@ -330,7 +330,7 @@ COMMAND = Command(
     examples=("gpu-check", "gpu-check --full --minutes 60 --report report.json", "gpu-check --device cpu --small"),
     exit_codes={
         ExitCode.INTERNAL_ERROR: "a part of the check failed; or an error in Tunemill",
-        ExitCode.NODE_BROKEN: "no GPU can be used",
+        ExitCode.NODE_BROKEN: "no GPU can be used; or no space left on the disk",
     },
     json=JsonOutput(
         "one object; --report writes the same",

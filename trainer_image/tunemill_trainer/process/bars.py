@@ -30,8 +30,10 @@ class ProgressBar:
         unit: what is counted.
     """
 
+    _bar: "tqdm[None] | None"
+
     def __init__(self, description: str, total: int | None, unit: str) -> None:
-        self._bar: tqdm[None] | None = None
+        self._bar = None
         if is_terminal():
             from tqdm import tqdm
 
@@ -42,8 +44,9 @@ class ProgressBar:
                 file=sys.__stderr__,
                 leave=False,
                 dynamic_ncols=True,
-                bar_format=None if total is None else "{desc} {percentage:3.0f} % |{bar}| {n_fmt}/{total_fmt}{unit} "
-                "[{elapsed}<{remaining}{postfix}]",
+                bar_format=None
+                if total is None
+                else "{desc} {percentage:3.0f} % |{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}{postfix}]",
             )
 
     def advance_to(self, done: int, note: str = "") -> None:

@@ -113,10 +113,14 @@ def flush() -> bool:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python would complain once more when it closes the output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return False
     return True
+
+
+def discard_output() -> None:
+    """Send what is still printed to /dev/null. Otherwise Python fails once more when it closes the output."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show(text: str) -> bool:

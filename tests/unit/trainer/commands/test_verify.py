@@ -1,4 +1,4 @@
-"""`tunemill-trainer verify` against a Hub: a release that is as it was published, and every way in which it is not."""
+"""`tunemill verify` against a Hub: a release that is as it was published, and every way in which it is not."""
 
 import hashlib
 import json
