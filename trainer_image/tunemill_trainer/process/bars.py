@@ -77,6 +77,7 @@ def printing() -> Iterator[None]:
         return
     from tqdm import tqdm
 
-    with tqdm.external_write_mode(file=sys.__stdout__):
+    # It takes away the bars of this stream.
+    with tqdm.external_write_mode(file=sys.__stderr__):
         yield
         sys.stdout.flush()
