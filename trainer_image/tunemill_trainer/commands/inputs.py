@@ -60,7 +60,8 @@ def _rows_in(path: Path) -> int | None:
         with path.open("rb") as file:
             start = file.read(4)
             if start == b"PAR1":
-                return pq.read_metadata(path).num_rows
+                rows: int = pq.read_metadata(path).num_rows
+                return rows
             if start[:2] == b"\x1f\x8b" or start.lstrip()[:1] == b"[":
                 return None
             file.seek(0)

@@ -104,7 +104,7 @@ def _options(mine: argparse.ArgumentParser) -> Iterator[str]:
         if isinstance(action, argparse._HelpAction):  # noqa: SLF001
             continue
         text = formatter._expand_help(action)  # noqa: SLF001
-        value = "" if action.nargs == 0 else formatter._format_args(action, action.metavar or "")  # noqa: SLF001
+        value = "" if action.nargs == 0 else formatter._format_args(action, str(action.metavar))  # noqa: SLF001
         names = ", ".join(action.option_strings)
         required = "required; " if action.required and action.option_strings else ""
         yield f"| `{' '.join(filter(None, [names, value]))}` | {_cell(required + text)} |"

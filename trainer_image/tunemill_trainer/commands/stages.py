@@ -6,6 +6,7 @@ tunemill-trainer stages train evaluate
 
 import argparse
 import os
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def _given(options: argparse.Namespace) -> list[str]:
     return given
 
 
-_EXIT_CODES = {
+_EXIT_CODES: Mapping[int, str] = {
     ExitCode.INTERRUPTED: "stopped by SIGTERM or SIGINT; the stage continues when it is started again",
 }
 COMMANDS = (
