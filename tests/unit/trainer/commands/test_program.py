@@ -111,10 +111,12 @@ def test_ctrl_c_ends_with_130_and_one_line(tmp_path):
     fifo = tmp_path / "rows"
     os.mkfifo(fifo)
     command = [sys.executable, "-m", "tunemill_trainer", "lint", fifo]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        with fifo.open("w"):  # returns when the command has opened it for reading
-            process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=60)
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
+        fifo.open("w"),  # returns when the command has opened it for reading
+    ):
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, "", "tunemill-trainer: interrupted\n")
 
 
@@ -176,6 +178,7 @@ class Terminal(io.StringIO):
     """A stream that says that it is a terminal."""
 
     def isatty(self) -> bool:
+        """Say so."""
         return True
 
 
