@@ -73,6 +73,7 @@ lint: $(READY) ## Style, shell, YAML, Dockerfiles, workflows, documentation site
 	@$(MKDOCS) build --quiet --strict
 	@$(BIN)/python -m tunemill_api.codegen . --check
 	@$(BIN)/python -m tunemill_operator.telemetry.reference . --check
+	@$(BIN)/python -m tunemill_trainer.commands.reference . --check
 	@$(BIN)/python -m tunemill_dev.chart . --check
 
 .PHONY: types
@@ -166,6 +167,7 @@ format: $(READY) ## Format the code and mend what ruff can mend
 generate: $(READY) ## Write the CRDs, the reference pages and install.yaml from code and chart
 	@$(BIN)/python -m tunemill_api.codegen .
 	@$(BIN)/python -m tunemill_operator.telemetry.reference .
+	@$(BIN)/python -m tunemill_trainer.commands.reference .
 	@$(BIN)/python -m tunemill_dev.chart .
 
 DOCS := build/docs/.ready
@@ -182,12 +184,12 @@ docs-serve: $(READY) ## Serve the documentation on http://127.0.0.1:8000, and re
 
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--no-header --no-annotate --no-emit-package tunemill-api --no-emit-package tunemill-operator \
-	--no-emit-package tunemill-trainer --no-emit-package tunemill-dev
+	--no-emit-package tunemill --no-emit-package tunemill-dev
 .PHONY: lock
 lock: $(UV) ## Pin all dependencies to the newest versions that work together
 	@$(COMPILE) --upgrade --group dev pyproject.toml -o requirements-dev.txt
 	@$(COMPILE) -c requirements-dev.txt operator/pyproject.toml -o operator/requirements.txt
-	@$(COMPILE) -c requirements-dev.txt trainer_image/pyproject.toml -o trainer_image/requirements.txt
+	@$(COMPILE) -c requirements-dev.txt --extra train trainer_image/pyproject.toml -o trainer_image/requirements.txt
 	@$(COMPILE) -c requirements-dev.txt dev/hub/requirements.in -o dev/hub/requirements.txt
 	@$(COMPILE) --upgrade --no-deps dev/requirements-vllm.in -o dev/requirements-vllm.txt
 	@echo hatchling | $(COMPILE) --upgrade - -o operator/requirements-build.txt

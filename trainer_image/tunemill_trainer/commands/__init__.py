@@ -1,1 +1,1 @@
-"""What people type on a laptop: one file a command."""
+"""The commands of `tunemill`: one module for each. `program` builds the parser and runs the chosen command."""

@@ -1,12 +1,12 @@
-"""`tunemill-trainer lint`: looks at data as prepare does, on a laptop, without a network.
+"""`tunemill lint`: checks rows as the prepare stage does, without a network.
 
-tunemill-trainer lint calls.jsonl --json
-tunemill-trainer lint train.jsonl --evaluation held-out.jsonl --tokenizer google/gemma-2-2b-it --max-length 1500
+tunemill lint calls.jsonl --json
+tunemill lint train.jsonl --evaluation held-out.jsonl --tokenizer google/gemma-2-2b-it --max-length 1500
+head -1000 calls.jsonl | tunemill lint -
 """
 
 import argparse
-import json
-import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,12 @@ from tunemill_api.data import DatasetFormat
 from tunemill_api.failures import ExitCode, Reason
 from tunemill_api.training import Training
 
+from tunemill_trainer.commands import inputs, output
+from tunemill_trainer.commands.command import Command, JsonField, JsonOutput, Task
+from tunemill_trainer.commands.option_types import positive_integer, positive_number
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.process import console, cpus
+from tunemill_trainer.process.bars import ProgressBar
 
 if TYPE_CHECKING:
     from tunemill_trainer.data.dataset import Dataset
@@ -30,109 +34,169 @@ def add_options(command: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     add_reading_options(command)
     command.add_argument(
-        "--evaluation", metavar="FILE", type=Path, nargs="+", default=[], help="files with the rows that are held out"
+        "--evaluation",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="files with held-out rows; a training row with the same request as one of them is reported",
     )
     command.add_argument(
         "--max-tool-ratio",
         metavar="NUMBER",
-        type=float,
+        type=positive_number,
         default=10.0,
-        help="warn when one tool is called so many times as often as another (default: %(default)s)",
+        help="warn when one tool is called this many times as often as another (default: %(default)s)",
     )
-    command.add_argument(
-        "--tokenizer",
-        metavar="FOLDER_OR_ID",
-        default="",
-        help="a base model's folder or its id on the Hub (HF_TOKEN is used): also check lengths and rendering",
-    )
+    add_tokenizer_option(command, "also check rendering and length with the model's tokenizer")
     command.add_argument(
         "--max-length",
         metavar="TOKENS",
-        type=int,
-        help=f"with --tokenizer: the longest row that is of use (default: {_MAX_LENGTH})",
+        type=positive_integer,
+        help=f"with --tokenizer: report rows with more tokens (default: {_MAX_LENGTH})",
     )
-    command.add_argument("--json", action="store_true", help="print JSON instead of text")
+    output.add_json_option(command)
 
 
 def add_reading_options(command: argparse.ArgumentParser) -> None:
-    """Declare the options that say what is read and how."""
-    forms = {form.value.lower(): form.value for form in DatasetFormat}
+    """Declare the options that say which rows are read, and how."""
     command.add_argument(
-        "files", metavar="FILE", type=Path, nargs="+", help=".jsonl, .json or .parquet, also gzipped; one set of rows"
+        "files",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        help=".jsonl, .json or .parquet, the first two also gzipped; a pipe; or - for standard input. "
+        "Several files are one set of rows",
     )
-    command.add_argument(
-        "--format",
-        type=lambda text: forms.get(text.lower(), text),
-        choices=[*forms.values()],
-        default=DatasetFormat.AUTO.value,
-        metavar="FORMAT",
-        help=f"of the rows: {', '.join(forms.values())} (default: %(default)s)",
-    )
+    add_format_option(command)
     command.add_argument(
         "--tools",
         metavar="FILE",
         type=Path,
-        help="a JSON file with the tools of rows that carry none; rows that carry tools must agree with it",
+        help="a JSON file with the tools of rows that carry none; tools that rows carry must agree with it",
     )
 
 
-def contract_of(options: argparse.Namespace) -> "tuple[Tool, ...]":
+def add_format_option(command: argparse.ArgumentParser) -> None:
+    """Declare --format."""
+    formats = {form.value.lower(): form.value for form in DatasetFormat}
+    command.add_argument(
+        "--format",
+        type=lambda text: formats.get(text.lower(), text),
+        choices=[*formats.values()],
+        default=DatasetFormat.AUTO.value,
+        metavar="FORMAT",
+        help=f"format of the rows: {', '.join(formats.values())} (default: %(default)s)",
+    )
+
+
+def add_tokenizer_option(command: argparse.ArgumentParser, text: str) -> None:
+    """Declare --tokenizer."""
+    command.add_argument(
+        "--tokenizer",
+        metavar="FOLDER_OR_ID",
+        default="",
+        help=f"a base model's folder, or its id on the Hub (with the token in HF_TOKEN): {text}",
+    )
+
+
+def tools_of(options: argparse.Namespace) -> "tuple[Tool, ...]":
     """Return the tools of --tools.
 
     Raises:
         StageError: they cannot be used.
         OSError: the file cannot be read.
     """
+    from tunemill_trainer.data.files import name_of
     from tunemill_trainer.data.tools import given_tools
 
-    return given_tools(_text(options.tools), str(options.tools)) if options.tools else ()
+    if not options.tools:
+        return ()
+    with tempfile.TemporaryDirectory() as scratch:
+        text = inputs.text_of(options.tools, Path(scratch))
+    try:
+        return given_tools(text, f"--tools {name_of(options.tools)}")
+    except StageError as error:
+        raise StageError(error.reason, error.message, "Correct the file: a JSON list of tool definitions.") from error
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print the findings and return the exit code: 0 without errors, 65 with, 64 or 66 for wrong options."""
-    # Here, so that the stages, which share the parser of the options, do not wait for them.
+    """Print the findings and return the exit code: 0 without errors, 65 with errors, 64 or 66 for wrong options."""
+    # Imported here: other commands and the stages share this parser and do not need them.
     from tunemill_trainer.data.check import check
     from tunemill_trainer.data.dataset import ReadOptions
-    from tunemill_trainer.data.findings import full_text
 
     try:
         if options.max_length is not None and not options.tokenizer:
-            raise StageError(Reason.INVALID_SPEC, "--max-length counts tokens, which takes a --tokenizer", "Add one.")
+            raise StageError(Reason.INVALID_SPEC, "--max-length has no effect without --tokenizer", "Add --tokenizer.")
+        inputs.refuse_repeated_standard_input(
+            {"FILE": options.files, "--evaluation": options.evaluation, "--tools": [options.tools]}
+        )
         how = ReadOptions(
             DatasetFormat(options.format),
-            contract_of(options),
+            tools_of(options),
             workers=cpus.available(),
             tool_ratio=options.max_tool_ratio,
         )
-        checked = check(options.files, options.evaluation, how, _renderer(options) if options.tokenizer else None)
+        with ProgressBar("reading", inputs.row_count([*options.evaluation, *options.files]), "rows") as bar:
+            render = _renderer(options) if options.tokenizer else None
+            checked = check(options.files, options.evaluation, how, render, bar.advance_to)
     except StageError as error:
-        print(f"tunemill-trainer lint: {full_text(error)}. {error.failure.remedy}", file=sys.stderr)
-        return error.exit_code
+        return output.fail_for("lint", error)
     except OSError as error:
-        return _unreadable(error)
+        return output.fail_unreadable("lint", error)
     if checked.files:
-        console.show(json.dumps(checked.to_json(), indent=1, ensure_ascii=False) if options.json else checked.to_text())
+        if options.json:
+            output.show_json(checked.to_json())
+        else:
+            console.show(checked.to_text())
     for unreadable in checked.unreadable:
-        _unreadable(unreadable)
+        output.fail_unreadable("lint", unreadable)
     if checked.unreadable:
         return ExitCode.INPUT_MISSING
     return ExitCode.DATA_WRONG if checked.errors else ExitCode.DONE
 
 
-def _unreadable(error: OSError) -> int:
-    print(f"tunemill-trainer lint: {error.filename} could not be read: {error.strerror}", file=sys.stderr)
-    return ExitCode.INPUT_MISSING
-
-
 def _renderer(options: argparse.Namespace) -> "Callable[[Dataset], int]":
-    # Only here: it imports Transformers, which takes longer than everything else that this command does.
+    # Imported only with --tokenizer: Transformers takes longer to import than everything else that this command does.
     from tunemill_trainer.chat.check import render_all
 
     return partial(render_all, base=options.tokenizer, max_length=options.max_length or _MAX_LENGTH)
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise OSError(0, f"not UTF-8: {error.reason}", str(path)) from error
+COMMAND = Command(
+    name="lint",
+    task=Task.DATA,
+    summary="check rows as the prepare stage does, and report what is wrong with them",
+    add_options=add_options,
+    main=main,
+    examples=(
+        "lint calls.jsonl",
+        "lint train.jsonl --evaluation held-out.jsonl --tokenizer google/gemma-2-2b-it --max-length 1500",
+        "lint - --json < calls.jsonl",
+    ),
+    exit_codes={
+        ExitCode.SPEC_WRONG: "--tools cannot be used, or options contradict each other",
+        ExitCode.DATA_WRONG: "a row has an error",
+        ExitCode.INPUT_MISSING: "a file or the tokenizer cannot be read; the findings of the other files are printed",
+    },
+    json=JsonOutput(
+        "one object",
+        (
+            JsonField("findings[].file", "string", "The file as given; `stdin` for standard input."),
+            JsonField("findings[].line", "integer", "Line, list element or table row, from 1."),
+            JsonField("findings[].rule", "string", "The rule, as in [Data](../how-to/data.md#what-is-checked)."),
+            JsonField("findings[].field", "string", "Where in the row; empty when the whole row is meant."),
+            JsonField("findings[].severity", "string", "`error` or `warning`."),
+            JsonField("findings[].message", "string", "What is wrong."),
+            JsonField("findings[].remedy", "string", "What to change."),
+            JsonField("summary.files.*", "string or null", "The format of each file; null when it is unknown."),
+            JsonField("summary.rows", "integer", "Rows that were read."),
+            JsonField("summary.usableRows", "integer", "Rows that the prepare stage would use."),
+            JsonField("summary.calls", "integer", "Tool calls in the usable rows that the model learns."),
+            JsonField("summary.errors", "integer", "Findings with the severity `error`."),
+            JsonField("summary.warnings", "integer", "Findings with the severity `warning`."),
+            JsonField("summary.rules.*", "integer", "The number of findings of each rule."),
+        ),
+    ),
+)

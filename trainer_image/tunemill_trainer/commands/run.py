@@ -1,161 +1,112 @@
-"""All four stages on one machine, from the same manifest that `kubectl apply` takes.
+"""`tunemill run`: runs all four stages on one machine, from the manifest that `kubectl apply` takes.
 
-Each stage is a process of its own, as it is in the cluster: it gives its memory back at its end, and the libraries that
-read their settings at the first import read those of this run.
+Each stage is a separate process, as in the cluster: it frees its memory when it ends, and libraries that read their
+settings at import read those of this run.
+
+tunemill run finetune.yaml
 """
 
-import copy
+import argparse
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
-from urllib.parse import quote, unquote
 
-import yaml
-from pydantic import ValidationError
-from tunemill_api.constants import API_VERSION, CHAT_TEMPLATE_PATH, KIND, TOOLS_PATH
 from tunemill_api.failures import FAILURES, ExitCode, Reason
-from tunemill_api.finetune import FineTuneSpec, workspace_of
-from tunemill_api.local_files import FILE_SCHEME, is_local, local_path
+from tunemill_api.local_files import is_local, local_path
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage, StageReport
 
+from tunemill_trainer.commands import manifest, output
+from tunemill_trainer.commands.command import INTERRUPTED_EXIT_CODE, Command, JsonField, JsonOutput, Task
+from tunemill_trainer.commands.stages import ENV_WORK
 from tunemill_trainer.errors import StageError
+from tunemill_trainer.process import bars, console
 from tunemill_trainer.stages.config_maps import ENV_CONFIG_DIRECTORY
 
-_MAY_BE_LOCAL = (
-    ("baseModel", "id"),
-    ("dataset", "uri"),
-    ("dataset", "evaluation", "uri"),
-    ("workspace", "uri"),
-    ("publish", "repository"),
-)
-"""The fields that may name a file or folder of this machine."""
-_WORKSPACE = "tunemill"
-"""The folder for outputs beside the manifest, where the data is on this machine and spec.workspace.uri is empty."""
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    command.add_argument(
+        "manifest",
+        metavar="FILE",
+        type=Path,
+        help="a YAML file with a FunctionCallFineTune and the ConfigMaps that it refers to; - for standard input",
+    )
+    command.add_argument(
+        "--work",
+        metavar="FOLDER",
+        type=Path,
+        help=f"folder for temporary files and downloaded models (default: ${ENV_WORK}, or tunemill/work in "
+        "$XDG_CACHE_HOME or ~/.cache)",
+    )
+    output.add_json_option(command, "print JSON instead of tables; the log goes to standard error")
 
 
-def main(manifest: Path, work: Path) -> int:
-    """Run the stages that are not done yet, print what came out, and return the exit code of the last stage.
+def main(options: argparse.Namespace) -> int:
+    """Run the command; return the exit code of `run`."""
+    return run(options.manifest, options.work or default_work(), as_json=options.json)
 
-    That of a gate that is not passed is also returned when a draft was pushed: nobody shall take it for a release.
+
+def default_work() -> Path:
+    """Return the folder to work in when --work is not given."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get(ENV_WORK) or cache / "tunemill" / "work")
+
+
+def run(path: Path, work: Path, *, as_json: bool = False) -> int:
+    """Run the stages whose outputs do not exist yet, print the results, and return the exit code of the last stage.
+
+    The exit code is that of a failed gate also when a draft was pushed: a draft is no release.
     """
     try:
-        run = load(manifest)
+        loaded = manifest.load(path)
     except StageError as error:
-        print(f"{error.reason}: {error.message}\n{error.failure.remedy}", file=sys.stderr)
-        return error.exit_code
-    work /= run.name
+        return output.fail("run", f"{error.reason}: {error.message}. {error.failure.remedy}", error.exit_code)
+    stages, work = loaded.run, work / loaded.run.name
     _clear(work)
-    write_config(manifest, run, work / "config")
+    loaded.write_config(work / "config")
     reports: list[StageReport] = []
     for stage in Stage:
-        code, report = _run_stage(stage, run, work)
-        if report is None:
-            print(f"the process of {stage} ended with code {code} and without a report", file=sys.stderr)
-            return code
-        if report.failure is not None:
-            print(summary(reports))  # the figures are what someone needs whose gate is not passed
-            return code
-        reports.append(report)
-        if report.prepared is not None:
-            run = run.model_copy(update={"prepared": report.prepared})
-    print(summary(reports))
+        ended = _run_stage(stage, stages, work, log_to_stderr=as_json)
+        if ended.interrupted:
+            message = "interrupted; the same command continues from the last checkpoint"
+            return output.fail("run", message, INTERRUPTED_EXIT_CODE)
+        if ended.report is None:
+            message = f"{stage} exited without a report (exit code {ended.code}). See the log above."
+            return output.fail("run", message, ended.code)
+        reports.append(ended.report)
+        if ended.report.failure is not None:
+            _show(reports, as_json=as_json)
+            return ended.code
+        if ended.report.prepared is not None:
+            stages = stages.model_copy(update={"prepared": ended.report.prepared})
+    _show(reports, as_json=as_json)
     draft = any(report.published and report.published.draft for report in reports)
     return FAILURES[Reason.GATE_NOT_PASSED].exit_code if draft else ExitCode.DONE
 
 
-def load(manifest: Path) -> RunSpec:
-    """Read a FunctionCallFineTune from a YAML file.
-
-    Raises:
-        StageError: InvalidSpec, naming the field.
-    """
-    ours = [document for document in _documents(manifest) if document.get("kind") == KIND]
-    if len(ours) != 1 or ours[0].get("apiVersion") != API_VERSION:
-        raise StageError(Reason.INVALID_SPEC, f"expected one {KIND} of {API_VERSION} in {manifest}, found {len(ours)}")
-    metadata: dict[str, Any] = ours[0].get("metadata") or {}
-    if not metadata.get("name"):
-        raise StageError(Reason.INVALID_SPEC, f"expected metadata.name in {manifest}, found none")
-    try:
-        written = ours[0].get("spec") or {}
-        spec = FineTuneSpec.model_validate(_with_local_files(written, manifest.absolute().parent))
-    except ValidationError as error:
-        wrong = [
-            f"spec.{'.'.join(str(part) for part in found['loc'])}: {found['msg']}"
-            for found in error.errors(include_url=False, include_input=False)
-        ]
-        raise StageError(Reason.INVALID_SPEC, f"{manifest}: {'; '.join(wrong)}") from error
-    if not (spec.workspace.uri or spec.dataset.uri.startswith("s3://")):
-        raise StageError(
-            Reason.INVALID_SPEC,
-            f"{manifest}: spec.workspace.uri is needed when spec.dataset.uri is on the Hub: there is no bucket to put "
-            "a workspace into",
-        )
-    namespace = metadata.get("namespace") or "default"
-    whole = spec.model_copy(update={"workspace": workspace_of(spec, namespace)})
-    return RunSpec(namespace=namespace, name=metadata["name"], run_id=metadata["name"], local=True, spec=whole)
-
-
-def _with_local_files(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return a spec whose paths are absolute file:// URIs; one without a place for outputs has it beside the manifest.
-
-    Args:
-        spec: as it is written.
-        folder: the manifest's, where relative paths start.
-    """
-    found = copy.deepcopy(spec)
-    for path in _MAY_BE_LOCAL:
-        *parents, last = path
-        part: Any = found
-        for name in parents:
-            part = part.get(name) if isinstance(part, dict) else None
-        if isinstance(part, dict) and isinstance(part.get(last), str):
-            part[last] = _as_uri(part[last], folder)
-    dataset, workspace = found.get("dataset"), found.get("workspace", {})
-    has_local_data = isinstance(dataset, dict) and is_local(str(dataset.get("uri", "")))
-    if has_local_data and isinstance(workspace, dict) and not workspace.get("uri"):
-        found["workspace"] = {**workspace, "uri": (folder / _WORKSPACE).as_uri() + "/"}
-    return found
-
-
-def _as_uri(text: str, folder: Path) -> str:
-    """Return a path, which begins with a slash or a dot as in a shell, as a file:// URI; anything else as it is."""
-    if text.startswith(FILE_SCHEME):
-        text = unquote(text.removeprefix(FILE_SCHEME))
-    elif not text.startswith(("/", "./", "../", "~/")) and text not in {".", ".."}:
-        return text
-    path = os.path.normpath(folder / Path(text).expanduser())
-    return FILE_SCHEME + quote(path, safe="/*?") + ("/" if text.endswith("/") else "")
-
-
-def write_config(manifest: Path, run: RunSpec, folder: Path) -> None:
-    """Put the ConfigMaps that the wish refers to, which stand in the manifest too, where the stages look for them."""
-    folder.mkdir()
-    data = {
-        document["metadata"]["name"]: document.get("data") or {}
-        for document in _documents(manifest)
-        if document.get("kind") == "ConfigMap"
-    }
-    for source, mounted in ((run.spec.tokenizer.chat_template, CHAT_TEMPLATE_PATH), (run.spec.tools, TOOLS_PATH)):
-        if source is not None:
-            text = data.get(source.config_map_key_ref.name, {}).get(source.config_map_key_ref.key)
-            if isinstance(text, str):
-                (folder / Path(mounted).name).write_text(text, encoding="utf-8")
+def _show(reports: list[StageReport], *, as_json: bool) -> None:
+    if as_json:
+        output.show_json({"stages": [report.model_dump(mode="json", by_alias=True) for report in reports]})
+    else:
+        console.show(summary(reports))
 
 
 def summary(reports: list[StageReport]) -> str:
-    """Return what came out, for people: what each stage did, the metrics of both models, where the model lies."""
+    """Return the results as text: what each finished stage did, the metrics of both models, where the model is."""
+    done = [report for report in reports if report.failure is None]
     lines = ["", "STAGE      DID        KEY               SECONDS"]
-    for report in reports:
+    for report in done:
         seconds = (report.finished_at - report.started_at).total_seconds()
         did = "executed" if report.executed else "nothing"
         lines.append(f"{report.stage:<10} {did:<10} {report.key:<17} {seconds:7.1f}")
-    for report in reports:
+    adapter = ""
+    for report in done:
         if report.evaluation is not None:
             lines += ["", "METRIC                  BASE    TUNED   CASES"]
             lines += [
@@ -169,49 +120,104 @@ def summary(reports: list[StageReport]) -> str:
         if report.published is not None:
             published = report.published
             where = published.url or f"{published.repository}@{published.revision}"
-            did = "draft, as a gate is not passed:" if published.draft else "published "
-            lines += ["", f"adapter    {adapter}", f"{did} {where}"]
+            label = "draft, because a gate is not passed:" if published.draft else "published "
+            lines += ["", f"adapter    {adapter}", f"{label} {where}"]
             if published.serving and published.serving.command:
                 lines += ["", "serve it with", published.serving.command]
     return "\n".join(lines)
 
 
-def _documents(manifest: Path) -> list[dict[str, Any]]:
-    try:
-        documents = list(yaml.safe_load_all(manifest.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise StageError(Reason.INVALID_SPEC, f"could not read {manifest}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise StageError(Reason.INVALID_SPEC, f"{manifest} is not YAML: {error}") from error
-    return [document for document in documents if isinstance(document, dict)]
-
-
 def _clear(work: Path) -> None:
-    """Remove what an earlier run left, so that its files do not mix with ours. The downloaded models stay."""
+    """Remove the files of an earlier run, so that they do not mix with those of this one. Downloaded models stay."""
     work.mkdir(parents=True, exist_ok=True)
     for left in work.iterdir():
         if left.is_dir() and left.name != "hub":
             shutil.rmtree(left)
 
 
-def _run_stage(stage: Stage, run: RunSpec, work: Path) -> tuple[int, StageReport | None]:
-    """Return the exit code and the report; None when the process ended without one."""
+@dataclass(frozen=True)
+class _Ended:
+    """How a stage's process ended.
+
+    Attributes:
+        code: its exit code.
+        report: None when it has written none.
+        interrupted: whether Ctrl-C stopped it.
+    """
+
+    code: int
+    report: StageReport | None
+    interrupted: bool
+
+
+def _run_stage(stage: Stage, spec: RunSpec, work: Path, *, log_to_stderr: bool) -> _Ended:
     run_spec, report = work / "run.json", work / "report.json"
-    run_spec.write_text(run.model_dump_json(by_alias=True), encoding="utf-8")
+    run_spec.write_text(spec.model_dump_json(by_alias=True), encoding="utf-8")
     report.unlink(missing_ok=True)
-    options = ["--run-spec", str(run_spec), "--work", str(work), "--report", str(report)]
+    arguments = ["--run-spec", str(run_spec), "--work", str(work), "--report", str(report)]
     environment = os.environ | {ENV_CONFIG_DIRECTORY: str(work / "config")}
-    with subprocess.Popen([sys.executable, "-m", "tunemill_trainer", stage, *options], env=environment) as process:
+    if bars.is_terminal():
+        environment[bars.ENV_BAR] = "1"
+    signals: list[int] = []
+    # A terminal sends SIGINT to both processes. The stage inherits that it is ignored and gets one SIGTERM instead, so
+    # that it stops in the same way at any time, also while it still imports its libraries.
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with subprocess.Popen(
+            [sys.executable, "-m", "tunemill_trainer", stage, *arguments],
+            env=environment,
+            stdout=sys.__stderr__ if log_to_stderr else None,
+        ) as process:
 
-        def forward(number: int, _frame: FrameType | None) -> None:
-            # Ctrl-C reaches the stage by itself; both ask it to stop, and its end is ours.
-            if number != signal.SIGINT:
-                process.send_signal(number)
+            def forward(number: int, _frame: FrameType | None) -> None:
+                signals.append(number)
+                process.send_signal(signal.SIGTERM)
 
-        before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+            for number in before:
+                signal.signal(number, forward)
             code = process.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-    return code, StageReport.model_validate_json(report.read_text()) if report.exists() else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    found = StageReport.model_validate_json(report.read_text(encoding="utf-8")) if report.exists() else None
+    done = found is not None and found.failure is None
+    return _Ended(code, found, interrupted=signal.SIGINT in signals and not done)
+
+
+COMMAND = Command(
+    name="run",
+    task=Task.TRAIN,
+    summary="run all four stages on this machine: prepare, train, evaluate, publish",
+    add_options=add_options,
+    main=main,
+    examples=("run finetune.yaml", "run finetune.yaml --work /scratch/tunemill --json > result.json"),
+    exit_codes={
+        ExitCode.SPEC_WRONG: "the manifest is wrong, or a gate is not passed",
+        ExitCode.DATA_WRONG: "the data is wrong",
+        ExitCode.INPUT_MISSING: "the data or the base model does not exist",
+        ExitCode.SERVICE_UNAVAILABLE: "S3 or the Hub cannot be reached",
+        ExitCode.NODE_BROKEN: "the GPU or the disk of this machine fails",
+        ExitCode.INTERRUPTED: "stopped by SIGTERM; the same command continues",
+        ExitCode.PERMISSION_DENIED: "S3 or the Hub refuses the credentials",
+        ExitCode.CONFIGURATION: "the run does not fit this machine, or the training libraries are missing",
+    },
+    json=JsonOutput(
+        "one object",
+        (
+            JsonField("stages[].stage", "string", "`prepare`, `train`, `evaluate` or `publish`; in this order."),
+            JsonField(
+                "stages[].key", "string", "The key of the output; empty when the stage failed before it was known."
+            ),
+            JsonField("stages[].executed", "boolean", "False when the output already existed."),
+            JsonField("stages[].startedAt", "string", "RFC 3339."),
+            JsonField("stages[].finishedAt", "string", "RFC 3339."),
+            JsonField("stages[].prepared", "object or null", "The result of prepare, as `status.prepared`."),
+            JsonField("stages[].trained", "object or null", "The result of train, as `status.trained`."),
+            JsonField("stages[].evaluation", "object or null", "The result of evaluate, as `status.evaluation`."),
+            JsonField("stages[].published", "object or null", "The result of publish, as `status.published`."),
+            JsonField("stages[].failure", "object or null", "`reason`, `message` and `remedy` of a failed stage."),
+        ),
+    ),
+    needs_training=True,
+)

@@ -1,13 +1,12 @@
-"""`tunemill-trainer show`: prints rows as the trainer understands them, and what of them is learnt.
+"""`tunemill show`: prints rows as the trainer understands them, and marks what the model learns of them.
 
-tunemill-trainer show calls.jsonl
-tunemill-trainer show calls.jsonl --row 17 --tokenizer google/gemma-2-2b-it
-tunemill-trainer show calls.jsonl --json | jq .learnt
+tunemill show calls.jsonl
+tunemill show calls.jsonl --row 17 --tokenizer google/gemma-2-2b-it
+tunemill show calls.jsonl --json | jq .learnt
 """
 
 import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,72 +15,72 @@ from typing import TYPE_CHECKING
 from tunemill_api.data import DatasetFormat
 from tunemill_api.failures import ExitCode, Reason
 
+from tunemill_trainer.commands import inputs, output
 from tunemill_trainer.commands import lint as lint_command
+from tunemill_trainer.commands.command import Command, JsonField, JsonOutput, Task
+from tunemill_trainer.commands.option_types import positive_integer
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.process import console
+from tunemill_trainer.process.bars import ProgressBar
 
 if TYPE_CHECKING:
     from tunemill_trainer.chat.loss_mask import Rendered
     from tunemill_trainer.data.rows import Row
     from tunemill_trainer.data.shown import ShownFile
 
-_LEARNT, _HEAD, _WRONG = "32", "1", "31"
-"""Green, bold and red."""
+_GREEN, _BOLD, _RED = "32", "1", "31"
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     lint_command.add_reading_options(command)
+    lint_command.add_tokenizer_option(command, "show the rendered text")
     command.add_argument(
-        "--tokenizer",
-        metavar="FOLDER_OR_ID",
-        default="",
-        help="a base model's folder or its id on the Hub (HF_TOKEN is used): show the rendered text",
+        "--row", metavar="N", type=positive_integer, help="show only this line, list element or table row, from 1"
     )
-    command.add_argument("--row", metavar="N", type=int, help="only this line, element or row of each file, from 1")
-    command.add_argument("--json", action="store_true", help="print one JSON object a usable row instead of text")
+    output.add_json_option(command, "print one JSON object for each usable row instead of text")
 
 
 def main(options: argparse.Namespace) -> int:
     """Print the rows and return the exit code: 0, 65 when one of them is not usable, 64 or 66 for wrong options."""
-    from tunemill_trainer.data.findings import full_text
+    # Imported here: other commands and the stages share this parser and do not need it.
     from tunemill_trainer.data.shown import ShownFile
 
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            form, contract = DatasetFormat(options.format), lint_command.contract_of(options)
-            files = [ShownFile(path, Path(scratch), form, contract) for path in options.files]
-            shower = _Shower(as_json=options.json, render=_renderer(options.tokenizer, files))
-            return shower.show(files, options.row)
+            inputs.refuse_repeated_standard_input({"FILE": options.files, "--tools": [options.tools]})
+            form, tools = DatasetFormat(options.format), lint_command.tools_of(options)
+            files = [ShownFile(path, Path(scratch), form, tools) for path in options.files]
+            printer = _Printer(as_json=options.json, render=_renderer(options, files))
+            return printer.show(files, options.row)
         except StageError as error:
-            _complain(f"{full_text(error)}. {error.failure.remedy}")
-            return error.exit_code
+            return output.fail_for("show", error)
         except OSError as error:
-            _complain(f"{error.filename} could not be read: {error.strerror}")
-            return ExitCode.INPUT_MISSING
+            return output.fail_unreadable("show", error)
 
 
-def _renderer(base: str, files: "Sequence[ShownFile]") -> "Callable[[Row], Rendered] | None":
-    if not base:
+def _renderer(options: argparse.Namespace, files: "Sequence[ShownFile]") -> "Callable[[Row], Rendered] | None":
+    if not options.tokenizer:
         return None
-    # Only here: it imports Transformers, which takes longer than everything else that this command does.
+    # Imported only with --tokenizer: Transformers takes longer to import than everything else that this command does.
     from tunemill_trainer.chat.loss_mask import Renderer
     from tunemill_trainer.data.dataset import Features
 
     # The choice of the template depends on what occurs in all rows.
     features = Features()
-    for file in files:
-        for read in file.rows():
+    with ProgressBar("reading", inputs.row_count(options.files), "rows") as bar:
+        for number, read in enumerate((row for file in files for row in file.rows()), start=1):
+            bar.advance_to(number)
             if read.row is not None:
                 features.see(read.row)
-    return Renderer.load(base, features)
+    return Renderer.load(options.tokenizer, features)
 
 
-class _Shower:
+class _Printer:
     """Prints rows.
 
     Args:
-        as_json: one object a row instead of text.
+        as_json: whether to print one JSON object for each row instead of text.
         render: renders a row with the base model's tokenizer; None shows the conversation.
     """
 
@@ -91,7 +90,11 @@ class _Shower:
         self._colours = console.has_colours()
 
     def show(self, files: "Iterable[ShownFile]", wanted: int | None) -> int:
-        """Print all rows, or the one with a number, and return the exit code."""
+        """Print all rows, or the one with the number `wanted`, and return the exit code.
+
+        Raises:
+            StageError: ObjectNotFound: there is no row with this number.
+        """
         from tunemill_trainer.data.findings import invalidating
 
         wrong, found = False, False
@@ -106,16 +109,16 @@ class _Shower:
                 if self._as_json:
                     for message in messages:
                         _complain(f"{read.source}: {message}")
-                    goes_on = row is None or invalidating(problems) or console.show(_json_of(row, rendered))
+                    is_read = row is None or invalidating(problems) or console.show(_json_of(row, rendered))
                 else:
-                    goes_on = console.show_styled(self._parts(f"{read.source}  ({file.form})", row, rendered, messages))
-                if not goes_on:
+                    is_read = console.show_styled(self._parts(f"{read.source}  ({file.form})", row, rendered, messages))
+                if not is_read:
                     return ExitCode.DONE
             for problem in file.broken:
                 wrong = True
                 _complain(f"{file.name}: {problem.message}")
         if wanted is not None and not (found or wrong):
-            raise StageError(Reason.OBJECT_NOT_FOUND, f"no file has a row {wanted}", "Correct --row.")
+            raise StageError(Reason.OBJECT_NOT_FOUND, f"--row is {wanted}, and no file has this row", "Correct --row.")
         return ExitCode.DATA_WRONG if wrong else ExitCode.DONE
 
     def _parts(
@@ -124,28 +127,28 @@ class _Shower:
         """Yield a row for people: texts with their styles."""
         from tunemill_trainer.data.shown import conversation
 
-        yield self._styled(title, _HEAD)
+        yield self._styled(title, _BOLD)
         if rendered is not None:
             yield f": {rendered.tokens} tokens, {rendered.learnt_tokens} of them learnt", ""
         yield "\n", ""
         for message in messages:
-            yield self._styled(f"  {message}\n", _WRONG)
+            yield self._styled(f"  {message}\n", _RED)
         if rendered is not None:
             for number, parts in enumerate(rendered.examples, 1):
                 if len(rendered.examples) > 1:
-                    yield self._styled(f"  example {number} of {len(rendered.examples)}\n", _HEAD)
+                    yield self._styled(f"  example {number} of {len(rendered.examples)}\n", _BOLD)
                 for part in parts:
                     yield self._learnt(part.text) if part.learnt else (part.text, "")
                 yield "\n", ""
         elif row is not None:
             for head, text, learnt in conversation(row):
-                yield self._styled(f"  {head}" + (", learnt" * learnt) + "\n", _HEAD)
+                yield self._styled(f"  {head}, learnt\n" if learnt else f"  {head}\n", _BOLD)
                 indented = "".join(f"    {line}\n" for line in text.split("\n"))
-                yield self._styled(indented, _LEARNT) if learnt else (indented, "")
+                yield self._styled(indented, _GREEN) if learnt else (indented, "")
         yield "\n", ""
 
     def _learnt(self, text: str) -> tuple[str, str]:
-        return (text, _LEARNT) if self._colours else (f"⟦{text}⟧", "")
+        return (text, _GREEN) if self._colours else (f"⟦{text}⟧", "")
 
     def _styled(self, text: str, style: str) -> tuple[str, str]:
         return text, style if self._colours else ""
@@ -163,4 +166,46 @@ def _json_of(row: "Row", rendered: "Rendered | None") -> str:
 
 
 def _complain(message: str) -> None:
-    print(f"tunemill-trainer show: {message}", file=sys.stderr)
+    output.fail("show", message, ExitCode.DATA_WRONG)
+
+
+COMMAND = Command(
+    name="show",
+    task=Task.DATA,
+    summary="print rows as the trainer understands them, and mark what the model learns",
+    add_options=add_options,
+    main=main,
+    examples=(
+        "show calls.jsonl",
+        "show calls.jsonl --row 17 --tokenizer google/gemma-2-2b-it",
+        "show - --json < calls.jsonl",
+    ),
+    exit_codes={
+        ExitCode.SPEC_WRONG: "--tools cannot be used, or options contradict each other",
+        ExitCode.DATA_WRONG: "a row is not usable",
+        ExitCode.INPUT_MISSING: "a file or the tokenizer cannot be read, or there is no such row",
+    },
+    json=JsonOutput(
+        "one object for each usable row, one per line",
+        (
+            JsonField("file", "string", "The file as given; `stdin` for standard input."),
+            JsonField("line", "integer", "Line, list element or table row, from 1."),
+            JsonField("messages[].role", "string", "`system`, `user`, `assistant` or `tool`."),
+            JsonField("messages[].content", "string", "The text of the message."),
+            JsonField(
+                "messages[].reasoning_content", "string", "The reasoning of an assistant message, where it has one."
+            ),
+            JsonField("messages[].name", "string", "The tool of a `tool` message, where it is known."),
+            JsonField("messages[].tool_call_id", "string", "The call that a `tool` message answers."),
+            JsonField("messages[].tool_calls[].id", "string", "The id of the call; numbered within the row."),
+            JsonField("messages[].tool_calls[].type", "string", "`function`."),
+            JsonField("messages[].tool_calls[].function.name", "string", "The called tool."),
+            JsonField("messages[].tool_calls[].function.arguments", "object", "The arguments."),
+            JsonField("tools[].type", "string", "`function`."),
+            JsonField("tools[].function", "object", "`name`, `description` and `parameters` (JSON Schema) of a tool."),
+            JsonField("learnt[]", "boolean", "For each assistant message, whether the model learns it."),
+            JsonField("rendered[].text", "string", "With --tokenizer: a part of the rendered text."),
+            JsonField("rendered[].learnt", "boolean", "With --tokenizer: whether the model learns this part."),
+        ),
+    ),
+)

@@ -1,12 +1,11 @@
-"""`tunemill-trainer verify`: checks a published model against its provenance.json, and the signature by a public key.
+"""`tunemill verify`: checks a published model against its provenance.json, and the signature against a public key.
 
-tunemill-trainer verify acme/support-tools --key cosign.pub
-tunemill-trainer verify acme/support-tools --revision v1 --endpoint https://hub.example.com --download
+tunemill verify acme/support-tools --key cosign.pub
+tunemill verify acme/support-tools --revision v1 --endpoint https://hub.example.com --download
 """
 
 import argparse
 import os
-import sys
 import tempfile
 from fnmatch import fnmatch
 from pathlib import Path
@@ -16,21 +15,32 @@ from tunemill_api.constants import PUBLIC_HUB
 from tunemill_api.failures import ExitCode
 from tunemill_api.plain_text import plain
 
+from tunemill_trainer.commands import output
+from tunemill_trainer.commands.command import Command, JsonField, JsonOutput, Task
+from tunemill_trainer.process import console
+from tunemill_trainer.process.bars import ProgressBar
+
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, RepoFile
 
+    from tunemill_trainer.release.provenance import Statement
     from tunemill_trainer.release.signing import VerificationKey
     from tunemill_trainer.release.verification import Snapshot, Verdict
 
-_MOST_PROBLEMS = 20
+_MAX_SHOWN_PROBLEMS = 20
 _REMEDY = (
     "Do not use it before you know why. To verify the commit that was published, pass --revision with "
-    "status.published.revision of the object; for files of yours beside the release, pass --ignore."
+    "status.published.revision of the object. If you added files to the release yourself, pass --ignore."
 )
 
 
 class _CannotVerifyError(Exception):
-    """There is nothing to compare; says what to do, and with which code the command ends."""
+    """There is nothing to compare.
+
+    Args:
+        message: what is missing, and what to do.
+        code: the exit code of the command.
+    """
 
     def __init__(self, message: str, code: ExitCode) -> None:
         super().__init__(message)
@@ -39,32 +49,47 @@ class _CannotVerifyError(Exception):
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    command.add_argument("repository", metavar="REPO", help="owner/name; HF_TOKEN is used for a private one")
-    command.add_argument("--revision", default="main", help="a branch, tag or commit (default: %(default)s)")
     command.add_argument(
-        "--key", metavar="FILE", type=Path, help="the public key as PEM; without it no signature is checked"
+        "repository", metavar="REPO", help="the repository, owner/name; a private one needs a token in HF_TOKEN"
     )
     command.add_argument(
-        "--endpoint", metavar="URL", default="", help="of the Hub (default: HF_ENDPOINT or the public one)"
+        "--revision", metavar="REVISION", default="main", help="branch, tag or commit (default: %(default)s)"
     )
     command.add_argument(
-        "--published-as", metavar="REPO", default="", help="the name at publication, of a copy or a renamed repository"
+        "--key", metavar="FILE", type=Path, help="public key as PEM; without it, no signature is checked"
     )
     command.add_argument(
-        "--ignore", metavar="GLOB", action="append", default=[], help="files of yours that may lie beside the release"
+        "--endpoint",
+        metavar="URL",
+        default="",
+        help="URL of the Hub (default: $HF_ENDPOINT, or the public Hub)",
+    )
+    command.add_argument(
+        "--published-as",
+        metavar="REPO",
+        default="",
+        help="the repository's name at publication, for a copy or a renamed repository",
+    )
+    command.add_argument(
+        "--ignore",
+        metavar="GLOB",
+        action="append",
+        default=[],
+        help="files that are not part of the release and may be there; may be repeated",
     )
     command.add_argument(
         "--download",
         action="store_true",
-        help="also download large files and compare their bytes, not what the Hub lists",
+        help="also download large files and hash their bytes instead of using the hashes that the Hub lists",
     )
+    output.add_json_option(command)
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print what the model was made from and return the exit code: 0 verified, 65 not, others when nobody can tell."""
+    """Print what the model was made from; return 0 when it is verified, 65 when it is not, others when unknown."""
     endpoint = options.endpoint or os.environ.get("HF_ENDPOINT", PUBLIC_HUB)
     if endpoint.rstrip("/") != PUBLIC_HUB:
-        # Read by huggingface_hub at its import. Against a server without Xet it hangs for more than a minute.
+        # huggingface_hub reads this at import. Against a server without Xet it hangs for more than a minute.
         os.environ["HF_HUB_DISABLE_XET"] = "1"
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from tunemill_trainer.release.verification import verify
@@ -73,10 +98,12 @@ def main(options: argparse.Namespace) -> int:
         key = _key(options.key) if options.key else None
         commit, snapshot = _snapshot(options, endpoint)
     except _CannotVerifyError as error:
-        print(f"tunemill-trainer verify: {error}", file=sys.stderr)
-        return error.code
+        return output.fail("verify", str(error), error.code)
     verdict = verify(snapshot, key)
-    print(_text(options.repository, commit, verdict, checked=key is not None))
+    if options.json:
+        output.show_json(_json_of(options, commit, verdict, checked=key is not None))
+    else:
+        console.show(_text(options.repository, commit, verdict, checked=key is not None))
     return ExitCode.DATA_WRONG if verdict.problems else ExitCode.DONE
 
 
@@ -86,13 +113,13 @@ def _key(path: Path) -> "VerificationKey":
     try:
         return VerificationKey.read(path.read_bytes())
     except OSError as error:
-        raise _CannotVerifyError(f"{path} could not be read: {error.strerror}", ExitCode.INPUT_MISSING) from error
+        raise _CannotVerifyError(f"--key {path} could not be read: {error.strerror}", ExitCode.INPUT_MISSING) from error
     except KeyFormatError as error:
-        raise _CannotVerifyError(f"{path}: {error}", ExitCode.SPEC_WRONG) from error
+        raise _CannotVerifyError(f"--key {path}: {error}", ExitCode.SPEC_WRONG) from error
 
 
 def _snapshot(options: argparse.Namespace, endpoint: str) -> "tuple[str, Snapshot]":
-    """Return the commit and what it holds."""
+    """Return the commit and its files."""
     import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
@@ -104,7 +131,7 @@ def _snapshot(options: argparse.Namespace, endpoint: str) -> "tuple[str, Snapsho
     )
 
     where, missing = f"{options.repository} at {options.revision}", ExitCode.INPUT_MISSING
-    # False and not None: a token that huggingface_hub finds in a file is meant for the public Hub.
+    # False and not None: huggingface_hub would send a token from its file, which is for the public Hub.
     api = HfApi(endpoint=endpoint.rstrip("/"), token=os.environ.get("HF_TOKEN") or False)
     try:
         return _read(api, options)
@@ -118,7 +145,7 @@ def _snapshot(options: argparse.Namespace, endpoint: str) -> "tuple[str, Snapsho
     except HfHubHTTPError as error:
         status = error.response.status_code
         code = ExitCode.PERMISSION_DENIED if status in {401, 403} else ExitCode.SERVICE_UNAVAILABLE
-        raise _CannotVerifyError(f"{endpoint} answered HTTP {status} when asked for {where}", code) from error
+        raise _CannotVerifyError(f"{endpoint} returned HTTP {status} for {where}", code) from error
     except (httpx2.HTTPError, LocalEntryNotFoundError, OSError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise _CannotVerifyError(f"{endpoint} could not be read: {first}", ExitCode.SERVICE_UNAVAILABLE) from error
@@ -131,7 +158,7 @@ def _read(api: "HfApi", options: argparse.Namespace) -> "tuple[str, Snapshot]":
     from tunemill_trainer.release.verification import Snapshot, is_safe
     from tunemill_trainer.storage.checksums import sha256_of
 
-    # Everything else is asked of this commit: a branch may move meanwhile.
+    # All other requests name this commit: a branch may move between them.
     commit = api.model_info(options.repository, revision=options.revision).sha or options.revision
     tree = api.list_repo_tree(options.repository, revision=commit, recursive=True)
     entries = [
@@ -143,14 +170,15 @@ def _read(api: "HfApi", options: argparse.Namespace) -> "tuple[str, Snapshot]":
     if described is None or described.size > LARGEST_BYTES:
         raise _CannotVerifyError(
             f"{options.repository} at {options.revision} has no {PROVENANCE} of at most {LARGEST_BYTES >> 20} MiB: it "
-            "was published by another tool, or by a version of Tunemill that wrote none. Publish it again to verify it",
+            "was published by another tool, or by a version of Tunemill that wrote none. Publish it again.",
             ExitCode.INPUT_MISSING,
         )
     if unsafe := next((entry.path for entry in entries if not is_safe(entry.path)), ""):
         raise _CannotVerifyError(
             f"the Hub lists a file outside of the repository: {plain(unsafe)}", ExitCode.DATA_WRONG
         )
-    with tempfile.TemporaryDirectory() as folder:
+    total = sum(entry.size for entry in entries)
+    with tempfile.TemporaryDirectory() as folder, ProgressBar("hashing", total, "bytes") as bar:
 
         def digest(entry: "RepoFile") -> str:
             if entry.lfs is not None and not options.download:
@@ -162,19 +190,54 @@ def _read(api: "HfApi", options: argparse.Namespace) -> "tuple[str, Snapshot]":
                 if entry.path != PROVENANCE:
                     path.unlink()
 
-        files = {entry.path: digest(entry) for entry in entries}
-        # Also where it is ignored, or stored as a large file.
+        files, done = dict[str, str](), 0
+        for entry in entries:
+            files[entry.path] = digest(entry)
+            done += entry.size
+            bar.advance_to(done)
+        # Downloaded also when it is ignored, or stored as a large file.
         found = Path(
             api.hf_hub_download(options.repository, PROVENANCE, revision=commit, local_dir=folder)
         ).read_bytes()
     return commit, Snapshot(options.published_as or options.repository, options.revision, files, found)
 
 
+def _json_of(options: argparse.Namespace, commit: str, verdict: "Verdict", *, checked: bool) -> dict[str, object]:
+    found: dict[str, object] = {
+        "repository": options.repository,
+        "revision": options.revision,
+        "commit": commit,
+        "verified": not verdict.problems,
+        "problems": list(verdict.problems),
+        "signature": {
+            "state": ("valid" if checked else "not checked") if verdict.signed_by else "none",
+            "keys": list(verdict.signed_by),
+        },
+        "statement": None if verdict.statement is None else _statement_as_json(verdict.statement),
+    }
+    return found
+
+
+def _statement_as_json(statement: "Statement") -> dict[str, object]:
+    details, definition = statement.predicate.run_details, statement.predicate.build_definition
+    return {
+        "files": len(statement.subject),
+        "run": str(definition.internal_parameters.get("name", "")),
+        "runId": details.metadata.invocation_id,
+        "builder": details.builder.id,
+        "published": details.metadata.finished_on,
+        "inputs": [
+            {"name": resource.name, "uri": resource.uri, "digest": dict(resource.digest)}
+            for resource in definition.resolved_dependencies
+        ],
+    }
+
+
 def _text(repository: str, commit: str, verdict: "Verdict", *, checked: bool) -> str:
-    """Return the outcome for people. Whatever stands in the statement is shown as one line of plain text."""
+    """Return the outcome as text. Values of the statement are shown as one line of plain text each."""
     head = f"{repository} at {commit}"
     lines = [f"{head}: {'NOT verified' if verdict.problems else 'verified'}"]
-    shown = [f"  - {plain(problem)}" for problem in verdict.problems[:_MOST_PROBLEMS]]
+    shown = [f"  - {plain(problem)}" for problem in verdict.problems[:_MAX_SHOWN_PROBLEMS]]
     if (more := len(verdict.problems) - len(shown)) > 0:
         shown.append(f"  - and {more} more")
     if shown:
@@ -190,7 +253,7 @@ def _text(repository: str, commit: str, verdict: "Verdict", *, checked: bool) ->
         ("published", details.metadata.finished_on),
         *((resource.name, _resource(resource.uri, resource.digest)) for resource in definition.resolved_dependencies),
     ]
-    # The files of the base model are for machines.
+    # The hashes of the base model's files are of use to programs only.
     lines += [f"{plain(name):<11} {plain(value)}" for name, value in rows if not name.startswith("base model: ")]
     return "\n".join(lines)
 
@@ -201,8 +264,49 @@ def _signature(verdict: "Verdict", *, checked: bool) -> str:
         return f"valid, of the key {ids}"
     if ids:
         return f"NOT CHECKED: it names the key {ids}; pass the public key with --key"
-    return "NONE: whoever can write to the repository could have written the statement"
+    return "NONE: anybody who can write to the repository could have written the statement"
 
 
 def _resource(uri: str | None, digest: dict[str, str]) -> str:
     return " ".join(filter(None, [uri, *(f"{name} {value}" for name, value in digest.items())]))
+
+
+COMMAND = Command(
+    name="verify",
+    task=Task.RELEASE,
+    summary="check a published model against its provenance and signature",
+    add_options=add_options,
+    main=main,
+    examples=(
+        "verify acme/support-tools --key cosign.pub",
+        "verify acme/support-tools --revision v1 --endpoint https://hub.example.com --download",
+    ),
+    exit_codes={
+        ExitCode.SPEC_WRONG: "--key is not a public key, or REPO is not the name of a repository",
+        ExitCode.DATA_WRONG: "the model is not verified",
+        ExitCode.INPUT_MISSING: "the repository, the revision, its provenance.json or the file of --key does not exist",
+        ExitCode.SERVICE_UNAVAILABLE: "the Hub cannot be reached",
+        ExitCode.PERMISSION_DENIED: "the Hub refuses the token",
+    },
+    json=JsonOutput(
+        "one object",
+        (
+            JsonField("repository", "string", "The repository as given."),
+            JsonField("revision", "string", "The revision as given."),
+            JsonField("commit", "string", "The commit of this revision."),
+            JsonField("verified", "boolean", "Whether there are no problems."),
+            JsonField("problems[]", "string", "What is not as the statement says."),
+            JsonField("signature.state", "string", "`valid`, `not checked` (no --key) or `none`."),
+            JsonField("signature.keys[]", "string", "The ids of the keys that signed, or claim to have signed."),
+            JsonField("statement", "object or null", "provenance.json; null when it cannot be read or trusted."),
+            JsonField("statement.files", "integer", "Files that it names."),
+            JsonField("statement.run", "string", "The name of the run."),
+            JsonField("statement.runId", "string", "The id of the run."),
+            JsonField("statement.builder", "string", "The id of the builder."),
+            JsonField("statement.published", "string or null", "When it was published; RFC 3339."),
+            JsonField("statement.inputs[].name", "string", "What the model was made from: base model, data, images."),
+            JsonField("statement.inputs[].uri", "string or null", "Its package URL."),
+            JsonField("statement.inputs[].digest.*", "string", "Its hashes, by algorithm."),
+        ),
+    ),
+)

@@ -98,7 +98,11 @@ class CheckResult:
 
 
 def check(
-    files: Sequence[Path], evaluation: Sequence[Path], how: ReadOptions, render: Callable[[Dataset], int] | None = None
+    files: Sequence[Path],
+    evaluation: Sequence[Path],
+    how: ReadOptions,
+    render: Callable[[Dataset], int] | None = None,
+    progress: Callable[[int], None] = lambda _rows: None,
 ) -> CheckResult:
     """Check files of training rows and of held-out rows.
 
@@ -108,6 +112,7 @@ def check(
         how: the reading options. With the format Auto, each file may have a different format.
         render: checks the usable rows with a tokenizer, adds findings to the data set, and returns the number of rows
             that turn out to be unusable. None skips this check.
+        progress: called repeatedly with the number of rows that were read.
 
     Raises:
         StageError: raised by `render`.
@@ -117,7 +122,7 @@ def check(
     with tempfile.TemporaryDirectory() as scratch:
         found = Findings(kept=sys.maxsize)
         dataset = Dataset(DatasetFormat.OPENAI, Path(scratch) / "rows.jsonl", findings=found)
-        with DatasetBuilder(dataset, how, tick=lambda: None) as builder:
+        with DatasetBuilder(dataset, how, tick=lambda: progress(dataset.rows)) as builder:
             # Held-out rows first, as in prepare: of two rows with the same request, the training row is excluded.
             for path, drawn in [*((path, HELD_OUT) for path in evaluation), *((path, TRAIN_ONLY) for path in files)]:
                 try:

@@ -3,9 +3,14 @@
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
+
+STANDARD_INPUT = Path("-")
+"""What a user writes for standard input."""
 
 
 @dataclass(frozen=True)
@@ -27,25 +32,33 @@ def file_of_user(path: Path, scratch: Path) -> DataFile:
     """Return a file from the command line. A file that can be read only once, such as a pipe, is copied.
 
     Args:
-        path: the path as the user wrote it.
+        path: as the user wrote it; - is standard input.
         scratch: a folder for copies.
 
     Raises:
         OSError: the file cannot be read.
     """
     name = name_of(path)
-    if not path.is_file():
+    if path == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise OSError(0, "it is closed", name)
+        path = _copied(sys.stdin.buffer, scratch)
+    elif not path.is_file():
         with path.open("rb") as pipe:
-            copy = tempfile.NamedTemporaryFile(dir=scratch, delete=False)  # noqa: SIM115 - lives as long as its folder
-            with copy:
-                shutil.copyfileobj(pipe, copy)
-        path = Path(copy.name)
+            path = _copied(pipe, scratch)
     return DataFile(name, path, sha256="")
 
 
+def _copied(stream: BinaryIO, scratch: Path) -> Path:
+    copy = tempfile.NamedTemporaryFile(dir=scratch, delete=False)  # noqa: SIM115 - lives as long as its folder
+    with copy:
+        shutil.copyfileobj(stream, copy)
+    return Path(copy.name)
+
+
 def name_of(path: Path) -> str:
-    """Return a path as text. Bytes that are not UTF-8 become escapes."""
-    return os.fsencode(path).decode(errors="backslashreplace")
+    """Return a path as messages show it. Its bytes need not be text."""
+    return "stdin" if path == STANDARD_INPUT else os.fsencode(path).decode(errors="backslashreplace")
 
 
 @dataclass(frozen=True)

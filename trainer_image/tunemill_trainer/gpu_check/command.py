@@ -1,8 +1,8 @@
-"""`tunemill-trainer gpu-check`: checks that training works on a GPU, in minutes and without a network.
+"""`tunemill gpu-check`: checks that training works on one GPU, in minutes and without a network.
 
-tunemill-trainer gpu-check
-tunemill-trainer gpu-check --full --minutes 10 --report report.json
-tunemill-trainer gpu-check --device cpu --small
+tunemill gpu-check
+tunemill gpu-check --full --minutes 10 --report report.json
+tunemill gpu-check --device cpu --small
 """
 
 import argparse
@@ -20,6 +20,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from tunemill_api.failures import ExitCode
+
+from tunemill_trainer.commands import output
+from tunemill_trainer.commands.command import Command, JsonField, JsonOutput, Task
+from tunemill_trainer.commands.option_types import positive_number
+from tunemill_trainer.process import bars, console
+from tunemill_trainer.process.bars import ProgressBar
 
 PARTS_MODULE: Final = "tunemill_trainer.gpu_check.parts"
 _FAMILIES = ("functiongemma-270m", "qwen3-0.6b", "gemma-2-2b", "llama-3.1-8b")
@@ -77,54 +83,86 @@ class Result:
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    command.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="(default: %(default)s)")
     command.add_argument(
-        "--small", action="store_true", help="use small models only; with --device cpu, this tests the check itself"
+        "--device",
+        metavar="DEVICE",
+        choices=["cuda", "cpu"],
+        default="cuda",
+        help="cuda or cpu; cpu tries the check itself (default: %(default)s)",
     )
+    command.add_argument("--small", action="store_true", help="use only models of two narrow layers")
+    command.add_argument("--full", action="store_true", help="also measure models up to 8B, all methods and formats")
     command.add_argument(
-        "--full", action="store_true", help="also measure models up to 8B, with all methods and formats"
+        "--minutes",
+        metavar="NUMBER",
+        type=positive_number,
+        default=10.0,
+        help="time limit; parts for which no time is left are skipped (default: %(default)s)",
     )
-    command.add_argument("--minutes", type=float, default=10.0, help="time limit in minutes (default: %(default)s)")
-    command.add_argument("--report", metavar="FILE", type=Path, help="write all results as JSON")
-    command.add_argument("--table", metavar="FILE", type=Path, help="write the measurements as a Markdown table")
+    command.add_argument("--report", metavar="FILE", type=Path, help="write all results to this file as JSON")
+    command.add_argument("--table", metavar="FILE", type=Path, help="write the measurements to this file as Markdown")
     command.add_argument(
         "--work",
         metavar="FOLDER",
         type=Path,
-        help="work folder; needs 25 GB with --full (default: a new temporary folder)",
+        help="folder to work in; needs 25 GB with --full (default: a temporary folder)",
     )
+    output.add_json_option(command, "print the results as JSON when the check ends, instead of text for each part")
 
 
 def main(options: argparse.Namespace) -> int:
-    """Run the check; return 0 if nothing failed, 70 if a part failed, 71 without a GPU."""
+    """Run the check; return 0 when nothing failed, 70 when a part failed, 71 without a GPU."""
     if options.device == "cuda" and (problem := without_gpu()):
-        print(f"tunemill-trainer gpu-check: found no usable GPU: {problem}", file=sys.stderr)
-        return ExitCode.NODE_BROKEN
+        message = f"no GPU can be used: {problem}. Install a driver, or try the check with --device cpu --small."
+        return output.fail("gpu-check", message, ExitCode.NODE_BROKEN)
     parts = small_parts(options.device, only_small=options.small)
     if options.full and not options.small:
         parts = [*parts, *full_parts()]
-    return check(parts, options.minutes, options.work, options.report, options.table)
+    return check(parts, options.minutes, options.work, options.report, options.table, as_json=options.json)
 
 
-def check(parts: Sequence[Part], minutes: float, work: Path | None, report: Path | None, markdown: Path | None) -> int:
-    """Run parts, print their results, write the reports, and return the exit code."""
-    results = []
-    for result in run_parts(parts, minutes * 60, work):
-        reason = f": {result.reason}" if result.reason else ""
-        print(f"{result.status:<8} {result.seconds:6.1f} s  {result.name}{reason}", flush=True)
-        for name, value in result.figures.items():
-            print(f"                   {name}: {value}", flush=True)
-        results.append(result)
-        # After each part, so that the measurements are saved however the check ends.
-        _write(report, json.dumps({"results": [each.to_json() for each in results]}, indent=2) + "\n")
-        _write(markdown, table(results))
+def check(
+    parts: Sequence[Part],
+    minutes: float,
+    work: Path | None,
+    report: Path | None,
+    markdown: Path | None,
+    *,
+    as_json: bool = False,
+) -> int:
+    """Run parts, print how each ended, write the reports, and return the exit code."""
+    results: list[Result] = []
+    with ProgressBar("checking", len(parts), "parts") as bar:
+        for result in run_parts(parts, minutes * 60, work):
+            results.append(result)
+            if not as_json:
+                with bars.printing():
+                    _show(result)
+            bar.advance_to(len(results))
+            # After each part, so that the measurements exist whatever ends the check.
+            _write(report, json.dumps(_as_json(results), indent=2) + "\n")
+            _write(markdown, table(results))
     failed = [result.name for result in results if result.status == "failed"]
-    print(f"{len(results)} parts, {len(failed)} failed" + (f": {', '.join(failed)}" if failed else ""))
+    if as_json:
+        output.show_json(_as_json(results))
+    else:
+        console.show(f"{len(results)} parts, {len(failed)} failed" + (f": {', '.join(failed)}" if failed else ""))
     return ExitCode.INTERNAL_ERROR if failed else ExitCode.DONE
 
 
+def _show(result: Result) -> None:
+    reason = f": {result.reason}" if result.reason else ""
+    print(f"{result.status:<8} {result.seconds:6.1f} s  {result.name}{reason}", flush=True)
+    for name, value in result.figures.items():
+        print(f"                   {name}: {value}", flush=True)
+
+
+def _as_json(results: Sequence[Result]) -> dict[str, Any]:
+    return {"results": [result.to_json() for result in results]}
+
+
 def without_gpu() -> str:
-    """Return why no GPU can be used, or an empty text. Runs in a child process: CUDA stays uninitialized here."""
+    """Return why no GPU can be used, found in a separate process; an empty text when one can."""
     code = "import torch; torch.cuda.init(); print(torch.cuda.get_device_name(0))"
     tried = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     return "" if tried.returncode == 0 else (tried.stderr.strip().splitlines() or ["torch cannot be imported"])[-1]
@@ -281,3 +319,28 @@ def _write(path: Path | None, text: str) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
+
+
+COMMAND = Command(
+    name="gpu-check",
+    task=Task.TRAIN,
+    summary="check that training works on this machine's GPU, and measure its speed",
+    add_options=add_options,
+    main=main,
+    examples=("gpu-check", "gpu-check --full --minutes 60 --report report.json", "gpu-check --device cpu --small"),
+    exit_codes={
+        ExitCode.INTERNAL_ERROR: "a part of the check failed; or an error in Tunemill",
+        ExitCode.NODE_BROKEN: "no GPU can be used; or no space left on the disk",
+    },
+    json=JsonOutput(
+        "one object; --report writes the same",
+        (
+            JsonField("results[].name", "string", "The part of the check."),
+            JsonField("results[].status", "string", "`passed`, `failed` or `skipped`."),
+            JsonField("results[].reason", "string", "Why it has not passed; empty when it has."),
+            JsonField("results[].seconds", "number", "How long it took."),
+            JsonField("results[].figures", "object", "Its measurements by name; they differ between parts."),
+        ),
+    ),
+    needs_training=True,
+)

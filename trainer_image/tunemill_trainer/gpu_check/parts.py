@@ -214,9 +214,10 @@ def _older() -> list[str]:
 def _pins() -> list[str]:
     """Return the trainer's requirements, from the installed distribution or from the source tree."""
     with suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.requires("tunemill-trainer") or []
+        return importlib.metadata.requires("tunemill") or []
     project = Path(__file__).parents[2] / "pyproject.toml"
-    listed: list[str] = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
+    described = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
+    listed: list[str] = [*described["dependencies"], *described["optional-dependencies"]["train"]]
     return listed
 
 

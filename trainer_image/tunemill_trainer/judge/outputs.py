@@ -1,8 +1,6 @@
 """Reads the files for `tunemill-trainer score`: rows with the expected replies, and a model's raw replies to them."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 from pydantic import JsonValue
@@ -15,7 +13,6 @@ from tunemill_trainer.data.findings import REMEDIES, RowError
 from tunemill_trainer.data.reading import RowReader
 from tunemill_trainer.data.records import Record, records
 from tunemill_trainer.data.rows import JsonObject, Message, Role, Source, Tool
-from tunemill_trainer.data.tools import read_tools
 from tunemill_trainer.data.values import shortened
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.judge.metrics import Reply
@@ -86,21 +83,21 @@ class GoldRows:
         return offered | {call.name for row in self.rows for call in row.gold.calls}
 
 
-def read_rows(path: Path, form: DatasetFormat, tools: tuple[Tool, ...]) -> GoldRows:
-    """Read the rows of a file.
+def read_rows(file: DataFile, form: DatasetFormat, tools: tuple[Tool, ...]) -> GoldRows:
+    """Return the rows of a file.
 
     Args:
-        path: the file.
-        form: the format of the rows, or Auto.
-        tools: the tools for rows without tools.
+        file: the file.
+        form: their format, or Auto.
+        tools: what may be called in rows that carry no tools of their own.
 
     Raises:
-        StageError: ObjectNotFound, DatasetEmpty, DatasetMalformed, DatasetFormatUnknown or DatasetInvalidRows.
+        StageError: DatasetEmpty, DatasetMalformed, DatasetFormatUnknown or DatasetInvalidRows.
     """
-    form = formats.detect(_records(path), str(path), form)
+    form = formats.detect(records(file), file.name, form)
     reader = RowReader(form, tools)
     rows: dict[str, GoldRow] = {}
-    for record in _records(path):
+    for record in records(file):
         value, given = _identified(record)
         identifier = str(given)
         if identifier in rows:
@@ -116,18 +113,18 @@ def read_rows(path: Path, form: DatasetFormat, tools: tuple[Tool, ...]) -> GoldR
     return GoldRows(tuple(rows.values()), form)
 
 
-def read_outputs(path: Path, rows: GoldRows) -> list[Reply]:
-    """Read the replies, and return them in the order of the rows.
+def read_outputs(file: DataFile, rows: GoldRows) -> list[Reply]:
+    """Return the replies in the order of the rows.
 
     A reply is finished if its field `finished` says so, or else if it ends with a stop token, provided that any reply
     in the file does.
 
     Raises:
-        StageError: ObjectNotFound, DatasetMalformed or DatasetInvalidRows, also if a row has no reply.
+        StageError: DatasetMalformed or DatasetInvalidRows, also when a row has no reply.
     """
     known = {row.id for row in rows.rows}
     found: dict[str, tuple[str, bool | None, Source]] = {}
-    for record in _records(path):
+    for record in records(file):
         value, given = _identified(record)
         identifier = str(given)
         if identifier not in known:
@@ -146,25 +143,12 @@ def read_outputs(path: Path, rows: GoldRows) -> list[Reply]:
         places = ", ".join(f"{row.id} ({row.source})" for row in missing[:_NAMED])
         raise StageError(
             Reason.DATASET_INVALID_ROWS,
-            f"expected a reply to every row in {path}, found none for {len(missing)} of {len(rows.rows)} rows: {places}"
+            f"expected a reply to every row in {file.name}, found none for {len(missing)} of {len(rows.rows)}: {places}"
             + (", …" if len(missing) > _NAMED else ""),
             'Add a line {"id": …, "output": …} for each. The output of an empty reply is "".',
         )
     marked = any(_without_end(output) != output for output, _, _ in found.values())
     return [_reply(*found[row.id][:2], marked=marked) for row in rows.rows]
-
-
-def read_tools_file(path: Path) -> tuple[Tool, ...]:
-    """Read the tools in a JSON file: one definition, or a list.
-
-    Raises:
-        StageError: ObjectNotFound or DatasetInvalidRows.
-    """
-    try:
-        return read_tools(_text(path))
-    except RowError as error:
-        remedy = REMEDIES[error.problem.rule]
-        raise StageError(Reason.DATASET_INVALID_ROWS, f"{path}: {error.problem.message}", remedy) from error
 
 
 def _reply(output: str, finished: bool | None, *, marked: bool) -> Reply:
@@ -188,25 +172,6 @@ def _end_of_text(output: str, end: int) -> int:
     while end and output[end - 1].isspace():
         end -= 1
     return end
-
-
-def _records(path: Path) -> Iterator[Record]:
-    try:
-        yield from records(DataFile(str(path), path, sha256=""))
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: OSError | UnicodeDecodeError) -> StageError:
-    reason = error.strerror if isinstance(error, OSError) else f"not UTF-8: {error.reason}"
-    return StageError(Reason.OBJECT_NOT_FOUND, f"{path} could not be read: {reason}", "Correct the path.")
 
 
 def _identified(record: Record) -> tuple[JsonObject, str | int]:

@@ -17,7 +17,9 @@ from urllib.parse import quote
 
 from tunemill_api.plain_text import plain
 from tunemill_api.stage_report import StageFailure
+from typing_extensions import override
 
+from tunemill_trainer.process import bars
 from tunemill_trainer.storage.credentials import Credentials
 
 _HIDDEN = "***"
@@ -70,9 +72,18 @@ class LineFormatter(logging.Formatter):
         return "  " + super().formatException(ei).replace("\n", "\n  ")  # type: ignore[arg-type] # logging's own type has no name
 
 
+class _Handler(logging.StreamHandler[TextIO]):
+    """Prints above the progress bars of a terminal."""
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        with bars.printing():
+            super().emit(record)
+
+
 def log_to_stdout() -> None:
     """Log to stdout, one line per message."""
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _Handler(sys.stdout)
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for noisy in ("botocore", "boto3", "s3transfer", "urllib3", "httpx", "httpx2", "matplotlib"):
@@ -102,10 +113,14 @@ def flush() -> bool:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        # Otherwise Python prints another error when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return False
     return True
+
+
+def discard_output() -> None:
+    """Send what is still printed to /dev/null. Otherwise Python fails once more when it closes the output."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show(text: str) -> bool:

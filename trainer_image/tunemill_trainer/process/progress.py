@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.client import HTTPException
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 from urllib.error import URLError
 
 from tunemill_api.constants import ENV_PROGRESS_CA, ENV_PROGRESS_TOKEN, ENV_PROGRESS_URL
+
+from tunemill_trainer.process.bars import ProgressBar
 
 INTERVAL_SECONDS = 2.0
 """Minimum time between two reports. The last report is always sent."""
@@ -79,8 +81,13 @@ class Progress:
     """Sends and logs progress reports of a stage. Cheap enough for every training step."""
 
     def __init__(
-        self, stage: str, destination: Destination | None = None, interval_seconds: float = INTERVAL_SECONDS
+        self,
+        stage: str,
+        destination: Destination | None = None,
+        interval_seconds: float = INTERVAL_SECONDS,
+        bar: ProgressBar | None = None,
     ) -> None:
+        self._bar = bar
         self._stage = stage
         self._destination = destination
         self._interval = interval_seconds
@@ -123,14 +130,19 @@ class Progress:
             self._changed.notify()
         if self._sender.is_alive():
             self._sender.join(timeout=2 * _TIMEOUT_SECONDS)
+        if self._bar is not None:
+            self._bar.close()
 
     def _log_line(self, status: Mapping[str, object]) -> None:
         now = time.monotonic()
-        if now - self._logged_at < self._interval and status["progressPercentage"] != 100:
+        if self._bar is None and now - self._logged_at < self._interval and status["progressPercentage"] != 100:
             return
         self._logged_at = now
         metrics = status.get("metrics")
         figures = " ".join(f"{item['name']}={item['value']}" for item in metrics) if isinstance(metrics, list) else ""
+        if self._bar is not None:
+            self._bar.advance_to(cast("int", status["progressPercentage"]), figures)
+            return
         remaining = f", {status['estimatedRemainingSeconds']} s left" if "estimatedRemainingSeconds" in status else ""
         _log.info("%s %s %%%s %s", self._stage, status["progressPercentage"], remaining, figures)
 

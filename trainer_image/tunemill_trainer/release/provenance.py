@@ -182,7 +182,7 @@ def statement(folder: Path, facts: ReleaseFacts, sources: Sources, finished: dat
         resolved_dependencies=dependencies,
     )
     builder = Builder(
-        id=os.environ.get(ENV_BUILDER_ID) or DEFAULT_BUILDER, version={"tunemill-trainer": version("tunemill-trainer")}
+        id=os.environ.get(ENV_BUILDER_ID) or DEFAULT_BUILDER, version={"tunemill-trainer": version("tunemill")}
     )
     metadata = Metadata(invocation_id=facts.run.run_id, started_on=_time(sources.started), finished_on=_time(finished))
     return Statement(

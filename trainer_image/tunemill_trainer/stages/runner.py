@@ -26,6 +26,7 @@ from tunemill_api.status import EvaluationFacts, PreparedFacts, PublishedFacts, 
 
 from tunemill_trainer.errors import Interrupted, StageError
 from tunemill_trainer.process import addresses, console, cpus, tracing
+from tunemill_trainer.process.bars import ENV_BAR, ProgressBar
 from tunemill_trainer.process.console import Redaction
 from tunemill_trainer.process.progress import Destination, Progress
 from tunemill_trainer.process.stop import StopSignal, grace_seconds
@@ -80,8 +81,9 @@ def run_stage(stage: Stage, run: RunSpec, work: Path, stop: StopSignal, started_
     _configure_trust(work)
     _check_addresses(run)
     credentials = Credentials.from_environment()
-    progress = Progress(stage, Destination.from_environment())
-    # The first report starts the operator's stall detection.
+    bar = ProgressBar(stage, total=100, unit="%") if os.environ.get(ENV_BAR) else None
+    progress = Progress(stage, Destination.from_environment(), bar=bar)
+    # Once the operator has heard a stage it takes silence for a stall.
     progress.report(0)
     try:
         workspace = Workspace.open(effective_workspace(run.spec), credentials)

@@ -71,7 +71,7 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     """And the exit code is that of a broken node, as that of a stage would be."""
     monkeypatch.setattr(command, "without_gpu", lambda: "no driver")
     assert main(["gpu-check"]) == ExitCode.NODE_BROKEN
-    assert "found no usable GPU: no driver" in capsys.readouterr().err
+    assert "no GPU can be used: no driver" in capsys.readouterr().err
 
 
 def test_the_table_shows_what_was_measured_and_why_something_was_not() -> None:

@@ -1,4 +1,4 @@
-"""`tunemill-trainer lint`: what prepare would say, on a laptop."""
+"""`tunemill lint`: what prepare would say, on a laptop."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The manifest of `kubectl apply` is what `tunemill-trainer run` takes, with its mistakes named."""
+"""The manifest of `kubectl apply` is what `tunemill run` takes, with its mistakes named."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +10,7 @@ from tunemill_api.constants import CHAT_TEMPLATE_PATH, TOOLS_PATH
 from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage, StageFailure, StageReport, failure_of
 from tunemill_api.status import EvaluationFacts, MetricFacts, PublishedFacts, ServingFacts, TrainedFacts
+from tunemill_trainer.commands import manifest as manifests
 from tunemill_trainer.commands import run as one_machine
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.stages import config_maps, runner
@@ -34,7 +35,7 @@ def manifest(folder: Path, text: str) -> Path:
 
 def test_the_smallest_manifest_gets_all_defaults(tmp_path: Path) -> None:
     """Proves that a manifest needs nothing for one machine that it does not need for the cluster."""
-    run = one_machine.load(manifest(tmp_path, SMALLEST))
+    run = manifests.load(manifest(tmp_path, SMALLEST)).run
     assert (run.namespace, run.name, run.prepared) == ("team-a", "support-tools", None)
     assert run.spec.training.learning_rate == "1e-4"
 
@@ -42,12 +43,12 @@ def test_the_smallest_manifest_gets_all_defaults(tmp_path: Path) -> None:
 def test_other_objects_in_the_file_are_passed_over(tmp_path: Path) -> None:
     """Proves that a file with a Secret beside the object works."""
     both = "kind: Secret\napiVersion: v1\n---\n" + SMALLEST + "\n---\n"
-    assert one_machine.load(manifest(tmp_path, both)).name == "support-tools"
+    assert manifests.load(manifest(tmp_path, both)).run.name == "support-tools"
 
 
 def test_the_outputs_go_where_the_cluster_puts_those_of_the_namespace(tmp_path: Path) -> None:
     """Proves that a laptop and a cluster with one manifest find each other's outputs."""
-    run = one_machine.load(manifest(tmp_path, SMALLEST))
+    run = manifests.load(manifest(tmp_path, SMALLEST)).run
     assert run.spec.workspace.uri == "s3://team-a-data/tunemill/team-a/"
 
 
@@ -58,7 +59,7 @@ def test_config_maps_of_the_file_are_what_a_pod_has_mounted(tmp_path: Path, monk
     tools = "  tools: {configMapKeyRef: {name: support, key: schema}}\n"
     template = "  tokenizer: {chatTemplate: {configMapKeyRef: {name: absent, key: x}}}\n"
     path = manifest(tmp_path, config_map + SMALLEST + tools + template)
-    one_machine.write_config(path, one_machine.load(path), tmp_path / "config")
+    manifests.load(path).write_config(tmp_path / "config")
     assert config_maps.read(TOOLS_PATH, "spec.tools", Reason.INVALID_SPEC) == '[{"name": "f"}]'
     with pytest.raises(StageError) as raised:
         config_maps.read(CHAT_TEMPLATE_PATH, "spec.tokenizer.chatTemplate", Reason.INVALID_CHAT_TEMPLATE)
@@ -69,7 +70,7 @@ def test_config_maps_of_the_file_are_what_a_pod_has_mounted(tmp_path: Path, monk
 def test_data_on_the_hub_needs_a_workspace_of_its_own(tmp_path: Path) -> None:
     """Proves that the rule of the CRD holds without an API server."""
     with pytest.raises(StageError) as raised:
-        one_machine.load(manifest(tmp_path, SMALLEST.replace("s3://team-a-data/calls.jsonl", "hf://acme/calls")))
+        manifests.load(manifest(tmp_path, SMALLEST.replace("s3://team-a-data/calls.jsonl", "hf://acme/calls")))
     assert "spec.workspace.uri is needed" in raised.value.message
 
 
@@ -92,7 +93,7 @@ def test_a_mistake_is_named_by_its_path(tmp_path: Path, change: dict, named: str
     for key, part in change.items():
         value[key] = {**value[key], **part} if isinstance(part, dict) else part
     with pytest.raises(StageError) as error:
-        one_machine.load(manifest(tmp_path, yaml.safe_dump(value)))
+        manifests.load(manifest(tmp_path, yaml.safe_dump(value)))
     assert error.value.reason == Reason.INVALID_SPEC
     assert named in error.value.message
 
@@ -100,13 +101,13 @@ def test_a_mistake_is_named_by_its_path(tmp_path: Path, change: dict, named: str
 @pytest.mark.parametrize("text", ["", "{", "- a\n- b\n"])
 def test_what_is_no_manifest_gives_a_sentence(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Proves that the command line prints what is wrong and exits with 64."""
-    assert one_machine.main(manifest(tmp_path, text), tmp_path / "work") == 64
+    assert one_machine.run(manifest(tmp_path, text), tmp_path / "work") == 64
     assert "InvalidSpec" in capsys.readouterr().err
 
 
 def test_a_manifest_that_is_not_there_gives_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Proves that a mistyped path gives no traceback."""
-    assert one_machine.main(tmp_path / "typo.yaml", tmp_path / "work") == 64
+    assert one_machine.run(tmp_path / "typo.yaml", tmp_path / "work") == 64
     assert "typo.yaml" in capsys.readouterr().err
 
 
@@ -156,9 +157,9 @@ def ends_with(monkeypatch: pytest.MonkeyPatch, published: PublishedFacts | Stage
         Stage.PUBLISH: {"failure" if isinstance(published, StageFailure) else "published": published},
     }
 
-    def ended(stage: Stage, _run: object, _work: Path) -> tuple[int, StageReport]:
+    def ended(stage: Stage, _run: object, _work: Path, *, log_to_stderr: bool) -> one_machine._Ended:
         report = StageReport(stage=stage, executed=True, started_at=now, finished_at=now, **facts.get(stage, {}))
-        return 64 if report.failure else 0, report
+        return one_machine._Ended(64 if report.failure else 0, report, interrupted=False)
 
     monkeypatch.setattr(one_machine, "_run_stage", ended)
 
@@ -169,8 +170,8 @@ def test_a_draft_is_no_success(
     """Proves that a pipeline stops at a draft as at any gate that is not passed, and that the summary calls it one."""
     draft = PublishedFacts(repository="acme/tools", revision="abc", branch="tunemill-draft-1234", draft=True)
     ends_with(monkeypatch, draft)
-    assert one_machine.main(manifest(tmp_path, SMALLEST), tmp_path / "work") == 64
-    assert "draft, as a gate is not passed: acme/tools@abc" in capsys.readouterr().out
+    assert one_machine.run(manifest(tmp_path, SMALLEST), tmp_path / "work") == 64
+    assert "draft, because a gate is not passed: acme/tools@abc" in capsys.readouterr().out
 
 
 def test_who_misses_a_gate_sees_the_figures(
@@ -178,7 +179,7 @@ def test_who_misses_a_gate_sees_the_figures(
 ) -> None:
     """Proves that the summary comes also when the last stage fails, with the exit code of the failure."""
     ends_with(monkeypatch, failure_of(Reason.GATE_NOT_PASSED, "not passed"))
-    assert one_machine.main(manifest(tmp_path, SMALLEST), tmp_path / "work") == 64
+    assert one_machine.run(manifest(tmp_path, SMALLEST), tmp_path / "work") == 64
     assert "0.9300" in capsys.readouterr().out
 
 
@@ -188,7 +189,7 @@ def test_paths_start_at_the_manifest(tmp_path: Path) -> None:
     value["spec"] |= {"baseModel": {"id": "../models/a b"}, "dataset": {"uri": "./rows/*.jsonl"}}
     value["spec"]["publish"]["repository"] = str(tmp_path / "result")
     (tmp_path / "team").mkdir()
-    run = one_machine.load(manifest(tmp_path / "team", yaml.safe_dump(value)))
+    run = manifests.load(manifest(tmp_path / "team", yaml.safe_dump(value))).run
     base = tmp_path.as_uri()
     assert (run.local, run.spec.base_model.id) == (True, f"{base}/models/a%20b")
     assert run.spec.dataset.uri == f"{base}/team/rows/*.jsonl"
@@ -198,7 +199,7 @@ def test_paths_start_at_the_manifest(tmp_path: Path) -> None:
 
 def test_a_pod_reads_no_files_of_its_own(tmp_path: Path) -> None:
     """Proves that the spec of an object that says file:// ends in InvalidSpec: there are credentials in a pod."""
-    run = one_machine.load(manifest(tmp_path, SMALLEST.replace("s3://team-a-data/calls.jsonl", "/var/run/secrets/")))
+    run = manifests.load(manifest(tmp_path, SMALLEST.replace("s3://team-a-data/calls.jsonl", "/var/run/secrets/"))).run
     path = tmp_path / "run.json"
     path.write_text(run.model_copy(update={"local": False}).model_dump_json(by_alias=True))
     assert runner.main(Stage.PREPARE, path, tmp_path / "work", tmp_path / "report.json") == 64

@@ -1,4 +1,4 @@
-"""`tunemill-trainer score`: a file of rows and a file of replies become a report."""
+"""`tunemill score`: a file of rows and a file of replies become a report."""
 
 import gzip
 import json
@@ -232,7 +232,7 @@ def test_files_that_do_not_fit_are_refused(scored: Scored, rows: list, outputs: 
     """With exit code 65, the place and what to do, on one line and without a traceback."""
     code, out, err = scored(rows, outputs, "--json")
     assert (code, out) == (65, "")
-    assert err.startswith("tunemill-trainer score: ")
+    assert err.startswith("tunemill score: ")
     assert message in err
     assert err.count("\n") == 1
 

@@ -1,4 +1,4 @@
-"""`tunemill-trainer show`: rows as the trainer understands them, and what of them is learnt."""
+"""`tunemill show`: rows as the trainer understands them, and what of them is learnt."""
 
 import json
 import os
@@ -116,7 +116,7 @@ def test_one_row_of_many(show):
     rows = [openai_row(str(number)) for number in range(3)]
     assert json.loads(show(rows, "--row", 2, "--json")[1])["line"] == 2
     code, _, err = show(rows, "--row", 7)
-    assert (code, "no file has a row 7" in err) == (66, True)
+    assert (code, "--row is 7, and no file has this row" in err) == (66, True)
 
 
 def test_a_file_of_no_format_is_told(show):

@@ -1,4 +1,4 @@
-"""`tunemill-trainer verify` against a Hub: a release that is as it was published, and every way in which it is not."""
+"""`tunemill verify` against a Hub: a release that is as it was published, and every way in which it is not."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+from trainer.commands.json_shapes import undocumented, unprinted
 from trainer.release.signed_releases import a_key, a_release, public_pem, signing_key
 from trainer.release.test_card import facts
 from tunemill_api.failures import ExitCode
@@ -16,6 +17,7 @@ from tunemill_dev.hub.accounts import Accounts
 from tunemill_dev.hub.faults import Fault
 from tunemill_dev.hub.local import LocalHub, local_hub
 from tunemill_trainer.__main__ import main
+from tunemill_trainer.commands import verify
 from tunemill_trainer.release.push import Repository
 
 NAME = "acme/support-tools"
@@ -109,6 +111,22 @@ def test_a_signature_that_nobody_checked_is_not_called_valid(verifier: Verifier)
     assert code == ExitCode.DONE
     assert "NOT CHECKED" in said
     assert "--key" in said
+
+
+def test_json_has_the_documented_fields(verifier: Verifier):
+    """With a key, without one, and when the statement cannot be trusted."""
+    commit = verifier.publish()
+    for options, state in ((["--key", verifier.key()], "valid"), ([], "not checked")):
+        code, said = verifier.verify("--json", *options)
+        printed = json.loads(said)
+        assert (code, printed["verified"], printed["commit"]) == (ExitCode.DONE, True, commit)
+        assert printed["signature"] == {"state": state, "keys": [signing_key().public.key_id]}
+        assert undocumented(verify.COMMAND, said) == []
+        assert unprinted(verify.COMMAND, said) == {"problems[]"}
+    code, said = verifier.verify("--json", "--key", verifier.key(2))
+    printed = json.loads(said)
+    assert (code, printed["statement"], len(printed["problems"])) == (ExitCode.DATA_WRONG, None, 1)
+    assert undocumented(verify.COMMAND, said) == []
 
 
 def test_another_key_is_noticed(verifier: Verifier):

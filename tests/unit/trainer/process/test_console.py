@@ -15,10 +15,11 @@ TOKEN, KEY_ID, KEY = "hf_Canary0123456789", "AKIACANARY0000000001", "canary/of+s
 PROGRAM = """
 import logging, sys, threading, warnings
 from tunemill_trainer import __main__
+from tunemill_trainer.commands import program
 from tunemill_trainer.process import console
 from tunemill_trainer.stages import runner
 
-def say(options):
+def say(command, options):
     console.log_to_stdout()
     token = {token!r}
     print("printed", token)
@@ -36,7 +37,7 @@ def say(options):
     thread.start(); thread.join()
     raise RuntimeError(token)
 
-__main__._do = say
+program._run = say
 sys.exit(__main__.main(["lint", "x"]))
 """
 
