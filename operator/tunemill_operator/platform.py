@@ -71,7 +71,7 @@ def _ca_bundle(path: str) -> str:
     if not path:
         return ""
     try:
-        text = trust.beside_public(Path(path).read_text(encoding="utf-8"))
+        text = trust.without_public_certificates(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _unusable(path, error) from error
     if len(text) > CA_BUNDLE_BYTES:

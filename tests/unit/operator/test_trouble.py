@@ -215,7 +215,7 @@ def test_what_somebody_must_correct_is_stalled_at_once(
     ],
 )
 def test_a_quota_without_defaults_says_which_field_to_set(required: str, fields: list[str]) -> None:
-    """Not to raise the quota or to ask for less: it asks for more."""
+    """The remedy does not suggest a higher quota or lower requests: requests are missing."""
     world = World()
     world.settle()
     world.pods.clear()
@@ -227,7 +227,7 @@ def test_a_quota_without_defaults_says_which_field_to_set(required: str, fields:
     for field in fields:
         assert field in failure.message
         assert field in failure.remedy
-    assert "ask for less" not in failure.remedy
+    assert "reduce the requests" not in failure.remedy
 
 
 def test_the_fields_are_those_of_the_stage_that_is_refused() -> None:
