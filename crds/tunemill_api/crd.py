@@ -70,8 +70,8 @@ def object_schema() -> Schema:
     """Return the schema of a whole FunctionCallFineTune."""
     whole = structural_schema(FineTuneStatus)
     status = without_empty_defaults(whole) | {"default": {}}
-    # kstatus treats an object without observedGeneration as ready, so 0 must be present. In `prepared`, a 0 such as that of
-    # invalidRows is information.
+    # kstatus treats an object without observedGeneration as ready, so 0 must be present. In `prepared`, a 0, such as
+    # that of invalidRows, is information.
     for name in ("observedGeneration", "prepared"):
         status["properties"][name] = whole["properties"][name]
     parts = {"spec": finetune_spec_schema(), "status": status}
@@ -81,7 +81,7 @@ def object_schema() -> Schema:
         "x-kubernetes-validations": [
             {
                 "rule": f"self.metadata.name.size() <= {NAME_LENGTH}",
-                "message": f"metadata.name must have at most {NAME_LENGTH} characters, because the names of Jobs contain it",
+                "message": f"metadata.name must have at most {NAME_LENGTH} characters, as names of Jobs contain it",
             }
         ],
     }

@@ -212,7 +212,7 @@ FAILURES: dict[Reason, Failure] = {
     Reason.NOTHING_TO_LEARN: Failure(
         _DATA,
         _USER,
-        "Add assistant messages to the rows: with spec.training.lossOn Assistant the loss is computed on them only.",
+        "Add assistant messages to the rows: with spec.training.lossOn Assistant only they are trained on.",
     ),
     Reason.BUCKET_NOT_FOUND: Failure(
         _MISSING, _USER, "Correct the bucket in the URI that the message names, or create it."

@@ -152,15 +152,15 @@ class FineTuneSpec(ApiModel):
             rule(
                 "self.adapter.method != 'AdaLoRA' || !has(self.training.earlyStopping) || "
                 "!has(self.training.earlyStopping.patience) || self.training.earlyStopping.patience == 0",
-                "training.earlyStopping.patience must be 0 with adapter.method AdaLoRA: its ranks are final only at the "
-                "end of the planned steps",
+                "training.earlyStopping.patience must be 0 with adapter.method AdaLoRA: its ranks are final only "
+                "at the end of the planned steps",
             ),
             rule(
                 "self.adapter.method != 'IA3' || "
                 "(self.tokenizer.mode != 'Extend' && "
                 "(!has(self.tokenizer.addTokens) || size(self.tokenizer.addTokens) == 0))",
-                "adapter.method IA3 cannot train embeddings of added tokens: choose another method, or set tokenizer.mode "
-                "to Reuse or Text and leave tokenizer.addTokens empty",
+                "adapter.method IA3 cannot train embeddings of added tokens: choose another method, or set "
+                "tokenizer.mode to Reuse or Text and leave tokenizer.addTokens empty",
             ),
         )
     }

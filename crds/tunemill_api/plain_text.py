@@ -28,10 +28,8 @@ def plain(text: str, keep: Container[str] = ()) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(
-        json.dumps(letter)[1:-1]
-        if unicodedata.category(letter) in _ESCAPED_CATEGORIES and letter not in keep
-        else letter
-        for letter in text
+        json.dumps(char)[1:-1] if unicodedata.category(char) in _ESCAPED_CATEGORIES and char not in keep else char
+        for char in text
     )
 
 

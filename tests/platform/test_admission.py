@@ -123,11 +123,11 @@ def test_no_job_is_created_in_a_system_namespace(installed: Cluster, namespace: 
 
 
 NO_OWNER = "only Jobs whose owner is a FunctionCallFineTune"
-PRIVILEGED = "are not privileged and drop all capabilities"
-NON_ROOT = "run as non-root with a seccomp profile"
+PRIVILEGED = "must be unprivileged and drop all capabilities"
+NON_ROOT = "must run as non-root with a seccomp profile"
 HOST = "have no hostNetwork"
-MOUNTS = "mount nothing of the node"
-TOKEN = "get no token for the Kubernetes API"
+MOUNTS = "must not mount volumes of the node"
+TOKEN = "must not get a token for the Kubernetes API"
 API_TOKEN = {"name": "api", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}
 
 
@@ -194,6 +194,6 @@ def test_the_operator_sets_one_label_of_its_own_pods(installed: Cluster) -> None
     other = {**POD, "metadata": {"name": "other", "namespace": NAMESPACE, "labels": {"app": "database"}}}
     assert installed.kubectl("create", "--filename=-", stdin=json.dumps(other)).returncode == 0
     try:
-        assert "changes no pod but its own" in labelled(installed, f"{LABEL_LEADER}=true", pod="other")
+        assert "may change only its own pod" in labelled(installed, f"{LABEL_LEADER}=true", pod="other")
     finally:
         installed.kubectl("delete", "pod", "other", "-n", NAMESPACE, "--grace-period=0", "--force")

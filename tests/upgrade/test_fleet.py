@@ -56,8 +56,8 @@ def identity(status: FineTuneStatus) -> dict[str, Any]:
         "history": status.history,
         "profile": status.profile,
         "published": status.published,
-        # Later versions record more about a failure.
-        "failure": status.failure and status.failure.model_dump(include={"stage", "reason", "message", "remedy"}),
+        # Later versions record more about a failure, and may word its remedy in another way.
+        "failure": status.failure and status.failure.model_dump(include={"stage", "reason", "message"}),
     }
 
 
