@@ -43,7 +43,7 @@ def is_not_better(spec: FineTuneSpec, evaluation: EvaluationFacts) -> str:
     if exact is None or not exact.published or (exact.tuned and Decimal(exact.tuned) > Decimal(exact.published)):
         return ""
     figures = f"exact_match {exact.tuned} against {exact.published} on the same {evaluation.rows} held-out rows"
-    return f"the published model stays: {figures}"
+    return f"the new model is not better, the published model stays: {figures}"
 
 
 def _decide(gate: Gate, evaluation: EvaluationFacts) -> list[GateFacts]:

@@ -39,14 +39,15 @@ def without_queue(case: Case, job: Job) -> Cause | None:
     if queueing is None or not job.queue:
         return None
     if not queueing.installed:
-        message = f"Job {job.meta.name} is to wait in the queue {job.queue}, and this cluster has no Kueue"
+        message = f"Job {job.meta.name} is for the queue {job.queue}, but this cluster has no Kueue"
         return Cause(stage, Reason.QUEUE_UNAVAILABLE, f"{message} that serves kueue.x-k8s.io/v1beta2")
     if workload is None and case.now - job.meta.created_at > TAKEN_WITHIN:
-        priority = f", and is there a WorkloadPriorityClass {job.priority}" if job.priority else ""
-        message = f"Kueue has not taken in Job {job.meta.name} for the queue {job.queue}: does its controller run, and"
-        return Cause(stage, Reason.QUEUE_UNAVAILABLE, f"{message} serve Jobs of this namespace{priority}?")
+        priority = f", and that the WorkloadPriorityClass {job.priority} exists" if job.priority else ""
+        message = f"Kueue has created no Workload for Job {job.meta.name} in the queue {job.queue}"
+        check = f"check that its controller runs, that it manages Jobs in this namespace{priority}"
+        return Cause(stage, Reason.QUEUE_UNAVAILABLE, f"{message}: {check}")
     if workload and re.search(r"LocalQueue \S+ doesn't exist", workload.waits_for):
-        message = f"there is no LocalQueue {workload.queue} in the namespace {job.meta.namespace}"
+        message = f"LocalQueue {workload.queue} does not exist in the namespace {job.meta.namespace}"
         return Cause(stage, Reason.QUEUE_NOT_FOUND, message)
     return None
 
@@ -56,15 +57,15 @@ def waiting(case: Case, job: Job) -> Situation:
     workload = _workload(case, job)
     why = f": {workload.stopped}" if workload and workload.stopped else ""
     if live := [pod.meta.name for pod in case.pods if not pod.terminal]:
-        message = f"Job {job.meta.name} was stopped from outside{why}; {', '.join(live)} may save a checkpoint"
+        message = f"Job {job.meta.name} was suspended{why}; {', '.join(live)} is saving a checkpoint"
         return Situation(Phase.QUEUED, "Stopping", message)
     if not job.queue:
-        return Situation(Phase.QUEUED, "JobSuspended", f"somebody has set spec.suspend of Job {job.meta.name}")
-    message = f"Job {job.meta.name} waits in the queue {job.queue}"
+        return Situation(Phase.QUEUED, "JobSuspended", f"spec.suspend of Job {job.meta.name} was set by another client")
+    message = f"Job {job.meta.name} is waiting in the queue {job.queue}"
     if workload:
         message += f" since {workload.since:%Y-%m-%d %H:%M:%S} UTC"
         message += f": {workload.waits_for}" if workload.waits_for else ""
-        message += f"; it was stopped{why}" if why and workload.stopped != workload.waits_for else ""
+        message += f"; it was suspended{why}" if why and workload.stopped != workload.waits_for else ""
     return Situation(Phase.QUEUED, "Queued", message)
 
 

@@ -172,7 +172,7 @@ def _achievement(stage: Stage, facts: Facts) -> str:
         case Stage.PREPARE if facts.prepared:
             data = facts.prepared.dataset
             model = facts.prepared.base_model_revision[:12]
-            return f"{data.train_rows} rows to train on, {data.evaluation_rows} held out, base model at {model}"
+            return f"{data.train_rows} training rows, {data.evaluation_rows} held-out rows, base model at {model}"
         case Stage.TRAIN if facts.trained:
             return f"{facts.trained.steps} steps on {facts.trained.device}, loss {facts.trained.loss}"
         case Stage.EVALUATE if facts.evaluation:
@@ -180,7 +180,7 @@ def _achievement(stage: Stage, facts: Facts) -> str:
             return f"{facts.evaluation.rows} held-out rows: {', '.join(metrics)}"
         case Stage.PUBLISH if facts.published:
             at = f"{facts.published.repository} at {facts.published.revision[:12]}"
-            return f"a draft, on the branch {facts.published.branch} of {at}" if facts.published.draft else at
+            return f"draft on the branch {facts.published.branch} of {at}" if facts.published.draft else at
     return ""
 
 
@@ -197,11 +197,11 @@ def _profile(terms: Terms | None) -> list[tuple[ConditionType, str, str, str]]:
     if terms is None or not (terms.profile or terms.news):
         return []
     if terms.news:
-        message = f"this run keeps what it began with; an edit or a new run begins with {terms.news}"
+        message = f"this run keeps the profile with which it started; the next run will have {terms.news}"
         return [(ConditionType.PROFILE_CURRENT, "False", "ProfileChanged", message)]
     name, fields = (terms.profile.name, terms.profile.fields) if terms.profile else ("", {})
-    gives = ", ".join(f"spec.{path}" for path in sorted(fields)) or "nothing that spec lacks"
-    return [(ConditionType.PROFILE_CURRENT, "True", "Current", f"FineTuneProfile {name} gives {gives}")]
+    gives = ", ".join(f"spec.{path}" for path in sorted(fields)) or "no fields"
+    return [(ConditionType.PROFILE_CURRENT, "True", "Current", f"FineTuneProfile {name} sets {gives}")]
 
 
 def _condition(

@@ -17,11 +17,11 @@ _MILESTONES = (
 )
 
 _CUT_SHORT = {
-    CutShort.PREEMPTED: "was preempted, which is not counted as a retry; train continues from its last checkpoint",
-    CutShort.NO_PROGRESS: "made no progress for spec.stallTimeout and is stopped",
-    CutShort.OUT_OF_MEMORY: "needed more memory than its limit; the next one computes half as much at once",
-    CutShort.EVICTED: "was evicted by the kubelet, because its node ran out of memory or disk",
-    CutShort.FAILED: "failed while a sidecar kept it running; its Job is replaced, which counts as a retry",
+    CutShort.PREEMPTED: "was preempted, which does not count as a retry; train continues from its last checkpoint",
+    CutShort.NO_PROGRESS: "made no progress for spec.stallTimeout and was stopped",
+    CutShort.OUT_OF_MEMORY: "exceeded its memory limit; the next pod computes half as much at once",
+    CutShort.EVICTED: "was evicted by the kubelet because its node ran out of memory or disk",
+    CutShort.FAILED: "failed, but a sidecar keeps it running; its Job is replaced, which counts as a retry",
 }
 """Event message for each reason why a pod ended early. A suspect node has an event of its own, with its name."""
 
@@ -51,7 +51,9 @@ def announcements(before: FineTuneStatus, after: FineTuneStatus) -> tuple[Announ
 def _looked_again(before: FineTuneStatus, after: FineTuneStatus) -> Iterator[Announcement]:
     last_time = after.retrain.last_time if after.retrain else None
     if last_time and last_time != (before.retrain.last_time if before.retrain else None):
-        yield Announcement("Normal", "Retraining", f"looking at the data again, as scheduled for {last_time:%F %R} UTC")
+        yield Announcement(
+            "Normal", "Retraining", f"checking the data for changes, as scheduled for {last_time:%F %R} UTC"
+        )
 
 
 def _reached(before: FineTuneStatus, after: FineTuneStatus) -> Iterator[Announcement]:
@@ -77,7 +79,7 @@ def _cut_short(before: FineTuneStatus, after: FineTuneStatus) -> Iterator[Announ
 def _suspected(before: FineTuneStatus, after: FineTuneStatus) -> Iterator[Announcement]:
     for stage, node, _ in new_node_failures(before, after):
         message = f"pod {node.pod} of {stage} failed on node {node.name} ({node.reason}): check the node"
-        yield Announcement("Warning", "SuspectNode", f"{message}. Another node is tried within spec.retry.limit")
+        yield Announcement("Warning", "SuspectNode", f"{message}. Retrying on another node, within spec.retry.limit")
 
 
 def new_node_failures(before: FineTuneStatus, after: FineTuneStatus) -> Iterator[tuple[str, SuspectNode, int]]:
@@ -92,8 +94,8 @@ def new_node_failures(before: FineTuneStatus, after: FineTuneStatus) -> Iterator
 def _admitted(before: FineTuneStatus, after: FineTuneStatus) -> Iterator[Announcement]:
     queue = after.queue
     if queue and queue.cluster_queue and not (before.queue and before.queue.cluster_queue):
-        flavors = ", ".join(f"{resource} from {flavor}" for resource, flavor in sorted(queue.flavors.items()))
-        told = f"the queue {queue.name} gives quota of the ClusterQueue {queue.cluster_queue}"
+        flavors = ", ".join(f"{resource} from flavor {flavor}" for resource, flavor in sorted(queue.flavors.items()))
+        told = f"ClusterQueue {queue.cluster_queue} reserved quota for the queue {queue.name}"
         yield Announcement("Normal", "QuotaReserved", f"{told}: {flavors}" if flavors else told)
 
 

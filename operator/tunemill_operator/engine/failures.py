@@ -118,21 +118,19 @@ def of_failed_job(work: Work, job: Job, pods: Sequence[Pod]) -> Cause:
     if causes:
         return causes[-1].after_retries()
     code = re.search(r"exit code (\d+)", job.failed_message)
-    message = f"Job {job.meta.name} failed ({job.failed_reason}): {job.failed_message}; its pods are gone"
+    message = f"Job {job.meta.name} failed ({job.failed_reason}): {job.failed_message}; its pods no longer exist"
     return Cause(work.stages[0], Reason.POD_LOST, message, _REPORT_GONE, int(code[1]) if code else None)
 
 
 def of_lost_report(work: Work, job: Job, times: int) -> Cause:
     """Return the failure of a Job that completes again and again while its pods, and so its report, are not seen."""
-    message = (
-        f"Job {job.meta.name} is complete, but its pods are gone and their report with them; this happened {times}"
-    )
+    message = f"Job {job.meta.name} is complete, but its pods and their report no longer exist; this happened {times}"
     return Cause(work.stages[0], Reason.REPORT_LOST, f"{message} times")
 
 
 def of_deleted_job(work: Work, name: str, times: int) -> Cause:
     """Return the failure of a run whose Job is deleted again and again."""
-    message = f"Job {name} was deleted {times} times before its stages had ended, and not by the operator"
+    message = f"Job {name} was deleted {times} times by another client before its stages had ended"
     return Cause(work.stages[0], Reason.JOB_DELETED, message)
 
 
@@ -142,7 +140,7 @@ def of_unreported(work: Work, job: Job) -> Cause:
         work.stages[0],
         Reason.INTERNAL_ERROR,
         f"Job {job.meta.name} is complete, but a container left no report as its termination message: "
-        "the trainer image and the operator do not belong together",
+        "the trainer image is not compatible with this version of the operator",
         exit_code=0,
     )
 
@@ -151,14 +149,14 @@ def of_refusal(work: Work, name: str, refusal: Refusal) -> Cause:
     """Return why the API server did not take a Job."""
     stage = work.stages[0]
     if refusal.taken:
-        return Cause(stage, Reason.NAME_CONFLICT, f"a Job {name} exists and belongs to something else")
+        return Cause(stage, Reason.NAME_CONFLICT, f"a Job {name} exists, but it does not belong to this object")
     if "exceeded quota" in refusal.message:
         return _of_quota(work, refusal.message)
     if refusal.code >= 500:
         return Cause(stage, Reason.WEBHOOK_UNAVAILABLE, refusal.message, transient=True)
     if refusal.code == 403:
         return Cause(stage, Reason.POD_REJECTED, refusal.message)
-    return Cause(stage, Reason.INVALID_SPEC, f"the API server refuses the Job {name}: {refusal.message}")
+    return Cause(stage, Reason.INVALID_SPEC, f"the API server rejected Job {name}: {refusal.message}")
 
 
 def blocking(spec: FineTuneSpec, work: Work, job: Job, observed: Observed) -> Cause | None:
@@ -181,8 +179,8 @@ def blocking(spec: FineTuneSpec, work: Work, job: Job, observed: Observed) -> Ca
 
 def of_lost_node(work: Work, pod: Pod) -> Cause:
     """Return why nothing goes on beside a pod that its node does not end."""
-    since = f"{pod.ends_by:%Y-%m-%d %H:%M:%S} UTC" if pod.ends_by else "long ago"
-    message = f"pod {pod.meta.name} was to end by {since}, and node {pod.node or '(none)'} does not answer"
+    since = f"{pod.ends_by:%Y-%m-%d %H:%M:%S} UTC" if pod.ends_by else "an earlier time"
+    message = f"pod {pod.meta.name} should have ended by {since}, but node {pod.node or '(none)'} does not respond"
     return Cause(work.stages[0], Reason.NODE_LOST, message)
 
 
@@ -196,7 +194,7 @@ def lacking(unschedulable: str, work: Work) -> str:
     if taints := sorted(set(re.findall(r"untolerated taint\(?s?\)? (\{[^}]*\})", unschedulable))):
         found.append(f"{template}.tolerations does not tolerate {', '.join(taints)}")
     if "unbound immediate PersistentVolumeClaims" in unschedulable:
-        found.append(f"a claim of spec.compute.modelCache or {template} has no volume yet")
+        found.append(f"a PersistentVolumeClaim of spec.compute.modelCache or {template} is not bound")
     return "; ".join(found)
 
 
@@ -225,13 +223,13 @@ def _of_other_container(pod: Pod, stage: str) -> Cause | None:
     if other is None or other.ended is None or pod.disrupted:
         return None
     said = f"; last output: {other.ended.message}" if other.ended.message else ""
-    message = f"container {other.name}, which is not from Tunemill, failed with exit code {other.ended.exit_code}{said}"
+    message = f"container {other.name}, which Tunemill did not add, failed with exit code {other.ended.exit_code}{said}"
     return Cause(stage, Reason.SIDECAR_FAILED, message, exit_code=other.ended.exit_code)
 
 
 def _of_lost_pod(pod: Pod, stage: str) -> Cause:
     said = pod.message or pod.reason or pod.disrupted
-    message = f"pod {pod.meta.name} exited without a report{f': {said}' if said else ''}"
+    message = f"pod {pod.meta.name} ended without a report{f': {said}' if said else ''}"
     return Cause(stage, Reason.POD_LOST, message)
 
 
@@ -244,15 +242,15 @@ def _of_container(container: Container, pod: Pod) -> Cause:
         failure = report.failure
         return Cause(container.name, failure.reason, failure.message, failure.remedy, ended.exit_code)
     if ended.reason == "OOMKilled":
-        message = f"container {container.name} used more memory than its limit and was killed"
+        message = f"container {container.name} exceeded its memory limit and was killed"
         return Cause(container.name, Reason.OUT_OF_MEMORY, message, exit_code=ended.exit_code)
     if pod.disrupted:
-        message = f"the platform ended pod {pod.meta.name}: {pod.disrupted}"
+        message = f"pod {pod.meta.name} was disrupted: {pod.disrupted}"
         return Cause(container.name, Reason.POD_LOST, message, exit_code=ended.exit_code)
     if ended.reason in _START_REASONS:
         return _of_start(container.name, ended.message)
     said = f"; last output: {ended.message}" if ended.message else ""
-    message = f"container {container.name} ended with exit code {ended.exit_code} and without a report{said}"
+    message = f"container {container.name} exited without a report (exit code {ended.exit_code}){said}"
     return Cause(container.name, _reason_of_exit_code(ended.exit_code), message, exit_code=ended.exit_code)
 
 
@@ -282,11 +280,11 @@ def _of_waiting(container: Container, work: Work, spec: FineTuneSpec) -> Cause |
 
 def _of_start(stage: str, message: str) -> Cause:
     if re.search(r"nvidia-container|libnvidia|nvml|CDI device|driver error", message, re.IGNORECASE):
-        return Cause(stage, Reason.CUDA_UNAVAILABLE, f"the node cannot give the container its GPU: {message}")
+        return Cause(stage, Reason.CUDA_UNAVAILABLE, f"the node cannot attach the GPU to the container: {message}")
     return Cause(
         stage,
         Reason.IMAGE_PULL_FAILED,
-        f"the image has no tunemill-trainer that can be started: {message}",
+        f"the image has no executable tunemill-trainer: {message}",
     )
 
 
@@ -296,7 +294,7 @@ _REFUSED_PODS = (
     (r"quota|(usage|ratio) per ", Reason.QUOTA_EXCEEDED, ""),
     (r"no PriorityClass with name", Reason.INVALID_SPEC, ".priorityClassName"),
     (r"RuntimeClass", Reason.INVALID_SPEC, ".runtimeClassName"),
-    (r" is invalid: ", Reason.INVALID_SPEC, " makes a pod that is not valid"),
+    (r" is invalid: ", Reason.INVALID_SPEC, " results in an invalid pod"),
     (r"", Reason.POD_REJECTED, ""),
 )
 """What the API server answers when a pod is created, the reason, and which part of the template is at fault."""
@@ -333,10 +331,8 @@ def _of_quota(work: Work, message: str) -> Cause:
     if not fields:
         return Cause(stage, Reason.QUOTA_EXCEEDED, message)
     named = ", ".join(dict.fromkeys(fields))
-    remedy = (
-        f"Set {named}, or have a LimitRange with defaults created in the namespace; then the run continues by itself."
-    )
-    return Cause(stage, Reason.QUOTA_EXCEEDED, f"the namespace's quota asks for {named}: {message}", remedy)
+    remedy = f"Set {named}, or create a LimitRange with defaults in the namespace. The run then continues."
+    return Cause(stage, Reason.QUOTA_EXCEEDED, f"the namespace's ResourceQuota requires {named}: {message}", remedy)
 
 
 def _of_missing(stage: str, message: str, spec: FineTuneSpec) -> Cause | None:
@@ -362,5 +358,5 @@ def _of_volume(stage: str, message: str, spec: FineTuneSpec) -> Cause | None:
     claim = spec.compute.model_cache.claim_name
     if not claim or not re.search(r"Multi-Attach|AttachVolume|\bmodels\b", message):
         return None
-    message = f'the claim "{claim}" of {field_of(spec, "models")}: {message}'
+    message = f'the PersistentVolumeClaim "{claim}" of {field_of(spec, "models")}: {message}'
     return Cause(stage, Reason.VOLUME_UNAVAILABLE, message, transient=True)

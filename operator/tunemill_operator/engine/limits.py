@@ -24,7 +24,7 @@ def overdue(case: Case) -> Step | None:
     seconds = case.ledger.running_seconds(case.now)
     if seconds < duration_seconds(case.spec.max_runtime):
         return None
-    message = f"the stages have worked for {int(seconds)} s, spec.maxRuntime allows {case.spec.max_runtime}"
+    message = f"the stages have run for {int(seconds)} s, spec.maxRuntime is {case.spec.max_runtime}"
     return stalled(case, Cause(case.ledger.first_open(), Reason.DEADLINE_EXCEEDED, message), delete=case.live)
 
 
@@ -33,9 +33,7 @@ def gpu_hours_spent(case: Case) -> Step | None:
     allowed, used = _gpu_seconds_allowed(case), case.ledger.gpu_seconds(case.now)
     if allowed is None or used < allowed or case.work.label != "train":
         return None
-    message = (
-        f"train and evaluate have used {used / 3600:.2f} GPU hours, spec.maxGpuHours allows {case.spec.max_gpu_hours}"
-    )
+    message = f"train and evaluate have used {used / 3600:.2f} GPU hours, spec.maxGpuHours is {case.spec.max_gpu_hours}"
     return stalled(case, Cause(case.ledger.first_open(), Reason.GPU_HOURS_SPENT, message), delete=case.live)
 
 
@@ -100,7 +98,7 @@ def bad_node(case: Case) -> Step | None:
     stage = next((stage for stage in case.work.stages if stage == cause.stage), case.work.stages[0])
     entry, ledger = case.ledger.entries[stage], case.ledger
     message = f"{cause.message} (node {pod.node})"
-    situation = Situation(phase_before(case.work), str(cause.reason), f"{message}: another node is tried")
+    situation = Situation(phase_before(case.work), str(cause.reason), f"{message}: retrying on another node")
     if bad_nodes.is_counted(entry, pod.meta.name):
         recorded = [item for item in case.finetune.status.stages if item.name == stage]
         if not any(bad_nodes.is_counted(item, pod.meta.name) for item in recorded):
@@ -128,7 +126,7 @@ def no_other_node(case: Case) -> Step | None:
     ledger = case.ledger
     for stage in case.work.stages:
         ledger = with_entry(ledger, bad_nodes.allowed_again(ledger.entries[stage]))
-    message = f"no other node can take the pod: {', '.join(avoided)} may be used again"
+    message = f"no other node can run the pod: {', '.join(avoided)} can be used again"
     return Step(Situation(phase_before(case.work), "Retrying", message), delete=(job,), ledger=ledger)
 
 
@@ -138,12 +136,14 @@ def silent(case: Case) -> Step | None:
     if entry is None or silence is None or not allowed or silence < timedelta(seconds=allowed) or not case.live:
         return None
     ledger = case.ledger.with_stall(entry)
-    silent_for = f"{entry.name} has reported nothing for {int(silence.total_seconds())} s"
-    message = f"{silent_for}, spec.stallTimeout allows {case.spec.stall_timeout}"
+    silent_for = f"{entry.name} has reported no progress for {int(silence.total_seconds())} s"
+    message = f"{silent_for}, spec.stallTimeout is {case.spec.stall_timeout}"
     if entry.stalls >= case.spec.retry.limit:
-        cause = Cause(entry.name, Reason.NO_PROGRESS, f"{message}; {entry.stalls + 1} pods in all ended so")
+        cause = Cause(entry.name, Reason.NO_PROGRESS, f"{message}; {entry.stalls + 1} pods have been stopped for this")
         return stalled(case, cause, delete=case.live, ledger=ledger)
-    situation = Situation(phase_before(case.work), Reason.NO_PROGRESS, f"{message}: it is stopped and tried again")
+    situation = Situation(
+        phase_before(case.work), Reason.NO_PROGRESS, f"{message}: the pod is stopped and the stage retried"
+    )
     return Step(situation, delete=case.live, ledger=ledger)
 
 

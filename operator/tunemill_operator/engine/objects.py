@@ -285,7 +285,7 @@ def stored_finetune_of(body: Json) -> StoredFineTune:
     try:
         text, problem = to_json(slim), ""
         if len(text) > LARGEST_BYTES:
-            problem = f"the object has more than {LARGEST_BYTES // 1024} KiB as JSON and is not read: make it smaller"
+            problem = f"the object is larger than {LARGEST_BYTES // 1024} KiB as JSON: make it smaller"
     except (ValueError, RecursionError) as error:  # nested too deep, or half a surrogate pair
         problem = f"the object cannot be read: {error}"
     if problem:
@@ -385,7 +385,7 @@ def _queued(body: Json) -> Any:  # noqa: ANN401 - what stands there may be no sp
 def _invalid_field(location: tuple[int | str, ...], kind: str, message: str) -> str:
     field = f"spec.{'.'.join(str(part) for part in location)}"
     # The API server drops or refuses what the CRD does not have.
-    unknown = "this operator does not know the field, the CRD is newer than it: upgrade the operator"
+    unknown = "unknown field, because the CRD is newer than the operator: upgrade the operator"
     return f"{field}: {unknown if kind == 'extra_forbidden' else message}"
 
 

@@ -149,7 +149,7 @@ def _suspended(case: Case) -> Step | None:
     if not case.spec.suspend:
         return None
     live = [job.meta.name for job in case.observed.jobs if not job.finished]
-    message = f"stopping {', '.join(live)}: a checkpoint is saved" if live else "spec.suspend is true"
+    message = f"stopping {', '.join(live)} and saving a checkpoint" if live else "spec.suspend is true"
     situation = Situation(Phase.SUSPENDED, "Suspended", message, suspended=not live)
     return Step(situation, delete=case.live, ledger=with_job(case.ledger, case.work, ""))
 
@@ -175,7 +175,7 @@ def _output_lost(case: Case) -> Step | None:
     situation = Situation(
         Phase.PENDING,
         Reason.STAGE_OUTPUT_MISSING,
-        "outputs are gone from the workspace: starting again with prepare",
+        "outputs are missing from the workspace: the run starts again with prepare",
     )
     return Step(situation, delete=(*others, job), ledger=forgotten(case.ledger))
 
@@ -186,7 +186,7 @@ def _in_the_way(case: Case) -> Step | None:
         return None
     orphan = case.observed.job(case.name)
     if orphan and not orphan.meta.owner:
-        message = f"the Job {orphan.meta.name} was left behind by a deleted object"
+        message = f"Job {orphan.meta.name} belongs to a deleted object"
         return stalled(case, Cause(case.work.stages[0], Reason.NAME_CONFLICT, message), requeue_after=LOOK_AGAIN)
     jobs = [job.meta.name for job in case.observed.busy_jobs()]
     names = [
@@ -196,7 +196,7 @@ def _in_the_way(case: Case) -> Step | None:
     ]
     if not names:
         return None
-    situation = Situation(phase_before(case.work), "Stopping", f"waiting for the end of {', '.join(names)}")
+    situation = Situation(phase_before(case.work), "Stopping", f"waiting for {', '.join(names)} to stop")
     return Step(situation, requeue_after=LOOK_AGAIN)
 
 
@@ -213,7 +213,7 @@ def _absent(case: Case) -> Step | None:
         if times > case.spec.retry.limit:
             return stalled(case, failures.of_deleted_job(case.work, case.name, times))
         ledger = with_recreation(ledger, case.work)
-        message = f"Job {case.name} was deleted, and not by the operator: it is created again"
+        message = f"Job {case.name} was deleted by another client and is created again"
     try:
         body = job_of(
             case.finetune,
@@ -237,7 +237,7 @@ def _going(case: Case) -> Step | None:
         return None
     if job.meta.deleting:
         ledger = with_job(case.ledger, case.work, "") if _is_outdated(case, job) else None
-        situation = Situation(phase_before(case.work), "Stopping", f"waiting for the end of {job.meta.name}")
+        situation = Situation(phase_before(case.work), "Stopping", f"waiting for Job {job.meta.name} to stop")
         return Step(situation, ledger=ledger)
     if not job.finished and _is_outdated(case, job):
         message = f"Job {job.meta.name} is replaced: {_why_another(case)}"
@@ -273,7 +273,7 @@ def _why_another(case: Case) -> str:
     causes = [cause for pod in case.pods if (cause := failures.of_pod(pod))]
     if causes and causes[-1].reason is Reason.OUT_OF_MEMORY:
         return f"{causes[-1].message}; the next pod computes half as much at once"
-    return "spec.compute, spec.podTemplates, spec.queue or a Secret's name was changed"
+    return "spec.compute, spec.podTemplates, spec.queue or the name of a Secret changed"
 
 
 def _ended(case: Case) -> Step | None:
@@ -284,9 +284,7 @@ def _ended(case: Case) -> Step | None:
     if not case.settled(job):
         return Step(at_work(case), needs_pods=True)
     if not case.as_asked:
-        return Step(
-            Situation(phase_before(case.work), "Retrying", f"Job {job.meta.name} is tried again"), delete=(job,)
-        )
+        return Step(Situation(phase_before(case.work), "Retrying", f"Job {job.meta.name} is retried"), delete=(job,))
     if job.failed:
         return stalled(case, failures.of_failed_job(case.work, job, case.pods))
     return _unreported(case, job)
@@ -299,7 +297,7 @@ def _unreported(case: Case, job: Job) -> Step:
     times = recreations(case.ledger, case.work) + 1
     if times > case.spec.retry.limit:
         return stalled(case, failures.of_lost_report(case.work, job, times))
-    message = f"the pods of Job {job.meta.name} are gone, and with them what they reported: it is done again"
+    message = f"the pods of Job {job.meta.name} and their report no longer exist: the Job is retried"
     situation = Situation(phase_before(case.work), "Retrying", message)
     return Step(situation, delete=(job,), ledger=with_recreation(case.ledger, case.work))
 

@@ -162,7 +162,7 @@ def _run_spec(finetune: FineTune, spec: FineTuneSpec, ledger: Ledger, run_id: st
     size = len(text.encode())
     if size > RUN_SPEC_BYTES:
         raise SpecTooLargeError(
-            f"the spec has {size} bytes as JSON, at most {RUN_SPEC_BYTES} fit into a pod's annotation: "
+            f"the spec has {size} bytes as JSON, but at most {RUN_SPEC_BYTES} fit into a pod's annotation: "
             "shorten spec.dataset or spec.evaluation.gates"
         )
     return text

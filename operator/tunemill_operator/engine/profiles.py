@@ -86,7 +86,7 @@ def chosen(name: str, namespace: str, profiles: Iterable[Profile]) -> Profile | 
     usable = {profile.meta.name: profile for profile in profiles if profile.serves(namespace)}
     profile = _named(name, namespace, usable, profiles) if name else _default(namespace, usable)
     if profile and profile.error:
-        message = f"FineTuneProfile {profile.meta.name} cannot be read by this operator: {profile.error}"
+        message = f"this operator cannot read FineTuneProfile {profile.meta.name}: {profile.error}"
         raise RefusedError(Reason.PROFILE_INVALID, message)
     return profile
 
@@ -154,9 +154,9 @@ def _named(name: str, namespace: str, usable: dict[str, Profile], profiles: Iter
     there = f"the namespace {namespace} may use {', '.join(sorted(usable)) or 'none'}"
     if any(profile.meta.name == name for profile in profiles):
         raise RefusedError(
-            Reason.PROFILE_NOT_ALLOWED, f"spec.profile names {name}, which is not for this namespace; {there}"
+            Reason.PROFILE_NOT_ALLOWED, f"spec.profile is {name}, which this namespace may not use; {there}"
         )
-    raise RefusedError(Reason.PROFILE_NOT_FOUND, f"spec.profile names {name}, which does not exist; {there}")
+    raise RefusedError(Reason.PROFILE_NOT_FOUND, f"spec.profile is {name}, which does not exist; {there}")
 
 
 def _default(namespace: str, usable: dict[str, Profile]) -> Profile | None:
@@ -164,7 +164,7 @@ def _default(namespace: str, usable: dict[str, Profile]) -> Profile | None:
     nearest = [profile for profile in defaults if profile.spec.namespaces is not None] or defaults
     if len(nearest) > 1:
         names = ", ".join(sorted(profile.meta.name for profile in nearest))
-        message = f"spec.profile is empty, and several profiles are the default of the namespace {namespace}: {names}"
+        message = f"spec.profile is empty, and the namespace {namespace} has several default profiles: {names}"
         raise RefusedError(Reason.PROFILE_AMBIGUOUS, message)
     return nearest[0] if nearest else None
 

@@ -51,13 +51,12 @@ def time_after(retrain: Retrain, moment: datetime) -> datetime:
         zone = ZoneInfo(retrain.time_zone)
     except (KeyError, ValueError, OSError) as error:  # OSError for a folder of zones
         raise ScheduleError(
-            f"spec.retrain.timeZone is {retrain.time_zone!r}: expected a zone as the IANA names it, for example "
-            "Europe/Berlin"
+            f"spec.retrain.timeZone is {retrain.time_zone!r}: expected an IANA time zone, for example Europe/Berlin"
         ) from error
     try:
         return next(CronSim(retrain.schedule, moment.astimezone(zone))).astimezone(UTC)
     except (CronSimError, StopIteration) as error:
-        what = str(error) or "no such day ever comes"
+        what = str(error) or "it never occurs"
         raise ScheduleError(
             f"spec.retrain.schedule is {retrain.schedule!r}: {what}; expected minute, hour, day of the month, month "
             "and day of the week, for example 0 2 * * 0"

@@ -66,7 +66,7 @@ def failed_stage(case: Case) -> Step | None:
     left = _time_left(case, job)
     if container.ended.exit_code in FINAL_EXIT_CODES and case.as_asked and not pod.disrupted:
         return replace(stalled(case, cause), requeue_after=max(left, AT_ONCE))
-    message = f"{cause.stage} failed, and a sidecar keeps its pod {pod.meta.name} running: {cause.message}"
+    message = f"{cause.stage} failed, but a sidecar keeps its pod {pod.meta.name} running: {cause.message}"
     situation = Situation(phase_before(case.work), "Retrying", message)
     return Step(situation, requeue_after=left) if left else _replaced(case, job, container, cause, situation)
 

@@ -38,7 +38,9 @@ def at_work(case: Case) -> Situation:
     if unschedulable := next((pod.unschedulable for pod in live if pod.unschedulable), ""):
         lacking = failures.lacking(unschedulable, case.work)
         if avoided := avoided_nodes(case.ledger, case.work):
-            lacking = f"the run avoids {', '.join(avoided)}, on which it failed" + (f"; {lacking}" if lacking else "")
+            lacking = f"the run avoids {', '.join(avoided)}, where it failed before" + (
+                f"; {lacking}" if lacking else ""
+            )
         return Situation(
             Phase.QUEUED, Reason.UNSCHEDULABLE, f"{lacking}: {unschedulable}" if lacking else unschedulable
         )
@@ -48,10 +50,10 @@ def at_work(case: Case) -> Situation:
     failed = [cause for pod in case.pods if (cause := failures.of_pod(pod))]
     before = f" after {failed[-1].reason} in {failed[-1].stage}: {failed[-1].message}" if failed else ""
     if running:
-        return Situation(phase, phase.value, f"{running} runs in Job {case.name}{before}")
+        return Situation(phase, phase.value, f"{running} is running in Job {case.name}{before}")
     if failed and all(pod.stages_ended for pod in live):
-        return Situation(phase, "Retrying", f"Job {case.name} is about to try again{before}")
-    return Situation(phase, phase.value, f"Job {case.name} is about to start{before}")
+        return Situation(phase, "Retrying", f"Job {case.name} is being retried{before}")
+    return Situation(phase, phase.value, f"Job {case.name} is starting{before}")
 
 
 def phase_before(work: Work) -> Phase:

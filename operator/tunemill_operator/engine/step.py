@@ -66,9 +66,7 @@ def held_up(case: Case, cause: Cause, phase: Phase, requeue_after: timedelta) ->
     since = case.trouble_since(cause)
     left = since + TROUBLE_LASTS_AFTER - case.now
     if left > timedelta(0):
-        message = (
-            f"{cause.message} (it is tried again; Stalled if it lasts until {_clock(since + TROUBLE_LASTS_AFTER)})"
-        )
+        message = f"{cause.message} (retrying; Stalled if it lasts until {_clock(since + TROUBLE_LASTS_AFTER)})"
         situation = Situation(phase, str(cause.reason), message, trouble_since=since)
         return Step(situation, requeue_after=min(left, requeue_after))
     step = stalled(case, cause, requeue_after=requeue_after)

@@ -95,8 +95,8 @@ def _check_hub(spec: FineTuneSpec, profile: Profile | None, hubs: Sequence[str] 
         return
     raise RefusedError(
         Reason.LIMIT_EXCEEDED,
-        f"spec.hub.endpoint names {endpoint}, and tokens are sent only to {', '.join([PUBLIC_HUB, *hubs])}: have it "
-        "set in defaults.hub or limits.endpoints of a FineTuneProfile, or in hub.endpoints of the operator's chart",
+        f"spec.hub.endpoint is {endpoint}, but tokens may be sent only to {', '.join([PUBLIC_HUB, *hubs])}: ask for it "
+        "in defaults.hub or limits.endpoints of a FineTuneProfile, or in hub.endpoints of the operator's chart",
     )
 
 
@@ -119,8 +119,8 @@ def _complete(terms: Terms) -> Terms:
         return terms
     raise RefusedError(
         Reason.INVALID_SPEC,
-        "spec.workspace.uri is needed when spec.dataset.uri is on the Hub, as there is no bucket to put a workspace "
-        "into: set it, or have it set in the defaults of a FineTuneProfile",
+        "spec.workspace.uri is required if spec.dataset.uri is on the Hub, because there is no bucket for a default "
+        "workspace: set it, or ask for it in the defaults of a FineTuneProfile",
     )
 
 
@@ -141,7 +141,7 @@ def _news(
     try:
         coming = _fresh(finetune, spec, profiles, hubs, present)
     except RefusedError as error:
-        return f"a refusal: {error}"
+        return f"an error: {error}"
     old, new = (terms.profile.name if terms.profile else "" for terms in (present, coming))
     news = [] if old == new else [f"{_called(new)} in place of {_called(old)}"]
     if _fields(present) != _fields(coming):

@@ -53,9 +53,9 @@ def workload_of(body: Json) -> Workload:
 
 def _waits_for(body: Json, reserved: Json) -> str:
     if body["spec"].get("active") is False:
-        return f"the Workload {body['metadata']['name']} is deactivated, until somebody sets its spec.active to true"
+        return f"the Workload {body['metadata']['name']} is deactivated: set its spec.active to true"
     if reserved.get("status") != "True":
         return str(reserved.get("message", ""))
     checks = [check for check in body["status"].get("admissionChecks") or [] if check["state"] != "Ready"]
     told = [": ".join(filter(None, (check["name"], check["state"], check.get("message")))) for check in checks]
-    return f"the quota is reserved, but not all admission checks are passed ({'; '.join(told)})"
+    return f"the quota is reserved, but not all admission checks have passed ({'; '.join(told)})"

@@ -363,7 +363,7 @@ def test_a_missing_claim_is_told_with_its_field(claim: str, field: str) -> None:
         ),
         (
             "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims.",
-            "a claim of spec.compute.modelCache or spec.podTemplates.train has no volume yet",
+            "a PersistentVolumeClaim of spec.compute.modelCache or spec.podTemplates.train is not bound",
         ),
         ("0/1 nodes are available: something new.", ""),
     ],

@@ -433,23 +433,23 @@ def test_which_profile_holds(name: str, namespace: str, profiles: list[Profile],
 @pytest.mark.parametrize(
     ("name", "profiles", "reason", "words"),
     [
-        ("gold", [], Reason.PROFILE_NOT_FOUND, "spec.profile names gold, which does not exist; the namespace team-a"),
+        ("gold", [], Reason.PROFILE_NOT_FOUND, "spec.profile is gold, which does not exist; the namespace team-a"),
         ("gold", [a_profile("silver")], Reason.PROFILE_NOT_FOUND, "the namespace team-a may use silver"),
         (
             "gold",
             [a_profile("gold", namespaces=["team-b", "x-*"])],
             Reason.PROFILE_NOT_ALLOWED,
-            "spec.profile names gold, which is not for this namespace; the namespace team-a may use none",
+            "spec.profile is gold, which this namespace may not use; the namespace team-a may use none",
         ),
-        ("gold", [a_profile("gold", namespaces=[])], Reason.PROFILE_NOT_ALLOWED, "not for this namespace"),
+        ("gold", [a_profile("gold", namespaces=[])], Reason.PROFILE_NOT_ALLOWED, "this namespace may not use"),
         (
             "",
             [a_profile("silver", default=True), a_profile("gold", default=True)],
             Reason.PROFILE_AMBIGUOUS,
-            "several profiles are the default of the namespace team-a: gold, silver",
+            "the namespace team-a has several default profiles: gold, silver",
         ),
         ("gold", [a_profile("gold", limits={"maxMoons": 1})], Reason.PROFILE_INVALID, "spec.limits.maxMoons"),
-        ("", [a_profile("gold", default=True, limits={"maxMoons": 1})], Reason.PROFILE_INVALID, "cannot be read"),
+        ("", [a_profile("gold", default=True, limits={"maxMoons": 1})], Reason.PROFILE_INVALID, "cannot read"),
     ],
 )
 def test_why_no_profile_can_be_had(name: str, profiles: list[Profile], reason: Reason, words: str) -> None:
@@ -497,7 +497,7 @@ def test_tokens_go_to_hubs_that_the_platform_names(
     if allowed:
         assert terms_of(finetune, finetune.spec, profiles, hubs).spec.hub.endpoint == endpoint
         return
-    with pytest.raises(RefusedError, match=r"tokens are sent only to https://huggingface\.co") as refused:
+    with pytest.raises(RefusedError, match=r"tokens may be sent only to https://huggingface\.co") as refused:
         terms_of(finetune, finetune.spec, profiles, hubs)
     assert refused.value.reason is Reason.LIMIT_EXCEEDED
 
@@ -575,7 +575,7 @@ def test_a_changed_profile_does_not_disturb_what_runs_and_says_what_it_would_cha
     """The run keeps its GPUs, also under an operator that has just begun; describe names the fields."""
     world = a_training_world(defaults={"compute": {"gpus": 4}, "maxRuntime": "2h"})
     assert gpus_of(world) == "4"
-    assert condition(world, "ProfileCurrent").message == "FineTuneProfile gold gives spec.compute.gpus, spec.maxRuntime"
+    assert condition(world, "ProfileCurrent").message == "FineTuneProfile gold sets spec.compute.gpus, spec.maxRuntime"
     jobs, before = dict(world.jobs), world.status
     with_profile(
         world,
@@ -648,7 +648,7 @@ def test_a_named_profile_that_is_deleted_is_missed_by_the_next_run_only() -> Non
         world.settle()
         world.run_pod()
     assert world.status.phase is Phase.SUCCEEDED
-    assert "a refusal: spec.profile names gold, which does not exist" in condition(world, "ProfileCurrent").message
+    assert "an error: spec.profile is gold, which does not exist" in condition(world, "ProfileCurrent").message
     world.edit(historyLimit=4)
     world.settle()
     assert condition(world, "Stalled").reason == "ProfileNotFound"
@@ -744,7 +744,7 @@ def test_a_workspace_can_come_from_the_profile() -> None:
     world = World(dataset={"uri": "hf://acme/calls"})
     world.settle()
     assert condition(world, "Stalled").reason == "InvalidSpec"
-    assert "spec.workspace.uri is needed" in condition(world, "Stalled").message
+    assert "spec.workspace.uri is required" in condition(world, "Stalled").message
     with_profile(world, defaults={"workspace": {"uri": "s3://tunemill/"}})
     world.settle()
     assert labels(world) == ["prepare"]

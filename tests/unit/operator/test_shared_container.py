@@ -111,7 +111,7 @@ def test_train_is_recorded_while_evaluate_runs() -> None:
     train, evaluate = entry(world, Stage.TRAIN), entry(world, Stage.EVALUATE)
     assert (train.state, evaluate.state) == (StageState.SUCCEEDED, StageState.RUNNING)
     assert train.finished_at == evaluate.started_at == world.now - timedelta(seconds=20)
-    assert "evaluate runs" in condition(world, "Reconciling").message
+    assert "evaluate is running" in condition(world, "Reconciling").message
     before = world.status
     world.restart_operator()
     pending_for(world, 1)

@@ -164,7 +164,7 @@ def test_a_sidecar_that_runs_is_no_stage_at_work() -> None:
     pod["status"]["initContainerStatuses"][0]["state"] = {"running": {"startedAt": "2026-11-21T12:00:01Z"}}
     world.settle()
     assert world.status.phase is Phase.QUEUED
-    assert "about to start" in condition(world, "Reconciling").message
+    assert "is starting" in condition(world, "Reconciling").message
 
 
 def test_a_sidecar_whose_image_cannot_be_pulled_is_named_while_the_stage_waits_for_it() -> None:
