@@ -24,9 +24,9 @@ from tunemill_operator.kube.access import Access, open_access
 from tunemill_operator.kube.client import KubeClient
 from tunemill_operator.kube.errors import KubeError
 from tunemill_operator.platform import platform_of, trusting
-from tunemill_operator.progress.auth import Gatekeeper
+from tunemill_operator.progress.auth import ReportAuthenticator
 from tunemill_operator.progress.board import Board
-from tunemill_operator.progress.certificate import Certificate, kept
+from tunemill_operator.progress.certificate import Certificate, load_or_create
 from tunemill_operator.progress.server import application as progress_application
 from tunemill_operator.progress.turns import Pace
 from tunemill_operator.runtime import collector
@@ -53,7 +53,7 @@ STALE_RESYNCS = 4
 """A leader that could not compare its caches for so many periods is started anew."""
 
 
-class Witness(WorkObserver, Protocol):
+class Observer(WorkObserver, Protocol):
     """Is told of reconciles and of requests."""
 
     def requested(self, request: Request) -> None:
@@ -69,18 +69,18 @@ async def run(settings: Settings) -> int:
     """
     access = await open_access(settings.kubeconfig, settings.context)
     metrics = Metrics(version("tunemill-operator"), access.host)
-    with trusting(settings.ca_bundle), _traced() as tracing:
+    with trusting(settings.ca_bundle), _tracing() as tracing:
         return await _run(settings, access, metrics, [metrics, *tracing])
 
 
-async def _run(settings: Settings, access: Access, metrics: Metrics, witnesses: Sequence[Witness]) -> int:
+async def _run(settings: Settings, access: Access, metrics: Metrics, observers: Sequence[Observer]) -> int:
     def requested(method: str, path: str, code: int, seconds: float) -> None:
         request = Request(method, path, code, time.time() - seconds, seconds)
-        for witness in witnesses:
-            witness.requested(request)
+        for observer in observers:
+            observer.requested(request)
 
     client = KubeClient(access.client(), requested)
-    process = _Process(settings, client, metrics, witnesses)
+    process = _Process(settings, client, metrics, observers)
     process.take_signals()
     try:
         async with process.telemetry():
@@ -103,10 +103,10 @@ class _Process:
     """What one process holds: it follows until it is elected, leads once, and ends."""
 
     def __init__(
-        self, settings: Settings, client: KubeClient, metrics: Metrics, witnesses: Sequence[WorkObserver]
+        self, settings: Settings, client: KubeClient, metrics: Metrics, observers: Sequence[WorkObserver]
     ) -> None:
         self._settings = settings
-        self._witnesses = witnesses
+        self._witnesses = observers
         self._client = client
         self._metrics = metrics
         self._certificate = _certificate(settings)
@@ -153,16 +153,16 @@ class _Process:
         )
         metrics.queue.observe(queue.__len__, queue.processing_seconds, settings.workers)
         metrics.observe_phases(lambda: (stored.phase for stored in cache.finetunes))
-        await resync.prime()
+        await resync.fill_caches()
         collector.settle()
         self._primed = True
         log.info("serving %s", ", ".join(settings.namespaces) or "all namespaces")
-        audience = handlers.Audience(cache, queue, metrics.seen, resync.listed)
+        sinks = handlers.WatchSinks(cache, queue, metrics.seen, resync.listed)
         try:
             async with self._progress(client, cache, board), asyncio.TaskGroup() as group:
                 group.create_task(
                     handlers.watch(
-                        audience,
+                        sinks,
                         settings.namespaces,
                         access.credentials,
                         self.take_signals,
@@ -186,8 +186,8 @@ class _Process:
         if not settings.progress_url:
             yield
             return
-        self._certificate = self._certificate or await self._kept_certificate(client)
-        app = progress_application(Gatekeeper(client, cache.pods), board, self._metrics.progress_answered)
+        self._certificate = self._certificate or await self._stored_certificate(client)
+        app = progress_application(ReportAuthenticator(client, cache.pods), board, self._metrics.progress_answered)
         everywhere, port = "0.0.0.0", settings.progress_port  # noqa: S104 - pods reach it
         async with _served(app, everywhere, port, self._certificate.context):
             await self._label("true")
@@ -197,11 +197,11 @@ class _Process:
             finally:
                 await self._label(None)
 
-    async def _kept_certificate(self, client: KubeClient) -> Certificate:
+    async def _stored_certificate(self, client: KubeClient) -> Certificate:
         name, namespace = self._settings.progress_secret, self._settings.lease_namespace
         host = urlsplit(self._settings.progress_url).hostname or ""
         try:
-            return await kept(client, namespace, name, host)
+            return await load_or_create(client, namespace, name, host)
         except (KubeError, OSError) as error:
             raise SettingsError(
                 f"--progress-secret: the certificate in Secret {namespace}/{name} cannot be used: {error}; "
@@ -242,7 +242,7 @@ class _Process:
 
 
 @contextlib.contextmanager
-def _traced() -> Iterator[Sequence[Witness]]:
+def _tracing() -> Iterator[Sequence[Observer]]:
     """Yield who makes traces, if somebody wants them."""
     if not traces.endpoints(os.environ):
         yield []

@@ -28,7 +28,7 @@ class WatchError(Exception):
 
 
 @dataclass(frozen=True)
-class Audience:
+class WatchSinks:
     """Who is told what the watches see."""
 
     cache: Cache
@@ -42,7 +42,7 @@ class Audience:
 
 
 async def watch(
-    audience: Audience,
+    sinks: WatchSinks,
     namespaces: Sequence[str],
     credentials: Callable[[], Awaitable[Credentials]],
     take_signals: Callable[[], None],
@@ -52,7 +52,7 @@ async def watch(
     """Watch until cancelled.
 
     Args:
-        audience: is told what is seen.
+        sinks: is told what is seen.
         namespaces: where to watch; empty means everywhere.
         credentials: returns what is valid at the moment.
         take_signals: installs the process's own signal handlers; kopf puts its own in their place.
@@ -63,13 +63,13 @@ async def watch(
     """
     registry, settings = kopf.OperatorRegistry(), _settings()
     _register_login(registry, credentials)
-    cache = audience.cache
+    cache = sinks.cache
     for resource, store in ((FINETUNES, cache.finetunes), (JOBS, cache.jobs), (PODS, cache.pods)):
-        _register(registry, resource, store, audience, lambda key: (key,))
+        _register(registry, resource, store, sinks, lambda key: (key,))
         if resource.selector:
             settings.watching.label_selectors[resource.group, resource.version, resource.plural] = resource.selector
     if profiles:  # a profile may concern every object, and an object finds out by itself whether it does
-        _register(registry, PROFILES, cache.profiles, audience, lambda _: cache.finetunes.keys())
+        _register(registry, PROFILES, cache.profiles, sinks, lambda _: cache.finetunes.keys())
     stop = asyncio.Event()
     tasks = await kopf.spawn_tasks(
         registry=registry,
@@ -82,7 +82,7 @@ async def watch(
     take_signals()
     operator = asyncio.ensure_future(kopf.run_tasks(tasks, ignored=asyncio.all_tasks() - set(tasks)))
     for task in (operator, *tasks):
-        task.add_done_callback(_heard)
+        task.add_done_callback(_retrieve_exception)
     try:
         await asyncio.shield(operator)
     except Exception as error:  # kopf re-raises whatever ended one of its tasks
@@ -94,7 +94,7 @@ async def watch(
             task.cancel()
 
 
-def _heard(task: asyncio.Future[Any]) -> None:
+def _retrieve_exception(task: asyncio.Future[Any]) -> None:
     """Ask why a task has ended: kopf has logged it, and where nobody asks it is logged once more."""
     if not task.cancelled():
         task.exception()
@@ -104,18 +104,18 @@ def _register(
     registry: kopf.OperatorRegistry,
     resource: Resource,
     store: Store[Any],
-    audience: Audience,
+    sinks: WatchSinks,
     concerned: Callable[[Key], Iterable[Key]],
 ) -> None:
     async def observe(event: kopf.RawEvent, **_: Any) -> None:  # noqa: ANN401 - kopf's keyword arguments
-        audience.seen(resource.plural)
+        sinks.seen(resource.plural)
         if event["type"] is None:
-            audience.listed()
+            sinks.listed()
         body = event["object"]
         key = store.remove(uid_of(body)) if event["type"] == "DELETED" else store.put(body)
         if key is not None:
             for each in concerned(key):
-                audience.queue.add(each)
+                sinks.queue.add(each)
 
     kopf.on.event(
         resource.group, resource.version, resource.plural, id=f"observe-{resource.plural}", registry=registry

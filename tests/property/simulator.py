@@ -17,7 +17,7 @@ from tunemill_api.stage_report import Stage, StageReport
 from tunemill_api.status import TrainerStatus
 from tunemill_dev.played import a_report, evaluation_facts
 from tunemill_operator.engine.objects import FineTune, finetune_of, job_of, pod_of
-from tunemill_operator.engine.observe import Complaint, Observed, Progress, Queueing, Refusal
+from tunemill_operator.engine.observe import KueueState, Observed, Progress, Refusal, WarningEvent
 from tunemill_operator.engine.plan import CreateJob, DeleteJob, Plan, plan
 from tunemill_operator.engine.profiles import Profile
 from tunemill_operator.engine.workloads import Workload
@@ -35,7 +35,7 @@ class World:
         self.finetune_body: Json = a_finetune_body(**parts)
         self.jobs: dict[str, Json] = {}
         self.pods: dict[str, Json] = {}
-        self.complaints: tuple[Complaint, ...] = ()
+        self.warning_events: tuple[WarningEvent, ...] = ()
         self.progress: Progress | None = None
         self.platform = replace(PLATFORM, listening_since=NOON)
         self.refusal: Refusal | None = None
@@ -92,10 +92,10 @@ class World:
         return Observed(
             jobs=tuple(job_of(job) for job in self.jobs.values()),
             pods=tuple(pod_of(pod) for pod in self.pods.values()),
-            complaints=self.complaints,
+            warning_events=self.warning_events,
             progress=self.progress,
             refusal=self.refusal,
-            queueing=Queueing(self.kueue, tuple(self._workload(job) for job in self.queued() if self.kueue)),
+            kueue=KueueState(self.kueue, tuple(self._workload(job) for job in self.queued() if self.kueue)),
             profiles=self.profiles,
         )
 
@@ -508,7 +508,7 @@ class World:
             mode="json", by_alias=True, exclude_none=True, exclude_defaults=True
         )
         self.status_writes += 1
-        self.events += [f"{item.kind} {item.reason}" for item in decided.announcements]
+        self.events += [f"{item.kind} {item.reason}" for item in decided.events]
         self._touch(self.finetune_body)
 
     def _next_container(self, pod: Json) -> Json | None:

@@ -27,7 +27,7 @@ from tunemill_operator.engine.volumes import (
     user_mounts,
     volumes_of,
 )
-from tunemill_operator.engine.workspaces import place_of
+from tunemill_operator.engine.workspaces import workspace_for
 
 RUN_SPEC_BYTES = 200 * 1024
 """All annotations of an object together may have 256 KiB; users' and the platform's need room beside the RunSpec."""
@@ -66,7 +66,7 @@ def job_of(
             "annotations": {
                 constants.ANNOTATION_KEY: work.key,
                 constants.ANNOTATION_GENERATION: str(finetune.generation),
-                constants.ANNOTATION_REQUESTED_AT: finetune.asked,
+                constants.ANNOTATION_REQUESTED_AT: finetune.requested,
                 ANNOTATION_POD: pod_digest(spec, work),
                 **({ANNOTATION_MEMORY_KILLS: str(ledger.memory_kills())} if work.label == "train" else {}),
             },
@@ -151,7 +151,7 @@ def _run_spec(finetune: FineTune, spec: FineTuneSpec, ledger: Ledger, run_id: st
         uid=finetune.meta.uid,
         cluster=cluster,
         run_id=run_id,
-        spec=spec.model_copy(update={"workspace": place_of(finetune, spec)}),
+        spec=spec.model_copy(update={"workspace": workspace_for(finetune, spec)}),
         prepared=ledger.facts.prepared,
         keys={stage.value: key for stage, key in ledger.wanted.items() if stage is not Stage.PREPARE},
         memory_kills=ledger.memory_kills(),

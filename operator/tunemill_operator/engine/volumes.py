@@ -78,7 +78,7 @@ class Platform:
     hub_endpoints: tuple[str, ...] | None = None
     """Hubs, besides the public one, that users may name without a profile: tokens are sent there. None allows all."""
     instance_metadata: bool = False
-    """Whether boto3 may take the node's identity from its metadata service where a pod has none of its own."""
+    """Whether boto3 may take the node's stage_key from its metadata service where a pod has none of its own."""
     run_as_user: int | None = constants.USER_ID
     """User, group and file system group of stage pods. None leaves them to the cluster, for example to OpenShift's
     restricted-v2."""
@@ -244,11 +244,11 @@ def progress_env(finetune: FineTune, platform: Platform) -> dict[str, str]:
 
 
 def network_env(platform: Platform) -> dict[str, str]:
-    """Return the variables from which a stage knows its proxies, whom to trust, and whose identity is not its own."""
+    """Return the variables from which a stage knows its proxies, whom to trust, and whose stage_key is not its own."""
     trusted = {constants.ENV_CA_BUNDLE: constants.CA_BUNDLE_PATH} if platform.ca_bundle else {}
     # IRSA and EKS Pod Identity use no metadata service, and Google's libraries do not read this variable.
-    identity = {} if platform.instance_metadata else {"AWS_EC2_METADATA_DISABLED": "true"}
-    return {**platform.proxies, **trusted, **identity}
+    stage_key = {} if platform.instance_metadata else {"AWS_EC2_METADATA_DISABLED": "true"}
+    return {**platform.proxies, **trusted, **stage_key}
 
 
 def traces_env(finetune: FineTune, run_id: str, platform: Platform) -> dict[str, str]:

@@ -47,15 +47,15 @@ class BusyError(Exception):
     """So many tokens of this address are being judged that the request has to come again."""
 
 
-class Gatekeeper:
+class ReportAuthenticator:
     """Decides about every report."""
 
     def __init__(self, reviewer: TokenReviewer, pods: Pods) -> None:
         self._reviewer = reviewer
         self._pods = pods
-        self._judged: OrderedDict[str, tuple[float, str]] = OrderedDict()
+        self._reviewed: OrderedDict[str, tuple[float, str]] = OrderedDict()
         self._reviewing = asyncio.Semaphore(REVIEWS_AT_ONCE)
-        self._unjudged: Counter[str] = Counter()
+        self._pending_reviews: Counter[str] = Counter()
 
     async def pod_of(self, authorization: str, key: Key, client: str) -> str:
         """Return the uid of the pod that reports about the object of this key.
@@ -74,7 +74,7 @@ class Gatekeeper:
         scheme, _, token = authorization.partition(" ")
         if scheme != "Bearer" or not token:
             raise NotAuthenticatedError
-        uid = await self._judge(token, client)
+        uid = await self._review(token, client)
         if not uid:
             raise NotAuthenticatedError
         pod = self._pods.get(uid)
@@ -84,26 +84,26 @@ class Gatekeeper:
             raise NotAllowedError
         return uid
 
-    async def _judge(self, token: str, client: str) -> str:
+    async def _review(self, token: str, client: str) -> str:
         """Return the uid of the pod that the token was made for, empty when the token is no good."""
         digest, now = hashlib.sha256(token.encode()).hexdigest(), asyncio.get_running_loop().time()
-        if (known := self._judged.get(digest)) and now - known[0] < REMEMBERED_SECONDS:
+        if (known := self._reviewed.get(digest)) and now - known[0] < REMEMBERED_SECONDS:
             return known[1]
-        if self._unjudged[client] >= REVIEWS_PER_CLIENT:
+        if self._pending_reviews[client] >= REVIEWS_PER_CLIENT:
             raise BusyError
-        self._unjudged[client] += 1
+        self._pending_reviews[client] += 1
         try:
             async with self._reviewing:
                 status = await self._reviewer.review_token(token, PROGRESS_AUDIENCE)
         finally:
-            self._unjudged[client] -= 1
-            if not self._unjudged[client]:
-                del self._unjudged[client]
+            self._pending_reviews[client] -= 1
+            if not self._pending_reviews[client]:
+                del self._pending_reviews[client]
         uid = _pod_uid(status)
-        self._judged[digest] = (now, uid)
-        self._judged.move_to_end(digest)
-        while len(self._judged) > REMEMBERED_TOKENS:
-            self._judged.popitem(last=False)
+        self._reviewed[digest] = (now, uid)
+        self._reviewed.move_to_end(digest)
+        while len(self._reviewed) > REMEMBERED_TOKENS:
+            self._reviewed.popitem(last=False)
         return uid
 
 

@@ -22,7 +22,7 @@ _SIGNS_CERTIFICATES = x509.KeyUsage(
 )
 
 
-def certify(host: str) -> tuple[bytes, bytes, bytes]:
+def issue_certificate(host: str) -> tuple[bytes, bytes, bytes]:
     """Return a new certificate for a host, its key, and the authority's certificate, each as PEM.
 
     The authority's key is thrown away: nobody can sign another certificate that is trusted for its sake.

@@ -58,7 +58,7 @@ class Secrets(Protocol):
         """Replace an object, provided that nobody has changed it."""
 
 
-async def kept(secrets: Secrets, namespace: str, name: str, host: str) -> Certificate:
+async def load_or_create(secrets: Secrets, namespace: str, name: str, host: str) -> Certificate:
     """Return the certificate that a Secret holds; make it if the Secret is empty.
 
     Args:
@@ -94,4 +94,4 @@ def _made(host: str) -> dict[str, bytes]:
     # cryptography is needed once in the life of an installation.
     from tunemill_operator.progress import authority
 
-    return dict(zip(NAMES, authority.certify(host), strict=True))
+    return dict(zip(NAMES, authority.issue_certificate(host), strict=True))

@@ -11,7 +11,7 @@ from tunemill_api.plain_text import parsed
 
 from tunemill_operator.engine.volumes import progress_path
 from tunemill_operator.kube.errors import KubeError
-from tunemill_operator.progress.auth import BusyError, Gatekeeper, NotAllowedError, NotAuthenticatedError
+from tunemill_operator.progress.auth import BusyError, NotAllowedError, NotAuthenticatedError, ReportAuthenticator
 from tunemill_operator.progress.board import Board, ProgressReport
 
 log = logging.getLogger(__name__)
@@ -30,11 +30,11 @@ _REFUSALS: Mapping[type[Exception], tuple[int, str]] = {
 }
 
 
-def application(gatekeeper: Gatekeeper, board: Board, counted: Callable[[int], None]) -> web.Application:
+def application(authenticator: ReportAuthenticator, board: Board, counted: Callable[[int], None]) -> web.Application:
     """Return the application.
 
     Args:
-        gatekeeper: decides who may report what.
+        authenticator: decides who may report what.
         board: takes the reports.
         counted: called with the HTTP status of every answer.
     """
@@ -44,7 +44,7 @@ def application(gatekeeper: Gatekeeper, board: Board, counted: Callable[[int], N
         try:
             async with asyncio.timeout(READ_SECONDS):
                 authorization = request.headers.get("Authorization", "")
-                pod = await gatekeeper.pod_of(authorization, key, client=request.remote or "")
+                pod = await authenticator.pod_of(authorization, key, client=request.remote or "")
                 body = await request.read()
             report = parsed(ProgressReport, body.decode(errors="replace"))
         except tuple(_REFUSALS) as error:

@@ -68,7 +68,7 @@ class WorkQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def pressed(self, key: Key) -> bool:
+    def urgent_pending(self, key: Key) -> bool:
         """Tell whether another key than this one is urgent: what can come later, should."""
         return bool(self._first) or bool(self._urgent_at_work - {key})
 

@@ -11,8 +11,15 @@ from typing import Protocol
 from tunemill_api.status import FineTuneStatus
 
 from tunemill_operator.engine.objects import FineTune, Job
-from tunemill_operator.engine.observe import Observed, Progress, Queueing, Refusal, not_started, unadmitted
-from tunemill_operator.engine.plan import CreateJob, DeleteJob, Plan, plan, undecidable
+from tunemill_operator.engine.observe import (
+    KueueState,
+    Observed,
+    Progress,
+    Refusal,
+    jobs_without_admission,
+    not_started,
+)
+from tunemill_operator.engine.plan import CreateJob, DeleteJob, Plan, plan, plan_after_error
 from tunemill_operator.engine.volumes import Platform
 from tunemill_operator.engine.workloads import Workload, workload_of
 from tunemill_operator.kube.client import JOBS, Json, KubeClient
@@ -98,8 +105,8 @@ class Reconciler:
         if refusal:
             decided = await self._decide(finetune, replace(observed, refusal=refusal), now)
             record.at(decided.status or finetune.status)
-        elif decided.actions and self.queue.pressed(key) and self.cache.jobs.of(key):
-            self.queue.add(key)  # what was done is told after new objects have their Jobs
+        elif decided.actions and self.queue.urgent_pending(key) and self.cache.jobs.of(key):
+            self.queue.add(key)  # what was done is message after new objects have their Jobs
             return
         # A process that has just begun does not know yet whether what kept a pod from starting still does.
         withheld = _would_withdraw_failure(finetune, decided) and self.warnings.awaits_first_answer(key)
@@ -117,7 +124,7 @@ class Reconciler:
         try:
             return plan(finetune, observed, platform, now)
         except Exception as error:
-            failed = undecidable(finetune, f"{type(error).__name__}: {error}", now)
+            failed = plan_after_error(finetune, f"{type(error).__name__}: {error}", now)
             if failed.status is not None and failed.status != finetune.status:
                 await self._write(finetune, failed, failed.status, now)
             raise
@@ -126,21 +133,21 @@ class Reconciler:
         observed = Observed(
             self.cache.jobs.of(key),
             self.cache.pods.of(key),
-            complaints=self.warnings.about(key),
+            warning_events=self.warnings.about(key),
             progress=self.board.latest(key),
             profiles=tuple(self.cache.profiles),
         )
-        if unknown := [job.meta.uid for job in unadmitted(finetune, observed)]:
-            return replace(observed, queueing=await self._queueing(key[0], unknown))
+        if unknown := [job.meta.uid for job in jobs_without_admission(finetune, observed)]:
+            return replace(observed, kueue=await self._queueing(key[0], unknown))
         return observed
 
-    async def _queueing(self, namespace: str, jobs: Iterable[str]) -> Queueing | None:
+    async def _queueing(self, namespace: str, jobs: Iterable[str]) -> KueueState | None:
         try:
             found = await self.client.workloads_of(namespace, jobs)
         except RefusedError as error:
             log.warning("what Kueue says about Jobs cannot be read: %s", error)
             return None
-        return Queueing(installed=found is not None, workloads=tuple(_workloads(found or ())))
+        return KueueState(installed=found is not None, workloads=tuple(_workloads(found or ())))
 
     async def _act(self, decided: Plan) -> Refusal | None:
         """Take the actions; return why the API server refused a Job, if it did."""
@@ -203,8 +210,8 @@ class Reconciler:
             return False
         self.cache.finetunes.put(answer)
         self.observer.status_written(finetune.status, status)
-        for announcement in decided.announcements:
-            await self.recorder.record(finetune, announcement, now)
+        for event in decided.events:
+            await self.recorder.record(finetune, event, now)
         before = finetune.status.run
         return status.run is not None and (before is None or before.id != status.run.id)
 
@@ -244,7 +251,7 @@ def _would_withdraw_failure(finetune: FineTune, decided: Plan) -> bool:
         and after.failure is None
         and not before.final
         and before.observed_generation == finetune.generation
-        and finetune.begun
+        and finetune.run_started
         and not decided.actions
     )
 

@@ -55,11 +55,11 @@ class Resync:
     last: float = field(default_factory=time.monotonic)
     """When the caches were last compared, on the monotonic clock."""
     _listed: asyncio.Event = field(default_factory=asyncio.Event)
-    _told_at: float = 0.0
+    _last_listed_at: float = 0.0
 
-    async def prime(self) -> None:
+    async def fill_caches(self) -> None:
         """Fill the caches and enqueue what is urgent; wait, and say for what, while that is not possible."""
-        said = ""
+        logged = ""
         while True:
             try:
                 # A watch of a kind that discovery does not name yet would never begin, and nobody would notice.
@@ -69,9 +69,9 @@ class Resync:
                 break
             except KubeError as error:
                 message = _what_is_missing(error)
-                if message != said:
+                if message != logged:
                     log.warning("%s; looking again every %.0f s", message, WAIT_SECONDS)
-                    said = message
+                    logged = message
             await asyncio.sleep(WAIT_SECONDS)
         if self.profiles and not self.profiles_served:
             log.warning("the CRD of FineTuneProfile is not installed, no profile holds: apply the operator's CRDs")
@@ -80,7 +80,7 @@ class Resync:
 
     def listed(self) -> None:
         """A watch was taken up: it told an object of its list. What was deleted before that is found a moment later."""
-        self._told_at = asyncio.get_running_loop().time()
+        self._last_listed_at = asyncio.get_running_loop().time()
         self._listed.set()
 
     async def run(self, period: float) -> None:
@@ -95,12 +95,12 @@ class Resync:
         """
         self.listed()  # kopf is silent about a kind that was gone just when it looked
         clock = asyncio.get_running_loop().time
-        await self._quiet(FIRST_LOOK_SECONDS)
+        await self._wait_until_quiet(FIRST_LOOK_SECONDS)
         while True:
             self._enqueue_all()
             whole = clock() + period * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
             while clock() < whole:
-                await self._due(whole)
+                await self._wait_for_next(whole)
                 try:
                     if not self.profiles_served and await self._profiles_discovered():
                         raise KindsChangedError("the CRD of FineTuneProfile is installed by now")
@@ -117,17 +117,17 @@ class Resync:
                 except Exception:  # the operator serves whom it can, and looks again
                     log.exception("the caches could not be compared")
 
-    async def _due(self, latest: float) -> None:
+    async def _wait_for_next(self, latest: float) -> None:
         """Return at that time on the loop's clock, or when a watch has told its whole list."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(latest):
                 await self._listed.wait()
-                await self._quiet(LISTED_SECONDS)
+                await self._wait_until_quiet(LISTED_SECONDS)
         self._listed.clear()
 
-    async def _quiet(self, seconds: float) -> None:
+    async def _wait_until_quiet(self, seconds: float) -> None:
         """Return when no watch has told an object of its list for so long."""
-        while (left := self._told_at + seconds - asyncio.get_running_loop().time()) > 0:  # noqa: ASYNC110 - it moves on
+        while (left := self._last_listed_at + seconds - asyncio.get_running_loop().time()) > 0:  # noqa: ASYNC110 - it moves on
             await asyncio.sleep(left)
 
     async def _profiles_discovered(self) -> bool:

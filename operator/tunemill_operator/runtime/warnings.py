@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from tunemill_operator.engine.observe import SILENT_AFTER, Complaint, patience
+from tunemill_operator.engine.observe import FIRST_CHECK_AFTER, WarningEvent, recheck_interval
 from tunemill_operator.kube.errors import KubeError
 from tunemill_operator.runtime.cache import Key
 
@@ -39,7 +39,7 @@ class _Waiting:
     """When each was created, by its uid."""
     due: datetime
     """When to ask about them."""
-    complaints: Sequence[Complaint] = ()
+    warning_events: Sequence[WarningEvent] = ()
     """What was said about them."""
     answered: bool = False
     """Whether this process has asked about them."""
@@ -50,12 +50,12 @@ class _Waiting:
 class Warnings:
     """What the cluster complains about, while it does."""
 
-    def __init__(self, events: Events, news: Callable[[Key], None]) -> None:
+    def __init__(self, events: Events, changed: Callable[[Key], None]) -> None:
         """`news` is called with the key of an object about which something else is said than before."""
         self._events = events
-        self._news = news
+        self._changed = changed
         self._waiting: dict[Key, _Waiting] = {}
-        self._somebody_waits = asyncio.Event()
+        self._has_waiting = asyncio.Event()
 
     def expect(self, key: Key, since: Mapping[str, datetime]) -> None:
         """Listen to what is said about these Jobs and pods of an object, instead of others; nothing ends it.
@@ -68,15 +68,15 @@ class Warnings:
         if not since:
             self._waiting.pop(key, None)
         elif known is None or known.since != since:
-            kept = [each for each in known.complaints if each.about in since] if known else []
+            kept = [each for each in known.warning_events if each.about in since] if known else []
             answered = known is not None and known.answered and since.keys() <= known.since.keys()
-            self._waiting[key] = _Waiting(since, max(since.values()) + SILENT_AFTER, kept, answered)
-            self._somebody_waits.set()
+            self._waiting[key] = _Waiting(since, max(since.values()) + FIRST_CHECK_AFTER, kept, answered)
+            self._has_waiting.set()
 
-    def about(self, key: Key) -> tuple[Complaint, ...]:
+    def about(self, key: Key) -> tuple[WarningEvent, ...]:
         """Return what was said about the Jobs and pods of an object."""
         known = self._waiting.get(key)
-        return tuple(known.complaints) if known else ()
+        return tuple(known.warning_events) if known else ()
 
     def awaits_first_answer(self, key: Key) -> bool:
         """Tell whether it is not known yet what is said about the object, as after a start; the answer is then news."""
@@ -90,8 +90,8 @@ class Warnings:
         """Ask until cancelled: about what is young soon and often, about what has waited for long ever more seldom."""
         while True:
             if not self._waiting:
-                self._somebody_waits.clear()
-                await self._somebody_waits.wait()
+                self._has_waiting.clear()
+                await self._has_waiting.wait()
             await asyncio.sleep(TICK_SECONDS)
             now = datetime.now(UTC)
             for namespace in {key[0] for key, each in self._waiting.items() if each.due <= now}:
@@ -107,36 +107,36 @@ class Warnings:
         for key, each in self._waiting.items():
             if key[0] != namespace:
                 continue
-            each.due = now + patience(now - max(each.since.values()))
+            each.due = now + recheck_interval(now - max(each.since.values()))
             if said is None:
                 continue
-            before, each.complaints = each.complaints, [one for uid in each.since for one in said.get(uid, ())]
+            before, each.warning_events = each.warning_events, [one for uid in each.since for one in said.get(uid, ())]
             awaited, each.answered, each.awaited = each.awaited, True, False
             # Of thousands that wait, nothing is said about most.
-            if awaited or ((before or each.complaints) and _words(before) != _words(each.complaints)):
-                self._news(key)
+            if awaited or ((before or each.warning_events) and _words(before) != _words(each.warning_events)):
+                self._changed(key)
 
 
-def _by_object(events: Iterable[Json]) -> Mapping[str, Sequence[Complaint]]:
-    said: dict[str, list[Complaint]] = defaultdict(list)
+def _by_object(events: Iterable[Json]) -> Mapping[str, Sequence[WarningEvent]]:
+    said: dict[str, list[WarningEvent]] = defaultdict(list)
     for event in events:
         try:
-            complaint = _complaint(event)
+            warning = _warning_event(event)
         except (KeyError, TypeError, ValueError, AttributeError):  # users write events, too
             continue
-        said[complaint.about].append(complaint)
+        said[warning.about].append(warning)
     return said
 
 
-def _words(complaints: Sequence[Complaint]) -> list[tuple[str, str, str]]:
+def _words(warning_events: Sequence[WarningEvent]) -> list[tuple[str, str, str]]:
     """Return what was said, in its order: that it was said once more is no news."""
-    return [(each.about, each.reason, each.message) for each in sorted(complaints, key=lambda each: each.last_seen)]
+    return [(each.about, each.reason, each.message) for each in sorted(warning_events, key=lambda each: each.last_seen)]
 
 
-def _complaint(event: Json) -> Complaint:
+def _warning_event(event: Json) -> WarningEvent:
     seen = event.get("lastTimestamp") or event.get("eventTime") or event["metadata"]["creationTimestamp"]
     time = datetime.fromisoformat(seen)
-    return Complaint(
+    return WarningEvent(
         about=event["involvedObject"].get("uid", ""),
         reason=event.get("reason", ""),
         message=event.get("message", ""),

@@ -14,7 +14,7 @@ from tunemill_api.failures import Actor, Reason
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import Phase, StageState
 from tunemill_operator.engine.objects import finetune_of
-from tunemill_operator.engine.observe import Queueing, unadmitted
+from tunemill_operator.engine.observe import KueueState, jobs_without_admission
 from tunemill_operator.engine.plan import plan
 from tunemill_operator.engine.workloads import LABEL_JOB, workload_of
 
@@ -119,13 +119,13 @@ def test_what_has_its_quota_says_whose() -> None:
 def test_kueue_is_asked_only_while_it_has_something_to_say() -> None:
     """What it decides later shows in the Job."""
     world = a_waiting_world()
-    asked = [job.meta.name for job in unadmitted(world.finetune, world.observed())]
+    asked = [job.meta.name for job in jobs_without_admission(world.finetune, world.observed())]
     assert asked == [job["metadata"]["name"] for job in world.queued()]
     world = a_training_world()
-    assert not unadmitted(world.finetune, world.observed())
+    assert not jobs_without_admission(world.finetune, world.observed())
     world.preempt()
-    assert unadmitted(world.finetune, world.observed())
-    assert not unadmitted(World().finetune, World().observed())
+    assert jobs_without_admission(world.finetune, world.observed())
+    assert not jobs_without_admission(World().finetune, World().observed())
 
 
 def test_the_quota_stays_known_although_kueue_is_not_asked_again() -> None:
@@ -293,8 +293,8 @@ def test_one_who_may_not_ask_kueue_knows_at_least_the_queue() -> None:
     job, finetune = world.queued()[0], world.finetune
     world.finetune_body["status"].pop("queue")
     observed = world.observed()
-    assert observed.queueing is not None
-    decided = plan(finetune, replace(observed, queueing=None), world.platform, world.now)
+    assert observed.kueue is not None
+    decided = plan(finetune, replace(observed, kueue=None), world.platform, world.now)
     assert decided.status is not None
     assert decided.status.phase is Phase.QUEUED
     message = next(each.message for each in decided.status.conditions if each.type == "Ready")
@@ -319,10 +319,10 @@ def test_a_quota_that_is_being_given_back_is_looked_at_soon() -> None:
     world.seconds += 7200
     world.preempt()
     observed = world.observed()
-    assert observed.queueing is not None
-    (waits,) = observed.queueing.workloads
-    stopping = Queueing(installed=True, workloads=(replace(waits, cluster_queue="gpus", since=at(60)),))
-    decided = plan(world.finetune, replace(observed, queueing=stopping), world.platform, world.now)
+    assert observed.kueue is not None
+    (waits,) = observed.kueue.workloads
+    stopping = KueueState(installed=True, workloads=(replace(waits, cluster_queue="gpus", since=at(60)),))
+    decided = plan(world.finetune, replace(observed, kueue=stopping), world.platform, world.now)
     assert decided.requeue_after == timedelta(seconds=3)
 
 

@@ -12,7 +12,7 @@ from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import Phase, StageState, TrainerStatus
 from tunemill_operator.engine.objects import finetune_of
-from tunemill_operator.engine.observe import Complaint, Observed, Progress, Refusal, patience
+from tunemill_operator.engine.observe import Observed, Progress, Refusal, WarningEvent, recheck_interval
 from tunemill_operator.engine.plan import CreateJob, DeleteJob, plan
 from tunemill_operator.engine.volumes import Platform
 
@@ -638,7 +638,7 @@ def test_a_complaint_about_the_pod_is_shown_with_its_field() -> None:
     world.settle()
     (pod,) = world.live_pods()
     message = 'MountVolume.SetUp failed for volume "dataset" : secret "s3" not found'
-    world.complaints = (Complaint(pod["metadata"]["uid"], "FailedMount", message, at(5)),)
+    world.warning_events = (WarningEvent(pod["metadata"]["uid"], "FailedMount", message, at(5)),)
     world.reconcile()
     assert world.status.failure.reason == Reason.SECRET_NOT_FOUND
     assert world.status.failure.message == 'the Secret "s3" of spec.dataset.credentialsSecretRef does not exist'
@@ -819,7 +819,7 @@ def test_progress_of_another_pod_is_ignored() -> None:
 
 def test_what_has_waited_long_is_looked_at_ever_more_seldom() -> None:
     """A thousand objects may wait for one quota for a day; the first looks come soon."""
-    waits = [patience(timedelta(seconds=seconds)) for seconds in (4, 60, 600, 28_000)]
+    waits = [recheck_interval(timedelta(seconds=seconds)) for seconds in (4, 60, 600, 28_000)]
     assert waits == [timedelta(seconds=seconds) for seconds in (10, 15, 150, 300)]
 
 

@@ -26,7 +26,7 @@ from tunemill_operator.engine.profiles import (
     given,
     profile_of,
 )
-from tunemill_operator.engine.terms import terms_of
+from tunemill_operator.engine.resolved_spec import resolve_spec
 
 SAMPLE = Path(__file__).parents[3] / "crds" / "samples" / "profile.yaml"
 STAGES = ("prepare", "train", "publish")
@@ -467,7 +467,7 @@ def test_a_preset_that_makes_no_spec_is_told_as_the_profiles() -> None:
     finetune = finetune_of(body)
     assert finetune.spec
     with pytest.raises(RefusedError, match=r"FineTuneProfile gold: spec.defaults.compute.gpus"):
-        terms_of(finetune, finetune.spec, [profile])
+        resolve_spec(finetune, finetune.spec, [profile])
 
 
 HUB = "https://hub.acme.example"
@@ -495,10 +495,10 @@ def test_tokens_go_to_hubs_that_the_platform_names(
     assert finetune.spec
     profiles = [] if spec is None else [a_profile(default=True, **spec)]
     if allowed:
-        assert terms_of(finetune, finetune.spec, profiles, hubs).spec.hub.endpoint == endpoint
+        assert resolve_spec(finetune, finetune.spec, profiles, hubs).spec.hub.endpoint == endpoint
         return
     with pytest.raises(RefusedError, match=r"tokens may be sent only to https://huggingface\.co") as refused:
-        terms_of(finetune, finetune.spec, profiles, hubs)
+        resolve_spec(finetune, finetune.spec, profiles, hubs)
     assert refused.value.reason is Reason.LIMIT_EXCEEDED
 
 
@@ -509,7 +509,7 @@ def test_a_run_that_has_begun_goes_on_with_its_hub() -> None:
     assert labels(world) == ["prepare"]
     finetune = world.finetune
     assert finetune.spec
-    terms = terms_of(finetune, finetune.spec, [], ())
+    terms = resolve_spec(finetune, finetune.spec, [], ())
     assert terms.spec.hub.endpoint == HUB
 
 
