@@ -1,4 +1,4 @@
-"""One operator process from start to end: connect, wait for leadership, watch and work, stop cleanly."""
+"""The operator process: connect, wait for leadership, watch and reconcile, shut down."""
 
 import asyncio
 import contextlib
@@ -48,24 +48,24 @@ from tunemill_operator.telemetry.metrics import Metrics
 log = logging.getLogger(__name__)
 
 FILES_SECONDS = 10.0
-"""How often the certificate's files are looked at for a renewal."""
+"""Interval in seconds between checks of the certificate files for a renewal."""
 STALE_RESYNCS = 4
-"""A leader that could not compare its caches for so many periods is started anew."""
+"""Number of resync periods without a comparison of the caches after which the process is unhealthy."""
 
 
 class Observer(WorkObserver, Protocol):
-    """Is told of reconciles and of requests."""
+    """Observes reconciles and requests."""
 
     def requested(self, request: Request) -> None:
         """A request to the API server ended."""
 
 
 async def run(settings: Settings) -> int:
-    """Run until SIGTERM or SIGINT, or until leadership is lost; return the exit status.
+    """Run until SIGTERM or SIGINT, or until leadership is lost. Return the exit status.
 
     Raises:
-        AccessError: when there is no way to an API server.
-        SettingsError: when a certificate or a variable of OpenTelemetry cannot be used, or a port is taken.
+        AccessError: there is no access to an API server.
+        SettingsError: a certificate or an OpenTelemetry variable is invalid, or a port is in use.
     """
     access = await open_access(settings.kubeconfig, settings.context)
     metrics = Metrics(version("tunemill-operator"), access.host)
@@ -90,7 +90,7 @@ async def _run(settings: Settings, access: Access, metrics: Metrics, observers: 
             stopped.cancel()
             if leading.done():
                 leading.result()
-                return 1  # leadership was lost: a fresh process begins without stale state
+                return 1  # leadership was lost: a new process starts without stale state
             leading.cancel()
             await asyncio.wait({leading})
             log.info("stopped")
@@ -100,7 +100,7 @@ async def _run(settings: Settings, access: Access, metrics: Metrics, observers: 
 
 
 class _Process:
-    """What one process holds: it follows until it is elected, leads once, and ends."""
+    """An operator process. It waits for leadership, leads once, and ends."""
 
     def __init__(
         self, settings: Settings, client: KubeClient, metrics: Metrics, observers: Sequence[WorkObserver]
@@ -114,25 +114,25 @@ class _Process:
         self._resync: Resync | None = None
         self._primed = False
         self.stopping = asyncio.Event()
-        """Set when the process is asked to stop."""
+        """Set when the process should stop."""
 
     def take_signals(self) -> None:
-        """Have SIGTERM and SIGINT set `stopping`."""
+        """Make SIGTERM and SIGINT set `stopping`."""
         for name in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(name, self.stopping.set)
 
     @contextlib.asynccontextmanager
     async def telemetry(self) -> AsyncIterator[None]:
-        """Serve metrics and health."""
+        """Serve metrics and health checks."""
         app = health.application(self._metrics.registry, self._unhealthy, self._not_ready)
         async with _served(app, self._settings.http_host, self._settings.http_port) as port:
             log.info("metrics and health on port %d", port)
             yield
 
     async def lead_when_elected(self, access: Access) -> None:
-        """Lead as soon as nobody else does; return when leadership is lost."""
+        """Lead as soon as no other process does. Return when leadership is lost."""
         settings = self._settings
-        await self._label(None)  # a leader that ended in a hurry may have left it
+        await self._label(None)  # a previous leader process may have left it
         if settings.no_leader_election:
             await self._lead(access, self._client)
             return
@@ -177,11 +177,11 @@ class _Process:
                 group.create_task(self._renew())
         except* (handlers.WatchError, KindsChangedError) as ended:
             for error in ended.exceptions:
-                log.error("%s; the process ends, to begin anew", error)
+                log.error("%s; restarting the process", error)
 
     @contextlib.asynccontextmanager
     async def _progress(self, client: KubeClient, cache: Cache, board: Board) -> AsyncIterator[None]:
-        """Serve the progress endpoint if there is one, and say so with the label that the Service selects."""
+        """Serve the progress endpoint, if it is enabled, and set the label that its Service selects."""
         settings = self._settings
         if not settings.progress_url:
             yield
@@ -205,11 +205,11 @@ class _Process:
         except (KubeError, OSError) as error:
             raise SettingsError(
                 f"--progress-secret: the certificate in Secret {namespace}/{name} cannot be used: {error}; "
-                "apply the Secret of the chart, which is empty, and let the operator fill it"
+                "apply the empty Secret of the chart, in which the operator stores a certificate"
             ) from error
 
     async def _renew(self) -> None:
-        """Read the files of the certificate and of authorities again when they change, until cancelled."""
+        """Read the certificate files again when they change, until cancelled."""
         while True:
             await asyncio.sleep(FILES_SECONDS)
             try:
@@ -217,8 +217,8 @@ class _Process:
                     self._certificate.refresh()
                 fresh = platform_of(self._settings, self._certificate)
                 self._platform = replace(fresh, listening_since=self._platform.listening_since)
-            except (OSError, SettingsError) as error:  # half-written: the old ones go on until the next look
-                log.warning("the certificates could not be read again: %s", error)
+            except (OSError, SettingsError) as error:  # half-written: the old ones stay until the next check
+                log.warning("the renewed certificates could not be read: %s", error)
 
     async def _label(self, value: str | None) -> None:
         settings = self._settings
@@ -227,14 +227,14 @@ class _Process:
         try:
             await self._client.label_pod(settings.pod_namespace, settings.pod_name, {LABEL_LEADER: value})
         except KubeError as error:
-            log.warning("the pod's label %s could not be set, progress may not arrive: %s", LABEL_LEADER, error)
+            log.warning("the label %s of the pod could not be set, progress may not arrive: %s", LABEL_LEADER, error)
 
     def _unhealthy(self) -> str:
         if self._resync is None or not self._primed:
             return ""
         age = time.monotonic() - self._resync.last
         limit = STALE_RESYNCS * self._settings.resync_seconds
-        return f"the caches were compared last {age:.0f} s ago" if age > limit else ""
+        return f"the last comparison of the caches was {age:.0f} s ago" if age > limit else ""
 
     def _not_ready(self) -> str:
         leads = self._resync is not None
@@ -243,7 +243,7 @@ class _Process:
 
 @contextlib.contextmanager
 def _tracing() -> Iterator[Sequence[Observer]]:
-    """Yield who makes traces, if somebody wants them."""
+    """Yield the observer that creates traces, if tracing is enabled."""
     if not traces.endpoints(os.environ):
         yield []
         return
@@ -252,7 +252,7 @@ def _tracing() -> Iterator[Sequence[Observer]]:
     try:
         tracing = Tracing()
     except ValueError as error:
-        raise SettingsError(f"one of the variables OTEL_… cannot be used: {error}") from error
+        raise SettingsError(f"an OTEL_… variable is invalid: {error}") from error
     try:
         yield [tracing]
     finally:
@@ -263,12 +263,12 @@ def _tracing() -> Iterator[Sequence[Observer]]:
 async def _served(
     app: web.Application, host: str, port: int, context: ssl.SSLContext | None = None
 ) -> AsyncIterator[int]:
-    """Serve the application while the context lasts; yield the port."""
+    """Serve the application while the context lasts. Yield the port."""
     async with contextlib.AsyncExitStack() as stack:
         try:
             bound = await stack.enter_async_context(listening(app, host, port, context))
         except OSError as error:
-            raise SettingsError(f"port {port} cannot be listened on, choose another: {error.strerror}") from error
+            raise SettingsError(f"cannot listen on port {port}, choose another: {error.strerror}") from error
         yield bound
 
 

@@ -133,7 +133,7 @@ def _failure_rules(container: str) -> list[Manifest]:
     """Return the rules of the podFailurePolicy. Exit codes apply to the stage's container only, not to sidecars."""
     return [
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-        # A stage exits with this code only after SIGTERM and a saved checkpoint. It does not count as a failure, so that
+        # A stage exits with this code only after SIGTERM and a saved checkpoint. It does not count as failed, so that
         # preemptions that the platform does not mark as a disruption are not counted as retries.
         {"action": "Ignore", "onExitCodes": _exit_codes(container, [ExitCode.INTERRUPTED])},
         {"action": "FailJob", "onExitCodes": _exit_codes(container, FINAL_EXIT_CODES)},

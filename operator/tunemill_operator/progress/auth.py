@@ -1,4 +1,4 @@
-"""Who may report progress about what: the pod that works on it, proven by its service-account token."""
+"""Authenticates progress reports: a pod may report about its own object, with its ServiceAccount token."""
 
 import asyncio
 import hashlib
@@ -11,44 +11,45 @@ from tunemill_operator.engine.objects import Pod
 from tunemill_operator.runtime.cache import Key
 
 REMEMBERED_SECONDS = 60.0
-"""How long a judgement is remembered: a pod reports every few seconds."""
+"""Seconds for which the review of a token is cached. A pod reports every few seconds."""
 REMEMBERED_TOKENS = 4096
 REVIEWS_AT_ONCE = 8
-"""Nobody can make the operator flood the API server with tokens that it has not seen."""
+"""Maximum number of concurrent TokenReviews, to protect the API server from floods of unknown tokens."""
 REVIEWS_PER_CLIENT = 4
-"""Tokens of one address that are judged or wait for it: whoever sends thousands of forged ones delays nobody else."""
+"""Maximum number of pending TokenReviews of one address. A client that sends thousands of invalid tokens does not delay
+others."""
 POD_NAME = "authentication.kubernetes.io/pod-name"
 POD_UID = "authentication.kubernetes.io/pod-uid"
 
 
 class TokenReviewer(Protocol):
-    """Judges tokens."""
+    """Reviews tokens."""
 
     async def review_token(self, token: str, audience: str) -> dict[str, Any]:
         """Return the status of a TokenReview."""
 
 
 class Pods(Protocol):
-    """Knows the pods of stages."""
+    """Looks up stage pods."""
 
     def get(self, uid: str) -> Pod | None:
         """Return the pod with this uid."""
 
 
 class NotAuthenticatedError(Exception):
-    """The token is none of ours."""
+    """The token is missing or invalid."""
 
 
 class NotAllowedError(Exception):
-    """The token is of a pod that may not report about this object."""
+    """The pod of the token may not report about this object."""
 
 
 class BusyError(Exception):
-    """So many tokens of this address are being judged that the request has to come again."""
+    """Too many tokens of this address are being reviewed. The client should retry."""
 
 
 class ReportAuthenticator:
-    """Decides about every report."""
+    """Authenticates and authorizes progress reports."""
 
     def __init__(self, reviewer: TokenReviewer, pods: Pods) -> None:
         self._reviewer = reviewer
@@ -58,18 +59,18 @@ class ReportAuthenticator:
         self._pending_reviews: Counter[str] = Counter()
 
     async def pod_of(self, authorization: str, key: Key, client: str) -> str:
-        """Return the uid of the pod that reports about the object of this key.
+        """Return the uid of the pod that reports about the object with this key.
 
         Args:
-            authorization: the header of the request, `Bearer` and the token.
+            authorization: the Authorization header, `Bearer` and the token.
             key: namespace and name of the object.
-            client: the address that the request comes from.
+            client: address of the client.
 
         Raises:
-            BusyError: too many tokens of this address are being judged.
-            NotAuthenticatedError: the token is missing, expired, of another audience, or of no pod.
-            NotAllowedError: the pod does not work on the object, or not any more.
-            KubeError: the API server could not judge the token.
+            BusyError: too many tokens of this address are being reviewed.
+            NotAuthenticatedError: the token is missing, expired, for another audience, or not bound to a pod.
+            NotAllowedError: the pod does not belong to the object, or has ended.
+            KubeError: the API server could not review the token.
         """
         scheme, _, token = authorization.partition(" ")
         if scheme != "Bearer" or not token:
@@ -85,7 +86,7 @@ class ReportAuthenticator:
         return uid
 
     async def _review(self, token: str, client: str) -> str:
-        """Return the uid of the pod that the token was made for, empty when the token is no good."""
+        """Return the uid of the pod to which the token is bound. Empty if the token is not valid."""
         digest, now = hashlib.sha256(token.encode()).hexdigest(), asyncio.get_running_loop().time()
         if (known := self._reviewed.get(digest)) and now - known[0] < REMEMBERED_SECONDS:
             return known[1]

@@ -1,4 +1,4 @@
-"""The web application that takes progress reports."""
+"""HTTP application for progress reports."""
 
 import asyncio
 import logging
@@ -17,15 +17,15 @@ from tunemill_operator.progress.board import Board, ProgressReport
 log = logging.getLogger(__name__)
 
 BODY_BYTES = 16 * 1024
-"""A report has at most 32 short metrics."""
+"""Maximum size of a report, which has at most 32 short metrics."""
 READ_SECONDS = 10.0
-"""A request that takes longer, to arrive or to be judged, is dropped. Its headers are bounded by the listener."""
+"""Timeout of a request in seconds, including its authentication. The listener limits the time for headers."""
 
 
 _REFUSALS: Mapping[type[Exception], tuple[int, str]] = {
-    NotAuthenticatedError: (401, "a token of the pod with the audience for progress is needed"),
+    NotAuthenticatedError: (401, "a ServiceAccount token of the pod with the audience for progress is required"),
     NotAllowedError: (403, "only a running pod of this object may report about it"),
-    BusyError: (503, "too many tokens of this address are being judged, try again"),
+    BusyError: (503, "too many tokens of this address are being reviewed, retry later"),
     TimeoutError: (408, f"the request took longer than {READ_SECONDS:.0f} s"),
 }
 
@@ -34,8 +34,8 @@ def application(authenticator: ReportAuthenticator, board: Board, counted: Calla
     """Return the application.
 
     Args:
-        authenticator: decides who may report what.
-        board: takes the reports.
+        authenticator: authenticates the reports.
+        board: stores the reports.
         counted: called with the HTTP status of every answer.
     """
 
@@ -52,8 +52,8 @@ def application(authenticator: ReportAuthenticator, board: Board, counted: Calla
         except ValidationError as error:
             return _answer(400, f"not a progress report: {error.errors(include_input=False)[0]['msg']}")
         except KubeError as error:
-            log.warning("a token could not be judged: %s", error)
-            return _answer(503, "the token could not be judged, try again")
+            log.warning("a token could not be reviewed: %s", error)
+            return _answer(503, "the token could not be reviewed, retry later")
         board.post(key, pod, report, datetime.now(UTC))
         return _answer(200, "")
 
@@ -75,7 +75,7 @@ def application(authenticator: ReportAuthenticator, board: Board, counted: Calla
 
 
 def _refusal(status: int, message: str) -> web.Response:
-    """Return the answer. The connection stays open where a new one would cost more than the next request on it."""
+    """Return the answer. The connection stays open if a new one would cost more than the next request on it."""
     response = _answer(status, message)
     if status == 408:
         response.force_close()

@@ -516,7 +516,7 @@ def test_a_watch_that_is_taken_up_anew_has_nobody_look_at_what_is_as_it_was(jump
     [
         (NotFoundError("the server could not find the requested resource", 404), "CRD of FunctionCallFineTune"),
         (RefusedError("cannot list resource", 403), "lacks a rule"),
-        (UnavailableError("connection refused"), "does not answer"),
+        (UnavailableError("connection refused"), "does not respond"),
     ],
 )
 def test_what_is_missing_at_the_start_is_said_once_and_waited_for(
@@ -552,7 +552,7 @@ def test_a_cluster_without_profiles_is_served_until_it_has_some(jump: Jump, capl
         await resync.fill_caches()
         assert not resync.profiles_served
         assert "list finetuneprofiles" not in client.said
-        with pytest.raises(KindsChangedError, match="FineTuneProfile is installed by now"):
+        with pytest.raises(KindsChangedError, match="FineTuneProfile was installed"):
             await resync.run(300)
 
     with caplog.at_level("WARNING"):
