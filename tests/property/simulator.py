@@ -64,7 +64,7 @@ class World:
         self.classic_sidecars: list[str] = []
         """Containers that a policy adds to every pod. They run until the pod is deleted."""
         self.sidecar_exit_code = 137
-        """How sidecars end when they are told to."""
+        """How sidecars end when they are stopped."""
         self.ttl: int | None = None
         """Seconds after which a cleaner deletes an ended Job with its pods."""
         self.nodes = ["node-a", "node-b", "node-c"]
@@ -225,7 +225,7 @@ class World:
                 self._advance(job, pods)
 
     def start(self, pod: Json) -> None:
-        """Let the kubelet start the pod's next container, and what is to run beside it.
+        """Let the kubelet start the pod's next container, and the sidecars that run with it.
 
         Init containers start one after the other, and those that are sidecars go on. When all init containers that are
         none have ended, the others start at once. Only then the pod is Running and Ready.
@@ -233,8 +233,8 @@ class World:
         container = self._next_container(pod)
         if container is None or _is_unschedulable(pod):
             return
-        beside = [*_native_sidecars(pod), *([] if _is_init(pod, container) else _classic_sidecars(pod))]
-        for item in (container, *beside):
+        with_sidecars = [*_native_sidecars(pod), *([] if _is_init(pod, container) else _classic_sidecars(pod))]
+        for item in (container, *with_sidecars):
             if "waiting" in item["state"]:
                 item["state"] = {"running": {"startedAt": text(self.now)}}
         self._show_phase(pod)

@@ -106,7 +106,7 @@ def test_waiting_is_no_work() -> None:
 
 
 def test_what_has_its_quota_says_whose() -> None:
-    """The ClusterQueue and the flavor of each resource, told once; gone when nothing is queued any more."""
+    """The ClusterQueue and the flavor of each resource are recorded once, and removed when nothing is queued."""
     world = a_training_world()
     queue = world.status.queue
     assert (queue.cluster_queue, queue.flavors, queue.since) == ("gpus", {"nvidia.com/gpu": "h100"}, at(60))

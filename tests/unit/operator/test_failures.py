@@ -258,7 +258,7 @@ def test_a_pod_that_is_refused_is_told(message: str, reason: Reason) -> None:
 
 
 def test_the_newest_complaint_counts() -> None:
-    """What was mended since is not told any more."""
+    """A problem that was solved is not reported any more."""
     old = WarningEvent("job", "FailedCreate", "exceeded quota: team", at(1))
     new = WarningEvent("job", "FailedCreate", 'serviceaccount "b" not found', at(2))
     observed = Observed((a_job(),), (), (old, new))

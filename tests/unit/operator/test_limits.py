@@ -36,7 +36,7 @@ def deletes(world: World) -> bool:
 
 
 def test_a_stage_that_falls_silent_is_stopped_and_started_again() -> None:
-    """Deleting the Job lets the pod save a checkpoint; the reason is told, counted and an event."""
+    """Deleting the Job lets the pod save a checkpoint; the reason is in the status, counted and an event."""
     world = a_heard_world(stallTimeout="10m")
     (job,) = world.live_jobs()
     world.seconds += 599
@@ -276,7 +276,7 @@ def test_a_stage_that_ended_well_before_its_pod_was_drained_was_not_preempted() 
 
 
 def run_spec(world: World) -> RunSpec:
-    """Return what the live pod is told."""
+    """Return the RunSpec of the running pod."""
     (pod,) = world.live_pods()
     return RunSpec.model_validate_json(pod["metadata"]["annotations"][ANNOTATION_RUN_SPEC])
 

@@ -207,7 +207,7 @@ async def test_a_full_endpoint_serves_whoever_speaks(tmp_path: Path, monkeypatch
 
 
 def test_one_address_has_few_tokens_judged_at_a_time(jump: Jump) -> None:
-    """Whoever sends thousands of forged tokens is told to come again, and another's token is judged at once."""
+    """Whoever sends thousands of forged tokens has to retry, and the token of another client is reviewed at once."""
 
     class SlowReviewer(Reviewer):
         async def review_token(self, token: str, audience: str) -> dict[str, Any]:

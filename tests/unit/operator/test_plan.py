@@ -174,7 +174,7 @@ def test_ended_jobs_of_keys_that_are_not_wanted_any_more_are_cleaned_up() -> Non
 
 
 def test_an_edit_that_is_taken_back_while_the_pod_ends_makes_the_job_anew() -> None:
-    """The Job of the first wish is on its way out and cannot be called back."""
+    """The Job of the first spec is being deleted, which cannot be undone."""
     world = a_world_at(Stage.TRAIN)
     world.edit(training={"learningRate": "5e-4"})
     world.reconcile()
@@ -353,7 +353,7 @@ def test_a_missed_gate_may_leave_a_draft() -> None:
 
 
 def test_a_draft_is_published_when_its_gate_is_lowered() -> None:
-    """Publish runs again for the user's branch; nothing is trained again, and the draft is no longer told of."""
+    """Publish runs again for the user's branch; nothing is trained again, and the status no longer shows the draft."""
     gates = {"gates": [{"metric": "exact_match", "min": "0.95"}], "onGateFailure": "Draft"}
     world = World(evaluation=gates)
     for _ in range(4):

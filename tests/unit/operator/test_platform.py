@@ -92,7 +92,7 @@ def authorities_in(text: str) -> set[str]:
 
 
 def test_tokens_go_to_the_public_hub_only_unless_a_setting_names_others() -> None:
-    """An operator that is told nothing is strict."""
+    """The default settings are strict."""
     assert platform_of(SETTINGS, None).hub_endpoints == ()
     assert platform_of(replace(SETTINGS, hub_endpoints=("https://hub",)), None).hub_endpoints == ("https://hub",)
 

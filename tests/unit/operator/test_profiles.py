@@ -315,8 +315,8 @@ def test_limits_hold_where_the_user_is_silent() -> None:
 def test_all_that_is_beyond_a_limit_is_told_at_once() -> None:
     """Nobody finds out about one limit after the other."""
     limits = {"maxGpus": 1, "trainerImages": [], "baseModels": ["meta-llama/*"]}
-    told = str(refusal(a_profile(limits=limits), compute={"gpus": 2, "trainerImage": "mine"}))
-    assert all(limit in told for limit in limits)
+    message = str(refusal(a_profile(limits=limits), compute={"gpus": 2, "trainerImage": "mine"}))
+    assert all(limit in message for limit in limits)
 
 
 def test_a_profile_that_breaks_its_own_limits_is_the_platforms_to_mend() -> None:
@@ -339,10 +339,10 @@ def test_devices_and_the_hub_of_the_profile_are_allowed() -> None:
     assert "https://huggingface.co" in str(refusal(profile, hub={"endpoint": ""}))
 
 
-@pytest.mark.parametrize("wish", ["{field}", "%s", "a\nb", "{0}"])
-def test_a_wish_is_told_as_it_is(wish: str) -> None:
+@pytest.mark.parametrize("value", ["{field}", "%s", "a\nb", "{0}"])
+def test_a_message_contains_the_value_unchanged(value: str) -> None:
     """What a user writes is no template of ours."""
-    assert wish in str(refusal(a_profile(limits={"trainerImages": []}), compute={"trainerImage": wish}))
+    assert value in str(refusal(a_profile(limits={"trainerImages": []}), compute={"trainerImage": value}))
 
 
 def test_bounds_of_resources_are_limits_where_none_is_set() -> None:
@@ -584,11 +584,11 @@ def test_a_changed_profile_does_not_disturb_what_runs_and_says_what_it_would_cha
     world.restart_operator()
     world.settle()
     assert world.jobs == jobs
-    told = condition(world, "ProfileCurrent")
-    assert (told.status, told.reason) == ("False", "ProfileChanged")
-    assert "spec.compute.gpus 2 in place of 4" in told.message
-    assert 'spec.podTemplates.train.priorityClassName "low" in place of ""' in told.message
-    assert "maxRuntime" not in told.message
+    found = condition(world, "ProfileCurrent")
+    assert (found.status, found.reason) == ("False", "ProfileChanged")
+    assert "spec.compute.gpus 2 in place of 4" in found.message
+    assert 'spec.podTemplates.train.priorityClassName "low" in place of ""' in found.message
+    assert "maxRuntime" not in found.message
     assert world.status.profile == before.profile
     assert world.status.run == before.run
 
@@ -639,7 +639,7 @@ def test_a_deleted_profile_stays_with_the_run_that_began_with_it() -> None:
 
 
 def test_a_named_profile_that_is_deleted_is_missed_by_the_next_run_only() -> None:
-    """The run goes to its end; what would come is a refusal, and it is told before."""
+    """The run goes to its end; the next one would be rejected, and the status says so before."""
     world = World(profile="gold")
     world.profiles = (a_profile("gold", defaults={"maxRuntime": "2h"}),)
     world.settle()

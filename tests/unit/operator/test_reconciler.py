@@ -169,7 +169,7 @@ def test_a_job_is_created_before_the_status_is_written(jump: Jump) -> None:
 
 
 def test_while_new_objects_wait_for_their_jobs_statuses_are_written_later(jump: Jump) -> None:
-    """A burst of objects gets its Jobs first; what was done for each is told when no new one waits any more."""
+    """A burst of objects gets its Jobs first; their statuses are written when no new object is waiting."""
 
     async def story() -> None:
         operation = Operation()
@@ -310,7 +310,7 @@ def test_an_api_server_that_is_away_leaves_the_status_alone(jump: Jump) -> None:
 
 
 def test_a_webhook_that_does_not_answer_is_told_and_tried_again(jump: Jump) -> None:
-    """The API server itself is there: whoever waits for the Job is told which webhook is not."""
+    """The API server itself is there: the status names the webhook that does not respond."""
 
     async def story() -> None:
         operation = Operation()

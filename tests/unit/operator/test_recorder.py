@@ -1,4 +1,4 @@
-"""Events: what was told is found in the order in which it was told."""
+"""Events are shown in the order in which they were recorded."""
 
 from datetime import UTC, datetime
 from typing import Any
