@@ -1,4 +1,4 @@
-"""What all models of the API share: camelCase on the wire, unknown fields refused, docstrings as field descriptions."""
+"""Base class of all API models: camelCase field names, unknown fields refused, docstrings as field descriptions."""
 
 from typing import Any, Self
 
@@ -7,7 +7,7 @@ from pydantic.alias_generators import to_camel
 
 
 class ApiModel(BaseModel):
-    """A part of the API; immutable, so that the engine's decisions stay functions of values."""
+    """Base class of the API models. Instances are immutable."""
 
     model_config = ConfigDict(
         alias_generator=to_camel,
@@ -18,5 +18,5 @@ class ApiModel(BaseModel):
     )
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """Return itself: what never changes needs no copy, and pydantic would make one of every default part."""
+        """Return the instance itself: it is immutable. Pydantic would otherwise copy every default value."""
         return self

@@ -1,4 +1,4 @@
-"""What a run computes with: its GPUs, its trainer image and its model cache. Pod settings are in `pod_template`."""
+"""GPUs, trainer image and model cache of a run. The settings of the pods are in `pod_template`."""
 
 from typing import Annotated, Final
 
@@ -8,11 +8,11 @@ from tunemill_api.base import ApiModel
 from tunemill_api.scalars import Quantity, rule, rules
 
 TRAINER_GPUS: Final = 1
-"""The most GPUs that the trainer can use. More would be reserved and stay idle, so the API refuses them."""
+"""Maximum number of GPUs that the trainer can use. More would be reserved and stay idle, so the API refuses them."""
 
 
 class ModelCache(ApiModel):
-    """A cache of base models that runs share."""
+    """A cache of base models that several runs share."""
 
     claim_name: Annotated[str, Field(max_length=253, pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")] = ""
     """PersistentVolumeClaim in the object's namespace, mounted by the train and publish pods. Empty: each pod downloads
@@ -38,13 +38,13 @@ class Compute(ApiModel):
             ),
         ),
     ] = 1
-    """GPUs of the train pod, 0 or 1. 0 trains on the CPU, which is for small models and trials."""
+    """Number of GPUs of the train pod, 0 or 1. 0 trains on the CPU, which is meant for small models and trials."""
     gpu_memory: Quantity | None = None
-    """Memory of the GPU that the train pod gets, for example 24Gi or 80Gi. prepare fails with CudaOutOfMemory, before a
-    GPU is requested, if its estimate says that the run cannot fit. Unset: no check. It does not choose a node."""
+    """Memory of the GPU that the train pod gets, for example 24Gi or 80Gi. If prepare estimates that the run does not
+    fit, it fails with CudaOutOfMemory before a GPU is requested. Unset: no check. The field does not choose a node."""
     gpu_resource: Annotated[str, Field(min_length=1, max_length=253)] = "nvidia.com/gpu"
     """Resource name under which the device plugin offers GPUs."""
     model_cache: ModelCache = ModelCache()
-    """A cache of base models that runs share."""
+    """Cache of base models that several runs share."""
     trainer_image: Annotated[str, Field(max_length=512)] = ""
-    """Trainer image for all stages; empty means the operator's default image."""
+    """Container image of all stages. Empty: the operator's default trainer image."""

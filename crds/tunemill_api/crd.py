@@ -20,31 +20,31 @@ from tunemill_api.status import FineTuneStatus
 from tunemill_api.structural import Schema, structural_schema, without_empty_defaults
 
 NAME_LENGTH = 45
-"""A Job is named after the object, its stage and eight digits, and a Job's name is a label of its pods: at most 63
-characters."""
+"""Maximum length of an object's name. A Job's name consists of it, the stage and eight digits, and is the value of a
+pod label: at most 63 characters."""
 
 COLUMNS = [
-    ("Phase", "string", ".status.phase", 0, "How far the run is"),
-    ("Progress", "string", ".status.progress", 0, "Of the running stage"),
-    ("ETA", "string", ".status.eta", 0, "Until the running stage ends"),
+    ("Phase", "string", ".status.phase", 0, "Phase of the run"),
+    ("Progress", "string", ".status.progress", 0, "Progress of the running stage"),
+    ("ETA", "string", ".status.eta", 0, "Remaining time of the running stage"),
     ("Score", "string", ".status.score", 0, "Exact match of the tuned model on the held-out rows"),
-    ("Gain", "string", ".status.gain", 0, "Its difference to the base model"),
-    ("Age", "date", ".metadata.creationTimestamp", 0, "Since the object was created"),
-    ("Reason", "string", ".status.failure.reason", 1, "Why it failed or waits"),
-    ("Run", "string", ".status.run.id", 1, "The present run"),
-    ("Model", "string", ".spec.baseModel.id", 1, "The base model"),
-    ("Queue", "string", ".status.queue.name", 1, "The queue that the run waits in or has its quota from"),
-    ("Profile", "string", ".status.profile.name", 1, "The FineTuneProfile that the run began with"),
-    ("Revision", "string", ".status.published.revision", 1, "The published commit"),
+    ("Gain", "string", ".status.gain", 0, "Difference of the score to the base model"),
+    ("Age", "date", ".metadata.creationTimestamp", 0, "Time since the object was created"),
+    ("Reason", "string", ".status.failure.reason", 1, "Why the run failed or waits"),
+    ("Run", "string", ".status.run.id", 1, "ID of the current run"),
+    ("Model", "string", ".spec.baseModel.id", 1, "Base model"),
+    ("Queue", "string", ".status.queue.name", 1, "LocalQueue of the current Job"),
+    ("Profile", "string", ".status.profile.name", 1, "FineTuneProfile of the run"),
+    ("Revision", "string", ".status.published.revision", 1, "Published commit"),
 ]
 
 PROFILE_COLUMNS = [
-    ("Default", "boolean", ".spec.default", 0, "Whether it holds for objects that name no profile"),
-    ("Namespaces", "string", ".spec.namespaces", 0, "Who may use it; empty means all"),
-    ("GPUs", "integer", ".spec.limits.maxGpus", 0, "Of a run, at most"),
-    ("GPU-Hours", "string", ".spec.limits.maxGpuHours", 0, "Of a run, at most"),
+    ("Default", "boolean", ".spec.default", 0, "Whether the profile applies to objects without spec.profile"),
+    ("Namespaces", "string", ".spec.namespaces", 0, "Namespaces that may use the profile; empty means all"),
+    ("GPUs", "integer", ".spec.limits.maxGpus", 0, "Maximum number of GPUs of a run"),
+    ("GPU-Hours", "string", ".spec.limits.maxGpuHours", 0, "Maximum GPU hours of a run"),
     ("Ready", "string", '.status.conditions[?(@.type=="Ready")].status', 0, "Whether the profile is valid"),
-    ("Age", "date", ".metadata.creationTimestamp", 0, "Since the profile was created"),
+    ("Age", "date", ".metadata.creationTimestamp", 0, "Time since the profile was created"),
 ]
 
 
@@ -70,18 +70,18 @@ def object_schema() -> Schema:
     """Return the schema of a whole FunctionCallFineTune."""
     whole = structural_schema(FineTuneStatus)
     status = without_empty_defaults(whole) | {"default": {}}
-    # Kstatus, and whatever waits with it, takes an object for done unless it says that nothing of it was observed yet;
-    # and that no row is wrong is worth saying.
+    # kstatus treats an object without observedGeneration as ready, so 0 must be present. In `prepared`, a 0, such as
+    # that of invalidRows, is information.
     for name in ("observedGeneration", "prepared"):
         status["properties"][name] = whole["properties"][name]
     parts = {"spec": finetune_spec_schema(), "status": status}
-    what = "A FunctionCallFineTune makes one fine-tuned, judged and published function-calling model."
+    what = "A FunctionCallFineTune fine-tunes a model for function calling, evaluates it and publishes it."
     return {
         **_object(KIND, what, parts),
         "x-kubernetes-validations": [
             {
                 "rule": f"self.metadata.name.size() <= {NAME_LENGTH}",
-                "message": f"metadata.name must have at most {NAME_LENGTH} characters: Jobs are named after it",
+                "message": f"metadata.name must have at most {NAME_LENGTH} characters, as names of Jobs contain it",
             }
         ],
     }
@@ -89,7 +89,7 @@ def object_schema() -> Schema:
 
 def profile_schema() -> Schema:
     """Return the schema of a whole FineTuneProfile."""
-    what = "A FineTuneProfile is what a platform team gives to the FunctionCallFineTunes of teams, and allows them."
+    what = "A FineTuneProfile contains a platform team's defaults and limits for FunctionCallFineTunes."
     status = without_empty_defaults(structural_schema(FineTuneProfileStatus))
     return _object(PROFILE_KIND, what, {"spec": profile_spec_schema(), "status": status})
 

@@ -1,4 +1,4 @@
-"""What is learnt from: the data set, its tools, and how conversations become tokens."""
+"""The training data: data set, tools, tokenizer and chat template."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -10,7 +10,7 @@ from tunemill_api.scalars import ConfigMapKeyRef, DataUri, Endpoint, Fraction, O
 
 
 class DatasetFormat(StrEnum):
-    """How the rows say who said what, and which tools were called."""
+    """Format of the rows."""
 
     AUTO = "Auto"
     OPENAI = "OpenAI"
@@ -34,7 +34,7 @@ class DatasetFormat(StrEnum):
 
 
 class EvaluationSplit(ApiModel):
-    """Which rows are held out from training and judged."""
+    """The held-out split: which rows are used for evaluation and not for training."""
 
     fraction: Annotated[
         Fraction,
@@ -42,63 +42,65 @@ class EvaluationSplit(ApiModel):
             json_schema_extra=rules(
                 rule(
                     "double(self) > 0.0 && double(self) < 1.0",
-                    'evaluation.fraction must lie between 0 and 1, for example "0.1"',
+                    'evaluation.fraction must be between 0 and 1, for example "0.1"',
                 )
             )
         ),
     ] = "0.1"
-    """The share of the rows that is held out. Rows that ask the same always fall on the same side."""
+    """Fraction of the rows that is held out, as a string. Rows with the same prompt are always in the same split."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 42
-    """Chooses which rows are held out."""
+    """Seed that selects the held-out rows."""
     uri: OptionalDataUri = ""
-    """Where the held-out rows are, instead of a share of the training rows; written as dataset.uri and read with the
-    same credentials."""
+    """Location of a separate evaluation data set, used instead of a fraction of the training rows. It has the form of
+    dataset.uri and is read with the same credentials."""
 
 
 class Dataset(ApiModel):
-    """Where the rows are and what they look like."""
+    """Location and format of the training rows."""
 
     uri: DataUri
-    """An S3 object (.jsonl, .json or .parquet, also with .gz), a prefix that ends in / for all such objects below it,
-    or a glob such as s3://bucket/calls/*.jsonl. Or a data set on the Hub: hf://owner/name, hf://owner/name@revision,
-    hf://owner/name/data/*.parquet; it is read with the token of baseModel.tokenSecretRef."""
+    """An S3 object (.jsonl, .json or .parquet, optionally with .gz), an S3 prefix that ends in / for all such objects
+    below it, or a glob such as s3://bucket/calls/*.jsonl. Or a data set on the Hub: hf://owner/name,
+    hf://owner/name@revision or hf://owner/name/data/*.parquet, which is read with the token of
+    baseModel.tokenSecretRef."""
     format: DatasetFormat = DatasetFormat.AUTO
-    """Auto looks at the rows. OpenAI: messages, tools. Hermes: conversations with tags, as the Hermes and agents-course
-    data have them. ShareGPT: conversations with from and value. XLAM: query, answers, tools. ToolACE: system,
-    conversations. Glaive: system, chat. Simple: user_content, tool_name, tool_arguments. PromptCompletion: prompt,
-    completion as turns. Swift: messages with tool_call and tool_response. Anthropic: messages with blocks. Responses:
-    input, output as items. ClientLog: request, response. ToolBench, APIBank, NESTFUL, TauBench, When2Call, BFCL: the
-    data sets of these names."""
+    """Format of the rows. Auto detects it. OpenAI: messages, tools. Hermes: conversations with tags, as in the Hermes
+    and agents-course data sets. ShareGPT: conversations with from and value. XLAM: query, answers, tools. ToolACE:
+    system, conversations. Glaive: system, chat. Simple: user_content, tool_name, tool_arguments. PromptCompletion:
+    prompt and completion as messages. Swift: messages with tool_call and tool_response. Anthropic: messages with
+    content blocks. Responses: input and output as items. ClientLog: request, response. ToolBench, APIBank, NESTFUL,
+    TauBench, When2Call, BFCL: the data sets of these names."""
     credentials_secret_ref: SecretRef | None = None
-    """Absent: the pod's own identity."""
+    """Secret with the S3 credentials. Absent: the identity of the pod."""
     endpoint: Endpoint = ""
-    """The S3 server's URL; empty means AWS."""
+    """URL of the S3 server. Empty: AWS."""
     region: Annotated[str, Field(max_length=64, pattern=r"^[-a-z0-9]*$")] = ""
-    """The bucket's region; empty means what the environment says."""
+    """Region of the bucket. Empty: the default of the pod's environment."""
     evaluation: EvaluationSplit = EvaluationSplit()
-    """Which rows are held out from training and judged."""
+    """The held-out split, used for evaluation."""
     max_invalid_fraction: Fraction = "0"
-    """The share of rows that may be wrong and is left out; above it prepare fails and names the rows."""
+    """Maximum fraction of invalid rows, as a string. Invalid rows are left out; if there are more, prepare fails and
+    lists them."""
     max_rows: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
-    """How many rows to use at most, from the start; 0 means all."""
+    """Maximum number of rows, taken from the start. 0: all rows."""
 
 
 class Tools(ApiModel):
-    """Where the tools come from that are the same for all rows."""
+    """Source of the tools that all rows share."""
 
     config_map_key_ref: ConfigMapKeyRef
-    """A JSON list of tools, as OpenAI's API takes them."""
+    """ConfigMap key with a JSON list of tools, in the format of the OpenAI API."""
 
 
 class Think(StrEnum):
-    """What to do with what an assistant thinks before it speaks or calls."""
+    """What to do with the reasoning of an assistant message."""
 
     KEEP = "Keep"
     DROP = "Drop"
 
 
 class TokenizerMode(StrEnum):
-    """What to do about the tags of the call format."""
+    """How the tags of the call format become tokens."""
 
     AUTO = "Auto"
     REUSE = "Reuse"
@@ -107,28 +109,29 @@ class TokenizerMode(StrEnum):
 
 
 class ChatTemplateSource(ApiModel):
-    """Where a chat template of your own comes from."""
+    """Source of a custom chat template."""
 
     config_map_key_ref: ConfigMapKeyRef
-    """A Jinja chat template. Everything that the loss is computed on stands between {% generation %} and {%
+    """ConfigMap key with a Jinja chat template. The loss is computed on the text between {% generation %} and {%
     endgeneration %}."""
 
 
 class Tokenizer(ApiModel):
-    """The vocabulary and the chat template."""
+    """Vocabulary and chat template."""
 
     mode: TokenizerMode = TokenizerMode.AUTO
-    """Reuse: every tag that the assistant writes must be one token already. Text: tags that the base lacks stay
-    ordinary text of several tokens each; the vocabulary is the base's own, so that servers take the adapter alone.
-    Extend: add the missing tags and train their rows. Auto: Reuse where possible; else Text where a server then takes
-    the adapter alone, or the method is IA3; else Extend, as in all cases with addTokens that the base lacks."""
+    """How the tags of the call format become tokens. Reuse: every tag that the assistant writes must already be a
+    single token. Text: tags that the base model lacks are ordinary text of several tokens; the vocabulary does not
+    change, so servers can load the adapter alone. Extend: the missing tags are added to the vocabulary and their
+    embeddings are trained. Auto: Reuse if all tags are tokens; else Text if servers can then load the adapter alone or
+    the method is IA3; else Extend. Auto is also Extend if the base model lacks any of addTokens."""
     add_tokens: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=64)]],
         Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
     ] = []
-    """More tokens to add, besides the tags of the call format that the base lacks."""
+    """Tokens to add in addition to the tags of the call format that the base model lacks."""
     chat_template: ChatTemplateSource | None = None
-    """A template of your own; absent: the base model's where it carries tools, else ours."""
+    """A custom chat template. Absent: that of the base model if it supports tools, else Tunemill's."""
     think: Think = Think.KEEP
-    """Keep: learn what the assistant thinks, as think → act → observe data have it. Drop: leave it out, for a model
-    that answers at once."""
+    """Keep: train on the reasoning of assistant messages, as in think → act → observe data. Drop: remove it, for a
+    model that answers immediately."""

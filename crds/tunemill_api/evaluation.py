@@ -1,4 +1,4 @@
-"""What counts as good enough: metrics, gates and how base and tuned model are compared."""
+"""Metrics, gates, and the comparison of the base model with the tuned model."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -10,9 +10,9 @@ from tunemill_api.scalars import Difference, Fraction, rule, rules
 
 
 class Metric(StrEnum):
-    """What gates can be set on.
+    """Metrics on which a gate can be set.
 
-    All are shares from 0 to 1, measured on the held-out rows; of those in LOWER_IS_BETTER less is better.
+    Each is a fraction from 0 to 1, measured on the held-out rows. For the metrics in LOWER_IS_BETTER, lower is better.
     """
 
     TOOL_NAME_ACCURACY = "tool_name_accuracy"
@@ -32,7 +32,7 @@ LOWER_IS_BETTER = frozenset({Metric.MISSED_CALL_RATE, Metric.OVER_CALL_RATE, Met
 """The metrics that count mistakes."""
 
 MAX_GATES = 16
-"""The most gates of a spec."""
+"""Maximum number of gates in a spec."""
 
 _COUNTS_MISTAKES = f"self.metric in {sorted(metric.value for metric in LOWER_IS_BETTER)}"
 
@@ -48,30 +48,30 @@ class Gate(ApiModel):
             ),
             rule(
                 f"!has(self.min) || !({_COUNTS_MISTAKES})",
-                "a gate on a metric that counts mistakes needs max in place of min: less is better",
+                "a gate on a metric that counts mistakes needs max instead of min: lower is better",
             ),
             rule(
                 f"!has(self.max) || {_COUNTS_MISTAKES}",
-                "a gate can have max only on missed_call_rate, over_call_rate and hallucinated_tool_rate: of the "
-                "other metrics more is better",
+                "a gate can have max only on missed_call_rate, over_call_rate and hallucinated_tool_rate: for the "
+                "other metrics, higher is better",
             ),
         )
     }
 
     metric: Metric
-    """What is measured."""
+    """The metric."""
     min: Fraction | None = None
-    """The tuned model must reach this."""
+    """Minimum value for the tuned model."""
     max: Fraction | None = None
-    """The tuned model must not be above this; for missed_call_rate, over_call_rate and hallucinated_tool_rate."""
+    """Maximum value for the tuned model. Only for missed_call_rate, over_call_rate and hallucinated_tool_rate."""
     min_gain_over_base: Difference | None = None
-    """The tuned model must be better than the base model by this much."""
+    """Minimum improvement of the tuned model over the base model."""
     max_loss_vs_base: Fraction | None = None
-    """The tuned model may be worse than the base model by this much at most."""
+    """Maximum amount by which the tuned model may be worse than the base model."""
 
 
 class OnGateFailure(StrEnum):
-    """What to do when a gate is not passed."""
+    """What to do if a gate is not passed."""
 
     HOLD = "Hold"
     DRAFT = "Draft"
@@ -79,17 +79,17 @@ class OnGateFailure(StrEnum):
 
 
 class Evaluation(ApiModel):
-    """How base and tuned model are compared, and what the tuned one must reach to be published."""
+    """How the base model and the tuned model are compared, and which gates must be passed before publishing."""
 
     max_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 500
-    """How many held-out rows are judged at most."""
+    """Maximum number of held-out rows that are evaluated."""
     max_new_tokens: Annotated[int, Field(ge=0, le=65_536)] = 0
-    """Tokens that a reply may have; 0 means enough for the longest held-out answer."""
+    """Maximum number of tokens in a reply. 0: enough for the longest held-out answer."""
     gates: Annotated[
         list[Gate], Field(max_length=MAX_GATES, json_schema_extra={"x-kubernetes-list-type": "atomic"})
     ] = [Gate(metric=Metric.EXACT_MATCH, min_gain_over_base="0")]
-    """All must be passed before anything is published. Default: not worse than the base model."""
+    """Gates that must all be passed before the model is published. Default: not worse than the base model."""
     on_gate_failure: OnGateFailure = OnGateFailure.HOLD
-    """Hold: keep the result and wait for a change of the gates. Draft: do so, and push it to the branch
-    tunemill-draft-KEY of spec.publish.repository for people to look at, never to spec.publish.branch and without a tag;
-    a repository that must be created for it is private. Fail: end the run as failed."""
+    """What to do if a gate is not passed. Hold: keep the outputs and wait for an edit of the gates. Draft: as Hold, and
+    push the model to the branch tunemill-draft-KEY of spec.publish.repository for review, never to spec.publish.branch
+    and without a tag; a repository that is created for it is private. Fail: the run fails."""

@@ -1,8 +1,8 @@
-"""The one taxonomy of failures, used by the stages, the operator, the metrics, the docs and the tests.
+"""Failure reasons, used by the stages, the operator, the metrics, the docs and the tests.
 
-A reason says what is wrong, who must act, whether trying again can help, and what to change. A stage that fails exits
-with its reason's exit code and writes a StageReport; what a pod cannot say itself (an image that cannot be pulled, a
-missing Secret, a node that went away) the operator reads off the objects and maps to the same reasons.
+Each reason has an exit code, the party who must act, and a remedy. A failing stage exits with the exit code of its
+reason and writes a StageReport. Failures that a pod cannot report itself (an image that cannot be pulled, a missing
+Secret, a lost node) are detected by the operator from the objects and mapped to the same reasons.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from enum import IntEnum, StrEnum
 
 
 class ExitCode(IntEnum):
-    """The contract between a stage container and the Job's podFailurePolicy; the numbers are those of sysexits.h."""
+    """Exit codes of stage containers, evaluated by the Job's podFailurePolicy. The numbers are those of sysexits.h."""
 
     DONE = 0
     SPEC_WRONG = 64
@@ -31,11 +31,11 @@ FINAL_EXIT_CODES = (
     ExitCode.PERMISSION_DENIED,
     ExitCode.CONFIGURATION,
 )
-"""Exit codes that no retry can heal: the Job fails at once."""
+"""Exit codes after which a retry cannot succeed. The Job fails immediately."""
 
 
 class Actor(StrEnum):
-    """Who has to act for the failure to go away."""
+    """Who has to act to resolve a failure."""
 
     USER = "User"
     PLATFORM = "Platform"
@@ -43,20 +43,20 @@ class Actor(StrEnum):
 
 
 class Reason(StrEnum):
-    """Every reason for which a run fails or waits. The names are part of the API: alerts and scripts match them."""
+    """Every reason for which a run fails or waits. The names are part of the API: alerts and scripts use them."""
 
-    # What the user wrote
+    # Spec
     INVALID_SPEC = "InvalidSpec"
     INVALID_CHAT_TEMPLATE = "InvalidChatTemplate"
     TOKENIZER_LACKS_TAGS = "TokenizerLacksTags"
     TRAINING_DIVERGED = "TrainingDiverged"
-    # What the platform team wrote
+    # FineTuneProfile
     PROFILE_NOT_FOUND = "ProfileNotFound"
     PROFILE_NOT_ALLOWED = "ProfileNotAllowed"
     PROFILE_AMBIGUOUS = "ProfileAmbiguous"
     PROFILE_INVALID = "ProfileInvalid"
     LIMIT_EXCEEDED = "LimitExceeded"
-    # The data
+    # Data
     DATASET_EMPTY = "DatasetEmpty"
     DATASET_MALFORMED = "DatasetMalformed"
     DATASET_FORMAT_UNKNOWN = "DatasetFormatUnknown"
@@ -64,7 +64,7 @@ class Reason(StrEnum):
     DATASET_TOO_SMALL = "DatasetTooSmall"
     ALL_ROWS_TOO_LONG = "AllRowsTooLong"
     NOTHING_TO_LEARN = "NothingToLearn"
-    # Inputs that are not there
+    # Missing inputs
     BUCKET_NOT_FOUND = "BucketNotFound"
     OBJECT_NOT_FOUND = "ObjectNotFound"
     DATASET_NOT_FOUND = "DatasetNotFound"
@@ -84,7 +84,7 @@ class Reason(StrEnum):
     S3_UNREACHABLE = "S3Unreachable"
     S3_STORAGE_FULL = "S3StorageFull"
     HUB_UNREACHABLE = "HubUnreachable"
-    # The machine below
+    # Nodes, pods and cluster services
     CUDA_UNAVAILABLE = "CudaUnavailable"
     CUDA_OUT_OF_MEMORY = "CudaOutOfMemory"
     DISK_FULL = "DiskFull"
@@ -108,7 +108,7 @@ class Reason(StrEnum):
     REPORT_LOST = "ReportLost"
     WEBHOOK_UNAVAILABLE = "WebhookUnavailable"
     NAME_CONFLICT = "NameConflict"
-    # The run
+    # Run
     INTERRUPTED = "Interrupted"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     NO_PROGRESS = "NoProgress"
@@ -121,12 +121,12 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class Failure:
-    """What is known about a reason before it happens.
+    """Exit code, actor and remedy of a failure reason.
 
     Attributes:
-        exit_code: with which a stage ends; reasons that only the operator sees have one too, for the metrics.
+        exit_code: exit code of the stage. Reasons that only the operator detects also have one, for the metrics.
         actor: who must act.
-        remedy: one sentence that names the field, or the thing outside the object, to change.
+        remedy: one sentence that names the field, or the external resource, to change.
     """
 
     exit_code: ExitCode
@@ -135,7 +135,7 @@ class Failure:
 
     @property
     def retryable(self) -> bool:
-        """Whether the same work may succeed when it is tried again with nothing changed."""
+        """Whether a retry without changes can succeed."""
         return self.exit_code not in FINAL_EXIT_CODES
 
 
@@ -149,7 +149,7 @@ FAILURES: dict[Reason, Failure] = {
     Reason.INVALID_CHAT_TEMPLATE: Failure(
         _SPEC,
         _USER,
-        "Mend the template in spec.tokenizer.chatTemplate, or remove the field to use the base model's or ours.",
+        "Correct the template in spec.tokenizer.chatTemplate, or remove the field to use the default template.",
     ),
     Reason.TOKENIZER_LACKS_TAGS: Failure(
         _SPEC, _USER, "Set spec.tokenizer.mode to Extend or Auto, or choose a base model whose vocabulary has the tags."
@@ -160,68 +160,70 @@ FAILURES: dict[Reason, Failure] = {
     Reason.PROFILE_NOT_FOUND: Failure(
         _MISSING,
         _USER,
-        "Correct spec.profile, or empty it for the default profile; the run goes on by itself once the profile exists.",
+        'Correct spec.profile, or set it to "" for the default profile. The run continues once the profile exists.',
     ),
     Reason.PROFILE_NOT_ALLOWED: Failure(
         _DENIED,
         _USER,
-        "Name a profile that this namespace may use in spec.profile, or ask the platform team to add the namespace to "
+        "Set spec.profile to a profile that this namespace may use, or ask the platform team to add the namespace to "
         "the profile's spec.namespaces.",
     ),
     Reason.PROFILE_AMBIGUOUS: Failure(
         _CONFIG,
         _PLATFORM,
-        "Take spec.default from all but one of the profiles that the message names, or list namespaces in the one that "
-        "is for few; until then, name one of them in spec.profile.",
+        "Set spec.default to false in all but one of the profiles in the message, or set spec.namespaces in one of "
+        "them. Until then, set spec.profile to one of them.",
     ),
     Reason.PROFILE_INVALID: Failure(
         _CONFIG,
         _PLATFORM,
-        "Correct the field of the FineTuneProfile that the message names; the run goes on by itself.",
+        "Correct the field of the FineTuneProfile that the message names. The run then continues.",
     ),
     Reason.LIMIT_EXCEEDED: Failure(
         _DENIED,
         _USER,
-        "Change the fields that the message names to what is allowed, or ask the platform team to raise the limit; "
-        "then the run goes on by itself.",
+        "Change the fields that the message names to allowed values, or ask the platform team to raise the limit. The "
+        "run then continues.",
     ),
-    Reason.DATASET_EMPTY: Failure(_DATA, _USER, "Put rows into the file that spec.dataset.uri names."),
+    Reason.DATASET_EMPTY: Failure(_DATA, _USER, "Add rows to the data at spec.dataset.uri."),
     Reason.DATASET_MALFORMED: Failure(
         _DATA,
         _USER,
-        "Mend the line that the message names, or allow some bad rows with spec.dataset.maxInvalidFraction. "
-        "`tunemill-trainer lint` shows what is wrong in full.",
+        "Correct the line that the message names, or allow invalid rows with spec.dataset.maxInvalidFraction. "
+        "`tunemill-trainer lint` lists all errors.",
     ),
     Reason.DATASET_FORMAT_UNKNOWN: Failure(
-        _DATA, _USER, "Set spec.dataset.format, or bring the rows into one of the formats of the data page."
+        _DATA, _USER, "Set spec.dataset.format, or convert the rows to one of the formats in docs/how-to/data.md."
     ),
     Reason.DATASET_INVALID_ROWS: Failure(
         _DATA,
         _USER,
-        "Mend the rows that the message names, or allow some bad rows with spec.dataset.maxInvalidFraction. "
-        "`tunemill-trainer lint` shows what is wrong in full.",
+        "Correct the rows that the message names, or allow invalid rows with spec.dataset.maxInvalidFraction. "
+        "`tunemill-trainer lint` lists all errors.",
     ),
     Reason.DATASET_TOO_SMALL: Failure(
         _DATA,
         _USER,
-        "Add rows, or change spec.dataset.evaluation so that training and evaluation both get at least one.",
+        "Add rows, or change spec.dataset.evaluation so that training and evaluation each get at least one row.",
     ),
     Reason.ALL_ROWS_TOO_LONG: Failure(
-        _DATA, _USER, "Raise spec.training.maxLength above the length that the message gives."
+        _DATA, _USER, "Increase spec.training.maxLength above the length in the message."
     ),
     Reason.NOTHING_TO_LEARN: Failure(
-        _DATA, _USER, "Give the rows assistant messages: with spec.training.lossOn Assistant nothing else is learnt."
+        _DATA,
+        _USER,
+        "Add assistant messages to the rows: with spec.training.lossOn Assistant only they are trained on.",
     ),
     Reason.BUCKET_NOT_FOUND: Failure(
-        _MISSING, _USER, "Correct the bucket in the uri that the message names, or create it."
+        _MISSING, _USER, "Correct the bucket in the URI that the message names, or create it."
     ),
     Reason.OBJECT_NOT_FOUND: Failure(
-        _MISSING, _USER, "Correct the key in the uri that the message names, or upload the object."
+        _MISSING, _USER, "Correct the key in the URI that the message names, or upload the object."
     ),
     Reason.DATASET_NOT_FOUND: Failure(
         _MISSING,
         _USER,
-        "Correct the data set's name, revision or path in the uri that the message names; for a private one, set "
+        "Correct the data set's name, revision or path in the URI that the message names; for a private data set, set "
         "spec.baseModel.tokenSecretRef.",
     ),
     Reason.BASE_MODEL_NOT_FOUND: Failure(
@@ -233,10 +235,10 @@ FAILURES: dict[Reason, Failure] = {
         _SPEC, _USER, "Choose a causal language model with safetensors weights and a fast tokenizer in spec.baseModel."
     ),
     Reason.SECRET_NOT_FOUND: Failure(
-        _MISSING, _USER, "Create the Secret, with the key, in the object's namespace; the run goes on by itself."
+        _MISSING, _USER, "Create the Secret, with the key, in the object's namespace. The run then continues."
     ),
     Reason.CONFIG_MAP_NOT_FOUND: Failure(
-        _MISSING, _USER, "Create the ConfigMap, with the key, in the object's namespace; the run goes on by itself."
+        _MISSING, _USER, "Create the ConfigMap, with the key, in the object's namespace. The run then continues."
     ),
     Reason.CREDENTIALS_MISSING: Failure(
         _MISSING,
@@ -245,10 +247,10 @@ FAILURES: dict[Reason, Failure] = {
         "with serviceAccountName in spec.podTemplates.",
     ),
     Reason.S3_ACCESS_DENIED: Failure(
-        _DENIED, _USER, "Give the credentials of the uri that the message names the missing permission on the bucket."
+        _DENIED, _USER, "Grant the credentials of the URI in the message the missing permission on the bucket."
     ),
     Reason.HUB_TOKEN_INVALID: Failure(
-        _DENIED, _USER, "Put a valid Hugging Face token into the Secret of the tokenSecretRef that the message names."
+        _DENIED, _USER, "Store a valid Hugging Face token in the Secret of the tokenSecretRef that the message names."
     ),
     Reason.HUB_WRITE_DENIED: Failure(
         _DENIED,
@@ -268,22 +270,22 @@ FAILURES: dict[Reason, Failure] = {
     Reason.S3_UNREACHABLE: Failure(
         _RETRY,
         _PLATFORM,
-        "Check the endpoint that the message names and that the namespace's network policy lets pods reach it.",
+        "Check the endpoint in the message, and that the namespace's NetworkPolicies allow pods to reach it.",
     ),
     Reason.S3_STORAGE_FULL: Failure(
         _CONFIG,
         _PLATFORM,
-        "Free space in the object store of the uri that the message names, or raise its quota; then set the annotation "
+        "Free space in the object store of the URI in the message, or raise its quota; then set the annotation "
         "tunemill.dev/requested-at to a new value.",
     ),
     Reason.HUB_UNREACHABLE: Failure(
-        _RETRY, _PLATFORM, "Check spec.hub.endpoint and that the namespace's network policy lets pods reach it."
+        _RETRY, _PLATFORM, "Check spec.hub.endpoint, and that the namespace's NetworkPolicies allow pods to reach it."
     ),
     Reason.CUDA_UNAVAILABLE: Failure(
         _NODE,
         _PLATFORM,
-        "Check the GPU, the driver (580 or newer) and the device plugin of the nodes that the message names; for a run "
-        "on the CPU set spec.compute.gpus to 0. docs/how-to/gpus.md has what works.",
+        "Check the GPU, the driver (580 or newer) and the device plugin of the nodes that the message names. To train "
+        "on the CPU, set spec.compute.gpus to 0. See docs/how-to/gpus.md.",
     ),
     Reason.CUDA_OUT_OF_MEMORY: Failure(
         _CONFIG,
@@ -294,60 +296,65 @@ FAILURES: dict[Reason, Failure] = {
     Reason.DISK_FULL: Failure(
         _NODE,
         _PLATFORM,
-        "Free the disk that the message names, or ask for more with ephemeral-storage in the resources of the "
-        "stage in spec.podTemplates, or give it a scratch volume there.",
+        "Free space on the disk that the message names, or increase ephemeral-storage in the resources of the stage in "
+        "spec.podTemplates, or set a scratch volume there.",
     ),
     Reason.OUT_OF_MEMORY: Failure(
         _RETRY,
         _USER,
-        "Raise the memory limit in the resources of the stage in spec.podTemplates; evaluate runs in the pod of train.",
+        "Increase the memory limit of the stage in spec.podTemplates. For evaluate, set it in spec.podTemplates.train.",
     ),
     Reason.EVICTED: Failure(
-        _RETRY, _PLATFORM, "Give the pod requests in spec.podTemplates that cover what it uses, or free the node."
+        _RETRY,
+        _PLATFORM,
+        "Set requests in spec.podTemplates that cover the pod's usage, or free memory and disk on the node.",
     ),
     Reason.POD_LOST: Failure(
-        _RETRY, _NOBODY, "Nothing: the stage is started again and goes on from its last checkpoint."
+        _RETRY, _NOBODY, "None needed: the stage is retried and continues from its last checkpoint."
     ),
     Reason.IMAGE_PULL_FAILED: Failure(
         _CONFIG,
         _PLATFORM,
-        "Correct spec.compute.trainerImage or the operator's trainer image, or give the pods an image pull secret.",
+        "Correct spec.compute.trainerImage or the chart value trainer.image, or add an image pull Secret.",
     ),
     Reason.POD_REJECTED: Failure(
-        _CONFIG, _PLATFORM, "Change what the admission policy named in the message refuses, or relax the policy."
+        _CONFIG, _PLATFORM, "Change what the admission policy in the message refuses, or relax the policy."
     ),
     Reason.QUOTA_EXCEEDED: Failure(
-        _CONFIG, _PLATFORM, "Raise the namespace's ResourceQuota or LimitRange, or ask for less in spec.podTemplates."
+        _CONFIG,
+        _PLATFORM,
+        "Raise the namespace's ResourceQuota or LimitRange, or reduce the requests in spec.podTemplates.",
     ),
     Reason.QUEUE_NOT_FOUND: Failure(
         _MISSING,
         _USER,
-        "Set spec.queue.name to a LocalQueue of the object's namespace, or have this one created; the run goes on by "
-        "itself.",
+        "Set spec.queue.name to a LocalQueue in the object's namespace, or create this one. The run then continues.",
     ),
     Reason.QUEUE_UNAVAILABLE: Failure(
         _CONFIG,
         _PLATFORM,
-        "Install or mend Kueue, or remove spec.queue to train without one; the run goes on by itself.",
+        "Install or repair Kueue, or remove spec.queue to train without a queue. The run then continues.",
     ),
     Reason.UNSCHEDULABLE: Failure(
-        _RETRY, _PLATFORM, "Add a node that has what the message says is missing, or ask for less in spec.podTemplates."
+        _RETRY,
+        _PLATFORM,
+        "Add a node with the resources or labels in the message, or reduce the requirements in spec.podTemplates.",
     ),
     Reason.SERVICE_ACCOUNT_NOT_FOUND: Failure(
         _MISSING,
         _USER,
-        "Create the ServiceAccount that serviceAccountName in spec.podTemplates names; the run goes on by itself.",
+        "Create the ServiceAccount that serviceAccountName in spec.podTemplates names. The run then continues.",
     ),
     Reason.CLAIM_NOT_FOUND: Failure(
         _MISSING,
         _USER,
-        "Create the PersistentVolumeClaim that spec.compute.modelCache names in the object's namespace, or correct the "
-        "name; the run goes on by itself.",
+        "Create the PersistentVolumeClaim in the object's namespace, or correct its name in spec.compute.modelCache or "
+        "spec.podTemplates. The run then continues.",
     ),
     Reason.VOLUME_UNAVAILABLE: Failure(
         _RETRY,
         _PLATFORM,
-        "Check the claim and its volume; pods on several nodes need one with the access mode ReadWriteMany.",
+        "Check the PersistentVolumeClaim and its volume. Pods on several nodes need the access mode ReadWriteMany.",
     ),
     Reason.SANDBOX_FAILED: Failure(
         _RETRY,
@@ -358,14 +365,14 @@ FAILURES: dict[Reason, Failure] = {
     Reason.NODE_REJECTED_POD: Failure(
         _RETRY,
         _PLATFORM,
-        "Check the device plugin of the pod's node and what else runs there, or choose other nodes in "
+        "Check the device plugin of the pod's node and the other pods on it, or choose other nodes in "
         "spec.podTemplates.",
     ),
     Reason.NODE_LOST: Failure(
         _RETRY,
         _PLATFORM,
-        "Bring the node back, or delete its Node object once the machine is surely off: the stage then goes on "
-        "elsewhere from its last checkpoint.",
+        "Bring the node back, or delete its Node object once the machine is certainly off. The stage then continues on "
+        "another node from its last checkpoint.",
     ),
     Reason.SIDECAR_FAILED: Failure(
         _RETRY,
@@ -386,37 +393,38 @@ FAILURES: dict[Reason, Failure] = {
         "another cluster; then set the annotation tunemill.dev/requested-at to a new value.",
     ),
     Reason.WEBHOOK_UNAVAILABLE: Failure(
-        _RETRY, _PLATFORM, "Bring the admission webhook that the message names back; the run goes on by itself."
+        _RETRY, _PLATFORM, "Restore the admission webhook that the message names. The run then continues."
     ),
     Reason.NAME_CONFLICT: Failure(
-        _CONFIG, _USER, "Rename this object, or remove the Job of the same name that belongs to something else."
+        _CONFIG, _USER, "Rename this object, or delete the Job with the same name that belongs to something else."
     ),
     Reason.INTERRUPTED: Failure(
-        ExitCode.INTERRUPTED, _NOBODY, "Nothing: the stage was stopped in time and goes on from its last checkpoint."
+        ExitCode.INTERRUPTED, _NOBODY, "None needed: the stage was stopped and continues from its last checkpoint."
     ),
-    Reason.DEADLINE_EXCEEDED: Failure(_SPEC, _USER, "Raise spec.maxRuntime: the run goes on from its last checkpoint."),
+    Reason.DEADLINE_EXCEEDED: Failure(
+        _SPEC, _USER, "Increase spec.maxRuntime. The run then continues from its last checkpoint."
+    ),
     Reason.NO_PROGRESS: Failure(
         _RETRY,
         _PLATFORM,
-        "Look at the log and the node of the pods that fell silent; where a stage is only slow, raise "
-        "spec.stallTimeout.",
+        "Check the log and the node of the stopped pods. If the stage is only slow, increase spec.stallTimeout.",
     ),
-    Reason.GPU_HOURS_SPENT: Failure(_SPEC, _USER, "Raise spec.maxGpuHours: the run goes on from its last checkpoint."),
+    Reason.GPU_HOURS_SPENT: Failure(
+        _SPEC, _USER, "Increase spec.maxGpuHours. The run then continues from its last checkpoint."
+    ),
     Reason.STAGE_OUTPUT_MISSING: Failure(
-        _RETRY, _NOBODY, "Nothing: the stage whose output is gone from the workspace is done again."
+        _RETRY, _NOBODY, "None needed: the stage whose output is missing from the workspace runs again."
     ),
     Reason.GATE_NOT_PASSED: Failure(
         _SPEC,
         _USER,
-        "Improve the data or the training, or change the gate in spec.evaluation.gates: nothing is trained again.",
+        "Improve the data or the training, or change the gate in spec.evaluation.gates, which needs no new training.",
     ),
     Reason.PROOF_FAILED: Failure(
         ExitCode.INTERNAL_ERROR,
         _NOBODY,
-        "Report it with the stage's log: what was pushed does not reproduce what was trained.",
+        "Report a bug with the stage's log: the published model does not give the replies of the trained model.",
     ),
-    Reason.INTERNAL_ERROR: Failure(
-        ExitCode.INTERNAL_ERROR, _NOBODY, "Report it with the stage's log: this is a defect of Tunemill."
-    ),
+    Reason.INTERNAL_ERROR: Failure(ExitCode.INTERNAL_ERROR, _NOBODY, "Report a bug in Tunemill, with the stage's log."),
 }
-"""Reason → what to do about it. Every reason has an entry; a test holds that."""
+"""Properties of each reason. A test checks that every reason has an entry."""

@@ -1,6 +1,6 @@
-"""What users write: the spec of a FunctionCallFineTune. The CRD's schema, defaults and rules are made from it.
+"""The spec of a FunctionCallFineTune. The CRD's schema, defaults and CEL rules are generated from it.
 
-Its larger parts are in modules of their own: data, training, evaluation, publish and compute.
+Its larger parts have separate modules: data, training, evaluation, publish, compute and pod_template.
 """
 
 from enum import StrEnum
@@ -19,18 +19,18 @@ from tunemill_api.scalars import BaseModelId, Duration, Endpoint, ManifestKeyRef
 from tunemill_api.training import Adapter, Training
 
 NAMESPACE_FOLDER: Final = "{namespace}"
-"""Stands for the object's namespace in `spec.workspace.uri`."""
+"""Placeholder in `spec.workspace.uri` that is replaced by the object's namespace."""
 
 
 class Hub(ApiModel):
-    """Which Hugging Face Hub to speak to."""
+    """The Hugging Face Hub to use."""
 
     endpoint: Endpoint = ""
-    """The Hub's URL, for a mirror or a Hub of your own; empty means huggingface.co."""
+    """URL of the Hub, for a mirror or a private Hub. Empty: https://huggingface.co."""
 
 
 class Quantization(StrEnum):
-    """How the base model's linear layers are kept in memory while they are not trained."""
+    """Number format of the base model's frozen linear layers in memory."""
 
     NONE = "None"
     NF4 = "NF4"
@@ -41,18 +41,19 @@ class BaseModelRef(ApiModel):
     """The model to fine-tune."""
 
     id: BaseModelId
-    """The base model's repository on the Hub, for example google/gemma-2-2b-it."""
+    """Repository of the base model on the Hub, for example google/gemma-2-2b-it."""
     revision: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][-._/A-Za-z0-9]*$")] = "main"
-    """Branch, tag or commit. Prepare resolves it to a commit, which every later stage uses."""
+    """Branch, tag or commit. Prepare resolves it to a commit, which all later stages use."""
     token_secret_ref: SecretKeyRef | None = None
-    """A read token, for gated and private models."""
+    """Secret with a read token, for gated and private models."""
     quantization: Quantization = Quantization.NONE
-    """Train and judge on a base model with weights of 4 bits (NF4) or 8 (Int8), in about a third or a half of the
-    memory. What is trained stays in FP32, and what is published fits the unquantised model, too."""
+    """Quantization of the base model's weights in training and evaluation: NF4 (4 bits, about a third of the memory) or
+    Int8 (8 bits, about half). The trained weights stay in FP32. The published adapter also works with the unquantized
+    base model."""
 
 
 class Workspace(ApiModel):
-    """Where the outputs of the stages are kept."""
+    """Object storage for the outputs of the stages."""
 
     uri: Annotated[
         str,
@@ -62,39 +63,40 @@ class Workspace(ApiModel):
             json_schema_extra=rules(rule(local_files.RULE, local_files.RULE_MESSAGE)),
         ),
     ] = ""
-    """An S3 prefix; empty means tunemill/ in the dataset's bucket, with the dataset's credentials and endpoint. Needed
-    where dataset.uri is on the Hub. Outputs go to a folder of it with the name of the namespace, or to where a folder
-    {namespace} stands, for example s3://acme/{namespace}/tunemill/. status.workspace has the whole."""
+    """S3 prefix. Empty: tunemill/ in the bucket of the data set, with the data set's credentials and endpoint. Required
+    if dataset.uri is on the Hub. Outputs are stored in a folder with the name of the namespace: the last folder, or the
+    position of {namespace}, for example s3://acme/{namespace}/tunemill/. status.workspace shows the full prefix."""
     credentials_secret_ref: SecretRef | None = None
-    """Absent: the pod's own identity."""
+    """Secret with the S3 credentials. Absent: the identity of the pod."""
     endpoint: Endpoint = ""
-    """The S3 server's URL; empty means AWS."""
+    """URL of the S3 server. Empty: AWS."""
     region: Annotated[str, Field(max_length=64, pattern=r"^[-a-z0-9]*$")] = ""
-    """The bucket's region; empty means what the environment says."""
+    """Region of the bucket. Empty: the default of the pod's environment."""
     manifest_key_secret_ref: ManifestKeyRef | None = None
-    """Signs the manifest of every output. Stages then use no output without a valid signature, and make it again.
-    Absent: outputs are not signed, and whoever may write to the workspace can replace them."""
+    """Secret with the key that signs the manifest of every output. Stages do not use outputs without a valid signature
+    and compute them again. Absent: outputs are not signed, and anyone with write access to the workspace can replace
+    them."""
     keep_runs: Annotated[int, Field(ge=1, le=1000)] = 3
-    """Of how many runs of this object the outputs are kept; older ones are removed when a model has been published.
-    What any run of another object refers to stays."""
+    """Number of runs of this object whose outputs are kept. Older outputs are deleted after a model has been published.
+    Outputs that a run of another object refers to are kept."""
 
 
 class Queue(ApiModel):
-    """A queue of Kueue."""
+    """A Kueue queue."""
 
     name: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
-    """A LocalQueue of the object's namespace."""
+    """LocalQueue in the object's namespace."""
     priority_class: Annotated[str, Field(max_length=63, pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")] = ""
-    """A WorkloadPriorityClass, which says who goes first in the queue and who is preempted; empty: that of the pod's
+    """WorkloadPriorityClass, which decides the order in the queue and preemption. Empty: the priority of
     spec.podTemplates.train.priorityClassName, or 0."""
 
 
 class Retry(ApiModel):
-    """What is tried again."""
+    """Retries of failed stages."""
 
     limit: Annotated[int, Field(ge=0, le=20)] = 3
-    """How often a stage is tried again after a failure that trying again can heal. A pod that is preempted or drained
-    does not count."""
+    """Maximum number of retries of a stage after failures that a retry can fix. Preempted and drained pods do not
+    count."""
 
 
 GpuHours = Annotated[
@@ -107,15 +109,15 @@ GpuHours = Annotated[
         ),
     ),
 ]
-"""Hours as a string; empty means no limit."""
+"""Hours as a string. Empty: no limit."""
 
 
 ProfileName = Annotated[str, Field(max_length=253, pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")]
-"""The name of a FineTuneProfile; empty means the default one."""
+"""Name of a FineTuneProfile. Empty: the default profile."""
 
 
 class Promote(StrEnum):
-    """When a new model takes the place of the published one."""
+    """When a new model replaces the published one."""
 
     IF_BETTER = "IfBetter"
     ALWAYS = "Always"
@@ -125,96 +127,98 @@ _CRON_FIELD = r"[-*,/#0-9A-Za-z]+"
 
 
 class Retrain(ApiModel):
-    """When to look at the data again without being asked."""
+    """When to check the data for changes on a schedule."""
 
     schedule: Annotated[str, Field(min_length=9, max_length=100, pattern=rf"^{_CRON_FIELD}( {_CRON_FIELD}){{4}}$")]
-    """As cron has it: minute, hour, day of the month, month, day of the week; for example 0 2 * * 0, Sundays at two.
-    Prepare then looks at the data and the base model. Only what has changed leads on to training, and only once no run
-    is under way."""
+    """Cron expression: minute, hour, day of the month, month, day of the week; for example 0 2 * * 0 for Sundays at
+    02:00. At each time, prepare checks the data and the base model. The model is trained again only if one of them has
+    changed, and only after the current run has ended."""
     time_zone: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_+/-]+$")] = "Etc/UTC"
-    """The zone of the schedule, as the IANA names it, for example Europe/Berlin."""
+    """IANA time zone of the schedule, for example Europe/Berlin."""
     promote: Promote = Promote.IF_BETTER
-    """IfBetter: also ask the published model for the same held-out rows, and publish only what has more exact matches.
-    Always: publish whatever passes the gates."""
+    """When a new model is published. IfBetter: evaluate the published model on the same held-out rows, and publish the
+    new one only if it has more exact matches. Always: publish every model that passes the gates."""
 
 
 class FineTuneSpec(ApiModel):
-    """The wish: which model learns what, how well it must do, and where it goes. An edit means: make it so."""
+    """The desired model: its base model, training data, required quality and where it is published."""
 
     model_config = {
         "json_schema_extra": rules(
             rule(
                 "self.adapter.method != 'Full' || self.baseModel.quantization == 'None'",
-                "baseModel.quantization must be None with adapter.method Full: quantised weights cannot be trained",
+                "baseModel.quantization must be None with adapter.method Full: quantized weights cannot be trained",
             ),
             rule(
                 "self.adapter.method != 'AdaLoRA' || !has(self.training.earlyStopping) || "
                 "!has(self.training.earlyStopping.patience) || self.training.earlyStopping.patience == 0",
-                "training.earlyStopping.patience must be 0 with adapter.method AdaLoRA: its ranks are settled at the "
-                "end of the planned steps",
+                "training.earlyStopping.patience must be 0 with adapter.method AdaLoRA: its ranks are final only "
+                "at the end of the planned steps",
             ),
             rule(
                 "self.adapter.method != 'IA3' || "
                 "(self.tokenizer.mode != 'Extend' && "
                 "(!has(self.tokenizer.addTokens) || size(self.tokenizer.addTokens) == 0))",
-                "adapter.method IA3 cannot train the rows of added tokens: take another method, or set tokenizer.mode "
-                "to Reuse or Text and leave tokenizer.addTokens empty",
+                "adapter.method IA3 cannot train embeddings of added tokens: choose another method, or set "
+                "tokenizer.mode to Reuse or Text and leave tokenizer.addTokens empty",
             ),
         )
     }
 
     suspend: bool = False
-    """Stop what runs, keep its checkpoint, and start nothing; false goes on."""
+    """Stop the running stage, keep its checkpoint, and start nothing. Set to false to continue."""
     profile: ProfileName = ""
-    """The FineTuneProfile of the platform team that gives what is not set here and says what is allowed; empty means
-    the default profile, if there is one for this namespace."""
+    """FineTuneProfile of the platform team, which presets fields that are not set here and limits others. Empty: the
+    default profile for this namespace, if there is one."""
     hub: Hub = Hub()
-    """Which Hugging Face Hub to speak to."""
+    """The Hugging Face Hub to use."""
     base_model: BaseModelRef
     """The model to fine-tune."""
     dataset: Dataset
-    """Where the rows are and what they look like."""
+    """Location and format of the training rows."""
     tools: Tools | None = None
-    """The tools of rows that carry none; rows that do carry tools must agree with them."""
+    """Tools for rows that have none. The tools of rows that have some must agree with them."""
     tokenizer: Tokenizer = Tokenizer()
-    """The vocabulary and the chat template."""
+    """Vocabulary and chat template."""
     adapter: Adapter = Adapter()
-    """What is trained on top of the base model."""
+    """Fine-tuning method and its settings."""
     training: Training = Training()
-    """The training run."""
+    """Training hyperparameters."""
     evaluation: Evaluation = Evaluation()
-    """How base and tuned model are compared, and what the tuned one must reach to be published."""
+    """How the base model and the tuned model are compared, and which gates the tuned model must pass to be
+    published."""
     publish: Publish
-    """Where the result goes."""
+    """Where and how the model is published."""
     workspace: Workspace = Workspace()
-    """Where the outputs of the stages are kept: nothing that lies there is ever computed again."""
+    """Object storage for the outputs of the stages. An output that is there is not computed again."""
     compute: Compute = Compute()
     """GPUs, trainer image and model cache."""
     pod_templates: PodTemplates = PodTemplates()
     """Settings of the pods, per stage: resources, placement, identity, environment and volumes."""
     queue: Queue | None = None
-    """The queue in which the pod that trains and evaluates waits for its quota; prepare and publish, which need no GPU,
-    do not wait. Absent: that of the object's labels kueue.x-k8s.io/queue-name and kueue.x-k8s.io/priority-class, or
-    none."""
+    """Kueue queue of the train pod, which also evaluates. prepare and publish need no GPU and are not queued. Absent:
+    the object's labels kueue.x-k8s.io/queue-name and kueue.x-k8s.io/priority-class, if set."""
     retry: Retry = Retry()
-    """What is tried again."""
+    """Retries of failed stages."""
     max_runtime: Duration = "8h"
     """Maximum running time of all stages of a run together, for example 8h, 1.5h or 1d. Time spent waiting, queued or
     suspended does not count."""
     stall_timeout: Duration = "30m"
-    """How long a stage that has reported progress may then be silent. Its pod is stopped, with a checkpoint, and tried
-    again, which counts against retry.limit. Longer than loading the base model or pushing takes; 0s never stops one."""
+    """Maximum time without progress for a stage that has reported progress. After it, the pod saves a checkpoint, is
+    stopped and is retried, which counts against retry.limit. Set it longer than loading the base model or pushing
+    takes. 0s: never."""
     max_gpu_hours: GpuHours = ""
-    """GPU hours that train and evaluate of a run may use together, over all their pods; a pod of 2 GPUs uses 2 an hour.
-    Empty sets no limit."""
+    """Maximum GPU hours of train and evaluate of a run together, over all their pods. A pod with 2 GPUs uses 2 GPU
+    hours per hour. Empty: no limit."""
     history_limit: Annotated[int, Field(ge=0, le=50)] = 5
-    """How many ended runs status.history keeps."""
+    """Maximum number of finished runs in status.history."""
     retrain: Retrain | None = None
-    """When to look at the data again; absent: when asked by an edit or by the annotation tunemill.dev/requested-at."""
+    """When to check the data for changes on a schedule. Absent: only after an edit or a new value of the annotation
+    tunemill.dev/requested-at."""
 
 
 def effective_workspace(spec: FineTuneSpec) -> Workspace:
-    """Return where the outputs go: what the spec says, else `tunemill/` in the dataset's bucket."""
+    """Return the workspace of the spec, or by default `tunemill/` in the data set's bucket."""
     if spec.workspace.uri:
         return spec.workspace
     bucket = spec.dataset.uri.removeprefix("s3://").split("/", 1)[0]
@@ -228,10 +232,10 @@ def effective_workspace(spec: FineTuneSpec) -> Workspace:
 
 
 def workspace_of(spec: FineTuneSpec, namespace: str) -> Workspace:
-    """Return where the outputs of an object of this namespace go: no two namespaces have the same place.
+    """Return the workspace of an object of this namespace. It is a different prefix for each namespace.
 
-    The namespace takes the place of a folder `{namespace}`, else it is the last folder. A part of a folder's name is
-    not replaced: `team-{namespace}` of the namespace b would be the folder of the namespace team-b.
+    The namespace replaces a folder `{namespace}`, or is appended as the last folder. Only whole folder names are
+    replaced: `team-{namespace}` for the namespace b would be the folder of the namespace team-b.
     """
     place = effective_workspace(spec)
     folders = place.uri.rstrip("/").split("/")

@@ -1,6 +1,6 @@
-"""Decides whether the measured metrics pass the gates, and what becomes of a model that does not pass them.
+"""Evaluates the gates, and decides whether a model is published, kept as a draft or held.
 
-Pure, so that the operator re-decides without a pod when a gate is edited.
+The functions are pure, so the operator can evaluate edited gates again without a pod.
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,9 @@ from tunemill_api.status import EvaluationFacts, GateFacts, MetricFacts
 
 
 def decide(gates: Sequence[Gate], evaluation: EvaluationFacts) -> list[GateFacts]:
-    """Return one decision a gate condition, in the order of the gates.
+    """Return one result per condition, in the order of the gates.
 
-    A metric that no held-out row asks for (abstention without a row that needs no call) was not measured: its gate is
-    not passed, because nobody could promise what it asks for.
+    If no held-out row measures a metric (for example abstention, if every row needs a call), its gate is not passed.
     """
     return [decision for gate in gates for decision in _decide(gate, evaluation)]
 
@@ -26,25 +25,25 @@ def passed(decisions: Sequence[GateFacts]) -> bool:
 
 
 def missed(decisions: Sequence[GateFacts]) -> str:
-    """Return in words which gates are not passed, and by which figures."""
+    """Return a text with the gates that are not passed and their values."""
     return "; ".join(f"{decision.gate} ({decision.message})" for decision in decisions if not decision.passed)
 
 
 def is_draft(settings: Evaluation, evaluation: EvaluationFacts) -> bool:
-    """Return whether what was evaluated is pushed as a draft and not published."""
-    wished = settings.on_gate_failure is OnGateFailure.DRAFT
-    return wished and not passed(decide(settings.gates, evaluation))
+    """Return whether the model is pushed as a draft instead of published."""
+    as_draft = settings.on_gate_failure is OnGateFailure.DRAFT
+    return as_draft and not passed(decide(settings.gates, evaluation))
 
 
 def is_not_better(spec: FineTuneSpec, evaluation: EvaluationFacts) -> str:
-    """Return in words why what was evaluated does not take the place of the published model; empty when it does."""
+    """Return a text that explains why the model does not replace the published one. Empty if it does."""
     if spec.retrain is None or spec.retrain.promote is not Promote.IF_BETTER:
         return ""
     exact = next((metric for metric in evaluation.metrics if metric.name == Metric.EXACT_MATCH), None)
     if exact is None or not exact.published or (exact.tuned and Decimal(exact.tuned) > Decimal(exact.published)):
         return ""
     figures = f"exact_match {exact.tuned} against {exact.published} on the same {evaluation.rows} held-out rows"
-    return f"the published model stays: {figures}"
+    return f"the new model is not better, the published model stays: {figures}"
 
 
 def _decide(gate: Gate, evaluation: EvaluationFacts) -> list[GateFacts]:
@@ -60,9 +59,9 @@ def _decide(gate: Gate, evaluation: EvaluationFacts) -> list[GateFacts]:
 
 
 def _conditions(gate: Gate, measured: MetricFacts) -> dict[str, bool]:
-    """Return the gate's conditions in words, and whether each holds."""
+    """Return the gate's conditions as text, with whether each is met."""
     name, base, tuned = gate.metric.value, Decimal(measured.base), Decimal(measured.tuned)
-    # Of a metric that counts mistakes, a gain is that there are fewer.
+    # For a metric that counts mistakes, a gain is a decrease.
     fewer = gate.metric in LOWER_IS_BETTER
     sign, better, worse, reaches = (-1, "-", "+", "<=") if fewer else (1, "+", "-", ">=")
     gain = sign * (tuned - base)

@@ -1,4 +1,4 @@
-"""The command that writes generated files into the repository, or tells which of them are out of date."""
+"""Command line for generators: writes generated files into the repository, or checks that they are up to date."""
 
 import argparse
 import sys
@@ -7,11 +7,11 @@ from pathlib import Path
 
 
 def main(description: str | None, files: Callable[[Path], Mapping[str, str]]) -> int:
-    """Write the files, or only tell with `--check`; return the exit status.
+    """Write the files, or check them with `--check`. Return the exit status.
 
     Args:
-        description: of the command.
-        files: returns the content of every file by its path from the repository's root, which it is given.
+        description: description of the command for `--help`.
+        files: returns the content of every file by its path from the root, which is its argument.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("root", type=Path, help="the repository's root")

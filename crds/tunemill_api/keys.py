@@ -1,19 +1,19 @@
-"""Stage keys and stage inputs: what a stage's output depends on, as short hashes.
+"""Stage keys and stage inputs: hashes of everything that a stage's output depends on.
 
-- The *inputs* of a stage are what the user asks of it, and the inputs of the stage before. They do not change with a
-  version of Tunemill. The operator compares them to tell whether a stage that is recorded in the status is still what
-  the spec asks for.
-- The *key* of a stage names its output in the workspace. It also holds the stage's number in `RECIPES`, so that a
-  stage that computes something else than before does not reuse an old output. A recorded key is never computed again
-  while its inputs are the same.
+- The *inputs* of a stage are hashed from the fields of the spec that affect it, and from the inputs of the stage
+  before. They do not change with a version of Tunemill. The operator compares them to decide whether a stage that is
+  recorded in the status still matches the spec.
+- The *key* of a stage names its output in the workspace. It also contains the stage's number in `RECIPES`, so that a
+  stage whose computation has changed does not reuse an old output. A recorded key is not computed again while its
+  inputs stay the same.
 
-Both hash a canonical form: one flat dictionary for each stage, with short names of its own, without what equals the
-default of the form. So a new field, a renamed field or a changed default in the API changes no hash of an object that
-exists. The forms are frozen. docs/adr/0011 says how they may evolve.
+Both hash a canonical form: a flat dictionary per stage, with separate short names, without values that equal the
+default of the form. Therefore a new field, a renamed field or a changed default in the API changes no hash of an
+existing object. The forms are frozen. docs/adr/0011 describes how they may change.
 
-Only what changes an output is in a form: credentials, retries and where a pod runs are not. Of images, only one of the
-user's own is in the keys, of every stage that has not begun: nobody else takes what it made for the work of the
-platform's image. That one is represented by `RECIPES`, so that an upgrade changes no key.
+A form contains only what changes an output: no credentials, retries or pod placement. A custom trainer image is part
+of the keys of every stage that has not started, because its outputs must not be mistaken for those of the platform's
+image. The platform's image is represented by `RECIPES`, so that an upgrade changes no key.
 """
 
 import hashlib
@@ -27,8 +27,8 @@ from tunemill_api.status import Rival
 from tunemill_api.training import AdapterMethod
 
 RECIPES: dict[str, int] = {"prepare": 5, "train": 2, "evaluate": 4, "publish": 3}
-"""Raised by us when a stage would compute something else from the same inputs. Part of the keys, not of the inputs:
-what is done or in progress is left alone, and the next run uses the new recipe."""
+"""Increased when a stage computes a different output from the same inputs. Part of the keys, not of the inputs:
+finished and running stages are not affected, and the next run uses the new recipe."""
 
 FORM = 1
 """The version of the canonical forms below."""
@@ -36,7 +36,7 @@ FORM = 1
 Value = str | int | bool | tuple[str, ...] | None
 Form = Mapping[str, Value]
 
-# The defaults of form 1. They stay as they are when a default of the API changes.
+# The defaults of form 1. They do not change when a default of the API changes.
 _SOURCE_DEFAULTS: Form = {
     "hub": "",
     "revision": "main",
@@ -99,21 +99,21 @@ _PUBLISH_DEFAULTS: Form = {
 }
 
 
-# What is asked for
+# Inputs
 
 
 def prepare_inputs(spec: FineTuneSpec, requested: str = "") -> str:
-    """Return the inputs of prepare, before the data is looked at: 16 hexadecimal digits.
+    """Return the inputs of prepare, before the data is read: 16 hexadecimal digits.
 
     Args:
         spec: the whole spec.
-        requested: changes whenever a user or the schedule asks to look at the data again.
+        requested: changes whenever a user or the schedule requests a new check of the data.
     """
     return _digest("prepare", {**_sources(spec, requested), **_data(spec)})
 
 
 def train_inputs(prepare: str, prepared: str, spec: FineTuneSpec) -> str:
-    """Return the inputs of train, from the inputs of prepare and the key of what it made."""
+    """Return the inputs of train, from the inputs of prepare and the key of prepare's output."""
     return _digest("train", {"inputs": prepare, "prepared": prepared, **_training(spec)})
 
 
@@ -128,38 +128,40 @@ def publish_inputs(evaluate: str, spec: FineTuneSpec, *, draft: bool = False) ->
 
 
 def run_inputs(prepare: str, spec: FineTuneSpec) -> str:
-    """Return what identifies a whole run before anything of it is known, from the inputs of prepare."""
+    """Return the identity of a whole run before any stage has finished, from the inputs of prepare."""
     return publish_inputs(evaluate_inputs(train_inputs(prepare, "", spec), spec), spec)
 
 
-# What the outputs are called
+# Keys
 
 
 def prepare_key(spec: FineTuneSpec, resolved: dict[str, str]) -> str:
-    """Return the key of what prepare makes, from the spec and from what its names stood for.
+    """Return the key of prepare's output, from the spec and from what its references were resolved to.
 
-    Where the data lies is not in it, what it holds is: a copied bucket or a pinned commit needs no new training.
+    It depends on the content of the data, not on its location: a copied bucket or a pinned commit needs no new
+    training.
 
     Args:
         spec: the whole spec.
-        resolved: the base model's commit (`baseModel`) and the sha256 of the training rows (`dataset`). Where there are
-            any, also of the rows of `spec.dataset.evaluation.uri` (`evaluation`), of the template (`chatTemplate`) and
-            of the tools (`tools`). `tags` is what Auto does about tags that the base model lacks. `baseModelFiles`
-            stands for the contents of the base model's files: a commit is what a server says.
+        resolved: the base model's commit (`baseModel`) and the sha256 of the training rows (`dataset`). If they exist,
+            also those of the rows of `spec.dataset.evaluation.uri` (`evaluation`), of the template (`chatTemplate`) and
+            of the tools (`tools`). `tags` is the choice of tokenizer mode Auto for tags that the base model lacks.
+            `baseModelFiles` is the digest of the base model's files, because a server may serve other files for the
+            same commit.
     """
     found = {f"resolved.{name}": value for name, value in resolved.items()}
     return _digest("prepare", {**_maker("prepare", spec), **_data(spec), **found})
 
 
 def train_key(prepared: str, spec: FineTuneSpec) -> str:
-    """Return the key of the adapter that is trained on the output `prepared` of prepare."""
+    """Return the key of the adapter trained on prepare's output `prepared`."""
     return _digest("train", {**_maker("train", spec), "prepare": prepared, **_training(spec)})
 
 
 def evaluate_key(trained: str, spec: FineTuneSpec, rival: Rival | None = None) -> str:
-    """Return the key of the evaluation of the adapter `trained`. Gates are not part of it: they decide on it.
+    """Return the key of the evaluation of the adapter `trained`. Gates are not part of it.
 
-    `rival` is the published model that is asked for the same rows; without one the key is as if there were none.
+    `rival` is the published model that is evaluated on the same rows. A rival without a key does not change the key.
     """
     return _digest("evaluate", {**_maker("evaluate", spec), "train": trained, **_evaluation(spec, rival)})
 
@@ -167,7 +169,7 @@ def evaluate_key(trained: str, spec: FineTuneSpec, rival: Rival | None = None) -
 def base_evaluation_key(prepared: str, spec: FineTuneSpec) -> str:
     """Return the key of the base model's replies to the held-out rows in the output `prepared`.
 
-    The adapter is no part of it, so that one base model is asked once however often it is tuned.
+    The adapter is not part of it, so several adapters of a base model share one evaluation.
     """
     computed = {"precision": spec.training.precision.value, "quantization": spec.base_model.quantization.value}
     form = {**_without(_BASE_DEFAULTS, computed), **_evaluation(spec, None)}
@@ -177,23 +179,24 @@ def base_evaluation_key(prepared: str, spec: FineTuneSpec) -> str:
 def publish_key(evaluated: str, spec: FineTuneSpec, *, draft: bool = False) -> str:
     """Return the key of a published model.
 
-    With `draft` it is that of a draft, whose place is its own, and whose card says which gates kept it there.
+    With `draft` it is the key of a draft, which has a separate branch and whose card lists the gates that were not
+    passed.
     """
     form = _publication(spec, draft=draft)
     return _digest("publish", {**_maker("publish", spec), "evaluate": evaluated, **form})
 
 
-# The canonical forms
+# Canonical forms
 
 
 def _maker(stage: str, spec: FineTuneSpec) -> Form:
-    """Return what makes the output: the recipe, and the image where it is not the platform's."""
+    """Return the recipe of the stage, and the trainer image if it is not the platform's."""
     image = spec.compute.trainer_image
     return {"recipe": RECIPES[stage], **({"image": image} if image else {})}
 
 
 def _sources(spec: FineTuneSpec, requested: str) -> Form:
-    """Return what names the data and the model, before it is known what the names stand for."""
+    """Return the locations of data and model, before they are resolved."""
     workspace, template = effective_workspace(spec), spec.tokenizer.chat_template
     form: dict[str, Value] = {
         "hub": spec.hub.endpoint,
@@ -212,7 +215,7 @@ def _sources(spec: FineTuneSpec, requested: str) -> Form:
 
 
 def _data(spec: FineTuneSpec) -> Form:
-    """Return how the data becomes tokens."""
+    """Return how the data is converted to tokens."""
     form: dict[str, Value] = {
         "model": spec.base_model.id,
         "format": spec.dataset.format.value,
@@ -250,7 +253,7 @@ def _training(spec: FineTuneSpec) -> Form:
 
 
 def _adapter(spec: FineTuneSpec) -> dict[str, Value]:
-    """Return the settings of the chosen method: those of the others change nothing."""
+    """Return the settings of the chosen method. Those of other methods have no effect."""
     lora, adalora, ia3 = spec.adapter.lora, spec.adapter.adalora, spec.adapter.ia3
     match spec.adapter.method:
         case AdapterMethod.LORA:
@@ -313,7 +316,7 @@ def _reference(reference: ConfigMapKeyRef) -> str:
 
 
 def _without(defaults: Form, form: Form) -> Form:
-    """Return the form without what equals its default."""
+    """Return the form without values that equal their default."""
     return {name: value for name, value in form.items() if name not in defaults or value != defaults[name]}
 
 

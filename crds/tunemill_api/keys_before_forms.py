@@ -1,8 +1,8 @@
-"""The keys as the operator of commit 7ae990e computed them, for a status without `inputs`.
+"""Stage keys as the operator of commit 7ae990e computed them, for a status without `inputs`.
 
-That operator recorded keys only. An entry of its status is valid if its key is what that operator would compute from
-the present spec. Nothing else uses these functions, and they never change: the recipes, names and defaults are those of
-that commit. They can go once no object has a status of that commit.
+That operator recorded keys only. An entry of its status is valid if its key equals the one that this operator would
+have computed from the current spec. These functions are used for nothing else and never change: the recipes, names and
+defaults are those of that commit. They can be removed once no object has a status from that commit.
 """
 
 import hashlib
@@ -16,10 +16,10 @@ from tunemill_api.training import AdapterMethod
 
 
 def prepare_key(spec: FineTuneSpec, requested: str) -> str:
-    """Return what identified prepare before the data was looked at."""
+    """Return the identity of prepare before the data was read."""
     dataset, tokenizer, workspace = spec.dataset, spec.tokenizer, effective_workspace(spec)
     template = tokenizer.chat_template
-    asked = {
+    inputs = {
         "hub": spec.hub.endpoint,
         "baseModel": {"id": spec.base_model.id, "revision": spec.base_model.revision},
         "dataset": {
@@ -46,11 +46,11 @@ def prepare_key(spec: FineTuneSpec, requested: str) -> str:
         "lossOn": spec.training.loss_on.value,
     }
     place = {"uri": workspace.uri, "endpoint": workspace.endpoint}
-    return _digest({"wish": asked, "workspace": place, "requestedAt": requested})
+    return _digest({"wish": inputs, "workspace": place, "requestedAt": requested})
 
 
 def train_key(prepared: str, spec: FineTuneSpec) -> str:
-    """Return the key of what was trained on the output `prepared`."""
+    """Return the key of the model trained on the output `prepared`."""
     training = spec.training
     settings = {
         "epochs": training.epochs,

@@ -1,4 +1,4 @@
-"""Files of the machine that `tunemill-trainer run` works on. Pods do not have them: the CRD refuses them."""
+"""file:// URIs, for local runs with `tunemill-trainer run`. The CRD refuses them: pods cannot read such files."""
 
 from pathlib import Path
 from typing import Final
@@ -7,18 +7,18 @@ from urllib.parse import unquote
 FILE_SCHEME: Final = "file://"
 
 PATTERN: Final = r"file:///.*"
-"""An absolute path as a URI, as a regular expression."""
+"""Regular expression for the URI of an absolute path."""
 
 RULE: Final = f"!self.startsWith('{FILE_SCHEME}')"
-RULE_MESSAGE: Final = "files of a machine are for `tunemill-trainer run`: a pod does not have them"
-"""The CEL rule with which the CRD refuses them."""
+RULE_MESSAGE: Final = "file:// URIs work only with `tunemill-trainer run`: a pod cannot read the files of a machine"
+"""Message of the CEL rule with which the CRD refuses file:// URIs."""
 
 
 def is_local(uri: str) -> bool:
-    """Return whether something lies on this machine."""
+    """Return whether the URI is a file:// URI."""
     return uri.startswith(FILE_SCHEME)
 
 
 def local_path(uri: str) -> Path:
-    """Return the path that a file:// URI stands for."""
+    """Return the path of a file:// URI."""
     return Path(unquote(uri.removeprefix(FILE_SCHEME)))

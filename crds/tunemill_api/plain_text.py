@@ -1,7 +1,8 @@
-"""Texts of strangers made fit to be shown: what a terminal or a reader's eye would obey stands there as an escape.
+"""Escapes control and format characters in untrusted texts before they are shown.
 
-Names of files, ids of models, cells of data and whatever a foreign image says reach logs, events and the status. There
-a line feed forges a line, an escape sequence rewrites a terminal, and a direction mark turns a sentence around.
+File names, model IDs, cells of the data and the output of foreign images appear in logs, events and the status. There,
+a line feed can forge a line, an escape sequence can control a terminal, and a bidirectional mark can reorder a
+sentence.
 """
 
 import json
@@ -11,32 +12,32 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-_OBEYED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode's categories of control characters, formats such as direction marks, surrogates, line and paragraph ends."""
+_ESCAPED_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode categories of control characters, format characters, surrogates, line and paragraph separators."""
 
 M = TypeVar("M", bound=BaseModel)
 
 
 def plain(text: str, keep: Container[str] = ()) -> str:
-    """Return the text with escapes, as JSON writes them, for the characters that are obeyed and not seen.
+    """Return the text with control and format characters replaced by JSON escapes.
 
     Args:
-        text: any.
-        keep: characters that stay all the same.
+        text: any text.
+        keep: characters that are not replaced.
     """
     if text.isascii() and text.isprintable():
         return text
     return "".join(
-        json.dumps(letter)[1:-1] if unicodedata.category(letter) in _OBEYED and letter not in keep else letter
-        for letter in text
+        json.dumps(char)[1:-1] if unicodedata.category(char) in _ESCAPED_CATEGORIES and char not in keep else char
+        for char in text
     )
 
 
 def parsed(model: type[M], text: str) -> M:
-    """Return what JSON from a pod says, with every text in it plain.
+    """Parse JSON from a pod into a model and escape all texts in it with `plain`.
 
     Raises:
-        pydantic.ValidationError: it is not JSON, or not this.
+        pydantic.ValidationError: the text is not valid JSON, or does not match the model.
     """
     found = model.model_validate_json(text)
     if "\\" not in text and plain(text) == text:

@@ -38,12 +38,12 @@ and a ResourceQuota on requests admits every pod."""
 
 
 def reserved_env(name: str) -> bool:
-    """Tell whether only the operator may set this variable."""
+    """Return whether only the operator may set this variable."""
     return name in RESERVED_ENV or name.startswith(RESERVED_ENV_PREFIXES)
 
 
 def reserved_label(name: str) -> bool:
-    """Tell whether only the operator may set this label of a pod."""
+    """Return whether only the operator may set this label of a pod."""
     return name in RESERVED_LABELS or name.startswith(RESERVED_LABEL_PREFIXES)
 
 

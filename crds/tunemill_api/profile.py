@@ -1,7 +1,7 @@
-"""What a platform team writes: the spec of a FineTuneProfile, and which fields of a FineTune it can preset.
+"""The spec of a FineTuneProfile, and the fields of a FunctionCallFineTune that a profile can preset.
 
-A field that a profile can preset has no default in the CRD of FunctionCallFineTune. So the API server writes nothing
-into it, and what stands there is what its user wrote, however it was applied (docs/adr/0009).
+Fields that a profile can preset have no default in the CRD of FunctionCallFineTune. The API server therefore adds no
+value to them, and a value in such a field was written by the user (docs/adr/0009).
 """
 
 from collections.abc import Iterator
@@ -37,15 +37,15 @@ PRESETS = (
     "maxGpuHours",
     "historyLimit",
 )
-"""The parts of a spec that a profile can preset: where things lie, what they cost, when they are good enough. What is
-learnt from which rows, and where it goes, is the user's alone."""
+"""The parts of a spec that a profile can preset: endpoints, credentials, resources, limits and gates. Users alone
+decide about the data, the training and the repository."""
 
 Glob = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\s\[\]]+$")]
 """A name in which * stands for any characters and ? for one."""
 
 # Atomic: of an empty set, server-side apply would leave the empty list behind when the field is taken out again.
 Globs = Annotated[list[Glob], Field(max_length=256, json_schema_extra={"x-kubernetes-list-type": "atomic"})]
-"""Names that are allowed; an empty list allows none."""
+"""Allowed names. An empty list allows none."""
 
 
 DEFAULT_TEMPLATE_FIELDS = (
@@ -55,39 +55,39 @@ DEFAULT_TEMPLATE_FIELDS = (
     "sharedMemory",
     "topologySpreadConstraints",
 )
-"""Fields of spec.podTemplates that users may set where a profile has limits and no list of fields: they stay within the
-pod, and resources, time and variables have limits of their own."""
+"""Fields of spec.podTemplates that users may set if the profile has limits but no podTemplateFields. Their effect stays
+within the pod, and resources, time and variables have separate limits."""
 
 
 class Limits(ApiModel):
-    """What no run of the profile may exceed, whoever asks for it.
+    """Limits for all runs of the profile.
 
-    A profile that sets any limit also refuses what could leave the namespace or change the code that runs, unless a
-    limit or the defaults name it.
+    A profile with any limit also refuses fields that could reach outside the namespace or change the code that runs,
+    unless a limit or the defaults allow their values.
     """
 
     max_gpus: Annotated[int, Field(ge=0, le=16)] | None = None
-    """The highest spec.compute.gpus, and the value where a spec sets none. Other devices (extended resources and
-    resourceClaims in spec.podTemplates) are allowed only as defaults.podTemplates gives them."""
+    """Maximum spec.compute.gpus, and its value if the spec does not set it. Other devices (extended resources and
+    resourceClaims in spec.podTemplates) are allowed only as defaults.podTemplates sets them."""
     max_gpu_hours: GpuHours = ""
-    """The highest spec.maxGpuHours, and what holds where it is empty."""
+    """Maximum spec.maxGpuHours, and its value if the spec does not set it."""
     base_models: Globs | None = None
-    """The base models, as spec.baseModel.id has them, for example google/*. They are taken from the Hub of
-    defaults.hub.endpoint, or from huggingface.co, only."""
+    """Allowed spec.baseModel.id, for example google/*. They are downloaded only from the Hub of defaults.hub.endpoint,
+    or from huggingface.co if that is not set."""
     hub_organizations: Globs | None = None
-    """The owners of spec.publish.repository, on the same Hub only."""
+    """Allowed owners of spec.publish.repository, on the same Hub only."""
     trainer_images: Globs | None = None
-    """The images in spec.compute.trainerImage, for example registry.example.com/ml/*; the operator's own is always
-    allowed, and an empty list allows no other. If unset while other limits are set: only the image of the defaults.
-    A custom image decides what runs, so limits on names, gates and visibility cannot be enforced for it."""
+    """Allowed spec.compute.trainerImage, for example registry.example.com/ml/*. The operator's own image is always
+    allowed; an empty list allows no other. If unset while other limits are set: only the image in the defaults. A
+    custom image decides what runs, so limits on names, gates and visibility cannot be enforced for it."""
     gpu_resources: Globs | None = None
     """Allowed spec.compute.gpuResource. If unset while other limits are set: the one in the defaults, or
     nvidia.com/gpu."""
     service_accounts: Globs | None = None
-    """Allowed serviceAccountName of every stage in spec.podTemplates; naming none is always allowed."""
+    """Allowed serviceAccountName of every stage in spec.podTemplates. An empty name is always allowed."""
     secrets: Globs | None = None
-    """Allowed Secrets in the spec: credentials, tokens, and those in env and volumes of spec.podTemplates. What the
-    defaults name, and the default hf-write, are always allowed. If unset: every Secret of the namespace."""
+    """Allowed Secrets in the spec: credentials, tokens, and those in env and volumes of spec.podTemplates. Secrets in
+    the defaults, and the default hf-write, are always allowed. If unset: every Secret of the namespace."""
     claims: Globs | None = None
     """Allowed PersistentVolumeClaims: spec.compute.modelCache.claimName and volumes of spec.podTemplates. If unset
     while other limits are set: for the model cache, only the claim in the defaults."""
@@ -96,10 +96,10 @@ class Limits(ApiModel):
     example *.acme.com. If unset while other limits are set: only the endpoint in the defaults, or the public endpoint
     if the defaults have none."""
     priority_classes: Globs | None = None
-    """Allowed priorityClassName of every stage in spec.podTemplates, and allowed spec.queue.priorityClass; naming none
-    is always allowed. If unset while other limits are set: only the one in the defaults."""
+    """Allowed priorityClassName of every stage in spec.podTemplates, and allowed spec.queue.priorityClass. An empty
+    name is always allowed. If unset while other limits are set: only the one in the defaults."""
     runtime_classes: Globs | None = None
-    """Allowed runtimeClassName of every stage in spec.podTemplates; naming none is always allowed."""
+    """Allowed runtimeClassName of every stage in spec.podTemplates. An empty name is always allowed."""
     pod_template_fields: (
         Annotated[
             list[Annotated[str, Field(json_schema_extra={"enum": list(TEMPLATE_FIELDS)})]],
@@ -107,29 +107,29 @@ class Limits(ApiModel):
         ]
         | None
     ) = None
-    """Fields of spec.podTemplates that users may set, for example [resources, env]. An empty list allows none. What
-    defaults.podTemplates sets is always allowed. If unset while other limits are set: resources, env,
-    terminationGracePeriodSeconds, sharedMemory, topologySpreadConstraints, and the fields that have their own list in
+    """Fields of spec.podTemplates that users may set, for example [resources, env]. An empty list allows none. Values
+    in defaults.podTemplates are always allowed. If unset while other limits are set: resources, env,
+    terminationGracePeriodSeconds, sharedMemory, topologySpreadConstraints, and the fields that have a separate list in
     these limits. volumes and volumeMounts let users replace the trainer's files."""
     max_resources: Annotated[dict[str, Quantity], Field(max_length=16)] | None = None
-    """Highest request and limit of a pod by resource, for example {cpu: "16", memory: 64Gi, ephemeral-storage: 200Gi}.
-    It is also the limit of a container that sets none for the resource. ephemeral-storage also bounds the size of
-    scratch and of ephemeral claims in spec.podTemplates."""
+    """Maximum request and limit of a pod by resource, for example {cpu: "16", memory: 64Gi, ephemeral-storage: 200Gi}.
+    It is also the limit of a container that sets none for the resource. The limit for ephemeral-storage also applies to
+    the size of scratch and of ephemeral claims in spec.podTemplates."""
     max_runtime: Duration | None = None
-    """The highest spec.maxRuntime, and the value where a spec sets none that is lower."""
+    """Maximum spec.maxRuntime, and its value if the spec does not set a lower one."""
     max_retries: Annotated[int, Field(ge=0, le=20)] | None = None
-    """The highest spec.retry.limit, and the value where a spec sets none that is lower."""
+    """Maximum spec.retry.limit, and its value if the spec does not set a lower one."""
     gates: Annotated[list[Gate], Field(max_length=8, json_schema_extra={"x-kubernetes-list-type": "atomic"})] | None = (
         None
     )
     """Gates that every run must pass, in addition to spec.evaluation.gates. Users cannot remove them."""
     private_only: bool = False
-    """Whether spec.publish.private must be true: repositories that a run creates are private. It does not change the
-    visibility of a repository that exists."""
+    """Whether spec.publish.private must be true, so that new repositories are private. It does not change the
+    visibility of existing repositories."""
 
 
 class FineTuneProfileSpec(ApiModel):
-    """What a platform team gives to FunctionCallFineTunes, and what it allows them."""
+    """Defaults and limits that a platform team sets for FunctionCallFineTunes."""
 
     model_config = {
         "json_schema_extra": rules(
@@ -148,24 +148,25 @@ class FineTuneProfileSpec(ApiModel):
     }
 
     default: bool = False
-    """Whether it holds for objects whose spec.profile is empty. Of several default profiles that a namespace may use,
-    one that lists namespaces comes before one that does not; two of the same kind stall the objects, by name."""
+    """Whether the profile applies to objects with an empty spec.profile. If a namespace may use several default
+    profiles, one that lists namespaces takes precedence over one that does not. Two default profiles of the same kind
+    stall the objects, with a message that names both."""
     namespaces: Globs | None = None
-    """The namespaces that may use it, for example team-*; absent allows all."""
+    """Namespaces that may use the profile, for example team-*. Absent: all."""
     defaults: dict[str, Any] = {}
-    """Fields of a FunctionCallFineTune's spec, as they stand there. Each holds where the user's spec does not have that
-    field; lists, maps and references are one field each."""
+    """Fields of a FunctionCallFineTune's spec, with the same names. Each applies if the user's spec does not set that
+    field. Lists, maps and references are one field each."""
     limits: Limits = Limits()
-    """What no run of the profile may exceed, whoever asks for it. Any limit also refuses tolerations, node selectors,
-    affinity, schedulers, labels, annotations, volumes, images, endpoints and claims that no limit and no default
-    names."""
+    """Limits for all runs of the profile. A profile with any limit also refuses tolerations, node selectors, affinity,
+    schedulers, labels, annotations, volumes, images, endpoints and claims that neither a limit nor the defaults
+    allow."""
 
 
 class FineTuneProfileStatus(ApiModel):
-    """Whether the operator can use the profile."""
+    """Whether the profile is valid."""
 
     observed_generation: int = 0
-    """The generation of the spec that the conditions are about."""
+    """Generation of the spec that the conditions refer to."""
     conditions: Annotated[
         list[Condition],
         Field(
@@ -173,11 +174,11 @@ class FineTuneProfileStatus(ApiModel):
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
         ),
     ] = []
-    """Ready: True when the profile is valid. False when it is not; the message names the field."""
+    """Ready is True if the profile is valid. If it is False, the message names the invalid field."""
 
 
 def _fields(preset: str) -> Iterator[str]:
-    """Yield the single fields of a part of the spec, as dotted paths."""
+    """Yield the fields of a part of the spec as dotted paths."""
     model: type[ApiModel] = FineTuneSpec
     *parents, last = preset.split(".")
     for name in parents:
@@ -186,7 +187,7 @@ def _fields(preset: str) -> Iterator[str]:
 
 
 def _leaves(part: Any, path: str) -> Iterator[str]:  # noqa: ANN401 - the type of a field
-    """Yield the path itself, or what is below a model of which no field is required: a reference is one field."""
+    """Yield the paths of the fields below `path`. A model with a required field, such as a reference, is one field."""
     if not (isinstance(part, type) and issubclass(part, ApiModel)) or _requires(part):
         yield path
         return
@@ -203,4 +204,4 @@ def _field_type(model: type[ApiModel], name: str) -> Any:  # noqa: ANN401 - the 
 
 
 PRESET_FIELDS = tuple(field for preset in PRESETS for field in _fields(preset))
-"""Every single field of PRESETS, as a dotted path."""
+"""Every field below PRESETS, as a dotted path."""

@@ -1,4 +1,4 @@
-"""What goes to the Hub."""
+"""Publishing to the Hub."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -10,7 +10,7 @@ from tunemill_api.scalars import DataKey, OwnRepository, SecretKeyRef, rule, rul
 
 
 class Artifact(StrEnum):
-    """What is pushed to the Hub."""
+    """An artifact that is pushed to the Hub."""
 
     AUTO = "Auto"
     ADAPTER = "Adapter"
@@ -19,7 +19,7 @@ class Artifact(StrEnum):
 
 
 class ServingTarget(StrEnum):
-    """The server that will run the model."""
+    """The server that will serve the model."""
 
     VLLM = "vLLM"
     TRANSFORMERS = "Transformers"
@@ -30,28 +30,28 @@ class SigningKeyRef(SecretKeyRef):
     """A private key in a Secret of the object's namespace: PEM without a passphrase, ECDSA P-256 or Ed25519."""
 
     key: DataKey = "key.pem"
-    """The key in the Secret's data."""
+    """Key in the Secret's data."""
 
 
 class Signing(ApiModel):
-    """How the provenance of a release is signed."""
+    """Signature of the provenance of a release."""
 
     key_secret_ref: SigningKeyRef
-    """The private key that signs provenance.json. Only the publish pod mounts it. It signs what is published from then
-    on: what is published already is not signed afterwards."""
+    """Private key that signs provenance.json. Only the publish pod mounts it. Releases that are already published are
+    not signed afterwards."""
 
 
 class Publish(ApiModel):
-    """Where the result goes."""
+    """Where and how the model is published."""
 
     repository: OwnRepository
-    """The repository on the Hub, owner/name. It is created when it does not exist."""
+    """Repository on the Hub, owner/name. It is created if it does not exist."""
     private: bool = True
-    """Whether a repository that is created is private."""
+    """Whether a newly created repository is private."""
     branch: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][-._/A-Za-z0-9]*$")] = "main"
-    """The branch that is pushed to. It is created when it does not exist."""
+    """Branch to push to. It is created if it does not exist."""
     tag: Annotated[str, Field(max_length=100, pattern=r"^([A-Za-z0-9][-._A-Za-z0-9]*)?$")] = ""
-    """A tag for the pushed commit, for example v1; empty means none."""
+    """Tag for the pushed commit, for example v1. Empty: no tag."""
     artifacts: Annotated[
         list[Artifact],
         Field(
@@ -68,13 +68,14 @@ class Publish(ApiModel):
             },
         ),
     ] = [Artifact.AUTO]
-    """Adapter: the adapter. Merged: the whole model, base and adapter in one; beside an adapter it has a repository of
-    its own, named after the other with -merged at its end. Report: report.html with held-out rows in it, for the eyes
-    of all who can read the repository. Auto: the adapter, and the merged model where spec.publish.serving needs it.
-    With spec.adapter.method Full there is only the whole model, whichever is asked for."""
+    """Artifacts to push. Adapter: the adapter. Merged: the adapter merged into the base model; with an adapter, it is
+    pushed to a separate repository with the suffix -merged. Report: report.html, which contains held-out rows, readable
+    by everyone who can read the repository. Auto: the adapter, and the merged model if spec.publish.serving needs it.
+    With spec.adapter.method Full, the whole model is pushed in every case."""
     serving: ServingTarget = ServingTarget.VLLM
-    """What the serving contract is for: vLLM, Transformers' own `transformers serve`, or None."""
+    """Server for which the published model is tested and a start command is given: vLLM, Transformers (`transformers
+    serve`) or None."""
     token_secret_ref: SecretKeyRef = SecretKeyRef(name="hf-write")
-    """A token that may write to the repository's namespace. The GPU pod never sees it."""
+    """Secret with a token that can write to the repository's namespace. The train pod does not get it."""
     signing: Signing | None = None
-    """Signs provenance.json, the statement of what a release was made from; absent: it is published unsigned."""
+    """Signs provenance.json, which records the inputs of a release. Absent: provenance.json is not signed."""

@@ -1,4 +1,4 @@
-"""What the operator tells a stage: the RunSpec. On one machine `tunemill-trainer run` makes it."""
+"""The RunSpec, which the operator passes to a stage. `tunemill-trainer run` builds one for a local run."""
 
 from typing import Annotated, Final
 
@@ -9,38 +9,40 @@ from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.status import PreparedFacts, Rival
 
 UID: Final = r"[-A-Za-z0-9]*"
-"""What the uid of an object may be, as a regular expression; the API server makes them."""
+"""Regular expression for an object's uid. The API server generates uids."""
 CLUSTER_NAME: Final = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
-"""What a cluster may be called, as a regular expression."""
+"""Regular expression for the name of a cluster."""
 
 
 class RunSpec(ApiModel):
-    """One run as a stage sees it: the user's wish, and what earlier stages found.
+    """The input of a stage: the user's spec, and the results of earlier stages.
 
-    Secrets are not in it: a stage reads them from the folders that `constants.SECRETS_DIRECTORY` describes.
+    It contains no secrets. A stage reads them from the directories described in `constants.SECRETS_DIRECTORY`.
     """
 
     namespace: str
-    """The object's namespace; for messages and the model card."""
+    """Namespace of the object, for messages and the model card."""
     name: Annotated[str, Field(min_length=1)]
-    """The object's name; for messages and the model card."""
+    """Name of the object, for messages and the model card."""
     uid: Annotated[str, Field(pattern=rf"^{UID}$")] = ""
-    """The object's uid; empty on one machine. With `cluster`, it tells whose references in the workspace are whose."""
+    """Uid of the object; empty for a local run. Together with `cluster` it identifies the owner of references in the
+    workspace."""
     cluster: Annotated[str, Field(pattern=rf"^({CLUSTER_NAME})?$")] = ""
-    """The name that the platform team gave the cluster; empty when it has none, and on one machine."""
+    """Name of the cluster as set by the platform team. Empty if none is set, and for a local run."""
     run_id: str
-    """Identifies the run in logs, the model card and the workspace's progress."""
+    """ID of the run in logs, the model card and the workspace's progress."""
     spec: FineTuneSpec
-    """The wish, with all defaults."""
+    """The spec, with all defaults filled in."""
     prepared: PreparedFacts | None = None
-    """What prepare found; None while prepare itself is running."""
+    """Results of prepare; None while prepare itself runs."""
     keys: dict[str, str] = {}
-    """The keys of the outputs of train, evaluate and publish, by stage, once prepare is done. A stage uses them as they
-    are: they may be those of an older version. Empty on one machine, where they follow from the spec."""
+    """Keys of the outputs of train, evaluate and publish, by stage, once prepare has finished. A stage uses them
+    unchanged, because they may have been computed by an older version. Empty for a local run, where they are computed
+    from the spec."""
     memory_kills: Annotated[int, Field(ge=0)] = 0
-    """Pods of train and evaluate that needed more memory than their limit; each halves what is computed at once."""
+    """Number of train pods that exceeded their memory limit. Each halves the batch that is computed at once."""
     local: bool = False
-    """Whether this is a run of `tunemill-trainer run`, whose spec may name files and folders of its machine. In a pod
-    they would be the pod's own, with its credentials among them: a stage refuses them."""
+    """Whether this is a local run by `tunemill-trainer run`, whose spec may refer to files of the machine. In a pod
+    such paths would be the pod's own files, including its credentials, so stages refuse them."""
     rival: Rival | None = None
-    """The published model to compare with, with spec.retrain.promote IfBetter."""
+    """The published model to compare with, for spec.retrain.promote IfBetter."""

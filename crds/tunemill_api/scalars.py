@@ -1,4 +1,4 @@
-"""The small types that the spec is made of: shares, names, addresses, references, and the CEL rules on them."""
+"""Scalar types of the spec (fractions, names, addresses, references) and their CEL rules."""
 
 import math
 import re
@@ -12,23 +12,23 @@ from tunemill_api.base import ApiModel
 
 
 def rule(expression: str, message: str) -> dict[str, str]:
-    """Return a CEL rule for `x-kubernetes-validations`; the API server answers `message` at `kubectl apply`."""
+    """Return a CEL rule for `x-kubernetes-validations`. The API server shows `message` at `kubectl apply`."""
     return {"rule": expression, "message": message}
 
 
 def rules(*items: dict[str, str]) -> dict[str, JsonValue]:
-    """Return the schema extension that carries CEL rules."""
+    """Return the schema extension with these CEL rules."""
     return {"x-kubernetes-validations": [dict(item) for item in items]}
 
 
 Fraction = Annotated[str, Field(pattern=r"^(0(\.[0-9]{1,6})?|1(\.0{1,6})?)$", max_length=8)]
-"""A share from 0 to 1 as a string: Kubernetes APIs avoid floats."""
+"""A number from 0 to 1 as a string, because Kubernetes APIs avoid floats."""
 
 Number = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?$", max_length=16)]
-"""A number that is not negative, as a string, for example "2e-4"."""
+"""A non-negative number as a string, for example "2e-4"."""
 
 Difference = Annotated[str, Field(pattern=r"^-?(0(\.[0-9]{1,6})?|1(\.0{1,6})?)$", max_length=9)]
-"""A difference of two shares, from -1 to 1, as a string."""
+"""A difference of two fractions, from -1 to 1, as a string."""
 
 DnsName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 """The name of a Kubernetes object."""
@@ -75,11 +75,11 @@ OptionalDataUri = Annotated[
     str,
     Field(max_length=1024, pattern=rf"^({_S3}|{_HUB}|{local_files.PATTERN})?$", json_schema_extra=_NOT_LOCAL),
 ]
-"""As DataUri; empty means none."""
+"""A DataUri; empty means none."""
 
 Endpoint = Annotated[str, Field(max_length=512, pattern=r"^(https?://[^\s/?#@]+(/[^\s?#]*)?)?$")]
-"""The URL of a service, without a user, a password or a query: everybody who may read the object reads it. Empty means
-the public one."""
+"""URL of a service, without a user, password or query, because everyone who can read the object can read it. Empty
+means the public service."""
 
 Duration = Annotated[str, Field(min_length=1, max_length=32, pattern=r"^(0|([0-9]+(\.[0-9]{1,6})?[dhms])+)$")]
 """A duration as Go and Kubernetes write it, with d for days of 24 hours: 8h, 90m, 1h30m, 1.5h or 1d12h."""
@@ -98,38 +98,37 @@ Quantity = Annotated[
 
 
 class SecretKeyRef(ApiModel):
-    """One key of a Secret in the object's namespace."""
+    """A key of a Secret in the object's namespace."""
 
     name: DnsName
-    """The Secret's name."""
+    """Name of the Secret."""
     key: DataKey = "token"
-    """The key in the Secret's data."""
+    """Key in the Secret's data."""
 
 
 class SecretRef(ApiModel):
     """A Secret in the object's namespace."""
 
     name: DnsName
-    """The Secret's name. Its keys are those of the AWS environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and,
-    optionally, AWS_SESSION_TOKEN."""
+    """Name of the Secret. Its keys are AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, optionally, AWS_SESSION_TOKEN."""
 
 
 class ManifestKeyRef(SecretRef):
     """A Secret with the key that signs manifests."""
 
     name: DnsName
-    """The Secret's name. Its keys are `key` (32 random characters or more) and, optionally, `previous-key` (still
-    accepted, for a rotation) and `trusted-before` (a time such as 2026-11-30T12:00:00Z: outputs that were written
-    before need no signature)."""
+    """Name of the Secret. Its keys are `key` (at least 32 random characters) and, optionally, `previous-key` (still
+    accepted, for a rotation) and `trusted-before` (a time such as 2026-11-30T12:00:00Z; outputs that were written
+    before it need no signature)."""
 
 
 class ConfigMapKeyRef(ApiModel):
-    """One key of a ConfigMap in the object's namespace."""
+    """A key of a ConfigMap in the object's namespace."""
 
     name: DnsName
-    """The ConfigMap's name."""
+    """Name of the ConfigMap."""
     key: DataKey
-    """The key in the ConfigMap's data."""
+    """Key in the ConfigMap's data."""
 
 
 _SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
@@ -149,6 +148,6 @@ def duration_seconds(duration: str) -> int:
 
 
 def quantity_value(quantity: str) -> Decimal:
-    """Return the number that a Quantity stands for: 0.5 for 500m, 17179869184 for 16Gi."""
+    """Return the numeric value of a Quantity: 0.5 for 500m, 17179869184 for 16Gi."""
     number, unit = re.fullmatch(r"(.*?)([numkMGTPE]|[KMGTPE]i)?", quantity).groups(default="")  # type: ignore[union-attr]
     return Decimal(number) * _MULTIPLES[unit]

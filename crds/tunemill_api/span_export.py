@@ -1,6 +1,6 @@
-"""Sends spans to a collector by OTLP over HTTP; to be imported only where `traces.endpoints` names one.
+"""Exports spans to a collector with OTLP over HTTP. Import it only if `traces.endpoints` returns an endpoint.
 
-OpenTelemetry is installed with the operator and the trainer; reading the API needs none of it.
+OpenTelemetry is a dependency of the operator and the trainer, not of the API package.
 """
 
 import logging
@@ -18,46 +18,48 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_s
 from tunemill_api.traces import SpanRef
 
 EXPORT_SECONDS = 3.0
-"""A process that ends waits for its last spans: not long, for a collector that does not answer."""
+"""Maximum time in seconds that an ending process waits to export its last spans."""
 
 log = logging.getLogger(__name__)
 
 
 def open_provider(service: str, ids: IdGenerator | None = None) -> TracerProvider:
-    """Return what makes spans and sends them from a thread of its own; whoever ends has to shut it down.
+    """Return a provider that exports spans in a background thread. The caller must shut it down.
 
     Raises:
-        ValueError: when one of OpenTelemetry's variables has a value that it cannot read.
+        ValueError: one of OpenTelemetry's variables has an invalid value.
     """
-    # They log every attempt; the exporter below says once that nothing arrives.
+    # OpenTelemetry logs every failed attempt. The exporter below logs only the first one.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     resource = Resource.create({"service.name": service, "service.version": version(service)})
     provider = TracerProvider(resource=resource, id_generator=ids, shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(_Telling(OTLPSpanExporter(timeout=EXPORT_SECONDS))))
+    provider.add_span_processor(BatchSpanProcessor(_ExportLogger(OTLPSpanExporter(timeout=EXPORT_SECONDS))))
     return provider
 
 
 def below(parent: SpanRef) -> Context:
-    """Return the context whose spans become children of that one."""
+    """Return a context in which new spans are children of `parent`."""
     context = SpanContext(parent.trace, parent.span, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
     return set_span_in_context(NonRecordingSpan(context))
 
 
-class _Telling(SpanExporter):
-    """Logs once that spans do not arrive, and once that they do again: traces are a courtesy."""
+class _ExportLogger(SpanExporter):
+    """Logs once when spans cannot be exported, and once when they can again. Export failures do not stop the work."""
 
     def __init__(self, inner: SpanExporter) -> None:
         self._inner = inner
         self._lost = False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send the spans; those that cannot be sent are lost."""
+        """Export the spans. Spans that cannot be exported are dropped."""
         result = self._inner.export(spans)
         lost = result is not SpanExportResult.SUCCESS
         if lost and not self._lost:
-            log.warning("traces do not arrive at the endpoint of OTEL_EXPORTER_OTLP_ENDPOINT; the work goes on")
+            log.warning(
+                "traces cannot be exported to the endpoint of OTEL_EXPORTER_OTLP_ENDPOINT; continuing without them"
+            )
         elif self._lost and not lost:
-            log.info("traces arrive again")
+            log.info("traces are exported again")
         self._lost = lost
         return result
 
@@ -66,5 +68,5 @@ class _Telling(SpanExporter):
         self._inner.shutdown()
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Send what is kept back."""
+        """Export the buffered spans."""
         return self._inner.force_flush(timeout_millis)

@@ -1,8 +1,8 @@
-"""The schemas of the two specs: which defaults the API server writes into objects, and which it does not.
+"""Schemas of the two specs, and which defaults the API server writes into objects.
 
-What a FineTuneProfile can preset has none, so that it is there if and only if somebody wrote it. Neither has what would
-say nothing: an empty text or list, zero or false, and the settings of a method. Each default that
-is written makes the object harder to read, and costs the API server at every write of it.
+Fields that a FineTuneProfile can preset have no default: such a field is present only if the user wrote it. Defaults
+without information (empty strings and lists, zero, false) and the settings of methods are left out, too. Each default
+that the API server writes makes the object harder to read and its writes more expensive.
 """
 
 import json
@@ -13,12 +13,12 @@ from tunemill_api.profile import PRESET_FIELDS, FineTuneProfileSpec
 from tunemill_api.structural import Schema, structural_schema, without_empty_defaults
 
 METHOD_SETTINGS = ("adapter.lora", "adapter.adalora", "adapter.ia3")
-"""The settings of each method. Their fields get defaults only where somebody writes the block: the API server must not
+"""Settings of each method. Their fields get defaults only if the user writes the block, so that the API server does not
 write the settings of a method that was not chosen."""
 
 
 def finetune_spec_schema() -> Schema:
-    """Return the schema of a FunctionCallFineTune's spec. Preset fields name their defaults in words only."""
+    """Return the schema of a FunctionCallFineTune's spec. Defaults of preset fields are in their descriptions only."""
     spec = structural_schema(FineTuneSpec)
     for path in PRESET_FIELDS:
         field = _at(spec, path)
@@ -26,7 +26,7 @@ def finetune_spec_schema() -> Schema:
         if "additionalProperties" in field:  # else server-side apply would leave an empty map behind
             field["x-kubernetes-map-type"] = "atomic"
         if default not in (None, "", [], {}):
-            field["description"] += f" Without it, and where no profile gives one: {json.dumps(default)}."
+            field["description"] += f" Default if no profile sets it: {json.dumps(default)}."
     for path in METHOD_SETTINGS:
         del _at(spec, path)["default"]
     return without_empty_defaults(spec)

@@ -1,6 +1,6 @@
-"""What a stage tells the operator at its end: the StageReport, a termination message of at most 4 KiB.
+"""The StageReport, which a stage leaves as its termination message of at most 4 KiB.
 
-A container that runs several stages leaves one report a line.
+A container that runs several stages writes one report per line.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from tunemill_api.status import EvaluationFacts, PreparedFacts, PublishedFacts, 
 
 
 class Stage(StrEnum):
-    """The four stages, in their order."""
+    """The four stages, in order."""
 
     PREPARE = "prepare"
     TRAIN = "train"
@@ -26,47 +26,47 @@ class StageFailure(ApiModel):
     """Why a stage failed."""
 
     reason: Reason
-    """One of the taxonomy."""
+    """The failure reason."""
     message: str
-    """What was expected, what was found and where. Never holds the value of a Secret."""
+    """What was expected, what was found and where. Never contains the value of a Secret."""
     remedy: str
     """What to change, in one sentence."""
 
 
 class StageReport(ApiModel):
-    """The end of one stage. Exactly one of the facts, or `failure`, is set."""
+    """The result of one stage. Exactly one of the facts, or `failure`, is set."""
 
     stage: Stage
-    """Which stage ended."""
+    """The stage."""
     key: str = ""
-    """The key of the output; empty when the stage failed before it was known."""
+    """Key of the output. Empty if the stage failed before it was known."""
     executed: bool = False
-    """False when the output was already in the workspace and nothing had to be done."""
+    """False if the output was already in the workspace."""
     started_at: datetime
-    """When the stage began to work."""
+    """When the stage started."""
     finished_at: datetime
-    """When it ended."""
+    """When the stage finished."""
     prepared: PreparedFacts | None = None
-    """Of prepare."""
+    """Results of prepare."""
     trained: TrainedFacts | None = None
-    """Of train."""
+    """Results of train."""
     evaluation: EvaluationFacts | None = None
-    """Of evaluate."""
+    """Results of evaluate."""
     published: PublishedFacts | None = None
-    """Of publish."""
+    """Results of publish."""
     failure: StageFailure | None = None
-    """Set when the stage did not reach its end."""
+    """Set if the stage failed."""
 
     def termination_message(self) -> str:
-        """Return the report as JSON of at most 4096 bytes; a message that is too long loses its middle."""
+        """Return the report as JSON of at most 4096 bytes. The middle of a message that is too long is removed."""
         return termination_message([self])
 
 
 def termination_message(reports: Sequence[StageReport]) -> str:
-    """Return the reports of a container's stages as JSON Lines of at most 4096 bytes together.
+    """Return the reports of a container's stages as JSON Lines of at most 4096 bytes in total.
 
-    The message of a failure loses its middle first, then its remedy does. After that the reports lose the URIs, which
-    follow from the workspace and the keys; at last the reports of the earliest stages are left out.
+    If they are too long, first the middle of the failure message is removed, then that of the remedy, then the URIs,
+    which can be computed from the workspace and the keys. At last the reports of the earliest stages are left out.
     """
     kept = list(reports)
     for smaller in (_with_short_message, _with_short_remedy, _without_uris):
@@ -78,17 +78,17 @@ def termination_message(reports: Sequence[StageReport]) -> str:
 
 
 def reports_in(message: str, parse: Callable[[str], StageReport] | None = None) -> Iterator[StageReport]:
-    """Yield the reports that a termination message holds: one, or one a line. Everything else in it is passed over.
+    """Yield the reports in a termination message: a single one, or one per line. Other content is ignored.
 
     Args:
-        message: of a container, or what it printed last.
-        parse: makes a report of JSON; raises a ValueError for what is none.
+        message: termination message of a container, or the end of its log.
+        parse: converts JSON to a report. Raises a ValueError if it is not a report.
     """
     parse = parse or StageReport.model_validate_json
     if "{" not in message:
         return
-    # A report of somebody else's making may be one document on several lines. Only "\n" ends a line: JSON leaves the
-    # other characters that `str.splitlines` breaks at, such as U+0085 and U+2028, as they are.
+    # A report that another program wrote may be one document on several lines. Split at "\n" only: JSON does not escape
+    # the other characters at which `str.splitlines` breaks, such as U+0085 and U+2028.
     for text in [message] if "\n" not in message.strip() else [message, *message.split("\n")]:
         if not text.lstrip().startswith("{"):
             continue
@@ -105,7 +105,7 @@ def _lines(reports: Sequence[StageReport]) -> str:
 
 
 def failure_of(reason: Reason, message: str, remedy: str = "") -> StageFailure:
-    """Return a failure with the remedy of the taxonomy, unless the caller knows a better one."""
+    """Return a failure with the default remedy of its reason, unless `remedy` is given."""
     return StageFailure(reason=reason, message=message, remedy=remedy or FAILURES[reason].remedy)
 
 
@@ -132,7 +132,7 @@ def _without_uris(report: StageReport, _excess: int) -> StageReport:
 
 
 def _shortened(text: str, excess: int) -> str:
-    """Return the text without so many bytes of its middle."""
+    """Return the text with `excess` bytes removed from its middle."""
     data = text.encode()
     keep = max(0, len(data) - excess - 16) // 2
     begin, end = data[:keep].decode(errors="ignore"), data[len(data) - keep :].decode(errors="ignore")

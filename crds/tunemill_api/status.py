@@ -1,4 +1,4 @@
-"""What the operator answers: the status of a FunctionCallFineTune, and the facts that stages report into it."""
+"""The status of a FunctionCallFineTune, and the results that stages report into it."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -12,7 +12,7 @@ from tunemill_api.failures import Actor, Reason
 
 
 class StatusModel(ApiModel):
-    """A part of the status. Unknown fields are ignored: a status may have been written by a newer operator."""
+    """Base class of the status models. Unknown fields are ignored: a newer operator may have written them."""
 
     model_config = ConfigDict(
         alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True, use_attribute_docstrings=True
@@ -20,7 +20,7 @@ class StatusModel(ApiModel):
 
 
 class Phase(StrEnum):
-    """A summary for humans and the printer column. Code reads conditions."""
+    """A summary for people and the printer column. Programs should read the conditions."""
 
     PENDING = "Pending"
     PREPARING = "Preparing"
@@ -35,7 +35,7 @@ class Phase(StrEnum):
 
 
 class ConditionType(StrEnum):
-    """The kstatus three (Ready, Reconciling, Stalled), and one per milestone."""
+    """Condition types: Ready, Reconciling and Stalled as defined by kstatus, and one per milestone."""
 
     READY = "Ready"
     RECONCILING = "Reconciling"
@@ -50,190 +50,190 @@ class ConditionType(StrEnum):
 
 
 class Condition(StatusModel):
-    """A condition as Kubernetes has it."""
+    """A Kubernetes condition."""
 
     type: str
-    """What the condition is about."""
+    """Type of the condition."""
     status: str = Field(pattern="^(True|False|Unknown)$")
     """True, False or Unknown."""
     reason: str
-    """One CamelCase word."""
+    """Reason for the status, one CamelCase word."""
     message: str = ""
-    """A sentence that a person can act on."""
+    """Details for people."""
     last_transition_time: datetime
     """When the status last changed."""
     observed_generation: int = 0
-    """The generation of the spec that this was concluded from."""
+    """Generation of the spec that the condition is based on."""
 
 
 class DatasetFacts(StatusModel):
-    """What prepare found in the data."""
+    """What prepare found in the data set."""
 
     format: str
-    """The format that the rows had."""
+    """Format of the rows."""
     rows: int
-    """Rows that were read."""
+    """Number of rows that were read."""
     train_rows: int
-    """Rows that are trained on."""
+    """Number of training rows."""
     evaluation_rows: int
-    """Rows that are held out."""
+    """Number of held-out rows."""
     invalid_rows: int = 0
-    """Rows that were left out because they are wrong."""
+    """Number of rows that were left out because they are invalid."""
     overlong_rows: int = 0
-    """Rows that were left out because they have more than maxLength tokens."""
+    """Number of rows that were left out because they have more than training.maxLength tokens."""
     duplicate_rows: int = 0
-    """Rows that occurred before and were left out."""
+    """Number of rows that were left out because they are duplicates."""
     leaked_rows: int = 0
-    """Training rows that were left out because a row of dataset.evaluation.uri asks the same."""
+    """Number of training rows that were left out because a row of dataset.evaluation.uri has the same prompt."""
     tools: int = 0
-    """Different tools that the rows offer or call."""
+    """Number of distinct tools that the rows offer or call."""
     longest_row_tokens: int = 0
-    """Tokens of the longest row that was kept."""
+    """Number of tokens in the longest row."""
     supervised_token_percent: str = ""
-    """The share of the training tokens that the loss is computed on, in percent."""
+    """Percentage of the training tokens on which the loss is computed."""
 
 
 class GpuMemoryFacts(StatusModel):
-    """The estimate of the GPU memory that train and evaluate need, in MiB. `tunemill-trainer plan` shows its parts."""
+    """Estimated GPU memory for train and evaluate, in MiB. `tunemill-trainer plan` shows the details."""
 
     least_mib: int
-    """With every layer checkpointed and one row at a time; less does not fit."""
+    """Minimum, with gradient checkpointing in every layer and one row at a time."""
     full_speed_mib: int
     """Without gradient checkpointing."""
 
 
 class PreparedFacts(StatusModel):
-    """What prepare found and made. The later stages' keys follow from `key`."""
+    """Results of prepare. The keys of the later stages are computed from `key`."""
 
     key: str
-    """The key of prepare's output in the workspace."""
+    """Key of prepare's output in the workspace."""
     base_model_revision: str
-    """The commit that spec.baseModel.revision stood for."""
+    """Commit to which spec.baseModel.revision was resolved."""
     base_model_digest: str = ""
-    """sha256 over the names and digests of the base model's files. Later stages load no files with other contents.
-    Empty: prepared by a version that recorded none."""
+    """sha256 of the names and digests of the base model's files. Later stages refuse files with other contents. Empty
+    if prepare was run by a version that did not record it."""
     dataset_digest: str
     """sha256 of the data, in the order in which it was read."""
     tokenizer_mode: str
-    """Reuse, Text or Extend: what was done."""
+    """The tokenizer mode that was used: Reuse, Text or Extend."""
     added_tokens: int = 0
-    """Tokens that were added to the vocabulary."""
+    """Number of tokens that were added to the vocabulary."""
     dataset: DatasetFacts
-    """What was found in the data."""
+    """What prepare found in the data set."""
     gpu_memory: GpuMemoryFacts | None = None
-    """The estimate of the GPU memory that train and evaluate need; absent on a CPU and for models whose memory cannot
-    be estimated. An edit of the spec after prepare is not in it."""
+    """Estimated GPU memory for train and evaluate. Absent on a CPU and for models whose memory cannot be estimated.
+    Edits of the spec after prepare are not included."""
 
 
 class TrainedFacts(StatusModel):
-    """What train made."""
+    """Results of train."""
 
     steps: int
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     loss: str
-    """The mean training loss over the last tenth of the steps."""
+    """Mean training loss over the last tenth of the steps."""
     first_loss: str = ""
-    """The training loss that was logged first."""
+    """First logged training loss."""
     held_out_loss: str = ""
-    """The lowest loss on the held-out answers after an epoch. With early stopping it is that of what was trained."""
+    """Lowest loss on the held-out answers after an epoch. With early stopping, the loss of the model that was kept."""
     best_step: int = 0
-    """The step after which it was measured."""
+    """Step at which the held-out loss was lowest."""
     train_seconds: int
-    """Time that all attempts spent training, as far as their checkpoints tell."""
+    """Training time of all attempts in seconds, as recorded in their checkpoints."""
     resumed_from_step: int = 0
-    """The step of the checkpoint that the last attempt went on from; 0 when it started at the beginning."""
+    """Step of the checkpoint from which the last attempt resumed. 0 if it started from the beginning."""
     device: str
-    """Where it was trained, for example cpu or NVIDIA H200."""
+    """Device, for example cpu or NVIDIA H200."""
     memory: str = ""
-    """The most GPU memory that was in use, how much was computed at once, and what was saved by recomputation."""
+    """Peak GPU memory, micro-batch size, and how much gradient checkpointing was used."""
     adapter: str
-    """The URI in the workspace of what was trained: an adapter, or with the method Full a whole model."""
+    """URI of the trained adapter in the workspace, or of the whole model with the method Full."""
 
 
 class MetricFacts(StatusModel):
-    """One metric of both models, as shares from 0 to 1 with four decimals. Absent when no row asks for it."""
+    """One metric of the compared models, as fractions from 0 to 1 with four decimals. Absent if no row measures it."""
 
     name: str
-    """For example exact_match."""
+    """Name of the metric, for example exact_match."""
     base: str = ""
-    """Of the base model."""
+    """Value for the base model."""
     tuned: str = ""
-    """Of the tuned model."""
+    """Value for the tuned model."""
     published: str = ""
-    """Of the model that was published before, with spec.retrain.promote IfBetter."""
+    """Value for the previously published model, with spec.retrain.promote IfBetter."""
     cases: int = 0
-    """The replies that the metric was computed from."""
+    """Number of replies that the metric was computed from."""
 
 
 class EvaluationFacts(StatusModel):
-    """How base and tuned model did on the same held-out rows."""
+    """Results of base model and tuned model on the same held-out rows."""
 
     rows: int
-    """Held-out rows that were judged."""
+    """Number of held-out rows that were evaluated."""
     metrics: list[MetricFacts] = Field(
         default=[], json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
     )
     """The metrics."""
     report: str = ""
-    """The URI of the full report in the workspace."""
+    """URI of the full report in the workspace."""
 
 
 class GateFacts(StatusModel):
-    """How one gate was decided."""
+    """Result of one gate."""
 
     gate: str
-    """The condition in words, for example exact_match >= 0.8."""
+    """The condition, for example exact_match >= 0.8."""
     passed: bool
-    """Whether it was passed."""
+    """Whether the gate was passed."""
     message: str = ""
-    """The figures."""
+    """The measured values."""
 
 
 class ServingFacts(StatusModel):
-    """How the published model is served, proven by publish."""
+    """How to serve the published model, as tested by publish."""
 
     target: str
     """The server: vLLM or Transformers."""
     model: str = ""
-    """What it loads, repository@commit; empty when nothing that was published can be served."""
+    """Model that the server loads, repository@commit. Empty if no published artifact can be served."""
     merged: bool
-    """Whether that is the whole model; else the adapter on its base."""
+    """Whether the server loads the merged model. If false, it loads the adapter and its base model."""
     adapter_servable: bool
-    """Whether the server takes the adapter as it is."""
+    """Whether the server can load the adapter unchanged."""
     reason: str = ""
-    """Why it does not."""
+    """Why the server cannot load the adapter."""
     tool_call_parser: str = ""
-    """The name of the server's parser for tool calls; empty when it has none for this call format."""
+    """Name of the server's parser for tool calls. Empty if the server has none for this call format."""
     command: str = ""
-    """Starts the server; ready to paste."""
+    """Command that starts the server."""
     proof: str = ""
-    """What was asked of the downloaded model, and how many replies the parser read as they were meant."""
+    """Result of the test of the downloaded model: the prompts, and the number of replies that the parser read
+    correctly."""
 
 
 class PublishedFacts(StatusModel):
-    """Where the model lies."""
+    """Where the model is published."""
 
     repository: str
-    """The repository on the Hub."""
+    """Repository on the Hub."""
     revision: str
-    """The commit that was pushed."""
+    """Commit that was pushed."""
     branch: str = ""
-    """The branch that was pushed to."""
+    """Branch that was pushed to."""
     tag: str = ""
-    """The tag of the commit."""
+    """Tag of the commit."""
     url: str = ""
-    """The page of the commit."""
+    """URL of the commit."""
     merged: str = ""
-    """The whole model in its own repository beside the adapter, repository@commit; empty when there is none."""
+    """The merged model in a separate repository, repository@commit. Empty if there is none."""
     serving: ServingFacts | None = None
-    """How the model is served; absent with spec.publish.serving None. That of status.published stands beside, in
-    status.serving."""
+    """How to serve the model. Absent with spec.publish.serving None. For status.published it is in status.serving."""
     draft: bool = False
-    """Whether it is a draft, as a gate is not passed."""
+    """Whether it is a draft, because a gate was not passed."""
 
 
 class StageState(StrEnum):
-    """How far a stage is."""
+    """State of a stage."""
 
     PENDING = "Pending"
     RUNNING = "Running"
@@ -242,7 +242,7 @@ class StageState(StrEnum):
 
 
 class CutShort(StrEnum):
-    """Why a pod ended early. Each reason has a counter in the stage's status."""
+    """Why a pod ended early. Each reason has a counter in the status of the stage."""
 
     PREEMPTED = "Preempted"
     NO_PROGRESS = "NoProgress"
@@ -268,49 +268,49 @@ class SuspectNode(StatusModel):
 
 
 class StageStatus(StatusModel):
-    """One stage of the present run."""
+    """One stage of the current run."""
 
     name: str
-    """prepare, train, evaluate or publish."""
+    """Name of the stage: prepare, train, evaluate or publish."""
     state: StageState
-    """How far it is."""
+    """State of the stage."""
     inputs: str = ""
-    """Hash of what the spec asks of this stage and of the stages before it. While it is the same, the recorded key
-    stays valid, also after an upgrade."""
+    """Hash of the fields of the spec on which this stage and the stages before it depend. While it does not change, the
+    recorded key stays valid, also after an upgrade."""
     key: str = ""
-    """Name of the stage's output in the workspace; of prepare, whose output is named by prepared.key, the hash of what
-    it is asked for. What has the same key is never computed again."""
+    """Name of the stage's output in the workspace. For prepare, whose output is named by prepared.key, the hash of its
+    inputs. An output with the same key is not computed again."""
     executed: bool | None = None
-    """False when the output was already in the workspace; absent before the stage has succeeded."""
+    """False if the output was already in the workspace. Absent until the stage has succeeded."""
     attempts: int = 0
-    """Pods that worked on it."""
+    """Number of pods that started this stage."""
     started_at: datetime | None = None
-    """When its container began to work."""
+    """When the container of the stage started."""
     finished_at: datetime | None = None
-    """When it ended."""
+    """When the stage ended."""
     earlier_seconds: Annotated[int, Field(ge=0)] = 0
-    """Running time of the pods that worked on it before the present one; counts against spec.maxRuntime."""
+    """Running time in seconds of earlier pods of the stage. It counts against spec.maxRuntime."""
     gpus: Annotated[int, Field(ge=0)] = 0
-    """GPUs of the present pod, or of the last one."""
+    """Number of GPUs of the current pod, or of the last one."""
     earlier_gpu_seconds: Annotated[int, Field(ge=0)] = 0
-    """GPU time of the pods before it; counts against spec.maxGpuHours."""
+    """GPU time in seconds of earlier pods of the stage. It counts against spec.maxGpuHours."""
     preemptions: Annotated[int, Field(ge=0)] = 0
-    """Pods that were stopped from outside: preempted, drained, lost with their node. They cost no retry."""
+    """Number of pods that were preempted, drained or lost with their node. They do not count as retries."""
     stalls: Annotated[int, Field(ge=0)] = 0
-    """Pods that were stopped because they made no progress for spec.stallTimeout. They count against
+    """Number of pods that were stopped because they made no progress for spec.stallTimeout. They count against
     spec.retry.limit."""
     memory_kills: Annotated[int, Field(ge=0)] = 0
-    """Pods of train that needed more memory than their limit. They count against spec.retry.limit, and each halves what
-    the next one computes at once."""
+    """Number of train pods that exceeded their memory limit. They count against spec.retry.limit. After each, the next
+    pod computes half as much at once."""
     evictions: Annotated[int, Field(ge=0)] = 0
-    """Pods that the kubelet evicted because their node ran out of memory or disk. They count against
+    """Number of pods that the kubelet evicted because their node ran out of memory or disk. They count against
     spec.retry.limit."""
     recreations: Annotated[int, Field(ge=0)] = 0
-    """Jobs that were created again because the Job before was deleted from outside, or because its report cannot be
-    read. They count against spec.retry.limit."""
+    """Number of Jobs that were created again because the previous one was deleted by somebody else or its report cannot
+    be read. They count against spec.retry.limit."""
     retries: Annotated[int, Field(ge=0)] = 0
-    """Failed pods for which the operator replaced the Job: to avoid a suspect node, or because a sidecar kept the
-    failed pod running. They count against spec.retry.limit."""
+    """Number of failed pods for which the operator replaced the Job, to avoid a suspect node or because a sidecar kept
+    the failed pod running. They count against spec.retry.limit."""
     suspect_nodes: list[SuspectNode] = Field(
         default=[],
         max_length=32,
@@ -318,110 +318,111 @@ class StageStatus(StatusModel):
     )
     """Nodes on which the stage failed for a reason that points to the node."""
     cut_short: CutShort | None = None
-    """Why the last pod ended early; absent when it did not, or when the reason is counted nowhere."""
+    """Why the last pod ended early. Absent if it did not, or if the reason has no counter."""
     job: str = ""
-    """The Job that works on it; empty while there is none."""
+    """Name of the current Job of the stage. Empty if there is none."""
 
 
 class RunStatus(StatusModel):
-    """The present run."""
+    """The current run."""
 
     id: str
-    """Changes when anything that a stage depends on changes. An upgrade does not change it."""
+    """ID of the run. It changes with every change of the spec that affects a stage. An upgrade does not change it."""
     inputs: str = ""
-    """Hash of what the spec asks of all stages. While it is the same, so is the id."""
+    """Hash of the fields of the spec on which the stages depend. While it does not change, the id does not change."""
     request_token: str = ""
-    """Changes with an edit of the spec, with the annotation tunemill.dev/requested-at and with a time of the schedule.
-    While it is the same, a change of the FineTuneProfile does not reach the run."""
+    """Changes with an edit of the spec, with the annotation tunemill.dev/requested-at and with every scheduled time.
+    While it does not change, edits of the FineTuneProfile do not affect the run."""
     started_at: datetime
-    """When the operator first saw what is asked for."""
+    """When the operator started the run."""
     base_model_revision: str = ""
-    """The commit of the base model."""
+    """Commit of the base model."""
     dataset_digest: str = ""
     """sha256 of the data."""
     image: str = ""
-    """The trainer image."""
+    """Trainer image."""
     preemptions: Annotated[int, Field(ge=0)] = 0
-    """Pods of all stages that were stopped from outside: preempted, drained, lost with their node."""
+    """Number of pods of all stages that were preempted, drained or lost with their node."""
     gpu_seconds: Annotated[int, Field(ge=0)] = 0
-    """GPU time of train and evaluate until now, over all their pods; in whole minutes while one runs."""
+    """GPU time of train and evaluate in seconds, over all their pods. It is updated every full minute while one
+    runs."""
 
 
 class QueueStatus(StatusModel):
-    """How the Job that is due stands with Kueue."""
+    """Kueue's state of the current Job."""
 
     name: str
-    """The LocalQueue."""
+    """LocalQueue of the Job."""
     workload: str
-    """The Workload in which Kueue keeps the books of the Job: `kubectl describe workload` tells everything."""
+    """Kueue's Workload for the Job. `kubectl describe workload` shows the details."""
     cluster_queue: str = ""
-    """The ClusterQueue whose quota it has; empty while it waits for some."""
+    """ClusterQueue that reserved quota for the Job. Empty while the Job waits for quota."""
     flavors: dict[str, str] = {}
-    """The ResourceFlavor that each resource is taken from, by the resource's name."""
+    """ResourceFlavor assigned to each resource, by the name of the resource."""
     since: datetime
-    """Since when it waits, or has its quota."""
+    """When the Job was queued, or when its quota was reserved."""
 
 
 class ProfileStatus(StatusModel):
-    """The FineTuneProfile that the run began with."""
+    """The FineTuneProfile of the current run, as it was when the run started."""
 
     name: str
-    """Its name."""
+    """Name of the profile."""
     fields: Annotated[
         dict[str, Any],
         Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True, "x-kubernetes-map-type": "atomic"}),
     ] = {}
-    """What the run has from it: fields that spec does not set, such as compute.gpus, with their values."""
+    """Values that the run has from the profile: fields that the spec does not set, such as compute.gpus."""
 
 
 class TrainerMetric(StatusModel):
-    """One figure of the running stage, as Kubeflow's status protocol has it."""
+    """One metric of the running stage, in the form of Kubeflow's status protocol."""
 
     name: str = Field(max_length=64)
-    """For example loss."""
+    """Name of the metric, for example loss."""
     value: str = Field(max_length=64)
-    """The figure."""
+    """Value of the metric."""
 
 
 class TrainerStatus(StatusModel):
-    """Progress of the running stage, with the names of Kubeflow's TrainJob (KEP-2779)."""
+    """Progress of the running stage, with the field names of Kubeflow's TrainJob (KEP-2779)."""
 
     progress_percentage: int | None = Field(default=None, ge=0, le=100)
-    """Of the stage."""
+    """Progress of the stage in percent."""
     estimated_remaining_seconds: int | None = Field(default=None, ge=0)
-    """Until the stage ends."""
+    """Estimated time until the stage ends, in seconds."""
     metrics: list[TrainerMetric] = Field(default=[], max_length=32)
-    """Such as loss and learning_rate."""
+    """Metrics such as loss and learning_rate."""
     last_updated_time: datetime | None = None
-    """When the stage said so."""
+    """When the stage reported its progress."""
 
 
 class FailureStatus(StatusModel):
-    """Why the run failed or cannot go on, and what to do about it."""
+    """Why the run failed or cannot continue, and what to do about it."""
 
     stage: str
     """The stage that failed."""
     reason: Reason | str
-    """One CamelCase word of the failures page."""
+    """The reason, one CamelCase word. All reasons are listed in docs/reference/failures.md."""
     message: str
     """What was expected, what was found and where."""
     remedy: str
     """What to change."""
     exit_code: int | None = None
-    """Of the stage's container."""
+    """Exit code of the stage's container."""
     actor: Actor | str
     """Who has to act: User, Platform or Nobody."""
     retryable: bool
-    """Whether it can go away by itself."""
+    """Whether a retry without changes can succeed."""
     observed_generation: int = 0
-    """The generation of the spec that failed; an edit tries again."""
+    """Generation of the spec that failed. An edit starts a new attempt."""
     final: bool | None = None
-    """Whether the run has ended with this failure: only an edit of the spec or a new value of the annotation
-    tunemill.dev/requested-at starts it again. False when the run continues by itself once the cause is gone."""
+    """Whether the run has ended with this failure. If true, only an edit of the spec or a new value of the annotation
+    tunemill.dev/requested-at starts it again. If false, the run continues when the cause is gone."""
 
 
 class RunResult(StrEnum):
-    """How a run ended."""
+    """Result of a run."""
 
     SUCCEEDED = "Succeeded"
     HELD = "Held"
@@ -431,119 +432,119 @@ class RunResult(StrEnum):
 
 
 class PastRun(StatusModel):
-    """A run that has ended."""
+    """A finished run."""
 
     id: str
-    """As in status.run."""
+    """ID of the run, as in status.run."""
     result: RunResult
-    """Succeeded: published. Held: a gate was not passed. Failed: see the reason. NotBetter: the model that was
-    published before stays. Replaced: an edit made another run of it before its end."""
+    """Result of the run. Succeeded: published. Held: a gate was not passed. Failed: see the reason. NotBetter: the
+    previously published model stays. Replaced: an edit replaced the run before it finished."""
     reason: str = ""
-    """Why it was held or failed."""
+    """Why the run was held or failed."""
     finished: datetime
-    """When it ended."""
+    """When the run ended."""
     metrics: dict[str, str] = {}
-    """Of the tuned model, as shares from 0 to 1, by name."""
+    """Metrics of the tuned model by name, as fractions from 0 to 1."""
     revision: str = ""
-    """The commit on the Hub; of a run that was held that of its draft."""
+    """Commit on the Hub; for a held run, the commit of its draft."""
 
 
 class ModelKeys(StatusModel):
-    """The published model in the workspace."""
+    """Keys of the published model in the workspace."""
 
     prepare: str
-    """The key of what it was trained on."""
+    """Key of the prepared data that the model was trained on."""
     train: str
-    """Its own key."""
+    """Key of the model."""
 
 
 class Rival(StatusModel):
-    """The model that a new one is compared with. It stays the same while the new one is judged and published."""
+    """The model that the new model is compared with. It stays the same until the new model is published."""
 
     of: str
-    """The key of the new model."""
+    """Key of the new model."""
     prepare: str = ""
-    """The key of what the rival was trained on; empty when there is none."""
+    """Key of the prepared data that the rival was trained on. Empty if there is no rival."""
     train: str = ""
-    """The rival's key; empty when there is none."""
+    """Key of the rival. Empty if there is no rival."""
 
 
 class RetrainStatus(StatusModel):
-    """When the data is looked at."""
+    """Times of scheduled retraining."""
 
     schedule: str = ""
-    """The schedule and the time zone that nextTime follows from."""
+    """Schedule and time zone from which nextTime was computed."""
     next_time: datetime | None = None
-    """When the data is looked at next, or as soon as the present run has ended."""
+    """When the data is checked next. If a run is active at that time, it is checked when the run has ended."""
     last_time: datetime | None = None
-    """The time in the schedule for which it was looked at last."""
+    """Scheduled time of the last check."""
 
 
 class FineTuneStatus(StatusModel):
-    """What the operator knows about the object."""
+    """Observed state of the FunctionCallFineTune."""
 
     observed_generation: int = 0
-    """The generation of the spec that this status is about."""
+    """Generation of the spec that this status is about."""
     phase: Phase | None = None
-    """A summary for humans."""
+    """A summary for people. Programs should read the conditions."""
     conditions: list[Condition] = Field(
         default=[],
         max_length=32,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
-    """Ready, Reconciling and Stalled as kstatus wants them, and one per milestone."""
+    """Ready, Reconciling and Stalled as defined by kstatus, and one condition per milestone."""
     run: RunStatus | None = None
-    """The present run."""
+    """The current run."""
     profile: ProfileStatus | None = None
-    """The FineTuneProfile that the run began with; absent when there is none."""
+    """The FineTuneProfile of the current run, as it was when the run started. Absent if there is none."""
     workspace: str = ""
-    """Where the outputs of the object's runs are: the S3 prefix of spec.workspace, with the folder of the namespace."""
+    """S3 prefix of the outputs of all runs of the object: spec.workspace with the folder of the namespace."""
     stages: list[StageStatus] = Field(
         default=[],
         max_length=8,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
-    """The stages of the present run."""
+    """Stages of the current run."""
     queue: QueueStatus | None = None
-    """How the Job that is due stands with Kueue; absent when it is in no queue."""
+    """Kueue's state of the current Job. Absent if the Job is not queued."""
     trainer_status: TrainerStatus | None = None
     """Progress of the running stage."""
     progress: str = ""
-    """The running stage's percentage for the printer column."""
+    """Progress of the running stage in percent, for the printer column."""
     eta: str = ""
-    """The running stage's remaining time for the printer column."""
+    """Remaining time of the running stage, for the printer column."""
     prepared: PreparedFacts | None = None
-    """What prepare found and made."""
+    """Results of prepare."""
     trained: TrainedFacts | None = None
-    """What train made."""
+    """Results of train."""
     evaluation: EvaluationFacts | None = None
-    """How base and tuned model did."""
+    """Results of evaluate."""
     gates: list[GateFacts] = Field(default=[], max_length=48, json_schema_extra={"x-kubernetes-list-type": "atomic"})
-    """How the gates were decided."""
+    """Results of the gates."""
     score: str = ""
     """Exact match of the tuned model, for the printer column."""
     gain: str = ""
-    """Its difference to the base model, for the printer column."""
+    """Difference of score to the base model, for the printer column."""
     published: PublishedFacts | None = None
-    """Where the model lies; while another one is made, or where it is not published, the one before."""
+    """The published model. It stays the previous model until a new one has been published."""
     serving: ServingFacts | None = None
-    """How the published model is served."""
+    """How to serve the published model."""
     draft: PublishedFacts | None = None
-    """Where the draft lies that was pushed in place of a publication, with spec.evaluation.onGateFailure Draft."""
+    """The draft that was pushed because a gate was not passed, with spec.evaluation.onGateFailure Draft."""
     failure: FailureStatus | None = None
-    """Why the run failed or cannot go on."""
+    """Why the run failed or cannot continue."""
     trouble_since: datetime | None = None
-    """Since when something that may pass by itself, such as a failed image pull, keeps the run from continuing. The run
-    is Reconciling at first and becomes Stalled after two minutes."""
+    """Start of a problem that may resolve itself, such as a failed image pull. The object is Reconciling at first and
+    becomes Stalled after two minutes."""
     history: list[PastRun] = Field(
         default=[],
         max_length=50,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["id"]},
     )
-    """The runs that have ended, the newest first; at most spec.historyLimit of them."""
+    """Finished runs, newest first, at most spec.historyLimit."""
     incumbent: ModelKeys | None = None
-    """The published model, for comparison."""
+    """Keys of the published model, for comparison."""
     rival: Rival | None = None
-    """What the newest model is compared with."""
+    """The model that the new model is compared with."""
     retrain: RetrainStatus | None = None
-    """When the data is looked at, with spec.retrain."""
+    """Times of scheduled retraining, with spec.retrain."""

@@ -1,7 +1,7 @@
-"""Turns a pydantic model into the structural OpenAPI schema that a CustomResourceDefinition wants.
+"""Converts a pydantic model to the structural OpenAPI schema that a CustomResourceDefinition requires.
 
-Kubernetes accepts a part of JSON Schema only: no references, no unions, no `additionalProperties: false` (unknown
-fields are its own business). An optional field is one that may be absent; null does not exist.
+Structural schemas are a subset of JSON Schema: no references, no unions, no `additionalProperties: false` (the API
+server handles unknown fields itself). An optional field may be absent, but not null.
 """
 
 from typing import Any
@@ -18,14 +18,14 @@ def structural_schema(model: type[BaseModel]) -> Schema:
     """Return the schema of a model, with its descriptions, defaults and CEL rules.
 
     Raises:
-        TypeError: a field's type has no structural form, for example a union.
+        TypeError: the type of a field has no structural form, for example a union.
     """
     schema = model.model_json_schema(by_alias=True, mode="validation")
     return _inlined(schema, schema.get("$defs", {}), model.__name__)
 
 
 def without_empty_defaults(schema: Schema) -> Schema:
-    """Return the schema without the defaults that say nothing: "", [], 0, false, and {} where nothing is filled in."""
+    """Return the schema without empty defaults: "", [], 0, false, and {} if no field below has a default."""
     kept, properties = dict(schema), schema.get("properties", {})
     if properties:
         kept["properties"] = {name: without_empty_defaults(child) for name, child in properties.items()}
@@ -38,11 +38,11 @@ def without_empty_defaults(schema: Schema) -> Schema:
 
 def _inlined(node: Schema, definitions: dict[str, Schema], path: str) -> Schema:
     if "$ref" in node:
-        beside = {key: value for key, value in node.items() if key != "$ref"}
-        return _inlined({**definitions[node["$ref"].removeprefix("#/$defs/")], **beside}, definitions, path)
+        siblings = {key: value for key, value in node.items() if key != "$ref"}
+        return _inlined({**definitions[node["$ref"].removeprefix("#/$defs/")], **siblings}, definitions, path)
     if "anyOf" in node:
-        beside = {key: value for key, value in node.items() if key != "anyOf"}
-        return _inlined({**_only_alternative(node["anyOf"], path), **beside}, definitions, path)
+        siblings = {key: value for key, value in node.items() if key != "anyOf"}
+        return _inlined({**_non_null_alternative(node["anyOf"], path), **siblings}, definitions, path)
     out: Schema = {"enum": [node["const"]]} if "const" in node else {}
     for key, value in node.items():
         if key == "properties":
@@ -54,11 +54,11 @@ def _inlined(node: Schema, definitions: dict[str, Schema], path: str) -> Schema:
         elif key not in _DROPPED:
             out[key] = value
     if node.get("default") is not None:
-        out["default"] = _essential(node["default"], out)
-    return _as_kubernetes_wants(out)
+        out["default"] = _minimal_default(node["default"], out)
+    return _kubernetes_form(out)
 
 
-def _as_kubernetes_wants(schema: Schema) -> Schema:
+def _kubernetes_form(schema: Schema) -> Schema:
     if schema.get("type") == "integer":
         schema["format"] = "int32" if schema.get("maximum", _INT32_MAX + 1) <= _INT32_MAX else "int64"
     if schema.get("x-kubernetes-preserve-unknown-fields") or schema.get("additionalProperties") is False:
@@ -68,8 +68,8 @@ def _as_kubernetes_wants(schema: Schema) -> Schema:
     return schema
 
 
-def _only_alternative(alternatives: list[Schema], path: str) -> Schema:
-    """Return what an optional field holds when it is there; `Reason | str` is a string."""
+def _non_null_alternative(alternatives: list[Schema], path: str) -> Schema:
+    """Return the schema of an optional field when it is present. `Reason | str` becomes a string."""
     present = [each for each in alternatives if each.get("type") != "null"]
     if len(present) > 1 and present[-1].get("type") == "string":
         return present[-1]
@@ -78,12 +78,12 @@ def _only_alternative(alternatives: list[Schema], path: str) -> Schema:
     return present[0]
 
 
-def _essential(default: Any, schema: Schema) -> Any:  # noqa: ANN401 - any JSON value
-    """Return a default without what the API server fills in by itself: nulls and the defaults of the fields below."""
+def _minimal_default(default: Any, schema: Schema) -> Any:  # noqa: ANN401 - any JSON value
+    """Return a default without what the API server fills in itself: nulls and the defaults of nested fields."""
     if isinstance(default, list):
-        return [_essential(item, schema.get("items", {})) for item in default]
+        return [_minimal_default(item, schema.get("items", {})) for item in default]
     if not isinstance(default, dict):
         return default
     below = schema.get("properties", {})
-    kept = {name: _essential(value, below.get(name, {})) for name, value in default.items() if value is not None}
+    kept = {name: _minimal_default(value, below.get(name, {})) for name, value in default.items() if value is not None}
     return {name: value for name, value in kept.items() if below.get(name, {}).get("default") != value}

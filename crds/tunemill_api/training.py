@@ -1,4 +1,4 @@
-"""How it is learnt: the adapter and the training."""
+"""Fine-tuning method and training hyperparameters."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -10,7 +10,7 @@ from tunemill_api.scalars import Fraction, Number, rule, rules
 
 
 class AdapterMethod(StrEnum):
-    """How the model is changed."""
+    """Fine-tuning method."""
 
     LORA = "LoRA"
     IA3 = "IA3"
@@ -26,63 +26,63 @@ TargetModules = Annotated[
 
 
 class Lora(ApiModel):
-    """The settings of a LoRA adapter, with PEFT's names."""
+    """Settings of a LoRA adapter, with the names that PEFT uses."""
 
     rank: Annotated[int, Field(ge=1, le=512)] = 16
-    """The rank r of the update matrices."""
+    """Rank r of the update matrices."""
     alpha: Annotated[int, Field(ge=1, le=2048)] = 64
-    """The update is scaled by alpha / rank, or alpha / sqrt(rank) with rsLora."""
+    """Scaling factor. The update is scaled by alpha / rank, or by alpha / sqrt(rank) with rsLora."""
     dropout: Annotated[
         Fraction, Field(json_schema_extra=rules(rule("double(self) < 1.0", "adapter.lora.dropout must be below 1")))
     ] = "0.05"
-    """The share of the adapter's inputs that is dropped in training."""
+    """Dropout probability of the adapter's inputs in training."""
     target_modules: TargetModules = ["all-linear"]
-    """The modules that get an adapter; all-linear means every linear layer but the output head."""
+    """Modules that get an adapter. all-linear: every linear layer except the output head."""
     rs_lora: bool = False
-    """Scale by alpha / sqrt(rank), which keeps high ranks stable."""
+    """Use rank-stabilized LoRA: scale by alpha / sqrt(rank), which keeps high ranks stable."""
 
 
 class AdaLora(ApiModel):
-    """The settings of an AdaLoRA adapter: LoRA that takes ranks away where they help least."""
+    """Settings of an AdaLoRA adapter, which reduces the rank of the modules that contribute least."""
 
     model_config = {
         "json_schema_extra": rules(
             rule(
                 # The API server checks the default {} before it fills in the fields' own defaults.
                 "!has(self.targetRank) || !has(self.initialRank) || self.targetRank < self.initialRank",
-                "adapter.adalora.targetRank must be below initialRank, or no rank is taken away",
+                "adapter.adalora.targetRank must be below adapter.adalora.initialRank",
             )
         )
     }
 
     initial_rank: Annotated[int, Field(ge=2, le=512)] = 24
-    """The rank of every module at first. The first tenth of the steps keeps it."""
+    """Initial rank of every module. It is kept for the first tenth of the steps."""
     target_rank: Annotated[int, Field(ge=1, le=511)] = 16
-    """The mean rank in the last 30 % of the steps."""
+    """Mean rank in the last 30 % of the steps."""
     alpha: Annotated[int, Field(ge=1, le=2048)] = 64
-    """The update is scaled by alpha / initialRank."""
+    """Scaling factor. The update is scaled by alpha / initialRank."""
     dropout: Annotated[
         Fraction, Field(json_schema_extra=rules(rule("double(self) < 1.0", "adapter.adalora.dropout must be below 1")))
     ] = "0.05"
-    """The share of the adapter's inputs that is dropped in training."""
+    """Dropout probability of the adapter's inputs in training."""
     target_modules: TargetModules = ["all-linear"]
-    """The modules that get an adapter; all-linear means every linear layer but the output head."""
+    """Modules that get an adapter. all-linear: every linear layer except the output head."""
 
 
 class Ia3(ApiModel):
-    """The settings of an IA3 adapter: one factor for each output, or input, of a module."""
+    """Settings of an IA3 adapter, which scales the outputs, or the inputs, of modules."""
 
     target_modules: TargetModules = ["k_proj", "v_proj", "down_proj"]
-    """The modules that get factors; all-linear means every linear layer but the output head."""
+    """Modules that are scaled. all-linear: every linear layer except the output head."""
     feedforward_modules: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=128)]],
         Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
     ] = ["down_proj"]
-    """Those of the modules whose inputs are scaled instead of their outputs."""
+    """Target modules whose inputs are scaled instead of their outputs."""
 
 
 class Adapter(ApiModel):
-    """What is trained on top of the base model."""
+    """Fine-tuning method and its settings."""
 
     model_config = {
         "json_schema_extra": rules(
@@ -103,18 +103,18 @@ class Adapter(ApiModel):
     }
 
     method: AdapterMethod = AdapterMethod.LORA
-    """LoRA, AdaLoRA and IA3 train a small adapter. Full trains the whole model and publishes a whole model. It takes 18
-    bytes of GPU memory for each weight, or 6 if only that fits."""
+    """Fine-tuning method. LoRA, AdaLoRA and IA3 train a small adapter. Full trains and publishes the whole model; it
+    needs 18 bytes of GPU memory per weight, or 6 if only that fits."""
     lora: Lora = Lora()
-    """The settings of a LoRA adapter."""
+    """Settings of a LoRA adapter. Only with method LoRA."""
     adalora: AdaLora = AdaLora()
-    """The settings of an AdaLoRA adapter."""
+    """Settings of an AdaLoRA adapter. Only with method AdaLoRA."""
     ia3: Ia3 = Ia3()
-    """The settings of an IA3 adapter."""
+    """Settings of an IA3 adapter. Only with method IA3."""
 
 
 class Scheduler(StrEnum):
-    """How the learning rate moves after the warm-up."""
+    """Learning rate schedule after the warmup."""
 
     COSINE = "Cosine"
     LINEAR = "Linear"
@@ -122,14 +122,14 @@ class Scheduler(StrEnum):
 
 
 class LossOn(StrEnum):
-    """Which tokens the loss is computed on."""
+    """Tokens on which the loss is computed."""
 
     ASSISTANT = "Assistant"
     ALL = "All"
 
 
 class Precision(StrEnum):
-    """The number format of the base model's weights and of the computation."""
+    """Number format of the base model's weights and of the computation."""
 
     AUTO = "Auto"
     BF16 = "BF16"
@@ -138,56 +138,57 @@ class Precision(StrEnum):
 
 
 class Checkpoint(ApiModel):
-    """How often training can be taken up again."""
+    """How often checkpoints are saved, and how many are kept."""
 
     every_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 100
-    """Save a checkpoint to the workspace after this many optimizer steps. One is also saved when the pod is asked to
-    stop."""
+    """Save a checkpoint to the workspace after this many optimizer steps. A checkpoint is also saved when the pod
+    receives SIGTERM."""
     every_minutes: Annotated[int, Field(ge=0, le=1440)] = 15
-    """Save a checkpoint to the workspace at the latest this many minutes after the last one, at the end of the
-    optimizer step. A node that disappears without notice then costs at most this much work. 0: on steps only."""
+    """Save a checkpoint to the workspace when this many minutes have passed since the last one, at the end of the
+    optimizer step. It limits the work that is lost when a node disappears without notice. 0: only after everySteps."""
     keep: Annotated[int, Field(ge=1, le=100)] = 2
-    """How many checkpoints are kept in the workspace while training goes on."""
+    """Number of checkpoints that are kept in the workspace during training."""
 
 
 class EarlyStopping(ApiModel):
-    """When training ends before its last epoch."""
+    """When training stops before its last epoch."""
 
     patience: Annotated[int, Field(ge=0, le=1000)] = 0
-    """End after so many epochs without a lower loss on the held-out rows, and keep the best epoch; 0 never does."""
+    """Stop after this many epochs without a lower loss on the held-out rows, and keep the best epoch. 0: no early
+    stopping."""
 
 
 class Turns(StrEnum):
-    """Which assistant turns of a row are learnt."""
+    """Assistant turns on which the loss is computed."""
 
     ALL = "All"
     LAST = "Last"
 
 
 class Divergence(StrEnum):
-    """What to do when the loss rises above that of guessing."""
+    """What to do if the loss rises above that of random guessing."""
 
     STOP = "Stop"
     IGNORE = "Ignore"
 
 
 class Training(ApiModel):
-    """The training run, with the names of Transformers and TRL."""
+    """Training hyperparameters, with the names that Transformers and TRL use."""
 
     model_config = {
         "json_schema_extra": rules(
             rule(
                 # The API server checks the default {} before it fills in the fields' own defaults.
                 "!has(self.turns) || !has(self.lossOn) || self.turns == 'All' || self.lossOn == 'Assistant'",
-                "training.turns Last needs lossOn Assistant: All learns every token",
+                "training.turns Last requires training.lossOn Assistant: with All the loss is computed on all tokens",
             )
         )
     }
 
     epochs: Annotated[int, Field(ge=1, le=1000)] = 1
-    """How often every training row is seen."""
+    """Number of passes over the training rows."""
     max_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 0
-    """Train for so many optimizer steps instead of epochs; 0 means epochs."""
+    """Number of optimizer steps, used instead of epochs. 0: use epochs."""
     learning_rate: Annotated[
         Number,
         Field(
@@ -199,31 +200,32 @@ class Training(ApiModel):
             )
         ),
     ] = "1e-4"
-    """The highest learning rate, reached after the warm-up."""
+    """Peak learning rate, reached after the warmup."""
     scheduler: Scheduler = Scheduler.COSINE
-    """How the learning rate moves after the warm-up."""
+    """Learning rate schedule after the warmup."""
     warmup_ratio: Annotated[
         Fraction, Field(json_schema_extra=rules(rule("double(self) < 1.0", "training.warmupRatio must be below 1")))
     ] = "0.1"
-    """The share of the steps in which the learning rate rises from 0."""
+    """Fraction of the steps in which the learning rate rises from 0."""
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 8
-    """Rows per optimizer step."""
+    """Number of rows per optimizer step."""
     max_length: Annotated[int, Field(ge=16, le=1_048_576)] = 2048
-    """Tokens. Longer rows are left out and counted, never cut through a call."""
+    """Maximum number of tokens in a row. Longer rows are left out and counted; rows are never truncated."""
     loss_on: LossOn = LossOn.ASSISTANT
-    """Assistant: learn what the assistant says, the end of its turn included. All: learn every token."""
+    """Tokens on which the loss is computed. Assistant: the assistant messages, including the end-of-turn token. All:
+    all tokens."""
     turns: Turns = Turns.ALL
-    """All: learn each assistant turn of a row. Last: learn only the last one; those before it are history. Turns that
-    the data itself says not to learn are never learnt."""
+    """Assistant turns of a row on which the loss is computed. All: every turn. Last: only the last turn; earlier turns
+    are context. Turns that the data marks as not to be trained on are always excluded."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 42
-    """Draws the adapter's first weights and the order of the rows."""
+    """Random seed of the adapter's initial weights and of the order of the rows."""
     precision: Precision = Precision.AUTO
-    """Auto: BF16 if the GPU supports it, else FP16; FP32 for model families that FP16 breaks (Gemma 2 and 3,
-    FunctionGemma, GLM-4, PLaMo 2) and on a CPU."""
+    """Number format of the base model's weights and of the computation. Auto: BF16 if the GPU supports it, else FP16;
+    FP32 on a CPU and for model families that do not work in FP16 (Gemma 2 and 3, FunctionGemma, GLM-4, PLaMo 2)."""
     checkpoint: Checkpoint = Checkpoint()
-    """How often training can be taken up again."""
+    """How often checkpoints are saved, and how many are kept."""
     early_stopping: EarlyStopping = EarlyStopping()
-    """When training ends before its last epoch."""
+    """When training stops before its last epoch."""
     divergence: Divergence = Divergence.STOP
-    """Stop: end the run when the model has become worse than guessing, and name a learning rate to try. Ignore: go on.
-    A loss that is no number ends the run in any case."""
+    """What to do if the loss rises above that of random guessing. Stop: fail the run and suggest a learning rate.
+    Ignore: continue. A loss that is NaN or infinite fails the run in every case."""

@@ -1,4 +1,4 @@
-"""Authorities of certificates beside the public ones: of a company's own S3, Hub, proxy or collector of traces."""
+"""Additional trusted CA certificates, for example of a private S3 server, Hub, proxy or trace collector."""
 
 import os
 import re
@@ -11,17 +11,20 @@ from typing import Final
 import certifi
 
 VARIABLES: Final = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE")
-"""What OpenSSL, httpx and Rust, what requests, and what boto3 look at. Each takes the one file for all there is."""
+"""Environment variables of OpenSSL, httpx and Rust, of requests, and of boto3. Each names one file with all trusted
+certificates."""
 _PEM: Final = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
-# A hundred and fifty public ones are read for it, and the operator asks every ten seconds.
+# Cached: it parses about 150 public certificates, and the operator calls it every ten seconds.
 @lru_cache(maxsize=1)
-def beside_public(text: str) -> str:
-    """Return the certificates of a bundle that are not public ones: bundles of whole systems hold these as well.
+def without_public_certificates(text: str) -> str:
+    """Return the certificates of a bundle that are not public CA certificates, as PEM.
+
+    Bundles of operating systems contain the public ones, too.
 
     Raises:
-        ValueError: when the text holds no certificate, or one that cannot be read.
+        ValueError: the text contains no certificate, or one that cannot be parsed.
     """
     found = list(_certificates(text))
     if not found:
@@ -31,27 +34,29 @@ def beside_public(text: str) -> str:
 
 
 def trust(bundle: Path, folder: Path) -> None:
-    """Have all libraries of this process trust a bundle, beside what they would trust without it.
+    """Make all libraries of this process trust a bundle, in addition to the public CA certificates.
 
-    To be called before they open connections.
+    Call it before any connection is opened.
 
     Args:
-        bundle: certificates as PEM.
-        folder: gets the file with all of them.
+        bundle: file with PEM certificates.
+        folder: directory to which a file with all trusted certificates is written.
 
     Raises:
-        ValueError: when the bundle holds no certificate, or one that cannot be read.
-        OSError: when it cannot be read, or the folder not be written to.
+        ValueError: the bundle contains no certificate, or one that cannot be parsed.
+        OSError: the bundle cannot be read, or the folder cannot be written to.
     """
     system = ssl.get_default_verify_paths().cafile
     texts = [Path(file).read_text(encoding="utf-8") for file in (certifi.where(), system) if file]
-    everything = folder / "authorities.pem"
-    everything.write_text("".join([*texts, beside_public(bundle.read_text(encoding="utf-8"))]), encoding="utf-8")
-    os.environ.update(dict.fromkeys(VARIABLES, str(everything)))
+    trusted = folder / "authorities.pem"
+    trusted.write_text(
+        "".join([*texts, without_public_certificates(bundle.read_text(encoding="utf-8"))]), encoding="utf-8"
+    )
+    os.environ.update(dict.fromkeys(VARIABLES, str(trusted)))
 
 
 def _certificates(text: str) -> Iterator[bytes]:
-    """Yield each certificate as DER."""
+    """Yield each certificate in DER."""
     for number, found in enumerate(_PEM.findall(text), start=1):
         try:
             der = ssl.PEM_cert_to_DER_cert(found)

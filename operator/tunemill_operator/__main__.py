@@ -14,9 +14,9 @@ from tunemill_operator.telemetry import logs
 
 def main() -> int:
     """Run the command; return the exit status."""
-    parser = argparse.ArgumentParser(prog="tunemill-operator", description="Runs FunctionCallFineTune objects.")
+    parser = argparse.ArgumentParser(prog="tunemill-operator", description="Operator for FunctionCallFineTunes.")
     commands = parser.add_subparsers(dest="command", required=True)
-    add_options(commands.add_parser("run", help="serve a cluster until stopped"), os.environ)
+    add_options(commands.add_parser("run", help="run the operator until it is stopped"), os.environ)
     commands.add_parser("version", help="print the version")
     arguments = parser.parse_args()
     if arguments.command == "version":

@@ -1,4 +1,4 @@
-"""One operator process from start to end: connect, wait for leadership, watch and work, stop cleanly."""
+"""The operator process: connect, wait for leadership, watch and reconcile, shut down."""
 
 import asyncio
 import contextlib
@@ -24,9 +24,9 @@ from tunemill_operator.kube.access import Access, open_access
 from tunemill_operator.kube.client import KubeClient
 from tunemill_operator.kube.errors import KubeError
 from tunemill_operator.platform import platform_of, trusting
-from tunemill_operator.progress.auth import Gatekeeper
+from tunemill_operator.progress.auth import ReportAuthenticator
 from tunemill_operator.progress.board import Board
-from tunemill_operator.progress.certificate import Certificate, kept
+from tunemill_operator.progress.certificate import Certificate, load_or_create
 from tunemill_operator.progress.server import application as progress_application
 from tunemill_operator.progress.turns import Pace
 from tunemill_operator.runtime import collector
@@ -48,39 +48,39 @@ from tunemill_operator.telemetry.metrics import Metrics
 log = logging.getLogger(__name__)
 
 FILES_SECONDS = 10.0
-"""How often the certificate's files are looked at for a renewal."""
+"""Interval in seconds between checks of the certificate files for a renewal."""
 STALE_RESYNCS = 4
-"""A leader that could not compare its caches for so many periods is started anew."""
+"""Number of resync periods without a comparison of the caches after which the process is unhealthy."""
 
 
-class Witness(WorkObserver, Protocol):
-    """Is told of reconciles and of requests."""
+class Observer(WorkObserver, Protocol):
+    """Observes reconciles and requests."""
 
     def requested(self, request: Request) -> None:
         """A request to the API server ended."""
 
 
 async def run(settings: Settings) -> int:
-    """Run until SIGTERM or SIGINT, or until leadership is lost; return the exit status.
+    """Run until SIGTERM or SIGINT, or until leadership is lost. Return the exit status.
 
     Raises:
-        AccessError: when there is no way to an API server.
-        SettingsError: when a certificate or a variable of OpenTelemetry cannot be used, or a port is taken.
+        AccessError: there is no access to an API server.
+        SettingsError: a certificate or an OpenTelemetry variable is invalid, or a port is in use.
     """
     access = await open_access(settings.kubeconfig, settings.context)
     metrics = Metrics(version("tunemill-operator"), access.host)
-    with trusting(settings.ca_bundle), _traced() as tracing:
+    with trusting(settings.ca_bundle), _tracing() as tracing:
         return await _run(settings, access, metrics, [metrics, *tracing])
 
 
-async def _run(settings: Settings, access: Access, metrics: Metrics, witnesses: Sequence[Witness]) -> int:
+async def _run(settings: Settings, access: Access, metrics: Metrics, observers: Sequence[Observer]) -> int:
     def requested(method: str, path: str, code: int, seconds: float) -> None:
         request = Request(method, path, code, time.time() - seconds, seconds)
-        for witness in witnesses:
-            witness.requested(request)
+        for observer in observers:
+            observer.requested(request)
 
     client = KubeClient(access.client(), requested)
-    process = _Process(settings, client, metrics, witnesses)
+    process = _Process(settings, client, metrics, observers)
     process.take_signals()
     try:
         async with process.telemetry():
@@ -90,7 +90,7 @@ async def _run(settings: Settings, access: Access, metrics: Metrics, witnesses: 
             stopped.cancel()
             if leading.done():
                 leading.result()
-                return 1  # leadership was lost: a fresh process begins without stale state
+                return 1  # leadership was lost: a new process starts without stale state
             leading.cancel()
             await asyncio.wait({leading})
             log.info("stopped")
@@ -100,13 +100,13 @@ async def _run(settings: Settings, access: Access, metrics: Metrics, witnesses: 
 
 
 class _Process:
-    """What one process holds: it follows until it is elected, leads once, and ends."""
+    """An operator process. It waits for leadership, leads once, and ends."""
 
     def __init__(
-        self, settings: Settings, client: KubeClient, metrics: Metrics, witnesses: Sequence[WorkObserver]
+        self, settings: Settings, client: KubeClient, metrics: Metrics, observers: Sequence[WorkObserver]
     ) -> None:
         self._settings = settings
-        self._witnesses = witnesses
+        self._witnesses = observers
         self._client = client
         self._metrics = metrics
         self._certificate = _certificate(settings)
@@ -114,25 +114,25 @@ class _Process:
         self._resync: Resync | None = None
         self._primed = False
         self.stopping = asyncio.Event()
-        """Set when the process is asked to stop."""
+        """Set when the process should stop."""
 
     def take_signals(self) -> None:
-        """Have SIGTERM and SIGINT set `stopping`."""
+        """Make SIGTERM and SIGINT set `stopping`."""
         for name in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(name, self.stopping.set)
 
     @contextlib.asynccontextmanager
     async def telemetry(self) -> AsyncIterator[None]:
-        """Serve metrics and health."""
+        """Serve metrics and health checks."""
         app = health.application(self._metrics.registry, self._unhealthy, self._not_ready)
         async with _served(app, self._settings.http_host, self._settings.http_port) as port:
             log.info("metrics and health on port %d", port)
             yield
 
     async def lead_when_elected(self, access: Access) -> None:
-        """Lead as soon as nobody else does; return when leadership is lost."""
+        """Lead as soon as no other process does. Return when leadership is lost."""
         settings = self._settings
-        await self._label(None)  # a leader that ended in a hurry may have left it
+        await self._label(None)  # a previous leader process may have left it
         if settings.no_leader_election:
             await self._lead(access, self._client)
             return
@@ -153,16 +153,16 @@ class _Process:
         )
         metrics.queue.observe(queue.__len__, queue.processing_seconds, settings.workers)
         metrics.observe_phases(lambda: (stored.phase for stored in cache.finetunes))
-        await resync.prime()
+        await resync.fill_caches()
         collector.settle()
         self._primed = True
         log.info("serving %s", ", ".join(settings.namespaces) or "all namespaces")
-        audience = handlers.Audience(cache, queue, metrics.seen, resync.listed)
+        sinks = handlers.WatchSinks(cache, queue, metrics.seen, resync.listed)
         try:
             async with self._progress(client, cache, board), asyncio.TaskGroup() as group:
                 group.create_task(
                     handlers.watch(
-                        audience,
+                        sinks,
                         settings.namespaces,
                         access.credentials,
                         self.take_signals,
@@ -177,17 +177,17 @@ class _Process:
                 group.create_task(self._renew())
         except* (handlers.WatchError, KindsChangedError) as ended:
             for error in ended.exceptions:
-                log.error("%s; the process ends, to begin anew", error)
+                log.error("%s; restarting the process", error)
 
     @contextlib.asynccontextmanager
     async def _progress(self, client: KubeClient, cache: Cache, board: Board) -> AsyncIterator[None]:
-        """Serve the progress endpoint if there is one, and say so with the label that the Service selects."""
+        """Serve the progress endpoint, if it is enabled, and set the label that its Service selects."""
         settings = self._settings
         if not settings.progress_url:
             yield
             return
-        self._certificate = self._certificate or await self._kept_certificate(client)
-        app = progress_application(Gatekeeper(client, cache.pods), board, self._metrics.progress_answered)
+        self._certificate = self._certificate or await self._stored_certificate(client)
+        app = progress_application(ReportAuthenticator(client, cache.pods), board, self._metrics.progress_answered)
         everywhere, port = "0.0.0.0", settings.progress_port  # noqa: S104 - pods reach it
         async with _served(app, everywhere, port, self._certificate.context):
             await self._label("true")
@@ -197,19 +197,19 @@ class _Process:
             finally:
                 await self._label(None)
 
-    async def _kept_certificate(self, client: KubeClient) -> Certificate:
+    async def _stored_certificate(self, client: KubeClient) -> Certificate:
         name, namespace = self._settings.progress_secret, self._settings.lease_namespace
         host = urlsplit(self._settings.progress_url).hostname or ""
         try:
-            return await kept(client, namespace, name, host)
+            return await load_or_create(client, namespace, name, host)
         except (KubeError, OSError) as error:
             raise SettingsError(
                 f"--progress-secret: the certificate in Secret {namespace}/{name} cannot be used: {error}; "
-                "apply the Secret of the chart, which is empty, and let the operator fill it"
+                "apply the empty Secret of the chart, in which the operator stores a certificate"
             ) from error
 
     async def _renew(self) -> None:
-        """Read the files of the certificate and of authorities again when they change, until cancelled."""
+        """Read the certificate files again when they change, until cancelled."""
         while True:
             await asyncio.sleep(FILES_SECONDS)
             try:
@@ -217,8 +217,8 @@ class _Process:
                     self._certificate.refresh()
                 fresh = platform_of(self._settings, self._certificate)
                 self._platform = replace(fresh, listening_since=self._platform.listening_since)
-            except (OSError, SettingsError) as error:  # half-written: the old ones go on until the next look
-                log.warning("the certificates could not be read again: %s", error)
+            except (OSError, SettingsError) as error:  # half-written: the old ones stay until the next check
+                log.warning("the renewed certificates could not be read: %s", error)
 
     async def _label(self, value: str | None) -> None:
         settings = self._settings
@@ -227,14 +227,14 @@ class _Process:
         try:
             await self._client.label_pod(settings.pod_namespace, settings.pod_name, {LABEL_LEADER: value})
         except KubeError as error:
-            log.warning("the pod's label %s could not be set, progress may not arrive: %s", LABEL_LEADER, error)
+            log.warning("the label %s of the pod could not be set, progress may not arrive: %s", LABEL_LEADER, error)
 
     def _unhealthy(self) -> str:
         if self._resync is None or not self._primed:
             return ""
         age = time.monotonic() - self._resync.last
         limit = STALE_RESYNCS * self._settings.resync_seconds
-        return f"the caches were compared last {age:.0f} s ago" if age > limit else ""
+        return f"the last comparison of the caches was {age:.0f} s ago" if age > limit else ""
 
     def _not_ready(self) -> str:
         leads = self._resync is not None
@@ -242,8 +242,8 @@ class _Process:
 
 
 @contextlib.contextmanager
-def _traced() -> Iterator[Sequence[Witness]]:
-    """Yield who makes traces, if somebody wants them."""
+def _tracing() -> Iterator[Sequence[Observer]]:
+    """Yield the observer that creates traces, if tracing is enabled."""
     if not traces.endpoints(os.environ):
         yield []
         return
@@ -252,7 +252,7 @@ def _traced() -> Iterator[Sequence[Witness]]:
     try:
         tracing = Tracing()
     except ValueError as error:
-        raise SettingsError(f"one of the variables OTEL_… cannot be used: {error}") from error
+        raise SettingsError(f"an OTEL_… variable is invalid: {error}") from error
     try:
         yield [tracing]
     finally:
@@ -263,12 +263,12 @@ def _traced() -> Iterator[Sequence[Witness]]:
 async def _served(
     app: web.Application, host: str, port: int, context: ssl.SSLContext | None = None
 ) -> AsyncIterator[int]:
-    """Serve the application while the context lasts; yield the port."""
+    """Serve the application while the context lasts. Yield the port."""
     async with contextlib.AsyncExitStack() as stack:
         try:
             bound = await stack.enter_async_context(listening(app, host, port, context))
         except OSError as error:
-            raise SettingsError(f"port {port} cannot be listened on, choose another: {error.strerror}") from error
+            raise SettingsError(f"cannot listen on port {port}, choose another: {error.strerror}") from error
         yield bound
 
 

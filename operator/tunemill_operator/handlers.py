@@ -1,7 +1,7 @@
-"""The watches. kopf does no more here than keep streams of events open: a handler caches and enqueues, nothing else.
+"""The watches. kopf keeps the event streams open; the handlers only update the cache and enqueue keys.
 
-No handler of kopf that keeps state is used: they write finalizers and annotations onto objects, and what happens while
-the operator is away is lost on them. Everything is decided by `engine.plan`, from what is there.
+Handlers of kopf that keep state are not used: they write finalizers and annotations to objects, and miss what happens
+while the operator is down. `engine.plan` decides everything from the current state.
 """
 
 import asyncio
@@ -20,29 +20,29 @@ from tunemill_operator.runtime.cache import Cache, Key, Store, uid_of
 from tunemill_operator.runtime.queue import WorkQueue
 
 STOP_SECONDS = 3.0
-"""kopf waits for its streams to end; a leader that has lost its lease cannot."""
+"""Maximum time in seconds to wait for kopf's streams to end. A leader that has lost its Lease cannot wait longer."""
 
 
 class WatchError(Exception):
-    """The operator is blind: the process has to begin anew."""
+    """A watch has ended. The process must restart."""
 
 
 @dataclass(frozen=True)
-class Audience:
-    """Who is told what the watches see."""
+class WatchSinks:
+    """Receivers of the watch events."""
 
     cache: Cache
-    """Takes what is seen."""
+    """Stores the objects."""
     queue: WorkQueue
-    """Takes the keys of what has changed."""
+    """Receives the keys of changed objects."""
     seen: Callable[[str], None]
-    """Called with the plural of every object that an event is about."""
+    """Called with the plural of the kind for every event."""
     listed: Callable[[], None]
-    """Called for every object of the list that a watch is taken up with."""
+    """Called for every object in the initial list of a watch."""
 
 
 async def watch(
-    audience: Audience,
+    sinks: WatchSinks,
     namespaces: Sequence[str],
     credentials: Callable[[], Awaitable[Credentials]],
     take_signals: Callable[[], None],
@@ -52,24 +52,24 @@ async def watch(
     """Watch until cancelled.
 
     Args:
-        audience: is told what is seen.
-        namespaces: where to watch; empty means everywhere.
-        credentials: returns what is valid at the moment.
-        take_signals: installs the process's own signal handlers; kopf puts its own in their place.
-        profiles: whether FineTuneProfiles are watched, which belong to no namespace.
+        sinks: receivers of the events.
+        namespaces: namespaces to watch; empty means all.
+        credentials: returns the current credentials.
+        take_signals: installs the process's signal handlers, which kopf replaces with its own.
+        profiles: whether to watch FineTuneProfiles, which are cluster-scoped.
 
     Raises:
-        WatchError: when a watch has ended for good, for example because the CRD was removed.
+        WatchError: a watch has ended permanently, for example because the CRD was removed.
     """
     registry, settings = kopf.OperatorRegistry(), _settings()
     _register_login(registry, credentials)
-    cache = audience.cache
+    cache = sinks.cache
     for resource, store in ((FINETUNES, cache.finetunes), (JOBS, cache.jobs), (PODS, cache.pods)):
-        _register(registry, resource, store, audience, lambda key: (key,))
+        _register(registry, resource, store, sinks, lambda key: (key,))
         if resource.selector:
             settings.watching.label_selectors[resource.group, resource.version, resource.plural] = resource.selector
-    if profiles:  # a profile may concern every object, and an object finds out by itself whether it does
-        _register(registry, PROFILES, cache.profiles, audience, lambda _: cache.finetunes.keys())
+    if profiles:  # a change of a profile may affect every object
+        _register(registry, PROFILES, cache.profiles, sinks, lambda _: cache.finetunes.keys())
     stop = asyncio.Event()
     tasks = await kopf.spawn_tasks(
         registry=registry,
@@ -82,11 +82,11 @@ async def watch(
     take_signals()
     operator = asyncio.ensure_future(kopf.run_tasks(tasks, ignored=asyncio.all_tasks() - set(tasks)))
     for task in (operator, *tasks):
-        task.add_done_callback(_heard)
+        task.add_done_callback(_retrieve_exception)
     try:
         await asyncio.shield(operator)
-    except Exception as error:  # kopf re-raises whatever ended one of its tasks
-        raise WatchError(f"a watch has ended for good: {error}") from error
+    except Exception as error:  # kopf raises the exception of any task again
+        raise WatchError(f"a watch has ended permanently: {error}") from error
     finally:
         stop.set()
         _, late = await asyncio.wait([operator], timeout=STOP_SECONDS)
@@ -94,8 +94,8 @@ async def watch(
             task.cancel()
 
 
-def _heard(task: asyncio.Future[Any]) -> None:
-    """Ask why a task has ended: kopf has logged it, and where nobody asks it is logged once more."""
+def _retrieve_exception(task: asyncio.Future[Any]) -> None:
+    """Retrieve the exception of a task. kopf has logged it, and asyncio would log it again otherwise."""
     if not task.cancelled():
         task.exception()
 
@@ -104,18 +104,18 @@ def _register(
     registry: kopf.OperatorRegistry,
     resource: Resource,
     store: Store[Any],
-    audience: Audience,
+    sinks: WatchSinks,
     concerned: Callable[[Key], Iterable[Key]],
 ) -> None:
     async def observe(event: kopf.RawEvent, **_: Any) -> None:  # noqa: ANN401 - kopf's keyword arguments
-        audience.seen(resource.plural)
+        sinks.seen(resource.plural)
         if event["type"] is None:
-            audience.listed()
+            sinks.listed()
         body = event["object"]
         key = store.remove(uid_of(body)) if event["type"] == "DELETED" else store.put(body)
         if key is not None:
             for each in concerned(key):
-                audience.queue.add(each)
+                sinks.queue.add(each)
 
     kopf.on.event(
         resource.group, resource.version, resource.plural, id=f"observe-{resource.plural}", registry=registry
@@ -137,7 +137,7 @@ def _register_login(registry: kopf.OperatorRegistry, credentials: Callable[[], A
             certificate_path=current.certificate_file,
             private_key_path=current.key_file,
         )
-        # As kopf would make it, but for how answers are taken in. kopf closes it.
+        # Like kopf's own session, but with limits on responses. kopf closes it.
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=info.as_ssl_context()),
             headers=info.as_http_headers(),
@@ -148,15 +148,15 @@ def _register_login(registry: kopf.OperatorRegistry, credentials: Callable[[], A
 
 def _settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
-    # Otherwise kopf wants cluster-wide rights on namespaces and CRDs, and is deaf for a minute without them.
+    # Otherwise kopf requires cluster-wide permissions on namespaces and CRDs, and waits a minute without them.
     settings.scanning.disabled = True
-    settings.posting.enabled = False  # the recorder writes better events
+    settings.posting.enabled = False  # the recorder writes the events
     settings.watching.server_timeout = 300
     settings.watching.client_timeout = 330
     settings.watching.connect_timeout = 10
     settings.watching.chunk_size = PAGE
     settings.networking.request_timeout = 30
-    # For so long kopf keeps each object that it has told of, as JSON: a second of them is all of thousands.
+    # kopf keeps each object in memory as JSON for this time.
     settings.queueing.idle_timeout = 0.05
     settings.queueing.exit_timeout = 1
     settings.process.ultimate_exiting_timeout = 30
@@ -167,7 +167,7 @@ def _settings() -> kopf.OperatorSettings:
 
 
 class _NoDiffBase(kopf.DiffBaseStorage):
-    """Keeps nothing. Otherwise kopf copies every object for it: a quarter of the CPU time at the start."""
+    """Stores nothing. Otherwise kopf copies every object for it, which is a quarter of the CPU time at the start."""
 
     def build(self, *, body: kopf.Body, extra_fields: Any = None) -> Any:  # noqa: ANN401, ARG002 - kopf's signature
         return {}
@@ -180,7 +180,7 @@ class _NoDiffBase(kopf.DiffBaseStorage):
 
 
 class _NoProgress(kopf.ProgressStorage):
-    """Keeps nothing: no handler here has progress."""
+    """Stores nothing: the handlers have no progress."""
 
     def fetch(self, *, key: Any, body: kopf.Body) -> Any:  # noqa: ANN401, ARG002 - kopf's signature
         return None

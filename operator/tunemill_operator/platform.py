@@ -1,4 +1,4 @@
-"""What the platform team's settings mean for the pods of stages, and whom the operator itself trusts."""
+"""Converts the operator's settings to settings for stage pods, and sets up the trusted CA certificates."""
 
 import contextlib
 import os
@@ -13,19 +13,20 @@ from tunemill_operator.progress.certificate import Certificate
 from tunemill_operator.settings import Settings, SettingsError
 
 CA_BUNDLE_BYTES = 24 * 1024
-"""They go into an annotation of every stage pod: all of them may have 256 KiB, of which the RunSpec takes up to 200."""
+"""Maximum size of the bundle. It is stored in an annotation of every stage pod, of which all together may have 256
+KiB."""
 
 
 def platform_of(settings: Settings, certificate: Certificate | None) -> Platform:
-    """Return what is said about stage pods as of now.
+    """Return the current settings for stage pods.
 
     Args:
-        settings: the operator's.
-        certificate: that of the progress endpoint; None when nobody listens there.
+        settings: the operator's settings.
+        certificate: certificate of the progress endpoint; None if there is no endpoint.
 
     Raises:
-        SettingsError: when the authorities of `--ca-bundle` cannot be used.
-        OSError: when the certificate's authority cannot be read.
+        SettingsError: the certificates in `--ca-bundle` cannot be used.
+        OSError: the CA certificate cannot be read.
     """
     proxies = {
         "HTTP_PROXY": settings.http_proxy,
@@ -51,10 +52,10 @@ def platform_of(settings: Settings, certificate: Certificate | None) -> Platform
 
 @contextlib.contextmanager
 def trusting(ca_bundle: str) -> Iterator[None]:
-    """Have this process trust the authorities of a file as well while the context lasts.
+    """Make this process trust the CA certificates in a file, in addition to the public ones, while the context lasts.
 
     Raises:
-        SettingsError: when they cannot be used.
+        SettingsError: the certificates cannot be used.
     """
     if not ca_bundle:
         yield
@@ -71,13 +72,13 @@ def _ca_bundle(path: str) -> str:
     if not path:
         return ""
     try:
-        text = trust.beside_public(Path(path).read_text(encoding="utf-8"))
+        text = trust.without_public_certificates(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _unusable(path, error) from error
     if len(text) > CA_BUNDLE_BYTES:
         raise SettingsError(
-            f"--ca-bundle: the authorities in {path} that are not public ones have {len(text)} bytes, at most "
-            f"{CA_BUNDLE_BYTES} fit into a pod: leave in it only those that sign for S3, the Hub and proxies"
+            f"--ca-bundle: the CA certificates in {path}, without public ones, have {len(text)} bytes, but at most "
+            f"{CA_BUNDLE_BYTES} fit into a pod: keep only those for S3, the Hub and proxies"
         )
     return text
 

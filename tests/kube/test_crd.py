@@ -21,5 +21,5 @@ def test_an_operator_waits_for_its_crd_and_ends_when_it_is_removed(tmp_path: Pat
         assert operator.probe("/readyz") == (200, "ok")
         plane.api.delete(f"{CRD_PATH}/{PLURAL}.{GROUP}")
         assert operator.process.wait(90) == 1
-        assert operator.said("the process ends, to begin anew")
+        assert operator.said("restarting the process")
         assert not operator.said("Traceback"), operator.log.read_text()

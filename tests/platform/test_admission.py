@@ -119,15 +119,15 @@ def test_the_operators_own_jobs_are_created_in_every_team(installed: Cluster) ->
 def test_no_job_is_created_in_a_system_namespace(installed: Cluster, namespace: str) -> None:
     """There are the Secrets and accounts of the cluster; RBAC alone would allow it."""
     assert installed.may(OPERATOR, "create", "jobs", "-n", namespace)
-    assert "has no Jobs in this namespace" in refusal(installed, a_job(namespace))
+    assert "must not create Jobs in this namespace" in refusal(installed, a_job(namespace))
 
 
-NO_OWNER = "only Jobs whose owner is a FunctionCallFineTune"
-PRIVILEGED = "are not privileged and drop all capabilities"
-NON_ROOT = "run as non-root with a seccomp profile"
-HOST = "have no hostNetwork"
-MOUNTS = "mount nothing of the node"
-TOKEN = "get no token for the Kubernetes API"
+NO_OWNER = "only Jobs owned by a FunctionCallFineTune"
+PRIVILEGED = "must be unprivileged and drop all capabilities"
+NON_ROOT = "must run as non-root with a seccomp profile"
+HOST = "must not use hostNetwork"
+MOUNTS = "must not mount volumes of the node"
+TOKEN = "must not get a token for the Kubernetes API"
 API_TOKEN = {"name": "api", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}
 
 
@@ -184,16 +184,16 @@ def test_the_operator_sets_one_label_of_its_own_pods(installed: Cluster) -> None
     """Not the image, which the right to patch pods would allow, and no label that other Services select."""
     assert labelled(installed, f"{LABEL_LEADER}=true") == ""
     assert labelled(installed, f"{LABEL_LEADER}-") == ""
-    assert "but the label tunemill.dev/leader" in labelled(installed, "app=payments")
-    assert "but the label tunemill.dev/leader" in labelled(installed, "app.kubernetes.io/component-")
+    assert "may change only the label tunemill.dev/leader" in labelled(installed, "app=payments")
+    assert "may change only the label tunemill.dev/leader" in labelled(installed, "app.kubernetes.io/component-")
     image = {"spec": {"containers": [{"name": "operator", "image": "evil.example/miner"}]}}
     patch = ("patch", "pod", "tunemill-0", "-n", NAMESPACE, f"--as={OPERATOR}", "--patch", json.dumps(image))
-    assert "but the label tunemill.dev/leader" in installed.kubectl(*patch).stderr
+    assert "may change only the label tunemill.dev/leader" in installed.kubectl(*patch).stderr
     note = ("annotate", "pod", "tunemill-0", "-n", NAMESPACE, f"--as={OPERATOR}", "a=b")
-    assert "but the label tunemill.dev/leader" in installed.kubectl(*note).stderr
+    assert "may change only the label tunemill.dev/leader" in installed.kubectl(*note).stderr
     other = {**POD, "metadata": {"name": "other", "namespace": NAMESPACE, "labels": {"app": "database"}}}
     assert installed.kubectl("create", "--filename=-", stdin=json.dumps(other)).returncode == 0
     try:
-        assert "changes no pod but its own" in labelled(installed, f"{LABEL_LEADER}=true", pod="other")
+        assert "may change only its own pod" in labelled(installed, f"{LABEL_LEADER}=true", pod="other")
     finally:
         installed.kubectl("delete", "pod", "other", "-n", NAMESPACE, "--grace-period=0", "--force")

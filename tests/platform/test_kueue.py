@@ -93,7 +93,7 @@ def test_a_run_waits_for_its_quota_is_preempted_and_goes_on(
 
     namespace.apply("second", queue={"name": "busy", "priorityClass": "low"})
     message = says(namespace, "second", f"insufficient unused quota for {GPU} in flavor busy, 1 more needed")
-    assert "waits in the queue busy since 20" in message
+    assert "is waiting in the queue busy since 20" in message
     waiting = sum(item["status"].get("phase") == "Queued" for item in plane.api.get(namespace.path(PLURAL))["items"])
     assert f'tunemill_finetunes{{phase="Queued"}} {waiting:.1f}' in operator.probe("/metrics")[1]
 
@@ -147,7 +147,7 @@ def test_a_queue_that_is_not_there_is_named(namespace: Namespace, queues: Queues
     namespace.apply("typo", queue={"name": "rihgt"})
     failure = namespace.wait_for("typo", "Failed")["failure"]
     assert (failure["reason"], failure["actor"]) == ("QueueNotFound", "User")
-    assert failure["message"] == f"there is no LocalQueue rihgt in the namespace {namespace.name}"
+    assert failure["message"] == f"LocalQueue rihgt does not exist in the namespace {namespace.name}"
     namespace.edit("typo", queue={"name": "right"})
     namespace.wait_for("typo", "Succeeded")
 
@@ -158,7 +158,7 @@ def test_a_priority_that_is_not_there_is_asked_for(namespace: Namespace, queues:
     namespace.apply("urgent", queue={"name": "ranked", "priorityClass": "urgent"})
     failure = namespace.wait_for("urgent", "Failed")["failure"]
     assert failure["reason"] == "QueueUnavailable"
-    assert "is there a WorkloadPriorityClass urgent?" in failure["message"]
+    assert "the WorkloadPriorityClass urgent exists" in failure["message"]
     queues.rank("urgent", 1000)
     namespace.wait_for("urgent", "Succeeded")
 
@@ -201,18 +201,18 @@ def test_what_waits_may_be_edited_suspended_and_deleted(namespace: Namespace, qu
     """One Job and one Workload at a time; nothing stays behind in the queue."""
     queues.open(namespace.name, "full", 0)
     namespace.apply("fickle", queue={"name": "full"})
-    says(namespace, "fickle", "waits in the queue full")
+    says(namespace, "fickle", "is waiting in the queue full")
     (before,) = queues.workloads(namespace.name)
     namespace.edit("fickle", training={"learningRate": "3e-4"})
     eventually(lambda: before["metadata"]["name"] not in names(queues, namespace), "the obsolete one has gone")
-    says(namespace, "fickle", "waits in the queue full since")
+    says(namespace, "fickle", "is waiting in the queue full since")
     assert (len(names(queues, namespace)), len(namespace.live_jobs("fickle"))) == (1, 1)
 
     namespace.edit("fickle", suspend=True)
     namespace.wait_for("fickle", "Suspended")
     eventually(lambda: not names(queues, namespace), "it has left the queue")
     namespace.edit("fickle", suspend=False)
-    says(namespace, "fickle", "waits in the queue full since")
+    says(namespace, "fickle", "is waiting in the queue full since")
 
     namespace.delete("fickle")
     eventually(lambda: not names(queues, namespace) and not namespace.jobs("fickle"), "nothing is left")

@@ -17,7 +17,7 @@ from tunemill_api.stage_report import Stage, StageReport
 from tunemill_api.status import TrainerStatus
 from tunemill_dev.played import a_report, evaluation_facts
 from tunemill_operator.engine.objects import FineTune, finetune_of, job_of, pod_of
-from tunemill_operator.engine.observe import Complaint, Observed, Progress, Queueing, Refusal
+from tunemill_operator.engine.observe import KueueState, Observed, Progress, Refusal, WarningEvent
 from tunemill_operator.engine.plan import CreateJob, DeleteJob, Plan, plan
 from tunemill_operator.engine.profiles import Profile
 from tunemill_operator.engine.workloads import Workload
@@ -35,7 +35,7 @@ class World:
         self.finetune_body: Json = a_finetune_body(**parts)
         self.jobs: dict[str, Json] = {}
         self.pods: dict[str, Json] = {}
-        self.complaints: tuple[Complaint, ...] = ()
+        self.warning_events: tuple[WarningEvent, ...] = ()
         self.progress: Progress | None = None
         self.platform = replace(PLATFORM, listening_since=NOON)
         self.refusal: Refusal | None = None
@@ -64,7 +64,7 @@ class World:
         self.classic_sidecars: list[str] = []
         """Containers that a policy adds to every pod. They run until the pod is deleted."""
         self.sidecar_exit_code = 137
-        """How sidecars end when they are told to."""
+        """How sidecars end when they are stopped."""
         self.ttl: int | None = None
         """Seconds after which a cleaner deletes an ended Job with its pods."""
         self.nodes = ["node-a", "node-b", "node-c"]
@@ -92,10 +92,10 @@ class World:
         return Observed(
             jobs=tuple(job_of(job) for job in self.jobs.values()),
             pods=tuple(pod_of(pod) for pod in self.pods.values()),
-            complaints=self.complaints,
+            warning_events=self.warning_events,
             progress=self.progress,
             refusal=self.refusal,
-            queueing=Queueing(self.kueue, tuple(self._workload(job) for job in self.queued() if self.kueue)),
+            kueue=KueueState(self.kueue, tuple(self._workload(job) for job in self.queued() if self.kueue)),
             profiles=self.profiles,
         )
 
@@ -225,7 +225,7 @@ class World:
                 self._advance(job, pods)
 
     def start(self, pod: Json) -> None:
-        """Let the kubelet start the pod's next container, and what is to run beside it.
+        """Let the kubelet start the pod's next container, and the sidecars that run with it.
 
         Init containers start one after the other, and those that are sidecars go on. When all init containers that are
         none have ended, the others start at once. Only then the pod is Running and Ready.
@@ -233,8 +233,8 @@ class World:
         container = self._next_container(pod)
         if container is None or _is_unschedulable(pod):
             return
-        beside = [*_native_sidecars(pod), *([] if _is_init(pod, container) else _classic_sidecars(pod))]
-        for item in (container, *beside):
+        with_sidecars = [*_native_sidecars(pod), *([] if _is_init(pod, container) else _classic_sidecars(pod))]
+        for item in (container, *with_sidecars):
             if "waiting" in item["state"]:
                 item["state"] = {"running": {"startedAt": text(self.now)}}
         self._show_phase(pod)
@@ -508,7 +508,7 @@ class World:
             mode="json", by_alias=True, exclude_none=True, exclude_defaults=True
         )
         self.status_writes += 1
-        self.events += [f"{item.kind} {item.reason}" for item in decided.announcements]
+        self.events += [f"{item.kind} {item.reason}" for item in decided.events]
         self._touch(self.finetune_body)
 
     def _next_container(self, pod: Json) -> Json | None:

@@ -18,7 +18,7 @@ from property.worlds import a_finished_world
 from pydantic_core import to_json
 from tunemill_api.plain_text import parsed
 from tunemill_operator.engine.observe import Observed, Progress
-from tunemill_operator.engine.plan import plan, undecidable
+from tunemill_operator.engine.plan import plan, plan_after_error
 from tunemill_operator.kube.decoding import decodable_line, decoded
 from tunemill_operator.progress.board import ProgressReport
 from tunemill_operator.runtime.cache import Cache
@@ -64,7 +64,7 @@ def decide(cache: Cache, world: World, progress: Progress | None) -> None:
             pods_listed=True,
         )
         decided = plan(finetune, observed, world.platform, world.clock)
-        for status in (decided.status, undecidable(finetune, "x", world.clock).status):
+        for status in (decided.status, plan_after_error(finetune, "x", world.clock).status):
             if status is not None:
                 body = status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
                 to_json(body)

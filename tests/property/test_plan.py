@@ -102,7 +102,7 @@ class Operation(RuleBasedStateMachine):
         """What has begun is not disturbed."""
         before = self.world.plan().actions
         self.world.profiles = profiles
-        assert not self.world.finetune.begun or self.world.plan().actions == before
+        assert not self.world.finetune.run_started or self.world.plan().actions == before
 
     @rule(value=st.sampled_from(["one", "two"]))
     def a_user_asks_again(self, value: str) -> None:
@@ -219,7 +219,7 @@ class Operation(RuleBasedStateMachine):
         status, wish = self.world.status, self.world.finetune.request_token
         if self.ended and self.ended[0] == wish:
             assert status.failure == self.ended[1]
-        final = status.failure is not None and status.failure.final and self.world.finetune.begun
+        final = status.failure is not None and status.failure.final and self.world.finetune.run_started
         self.ended = (wish, status.failure) if final else None
 
     @invariant()
@@ -245,7 +245,7 @@ class Operation(RuleBasedStateMachine):
         again = world.reconcile()
         assert world.status_writes == writes
         assert not again.actions
-        assert not again.announcements
+        assert not again.events
 
     @invariant()
     def what_stalls_says_what_to_do(self) -> None:

@@ -155,8 +155,8 @@ def test_the_others_wait_for_a_moment_while_an_urgent_key_is_worked_on() -> None
         for key in (("a", "1"), ("b", "1"), ("b", "2")):
             queue.add(key)
         assert await queue.get() == ("a", "1")
-        assert not queue.pressed(("a", "1"))
-        assert queue.pressed(("b", "1"))
+        assert not queue.urgent_pending(("a", "1"))
+        assert queue.urgent_pending(("b", "1"))
         waiting = asyncio.ensure_future(queue.get())
         await asyncio.sleep(0.8 * MOMENT)
         assert not waiting.done()

@@ -20,7 +20,7 @@ from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import Phase, StageState
-from tunemill_operator.engine.observe import Complaint
+from tunemill_operator.engine.observe import WarningEvent
 from tunemill_operator.engine.profiles import profile_of
 from upgrade.stored import stored_finetune, stored_profile
 
@@ -298,7 +298,7 @@ def _failed() -> Iterator[tuple[str, Scene]]:
     blocked.world.seconds += 30
     message = 'MountVolume.SetUp failed for volume "dataset": secret "s3" not found'
     pod = blocked.world.live_pods()[0]
-    blocked.world.complaints = (Complaint(pod["metadata"]["uid"], "FailedMount", message, blocked.world.now),)
+    blocked.world.warning_events = (WarningEvent(pod["metadata"]["uid"], "FailedMount", message, blocked.world.now),)
     blocked.world.settle()
     yield "failed-for-a-missing-secret", blocked
     late = a_scene(maxRuntime="1h").running(Stage.TRAIN)
@@ -397,7 +397,7 @@ def recorded(scene: Scene) -> Json:
         "jobs": list(world.jobs.values()),
         "pods": list(world.pods.values()),
         "profiles": scene.profiles,
-        "complaints": [{**asdict(item), "last_seen": text(item.last_seen)} for item in world.complaints],
+        "complaints": [{**asdict(item), "last_seen": text(item.last_seen)} for item in world.warning_events],
         "workspace": {
             "stages": sorted(world.outputs),
             "tuned": world.tuned,

@@ -9,7 +9,7 @@ from property.builders import NOON
 from property.simulator import World
 from tunemill_api.constants import ANNOTATION_RUN_SPEC
 from tunemill_api.stage_report import Stage
-from tunemill_operator.engine.observe import Complaint
+from tunemill_operator.engine.observe import WarningEvent
 from tunemill_operator.engine.profiles import profile_of
 from upgrade.stored import stored_finetune, stored_profile
 
@@ -40,8 +40,8 @@ def a_recorded_world(path: Path) -> World:
     world.version = max(int(body["metadata"]["resourceVersion"]) for body in bodies)
     world.count = 1000  # above every number in the recorded uids
     world.profiles = tuple(profile_of(stored_profile(body)) for body in found["profiles"])
-    world.complaints = tuple(
-        Complaint(**{**item, "last_seen": datetime.fromisoformat(item["last_seen"])}) for item in found["complaints"]
+    world.warning_events = tuple(
+        WarningEvent(**{**item, "last_seen": datetime.fromisoformat(item["last_seen"])}) for item in found["complaints"]
     )
     world.seconds = int((datetime.fromisoformat(found["time"]) - NOON).total_seconds()) + 60
     world.outputs = {Stage(stage) for stage in found["workspace"]["stages"]}

@@ -1,10 +1,10 @@
-{{/* The stem of all names. Short enough for a suffix to fit into a label, which ends at 63 characters. */}}
+{{/* Prefix of all names. It leaves room for a suffix within the 63 characters of a label. */}}
 {{- define "tunemill.fullname" -}}
 {{- $name := ternary .Release.Name (printf "%s-%s" .Release.Name .Chart.Name) (contains .Chart.Name .Release.Name) -}}
 {{- $name | trunc 50 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* The stem of cluster-scoped names: two releases of one name may live in two namespaces. */}}
+{{/* Prefix of cluster-scoped names. It contains the namespace, because two namespaces may have a release of the same name. */}}
 {{- define "tunemill.clusterName" -}}
 {{- printf "%s-%s" .Release.Namespace (include "tunemill.fullname" .) -}}
 {{- end -}}
@@ -52,12 +52,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- .Values.progress.tls.existingSecret | default (include "tunemill.progressName" .) -}}
 {{- end -}}
 
-{{/* The operator keeps its certificate in a Secret of its own, unless it is given one. */}}
+{{/* Whether the operator creates its certificate and stores it in a Secret of the chart. */}}
 {{- define "tunemill.keepsCertificate" -}}
 {{- if and .Values.progress.enabled (not .Values.progress.tls.existingSecret) }}true{{ end -}}
 {{- end -}}
 
-{{/* Whether there is a way out with proxies on it. */}}
+{{/* Whether a proxy is configured. */}}
 {{- define "tunemill.proxied" -}}
 {{- if or .Values.proxy.http .Values.proxy.https }}true{{ end -}}
 {{- end -}}
@@ -66,13 +66,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- concat (list "localhost" "127.0.0.1" ".svc" ".cluster.local") .Values.proxy.noProxy | uniq | join "," -}}
 {{- end -}}
 
-{{/* The port of a URL. */}}
+{{/* Port of a URL. */}}
 {{- define "tunemill.portOf" -}}
 {{- $url := urlParse . -}}
 {{- regexFind "[0-9]+$" (regexFind ":[0-9]+$" $url.host) | default (ternary 443 80 (eq $url.scheme "https")) -}}
 {{- end -}}
 
-{{/* What Prometheus calls the target, with the chart's ServiceMonitor. */}}
+{{/* Value of the Prometheus label job for targets of the chart's ServiceMonitor. */}}
 {{- define "tunemill.metricsName" -}}
 {{- printf "%s-metrics" (include "tunemill.fullname" .) -}}
 {{- end -}}

@@ -1,4 +1,4 @@
--- What Argo CD shows of a FunctionCallFineTune. None of Lua's libraries is used: Argo CD loads hardly any for such a check.
+-- Health check of Argo CD for FunctionCallFineTunes. It uses no Lua libraries, because Argo CD loads few of them.
 local status = obj.status or {}
 local conditions = {}
 for _, condition in ipairs(status.conditions or {}) do
@@ -9,15 +9,15 @@ local function holds(kind)
   return conditions[kind] ~= nil and conditions[kind].status == "True"
 end
 
-local function told(kind)
+local function condition_text(kind)
   local condition = conditions[kind] or {}
   return (condition.reason or kind) .. ": " .. (condition.message or "")
 end
 
--- The model that was published last stays where it is, whatever becomes of the next one.
+-- The published model stays available during the next run.
 local stays = ""
 if status.published ~= nil then
-  stays = " " .. status.published.repository .. " stays as it was published before."
+  stays = " " .. status.published.repository .. " stays published."
 end
 
 if status.observedGeneration ~= obj.metadata.generation then
@@ -25,15 +25,15 @@ if status.observedGeneration ~= obj.metadata.generation then
 end
 if holds("Stalled") then
   local remedy = status.failure ~= nil and status.failure.remedy or ""
-  return { status = "Degraded", message = told("Stalled") .. ". " .. remedy .. stays }
+  return { status = "Degraded", message = condition_text("Stalled") .. ". " .. remedy .. stays }
 end
 if (obj.spec or {}).suspend == true and holds("Suspended") then
-  return { status = "Suspended", message = "spec.suspend is true: remove it to go on." .. stays }
+  return { status = "Suspended", message = "spec.suspend is true: remove it to continue." .. stays }
 end
 if holds("Ready") and not holds("Reconciling") then
-  return { status = "Healthy", message = told("Ready") }
+  return { status = "Healthy", message = condition_text("Ready") }
 end
-local message = told("Reconciling")
+local message = condition_text("Reconciling")
 if (status.progress or "") ~= "" then
   message = message .. ", " .. status.progress
 end

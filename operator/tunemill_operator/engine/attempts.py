@@ -1,4 +1,4 @@
-"""Reads off the pods of a Job how far one stage is: its attempts, what cut them short, its report."""
+"""Updates the record of a stage from the pods of its Job: attempts, early ends, report."""
 
 from dataclasses import replace
 from datetime import datetime
@@ -11,10 +11,10 @@ from tunemill_api.status import CutShort, StageState, StageStatus
 from tunemill_operator.engine.objects import Container, Ended, Job, Pod, end_within, reports_of
 from tunemill_operator.engine.observe import Observed, Progress
 
-ON_GPU = (Stage.TRAIN, Stage.EVALUATE)
-"""The stages whose pod holds the GPUs."""
+GPU_STAGES = (Stage.TRAIN, Stage.EVALUATE)
+"""Stages whose pod has the GPUs."""
 
-FACT_OF = {
+FACT_FIELDS = {
     Stage.PREPARE: "prepared",
     Stage.TRAIN: "trained",
     Stage.EVALUATE: "evaluation",
@@ -23,23 +23,23 @@ FACT_OF = {
 
 
 def report_of(container: Container) -> StageReport | None:
-    """Return the report of the container's stage in its termination message; None when there is none."""
+    """Return the report of the container's stage from its termination message, or None."""
     return next((report for report in reports_of(container) if report.stage == container.name), None)
 
 
 def read(
     entry: StageStatus, stage: Stage, job: Job, observed: Observed, gpus: int, now: datetime, train: StageStatus
 ) -> tuple[StageStatus, BaseModel | None]:
-    """Return the entry and the facts that the containers of the Job's pods tell.
+    """Return the record and the result of a stage from the containers of the Job's pods.
 
     Args:
-        entry: what is recorded about the stage.
-        stage: which one.
-        job: the Job that works on it.
-        observed: its pods, and what they have reported.
-        gpus: of each pod.
+        entry: the record of the stage.
+        stage: the stage.
+        job: the Job that runs it.
+        observed: the pods and their reports.
+        gpus: number of GPUs of each pod.
         now: the time.
-        train: what is known about train, which evaluate may share a container with.
+        train: the record of train, with which evaluate may share a container.
     """
     entry = entry.model_copy(update={"job": job.meta.name})
     starts = set()
@@ -50,7 +50,7 @@ def read(
         starts.add(run.started_at)
         entry = _with_run(entry, run, run.started_at, pod, gpus, now)
         report = report_of(run)
-        fact: BaseModel | None = getattr(report, FACT_OF[stage]) if report else None
+        fact: BaseModel | None = getattr(report, FACT_FIELDS[stage]) if report else None
         if run.ended and run.ended.exit_code == 0 and report and fact:
             return entry.model_copy(update={"state": StageState.SUCCEEDED, "executed": report.executed}), fact
     return (entry if entry.started_at in starts else _gone(entry, job, now)), None
@@ -59,7 +59,7 @@ def read(
 def _run_of(
     stage: Stage, pod: Pod, key: str, train: StageStatus, progress: Progress | None, now: datetime
 ) -> Container | None:
-    """Return the run of a stage in a pod: the container of its name, or its part of the container of several."""
+    """Return the run of a stage in a pod: its container, or its part of a shared container."""
     own = pod.container(stage)
     if not pod.shared:
         return own
@@ -74,16 +74,16 @@ def _run_of(
     if whole is None or whole.started_at is None or train.state is not StageState.SUCCEEDED:
         return None
     if train.started_at and whole.started_at < train.started_at:
-        return None  # it ended before train was done
-    # A pod that came after the one in which train was done is here for evaluate, as long as it runs.
+        return None  # the container ended before train was done
+    # A pod that started after train was done runs evaluate only.
     began = train.finished_at if whole.started_at == train.started_at else whole.started_at
     run = own or replace(whole, name=stage.value)
     return replace(run, started_at=max(began or whole.started_at, whole.started_at))
 
 
 def _gone(entry: StageStatus, job: Job, now: datetime) -> StageStatus:
-    """Return the entry of a stage whose last pod is gone; the pods of a suspended Job go as soon as they have ended."""
-    rest = at_rest(entry, now)
+    """Return the record of a stage whose last pod was deleted. Pods of a suspended Job are deleted when they end."""
+    rest = stopped(entry, now)
     if entry.state is not StageState.RUNNING or not job.suspended:
         return rest
     return rest.model_copy(update={"preemptions": entry.preemptions + 1, "cut_short": CutShort.PREEMPTED})
@@ -92,12 +92,9 @@ def _gone(entry: StageStatus, job: Job, now: datetime) -> StageStatus:
 def _with_run(
     entry: StageStatus, run: Container, started_at: datetime, pod: Pod, gpus: int, now: datetime
 ) -> StageStatus:
-    """Return the entry with one run of the stage's container, which may be the one that it knows already."""
+    """Return the record updated with one run of the stage's container, which may already be recorded."""
     if entry.started_at is None or started_at > entry.started_at:
-        # A start without a known end before it ends at the latest where the next one begins.
-        entry = folded(at_rest(entry, started_at)).model_copy(
-            update={"started_at": started_at, "attempts": entry.attempts + 1, "gpus": gpus, "cut_short": None}
-        )
+        entry = _next_attempt(entry, started_at, gpus)
     elif started_at < entry.started_at:
         return entry
     if run.running and not pod.terminal and not pod.lost(now):
@@ -107,12 +104,19 @@ def _with_run(
     return entry if entry.cut_short else _counted(entry, run, pod)
 
 
+def _next_attempt(entry: StageStatus, started_at: datetime, gpus: int) -> StageStatus:
+    """Return the record with a new run. A previous run without a known end ends at the start of the new one."""
+    earlier = closed(stopped(entry, started_at))
+    new_run = {"started_at": started_at, "attempts": entry.attempts + 1, "gpus": gpus, "cut_short": None}
+    return earlier.model_copy(update=new_run)
+
+
 def _counted(entry: StageStatus, run: Container, pod: Pod) -> StageStatus:
-    """Return the entry with what cut its last run short, if that is of a kind that is counted."""
+    """Return the record with the counter increased for the reason why the last run ended early, if there is one."""
     code = run.ended.exit_code if run.ended else None
     if code != 0 and pod.reason == "Evicted":
         return entry.model_copy(update={"evictions": entry.evictions + 1, "cut_short": CutShort.EVICTED})
-    if code != 0 and entry.name in ON_GPU and _needed_memory(run):
+    if code != 0 and entry.name in GPU_STAGES and _needed_memory(run):
         return entry.model_copy(update={"memory_kills": entry.memory_kills + 1, "cut_short": CutShort.OUT_OF_MEMORY})
     if code == ExitCode.INTERRUPTED or (code != 0 and pod.disrupted):
         return entry.model_copy(update={"preemptions": entry.preemptions + 1, "cut_short": CutShort.PREEMPTED})
@@ -126,8 +130,8 @@ def _needed_memory(run: Container) -> bool:
     return run.ended is not None and run.ended.reason == "OOMKilled"
 
 
-def at_rest(entry: StageStatus, now: datetime) -> StageStatus:
-    """Return the entry of a stage at which nothing works: it is not running, and its last run has an end."""
+def stopped(entry: StageStatus, now: datetime) -> StageStatus:
+    """Return the record of a stage that is not running. Its last run has an end."""
     update: dict[str, object] = {}
     if entry.state in {StageState.RUNNING, StageState.FAILED}:
         update["state"] = StageState.PENDING
@@ -136,8 +140,8 @@ def at_rest(entry: StageStatus, now: datetime) -> StageStatus:
     return entry.model_copy(update=update)
 
 
-def folded(entry: StageStatus) -> StageStatus:
-    """Return the entry with its last run counted among the earlier ones."""
+def closed(entry: StageStatus) -> StageStatus:
+    """Return the record with its last run added to the earlier ones."""
     seconds = int(run_seconds(entry, entry.finished_at or entry.started_at))
     return entry.model_copy(
         update={
@@ -150,5 +154,5 @@ def folded(entry: StageStatus) -> StageStatus:
 
 
 def run_seconds(entry: StageStatus, until: datetime | None) -> float:
-    """Return how long the stage's last run has taken until then; 0 when there was none."""
+    """Return the duration of the stage's last run until `until` in seconds. 0 if there was none."""
     return max(0.0, (until - entry.started_at).total_seconds()) if entry.started_at and until else 0.0

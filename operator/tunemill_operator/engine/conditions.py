@@ -1,4 +1,4 @@
-"""Makes the status from what was concluded: conditions, phase, printer columns."""
+"""Builds the status: conditions, phase and printer columns."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -20,58 +20,58 @@ from tunemill_api.status import (
 )
 
 from tunemill_operator.engine.admission import queue_of
-from tunemill_operator.engine.attempts import at_rest
-from tunemill_operator.engine.case import Case
+from tunemill_operator.engine.attempts import stopped
 from tunemill_operator.engine.failures import shortened
 from tunemill_operator.engine.objects import FineTune
-from tunemill_operator.engine.situation import NOT_BETTER, Situation
-from tunemill_operator.engine.stages import Facts, Ledger, newest_report, recorded
-from tunemill_operator.engine.terms import Terms
-from tunemill_operator.engine.workspaces import place_of
+from tunemill_operator.engine.reconcile_input import ReconcileInput
+from tunemill_operator.engine.resolved_spec import ResolvedSpec
+from tunemill_operator.engine.stages import Facts, Ledger, ledger_of_status, newest_report
+from tunemill_operator.engine.status_summary import NOT_BETTER, StatusSummary
+from tunemill_operator.engine.workspaces import workspace_for
 
 
 def status_of(
-    case: Case,
+    inputs: ReconcileInput,
     ledger: Ledger,
-    situation: Situation,
-    decisions: Sequence[GateFacts],
+    summary: StatusSummary,
+    gate_results: Sequence[GateFacts],
     run: RunStatus,
     history: Sequence[PastRun],
 ) -> FineTuneStatus:
-    """Return the whole status. The time of the case is used only for what changes with this status."""
-    finetune = case.finetune
-    # After a restart of the operator the figures are those of the status.
-    trainer = newest_report(ledger, case.live_progress, finetune.status)
+    """Return the whole status. `inputs.now` is used only for fields that change with this status."""
+    finetune = inputs.finetune
+    # After a restart of the operator, the progress is read from the status.
+    trainer = newest_report(ledger, inputs.live_progress, finetune.status)
     figures = ledger.facts.evaluation if ledger.done(Stage.EVALUATE) else None
     exact = next((metric for metric in figures.metrics if metric.name == Metric.EXACT_MATCH), None) if figures else None
     pushed = ledger.facts.published
     draft = pushed if pushed and pushed.draft else None
     made = pushed if pushed and not pushed.draft else None
-    # Until there is another one, the model that was published last is still where it is.
+    # The previous model stays published until there is a new one.
     published = made.model_copy(update={"serving": None}) if made else finetune.status.published
     return FineTuneStatus(
         observed_generation=finetune.generation,
-        phase=situation.phase,
-        conditions=_conditions(finetune, ledger, situation, decisions, case.now, case.terms),
+        phase=summary.phase,
+        conditions=_conditions(finetune, ledger, summary, gate_results, inputs.now, inputs.resolved),
         run=run,
-        profile=case.terms.profile,
-        workspace=place_of(finetune, case.spec).uri,
-        stages=[_entry(ledger.entries[stage], situation) for stage in Stage],
-        queue=queue_of(case),
+        profile=inputs.resolved.profile,
+        workspace=workspace_for(finetune, inputs.spec).uri,
+        stages=[_entry(ledger.entries[stage], summary) for stage in Stage],
+        queue=queue_of(inputs),
         trainer_status=trainer,
         progress=f"{trainer.progress_percentage}%" if trainer and trainer.progress_percentage is not None else "",
         eta=_duration(trainer.estimated_remaining_seconds) if trainer else "",
         prepared=ledger.facts.prepared,
         trained=ledger.facts.trained,
         evaluation=ledger.facts.evaluation,
-        gates=list(decisions),
+        gates=list(gate_results),
         score=exact.tuned if exact else "",
         gain=f"{float(exact.tuned) - float(exact.base):+.4f}" if exact and exact.tuned and exact.base else "",
         published=published,
         serving=made.serving if made else finetune.status.serving,
         draft=draft,
-        failure=situation.failure,
-        trouble_since=situation.trouble_since,
+        failure=summary.failure,
+        trouble_since=summary.trouble_since,
         history=list(history),
         incumbent=_incumbent(finetune, ledger),
         rival=ledger.rival or finetune.status.rival,
@@ -86,25 +86,25 @@ def _incumbent(finetune: FineTune, ledger: Ledger) -> ModelKeys | None:
     return ModelKeys(prepare=prepared.key, train=ledger.wanted[Stage.TRAIN])
 
 
-def _entry(entry: StageStatus, situation: Situation) -> StageStatus:
-    """Return the stage's entry, failed if it has worked and the failure is its own."""
-    failed = situation.phase is Phase.FAILED and situation.failure and situation.failure.stage == entry.name
+def _entry(entry: StageStatus, summary: StatusSummary) -> StageStatus:
+    """Return the record of the stage, as Failed if it has run and the failure is its own."""
+    failed = summary.phase is Phase.FAILED and summary.failure and summary.failure.stage == entry.name
     if failed and entry.attempts and entry.state is StageState.PENDING:
         return entry.model_copy(update={"state": StageState.FAILED})
     return entry
 
 
-def status_of_invalid(finetune: FineTune, situation: Situation, now: datetime, *, stops: bool) -> FineTuneStatus:
-    """Return the status of an object that has no spec to go by: what was achieved before stays recorded."""
-    conditions = _conditions(finetune, recorded(finetune.status), situation, (), now)
+def status_of_invalid(finetune: FineTune, summary: StatusSummary, now: datetime, *, stops: bool) -> FineTuneStatus:
+    """Return the status of an object with an invalid spec. Earlier results stay recorded."""
+    conditions = _conditions(finetune, ledger_of_status(finetune.status), summary, (), now)
     return finetune.status.model_copy(
         update={
             "observed_generation": finetune.generation,
-            "phase": situation.phase,
+            "phase": summary.phase,
             "conditions": conditions,
-            "failure": situation.failure,
+            "failure": summary.failure,
             "trouble_since": None,
-            "stages": [at_rest(entry, now) if stops else entry for entry in finetune.status.stages],
+            "stages": [stopped(entry, now) if stops else entry for entry in finetune.status.stages],
         }
     )
 
@@ -112,19 +112,19 @@ def status_of_invalid(finetune: FineTune, situation: Situation, now: datetime, *
 def _conditions(
     finetune: FineTune,
     ledger: Ledger,
-    situation: Situation,
-    decisions: Sequence[GateFacts],
+    summary: StatusSummary,
+    gate_results: Sequence[GateFacts],
     now: datetime,
-    terms: Terms | None = None,
+    resolved: ResolvedSpec | None = None,
 ) -> list[Condition]:
-    stalled = situation.failure is not None
-    ready = situation.phase is Phase.SUCCEEDED
+    stalled = summary.failure is not None
+    ready = summary.phase is Phase.SUCCEEDED
     reconciling = not stalled and not ready
     before = {condition.type: condition for condition in finetune.status.conditions}
-    # Until the first Job is seen, nothing has been found out; later, waiting for a Job is no news about Ready.
+    # Ready is Unknown until the first Job is observed. Later, waiting for a Job does not change it back.
     known = ConditionType.READY in before and before[ConditionType.READY].status != "Unknown"
-    unknown = situation.phase is Phase.PENDING and not stalled and not known
-    reason, message = situation.reason, situation.message
+    unknown = summary.phase is Phase.PENDING and not stalled and not known
+    reason, message = summary.reason, summary.message
     facts = [
         (ConditionType.READY, "True" if ready else "Unknown" if unknown else "False", reason, message),
         (
@@ -134,32 +134,32 @@ def _conditions(
             message if reconciling else "",
         ),
         (ConditionType.STALLED, _truth(stalled), reason if stalled else "NotStalled", message if stalled else ""),
-        _milestone(ConditionType.PREPARED, Stage.PREPARE, ledger, situation),
-        _milestone(ConditionType.TRAINED, Stage.TRAIN, ledger, situation),
-        _milestone(ConditionType.EVALUATED, Stage.EVALUATE, ledger, situation),
-        _gate(ledger, decisions),
-        _milestone(ConditionType.PUBLISHED, Stage.PUBLISH, ledger, situation),
+        _milestone(ConditionType.PREPARED, Stage.PREPARE, ledger, summary),
+        _milestone(ConditionType.TRAINED, Stage.TRAIN, ledger, summary),
+        _milestone(ConditionType.EVALUATED, Stage.EVALUATE, ledger, summary),
+        _gate(ledger, gate_results),
+        _milestone(ConditionType.PUBLISHED, Stage.PUBLISH, ledger, summary),
         (
             ConditionType.SUSPENDED,
-            _truth(situation.suspended),
-            "Suspended" if situation.suspended else "NotSuspended",
-            "spec.suspend is true" if situation.suspended else "",
+            _truth(summary.suspended),
+            "Suspended" if summary.suspended else "NotSuspended",
+            "spec.suspend is true" if summary.suspended else "",
         ),
-        *_profile(terms),
+        *_profile(resolved),
     ]
     return [_condition(*fact, finetune.generation, before.get(fact[0]), now) for fact in facts]
 
 
 def _milestone(
-    kind: ConditionType, stage: Stage, ledger: Ledger, situation: Situation
+    kind: ConditionType, stage: Stage, ledger: Ledger, summary: StatusSummary
 ) -> tuple[ConditionType, str, str, str]:
     if ledger.done(stage):
         done = _achievement(stage, ledger.facts)
         is_draft = stage is Stage.PUBLISH and ledger.facts.published and ledger.facts.published.draft
         return (kind, "False", "Draft", done) if is_draft else (kind, "True", kind.value, done)
-    failure = situation.failure
-    if stage is Stage.PUBLISH and situation.reason == NOT_BETTER:
-        return kind, "False", NOT_BETTER, situation.message
+    failure = summary.failure
+    if stage is Stage.PUBLISH and summary.reason == NOT_BETTER:
+        return kind, "False", NOT_BETTER, summary.message
     if failure and failure.stage == stage:
         return kind, "False", str(failure.reason), failure.message
     state = ledger.entries[stage].state if stage in ledger.wanted else StageState.PENDING
@@ -167,12 +167,12 @@ def _milestone(
 
 
 def _achievement(stage: Stage, facts: Facts) -> str:
-    """Return in one sentence what the stage found or made."""
+    """Return the result of the stage as text."""
     match stage:
         case Stage.PREPARE if facts.prepared:
             data = facts.prepared.dataset
             model = facts.prepared.base_model_revision[:12]
-            return f"{data.train_rows} rows to train on, {data.evaluation_rows} held out, base model at {model}"
+            return f"{data.train_rows} training rows, {data.evaluation_rows} held-out rows, base model at {model}"
         case Stage.TRAIN if facts.trained:
             return f"{facts.trained.steps} steps on {facts.trained.device}, loss {facts.trained.loss}"
         case Stage.EVALUATE if facts.evaluation:
@@ -180,28 +180,33 @@ def _achievement(stage: Stage, facts: Facts) -> str:
             return f"{facts.evaluation.rows} held-out rows: {', '.join(metrics)}"
         case Stage.PUBLISH if facts.published:
             at = f"{facts.published.repository} at {facts.published.revision[:12]}"
-            return f"a draft, on the branch {facts.published.branch} of {at}" if facts.published.draft else at
+            return f"draft on the branch {facts.published.branch} of {at}" if facts.published.draft else at
     return ""
 
 
-def _gate(ledger: Ledger, decisions: Sequence[GateFacts]) -> tuple[ConditionType, str, str, str]:
+def _gate(ledger: Ledger, gate_results: Sequence[GateFacts]) -> tuple[ConditionType, str, str, str]:
     if not ledger.done(Stage.EVALUATE):
         return ConditionType.GATE_PASSED, "Unknown", "NotEvaluated", ""
-    if passed(decisions):
-        return ConditionType.GATE_PASSED, "True", "GatePassed", f"{len(decisions)} of {len(decisions)} gates passed"
-    return ConditionType.GATE_PASSED, "False", "GateNotPassed", f"not passed: {missed(decisions)}"
+    if passed(gate_results):
+        return (
+            ConditionType.GATE_PASSED,
+            "True",
+            "GatePassed",
+            f"{len(gate_results)} of {len(gate_results)} gates passed",
+        )
+    return ConditionType.GATE_PASSED, "False", "GateNotPassed", f"not passed: {missed(gate_results)}"
 
 
-def _profile(terms: Terms | None) -> list[tuple[ConditionType, str, str, str]]:
-    """Return what is to be said about the profile; nothing where none holds now or would with the next run."""
-    if terms is None or not (terms.profile or terms.news):
+def _profile(resolved: ResolvedSpec | None) -> list[tuple[ConditionType, str, str, str]]:
+    """Return the condition of the profile. Nothing if no profile applies to this run or the next one."""
+    if resolved is None or not (resolved.profile or resolved.pending_changes):
         return []
-    if terms.news:
-        message = f"this run keeps what it began with; an edit or a new run begins with {terms.news}"
+    if resolved.pending_changes:
+        message = f"this run keeps the profile with which it started; the next run will have {resolved.pending_changes}"
         return [(ConditionType.PROFILE_CURRENT, "False", "ProfileChanged", message)]
-    name, fields = (terms.profile.name, terms.profile.fields) if terms.profile else ("", {})
-    gives = ", ".join(f"spec.{path}" for path in sorted(fields)) or "nothing that spec lacks"
-    return [(ConditionType.PROFILE_CURRENT, "True", "Current", f"FineTuneProfile {name} gives {gives}")]
+    name, fields = (resolved.profile.name, resolved.profile.fields) if resolved.profile else ("", {})
+    gives = ", ".join(f"spec.{path}" for path in sorted(fields)) or "no fields"
+    return [(ConditionType.PROFILE_CURRENT, "True", "Current", f"FineTuneProfile {name} sets {gives}")]
 
 
 def _condition(

@@ -1,7 +1,7 @@
-"""Tables of what the limits of a FineTuneProfile bound, for the operator and for the admission policy of the chart.
+"""Tables of the limits of a FineTuneProfile, for the operator and for the admission policy of the chart.
 
-`profile_limits` checks a whole spec with them. `python -m tunemill_dev.chart` makes CEL expressions of them, with which
-the API server refuses the same at `kubectl apply`.
+`profile_limits` checks a spec with them. `python -m tunemill_dev.chart` generates CEL expressions from them, with which
+the API server rejects the same at `kubectl apply`.
 """
 
 from dataclasses import dataclass
@@ -22,23 +22,23 @@ SERVER_ENV: Final = (
     "ALL_PROXY",
     "all_proxy",
 )
-"""Variables that name the servers that boto3 and the Hub's client speak to."""
+"""Variables that set the servers of boto3 and the Hub client."""
 VARIABLES: Final = (
     ("trainerImages", "changes which code runs", CODE_ENV),
     ("endpoints", "names a server", SERVER_ENV),
 )
-"""Environment variables that users may not set: the limit that they would be ways around, why, and their names."""
+"""Environment variables that users must not set: the limit that they would bypass, their effect, their names."""
 
 TEMPLATE_LISTS: Final = {
     "serviceAccountName": "serviceAccounts",
     "priorityClassName": "priorityClasses",
     "runtimeClassName": "runtimeClasses",
 }
-"""Fields of pod templates that users may set where a limit lists their values, by field."""
+"""Fields of pod templates that users may set if a limit lists their values, with that limit."""
 
 
 class Measure(StrEnum):
-    """How values of a maximum are compared."""
+    """How values are compared with a maximum."""
 
     COUNT = "count"
     HOURS = "hours"
@@ -47,27 +47,28 @@ class Measure(StrEnum):
 
 @dataclass(frozen=True)
 class Maximum:
-    """A limit that is the highest value of a field."""
+    """A limit that is the maximum of a field."""
 
     limit: str
     path: str
-    """Of the field, in the spec."""
+    """Path of the field in the spec."""
     measure: Measure
 
 
 @dataclass(frozen=True)
 class NameList:
-    """A limit that lists the names that a field may have."""
+    """A limit that lists the allowed values of a field."""
 
     limit: str
     path: str
-    """Of the field, in the spec."""
+    """Path of the field in the spec."""
     or_defaults: bool = False
-    """Whether, without a list, only the name in the profile's defaults is allowed. Otherwise every name is."""
+    """Whether, if the limit is not set, only the value in the profile's defaults is allowed. Otherwise every value
+    is."""
     or_name: str = ""
-    """The name that is allowed where there is neither a list nor a default; empty allows none."""
+    """Value that is allowed if there is neither a list nor a default. Empty: none."""
     of_owner: bool = False
-    """Whether the list is about what comes before the slash."""
+    """Whether the list applies to the part before the slash."""
 
 
 MAXIMA: Final = (
@@ -77,7 +78,7 @@ MAXIMA: Final = (
     Maximum("maxRuntime", "maxRuntime", Measure.DURATION),
 )
 GPU_RESOURCE: Final = NameList("gpuResources", "compute.gpuResource", or_defaults=True, or_name="nvidia.com/gpu")
-"""Bounded only where there are GPUs."""
+"""Applies only to runs with GPUs."""
 NAMES: Final = (
     NameList("baseModels", "baseModel.id"),
     NameList("hubOrganizations", "publish.repository", of_owner=True),
@@ -94,4 +95,4 @@ SECRET_REFS: Final = (
     "publish.tokenSecretRef",
     "publish.signing.keySecretRef",
 )
-"""Fields that name a Secret, which limits.secrets bounds."""
+"""Fields that refer to a Secret, to which limits.secrets applies."""

@@ -1,7 +1,7 @@
-"""The typed, slim views of Kubernetes objects that the engine decides on; the caches hold nothing else of an object.
+"""Typed views of Kubernetes objects for the engine. The caches hold nothing else of an object.
 
-An object arrives as the JSON that the API server sent. What the engine does not read is dropped at once, so that a
-cached object costs a few kilobytes, whatever users put into their annotations.
+An object arrives as JSON from the API server. Fields that the engine does not read are dropped immediately, so that a
+cached object takes a few kilobytes, even with large annotations.
 """
 
 import hashlib
@@ -32,21 +32,21 @@ from tunemill_api.stage_report import Stage, StageReport, reports_in
 from tunemill_api.status import FineTuneStatus, MetricFacts
 
 ANNOTATION_POD = f"{GROUP}/pod"
-"""On Jobs: a digest of what the spec says about the pod beyond the work; a live Job with another one is replaced."""
+"""On Jobs: digest of the pod settings in the spec. An active Job with another digest is replaced."""
 
 ANNOTATION_MEMORY_KILLS = f"{GROUP}/memory-kills"
-"""On Jobs that train: how many pods before had needed more memory than their limit. The pod computes less at once."""
+"""On train Jobs: number of earlier pods that exceeded their memory limit. The pod then computes less at once."""
 
 LABEL_JOB_NAME = "batch.kubernetes.io/job-name"
-"""Set by the Job controller on the pods of a Job. It stays when the Job is deleted with --cascade=orphan."""
+"""Set by the Job controller on the pods of a Job. It stays after `kubectl delete --cascade=orphan`."""
 
 _JOB_SUFFIX = re.compile("(prepare|train|publish)-[0-9a-f]{8}")
 _NUMBER = re.compile("[0-9]{1,15}")
 _SHARE = re.compile(r"-?[0-9]{1,9}(\.[0-9]{1,9})?")
 _STAGES = frozenset(stage.value for stage in Stage)
 
-GONE_AFTER = timedelta(seconds=60)
-"""A pod that has not ended so long after the end of its grace period is on a node that does not answer."""
+NODE_LOST_AFTER = timedelta(seconds=60)
+"""A pod that has not ended this long after its grace period is on a node that does not respond."""
 
 REFUSALS = frozenset(
     {
@@ -61,38 +61,39 @@ REFUSALS = frozenset(
 """Failures of an object whose spec may not have become a run."""
 
 LARGEST_BYTES = 512 * 1024
-"""The most bytes of a FunctionCallFineTune as JSON. etcd takes 1.5 MiB: some hundred of those would fill the memory."""
+"""Maximum size of a FunctionCallFineTune as JSON. etcd allows 1.5 MiB; a few hundred such objects would fill the
+memory."""
 
 LARGEST_COUNT = 10**12
-"""The largest number that a pod may report. The API server takes no status with one that has more than 64 bits."""
+"""Maximum number that a pod may report. The API server rejects a status with more than 64 bits."""
 
 Json = Mapping[str, Any]
-"""An object as the API server sends it."""
+"""An object as returned by the API server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Meta:
-    """What every object has."""
+    """Metadata of an object."""
 
     namespace: str
-    """Empty on what belongs to no namespace."""
+    """Empty for cluster-scoped objects."""
     name: str
     uid: str
     resource_version: int
     created_at: datetime
     deleting: bool
     finetune: str
-    """The name of the FunctionCallFineTune that a Job or pod works for; empty on others."""
+    """Name of the FunctionCallFineTune to which a Job or pod belongs. Empty for other objects."""
     owner: str
-    """The uid of the controller, empty when there is none."""
+    """Uid of the controller. Empty if there is none."""
     owner_job: str = ""
-    """The name of the Job that is or was its controller; empty when there is none."""
+    """Name of the Job that is or was the controller. Empty if there is none."""
 
     @property
     def serves_finetune(self) -> bool:
-        """Whether its Job has a name that the operator gives to the Jobs of the object.
+        """Whether the pod belongs to a Job with a name that the operator uses for the object.
 
-        The label alone does not tell: users may copy it to pods and Jobs of their own.
+        The label alone is not sufficient: users may copy it to other pods and Jobs.
         """
         return _is_job_name(self.owner_job, self.finetune)
 
@@ -105,31 +106,31 @@ class FineTune:
     generation: int
     requested_at: str
     spec: FineTuneSpec | None
-    """None when the spec does not fit the model, which happens when CRD and operator are of different versions."""
+    """None if the spec does not match the model, which happens if CRD and operator have different versions."""
     spec_error: str
     status: FineTuneStatus
 
     @property
-    def asked(self) -> str:
-        """What was asked for beside the spec: to look again, by the annotation or by the schedule."""
+    def requested(self) -> str:
+        """Requests in addition to the spec: the annotation requested-at and the last scheduled time."""
         retrain = self.status.retrain
         scheduled = f"@{retrain.last_time:%Y-%m-%dT%H:%MZ}" if retrain and retrain.last_time else ""
         return f"{self.requested_at}{scheduled}"
 
     @property
     def request_token(self) -> str:
-        """Changes with every edit of the spec and every request to look at the data again: eight digits."""
-        return hashlib.sha256(f"{self.generation} {self.asked}".encode()).hexdigest()[:8]
+        """Hash of generation and requests: eight hexadecimal digits. It changes with every edit and every request."""
+        return hashlib.sha256(f"{self.generation} {self.requested}".encode()).hexdigest()[:8]
 
     @property
-    def begun(self) -> bool:
-        """Whether a run is recorded that began with the spec as it is."""
+    def run_started(self) -> bool:
+        """Whether a run with the current spec and request is recorded."""
         run = self.status.run
         if run is None:
             return False
         if run.request_token:
             return run.request_token == self.request_token
-        # The operator of commit 7ae990e recorded no token. It wrote the generation also for a spec that it refused.
+        # The operator of commit 7ae990e recorded no token. It also recorded the generation of a rejected spec.
         failure = self.status.failure
         refused = failure is not None and failure.reason in REFUSALS
         return self.status.observed_generation == self.generation and not refused
@@ -137,36 +138,36 @@ class FineTune:
 
 @dataclass(frozen=True, slots=True)
 class StoredFineTune:
-    """A FunctionCallFineTune as the cache keeps it: as text, a tenth of what its models take."""
+    """A FunctionCallFineTune in the cache, as text. This takes a tenth of the memory of its models."""
 
     meta: Meta
     phase: str
-    """Empty until a status was written."""
+    """Empty until a status has been written."""
     text: bytes
-    """The object's JSON, without what the engine does not read."""
+    """JSON of the object, without fields that the engine does not read."""
 
     def view(self) -> FineTune:
-        """Return what the engine decides on."""
+        """Return the typed view."""
         return _finetune_in(self.text)
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A Job of ours."""
+    """A Job of the operator."""
 
     meta: Meta
     label: str
     """`prepare`, `train` or `publish`."""
     key: str
     generation: int
-    asked: str
+    requested: str
     pod_digest: str
     memory_kills: int | None
-    """None on Jobs that do not train, and on those of an operator that did not record it."""
+    """None on other Jobs than train, and on Jobs of an operator that did not record it."""
     queue: str
-    """The LocalQueue of Kueue that it waits in; empty when it is in none."""
+    """LocalQueue of Kueue. Empty if the Job is not queued."""
     priority: str
-    """The WorkloadPriorityClass; empty when it names none."""
+    """WorkloadPriorityClass. Empty if none is set."""
     suspended: bool
     complete: bool
     failed: bool
@@ -176,18 +177,18 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether it will never run a pod again."""
+        """Whether the Job has completed or failed."""
         return self.complete or self.failed
 
     @property
     def named_by_operator(self) -> bool:
-        """Whether its name is one that the operator gives to the Jobs of the object that its label names."""
+        """Whether its name is one that the operator uses for Jobs of the object in its label."""
         return _is_job_name(self.meta.name, self.meta.finetune)
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a container ended."""
+    """The end of a container."""
 
     exit_code: int
     reason: str
@@ -197,7 +198,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container, init or main, of a pod."""
+    """An init container or container of a pod."""
 
     name: str
     image: str
@@ -208,85 +209,85 @@ class Container:
 
     @property
     def running(self) -> bool:
-        """Whether it works at the moment."""
+        """Whether the container is running."""
         return self.started_at is not None and self.ended is None
 
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod of a Job of ours; its controller is the Job."""
+    """A pod whose controller is a Job of the operator."""
 
     meta: Meta
     phase: str
     reason: str
     message: str
     unschedulable: str
-    """The scheduler's message while it finds no node; empty otherwise."""
+    """Message of the scheduler while no node fits. Empty otherwise."""
     disrupted: str
-    """Why the platform ended it (preemption, drain, eviction); empty when it did not."""
+    """Reason of a disruption (preemption, drain, eviction). Empty if there is none."""
     node: str
-    """The node that it is bound to; empty while there is none."""
+    """Node of the pod. Empty if it is not scheduled."""
     ends_by: datetime | None
-    """The end of its grace period, once it is deleted."""
+    """End of the grace period, if the pod is being deleted."""
     containers: tuple[Container, ...]
-    """All containers, sidecars included; one entry a stage also where train and evaluate share a container."""
+    """All containers, including sidecars. One entry per stage, even if train and evaluate share a container."""
     shared: bool = False
-    """Whether train and evaluate are processes of one container."""
+    """Whether train and evaluate share a container."""
 
     @property
     def stages(self) -> tuple[Container, ...]:
-        """The containers of the stages. What an admission policy added (sidecars) says nothing about a stage."""
+        """The containers of the stages, without sidecars."""
         return tuple(container for container in self.containers if container.name in _STAGES)
 
     @property
     def failed_stage(self) -> Container | None:
-        """The stage container that has failed."""
+        """The container of the failed stage, if there is one."""
         return next((item for item in self.stages if item.ended and item.ended.exit_code), None)
 
     @property
     def terminal(self) -> bool:
-        """Whether no container will run again."""
+        """Whether the pod has succeeded or failed."""
         return self.phase in {"Succeeded", "Failed"}
 
     @property
     def stages_ended(self) -> bool:
-        """Whether no stage will run in it again, although a sidecar may still run."""
+        """Whether no stage will run in the pod again, although a sidecar may still run."""
         if self.terminal or self.failed_stage:
             return True
         return bool(self.stages) and all(item.ended for item in self.stages)
 
     @property
     def stages_ended_at(self) -> datetime | None:
-        """When the last of its stage containers ended; None while one may still run."""
+        """When the last stage container ended. None if one may still run."""
         times = [item.ended.finished_at for item in self.stages if item.ended and item.ended.finished_at]
         return max(times, default=None) if self.stages_ended else None
 
     def lost(self, now: datetime) -> bool:
-        """Tell whether its node has not ended it although its time is over."""
-        return not self.stages_ended and self.ends_by is not None and now > self.ends_by + GONE_AFTER
+        """Return whether the node has not ended the pod within its grace period."""
+        return not self.stages_ended and self.ends_by is not None and now > self.ends_by + NODE_LOST_AFTER
 
     def container(self, name: str) -> Container | None:
-        """Return the container of that name."""
+        """Return the container with this name."""
         return next((container for container in self.containers if container.name == name), None)
 
 
 def stored_finetune_of(body: Json) -> StoredFineTune:
-    """Return what the cache keeps of a FunctionCallFineTune; of one that cannot be read, why."""
+    """Return the cached form of a FunctionCallFineTune, or of the reason why it cannot be read."""
     metadata = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
     annotations = mapping(metadata.get("annotations"))
     metadata["annotations"] = {name: value for name, value in annotations.items() if name.startswith(f"{GROUP}/")}
     meta, status = meta_of(body), mapping(body.get("status"))
     generation = metadata.get("generation", 1)
     if not isinstance(generation, int) or abs(generation) > LARGEST_COUNT:
-        raise TypeError("metadata.generation is no number")
+        raise TypeError("metadata.generation is not a number")
     if not re.fullmatch(UID, meta.uid):
-        raise ValueError("metadata.uid is none that an API server makes, and no RunSpec takes it")
+        raise ValueError("metadata.uid is not valid")
     slim = {"metadata": metadata, "spec": body.get("spec") or {}, "status": status}
     try:
         text, problem = to_json(slim), ""
         if len(text) > LARGEST_BYTES:
-            problem = f"the object has more than {LARGEST_BYTES // 1024} KiB as JSON and is not read: make it smaller"
-    except (ValueError, RecursionError) as error:  # nested too deep, or half a surrogate pair
+            problem = f"the object is larger than {LARGEST_BYTES // 1024} KiB as JSON: make it smaller"
+    except (ValueError, RecursionError) as error:  # nested too deeply, or an unpaired surrogate
         problem = f"the object cannot be read: {error}"
     if problem:
         text = _without_spec(slim, problem)
@@ -295,9 +296,9 @@ def stored_finetune_of(body: Json) -> StoredFineTune:
 
 
 def _without_spec(slim: dict[str, Any], problem: str) -> bytes:
-    """Return the JSON of an object without its spec, and with little of a status that is as bad.
+    """Return the JSON of an object without its spec, and with only the readable parts of its status.
 
-    What the status says about this problem stays, or it would be written again and again.
+    The failure in the status is kept, so that the operator does not write it again and again.
     """
     names = ("name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp")
     metadata = {name: slim["metadata"][name] for name in names if name in slim["metadata"]}
@@ -344,10 +345,10 @@ def finetune_of(body: Json) -> FineTune:
 
 
 def _status_in(status: Json) -> FineTuneStatus:
-    """Return what a status says; its parts that cannot be read are found out again.
+    """Return the readable parts of a status. The rest is computed again.
 
-    They were written by something else than this operator, which does not overwrite what it did not write. The
-    conditions have to be read all the same, or a new time would be written into them again and again.
+    Unreadable parts were written by another client, and server-side apply does not overwrite them. Conditions must be
+    read, or their transition times would change with every write.
     """
     try:
         return _checked(status)
@@ -369,9 +370,9 @@ def _checked(status: Json) -> FineTuneStatus:
 
 
 def _queued(body: Json) -> Any:  # noqa: ANN401 - what stands there may be no spec
-    """Return the spec, with the queue that the object's labels name where it names none itself.
+    """Return the spec, with the queue of the object's labels if the spec has none.
 
-    Those who use Kueue label whatever is to be queued, and kustomize labels everything at once.
+    Users of Kueue set its labels on objects, and kustomize sets labels on all objects.
     """
     spec, labels = body.get("spec") or {}, mapping(body["metadata"].get("labels"))
     if not isinstance(spec, dict):
@@ -384,8 +385,8 @@ def _queued(body: Json) -> Any:  # noqa: ANN401 - what stands there may be no sp
 
 def _invalid_field(location: tuple[int | str, ...], kind: str, message: str) -> str:
     field = f"spec.{'.'.join(str(part) for part in location)}"
-    # The API server drops or refuses what the CRD does not have.
-    unknown = "this operator does not know the field, the CRD is newer than it: upgrade the operator"
+    # The API server drops or rejects fields that the CRD does not have.
+    unknown = "unknown field, because the CRD is newer than the operator: upgrade the operator"
     return f"{field}: {unknown if kind == 'extra_forbidden' else message}"
 
 
@@ -404,7 +405,7 @@ def job_of(body: Json) -> Job:
         label=_text(labels.get(LABEL_STAGE)),
         key=_text(annotations.get(ANNOTATION_KEY)),
         generation=_number(annotations.get(ANNOTATION_GENERATION)) or 0,
-        asked=_text(annotations.get(ANNOTATION_REQUESTED_AT)),
+        requested=_text(annotations.get(ANNOTATION_REQUESTED_AT)),
         pod_digest=_text(annotations.get(ANNOTATION_POD)),
         memory_kills=_number(annotations.get(ANNOTATION_MEMORY_KILLS)),
         queue=_text(labels.get(LABEL_QUEUE)),
@@ -427,7 +428,7 @@ def pod_of(body: Json) -> Pod:
     statuses = [*_mappings(status.get("initContainerStatuses")), *_mappings(status.get("containerStatuses"))]
     containers = [_container(item) for item in statuses]
     names = {item.name for item in containers}
-    # An operator before trainer stages shared a container made train an init container of the pod that evaluates.
+    # Older operators ran train as an init container of the pod that evaluates.
     shared = Stage.TRAIN in names and Stage.EVALUATE not in names
     return Pod(
         meta=meta_of(body),
@@ -444,7 +445,7 @@ def pod_of(body: Json) -> Pod:
 
 
 def reports_of(container: Container) -> tuple[StageReport, ...]:
-    """Return the reports that a container left in its termination message."""
+    """Return the reports in the termination message of a container."""
     if container.ended is None:
         return ()
     return tuple(reports_in(container.ended.message, _report))
@@ -457,15 +458,15 @@ def _report(text: str) -> StageReport:
 
 
 def check_figures(model: BaseModel) -> None:
-    """Check that the figures of a pod's report, or of a status, are ones that can be computed with and written.
+    """Check that the numbers and times of a report or status can be processed and written.
 
     Raises:
-        ValueError: when a number has too many digits, a metric is no number, or a time has no time zone.
+        ValueError: a number is too large, a metric is not a number, or a time has no time zone.
     """
     if isinstance(model, MetricFacts):
         for share in (model.base, model.tuned, model.published):
             if share and not _SHARE.fullmatch(share):
-                raise ValueError(f"the metric {model.name} is no number")
+                raise ValueError(f"the metric {model.name} is not a number")
     for name in type(model).model_fields:
         value = getattr(model, name)
         for item in value if isinstance(value, list) else [value]:
@@ -478,9 +479,9 @@ def check_figures(model: BaseModel) -> None:
 
 
 def end_within(container: Container, report: StageReport, latest: datetime | None) -> datetime:
-    """Return when a stage ended by its report, between the container's start and the latest possible time.
+    """Return the end of a stage from its report, limited to the start of the container and `latest`.
 
-    The report may be of anybody's making. Whole seconds, as the times of containers are.
+    The report may come from a custom image. Times of containers have whole seconds.
     """
     time = report.finished_at.replace(microsecond=0)
     time = time if time.tzinfo else time.replace(tzinfo=UTC)
@@ -489,7 +490,7 @@ def end_within(container: Container, report: StageReport, latest: datetime | Non
 
 
 def _stages_of(container: Container) -> list[Container]:
-    """Return the container, as two where its message says that train was done: of train, and of what came after."""
+    """Return the container, split into train and the following stage if its message says that train is done."""
     ended = container.ended
     if container.name != Stage.TRAIN or ended is None or container.started_at is None:
         return [container]
@@ -530,10 +531,10 @@ def _container(status: Json) -> Container:
 
 
 def meta_of(body: Json) -> Meta:
-    """Return what every object has.
+    """Return the metadata of an object.
 
     Raises:
-        KeyError: the API server has not made the object.
+        KeyError: the object is not from the API server.
         TypeError: the same.
         ValueError: the same.
     """
@@ -544,7 +545,7 @@ def meta_of(body: Json) -> Meta:
     job = _text(controller.get("name")) if controller.get("kind") == "Job" else ""
     name, uid = metadata["name"], metadata["uid"]
     if not isinstance(name, str) or not isinstance(uid, str):
-        raise TypeError("the name or the uid is no text")
+        raise TypeError("the name or the uid is not a string")
     return Meta(
         namespace=_text(metadata.get("namespace")),
         name=name,
@@ -559,15 +560,16 @@ def meta_of(body: Json) -> Meta:
 
 
 def _is_job_name(name: str, finetune: str) -> bool:
-    """Tell whether the operator gives Jobs of the object such a name. `Work.job_name` makes it."""
+    """Return whether the name is one that `Work.job_name` generates for the object."""
     prefix = f"{finetune}-"
     return name.startswith(prefix) and _JOB_SUFFIX.fullmatch(name, len(prefix)) is not None
 
 
 def _time(text: str | None) -> datetime | None:
-    """Return the time; None also for the epoch, which container runtimes write for a container that never started.
+    """Return the time, or None if it is invalid or the epoch.
 
-    None as well for what is no time: users can write the status of their pods and Jobs.
+    Container runtimes write the epoch for a container that never started. Users can write the status of their pods and
+    Jobs, so it may contain any text.
     """
     if not text:
         return None
@@ -586,7 +588,7 @@ def _required_time(text: str) -> datetime:
 
 
 def _number(text: object) -> int | None:
-    """Return the whole number that an annotation holds; None when it holds none: anybody can write annotations."""
+    """Return the non-negative integer in an annotation, or None. Anyone can write annotations."""
     return int(text) if isinstance(text, str) and _NUMBER.fullmatch(text) else None
 
 
@@ -599,5 +601,5 @@ def _mappings(value: object) -> list[Mapping[str, Any]]:
 
 
 def mapping(value: object) -> Mapping[str, Any]:
-    """Return a part of an object that has to be a mapping; an empty one for anything else."""
+    """Return the value if it is a mapping, else an empty one."""
     return value if isinstance(value, Mapping) else {}

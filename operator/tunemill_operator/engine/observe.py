@@ -1,4 +1,4 @@
-"""Everything that is known about one FunctionCallFineTune at the moment of a decision."""
+"""What is observed about one FunctionCallFineTune: its Jobs, pods, Warning events, progress and Workloads."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ from tunemill_operator.engine.objects import FineTune, Job, Pod
 from tunemill_operator.engine.profiles import Profile
 from tunemill_operator.engine.workloads import Workload
 
-SILENT_AFTER = timedelta(seconds=3)
-"""A Job without a pod, or a pod that does not start, is asked for its events after this time."""
-LOOK_AGAIN = timedelta(seconds=10)
-"""How soon something is looked at again whose change no watch tells: a missing Secret, a full quota."""
-LOOK_SELDOM = timedelta(minutes=5)
-"""How seldom at most: a thousand objects may wait for one quota."""
+FIRST_CHECK_AFTER = timedelta(seconds=3)
+"""A Job without a pod, or a pod that does not start, is checked for Warning events after this time."""
+RECHECK_INTERVAL = timedelta(seconds=10)
+"""Minimum interval for checks of conditions without a watch, such as a missing Secret or a full quota."""
+MAX_RECHECK_INTERVAL = timedelta(minutes=5)
+"""Maximum interval for such checks. A thousand objects may wait for one quota."""
 
 
 @dataclass(frozen=True)
-class Complaint:
-    """A Warning event about a Job or pod that makes no headway."""
+class WarningEvent:
+    """A Warning event about a Job or pod that does not start."""
 
     about: str
-    """The uid of the Job or pod."""
+    """Uid of the Job or pod."""
     reason: str
     message: str
     last_seen: datetime
@@ -32,81 +32,81 @@ class Complaint:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a pod has reported last."""
+    """The latest reports of a pod."""
 
     pod: str
-    """The pod's uid."""
+    """Uid of the pod."""
     status: TrainerStatus | None
-    """None before it reported any figures."""
+    """The latest progress. None until the pod has reported any."""
     stage: Stage | None = None
-    """The stage that the figures are of; None when it did not say."""
+    """Stage of the progress. None if the report does not contain it."""
     report: StageReport | None = None
-    """The report of a stage that has ended while the next one works in the same container."""
+    """Report of a finished stage while the next one runs in the same container."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """The API server's answer to a Job that it did not take."""
+    """The API server's answer to a Job that it rejected."""
 
     code: int
     message: str
     taken: bool
-    """Whether a Job of that name exists and is not ours."""
+    """Whether a Job with this name exists and belongs to something else."""
 
 
 @dataclass(frozen=True)
-class Queueing:
-    """What Kueue says about the Jobs of which it was asked."""
+class KueueState:
+    """The Workloads of the Jobs that were looked up in Kueue."""
 
     installed: bool
-    """Whether there is a Kueue to ask."""
+    """Whether Kueue is installed."""
     workloads: tuple[Workload, ...] = ()
 
     def of(self, job: Job) -> Workload | None:
-        """Return the Job's Workload."""
+        """Return the Workload of the Job."""
         return next((workload for workload in self.workloads if workload.job == job.meta.uid), None)
 
 
 @dataclass(frozen=True)
 class Observed:
-    """The Jobs and pods that carry the object's label, and what was said about them."""
+    """The Jobs and pods with the object's label, and what is known about them."""
 
     jobs: tuple[Job, ...] = ()
     pods: tuple[Pod, ...] = ()
-    complaints: tuple[Complaint, ...] = ()
+    warning_events: tuple[WarningEvent, ...] = ()
     progress: Progress | None = None
     pods_listed: bool = False
-    """Whether the pods were just listed, so that what is not among them does not exist."""
+    """Whether the pods were listed just now, so that pods that are not included do not exist."""
     refusal: Refusal | None = None
-    """Set when the Job that the last plan asked for was refused."""
-    queueing: Queueing | None = None
-    """None when Kueue was not asked, or may not be."""
+    """Set if the API server rejected the Job of the previous plan."""
+    kueue: KueueState | None = None
+    """None if Kueue was not queried, or access is denied."""
     profiles: Sequence[Profile] = ()
-    """All that there are in the cluster."""
+    """All FineTuneProfiles in the cluster."""
 
     def job(self, name: str) -> Job | None:
-        """Return the Job of that name."""
+        """Return the Job with this name."""
         return next((job for job in self.jobs if job.meta.name == name), None)
 
     def pods_of(self, job: Job) -> tuple[Pod, ...]:
         """Return the pods of a Job, oldest first."""
         return tuple(sorted((pod for pod in self.pods if pod.meta.owner == job.meta.uid), key=_age))
 
-    def stray_pods(self) -> tuple[Pod, ...]:
-        """Return the pods that may still run a stage although their Job is gone."""
+    def orphaned_pods(self) -> tuple[Pod, ...]:
+        """Return the pods that may still run a stage although their Job does not exist."""
         jobs = {job.meta.uid for job in self.jobs}
         gone = (pod for pod in self.pods if pod.meta.owner not in jobs and pod.meta.serves_finetune)
         return tuple(pod for pod in gone if not pod.stages_ended)
 
     def lost_pods(self, now: datetime) -> tuple[Pod, ...]:
-        """Return the pods that their nodes have not ended although their time is over."""
+        """Return the pods that have not ended within their grace period."""
         return tuple(pod for pod in self.pods if pod.meta.serves_finetune and pod.lost(now))
 
-    def busy_jobs(self) -> tuple[Job, ...]:
-        """Return the Jobs of the object, or of an earlier one of its name, of which a pod may still run a stage.
+    def running_jobs(self) -> tuple[Job, ...]:
+        """Return the Jobs of the object, or of an earlier object with its name, that may still run a stage.
 
-        A Job that is being deleted creates no pod any more. When its stages have ended, a sidecar that takes its time
-        to stop holds nobody up.
+        A Job that is being deleted creates no pods. Once its stages have ended, a sidecar that is slow to stop is
+        ignored.
         """
         return tuple(job for job in self.jobs if job.named_by_operator and not job.finished and not self._is_over(job))
 
@@ -114,22 +114,22 @@ class Observed:
         pods = self.pods_of(job)
         return job.meta.deleting and bool(pods) and all(pod.stages_ended for pod in pods)
 
-    def complaints_about(self, uids: Iterable[str]) -> tuple[Complaint, ...]:
-        """Return what was said about these objects, newest first."""
+    def warning_events_about(self, uids: Iterable[str]) -> tuple[WarningEvent, ...]:
+        """Return the Warning events about these objects, newest first."""
         wanted = set(uids)
-        about = (complaint for complaint in self.complaints if complaint.about in wanted)
-        return tuple(sorted(about, key=lambda complaint: complaint.last_seen, reverse=True))
+        about = (event for event in self.warning_events if event.about in wanted)
+        return tuple(sorted(about, key=lambda event: event.last_seen, reverse=True))
 
 
 def owned(job: Job, finetune: FineTune) -> bool:
-    """Tell whether the Job belongs to this very object, not to an earlier one of the same name."""
+    """Return whether the Job belongs to this object, not to an earlier one with the same name."""
     return job.meta.owner == finetune.meta.uid
 
 
-def unadmitted(finetune: FineTune, observed: Observed) -> tuple[Job, ...]:
-    """Return the Jobs of which Kueue has to be asked: those it holds back, and those whose admission is no record yet.
+def jobs_without_admission(finetune: FineTune, observed: Observed) -> tuple[Job, ...]:
+    """Return the Jobs whose Workloads are needed: suspended ones, and queued ones without a recorded admission.
 
-    What it decides about them later shows in the Job: it goes on, or is suspended.
+    Later decisions of Kueue are visible in the Job, which is resumed or suspended.
     """
     recorded = finetune.status.queue is not None and finetune.status.queue.cluster_queue != ""
     live = [job for job in observed.jobs if not job.finished and not job.meta.deleting]
@@ -137,7 +137,7 @@ def unadmitted(finetune: FineTune, observed: Observed) -> tuple[Job, ...]:
 
 
 def not_started(jobs: Iterable[Job], pods: Sequence[Pod]) -> tuple[Job | Pod, ...]:
-    """Return those of an object's Jobs and pods whose events may say why nothing happens."""
+    """Return the active Jobs and pods that have not started, whose Warning events may show why."""
     found: list[Job | Pod] = []
     for job in jobs:
         if job.finished or job.suspended or job.meta.deleting:
@@ -147,9 +147,9 @@ def not_started(jobs: Iterable[Job], pods: Sequence[Pod]) -> tuple[Job | Pod, ..
     return tuple(found)
 
 
-def patience(waited: timedelta) -> timedelta:
-    """Return when to look again at what has not changed for so long: the longer it lasts, the more seldom."""
-    return min(max(waited / 4, LOOK_AGAIN), LOOK_SELDOM)
+def recheck_interval(waited: timedelta) -> timedelta:
+    """Return when to check again what has not changed for `waited`: the longer, the less often."""
+    return min(max(waited / 4, RECHECK_INTERVAL), MAX_RECHECK_INTERVAL)
 
 
 def _waits(pod: Pod) -> bool:

@@ -1,8 +1,8 @@
-"""What the spec asks of a pod beyond its work, and the digest with which a live Job is compared.
+"""The pod settings in the spec, and their digest, with which an active Job is compared.
 
-The digest must outlive upgrades of the operator: a Job whose digest differs is replaced, and its training interrupted.
-So it is made from a canonical form that is written down here, field by field, in the vocabulary of Kubernetes. Renaming
-a field of the API does not change it, and neither does a new field that is at its default.
+The digest must not change with an upgrade of the operator, because a Job with another digest is replaced and its
+training interrupted. It is computed from a canonical form, which is defined here field by field with the names of
+Kubernetes. A renamed field of the API does not change it, and neither does a new field with its default value.
 """
 
 import hashlib
@@ -24,15 +24,15 @@ from tunemill_operator.engine.volumes import (
 )
 
 VERSION: Final = 1
-"""Version of the canonical form. Raise it when the same inputs get another form; a digest of another version can then
-be recognised, and says nothing about whether the pod is current."""
+"""Version of the canonical form. Increase it when the form of the same inputs changes. Digests of other versions are
+recognized and not compared."""
 
 
 @dataclass(frozen=True)
 class PodInputs:
-    """What the spec asks of a pod beyond its work. A field is empty when the spec leaves it at its default.
+    """The pod settings in the spec. A field is empty if the spec has its default.
 
-    Checkpoint settings are no part of it: an edit of them takes effect with the next pod.
+    Checkpoint settings are not included: an edit of them takes effect with the next pod.
     """
 
     secrets: Manifest
@@ -41,13 +41,13 @@ class PodInputs:
     """Name and key of each ConfigMap, by purpose."""
     image: str
     gpus: Manifest
-    """Number of GPUs by their resource name."""
+    """Number of GPUs by resource name."""
     model_cache: str
-    """The claim with the cache of base models."""
+    """PersistentVolumeClaim of the model cache."""
     queue: Manifest
     """Kueue's labels."""
     pod: Manifest
-    """Settings from the stage's template, named as in a pod."""
+    """Settings of the stage's pod template, with the names of Kubernetes."""
 
     @property
     def digest(self) -> str:
@@ -58,7 +58,7 @@ class PodInputs:
 
 
 def pod_inputs(spec: FineTuneSpec, work: Work, queue: Manifest) -> PodInputs:
-    """Return what the spec asks of the pod that does the work; `queue` holds the Job's labels for Kueue."""
+    """Return the pod settings for the work. `queue` contains the Job's labels for Kueue."""
     compute, trains = spec.compute, work.label == "train"
     secrets, config_maps = secrets_of(spec), config_maps_of(spec) if work.label == "prepare" else {}
     return PodInputs(
@@ -73,7 +73,7 @@ def pod_inputs(spec: FineTuneSpec, work: Work, queue: Manifest) -> PodInputs:
 
 
 def pod_fields(template: PodTemplate) -> Manifest:
-    """Return the fields of a template that stand in a pod's spec as they are, by their names there."""
+    """Return the fields of a template that are copied to the pod's spec, by their names there."""
     return {
         "serviceAccountName": template.service_account_name,
         "resourceClaims": [dump(claim) for claim in template.resource_claims],
@@ -88,7 +88,7 @@ def pod_fields(template: PodTemplate) -> Manifest:
 
 
 def template_fields(template: PodTemplate) -> Manifest:
-    """Return what a template sets, by the names that Kubernetes has for it, without what is at its default."""
+    """Return the settings of a template, with the names of Kubernetes and without defaults."""
     scratch = template.scratch
     grace, shared_memory = template.termination_grace_period_seconds, template.shared_memory
     found: Manifest = {

@@ -1,4 +1,4 @@
-"""Builds the Jobs: what their pods may do, what they get mounted, and which failures end them."""
+"""Builds the Jobs: security context, volumes, resources and failure policy of their pods."""
 
 from collections.abc import Iterable, Sequence
 
@@ -27,12 +27,12 @@ from tunemill_operator.engine.volumes import (
     user_mounts,
     volumes_of,
 )
-from tunemill_operator.engine.workspaces import place_of
+from tunemill_operator.engine.workspaces import workspace_for
 
 RUN_SPEC_BYTES = 200 * 1024
-"""All annotations of an object together may have 256 KiB; users' and the platform's need room beside the RunSpec."""
+"""Maximum size of the RunSpec. All annotations of an object may have 256 KiB, and others need space, too."""
 GRACE_RESERVE = 10
-"""Seconds of the termination grace period that the stage leaves to the kubelet, so that its report is kept."""
+"""Seconds at the end of the termination grace period in which the kubelet can record the stage's report."""
 
 
 class SpecTooLargeError(Exception):
@@ -48,10 +48,10 @@ def job_of(
     platform: Platform,
     avoid_nodes: Sequence[str] = (),
 ) -> Manifest:
-    """Return the Job that does the work, on other nodes than those to avoid.
+    """Return the Job for the work. Its pods avoid `avoid_nodes`.
 
     Raises:
-        SpecTooLargeError: when the RunSpec is larger than RUN_SPEC_BYTES.
+        SpecTooLargeError: the RunSpec is larger than RUN_SPEC_BYTES.
     """
     labels = {constants.LABEL_FINETUNE: finetune.meta.name, constants.LABEL_STAGE: work.label}
     queue, template = _queue(spec, work), spec.pod_templates.of(work.label)
@@ -66,7 +66,7 @@ def job_of(
             "annotations": {
                 constants.ANNOTATION_KEY: work.key,
                 constants.ANNOTATION_GENERATION: str(finetune.generation),
-                constants.ANNOTATION_REQUESTED_AT: finetune.asked,
+                constants.ANNOTATION_REQUESTED_AT: finetune.requested,
                 ANNOTATION_POD: pod_digest(spec, work),
                 **({ANNOTATION_MEMORY_KILLS: str(ledger.memory_kills())} if work.label == "train" else {}),
             },
@@ -84,7 +84,7 @@ def job_of(
         "spec": {
             "backoffLimit": spec.retry.limit,
             "podReplacementPolicy": "Failed",  # never two pods on one checkpoint
-            # Kueue lets it go. Where there is no Kueue, nothing runs without the quota that was asked for.
+            # Kueue resumes it. Without Kueue, it stays suspended instead of running without quota.
             **({"suspend": True} if queue else {}),
             "podFailurePolicy": {"rules": _failure_rules(work.label)},
             "template": {
@@ -104,24 +104,24 @@ def job_of(
 
 
 def image_of(spec: FineTuneSpec, platform: Platform) -> str:
-    """Return the image of the run's stages."""
+    """Return the trainer image of the run."""
     return spec.compute.trainer_image or platform.image
 
 
 def pod_digest(spec: FineTuneSpec, work: Work) -> str:
-    """Return a digest of what the spec asks of a pod beyond its work, for example 1-0123abcd.
+    """Return the digest of the pod settings in the spec, for example 1-0123abcd.
 
-    The key of the work does not hold it, as it changes no output. A live Job with another digest is replaced, so that a
-    corrected Secret name or a larger memory limit takes effect. The operator's own settings are no part of it: an
-    upgrade of the operator interrupts no training.
+    The key of the work does not contain them, because they change no output. An active Job with another digest is
+    replaced, so that a corrected Secret name or a higher memory limit takes effect. Settings of the operator are not
+    included, so that an upgrade of the operator does not interrupt training.
     """
     return pod_inputs(spec, work, _queue(spec, work)).digest
 
 
 def _queue(spec: FineTuneSpec, work: Work) -> dict[str, str]:
-    """Return the labels with which a Job asks Kueue for its quota: only the one that needs GPUs does.
+    """Return Kueue's labels for the Job. Only the train Job is queued.
 
-    Prepare is to find mistakes before anybody waits for a GPU, and publish is not to leave a trained model waiting.
+    prepare finds errors before a run waits for a GPU, and publish must not wait with a trained model.
     """
     if spec.queue is None or work.label != "train":
         return {}
@@ -130,11 +130,11 @@ def _queue(spec: FineTuneSpec, work: Work) -> dict[str, str]:
 
 
 def _failure_rules(container: str) -> list[Manifest]:
-    """Return what ends the Job at once. Exit codes count for the stage's container only, not for sidecars."""
+    """Return the rules of the podFailurePolicy. Exit codes apply to the stage's container only, not to sidecars."""
     return [
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-        # A stage ends with it only after a SIGTERM from outside, having saved a checkpoint. That is no failure of the
-        # work: a preemption that the platform does not mark as a disruption costs no retry either.
+        # A stage exits with this code only after SIGTERM and a saved checkpoint. It does not count as failed, so that
+        # preemptions that the platform does not mark as a disruption are not counted as retries.
         {"action": "Ignore", "onExitCodes": _exit_codes(container, [ExitCode.INTERRUPTED])},
         {"action": "FailJob", "onExitCodes": _exit_codes(container, FINAL_EXIT_CODES)},
     ]
@@ -151,18 +151,18 @@ def _run_spec(finetune: FineTune, spec: FineTuneSpec, ledger: Ledger, run_id: st
         uid=finetune.meta.uid,
         cluster=cluster,
         run_id=run_id,
-        spec=spec.model_copy(update={"workspace": place_of(finetune, spec)}),
+        spec=spec.model_copy(update={"workspace": workspace_for(finetune, spec)}),
         prepared=ledger.facts.prepared,
         keys={stage.value: key for stage, key in ledger.wanted.items() if stage is not Stage.PREPARE},
         memory_kills=ledger.memory_kills(),
         rival=ledger.rival,
     )
-    # No stage reads its own pod's template, and what others have in their environment is not its business.
+    # Stages do not need the pod templates, which may contain variables for other stages.
     text = run.model_dump_json(by_alias=True, exclude_none=True, exclude={"spec": {"pod_templates"}})
     size = len(text.encode())
     if size > RUN_SPEC_BYTES:
         raise SpecTooLargeError(
-            f"the spec has {size} bytes as JSON, at most {RUN_SPEC_BYTES} fit into a pod's annotation: "
+            f"the spec has {size} bytes as JSON, but at most {RUN_SPEC_BYTES} fit into a pod's annotation: "
             "shorten spec.dataset or spec.evaluation.gates"
         )
     return text
@@ -175,7 +175,7 @@ def _pod(spec: FineTuneSpec, work: Work, platform: Platform, env: dict[str, str]
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": template.termination_grace_period_seconds,
         "automountServiceAccountToken": False,
-        "enableServiceLinks": False,  # thousands of Services in a namespace would not fit into the environment
+        "enableServiceLinks": False,  # variables for thousands of Services would not fit into the environment
         "securityContext": {
             "runAsNonRoot": True,
             **({} if user is None else {"runAsUser": user, "runAsGroup": user, "fsGroup": user}),
@@ -191,10 +191,10 @@ def _pod(spec: FineTuneSpec, work: Work, platform: Platform, env: dict[str, str]
 
 
 def _resources(spec: FineTuneSpec, work: Work) -> Manifest:
-    """Return the container's resources: the template's, the default requests, and the GPUs of the train pod."""
+    """Return the container's resources: those of the template, default requests, and the GPUs of the train pod."""
     template, compute = spec.pod_templates.of(work.label), spec.compute
     given = template.resources
-    # Where only a limit is given, Kubernetes requests as much.
+    # If only a limit is set, Kubernetes uses it as the request.
     defaults = {
         name: quantity
         for name, quantity in DEFAULT_REQUESTS[work.label].items()
@@ -210,10 +210,10 @@ def _resources(spec: FineTuneSpec, work: Work) -> Manifest:
 
 
 def _without_gpus(resources: Manifest) -> dict[str, str]:
-    """Return the variable that keeps NVIDIA's container runtime from giving a container GPUs that it did not request.
+    """Return the variable that prevents NVIDIA's container runtime from adding GPUs that were not requested.
 
-    An image can ask for all GPUs of its node with NVIDIA_VISIBLE_DEVICES=all, and the runtime obeys. Where a container
-    requests a device, its device plugin sets the variable, which a value of ours would replace.
+    An image can request all GPUs of its node with NVIDIA_VISIBLE_DEVICES=all. If a container requests a device, the
+    device plugin sets the variable, and ours would override it.
     """
     requested = {*resources["requests"], *resources.get("limits", {})}
     if any(map(is_extended_resource, requested)):
@@ -227,7 +227,7 @@ def _env(
     grace = template.termination_grace_period_seconds
     return {
         "HOME": WORK_DIRECTORY,
-        "USER": "tunemill",  # a user id that the cluster chose has no name in the image
+        "USER": "tunemill",  # a user ID chosen by the cluster has no name in the image
         "HF_HOME": f"{WORK_DIRECTORY}/huggingface",
         "TUNEMILL_WORK": WORK_DIRECTORY,
         constants.ENV_GRACE_SECONDS: str(max(grace - GRACE_RESERVE, grace // 2)),
@@ -242,7 +242,7 @@ def _env(
 def _container(
     spec: FineTuneSpec, work: Work, platform: Platform, volumes: dict[str, Volume], env: dict[str, str]
 ) -> Manifest:
-    """Return the pod's one container. It is named as the work; train and evaluate are two processes in it."""
+    """Return the pod's container, named after the work. train and evaluate are two processes in one container."""
     template, resources = spec.pod_templates.of(work.label), _resources(spec, work)
     env = {**env, **_without_gpus(resources)}
     stages = [stage.value for stage in work.stages]
@@ -251,7 +251,7 @@ def _container(
         "image": image_of(spec, platform),
         "imagePullPolicy": platform.image_pull_policy,
         "command": ["tunemill-trainer", *(["stages", *stages] if len(stages) > 1 else stages)],
-        # The operator's variables come last: of two with one name, the last one holds.
+        # The operator's variables come last: for duplicate names, the last one wins.
         "env": [dump(variable) for variable in template.env if variable.name not in env]
         + [{"name": name, "value": value} for name, value in env.items()],
         "resources": resources,

@@ -1,8 +1,8 @@
-"""Limits of a FineTuneProfile: what a spec asks for beyond them, in sentences that name the limit and the field.
+"""Limits of a FineTuneProfile: which fields of a spec exceed them, as messages with the limit and the field.
 
-A profile that sets any limit allows nothing else that leaves the namespace, changes the code that runs or reaches other
-nodes, unless a limit or the profile's own defaults name it. tests/unit/operator/test_profile_bounds.py walks the spec
-and lists which limit bounds each field, or why none has to.
+A profile with any limit forbids everything that reaches outside the namespace, changes the code that runs or selects
+other nodes, unless a limit or the profile's defaults allow it. tests/unit/operator/test_profile_bounds.py lists for
+each field of the spec the limit that applies to it, or why none is needed.
 """
 
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ _SMALLEST = FineTuneSpec.model_validate(
         "publish": {"repository": "any/model", "tokenSecretRef": {"name": "any"}},
     }
 )
-"""A spec on which the defaults of a profile are tried."""
+"""A minimal spec with which the defaults of a profile are validated."""
 
 _NODE_RESOURCES: Final = ("cpu", "memory", "ephemeral-storage")
 _PUBLIC_S3: Final = "https://s3.amazonaws.com"
@@ -58,22 +58,22 @@ _PUBLIC_S3: Final = "https://s3.amazonaws.com"
 
 @dataclass(frozen=True)
 class _Excess:
-    """A field that asks for more than a limit allows."""
+    """A field that exceeds a limit."""
 
     path: str
     limit: str
     """What the limit allows."""
     value: str
-    """What the field asks for."""
+    """Value of the field."""
     own: bool
-    """Whether the profile itself gave the field."""
+    """Whether the profile itself set the field."""
 
 
 def check(spec: FineTuneSpec, fields: Fields, profile: Profile) -> None:
-    """Check a spec with the fields that the profile gave it against the profile's limits.
+    """Check a spec, with the fields that the profile set in it, against the profile's limits.
 
     Raises:
-        RefusedError: names every limit that is exceeded, the field, what it asks for and what is allowed.
+        RefusedError: names every exceeded limit, the field, its value and what is allowed.
     """
     found = list(_exceeding(spec, fields, profile))
     if not found:
@@ -88,7 +88,7 @@ def check(spec: FineTuneSpec, fields: Fields, profile: Profile) -> None:
 
 
 def problem_of(profile: Profile) -> str:
-    """Return why no object could use the profile, with the field; empty when the profile is valid."""
+    """Return why no object can use the profile, with the field. Empty if the profile is valid."""
     if profile.error:
         return profile.error
     try:
@@ -100,7 +100,7 @@ def problem_of(profile: Profile) -> str:
 
 
 def names_hub(profile: Profile, endpoint: str) -> bool:
-    """Tell whether the profile names this Hub, as its default or in a list."""
+    """Return whether the profile allows this Hub, as its default or in a list."""
     default = str(profile.fields.get("hub.endpoint", "")).rstrip("/")
     return endpoint == default or _host_matches(endpoint, profile.spec.limits.endpoints or [])
 
@@ -134,7 +134,7 @@ def _exceeding(spec: FineTuneSpec, fields: Fields, profile: Profile) -> Iterator
 
 
 def _at(part: ApiModel, path: str) -> Any:  # noqa: ANN401 - the value of a field
-    """Return the value at a path; None where a part that holds it is absent."""
+    """Return the value at a path. None if a parent is absent."""
     value: Any = part
     for name in path.split("."):
         value = None if value is None else getattr(value, to_snake(name))
@@ -148,7 +148,7 @@ def _size(value: Any, measure: Measure) -> Decimal | int:  # noqa: ANN401 - the 
 
 
 def _names(spec: FineTuneSpec, profile: Profile) -> Iterator[tuple[str, str, list[str] | None, str]]:
-    """Yield each name in the spec that a limit lists: the limit, the name's path, the allowed names and the name."""
+    """Yield each name in the spec that a limit lists: limit, path, allowed names and the name."""
     limits, preset = profile.spec.limits, profile.fields
 
     def listed(names: list[str] | None, path: str, default: str = "") -> list[str]:
@@ -169,7 +169,7 @@ def _names(spec: FineTuneSpec, profile: Profile) -> Iterator[tuple[str, str, lis
 
 
 def _mounted(spec: FineTuneSpec, fields: Fields, limits: Limits) -> Iterator[tuple[str, str, list[str] | None, str]]:
-    """Yield the Secrets and claims that the user's spec names, as `_names` does."""
+    """Yield the Secrets and claims in the user's spec, in the form of `_names`."""
     default_token = Publish.model_fields["token_secret_ref"].default
     for path in SECRET_REFS:
         ref = _at(spec, path)
@@ -185,7 +185,7 @@ def _mounted(spec: FineTuneSpec, fields: Fields, limits: Limits) -> Iterator[tup
 
 
 def _secrets_of(template: PodTemplate, fields: Fields, path: str) -> Iterator[tuple[str, str]]:
-    """Yield path and name of the Secrets that a template names and the profile did not give."""
+    """Yield path and name of the Secrets in a template that the profile did not set."""
     for variable in template.env if f"{path}.env" not in fields else ():
         if variable.value_from and variable.value_from.secret_key_ref:
             yield f"{path}.env", variable.value_from.secret_key_ref.name
@@ -195,7 +195,7 @@ def _secrets_of(template: PodTemplate, fields: Fields, path: str) -> Iterator[tu
 
 
 def _other_devices(spec: FineTuneSpec, profile: Profile) -> Iterator[_Excess]:
-    """Yield devices that are not counted: neither the number of GPUs nor their hours hold for them."""
+    """Yield devices to which the limits on GPUs and GPU hours do not apply."""
     limit = "maxGpus" if profile.spec.limits.max_gpus is not None else "maxGpuHours"
     allowed = f"limits.{limit} allows no devices but those of spec.compute.gpus and of the profile's defaults"
     for stage in STAGES:
@@ -213,7 +213,7 @@ def _other_devices(spec: FineTuneSpec, profile: Profile) -> Iterator[_Excess]:
 
 
 def _other_fields(spec: FineTuneSpec, fields: Fields, profile: Profile) -> Iterator[_Excess]:
-    """Yield the fields of pod templates that the user set and may not set."""
+    """Yield the fields of pod templates that the user must not set."""
     limits = profile.spec.limits
     allowed, explicit = limits.pod_template_fields, limits.pod_template_fields is not None
     if allowed is None:
@@ -227,14 +227,14 @@ def _other_fields(spec: FineTuneSpec, fields: Fields, profile: Profile) -> Itera
         if explicit:
             text = f"limits.podTemplateFields allows users to set {names}"
         elif value in ("", [], {}, None) and path not in profile.fields:
-            continue  # the field is as if nobody had set it
+            continue  # equivalent to an unset field
         else:
             text = f"limits.podTemplateFields is not set, which allows users to set {names}"
         yield _Excess(path, text, "a value of its own: remove it", own=False)
 
 
 def _from_profile(path: str, fields: Fields, profile: Profile) -> bool:
-    """Tell whether the profile alone gives a field: its limits may have been added to what a user wrote."""
+    """Return whether the profile alone set a field. Its limits may have been added to the user's values."""
     if path not in fields or not isinstance(fields[path], dict):
         return path in fields
     ours = {**(profile.spec.limits.max_resources or {}), **profile.fields.get(path, {})}
@@ -242,7 +242,7 @@ def _from_profile(path: str, fields: Fields, profile: Profile) -> bool:
 
 
 def _other_variables(spec: FineTuneSpec, fields: Fields) -> Iterator[_Excess]:
-    """Yield the user's environment variables that would be ways around trainerImages and endpoints."""
+    """Yield the user's environment variables that would bypass trainerImages or endpoints."""
     for stage in STAGES:
         path = f"podTemplates.{stage}.env"
         for variable in spec.pod_templates.of(stage).env if path not in fields else ():
@@ -260,7 +260,7 @@ def _larger_resources(spec: FineTuneSpec, fields: Fields, profile: Profile) -> I
             path = f"podTemplates.{stage}.resources.{kind}"
             known = profile.fields.get(path, {})
             for name, quantity in quantities.items():
-                # A limit of the profile may have been added to limits that a user wrote.
+                # A limit of the profile may have been added to the user's limits.
                 own = path in fields and str(known.get(name)) == quantity
                 most = (most_of or {}).get(name)
                 if most is not None and quantity_value(quantity) > quantity_value(most):
@@ -271,14 +271,14 @@ def _larger_resources(spec: FineTuneSpec, fields: Fields, profile: Profile) -> I
                     and "/" not in name
                     and str(known.get(name)) != quantity
                 ):
-                    # Huge pages are memory that the limit of memory does not count.
+                    # Huge pages do not count against the memory limit.
                     known_names = ", ".join(dict.fromkeys([*_NODE_RESOURCES, *(most_of or {})]))
                     text = f"limits.maxResources allows the resources {known_names} only"
                     yield _Excess(path, text, f"{name}: {quantity}", own=False)
 
 
 def _larger_volumes(spec: FineTuneSpec, fields: Fields, limits: Limits) -> Iterator[_Excess]:
-    """Yield scratch volumes and claims that are larger than the ephemeral storage that a pod may have."""
+    """Yield scratch volumes and claims that are larger than the limit on ephemeral storage."""
     most = (limits.max_resources or {}).get("ephemeral-storage")
     for stage in STAGES if most is not None else ():
         template, path = spec.pod_templates.of(stage), f"podTemplates.{stage}"
@@ -294,7 +294,7 @@ def _larger_volumes(spec: FineTuneSpec, fields: Fields, limits: Limits) -> Itera
 
 
 def _missing_gates(spec: FineTuneSpec, fields: Fields, limits: Limits) -> Iterator[_Excess]:
-    """Yield the demanded gates for which the spec had no room."""
+    """Yield required gates that did not fit into the spec."""
     for gate in limits.gates or ():
         if gate not in spec.evaluation.gates:
             text = f"limits.gates demands {_gate_text(gate)} among at most {MAX_GATES} gates"
@@ -308,7 +308,7 @@ def _gate_text(gate: Gate) -> str:
 
 
 def _other_endpoints(spec: FineTuneSpec, fields: Fields, profile: Profile) -> Iterator[_Excess]:
-    """Yield servers that neither the profile's defaults nor limits.endpoints name."""
+    """Yield servers that neither the profile's defaults nor limits.endpoints allow."""
     limits = profile.spec.limits
     named = limits.base_models is not None or limits.hub_organizations is not None
     for path, value, public in (
@@ -320,7 +320,7 @@ def _other_endpoints(spec: FineTuneSpec, fields: Fields, profile: Profile) -> It
         if value == allowed:
             continue
         if named and path == "hub.endpoint":
-            # The allowed names mean on this Hub only what the platform team means.
+            # The allowed names are names on this Hub only.
             limit = "baseModels" if limits.base_models is not None else "hubOrganizations"
             text = f"limits.{limit} holds on the Hub {allowed or public} only"
         elif _host_matches(value or public, limits.endpoints or []):
@@ -332,10 +332,10 @@ def _other_endpoints(spec: FineTuneSpec, fields: Fields, profile: Profile) -> It
 
 
 def _host_matches(endpoint: str, globs: list[str]) -> bool:
-    """Tell whether the host of a URL, with or without its port, is in a list."""
+    """Return whether the host of a URL, with or without port, matches a pattern."""
     try:
         parts = urlsplit(endpoint)
         host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-    except ValueError:  # a port that is no number
+    except ValueError:  # an invalid port
         return False
     return matches(host, globs) or matches(f"{host}:{port}", globs)

@@ -1,6 +1,6 @@
-"""FineTuneProfiles: which one holds for an object, and what it gives to the object's spec.
+"""FineTuneProfiles: which one applies to an object, and which fields it sets in the object's spec.
 
-What it does not allow is in `profile_limits`.
+Its limits are in `profile_limits`.
 """
 
 from collections.abc import Iterable
@@ -19,14 +19,14 @@ from tunemill_api.scalars import duration_seconds
 from tunemill_operator.engine.objects import Json, Meta, meta_of
 
 Fields = dict[str, Any]
-"""Values of single fields of a spec, by their dotted paths."""
+"""Values of fields of a spec, by dotted path."""
 
 STAGES = ("prepare", "train", "publish")
-"""The stages that have a pod template."""
+"""Stages with a pod template."""
 
 
 class RefusedError(Exception):
-    """The object cannot have what it asks for."""
+    """The spec is not allowed or not valid."""
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
@@ -40,33 +40,33 @@ class Profile:
     meta: Meta
     spec: FineTuneProfileSpec
     error: str = ""
-    """Why the spec does not fit the model, which happens when CRD and operator are of different versions. Then it still
-    says whether it is the default one, and is for all namespaces: nobody gets more for it."""
+    """Why the spec does not match the model, which happens if CRD and operator have different versions. An unreadable
+    profile can still be the default, for all namespaces, so that no object escapes its limits."""
     generation: int = 0
     status: FineTuneProfileStatus = field(default_factory=FineTuneProfileStatus)
-    """What the operator wrote about it last."""
+    """The status that the operator wrote last."""
 
     def serves(self, namespace: str) -> bool:
-        """Tell whether objects of this namespace may use it."""
+        """Return whether objects in this namespace may use the profile."""
         return self.spec.namespaces is None or matches(namespace, self.spec.namespaces)
 
     @property
     def limited(self) -> bool:
-        """Whether it sets any limit: then it also refuses what escapes and is not named."""
+        """Whether the profile has any limit. If so, it also restricts fields that no limit names."""
         return self.spec.limits != Limits()
 
     @cached_property
     def fields(self) -> Fields:
-        """What it presets."""
+        """The preset fields."""
         return fields_of(self.spec.defaults)
 
 
 def profile_of(body: Json) -> Profile:
-    """Return the view of a FineTuneProfile."""
+    """Return the typed view of a FineTuneProfile."""
     spec, generation = body.get("spec") or {}, int(body["metadata"].get("generation", 0))
     try:
         status = FineTuneProfileStatus.model_validate(body.get("status") or {})
-    except ValidationError:  # written by something else than this operator
+    except ValidationError:  # written by another client
         status = FineTuneProfileStatus()
     try:
         return Profile(meta_of(body), FineTuneProfileSpec.model_validate(spec), "", generation, status)
@@ -77,22 +77,22 @@ def profile_of(body: Json) -> Profile:
 
 
 def chosen(name: str, namespace: str, profiles: Iterable[Profile]) -> Profile | None:
-    """Return the profile that an object of the namespace has with this spec.profile; None when it has none.
+    """Return the profile of an object with this spec.profile and namespace. None if no profile applies.
 
     Raises:
-        RefusedError: when there is none of that name, when it is not for the namespace, when it cannot be read, or when
-            several default profiles are for the namespace.
+        RefusedError: the profile does not exist, is not allowed for the namespace or cannot be read, or the namespace
+            has several default profiles.
     """
     usable = {profile.meta.name: profile for profile in profiles if profile.serves(namespace)}
     profile = _named(name, namespace, usable, profiles) if name else _default(namespace, usable)
     if profile and profile.error:
-        message = f"FineTuneProfile {profile.meta.name} cannot be read by this operator: {profile.error}"
+        message = f"this operator cannot read FineTuneProfile {profile.meta.name}: {profile.error}"
         raise RefusedError(Reason.PROFILE_INVALID, message)
     return profile
 
 
 def given(spec: FineTuneSpec, profile: Profile) -> Fields:
-    """Return the fields that the profile gives to the spec: its defaults, and its limits where nothing else holds."""
+    """Return the fields that the profile sets in the spec: its defaults, and its limits where neither sets a value."""
     present = written(spec)
     fields = {path: value for path, value in profile.fields.items() if path not in present}
     limits = profile.spec.limits
@@ -105,7 +105,7 @@ def given(spec: FineTuneSpec, profile: Profile) -> Fields:
     most = limits.max_runtime
     if most and "maxRuntime" not in {*present, *fields} and _longer(spec.max_runtime, most):
         fields["maxRuntime"] = most
-    if limits.max_gpu_hours and not present.get("maxGpuHours"):  # an empty string sets no limit of its own
+    if limits.max_gpu_hours and not present.get("maxGpuHours"):  # an empty string means no limit
         fields["maxGpuHours"] = fields.get("maxGpuHours") or limits.max_gpu_hours
     if limits.gates:
         gates = fields.get("evaluation.gates") or present.get("evaluation.gates")
@@ -116,7 +116,7 @@ def given(spec: FineTuneSpec, profile: Profile) -> Fields:
         if lacking and len(gates) + len(lacking) <= MAX_GATES:
             fields["evaluation.gates"] = [*gates, *lacking]
     for stage in STAGES if limits.max_resources else ():
-        # As a LimitRange does it: without a limit, a container could use more than it may ask for.
+        # Like a LimitRange: without a limit, a container could use more than the maximum request.
         path = f"podTemplates.{stage}.resources.limits"
         known: dict[str, Any] = fields.get(path) or present.get(path) or {}
         if unlimited := {name: size for name, size in (limits.max_resources or {}).items() if name not in known}:
@@ -128,7 +128,7 @@ def applied(spec: FineTuneSpec, fields: Fields) -> FineTuneSpec:
     """Return the spec with these fields.
 
     Raises:
-        ValidationError: when it is no spec then.
+        ValidationError: the result is not a valid spec.
     """
     if not fields:
         return spec
@@ -143,7 +143,7 @@ def applied(spec: FineTuneSpec, fields: Fields) -> FineTuneSpec:
 
 
 def invalid_field(invalid: ValidationError) -> str:
-    """Return the path of the first field that is not valid, and what is wrong with it."""
+    """Return the path of the first invalid field, and the error."""
     found = invalid.errors()[0]
     return f"{'.'.join(str(part) for part in found['loc'])}: {found['msg'].removeprefix('Value error, ')}"
 
@@ -154,9 +154,9 @@ def _named(name: str, namespace: str, usable: dict[str, Profile], profiles: Iter
     there = f"the namespace {namespace} may use {', '.join(sorted(usable)) or 'none'}"
     if any(profile.meta.name == name for profile in profiles):
         raise RefusedError(
-            Reason.PROFILE_NOT_ALLOWED, f"spec.profile names {name}, which is not for this namespace; {there}"
+            Reason.PROFILE_NOT_ALLOWED, f"spec.profile is {name}, which this namespace may not use; {there}"
         )
-    raise RefusedError(Reason.PROFILE_NOT_FOUND, f"spec.profile names {name}, which does not exist; {there}")
+    raise RefusedError(Reason.PROFILE_NOT_FOUND, f"spec.profile is {name}, which does not exist; {there}")
 
 
 def _default(namespace: str, usable: dict[str, Profile]) -> Profile | None:
@@ -164,7 +164,7 @@ def _default(namespace: str, usable: dict[str, Profile]) -> Profile | None:
     nearest = [profile for profile in defaults if profile.spec.namespaces is not None] or defaults
     if len(nearest) > 1:
         names = ", ".join(sorted(profile.meta.name for profile in nearest))
-        message = f"spec.profile is empty, and several profiles are the default of the namespace {namespace}: {names}"
+        message = f"spec.profile is empty, and the namespace {namespace} has several default profiles: {names}"
         raise RefusedError(Reason.PROFILE_AMBIGUOUS, message)
     return nearest[0] if nearest else None
 
@@ -174,12 +174,12 @@ def _longer(duration: str, most: str) -> bool:
 
 
 def written(spec: FineTuneSpec) -> Fields:
-    """Return the preset fields that stand in a spec, by their paths."""
+    """Return the fields of PRESET_FIELDS that are set in a spec, by path."""
     return fields_of(spec.model_dump(mode="json", by_alias=True, exclude_unset=True))
 
 
 def fields_of(spec: Json) -> Fields:
-    """Return the preset fields that stand in a part of a spec, by their paths."""
+    """Return the fields of PRESET_FIELDS that are set in a part of a spec, by path."""
     found: Fields = {}
     for path in PRESET_FIELDS:
         part: Any = spec
@@ -193,5 +193,5 @@ def fields_of(spec: Json) -> Fields:
 
 
 def matches(name: str, globs: Iterable[str]) -> bool:
-    """Tell whether a name is in a list of names with * and ?."""
+    """Return whether a name matches one of the patterns with * and ?."""
     return any(fnmatchcase(name, glob) for glob in globs)

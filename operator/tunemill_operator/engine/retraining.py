@@ -1,6 +1,6 @@
-"""Looks at the data again on a schedule, and says which model a new one is compared with."""
+"""Scheduled retraining: when the data is checked again, and which model the new one is compared with."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
@@ -11,53 +11,66 @@ from tunemill_api.status import FineTuneStatus, Phase, RetrainStatus, Rival
 from tunemill_operator.engine.objects import FineTune
 from tunemill_operator.engine.observe import Observed, owned
 
-_RESTING = {Phase.SUCCEEDED, Phase.FAILED, Phase.HELD}
+_ENDED_PHASES = {Phase.SUCCEEDED, Phase.FAILED, Phase.HELD}
 
 
 class ScheduleError(Exception):
-    """The schedule or its time zone cannot be understood. The message names the field."""
+    """The schedule or its time zone is invalid. The message names the field."""
 
 
-def scheduled(finetune: FineTune, spec: FineTuneSpec, observed: Observed, now: datetime) -> FineTune:
-    """Return the object with the time for which its data is to be looked at; a new one when that is due.
+@dataclass(frozen=True)
+class ScheduleResult:
+    """The object after its schedule was evaluated."""
 
-    It is due once its time has come and no run is under way. However many times were missed, it is looked at once.
+    finetune: FineTune
+    """The object with the current times in its status."""
+    error: str = ""
+    """Why the schedule is invalid; empty if it is valid."""
 
-    Raises:
-        ScheduleError: when the schedule says nothing.
+
+def apply_schedule(finetune: FineTune, spec: FineTuneSpec, observed: Observed, now: datetime) -> ScheduleResult:
+    """Return the object with the last and the next scheduled time in its status.
+
+    A scheduled time takes effect when it has passed and no run is active. Several missed times have the effect of one.
     """
+    try:
+        return ScheduleResult(_scheduled(finetune, spec, observed, now))
+    except ScheduleError as error:
+        return ScheduleResult(finetune, str(error))
+
+
+def _scheduled(finetune: FineTune, spec: FineTuneSpec, observed: Observed, now: datetime) -> FineTune:
     known = finetune.status.retrain or RetrainStatus()
     if spec.retrain is None:
-        # What was looked at stays part of what prepare is asked for: to remove a schedule starts nothing.
-        wanted = RetrainStatus(last_time=known.last_time)
-        return finetune if finetune.status.retrain in {None, wanted} else _with(finetune, wanted)
+        # The last time stays part of the inputs of prepare, so that removing a schedule starts no run.
+        unscheduled = RetrainStatus(last_time=known.last_time)
+        return finetune if finetune.status.retrain in {None, unscheduled} else _with(finetune, unscheduled)
     text = f"{spec.retrain.schedule} {spec.retrain.time_zone}"
     if known.schedule != text or known.next_time is None:
         next_time = time_after(spec.retrain, now)
         return _with(finetune, RetrainStatus(schedule=text, next_time=next_time, last_time=known.last_time))
-    if known.next_time > now or spec.suspend or not _rests(finetune, observed):
+    if known.next_time > now or spec.suspend or not _run_has_ended(finetune, observed):
         return finetune
     next_time = time_after(spec.retrain, now)
     return _with(finetune, RetrainStatus(schedule=text, next_time=next_time, last_time=known.next_time))
 
 
 def time_after(retrain: Retrain, moment: datetime) -> datetime:
-    """Return the first time of the schedule after a moment, in UTC.
+    """Return the first scheduled time after `moment`, in UTC.
 
     Raises:
-        ScheduleError: when there is none.
+        ScheduleError: the schedule or the time zone is invalid, or there is no such time.
     """
     try:
         zone = ZoneInfo(retrain.time_zone)
-    except (KeyError, ValueError, OSError) as error:  # OSError for a folder of zones
+    except (KeyError, ValueError, OSError) as error:  # OSError if the name is that of a directory of zones
         raise ScheduleError(
-            f"spec.retrain.timeZone is {retrain.time_zone!r}: expected a zone as the IANA names it, for example "
-            "Europe/Berlin"
+            f"spec.retrain.timeZone is {retrain.time_zone!r}: expected an IANA time zone, for example Europe/Berlin"
         ) from error
     try:
         return next(CronSim(retrain.schedule, moment.astimezone(zone))).astimezone(UTC)
     except (CronSimError, StopIteration) as error:
-        what = str(error) or "no such day ever comes"
+        what = str(error) or "it never occurs"
         raise ScheduleError(
             f"spec.retrain.schedule is {retrain.schedule!r}: {what}; expected minute, hour, day of the month, month "
             "and day of the week, for example 0 2 * * 0"
@@ -65,9 +78,9 @@ def time_after(retrain: Retrain, moment: datetime) -> datetime:
 
 
 def rival_of(status: FineTuneStatus, spec: FineTuneSpec, trained: str) -> Rival | None:
-    """Return what the model with the key `trained` is compared with; None where nothing was ever to be compared.
+    """Return the model that the one with the key `trained` is compared with; None if nothing is compared.
 
-    It is settled when the model is first asked for: when it is published itself, its judgement is still the same.
+    It is chosen once per new model, so that it does not change after the new model has been published.
     """
     if status.rival and status.rival.of == trained:
         return status.rival
@@ -79,10 +92,10 @@ def rival_of(status: FineTuneStatus, spec: FineTuneSpec, trained: str) -> Rival 
     return Rival(of=trained, prepare=incumbent.prepare, train=incumbent.train)
 
 
-def _rests(finetune: FineTune, observed: Observed) -> bool:
-    """Tell whether the run has ended, and nothing goes on by itself."""
+def _run_has_ended(finetune: FineTune, observed: Observed) -> bool:
+    """Return whether the run has ended and no Job is active."""
     status = finetune.status
-    ended = status.phase in _RESTING and status.observed_generation == finetune.generation
+    ended = status.phase in _ENDED_PHASES and status.observed_generation == finetune.generation
     return ended and not any(owned(job, finetune) and not job.finished for job in observed.jobs)
 
 

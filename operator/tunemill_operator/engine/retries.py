@@ -1,4 +1,4 @@
-"""Counts what the operator itself does again, so that spec.retry.limit ends every loop."""
+"""Counts what the operator itself retries, so that spec.retry.limit ends every loop."""
 
 from collections.abc import Container
 from dataclasses import replace
@@ -10,16 +10,16 @@ from tunemill_operator.engine.stages import Ledger, Work
 
 
 def with_entry(ledger: Ledger, entry: StageStatus) -> Ledger:
-    """Return the ledger with this entry in place of the stage's."""
+    """Return the ledger with this record of a stage."""
     return replace(ledger, entries={**ledger.entries, Stage(entry.name): entry})
 
 
 def requested_again(ledger: Ledger, jobs: Container[str]) -> Ledger:
-    """Return the ledger after an edit or a request, which begin the counts anew.
+    """Return the ledger after an edit or a request, which reset the counters.
 
     Args:
-        ledger: what is recorded.
-        jobs: the names of the Jobs that are there. That others are not counts no longer either.
+        ledger: the records of the stages.
+        jobs: the names of the existing Jobs. Records of other Jobs are removed, so that they do not count as deleted.
     """
     for entry in ledger.entries.values():
         update: dict[str, object] = {"recreations": 0, "retries": 0, "evictions": 0}
@@ -30,17 +30,17 @@ def requested_again(ledger: Ledger, jobs: Container[str]) -> Ledger:
 
 
 def first_open(ledger: Ledger, work: Work) -> StageStatus:
-    """Return the entry of the work's first stage that is not done: what is done again counts there."""
+    """Return the record of the first stage of the work that is not done. Retries are counted there."""
     return ledger.entries[next(stage for stage in work.stages if not ledger.done(stage))]
 
 
 def recreations(ledger: Ledger, work: Work) -> int:
-    """Return how many Jobs of this work were created again because the one before was lost."""
+    """Return the number of Jobs of this work that were created again because the previous one was lost."""
     return sum(ledger.entries[stage].recreations for stage in work.stages)
 
 
 def retries(ledger: Ledger, work: Work) -> int:
-    """Return how many failed pods of this work the operator replaced together with their Job."""
+    """Return the number of failed pods of this work for which the operator replaced the Job."""
     return sum(ledger.entries[stage].retries for stage in work.stages)
 
 
@@ -57,9 +57,9 @@ def with_retry(ledger: Ledger, entry: StageStatus) -> Ledger:
 
 
 def with_job(ledger: Ledger, work: Work, name: str) -> Ledger:
-    """Return the ledger after which this Job works on what is open of the work; empty after the operator deleted it.
+    """Return the ledger with this Job for the unfinished stages of the work. Empty after the operator deleted the Job.
 
-    A Job that is recorded and no longer there was deleted by somebody else.
+    A recorded Job that does not exist was deleted by another client.
     """
     for stage in work.stages:
         if not ledger.done(stage):
@@ -67,6 +67,6 @@ def with_job(ledger: Ledger, work: Work, name: str) -> Ledger:
     return ledger
 
 
-def lost_job(ledger: Ledger, work: Work, name: str) -> bool:
-    """Tell whether the Job, which is not there, was recorded: somebody else has deleted it."""
+def job_was_deleted(ledger: Ledger, work: Work, name: str) -> bool:
+    """Return whether the Job, which does not exist, was recorded. If so, another client has deleted it."""
     return any(ledger.entries[stage].job == name for stage in work.stages if not ledger.done(stage))

@@ -1,4 +1,4 @@
-"""What a stage pod gets mounted: its RunSpec, the Secrets of its stages, room to work, the means to report progress."""
+"""Volumes and environment variables of stage pods: RunSpec, Secrets, working directories, progress reports."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,17 +16,17 @@ Manifest = dict[str, Any]
 """A part of an object as JSON."""
 
 ANNOTATION_PROGRESS_CA = f"{constants.GROUP}/progress-ca"
-"""On stage pods: the certificate authority of the progress endpoint, which the pod reads through the downward API."""
+"""On stage pods: CA certificate of the progress endpoint. The pod reads it through the downward API."""
 
 ANNOTATION_CA_BUNDLE = f"{constants.GROUP}/ca-bundle"
-"""On stage pods: the authorities that the platform trusts beside the public ones. Not a ConfigMap: it would have to be
-in every namespace, or the operator be allowed to make it there."""
+"""On stage pods: additional trusted CA certificates. A ConfigMap would be needed in every namespace, or the operator
+would need permission to create it there."""
 
 WORK_DIRECTORY = f"{constants.STAGE_DIRECTORY}/work"
 TOKEN_SECONDS = 3600
-"""Life of the progress token; the kubelet renews it."""
+"""Lifetime of the progress token in seconds. The kubelet renews it."""
 USER_VOLUME = "user-"
-"""Before the names of volumes from spec.podTemplates, so that they are never those of the operator's own volumes."""
+"""Prefix for names of volumes from spec.podTemplates, which separates them from the operator's volumes."""
 
 _FIELD_OF_VOLUME = {
     "dataset": "spec.dataset.credentialsSecretRef",
@@ -41,61 +41,60 @@ _FIELD_OF_VOLUME = {
 }
 
 SECRETS_OF_WORK = {
-    # prepare mounts everything, so that a missing Secret shows before a GPU is asked for.
+    # prepare mounts all Secrets, so that a missing one is found before a GPU is requested.
     "prepare": ("dataset", "workspace", "manifest-key", "hub-read", "hub-write"),
-    # The pod that runs for hours on shared GPU nodes can write to nobody's Hub.
+    # The pod that runs for hours on shared GPU nodes has no write access to the Hub.
     "train": ("workspace", "manifest-key", "hub-read"),
-    # The signing key is nowhere else: what parses strangers' rows and models for hours cannot sign in our name.
+    # Only publish has the signing key: pods that parse untrusted data and models cannot sign releases.
     "publish": ("workspace", "manifest-key", "hub-read", "hub-write", "signing"),
 }
 
 
 @dataclass(frozen=True)
 class Platform:
-    """What the operator, and not the user, says about stage pods."""
+    """The operator's settings for stage pods."""
 
     image: str
-    """The trainer image."""
+    """Default trainer image."""
     image_pull_policy: str = ""
-    """Empty leaves it to Kubernetes."""
+    """Empty means the default of Kubernetes."""
     image_pull_secrets: tuple[str, ...] = ()
     progress_url: str = ""
-    """Base URL of the progress endpoint; empty when there is none."""
+    """Base URL of the progress endpoint. Empty if there is none."""
     progress_ca: str = ""
-    """The endpoint's certificate authority as PEM; empty when a public one signs."""
+    """CA certificate of the endpoint (PEM). Empty if a public CA signed the certificate."""
     listening_since: datetime | None = None
-    """Since when progress reports can arrive here. None: they cannot, and no stage is judged by its silence."""
+    """When the progress endpoint became available. None if it is not: stages are then not checked for progress."""
     ca_bundle: str = ""
-    """Authorities as PEM that stages trust beside the public ones."""
+    """Additional CA certificates (PEM) trusted by stages."""
     proxies: Mapping[str, str] = field(default_factory=dict)
-    """The variables that say which proxies stages use; empty when they use none."""
+    """Environment variables for proxies. Empty if there are none."""
     builder_id: str = ""
-    """The URI of this installation in the provenance of releases; empty leaves it to the trainer."""
+    """URI of this installation in the provenance of releases. Empty means the trainer's default."""
     traces: Mapping[str, str] = field(default_factory=dict)
-    """The variables that say where stages send their traces; empty when nobody wants any."""
+    """Environment variables with the endpoint for traces. Empty if tracing is disabled."""
     cluster: str = ""
-    """The cluster's name, which the references in a workspace carry; empty when it has none."""
+    """Name of the cluster in the references of a workspace. Empty if none is set."""
     hub_endpoints: tuple[str, ...] | None = None
-    """Hubs, besides the public one, that users may name without a profile: tokens are sent there. None allows all."""
+    """Hubs, in addition to the public one, that users may set without a profile. None allows all."""
     instance_metadata: bool = False
-    """Whether boto3 may take the node's identity from its metadata service where a pod has none of its own."""
+    """Whether boto3 may use the identity of the node if the pod has none."""
     run_as_user: int | None = constants.USER_ID
-    """User, group and file system group of stage pods. None leaves them to the cluster, for example to OpenShift's
-    restricted-v2."""
+    """User, group and fsGroup of stage pods. None: the cluster chooses, as OpenShift's restricted-v2 requires."""
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume and where it is mounted."""
+    """A volume and its mount path."""
 
     path: str
-    """Where it is mounted; empty for a volume that only `user_mounts` mount."""
+    """Mount path. Empty for volumes that are mounted by `user_mounts`."""
     source: Manifest
     read_only: bool = True
 
 
 def volumes_of(spec: FineTuneSpec, label: str, platform: Platform) -> dict[str, Volume]:
-    """Return the volumes of the pod whose stage label is `label`, by name."""
+    """Return the volumes of the pod with the stage label `label`, by name."""
     template = spec.pod_templates.of(label)
     shared_memory = {"emptyDir": {"medium": "Memory", "sizeLimit": template.shared_memory}}
     volumes = {
@@ -127,7 +126,7 @@ def volumes_of(spec: FineTuneSpec, label: str, platform: Platform) -> dict[str, 
 
 
 def secrets_of(spec: FineTuneSpec) -> dict[str, SecretRef | SecretKeyRef]:
-    """Return all Secrets that the spec refers to, by the volume that they become."""
+    """Return all Secrets in the spec by the name of their volume."""
     refs = {
         "dataset": spec.dataset.credentials_secret_ref,
         "workspace": effective_workspace(spec).credentials_secret_ref,
@@ -140,12 +139,12 @@ def secrets_of(spec: FineTuneSpec) -> dict[str, SecretRef | SecretKeyRef]:
 
 
 def model_claim(spec: FineTuneSpec, label: str) -> str:
-    """Return the claim with the cache of base models; empty where there is none, and for pods that load no model."""
+    """Return the PersistentVolumeClaim of the model cache. Empty if there is none, or if the pod loads no model."""
     return "" if label == "prepare" else spec.compute.model_cache.claim_name
 
 
 def config_maps_of(spec: FineTuneSpec) -> dict[str, tuple[ConfigMapKeyRef, str]]:
-    """Return the ConfigMaps that prepare reads, by the volume that they become, each with the path of its file."""
+    """Return the ConfigMaps that prepare reads, with the path of the file, by the name of their volume."""
     refs = {
         "chat-template": (spec.tokenizer.chat_template, constants.CHAT_TEMPLATE_PATH),
         "tools": (spec.tools, constants.TOOLS_PATH),
@@ -154,7 +153,7 @@ def config_maps_of(spec: FineTuneSpec) -> dict[str, tuple[ConfigMapKeyRef, str]]
 
 
 def field_of(spec: FineTuneSpec, volume: str) -> str:
-    """Return the field of the spec that a volume comes from; empty for the operator's own volumes."""
+    """Return the field of the spec that a volume comes from. Empty for the operator's own volumes."""
     if volume.startswith(USER_VOLUME):
         return f"spec.podTemplates.{_stage_with(spec, volume)}.volumes"
     if volume == "workspace" and not spec.workspace.uri:
@@ -163,12 +162,12 @@ def field_of(spec: FineTuneSpec, volume: str) -> str:
 
 
 def user_mounts(template: PodTemplate) -> list[Manifest]:
-    """Return the mounts of the volumes that the template adds."""
+    """Return the volume mounts of the template."""
     return [{**dump(mount), "name": f"{USER_VOLUME}{mount.name}"} for mount in template.volume_mounts]
 
 
 def dump(part: Any) -> Any:  # noqa: ANN401 - any part of the API, or None
-    """Return a part of the spec as JSON, without what is absent."""
+    """Return a part of the spec as JSON, without absent fields."""
     return None if part is None else part.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
@@ -205,7 +204,7 @@ def _config_volume(ref: ConfigMapKeyRef, path: str) -> Volume:
 
 
 def _secret_source(ref: SecretRef | SecretKeyRef, file: str) -> Manifest:
-    """Return the Secret as a volume; the file is what its one key becomes, where it has one."""
+    """Return the source of a Secret volume. `file` is the file name for a SecretKeyRef."""
     source: Manifest = {"secretName": ref.name, "defaultMode": 0o440}
     if isinstance(ref, SecretKeyRef):
         source["items"] = [{"key": ref.key, "path": file}]
@@ -230,7 +229,7 @@ def _progress_volume(platform: Platform) -> Volume:
 
 
 def progress_env(finetune: FineTune, platform: Platform) -> dict[str, str]:
-    """Return the variables from which a stage knows where and how to report progress."""
+    """Return the environment variables for progress reports."""
     if not platform.progress_url:
         return {}
     path = progress_path(finetune.meta.namespace, finetune.meta.name)
@@ -244,22 +243,22 @@ def progress_env(finetune: FineTune, platform: Platform) -> dict[str, str]:
 
 
 def network_env(platform: Platform) -> dict[str, str]:
-    """Return the variables from which a stage knows its proxies, whom to trust, and whose identity is not its own."""
+    """Return the environment variables for proxies, trusted CA certificates and node identity."""
     trusted = {constants.ENV_CA_BUNDLE: constants.CA_BUNDLE_PATH} if platform.ca_bundle else {}
-    # IRSA and EKS Pod Identity use no metadata service, and Google's libraries do not read this variable.
-    identity = {} if platform.instance_metadata else {"AWS_EC2_METADATA_DISABLED": "true"}
-    return {**platform.proxies, **trusted, **identity}
+    # IRSA and EKS Pod Identity do not use the metadata service, and Google's libraries ignore this variable.
+    stage_key = {} if platform.instance_metadata else {"AWS_EC2_METADATA_DISABLED": "true"}
+    return {**platform.proxies, **trusted, **stage_key}
 
 
 def traces_env(finetune: FineTune, run_id: str, platform: Platform) -> dict[str, str]:
-    """Return the variables from which a stage knows where its spans go and which trace they are part of."""
+    """Return the environment variables for traces: the endpoint and the parent span."""
     if not platform.traces:
         return {}
     return {**platform.traces, traces.ENV_TRACEPARENT: traces.SpanRef.of_run(finetune.meta.uid, run_id).traceparent}
 
 
 def progress_path(namespace: str, name: str) -> str:
-    """Return the path that a stage posts its progress to; its form is that of Kubeflow's status protocol (KEP-2779)."""
+    """Return the URL path for progress reports, in the form of Kubeflow's status protocol (KEP-2779)."""
     return f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/{namespace}/trainjobs/{name}/status"
 
 

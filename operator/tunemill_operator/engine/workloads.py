@@ -1,4 +1,4 @@
-"""What Kueue says about a Job: the slim view of the Workload in which it keeps the books of it."""
+"""Typed view of Kueue's Workload, which tracks the queueing of a Job."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from datetime import datetime
 from tunemill_operator.engine.objects import Json
 
 LABEL_JOB = "kueue.x-k8s.io/job-uid"
-"""On Workloads: the uid of the Job."""
+"""Label of Workloads: the uid of the Job."""
 
 
 @dataclass(frozen=True)
@@ -16,19 +16,19 @@ class Workload:
 
     name: str
     job: str
-    """The Job's uid."""
+    """Uid of the Job."""
     queue: str
-    """The LocalQueue that it was sent to, whether there is one of that name or not."""
+    """LocalQueue of the Job, whether it exists or not."""
     cluster_queue: str
-    """The ClusterQueue whose quota is reserved for it; empty while there is none."""
+    """ClusterQueue that reserved quota. Empty if there is none."""
     flavors: Mapping[str, str]
-    """The ResourceFlavor that each resource is taken from."""
+    """ResourceFlavor by resource."""
     since: datetime
-    """Since when it waits, or has its quota."""
+    """When the Workload was queued, or when its quota was reserved."""
     waits_for: str
-    """Why it is not admitted, in Kueue's words; empty when it is, and before Kueue has looked at it."""
+    """Kueue's message about why the Workload is not admitted. Empty if it is, or before Kueue's first decision."""
     stopped: str
-    """Why it was stopped after it had been admitted, in Kueue's words; empty when it was not."""
+    """Kueue's message about why an admitted Workload was evicted. Empty if it was not."""
 
 
 def workload_of(body: Json) -> Workload:
@@ -53,9 +53,9 @@ def workload_of(body: Json) -> Workload:
 
 def _waits_for(body: Json, reserved: Json) -> str:
     if body["spec"].get("active") is False:
-        return f"the Workload {body['metadata']['name']} is deactivated, until somebody sets its spec.active to true"
+        return f"the Workload {body['metadata']['name']} is deactivated: set its spec.active to true"
     if reserved.get("status") != "True":
         return str(reserved.get("message", ""))
     checks = [check for check in body["status"].get("admissionChecks") or [] if check["state"] != "Ready"]
-    told = [": ".join(filter(None, (check["name"], check["state"], check.get("message")))) for check in checks]
-    return f"the quota is reserved, but not all admission checks are passed ({'; '.join(told)})"
+    checks_text = [": ".join(filter(None, (check["name"], check["state"], check.get("message")))) for check in checks]
+    return f"the quota is reserved, but not all admission checks have passed ({'; '.join(checks_text)})"

@@ -1,1 +1,1 @@
-"""Speaks to the API server: the only importer of the kubernetes package."""
+"""Client for the API server. Only this package imports kubernetes."""

@@ -1,4 +1,4 @@
-"""How to reach and convince the API server: from a kubeconfig, or from the pod that the operator runs in."""
+"""Access to the API server, from a kubeconfig or from the operator's pod."""
 
 import inspect
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from tunemill_operator.kube.transport import Pages, session_options
 
 @dataclass(frozen=True)
 class Credentials:
-    """What a connection needs, for those that connect themselves."""
+    """Address and credentials for other HTTP clients."""
 
     server: str
     ca_file: str | None
@@ -28,25 +28,25 @@ class AccessError(Exception):
 
 
 class Access:
-    """The way to one API server; keeps short-lived tokens fresh."""
+    """Access to one API server. It renews short-lived tokens."""
 
     def __init__(self, configuration: Configuration) -> None:
         self._configuration = configuration
-        # Asked once: aiohttp would look for proxies and a .netrc in a thread for every request.
+        # Set once: aiohttp would look up proxies and a .netrc in a thread for every request.
         configuration.proxy = configuration.proxy or _proxy(configuration.host)
         configuration.client_session_kwargs = session_options(Pages())
 
     @property
     def host(self) -> str:
-        """The API server's host and port."""
+        """Host and port of the API server."""
         return urlsplit(self._configuration.host).netloc
 
     def client(self) -> ApiClient:
-        """Return a client of its own connection pool; the caller closes it."""
+        """Return a client with its own connection pool. The caller must close it."""
         return ApiClient(self._configuration)
 
     async def credentials(self) -> Credentials:
-        """Return what is valid at the moment."""
+        """Return the current credentials."""
         configuration = self._configuration
         if configuration.refresh_api_key_hook is not None:
             refreshed = configuration.refresh_api_key_hook(configuration)
@@ -64,14 +64,14 @@ class Access:
 
 
 async def open_access(kubeconfig: str, context: str) -> Access:
-    """Return the way to the API server.
+    """Return access to the API server.
 
     Args:
-        kubeconfig: path of a kubeconfig; empty means the usual places, and the pod's service account inside a cluster.
-        context: a context of the kubeconfig; empty means its current one.
+        kubeconfig: path of a kubeconfig; empty means the pod's ServiceAccount, else the default kubeconfig.
+        context: context of the kubeconfig; empty means its current one.
 
     Raises:
-        AccessError: when there is none.
+        AccessError: there is no access.
     """
     configuration = Configuration()
     try:
@@ -94,8 +94,8 @@ async def open_access(kubeconfig: str, context: str) -> Access:
 
 
 def _proxy(server: str) -> str | None:
-    """Return the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY ask for on the way to the server."""
+    """Return the proxy of HTTPS_PROXY, HTTP_PROXY and NO_PROXY for the server, or None."""
     url = urlsplit(server)
-    # NO_PROXY names an IPv6 address without the brackets that it has in a URL.
+    # NO_PROXY contains IPv6 addresses without the brackets of URLs.
     direct = proxy_bypass(url.netloc) or proxy_bypass(url.hostname or "")
     return None if direct else getproxies().get(url.scheme)

@@ -1,4 +1,4 @@
-"""The requests that the operator makes: plain JSON in and out, every one bounded in time and counted."""
+"""The operator's requests to the API server: plain JSON, with a timeout and an observer for each."""
 
 import asyncio
 import time
@@ -25,10 +25,10 @@ from tunemill_operator.kube.errors import NotFoundError, UnavailableError, error
 from tunemill_operator.kube.transport import PAGE
 
 Json = dict[str, Any]
-"""An object as the API server has it."""
+"""An object as returned by the API server."""
 
 REQUEST_SECONDS = 30.0
-"""The longest that a request may take. A watch is none of them: kopf watches."""
+"""Timeout of a request in seconds. Watches are not included: kopf handles them."""
 MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
 
@@ -38,18 +38,18 @@ Observer = Callable[[str, str, int, float], None]
 
 @dataclass(frozen=True)
 class Resource:
-    """A kind of object, as the API server serves it."""
+    """A resource of the API server."""
 
     group: str
     version: str
     plural: str
     selector: str = ""
-    """The label selector of those that concern the operator."""
+    """Label selector of the operator's objects."""
     fields: str = ""
-    """The field selector of those."""
+    """Field selector of the operator's objects."""
 
     def path(self, namespace: str | None, name: str = "") -> str:
-        """Return the path of the collection, or of one object; no namespace means all."""
+        """Return the path of the collection, or of one object. None means all namespaces."""
         root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
         where = f"/namespaces/{namespace}" if namespace else ""
         return f"{root}{where}/{self.plural}{f'/{name}' if name else ''}"
@@ -67,7 +67,7 @@ SECRETS = Resource("", "v1", "secrets")
 
 
 class KubeClient:
-    """The API server. Every method raises a KubeError when it does not succeed."""
+    """Client for the API server. Every method raises a KubeError if the request fails."""
 
     def __init__(
         self, api: ApiClient, observer: Observer = lambda *_: None, may_write: Callable[[], bool] = lambda: True
@@ -77,7 +77,7 @@ class KubeClient:
         self._may_write = may_write
 
     def fenced(self, may_write: Callable[[], bool]) -> "KubeClient":
-        """Return a client of the same connections that only reads when it may not write."""
+        """Return a client with the same connections that writes only while `may_write()` is true."""
         return KubeClient(self._api, self._observer, may_write)
 
     async def close(self) -> None:
@@ -85,16 +85,16 @@ class KubeClient:
         await self._api.close()  # type: ignore[no-untyped-call]
 
     async def check_discovered(self, resource: Resource) -> None:
-        """Raise NotFoundError until the API server's discovery names the kind, which is a moment after it is served."""
+        """Raise NotFoundError until discovery lists the kind, which is a moment after it is served."""
         groups = (await self.request("GET", "/apis"))["groups"]
         if any(group["name"] == resource.group for group in groups):
             kinds = (await self.request("GET", f"/apis/{resource.group}/{resource.version}"))["resources"]
             if any(kind["name"] == resource.plural for kind in kinds):
                 return
-        raise NotFoundError(f"the API server does not name {resource.plural}.{resource.group} among its kinds", 404)
+        raise NotFoundError(f"the API server does not list {resource.plural}.{resource.group} in its discovery", 404)
 
     async def pages(self, resource: Resource, namespace: str | None) -> AsyncIterator[tuple[list[Json], int]]:
-        """Yield the objects of a kind page by page, each with the resource version at which the list was taken."""
+        """Yield the objects of a kind page by page, each with the resource version of the list."""
         query = {"labelSelector": resource.selector, "fieldSelector": resource.fields, "limit": str(PAGE)}
         while True:
             path = resource.path(namespace)
@@ -102,7 +102,7 @@ class KubeClient:
             items, metadata = page.get("items"), page.get("metadata")
             if not isinstance(items, list) or not isinstance(metadata, dict):
                 raise UnavailableError(f"GET {path}: the answer is not a list of objects")
-            del page  # one page at a time: those of large objects are large
+            del page  # keep only one page in memory
             yield items, int(metadata["resourceVersion"])
             del items
             if not metadata.get("continue"):
@@ -110,7 +110,7 @@ class KubeClient:
             query["continue"] = metadata["continue"]
 
     async def _page(self, path: str, query: Mapping[str, str]) -> Json:
-        """Return a page; a long list must not fail as a whole because one of its many requests did."""
+        """Return a page. Failed requests are repeated, so that a long list does not fail because of one of them."""
         for wait in (0.2, 0.5, 1.0):
             try:
                 return await self.request("GET", path, query)
@@ -123,21 +123,21 @@ class KubeClient:
         return await self.request("GET", resource.path(namespace, name))
 
     async def create(self, resource: Resource, namespace: str, body: Json) -> Json:
-        """Create an object and return it. The API server refuses a Job with a field that it does not know."""
+        """Create an object and return it. Jobs with unknown fields are rejected."""
         query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict" if resource == JOBS else ""}
         return await self.request("POST", resource.path(namespace), query, body)
 
     async def replace(self, resource: Resource, namespace: str, body: Json) -> Json:
-        """Replace an object, provided that its resource version is the one in the body."""
+        """Replace an object if its resource version is still the one in the body."""
         return await self.request("PUT", resource.path(namespace, body["metadata"]["name"]), {}, body)
 
     async def delete_job(self, namespace: str, name: str, uid: str) -> Json:
-        """Delete a Job after its pods have ended, provided that it is still the one with this uid."""
+        """Delete a Job after its pods have ended, if it still has this uid."""
         body = {"propagationPolicy": "Foreground", "preconditions": {"uid": uid}}
         return await self.request("DELETE", JOBS.path(namespace, name), {}, body)
 
     async def apply_status(self, namespace: str, name: str, resource_version: int, status: Json) -> Json:
-        """Write the status, provided that the object is still the one that was decided on; return the object."""
+        """Write the status if the object still has this resource version. Return the object."""
         body = {
             "apiVersion": API_VERSION,
             "kind": KIND,
@@ -148,7 +148,7 @@ class KubeClient:
         return await self.request("PATCH", f"{FINETUNES.path(namespace, name)}/status", query, body, APPLY_PATCH)
 
     async def pods_of(self, namespace: str, finetune: str) -> tuple[list[Json], int]:
-        """Return the pods of a FunctionCallFineTune, and the resource version at which they were listed."""
+        """Return the pods of a FunctionCallFineTune, and the resource version of the list."""
         theirs, found, version = replace(PODS, selector=f"{LABEL_FINETUNE}={finetune}"), list[Json](), 0
         async for page, version in self.pages(theirs, namespace):  # noqa: B007 - that of the last page
             found += map(_slim, page)
@@ -160,7 +160,7 @@ class KubeClient:
         return [_slim(event) async for page, _ in self.pages(warnings, namespace) for event in page]
 
     async def workloads_of(self, namespace: str, jobs: Iterable[str]) -> list[Json] | None:
-        """Return what Kueue keeps about the Jobs with these uids; None when there is no Kueue."""
+        """Return Kueue's Workloads for the Jobs with these uids. None if Kueue is not installed."""
         theirs = replace(WORKLOADS, selector=f"{LABEL_JOB} in ({','.join(jobs)})")
         try:
             return [workload async for page, _ in self.pages(theirs, namespace) for workload in page]
@@ -173,7 +173,7 @@ class KubeClient:
         await self.request("PATCH", PODS.path(namespace, name), {}, body, MERGE_PATCH)
 
     async def review_token(self, token: str, audience: str) -> Json:
-        """Return the API server's judgement about a token: the status of a TokenReview."""
+        """Return the status of a TokenReview for the token."""
         body = {
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenReview",
@@ -191,9 +191,9 @@ class KubeClient:
         body: Json | None = None,
         content_type: str = "application/json",
     ) -> Json:
-        """Make a request and return the answer's object."""
+        """Make a request and return the object in the answer."""
         if method != "GET" and not self._may_write():
-            raise UnavailableError(f"{method} {path}: not made, as another operator may lead by now")
+            raise UnavailableError(f"{method} {path}: not sent, because another operator may be the leader")
         started, code = time.monotonic(), 0
         try:
             _, url, headers, _, _ = await self._api.param_serialize(
@@ -203,7 +203,7 @@ class KubeClient:
                 header_params={"Accept": "application/json", "Content-Type": content_type},
                 auth_settings=["BearerToken"],
             )
-            # The body is JSON as it is; the client would only look for models of its own in it.
+            # The body is plain JSON, so the client's serialization is skipped.
             response = await self._api.call_api(
                 method, url, header_params=headers, body=body, _request_timeout=REQUEST_SECONDS
             )
@@ -222,7 +222,7 @@ class KubeClient:
 
 
 def _slim(body: Json) -> Json:
-    """Return a pod or an event without its large parts, which nobody reads: there may be thousands of them."""
+    """Return a pod or an event without large parts that are not used. There may be thousands of them."""
     if isinstance(metadata := body.get("metadata"), dict):
         metadata.pop("managedFields", None)
         metadata.pop("annotations", None)

@@ -1,8 +1,8 @@
-"""JSON from the API server, decoded so that one object which cannot be read costs no other object.
+"""Decodes JSON from the API server, so that one unreadable object does not affect others.
 
-Users decide how deep and how odd an object is. pydantic's parser refuses JSON that is nested deeper than 200 levels,
-and with it a whole page of objects. Here what is too deep becomes null, and an object that is broken in another way is
-left out. What is null in the wrong place is then found when the object is validated.
+Users control the nesting and the content of objects. pydantic's parser rejects JSON that is nested deeper than 200
+levels, and with it a whole page of objects. Here, values that are nested too deeply become null, and objects that are
+invalid in another way are removed. A null in the wrong place is found when the object is validated.
 """
 
 import json
@@ -16,17 +16,17 @@ from pydantic_core import from_json
 log = logging.getLogger(__name__)
 
 DEEPEST = 120
-"""Levels of nesting that are kept. A Job has about 20, and a list adds 2."""
+"""Maximum nesting depth. A Job has about 20 levels, and a list adds 2."""
 _DEEP_FROM = 190
-"""A line with fewer brackets than this can be parsed by every parser, however they are nested."""
+"""A line with fewer brackets than this can be decoded by every parser."""
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{\]}]', re.DOTALL)
 
 
 def decoded(text: bytes) -> Any:  # noqa: ANN401 - any JSON value
-    """Return the JSON value; of a list of objects, those that can be decoded.
+    """Return the JSON value. For a list of objects, return those that can be decoded.
 
     Raises:
-        ValueError: when it is no JSON at all, such as a proxy's error page.
+        ValueError: the text is not JSON, for example the error page of a proxy.
     """
     try:
         return from_json(text)
@@ -40,7 +40,7 @@ def decoded(text: bytes) -> Any:  # noqa: ANN401 - any JSON value
 
 
 def decodable_line(line: bytes) -> bytes:
-    """Return a line of a watch as every parser can take it; empty when none can."""
+    """Return a line of a watch in a form that every parser accepts. Empty if there is none."""
     if line.count(b"{") + line.count(b"[") < _DEEP_FROM:
         return line
     try:
@@ -50,13 +50,13 @@ def decodable_line(line: bytes) -> bytes:
         try:
             _parsed(line)
         except ValueError as error:
-            log.warning("an event of a watch cannot be read and is left out: %s", error)
+            log.warning("ignoring an unreadable watch event: %s", error)
             return b""
     return line
 
 
 def shallow(text: bytes) -> bytes:
-    """Return the JSON text with null for everything that is nested deeper than DEEPEST."""
+    """Return the JSON text with null for all values that are nested deeper than DEEPEST."""
     depth, start, parts = 0, 0, list[bytes]()
     for token in _TOKEN.finditer(text):
         match text[token.start()]:
@@ -72,21 +72,21 @@ def shallow(text: bytes) -> bytes:
 
 
 def _parsed(text: bytes) -> Any:  # noqa: ANN401 - any JSON value
-    """Return the JSON value. Python's own parser also takes half a surrogate pair, which pydantic's does not."""
+    """Return the JSON value. Python's own parser also accepts unpaired surrogates, which pydantic's does not."""
     try:
         return from_json(text)
     except ValueError:
         try:
             return json.loads(text)
         except RecursionError as error:
-            raise ValueError("nested too deep") from error
+            raise ValueError("nested too deeply") from error
 
 
 def _decoded_list(text: bytes) -> Any:  # noqa: ANN401 - a list of objects
-    """Return the list of the objects that can be decoded.
+    """Return the objects of the list that can be decoded.
 
     Raises:
-        ValueError: when it is no list of objects.
+        ValueError: the text is not a list of objects.
     """
     spans = list(_items(text))
     if not spans:
@@ -97,13 +97,13 @@ def _decoded_list(text: bytes) -> Any:  # noqa: ANN401 - a list of objects
         try:
             found.append(_parsed(text[start:end]))
         except ValueError as error:
-            log.warning("an object of a list cannot be read and is left out: %s", error)
+            log.warning("ignoring an unreadable object of a list: %s", error)
     page["items"] = found
     return page
 
 
 def _items(text: bytes) -> Iterator[tuple[int, int]]:
-    """Yield where each object of the list's items begins and ends."""
+    """Yield start and end of each object in the list's items."""
     depth, name, inside, start = 0, b"", False, 0
     for token in _TOKEN.finditer(text):
         match text[token.start()]:

@@ -1,11 +1,11 @@
-"""What can go wrong between the operator and the API server.
+"""Errors of requests to the API server.
 
 KubeError
  ├── NotFoundError       404: the object, or the kind, does not exist
- ├── ConflictError       409: somebody else was faster
- │    └── ExistsError    409 AlreadyExists: an object of that name is there
- ├── RefusedError        400, 403, 413, 422: the same request will be refused again
- └── UnavailableError    401 (an expired token), 429, 5xx, connection lost, timed out: it may succeed later
+ ├── ConflictError       409: the object has changed
+ │    └── ExistsError    409 AlreadyExists: an object with this name exists
+ ├── RefusedError        400, 403, 413, 422: the same request will be rejected again
+ └── UnavailableError    401 (an expired token), 429, 5xx, lost connection, timeout: a retry may succeed
 """
 
 
@@ -15,18 +15,18 @@ class KubeError(Exception):
     def __init__(self, message: str, code: int = 0, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.code = code
-        """HTTP status, 0 when there was no answer."""
+        """HTTP status. 0 without an answer."""
         self.retry_after = retry_after
-        """Seconds that the API server asks to wait."""
+        """Seconds in the Retry-After header."""
 
     @property
     def namespace_ends(self) -> bool:
-        """Whether the namespace is being deleted, and everything in it: then a failure is none."""
+        """Whether the request failed because the namespace is being deleted."""
         return "is being terminated" in str(self)
 
     @property
     def webhook_fails(self) -> bool:
-        """Whether an admission webhook that has to be asked does not answer."""
+        """Whether a required admission webhook does not respond."""
         return "webhook" in str(self) and "failed" in str(self)
 
 
@@ -35,19 +35,19 @@ class NotFoundError(KubeError):
 
 
 class ConflictError(KubeError):
-    """The object has changed, or its uid is another."""
+    """The object has changed, or has a different uid."""
 
 
 class ExistsError(ConflictError):
-    """An object of that name exists."""
+    """An object with this name exists."""
 
 
 class RefusedError(KubeError):
-    """The API server does not take the request, now or later."""
+    """The API server rejected the request. A retry does not help."""
 
 
 class UnavailableError(KubeError):
-    """The API server could not answer."""
+    """The API server did not answer. A retry may help."""
 
 
 def error_of(code: int, reason: str, message: str, retry_after: float | None = None) -> KubeError:

@@ -1,8 +1,8 @@
-"""How answers of the API server are taken in, by the operator's own client and by kopf's alike.
+"""Limits on answers of the API server, for the operator's client and for kopf.
 
-- A list is read in pages that are bounded by bytes, not only by the number of objects: a page that is too large is
-  given up while it arrives and asked for again with fewer objects. The next lists of that kind begin with as many.
-- What cannot be decoded is left out (`decoding`) before kopf sees it: an exception there ends the watch of all objects.
+- Pages of a list are limited in bytes, not only in the number of objects. A page that is too large is cancelled and
+  requested again with fewer objects. The next lists of that kind start with this number.
+- Objects that cannot be decoded are removed (`decoding`) before kopf sees them: an exception there ends the watch.
 """
 
 import math
@@ -15,31 +15,32 @@ from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 from tunemill_operator.kube.decoding import decodable_line, decoded
 
 PAGE = 200
-"""Objects per page of a list: more would only take memory, tens of kilobytes each until they are looked through."""
+"""Maximum number of objects per page of a list. Each takes tens of kilobytes until it is processed."""
 PAGE_BYTES = 4 * 1024 * 1024
-"""Bytes per page of a list. JSON takes up to twelve times as much memory once decoded. One object may be larger."""
+"""Maximum number of bytes per page of a list. Decoded JSON takes up to twelve times as much memory. A single object may
+be larger."""
 _CHUNK_BYTES = 256 * 1024
 
 
 class Response(ClientResponse):
-    """An answer of which no content raises an exception that only one object is the reason for."""
+    """A response that raises no exception because of the content of a single object."""
 
     async def start(self, connection: Any) -> ClientResponse:  # noqa: ANN401 - aiohttp's private type
-        """Take in the headers."""
+        """Read the headers."""
         await super().start(connection)
         if self.method == "GET" and self.status == 200 and self.url.query.get("watch"):
             self.content: Any = _Lines(self.content)
         return self
 
     async def json(self, **_: Any) -> Any:  # noqa: ANN401 - any JSON value
-        """Return the decoded content; what is no JSON is an empty object."""
+        """Return the decoded content. Invalid JSON becomes an empty object."""
         try:
             return decoded(await self.read())
         except ValueError:
             return {}
 
     async def load(self, limit: float) -> int | None:
-        """Read the content and return its bytes; stop and return None as soon as they are more than the limit."""
+        """Read the content and return its size in bytes, or None if it is larger than the limit."""
         chunks, size = list[bytes](), 0
         async for chunk in self.content.iter_chunked(_CHUNK_BYTES):
             size += len(chunk)
@@ -51,7 +52,7 @@ class Response(ClientResponse):
 
 
 class _Lines:
-    """The content of a watch, an event a line."""
+    """The content of a watch response, with one event per line."""
 
     def __init__(self, content: aiohttp.StreamReader) -> None:
         self._content = content
@@ -60,7 +61,7 @@ class _Lines:
         return getattr(self._content, name)
 
     async def iter_chunked(self, size: int) -> AsyncIterator[bytes]:
-        """Yield whole lines, those that can be decoded."""
+        """Yield whole lines that can be decoded."""
         rest: list[bytes] = []
         async for chunk in self._content.iter_chunked(size):
             *lines, last = chunk.split(b"\n")
@@ -76,14 +77,14 @@ class _Lines:
 
 
 class Pages:
-    """Makes the pages of lists as small as they have to be."""
+    """Reduces the size of pages as needed."""
 
     def __init__(self) -> None:
         self._limits: dict[str, int] = {}
         """By path and selector, the objects of the last page that fitted or would have."""
 
     async def __call__(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
-        """Make the request; that of a page again and again until the page fits."""
+        """Make the request. A list page is requested again with fewer objects until it fits."""
         query = request.url.query
         if request.method != "GET" or "limit" not in query:
             return await handler(request)
@@ -99,12 +100,12 @@ class Pages:
                 break
             response.close()
             limit = max(1, limit // 4)
-        # As many objects of this size as fit; with a bit of room, as a page that is given up is wasted.
+        # As many objects of this size as fit, with a margin, because a cancelled page is wasted.
         fitting = int(limit * min(4.0, 0.9 * PAGE_BYTES / max(size, 1)))
         self._limits[kind] = max(1, min(most, fitting))
         return response
 
 
 def session_options(pages: Pages) -> dict[str, Any]:
-    """Return the arguments of aiohttp's session that have answers taken in like this."""
+    """Return the arguments of an aiohttp session with these limits."""
     return {"response_class": Response, "middlewares": (pages,), "trust_env": False}

@@ -1,6 +1,6 @@
-"""Leaves out of a status what the CRD in the cluster does not have, because it is older than the operator.
+"""Removes fields from a status that the cluster's CRD does not have, because it is older than the operator.
 
-Server-side apply refuses the whole status for one field that the schema lacks, and says which; nothing else does.
+Server-side apply rejects the whole status for an unknown field, and lists the fields in its message.
 """
 
 import re
@@ -10,12 +10,12 @@ _NAMED = re.compile(r"\.status((?:\.\w+|\[[^\]]*\])+): field not declared in sch
 
 
 def undeclared(message: str) -> list[str]:
-    """Return the fields of the status that the API server's message says are not in the schema, such as stages.job."""
+    """Return the status fields that the schema lacks, such as stages.job, from the API server's message."""
     return sorted({re.sub(r"\[[^\]]*\]", "", path).removeprefix(".") for path in _NAMED.findall(message)})
 
 
 def without(status: Any, path: str) -> Any:  # noqa: ANN401 - a part of a status as JSON
-    """Return the status without a field; of a list, every item without it."""
+    """Return the status without a field. For lists, the field is removed from every item."""
     if isinstance(status, list):
         return [without(item, path) for item in status]
     if not isinstance(status, dict):

@@ -1,1 +1,1 @@
-"""The HTTPS endpoint that stages report their progress to."""
+"""The HTTPS endpoint to which stages report their progress."""

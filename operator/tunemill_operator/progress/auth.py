@@ -1,4 +1,4 @@
-"""Who may report progress about what: the pod that works on it, proven by its service-account token."""
+"""Authenticates progress reports: a pod may report about its own object, with its ServiceAccount token."""
 
 import asyncio
 import hashlib
@@ -11,70 +11,71 @@ from tunemill_operator.engine.objects import Pod
 from tunemill_operator.runtime.cache import Key
 
 REMEMBERED_SECONDS = 60.0
-"""How long a judgement is remembered: a pod reports every few seconds."""
+"""Seconds for which the review of a token is cached. A pod reports every few seconds."""
 REMEMBERED_TOKENS = 4096
 REVIEWS_AT_ONCE = 8
-"""Nobody can make the operator flood the API server with tokens that it has not seen."""
+"""Maximum number of concurrent TokenReviews, to protect the API server from floods of unknown tokens."""
 REVIEWS_PER_CLIENT = 4
-"""Tokens of one address that are judged or wait for it: whoever sends thousands of forged ones delays nobody else."""
+"""Maximum number of pending TokenReviews of one address. A client that sends thousands of invalid tokens does not delay
+others."""
 POD_NAME = "authentication.kubernetes.io/pod-name"
 POD_UID = "authentication.kubernetes.io/pod-uid"
 
 
 class TokenReviewer(Protocol):
-    """Judges tokens."""
+    """Reviews tokens."""
 
     async def review_token(self, token: str, audience: str) -> dict[str, Any]:
         """Return the status of a TokenReview."""
 
 
 class Pods(Protocol):
-    """Knows the pods of stages."""
+    """Looks up stage pods."""
 
     def get(self, uid: str) -> Pod | None:
         """Return the pod with this uid."""
 
 
 class NotAuthenticatedError(Exception):
-    """The token is none of ours."""
+    """The token is missing or invalid."""
 
 
 class NotAllowedError(Exception):
-    """The token is of a pod that may not report about this object."""
+    """The pod of the token may not report about this object."""
 
 
 class BusyError(Exception):
-    """So many tokens of this address are being judged that the request has to come again."""
+    """Too many tokens of this address are being reviewed. The client should retry."""
 
 
-class Gatekeeper:
-    """Decides about every report."""
+class ReportAuthenticator:
+    """Authenticates and authorizes progress reports."""
 
     def __init__(self, reviewer: TokenReviewer, pods: Pods) -> None:
         self._reviewer = reviewer
         self._pods = pods
-        self._judged: OrderedDict[str, tuple[float, str]] = OrderedDict()
+        self._reviewed: OrderedDict[str, tuple[float, str]] = OrderedDict()
         self._reviewing = asyncio.Semaphore(REVIEWS_AT_ONCE)
-        self._unjudged: Counter[str] = Counter()
+        self._pending_reviews: Counter[str] = Counter()
 
     async def pod_of(self, authorization: str, key: Key, client: str) -> str:
-        """Return the uid of the pod that reports about the object of this key.
+        """Return the uid of the pod that reports about the object with this key.
 
         Args:
-            authorization: the header of the request, `Bearer` and the token.
+            authorization: the Authorization header, `Bearer` and the token.
             key: namespace and name of the object.
-            client: the address that the request comes from.
+            client: address of the client.
 
         Raises:
-            BusyError: too many tokens of this address are being judged.
-            NotAuthenticatedError: the token is missing, expired, of another audience, or of no pod.
-            NotAllowedError: the pod does not work on the object, or not any more.
-            KubeError: the API server could not judge the token.
+            BusyError: too many tokens of this address are being reviewed.
+            NotAuthenticatedError: the token is missing, expired, for another audience, or not bound to a pod.
+            NotAllowedError: the pod does not belong to the object, or has ended.
+            KubeError: the API server could not review the token.
         """
         scheme, _, token = authorization.partition(" ")
         if scheme != "Bearer" or not token:
             raise NotAuthenticatedError
-        uid = await self._judge(token, client)
+        uid = await self._review(token, client)
         if not uid:
             raise NotAuthenticatedError
         pod = self._pods.get(uid)
@@ -84,26 +85,26 @@ class Gatekeeper:
             raise NotAllowedError
         return uid
 
-    async def _judge(self, token: str, client: str) -> str:
-        """Return the uid of the pod that the token was made for, empty when the token is no good."""
+    async def _review(self, token: str, client: str) -> str:
+        """Return the uid of the pod to which the token is bound. Empty if the token is not valid."""
         digest, now = hashlib.sha256(token.encode()).hexdigest(), asyncio.get_running_loop().time()
-        if (known := self._judged.get(digest)) and now - known[0] < REMEMBERED_SECONDS:
+        if (known := self._reviewed.get(digest)) and now - known[0] < REMEMBERED_SECONDS:
             return known[1]
-        if self._unjudged[client] >= REVIEWS_PER_CLIENT:
+        if self._pending_reviews[client] >= REVIEWS_PER_CLIENT:
             raise BusyError
-        self._unjudged[client] += 1
+        self._pending_reviews[client] += 1
         try:
             async with self._reviewing:
                 status = await self._reviewer.review_token(token, PROGRESS_AUDIENCE)
         finally:
-            self._unjudged[client] -= 1
-            if not self._unjudged[client]:
-                del self._unjudged[client]
+            self._pending_reviews[client] -= 1
+            if not self._pending_reviews[client]:
+                del self._pending_reviews[client]
         uid = _pod_uid(status)
-        self._judged[digest] = (now, uid)
-        self._judged.move_to_end(digest)
-        while len(self._judged) > REMEMBERED_TOKENS:
-            self._judged.popitem(last=False)
+        self._reviewed[digest] = (now, uid)
+        self._reviewed.move_to_end(digest)
+        while len(self._reviewed) > REMEMBERED_TOKENS:
+            self._reviewed.popitem(last=False)
         return uid
 
 

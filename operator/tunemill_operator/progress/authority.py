@@ -1,4 +1,4 @@
-"""Makes a certificate together with an authority that signs it and nothing else, ever."""
+"""Creates a certificate, together with a CA that signs only this certificate."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -22,16 +22,16 @@ _SIGNS_CERTIFICATES = x509.KeyUsage(
 )
 
 
-def certify(host: str) -> tuple[bytes, bytes, bytes]:
-    """Return a new certificate for a host, its key, and the authority's certificate, each as PEM.
+def issue_certificate(host: str) -> tuple[bytes, bytes, bytes]:
+    """Return a new certificate for a host, its private key, and the CA certificate, each as PEM.
 
-    The authority's key is thrown away: nobody can sign another certificate that is trusted for its sake.
+    The private key of the CA is discarded, so that no other certificate can be signed with it.
     """
     authority, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     root = _builder(_AUTHORITY, authority, authority)
     root = root.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     root = root.add_extension(_SIGNS_CERTIFICATES, critical=True)
-    # Not the host: a common name ends at 64 characters, and nobody has looked at it for years.
+    # Not the host name: a common name is limited to 64 characters, and clients ignore it.
     leaf = _builder("tunemill progress", key, authority)
     leaf = leaf.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     leaf = leaf.add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)

@@ -1,7 +1,7 @@
-"""The newest progress report of every object, in memory, and whose turn it is to be written to the status.
+"""The latest progress report of every object in memory, and limits on how often progress is written to the status.
 
-Every look at an object sees its newest report: whether a stage is silent is judged by that. What is limited is how
-often a status is written when nothing but progress has changed.
+Every reconcile uses the latest report, for example to detect a stage without progress. Only status writes for progress
+alone are limited.
 """
 
 import contextlib
@@ -21,20 +21,20 @@ from tunemill_operator.progress.turns import Pace, Turns
 from tunemill_operator.runtime.cache import Key
 
 LONGEST_ETA_SECONDS: Final = 10 * 365 * 24 * 3600
-"""The longest remaining time that is believed. The API server takes no status with a number of more than 64 bits."""
+"""Maximum accepted remaining time. The API server rejects a status with a number of more than 64 bits."""
 
 
 class ProgressReport(StatusModel):
-    """What a stage posts: the body of Kubeflow's status protocol (KEP-2779), with two fields of our own."""
+    """Body of a progress report: that of Kubeflow's status protocol (KEP-2779), with two additional fields."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
 
     trainer_status: TrainerStatus | None = None
-    """The figures."""
+    """The progress."""
     stage: str = Field(default="", max_length=64)
-    """The stage that they are of; empty when the stage is not of our making."""
+    """Stage of the progress. Empty for custom images."""
     report: StageReport | None = None
-    """The report of a stage that has ended, while the next one works in the same container."""
+    """Report of a finished stage, while the next one runs in the same container."""
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
@@ -48,9 +48,9 @@ class ProgressReport(StatusModel):
         return self
 
     def after(self, before: Progress | None, pod: str, now: datetime) -> Progress:
-        """Return what the pod has reported in all; `before` is what was known.
+        """Return the pod's progress after this report; `before` is the previous state.
 
-        A report is no sign of life of the stage that works: it changes neither its figures nor their time.
+        The report of a finished stage does not change the progress of the running stage or its time.
         """
         known = before if before and before.pod == pod else Progress(pod, None)
         if self.report:
@@ -62,14 +62,14 @@ class ProgressReport(StatusModel):
 
 
 class Queue(Protocol):
-    """Where an object is put whose progress is to be written."""
+    """Receives the objects whose progress should be written."""
 
     def add(self, key: Key) -> None:
-        """Have the key worked on at once."""
+        """Reconcile the object with this key as soon as possible."""
 
 
 class Board:
-    """Keeps the newest report of every object and has it written in turn."""
+    """Keeps the latest report of every object, and schedules its writes."""
 
     def __init__(self, queue: Queue, pace: Pace | None = None) -> None:
         self._queue = queue
@@ -77,21 +77,21 @@ class Board:
         self._turns = Turns(pace or Pace(), queue.add)
 
     def post(self, key: Key, pod: str, report: ProgressReport, now: datetime) -> None:
-        """Take in a report of the pod with this uid. The time that counts is the operator's: pods' clocks differ."""
+        """Store a report of the pod with this uid. `now` is the operator's time, because clocks of pods differ."""
         before = self._latest.get(key)
         latest = self._latest[key] = report.after(before, pod, now)
         if latest.report and latest.report != (before.report if before else None):
-            self._queue.add(key)  # a stage has ended, which is more than progress
+            self._queue.add(key)  # a stage has ended, so the write is not limited
         if report.trainer_status is not None:
             self._turns.wait(key)
 
     def latest(self, key: Key) -> Progress | None:
-        """Return the newest report about the object."""
+        """Return the latest report about the object."""
         return self._latest.get(key)
 
     @contextlib.contextmanager
     def turn(self, key: Key) -> Iterator[bool]:
-        """Yield whether it is the object's turn to be written for progress alone; it is over with the context."""
+        """Yield whether the object may be written for progress alone, while the context lasts."""
         begun = self._turns.begin(key)
         try:
             yield begun
@@ -100,14 +100,14 @@ class Board:
                 self._turns.end(key)
 
     def wait_for_turn(self, key: Key) -> None:
-        """Have the object looked at again when it is its turn."""
+        """Reconcile the object again when it may be written for progress alone."""
         self._turns.wait(key)
 
     def waiting(self) -> int:
-        """Return how many objects wait for their turn."""
+        """Return the number of objects that wait for their turn."""
         return len(self._turns)
 
     def forget(self, key: Key) -> None:
-        """Drop what is known about an object that is gone."""
+        """Remove the reports about a deleted object."""
         self._latest.pop(key, None)
         self._turns.forget(key)

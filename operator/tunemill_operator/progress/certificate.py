@@ -1,7 +1,7 @@
-"""The certificate of the progress endpoint: from three files, or made here and kept in a Secret of the operator's own.
+"""The certificate of the progress endpoint: from three files, or created by the operator and stored in a Secret.
 
-Pods get the authority when they are made and trust no other until they end. So all replicas, and all that ever follow,
-have to prove themselves with one certificate: it cannot live in a process.
+Pods get the CA certificate when they are created, and do not trust another one later. Therefore all replicas, and all
+later processes, need the same certificate.
 """
 
 import asyncio
@@ -18,27 +18,27 @@ from tunemill_operator.kube.errors import ConflictError, UnavailableError
 log = logging.getLogger(__name__)
 
 NAMES = ("tls.crt", "tls.key", "ca.crt")
-"""The keys of the Secret; cert-manager uses the same."""
+"""Keys of the Secret, as in those of cert-manager."""
 AGAIN_SECONDS = 1.0
 
 
 class Certificate:
-    """What the endpoint proves itself with, from three files."""
+    """A certificate with its private key and CA certificate, from three files."""
 
     def __init__(self, certificate: Path, key: Path, authority: Path) -> None:
         self._files = (certificate, key, authority)
         self.authority = ""
-        """Whom pods are to trust, as PEM."""
+        """CA certificate for the pods (PEM)."""
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self._loaded: tuple[int, ...] = ()
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the files if they have changed, as those of a mounted Secret do when it is renewed.
+        """Read the files if they have changed, such as those of a mounted Secret after a renewal.
 
         Raises:
-            OSError: when they cannot be read or do not belong together.
+            OSError: a file cannot be read, or the key does not match the certificate.
         """
         state = tuple(file.stat().st_mtime_ns for file in self._files)
         if state != self._loaded:
@@ -49,27 +49,27 @@ class Certificate:
 
 
 class Secrets(Protocol):
-    """Reads and replaces objects of the API server."""
+    """Reads and replaces Secrets."""
 
     async def get(self, resource: Resource, namespace: str, name: str) -> dict[str, Any]:
         """Return an object."""
 
     async def replace(self, resource: Resource, namespace: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Replace an object, provided that nobody has changed it."""
+        """Replace an object if it has not changed."""
 
 
-async def kept(secrets: Secrets, namespace: str, name: str, host: str) -> Certificate:
-    """Return the certificate that a Secret holds; make it if the Secret is empty.
+async def load_or_create(secrets: Secrets, namespace: str, name: str, host: str) -> Certificate:
+    """Return the certificate in a Secret. Create it if the Secret is empty.
 
     Args:
-        secrets: where the Secret is.
-        namespace: the Secret's.
-        name: the Secret's; it has to be there.
-        host: whom a new certificate is for: the host of the URL at which pods report.
+        secrets: client for the Secret.
+        namespace: namespace of the Secret.
+        name: name of the Secret, which must exist.
+        host: host name of a new certificate: that of the progress endpoint's URL.
 
     Raises:
-        KubeError: when the Secret is missing, or must not be read or written.
-        OSError: when the Secret holds something else.
+        KubeError: the Secret does not exist, or access is denied.
+        OSError: the Secret contains something else.
     """
     while True:
         try:
@@ -77,21 +77,21 @@ async def kept(secrets: Secrets, namespace: str, name: str, host: str) -> Certif
             if not all(secret.get("data", {}).get(item) for item in NAMES):
                 data = {item: base64.b64encode(value).decode() for item, value in _made(host).items()}
                 secret = await secrets.replace(SECRETS, namespace, {**secret, "data": data})
-                log.info("made a certificate for %s; it is kept in Secret %s", host, name)
+                log.info("created a certificate for %s in the Secret %s", host, name)
             break
-        except ConflictError:  # whoever led until now was faster
+        except ConflictError:  # the previous leader was faster
             continue
         except UnavailableError as error:
-            log.warning("the certificate could not be read, trying again: %s", error)
+            log.warning("the certificate could not be read, retrying: %s", error)
             await asyncio.sleep(AGAIN_SECONDS)
-    with tempfile.TemporaryDirectory() as folder:  # ssl reads a key from nowhere but a file
+    with tempfile.TemporaryDirectory() as folder:  # ssl can read a key from a file only
         for item in NAMES:
             (Path(folder) / item).write_bytes(base64.b64decode(secret["data"][item]))
         return Certificate(*(Path(folder) / item for item in NAMES))
 
 
 def _made(host: str) -> dict[str, bytes]:
-    # cryptography is needed once in the life of an installation.
+    # Imported here, because cryptography is needed only once per installation.
     from tunemill_operator.progress import authority
 
-    return dict(zip(NAMES, authority.certify(host), strict=True))
+    return dict(zip(NAMES, authority.issue_certificate(host), strict=True))

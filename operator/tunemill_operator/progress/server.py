@@ -1,4 +1,4 @@
-"""The web application that takes progress reports."""
+"""HTTP application for progress reports."""
 
 import asyncio
 import logging
@@ -11,31 +11,31 @@ from tunemill_api.plain_text import parsed
 
 from tunemill_operator.engine.volumes import progress_path
 from tunemill_operator.kube.errors import KubeError
-from tunemill_operator.progress.auth import BusyError, Gatekeeper, NotAllowedError, NotAuthenticatedError
+from tunemill_operator.progress.auth import BusyError, NotAllowedError, NotAuthenticatedError, ReportAuthenticator
 from tunemill_operator.progress.board import Board, ProgressReport
 
 log = logging.getLogger(__name__)
 
 BODY_BYTES = 16 * 1024
-"""A report has at most 32 short metrics."""
+"""Maximum size of a report, which has at most 32 short metrics."""
 READ_SECONDS = 10.0
-"""A request that takes longer, to arrive or to be judged, is dropped. Its headers are bounded by the listener."""
+"""Timeout of a request in seconds, including its authentication. The listener limits the time for headers."""
 
 
 _REFUSALS: Mapping[type[Exception], tuple[int, str]] = {
-    NotAuthenticatedError: (401, "a token of the pod with the audience for progress is needed"),
+    NotAuthenticatedError: (401, "a ServiceAccount token of the pod with the audience for progress is required"),
     NotAllowedError: (403, "only a running pod of this object may report about it"),
-    BusyError: (503, "too many tokens of this address are being judged, try again"),
+    BusyError: (503, "too many tokens of this address are being reviewed, retry later"),
     TimeoutError: (408, f"the request took longer than {READ_SECONDS:.0f} s"),
 }
 
 
-def application(gatekeeper: Gatekeeper, board: Board, counted: Callable[[int], None]) -> web.Application:
+def application(authenticator: ReportAuthenticator, board: Board, counted: Callable[[int], None]) -> web.Application:
     """Return the application.
 
     Args:
-        gatekeeper: decides who may report what.
-        board: takes the reports.
+        authenticator: authenticates the reports.
+        board: stores the reports.
         counted: called with the HTTP status of every answer.
     """
 
@@ -44,7 +44,7 @@ def application(gatekeeper: Gatekeeper, board: Board, counted: Callable[[int], N
         try:
             async with asyncio.timeout(READ_SECONDS):
                 authorization = request.headers.get("Authorization", "")
-                pod = await gatekeeper.pod_of(authorization, key, client=request.remote or "")
+                pod = await authenticator.pod_of(authorization, key, client=request.remote or "")
                 body = await request.read()
             report = parsed(ProgressReport, body.decode(errors="replace"))
         except tuple(_REFUSALS) as error:
@@ -52,8 +52,8 @@ def application(gatekeeper: Gatekeeper, board: Board, counted: Callable[[int], N
         except ValidationError as error:
             return _answer(400, f"not a progress report: {error.errors(include_input=False)[0]['msg']}")
         except KubeError as error:
-            log.warning("a token could not be judged: %s", error)
-            return _answer(503, "the token could not be judged, try again")
+            log.warning("a token could not be reviewed: %s", error)
+            return _answer(503, "the token could not be reviewed, retry later")
         board.post(key, pod, report, datetime.now(UTC))
         return _answer(200, "")
 
@@ -75,7 +75,7 @@ def application(gatekeeper: Gatekeeper, board: Board, counted: Callable[[int], N
 
 
 def _refusal(status: int, message: str) -> web.Response:
-    """Return the answer. The connection stays open where a new one would cost more than the next request on it."""
+    """Return the answer. The connection stays open if a new one would cost more than the next request on it."""
     response = _answer(status, message)
     if status == 408:
         response.force_close()

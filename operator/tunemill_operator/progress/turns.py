@@ -1,8 +1,7 @@
-"""Decides when the progress of which object is written: a limit for each object, and one for all together.
+"""Schedules status writes for progress, with one limit per object and one for all objects.
 
-An object whose progress has changed waits in line. The line is ordered by the time at which the object may be written
-again, so every object has its turn before any has a second one: when the overall limit is what delays, the time between
-two writes grows by the same for all.
+Objects with new progress wait in a queue, ordered by the time at which they may be written again. So every object is
+written once before any is written twice. If the total limit applies, the interval between writes grows equally for all.
 """
 
 import asyncio
@@ -15,16 +14,16 @@ from tunemill_operator.runtime.cache import Key
 
 @dataclass(frozen=True)
 class Pace:
-    """How often a status is written for progress alone."""
+    """Limits on status writes for progress alone."""
 
     seconds: int = 10
-    """Least time between two such writes for one object."""
+    """Minimum number of seconds between two such writes for one object."""
     per_second: int = 10
-    """Most such writes in a second, for all objects together."""
+    """Maximum number of such writes per second for all objects."""
 
 
 class Turns:
-    """Gives one object after the other its turn to be written. To be used from one event loop."""
+    """Grants turns to write progress. Use it from one event loop only."""
 
     def __init__(self, pace: Pace, ready: Callable[[Key], None]) -> None:
         """`ready` is called with the key of an object whose turn has come."""
@@ -43,7 +42,7 @@ class Turns:
         return len(self._waiting)
 
     def wait(self, key: Key) -> None:
-        """Have the object wait for its turn, unless it does."""
+        """Add the object to the queue, unless it is waiting already."""
         if key in self._waiting or key in self._granted:
             return
         due = now = asyncio.get_running_loop().time()
@@ -55,7 +54,7 @@ class Turns:
         self._give()
 
     def begin(self, key: Key) -> bool:
-        """Tell whether it is the object's turn; if so, it is until `end`."""
+        """Return whether it is the object's turn. If so, the turn lasts until `end`."""
         if key not in self._granted:
             return False
         self._granted.discard(key)
@@ -69,17 +68,17 @@ class Turns:
         self._give()
 
     def forget(self, key: Key) -> None:
-        """Drop an object that is gone."""
+        """Remove a deleted object."""
         self._waiting.pop(key, None)
         self._granted.discard(key)
         self._written.pop(key, None)
         self._give()
 
     def _give(self) -> None:
-        """Give the next turn, or set an alarm for it.
+        """Grant the next turns, or set a timer for them.
 
-        Turns that are given but not over are limited as well: when the API server answers slowly, they would pile up
-        and then be written all at once.
+        The number of unfinished turns is limited as well. If the API server is slow, they would accumulate and then be
+        written all at once.
         """
         if self._alarm is not None:
             self._alarm.cancel()

@@ -1,4 +1,4 @@
-"""The newest known view of every object that concerns the operator."""
+"""Cache of the latest known version of all objects."""
 
 import logging
 from collections import defaultdict
@@ -24,18 +24,18 @@ Key = tuple[str, str]
 """Namespace and name of a FunctionCallFineTune."""
 
 REMEMBERED = 10_000
-"""Uids of deleted objects that are kept, so that a late answer of the API server does not bring one back; and of
-objects that cannot be read, so that each version is logged once."""
+"""Number of remembered uids: of deleted objects, so that a late answer of the API server does not add one again, and of
+unreadable objects, so that each version is logged once."""
 
 
 def uid_of(body: Any) -> str:  # noqa: ANN401 - what stands in a list may be anything
-    """Return the uid of an object; empty when it has none."""
+    """Return the uid of an object. Empty if it has none."""
     uid = mapping(mapping(body).get("metadata")).get("uid")
     return uid if isinstance(uid, str) else ""
 
 
 def _remember(known: dict[str, Any], key: str, value: Any) -> None:  # noqa: ANN401 - kept as it is
-    """Keep a value, and no more than REMEMBERED of them: the oldest goes."""
+    """Store a value, and remove the oldest ones above REMEMBERED."""
     known[key] = value
     while len(known) > REMEMBERED:
         del known[next(iter(known))]
@@ -51,11 +51,11 @@ View = TypeVar("View", bound=_Viewed)
 
 
 class Store(Generic[View]):
-    """The objects of one kind. It only moves forward: what is older than what it holds is dropped.
+    """The objects of one kind. Versions that are older than the stored one are ignored.
 
-    Watch events and the answers to the operator's own writes arrive in any order; the resource version tells which is
-    newer. A version of an object that cannot be read is ignored: users write most of what an object holds, and none of
-    them may keep the operator from reading the objects of others.
+    Watch events and the answers to the operator's own writes arrive in any order, so resource versions are compared. A
+    version that cannot be read is ignored: users write most fields of an object, and an invalid one must not affect
+    others.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class Store(Generic[View]):
         key: Callable[[View], Key],
         unreadable: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Make an empty store.
+        """Create an empty store.
 
         Args:
             kind: the plural of the kind.
-            view: returns what is kept of an object.
-            key: returns which FunctionCallFineTune an object concerns.
+            view: returns the stored form of an object.
+            key: returns the key of the FunctionCallFineTune that an object belongs to.
             unreadable: called with the kind for each version of an object that cannot be read.
         """
         self._kind = kind
@@ -83,7 +83,7 @@ class Store(Generic[View]):
         self._deleted: dict[str, None] = {}
 
     def put(self, body: Mapping[str, Any]) -> Key | None:
-        """Take in an object; return the key that it concerns, None when it is not news or cannot be read."""
+        """Store an object. Return its key, or None if the version is not newer or cannot be read."""
         try:
             return self._put(body)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is about this object alone
@@ -97,7 +97,7 @@ class Store(Generic[View]):
             return None
         view = self._view(body)
         key = self._key(view)
-        if known and self._key(known) != key:  # its label was changed
+        if known and self._key(known) != key:  # the label was changed
             self._forget(uid)
         self._objects[uid] = view
         self._by_key[key].add(uid)
@@ -105,7 +105,7 @@ class Store(Generic[View]):
         return key
 
     def _ignore(self, body: Mapping[str, Any], error: Exception) -> None:
-        """Say once that this version of an object cannot be read."""
+        """Log once that this version of an object cannot be read."""
         metadata = mapping(mapping(body).get("metadata"))
         uid, version = str(metadata.get("uid", "")), str(metadata.get("resourceVersion", ""))
         where = f"{metadata.get('namespace', '')}/{metadata.get('name', '')}" if metadata else "without metadata"
@@ -117,7 +117,7 @@ class Store(Generic[View]):
         log.warning("%s: an object cannot be read and is ignored: %.400s: %s", self._kind, where, problem)
 
     def remove(self, uid: str) -> Key | None:
-        """Take out a deleted object; return the key that it concerned, None when it was not known."""
+        """Remove a deleted object. Return its key, or None if it was not stored."""
         _remember(self._deleted, uid, None)
         return self._forget(uid)
 
@@ -132,11 +132,11 @@ class Store(Generic[View]):
         return key
 
     def of(self, key: Key) -> tuple[View, ...]:
-        """Return the objects that concern the FunctionCallFineTune of this key."""
+        """Return the objects of the FunctionCallFineTune with this key."""
         return tuple(self._objects[uid] for uid in self._by_key.get(key, ()))
 
     def complete(self, key: Key, bodies: Iterable[Mapping[str, Any]], version: int) -> None:
-        """Take in all objects that concern this key, as a list at that version has them; what it lacks is gone."""
+        """Store all objects with this key from a list at `version`, and remove those that it does not contain."""
         listed = set()
         for body in bodies:
             self.put(body)
@@ -148,15 +148,15 @@ class Store(Generic[View]):
         return self._objects.get(uid)
 
     def keys(self) -> tuple[Key, ...]:
-        """Return the keys that any object concerns."""
+        """Return all keys."""
         return tuple(self._by_key)
 
     def prune(self, listed: Iterable[str], version: int, namespace: str | None = None) -> list[Key]:
-        """Take out what a complete list (of one namespace) at that version does not have; return the keys concerned."""
+        """Remove objects that a complete list (of a namespace) at `version` does not contain. Return their keys."""
         return self._drop((view for view in self if namespace in (None, view.meta.namespace)), set(listed), version)
 
     def _drop(self, views: Iterable[View], listed: Collection[str], version: int) -> list[Key]:
-        """Take out those that a list at that version would have and has not; return the keys concerned."""
+        """Remove objects that are not listed and not newer than `version`. Return their keys."""
         ghosts = [view.meta for view in views if view.meta.uid not in listed and view.meta.resource_version <= version]
         return [key for meta in ghosts if (key := self.remove(meta.uid))]
 
@@ -168,7 +168,7 @@ class Store(Generic[View]):
 
 
 class Cache:
-    """All that the operator has seen."""
+    """All cached objects."""
 
     def __init__(self, unreadable: Callable[[str], None] = lambda _: None) -> None:
         """`unreadable` is called with the kind of each object that cannot be read."""
@@ -189,12 +189,12 @@ class Cache:
         )
 
     def finetune(self, key: Key) -> FineTune | None:
-        """Return the FunctionCallFineTune of this key; the youngest, where one was deleted and made anew."""
+        """Return the FunctionCallFineTune with this key: the latest one, if it was deleted and created again."""
         stored = self._stored(key)
         return stored.view() if stored else None
 
     def unserved(self, key: Key) -> bool:
-        """Tell whether this FunctionCallFineTune is new: nothing was made of it, nothing was told of it yet."""
+        """Return whether this FunctionCallFineTune is new: it has neither a status nor a Job."""
         stored = self._stored(key)
         return stored is not None and not stored.phase and not self.jobs.of(key)
 

@@ -1,17 +1,18 @@
-"""Leader election on a Lease.
+"""Leader election with a Lease.
 
-The rules that make it safe:
-- every call is bounded, and none runs past the leader's deadline;
-- a leader counts from the start of its last successful renewal and stops `deadline` seconds later, before a follower
-  may take over after `duration` seconds;
-- a follower judges expiry on its own monotonic clock, from when it saw the record change: clocks of different machines
-  are never compared;
-- a write is a compare-and-swap on the resource version;
-- `holds()` tells those who write for the leader whether anybody else can lead by now: a process that was frozen wakes
-  up in the middle of its work;
-- a clean end gives the Lease back, and followers look twice a period, so that the hand-over takes half of one.
+Rules for safety:
+- Every request has a timeout that ends before the leader's deadline.
+- A leader counts from the start of its last successful renewal. It stops after `deadline` seconds, before a follower
+  may take over after `duration` seconds.
+- A follower determines expiry with its own monotonic clock, from when it observed a change of the record. Clocks of
+  different machines are never compared.
+- A write is a compare-and-swap on the resource version.
+- `holds()` returns whether no other process can lead yet. Writers check it, because a suspended process may continue in
+  the middle of its work.
+- A clean shutdown releases the Lease. Followers check it twice per period, so the hand-over takes half a period.
 
-kubernetes.aio has an elector too; that of release 37 fails in its first call, bounds no call and gives nothing back.
+The elector of kubernetes.aio (release 37) is not used: it fails in its first request, has no timeouts and releases
+nothing.
 """
 
 import asyncio
@@ -32,7 +33,7 @@ Json = dict[str, Any]
 
 
 class Leases(Protocol):
-    """The three requests that an election needs."""
+    """The requests for an election."""
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Json:
         """Return the Lease."""
@@ -41,20 +42,20 @@ class Leases(Protocol):
         """Create the Lease."""
 
     async def replace(self, resource: Resource, namespace: str, body: Json) -> Json:
-        """Replace the Lease, provided that it has not changed."""
+        """Replace the Lease if it has not changed."""
 
 
 @dataclass(frozen=True)
 class Election:
-    """Which Lease is fought for, by whom and how patiently.
+    """Settings of a leader election.
 
     Attributes:
-        name: the Lease's name.
-        namespace: the Lease's namespace.
-        identity: who the candidate is; different for every process.
-        duration: seconds after which followers take a Lease that is not renewed.
+        name: name of the Lease.
+        namespace: namespace of the Lease.
+        identity: identity of the candidate, different for every process.
+        duration: seconds after which followers take over a Lease that is not renewed.
         deadline: seconds after which a leader that cannot renew stops.
-        period: seconds between two renewals; a follower looks after half of it.
+        period: seconds between two renewals. A follower checks twice per period.
     """
 
     name: str
@@ -70,10 +71,10 @@ class Election:
 
 
 class Elector:
-    """One candidate."""
+    """A candidate in a leader election."""
 
     def __init__(self, leases: Leases, election: Election, leading: Callable[[bool], None]) -> None:
-        """`leading` is told when leadership begins and ends."""
+        """`leading` is called with True when leadership starts, and with False when it ends."""
         self._leases = leases
         self._election = election
         self._leading = leading
@@ -82,14 +83,14 @@ class Elector:
         self._held_until = 0.0
 
     def holds(self) -> bool:
-        """Return whether nobody else can hold the Lease yet."""
+        """Return whether no other process can hold the Lease yet."""
         return asyncio.get_running_loop().time() < self._held_until
 
     async def run(self, lead: Callable[[], Awaitable[None]]) -> None:
-        """Wait for the Lease, run `lead()` while holding it, and cancel it when the Lease is lost.
+        """Wait for the Lease, run `lead()` while holding it, and cancel it if the Lease is lost.
 
-        Returns when `lead()` has ended or the Lease is lost, and raises what `lead()` raised. The caller ends the
-        process then: a fresh one has no stale state.
+        Returns when `lead()` has ended or the Lease is lost, and raises what `lead()` raised. The caller then ends the
+        process, so that the next one starts without stale state.
         """
         held_since = await self._acquire()
         self._held_until = held_since + self._election.duration
@@ -107,7 +108,7 @@ class Elector:
             work.result()
 
     async def _acquire(self) -> float:
-        said = ""
+        logged = ""
         while True:
             started = asyncio.get_running_loop().time()
             try:
@@ -116,13 +117,13 @@ class Elector:
                         return started
             except (KubeError, TimeoutError) as error:
                 message = str(error) or "no answer in time"
-                if message != said:
+                if message != logged:
                     log.warning("the Lease %s could not be read or taken: %s", self._election.name, message)
-                    said = message
+                    logged = message
             await asyncio.sleep(self._pause() / 2)
 
     async def _hold(self, work: "asyncio.Future[None]", renewed: float) -> None:
-        """Renew until the work ends, somebody else holds the Lease, or no renewal has succeeded for too long."""
+        """Renew until the work ends, another process holds the Lease, or renewals have failed for too long."""
         deadline = self._election.deadline
         while (left := renewed + deadline - asyncio.get_running_loop().time()) > 0:
             await asyncio.wait({work}, timeout=min(self._pause(), left))
@@ -133,7 +134,7 @@ class Elector:
                 async with asyncio.timeout(min(self._call_limit(), max(0.0, renewed + deadline - started))):
                     if not await self._try():
                         self._held_until = 0.0
-                        log.error("another operator holds the Lease now: stopping")
+                        log.error("another operator holds the Lease: stopping")
                         return
                 renewed = started
                 self._held_until = renewed + self._election.duration
@@ -142,7 +143,7 @@ class Elector:
         log.error("the Lease could not be renewed for %.0f s: stopping", deadline)
 
     async def _try(self) -> bool:
-        """Take or renew the Lease in one compare-and-swap; tell whether it is held now."""
+        """Acquire or renew the Lease with one compare-and-swap. Return whether it is held."""
         election, now = self._election, _now()
         try:
             lease = await self._leases.get(LEASES, election.namespace, election.name)
@@ -178,7 +179,7 @@ class Elector:
         }
 
     async def _release(self) -> None:
-        """Give the Lease back, if it is still held; without an answer it expires."""
+        """Release the Lease if it is still held. If the request fails, the Lease expires."""
         election = self._election
         with contextlib.suppress(KubeError, TimeoutError):
             async with asyncio.timeout(election.period):
@@ -191,7 +192,7 @@ class Elector:
         try:
             await request
         except ConflictError:
-            # Somebody else was faster, or ourselves: a request whose answer is lost is sent again below us.
+            # Another candidate was faster, or this one: the HTTP client repeats a request whose answer was lost.
             lease = await self._leases.get(LEASES, self._election.namespace, self._election.name)
             return bool(lease.get("spec", {}).get("holderIdentity") == self._election.identity)
         return True

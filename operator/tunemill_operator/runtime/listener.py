@@ -1,12 +1,14 @@
-"""Serves an HTTP application to everybody in the cluster without being overrun by anybody.
+"""Serves an HTTP application to the whole cluster with limits on connections.
 
-A TLS connection costs about 300 KB from its beginning on, long before it is known whose it is: asyncio allocates its
-buffers at once. So connections are counted when they are accepted, and TLS begins when a whole ClientHello is there:
+A TLS connection takes about 300 KB from the start, before the client is known, because asyncio allocates its buffers
+immediately. Therefore connections are counted when they are accepted, and TLS starts when a whole ClientHello has
+arrived:
 
-- one address may have CONNECTIONS_PER_CLIENT; further ones are closed at once;
-- all together may be CONNECTIONS; for one more, the oldest of the address with the most connections is closed, so that
-  those who open many are the ones who lose them. Where many have not said anything yet, it is the oldest of these;
-- a TLS handshake, a request's headers and an idle connection have a few seconds. The application bounds the body.
+- One address may have CONNECTIONS_PER_CLIENT connections. Further ones are closed immediately.
+- All addresses together may have CONNECTIONS connections. For another one, the oldest connection of the address with
+  the most connections is closed. If many connections have not sent anything yet, the oldest of these is closed.
+- A TLS handshake, the headers of a request and an idle connection have timeouts of a few seconds. The application
+  limits the body.
 """
 
 import asyncio
@@ -23,25 +25,25 @@ from aiohttp import web
 log = logging.getLogger(__name__)
 
 CONNECTIONS: Final = 256
-"""Open connections in all: about 75 MB with TLS. A stage opens one for each report, for some milliseconds."""
+"""Maximum number of open connections: about 75 MB with TLS. A stage opens one for milliseconds per report."""
 CONNECTIONS_PER_CLIENT: Final = 32
-"""Open connections of one address. Pods may share an address where the cluster network hides theirs."""
+"""Maximum number of open connections of one address. Pods may share an address if the cluster network hides theirs."""
 SILENT_SHARE: Final = 4
-"""One in so many connections may be one that has not said anything yet."""
+"""At most one in this many connections may not have sent anything yet."""
 HANDSHAKE_SECONDS: Final = 5.0
 HELLO_AGAIN_SECONDS: Final = 0.05
-"""How often it is looked for the rest of a ClientHello that has come in part."""
+"""Interval in seconds between checks for the rest of an incomplete ClientHello."""
 SHUTDOWN_SECONDS: Final = 2.0
-"""The longest that a client may take to confirm the end of a TLS connection."""
+"""Maximum time in seconds for a client to confirm the end of a TLS connection."""
 HEADER_SECONDS: Final = 10.0
-"""The longest that a request's headers may take, and that a connection without a request stays open."""
+"""Maximum time in seconds for the headers of a request, and for an idle connection."""
 _HANDSHAKE: Final = 0x16
-"""The type of a TLS record that a connection begins with."""
+"""Type of the first TLS record of a connection."""
 _RECORD_BYTES: Final = 16 * 1024
 _BACKLOG: Final = 1024
 _HTTP: Final = {
     "keepalive_timeout": HEADER_SECONDS,
-    "lingering_time": 0.0,  # a body that nobody wants is not waited for
+    "lingering_time": 0.0,  # do not wait for the rest of a rejected body
     "max_line_size": 4096,
     "max_field_size": 8190,  # a token of a service account has 1 to 2 KB
     "max_headers": 64,
@@ -54,10 +56,10 @@ _HTTP: Final = {
 async def listening(
     app: web.Application, host: str, port: int, context: ssl.SSLContext | None = None
 ) -> AsyncIterator[int]:
-    """Serve the application while the context lasts; yield the port.
+    """Serve the application while the context lasts. Yield the port.
 
     Raises:
-        OSError: when the port is taken.
+        OSError: the port is in use.
     """
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0, **_HTTP)  # type: ignore[arg-type]
     await runner.setup()
@@ -79,14 +81,14 @@ async def listening(
 
 
 class Connections:
-    """The open connections of one server."""
+    """The open connections of a server."""
 
     def __init__(self, server: web.Server, context: ssl.SSLContext | None) -> None:
         self._server = server
         self._context = context
         self._open: dict[str, dict[_Connection, None]] = defaultdict(dict)
         self._silent: dict[_Connection, None] = {}
-        """Those whose TLS has not begun, the oldest first."""
+        """Connections whose TLS handshake has not started, oldest first."""
         self._count = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -99,14 +101,14 @@ class Connections:
         while True:
             try:
                 accepted, address = await loop.sock_accept(listener)
-            except OSError as error:  # no file descriptor is left, for example
+            except OSError as error:  # for example, no file descriptor is left
                 log.warning("a connection could not be accepted: %s", error)
                 await asyncio.sleep(0.1)
                 continue
             self._admit(accepted, str(address[0]))
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close all connections."""
         for task in self._tasks:
             task.cancel()
         for of_client in [*self._open.values()]:
@@ -132,7 +134,7 @@ class Connections:
             next(iter(oldest)).close()
 
     def _wait_for_hello(self, connection: "_Connection", accepted: socket.socket) -> None:
-        """Begin TLS once the client's whole first message is there; until then a connection costs next to nothing."""
+        """Start TLS once the client's first message has arrived. Until then, a connection takes little memory."""
         if connection.closed:
             return
         loop = asyncio.get_running_loop()
@@ -162,7 +164,7 @@ class Connections:
 
     async def _take_into_use(self, connection: "_Connection", accepted: socket.socket) -> None:
         tls = self._context is not None
-        if connection.closed:  # for one that came later
+        if connection.closed:  # closed in favour of a later one
             accepted.close()
             return
         try:
@@ -174,12 +176,12 @@ class Connections:
                 ssl_shutdown_timeout=SHUTDOWN_SECONDS if tls else None,
             )
         except (OSError, asyncio.CancelledError) as error:  # the handshake failed or took too long, or it was closed
-            # asyncio's future holds the error, and the error's frames the future and all of the connection's buffers.
+            # Break the reference cycle of error and future, which would keep the connection's buffers in memory.
             error.__traceback__ = None
             connection.close()
 
     def forget(self, connection: "_Connection") -> None:
-        """Take a closed connection out."""
+        """Remove a closed connection."""
         self._silent.pop(connection, None)
         of_client = self._open[connection.client]
         if connection in of_client:
@@ -190,13 +192,13 @@ class Connections:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection, which becomes one of aiohttp's after its handshake."""
+    """A connection. It is passed to aiohttp after its handshake."""
 
     def __init__(self, connections: Connections, server: web.Server, accepted: socket.socket, client: str) -> None:
         self.client = client
         self.closed = False
         self.begun = False
-        """Whether asyncio has the socket, and closes it."""
+        """Whether asyncio owns the socket, and closes it."""
         self.deadline: asyncio.TimerHandle | None = None
         self._connections = connections
         self._server = server
@@ -205,13 +207,13 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.BaseTransport | None = None
 
     def close(self) -> None:
-        """Close it at once."""
+        """Close the connection immediately."""
         self.closed = True
         if self.deadline:
             self.deadline.cancel()
         if isinstance(self._transport, asyncio.Transport):
             self._transport.abort()
-        elif self._socket is not None and self.begun:  # during the handshake, whose transport nobody else knows
+        elif self._socket is not None and self.begun:  # during the handshake, whose transport is not accessible
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
         elif self._socket is not None:
@@ -221,7 +223,7 @@ class _Connection(asyncio.Protocol):
         self._connections.forget(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Hand it to aiohttp once the handshake is over."""
+        """Pass the connection to aiohttp after the handshake."""
         self._transport, self._socket = transport, None
         if self.closed and isinstance(transport, asyncio.Transport):
             transport.abort()
@@ -230,26 +232,26 @@ class _Connection(asyncio.Protocol):
         self._protocol.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        """Hand on what has come."""
+        """Pass the data to aiohttp."""
         if self._protocol:
             self._protocol.data_received(data)
 
     def eof_received(self) -> bool | None:
-        """Hand on that nothing more comes."""
+        """Pass the end of the stream to aiohttp."""
         return self._protocol.eof_received() if self._protocol else None
 
     def pause_writing(self) -> None:
-        """Hand on that the client does not read."""
+        """Pass on that the client does not read."""
         if self._protocol:
             self._protocol.pause_writing()
 
     def resume_writing(self) -> None:
-        """Hand on that it reads again."""
+        """Pass on that the client reads again."""
         if self._protocol:
             self._protocol.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Count it no more."""
+        """Remove the connection."""
         self.closed = True
         self._connections.forget(self)
         if self._protocol:

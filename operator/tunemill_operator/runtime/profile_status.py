@@ -1,4 +1,4 @@
-"""Writes into the status of each FineTuneProfile whether it is valid, so that its author sees it before any object."""
+"""Writes to the status of each FineTuneProfile whether it is valid, so that its author sees errors early."""
 
 import asyncio
 import logging
@@ -21,9 +21,9 @@ from tunemill_operator.runtime.cache import Store
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 2.0
-"""How often the cached profiles are looked through for one that has changed: a comparison of a few numbers."""
+"""Interval in seconds between checks of the cached profiles for changes."""
 RETRY_SECONDS: Final = 60.0
-"""How long to wait after a write that failed, for example because the CRD or the ClusterRole is older."""
+"""Time in seconds until the retry of a failed write, for example because the CRD or ClusterRole is older."""
 
 
 def status_of(profile: Profile, now: datetime) -> FineTuneProfileStatus:
@@ -44,22 +44,22 @@ def status_of(profile: Profile, now: datetime) -> FineTuneProfileStatus:
 
 @dataclass
 class ProfileStatuses:
-    """Keeps the status of the profiles in a cache current."""
+    """Keeps the status of the cached profiles up to date."""
 
     client: KubeClient
     profiles: Store[Profile]
     clock: Callable[[], datetime] = lambda: datetime.now(UTC).replace(microsecond=0)
     _done: dict[str, int] = field(default_factory=dict)
-    """By uid, the generation for which the status is written."""
+    """Generation for which the status was written, by uid."""
 
     async def run(self) -> None:
-        """Write what has changed, until cancelled."""
+        """Write the status of changed profiles, until cancelled."""
         warned = ""
         while True:
             wait = LOOK_SECONDS
             try:
                 await self.write_changed()
-            except ConflictError:  # the profile has changed: the cache hears of it in a moment
+            except ConflictError:  # the profile has changed; the watch will update the cache
                 pass
             except KubeError as error:
                 wait = RETRY_SECONDS
@@ -69,10 +69,10 @@ class ProfileStatuses:
             await asyncio.sleep(wait)
 
     async def write_changed(self) -> None:
-        """Write the status of every profile whose spec is new, unless it is there already.
+        """Write the status of every changed profile.
 
         Raises:
-            KubeError: when the API server did not take one.
+            KubeError: the API server rejected a status.
         """
         present = tuple(self.profiles)
         self._done = {view.meta.uid: self._done[view.meta.uid] for view in present if view.meta.uid in self._done}
@@ -82,7 +82,7 @@ class ProfileStatuses:
             try:
                 wanted = status_of(profile, self.clock())
             except Exception:
-                log.exception("FineTuneProfile %s cannot be judged", profile.meta.name)
+                log.exception("FineTuneProfile %s cannot be validated", profile.meta.name)
                 self._done[profile.meta.uid] = profile.generation
                 continue
             if wanted != profile.status:
@@ -99,5 +99,5 @@ class ProfileStatuses:
         }
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
         path = f"{PROFILES.path(None, meta.name)}/status"
-        # The cache knows the new version before the watch tells of it: no object is looked at for a status.
+        # With the new version in the cache, the watch event triggers no reconcile.
         self.profiles.put(await self.client.request("PATCH", path, query, body, APPLY_PATCH))

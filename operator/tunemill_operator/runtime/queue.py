@@ -1,12 +1,12 @@
-"""The work queue: which FunctionCallFineTune is to be looked at next.
+"""The work queue: which FunctionCallFineTune is reconciled next.
 
-As in client-go: a key waits once however often it is added; it is never worked on twice at the same time; a key that is
-added while it is worked on comes again afterwards; failures back off per key and are forgotten on success.
+As in client-go: a key waits at most once; it is never processed twice at the same time; a key that is added while it is
+processed is processed again afterwards; failures back off per key and are reset on success.
 
-Urgent keys come first, so that after a start among thousands of objects, or when hundreds are made at once, a new
-object does not wait until everything else was looked at and told of. While one is worked on, which takes a moment, the
-others wait as well: what is asked of the API server for them would take its time. Of the others, each turn of the event
-loop gives out one: a look that needs no request gives nobody else a turn, and there may be thousands of them.
+Urgent keys come first, so that a new object does not have to wait for thousands of others after a start, or for status
+writes when hundreds are created at once. While an urgent key is processed, which takes a moment, the other keys wait as
+well, because their requests would slow it down. Of the other keys, at most one is handed out per iteration of the event
+loop: a reconcile without requests does not yield, and there may be thousands.
 """
 
 import asyncio
@@ -20,33 +20,33 @@ from tunemill_operator.runtime.cache import Key
 FIRST_BACK_OFF = 0.2
 LONGEST_BACK_OFF = 60.0
 URGENT_IN_A_ROW = 32
-"""After so many urgent keys another one has its turn, however many urgent ones wait."""
+"""After this many urgent keys, one other key is processed."""
 MOMENT = 0.5
-"""Seconds for which the others wait for an urgent key that is worked on; it may take long."""
+"""Maximum number of seconds that other keys wait for an urgent key that is being processed."""
 
 
 class QueueObserver(Protocol):
-    """Counts what happens in the queue."""
+    """Counts the operations of the queue."""
 
     def added(self) -> None:
-        """A key has begun to wait."""
+        """A key was added."""
 
     def taken(self, waited: float) -> None:
-        """A key was taken up after so many seconds."""
+        """A key was taken after waiting this many seconds."""
 
     def finished(self, worked: float) -> None:
-        """A key was worked on for so many seconds."""
+        """A key was processed in this many seconds."""
 
     def retried(self) -> None:
-        """A key is put back after a failure."""
+        """A key was added again after a failure."""
 
 
 class QueueClosedError(Exception):
-    """There is no more work."""
+    """The queue is closed."""
 
 
 class WorkQueue:
-    """Keys to be worked on, now or later. To be used from one event loop."""
+    """Keys to process, now or later. Use it from one event loop only."""
 
     def __init__(self, observer: QueueObserver, urgent: Callable[[Key], bool] = lambda _: False) -> None:
         self._observer = observer
@@ -68,16 +68,16 @@ class WorkQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def pressed(self, key: Key) -> bool:
-        """Tell whether another key than this one is urgent: what can come later, should."""
+    def urgent_pending(self, key: Key) -> bool:
+        """Return whether another key is urgent, so that less important work should wait."""
         return bool(self._first) or bool(self._urgent_at_work - {key})
 
     def processing_seconds(self) -> list[float]:
-        """Return for how long each key at work has been worked on."""
+        """Return how long each key in progress has been processed."""
         return [self._loop.time() - since for since in self._processing.values()]
 
     def add(self, key: Key) -> None:
-        """Have the key worked on as soon as a worker is free."""
+        """Process the key as soon as a worker is free."""
         if key in self._waiting:
             return
         self._waiting[key] = self._loop.time()
@@ -87,7 +87,7 @@ class WorkQueue:
             self._hand_out()
 
     def add_after(self, key: Key, seconds: float) -> None:
-        """Have the key worked on after so many seconds, or earlier when that was asked for before."""
+        """Process the key after this many seconds, or earlier if an earlier time was set before."""
         timer, when = self._timers.get(key), self._loop.time() + seconds
         if timer is not None:
             if timer.when() <= when:
@@ -96,21 +96,21 @@ class WorkQueue:
         self._timers[key] = self._loop.call_at(when, self._due, key)
 
     def retry(self, key: Key, at_least: float = 0.0) -> None:
-        """Have the key worked on again after a failure: the more failures in a row, the later."""
+        """Process the key again after a failure, with exponential back-off."""
         back_off = min(LONGEST_BACK_OFF, FIRST_BACK_OFF * 2 ** min(self._failures[key], 16))
         self._failures[key] += 1
         self._observer.retried()
         self.add_after(key, max(at_least, back_off * random.uniform(0.8, 1.2)))  # noqa: S311 - spreads load
 
     def forget(self, key: Key) -> None:
-        """Forget the failures of the key."""
+        """Reset the failures of the key."""
         self._failures.pop(key, None)
 
     async def get(self) -> Key:
-        """Return the next key; the caller says when it is done with it.
+        """Return the next key. The caller must call `done` afterwards.
 
         Raises:
-            QueueClosedError: when the queue was closed; keys that still wait are left to the next process.
+            QueueClosedError: the queue was closed. Waiting keys are left to the next process.
         """
         if self._closed:
             raise QueueClosedError
@@ -120,7 +120,7 @@ class WorkQueue:
         return await worker
 
     def done(self, key: Key) -> None:
-        """Say that the key is no longer worked on."""
+        """Mark the key as processed."""
         self._observer.finished(self._loop.time() - self._processing.pop(key))
         self._urgent_at_work.discard(key)
         if key in self._waiting:
@@ -128,7 +128,7 @@ class WorkQueue:
         self._hand_out()
 
     def close(self) -> None:
-        """Give out no more keys; those that are worked on are finished by their workers."""
+        """Hand out no more keys. Workers finish the keys in progress."""
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
@@ -141,9 +141,9 @@ class WorkQueue:
         (self._first if self._urgent(key) else self._others).append(key)
 
     def _hand_out(self) -> None:
-        """Give keys to the workers that wait for one."""
+        """Give keys to waiting workers."""
         while self._idle and not self._closed:
-            if self._idle[0].done():  # its worker was cancelled
+            if self._idle[0].done():  # the worker was cancelled
                 self._idle.popleft()
             elif (key := self._next()) is not None:
                 self._take(key)
@@ -152,7 +152,7 @@ class WorkQueue:
                 return
 
     def _next(self) -> Key | None:
-        """Return the key whose turn it is, None when each that waits has to go on waiting."""
+        """Return the next key, or None if all keys have to wait."""
         their_turn = self._in_a_row >= URGENT_IN_A_ROW or not (self._first or self._hold_back())
         if self._others and their_turn and self._next_turn is None:
             self._in_a_row = 0
@@ -166,7 +166,7 @@ class WorkQueue:
         return key
 
     def _hold_back(self) -> bool:
-        """Tell whether an urgent key is worked on for less than a moment; if so, look again after it."""
+        """Return whether an urgent key has been processed for less than MOMENT. If so, check again after it."""
         since = max((self._processing[key] for key in self._urgent_at_work), default=-MOMENT)
         left = since + MOMENT - self._loop.time()
         if left <= 0:
@@ -187,7 +187,7 @@ class WorkQueue:
         now = self._loop.time()
         self._observer.taken(now - self._waiting.pop(key))
         self._processing[key] = now
-        if timer := self._timers.pop(key, None):  # whoever works on it now says anew when to look again
+        if timer := self._timers.pop(key, None):  # this reconcile sets a new time
             timer.cancel()
 
     def _due(self, key: Key) -> None:

@@ -1,4 +1,4 @@
-"""Reconcile: look at what is, decide, act, write one status, tell what happened."""
+"""Reconcile: observe, plan, act, write one status, record events."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -11,8 +11,15 @@ from typing import Protocol
 from tunemill_api.status import FineTuneStatus
 
 from tunemill_operator.engine.objects import FineTune, Job
-from tunemill_operator.engine.observe import Observed, Progress, Queueing, Refusal, not_started, unadmitted
-from tunemill_operator.engine.plan import CreateJob, DeleteJob, Plan, plan, undecidable
+from tunemill_operator.engine.observe import (
+    KueueState,
+    Observed,
+    Progress,
+    Refusal,
+    jobs_without_admission,
+    not_started,
+)
+from tunemill_operator.engine.plan import CreateJob, DeleteJob, Plan, plan, plan_after_error
 from tunemill_operator.engine.volumes import Platform
 from tunemill_operator.engine.workloads import Workload, workload_of
 from tunemill_operator.kube.client import JOBS, Json, KubeClient
@@ -28,26 +35,26 @@ log = logging.getLogger(__name__)
 
 
 class ProgressBoard(Protocol):
-    """Keeps the newest progress report of every object, and limits how often it is written."""
+    """Keeps the latest progress report of every object, and limits how often progress is written."""
 
     def latest(self, key: Key) -> Progress | None:
-        """Return the newest report about the object."""
+        """Return the latest report about the object."""
 
     def turn(self, key: Key) -> AbstractContextManager[bool]:
-        """Tell whether the object's status may be written for progress alone, while the context lasts."""
+        """Return whether the status may be written for progress alone, while the context lasts."""
 
     def wait_for_turn(self, key: Key) -> None:
-        """Have the object looked at again when its status may be written for progress alone."""
+        """Reconcile the object again when its status may be written for progress alone."""
 
     def forget(self, key: Key) -> None:
-        """Drop what is known about an object that is gone."""
+        """Remove the reports about a deleted object."""
 
 
 class ReconcileObserver(Protocol):
-    """Counts what reconciling leads to."""
+    """Counts the effects of reconciles."""
 
     def job_created(self, finetune: FineTune, seconds: float) -> None:
-        """A Job was created so many seconds after its object."""
+        """A Job was created this many seconds after its object."""
 
     def status_written(self, before: FineTuneStatus, after: FineTuneStatus) -> None:
         """A status was written."""
@@ -55,7 +62,7 @@ class ReconcileObserver(Protocol):
 
 @dataclass(frozen=True)
 class Reconciler:
-    """Brings one FunctionCallFineTune a step closer to what its spec says; the same state leads to the same step."""
+    """Reconciles FunctionCallFineTunes. The same state leads to the same actions."""
 
     client: KubeClient
     cache: Cache
@@ -67,10 +74,10 @@ class Reconciler:
     platform: Callable[[], Platform]
 
     async def reconcile(self, key: Key) -> None:
-        """Do what is to be done about the object of this key.
+        """Reconcile the object with this key.
 
         Raises:
-            KubeError: when the API server did not take a step; the next look begins from what is there then.
+            KubeError: a request failed. The next reconcile starts from the state at that time.
         """
         with self.board.turn(key) as progress_turn:
             await self._reconcile(key, progress_turn=progress_turn)
@@ -98,10 +105,10 @@ class Reconciler:
         if refusal:
             decided = await self._decide(finetune, replace(observed, refusal=refusal), now)
             record.at(decided.status or finetune.status)
-        elif decided.actions and self.queue.pressed(key) and self.cache.jobs.of(key):
-            self.queue.add(key)  # what was done is told after new objects have their Jobs
+        elif decided.actions and self.queue.urgent_pending(key) and self.cache.jobs.of(key):
+            self.queue.add(key)  # what was done is message after new objects have their Jobs
             return
-        # A process that has just begun does not know yet whether what kept a pod from starting still does.
+        # A new process does not know yet whether the recorded problem still exists.
         withheld = _would_withdraw_failure(finetune, decided) and self.warnings.awaits_first_answer(key)
         if decided.status is not None and decided.status != finetune.status and not withheld:
             if progress_turn or not _only_progress(finetune.status, decided.status):
@@ -112,12 +119,12 @@ class Reconciler:
             self.queue.add_after(key, decided.requeue_after.total_seconds())
 
     async def _decide(self, finetune: FineTune, observed: Observed, now: datetime) -> Plan:
-        """Return the plan. A defect of the operator is written into the object's status before it is raised."""
+        """Return the plan. If `plan` raises an exception, write the error to the status and raise it again."""
         platform = self.platform()
         try:
             return plan(finetune, observed, platform, now)
         except Exception as error:
-            failed = undecidable(finetune, f"{type(error).__name__}: {error}", now)
+            failed = plan_after_error(finetune, f"{type(error).__name__}: {error}", now)
             if failed.status is not None and failed.status != finetune.status:
                 await self._write(finetune, failed, failed.status, now)
             raise
@@ -126,24 +133,24 @@ class Reconciler:
         observed = Observed(
             self.cache.jobs.of(key),
             self.cache.pods.of(key),
-            complaints=self.warnings.about(key),
+            warning_events=self.warnings.about(key),
             progress=self.board.latest(key),
             profiles=tuple(self.cache.profiles),
         )
-        if unknown := [job.meta.uid for job in unadmitted(finetune, observed)]:
-            return replace(observed, queueing=await self._queueing(key[0], unknown))
+        if unknown := [job.meta.uid for job in jobs_without_admission(finetune, observed)]:
+            return replace(observed, kueue=await self._queueing(key[0], unknown))
         return observed
 
-    async def _queueing(self, namespace: str, jobs: Iterable[str]) -> Queueing | None:
+    async def _queueing(self, namespace: str, jobs: Iterable[str]) -> KueueState | None:
         try:
             found = await self.client.workloads_of(namespace, jobs)
         except RefusedError as error:
-            log.warning("what Kueue says about Jobs cannot be read: %s", error)
+            log.warning("Workloads of Kueue cannot be listed: %s", error)
             return None
-        return Queueing(installed=found is not None, workloads=tuple(_workloads(found or ())))
+        return KueueState(installed=found is not None, workloads=tuple(_workloads(found or ())))
 
     async def _act(self, decided: Plan) -> Refusal | None:
-        """Take the actions; return why the API server refused a Job, if it did."""
+        """Carry out the actions. Return why the API server rejected a Job, or None."""
         for action in decided.actions:
             match action:
                 case DeleteJob(job):
@@ -158,7 +165,7 @@ class Reconciler:
         meta = job.meta
         try:
             answer = await self.client.delete_job(meta.namespace, meta.name, meta.uid)
-        except (NotFoundError, ConflictError):  # gone, or another of the same name: the cache has not heard yet
+        except (NotFoundError, ConflictError):  # deleted or replaced, and the cache is behind
             self.cache.jobs.remove(meta.uid)
             return
         if answer.get("kind") == "Job":
@@ -187,7 +194,7 @@ class Reconciler:
         return None
 
     def _look_at(self, wanted: Json, found: Json) -> Refusal | None:
-        """Return a refusal when the Job that is there is not ours; else take it in, for the next look."""
+        """Return a refusal if the existing Job does not belong to the object. Otherwise add it to the cache."""
         uid = wanted["metadata"]["ownerReferences"][0]["uid"]
         if any(owner["uid"] == uid for owner in found["metadata"].get("ownerReferences", [])):
             self.cache.jobs.put(found)
@@ -195,21 +202,21 @@ class Reconciler:
         return Refusal(409, "a Job of that name exists", taken=True)
 
     async def _write(self, finetune: FineTune, decided: Plan, status: FineTuneStatus, now: datetime) -> bool:
-        """Write the status and tell of it; return whether a run has begun with it."""
+        """Write the status and record the events. Return whether it started a new run."""
         body = status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
         try:
             answer = await self._apply(finetune, body)
-        except NotFoundError:  # deleted in between
+        except NotFoundError:  # the object was deleted meanwhile
             return False
         self.cache.finetunes.put(answer)
         self.observer.status_written(finetune.status, status)
-        for announcement in decided.announcements:
-            await self.recorder.record(finetune, announcement, now)
+        for event in decided.events:
+            await self.recorder.record(finetune, event, now)
         before = finetune.status.run
         return status.run is not None and (before is None or before.id != status.run.id)
 
     async def _apply(self, finetune: FineTune, body: Json) -> Json:
-        """Write the status, without the fields that the cluster's CRD does not have."""
+        """Write the status, without fields that the cluster's CRD does not have."""
         meta = finetune.meta
         while True:
             try:
@@ -227,7 +234,7 @@ class Reconciler:
 
 
 def _workloads(bodies: Iterable[Json]) -> Iterator[Workload]:
-    """Yield the Workloads that can be read: users may be allowed to write some."""
+    """Yield the Workloads that can be parsed. Users may be allowed to create some."""
     for body in bodies:
         try:
             yield workload_of(body)
@@ -236,7 +243,7 @@ def _workloads(bodies: Iterable[Json]) -> Iterator[Workload]:
 
 
 def _would_withdraw_failure(finetune: FineTune, decided: Plan) -> bool:
-    """Tell whether the status would lose what keeps a pod from starting, although nobody did or asked for anything."""
+    """Return whether the status would lose a failure that blocks the run, without an action or a request."""
     before, after = finetune.status.failure, decided.status
     return (
         before is not None
@@ -244,13 +251,13 @@ def _would_withdraw_failure(finetune: FineTune, decided: Plan) -> bool:
         and after.failure is None
         and not before.final
         and before.observed_generation == finetune.generation
-        and finetune.begun
+        and finetune.run_started
         and not decided.actions
     )
 
 
 def _only_progress(before: FineTuneStatus, after: FineTuneStatus) -> bool:
-    """Tell whether nothing but what grows while a stage works has changed: its progress and the GPU time."""
+    """Return whether only the progress and the GPU time have changed."""
     return _without_progress(before) == _without_progress(after)
 
 

@@ -1,4 +1,4 @@
-"""One reconcile, for those who tell of it: log lines and traces."""
+"""Data about one reconcile, for log lines and traces."""
 
 import time
 import uuid
@@ -18,15 +18,15 @@ class Request:
     method: str
     path: str
     code: int
-    """HTTP status, 0 without an answer."""
+    """HTTP status. 0 without an answer."""
     started: float
-    """Seconds since the epoch."""
+    """Unix time in seconds."""
     seconds: float
 
 
 @dataclass
 class Reconciliation:
-    """A key that a worker has taken up; what is not known yet is empty."""
+    """A key in progress. Fields that are not known yet are empty."""
 
     key: Key
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
@@ -35,26 +35,26 @@ class Reconciliation:
     stage: str = ""
     phase: str = ""
     begins_run: bool = False
-    """Whether the status that names a new run was written."""
+    """Whether the written status started a new run."""
     started: float = field(default_factory=time.time)
-    """Seconds since the epoch."""
+    """Unix time in seconds."""
     requests: list[Request] = field(default_factory=list)
-    """Filled when somebody traces."""
+    """The requests, if tracing is enabled."""
 
     def at(self, status: FineTuneStatus) -> None:
-        """Take in which run and which stage it is about."""
+        """Set the run, stage and phase from a status."""
         self.run = status.run.id if status.run else ""
         self.phase = status.phase or ""
         self.stage = _stage(status)
 
 
 current: ContextVar[Reconciliation | None] = ContextVar("reconciliation", default=None)
-"""What the present worker is at."""
+"""The reconcile of the current worker."""
 
 
 def _stage(status: FineTuneStatus) -> str:
     if status.failure:
         return status.failure.stage
     unfinished = [entry.name for entry in status.stages if entry.state is not StageState.SUCCEEDED]
-    # An object without a status begins with prepare; one that is done was last at publish.
+    # An object without a status starts with prepare. The last stage of a finished one is publish.
     return unfinished[0] if unfinished else (Stage.PUBLISH if status.stages else Stage.PREPARE).value

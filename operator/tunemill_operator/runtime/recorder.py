@@ -6,7 +6,7 @@ from datetime import datetime
 
 from tunemill_api.constants import API_VERSION, GROUP, KIND
 
-from tunemill_operator.engine.events import Announcement
+from tunemill_operator.engine.events import Event
 from tunemill_operator.engine.failures import shortened
 from tunemill_operator.engine.objects import FineTune
 from tunemill_operator.kube.client import EVENTS, KubeClient
@@ -16,25 +16,25 @@ log = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Writes events (events.k8s.io/v1). One that cannot be written is logged: events are for people."""
+    """Creates events (events.k8s.io/v1). Errors are only logged, because events are informational."""
 
     def __init__(self, client: KubeClient, instance: str) -> None:
         self._client = client
         self._instance = instance
 
-    async def record(self, finetune: FineTune, announcement: Announcement, now: datetime) -> None:
-        """Record one event about the object."""
+    async def record(self, finetune: FineTune, event: Event, now: datetime) -> None:
+        """Record an event about the object."""
         meta = finetune.meta
         body = {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
-            # kubectl describe shows events in the order of their names, for want of a last timestamp.
+            # kubectl describe sorts events without lastTimestamp by name.
             "metadata": {"name": f"{meta.name}.{time.time_ns():x}", "namespace": meta.namespace},
             "eventTime": now.isoformat(timespec="microseconds").replace("+00:00", "Z"),
-            "type": announcement.kind,
-            "reason": announcement.reason,
+            "type": event.kind,
+            "reason": event.reason,
             "action": "Reconcile",
-            "note": shortened(announcement.message),
+            "note": shortened(event.message),
             "reportingController": f"{GROUP}/operator",
             "reportingInstance": self._instance[:128],
             "regarding": {

@@ -1,6 +1,6 @@
-"""Compares the caches with complete lists: before the work begins, when a watch was taken up, and every few minutes.
+"""Compares the caches with complete lists: before work starts, after a watch has started, and periodically.
 
-A watch alone is not enough: it is taken up with a list, and the deletions that fell into the gap before are not told.
+A watch alone is not sufficient: it starts with a list, and deletions before that list cause no event.
 """
 
 import asyncio
@@ -20,27 +20,27 @@ from tunemill_operator.runtime.queue import WorkQueue
 log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 5.0
-"""Between two looks for what has to be there first: the CRD, the permissions, the API server."""
+"""Interval between checks for the CRD, the permissions and the API server before work starts."""
 LISTED_SECONDS = 3.0
-"""The caches are compared so long after a watch has told the last object of its list."""
+"""The caches are compared this long after a watch has sent the last object of its initial list."""
 FIRST_LOOK_SECONDS = 1.0
-"""So long after that, what was there before the start is looked at for the first time."""
+"""Objects that existed before the start are reconciled this long after the initial lists."""
 
 
 class KindsChangedError(Exception):
-    """Other kinds are served than when the watches began: the process has to begin anew."""
+    """The API server serves other kinds than when the watches started. The process must restart."""
 
 
 class ResyncObserver(Protocol):
-    """Counts what a resync found."""
+    """Counts the results of comparisons."""
 
     def diverged(self, objects: int) -> None:
-        """So many objects differed from what the caches held."""
+        """A comparison found this many objects that differed from the caches."""
 
 
 @dataclass
 class Resync:
-    """Keeps the caches honest."""
+    """Keeps the caches up to date."""
 
     client: KubeClient
     cache: Cache
@@ -49,85 +49,91 @@ class Resync:
     namespaces: Sequence[str]
     """Empty means all."""
     profiles: bool = True
-    """Whether FineTuneProfiles are to be read."""
+    """Whether FineTuneProfiles are used."""
     profiles_served: bool = False
-    """Whether they can be: a cluster's CRDs may be older than the operator."""
+    """Whether their CRD is installed: the CRDs of a cluster may be older than the operator."""
     last: float = field(default_factory=time.monotonic)
-    """When the caches were last compared, on the monotonic clock."""
+    """Time of the last comparison, on the monotonic clock."""
     _listed: asyncio.Event = field(default_factory=asyncio.Event)
-    _told_at: float = 0.0
+    _last_listed_at: float = 0.0
 
-    async def prime(self) -> None:
-        """Fill the caches and enqueue what is urgent; wait, and say for what, while that is not possible."""
-        said = ""
+    async def fill_caches(self) -> None:
+        """Fill the caches and enqueue urgent objects. If that is not possible, log why and retry."""
+        logged = ""
         while True:
             try:
-                # A watch of a kind that discovery does not name yet would never begin, and nobody would notice.
+                # kopf would silently never watch a kind that discovery does not list yet.
                 await self.client.check_discovered(FINETUNES)
                 self.profiles_served = await self._profiles_discovered()
                 await self._compare()
                 break
             except KubeError as error:
                 message = _what_is_missing(error)
-                if message != said:
+                if message != logged:
                     log.warning("%s; looking again every %.0f s", message, WAIT_SECONDS)
-                    said = message
+                    logged = message
             await asyncio.sleep(WAIT_SECONDS)
         if self.profiles and not self.profiles_served:
-            log.warning("the CRD of FineTuneProfile is not installed, no profile holds: apply the operator's CRDs")
+            log.warning("the CRD of FineTuneProfile is not installed, no profile applies: apply the operator's CRDs")
         for key in filter(self.cache.unserved, self.cache.finetunes.keys()):
             self.queue.add(key)
 
     def listed(self) -> None:
-        """A watch was taken up: it told an object of its list. What was deleted before that is found a moment later."""
-        self._told_at = asyncio.get_running_loop().time()
+        """A watch has sent an object of its initial list. Deletions before it are found by the next comparison."""
+        self._last_listed_at = asyncio.get_running_loop().time()
         self._listed.set()
 
     async def run(self, period: float) -> None:
         """Compare the caches about every `period` seconds and after `listed`, until cancelled.
 
-        What has changed is enqueued at once, everything once a period: then even a change that no list shows, such as
-        time that has passed, is acted upon. For the first time that is when the watches have told their lists: among
-        thousands of objects nobody hears of a new one while all are looked at.
+        Changed objects are enqueued immediately. All objects are enqueued once per period, so that changes without an
+        event, such as passed time, take effect. The first time is after the watches have sent their initial lists:
+        while thousands of objects are reconciled, new objects would have to wait.
 
         Raises:
-            KindsChangedError: when a CRD has come or gone.
+            KindsChangedError: a CRD was installed or removed.
         """
-        self.listed()  # kopf is silent about a kind that was gone just when it looked
+        self.listed()  # kopf sends no event for a kind that was missing when it looked
         clock = asyncio.get_running_loop().time
-        await self._quiet(FIRST_LOOK_SECONDS)
+        await self._wait_until_quiet(FIRST_LOOK_SECONDS)
+        next_scan = clock()
         while True:
-            self._enqueue_all()
-            whole = clock() + period * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
-            while clock() < whole:
-                await self._due(whole)
-                try:
-                    if not self.profiles_served and await self._profiles_discovered():
-                        raise KindsChangedError("the CRD of FineTuneProfile is installed by now")
-                    missed, keys = await self._compare()
-                    self.observer.diverged(missed)
-                    for key in keys:
-                        self.queue.add(key)
-                except NotFoundError as error:
-                    raise KindsChangedError(f"a CRD was removed: {error}") from error
-                except KubeError as error:
-                    log.warning("the caches could not be compared: %s", error)
-                except KindsChangedError:
-                    raise
-                except Exception:  # the operator serves whom it can, and looks again
-                    log.exception("the caches could not be compared")
+            if clock() >= next_scan:
+                self._enqueue_all()
+                next_scan = clock() + period * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
+            await self._wait_for_next(next_scan)
+            await self._enqueue_missed()
 
-    async def _due(self, latest: float) -> None:
-        """Return at that time on the loop's clock, or when a watch has told its whole list."""
+    async def _enqueue_missed(self) -> None:
+        """Compare the caches with complete lists, and enqueue what a watch has missed."""
+        try:
+            if not self.profiles_served and await self._profiles_discovered():
+                raise KindsChangedError("the CRD of FineTuneProfile was installed")
+            missed, keys = await self._compare()
+        except NotFoundError as error:
+            raise KindsChangedError(f"a CRD was removed: {error}") from error
+        except KindsChangedError:
+            raise
+        except KubeError as error:
+            log.warning("the caches could not be compared: %s", error)
+        except Exception:  # retried with the next comparison; the rest of the operator continues
+            log.exception("the caches could not be compared")
+        else:
+            self.observer.diverged(missed)
+            for key in keys:
+                self.queue.add(key)
+
+    async def _wait_for_next(self, latest: float) -> None:
+        """Wait until `latest` on the loop's clock, or until a watch has sent its initial list."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(latest):
                 await self._listed.wait()
-                await self._quiet(LISTED_SECONDS)
+                await self._wait_until_quiet(LISTED_SECONDS)
         self._listed.clear()
 
-    async def _quiet(self, seconds: float) -> None:
-        """Return when no watch has told an object of its list for so long."""
-        while (left := self._told_at + seconds - asyncio.get_running_loop().time()) > 0:  # noqa: ASYNC110 - it moves on
+    async def _wait_until_quiet(self, seconds: float) -> None:
+        """Wait until no watch has sent an object of its initial list for `seconds`."""
+        while (left := self._last_listed_at + seconds - asyncio.get_running_loop().time()) > 0:  # noqa: ASYNC110 - the time changes
             await asyncio.sleep(left)
 
     async def _profiles_discovered(self) -> bool:
@@ -140,27 +146,27 @@ class Resync:
         return True
 
     async def _compare(self) -> tuple[int, Sequence[Key]]:
-        """List everything into the caches; return how many objects a watch had missed, and the keys they concern."""
+        """List everything into the caches. Return the number of objects that a watch had missed, and their keys."""
         cache, changed = self.cache, list[Key]()
         profiles = await self._list(PROFILES, cache.profiles, None) if self.profiles_served else []
         kinds = ((FINETUNES, cache.finetunes), (JOBS, cache.jobs), (PODS, cache.pods))
         for namespace in self.namespaces or (None,):
-            # The API server makes the pages of one kind while those of another are taken in.
+            # The API server prepares the pages of one kind while those of another are processed.
             for keys in await asyncio.gather(*(self._list(resource, store, namespace) for resource, store in kinds)):
                 changed += keys
         self.last = time.monotonic()
-        # A profile may hold for every object.
+        # A profile may apply to every object.
         return len(profiles) + len(changed), cache.finetunes.keys() if profiles else changed
 
     async def _list(self, resource: Resource, store: Store[Any], namespace: str | None) -> list[Key]:
-        """List a kind into its cache; return the keys that what was new or gone concerns."""
+        """List a kind into its cache. Return the keys of new, changed and deleted objects."""
         listed: set[str] = set()
         changed: list[Key] = []
         version = 0
         async for items, version in self.client.pages(resource, namespace):  # noqa: B007 - that of the last page
             listed.update(map(uid_of, items))
             changed += [key for item in items if (key := store.put(item)) is not None]
-            del items  # before the next page comes
+            del items  # free the memory before the next page arrives
         return changed + store.prune(listed, version, namespace)
 
     def _enqueue_all(self) -> None:
@@ -172,5 +178,5 @@ def _what_is_missing(error: KubeError) -> str:
     if isinstance(error, NotFoundError):
         return "the CRD of FunctionCallFineTune is not installed: apply crds/ or install the chart with crds.enabled"
     if isinstance(error, RefusedError):
-        return f"the operator may not read what it watches, its Role or ClusterRole lacks a rule: {error}"
-    return f"the API server does not answer: {error}"
+        return f"the operator lacks permission to list what it watches, its Role or ClusterRole lacks a rule: {error}"
+    return f"the API server does not respond: {error}"

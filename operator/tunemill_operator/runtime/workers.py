@@ -1,4 +1,4 @@
-"""Takes keys from the queue and reconciles them, several at a time."""
+"""Workers that take keys from the queue and reconcile them concurrently."""
 
 import asyncio
 import contextlib
@@ -15,20 +15,21 @@ from tunemill_operator.runtime.reconciliation import Reconciliation, current
 log = logging.getLogger(__name__)
 
 FINISH_SECONDS = 2.0
-"""A leader that has lost its lease has only seconds until another one begins."""
+"""Time for running reconciles to finish. A leader that has lost its Lease has only seconds until the next one
+starts."""
 
 
 class WorkObserver(Protocol):
-    """Is told what the workers do."""
+    """Observes the reconciles of the workers."""
 
     def reconciled(self, result: str, seconds: float) -> None:
-        """A key was reconciled with this result (success, conflict, error) in so many seconds."""
+        """A reconcile ended with this result (success, conflict, error) after this many seconds."""
 
 
 async def work(
     queue: WorkQueue, reconcile: Callable[[Key], Awaitable[None]], workers: int, observers: Sequence[WorkObserver]
 ) -> None:
-    """Work until cancelled; what is being reconciled then has FINISH_SECONDS to end."""
+    """Process keys until cancelled. Running reconciles then have FINISH_SECONDS to finish."""
     tasks = [asyncio.create_task(_work(queue, reconcile, observers), name=f"worker-{i}") for i in range(workers)]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
@@ -58,15 +59,15 @@ async def _work(
 
 
 async def _reconciled(queue: WorkQueue, reconcile: Callable[[Key], Awaitable[None]], key: Key) -> str:
-    """Reconcile one key; a failure concerns this key alone and is tried again."""
+    """Reconcile one key. A failure affects only this key, which is retried."""
     try:
         await reconcile(key)
-    except ConflictError as error:  # the cache is behind, the watch will bring it up
-        log.debug("will look again: %s", error)
+    except ConflictError as error:  # the cache is behind; the watch will update it
+        log.debug("retrying: %s", error)
         queue.retry(key)
         return "conflict"
     except KubeError as error:
-        log.warning("will try again: %s", error)
+        log.warning("retrying: %s", error)
         queue.retry(key, error.retry_after or 0.0)
         return "error"
     except Exception:

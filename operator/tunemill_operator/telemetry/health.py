@@ -14,8 +14,8 @@ def application(
 
     Args:
         registry: the metrics.
-        unhealthy: returns why the process has to be started anew; empty when it has not.
-        not_ready: returns what the process waits for before it can serve; empty when it serves.
+        unhealthy: returns why the process must be restarted; empty if it is healthy.
+        not_ready: returns why the process is not ready; empty if it is.
     """
 
     async def metrics(_: web.Request) -> web.Response:

@@ -1,4 +1,4 @@
-"""Log lines as text for people or as JSON for machines, each with the object that it is about."""
+"""Log lines as text or JSON, each with the object that it is about."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from tunemill_operator.runtime.reconciliation import current
 
 
 def configure(form: str, level: str) -> None:
-    """Send all log lines to standard error.
+    """Write all log lines to standard error.
 
     Args:
         form: text or json.
@@ -22,22 +22,22 @@ def configure(form: str, level: str) -> None:
     handler.addFilter(_without_tracebacks_of_kopf)
     handler.addFilter(_is_no_late_cancellation)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # kopf tells of every event that it hands over, and aiohttp of every scrape.
+    # kopf logs every event, and aiohttp every scrape.
     logging.getLogger("kopf").setLevel(logging.WARNING)
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
 
 
 def _without_tracebacks_of_kopf(record: logging.LogRecord) -> bool:
-    """Leave out the way through kopf's code by which a lost connection came: the message says it all."""
+    """Remove kopf's tracebacks of lost connections. The message is sufficient."""
     if record.name.startswith("kopf"):
         record.exc_info = None
     return True
 
 
 def _is_no_late_cancellation(record: logging.LogRecord) -> bool:
-    """Leave out what kopf's own callback raises when a watch is stopped before the API server has answered it.
+    """Drop an error of kopf's own callback when a watch is stopped before the API server has answered.
 
-    It looks for the task that it runs in, and runs in none. The watch ends all the same.
+    The callback looks up the task in which it runs, but there is none. The watch ends anyway.
     """
     return not (record.name == "asyncio" and "request_cancel_callback" in record.getMessage())
 
@@ -47,7 +47,7 @@ class _TextFormatter(logging.Formatter):
         work = current.get()
         about = f" {'/'.join(work.key)}:" if work else ""
         text = f"{_time(record)} {record.levelname.lower():<7}{about} {plain(record.getMessage())}"
-        # Indented, no line of a traceback can be taken for one of the log.
+        # Indented, so that no line of a traceback looks like a log line.
         return "\n  ".join([text, *self.formatException(record.exc_info).splitlines()]) if record.exc_info else text
 
 

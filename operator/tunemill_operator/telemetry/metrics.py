@@ -1,4 +1,4 @@
-"""All metrics. Where client-go or controller-runtime has a name for something, it is used: their dashboards work."""
+"""All metrics. Names of client-go and controller-runtime are used where they exist, so that their dashboards work."""
 
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable
@@ -17,14 +17,14 @@ _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 
 _LONG_SECONDS = (60, 300, 900, 1800, 3600, 7200, 14400, 28800, 86400, 259200)
 
 _NODES = 200
-"""How many nodes get a label value of their own."""
+"""Maximum number of nodes with a separate label value."""
 
 
 class Metrics:
-    """The operator's metrics, in a registry of their own."""
+    """The operator's metrics, in a separate registry."""
 
     def __init__(self, version: str, host: str) -> None:
-        """Make them for this version of the operator and this host of the API server."""
+        """Create the metrics for this version of the operator and this host of the API server."""
         self._host = host
         self.registry = registry = CollectorRegistry()
         Info("tunemill_operator_build", "The operator's version.", registry=registry).info({"version": version})
@@ -57,33 +57,33 @@ class Metrics:
             registry=registry,
         )
         self._leader = Gauge(
-            "leader_election_master_status", "1 while this process leads.", ["name"], registry=registry
+            "leader_election_master_status", "1 if this process is the leader, else 0.", ["name"], registry=registry
         )
         self._first_job_seconds = Histogram(
             "tunemill_first_job_latency_seconds",
-            "From the creation of an object to its first Job.",
+            "Time from the creation of an object to its first Job.",
             buckets=_SECONDS,
             registry=registry,
         )
         self._run_seconds = Histogram(
             "tunemill_run_duration_seconds",
-            "From the beginning of a run to its end, by the phase that it ended in.",
+            "Duration of runs, by their final phase.",
             ["result"],
             buckets=_LONG_SECONDS,
             registry=registry,
         )
         self._failures = Counter(
             "tunemill_failures_total",
-            "Failures by stage and reason, and by who has to act: User, Platform or Nobody.",
+            "Failures by stage, reason and actor: User, Platform or Nobody.",
             ["stage", "reason", "actor"],
             registry=registry,
         )
         self._attempts = Counter(
-            "tunemill_stage_attempts_total", "Pods that began to work on a stage.", ["stage"], registry=registry
+            "tunemill_stage_attempts_total", "Pods that started a stage.", ["stage"], registry=registry
         )
         self._cut_short = Counter(
             "tunemill_pods_cut_short_total",
-            "Pods that were preempted, made no progress or needed too much memory, by stage.",
+            "Pods that ended early, by stage and cause, for example Preempted, NoProgress or OutOfMemory.",
             ["stage", "why"],
             registry=registry,
         )
@@ -96,25 +96,28 @@ class Metrics:
         )
         self._known_nodes: set[str] = set()
         self._gpu_seconds = Counter(
-            "tunemill_gpu_seconds_total", "GPU time of the stages that train and evaluate.", registry=registry
+            "tunemill_gpu_seconds_total", "GPU time of train and evaluate in seconds.", registry=registry
         )
         self._divergence = Counter(
-            "tunemill_cache_divergence_total", "Objects that a watch had missed until a resync.", registry=registry
+            "tunemill_cache_divergence_total", "Changes that a watch missed and a list showed.", registry=registry
         )
         self._unreadable = Counter(
             "tunemill_unreadable_objects_total",
-            "Versions of objects that were ignored because they cannot be read.",
+            "Versions of objects that were ignored because they are unreadable.",
             ["resource"],
             registry=registry,
         )
         self._last_event = Gauge(
             "tunemill_watch_last_event_timestamp_seconds",
-            "When a watch last brought an event, in Unix time.",
+            "Unix time of the last event of a watch.",
             ["resource"],
             registry=registry,
         )
         self._reports = Counter(
-            "tunemill_progress_reports_total", "Requests at the progress endpoint.", ["code"], registry=registry
+            "tunemill_progress_reports_total",
+            "Requests to the progress endpoint by HTTP status.",
+            ["code"],
+            registry=registry,
         )
 
     def observe_phases(self, phases: Callable[[], Iterable[str]]) -> None:
@@ -134,16 +137,16 @@ class Metrics:
         self._request_seconds.labels(self._host, request.method).observe(request.seconds)
 
     def leading(self, lease: str, leads: bool) -> None:
-        """Leadership began or ended."""
+        """Leadership started or ended."""
         self._leader.labels(lease).set(int(leads))
 
     def job_created(self, finetune: FineTune, seconds: float) -> None:
-        """A Job was created; of interest is how long a new object waits for its first."""
+        """A Job was created. The metric counts only the first Job of a new object."""
         if finetune.generation == 1 and finetune.status.run is None:
             self._first_job_seconds.observe(seconds)
 
     def status_written(self, before: FineTuneStatus, after: FineTuneStatus) -> None:
-        """A status was written: count what it says that is new."""
+        """A status was written: count what has changed."""
         failure = after.failure
         if failure and (before.failure is None or before.failure.reason != failure.reason):
             self._failures.labels(failure.stage, str(failure.reason), str(failure.actor)).inc()
@@ -165,7 +168,7 @@ class Metrics:
             self._run_seconds.labels(after.phase).observe((ended - after.run.started_at).total_seconds())
 
     def _node_label(self, node: str) -> str:
-        """Return the node's name, as long as there are few: an autoscaler gives every node a new one."""
+        """Return the name of the node, up to a number of nodes: autoscalers create new names all the time."""
         if len(self._known_nodes) < _NODES:
             self._known_nodes.add(node)
         return node if node in self._known_nodes else "other"
@@ -175,11 +178,11 @@ class Metrics:
         self._last_event.labels(resource).set_to_current_time()
 
     def diverged(self, objects: int) -> None:
-        """A resync found what watches had missed."""
+        """A comparison found objects that watches had missed."""
         self._divergence.inc(objects)
 
     def unreadable(self, resource: str) -> None:
-        """A version of an object was ignored because it cannot be read."""
+        """A version of an object was ignored because it is unreadable."""
         self._unreadable.labels(resource).inc()
 
     def progress_answered(self, code: int) -> None:
@@ -188,7 +191,7 @@ class Metrics:
 
 
 class QueueMetrics:
-    """The metrics of the work queue, by client-go's names."""
+    """Metrics of the work queue, with the names of client-go."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, text: str) -> Counter:
@@ -196,63 +199,67 @@ class QueueMetrics:
 
         self._registry = registry
         self._adds = counter("workqueue_adds_total", "Keys that were added.")
-        self._retries = counter("workqueue_retries_total", "Keys that were put back after a failure.")
+        self._retries = counter("workqueue_retries_total", "Keys that were added again after a failure.")
         self._waited = Histogram(
             "workqueue_queue_duration_seconds",
-            "How long keys wait.",
+            "Time that keys wait in the queue.",
             ["name"],
             buckets=_SECONDS,
             registry=registry,
         )
         self._worked = Histogram(
             "workqueue_work_duration_seconds",
-            "How long keys are worked on.",
+            "Processing time of keys.",
             ["name"],
             buckets=_SECONDS,
             registry=registry,
         )
 
     def observe(self, depth: Callable[[], int], processing: Callable[[], list[float]], workers: int) -> None:
-        """Ask the queue at every scrape how many keys wait, and for how long the workers have been at others."""
+        """Read the queue at every scrape: the number of waiting keys, and how long others have been processed."""
 
         def gauge(name: str, text: str, value: Callable[[], float], label: str = "name") -> None:
             Gauge(name, text, [label], registry=self._registry).labels(CONTROLLER).set_function(value)
 
-        gauge("workqueue_depth", "Keys that wait.", depth)
-        gauge("workqueue_unfinished_work_seconds", "Seconds of all work in progress.", lambda: sum(processing()))
+        gauge("workqueue_depth", "Number of waiting keys.", depth)
+        gauge(
+            "workqueue_unfinished_work_seconds",
+            "Total processing time of the keys in progress.",
+            lambda: sum(processing()),
+        )
         gauge(
             "workqueue_longest_running_processor_seconds",
-            "Seconds of the longest work in progress.",
+            "Longest processing time of a key in progress.",
             lambda: max(processing(), default=0.0),
         )
-        gauge("controller_runtime_active_workers", "Workers at work.", lambda: len(processing()), "controller")
-        gauge("controller_runtime_max_concurrent_reconciles", "Workers that there are.", lambda: workers, "controller")
+        gauge("controller_runtime_active_workers", "Number of active workers.", lambda: len(processing()), "controller")
+        gauge("controller_runtime_max_concurrent_reconciles", "Number of workers.", lambda: workers, "controller")
 
     def added(self) -> None:
-        """A key has begun to wait."""
+        """A key was added."""
         self._adds.labels(CONTROLLER).inc()
 
     def taken(self, waited: float) -> None:
-        """A key was taken up."""
+        """A key was taken from the queue."""
         self._waited.labels(CONTROLLER).observe(waited)
 
     def finished(self, worked: float) -> None:
-        """A key is no longer worked on."""
+        """A key was processed."""
         self._worked.labels(CONTROLLER).observe(worked)
 
     def retried(self) -> None:
-        """A key is put back after a failure."""
+        """A key was added again after a failure."""
         self._retries.labels(CONTROLLER).inc()
 
 
 class _Phases(Collector):
-    """Counts objects by phase when asked."""
+    """Counts objects by phase at every scrape."""
 
     def __init__(self, phases: Callable[[], Iterable[str]]) -> None:
         self._phases = phases
 
     def collect(self) -> Iterable[Metric]:
-        """Return one figure a phase, zero included, so that alerts need not handle absence."""
+        """Return a value for each phase, including zero, so that alerts need not handle absent series."""
         tally = Tally(phase or Phase.PENDING.value for phase in self._phases())
         family = GaugeMetricFamily("tunemill_finetunes", "FunctionCallFineTunes by phase.", labels=["phase"])
         for phase in Phase:

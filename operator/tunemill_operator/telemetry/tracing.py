@@ -1,8 +1,8 @@
-"""OpenTelemetry spans of reconciles, joined to those of the stages; to be imported only where somebody wants them.
+"""OpenTelemetry spans of reconciles, in one trace with those of the stages. Import it only if tracing is enabled.
 
-The trace of a run begins with a span whose ids follow from the object and the run, so that any replica continues it and
-any stage can be told of it before it exists. Spans are made when a reconcile has ended, as only then is it known which
-run it was about.
+The IDs of a run's root span are derived from the object and the run. So every replica continues the trace, and stages
+can refer to the span before it exists. Spans are created when a reconcile has ended, because only then its run is
+known.
 """
 
 from collections.abc import Mapping
@@ -16,25 +16,25 @@ from tunemill_operator.runtime.reconciliation import Reconciliation, Request, cu
 
 
 class Tracing:
-    """Turns reconciles and their requests into spans."""
+    """Creates spans of reconciles and their requests."""
 
     def __init__(self) -> None:
-        """Raise ValueError when one of OpenTelemetry's variables has a value that it cannot read."""
+        """Raises ValueError if an OpenTelemetry variable is invalid."""
         self._ids = _Ids()
         self._provider = open_provider("tunemill-operator", self._ids)
         self._tracer = self._provider.get_tracer("tunemill-operator")
 
     def close(self) -> None:
-        """Send the last spans."""
+        """Export the last spans."""
         self._provider.shutdown()
 
     def requested(self, request: Request) -> None:
-        """Keep a request for the span of the reconcile that made it; those of nobody are not traced."""
+        """Record a request for the span of its reconcile. Other requests are not traced."""
         if reconciliation := current.get():
             reconciliation.requests.append(request)
 
     def reconciled(self, result: str, seconds: float) -> None:
-        """Make the spans of the reconcile that has just ended; one that asked nothing of the API server leaves none."""
+        """Create the spans of the finished reconcile. A reconcile without requests has no span."""
         done = current.get()
         if done is None or not done.run or not done.requests:
             return
@@ -70,7 +70,7 @@ class Tracing:
 
 
 class _Ids(RandomIdGenerator):
-    """Random ids, but for the one span whose ids are given."""
+    """Generates random IDs, except for one span with given IDs."""
 
     given: SpanRef | None = None
 

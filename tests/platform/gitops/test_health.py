@@ -23,7 +23,7 @@ from tunemill_dev.played import a_report
 
 PAGE = REPOSITORY / "docs" / "how-to" / "gitops.md"
 MISSED_GATE = [{"metric": "exact_match", "min": "0.95"}]
-STAYS = "acme/support-tools stays as it was published before."
+STAYS = "acme/support-tools stays published."
 OTHER_DATA = Ends(message=a_report(Stage.PREPARE, key="fedcba9876543210"))
 Shown = tuple[str, str, str]
 """What Argo CD, Flux with our expressions, and kstatus show."""

@@ -53,8 +53,8 @@ def test_of_what_counts_mistakes_less_is_better(gate, base, tuned, holds, text):
 )
 def test_only_what_misses_a_gate_and_is_wished_for_is_a_draft(on_failure, tuned, draft):
     """The operator and the publish stage decide it by this one rule."""
-    wish = {"gates": [{"metric": "exact_match", "min": "0.9"}], "onGateFailure": on_failure}
-    assert is_draft(Evaluation.model_validate(wish), an_evaluation("exact_match", "0.1", tuned)) is draft
+    evaluation = {"gates": [{"metric": "exact_match", "min": "0.9"}], "onGateFailure": on_failure}
+    assert is_draft(Evaluation.model_validate(evaluation), an_evaluation("exact_match", "0.1", tuned)) is draft
 
 
 def test_a_metric_that_nothing_measured_passes_no_gate():
@@ -93,8 +93,8 @@ def test_without_gates_everything_passes():
 def test_only_more_exact_matches_than_the_published_model_are_better(promote, tuned, published, stays):
     """As much is not more; where nothing was compared, the gates decide alone."""
     exact = MetricFacts(name="exact_match", base="0.1", tuned=tuned, published=published, cases=10)
-    wish = a_spec(retrain={"schedule": "0 2 * * 0", "promote": promote})
-    why = is_not_better(wish, EvaluationFacts(rows=10, metrics=[exact]))
+    spec = a_spec(retrain={"schedule": "0 2 * * 0", "promote": promote})
+    why = is_not_better(spec, EvaluationFacts(rows=10, metrics=[exact]))
     assert bool(why) is stays
     assert not stays or f"{tuned} against {published} on the same 10 held-out rows" in why
     assert is_not_better(a_spec(), EvaluationFacts(rows=10, metrics=[exact])) == ""

@@ -15,7 +15,7 @@ NAMES = [path.name for path in sorted(SAMPLES.glob("*.yaml"))]
 
 
 def sample(name: str) -> dict[str, Any]:
-    """Return the FunctionCallFineTune of a sample; ConfigMaps may stand beside it."""
+    """Return the FunctionCallFineTune of a sample; the file may also contain ConfigMaps."""
     (found,) = [body for body in yaml.safe_load_all((SAMPLES / name).read_text()) if body["kind"] == KIND]
     return found
 

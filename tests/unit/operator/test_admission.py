@@ -14,7 +14,7 @@ from tunemill_api.failures import Actor, Reason
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import Phase, StageState
 from tunemill_operator.engine.objects import finetune_of
-from tunemill_operator.engine.observe import Queueing, unadmitted
+from tunemill_operator.engine.observe import KueueState, jobs_without_admission
 from tunemill_operator.engine.plan import plan
 from tunemill_operator.engine.workloads import LABEL_JOB, workload_of
 
@@ -90,7 +90,7 @@ def test_what_waits_is_queued_and_says_where_since_when_and_for_what() -> None:
     assert (condition(world, "Reconciling").status, condition(world, "Stalled").status) == ("True", "False")
     assert condition(world, "Ready").reason == "Queued"
     message = condition(world, "Ready").message
-    assert "waits in the queue team-a since 2026-11-21 12:00:00 UTC: insufficient unused quota" in message
+    assert "is waiting in the queue team-a since 2026-11-21 12:00:00 UTC: insufficient unused quota" in message
     assert (world.status.queue.name, world.status.queue.cluster_queue) == ("team-a", "")
 
 
@@ -106,7 +106,7 @@ def test_waiting_is_no_work() -> None:
 
 
 def test_what_has_its_quota_says_whose() -> None:
-    """The ClusterQueue and the flavor of each resource, told once; gone when nothing is queued any more."""
+    """The ClusterQueue and the flavor of each resource are recorded once, and removed when nothing is queued."""
     world = a_training_world()
     queue = world.status.queue
     assert (queue.cluster_queue, queue.flavors, queue.since) == ("gpus", {"nvidia.com/gpu": "h100"}, at(60))
@@ -119,13 +119,13 @@ def test_what_has_its_quota_says_whose() -> None:
 def test_kueue_is_asked_only_while_it_has_something_to_say() -> None:
     """What it decides later shows in the Job."""
     world = a_waiting_world()
-    asked = [job.meta.name for job in unadmitted(world.finetune, world.observed())]
+    asked = [job.meta.name for job in jobs_without_admission(world.finetune, world.observed())]
     assert asked == [job["metadata"]["name"] for job in world.queued()]
     world = a_training_world()
-    assert not unadmitted(world.finetune, world.observed())
+    assert not jobs_without_admission(world.finetune, world.observed())
     world.preempt()
-    assert unadmitted(world.finetune, world.observed())
-    assert not unadmitted(World().finetune, World().observed())
+    assert jobs_without_admission(world.finetune, world.observed())
+    assert not jobs_without_admission(World().finetune, World().observed())
 
 
 def test_the_quota_stays_known_although_kueue_is_not_asked_again() -> None:
@@ -145,10 +145,10 @@ def test_what_is_preempted_waits_again_and_goes_on_without_a_retry() -> None:
     world.preempt()
     world.reconcile()
     assert condition(world, "Ready").reason == "Stopping"
-    assert "may save a checkpoint" in condition(world, "Ready").message
+    assert "is saving a checkpoint" in condition(world, "Ready").message
     world.settle()
     assert (world.status.phase, world.status.queue.cluster_queue) == (Phase.QUEUED, "")
-    assert "it was stopped: Preempted to accommodate" in condition(world, "Ready").message
+    assert "it was suspended: Preempted to accommodate" in condition(world, "Ready").message
     assert (entry(world, Stage.TRAIN).preemptions, world.status.run.preemptions) == (1, 1)
     assert entry(world, Stage.TRAIN).state is StageState.PENDING
     assert world.status.run.gpu_seconds == 100
@@ -242,7 +242,7 @@ def test_a_job_that_kueue_does_not_take_in_is_told_after_a_moment(monkeypatch: p
     world.seconds += 11
     world.settle()
     assert world.status.failure.reason == Reason.QUEUE_UNAVAILABLE
-    assert "WorkloadPriorityClass urgent" in world.status.failure.message
+    assert "the WorkloadPriorityClass urgent exists" in world.status.failure.message
 
 
 def test_a_queue_that_does_not_exist_is_the_users_to_mend() -> None:
@@ -252,7 +252,7 @@ def test_a_queue_that_does_not_exist_is_the_users_to_mend() -> None:
     world.settle()
     failure = world.status.failure
     assert (failure.reason, failure.actor) == (Reason.QUEUE_NOT_FOUND, Actor.USER)
-    assert failure.message == "there is no LocalQueue taem-a in the namespace team-a"
+    assert failure.message == "LocalQueue taem-a does not exist in the namespace team-a"
     assert "spec.queue.name" in failure.remedy
     world.waits_for = ""
     world.settle()
@@ -293,12 +293,12 @@ def test_one_who_may_not_ask_kueue_knows_at_least_the_queue() -> None:
     job, finetune = world.queued()[0], world.finetune
     world.finetune_body["status"].pop("queue")
     observed = world.observed()
-    assert observed.queueing is not None
-    decided = plan(finetune, replace(observed, queueing=None), world.platform, world.now)
+    assert observed.kueue is not None
+    decided = plan(finetune, replace(observed, kueue=None), world.platform, world.now)
     assert decided.status is not None
     assert decided.status.phase is Phase.QUEUED
     message = next(each.message for each in decided.status.conditions if each.type == "Ready")
-    assert message == f"Job {job['metadata']['name']} waits in the queue team-a"
+    assert message == f"Job {job['metadata']['name']} is waiting in the queue team-a"
 
 
 def test_what_waits_is_looked_at_the_more_seldom_the_longer_it_lasts() -> None:
@@ -319,10 +319,10 @@ def test_a_quota_that_is_being_given_back_is_looked_at_soon() -> None:
     world.seconds += 7200
     world.preempt()
     observed = world.observed()
-    assert observed.queueing is not None
-    (waits,) = observed.queueing.workloads
-    stopping = Queueing(installed=True, workloads=(replace(waits, cluster_queue="gpus", since=at(60)),))
-    decided = plan(world.finetune, replace(observed, queueing=stopping), world.platform, world.now)
+    assert observed.kueue is not None
+    (waits,) = observed.kueue.workloads
+    stopping = KueueState(installed=True, workloads=(replace(waits, cluster_queue="gpus", since=at(60)),))
+    decided = plan(world.finetune, replace(observed, kueue=stopping), world.platform, world.now)
     assert decided.requeue_after == timedelta(seconds=3)
 
 
@@ -366,7 +366,7 @@ def test_a_workload_with_quota_may_wait_for_admission_checks() -> None:
     reserved = a_condition("QuotaReserved", "True", 20, "Quota reserved")
     workload = workload_of(a_workload(reserved, status={"admission": ADMISSION, "admissionChecks": checks}))
     assert (workload.cluster_queue, workload.since) == ("gpus", at(20))
-    assert workload.waits_for.endswith("not all admission checks are passed (add-a-node: Pending: asked)")
+    assert workload.waits_for.endswith("not all admission checks have passed (add-a-node: Pending: asked)")
 
 
 def test_an_admitted_workload_says_what_it_got() -> None:
@@ -385,4 +385,4 @@ def test_a_deactivated_workload_says_what_brings_it_back() -> None:
     """Kueue leaves it alone until then."""
     lacks = a_condition("QuotaReserved", "False", 70, "The workload is deactivated")
     waits_for = workload_of(a_workload(lacks, active=False)).waits_for
-    assert waits_for == "the Workload job-x-1a2b3 is deactivated, until somebody sets its spec.active to true"
+    assert waits_for == "the Workload job-x-1a2b3 is deactivated: set its spec.active to true"

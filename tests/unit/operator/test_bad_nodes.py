@@ -110,7 +110,7 @@ def test_a_pod_that_only_the_suspect_node_can_take_is_allowed_onto_it_again() ->
     world.fail(world.live_pods()[0], Reason.CUDA_UNAVAILABLE, "XID 79")
     world.settle()
     assert world.status.phase is Phase.QUEUED
-    assert "the run avoids node-a, on which it failed" in condition(world, "Reconciling").message
+    assert "the run avoids node-a, where it failed before" in condition(world, "Reconciling").message
     wait = world.plan().requeue_after
     assert wait is not None
     assert wait <= AVOIDED_FOR

@@ -33,7 +33,7 @@ def test_what_is_older_than_what_is_known_is_dropped() -> None:
 
 
 def test_a_deleted_object_does_not_come_back() -> None:
-    """The answer to a request may arrive after the watch told of the deletion."""
+    """The answer to a request may arrive after the watch event of the deletion."""
     store = Cache().finetunes
     store.put(a_body(5))
     assert store.remove("one") == KEY

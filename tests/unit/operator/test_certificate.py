@@ -9,8 +9,8 @@ import pytest
 from tunemill_operator.kube.client import Resource
 from tunemill_operator.kube.errors import ConflictError, NotFoundError, UnavailableError
 from tunemill_operator.progress import certificate
-from tunemill_operator.progress.authority import certify
-from tunemill_operator.progress.certificate import NAMES, kept
+from tunemill_operator.progress.authority import issue_certificate
+from tunemill_operator.progress.certificate import NAMES, load_or_create
 
 HOST = f"{'r' * 50}-progress.{'n' * 63}.svc"
 
@@ -59,24 +59,24 @@ def greet(authority: str, host: str, server: ssl.SSLContext) -> str:
 
 async def test_a_made_certificate_convinces_who_knows_its_authority_of_its_host_alone() -> None:
     """Also where the host is longer than a common name may be; another installation's authority knows it not."""
-    mine = await kept(Secrets(), "system", "tls", HOST)
+    mine = await load_or_create(Secrets(), "system", "tls", HOST)
     assert greet(mine.authority, HOST, mine.context) == ""
     assert "Hostname mismatch" in greet(mine.authority, "elsewhere.svc", mine.context)
-    other = await kept(Secrets(), "system", "tls", HOST)
+    other = await load_or_create(Secrets(), "system", "tls", HOST)
     assert greet(other.authority, HOST, mine.context) != ""
 
 
 async def test_whoever_leads_next_proves_itself_with_the_same_certificate() -> None:
     """Pods trust the authority that they were made with, whichever replica they meet."""
     secrets = Secrets()
-    first, second = [await kept(secrets, "system", "tls", HOST) for _ in range(2)]
+    first, second = [await load_or_create(secrets, "system", "tls", HOST) for _ in range(2)]
     assert secrets.replaced == 1
     assert greet(first.authority, HOST, second.context) == ""
 
 
 async def test_of_two_that_make_one_at_once_the_faster_wins() -> None:
     """The Secret has changed between reading and writing: what it holds by then is taken."""
-    others = {name: base64.b64encode(part).decode() for name, part in zip(NAMES, certify(HOST), strict=True)}
+    others = {name: base64.b64encode(part).decode() for name, part in zip(NAMES, issue_certificate(HOST), strict=True)}
     secrets = Secrets(ConflictError("changed", 409))
 
     async def lose(*_: Any) -> dict[str, Any]:
@@ -84,21 +84,23 @@ async def test_of_two_that_make_one_at_once_the_faster_wins() -> None:
         raise ConflictError("changed", 409)
 
     secrets.replace = lose  # type: ignore[method-assign]
-    assert (await kept(secrets, "system", "tls", HOST)).authority.encode() == base64.b64decode(others["ca.crt"])
+    assert (await load_or_create(secrets, "system", "tls", HOST)).authority.encode() == base64.b64decode(
+        others["ca.crt"]
+    )
 
 
 async def test_an_api_server_that_does_not_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A new leader must not give up for a moment without one."""
     monkeypatch.setattr(certificate, "AGAIN_SECONDS", 0)
     secrets = Secrets(UnavailableError("down"), UnavailableError("down"))
-    assert (await kept(secrets, "system", "tls", HOST)).authority
+    assert (await load_or_create(secrets, "system", "tls", HOST)).authority
     assert not secrets.waiting
 
 
 async def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     """A Secret that is gone or holds something else: who calls says which one."""
     with pytest.raises(NotFoundError):
-        await kept(Secrets(NotFoundError("gone", 404)), "system", "tls", HOST)
+        await load_or_create(Secrets(NotFoundError("gone", 404)), "system", "tls", HOST)
     rubbish = dict.fromkeys(NAMES, base64.b64encode(b"rubbish").decode())
     with pytest.raises(OSError, match="PEM"):
-        await kept(Secrets(data=rubbish), "system", "tls", HOST)
+        await load_or_create(Secrets(data=rubbish), "system", "tls", HOST)

@@ -148,7 +148,7 @@ def test_a_job_that_is_deleted_by_hand_at_work_is_created_again(stage: Stage) ->
     (job,) = world.live_jobs()
     world.delete_job(job)
     world.settle()
-    assert "was deleted, and not by the operator" in condition(world, "Reconciling").message or world.live_pods()
+    assert "was deleted by another client" in condition(world, "Reconciling").message or world.live_pods()
     assert entry(world, stage).recreations == 1
     run_to_the_end(world)
 

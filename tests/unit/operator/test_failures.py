@@ -8,7 +8,7 @@ from tunemill_api.failures import FAILURES, Reason
 from tunemill_api.stage_report import Stage
 from tunemill_operator.engine import failures
 from tunemill_operator.engine.objects import Job, Pod, job_of, pod_of
-from tunemill_operator.engine.observe import Complaint, Observed, Refusal
+from tunemill_operator.engine.observe import Observed, Refusal, WarningEvent
 from tunemill_operator.engine.stages import Work
 
 PREPARE = Work("prepare", (Stage.PREPARE,), "key")
@@ -181,7 +181,7 @@ def test_a_failed_job_without_pods_says_what_the_job_controller_said() -> None:
 )
 def test_the_kubelets_complaints_are_told_with_the_field(message: str, reason: Reason, words: str) -> None:
     """As a real kubelet words them."""
-    observed = Observed((a_job(),), (a_pod(phase="Pending"),), (Complaint("pod", "FailedMount", message, at(3)),))
+    observed = Observed((a_job(),), (a_pod(phase="Pending"),), (WarningEvent("pod", "FailedMount", message, at(3)),))
     cause = failures.blocking(WHOLE, PREPARE, observed.jobs[0], observed)
     assert cause is not None
     assert cause.reason is reason
@@ -191,7 +191,7 @@ def test_the_kubelets_complaints_are_told_with_the_field(message: str, reason: R
 def test_a_volume_of_the_kubelets_own_making_is_no_failure() -> None:
     """It tries again within a second."""
     message = 'MountVolume.SetUp failed for volume "kube-api-access-x" : failed to sync configmap cache: timed out'
-    observed = Observed((a_job(),), (a_pod(phase="Pending"),), (Complaint("pod", "FailedMount", message, at(3)),))
+    observed = Observed((a_job(),), (a_pod(phase="Pending"),), (WarningEvent("pod", "FailedMount", message, at(3)),))
     assert failures.blocking(WHOLE, PREPARE, observed.jobs[0], observed) is None
 
 
@@ -250,7 +250,7 @@ def test_a_volume_of_the_kubelets_own_making_is_no_failure() -> None:
 )
 def test_a_pod_that_is_refused_is_told(message: str, reason: Reason) -> None:
     """As a real API server words it, in an event of the Job."""
-    observed = Observed((a_job(),), (), (Complaint("job", "FailedCreate", message, at(3)),))
+    observed = Observed((a_job(),), (), (WarningEvent("job", "FailedCreate", message, at(3)),))
     cause = failures.blocking(WHOLE, TRAIN, observed.jobs[0], observed)
     assert cause is not None
     assert cause.reason is reason
@@ -258,9 +258,9 @@ def test_a_pod_that_is_refused_is_told(message: str, reason: Reason) -> None:
 
 
 def test_the_newest_complaint_counts() -> None:
-    """What was mended since is not told any more."""
-    old = Complaint("job", "FailedCreate", "exceeded quota: team", at(1))
-    new = Complaint("job", "FailedCreate", 'serviceaccount "b" not found', at(2))
+    """A problem that was solved is not reported any more."""
+    old = WarningEvent("job", "FailedCreate", "exceeded quota: team", at(1))
+    new = WarningEvent("job", "FailedCreate", 'serviceaccount "b" not found', at(2))
     observed = Observed((a_job(),), (), (old, new))
     cause = failures.blocking(WHOLE, TRAIN, observed.jobs[0], observed)
     assert cause is not None
@@ -273,7 +273,7 @@ def test_pods_of_a_namespace_that_ends_are_no_failure() -> None:
         'Error creating: pods "x-" is forbidden: unable to create new content in namespace a because it is being '
         "terminated"
     )
-    observed = Observed((a_job(),), (), (Complaint("job", "FailedCreate", message, at(3)),))
+    observed = Observed((a_job(),), (), (WarningEvent("job", "FailedCreate", message, at(3)),))
     assert failures.blocking(WHOLE, TRAIN, observed.jobs[0], observed) is None
 
 
@@ -303,7 +303,7 @@ def test_pods_of_a_namespace_that_ends_are_no_failure() -> None:
 def test_what_the_node_cannot_give_a_pod_is_told(reason: str, message: str, expected: Reason) -> None:
     """As kubelet and attach controller word it, in an event of the pod."""
     spec = parsed(a_spec(compute={"modelCache": {"claimName": "cache"}}))
-    observed = Observed((a_job(),), (a_pod(phase="Pending"),), (Complaint("pod", reason, message, at(3)),))
+    observed = Observed((a_job(),), (a_pod(phase="Pending"),), (WarningEvent("pod", reason, message, at(3)),))
     cause = failures.blocking(spec, TRAIN, observed.jobs[0], observed)
     assert cause is not None
     assert cause.reason is expected
@@ -363,14 +363,14 @@ def test_a_missing_claim_is_told_with_its_field(claim: str, field: str) -> None:
         ),
         (
             "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims.",
-            "a claim of spec.compute.modelCache or spec.podTemplates.train has no volume yet",
+            "a PersistentVolumeClaim of spec.compute.modelCache or spec.podTemplates.train is not bound",
         ),
         ("0/1 nodes are available: something new.", ""),
     ],
 )
 def test_what_no_node_has_is_said_in_words_of_the_spec(message: str, words: str) -> None:
     """As a real scheduler words it; its own words follow in the status."""
-    assert failures.lacking(message, TRAIN) == words
+    assert failures.unschedulable_reason(message, TRAIN) == words
 
 
 @pytest.mark.parametrize(

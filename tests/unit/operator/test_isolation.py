@@ -107,7 +107,7 @@ async def test_an_object_that_comes_while_the_operator_leads_does_not_end_it(tmp
     """The comparison of the caches goes on, also when a list is no list (05_running_leader.py)."""
     lists: dict[str, list[Json]] = {}
     async with a_resync(tmp_path, lists) as resync:
-        await resync.prime()
+        await resync.fill_caches()
         lists["functioncallfinetunes"] = [
             {"metadata": {"name": "no uid"}},
             {"metadata": 5},

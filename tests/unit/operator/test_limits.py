@@ -36,7 +36,7 @@ def deletes(world: World) -> bool:
 
 
 def test_a_stage_that_falls_silent_is_stopped_and_started_again() -> None:
-    """Deleting the Job lets the pod save a checkpoint; the reason is told, counted and an event."""
+    """Deleting the Job lets the pod save a checkpoint; the reason is in the status, counted and an event."""
     world = a_heard_world(stallTimeout="10m")
     (job,) = world.live_jobs()
     world.seconds += 599
@@ -44,7 +44,7 @@ def test_a_stage_that_falls_silent_is_stopped_and_started_again() -> None:
     world.seconds += 1
     assert deletes(world)
     assert condition(world, "Reconciling").reason == Reason.NO_PROGRESS
-    assert "reported nothing for 600 s, spec.stallTimeout allows 10m" in condition(world, "Reconciling").message
+    assert "reported no progress for 600 s, spec.stallTimeout is 10m" in condition(world, "Reconciling").message
     assert (entry(world, Stage.TRAIN).stalls, entry(world, Stage.TRAIN).cut_short) == (1, CutShort.NO_PROGRESS)
     assert "Warning NoProgress" in world.events
     world.settle()
@@ -78,7 +78,7 @@ def test_a_stage_that_falls_silent_again_and_again_ends_the_run_until_asked(how:
             hear(world)
     assert world.status.phase is Phase.FAILED
     assert world.status.failure.reason == Reason.NO_PROGRESS
-    assert "2 pods in all" in world.status.failure.message
+    assert "2 pods have been stopped" in world.status.failure.message
     assert entry(world, Stage.TRAIN).state is StageState.FAILED
     world.seconds += 100_000
     world.settle()
@@ -207,7 +207,7 @@ def test_spent_gpu_hours_stop_the_run_until_there_are_more() -> None:
     assert deletes(world)
     assert world.status.phase is Phase.FAILED
     assert world.status.failure.reason == Reason.GPU_HOURS_SPENT
-    assert "GPU hours, spec.maxGpuHours allows 0.5" in world.status.failure.message
+    assert "GPU hours, spec.maxGpuHours is 0.5" in world.status.failure.message
     world.settle()
     assert not world.live_jobs()
     world.seconds += 100_000
@@ -276,7 +276,7 @@ def test_a_stage_that_ended_well_before_its_pod_was_drained_was_not_preempted() 
 
 
 def run_spec(world: World) -> RunSpec:
-    """Return what the live pod is told."""
+    """Return the RunSpec of the running pod."""
     (pod,) = world.live_pods()
     return RunSpec.model_validate_json(pod["metadata"]["annotations"][ANNOTATION_RUN_SPEC])
 
@@ -290,7 +290,7 @@ def test_a_pod_that_was_killed_for_memory_is_followed_by_one_that_computes_less_
         world.kill_for_memory(pod)
         world.reconcile()
         assert condition(world, "Reconciling").reason == "Replacing"
-        assert "used more memory than its limit" in condition(world, "Reconciling").message
+        assert "exceeded its memory limit" in condition(world, "Reconciling").message
         world.settle()
         assert run_spec(world).memory_kills == kills
         assert entry(world, Stage.TRAIN).memory_kills == kills

@@ -15,8 +15,14 @@ from tunemill_api.constants import LABEL_FINETUNE, PROGRESS_AUDIENCE
 from tunemill_operator.engine.objects import pod_of
 from tunemill_operator.engine.volumes import progress_path
 from tunemill_operator.progress import server as progress_server
-from tunemill_operator.progress.auth import POD_UID, REVIEWS_PER_CLIENT, BusyError, Gatekeeper, NotAuthenticatedError
-from tunemill_operator.progress.authority import certify
+from tunemill_operator.progress.auth import (
+    POD_UID,
+    REVIEWS_PER_CLIENT,
+    BusyError,
+    NotAuthenticatedError,
+    ReportAuthenticator,
+)
+from tunemill_operator.progress.authority import issue_certificate
 from tunemill_operator.progress.board import LONGEST_ETA_SECONDS, Board
 from tunemill_operator.progress.certificate import NAMES, Certificate
 from tunemill_operator.progress.server import application
@@ -87,10 +93,10 @@ def request(body: str, token: str = "honest", length: int | None = None, header:
 @asynccontextmanager
 async def an_endpoint(folder: Path) -> AsyncIterator[Endpoint]:
     """Serve the progress endpoint with TLS."""
-    for name, content in zip(NAMES, certify("localhost"), strict=True):
+    for name, content in zip(NAMES, issue_certificate("localhost"), strict=True):
         (folder / name).write_bytes(content)
     certificate = Certificate(*(folder / name for name in NAMES))
-    app = application(Gatekeeper(Reviewer(), Pods()), Board(Queue()), lambda _: None)
+    app = application(ReportAuthenticator(Reviewer(), Pods()), Board(Queue()), lambda _: None)
     async with listening(app, "127.0.0.1", 0, certificate.context) as port:
         yield Endpoint(port, ssl.create_default_context(cafile=str(folder / "ca.crt")))
 
@@ -201,7 +207,7 @@ async def test_a_full_endpoint_serves_whoever_speaks(tmp_path: Path, monkeypatch
 
 
 def test_one_address_has_few_tokens_judged_at_a_time(jump: Jump) -> None:
-    """Whoever sends thousands of forged tokens is told to come again, and another's token is judged at once."""
+    """Whoever sends thousands of forged tokens has to retry, and the token of another client is reviewed at once."""
 
     class SlowReviewer(Reviewer):
         async def review_token(self, token: str, audience: str) -> dict[str, Any]:
@@ -209,7 +215,11 @@ def test_one_address_has_few_tokens_judged_at_a_time(jump: Jump) -> None:
             return await super().review_token(token, PROGRESS_AUDIENCE)
 
     async def story() -> None:
-        gatekeeper, key, clock = Gatekeeper(SlowReviewer(), Pods()), ("team-a", "support"), asyncio.get_running_loop()
+        gatekeeper, key, clock = (
+            ReportAuthenticator(SlowReviewer(), Pods()),
+            ("team-a", "support"),
+            asyncio.get_running_loop(),
+        )
         forged = [asyncio.ensure_future(gatekeeper.pod_of(f"Bearer {number}", key, STRANGER)) for number in range(1000)]
         await asyncio.sleep(0)
         begun = clock.time()

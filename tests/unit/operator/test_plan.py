@@ -12,7 +12,7 @@ from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import Phase, StageState, TrainerStatus
 from tunemill_operator.engine.objects import finetune_of
-from tunemill_operator.engine.observe import Complaint, Observed, Progress, Refusal, patience
+from tunemill_operator.engine.observe import Observed, Progress, Refusal, WarningEvent, recheck_interval
 from tunemill_operator.engine.plan import CreateJob, DeleteJob, plan
 from tunemill_operator.engine.volumes import Platform
 
@@ -174,7 +174,7 @@ def test_ended_jobs_of_keys_that_are_not_wanted_any_more_are_cleaned_up() -> Non
 
 
 def test_an_edit_that_is_taken_back_while_the_pod_ends_makes_the_job_anew() -> None:
-    """The Job of the first wish is on its way out and cannot be called back."""
+    """The Job of the first spec is being deleted, which cannot be undone."""
     world = a_world_at(Stage.TRAIN)
     world.edit(training={"learningRate": "5e-4"})
     world.reconcile()
@@ -305,7 +305,7 @@ def test_a_longer_deadline_goes_on() -> None:
     world.seconds += 700
     world.settle()
     assert world.status.failure.reason == Reason.DEADLINE_EXCEEDED
-    assert "spec.maxRuntime allows 10m" in world.status.failure.message
+    assert "spec.maxRuntime is 10m" in world.status.failure.message
     world.edit(maxRuntime="1h")
     for _ in range(3):
         world.settle()
@@ -353,7 +353,7 @@ def test_a_missed_gate_may_leave_a_draft() -> None:
 
 
 def test_a_draft_is_published_when_its_gate_is_lowered() -> None:
-    """Publish runs again for the user's branch; nothing is trained again, and the draft is no longer told of."""
+    """Publish runs again for the user's branch; nothing is trained again, and the status no longer shows the draft."""
     gates = {"gates": [{"metric": "exact_match", "min": "0.95"}], "onGateFailure": "Draft"}
     world = World(evaluation=gates)
     for _ in range(4):
@@ -638,7 +638,7 @@ def test_a_complaint_about_the_pod_is_shown_with_its_field() -> None:
     world.settle()
     (pod,) = world.live_pods()
     message = 'MountVolume.SetUp failed for volume "dataset" : secret "s3" not found'
-    world.complaints = (Complaint(pod["metadata"]["uid"], "FailedMount", message, at(5)),)
+    world.warning_events = (WarningEvent(pod["metadata"]["uid"], "FailedMount", message, at(5)),)
     world.reconcile()
     assert world.status.failure.reason == Reason.SECRET_NOT_FOUND
     assert world.status.failure.message == 'the Secret "s3" of spec.dataset.credentialsSecretRef does not exist'
@@ -684,7 +684,7 @@ def test_a_pod_that_a_dead_node_does_not_end_is_told_and_waited_for(how: str) ->
     world.seconds += 61
     world.reconcile()
     assert world.status.failure.reason == Reason.NODE_LOST
-    assert "node gpu-7 does not answer" in world.status.failure.message
+    assert "node gpu-7 does not respond" in world.status.failure.message
     assert entry(world, Stage.TRAIN).state is not StageState.RUNNING
     writes = world.status_writes
     world.seconds += 600
@@ -747,7 +747,7 @@ def test_a_field_that_the_operator_does_not_know_is_named_with_what_to_upgrade()
     world.finetune_body["spec"]["training"] = {"future": True}
     decided = world.reconcile()
     assert decided.actions == ()
-    assert "spec.training.future: this operator does not know the field" in world.status.failure.message
+    assert "spec.training.future: unknown field" in world.status.failure.message
 
 
 def test_nothing_starts_before_the_pods_of_a_deleted_job_are_gone() -> None:
@@ -819,7 +819,7 @@ def test_progress_of_another_pod_is_ignored() -> None:
 
 def test_what_has_waited_long_is_looked_at_ever_more_seldom() -> None:
     """A thousand objects may wait for one quota for a day; the first looks come soon."""
-    waits = [patience(timedelta(seconds=seconds)) for seconds in (4, 60, 600, 28_000)]
+    waits = [recheck_interval(timedelta(seconds=seconds)) for seconds in (4, 60, 600, 28_000)]
     assert waits == [timedelta(seconds=seconds) for seconds in (10, 15, 150, 300)]
 
 

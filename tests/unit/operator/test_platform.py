@@ -9,7 +9,7 @@ import pytest
 from tunemill_api.trust import VARIABLES
 from tunemill_operator.engine.volumes import network_env
 from tunemill_operator.platform import CA_BUNDLE_BYTES, platform_of, trusting
-from tunemill_operator.progress.authority import certify
+from tunemill_operator.progress.authority import issue_certificate
 from tunemill_operator.settings import Settings, SettingsError
 
 SETTINGS = Settings(trainer_image="trainer")
@@ -18,7 +18,7 @@ PUBLIC = Path(certifi.where()).read_text()
 
 def authorities(count: int) -> str:
     """Return certificates of companies."""
-    return "".join(certify(f"company-{number}")[2].decode() for number in range(count))
+    return "".join(issue_certificate(f"company-{number}")[2].decode() for number in range(count))
 
 
 def test_only_what_is_not_public_is_handed_on(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def authorities_in(text: str) -> set[str]:
 
 
 def test_tokens_go_to_the_public_hub_only_unless_a_setting_names_others() -> None:
-    """An operator that is told nothing is strict."""
+    """The default settings are strict."""
     assert platform_of(SETTINGS, None).hub_endpoints == ()
     assert platform_of(replace(SETTINGS, hub_endpoints=("https://hub",)), None).hub_endpoints == ("https://hub",)
 

@@ -119,7 +119,7 @@ def a_job(label: str, platform: Platform = PLATFORM, **parts: Any) -> dict[str, 
 
 
 def test_traces_go_with_the_run_and_replace_no_pod() -> None:
-    """Every container is told the endpoint and the run's span; the digest of a pod that runs stays the same."""
+    """Every container gets the endpoint and the run's span; the digest of a pod that runs stays the same."""
     endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}
     plain, traced = a_job("train"), a_job("train", platform=replace(PLATFORM, traces=endpoint))
     span = SpanRef.of_run(plain["metadata"]["ownerReferences"][0]["uid"], "run1").traceparent

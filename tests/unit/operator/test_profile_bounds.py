@@ -327,7 +327,7 @@ def test_a_profile_without_limits_bounds_nothing(path: str) -> None:
     ],
 )
 def test_the_sample_profile_refuses_what_a_review_could_still_ask_for(parts: dict[str, Any]) -> None:
-    """The script 23_profile.py of the security review, wish by wish."""
+    """The script 23_profile.py of the security review, spec by spec."""
     body, finetune = yaml.safe_load_all(SAMPLE.read_text())
     body["metadata"] |= {"uid": "u", "resourceVersion": "1", "creationTimestamp": "2026-01-01T00:00:00Z"}
     profile = profile_of(body)

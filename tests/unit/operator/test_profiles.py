@@ -26,7 +26,7 @@ from tunemill_operator.engine.profiles import (
     given,
     profile_of,
 )
-from tunemill_operator.engine.terms import terms_of
+from tunemill_operator.engine.resolved_spec import resolve_spec
 
 SAMPLE = Path(__file__).parents[3] / "crds" / "samples" / "profile.yaml"
 STAGES = ("prepare", "train", "publish")
@@ -315,8 +315,8 @@ def test_limits_hold_where_the_user_is_silent() -> None:
 def test_all_that_is_beyond_a_limit_is_told_at_once() -> None:
     """Nobody finds out about one limit after the other."""
     limits = {"maxGpus": 1, "trainerImages": [], "baseModels": ["meta-llama/*"]}
-    told = str(refusal(a_profile(limits=limits), compute={"gpus": 2, "trainerImage": "mine"}))
-    assert all(limit in told for limit in limits)
+    message = str(refusal(a_profile(limits=limits), compute={"gpus": 2, "trainerImage": "mine"}))
+    assert all(limit in message for limit in limits)
 
 
 def test_a_profile_that_breaks_its_own_limits_is_the_platforms_to_mend() -> None:
@@ -339,10 +339,10 @@ def test_devices_and_the_hub_of_the_profile_are_allowed() -> None:
     assert "https://huggingface.co" in str(refusal(profile, hub={"endpoint": ""}))
 
 
-@pytest.mark.parametrize("wish", ["{field}", "%s", "a\nb", "{0}"])
-def test_a_wish_is_told_as_it_is(wish: str) -> None:
+@pytest.mark.parametrize("value", ["{field}", "%s", "a\nb", "{0}"])
+def test_a_message_contains_the_value_unchanged(value: str) -> None:
     """What a user writes is no template of ours."""
-    assert wish in str(refusal(a_profile(limits={"trainerImages": []}), compute={"trainerImage": wish}))
+    assert value in str(refusal(a_profile(limits={"trainerImages": []}), compute={"trainerImage": value}))
 
 
 def test_bounds_of_resources_are_limits_where_none_is_set() -> None:
@@ -433,23 +433,23 @@ def test_which_profile_holds(name: str, namespace: str, profiles: list[Profile],
 @pytest.mark.parametrize(
     ("name", "profiles", "reason", "words"),
     [
-        ("gold", [], Reason.PROFILE_NOT_FOUND, "spec.profile names gold, which does not exist; the namespace team-a"),
+        ("gold", [], Reason.PROFILE_NOT_FOUND, "spec.profile is gold, which does not exist; the namespace team-a"),
         ("gold", [a_profile("silver")], Reason.PROFILE_NOT_FOUND, "the namespace team-a may use silver"),
         (
             "gold",
             [a_profile("gold", namespaces=["team-b", "x-*"])],
             Reason.PROFILE_NOT_ALLOWED,
-            "spec.profile names gold, which is not for this namespace; the namespace team-a may use none",
+            "spec.profile is gold, which this namespace may not use; the namespace team-a may use none",
         ),
-        ("gold", [a_profile("gold", namespaces=[])], Reason.PROFILE_NOT_ALLOWED, "not for this namespace"),
+        ("gold", [a_profile("gold", namespaces=[])], Reason.PROFILE_NOT_ALLOWED, "this namespace may not use"),
         (
             "",
             [a_profile("silver", default=True), a_profile("gold", default=True)],
             Reason.PROFILE_AMBIGUOUS,
-            "several profiles are the default of the namespace team-a: gold, silver",
+            "the namespace team-a has several default profiles: gold, silver",
         ),
         ("gold", [a_profile("gold", limits={"maxMoons": 1})], Reason.PROFILE_INVALID, "spec.limits.maxMoons"),
-        ("", [a_profile("gold", default=True, limits={"maxMoons": 1})], Reason.PROFILE_INVALID, "cannot be read"),
+        ("", [a_profile("gold", default=True, limits={"maxMoons": 1})], Reason.PROFILE_INVALID, "cannot read"),
     ],
 )
 def test_why_no_profile_can_be_had(name: str, profiles: list[Profile], reason: Reason, words: str) -> None:
@@ -467,7 +467,7 @@ def test_a_preset_that_makes_no_spec_is_told_as_the_profiles() -> None:
     finetune = finetune_of(body)
     assert finetune.spec
     with pytest.raises(RefusedError, match=r"FineTuneProfile gold: spec.defaults.compute.gpus"):
-        terms_of(finetune, finetune.spec, [profile])
+        resolve_spec(finetune, finetune.spec, [profile])
 
 
 HUB = "https://hub.acme.example"
@@ -495,10 +495,10 @@ def test_tokens_go_to_hubs_that_the_platform_names(
     assert finetune.spec
     profiles = [] if spec is None else [a_profile(default=True, **spec)]
     if allowed:
-        assert terms_of(finetune, finetune.spec, profiles, hubs).spec.hub.endpoint == endpoint
+        assert resolve_spec(finetune, finetune.spec, profiles, hubs).spec.hub.endpoint == endpoint
         return
-    with pytest.raises(RefusedError, match=r"tokens are sent only to https://huggingface\.co") as refused:
-        terms_of(finetune, finetune.spec, profiles, hubs)
+    with pytest.raises(RefusedError, match=r"tokens may be sent only to https://huggingface\.co") as refused:
+        resolve_spec(finetune, finetune.spec, profiles, hubs)
     assert refused.value.reason is Reason.LIMIT_EXCEEDED
 
 
@@ -509,7 +509,7 @@ def test_a_run_that_has_begun_goes_on_with_its_hub() -> None:
     assert labels(world) == ["prepare"]
     finetune = world.finetune
     assert finetune.spec
-    terms = terms_of(finetune, finetune.spec, [], ())
+    terms = resolve_spec(finetune, finetune.spec, [], ())
     assert terms.spec.hub.endpoint == HUB
 
 
@@ -575,7 +575,7 @@ def test_a_changed_profile_does_not_disturb_what_runs_and_says_what_it_would_cha
     """The run keeps its GPUs, also under an operator that has just begun; describe names the fields."""
     world = a_training_world(defaults={"compute": {"gpus": 4}, "maxRuntime": "2h"})
     assert gpus_of(world) == "4"
-    assert condition(world, "ProfileCurrent").message == "FineTuneProfile gold gives spec.compute.gpus, spec.maxRuntime"
+    assert condition(world, "ProfileCurrent").message == "FineTuneProfile gold sets spec.compute.gpus, spec.maxRuntime"
     jobs, before = dict(world.jobs), world.status
     with_profile(
         world,
@@ -584,11 +584,11 @@ def test_a_changed_profile_does_not_disturb_what_runs_and_says_what_it_would_cha
     world.restart_operator()
     world.settle()
     assert world.jobs == jobs
-    told = condition(world, "ProfileCurrent")
-    assert (told.status, told.reason) == ("False", "ProfileChanged")
-    assert "spec.compute.gpus 2 in place of 4" in told.message
-    assert 'spec.podTemplates.train.priorityClassName "low" in place of ""' in told.message
-    assert "maxRuntime" not in told.message
+    found = condition(world, "ProfileCurrent")
+    assert (found.status, found.reason) == ("False", "ProfileChanged")
+    assert "spec.compute.gpus 2 in place of 4" in found.message
+    assert 'spec.podTemplates.train.priorityClassName "low" in place of ""' in found.message
+    assert "maxRuntime" not in found.message
     assert world.status.profile == before.profile
     assert world.status.run == before.run
 
@@ -639,7 +639,7 @@ def test_a_deleted_profile_stays_with_the_run_that_began_with_it() -> None:
 
 
 def test_a_named_profile_that_is_deleted_is_missed_by_the_next_run_only() -> None:
-    """The run goes to its end; what would come is a refusal, and it is told before."""
+    """The run goes to its end; the next one would be rejected, and the status says so before."""
     world = World(profile="gold")
     world.profiles = (a_profile("gold", defaults={"maxRuntime": "2h"}),)
     world.settle()
@@ -648,7 +648,7 @@ def test_a_named_profile_that_is_deleted_is_missed_by_the_next_run_only() -> Non
         world.settle()
         world.run_pod()
     assert world.status.phase is Phase.SUCCEEDED
-    assert "a refusal: spec.profile names gold, which does not exist" in condition(world, "ProfileCurrent").message
+    assert "an error: spec.profile is gold, which does not exist" in condition(world, "ProfileCurrent").message
     world.edit(historyLimit=4)
     world.settle()
     assert condition(world, "Stalled").reason == "ProfileNotFound"
@@ -744,7 +744,7 @@ def test_a_workspace_can_come_from_the_profile() -> None:
     world = World(dataset={"uri": "hf://acme/calls"})
     world.settle()
     assert condition(world, "Stalled").reason == "InvalidSpec"
-    assert "spec.workspace.uri is needed" in condition(world, "Stalled").message
+    assert "spec.workspace.uri is required" in condition(world, "Stalled").message
     with_profile(world, defaults={"workspace": {"uri": "s3://tunemill/"}})
     world.settle()
     assert labels(world) == ["prepare"]

@@ -14,9 +14,9 @@ from tunemill_operator.progress.auth import (
     POD_UID,
     REMEMBERED_SECONDS,
     REVIEWS_AT_ONCE,
-    Gatekeeper,
     NotAllowedError,
     NotAuthenticatedError,
+    ReportAuthenticator,
 )
 from tunemill_operator.progress.board import Board, ProgressReport
 from tunemill_operator.progress.turns import Pace
@@ -71,7 +71,7 @@ class Pods:
 
 def test_the_running_pod_of_the_object_may_report(jump: Jump) -> None:
     """By the pod's uid in the token."""
-    assert jump(Gatekeeper(Reviewer(), Pods()).pod_of("Bearer token", KEY, CLIENT)) == "pod"
+    assert jump(ReportAuthenticator(Reviewer(), Pods()).pod_of("Bearer token", KEY, CLIENT)) == "pod"
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_the_running_pod_of_the_object_may_report(jump: Jump) -> None:
 def test_a_token_that_is_not_of_a_pod_for_this_purpose_is_refused(jump: Jump, status: dict[str, Any]) -> None:
     """Whatever the API server leaves out or adds."""
     with pytest.raises(NotAuthenticatedError):
-        jump(Gatekeeper(Reviewer(**status), Pods()).pod_of("Bearer token", KEY, CLIENT))
+        jump(ReportAuthenticator(Reviewer(**status), Pods()).pod_of("Bearer token", KEY, CLIENT))
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic dXNlcg==", "token"])
@@ -97,7 +97,7 @@ def test_without_a_bearer_token_the_api_server_is_not_even_asked(jump: Jump, hea
     """A request costs nothing."""
     reviewer = Reviewer()
     with pytest.raises(NotAuthenticatedError):
-        jump(Gatekeeper(reviewer, Pods()).pod_of(header, KEY, CLIENT))
+        jump(ReportAuthenticator(reviewer, Pods()).pod_of(header, KEY, CLIENT))
     assert reviewer.reviews == 0
 
 
@@ -117,7 +117,7 @@ def test_a_pod_may_report_about_its_own_object_while_it_works(jump: Jump, pods: 
     if pods.pod.meta.uid == "another":
         pods.get = lambda uid: None  # type: ignore[method-assign]
     with pytest.raises(NotAllowedError):
-        jump(Gatekeeper(Reviewer(), pods).pod_of("Bearer token", key, CLIENT))
+        jump(ReportAuthenticator(Reviewer(), pods).pod_of("Bearer token", key, CLIENT))
 
 
 def test_a_judgement_is_remembered_for_a_minute(jump: Jump) -> None:
@@ -125,7 +125,7 @@ def test_a_judgement_is_remembered_for_a_minute(jump: Jump) -> None:
 
     async def story() -> None:
         reviewer = Reviewer()
-        gatekeeper = Gatekeeper(reviewer, Pods())
+        gatekeeper = ReportAuthenticator(reviewer, Pods())
         for _ in range(5):
             await gatekeeper.pod_of("Bearer token", KEY, CLIENT)
         assert reviewer.reviews == 1
@@ -142,7 +142,7 @@ def test_a_flood_of_forged_tokens_does_not_flood_the_api_server(jump: Jump) -> N
 
     async def story() -> None:
         reviewer = Reviewer(authenticated=False)
-        gatekeeper = Gatekeeper(reviewer, Pods())
+        gatekeeper = ReportAuthenticator(reviewer, Pods())
         tries = [gatekeeper.pod_of(f"Bearer {i}", KEY, f"10.0.0.{i}") for i in range(100)]
         answers = await asyncio.gather(*tries, return_exceptions=True)
         assert all(isinstance(answer, NotAuthenticatedError) for answer in answers)

@@ -169,7 +169,7 @@ def test_a_job_is_created_before_the_status_is_written(jump: Jump) -> None:
 
 
 def test_while_new_objects_wait_for_their_jobs_statuses_are_written_later(jump: Jump) -> None:
-    """A burst of objects gets its Jobs first; what was done for each is told when no new one waits any more."""
+    """A burst of objects gets its Jobs first; their statuses are written when no new object is waiting."""
 
     async def story() -> None:
         operation = Operation()
@@ -310,7 +310,7 @@ def test_an_api_server_that_is_away_leaves_the_status_alone(jump: Jump) -> None:
 
 
 def test_a_webhook_that_does_not_answer_is_told_and_tried_again(jump: Jump) -> None:
-    """The API server itself is there: whoever waits for the Job is told which webhook is not."""
+    """The API server itself is there: the status names the webhook that does not respond."""
 
     async def story() -> None:
         operation = Operation()
@@ -453,7 +453,7 @@ def test_a_resync_finds_what_the_watches_have_missed(jump: Jump) -> None:
                 counted.append(objects)
 
         resync = Resync(client, operation.cache, operation.queue, Observer(), [])
-        await resync.prime()
+        await resync.fill_caches()
         await operation.reconcile()
         operation.client.jobs.clear()
         operation.client.version += 1
@@ -473,7 +473,7 @@ def test_what_vanished_before_a_watch_was_taken_up_is_found_at_once(jump: Jump) 
         operation = Operation()
         client: Any = operation.client
         resync = Resync(client, operation.cache, operation.queue, Counter(), [])
-        await resync.prime()
+        await resync.fill_caches()
         await operation.reconcile()
         operation.client.jobs.clear()
         operation.client.version += 1
@@ -496,7 +496,7 @@ def test_a_watch_that_is_taken_up_anew_has_nobody_look_at_what_is_as_it_was(jump
         operation = Operation()
         client: Any = operation.client
         resync = Resync(client, operation.cache, operation.queue, Counter(), [])
-        await resync.prime()
+        await resync.fill_caches()
         operation.queue.done(await operation.queue.get())
         task = asyncio.ensure_future(resync.run(300))
         resync.listed()
@@ -516,7 +516,7 @@ def test_a_watch_that_is_taken_up_anew_has_nobody_look_at_what_is_as_it_was(jump
     [
         (NotFoundError("the server could not find the requested resource", 404), "CRD of FunctionCallFineTune"),
         (RefusedError("cannot list resource", 403), "lacks a rule"),
-        (UnavailableError("connection refused"), "does not answer"),
+        (UnavailableError("connection refused"), "does not respond"),
     ],
 )
 def test_what_is_missing_at_the_start_is_said_once_and_waited_for(
@@ -529,7 +529,7 @@ def test_what_is_missing_at_the_start_is_said_once_and_waited_for(
         client: Any = operation.client
         client.errors["discover functioncallfinetunes"] = error
         resync = Resync(client, operation.cache, operation.queue, Counter(), [])
-        task = asyncio.ensure_future(resync.prime())
+        task = asyncio.ensure_future(resync.fill_caches())
         await asyncio.sleep(1)
         client.errors["list functioncallfinetunes"] = error
         await asyncio.sleep(5)
@@ -549,10 +549,10 @@ def test_a_cluster_without_profiles_is_served_until_it_has_some(jump: Jump, capl
         client: Any = operation.client
         client.errors["discover finetuneprofiles"] = NotFoundError("not among its kinds", 404)
         resync = Resync(client, operation.cache, operation.queue, Counter(), [])
-        await resync.prime()
+        await resync.fill_caches()
         assert not resync.profiles_served
         assert "list finetuneprofiles" not in client.said
-        with pytest.raises(KindsChangedError, match="FineTuneProfile is installed by now"):
+        with pytest.raises(KindsChangedError, match="FineTuneProfile was installed"):
             await resync.run(300)
 
     with caplog.at_level("WARNING"):
@@ -567,7 +567,7 @@ def test_a_crd_that_goes_before_its_watch_begins_is_noticed_within_seconds(jump:
         operation = Operation()
         client: Any = operation.client
         resync = Resync(client, operation.cache, operation.queue, Counter(), [])
-        await resync.prime()
+        await resync.fill_caches()
         client.errors["list functioncallfinetunes"] = NotFoundError("404 page not found", 404)
         begun = asyncio.get_running_loop().time()
         with pytest.raises(KindsChangedError, match="was removed"):
@@ -584,7 +584,7 @@ def test_an_operator_that_is_to_do_without_profiles_asks_for_none(jump: Jump) ->
         operation = Operation()
         client: Any = operation.client
         resync = Resync(client, operation.cache, operation.queue, Counter(), ["team-a"], profiles=False)
-        await resync.prime()
+        await resync.fill_caches()
         assert "discover finetuneprofiles" not in client.said
         assert "list finetuneprofiles" not in client.said
 

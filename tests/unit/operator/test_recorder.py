@@ -1,10 +1,10 @@
-"""Events: what was told is found in the order in which it was told."""
+"""Events are shown in the order in which they were recorded."""
 
 from datetime import UTC, datetime
 from typing import Any
 
 from property.builders import a_finetune_body
-from tunemill_operator.engine.events import Announcement
+from tunemill_operator.engine.events import Event
 from tunemill_operator.engine.objects import finetune_of
 from tunemill_operator.kube.client import Resource
 from tunemill_operator.runtime.recorder import Recorder
@@ -28,7 +28,7 @@ async def test_events_are_named_in_the_order_of_a_run() -> None:
     recorder, now = Recorder(client, "test"), datetime.now(UTC)
     reasons = ["Trained", "Evaluated", "GatePassed", "Published"]
     for reason in reasons:
-        await recorder.record(finetune_of(a_finetune_body()), Announcement("Normal", reason, "told"), now)
+        await recorder.record(finetune_of(a_finetune_body()), Event("Normal", reason, "told"), now)
     shown = sorted(client.events, key=lambda event: event["metadata"]["name"])
     assert [event["reason"] for event in shown] == reasons
     assert len({event["metadata"]["name"] for event in shown}) == len(reasons)

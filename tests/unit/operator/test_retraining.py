@@ -185,7 +185,7 @@ def test_times_are_those_of_the_zone(schedule: str, zone: str, moment: str, expe
 
 
 def run_spec(world: World) -> RunSpec:
-    """Return what the live pod is told."""
+    """Return the RunSpec of the running pod."""
     (pod,) = world.live_pods()
     return RunSpec.model_validate_json(pod["metadata"]["annotations"][ANNOTATION_RUN_SPEC])
 
@@ -201,7 +201,7 @@ def a_retrained_world(tuned: str, **parts: Any) -> World:
 
 
 def test_the_new_model_is_judged_beside_the_published_one() -> None:
-    """The pod that evaluates is told which it is; the first model has none beside it."""
+    """The pod that evaluates gets the rival in its RunSpec; the first model has none."""
     world = a_world_at(Stage.TRAIN, retrain=HOURLY)
     assert (run_spec(world).rival is None) or run_spec(world).rival.train == ""
     go_on(world)

@@ -48,18 +48,18 @@ def test_candidates_differ_by_default() -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ([], "--trainer-image is needed"),
+        ([], "--trainer-image is required"),
         (["--trainer-image=a", "--workers=0"], "--workers"),
-        (["--trainer-image=a", "--stage-user=root"], "--stage-user must be a user id above 0"),
-        (["--trainer-image=a", "--stage-user=0"], "--stage-user must be a user id above 0"),
+        (["--trainer-image=a", "--stage-user=root"], "--stage-user must be a user ID above 0"),
+        (["--trainer-image=a", "--stage-user=0"], "--stage-user must be a user ID above 0"),
         (["--trainer-image=a", "--progress-write-seconds=0"], "--progress-write-seconds"),
         (["--trainer-image=a", "--progress-writes-per-second=0"], "--progress-writes-per-second"),
-        (["--trainer-image=a", "--progress-url=http://x"], "--progress-url must begin with https://"),
+        (["--trainer-image=a", "--progress-url=http://x"], "--progress-url must start with https://"),
         (["--trainer-image=a", "--progress-url=https://x"], "--progress-cert must name a readable PEM file"),
-        (["--trainer-image=a", "--progress-url=https://x", "--progress-secret=s", "--progress-ca=f"], "give either"),
-        (["--trainer-image=a", "--builder-id=tunemill"], "--builder-id must be a URI"),
+        (["--trainer-image=a", "--progress-url=https://x", "--progress-secret=s", "--progress-ca=f"], "set either"),
+        (["--trainer-image=a", "--builder-id=tunemill"], "--builder-id must be an http"),
         (["--trainer-image=a", "--cluster-name=prod/eu"], "--cluster-name must be a DNS label"),
-        (["--trainer-image=a", "--https-proxy=proxy:3128"], "--https-proxy must be a URL"),
+        (["--trainer-image=a", "--https-proxy=proxy:3128"], "--https-proxy must be an http"),
         (["--trainer-image=a", "--http-proxy=http://user:word@proxy"], "--http-proxy .* without credentials"),
     ],
 )
@@ -91,7 +91,7 @@ def test_the_command_line_answers_in_one_sentence(
     assert capsys.readouterr().out.strip()
     monkeypatch.setattr("sys.argv", ["tunemill-operator", "run"])
     assert main() == 64
-    assert "--trainer-image is needed" in capsys.readouterr().err
+    assert "--trainer-image is required" in capsys.readouterr().err
     monkeypatch.setattr("tunemill_operator.telemetry.logs.configure", lambda *_: None)
     monkeypatch.setattr("sys.argv", ["tunemill-operator", "run", "--trainer-image=a", f"--kubeconfig={tmp_path}/none"])
     assert main() == 64

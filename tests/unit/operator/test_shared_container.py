@@ -97,7 +97,7 @@ def test_a_time_without_a_zone_is_utc() -> None:
 
 
 def test_train_is_recorded_while_evaluate_runs() -> None:
-    """Its facts, the condition and one event, as soon as its pod says so; after a restart nothing is told again."""
+    """Its facts, the condition and one event, as soon as its pod says so; after a restart nothing is reported again."""
     world = a_world_at(Stage.TRAIN)
     (pod,) = world.live_pods()
     started_at = entry(world, Stage.TRAIN).started_at
@@ -111,7 +111,7 @@ def test_train_is_recorded_while_evaluate_runs() -> None:
     train, evaluate = entry(world, Stage.TRAIN), entry(world, Stage.EVALUATE)
     assert (train.state, evaluate.state) == (StageState.SUCCEEDED, StageState.RUNNING)
     assert train.finished_at == evaluate.started_at == world.now - timedelta(seconds=20)
-    assert "evaluate runs" in condition(world, "Reconciling").message
+    assert "evaluate is running" in condition(world, "Reconciling").message
     before = world.status
     world.restart_operator()
     pending_for(world, 1)
@@ -126,7 +126,7 @@ def test_train_is_recorded_while_evaluate_runs() -> None:
 
 def test_without_a_word_the_time_is_trains_until_the_end() -> None:
     """A report may be lost; then the message at the end tells both, and the running time is the same."""
-    told: list[tuple[int, int, int]] = []
+    recorded: list[tuple[int, int, int]] = []
     for hears in (True, False):
         world = a_world_at(Stage.TRAIN)
         world.hears_ends = hears
@@ -140,9 +140,9 @@ def test_without_a_word_the_time_is_trains_until_the_end() -> None:
         world.settle()
         assert [entry(world, stage).state for stage in (Stage.TRAIN, Stage.EVALUATE)] == [StageState.SUCCEEDED] * 2
         assert [entry(world, stage).attempts for stage in (Stage.TRAIN, Stage.EVALUATE)] == [1, 1]
-        told.append((_seconds(world, Stage.TRAIN), _seconds(world, Stage.EVALUATE), world.status.run.gpu_seconds))
-    assert told[0] == told[1]
-    assert told[0][1] == 60
+        recorded.append((_seconds(world, Stage.TRAIN), _seconds(world, Stage.EVALUATE), world.status.run.gpu_seconds))
+    assert recorded[0] == recorded[1]
+    assert recorded[0][1] == 60
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_evaluate_that_reports_is_not_taken_for_a_silent_train(*, hears: bool) -
 
 def test_pods_of_an_older_operator_are_read_across_an_upgrade() -> None:
     """Their train is an init container: both shapes of pods lead to the same status."""
-    told = []
+    recorded = []
     for old_pods in (False, True):
         world = a_world_at(Stage.PREPARE)
         world.old_pods = old_pods
@@ -277,9 +277,9 @@ def test_pods_of_an_older_operator_are_read_across_an_upgrade() -> None:
         world.settle()
         world.run_pod()
         world.settle()
-        told.append([item.model_dump(exclude={"job"}) for item in world.status.stages])
+        recorded.append([item.model_dump(exclude={"job"}) for item in world.status.stages])
         assert world.status.run.gpu_seconds == 150
-    assert told[0] == told[1]
+    assert recorded[0] == recorded[1]
 
 
 def _seconds(world: World, stage: Stage) -> int:

@@ -8,14 +8,14 @@ from property.worlds import a_world_at, condition, entry, labels
 from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import Phase
-from tunemill_operator.engine.observe import Complaint
+from tunemill_operator.engine.observe import WarningEvent
 from tunemill_operator.engine.plan import DeleteJob
-from tunemill_operator.engine.sidecars import ENDS_WITHIN
+from tunemill_operator.engine.sidecars import SIDECAR_TIMEOUT
 
 NATIVE = {"native_sidecars": ["istio-proxy"]}
 CLASSIC = {"classic_sidecars": ["istio-proxy"]}
 BOTH = {"native_sidecars": ["istio-proxy"], "classic_sidecars": ["log-agent"]}
-GRACE = int(ENDS_WITHIN.total_seconds())
+GRACE = int(SIDECAR_TIMEOUT.total_seconds())
 
 
 def a_world(sidecars: dict[str, list[str]], stage: Stage | None = None, **parts: Any) -> World:
@@ -164,7 +164,7 @@ def test_a_sidecar_that_runs_is_no_stage_at_work() -> None:
     pod["status"]["initContainerStatuses"][0]["state"] = {"running": {"startedAt": "2026-11-21T12:00:01Z"}}
     world.settle()
     assert world.status.phase is Phase.QUEUED
-    assert "about to start" in condition(world, "Reconciling").message
+    assert "is starting" in condition(world, "Reconciling").message
 
 
 def test_a_sidecar_whose_image_cannot_be_pulled_is_named_while_the_stage_waits_for_it() -> None:
@@ -282,7 +282,7 @@ def test_a_warning_about_a_foreign_pod_is_not_ours() -> None:
     """It says nothing about the run."""
     world = a_world_at(Stage.PREPARE)
     a_foreign_pod(world)
-    world.complaints = (Complaint("x1", "FailedCreatePodSandBox", "no IP", world.now),)
+    world.warning_events = (WarningEvent("x1", "FailedCreatePodSandBox", "no IP", world.now),)
     world.seconds += 600
     world.settle()
     assert world.status.failure is None

@@ -154,7 +154,7 @@ async def test_a_collector_that_is_away_disturbs_nothing(
     with caplog.at_level("INFO"):
         await looked_at(tracing, reconcile, times=3)
     assert time.monotonic() - started < 8
-    assert [record.message for record in caplog.records if "traces do not arrive" in record.message]
+    assert [record.message for record in caplog.records if "traces cannot be exported" in record.message]
     assert not [record for record in caplog.records if record.name.startswith("opentelemetry")]
 
 

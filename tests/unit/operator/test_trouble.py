@@ -7,7 +7,7 @@ from property.simulator import World
 from property.worlds import a_world_at, condition, labels
 from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
-from tunemill_operator.engine.observe import Complaint, Refusal
+from tunemill_operator.engine.observe import Refusal, WarningEvent
 
 MODEL_CACHE = {"compute": {"modelCache": {"claimName": "cache"}}}
 SANDBOX = "Failed to create pod sandbox: plugin type aws-cni failed (add): failed to assign an IP address to container"
@@ -25,7 +25,7 @@ def waits(world: World, reason: str, message: str) -> None:
 def complains(world: World, reason: str, message: str, *, about: str = "pod") -> None:
     """Let there be a Warning event about the live pod or its Job."""
     (body,) = world.live_pods() if about == "pod" else world.live_jobs()
-    world.complaints = (Complaint(body["metadata"]["uid"], reason, message, world.now),)
+    world.warning_events = (WarningEvent(body["metadata"]["uid"], reason, message, world.now),)
 
 
 def trouble(world: World, kind: str) -> None:
@@ -215,7 +215,7 @@ def test_what_somebody_must_correct_is_stalled_at_once(
     ],
 )
 def test_a_quota_without_defaults_says_which_field_to_set(required: str, fields: list[str]) -> None:
-    """Not to raise the quota or to ask for less: it asks for more."""
+    """The remedy does not suggest a higher quota or lower requests: requests are missing."""
     world = World()
     world.settle()
     world.pods.clear()
@@ -227,7 +227,7 @@ def test_a_quota_without_defaults_says_which_field_to_set(required: str, fields:
     for field in fields:
         assert field in failure.message
         assert field in failure.remedy
-    assert "ask for less" not in failure.remedy
+    assert "reduce the requests" not in failure.remedy
 
 
 def test_the_fields_are_those_of_the_stage_that_is_refused() -> None:

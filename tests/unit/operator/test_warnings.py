@@ -41,7 +41,7 @@ class Events:
 
 
 class Listening:
-    """Warnings at work, and whom they told of news."""
+    """Running Warnings, and the keys that they reported as changed."""
 
     def __init__(self) -> None:
         self.events = Events()
@@ -67,7 +67,7 @@ class Listening:
 
 @contextlib.asynccontextmanager
 async def having_heard_of_a_secret() -> AsyncIterator[Listening]:
-    """Warnings at work that were told of pod-1 that a Secret is missing."""
+    """Running Warnings with an event about pod-1 that a Secret is missing."""
     listening = Listening()
     listening.events.said = {"pod-1": ["no secret"]}
     async with listening.running():
@@ -77,7 +77,7 @@ async def having_heard_of_a_secret() -> AsyncIterator[Listening]:
 
 
 def test_those_who_wait_in_one_namespace_share_one_question(jump: Jump) -> None:
-    """Each is told what concerns it, and who has nothing to hear is left alone."""
+    """Each object gets its own events, and objects without new events are not reconciled."""
 
     async def story() -> None:
         listening = Listening()

@@ -8,8 +8,8 @@ from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage
 
 
-def told(world: World) -> str:
-    """Return the workspace that the newest pod is told."""
+def workspace_of_pod(world: World) -> str:
+    """Return the workspace in the newest pod's RunSpec."""
     pod = list(world.pods.values())[-1]
     return RunSpec.model_validate_json(pod["metadata"]["annotations"][ANNOTATION_RUN_SPEC]).spec.workspace.uri
 
@@ -21,17 +21,17 @@ def of_an_older_version(world: World) -> World:
 
 
 def test_a_new_object_has_the_folder_of_its_namespace() -> None:
-    """All stages are told the same place, and the status says where it is."""
+    """All stages get the same workspace, and the status shows it."""
     world = a_finished_world(workspace={"uri": "s3://acme/tunemill/"})
-    assert world.status.workspace == told(world) == "s3://acme/tunemill/team-a/"
+    assert world.status.workspace == workspace_of_pod(world) == "s3://acme/tunemill/team-a/"
     assert world.finetune_body["spec"]["workspace"]["uri"] == "s3://acme/tunemill/"
 
 
 def test_a_workspace_beside_the_data_has_it_too() -> None:
     """The default place is in the bucket of the data."""
     world = a_world_at(Stage.TRAIN)
-    assert world.status.workspace == told(world)
-    assert told(world).endswith("/tunemill/team-a/")
+    assert world.status.workspace == workspace_of_pod(world)
+    assert workspace_of_pod(world).endswith("/tunemill/team-a/")
 
 
 def test_a_profile_says_where_the_namespace_stands() -> None:
@@ -41,7 +41,7 @@ def test_a_profile_says_where_the_namespace_stands() -> None:
     world.settle()
     assert world.status.profile is not None
     assert world.status.profile.fields["workspace.uri"] == "s3://acme/{namespace}/x/"
-    assert told(world) == "s3://acme/team-a/x/"
+    assert workspace_of_pod(world) == "s3://acme/team-a/x/"
 
 
 def test_what_an_older_version_began_stays_where_it_is_until_another_place_is_named() -> None:
@@ -53,10 +53,10 @@ def test_what_an_older_version_began_stays_where_it_is_until_another_place_is_na
             world.settle()
             world.run_pod()
         world.settle()
-        assert world.status.workspace == told(world) == "s3://acme/tunemill/"
+        assert world.status.workspace == workspace_of_pod(world) == "s3://acme/tunemill/"
     world.edit(workspace={"uri": "s3://acme/elsewhere/"})
     world.settle()
-    assert world.status.workspace == told(world) == "s3://acme/elsewhere/team-a/"
+    assert world.status.workspace == workspace_of_pod(world) == "s3://acme/elsewhere/team-a/"
     world.edit(workspace={"uri": "s3://acme/tunemill/"})
     world.settle()
     assert world.status.workspace == "s3://acme/tunemill/team-a/"

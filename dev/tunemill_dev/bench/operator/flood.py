@@ -23,8 +23,8 @@ from typing import Any
 from tunemill_api.constants import LABEL_FINETUNE
 from tunemill_operator.engine.objects import Pod, pod_of
 from tunemill_operator.engine.volumes import progress_path
-from tunemill_operator.progress.auth import POD_UID, Gatekeeper
-from tunemill_operator.progress.authority import certify
+from tunemill_operator.progress.auth import POD_UID, ReportAuthenticator
+from tunemill_operator.progress.authority import issue_certificate
 from tunemill_operator.progress.board import Board
 from tunemill_operator.progress.certificate import NAMES, Certificate
 from tunemill_operator.progress.server import application
@@ -91,7 +91,7 @@ def measure(half_open: int, busy: int, seconds: float) -> dict[str, Any]:
     """Return the results of a flood against a server in a separate process."""
     with TemporaryDirectory() as path:
         folder = Path(path)
-        for name, content in zip(NAMES, certify("localhost"), strict=True):
+        for name, content in zip(NAMES, issue_certificate("localhost"), strict=True):
             (folder / name).write_bytes(content)
         with _process(f"--serve={folder}") as server:
             _wait_for(folder / "port", server)
@@ -122,7 +122,7 @@ def _wait_for(file: Path, process: subprocess.Popen[bytes]) -> None:
 
 async def _serve(folder: Path) -> None:
     certificate = Certificate(*(folder / name for name in NAMES))
-    app = application(Gatekeeper(_Reviewer(), _Pods()), Board(_Queue()), lambda _: None)
+    app = application(ReportAuthenticator(_Reviewer(), _Pods()), Board(_Queue()), lambda _: None)
     async with listening(app, "0.0.0.0", 0, certificate.context) as port:
         (folder / "port.new").write_text(str(port))
         (folder / "port.new").rename(folder / "port")

@@ -1,7 +1,7 @@
-"""What the rules decide on: the object, what is recorded about its stages, and the Job that is due."""
+"""The input of the rules: the object, the records of its stages, its Jobs and pods, and the work to do next."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 
@@ -15,9 +15,9 @@ from tunemill_operator.engine.failures import Cause
 from tunemill_operator.engine.objects import FineTune, Job, Pod
 from tunemill_operator.engine.observe import Observed, Progress, owned
 from tunemill_operator.engine.pods import image_of
+from tunemill_operator.engine.resolved_spec import ResolvedSpec
 from tunemill_operator.engine.retries import requested_again
-from tunemill_operator.engine.stages import Ledger, Work, newest_report, recall
-from tunemill_operator.engine.terms import Terms
+from tunemill_operator.engine.stages import Ledger, Work, newest_report, read_ledger
 from tunemill_operator.engine.volumes import Platform
 
 _ALWAYS_FINAL = frozenset(
@@ -33,71 +33,59 @@ _ALWAYS_FINAL = frozenset(
         Reason.STAGE_OUTPUT_MISSING,
     }
 )
-"""Failures that end a run without an exit code of a container. Operators before the field `final` wrote them."""
+"""Failures that end a run without an exit code of a container. Used for a status from before the field `final`."""
 
 
 @dataclass(frozen=True)
-class Case:
-    """One object at one moment."""
+class ReconcileInput:
+    """Everything that is known about one object at the time of a reconcile."""
 
     finetune: FineTune
-    terms: Terms
+    resolved: ResolvedSpec
     observed: Observed
     platform: Platform
     now: datetime
     ledger: Ledger
-    decisions: Sequence[GateFacts]
-    """How the gates were decided; empty before the evaluation is there."""
+    gate_results: Sequence[GateFacts]
+    """Results of the gates. Empty until the evaluation is done."""
     due: Work | None
-    """The first work that is not done."""
+    """The first work that is not done. None if all stages are done."""
 
     @property
     def spec(self) -> FineTuneSpec:
-        """What the run goes by: what the user wrote, completed by the profile."""
-        return self.terms.spec
-
-    @property
-    def work(self) -> Work:
-        """The due work; only for rules after the one that handles that there is none."""
-        if self.due is None:
-            raise AssertionError("every stage is done")
-        return self.due
-
-    @cached_property
-    def name(self) -> str:
-        """The due Job's name."""
-        return self.work.job_name(self.finetune.meta.name)
+        """The effective spec: the user's spec with the fields of the profile."""
+        return self.resolved.spec
 
     @cached_property
     def job(self) -> Job | None:
-        """The due Job."""
-        job = self.observed.job(self.name) if self.due else None
+        """The Job of the due work."""
+        job = self.observed.job(self.due.job_name(self.finetune.meta.name)) if self.due else None
         return job if job and owned(job, self.finetune) else None
 
     @cached_property
     def pods(self) -> tuple[Pod, ...]:
-        """The due Job's pods, oldest first."""
+        """Pods of the Job, oldest first."""
         return self.observed.pods_of(self.job) if self.job else ()
 
     @property
     def live(self) -> tuple[Job, ...]:
-        """The due Job, while it may still run a pod."""
+        """The Job, if it is not finished; else nothing."""
         return (self.job,) if self.job and not self.job.finished else ()
 
     @property
-    def as_asked(self) -> bool:
-        """Whether the due Job was made for the object as it is: if so, its failure is not tried again unasked.
+    def job_is_current(self) -> bool:
+        """Whether the Job was created for the current generation and request. If so, its failure is not retried.
 
-        A Job from which something has removed the annotations counts as such, or it would be replaced for ever.
+        A Job whose annotations were removed counts as current. Otherwise it would be replaced again and again.
         """
         finetune, job = self.finetune, self.job
         if job is None:
             return False
-        return not job.generation or (job.generation, job.asked) == (finetune.generation, finetune.asked)
+        return not job.generation or (job.generation, job.requested) == (finetune.generation, finetune.requested)
 
     @property
     def final_failure(self) -> FailureStatus | None:
-        """The failure that has ended the run; None when there is none, or when somebody has edited or asked since."""
+        """The failure that has ended the run. None if there is none, or after an edit or a request."""
         failure, before = self.finetune.status.failure, self.finetune.status
         if (
             failure is None
@@ -106,14 +94,14 @@ class Case:
         ):
             return None
         if before.run is not None and before.run.request_token:
-            return failure if self.finetune.begun else None
-        # An older operator recorded no token: the key of prepare holds what was asked for.
+            return failure if self.finetune.run_started else None
+        # An older operator recorded no token. The key of prepare depends on the spec and the request.
         keys_before = {entry.name: entry.key for entry in before.stages}
         same = keys_before.get(Stage.PREPARE) == self.ledger.wanted[Stage.PREPARE]
         return failure if same else None
 
     def trouble_since(self, cause: Cause) -> datetime:
-        """Return since when trouble that may pass by itself keeps the run from continuing."""
+        """Return when a transient problem started to block the run."""
         before = self.finetune.status
         if before.trouble_since:
             return before.trouble_since
@@ -121,23 +109,23 @@ class Case:
 
     @property
     def stalled_since(self) -> datetime:
-        """Since when the object is Stalled; now when it is not."""
+        """When the object became Stalled. Now, if it is not Stalled."""
         stalled = next((each for each in self.finetune.status.conditions if each.type == "Stalled"), None)
         return stalled.last_transition_time if stalled and stalled.status == "True" else self.now
 
     @property
     def live_progress(self) -> Progress | None:
-        """The newest progress report, if it is from a pod of the due Job that still works."""
+        """The newest progress report, if it is from a running pod of the Job."""
         progress = self.observed.progress
         alive = {pod.meta.uid for pod in self.pods if not pod.terminal}
         return progress if progress and progress.pod in alive else None
 
     @property
     def silence(self) -> timedelta | None:
-        """For how long the stage at work has reported nothing; None where nothing can be concluded from it.
+        """Time since the running stage last reported progress. None if it is unknown.
 
-        That is so for a stage that was never heard: its reports may not get through, or it is not of our making. Time
-        in which nobody listened does not count.
+        It is unknown for a stage that has never reported: its reports may be blocked, or it may be a custom image
+        without progress. Time in which the endpoint was not available does not count.
         """
         heard = newest_report(self.ledger, self.live_progress, self.finetune.status)
         listening = self.platform.listening_since
@@ -147,22 +135,22 @@ class Case:
 
     @cached_property
     def run_inputs(self) -> str:
-        """What the spec asks of all stages, as a hash."""
+        """Hash of the fields of the spec on which the stages depend."""
         return keys.run_inputs(self.ledger.entries[Stage.PREPARE].inputs, self.spec)
 
     @cached_property
     def run_id(self) -> str:
-        """The run's id: the recorded one as long as the same is asked for, else the first digits of the inputs."""
+        """ID of the run: the recorded one while its inputs are the same, else the first digits of the inputs."""
         before = self.finetune.status.run
         if before and before.inputs == self.run_inputs:
             return before.id
-        # An operator that recorded no inputs computed the id in another way.
-        if before and not before.inputs and before.id == keys_before_forms.run_id(self.spec, self.finetune.asked):
+        # An operator that recorded no inputs computed the id in a different way.
+        if before and not before.inputs and before.id == keys_before_forms.run_id(self.spec, self.finetune.requested):
             return before.id
         return self.run_inputs[:8]
 
     def run(self, ledger: Ledger, *, renewed: bool) -> RunStatus:
-        """Return the run for the status; `renewed` says that a Job is created with the present image."""
+        """Return the run for the status. `renewed` says that a Job with the current image is created."""
         before = self.finetune.status.run
         same = before if before and before.id == self.run_id else None
         prepared = ledger.facts.prepared if ledger.done(Stage.PREPARE) else None
@@ -178,10 +166,10 @@ class Case:
             gpu_seconds=_shown_seconds(ledger, self.now),
         )
 
-    def surplus(self) -> tuple[Job, ...]:
-        """Return the Jobs to delete: live ones that nobody waits for, ended ones whose key is no longer wanted.
+    def obsolete_jobs(self) -> tuple[Job, ...]:
+        """Return the Jobs to delete: active ones that are not due, and finished ones whose key is obsolete.
 
-        An ended Job of a later stage stays while it is not known which key that stage will have.
+        A finished Job of a later stage is kept until the key of that stage is known.
         """
         works = self.ledger.works()
         kept = {
@@ -196,41 +184,62 @@ class Case:
             if owned(job, self.finetune) and job.meta.name not in kept and (not job.finished or job.label in known)
         )
 
-    def settled(self, job: Job) -> bool:
-        """Tell whether all is seen that the pods of an ended Job have said.
+    def reports_complete(self, job: Job) -> bool:
+        """Return whether all pods of a finished Job, and so their reports, have been observed.
 
-        Jobs and pods are watched on streams of their own, of which one may lag or have died: what has not come is not
-        yet what is not there, and a stage whose report was only late must not be done again.
+        Jobs and pods are watched on separate streams, one of which may lag. A pod that has not been observed yet may
+        still exist, and a stage must not be repeated because its report is late.
         """
         pods = self.observed.pods_of(job)
         return self.observed.pods_listed or (bool(pods) and all(pod.terminal for pod in pods))
 
+    def with_due_work(self) -> "DueInput | None":
+        """Return the input of the rules for the next Job; None if all stages are done."""
+        if self.due is None:
+            return None
+        return DueInput(**{item.name: getattr(self, item.name) for item in fields(self)}, work=self.due)
 
-def case_of(finetune: FineTune, terms: Terms, observed: Observed, platform: Platform, now: datetime) -> Case:
-    """Return the case of an object whose spec can be read."""
-    spec = terms.spec
-    ledger = recall(finetune, spec, observed, now)
+
+@dataclass(frozen=True)
+class DueInput(ReconcileInput):
+    """The input of the rules for a run with work to do."""
+
+    work: Work
+    """The first work that is not done."""
+
+    @cached_property
+    def job_name(self) -> str:
+        """Name of the Job for the work, whether it exists or not."""
+        return self.work.job_name(self.finetune.meta.name)
+
+
+def reconcile_input_of(
+    finetune: FineTune, resolved: ResolvedSpec, observed: Observed, platform: Platform, now: datetime
+) -> ReconcileInput:
+    """Return the input for an object with a valid spec."""
+    spec = resolved.spec
+    ledger = read_ledger(finetune, spec, observed, now)
     evaluation = ledger.facts.evaluation if ledger.done(Stage.EVALUATE) else None
-    decisions = gates.decide(spec.evaluation.gates, evaluation) if evaluation else []
-    if not finetune.begun:
+    gate_results = gates.decide(spec.evaluation.gates, evaluation) if evaluation else []
+    if not finetune.run_started:
         ledger = requested_again(ledger, {job.meta.name for job in observed.jobs})
-    case = Case(finetune, terms, observed, platform, now, ledger, decisions, ledger.due())
+    inputs = ReconcileInput(finetune, resolved, observed, platform, now, ledger, gate_results, ledger.due())
     before = finetune.status.failure
-    if before and _ended_with(finetune.status, before) and case.final_failure is None:
-        return replace(case, ledger=ledger.pardoned())
-    return case
+    if before and _ended_with(finetune.status, before) and inputs.final_failure is None:
+        return replace(inputs, ledger=ledger.with_reset_counters())
+    return inputs
 
 
 def _ended_with(status: FineTuneStatus, failure: FailureStatus) -> bool:
-    """Tell whether a run has ended with the failure in its status."""
+    """Return whether the run has ended with the failure in its status."""
     if failure.final is not None:
         return failure.final
-    # What a container reported or ended with has an exit code; what keeps a pod from starting has none.
-    by_itself = failure.exit_code is None and failure.reason not in _ALWAYS_FINAL
-    return status.phase in {Phase.FAILED, Phase.HELD} and not by_itself
+    # Failures of a container have an exit code. Failures that prevent a pod from starting have none.
+    can_recover = failure.exit_code is None and failure.reason not in _ALWAYS_FINAL
+    return status.phase in {Phase.FAILED, Phase.HELD} and not can_recover
 
 
 def _shown_seconds(ledger: Ledger, now: datetime) -> int:
-    """Return the GPU time for the status: a run that goes on is no reason to write more than once a minute."""
+    """Return the GPU time for the status. It is rounded to minutes for a running stage to limit status writes."""
     seconds = int(ledger.gpu_seconds(now))
-    return seconds - seconds % 60 if ledger.at_work() else seconds
+    return seconds - seconds % 60 if ledger.running_stage() else seconds
