@@ -2,6 +2,8 @@
 
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ["timing"]
+
 # How long an example takes depends on what else the machine does, and is no property of the code. The examples are the
 # same in every run, so that a change is judged by itself; `make test-long` takes others.
 settings.register_profile("tunemill", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)

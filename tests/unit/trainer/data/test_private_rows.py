@@ -86,7 +86,7 @@ def test_a_failure_of_prepare_names_places_only(tmp_path, form):
         f'{{"{CANARY}":\n',
         f"PAR1{CANARY}",
         b"\x1f\x8b" + CANARY.encode(),
-        gzip.compress(b'{"messages": []}\n') + CANARY.encode() * 20,
+        gzip.compress(b'{"messages": []}\n', mtime=0) + CANARY.encode() * 20,
         CANARY.encode("utf-16"),
     ],
     ids=repr,
