@@ -1,4 +1,7 @@
-"""Writes docs/reference/reply-formats.md: how often our readers and vLLM's parsers agree. `make test-long` runs it."""
+"""Writes docs/reference/reply-formats.md: how often our readers and vLLM's parsers agree. `make test-long` runs it.
+
+It also records what vLLM makes of some replies, for `make test`.
+"""
 
 import argparse
 import re
@@ -11,6 +14,7 @@ from tunemill_trainer.judge.parse import ReplyFormat, parse_reply
 
 from tunemill_dev.agreement.comparing import ENGINES, differences, server
 from tunemill_dev.agreement.generated import TOOLS, replies
+from tunemill_dev.agreement.recorded import Recording
 
 LEAST = 0.995
 """The share of replies that both must read alike."""
@@ -31,7 +35,7 @@ to a JSON object counts as no call in both. The reasoning parser is used for rep
 _REST = """
 `nemotron_json` is read by a plugin in the model's own repository, and `json` by no server; vLLM has no parser for them.
 
-The kinds of differences that are known, each with a test in `tests/unit/trainer/judge/test_agreement.py`:
+The kinds of differences that are known, each with an example in `dev/tunemill_dev/agreement/known.py`:
 
 - vLLM takes `[CALL_ID]…` in a call of Mistral's for a part of the tool's name; we leave it out.
 - vLLM makes an argument named `null` of `**{…}` in Python's syntax; we refuse the call.
@@ -83,6 +87,7 @@ def main() -> int:
     options = parser.parse_args()
     found = []
     with server(options.root) as running:
+        Recording.of(running, pinned_version(options.root)).write(options.root)
         for reply_format in ENGINES:
             texts = list(replies(reply_format, options.replies, options.seed))
             differ = differences(texts, reply_format, running)
