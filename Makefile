@@ -17,6 +17,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 # What is compiled is kept, whatever the caller's shell says: Python would compile torch at every start of a stage.
 export PYTHONDONTWRITEBYTECODE :=
 FUZZ_INPUTS ?= 5000000
+# Outlives the clone. mypy compares the content of files, so that clones may share it.
+CACHE := $(or $(TUNEMILL_HOME),$(HOME)/.cache/tunemill)
 PARALLEL := --numprocesses logical --maxprocesses 4 --dist worksteal
 # Tests against real servers mostly wait for them: more of them run at once than there are cores.
 WAITING := --numprocesses 4 --dist loadfile --no-loadscope-reorder
@@ -74,7 +76,7 @@ lint: $(READY) ## Style, shell, YAML, Dockerfiles, generated files
 
 .PHONY: types
 types: $(READY) ## mypy --strict
-	@$(BIN)/mypy
+	@$(BIN)/mypy --cache-dir "$(CACHE)/mypy"
 
 .PHONY: contracts
 contracts: $(READY) ## Who may import whom
