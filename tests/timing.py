@@ -1,4 +1,4 @@
-"""A pytest plugin that notes in build/test-times.jsonl how long each test takes; `make test` prints what it finds there.
+"""A pytest plugin that notes in build/test-times.jsonl how long each test takes; `make test` shows the slowest.
 
 Processor time counts the worker's process and the children that it has waited for, and does not depend on what else
 the machine does; the time by the clock does, and counts what a test waits for.

@@ -52,8 +52,7 @@ KNOWN = (
     KnownDifference(
         "two channels in a header of Harmony's",
         ReplyFormat.OPENAI,
-        "<|channel|>a<|channel|>b to=functions.f<|message|>{}<|end|>"
-        "<|start|>assistant to=functions.timer<|message|>{}",
+        "<|channel|>a<|channel|>b to=functions.f<|message|>{}<|end|><|start|>assistant to=functions.timer<|message|>{}",
         (Call("timer", {}),),
         (Call("f", {}), Call("timer", {})),
     ),

@@ -13,6 +13,7 @@ from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn import memory_plan
 from tunemill_trainer.learn.memory_plan import MIB, Estimate, Lengths, Need, Rung, lengths_of, refuse_too_large, table
 
+
 def a_manifest(**spec: dict) -> dict:
     """A fine-tune of Qwen3 0.6B."""
     wish = {
