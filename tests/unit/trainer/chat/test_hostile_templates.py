@@ -35,18 +35,19 @@ GREEDY = [
 ]
 DEEP = ["{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "{% if 1 %}" * 3000 + "{% endif %}" * 3000]
 
-SAID = ("SecurityError", "is undefined", "no loader", "takes more than 0.3 s", "needs more than 64 MiB", "without end")
+SAID = ("SecurityError", "is undefined", "no loader", "takes more than 0.1 s", "needs more than 64 MiB", "without end")
 
 
 @pytest.fixture(autouse=True)
 def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs into a bound does so soon; what other tests left is not finalized on its account."""
     gc.collect()
-    monkeypatch.setattr(rendering, "TIME", TimeBound(seconds=0.3))
+    monkeypatch.setattr(rendering, "TIME", TimeBound(seconds=0.1))
     for module in (rendering, encoding):
         monkeypatch.setattr(module, "MEMORY", MemoryBound(64 << 20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", [*ESCAPES, *ENDLESS, *GREEDY, *DEEP], ids=lambda text: text[:40])
 def test_a_template_of_a_config_map_ends_in_a_message(attack):
     """It reaches nothing outside of the sandbox, and takes neither the processor nor the memory for itself."""

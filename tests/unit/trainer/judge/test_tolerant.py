@@ -105,6 +105,7 @@ def test_the_best_pairing_is_found():
     assert ast_match([only_second, either, only_second], [either, either, only_second], tools)
 
 
+@pytest.mark.slow
 def test_a_thousand_calls_exhaust_nothing():
     """A model that repeats one call, against data that does so too: pairing must not go as deep as there are calls."""
     many = [Call("f", {})] * 1100

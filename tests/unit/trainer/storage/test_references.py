@@ -229,6 +229,7 @@ def test_a_server_that_forbids_to_remove_is_no_failure(
     assert not is_there(bucket, runs[0])
 
 
+@pytest.mark.slow
 @settings(
     max_examples=8,
     deadline=None,

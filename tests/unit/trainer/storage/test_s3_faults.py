@@ -17,6 +17,8 @@ from tunemill_trainer.process.stop import StopSignal
 from tunemill_trainer.storage import s3
 from tunemill_trainer.storage.hub import Hub
 
+pytestmark = pytest.mark.slow
+
 KEY = "00112233aabbccdd"
 LARGE = "0123456789" * 900_000
 """9 MB: goes up and comes down in parts."""
