@@ -21,7 +21,11 @@ FUZZ_INPUTS ?= 5000000
 GO := PATH="$$PATH:/usr/local/go/bin:/usr/lib/go/bin" go
 # The variable hides an advertisement for a successor of MkDocs.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
-PARALLEL := --numprocesses logical --maxprocesses 4
+# Outlives the clone. mypy compares the content of files, so that clones may share it.
+CACHE := $(or $(TUNEMILL_HOME),$(HOME)/.cache/tunemill)
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist worksteal
+# Tests against real servers mostly wait for them: more of them run at once than there are cores.
+WAITING := --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help
 help: ## List the commands
@@ -36,12 +40,14 @@ demo: ## Show the whole run on a local cluster (CLUSTER=name), or on yours (CONT
 	@$(MAKE) --jobs=2 $(READY) $(if $(CONTEXT),,demo-programs)
 	@$(BIN)/python -m tunemill_dev.demo --cluster "$(CLUSTER)" --context "$(CONTEXT)"
 
-# With the system's Python, so that the processor compiles while the network brings the Python environment.
-demo-programs:
-	@PYTHONPATH=dev $(PYTHON) -m tunemill_dev.cluster programs --use cluster
-
+LAYERS := setup lint types contracts test-unit test-bombs test-property test-upgrade cluster-programs test-kube test-learn test-platform test-e2e
 .PHONY: test
-test: lint types contracts test-unit test-bombs test-property test-upgrade cluster-programs test-kube test-learn test-platform test-e2e ## Run every check, as CI does
+test: ## Run every check, as CI does, and show how long each layer and the slowest tests took
+	@$(PYTHON) dev/tunemill_dev/layers.py "$(MAKE)" $(LAYERS)
+
+.PHONY: test-quick
+test-quick: ## Run before each commit what finds most mistakes, in a few minutes
+	@$(PYTHON) dev/tunemill_dev/layers.py "$(MAKE)" setup lint types contracts test-fast
 
 ##@ One layer each
 .PHONY: setup
@@ -78,7 +84,7 @@ lint: $(READY) ## Style, shell, YAML, Dockerfiles, workflows, documentation site
 
 .PHONY: types
 types: $(READY) ## mypy --strict
-	@$(BIN)/mypy
+	@$(BIN)/mypy --cache-dir "$(CACHE)/mypy"
 
 .PHONY: contracts
 contracts: $(READY) ## Who may import whom
@@ -86,11 +92,15 @@ contracts: $(READY) ## Who may import whom
 
 .PHONY: test-unit
 test-unit: $(READY) $(VLLM) ## Fast tests of single parts
-	@$(PYTEST) $(PARALLEL) --dist loadfile tests/unit
+	@$(PYTEST) $(PARALLEL) tests/unit
+
+.PHONY: test-fast
+test-fast: $(READY) ## Of the unit, property and upgrade tests those that are not slow
+	@$(PYTEST) $(PARALLEL) -m "not slow" tests/unit tests/property tests/upgrade
 
 .PHONY: test-bombs
 test-bombs: $(READY) ## Inputs that want much memory; apart, because what other tests leave in the heap would be measured, too
-	@$(PYTEST) $(PARALLEL) --dist loadfile tests/bombs
+	@$(PYTEST) $(PARALLEL) tests/bombs
 
 .PHONY: test-property
 test-property: $(READY) ## Random sequences of edits and failures against the engine
@@ -102,7 +112,7 @@ test-upgrade: $(READY) ## Objects that earlier versions left in every phase, und
 
 .PHONY: test-kube
 test-kube: $(READY) ## The operator against a real API server, without a node
-	@$(PYTEST) $(PARALLEL) --dist loadfile tests/kube tests/chaos
+	@$(PYTEST) $(WAITING) tests/chaos tests/kube
 
 .PHONY: test-chaos
 test-chaos: $(READY) ## 300 objects while everything breaks, 30 minutes of churn; `make test` does both in small
@@ -126,7 +136,7 @@ test-long: $(READY) $(VLLM) ## What takes hours: more mutations of objects and r
 
 .PHONY: test-platform
 test-platform: $(READY) ## What platform teams rely on, against a real API server and the real engines
-	@$(PYTEST) $(PARALLEL) --dist loadfile tests/platform
+	@$(PYTEST) $(WAITING) tests/platform
 
 .PHONY: test-e2e
 test-e2e: $(READY) ## The chart, the images and real pods on a local cluster

@@ -19,7 +19,7 @@ def test_an_operator_that_is_killed_again_and_again_repeats_nothing(
     for name in names:
         namespace.apply(name)
     log = tmp_path / "operator.log"
-    for i in range(8):
+    for i in range(5):
         operator = start(plane.kubeconfig, log, "--no-leader-election", f"--namespaces={namespace.name}")
         progress = len(plane.kubelet.started)
         # Each life ends somewhat later than the one before: at the first look, after a Job, between Job and status.

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
@@ -55,7 +56,7 @@ class TwoClocks(Operation):
         super().teardown()
 
 
-TestTwoClocks = TwoClocks.TestCase
+TestTwoClocks = pytest.mark.slow(TwoClocks.TestCase)
 TestTwoClocks.settings = settings(
-    max_examples=30, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=20, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

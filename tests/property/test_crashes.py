@@ -297,6 +297,7 @@ def the_clock_of_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "datetime", _clock)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STORIES)
 @pytest.mark.parametrize("fault", Fault)
 def test_no_fault_of_any_request_changes_how_a_run_ends(name: str, fault: Fault) -> None:

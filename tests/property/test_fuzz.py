@@ -2,6 +2,7 @@
 
 from random import Random
 
+import pytest
 from tunemill_api.data import DatasetFormat
 from tunemill_dev.fuzz import mutate, targets
 from tunemill_dev.fuzz.__main__ import try_inputs
@@ -10,6 +11,7 @@ from tunemill_trainer.data import reading
 INPUTS = 2000
 
 
+@pytest.mark.slow
 def test_the_first_inputs():
     """The same ones in every run."""
     assert try_inputs(0, INPUTS, seed=0) == {}

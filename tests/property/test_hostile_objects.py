@@ -24,6 +24,8 @@ from tunemill_operator.progress.board import ProgressReport
 from tunemill_operator.runtime.cache import Cache
 from tunemill_operator.runtime.profile_status import status_of
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = int(os.environ.get("TUNEMILL_FUZZ", "600"))
 KEY, HONEST = ("team-a", "support"), ("team-b", "honest")
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -307,7 +308,7 @@ class Operation(RuleBasedStateMachine):
         assert (world.status.history[0].id, world.status.history[0].result) == (world.status.run.id, "Succeeded")
 
 
-TestOperation = Operation.TestCase
+TestOperation = pytest.mark.slow(Operation.TestCase)
 TestOperation.settings = settings(
     max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

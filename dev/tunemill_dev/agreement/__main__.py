@@ -1,4 +1,7 @@
-"""Writes docs/reference/reply-formats.md: how often Tunemill's and vLLM's parsers agree. `make test-long` runs it."""
+"""Writes docs/reference/reply-formats.md: how often our readers and vLLM's parsers agree. `make test-long` runs it.
+
+It also records what vLLM makes of some replies, for `make test`.
+"""
 
 import argparse
 import re
@@ -11,6 +14,7 @@ from tunemill_trainer.judge.parse import ReplyFormat, parse_reply
 
 from tunemill_dev.agreement.comparing import ENGINES, differences, server
 from tunemill_dev.agreement.generated import TOOLS, replies
+from tunemill_dev.agreement.recorded import Recording
 
 LEAST = 0.995
 """The minimum share of replies that both must parse to the same calls."""
@@ -33,7 +37,7 @@ _REST = """
 vLLM has no parser for `nemotron_json`, which a plugin in the model's own repository parses, and for `json`, which no
 server parses.
 
-Known differences, each with a test in `tests/unit/trainer/judge/test_agreement.py`:
+The kinds of differences that are known, each with an example in `dev/tunemill_dev/agreement/known.py`:
 
 - Mistral: vLLM reads `[CALL_ID]…` in a call as part of the tool name. Tunemill removes it.
 - Python syntax: vLLM reads `**{…}` as an argument named `null`. Tunemill rejects the call.
@@ -85,6 +89,7 @@ def main() -> int:
     options = parser.parse_args()
     found = []
     with server(options.root) as running:
+        Recording.of(running, pinned_version(options.root)).write(options.root)
         for reply_format in ENGINES:
             texts = list(replies(reply_format, options.replies, options.seed))
             differ = differences(texts, reply_format, running)

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,10 +129,17 @@ def differences(texts: Sequence[str], reply_format: ReplyFormat, server: Server)
     found = []
     for start in range(0, len(texts), _BATCH):
         batch = texts[start : start + _BATCH]
-        for text, theirs in zip(batch, server.calls(batch, reply_format), strict=True):
-            ours = parse_reply(text, reply_format, TOOLS).calls
-            if _plain(ours) != _plain(theirs):
-                found.append(Difference(text, ours, theirs))
+        found += differences_from(zip(batch, server.calls(batch, reply_format), strict=True), reply_format)
+    return found
+
+
+def differences_from(served: Iterable[tuple[str, tuple[Call, ...]]], reply_format: ReplyFormat) -> list[Difference]:
+    """Return the replies, of those with vLLM's calls, that we read differently."""
+    found = []
+    for text, theirs in served:
+        ours = parse_reply(text, reply_format, TOOLS).calls
+        if _plain(ours) != _plain(theirs):
+            found.append(Difference(text, ours, theirs))
     return found
 
 

@@ -29,10 +29,16 @@ def test_a_sample_is_what_the_models_read(name):
     FineTuneSpec.model_validate(manifest["spec"])
 
 
+@pytest.fixture(scope="module")
+def crd() -> OAS30Validator:
+    """The schema of the CRD."""
+    return OAS30Validator(object_schema())
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_a_sample_is_what_the_api_server_accepts(name):
+def test_a_sample_is_what_the_api_server_accepts(crd, name):
     """The schema of the CRD holds for the sample as the user applies it."""
-    OAS30Validator(object_schema()).validate(sample(name))
+    crd.validate(sample(name))
 
 
 def test_the_smallest_sample_has_the_required_fields_and_nothing_else():

@@ -131,6 +131,7 @@ def test_accounts_that_cannot_be_used_stop_the_start(tmp_path: Path, content: st
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_transformers_and_peft_work_against_it_unchanged(tmp_path: Path) -> None:
     """A model, its tokenizer and a LoRA adapter on it are pushed and loaded by name through HF_ENDPOINT."""
     write_accounts(tmp_path, ACCOUNTS)

@@ -10,6 +10,7 @@ from tunemill_trainer.bases import catalogue
 from tunemill_trainer.learn.devices import OUT_OF_RANGE_IN_FP16
 from tunemill_trainer.release.servability import FAMILIES_WITH_VOCABULARY_LORA
 
+pytestmark = pytest.mark.slow
 VLLM = Path(__file__).parents[4] / "build" / "vllm" / "vllm"
 _NAMES = re.compile(r'^    "(\w+)": \($', re.MULTILINE)
 
@@ -40,7 +41,7 @@ def embedding_modules(module: str, name: str) -> str:
 
 
 @pytest.mark.parametrize("model_type", sorted({name for family in catalogue.families() for name in family.types}))
-def test_vocabulary_layers_are_those_of_vllm(model_type: str):
+def test_vocabulary_layers_are_those_of_vllm(model_type: str) -> None:
     """Which families may have adapters of the embedding and of the head."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -52,7 +53,7 @@ def test_vocabulary_layers_are_those_of_vllm(model_type: str):
     assert takes == (model_type in FAMILIES_WITH_VOCABULARY_LORA)
 
 
-def test_parsers_exist():
+def test_parsers_exist() -> None:
     """Every parser of calls and of reasoning that the catalogue names."""
     calls = set(_NAMES.findall((VLLM / "tool_parsers/__init__.py").read_text(encoding="utf-8")))
     assert {family.calls.value for family in catalogue.families() if family.calls} <= calls
@@ -61,7 +62,7 @@ def test_parsers_exist():
     assert {family.reasoning for family in catalogue.families() if family.reasoning} <= reasoning
 
 
-def test_families_that_fp16_breaks_are_known():
+def test_families_that_fp16_breaks_are_known() -> None:
     """VLLM refuses FP16 for them."""
     text = (VLLM / "config/model.py").read_text(encoding="utf-8")
     listed = text.partition("_FLOAT16_NOT_SUPPORTED_MODELS = {")[2].partition("}")[0]

@@ -54,6 +54,7 @@ def _small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "MEMORY", MemoryBound(64 << 20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", [*ESCAPES, *ENDLESS, *GREEDY, *DEEP], ids=lambda text: text[:40])
 def test_a_hostile_template_of_a_config_map_fails_with_a_message(attack):
     """It cannot leave the sandbox, or use unlimited CPU time or memory."""

@@ -1,79 +1,48 @@
 """The readers of replies return the same calls as vLLM's parsers.
 
-`make test-long` tries 20,000 of each format.
+`make test-long` tries 20,000 of each format with vLLM itself.
 """
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tunemill_dev.agreement.__main__ import LEAST, PAGE, pinned_version
-from tunemill_dev.agreement.comparing import ENGINES, Server, differences, server
-from tunemill_dev.agreement.generated import replies
-from tunemill_trainer.data.rows import Call
+from tunemill_dev.agreement.comparing import ENGINES, differences_from
+from tunemill_dev.agreement.known import KNOWN, KnownDifference
+from tunemill_dev.agreement.recorded import REPLIES, Recording
 from tunemill_trainer.judge.parse import ReplyFormat, parse_reply
 
 ROOT = Path(__file__).parents[4]
-REPLIES = 150
 
 
 @pytest.fixture(scope="module")
-def vllm() -> Iterator[Server]:
-    """One process for all tests, because it takes half a minute to start."""
-    with server(ROOT) as running:
-        yield running
+def recording() -> Recording:
+    """What vLLM made of replies."""
+    return Recording.read(ROOT)
 
 
-def test_replies_are_read_as_the_server_reads_them(vllm: Server):
-    """Valid and mutated ones, of every format that vLLM has a parser for."""
-    for reply_format in ENGINES:
-        texts = list(replies(reply_format, REPLIES, seed=1))
-        found = differences(texts, reply_format, vllm)
-        # In so few replies a rare kind of difference may occur twice, if it occurs at all.
-        assert len(found) <= max(2, REPLIES * (1 - LEAST)), (reply_format, found[:3])
+def test_the_recording_is_of_the_pinned_version(recording: Recording):
+    """When the pin moves, `make test-long` records anew. It has every format that vLLM has a parser for."""
+    assert recording.version == pinned_version(ROOT)
+    assert list(recording.calls) == list(ENGINES)
 
 
-@pytest.mark.parametrize(
-    ("reply_format", "text", "ours", "theirs"),
-    [
-        pytest.param(
-            ReplyFormat.MISTRAL,
-            "[TOOL_CALLS]timer[CALL_ID]a1b2c3d4e[ARGS]{}",
-            [Call("timer", {})],
-            [Call("timer[CALL_ID]a1b2c3d4e", {})],
-            id="vLLM takes the id for a part of the name",
-        ),
-        pytest.param(
-            ReplyFormat.PYTHONIC,
-            "[find(query=1, **{'a': 1})]",
-            [],
-            [Call("find", {"query": 1, "null": {"a": 1}})],
-            id="vLLM makes an argument named null of **",
-        ),
-        pytest.param(
-            ReplyFormat.COHERE_COMMAND3,
-            '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "timer", "paramet)ers": {}},\n    '
-            '{"tool_call_id": "1", "tool_name": "timer", "parameters": {}},\n    {"tool_call_id": "2", "tool_name": '
-            '"find", "parameters": {"query": "a"}}\n]<|END_ACTION|>',
-            [Call("timer", {}), Call("timer", {}), Call("find", {"query": "a"})],
-            [Call("timer", {}), Call("find", {"query": "a"})],
-            id="a damaged field of Command R's",
-        ),
-        pytest.param(
-            ReplyFormat.OPENAI,
-            "<|channel|>a<|channel|>b to=functions.f<|message|>{}<|end|>"
-            "<|start|>assistant to=functions.timer<|message|>{}",
-            [Call("timer", {})],
-            [Call("f", {}), Call("timer", {})],
-            id="two channels in a header of Harmony's",
-        ),
-    ],
-)
-def test_known_differences(vllm: Server, reply_format: ReplyFormat, text: str, ours: list[Call], theirs: list[Call]):
-    """Each known kind of difference. The test fails when vLLM changes."""
-    assert list(parse_reply(text, reply_format).calls) == ours
-    assert list(vllm.calls([text], reply_format)[0]) == theirs
+@pytest.mark.parametrize("reply_format", ENGINES)
+def test_replies_are_read_as_the_server_reads_them(recording: Recording, reply_format: ReplyFormat):
+    """Right ones and mutated ones."""
+    known = {difference.text for difference in KNOWN}
+    served = {text: calls for text, calls in recording.calls[reply_format].items() if text not in known}
+    assert len(served) > REPLIES / 2
+    assert sum(bool(calls) for calls in served.values()) > 5, "too few replies have calls"
+    assert differences_from(served.items(), reply_format) == []
+
+
+@pytest.mark.parametrize("known", KNOWN, ids=lambda known: known.kind)
+def test_known_differences(recording: Recording, known: KnownDifference):
+    """Each kind of difference that is known; when vLLM changes, this says so."""
+    assert parse_reply(known.text, known.reply_format).calls == known.ours
+    assert recording.calls[known.reply_format][known.text] == known.served
 
 
 def test_deeply_nested_arguments_are_rejected():

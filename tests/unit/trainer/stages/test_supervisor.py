@@ -20,6 +20,8 @@ from tunemill_dev.played import a_report
 from tunemill_trainer.stages import supervisor
 from tunemill_trainer.stages.supervisor import Supervisor
 
+pytestmark = pytest.mark.slow  # each test starts processes
+
 DISPATCH = """#!/bin/sh
 echo "$*" >> "$FOLDER/started"
 exec sh "$FOLDER/$1.sh"

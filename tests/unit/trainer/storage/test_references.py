@@ -229,6 +229,7 @@ def test_a_missing_permission_to_delete_is_no_failure(
     assert not is_there(bucket, runs[0])
 
 
+@pytest.mark.slow
 @settings(
     max_examples=8,
     deadline=None,

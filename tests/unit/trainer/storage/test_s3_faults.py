@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from tunemill_trainer.errors import StageError
 from tunemill_trainer.process.stop import StopSignal
 from tunemill_trainer.storage import s3
 from tunemill_trainer.storage.hub import Hub
+
+pytestmark = pytest.mark.slow
 
 KEY = "00112233aabbccdd"
 LARGE = "0123456789" * 900_000
@@ -88,22 +91,20 @@ def test_a_transient_fault_at_any_call_is_retried(
     assert len(pauses) >= 10
 
 
-@pytest.mark.parametrize(
-    ("fault", "reason"),
-    [
-        (Fault.EXPIRED, Reason.S3_ACCESS_DENIED),
-        (Fault.SLOW_DOWN, Reason.S3_UNREACHABLE),
-    ],
-    ids=lambda value: value.name,
-)
-def test_a_permanent_fault_is_reported_and_leaves_no_partial_output(
-    server: FaultyServer, tmp_path: Path, fault: Fault, reason: Reason
-) -> None:
-    """From any call on. A later attempt finds a complete output or none, and succeeds."""
+LASTING = {Fault.EXPIRED: Reason.S3_ACCESS_DENIED, Fault.SLOW_DOWN: Reason.S3_UNREACHABLE}
+
+
+def test_a_permanent_fault_is_reported_and_leaves_no_partial_output(server: FaultyServer, tmp_path: Path) -> None:
+    """From any call on. A later attempt finds a complete output or none, and succeeds.
+
+    The faults alternate from call to call, because each case takes hundreds of requests.
+    """
     bucket = a_full_bucket(server)
     server.script = Script()
     everything(bucket, tmp_path / "clean")
-    for after, call in enumerate(server.script.calls):
+    calls = server.script.calls
+    assert len(calls) > 20
+    for (after, call), (fault, reason) in zip(enumerate(calls), cycle(LASTING.items()), strict=False):
         bucket = a_full_bucket(server)
         server.script = Script(fault, after)
         with pytest.raises(StageError) as raised:

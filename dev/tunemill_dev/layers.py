@@ -1,0 +1,81 @@
+"""Runs layers of the tests one after the other, and says how long each took and which tests were the slowest.
+
+`make test` calls it as a script, before the environment is installed, so it needs the standard library only.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TIMES = Path("build", "test-times.jsonl")
+"""One line for each run of pytest, written by tests/timing.py."""
+SLOWEST = 30
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a layer took.
+
+    Attributes:
+        name: its target in the Makefile.
+        seconds: by the clock.
+        processor_seconds: of all processes that it started and waited for.
+    """
+
+    name: str
+    seconds: float
+    processor_seconds: float
+
+
+def run(make: str, name: str) -> tuple[Layer, int]:
+    """Run a target of the Makefile; return what it took and its exit status."""
+    began, before = time.monotonic(), _processor_seconds()
+    status = subprocess.run([make, name], check=False).returncode
+    return Layer(name, time.monotonic() - began, _processor_seconds() - before), status
+
+
+def table(layers: Iterable[Layer]) -> str:
+    """Return a Markdown table of layers, and their sum."""
+    rows = [*layers]
+    rows.append(Layer("in all", sum(row.seconds for row in rows), sum(row.processor_seconds for row in rows)))
+    lines = [f"| {row.name} | {row.seconds / 60:.1f} | {row.processor_seconds / 60:.1f} |" for row in rows]
+    return "\n".join(["| layer | minutes | CPU minutes |", "|---|---|---|", *lines])
+
+
+def slowest(runs: Iterable[dict[str, Any]], count: int = SLOWEST) -> str:
+    """Return a Markdown table of the tests that took longest, each with its fixtures."""
+    tests = [(name, *times) for run in runs for name, times in run["tests"].items()]
+    tests.sort(key=lambda test: max(test[1:]), reverse=True)
+    lines = [f"| {seconds:.1f} | {processor:.1f} | `{name}` |" for name, seconds, processor in tests[:count]]
+    return "\n".join(["| seconds | CPU seconds | test |", "|---|---|---|", *lines])
+
+
+def main(make: str, names: list[str]) -> int:
+    """Run the layers until one fails; return its exit status."""
+    TIMES.unlink(missing_ok=True)
+    layers, status = [], 0
+    for name in names:
+        layer, status = run(make, name)
+        layers.append(layer)
+        if status:
+            break
+    runs = [json.loads(line) for line in TIMES.read_text().splitlines()] if TIMES.exists() else []
+    print(f"\n{table(layers)}\n\nThe slowest tests, with their fixtures:\n\n{slowest(runs)}")
+    if status:
+        print(f"\n{layers[-1].name} failed", file=sys.stderr)
+    return status
+
+
+def _processor_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2:]))
