@@ -91,9 +91,9 @@ class Task:
         tags = speaker.convert_tokens_to_ids(list(TAGS))
         return replace(self, pairs=[(ask, [token for token in say if token not in tags]) for ask, say in self.pairs])
 
-    def exact(self, model: Any) -> float:
-        """The share of the held-out requests that are answered to the letter."""
-        asked = self.pairs[-HELD_OUT_ROWS:]
+    def exact(self, model: Any, rows: int = HELD_OUT_ROWS) -> float:
+        """The share of this many held-out requests that are answered to the letter."""
+        asked = self.pairs[-rows:]
         decoding = Decoding(self.tokens.stop_token_ids, self.tokens.pad_token_id, 40)
         prompts = [ask for ask, _ in asked]
         replies = generate(model.eval(), prompts, decoding, check_stop=lambda: None, on_progress=lambda _: None)
