@@ -88,7 +88,7 @@ def _work(arguments: list[str], environment: dict[str, str], folder: Path | None
     if arguments[0] == "run":
         from tunemill_trainer.commands import run
 
-        run.subprocess = SimpleNamespace(Popen=_ForkedStage)  # type: ignore[assignment]
+        run.subprocess = SimpleNamespace(Popen=_ForkedStage)
     _main(arguments, environment)
 
 
