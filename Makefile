@@ -120,7 +120,7 @@ test-chaos: $(READY) ## 300 objects while everything breaks, 30 minutes of churn
 
 .PHONY: test-learn
 test-learn: $(READY) ## Real training on the CPU
-	@$(PYTEST) $(PARALLEL) --dist loadfile tests/learn
+	@$(PYTEST) $(PARALLEL) --dist loadfile --no-loadscope-reorder -m 'not long' tests/learn
 
 .PHONY: test-long
 test-long: $(READY) $(VLLM) ## What takes hours: more mutations of objects and replies, other examples of property tests, training with other seeds and on a CPU that rounds otherwise
@@ -131,7 +131,7 @@ test-long: $(READY) $(VLLM) ## What takes hours: more mutations of objects and r
 	@for turn in 1 2 3; do $(PYTEST) $(PARALLEL) tests/property --hypothesis-profile other-examples; done
 	@for seed in 1 2 3; do $(PYTEST) $(PARALLEL) --dist loadfile tests/learn -m learns -rP --training-seed $$seed; done
 	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE \
-		$(PYTEST) $(PARALLEL) --dist loadfile tests/learn -m learns -rP
+		$(PYTEST) $(PARALLEL) --dist loadfile tests/learn -m 'learns or long' -rP
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tunemill_dev.gpu_check --device cpu --small --minutes 60
 
 .PHONY: test-platform

@@ -1,15 +1,12 @@
 """One machine without a cluster: a manifest, and `tunemill-trainer run` with it."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from learn.training import World
+from learn.training import Ended, World, executed, run_command
 from tunemill_trainer.judge.report import Report
 
 
@@ -26,20 +23,13 @@ class Machine:
         """The wish, to be changed."""
         return self.objects[0]["spec"]
 
-    def run(self) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-        """Run `tunemill-trainer run` and return how it ended, and which stages it executed."""
+    def run(self, *, cold: bool = False) -> tuple[Ended, list[str]]:
+        """Run `tunemill-trainer run`, `cold` as in run_command; return how it ended and which stages it executed."""
         path = self.folder / "finetune.yaml"
         path.write_text(yaml.safe_dump_all(self.objects))
-        ended = subprocess.run(
-            [sys.executable, "-m", "tunemill_trainer", "run", str(path), "--work", str(self.folder / "work")],
-            env=os.environ | {"TUNEMILL_SECRETS_DIR": str(self.world.secrets), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        summary = ended.stdout.rpartition("STAGE ")[2].splitlines()
-        return ended, [line.split()[0] for line in summary if "executed" in line]
+        arguments = ["run", str(path), "--work", str(self.folder / "work")]
+        ended = run_command(arguments, {"TUNEMILL_SECRETS_DIR": str(self.world.secrets)}, cold=cold)
+        return ended, executed(ended.log)
 
     def report(self) -> Report:
         """Return what the last run's evaluate found."""

@@ -1,30 +1,36 @@
-"""Stages in processes of their own, forked from one that holds PyTorch: to import it takes longer than most of them.
+"""Stages in processes of their own, forked from one that has imported what they need: imports take most of their time.
 
-What reads the environment as it is imported, the Hugging Face libraries above all, each stage imports itself.
+What is read from the environment at an import, the settings of the Hugging Face libraries above all, each stage reads
+again. That it works without this, in a new Python, is proven by `test_run.py` and `test_foreign_trainer.py`.
 """
 
 import contextlib
+import gc
+import importlib
 import multiprocessing
 import os
 import runpy
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkProcess, ForkServerProcess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Self
 
 _FORKING = multiprocessing.get_context("forkserver")
 _FORKING.set_forkserver_preload(
     [
-        *(
-            "torch",
-            "torch._dynamo",
-            "torch._inductor.compile_fx",
-            "torch.distributed.tensor",
-            "torch.utils.tensorboard",
-        ),
-        *("bitsandbytes", "pandas", "pyarrow.parquet", "matplotlib.figure"),
+        *("torch", "torch._dynamo", "torch._inductor.compile_fx", "torch.distributed.tensor"),
+        *("torch.utils.tensorboard", "bitsandbytes", "pandas", "pyarrow.parquet", "matplotlib.figure"),
+        *(f"transformers.models.{family}.modeling_{family}" for family in ("gemma2", "gemma3", "llama", "qwen3")),
+        *(f"tunemill_trainer.stages.{stage}" for stage in ("prepare", "train", "evaluate", "publish")),
+        *("tunemill_trainer.learn.sft", "tunemill_trainer.commands.run"),
+        *("peft.tuners.lora.bnb", "datasets.io.parquet", "matplotlib.backends.backend_agg", "boto3.s3.inject"),
     ]
 )
+_READ_THE_ENVIRONMENT = ("huggingface_hub.constants", "datasets.config")
+"""The modules that do, of those that the fork server imports, and whose names others copy."""
 
 
 class StageProcess:
@@ -53,10 +59,12 @@ class StageProcess:
 
 
 @contextlib.contextmanager
-def started(arguments: Sequence[str], environment: Mapping[str, str]) -> Iterator[StageProcess]:
-    """Start it; where it has not ended with the block, it is killed."""
+def started(
+    arguments: Sequence[str], environment: Mapping[str, str], folder: Path | None = None
+) -> Iterator[StageProcess]:
+    """Start it in a folder; where it has not ended with the block, it is killed."""
     log, said = _FORKING.Pipe(duplex=False)
-    process = _FORKING.Process(target=_work, args=(list(arguments), dict(environment), said))
+    process = _FORKING.Process(target=_work, args=(list(arguments), dict(environment), folder, said))
     process.start()
     said.close()
     try:
@@ -67,13 +75,75 @@ def started(arguments: Sequence[str], environment: Mapping[str, str]) -> Iterato
         log.close()
 
 
-def _work(arguments: list[str], environment: dict[str, str], said: Connection) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
+def _work(arguments: list[str], environment: dict[str, str], folder: Path | None, said: Connection) -> None:
+    # What the fork server has imported is no garbage: each collection would go through it, and copy its pages.
+    gc.freeze()
+    if folder:
+        os.chdir(folder)
     for stream in (1, 2):
         os.dup2(said.fileno(), stream)
     said.close()
     # Those of the fork server may know the file that was there before as one in which they can seek.
     sys.stdout, sys.stderr = (open(stream, "w", encoding="utf-8", closefd=False) for stream in (1, 2))  # noqa: SIM115
+    if arguments[0] == "run":
+        from tunemill_trainer.commands import run
+
+        run.subprocess = SimpleNamespace(Popen=_ForkedStage)
+    _main(arguments, environment)
+
+
+def _main(arguments: list[str], environment: dict[str, str]) -> None:
+    """Do what `python -m tunemill_trainer ARGUMENTS` does."""
+    from tunemill_trainer.stages import runner
+
+    os.environ.clear()
+    os.environ.update(environment)
+    configure = runner._configure_libraries
+
+    def configure_and_read(*given: Any) -> None:
+        configure(*given)
+        _read_the_environment()
+
+    runner._configure_libraries = configure_and_read
     sys.argv = ["tunemill-trainer", *arguments]
     runpy.run_module("tunemill_trainer", run_name="__main__", alter_sys=True)
+
+
+class _ForkedStage:
+    """What the command `run` needs of `subprocess.Popen`, for a stage that is forked and not started."""
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str]) -> None:
+        python, flag, module, *arguments = command
+        assert (python, flag, module) == (sys.executable, "-m", "tunemill_trainer")
+        self._process = ForkProcess(target=_main, args=(arguments, dict(env)))
+        self._process.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.join()
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal."""
+        assert self._process.pid
+        os.kill(self._process.pid, number)
+
+    def wait(self) -> int:
+        """Return its exit code, negative for a signal."""
+        self._process.join()
+        assert self._process.exitcode is not None
+        return self._process.exitcode
+
+
+def _read_the_environment() -> None:
+    """Read the settings of libraries again, in their modules and wherever else these names were copied to."""
+    for name in _READ_THE_ENVIRONMENT:
+        settings = importlib.import_module(name)
+        before = dict(vars(settings))
+        importlib.reload(settings)
+        changed = {key: new for key, new in vars(settings).items() if key.isupper() and new != before.get(key)}
+        for module in list(sys.modules.values()):
+            for key in changed.keys() & vars(module).keys():
+                if module.__name__.startswith(("datasets", "huggingface_hub", "transformers")):
+                    setattr(module, key, changed[key])

@@ -91,20 +91,20 @@ class Task:
         tags = speaker.convert_tokens_to_ids(list(TAGS))
         return replace(self, pairs=[(ask, [token for token in say if token not in tags]) for ask, say in self.pairs])
 
-    def exact(self, model: Any) -> float:
-        """The share of the held-out requests that are answered to the letter."""
-        asked = self.pairs[-HELD_OUT_ROWS:]
+    def exact(self, model: Any, rows: int = HELD_OUT_ROWS) -> float:
+        """The share of this many held-out requests that are answered to the letter."""
+        asked = self.pairs[-rows:]
         decoding = Decoding(self.tokens.stop_token_ids, self.tokens.pad_token_id, 40)
         prompts = [ask for ask, _ in asked]
         replies = generate(model.eval(), prompts, decoding, check_stop=lambda: None, on_progress=lambda _: None)
         return sum(reply == say for reply, (_, say) in zip(replies, asked, strict=True)) / len(asked)
 
 
-def a_task(base: Path, folder: Path) -> Task:
-    """Make a task for a base; tags that it lacks become new tokens."""
+def a_task(base: Path, folder: Path, *, as_text: bool = False) -> Task:
+    """Make a task for a base; tags that it lacks become new tokens, or stay ordinary text."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     before = len(tokenizer)
-    new = [tag for tag in TAGS if tag not in tokenizer.get_vocab()]
+    new = [] if as_text else [tag for tag in TAGS if tag not in tokenizer.get_vocab()]
     tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in new])
     tokenizer.save_pretrained(folder / "tokenizer")
     added = tuple(NewToken(before + at, tag) for at, tag in enumerate(new))
@@ -114,7 +114,8 @@ def a_task(base: Path, folder: Path) -> Task:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     pairs = [(ids(ask), ids(say)) for ask, say in map(example, rows(TRAIN_ROWS + HELD_OUT_ROWS, seed=3, talk=0))]
-    tokens = Tokens("Extend" if new else "Reuse", added, (stop, 1), 0, len(tokenizer))
+    mode = "Text" if as_text else "Extend" if new else "Reuse"
+    tokens = Tokens(mode, added, (stop, 1), 0, len(tokenizer))
     return Task(base, folder / "tokenizer", tokens, pairs)
 
 

@@ -153,6 +153,7 @@ def test_without_the_training_there_is_nothing_to_judge(extended_run: TrainedRun
     assert ended.report.failure.reason is Reason.STAGE_OUTPUT_MISSING
 
 
+@pytest.mark.long
 @pytest.mark.learns
 def test_a_base_that_knows_the_tags_is_judged_with_them(seed: int, tmp_path: Path):
     """Reuse: nothing is added to the vocabulary, and the tuned model calls all the same."""

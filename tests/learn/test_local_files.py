@@ -1,14 +1,12 @@
 """A run that needs nothing but files of its machine: data, base model, outputs and release in folders."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from learn.training import executed, run_command
 from tunemill_api.failures import ExitCode
 from tunemill_api.stage_report import Stage
 from tunemill_dev.tiny import rows
@@ -43,17 +41,8 @@ class Machine:
         manifest = {"apiVersion": "tunemill.dev/v1alpha1", "kind": "FunctionCallFineTune", "metadata": {"name": "t"}}
         (self.folder / "finetune.yaml").write_text(yaml.safe_dump({**manifest, "spec": self.spec}))
         nowhere = dict.fromkeys(("HF_ENDPOINT", "AWS_ENDPOINT_URL", "HTTPS_PROXY"), "http://127.0.0.1:9")
-        ended = subprocess.run(
-            [sys.executable, "-m", "tunemill_trainer", "run", "finetune.yaml", "--work", "work"],
-            cwd=self.folder,
-            env=os.environ | nowhere | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        summary = ended.stdout.rpartition("STAGE ")[2].splitlines()
-        return ended.returncode, ended.stdout, [line.split()[0] for line in summary if "executed" in line]
+        ended = run_command(["run", "finetune.yaml", "--work", "work"], nowhere, self.folder)
+        return ended.code, ended.log, executed(ended.log)
 
 
 @pytest.fixture(scope="module")

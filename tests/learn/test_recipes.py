@@ -1,9 +1,12 @@
 """The recipes among the samples, run by `tunemill-trainer run` on small base models of the same architectures.
 
 Each sample is read from its file, so that what users copy is what is tested. Only where things lie is changed, and what
-a million parameters on one core need: a higher learning rate, and steps for minutes instead of hours.
+a million parameters on one core need: a higher learning rate, and steps for minutes instead of hours. Each sample runs
+for a few steps in `make test`, and until the model can do it in `make test-long`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from learn.figures import at_least, at_most
 from learn.machines import Machine
 from learn.training import BASE, World, a_world
 from tunemill_api.constants import KIND
+from tunemill_api.stage_report import Stage
 from tunemill_dev.testbed import SAMPLES, json_lines
 from tunemill_dev.tiny.cached import cached_base
 from tunemill_dev.tiny.recipes import function_gemma, instruction_rows, search_rows, thinking_rows
@@ -68,65 +72,116 @@ def files_of(world: World, repository: str) -> set[str]:
     return {file.rfilename for file in found.model_info(repository).siblings or ()}
 
 
+@contextmanager
+def the_agents_course(folder: Path, rows: int, **training: object) -> Iterator[Machine]:
+    """Serve a Gemma 2 that never saw a tag, and rows that think, act, observe and answer."""
+    with a_world(folder, cached_base("gemma2")) as world:
+        lines = json_lines(thinking_rows(rows, seed=21)).encode()
+        world.s3().put_object(Bucket=world.bucket, Key="thinking/rows.jsonl", Body=lines)
+        yield a_sample("agents-course", world, folder, {"uri": f"s3://{world.bucket}/thinking/"}, **training)
+
+
+@contextmanager
+def plain_instructions(folder: Path, rows: int, **training: object) -> Iterator[Machine]:
+    """Serve a Gemma 2, and rows without tools as files for training and for evaluation."""
+    with a_world(folder, cached_base("gemma2")) as world:
+        place = "data/everyday-conversations"
+        parts = {"train": instruction_rows(rows, seed=23), "test": instruction_rows(60, seed=24)}
+        tables = {name: pa.BufferOutputStream() for name in parts}
+        for name, drawn in parts.items():
+            pq.write_table(pa.Table.from_pylist(drawn), tables[name])
+        files = {f"{place}/{name}-00000-of-00001.parquet": bytes(tables[name].getvalue()) for name in parts}
+        uri = a_dataset(world, "smoltalk", files)
+        dataset = {"uri": f"{uri}/{place}/train-*.parquet", "evaluation": {"uri": f"{uri}/{place}/test-*.parquet"}}
+        yield a_sample("instructions", world, folder, dataset, **training)
+
+
+def test_the_agents_course_runs(tmp_path: Path) -> None:
+    """Its rows, tags as new tokens, and both repositories; what it learns is in the long test."""
+    with the_agents_course(tmp_path, 60, maxSteps=2) as machine:
+        machine.spec["evaluation"] = {"maxRows": 4, "maxNewTokens": 8, "gates": []}
+        ended, executed = machine.run()
+        assert (ended.code, executed) == (0, list(Stage)), ended.log
+        gold = [line["gold"] for line in machine.lines("evaluation/cases.jsonl")]
+        assert any(answer.get("calls") for answer in gold)
+        name = machine.spec["publish"]["repository"]
+        assert {"adapter_model.safetensors", "README.md"} <= files_of(machine.world, name)
+        assert "model.safetensors" in files_of(machine.world, f"{name}-merged")
+
+
+@pytest.mark.long
 @pytest.mark.learns
 def test_the_agents_course_is_learnt(tmp_path: Path, seed: int) -> None:
-    """A Gemma 2 that never saw a tag thinks, acts, observes and answers, with tags as new tokens."""
-    with a_world(tmp_path, cached_base("gemma2")) as world:
-        rows = json_lines(thinking_rows(900, seed=21)).encode()
-        world.s3().put_object(Bucket=world.bucket, Key="thinking/rows.jsonl", Body=rows)
-        uri = f"s3://{world.bucket}/thinking/"
-        machine = a_sample("agents-course", world, tmp_path, {"uri": uri}, learningRate="5e-3", seed=seed)
+    """The model thinks, acts, observes and answers, with tags as new tokens."""
+    with the_agents_course(tmp_path, 900, learningRate="5e-3", seed=seed) as machine:
         ended, _ = machine.run()
-        assert ended.returncode == 0, ended.stdout
+        assert ended.code == 0, ended.log
         metrics = machine.report().metrics
         assert share(metrics["exact_match"].base) == 0
         at_least("exact match", share(metrics["exact_match"].tuned), 0.4)
         at_least("abstention", share(metrics["abstention_accuracy"].tuned), 0.8)
         thoughtful = [line["tuned"]["text"].startswith("<think>") for line in machine.lines("evaluation/cases.jsonl")]
         at_least("replies with a thought", sum(thoughtful) / len(thoughtful), 0.8)
-        name = machine.spec["publish"]["repository"]
-        assert {"adapter_model.safetensors", "README.md"} <= files_of(world, name)
-        assert "model.safetensors" in files_of(world, f"{name}-merged")
 
 
+@contextmanager
+def the_functiongemma_guide(folder: Path, rows: int, **training: object) -> Iterator[Machine]:
+    """Serve a Gemma 3 with FunctionGemma's tags and template, and requests for one of two searches."""
+    with a_world(folder, function_gemma(folder / "base")) as world:
+        files = {"train.jsonl": json_lines(search_rows(rows, seed=22)).encode()}
+        dataset = {"uri": a_dataset(world, "simple-tool-calling", files)}
+        yield a_sample("functiongemma", world, folder, dataset, **training)
+
+
+def test_the_functiongemma_guide_runs(tmp_path: Path) -> None:
+    """Tools of a ConfigMap, the base's own call format, a held-out loss for each epoch, and a whole model."""
+    with the_functiongemma_guide(tmp_path, 24, epochs=2) as machine:
+        machine.spec["evaluation"] = {"maxRows": 4, "maxNewTokens": 8, "gates": []}
+        ended, executed = machine.run()
+        assert (ended.code, executed) == (0, list(Stage)), ended.log
+        assert machine.report().settings.reply_format == "functiongemma"
+        assert len(machine.lines("trained/held-out.jsonl")) == 2
+        assert {"model.safetensors", "serving.json"} <= files_of(machine.world, machine.spec["publish"]["repository"])
+
+
+@pytest.mark.long
 @pytest.mark.learns
 def test_the_functiongemma_guide_is_learnt(tmp_path: Path, seed: int) -> None:
-    """A Gemma 3 with FunctionGemma's tags and template learns which search to call, and each epoch is measured."""
-    with a_world(tmp_path, function_gemma(tmp_path / "base")) as world:
-        rows = {"train.jsonl": json_lines(search_rows(240, seed=22)).encode()}
-        dataset = {"uri": a_dataset(world, "simple-tool-calling", rows)}
-        machine = a_sample("functiongemma", world, tmp_path, dataset, learningRate="1e-3", seed=seed)
+    """The model learns which search to call, and each epoch is measured."""
+    with the_functiongemma_guide(tmp_path, 240, learningRate="1e-3", seed=seed) as machine:
         ended, _ = machine.run()
-        assert ended.returncode == 0, ended.stdout
+        assert ended.code == 0, ended.log
         report = machine.report()
-        assert report.settings.reply_format == "functiongemma"
         assert share(report.metrics["tool_name_accuracy"].base) == 0
         at_least("correct tool", share(report.metrics["tool_name_accuracy"].tuned), 0.75)
         at_least("exact match", share(report.metrics["exact_match"].tuned), 0.5)
         losses = [line["held_out_loss"] for line in machine.lines("trained/held-out.jsonl")]
         assert len(losses) == EPOCHS
         at_most("share of the first epoch's loss", losses[-1] / losses[0], 0.5)
-        assert {"model.safetensors", "serving.json"} <= files_of(world, machine.spec["publish"]["repository"])
 
 
+def test_plain_instructions_run(tmp_path: Path) -> None:
+    """Parquet files of the Hub by pattern, a template of the user's own, and a whole model that is published."""
+    with plain_instructions(tmp_path, 60, maxSteps=2) as machine:
+        machine.spec["evaluation"] |= {"maxRows": 4, "maxNewTokens": 8}
+        ended, executed = machine.run()
+        assert (ended.code, executed) == (0, list(Stage)), ended.log
+        answers = {row["messages"][1]["content"] for row in instruction_rows(60, seed=24)}
+        lines = machine.lines("evaluation/cases.jsonl")
+        assert len(lines) == 4
+        assert {line["gold"]["content"] for line in lines} <= answers
+        published = files_of(machine.world, machine.spec["publish"]["repository"])
+        assert {"model.safetensors", "chat_template.jinja"} <= published
+
+
+@pytest.mark.long
 @pytest.mark.learns
 def test_plain_instructions_are_learnt(tmp_path: Path, seed: int) -> None:
     """Rows without a tool teach answers to the letter, in the turns of a template of the user's own."""
-    with a_world(tmp_path, cached_base("gemma2")) as world:
-        folder = "data/everyday-conversations"
-        parts = {"train": instruction_rows(700, seed=23), "test": instruction_rows(60, seed=24)}
-        tables = {name: pa.BufferOutputStream() for name in parts}
-        for name, drawn in parts.items():
-            pq.write_table(pa.Table.from_pylist(drawn), tables[name])
-        files = {f"{folder}/{name}-00000-of-00001.parquet": bytes(tables[name].getvalue()) for name in parts}
-        uri = a_dataset(world, "smoltalk", files)
-        dataset = {"uri": f"{uri}/{folder}/train-*.parquet", "evaluation": {"uri": f"{uri}/{folder}/test-*.parquet"}}
-        machine = a_sample("instructions", world, tmp_path, dataset, learningRate="2e-3", maxSteps=200, seed=seed)
+    with plain_instructions(tmp_path, 700, learningRate="2e-3", maxSteps=200, seed=seed) as machine:
         ended, _ = machine.run()
-        assert ended.returncode == 0, ended.stdout
+        assert ended.code == 0, ended.log
         lines = machine.lines("evaluation/cases.jsonl")
         right = {side: [line[side]["text"] == line["gold"]["content"] for line in lines] for side in ("base", "tuned")}
         assert sum(right["base"]) == 0
         at_least("answers to the letter", sum(right["tuned"]) / len(lines), 0.5)
-        published = files_of(world, machine.spec["publish"]["repository"])
-        assert {"model.safetensors", "chat_template.jinja"} <= published

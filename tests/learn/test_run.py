@@ -33,25 +33,25 @@ def test_each_edit_redoes_what_depends_on_it_and_nothing_else(tmp_path: Path) ->
 
 def edit_and_run(machine: Machine) -> None:
     """Run everything, then run again after each of several edits."""
-    ended, executed = machine.run()
-    assert ended.returncode == 0, ended.stdout
+    ended, executed = machine.run(cold=True)
+    assert ended.code == 0, ended.log
     assert executed == list(Stage)
-    assert "exact_match" in ended.stdout
+    assert "exact_match" in ended.log
     pushed = HfApi(endpoint=machine.world.hub_url, token="a-token-of-alice").model_info("acme/tuned")
     assert {"README.md", "adapter_model.safetensors", "chat_template.jinja"} <= {
         file.rfilename for file in pushed.siblings
     }
 
     ended, executed = machine.run()
-    assert (ended.returncode, executed) == (0, []), ended.stdout
+    assert (ended.code, executed) == (0, []), ended.log
 
     machine.spec["publish"]["repository"] = "acme/elsewhere"
     ended, executed = machine.run()
-    assert (ended.returncode, executed) == (0, ["publish"]), ended.stdout
+    assert (ended.code, executed) == (0, ["publish"]), ended.log
 
     machine.spec["training"]["learningRate"] = "4e-3"
     ended, executed = machine.run()
-    assert (ended.returncode, executed) == (0, ["train", "evaluate", "publish"]), ended.stdout
+    assert (ended.code, executed) == (0, ["train", "evaluate", "publish"]), ended.log
 
 
 def test_a_stage_that_fails_ends_the_run_with_its_reason(tmp_path: Path) -> None:
@@ -59,6 +59,6 @@ def test_a_stage_that_fails_ends_the_run_with_its_reason(tmp_path: Path) -> None
     with a_machine(tmp_path) as machine:
         machine.spec["dataset"]["uri"] = f"s3://{machine.world.bucket}/no-such-file.jsonl"
         ended, executed = machine.run()
-    assert (ended.returncode, executed) == (66, [])
-    assert "ObjectNotFound" in ended.stdout
-    assert "spec.dataset" in ended.stdout
+    assert (ended.code, executed) == (66, [])
+    assert "ObjectNotFound" in ended.log
+    assert "spec.dataset" in ended.log

@@ -186,6 +186,14 @@ def test_epochs_end_where_their_last_row_was_seen(rows: int, batch: int, steps: 
     assert held_out.ends_of_epochs(rows, batch, steps) == expected
 
 
+@pytest.mark.parametrize("target", ["no_such_layer", "embed_tokens", "lm_head"])
+def test_a_target_module_that_cannot_carry_an_adapter_is_refused(raw: Task, target: str):
+    """Proves that neither embeddings nor head get an adapter, and that the message has what the model offers."""
+    with pytest.raises(StageError, match=rf"{target}.*q_proj") as error:
+        adapter_config(adapter("LoRA", lora={"targetModules": ["q_proj", target]}), raw.model(), raw.tokens, 2)
+    assert error.value.reason is Reason.INVALID_SPEC
+
+
 def test_too_few_steps_for_adalora_are_refused(raw: Task):
     """Proves that the message names the fields that add steps."""
     with pytest.raises(StageError, match=r"maxSteps") as error:

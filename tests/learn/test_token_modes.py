@@ -5,12 +5,28 @@ from pathlib import Path
 import pytest
 from learn.figures import at_least, at_most
 from learn.runs import Recipe, a_trained_run
+from learn.tasks import a_task, adapter
+from learn.training import TAGS
+from transformers import AutoTokenizer
 from tunemill_api.stage_report import Stage
+from tunemill_dev.tiny.cached import cached_base
 
 
 @pytest.mark.learns
 def test_tags_as_text_are_learnt(seed: int, tmp_path: Path):
-    """A base that never saw a tag comes to call the right tool, and its vocabulary is what it was."""
+    """A base that never saw a tag comes to write it in pieces, around the right call."""
+    task = a_task(cached_base("gemma2"), tmp_path, as_text=True)
+    assert len(AutoTokenizer.from_pretrained(task.tokenizer).tokenize(TAGS[0])) > 1
+    model = task.model()
+    assert task.exact(model, 16) == 0
+    trained = task.train(tmp_path / "run", adapter("LoRA"), model, maxSteps=90, learningRate="1e-2", seed=seed).model
+    at_least("exact match", task.exact(trained), 0.1)
+
+
+@pytest.mark.long
+@pytest.mark.learns
+def test_a_run_with_tags_as_text_learns(seed: int, tmp_path: Path):
+    """The same through the stages, with the tools' schemas in the prompts; the vocabulary is what it was."""
     recipe = Recipe("gemma2", mode="Text").with_seed(seed)
     with a_trained_run(tmp_path, recipe) as run:
         prepared = run.run.prepared

@@ -82,22 +82,17 @@ def test_a_gpu_that_is_not_there_is_found_before_anything_is_downloaded(
     assert not (tmp_path / "work" / "hub").exists()
 
 
-@pytest.mark.parametrize(
-    ("target", "named"), [("no_such_layer", "q_proj"), ("embed_tokens", "q_proj"), ("lm_head", "q_proj")]
-)
-def test_a_target_module_that_cannot_carry_an_adapter_is_refused(
-    world: World, base: Path, tmp_path: Path, target: str, named: str
-) -> None:
-    """Proves that wrong module names end in InvalidSpec with those that the model offers."""
+def test_a_target_module_that_is_not_there_is_refused(world: World, base: Path, tmp_path: Path) -> None:
+    """Proves that a wrong module name ends in InvalidSpec with those that the model offers."""
     facts = prepare(world, base, tmp_path / "prepared", extend=True)
     spec = world.spec(maxSteps=2)
-    lora = spec.adapter.lora.model_copy(update={"target_modules": ["q_proj", target]})
+    lora = spec.adapter.lora.model_copy(update={"target_modules": ["q_proj", "no_such_layer"]})
     spec = spec.model_copy(update={"adapter": spec.adapter.model_copy(update={"lora": lora})})
     ended = run_stage(Stage.TRAIN, world, run_spec(spec, facts), tmp_path / "work")
     assert ended.code == 64, ended.log
     assert ended.report.failure.reason == Reason.INVALID_SPEC
-    assert target in ended.report.failure.message
-    assert named in ended.report.failure.message
+    assert "no_such_layer" in ended.report.failure.message
+    assert "up_proj" in ended.report.failure.message
 
 
 def test_the_loss_is_a_number_in_bfloat16(world: World, base: Path, tmp_path: Path) -> None:

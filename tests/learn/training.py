@@ -2,7 +2,9 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,3 +202,31 @@ def run_stage(
         code = process.wait(60)
     text = report.read_text() if report.exists() else ""
     return Ended(code, StageReport.model_validate_json(text) if text else None, "".join(lines))
+
+
+def run_command(
+    arguments: list[str], environment: Mapping[str, str], folder: Path | None = None, *, cold: bool = False
+) -> Ended:
+    """Run `tunemill-trainer` with these arguments.
+
+    Args:
+        arguments: of the command line.
+        environment: more variables.
+        folder: to run it in.
+        cold: as users start it, in a Python that has imported nothing; else it and its stages are forked.
+    """
+    variables = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    if cold:
+        command = [sys.executable, "-m", "tunemill_trainer", *arguments]
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        ended = subprocess.run(command, cwd=folder, env=variables, check=False, **output)
+        return Ended(ended.returncode, None, ended.stdout)
+    with started(arguments, variables, folder) as process:
+        log = "".join(process.lines())
+        return Ended(process.wait(60), None, log)
+
+
+def executed(log: str) -> list[str]:
+    """Return which stages the command `run` executed, by the summary at its end."""
+    summary = log.rpartition("STAGE ")[2].splitlines()
+    return [line.split()[0] for line in summary if "executed" in line]
