@@ -190,7 +190,7 @@ FAILURES: dict[Reason, Failure] = {
         _DATA,
         _USER,
         "Correct the line that the message names, or allow invalid rows with spec.dataset.maxInvalidFraction. "
-        "`tunemill-trainer lint` lists all errors.",
+        "`tunemill lint` lists all errors.",
     ),
     Reason.DATASET_FORMAT_UNKNOWN: Failure(
         _DATA, _USER, "Set spec.dataset.format, or convert the rows to one of the formats in docs/how-to/data.md."
@@ -199,7 +199,7 @@ FAILURES: dict[Reason, Failure] = {
         _DATA,
         _USER,
         "Correct the rows that the message names, or allow invalid rows with spec.dataset.maxInvalidFraction. "
-        "`tunemill-trainer lint` lists all errors.",
+        "`tunemill lint` lists all errors.",
     ),
     Reason.DATASET_TOO_SMALL: Failure(
         _DATA,

@@ -1,4 +1,4 @@
-"""file:// URIs, for local runs with `tunemill-trainer run`. The CRD refuses them: pods cannot read such files."""
+"""file:// URIs, for local runs with `tunemill run`. The CRD refuses them: pods cannot read such files."""
 
 from pathlib import Path
 from typing import Final
@@ -10,7 +10,7 @@ PATTERN: Final = r"file:///.*"
 """Regular expression for the URI of an absolute path."""
 
 RULE: Final = f"!self.startsWith('{FILE_SCHEME}')"
-RULE_MESSAGE: Final = "file:// URIs work only with `tunemill-trainer run`: a pod cannot read the files of a machine"
+RULE_MESSAGE: Final = "file:// URIs work only with `tunemill run`: a pod cannot read the files of a machine"
 """Message of the CEL rule with which the CRD refuses file:// URIs."""
 
 

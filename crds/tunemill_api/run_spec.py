@@ -1,4 +1,4 @@
-"""The RunSpec, which the operator passes to a stage. `tunemill-trainer run` builds one for a local run."""
+"""The RunSpec, which the operator passes to a stage. `tunemill run` builds one for a local run."""
 
 from typing import Annotated, Final
 
@@ -42,7 +42,7 @@ class RunSpec(ApiModel):
     memory_kills: Annotated[int, Field(ge=0)] = 0
     """Number of train pods that exceeded their memory limit. Each halves the batch that is computed at once."""
     local: bool = False
-    """Whether this is a local run by `tunemill-trainer run`, whose spec may refer to files of the machine. In a pod
+    """Whether this is a local run by `tunemill run`, whose spec may refer to files of the machine. In a pod
     such paths would be the pod's own files, including its credentials, so stages refuse them."""
     rival: Rival | None = None
     """The published model to compare with, for spec.retrain.promote IfBetter."""

@@ -47,7 +47,7 @@ BaseModelId = Annotated[
         json_schema_extra=_NOT_LOCAL,
     ),
 ]
-"""A repository on the Hub, `name` or `owner/name`; a folder for `tunemill-trainer run`."""
+"""A repository on the Hub, `name` or `owner/name`; a folder for `tunemill run`."""
 
 OwnRepository = Annotated[
     str,
@@ -57,7 +57,7 @@ OwnRepository = Annotated[
         json_schema_extra=_NOT_LOCAL,
     ),
 ]
-"""A repository on the Hub to write to, `owner/name`; a folder for `tunemill-trainer run`."""
+"""A repository on the Hub to write to, `owner/name`; a folder for `tunemill run`."""
 
 _S3 = r"s3://[a-z0-9][-.a-z0-9]{1,61}[a-z0-9](/.*)?"
 _HUB = (
@@ -69,7 +69,7 @@ DataUri = Annotated[
     str,
     Field(max_length=1024, pattern=rf"^({_S3}|{_HUB}|{local_files.PATTERN})$", json_schema_extra=_NOT_LOCAL),
 ]
-"""An S3 object, prefix or glob, or a data set on the Hub; a file, folder or glob for `tunemill-trainer run`."""
+"""An S3 object, prefix or glob, or a data set on the Hub; a file, folder or glob for `tunemill run`."""
 
 OptionalDataUri = Annotated[
     str,

@@ -94,7 +94,7 @@ class DatasetFacts(StatusModel):
 
 
 class GpuMemoryFacts(StatusModel):
-    """Estimated GPU memory for train and evaluate, in MiB. `tunemill-trainer plan` shows the details."""
+    """Estimated GPU memory for train and evaluate, in MiB. `tunemill plan` shows the details."""
 
     least_mib: int
     """Minimum, with gradient checkpointing in every layer and one row at a time."""

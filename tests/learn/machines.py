@@ -1,4 +1,4 @@
-"""One machine without a cluster: a manifest, and `tunemill-trainer run` with it."""
+"""One machine without a cluster: a manifest, and `tunemill run` with it."""
 
 import json
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Machine:
         return self.objects[0]["spec"]
 
     def run(self, *, cold: bool = False) -> tuple[Ended, list[str]]:
-        """Run `tunemill-trainer run`, `cold` as in run_command; return how it ended and which stages it executed."""
+        """Run `tunemill run`, `cold` as in run_command; return how it ended and which stages it executed."""
         path = self.folder / "finetune.yaml"
         path.write_text(yaml.safe_dump_all(self.objects))
         arguments = ["run", str(path), "--work", str(self.folder / "work")]

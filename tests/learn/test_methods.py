@@ -80,7 +80,7 @@ def test_the_loss_falls_and_what_is_saved_answers_as_what_was_trained(
     )
     assert result.history[-1]["loss"] < result.history[0]["loss"]
     save_trained(result.model, BaseModel("acme/tiny", "main"), task.tokenizer, tmp_path / "out", torch.float32)
-    loaded = models.OneModel(task.base, CPU, torch.float32, quantization).tuned(tmp_path / "out", task.tokens)
+    loaded = models.ModelLoader(task.base, CPU, torch.float32, quantization).tuned(tmp_path / "out", task.tokens)
     assert difference(task, result.model, loaded) <= 1e-4
     if wish.method == "IA3":
         assert (tmp_path / "out" / "adapter_model.safetensors").stat().st_size < 32_000

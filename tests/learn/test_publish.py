@@ -124,7 +124,7 @@ def test_a_judged_run_is_published_whole(release: Release, tmp_path: Path):
 
 
 def verify(run: TrainedRun, repository: str, monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
-    """Return the exit code of `tunemill-trainer verify` for a repository of acme."""
+    """Return the exit code of `tunemill verify` for a repository of acme."""
     monkeypatch.setenv("HF_TOKEN", (run.world.secrets / "hub-read" / "token").read_text())
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
     return main(["verify", f"acme/{repository}", "--endpoint", run.world.hub_url, *options])

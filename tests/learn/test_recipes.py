@@ -1,4 +1,4 @@
-"""The recipes among the samples, run by `tunemill-trainer run` on small base models of the same architectures.
+"""The recipes among the samples, run by `tunemill run` on small base models of the same architectures.
 
 Each sample is read from its file, so that what users copy is what is tested. Only where things lie is changed, and what
 a million parameters on one core need: a higher learning rate, and steps for minutes instead of hours. Each sample runs

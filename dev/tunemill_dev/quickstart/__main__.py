@@ -29,7 +29,7 @@ def main() -> int:
         (folder / "calls.jsonl").write_text("".join(lines), encoding="utf-8")
     shutil.copy(Path(__file__).parent / _MANIFEST, folder / _MANIFEST)
     shown = os.path.relpath(folder)
-    say(f"\n$ tunemill-trainer run {shown}/{_MANIFEST}")
+    say(f"\n$ tunemill run {shown}/{_MANIFEST}")
     command = [sys.executable, "-m", "tunemill_trainer", "run", str(folder / _MANIFEST), "--work", str(folder / "work")]
     code = subprocess.run(command, env={"OMP_NUM_THREADS": "1", **os.environ}, check=False).returncode
     if code == 0:
@@ -44,11 +44,11 @@ The results are in {result}: the adapter, README.md (model card) and report.html
 
 To use your own data and model:
   1. Check the data:
-       .venv/bin/tunemill-trainer lint calls.jsonl
+       .venv/bin/tunemill lint calls.jsonl
   2. Edit {folder}/{_MANIFEST}: set dataset.uri, set baseModel.id to a folder or a name on the Hub,
      and remove tokenizer, adapter and training.
   3. Run it:
-       .venv/bin/tunemill-trainer run {folder}/{_MANIFEST}
+       .venv/bin/tunemill run {folder}/{_MANIFEST}
 
 In a cluster, use the same manifest with s3:// and Hub names instead of paths: docs/how-to/first-run.md.
 """

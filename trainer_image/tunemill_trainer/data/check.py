@@ -1,4 +1,4 @@
-"""Checks files as prepare would and reports all findings: the output of `tunemill-trainer lint`."""
+"""Checks files as prepare would and reports all findings: the output of `tunemill lint`."""
 
 import sys
 import tempfile

@@ -1,7 +1,7 @@
 """Findings about rows: the rule that a row breaks, where, and how to fix it.
 
 The message of a problem may quote the row. It appears in prepare's report in the workspace and in the output of
-`tunemill-trainer lint`. Status, events and logs get only file, line, rule and field (`str(finding)`), because more
+`tunemill lint`. Status, events and logs get only file, line, rule and field (`str(finding)`), because more
 people can read those than may read the data.
 """
 
@@ -236,7 +236,7 @@ class Finding:
         return f"{self.source}: {self.problem.rule}" + (f" at {self.problem.field}" if self.problem.field else "")
 
     def to_json(self) -> JsonObject:
-        """Return the finding as in the report and in `tunemill-trainer lint --json`."""
+        """Return the finding as in the report and in `tunemill lint --json`."""
         rule = self.problem.rule
         return {
             "file": self.source.file,

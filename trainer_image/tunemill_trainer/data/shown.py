@@ -1,4 +1,4 @@
-"""Rows as text and as JSON: the output of `tunemill-trainer show`."""
+"""Rows as text and as JSON: the output of `tunemill show`."""
 
 import json
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Reads the files for `tunemill-trainer score`: rows with the expected replies, and a model's raw replies to them."""
+"""Reads the files for `tunemill score`: rows with the expected replies, and a model's raw replies to them."""
 
 from dataclasses import dataclass
 from typing import NoReturn

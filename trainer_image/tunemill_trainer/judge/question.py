@@ -7,7 +7,7 @@ from tunemill_trainer.data.rows import Message, Role, Tool
 
 
 class Question(Protocol):
-    """An evaluation question: a case of prepare, or a row of `tunemill-trainer score`."""
+    """An evaluation question: a case of prepare, or a row of `tunemill score`."""
 
     @property
     def id(self) -> str:

@@ -1,4 +1,4 @@
-"""The output of `tunemill-trainer score`: text tables or JSON."""
+"""The output of `tunemill score`: text tables or JSON."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

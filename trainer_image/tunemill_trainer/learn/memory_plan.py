@@ -213,7 +213,7 @@ def refuse_too_large(spec: FineTuneSpec, estimate: Estimate) -> None:
         f"the run does not fit into spec.compute.gpuMemory: {stage} needs at least {estimate.least_mib} MiB "
         f"({shares}), but {given} are {mib} MiB",
         f"{_smaller(spec)}, or train on a larger GPU: set spec.compute.gpuMemory to its memory, and select it with "
-        "nodeSelector in spec.podTemplates.train. `tunemill-trainer plan` lists the GPUs that fit.",
+        "nodeSelector in spec.podTemplates.train. `tunemill plan` lists the GPUs that fit.",
     )
 
 

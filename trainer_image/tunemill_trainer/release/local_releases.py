@@ -1,4 +1,4 @@
-"""Releases in a local folder, for `tunemill-trainer run` without a Hub.
+"""Releases in a local folder, for `tunemill run` without a Hub.
 
     FOLDER/releases/<revision>/…    the files of a release; the revision is a digest of them
     FOLDER/<branch>                 a symbolic link to the release on this branch; tags are links, too

@@ -233,7 +233,7 @@ def _refuse_local_files(run: RunSpec) -> None:
     }
     local = [field for field, uri in named.items() if is_local(uri)]
     if local and not run.local:
-        raise StageError(Reason.INVALID_SPEC, f"{local[0]} is a local path, which only `tunemill-trainer run` supports")
+        raise StageError(Reason.INVALID_SPEC, f"{local[0]} is a local path, which only `tunemill run` supports")
 
 
 def _check_addresses(run: RunSpec) -> None:

@@ -1,4 +1,4 @@
-"""An object store in a local folder, for `tunemill-trainer run` without an S3 server."""
+"""An object store in a local folder, for `tunemill run` without an S3 server."""
 
 import os
 import secrets

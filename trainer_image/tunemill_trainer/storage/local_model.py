@@ -1,4 +1,4 @@
-"""A base model in a local folder, for `tunemill-trainer run`."""
+"""A base model in a local folder, for `tunemill run`."""
 
 import hashlib
 from collections.abc import Mapping
