@@ -140,7 +140,7 @@ def test_a_line_of_json_takes_no_more_than_a_row_may(unit, begin, end, where):
     lines = [Line(HERE, line.encode()), Line(Source("calls.jsonl", 2), json.dumps(a_call("{}")).encode())]
 
     def look():
-        return [looked.row is None for looked in dataset._look_at(RowReader(DatasetFormat.OPENAI), lines)[1]]
+        return [looked.row is None for looked in dataset._read_batch(RowReader(DatasetFormat.OPENAI), lines)[1]]
 
     outcome = explode(look)
     assert outcome.mib < ROW_MIB

@@ -194,7 +194,7 @@ class Story:
             _clock.world = world
             while not await operator.look():  # the next process begins before anything else happens
                 pass
-            assert len(world.observed().busy_jobs()) <= 1, "two Jobs of one object may run a stage"
+            assert len(world.observed().running_jobs()) <= 1, "two Jobs of one object may run a stage"
             world.job_controller()
             if waiting and waiting[0][0](world):
                 waiting.pop(0)[1](world)

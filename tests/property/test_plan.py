@@ -211,7 +211,7 @@ class Operation(RuleBasedStateMachine):
     def at_most_one_job_is_live(self) -> None:
         """Two pods never write one checkpoint. A pod in which only a sidecar is left writes none."""
         observed = self.world.observed()
-        assert len(observed.busy_jobs()) <= 1
+        assert len(observed.running_jobs()) <= 1
         assert len([pod for pod in observed.pods if not pod.stages_ended]) <= 1
 
     @invariant()

@@ -40,7 +40,7 @@ def test_the_functiongemma_sample_is_rendered_as_its_guide_prints_it():
         }
     )
     template = ChatTemplate(FUNCTION_GEMMA_TEMPLATE, {"bos_token": "<bos>"}, marked=False)
-    text, _ = template.conversation(messages, tools)
+    text = template.conversation(messages, tools)
     assert text.strip() == GUIDE
 
 

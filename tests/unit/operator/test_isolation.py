@@ -115,7 +115,7 @@ async def test_an_object_that_comes_while_the_operator_leads_does_not_end_it(tmp
             a_finetune_body("honest", "team-a"),
         ]
         task = asyncio.create_task(resync.run(0.05))
-        resync._told_at = -10
+        resync._last_listed_at = -10
         async with asyncio.timeout(20):
             while resync.cache.finetune(("team-a", "honest")) is None:
                 assert not task.done()

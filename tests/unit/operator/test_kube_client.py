@@ -264,7 +264,7 @@ async def test_a_client_that_may_not_write_only_reads(tmp_path: Path) -> None:
     async with a_client(answering(200, kind="Job"), tmp_path) as (client, observed):
         fenced = client.fenced(lambda: allowed.pop(0))
         await fenced.create(JOBS, "team-a", {"metadata": {"name": "x"}})
-        with pytest.raises(UnavailableError, match="another operator may lead"):
+        with pytest.raises(UnavailableError, match="another operator may be the leader"):
             await fenced.create(JOBS, "team-a", {"metadata": {"name": "y"}})
         await fenced.get(JOBS, "team-a", "x")
     assert [method for method, *_ in observed] == ["POST", "GET"]

@@ -204,8 +204,8 @@ COMMAND = Command(
             JsonField("tools[].type", "string", "`function`."),
             JsonField("tools[].function", "object", "`name`, `description` and `parameters` (JSON Schema) of a tool."),
             JsonField("learnt[]", "boolean", "For each assistant message, whether the model learns it."),
-            JsonField("rendered[].text", "string", "With --tokenizer: a part of the rendered text."),
-            JsonField("rendered[].learnt", "boolean", "With --tokenizer: whether the model learns this part."),
+            JsonField("rendered[][].text", "string", "With --tokenizer: a part of the text of a training example."),
+            JsonField("rendered[][].learnt", "boolean", "With --tokenizer: whether the model learns this part."),
         ),
     ),
 )

@@ -16,7 +16,7 @@ from tunemill_trainer.commands import lint, plan, program, run, score, show
 from tunemill_trainer.gpu_check import command as gpu_check
 from tunemill_trainer.gpu_check.command import Part, Result
 from tunemill_trainer.learn import memory_plan
-from tunemill_trainer.learn.memory_plan import Estimate, Need, Rung
+from tunemill_trainer.learn.memory_plan import Estimate, MemoryMode, Need
 
 MANIFEST = """
 apiVersion: tunemill.dev/v1alpha1
@@ -86,15 +86,15 @@ def test_score(tmp_path, capsys):
 
 def test_plan(finetune, tmp_path, capsys, monkeypatch):
     """The estimate, with the GPUs that it fits."""
-    need = Need(Rung.NONE, {"weights": 20 << 30})
-    estimate = Estimate((need, Need(Rung.FULL, {"weights": 18 << 30}, compact=True)), (need,))
+    need = Need(MemoryMode.NONE, {"weights": 20 << 30})
+    estimate = Estimate((need, Need(MemoryMode.FULL, {"weights": 18 << 30}, compact=True)), (need,))
     monkeypatch.setattr(memory_plan, "estimate_in_child", lambda *_: estimate)
     assert tunemill(["plan", str(finetune), "--config", str(tmp_path), "--json"]) == 0
     printed = capsys.readouterr().out
     assert undocumented(plan.COMMAND, printed) == []
     assert unprinted(plan.COMMAND, printed) == set()
     fits = {gpu["name"]: gpu["fits"] for gpu in json.loads(printed)["gpus"]}
-    assert (fits["T4"], fits["H100"]) == (None, Rung.NONE.value)
+    assert (fits["T4"], fits["H100"]) == (None, MemoryMode.NONE.value)
 
 
 def test_run(finetune, tmp_path, capsys, monkeypatch):

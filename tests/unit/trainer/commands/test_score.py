@@ -208,7 +208,7 @@ ROW, OUTPUT = a_row("a", OSLO), {"id": "a", "output": "No."}
 @pytest.mark.parametrize(
     ("rows", "outputs", "message"),
     [
-        ([ROW, a_row("b")], [OUTPUT], "found none for 1 of 2 rows: b ("),
+        ([ROW, a_row("b")], [OUTPUT], "found none for 1 of 2: b ("),
         ([ROW], [OUTPUT, {"id": "b", "output": ""}], "outputs.jsonl line 2: no row has the id b"),
         ([ROW], [OUTPUT, OUTPUT], "line 1 has the same id a"),
         ([ROW, ROW], [OUTPUT], "line 1 has the same id a"),

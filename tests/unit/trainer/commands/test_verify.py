@@ -97,7 +97,7 @@ def test_an_unsigned_release_is_verified_with_a_warning_and_never_with_a_key(ver
     verifier.publish(signed=False)
     code, said = verifier.verify()
     assert code == ExitCode.DONE
-    assert "signature   NONE: whoever can write to the repository could have written the statement" in said
+    assert "signature   NONE: anybody who can write to the repository could have written the statement" in said
     code, said = verifier.verify("--key", verifier.key())
     assert code == ExitCode.DATA_WRONG
     assert "NOT verified" in said
