@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import yaml
 from chart.releases import CRD, FINE_TUNE, TEAMS, Cluster, an_operator
-from chart.rendering import NAMESPACE, RELEASE, REPOSITORY
+from chart.rendering import CHART, NAMESPACE, RELEASE, REPOSITORY
 from tunemill_api.constants import SHORT_NAME
 from tunemill_dev.chart.helm import rendered
 from tunemill_dev.chart.manifests import GOLDEN, INSTALL
 from tunemill_dev.cluster import binaries
+from tunemill_dev.testbed import with_images
 
 MANIFEST = (REPOSITORY / INSTALL).read_text().replace("ghcr.io/tunemill", "registry.acme.com/ml")
 PROMETHEUS_OPERATOR = "github.com/prometheus-operator/prometheus-operator@v0.85.0"
@@ -111,6 +112,29 @@ def versions(cluster: Cluster) -> Iterator[tuple[tuple[str, ...], Any]]:
         where = ("-n", metadata["namespace"]) if "namespace" in metadata else ()
         found = cluster.get(item["kind"], metadata["name"], *where)["metadata"]
         yield (item["kind"], metadata["name"], *where), found.get("generation") or found["resourceVersion"]
+
+
+def test_the_demo_and_the_end_to_end_tests_can_share_a_cluster(cluster: Cluster) -> None:
+    """The demo applies the manifest, the tests use Helm: each takes over what the other installed, repeatedly."""
+    adopting = ("--take-ownership", "--server-side=true", "--force-conflicts")
+    for image in ("op:1", "op:2"):
+        manifest = with_images(MANIFEST, image, "tr:1", "http://hub.demo")
+        applied = cluster.kubectl("apply", "--server-side", "--force-conflicts", "--filename=-", stdin=manifest)
+        assert applied.returncode == 0, applied.stderr
+        (container,) = pod_spec(cluster)["containers"]
+        assert container["image"] == image
+        assert container["args"].count("--hub-endpoints=http://hub.demo") == 1
+        cluster.helm("upgrade", "--install", RELEASE, str(CHART), *adopting, image={"repository": f"helm-{image[:2]}"})
+        (container,) = pod_spec(cluster)["containers"]
+        assert container["image"].startswith("helm-op:")
+        assert not [flag for flag in container["args"] if flag.startswith("--hub-endpoints")]
+    cluster.helm("uninstall", RELEASE, "--wait")
+
+
+def pod_spec(cluster: Cluster) -> dict[str, Any]:
+    """Return the pod template's spec of the operator's Deployment."""
+    spec: dict[str, Any] = cluster.get("deployment", RELEASE, "-n", NAMESPACE)["spec"]["template"]["spec"]
+    return spec
 
 
 def test_the_manifest_names_nothing_of_helm_and_no_certificate() -> None:
