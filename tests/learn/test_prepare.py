@@ -208,7 +208,7 @@ def test_rows_that_the_base_models_own_template_cannot_render_are_left_out_under
     assert (report["unrenderableRows"], facts.dataset.invalid_rows) == (2, 0)
     assert facts.dataset.train_rows + facts.dataset.evaluation_rows == 60
     site.put([*rows(60), *long])
-    with pytest.raises(StageError, match=r"10 of 70 rows, 3 may be left out.*line 61") as caught:
+    with pytest.raises(StageError, match=r"10 of 70 rows; at most 3 may be excluded.*line 61") as caught:
         site.prepare()
     assert caught.value.reason is Reason.DATASET_INVALID_ROWS
     assert "spec.tokenizer.chatTemplate" in caught.value.remedy

@@ -62,12 +62,13 @@ def test_what_is_trained_on_is_what_the_assistant_said(row, family):
     speaker, encoder = prepared(family)
     (encoded,) = encoder.encode([row])
     assert encoded.problem is None
-    labels = encoded.labels(everything=False)
-    assert sum(label != IGNORED for label in labels) == sum(turn.end - turn.start for turn in encoded.turns)
+    (example,) = encoded.examples
+    labels = example.labels(everything=False)
+    assert sum(label != IGNORED for label in labels) == sum(turn.end - turn.start for turn in example.turns)
     spoken = [message for message in row.messages if message.role is Role.ASSISTANT]
-    assert len(encoded.turns) == len(spoken)
-    for turn, message in zip(encoded.turns, spoken, strict=True):
-        assert encoder.prompt_ids(row.messages[: turn.message], row.tools) == encoded.input_ids[: turn.start]
+    assert len(example.turns) == len(spoken)
+    for turn, message in zip(example.turns, spoken, strict=True):
+        assert encoder.prompt_ids(row.messages[: turn.message], row.tools) == example.input_ids[: turn.start]
         reply = speaker.decode(labels[turn.start : turn.end - 1])
         assert parse_reply(reply).calls == message.calls
         beginning = f"<think>{message.reasoning.strip()}</think>\n" if message.reasoning else ""
