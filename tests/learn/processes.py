@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess, ForkServerProcess
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 _FORKING = multiprocessing.get_context("forkserver")
 _FORKING.set_forkserver_preload(
@@ -112,9 +112,10 @@ def _main(arguments: list[str], environment: dict[str, str]) -> None:
 class _ForkedStage:
     """What the command `run` needs of `subprocess.Popen`, for a stage that is forked and not started."""
 
-    def __init__(self, command: Sequence[str], env: Mapping[str, str]) -> None:
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], stdout: TextIO | None) -> None:
         python, flag, module, *arguments = command
         assert (python, flag, module) == (sys.executable, "-m", "tunemill_trainer")
+        assert stdout is None, "the tests run it without --json"
         self._process = ForkProcess(target=_main, args=(arguments, dict(env)))
         self._process.start()
 

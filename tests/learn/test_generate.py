@@ -167,7 +167,9 @@ def test_what_was_said_before_a_lack_of_memory_is_kept(monkeypatch: pytest.Monke
     again = answer(model, prompts, tokens=limit)
     assert all(same(model, *replies) for replies in zip(prompts, whole, again, strict=True))
     longest = max(map(len, prompts))
-    assert spans[:3] == [(longest, True), (longest + SPAN, False), (longest + SPAN, True)]
+    # Random weights can end any answer, and its row leaves the batch.
+    remaining = max(len(prompt) for prompt, reply in zip(prompts, whole, strict=True) if len(reply) > SPAN)
+    assert spans[:3] == [(longest, True), (longest + SPAN, False), (remaining + SPAN, True)]
 
 
 def test_rows_that_have_ended_leave_the_batch(monkeypatch: pytest.MonkeyPatch):

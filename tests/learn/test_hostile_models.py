@@ -91,7 +91,8 @@ def test_an_attention_from_the_hub_is_not_fetched(base: Path) -> None:
 def test_only_json_and_safetensors_are_downloaded() -> None:
     """What is not there cannot be run."""
     asked: list[list[str]] = []
-    hub = SimpleNamespace(download=lambda _id, _commit, patterns: asked.append(patterns) or Path())
+    reader = SimpleNamespace(download=lambda _commit, patterns: asked.append(patterns) or Path())
+    hub = SimpleNamespace(model=lambda _id: reader)
     models.fetch_base(hub, BaseModel("acme/tiny", "c0ffee"), None)
     assert asked == [["*.json", "model*.safetensors"]]
     assert tokenizer.FILES == ["*.json", "*.jinja", "additional_chat_templates/*"]
@@ -105,6 +106,7 @@ def test_a_commit_that_is_a_path_is_refused(monkeypatch: pytest.MonkeyPatch, com
     for name in ("model_info", "dataset_info"):
         monkeypatch.setattr(hub.api, name, lambda *_, **__: info)
     monkeypatch.setattr(hub.api, "auth_check", lambda *_, **__: None)
-    for resolve in (hub.resolve, hub.resolve_dataset):
-        with pytest.raises(StageError, match="has no commit"):
-            resolve("acme/tiny", "main")
+    with pytest.raises(StageError, match="has no commit"):
+        hub.model("acme/tiny").resolve("main")
+    with pytest.raises(StageError, match="has no commit"):
+        hub.resolve_dataset("acme/tiny", "main")
