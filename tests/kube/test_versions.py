@@ -46,7 +46,7 @@ def test_an_operator_that_is_newer_than_the_crd_does_its_work_and_says_so(own_pl
         status = namespace.wait_for("early", "Succeeded")
         assert "history" not in status
         assert operator.said("lacks status.")
-        assert operator.said("the CRD of FineTuneProfile is not installed, no profile holds")
+        assert operator.said("the CRD of FineTuneProfile is not installed, no profile applies")
         newer = yaml.safe_load(CRD.read_text())
         own_plane.api.patch(f"{CRD_PATH}/{PLURAL}.{GROUP}", {"spec": newer["spec"]})
         eventually(lambda: served(own_plane, "historyLimit"), "the new CRD is served")
