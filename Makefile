@@ -76,7 +76,8 @@ lint: $(READY) ## Style, shell, YAML, Dockerfiles, workflows, documentation site
 	@git ls-files -z '*.sh' .ci/run | xargs -0r $(BIN)/shellcheck
 	@git ls-files -z '*Dockerfile' | xargs -0r $(BIN)/hadolint
 	@cd dev/cluster/modules/actionlint && $(GO) tool actionlint -shellcheck '$(abspath $(BIN))/shellcheck' -pyflakes= '$(CURDIR)'/.github/workflows/*.yml
-	@$(MKDOCS) build --quiet --strict
+	@# Not --quiet: it hides warnings from --strict, too.
+	@log=$$($(MKDOCS) build --strict 2>&1) || { echo "$$log"; exit 1; }
 	@$(BIN)/python -m tunemill_api.codegen . --check
 	@$(BIN)/python -m tunemill_operator.telemetry.reference . --check
 	@$(BIN)/python -m tunemill_trainer.commands.reference . --check

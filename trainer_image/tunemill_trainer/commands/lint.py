@@ -185,7 +185,7 @@ COMMAND = Command(
         (
             JsonField("findings[].file", "string", "The file as given; `stdin` for standard input."),
             JsonField("findings[].line", "integer", "Line, list element or table row, from 1."),
-            JsonField("findings[].rule", "string", "The rule, as in [Data](../how-to/data.md#what-is-checked)."),
+            JsonField("findings[].rule", "string", "The rule, as in [Data](../how-to/data.md#rules)."),
             JsonField("findings[].field", "string", "Where in the row; empty when the whole row is meant."),
             JsonField("findings[].severity", "string", "`error` or `warning`."),
             JsonField("findings[].message", "string", "What is wrong."),
