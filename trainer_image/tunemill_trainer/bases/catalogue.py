@@ -5,18 +5,15 @@ name: many users train copies under other names. A base model outside the catalo
 probed for a format of calls, and nothing is known about its precision and its reasoning.
 """
 
-import json
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from tunemill_trainer.data.rows import JsonObject
 from tunemill_trainer.judge.parse import ReplyFormat
 
 _THINKS = "<think>"
@@ -74,21 +71,6 @@ def family_of(config: Mapping[str, Any], template: Template) -> Family | None:
         if types & set(family.types) and all(mark in text for mark in family.marks):
             return family
     return None
-
-
-def call_format_in(folder: Path, template: Template) -> ReplyFormat | None:
-    """Return the call format of the base model in a folder; None if its family is unknown or has none."""
-    family = family_of(read_config(folder), template)
-    return family.calls if family else None
-
-
-def read_config(folder: Path) -> JsonObject:
-    """Return the config.json in a folder; empty when there is none that can be read."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return config if isinstance(config, dict) else {}
 
 
 def model_types(config: Mapping[str, Any]) -> set[str]:

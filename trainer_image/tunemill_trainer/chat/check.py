@@ -11,7 +11,9 @@ from tunemill_api.failures import Reason
 from tunemill_trainer.bases import catalogue
 from tunemill_trainer.chat import examples, templates, tokenizer
 from tunemill_trainer.chat.examples import UnusableRow
-from tunemill_trainer.data.dataset import Dataset
+from tunemill_trainer.chat.templates import Choice
+from tunemill_trainer.chat.tokenizer import Tokenizer
+from tunemill_trainer.data.dataset import Dataset, Features
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.prepared import PreparedWriter
 from tunemill_trainer.process import cpus
@@ -32,12 +34,7 @@ def render_all(dataset: Dataset, base: str, max_length: int) -> int:
         StageError: the tokenizer cannot be loaded, or no chat template works with it.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # worker processes are faster
-    folder = folder_of(base)
-    base_tokenizer = tokenizer.load_base(folder)
-    expected = catalogue.call_format_in(folder, base_tokenizer.chat_template)
-    choice, _ = templates.choose_and_extend(
-        base_tokenizer, TokenizerMode.AUTO, dataset.features, [], None, expected=expected
-    )
+    _, choice = choose_template(base, dataset.features)
     unfit: list[UnusableRow] = []
 
     with tempfile.TemporaryDirectory() as scratch, PreparedWriter(Path(scratch)) as writer:
@@ -55,6 +52,30 @@ def render_all(dataset: Dataset, base: str, max_length: int) -> int:
     for row in unfit:
         dataset.findings.add(row.item.row.source, [row.problem])
     return len(unfit) + written.train.overlong
+
+
+def choose_template(base: str, features: Features) -> tuple[Tokenizer, Choice]:
+    """Return a base model's tokenizer, extended as needed, and the chat template that prepare would choose.
+
+    Args:
+        base: a folder with a base model's tokenizer, or the model's id on the Hub, from which it is downloaded.
+        features: the features of all rows.
+
+    Raises:
+        StageError: the tokenizer cannot be loaded, or no chat template works with it.
+    """
+    folder = folder_of(base)
+    base_tokenizer = tokenizer.load_base(folder)
+    path = folder / "config.json"
+    try:
+        # A folder with a tokenizer alone is enough to check rows.
+        config = tokenizer.read_json(path) if path.is_file() else {}
+    except (OSError, ValueError):
+        config = {}
+    family = catalogue.family_of(config, base_tokenizer.chat_template)
+    expected = family.calls if family else None
+    choice, _ = templates.choose_and_extend(base_tokenizer, TokenizerMode.AUTO, features, [], None, expected=expected)
+    return base_tokenizer, choice
 
 
 def folder_of(base: str) -> Path:

@@ -89,7 +89,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
         self._enders = set(tokenizer.added_tokens_decoder)
-        self._beginnings = PrefixCache(self._backend, tokenizer.added_tokens_decoder.values())
+        self._prefixes = PrefixCache(self._backend, tokenizer.added_tokens_decoder.values())
 
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[int]:
         """Return the prompt's token ids: the messages and the generation prompt."""
@@ -100,7 +100,7 @@ class Encoder:
         with MEMORY:
             prompts = [self.template.prompt(messages, tools) for messages, tools in histories]
         requests = [_request(messages) for messages, _ in histories]
-        return [tokens.ids for tokens in self._beginnings.tokenise(prompts, requests)]
+        return [tokens.ids for tokens in self._prefixes.tokenise(prompts, requests)]
 
     def ends_of_turns(self, row: Row) -> tuple[int, ...]:
         """Return the end-of-turn tokens of the assistant turns in a row, each once."""
@@ -149,7 +149,7 @@ class Encoder:
             if not isinstance(item, Problem):
                 texts += [example.text for example in item]
                 requests += [_request(row.messages)] * len(item)
-        tokenised = iter(self._beginnings.tokenise(texts, requests))
+        tokenised = iter(self._prefixes.tokenise(texts, requests))
         return [
             Encoded((), item)
             if isinstance(item, Problem)

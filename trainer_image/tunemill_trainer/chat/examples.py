@@ -152,7 +152,7 @@ def write(
         max_length: the maximum length in tokens; longer rows are excluded and counted.
         loss_on_all: whether the loss includes all tokens.
         workers: the number of processes that encode.
-        unfit: called for every row that cannot be trained on. It may raise to give up the template.
+        unfit: called for every row that cannot be trained on.
         tick: called with the number of rows that are done. It may raise to stop.
     """
     written = Examples()

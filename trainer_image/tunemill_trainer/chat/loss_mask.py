@@ -3,17 +3,13 @@
 from dataclasses import dataclass
 from typing import Self
 
-from tunemill_api.data import TokenizerMode
-
-from tunemill_trainer.bases import catalogue
-from tunemill_trainer.chat import templates
-from tunemill_trainer.chat.check import folder_of
+from tunemill_trainer.chat.check import choose_template
 from tunemill_trainer.chat.encoding import Example
-from tunemill_trainer.chat.tokenizer import Tokenizer, load_base
+from tunemill_trainer.chat.templates import Choice
+from tunemill_trainer.chat.tokenizer import Tokenizer
 from tunemill_trainer.data.dataset import Features
 from tunemill_trainer.data.findings import Problem
 from tunemill_trainer.data.rows import Row
-from tunemill_trainer.judge.parse import ReplyFormat
 
 
 @dataclass(frozen=True)
@@ -45,34 +41,18 @@ class Renderer:
     """Renders rows with the template that prepare would choose.
 
     Args:
-        base_tokenizer: the tokenizer of the base model; changed.
-        features: the features of all rows.
-        expected: the call format of the base model's family.
-
-    Raises:
-        StageError: no chat template works with the tokenizer.
+        base_tokenizer: the tokenizer of the base model.
+        choice: the chat template.
     """
 
-    def __init__(self, base_tokenizer: Tokenizer, features: Features, expected: ReplyFormat | None) -> None:
+    def __init__(self, base_tokenizer: Tokenizer, choice: Choice) -> None:
         self._tokenizer = base_tokenizer
-        self._choice, _ = templates.choose_and_extend(
-            base_tokenizer, TokenizerMode.AUTO, features, [], None, expected=expected
-        )
+        self._choice = choice
 
     @classmethod
     def load(cls, base: str, features: Features) -> Self:
-        """Return a renderer for a base model.
-
-        Args:
-            base: a folder with a base model's tokenizer, or the model's id on the Hub, from which it is downloaded.
-            features: the features of all rows.
-
-        Raises:
-            StageError: the tokenizer cannot be loaded, or no chat template works with it.
-        """
-        folder = folder_of(base)
-        base_tokenizer = load_base(folder)
-        return cls(base_tokenizer, features, catalogue.call_format_in(folder, base_tokenizer.chat_template))
+        """Return a renderer for a base model; see `choose_template`."""
+        return cls(*choose_template(base, features))
 
     def __call__(self, row: Row) -> Rendered:
         """Render a row."""

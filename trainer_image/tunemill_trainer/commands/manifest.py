@@ -62,7 +62,7 @@ class Manifest:
 
 
 def load(path: Path) -> Manifest:
-    """Read a FunctionCallFineTune, and the ConfigMaps beside it, from a YAML file.
+    """Read a FunctionCallFineTune and the ConfigMaps in the same YAML file.
 
     Args:
         path: the file; - is standard input. Relative paths in it start at its folder, those of a pipe at the current

@@ -20,7 +20,7 @@ from tunemill_api.failures import Reason
 from tunemill_trainer.data import formats, split
 from tunemill_trainer.data.caches import IdentityCache, TextCache
 from tunemill_trainer.data.files import Data
-from tunemill_trainer.data.findings import Findings, Problem, Rule, Severity, crash_problem
+from tunemill_trainer.data.findings import Finding, Findings, Problem, Rule, Severity, crash_problem
 from tunemill_trainer.data.fingerprints import FingerprintStore
 from tunemill_trainer.data.reading import MEMORY, RowReader
 from tunemill_trainer.data.records import Line, Record, records, unparsed
@@ -248,10 +248,7 @@ def refuse_too_many_invalid(dataset: Dataset, allowed: float) -> None:
         return
     wrong = [finding for finding in dataset.findings.listed if finding.problem.rule.severity is Severity.ERROR]
     malformed = wrong[0].problem.rule is Rule.NOT_JSON
-    shown: list[str] = []
-    for finding in wrong:
-        if len(shown) < 3 and not any(text.startswith(f"{finding.source}:") for text in shown):
-            shown.append(str(finding))
+    shown = _first_rows(wrong)
     more = dataset.invalid - len(shown)
     raise TooManyInvalidError(
         Reason.DATASET_MALFORMED if malformed else Reason.DATASET_INVALID_ROWS,
@@ -270,14 +267,23 @@ def refuse_too_many_unrenderable(dataset: Dataset) -> None:
     allowed = int(UNRENDERABLE_FRACTION * dataset.rows)
     if dataset.unrenderable <= allowed:
         return
-    listed = (finding for finding in dataset.findings.listed if finding.problem.rule is Rule.NOT_REPRODUCIBLE)
+    listed = [finding for finding in dataset.findings.listed if finding.problem.rule is Rule.NOT_REPRODUCIBLE]
     raise TooManyInvalidError(
         Reason.DATASET_INVALID_ROWS,
         f"the base model's own chat template cannot render {dataset.unrenderable} of {dataset.rows} rows; at most "
-        f"{allowed} may be excluded. {'; '.join(str(finding) for finding in islice(listed, 3))}",
+        f"{allowed} may be excluded. {'; '.join(_first_rows(listed))}",
         dataset,
         remedy="Correct these rows, or set a template that renders them in spec.tokenizer.chatTemplate.",
     )
+
+
+def _first_rows(findings: Iterable[Finding]) -> list[str]:
+    """Return the first finding of each of the first three rows, for a message."""
+    shown: list[str] = []
+    for finding in findings:
+        if len(shown) < 3 and not any(text.startswith(f"{finding.source}:") for text in shown):
+            shown.append(str(finding))
+    return shown
 
 
 class DatasetBuilder:

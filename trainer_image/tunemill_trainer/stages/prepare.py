@@ -267,7 +267,8 @@ def _encode(
 
 def _family(base_folder: Path, base_tokenizer: tokenizer.Tokenizer) -> catalogue.Family | None:
     """Return the family of the base model. If it is unknown, log what is assumed."""
-    config = catalogue.read_config(base_folder)
+    # `_download_tokenizer` has checked that it can be read.
+    config = tokenizer.read_json(base_folder / "config.json")
     family = catalogue.family_of(config, base_tokenizer.chat_template)
     if family is None:
         _log.warning(
