@@ -11,14 +11,19 @@ settings.register_profile("tunemill", deadline=None, suppress_health_check=[Heal
 settings.register_profile("other-examples", settings.get_profile("tunemill"), derandomize=False)
 settings.load_profile("tunemill")
 
-LONGEST = {
+LONGEST = (
     *("chaos/test_chaos.py", "chaos/test_soak.py"),
     *("kube/test_restarts.py", "kube/test_retraining.py", "kube/test_failures.py", "kube/test_run.py"),
     *("platform/test_kueue.py", "platform/test_release.py", "platform/test_profiles.py", "gitops/test_health.py"),
-}
-"""Files that one worker runs as a whole."""
+    *("learn/test_publish.py", "learn/test_recipes.py", "learn/test_token_modes.py", "learn/test_evaluate.py"),
+    *("learn/test_train_resume.py", "learn/test_methods.py", "learn/test_train.py", "learn/test_steps.py"),
+    "learn/test_run.py",
+)
+"""Files that one worker runs as a whole, in the order in which they start. In tests/learn, the longest come first, and
+no two of the first use `extended_run`, for which the second would wait."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files, so that the other workers do not wait for one of them at the end."""
-    items.sort(key=lambda item: "/".join(item.path.parts[-2:]) not in LONGEST)
+    """Start with the longest files, so that the other workers do not wait for one of them at the end."""
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get("/".join(item.path.parts[-2:]), len(order)))

@@ -16,19 +16,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--training-seed", type=int, default=SEED, help="of trainings that learn (default: %(default)s)")
 
 
-COSTLY = ("publish", "recipes", "token_modes", "evaluate", "train_resume", "methods", "train", "steps", "run")
-"""The files that take longest, the longest first: what begins last must be short, or the other cores wait for it.
-
-No two of the first use `extended_run`, which the second would wait for.
-"""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put costly files first; `make test-learn` hands them out in this order."""
-    names = [f"test_{name}.py" for name in COSTLY]
-    items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else len(names))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """Two threads of so small a model wait for each other, and the tests run side by side."""
