@@ -60,7 +60,7 @@ def difference(task: Task, one: Any, other: Any) -> float:
 
 
 @pytest.mark.parametrize(
-    ("wish", "quantization", "rate"),
+    ("adapter", "quantization", "rate"),
     [
         (adapter("AdaLoRA"), Quantization.NONE, "3e-2"),
         (adapter("Full"), Quantization.NONE, "3e-3"),
@@ -71,26 +71,26 @@ def difference(task: Task, one: Any, other: Any) -> float:
     ids=["AdaLoRA", "Full", "IA3", "NF4 and rsLoRA", "Int8"],
 )
 def test_the_loss_falls_and_what_is_saved_answers_as_what_was_trained(
-    tmp_path: Path, wish: Adapter, quantization: Quantization, rate: str
+    tmp_path: Path, adapter: Adapter, quantization: Quantization, rate: str
 ):
     """Proves that every method trains, new tokens and all, and that nothing of it is lost in the files."""
     task = a_task(cached_base("qwen3", steps=0), tmp_path)
     result = task.train(
-        tmp_path / "run", wish, task.model(quantization), count=16, maxSteps=8, learningRate=rate, warmupRatio="0"
+        tmp_path / "run", adapter, task.model(quantization), count=16, maxSteps=8, learningRate=rate, warmupRatio="0"
     )
     assert result.history[-1]["loss"] < result.history[0]["loss"]
     save_trained(result.model, BaseModel("acme/tiny", "main"), task.tokenizer, tmp_path / "out", torch.float32)
     loaded = models.ModelLoader(task.base, CPU, torch.float32, quantization).tuned(tmp_path / "out", task.tokens)
     assert difference(task, result.model, loaded) <= 1e-4
-    if wish.method == "IA3":
+    if adapter.method == "IA3":
         assert (tmp_path / "out" / "adapter_model.safetensors").stat().st_size < 32_000
 
 
 @pytest.mark.learns
-@pytest.mark.parametrize(("wish", "quantization", "extend", "training"), LEARNING)
+@pytest.mark.parametrize(("adapter", "quantization", "extend", "training"), LEARNING)
 def test_a_base_that_cannot_call_learns_to(
     tmp_path: Path,
-    wish: Adapter,
+    adapter: Adapter,
     quantization: Quantization,
     extend: bool,
     training: dict[str, object],
@@ -100,7 +100,7 @@ def test_a_base_that_cannot_call_learns_to(
     task = a_skilled_task(tmp_path, extend=extend)
     model = task.model(quantization)
     assert task.exact(model, 16) == 0
-    trained = task.train(tmp_path / "run", wish, model, seed=seed, **training).model
+    trained = task.train(tmp_path / "run", adapter, model, seed=seed, **training).model
     save_trained(trained, BaseModel("acme/tiny", "main"), task.tokenizer, tmp_path / "out", torch.float32)
     loaded = models.ModelLoader(task.base, CPU, torch.float32, quantization).tuned(tmp_path / "out", task.tokens)
     at_least("exact match", task.exact(loaded), 0.5)

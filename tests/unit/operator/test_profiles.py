@@ -639,7 +639,7 @@ def test_a_deleted_profile_stays_with_the_run_that_began_with_it() -> None:
 
 
 def test_a_named_profile_that_is_deleted_is_missed_by_the_next_run_only() -> None:
-    """The run goes to its end; the next one would be rejected, and the status says so before."""
+    """The run completes. The next one would be rejected, and the status already shows this."""
     world = World(profile="gold")
     world.profiles = (a_profile("gold", defaults={"maxRuntime": "2h"}),)
     world.settle()

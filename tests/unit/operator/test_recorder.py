@@ -28,7 +28,7 @@ async def test_events_are_named_in_the_order_of_a_run() -> None:
     recorder, now = Recorder(client, "test"), datetime.now(UTC)
     reasons = ["Trained", "Evaluated", "GatePassed", "Published"]
     for reason in reasons:
-        await recorder.record(finetune_of(a_finetune_body()), Event("Normal", reason, "told"), now)
+        await recorder.record(finetune_of(a_finetune_body()), Event("Normal", reason, "message"), now)
     shown = sorted(client.events, key=lambda event: event["metadata"]["name"])
     assert [event["reason"] for event in shown] == reasons
     assert len({event["metadata"]["name"] for event in shown}) == len(reasons)

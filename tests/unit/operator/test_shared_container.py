@@ -97,7 +97,7 @@ def test_a_time_without_a_zone_is_utc() -> None:
 
 
 def test_train_is_recorded_while_evaluate_runs() -> None:
-    """Its facts, the condition and one event, as soon as its pod says so; after a restart nothing is reported again."""
+    """Facts, condition and one event follow the pod's report at once, and a restart of the operator repeats none."""
     world = a_world_at(Stage.TRAIN)
     (pod,) = world.live_pods()
     started_at = entry(world, Stage.TRAIN).started_at
