@@ -23,15 +23,20 @@ EXPORT_SECONDS = 3.0
 log = logging.getLogger(__name__)
 
 
-def open_provider(service: str, ids: IdGenerator | None = None) -> TracerProvider:
+def open_provider(service: str, distribution: str, ids: IdGenerator | None = None) -> TracerProvider:
     """Return a provider that exports spans in a background thread. The caller must shut it down.
+
+    Args:
+        service: the name of the program in traces.
+        distribution: the installed Python distribution whose version traces show.
+        ids: generates the ids of traces and spans. Random by default.
 
     Raises:
         ValueError: one of OpenTelemetry's variables has an invalid value.
     """
     # OpenTelemetry logs every failed attempt. The exporter below logs only the first one.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
-    resource = Resource.create({"service.name": service, "service.version": version(service)})
+    resource = Resource.create({"service.name": service, "service.version": version(distribution)})
     provider = TracerProvider(resource=resource, id_generator=ids, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(_ExportLogger(OTLPSpanExporter(timeout=EXPORT_SECONDS))))
     return provider

@@ -21,7 +21,7 @@ class Tracing:
     def __init__(self) -> None:
         """Raises ValueError if an OpenTelemetry variable is invalid."""
         self._ids = _Ids()
-        self._provider = open_provider("tunemill-operator", self._ids)
+        self._provider = open_provider("tunemill-operator", "tunemill-operator", self._ids)
         self._tracer = self._provider.get_tracer("tunemill-operator")
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ def stage(stage: Stage, run: RunSpec) -> Iterator[None]:
     from tunemill_api.span_export import below, open_provider
 
     try:
-        provider = open_provider("tunemill-trainer")
+        provider = open_provider("tunemill-trainer", "tunemill")
     except ValueError as error:
         _log.warning("tracing is disabled: an OTEL_… environment variable is invalid: %s", error)
         yield
