@@ -20,6 +20,6 @@ def test_an_operator_waits_for_its_crd_and_ends_when_it_is_removed(tmp_path: Pat
         operator.wait_until_it_says("serving all namespaces")
         assert operator.probe("/readyz") == (200, "ok")
         plane.api.delete(f"{CRD_PATH}/{PLURAL}.{GROUP}")
-        assert operator.process.wait(90) == 1
+        assert operator.process.wait(180) == 1
         assert operator.said("restarting the process")
         assert not operator.said("Traceback"), operator.log.read_text()

@@ -190,7 +190,7 @@ def test_a_port_that_is_taken_ends_in_one_sentence(endpoint: Endpoint, plane: Pl
     """The endpoint's port has to be free."""
     port = int(endpoint.url.rpartition(":")[2])
     second = start(plane.kubeconfig, tmp_path / "log", *arguments_for(port, endpoint.authority))
-    assert second.process.wait(60) == 64
+    assert second.process.wait(180) == 64
     assert f"cannot listen on port {port}" in second.log.read_text().splitlines()[-1]
 
 
