@@ -73,7 +73,7 @@ def main(program: str, arguments: Sequence[str]) -> int:
     _open_closed_outputs()
     with console.guarded():
         try:
-            options = parser(program).parse_args(arguments)
+            options = parse(program, arguments)
             # Without torch, Transformers prints at import that only tokenizers are available.
             os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
             return _run(options.command_to_run, options)
@@ -91,6 +91,17 @@ def main(program: str, arguments: Sequence[str]) -> int:
         except Exception:  # noqa: BLE001 - Python would print the traceback after the guard has ended
             traceback.print_exc()
             return ExitCode.INTERNAL_ERROR
+
+
+def parse(program: str, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line. `flags` has the words after --, where the command passes them on to another program."""
+    passing = {command.name for command in commands_of(program) if command.passes_flags}
+    words, flags = list(arguments), list[str]()
+    if words[:1] and words[0] in passing and "--" in words:
+        # argparse cannot tell them from positional arguments of the command.
+        at = words.index("--")
+        words, flags = words[:at], words[at + 1 :]
+    return parser(program).parse_args(words, argparse.Namespace(flags=flags))
 
 
 def _run(command: Command, options: argparse.Namespace) -> int:

@@ -60,7 +60,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--port", type=_port, default=8000, metavar="PORT", help="the port; 0 takes a free one (default: %(default)s)"
     )
-    command.add_argument("flags", metavar="FLAG", nargs="*", help="more flags of the server, after --")
+    command.usage = "%(prog)s [-h] [--engine ENGINE] [--host ADDRESS] [--port PORT] RESULT [-- FLAG …]"
 
 
 def main(options: argparse.Namespace) -> int:
@@ -216,4 +216,5 @@ COMMAND = Command(
         ExitCode.PERMISSION_DENIED: "the Hub refuses the token",
         ExitCode.CONFIGURATION: "the server is not installed",
     },
+    passes_flags=True,
 )
