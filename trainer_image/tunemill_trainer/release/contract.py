@@ -67,11 +67,15 @@ class Launch:
             return self.name
         return f"{self.model}@{self.revision}" if self.revision else self.model
 
+    @property
+    def call_flags(self) -> list[str]:
+        """The flags with which vLLM parses calls; none when it has no parser."""
+        return ["--enable-auto-tool-choice", "--tool-call-parser", self.parser] if self.parser else []
+
     def flags(self) -> list[list[str]]:
         """Return the arguments of `vllm serve` or `transformers serve`, the model first, in groups of one line each."""
         if self.target is ServingTarget.TRANSFORMERS:
             return [[self.served_name]]
-        calls = ["--enable-auto-tool-choice", "--tool-call-parser", self.parser] if self.parser else []
         pinned = ["--revision", self.revision] if self.revision else []
         if not self.adapter:
             groups = [
@@ -79,7 +83,7 @@ class Launch:
                 pinned,
                 ["--tokenizer-revision", self.revision] if self.revision else [],
                 ["--served-model-name", self.name],
-                calls,
+                self.call_flags,
             ]
         else:
             # From a folder: vLLM loads an adapter by repository name at its newest commit, without its tokenizer and
@@ -90,7 +94,7 @@ class Launch:
                 [self.model, *pinned],
                 [*lora, "--lora-modules", f"{self.name}={folder}"],
                 ["--tokenizer", folder, "--chat-template", f"{folder}/{TEMPLATE}", "--generation-config", folder],
-                calls,
+                self.call_flags,
             ]
         return [group for group in groups if group]
 

@@ -237,7 +237,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
     ("words", "completed"),
     [
         (["l"], {"lint"}),
-        (["s"], {"show", "score"}),
+        (["s"], {"show", "score", "serve"}),
         (["lint", "--max"], {"--max-tool-ratio", "--max-length"}),
         (["lint", "--format", "To"], {"ToolACE", "ToolBench"}),
         (["show", "calls"], {"calls.jsonl"}),
