@@ -19,6 +19,7 @@ from tunemill_api.training import Turns
 from tunemill_trainer.judge.report import Report
 from tunemill_trainer.prepared import BaseModel, Tokens
 from tunemill_trainer.release import labels
+from tunemill_trainer.release.contract import Launch
 from tunemill_trainer.release.local_releases import path_of
 
 _HUB_DATA = "hf://"
@@ -40,6 +41,7 @@ class ReleaseFacts:
         repository: the repository to which the card belongs.
         whole: whether the repository holds a full model instead of an adapter.
         serving: the serving contract.
+        launch: how the contract starts the served model; None when there is none.
         with_page: whether report.html is in the repository.
         license: license, license_name and license_link from the base model's card.
         public_dataset: the id of the data set when it is public on the Hub; see `hub_dataset`.
@@ -56,6 +58,7 @@ class ReleaseFacts:
     repository: str
     whole: bool = False
     serving: ServingFacts | None = None
+    launch: Launch | None = None
     with_page: bool = False
     license: dict[str, str] = field(default_factory=dict)
     public_dataset: str = ""
@@ -260,6 +263,7 @@ as in the evaluation. `serving.json` has the same settings as JSON."""
         if serving.tool_call_parser
         else f"{serving.target} has no parser for this call format: parse the calls from the text of the reply."
     )
+    text.append("`serving.yaml` has the same for Kubernetes: with KServe, and as a plain Deployment of vLLM.")
     return ["\n\n".join(text)]
 
 

@@ -15,6 +15,7 @@ from tunemill_trainer.learn.curve import read_record
 from tunemill_trainer.prepared import BaseModel, Tokens
 from tunemill_trainer.release.card import ReleaseFacts, model_card
 from tunemill_trainer.release.contract import CONTRACT, TEMPLATE, response_template
+from tunemill_trainer.release.manifests import MANIFESTS, serving_manifests
 from tunemill_trainer.release.page import PAGE_FILE
 from tunemill_trainer.release.pictures import draw_loss, draw_scores
 from tunemill_trainer.release.provenance import PROVENANCE
@@ -41,7 +42,12 @@ def assemble(folder: Path, facts: ReleaseFacts, trained: Path, evaluation: Path)
     if facts.with_page:
         shutil.copy(evaluation / PAGE_FILE, folder / PAGE_FILE)
     if facts.serving is not None:
-        _write(folder / CONTRACT, _contract(facts.serving, facts.tokens))
+        _write(folder / CONTRACT, _contract(facts.serving, facts.tokens, facts.report.settings.reply_format))
+    if facts.serving is not None and facts.launch is not None:
+        served, _, revision = facts.serving.model.rpartition("@")
+        call_format = ReplyFormat(facts.report.settings.reply_format)
+        manifests = serving_manifests(facts.launch, served, revision, call_format)
+        (folder / MANIFESTS).write_text(manifests, encoding="utf-8")
     (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
     for written_last in (CONTENTS, PROVENANCE):
         (folder / written_last).touch()
@@ -81,10 +87,11 @@ def _generation_prompt(template: ChatTemplate) -> str:
     return template.prompt(request, ()).removeprefix(template.conversation(request, ()))
 
 
-def _contract(serving: ServingFacts, tokens: Tokens) -> dict[str, Any]:
+def _contract(serving: ServingFacts, tokens: Tokens, call_format: str) -> dict[str, Any]:
     """Return the content of serving.json."""
     return {
         **serving.model_dump(mode="json", by_alias=True, exclude={"proof"}),
+        "callFormat": call_format,
         "chatTemplate": TEMPLATE,
         "stopTokenIds": list(tokens.stop_token_ids),
         "sampling": {"temperature": 0},

@@ -276,7 +276,11 @@ class _Release:
         context, publish = self.context, self.context.spec.publish
         folder = self.folder(name)
         facts = replace(
-            self.facts, repository=name, whole=name == self.chosen.whole, serving=contract.serving(self.revisions)
+            self.facts,
+            repository=name,
+            whole=name == self.chosen.whole,
+            serving=contract.serving(self.revisions),
+            launch=contract.launch(self.revisions[contract.served]) if contract.served else None,
         )
         assemble(folder, facts, context.folder("trained"), context.folder("evaluation"))
         repository = _repository(context, self.hub, name)

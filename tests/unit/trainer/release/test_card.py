@@ -32,6 +32,7 @@ def facts(*added: str, publish: dict | None = None, dataset: dict | None = None,
     places = Artifacts(adapter, merged if added else "", report=False) if not whole else Artifacts("", adapter, False)
     verdict = Verdict(("it contains rows for added tokens",) if added else (), 32)
     contract = Contract(ServingTarget.VLLM, base, places, verdict, ReplyFormat.HERMES)
+    revisions = {adapter: "main", merged: "decade"}
     spec = {
         "baseModel": {"id": "google/gemma-2-2b-it", "tokenSecretRef": {"name": "hf-read"}},
         "dataset": dataset or {"uri": "s3://secret-bucket/calls.jsonl", "endpoint": "https://s3.internal.example"},
@@ -95,7 +96,8 @@ def facts(*added: str, publish: dict | None = None, dataset: dict | None = None,
         gates=(GateFacts(gate="exact_match >= 0.5", passed=True, message="base 0.1000, tuned 0.8000, 20 cases"),),
         repository=adapter,
         whole=whole,
-        serving=contract.serving({adapter: "main", merged: "decade"}),
+        serving=contract.serving(revisions),
+        launch=contract.launch(revisions[contract.served]),
         license={"license": "gemma"},
     )
 
@@ -262,7 +264,7 @@ def test_the_same_facts_give_the_same_folder(tmp_path: Path):
         assemble(folder, facts(), trained, evaluation)
     one, two = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
     assert one == two
-    assert {"README.md", "loss.png", "scores.png", "serving.json", "tunemill.json"} <= one.keys()
+    assert {"README.md", "loss.png", "scores.png", "serving.json", "serving.yaml", "tunemill.json"} <= one.keys()
     assert "report.html" not in one
 
 
