@@ -111,7 +111,7 @@ def estimate(
         # For one position, in the model's number format and in FP32.
         "logits": shape.vocabulary * (compute.itemsize + 4),
     }
-    return Estimate(train=tuple(needs), evaluate=(Need(MemoryMode.ONE_ROW, answering),))
+    return Estimate(shape.parameters, train=tuple(needs), evaluate=(Need(MemoryMode.ONE_ROW, answering),))
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,7 @@ class _Shape:
 
     Attributes:
         model: the model on tensors without storage, with its trained parameters in FP32.
+        parameters: number of weights of the base model.
         groups: the kinds of layers.
         weights: bytes of the base model as loaded by train.
         published_weights: bytes of the model as loaded by evaluate.
@@ -139,6 +140,7 @@ class _Shape:
     """
 
     model: Any
+    parameters: int
     groups: tuple[_Group, ...]
     weights: int
     published_weights: int
@@ -159,6 +161,7 @@ class _Shape:
         if fused and model.config.get_text_config()._attn_implementation != "eager":  # noqa: SLF001 - no other name
             AttentionInterface.register(_FUSED, _fused_attention)
             model.set_attn_implementation(_FUSED)
+        parameters = model.num_parameters()
         cache = cache_size(model)
         cache = replace(cache, token=cache.token * compute.itemsize // model.dtype.itemsize)
         name, kinds = _keep_one_layer_of_each_kind(model)
@@ -182,6 +185,7 @@ class _Shape:
         layers = base.get_submodule(name)
         return cls(
             model=model,
+            parameters=parameters,
             groups=tuple(_Group(layer, count) for layer, count in zip(layers, kinds, strict=True)),
             weights=weights,
             published_weights=published,

@@ -276,10 +276,7 @@ def _training(facts: ReleaseFacts) -> str:
         ("Loss on", f"{training.loss_on.value}{turns}; {data.supervised_token_percent} % of the tokens"),
         ("Vocabulary", f"{facts.tokens.mode}, {len(facts.tokens.added)} tokens added"),
         (_method(facts), _settings(facts) or "all weights"),
-        (
-            "Learning rate",
-            f"{training.learning_rate}, {training.scheduler.value}, warmup ratio {training.warmup_ratio}",
-        ),
+        ("Learning rate", labels.learning_rate(training, facts.trained)),
         ("Duration", f"{length}{facts.trained.steps} steps of {training.batch_size} rows, seed {training.seed}"),
         ("Trained on", f"{facts.trained.device}, {facts.trained.train_seconds} s"),
         ("Training loss", f"from {facts.trained.first_loss} to {facts.trained.loss}"),
