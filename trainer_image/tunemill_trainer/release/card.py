@@ -39,6 +39,7 @@ class ReleaseFacts:
         gates: the result of each gate.
         repository: the repository to which the card belongs.
         whole: whether the repository holds a full model instead of an adapter.
+        multimodal: whether the base model has other parts than its language model.
         serving: the serving contract.
         with_page: whether report.html is in the repository.
         license: license, license_name and license_link from the base model's card.
@@ -55,6 +56,7 @@ class ReleaseFacts:
     gates: tuple[GateFacts, ...]
     repository: str
     whole: bool = False
+    multimodal: bool = False
     serving: ServingFacts | None = None
     with_page: bool = False
     license: dict[str, str] = field(default_factory=dict)
@@ -197,9 +199,12 @@ def _metric_line(metric: MetricFacts, report: Report) -> str:
 
 def _usage(facts: ReleaseFacts) -> str:
     stops = list(facts.tokens.stop_token_ids)
-    library, loader = ("transformers", "AutoModelForCausalLM") if facts.whole else ("peft", "AutoPeftModelForCausalLM")
+    if facts.whole:
+        library, loader = "transformers", "AutoModelForMultimodalLM" if facts.multimodal else "AutoModelForCausalLM"
+    else:
+        library, loader = "peft", "AutoPeftModel" if facts.multimodal else "AutoPeftModelForCausalLM"
     imports = (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer"
+        f"from transformers import {loader}, AutoTokenizer"
         if facts.whole
         else f"from {library} import {loader}\nfrom transformers import AutoTokenizer"
     )

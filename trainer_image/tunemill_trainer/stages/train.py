@@ -8,7 +8,7 @@ from pathlib import Path
 
 import datasets
 import torch
-from transformers import AutoConfig, AutoTokenizer, TrainerCallback
+from transformers import AutoTokenizer, TrainerCallback
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.stage_report import Stage
@@ -30,6 +30,7 @@ from tunemill_trainer.learn.checkpoints import Checkpoint
 from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.learn.full import WIDE, WeightFormat, count_weights, format_of_checkpoint, weight_format
 from tunemill_trainer.learn.held_out import rows_of
+from tunemill_trainer.learn.language_part import freeze_other_parts
 from tunemill_trainer.learn.memory_settings import MemorySettings
 from tunemill_trainer.learn.plan import Plan, plan
 from tunemill_trainer.learn.trainer import TRAINABLE_FILE
@@ -160,6 +161,8 @@ def _train(inputs: _Inputs) -> _Trained:
         rate = learning_rate(spec.training, spec.adapter.method, weights)
         _log.info("peak learning rate %s, method %s, %s weights", rate, spec.adapter.method.value, f"{weights:,}")
         models.extend_vocabulary(model, inputs.tokens)
+        if full:
+            freeze_other_parts(model)
         with checkpoints.Uploads(context.workspace, context.train_key, spec.training.checkpoint.keep) as uploads:
             uploading = CheckpointUploads(uploads, checkpoint.train_seconds if checkpoint else 0.0)
             result = sft.train(
@@ -198,7 +201,7 @@ def _commit(inputs: _Inputs, trained: _Trained) -> TrainedFacts:
     """Save the model and the training log, and commit them to the workspace."""
     result = trained.result
     workspace, key, output = inputs.context.workspace, inputs.context.train_key, inputs.context.folder("trained")
-    base_dtype = AutoConfig.from_pretrained(inputs.base_folder).dtype or torch.float32
+    base_dtype = models.stored_dtype(inputs.base_folder)
     prepared = inputs.prepared
     save_trained(result.model, prepared.base_model(), prepared.tokenizer_path, output / "adapter", base_dtype)
     curve.write_record(result.history, result.held_out, output)
