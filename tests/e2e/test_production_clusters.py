@@ -205,7 +205,9 @@ def test_a_drained_node_interrupts_training_only_when_its_budget_allows(world: W
     kubectl = world.testbed.kubectl
     steps = 150
     world.put_rows()
-    finetune = world.apply(training={"maxSteps": steps, "checkpoint": {"everySteps": 5}}, retry={"limit": 0})
+    # A name that no other test uses: the drain selects pods by it, in all namespaces.
+    name = "drained"
+    finetune = world.apply(name, training={"maxSteps": steps, "checkpoint": {"everySteps": 5}}, retry={"limit": 0})
     finetune.follow(lambda _: world.has_checkpoint(), RUN_SECONDS)
     (pod,) = finetune.pods("train")
     ready = {each["type"]: each["status"] for each in pod["status"]["conditions"]}

@@ -1,6 +1,7 @@
 """A collector of traces: OTLP over HTTP in, spans out; in the test's own process, or as a program, a line for each."""
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -88,5 +89,11 @@ def _spans(body: bytes) -> Iterator[Span]:
                 )
 
 
+def _print(span: Span) -> None:
+    # One write, because the server has several threads.
+    sys.stdout.write(json.dumps(asdict(span)) + "\n")
+    sys.stdout.flush()
+
+
 if __name__ == "__main__":
-    _server("0.0.0.0", 4318, lambda span: print(json.dumps(asdict(span)), flush=True)).serve_forever()
+    _server("0.0.0.0", 4318, _print).serve_forever()
