@@ -1,6 +1,7 @@
 """Multimodal base models, tiny ones of the real architectures: their language model is trained, the rest is kept."""
 
 import ast
+import json
 import re
 import shutil
 from dataclasses import dataclass, replace
@@ -9,12 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from learn.families import some_rows
 from learn.tasks import CPU, Task, a_task
+from learn.training import ALL_TAGS, run_command
 from peft import AutoPeftModel
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForMultimodalLM
 from tunemill_api.training import Adapter
+from tunemill_dev.tiny import rows
 from tunemill_dev.tiny.cached import cached_base
 from tunemill_trainer.learn import language_part, loss, models, passes
 from tunemill_trainer.learn.adapter import adapter_config, save_trained
@@ -211,7 +215,7 @@ def served_name(family: Family, tensor: str) -> str:
     return name
 
 
-@each_family
+@pytest.mark.parametrize("family", [FAMILIES["Gemma 3"], FAMILIES["Llama 4"]], ids=["tied head", "separate head"])
 def test_full_trains_the_language_model_only(family: Family, task: Task, tmp_path: Path) -> None:
     """The other parts are neither trained nor in the memory of the optimizer."""
     model = task.model()
@@ -261,3 +265,36 @@ def test_modules_of_the_same_name_in_other_parts_get_no_adapter(method: dict[str
     trained = [name for name, parameter in tuned.named_parameters() if parameter.requires_grad]
     assert trained
     assert all("language_model.layers." in name for name in trained)
+
+
+def test_a_multimodal_base_runs_through_all_stages(tmp_path: Path) -> None:
+    """From rows to an adapter and a merged model that users and servers can load; the learning rate is recorded."""
+    text_base = cached_base("gemma3", ALL_TAGS, steps=0)
+    model = a_model(FAMILIES["Gemma 3"], AutoConfig.from_pretrained(text_base).vocab_size)
+    model.save_pretrained(tmp_path / "base")
+    for file in text_base.iterdir():
+        if file.name.startswith(("tokenizer", "chat_template", "special_tokens")):
+            shutil.copy(file, tmp_path / "base")
+    (tmp_path / "base" / "preprocessor_config.json").write_text("{}")
+    (tmp_path / "calls.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(60, seed=5, offered=2)))
+    spec = {
+        "baseModel": {"id": "./base"},
+        "dataset": {"uri": "./calls.jsonl"},
+        "training": {"maxSteps": 2, "batchSize": 8, "maxLength": 512},
+        "evaluation": {"maxNewTokens": 8, "maxRows": 4, "gates": []},
+        "publish": {"repository": "./result", "artifacts": ["Adapter", "Merged"]},
+        "compute": {"gpus": 0},
+    }
+    manifest = {"apiVersion": "tunemill.dev/v1alpha1", "kind": "FunctionCallFineTune", "metadata": {"name": "t"}}
+    (tmp_path / "finetune.yaml").write_text(yaml.safe_dump({**manifest, "spec": spec}))
+    ended = run_command(["run", "finetune.yaml", "--work", "work"], {}, tmp_path)
+    assert ended.code == 0, ended.log
+    release, whole = tmp_path / "result" / "main", tmp_path / "result-merged" / "main"
+    card = (release / "README.md").read_text()
+    assert "from peft import AutoPeftModel\n" in card
+    assert "| Learning rate | 2e-4 (Auto), Cosine, warmup ratio 0.1 |" in card
+    assert "AutoModelForMultimodalLM" in (whole / "README.md").read_text()
+    kind = type(model)
+    assert type(AutoPeftModel.from_pretrained(release).get_base_model()) is kind
+    assert type(AutoModelForMultimodalLM.from_pretrained(whole)) is kind
+    assert (whole / "preprocessor_config.json").is_file()

@@ -141,15 +141,20 @@ def behaviour(
 ) -> Behaviour:
     """Generate a reply per probe, one after the other. `prompts` has the token ids of each probe's prompt."""
     import torch
+    from peft import PeftModel
     from transformers import GenerationConfig
 
-    model.generation_config = GenerationConfig(
+    settings = GenerationConfig(
         do_sample=False,
         eos_token_id=list(tokens.stop_token_ids),
         pad_token_id=tokens.pad_token_id,
         output_logits=True,
         return_dict_in_generate=True,
     )
+    model.generation_config = settings
+    if isinstance(model, PeftModel):
+        # Without a task type, PEFT leaves generation to the base model.
+        model.get_base_model().generation_config = settings
     replies, logits = [], []
     for prompt, probe in zip(prompts, probes, strict=True):
         check_stop()
