@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftConfig, PeftModel
+from peft.utils.transformers_weight_conversion import _MODEL_TO_CONVERSION_PATTERN, _MOE_TARGET_MODULE_MAPPING
 from torch import nn
 from tunemill_api.failures import Reason
 from tunemill_api.training import AdaLora, Adapter, AdapterMethod, Ia3, Lora
@@ -16,6 +17,9 @@ from tunemill_trainer.learn.language_part import is_multimodal, prefix_of
 from tunemill_trainer.prepared import BaseModel, Tokens
 
 _ALL_LINEAR = "all-linear"
+_MAMBA = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
+_MAMBA_LAYERS = frozenset({"out_proj", "conv1d"})
+"""As PEFT has them in `_check_lora_target_modules_mamba`."""
 _WARM_SHARE, _FINAL_SHARE = 0.1, 0.3
 """The fractions of the steps before AdaLoRA starts pruning ranks and after it has finished, as in the paper's runs."""
 
@@ -132,16 +136,19 @@ def _targets(wanted: list[str], model: Any, field: str) -> list[str] | str:  # n
 
     In a multimodal model, other parts have modules of the same names. So they are listed with their full names.
     """
-    prefix, linear = prefix_of(model), _linear_layers(model)
+    prefix, refused = prefix_of(model), _refused(model)
     if wanted == [_ALL_LINEAR]:
+        linear = _linear_layers(model)
         others = any(isinstance(module, nn.Linear) and name not in linear for name, module in _but_head(model))
-        return linear if others else _ALL_LINEAR
+        return linear if others or refused else _ALL_LINEAR
     # Exclude the embedding and the head: the loss reads the weight of the head directly, without an adapter's update.
     layers = [model.get_input_embeddings(), model.get_output_embeddings()]
     modules = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Embedding) and name.startswith(prefix)
+        if isinstance(module, nn.Linear | nn.Embedding)
+        and name.startswith(prefix)
+        and name.rpartition(".")[2] not in refused
     }
     allowed = sorted(
         {name.rpartition(".")[2] for name, module in modules.items() if all(module is not layer for layer in layers)}
@@ -165,14 +172,28 @@ def _linear_layers(model: Any) -> list[str]:  # noqa: ANN401
     A subclass in the model's code, such as the router of Llama 4, returns more than the product, which PEFT's layers
     cannot add to. Subclasses of other libraries, such as the quantized layers of bitsandbytes, can have an adapter.
     """
-    prefix = prefix_of(model)
+    prefix, refused = prefix_of(model), _refused(model)
     return [
         name
         for name, module in _but_head(model)
         if isinstance(module, nn.Linear)
         and name.startswith(prefix)
+        and name.rpartition(".")[2] not in refused
         and (type(module).forward is nn.Linear.forward or not type(module).__module__.startswith("transformers."))
     ]
+
+
+def _refused(model: Any) -> frozenset[str]:  # noqa: ANN401
+    """Return the last parts of the names of linear layers that PEFT does not take.
+
+    - In mixture-of-experts models whose experts Transformers 5 fused into one tensor, PEFT reads the names of the
+      experts' former layers as that tensor. It would train several times as many parameters, allows no dropout, and
+      writes an adapter that vLLM does not load. So the experts stay frozen, as in models without such layers.
+    - In Mamba layers, the kernel reads the weight of `out_proj` directly, without an adapter's update.
+    """
+    kind = model.config.get_text_config().model_type
+    experts = _MOE_TARGET_MODULE_MAPPING.get(_MODEL_TO_CONVERSION_PATTERN.get(kind, ""), {})
+    return frozenset(experts) | (_MAMBA_LAYERS if kind in _MAMBA else frozenset())
 
 
 def _but_head(model: Any) -> list[tuple[str, nn.Module]]:  # noqa: ANN401
