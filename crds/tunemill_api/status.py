@@ -130,6 +130,9 @@ class TrainedFacts(StatusModel):
 
     steps: int
     """Number of optimizer steps."""
+    learning_rate: str = ""
+    """Peak learning rate. With spec.training.learningRate Auto, the rate that was chosen. Empty if train was run by a
+    version that did not record it."""
     loss: str
     """Mean training loss over the last tenth of the steps."""
     first_loss: str = ""

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from tunemill_api.base import ApiModel
-from tunemill_api.scalars import Fraction, Number, rule, rules
+from tunemill_api.scalars import AUTO, Fraction, NumberOrAuto, rule, rules
 
 
 class AdapterMethod(StrEnum):
@@ -190,17 +190,19 @@ class Training(ApiModel):
     max_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     """Number of optimizer steps, used instead of epochs. 0: use epochs."""
     learning_rate: Annotated[
-        Number,
+        NumberOrAuto,
         Field(
             json_schema_extra=rules(
                 rule(
-                    "double(self) > 0.0 && double(self) <= 1.0",
-                    'training.learningRate must lie above 0 and be at most 1, for example "1e-4"',
+                    f"self == '{AUTO}' || (double(self) > 0.0 && double(self) <= 1.0)",
+                    'training.learningRate must lie above 0 and be at most 1, for example "1e-4", or be Auto',
                 )
             )
         ),
-    ] = "1e-4"
-    """Peak learning rate, reached after the warmup."""
+    ] = AUTO
+    """Peak learning rate, reached after the warmup. Auto: a rate for the method and for the base model's number of
+    weights, for example 1e-4 for LoRA and 1e-5 for Full on 8 billion weights. The field `trained` of train's entry in
+    status.stages has the rate that was used."""
     scheduler: Scheduler = Scheduler.COSINE
     """Learning rate schedule after the warmup."""
     warmup_ratio: Annotated[

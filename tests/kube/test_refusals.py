@@ -120,7 +120,7 @@ def test_durations_are_what_people_write(namespace: Namespace, duration: str) ->
 def test_defaults_are_filled_in(namespace: Namespace) -> None:
     """`kubectl get -o yaml` shows what will be done, and not what will not: an option that nobody has chosen."""
     spec = namespace.apply("small")["spec"]
-    assert spec["training"]["learningRate"] == "1e-4"
+    assert spec["training"]["learningRate"] == "Auto"
     assert spec["adapter"] == {"method": "LoRA"}
     assert not {"suspend", "profile", "compute", "podTemplates"} & set(spec)
     assert not {"maxSteps", "earlyStopping"} & set(spec["training"])

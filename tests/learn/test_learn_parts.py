@@ -35,7 +35,7 @@ def watched(losses: list[float], divergence: Divergence = Divergence.STOP) -> No
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_ends_the_run(loss: float) -> None:
     """Proves that it is found in the very log in which it shows, and that step and learning rate are named."""
-    with pytest.raises(StageError, match=r"step 3.*learningRate 0\.3") as error:
+    with pytest.raises(StageError, match=r"step 3.*rate of 0\.3") as error:
         watched([2.0, 1.9, loss])
     assert error.value.reason == Reason.TRAINING_DIVERGED
     assert error.value.exit_code == 64

@@ -109,7 +109,7 @@ def test_mixed_precision_is_on_wherever_a_loss_is_computed(raw: Task, tmp_path: 
         return score_in_tiles(model, batch)
 
     monkeypatch.setattr("tunemill_trainer.learn.trainer.score_for", lambda _device: watched)
-    settings = Training(batch_size=8, max_steps=1)
+    settings = Training(batch_size=8, max_steps=1, learning_rate="1e-4")
     run = sft.Run(settings, Plan(1, 1), CPU, torch.bfloat16, tmp_path)
     model, speaker = raw.model(), AutoTokenizer.from_pretrained(raw.tokenizer)
     adapter_spec = adapter_config(adapter("LoRA"), model, raw.tokens, 1)

@@ -16,7 +16,7 @@ from tunemill_operator.engine.sidecars import AT_ONCE
 
 EDITS: list[dict[str, Any]] = [
     {"training": {"learningRate": "2e-4"}},
-    {"training": {"learningRate": "1e-4"}},
+    {"training": {"learningRate": "Auto"}},
     {"dataset": {"uri": "s3://team-a-data/support/other.jsonl"}},
     {"dataset": {"uri": "s3://team-a-data/support/calls.jsonl"}},
     {"evaluation": {"maxRows": 20}},

@@ -128,7 +128,7 @@ def ours(model: Any, rows: Rows, batch: int, watch: TrainerCallback, *, added: i
     from tunemill_trainer.learn.devices import Device
     from tunemill_trainer.learn.plan import plan
 
-    training = Training(batch_size=batch, warmup_ratio="0")
+    training = Training(batch_size=batch, learning_rate="1e-4", warmup_ratio="0")
     device = Device("cuda", "GPU") if torch.cuda.is_available() else Device("cpu", "cpu")
     data = datasets.Dataset.from_list([{**row, "length": len(row["input_ids"])} for row in rows])
     with tempfile.TemporaryDirectory() as folder:

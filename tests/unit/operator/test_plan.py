@@ -178,7 +178,7 @@ def test_an_edit_that_is_taken_back_while_the_pod_ends_makes_the_job_anew() -> N
     world = a_world_at(Stage.TRAIN)
     world.edit(training={"learningRate": "5e-4"})
     world.reconcile()
-    world.edit(training={"learningRate": "1e-4"})
+    world.edit(training={"learningRate": "Auto"})
     for _ in range(5):
         world.settle()
         world.run_pod()

@@ -44,6 +44,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Print the estimate and return the exit code: 0; 78 when the run cannot fit spec.compute.gpuMemory."""
     # Imported here: other commands and the stages share this parser and do not need them.
+    from tunemill_trainer.bases.learning_rates import learning_rate
     from tunemill_trainer.commands import manifest
     from tunemill_trainer.learn import memory_plan
 
@@ -52,11 +53,13 @@ def main(options: argparse.Namespace) -> int:
         folder = options.config or _download(spec.hub.endpoint, spec.base_model.id, spec.base_model.revision)
         lengths = memory_plan.lengths_of(spec, longest=min(options.longest or 0, spec.training.max_length))
         estimate = memory_plan.estimate_in_child(folder, spec, len(spec.tokenizer.add_tokens), lengths)
+        rate = learning_rate(spec.training, spec.adapter.method, estimate.weights)
         if options.json:
-            output.show_json(_json_of(spec, lengths, estimate))
+            output.show_json(_json_of(spec, lengths, estimate, rate))
         else:
             console.show(
-                f"{spec.base_model.id}, {spec.adapter.method}, quantization {spec.base_model.quantization}\n"
+                f"{spec.base_model.id}, {estimate.weights:,} weights, {spec.adapter.method}, "
+                f"quantization {spec.base_model.quantization}, peak learning rate {rate}\n"
                 f"rows of at most {lengths.longest} tokens, {lengths.pass_tokens} tokens a forward pass\n\n"
                 f"{memory_plan.table(estimate)}"
             )
@@ -77,7 +80,7 @@ def _download(endpoint: str, model: str, revision: str) -> Path:
     return reader.download(reader.resolve(revision).commit, ["config.json"])
 
 
-def _json_of(spec: "FineTuneSpec", lengths: "Lengths", estimate: "Estimate") -> dict[str, object]:
+def _json_of(spec: "FineTuneSpec", lengths: "Lengths", estimate: "Estimate", rate: str) -> dict[str, object]:
     from tunemill_trainer.learn.memory_plan import GPUS
 
     gpus = []
@@ -88,6 +91,8 @@ def _json_of(spec: "FineTuneSpec", lengths: "Lengths", estimate: "Estimate") -> 
         "baseModel": spec.base_model.id,
         "method": spec.adapter.method.value,
         "quantization": spec.base_model.quantization.value,
+        "weights": estimate.weights,
+        "learningRate": rate,
         "longestRowTokens": lengths.longest,
         "passTokens": lengths.pass_tokens,
         "leastMib": estimate.least_mib,
@@ -105,7 +110,7 @@ def _need_as_json(need: "Need") -> dict[str, object]:
 COMMAND = Command(
     name="plan",
     task=Task.TRAIN,
-    summary="estimate the GPU memory of a run, and list the GPUs that it fits",
+    summary="estimate the GPU memory of a run, list the GPUs that it fits, and show the learning rate",
     add_options=add_options,
     main=main,
     examples=("plan finetune.yaml", "plan finetune.yaml --longest 1200 --config ./gemma-2-2b-it --json"),
@@ -122,6 +127,8 @@ COMMAND = Command(
             JsonField("baseModel", "string", "`spec.baseModel.id`."),
             JsonField("method", "string", "`spec.adapter.method`."),
             JsonField("quantization", "string", "`spec.baseModel.quantization`."),
+            JsonField("weights", "integer", "Number of weights of the base model."),
+            JsonField("learningRate", "string", "The peak learning rate that train uses."),
             JsonField("longestRowTokens", "integer", "Tokens of the longest row."),
             JsonField("passTokens", "integer", "The maximum number of tokens of a forward pass."),
             JsonField("leastMib", "integer", "MiB without which the run does not fit."),

@@ -7,14 +7,19 @@ from typing import Any
 
 import torch
 from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftConfig, PeftModel
+from peft.utils.transformers_weight_conversion import _MODEL_TO_CONVERSION_PATTERN, _MOE_TARGET_MODULE_MAPPING
 from torch import nn
 from tunemill_api.failures import Reason
 from tunemill_api.training import AdaLora, Adapter, AdapterMethod, Ia3, Lora
 
 from tunemill_trainer.errors import StageError
+from tunemill_trainer.learn.language_part import is_multimodal, prefix_of
 from tunemill_trainer.prepared import BaseModel, Tokens
 
 _ALL_LINEAR = "all-linear"
+_MAMBA = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
+_MAMBA_LAYERS = frozenset({"out_proj", "conv1d"})
+"""As PEFT has them in `_check_lora_target_modules_mamba`."""
 _WARM_SHARE, _FINAL_SHARE = 0.1, 0.3
 """The fractions of the steps before AdaLoRA starts pruning ranks and after it has finished, as in the paper's runs."""
 
@@ -78,7 +83,7 @@ def _lora(lora: Lora, model: Any, rows: dict[str, list[int]] | None) -> LoraConf
         target_modules=_targets(lora.target_modules, model, "spec.adapter.lora.targetModules"),
         use_rslora=lora.rs_lora,
         trainable_token_indices=rows,
-        task_type="CAUSAL_LM",
+        task_type=_task_type(model),
     )
 
 
@@ -100,8 +105,13 @@ def _adalora(adalora: AdaLora, model: Any, rows: dict[str, list[int]] | None, st
         tfinal=final,
         total_step=steps,
         trainable_token_indices=rows,
-        task_type="CAUSAL_LM",
+        task_type=_task_type(model),
     )
+
+
+def _task_type(model: Any) -> str | None:  # noqa: ANN401
+    """Return PEFT's task type. A multimodal model has none: PEFT then records the class that AutoPeftModel loads."""
+    return None if is_multimodal(model) else "CAUSAL_LM"
 
 
 def _ia3(ia3: Ia3, model: Any) -> IA3Config:  # noqa: ANN401
@@ -109,37 +119,91 @@ def _ia3(ia3: Ia3, model: Any) -> IA3Config:  # noqa: ANN401
     if targets == _ALL_LINEAR:
         # With all-linear, PEFT saves full module paths, and then refuses to load them, because the names of the
         # feed-forward modules are not among them.
-        head = model.get_output_embeddings()
-        linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and part is not head]
-        targets = sorted({name.rpartition(".")[2] for name in linear})
-    stray = sorted(set(ia3.feedforward_modules) - set(targets))
+        targets = sorted({name.rpartition(".")[2] for name in _linear_layers(model)})
+    feedforward = [name for name in targets if any(_is_named(name, wanted) for wanted in ia3.feedforward_modules)]
+    stray = {wanted for wanted in ia3.feedforward_modules if not any(_is_named(name, wanted) for name in feedforward)}
     if stray:
         raise StageError(
             Reason.INVALID_SPEC,
             f"expected spec.adapter.ia3.feedforwardModules to be among spec.adapter.ia3.targetModules "
-            f"({', '.join(targets)}), found {', '.join(stray)}",
+            f"({', '.join(targets)}), found {', '.join(sorted(stray))}",
         )
-    return IA3Config(target_modules=targets, feedforward_modules=ia3.feedforward_modules, task_type="CAUSAL_LM")
+    return IA3Config(target_modules=targets, feedforward_modules=feedforward, task_type=_task_type(model))
 
 
 def _targets(wanted: list[str], model: Any, field: str) -> list[str] | str:  # noqa: ANN401
+    """Return the modules that get an adapter, by the last part of their names.
+
+    In a multimodal model, other parts have modules of the same names. So they are listed with their full names.
+    """
+    prefix, refused = prefix_of(model), _refused(model)
     if wanted == [_ALL_LINEAR]:
-        return _ALL_LINEAR
+        linear = _linear_layers(model)
+        others = any(isinstance(module, nn.Linear) and name not in linear for name, module in _but_head(model))
+        return linear if others or refused else _ALL_LINEAR
     # Exclude the embedding and the head: the loss reads the weight of the head directly, without an adapter's update.
     layers = [model.get_input_embeddings(), model.get_output_embeddings()]
-    modules = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding)}
+    modules = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Embedding)
+        and name.startswith(prefix)
+        and name.rpartition(".")[2] not in refused
+    }
     allowed = sorted(
         {name.rpartition(".")[2] for name, module in modules.items() if all(module is not layer for layer in layers)}
     )
     for target in wanted:
-        matching = [module for name, module in modules.items() if name == target or name.endswith(f".{target}")]
+        matching = [module for name, module in modules.items() if _is_named(name, target)]
         if not matching or any(module is layer for module in matching for layer in layers):
             raise StageError(
                 Reason.INVALID_SPEC,
                 f"expected {field} to be [{_ALL_LINEAR}] or a list of {', '.join(allowed)}, found {target!r}. The rows "
                 "of added tokens are always trained and need no entry",
             )
+    if prefix:
+        return [name for name in modules if any(_is_named(name, target) for target in wanted)]
     return wanted
+
+
+def _linear_layers(model: Any) -> list[str]:  # noqa: ANN401
+    """Return the names of the linear layers that can have an adapter: those of the language model, without the head.
+
+    A subclass in the model's code, such as the router of Llama 4, returns more than the product, which PEFT's layers
+    cannot add to. Subclasses of other libraries, such as the quantized layers of bitsandbytes, can have an adapter.
+    """
+    prefix, refused = prefix_of(model), _refused(model)
+    return [
+        name
+        for name, module in _but_head(model)
+        if isinstance(module, nn.Linear)
+        and name.startswith(prefix)
+        and name.rpartition(".")[2] not in refused
+        and (type(module).forward is nn.Linear.forward or not type(module).__module__.startswith("transformers."))
+    ]
+
+
+def _refused(model: Any) -> frozenset[str]:  # noqa: ANN401
+    """Return the last parts of the names of linear layers that PEFT does not take.
+
+    - In mixture-of-experts models whose experts Transformers 5 fused into one tensor, PEFT reads the names of the
+      experts' former layers as that tensor. It would train several times as many parameters, allows no dropout, and
+      writes an adapter that vLLM does not load. So the experts stay frozen, as in models without such layers.
+    - In Mamba layers, the kernel reads the weight of `out_proj` directly, without an adapter's update.
+    """
+    kind = model.config.get_text_config().model_type
+    experts = _MOE_TARGET_MODULE_MAPPING.get(_MODEL_TO_CONVERSION_PATTERN.get(kind, ""), {})
+    return frozenset(experts) | (_MAMBA_LAYERS if kind in _MAMBA else frozenset())
+
+
+def _but_head(model: Any) -> list[tuple[str, nn.Module]]:  # noqa: ANN401
+    head = model.get_output_embeddings()
+    return [(name, module) for name, module in model.named_modules() if module is not head]
+
+
+def _is_named(name: str, target: str) -> bool:
+    """Return whether a module's name is, or ends with, a target module's name."""
+    return name == target or name.endswith(f".{target}")
 
 
 def _vocabulary_layers(model: Any) -> list[Any]:  # noqa: ANN401

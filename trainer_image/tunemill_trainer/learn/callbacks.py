@@ -131,7 +131,7 @@ class DivergenceGuard(TrainerCallback):  # type: ignore[misc]
         suggested = rate_to_try(rate, self._best_rate)
         return StageError(
             Reason.TRAINING_DIVERGED,
-            f"{what}, with spec.training.learningRate {rate:g}",
+            f"{what}, with a peak learning rate of {rate:g}",
             f'Try spec.training.learningRate "{suggested}", and check the data.',
         )
 

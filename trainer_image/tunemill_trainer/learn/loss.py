@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import PretrainedConfig
 
+from tunemill_trainer.learn.language_part import without_head
 from tunemill_trainer.learn.new_rows import LogProbs
 from tunemill_trainer.learn.passes import Pass
 
@@ -63,7 +64,7 @@ def score_in_tiles(model: Any, batch: Pass) -> Scores:  # noqa: ANN401
     TRL's own forward method selects the supervised tokens on the device, for which the host has to wait.
     """
     model = model.get_base_model() if isinstance(model, PeftModel) else model
-    hidden = model.base_model(**batch.inputs, use_cache=False).last_hidden_state
+    hidden = without_head(model)(**batch.inputs, use_cache=False).last_hidden_state
     head, (softcap, scale) = model.get_output_embeddings(), _logit_transform(model.config.get_text_config())
     log_probabilities, *_, first = LogProbs.apply(
         hidden.flatten(0, 1).index_select(0, batch.predicts),

@@ -36,7 +36,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 from tunemill_api.finetune import FineTuneSpec, Quantization
@@ -45,6 +45,7 @@ from tunemill_api.training import AdapterMethod, Precision
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.judge.cache_size import CacheSize, cache_size
 from tunemill_trainer.learn.adapter import adapter_config
+from tunemill_trainer.learn.language_part import auto_class, prefix_of
 from tunemill_trainer.learn.memory_plan import Estimate, Lengths, MemoryMode, Need, UnknownMemoryError
 from tunemill_trainer.prepared import Tokens
 
@@ -111,7 +112,7 @@ def estimate(
         # For one position, in the model's number format and in FP32.
         "logits": shape.vocabulary * (compute.itemsize + 4),
     }
-    return Estimate(train=tuple(needs), evaluate=(Need(MemoryMode.ONE_ROW, answering),))
+    return Estimate(shape.parameters, train=tuple(needs), evaluate=(Need(MemoryMode.ONE_ROW, answering),))
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ class _Shape:
 
     Attributes:
         model: the model on tensors without storage, with its trained parameters in FP32.
+        parameters: number of weights of the base model.
         groups: the kinds of layers.
         weights: bytes of the base model as loaded by train.
         published_weights: bytes of the model as loaded by evaluate.
@@ -139,6 +141,7 @@ class _Shape:
     """
 
     model: Any
+    parameters: int
     groups: tuple[_Group, ...]
     weights: int
     published_weights: int
@@ -155,10 +158,11 @@ class _Shape:
         """Build the model and its adapter on the meta device."""
         full = spec.adapter.method is AdapterMethod.FULL
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if full else compute)
+            model = auto_class(config.to_dict()).from_config(config, dtype=torch.float32 if full else compute)
         if fused and model.config.get_text_config()._attn_implementation != "eager":  # noqa: SLF001 - no other name
             AttentionInterface.register(_FUSED, _fused_attention)
             model.set_attn_implementation(_FUSED)
+        parameters = model.num_parameters()
         cache = cache_size(model)
         cache = replace(cache, token=cache.token * compute.itemsize // model.dtype.itemsize)
         name, kinds = _keep_one_layer_of_each_kind(model)
@@ -182,6 +186,7 @@ class _Shape:
         layers = base.get_submodule(name)
         return cls(
             model=model,
+            parameters=parameters,
             groups=tuple(_Group(layer, count) for layer, count in zip(layers, kinds, strict=True)),
             weights=weights,
             published_weights=published,
@@ -196,8 +201,12 @@ class _Shape:
 def _keep_one_layer_of_each_kind(model: Any) -> tuple[str, list[int]]:  # noqa: ANN401 - transformers ships no types
     """Remove all but one decoder layer of each kind; return the name of the list and the original count per kind."""
     config = model.config.get_text_config()
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    name, layers = next(found for found in lists if len(found[1]) == config.num_hidden_layers)
+    prefix = prefix_of(model)
+    name, layers = next(
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers and name.startswith(prefix)
+    )
     types = getattr(config, "layer_types", None) or [""] * len(layers)
     kinds: dict[tuple[str, object], list[nn.Module]] = {}
     for kind, layer in zip(types, layers, strict=True):

@@ -114,8 +114,15 @@ class Need:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The needs of train in each mode, fastest first, and of evaluate, whose batches adapt to the free memory."""
+    """The memory that a run needs.
 
+    Attributes:
+        weights: number of weights of the base model.
+        train: the needs of train in each mode, the fastest first.
+        evaluate: the need of evaluate, whose batches adapt to the free memory.
+    """
+
+    weights: int
     train: tuple[Need, ...]
     evaluate: tuple[Need, ...]
 
@@ -145,7 +152,7 @@ class Estimate:
             tuple(Need(MemoryMode(need["mode"]), need["parts"], need["compact"]) for need in value[stage])
             for stage in ("train", "evaluate")
         )
-        return cls(train, evaluate)
+        return cls(value["weights"], train, evaluate)
 
     def fastest(self, mib: int) -> Need | None:
         """Return the fastest mode of train that fits into `mib`; None if no mode or evaluate does not fit."""

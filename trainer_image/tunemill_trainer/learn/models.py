@@ -14,6 +14,7 @@ from tunemill_api.finetune import Quantization
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn import new_rows
 from tunemill_trainer.learn.devices import Device
+from tunemill_trainer.learn.language_part import auto_class
 from tunemill_trainer.learn.out_of_memory import release, watched_log
 from tunemill_trainer.prepared import BaseModel, Tokens
 from tunemill_trainer.process import tracing
@@ -47,15 +48,24 @@ def fetch_base(hub: Hub, base: BaseModel, cache: ModelCache | None) -> Path:
 
 def model_type(folder: Path) -> str:
     """Return `model_type` of a model's configuration, for example gemma2; empty if it has none."""
-    from transformers import PretrainedConfig
+    from transformers import PreTrainedConfig
 
-    configuration, _ = PretrainedConfig.get_config_dict(folder)
+    configuration, _ = PreTrainedConfig.get_config_dict(folder)
     return str(configuration.get("model_type", ""))
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """Return the number format in which a model's weights are stored; FP32 if its configuration does not say."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    found: torch.dtype | None = config.dtype or config.get_text_config().dtype
+    return found or torch.float32
 
 
 @tracing.step("load model")
 def load_base(folder: Path, device: Device, dtype: torch.dtype, quantization: Quantization = Quantization.NONE) -> Any:  # noqa: ANN401 - transformers ships no types
-    """Load the model that `fetch_base` downloaded.
+    """Load the model that `fetch_base` downloaded. A multimodal model is loaded with all its parts.
 
     The attention implementation is the default of Transformers: sdpa, or eager for models without sdpa (Gemma 2).
 
@@ -69,12 +79,13 @@ def load_base(folder: Path, device: Device, dtype: torch.dtype, quantization: Qu
         StageError: BaseModelUnsupported, when it is not a causal language model with safetensors weights, or needs a
             library that is not installed, for example for an attention kernel from the Hub.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import PreTrainedConfig
 
     try:
+        configuration, _ = PreTrainedConfig.get_config_dict(folder)
         # An error while a weight is quantized is logged by Transformers, and is missing in the exception.
         with watched_log("transformers"):
-            return AutoModelForCausalLM.from_pretrained(
+            return auto_class(configuration).from_pretrained(
                 folder,
                 dtype=dtype,
                 device_map={"": device.torch_name},

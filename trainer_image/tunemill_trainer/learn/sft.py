@@ -36,7 +36,7 @@ class Run:
     """The settings of a run.
 
     Attributes:
-        training: spec.training.
+        training: spec.training, with the learning rate as a number.
         plan: number of steps and size of a forward pass.
         device: where it trains.
         dtype: the number format of the computation.

@@ -40,6 +40,7 @@ class ReleaseFacts:
         gates: the result of each gate.
         repository: the repository to which the card belongs.
         whole: whether the repository holds a full model instead of an adapter.
+        multimodal: whether the base model has other parts than its language model.
         serving: the serving contract.
         launch: how the contract starts the served model; None when there is none.
         with_page: whether report.html is in the repository.
@@ -57,6 +58,7 @@ class ReleaseFacts:
     gates: tuple[GateFacts, ...]
     repository: str
     whole: bool = False
+    multimodal: bool = False
     serving: ServingFacts | None = None
     launch: Launch | None = None
     with_page: bool = False
@@ -200,9 +202,12 @@ def _metric_line(metric: MetricFacts, report: Report) -> str:
 
 def _usage(facts: ReleaseFacts) -> str:
     stops = list(facts.tokens.stop_token_ids)
-    library, loader = ("transformers", "AutoModelForCausalLM") if facts.whole else ("peft", "AutoPeftModelForCausalLM")
+    if facts.whole:
+        library, loader = "transformers", "AutoModelForMultimodalLM" if facts.multimodal else "AutoModelForCausalLM"
+    else:
+        library, loader = "peft", "AutoPeftModel" if facts.multimodal else "AutoPeftModelForCausalLM"
     imports = (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer"
+        f"from transformers import {loader}, AutoTokenizer"
         if facts.whole
         else f"from {library} import {loader}\nfrom transformers import AutoTokenizer"
     )
@@ -280,10 +285,7 @@ def _training(facts: ReleaseFacts) -> str:
         ("Loss on", f"{training.loss_on.value}{turns}; {data.supervised_token_percent} % of the tokens"),
         ("Vocabulary", f"{facts.tokens.mode}, {len(facts.tokens.added)} tokens added"),
         (_method(facts), _settings(facts) or "all weights"),
-        (
-            "Learning rate",
-            f"{training.learning_rate}, {training.scheduler.value}, warmup ratio {training.warmup_ratio}",
-        ),
+        ("Learning rate", labels.learning_rate(training, facts.trained)),
         ("Duration", f"{length}{facts.trained.steps} steps of {training.batch_size} rows, seed {training.seed}"),
         ("Trained on", f"{facts.trained.device}, {facts.trained.train_seconds} s"),
         ("Training loss", f"from {facts.trained.first_loss} to {facts.trained.loss}"),

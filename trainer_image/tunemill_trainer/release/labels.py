@@ -2,7 +2,9 @@
 
 from tunemill_api import evaluation
 from tunemill_api.finetune import Quantization
-from tunemill_api.status import DatasetFacts
+from tunemill_api.scalars import AUTO
+from tunemill_api.status import DatasetFacts, TrainedFacts
+from tunemill_api.training import Training
 
 METRICS = {
     "tool_name_accuracy": "Correct tool",
@@ -62,6 +64,13 @@ def as_trained(quantization: Quantization) -> str:
 def epochs(count: int) -> str:
     """Return a number of epochs in words."""
     return "1 epoch" if count == 1 else f"{count} epochs"
+
+
+def learning_rate(training: Training, trained: TrainedFacts) -> str:
+    """Return the peak learning rate, whether it was chosen automatically, and its schedule."""
+    automatic = training.learning_rate == AUTO and trained.learning_rate
+    rate = f"{trained.learning_rate} ({AUTO})" if automatic else training.learning_rate
+    return f"{rate}, {training.scheduler.value}, warmup ratio {training.warmup_ratio}"
 
 
 def left_out(data: DatasetFacts) -> str:

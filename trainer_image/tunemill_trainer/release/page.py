@@ -204,10 +204,7 @@ def _recipe(facts: PageFacts) -> list[tuple[str, str]]:
         ("Base model", f"{facts.base.place} at {facts.base.revision[:12]}{labels.as_trained(quantization)}"),
         ("Method", ", ".join([method, *(f"{name} {_plain(value)}" for name, value in settings.items())])),
         ("Vocabulary", f"{facts.tokens.mode}, {len(facts.tokens.added)} tokens added"),
-        (
-            "Learning rate",
-            f"{training.learning_rate}, {training.scheduler.value}, warmup ratio {training.warmup_ratio}",
-        ),
+        ("Learning rate", labels.learning_rate(training, facts.trained)),
         ("Duration", length if training.max_steps else f"{labels.epochs(training.epochs)}, {length}"),
         ("Maximum row length", f"{training.max_length:,} tokens"),
         ("Loss on", training.loss_on.value),

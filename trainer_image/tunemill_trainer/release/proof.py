@@ -97,20 +97,18 @@ def published_behaviour(folder: Path, tokens: Tokens, probes: list[Probe], check
     Raises:
         StageError: ProofFailed, when it cannot be loaded.
     """
-    from peft import AutoPeftModelForCausalLM
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from tunemill_trainer.chat.encoding import Encoder
     from tunemill_trainer.chat.rendering import ChatTemplate
 
-    loader = AutoPeftModelForCausalLM if (folder / "adapter_config.json").exists() else AutoModelForCausalLM
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         template = ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens_map, marked=False)
         encoder = Encoder(tokenizer, template)
         prompts = [encoder.prompt_ids(probe.case.messages, probe.case.tools) for probe in probes]
         # The base model of an adapter is in the local cache: the trained model needed it, too.
-        model = loader.from_pretrained(folder, dtype="auto", local_files_only=True).eval()
+        model = _loader(folder).from_pretrained(folder, dtype="auto", local_files_only=True).eval()
     except MemoryError:
         raise
     except Exception as error:  # any error here is one that users would get, too
@@ -118,6 +116,19 @@ def published_behaviour(folder: Path, tokens: Tokens, probes: list[Probe], check
             Reason.PROOF_FAILED, f"the pushed model cannot be loaded: {type(error).__name__}: {error}"
         ) from error
     return behaviour(model, prompts, probes, tokens, check_stop)
+
+
+def _loader(folder: Path) -> Any:  # noqa: ANN401 - transformers and peft ship no types
+    """Return the class that the model card names for loading the model."""
+    from peft import AutoPeftModel, AutoPeftModelForCausalLM
+
+    from tunemill_trainer.learn.language_part import auto_class
+
+    adapter = folder / "adapter_config.json"
+    if not adapter.exists():
+        return auto_class(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    task = json.loads(adapter.read_text(encoding="utf-8")).get("task_type")
+    return AutoPeftModelForCausalLM if task else AutoPeftModel
 
 
 @tracing.step("generate")
@@ -130,15 +141,20 @@ def behaviour(
 ) -> Behaviour:
     """Generate a reply per probe, one after the other. `prompts` has the token ids of each probe's prompt."""
     import torch
+    from peft import PeftModel
     from transformers import GenerationConfig
 
-    model.generation_config = GenerationConfig(
+    settings = GenerationConfig(
         do_sample=False,
         eos_token_id=list(tokens.stop_token_ids),
         pad_token_id=tokens.pad_token_id,
         output_logits=True,
         return_dict_in_generate=True,
     )
+    model.generation_config = settings
+    if isinstance(model, PeftModel):
+        # Without a task type, PEFT leaves generation to the base model.
+        model.get_base_model().generation_config = settings
     replies, logits = [], []
     for prompt, probe in zip(prompts, probes, strict=True):
         check_stop()

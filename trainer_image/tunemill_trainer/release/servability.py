@@ -114,7 +114,7 @@ def read_adapter(folder: Path, base: Path, vocabulary: int) -> Adapter:
         config=json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")),
         shapes=shapes,
         model_type=str(base_config.get("model_type", "")),
-        base_vocabulary=int(base_config.get("vocab_size", vocabulary)),
+        base_vocabulary=int((base_config | base_config.get("text_config", {})).get("vocab_size", vocabulary)),
         vocabulary=vocabulary,
     )
 

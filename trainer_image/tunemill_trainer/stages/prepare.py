@@ -19,7 +19,7 @@ from tunemill_api.stage_report import Stage
 from tunemill_api.status import DatasetFacts, PreparedFacts
 from tunemill_api.training import LossOn, Turns
 
-from tunemill_trainer.bases import catalogue
+from tunemill_trainer.bases import architectures, catalogue
 from tunemill_trainer.chat import examples, templates, tokenizer
 from tunemill_trainer.chat.examples import Examples, UnusableRow
 from tunemill_trainer.chat.templates import Choice
@@ -221,13 +221,11 @@ def _download_tokenizer(hub: Hub, base: ModelCommit) -> Path:
         raise StageError(
             Reason.BASE_MODEL_UNSUPPORTED, f"cannot parse the config.json of {base.id}: {error}"
         ) from error
-    listed = config.get("architectures")
-    architectures = [str(name) for name in listed] if isinstance(listed, list) else []
-    if not any(name.endswith("ForCausalLM") for name in architectures):
+    if not architectures.is_trainable(config):
         raise StageError(
             Reason.BASE_MODEL_UNSUPPORTED,
-            f"expected a causal language model in spec.baseModel, found {base.id} with the architecture "
-            f"{', '.join(architectures) or '(none)'}",
+            "expected a causal language model, or a multimodal model with one, in spec.baseModel, found "
+            f"{base.id} with the architecture {', '.join(architectures.architectures(config)) or '(none)'}",
         )
     return folder
 

@@ -9,6 +9,7 @@ A merged model has a separate repository. It is pushed before the adapter, whose
 A model that fails a gate may be pushed as a draft: to a separate branch, without a tag, in the same steps.
 """
 
+import json
 import logging
 import shutil
 import time
@@ -23,6 +24,7 @@ from tunemill_api.local_files import is_local, local_path
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import EvaluationFacts, GateFacts, PublishedFacts, TrainedFacts
 
+from tunemill_trainer.bases import architectures
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, Report
@@ -240,14 +242,11 @@ class _Release:
         Raises:
             StageError: ProofFailed, when merging changed the model.
         """
-        import torch
-        from transformers import AutoConfig
-
         from tunemill_trainer.learn import models
         from tunemill_trainer.learn.devices import Device
         from tunemill_trainer.learn.models import ModelLoader
 
-        dtype = AutoConfig.from_pretrained(self.base).dtype or torch.float32
+        dtype = models.stored_dtype(self.base)
         model = ModelLoader(self.base, Device("cpu", "cpu"), dtype).tuned(self.model, self.facts.tokens)
         trained = self._run_probes(model)
         if not self.chosen.whole:
@@ -258,7 +257,7 @@ class _Release:
             whole = self._run_probes(model)
             proof.check_merged(trained, whole, self.probes, str(dtype).removeprefix("torch."))
         folder = _emptied(self.folder(self.chosen.whole))
-        merged.save_whole(model, self.prepared.tokenizer_path, folder)
+        merged.save_whole(model, self.base, self.prepared.tokenizer_path, folder)
         return trained, whole
 
     def _run_probes(self, model: object) -> Behaviour:
@@ -366,6 +365,7 @@ def _collect(
         report=report,
         gates=tuple(decisions),
         repository=chosen.adapter or chosen.whole,
+        multimodal=architectures.is_multimodal(json.loads((base_folder / "config.json").read_text(encoding="utf-8"))),
         with_page=chosen.report,
         license=reader.model(base.id).license(base.revision),
         public_dataset=dataset if dataset and reader.is_public_dataset(dataset) else "",

@@ -1,5 +1,6 @@
 """Train: trains an adapter or all weights of the base model on the prepared rows, and commits the result."""
 
+import logging
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -7,13 +8,14 @@ from pathlib import Path
 
 import datasets
 import torch
-from transformers import AutoConfig, AutoTokenizer, TrainerCallback
+from transformers import AutoTokenizer, TrainerCallback
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import TrainedFacts
 from tunemill_api.training import AdapterMethod
 
+from tunemill_trainer.bases.learning_rates import learning_rate
 from tunemill_trainer.errors import Interrupted, StageError
 from tunemill_trainer.learn import checkpoints, curve, devices, models, sft
 from tunemill_trainer.learn.adapter import adapter_config, save_trained
@@ -28,6 +30,7 @@ from tunemill_trainer.learn.checkpoints import Checkpoint
 from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.learn.full import WIDE, WeightFormat, count_weights, format_of_checkpoint, weight_format
 from tunemill_trainer.learn.held_out import rows_of
+from tunemill_trainer.learn.language_part import freeze_other_parts
 from tunemill_trainer.learn.memory_settings import MemorySettings
 from tunemill_trainer.learn.plan import Plan, plan
 from tunemill_trainer.learn.trainer import TRAINABLE_FILE
@@ -37,6 +40,8 @@ from tunemill_trainer.stages import combinations
 from tunemill_trainer.stages.context import StageContext
 from tunemill_trainer.stages.stage_inputs import fetch_prepared
 from tunemill_trainer.storage.hub import Hub
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,17 +82,17 @@ def run(context: StageContext) -> TrainedFacts:
     """
     inputs = _load(context)
     try:
-        result, train_seconds = _train(inputs)
+        trained = _train(inputs)
     except StageError as error:
         if error.reason is Reason.TRAINING_DIVERGED:
             # The next run must not resume from a diverged model.
             context.workspace.prune_checkpoints(context.train_key, keep=0)
         raise
-    if not result.finished:
+    if not trained.result.finished:
         raise Interrupted(
-            f"stopped after step {result.steps} of {inputs.figures.steps}; the next attempt resumes from there"
+            f"stopped after step {trained.result.steps} of {inputs.figures.steps}; the next attempt resumes from there"
         )
-    return _commit(inputs, result, train_seconds)
+    return _commit(inputs, trained)
 
 
 def _load(context: StageContext) -> _Inputs:
@@ -131,19 +136,38 @@ def _weight_format(
     return weight_format(count_weights(base_folder), device, dtype, devices.memory_remedy(spec))
 
 
-def _train(inputs: _Inputs) -> tuple[sft.Result, float]:
-    """Return the result, and the seconds that all attempts together spent training."""
+@dataclass(frozen=True)
+class _Trained:
+    """A training run, complete or not.
+
+    Attributes:
+        result: the model and its log.
+        learning_rate: the peak learning rate.
+        seconds: the time that all attempts together spent training.
+    """
+
+    result: sft.Result
+    learning_rate: str
+    seconds: float
+
+
+def _train(inputs: _Inputs) -> _Trained:
     context, spec, checkpoint = inputs.context, inputs.context.spec, inputs.checkpoint
     full = spec.adapter.method is AdapterMethod.FULL
     with devices.device_errors(inputs.device, "training", devices.memory_remedy(spec)):
         base_dtype = inputs.weights.dtype if full else inputs.dtype
         model = models.load_base(inputs.base_folder, inputs.device, base_dtype, spec.base_model.quantization)
+        weights = model.num_parameters()
+        rate = learning_rate(spec.training, spec.adapter.method, weights)
+        _log.info("peak learning rate %s, method %s, %s weights", rate, spec.adapter.method.value, f"{weights:,}")
         models.extend_vocabulary(model, inputs.tokens)
+        if full:
+            freeze_other_parts(model)
         with checkpoints.Uploads(context.workspace, context.train_key, spec.training.checkpoint.keep) as uploads:
             uploading = CheckpointUploads(uploads, checkpoint.train_seconds if checkpoint else 0.0)
             result = sft.train(
                 sft.Run(
-                    training=spec.training,
+                    training=spec.training.model_copy(update={"learning_rate": rate}),
                     plan=inputs.figures,
                     device=inputs.device,
                     dtype=inputs.dtype,
@@ -159,7 +183,7 @@ def _train(inputs: _Inputs) -> tuple[sft.Result, float]:
                 checkpoint=checkpoint.folder if checkpoint else None,
                 held_out=rows_of(inputs.prepared.cases(), spec.training.max_length),
             )
-            return result, uploading.train_seconds
+            return _Trained(result, rate, uploading.train_seconds)
 
 
 def _callbacks(inputs: _Inputs) -> list[TrainerCallback]:
@@ -173,21 +197,23 @@ def _callbacks(inputs: _Inputs) -> list[TrainerCallback]:
     ]
 
 
-def _commit(inputs: _Inputs, result: sft.Result, train_seconds: float) -> TrainedFacts:
+def _commit(inputs: _Inputs, trained: _Trained) -> TrainedFacts:
     """Save the model and the training log, and commit them to the workspace."""
+    result = trained.result
     workspace, key, output = inputs.context.workspace, inputs.context.train_key, inputs.context.folder("trained")
-    base_dtype = AutoConfig.from_pretrained(inputs.base_folder).dtype or torch.float32
+    base_dtype = models.stored_dtype(inputs.base_folder)
     prepared = inputs.prepared
     save_trained(result.model, prepared.base_model(), prepared.tokenizer_path, output / "adapter", base_dtype)
     curve.write_record(result.history, result.held_out, output)
     provenance.record_image(output)
     facts = TrainedFacts(
         steps=result.steps,
+        learning_rate=trained.learning_rate,
         loss=f"{curve.mean_of_last_tenth(result.history):.4f}",
         first_loss=f"{result.history[0]['loss']:.4f}",
         held_out_loss=f"{result.best.loss:.4f}" if result.best else "",
         best_step=result.best.step if result.best else 0,
-        train_seconds=math.ceil(train_seconds),
+        train_seconds=math.ceil(trained.seconds),
         resumed_from_step=inputs.checkpoint.step if inputs.checkpoint else 0,
         device=inputs.device.name,
         memory=_memory_facts(inputs.device, result.memory_settings, inputs.weights),

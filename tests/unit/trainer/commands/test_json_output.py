@@ -88,7 +88,7 @@ def test_score(tmp_path, capsys):
 def test_plan(finetune, tmp_path, capsys, monkeypatch):
     """The estimate, with the GPUs that it fits."""
     need = Need(MemoryMode.NONE, {"weights": 20 << 30})
-    estimate = Estimate((need, Need(MemoryMode.FULL, {"weights": 18 << 30}, compact=True)), (need,))
+    estimate = Estimate(8_000_000_000, (need, Need(MemoryMode.FULL, {"weights": 18 << 30}, compact=True)), (need,))
     monkeypatch.setattr(memory_plan, "estimate_in_child", lambda *_: estimate)
     assert tunemill(["plan", str(finetune), "--config", str(tmp_path), "--json"]) == 0
     printed = capsys.readouterr().out

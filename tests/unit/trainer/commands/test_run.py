@@ -37,7 +37,7 @@ def test_the_smallest_manifest_gets_all_defaults(tmp_path: Path) -> None:
     """Proves that a manifest needs nothing for one machine that it does not need for the cluster."""
     run = manifests.load(manifest(tmp_path, SMALLEST)).run
     assert (run.namespace, run.name, run.prepared) == ("team-a", "support-tools", None)
-    assert run.spec.training.learning_rate == "1e-4"
+    assert run.spec.training.learning_rate == "Auto"
 
 
 def test_other_objects_in_the_file_are_passed_over(tmp_path: Path) -> None:

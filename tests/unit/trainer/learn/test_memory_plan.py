@@ -47,7 +47,7 @@ def an_estimate() -> Estimate:
     """An estimate of 10,000 MiB at full speed and at least 4,000 MiB, of which the weights are 3,000."""
     modes = [(MemoryMode.NONE, 7000), (MemoryMode.SELECTIVE, 5000), (MemoryMode.FULL, 3000), (MemoryMode.ONE_ROW, 1000)]
     train = [Need(mode, {"weights": 3000 * MIB, "activations": mib * MIB}) for mode, mib in modes]
-    return Estimate(tuple(train), (Need(MemoryMode.ONE_ROW, {"weights": 3000 * MIB}),))
+    return Estimate(1000, tuple(train), (Need(MemoryMode.ONE_ROW, {"weights": 3000 * MIB}),))
 
 
 def test_a_run_that_does_not_fit_is_refused_with_a_remedy():
