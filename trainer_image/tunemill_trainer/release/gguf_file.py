@@ -10,6 +10,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFWriter, Keys, LlamaFileType
 from gguf.quants import dequantize, quant_shape_to_byte_shape, quantize
 from tunemill_api.failures import Reason
+from tunemill_api.publish import GgufQuantization
 
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.prepared import Tokens
@@ -24,16 +25,17 @@ _FORMATS = {
     "Q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
 }
 FORMATS = tuple(_FORMATS)
+_OF_TORCH = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _Q8_0_ERROR = 1 / 250
 """The largest error of Q8_0 as a share of a tensor's largest value: half a step of 127, and a scale rounded to F16."""
 
 
-def refuse_inconvertible(folder: Path, rows: int) -> None:
+def refuse_inconvertible(folder: Path, *, added_tokens: int) -> None:
     """Check before training that the base model can be written as GGUF.
 
     Args:
         folder: has the config.json and the tokenizer.json of the base model.
-        rows: the rows of the embeddings after training.
+        added_tokens: how many tokens training adds to the vocabulary.
 
     Raises:
         StageError: InvalidSpec, with what llama.cpp lacks.
@@ -44,7 +46,7 @@ def refuse_inconvertible(folder: Path, rows: int) -> None:
     try:
         writer = GGUFWriter(None, gguf_architecture.name_of(config))
         gguf_architecture.add_hyperparameters(writer, config)
-        read_vocabulary(folder, max(rows, config.vocab_size))
+        read_vocabulary(folder, config.vocab_size + added_tokens)
     except NotConvertibleError as error:
         raise StageError(
             Reason.INVALID_SPEC,
@@ -95,6 +97,18 @@ def write_gguf(folder: Path, path: Path, *, number_format: str, tokens: Tokens, 
         for name_there, values in weights.values():
             writer.write_tensor_data(quantize(values, types[name_there]))
     writer.close()
+
+
+def file_name(repository: str, folder: Path, quantization: GgufQuantization) -> tuple[str, str]:
+    """Return the name of the file, and its number format.
+
+    `llama-server -hf repository:FORMAT` and Ollama find a file by the format at the end of its name.
+    """
+    number_format = quantization.value
+    if quantization is GgufQuantization.NONE:
+        number_format = _OF_TORCH[str(_config(folder).dtype).removeprefix("torch.")]
+    name = repository.rsplit("/", 1)[-1].removesuffix("-GGUF")
+    return f"{name}-{number_format}.gguf", number_format
 
 
 def check_gguf(path: Path, folder: Path) -> None:

@@ -24,6 +24,7 @@ _FIELDS = {
     "hub-read": "spec.baseModel.tokenSecretRef",
     "hub-write": "spec.publish.tokenSecretRef",
     "signing": "spec.publish.signing.keySecretRef",
+    "registry": "spec.publish.oci.secretRef",
 }
 
 _SECRETS = (
@@ -95,6 +96,19 @@ class Credentials:
             StageError: CredentialsMissing, when it is missing.
         """
         return self._read("signing", "key.pem")
+
+    def registry_login(self, registry: str) -> Login | None:
+        """Return the credentials of a registry; None when the spec names no Secret.
+
+        Args:
+            registry: its host, with the port if it has one.
+
+        Raises:
+            StageError: CredentialsMissing, when the Secret has none for this registry.
+        """
+        if not (self.directory / "registry").is_dir():
+            return None
+        return read_login(self._read("registry", "config.json"), registry, _FIELDS["registry"])
 
     def manifest_keys(self) -> ManifestKeys | None:
         """Return the keys that sign manifests; None when the spec names no Secret.
