@@ -327,8 +327,8 @@ def in_words(status: FineTuneStatus) -> str:
     if status.failure:
         failure = status.failure
         return f"{status.phase} in {failure.stage}, {failure.reason}: {failure.message.rstrip('.')}. {failure.remedy}"
-    told = [each.message for each in status.conditions if each.type in {"Stalled", "Reconciling"} and each.message]
-    return f"{status.phase or 'not seen by the operator yet'}. {' '.join(told)}"
+    messages = [each.message for each in status.conditions if each.type in {"Stalled", "Reconciling"} and each.message]
+    return f"{status.phase or 'not seen by the operator yet'}. {' '.join(messages)}"
 
 
 def waiting_pods(kubectl: Kubectl, namespace: str) -> str:

@@ -62,7 +62,7 @@ def testbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def base(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> str:
     """The Hub repository of a small base model with random weights: what a run does needs no skill."""
     repository = f"{testbed.hub.owner}/e2e-base-{worker_id}"
-    # Transformers, imported here, would bring in the Hub's client before it is told not to use Xet.
+    # Transformers, imported here, would bring in the Hub's client before it is configured not to use Xet.
     folder = in_own_process(make_base, tmp_path_factory.mktemp("base"), kind="qwen3", steps=0).result()
     testbed.hub.put_model(repository, folder)
     return repository

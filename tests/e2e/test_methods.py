@@ -1,4 +1,4 @@
-"""Every method from a manifest, with what a wish may refer to: data on the Hub, ConfigMaps, a volume for models."""
+"""Every method from a manifest, with all that a spec may refer to: data on the Hub, ConfigMaps, a volume for models."""
 
 import json
 from typing import Any
@@ -36,7 +36,7 @@ TEMPLATE = """{{- bos_token -}}
 """
 OWN_TEMPLATE = {"chatTemplate": {"configMapKeyRef": {"name": CONFIG, "key": "chat.jinja"}}}
 
-WISHES: dict[str, dict[str, Any]] = {
+SPECS: dict[str, dict[str, Any]] = {
     "rslora-int8": {
         "baseModel": {"quantization": "Int8"},
         "adapter": {"lora": {"rank": 8, "alpha": 8, "rsLora": True}},
@@ -76,14 +76,14 @@ def test_every_method_publishes_from_a_manifest(world: World):
         "compute": {"modelCache": {"claimName": CLAIM, "maxSize": "1Gi"}},
     }
     runs = {
-        name: world.apply(name, **shared, **wish, publish={"repository": f"{world.repository}-{name}"})
-        for name, wish in WISHES.items()
+        name: world.apply(name, **shared, **spec, publish={"repository": f"{world.repository}-{name}"})
+        for name, spec in SPECS.items()
     }
     for name, run in runs.items():
         status = run.reach(Phase.SUCCEEDED, RUN_SECONDS)
         assert status.trained.steps == STEPS
         assert status.prepared.dataset.tools == len(OFFERED)
-        assert status.prepared.tokenizer_mode == WISHES[name]["tokenizer"].get("mode", "Extend")
+        assert status.prepared.tokenizer_mode == SPECS[name]["tokenizer"].get("mode", "Extend")
         files = {file.rfilename for file in testbed.hub.client().model_info(status.published.repository).siblings}
         assert ("model.safetensors" if name == "full" else "adapter_model.safetensors") in files
         (train,) = run.pods("train")

@@ -1,4 +1,4 @@
-"""What users do wrong: each is told where, why and what to change, before a GPU is asked for."""
+"""What users do wrong: each message says where, why and what to change, before a GPU is requested."""
 
 import pytest
 from e2e.world import World

@@ -63,7 +63,7 @@ def _in(namespace: str, body: Object) -> Object:
 
 @pytest.fixture
 def pod(world: World) -> Iterator[CollectorPod]:
-    """The collector, with an operator that is told of it; afterwards it is told of none."""
+    """The collector, with an operator that exports to it; afterwards the operator exports nothing."""
     pod = CollectorPod(world)
     world.testbed.install(tracing={"endpoint": pod.start()})
     try:

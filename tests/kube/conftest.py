@@ -10,5 +10,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Let `make test-long` ask for more than CI does."""
     parser.addoption("--mutations", type=int, default=100, help="how many mutated objects the running operator gets")
     parser.addoption(
-        "--serve-within", type=float, default=180, help="seconds in which an honest object beside them is served"
+        "--serve-within", type=float, default=180, help="seconds in which a valid object is served meanwhile"
     )

@@ -1,4 +1,4 @@
-"""What goes wrong is told with a remedy, tried again only when that can help, and goes on when it is mended."""
+"""Failures have a remedy, are retried only when that can help, and the run continues when the cause is fixed."""
 
 from typing import Any
 

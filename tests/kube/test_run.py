@@ -61,12 +61,12 @@ def test_nothing_is_written_onto_objects_but_the_status(namespace: Namespace) ->
 
 def test_later_stages_are_told_what_prepare_found(plane: Plane, namespace: Namespace) -> None:
     """The RunSpec of train holds the facts of prepare, that of prepare none."""
-    namespace.apply("told")
-    namespace.wait_for("told", "Succeeded")
-    assert plane.kubelet.run_specs["told", "prepare"].prepared is None
-    prepared = plane.kubelet.run_specs["told", "train"].prepared
+    namespace.apply("facts")
+    namespace.wait_for("facts", "Succeeded")
+    assert plane.kubelet.run_specs["facts", "prepare"].prepared is None
+    prepared = plane.kubelet.run_specs["facts", "train"].prepared
     assert prepared is not None
-    assert prepared.key == namespace.status("told")["prepared"]["key"]
+    assert prepared.key == namespace.status("facts")["prepared"]["key"]
 
 
 @pytest.mark.parametrize(
@@ -168,10 +168,10 @@ def test_a_gate_holds_the_result_until_it_is_lowered(plane: Plane, namespace: Na
 
 
 def test_a_draft_is_held_until_its_gate_is_lowered(plane: Plane, namespace: Namespace) -> None:
-    """The real API server keeps status.draft, and no status.published beside it; then publish runs once more."""
+    """The real API server keeps status.draft, and no status.published; then publish runs once more."""
     plane.kubelet.behave("sketch", Stage.PUBLISH, Ends(message=a_report(Stage.PUBLISH, draft=True)))
-    wish = {"gates": [{"metric": "hallucinated_tool_rate", "max": "0.02"}], "onGateFailure": "Draft"}
-    namespace.apply("sketch", evaluation=wish)
+    evaluation = {"gates": [{"metric": "hallucinated_tool_rate", "max": "0.02"}], "onGateFailure": "Draft"}
+    namespace.apply("sketch", evaluation=evaluation)
     status = namespace.wait_for("sketch", "Held")
     assert status["draft"]["branch"] == "tunemill-draft-1234"
     assert "published" not in status

@@ -48,17 +48,19 @@ def test_train_is_done_in_the_status_while_evaluate_runs(
     endpoint: Endpoint, plane: Plane, namespace: Namespace
 ) -> None:
     """The pod says so; the event comes once, and the end of the pod changes nothing about train."""
-    pod = evaluating_pod(plane, namespace, "told")
-    assert endpoint.post(namespace.name, "told", token_of(namespace, pod), body=end_of_train(plane, "told")) == 200
-    status = namespace.wait_for("told", "Evaluating")
+    pod = evaluating_pod(plane, namespace, "reported")
+    assert (
+        endpoint.post(namespace.name, "reported", token_of(namespace, pod), body=end_of_train(plane, "reported")) == 200
+    )
+    status = namespace.wait_for("reported", "Evaluating")
     assert status["trained"]["steps"] == 12
     states = {entry["name"]: entry["state"] for entry in status["stages"]}
     assert (states["train"], states["evaluate"]) == ("Succeeded", "Running")
     train = next(entry for entry in status["stages"] if entry["name"] == "train")
-    plane.kubelet.behaviours.pop(("told", "evaluate"))
-    status = namespace.wait_for("told", "Succeeded")
+    plane.kubelet.behaviours.pop(("reported", "evaluate"))
+    status = namespace.wait_for("reported", "Succeeded")
     assert next(entry for entry in status["stages"] if entry["name"] == "train") == train
-    assert eventually(lambda: namespace.events("told"), "events tell of it").count("Trained") == 1
+    assert eventually(lambda: namespace.events("reported"), "an event reports it").count("Trained") == 1
 
 
 def test_without_a_word_both_are_read_off_the_message(endpoint: Endpoint, plane: Plane, namespace: Namespace) -> None:

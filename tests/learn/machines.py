@@ -20,7 +20,7 @@ class Machine:
 
     @property
     def spec(self) -> dict[str, Any]:
-        """The wish, to be changed."""
+        """The spec, to be changed."""
         return self.objects[0]["spec"]
 
     def run(self, *, cold: bool = False) -> tuple[Ended, list[str]]:

@@ -120,5 +120,5 @@ def a_task(base: Path, folder: Path, *, as_text: bool = False) -> Task:
 
 
 def adapter(method: str, **settings: object) -> Adapter:
-    """A wish for a method."""
+    """Return the spec of a method."""
     return Adapter.model_validate({"method": method, **settings})

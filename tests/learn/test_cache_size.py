@@ -47,9 +47,9 @@ def test_the_cache_has_the_size_that_the_configuration_tells(config: PretrainedC
         with torch.inference_mode():
             cache = model(input_ids=torch.ones(1, length, dtype=torch.long), use_cache=True).past_key_values
         held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-        told = cache_size(model).cache(length)
+        estimated = cache_size(model).cache(length)
         # A window of n tokens keeps n - 1 of those that are past.
-        assert held <= told <= held * WINDOW / (WINDOW - 1)
+        assert held <= estimated <= held * WINDOW / (WINDOW - 1)
 
 
 def test_layers_that_share_a_cache_are_counted_once():

@@ -74,10 +74,10 @@ def test_no_value_of_a_secret_leaves_its_file(tmp_path: Path) -> None:
         (world.secrets / "signing" / "key.pem").write_bytes(SIGNING_KEY)
         world.s3().put_object(Bucket=world.bucket, Key="calls.jsonl", Body=json_lines(rows(60, seed=5)).encode())
         search = Search(world, tmp_path)
-        wish = world.spec(maxSteps=2).model_dump(mode="json", by_alias=True)
-        wish["evaluation"] |= {"maxNewTokens": 4, "maxRows": 4, "gates": []}
-        wish["publish"] |= {"artifacts": ["Adapter", "Report"], "signing": {"keySecretRef": {"name": "release-key"}}}
-        run = run_spec(FineTuneSpec.model_validate(wish), None)
+        fields = world.spec(maxSteps=2).model_dump(mode="json", by_alias=True)
+        fields["evaluation"] |= {"maxNewTokens": 4, "maxRows": 4, "gates": []}
+        fields["publish"] |= {"artifacts": ["Adapter", "Report"], "signing": {"keySecretRef": {"name": "release-key"}}}
+        run = run_spec(FineTuneSpec.model_validate(fields), None)
         for stage in Stage:
             assert search.run("good", stage, run) == 0, search.said
             run = run.model_copy(update={"prepared": search.prepared})
@@ -85,18 +85,20 @@ def test_no_value_of_a_secret_leaves_its_file(tmp_path: Path) -> None:
         # Each stage has something to do, and fails when it asks the Hub: the library quotes what it could not send.
         for purpose in ("hub-read", "hub-write"):
             (world.secrets / purpose / "token").write_text(BROKEN_TOKEN)
-        wish["training"]["learningRate"] = "4e-3"
-        other = run.model_copy(update={"spec": FineTuneSpec.model_validate(wish)})
+        fields["training"]["learningRate"] = "4e-3"
+        other = run.model_copy(update={"spec": FineTuneSpec.model_validate(fields)})
         assert search.run("bad", Stage.PREPARE, other) != 0
         assert search.run("bad", Stage.TRAIN, other) != 0
-        wish["training"]["learningRate"] = "5e-3"
-        wish["evaluation"]["maxNewTokens"] = 5
+        fields["training"]["learningRate"] = "5e-3"
+        fields["evaluation"]["maxNewTokens"] = 5
         assert (
-            search.run("bad", Stage.EVALUATE, run.model_copy(update={"spec": FineTuneSpec.model_validate(wish)})) != 0
+            search.run("bad", Stage.EVALUATE, run.model_copy(update={"spec": FineTuneSpec.model_validate(fields)})) != 0
         )
-        wish["evaluation"]["maxNewTokens"] = 4
-        wish["publish"]["repository"] = "acme/elsewhere"
-        assert search.run("bad", Stage.PUBLISH, run.model_copy(update={"spec": FineTuneSpec.model_validate(wish)})) != 0
+        fields["evaluation"]["maxNewTokens"] = 4
+        fields["publish"]["repository"] = "acme/elsewhere"
+        assert (
+            search.run("bad", Stage.PUBLISH, run.model_copy(update={"spec": FineTuneSpec.model_validate(fields)})) != 0
+        )
         proxy = {"HTTP_PROXY": f"http://me:{PROXY_PASSWORD}@127.0.0.1:9", "NO_PROXY": "", "no_proxy": ""}
         assert search.run("behind", Stage.PREPARE, run, proxy) != 0
 

@@ -1,4 +1,4 @@
-"""What a step and a decoded token ask of a GPU does not grow unseen; `make bench-trainer` shows it beside others."""
+"""A step and a decoded token cost a GPU no more than before; `make bench-trainer` compares the costs."""
 
 import pytest
 from tunemill_dev.bench import counters

@@ -94,12 +94,12 @@ def test_a_base_is_asked_once(extended_run: TrainedRun, worse_run: TrainedRun):
 
 
 def test_the_published_model_is_asked_for_the_same_rows(extended_run: TrainedRun, worse_run: TrainedRun):
-    """Its figures beside a worse model are those that it had itself; the judgement without it stays another one."""
+    """Its metrics next to a worse model equal its own; the evaluation without a rival has another key."""
     alone = metrics(evaluated(extended_run))
     assert extended_run.run.prepared is not None
     rival = Rival(of=worse_run.train_key, prepare=extended_run.run.prepared.key, train=extended_run.train_key)
-    beside = replace(worse_run, run=worse_run.run.model_copy(update={"rival": rival}))
-    found = metrics(evaluated(beside))
+    with_rival = replace(worse_run, run=worse_run.run.model_copy(update={"rival": rival}))
+    found = metrics(evaluated(with_rival))
     assert {name: metric.published for name, metric in found.items()} == {
         name: metric.tuned for name, metric in alone.items()
     }

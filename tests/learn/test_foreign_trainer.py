@@ -24,23 +24,23 @@ def test_a_foreign_trainer_takes_the_place_of_train(tmp_path: Path) -> None:
     """It gets the RunSpec that its pod gets; evaluate judges what it leaves, and publish pushes and proves it."""
     with serve(tmp_path / "world", make_base(tmp_path / "base", "gemma2", steps=0)) as world:
         world.s3().put_object(Bucket=world.bucket, Key="calls.jsonl", Body=json_lines(rows(60, seed=5)).encode())
-        wish = world.spec().model_dump(mode="json", by_alias=True)
-        wish["workspace"] = {"uri": f"s3://{world.bucket}/tunemill/", "endpoint": world.s3_url, "region": "us-east-1"}
-        wish["tokenizer"]["mode"] = "Text"
-        wish["evaluation"] |= {"maxNewTokens": 4, "maxRows": 4, "gates": []}
-        spec = FineTuneSpec.model_validate(wish)
+        fields = world.spec().model_dump(mode="json", by_alias=True)
+        fields["workspace"] = {"uri": f"s3://{world.bucket}/tunemill/", "endpoint": world.s3_url, "region": "us-east-1"}
+        fields["tokenizer"]["mode"] = "Text"
+        fields["evaluation"] |= {"maxNewTokens": 4, "maxRows": 4, "gates": []}
+        spec = FineTuneSpec.model_validate(fields)
         prepared = run_stage(Stage.PREPARE, world, run_spec(spec, None), tmp_path / "prepare").report
         assert prepared is not None
         assert prepared.prepared is not None
         key = keys.train_key(prepared.prepared.key, spec)
         run = run_spec(spec, prepared.prepared).model_copy(update={"keys": {"train": key}})
 
-        told, report = tmp_path / "run.json", tmp_path / "report.json"
-        told.write_text(run.model_dump_json(by_alias=True, exclude_none=True))
-        program = wrapper(tmp_path / "bin", told, report)
+        run_file, report = tmp_path / "run.json", tmp_path / "report.json"
+        run_file.write_text(run.model_dump_json(by_alias=True, exclude_none=True))
+        program = wrapper(tmp_path / "bin", run_file, report)
         path = f"{program.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         environment = os.environ | {"TUNEMILL_SECRETS_DIR": str(world.secrets), "PATH": path, "OMP_NUM_THREADS": "1"}
-        options = ["--run-spec", str(told), "--work", str(tmp_path / "work"), "--report", str(report)]
+        options = ["--run-spec", str(run_file), "--work", str(tmp_path / "work"), "--report", str(report)]
         subprocess.run([program, "stages", "train", "evaluate", *options], env=environment, check=True)
         first, second = reports_in(report.read_text())
         trained, judged = first.trained, second.evaluation

@@ -1,4 +1,4 @@
-"""Model repositories that attack: code beside the weights, weights that are programs, commits that are paths."""
+"""Model repositories that attack: code next to the weights, weights that are programs, commits that are paths."""
 
 import json
 import os
@@ -32,7 +32,7 @@ class Bomb:
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    """A tiny base model, beside which lies code that makes the folder `mark` when anybody runs it."""
+    """A tiny base model with code in its folder that creates the folder `mark` when it runs."""
     folder = tmp_path / "base"
     shutil.copytree(cached_base("gemma2", steps=0), folder)
     code = f"import os\nos.mkdir({str(tmp_path / 'mark')!r})\nclass Evil: pass\n"

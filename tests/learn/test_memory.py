@@ -82,7 +82,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[Taken]:
 
 
 def a_spec(method: str, precision: str, quantization: str) -> FineTuneSpec:
-    """A wish; what it does not name does not matter for memory."""
+    """Return a spec; the fields that it leaves out do not affect memory."""
     return FineTuneSpec.model_validate(
         {
             "baseModel": {"id": "acme/tiny", "quantization": quantization},

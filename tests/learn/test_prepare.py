@@ -51,7 +51,7 @@ class Site:
         api.upload_file(path_or_fileobj=content.encode(), path_in_repo=name, repo_id=repository)
 
     def spec(self, **changes: Any) -> FineTuneSpec:
-        """The usual wish with some fields changed, which are merged into it."""
+        """The usual spec with some fields changed."""
         here = {"endpoint": self.world.s3_url, "region": "us-east-1", "uri": self.uri("tunemill/")}
         usual = self.world.spec().model_dump(by_alias=True) | {"workspace": here}
         return FineTuneSpec.model_validate(merged(usual, changes))
@@ -231,18 +231,18 @@ def test_simple_rows_get_the_tools_of_a_config_map(site, tmp_path, monkeypatch):
     site.put(
         [{"user_content": f"Word {n}?", "tool_name": "look_up", "tool_arguments": {"word": str(n)}} for n in range(9)]
     )
-    wish = {"tools": {"configMapKeyRef": {"name": "tools", "key": "x"}}, "tokenizer": {"mode": "Text"}}
-    facts, _, prepared = site.prepare(**wish)
+    chosen = {"tools": {"configMapKeyRef": {"name": "tools", "key": "x"}}, "tokenizer": {"mode": "Text"}}
+    facts, _, prepared = site.prepare(**chosen)
     assert (facts.dataset.format, facts.tokenizer_mode, facts.added_tokens) == ("Simple", "Text", 0)
     (case, *_) = prepared.cases()
     assert [tool.name for tool in case.tools] == ["look_up"]
     assert case.gold.calls[0].name == "look_up"
     (tmp_path / "tools.json").write_text(json.dumps([tool | {"description": "Looks up a word"}]))
-    again, executed, _ = site.prepare(**wish)
+    again, executed, _ = site.prepare(**chosen)
     assert executed
     assert again.key != facts.key
     (tmp_path / "tools.json").write_text("[]")
-    assert site.failure(**wish).reason is Reason.INVALID_SPEC
+    assert site.failure(**chosen).reason is Reason.INVALID_SPEC
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_simple_rows_get_the_tools_of_a_config_map(site, tmp_path, monkeypatch):
     ],
 )
 def test_each_wrong_field_ends_in_its_own_reason(site, changes, reason, message):
-    """A wrong wish fails in prepare, with what was found and which field it was."""
+    """A wrong spec fails in prepare with the value and the field."""
     uri = changes.get("dataset", {}).get("uri", "")
     if uri and not uri.startswith("s3:"):
         changes = {"dataset": {"uri": site.uri(uri)}}
@@ -323,10 +323,10 @@ def test_a_broken_template_of_the_users_own(site, tmp_path, monkeypatch):
     """It fails with Jinja's line before any row is rendered; a missing one names the field."""
     path = tmp_path / "chat_template.jinja"
     monkeypatch.setenv(config_maps.ENV_CONFIG_DIRECTORY, str(tmp_path))
-    wish = {"tokenizer": {"chatTemplate": {"configMapKeyRef": {"name": "templates", "key": "tools"}}}}
-    assert site.failure(**wish).reason is Reason.CONFIG_MAP_NOT_FOUND
+    chosen = {"tokenizer": {"chatTemplate": {"configMapKeyRef": {"name": "templates", "key": "tools"}}}}
+    assert site.failure(**chosen).reason is Reason.CONFIG_MAP_NOT_FOUND
     path.write_text("{% for %}")
-    error = site.failure(**wish)
+    error = site.failure(**chosen)
     assert error.reason is Reason.INVALID_CHAT_TEMPLATE
     assert "line 1" in error.message
 

@@ -28,9 +28,9 @@ def good(form: DatasetFormat) -> list[dict]:
 def run_prepare(world: World, form: DatasetFormat, data: list[dict], allowed: str, work: Path):
     """Run prepare as a pod does; return how it ended, and all that it said outside of the workspace."""
     world.s3().put_object(Bucket=world.bucket, Key="calls.jsonl", Body=json_lines(data).encode())
-    wish = world.spec().model_dump(mode="json", by_alias=True)
-    wish["dataset"] |= {"format": form.value, "maxInvalidFraction": allowed}
-    ended = run_stage(Stage.PREPARE, world, run_spec(FineTuneSpec.model_validate(wish), None), work)
+    fields = world.spec().model_dump(mode="json", by_alias=True)
+    fields["dataset"] |= {"format": form.value, "maxInvalidFraction": allowed}
+    ended = run_stage(Stage.PREPARE, world, run_spec(FineTuneSpec.model_validate(fields), None), work)
     return ended, ended.log + (work / "report.json").read_text()
 
 

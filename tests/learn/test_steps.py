@@ -50,9 +50,9 @@ def figures(history: list[dict]) -> list[tuple[float, float]]:
 
 def test_how_a_step_is_cut_changes_nothing(raw: Task, tmp_path: Path):
     """Proves that the loss is the mean over the step's supervised tokens, however few rows a pass has."""
-    wish = adapter("LoRA", **WITHOUT_DROPOUT)
+    adapter_spec = adapter("LoRA", **WITHOUT_DROPOUT)
     whole, cut = (
-        raw.train(tmp_path / str(tokens), wish, raw.model(), count=48, made=Plan(3, 1, tokens))
+        raw.train(tmp_path / str(tokens), adapter_spec, raw.model(), count=48, made=Plan(3, 1, tokens))
         for tokens in (10**6, 64)
     )
     assert len(whole.history) == 3
@@ -81,10 +81,10 @@ def test_every_method_trains_on_rows_end_to_end_as_on_padded_rows(
     precision: float,
 ):
     """Proves that adapters, new tokens and quantised weights do not care how rows lie."""
-    wish, settings = adapter(method, **WITHOUT_DROPOUT), {"count": 32, "maxSteps": 2, "held_out": True}
-    laid = raw.train(tmp_path / "laid", wish, raw.model(quantization), **settings)
+    adapter_spec, settings = adapter(method, **WITHOUT_DROPOUT), {"count": 32, "maxSteps": 2, "held_out": True}
+    laid = raw.train(tmp_path / "laid", adapter_spec, raw.model(quantization), **settings)
     monkeypatch.setattr(attention, "FAMILIES", frozenset())
-    padded = raw.train(tmp_path / "padded", wish, raw.model(quantization), **settings)
+    padded = raw.train(tmp_path / "padded", adapter_spec, raw.model(quantization), **settings)
     for one, other in zip(figures(laid.history), figures(padded.history), strict=True):
         assert one == pytest.approx(other, rel=precision)
     assert laid.best is not None
@@ -112,8 +112,8 @@ def test_mixed_precision_is_on_wherever_a_loss_is_computed(raw: Task, tmp_path: 
     settings = Training(batch_size=8, max_steps=1)
     run = sft.Run(settings, Plan(1, 1), CPU, torch.bfloat16, tmp_path)
     model, speaker = raw.model(), AutoTokenizer.from_pretrained(raw.tokenizer)
-    wish = adapter_config(adapter("LoRA"), model, raw.tokens, 1)
-    sft.train(run, model, wish, speaker, raw.rows(8), [], None, raw.held_out()[:4])
+    adapter_spec = adapter_config(adapter("LoRA"), model, raw.tokens, 1)
+    sft.train(run, model, adapter_spec, speaker, raw.rows(8), [], None, raw.held_out()[:4])
     assert seen == [torch.bfloat16] * 2
 
 

@@ -49,7 +49,7 @@ class World:
     secrets: Path
 
     def spec(self, *, lora: dict[str, object] | None = None, **training: object) -> FineTuneSpec:
-        """Return a wish that trains the tiny base on the CPU; keywords are fields of spec.training."""
+        """Return a spec that trains the tiny base on the CPU; keywords are fields of spec.training."""
         return FineTuneSpec.model_validate(
             {
                 "hub": {"endpoint": self.hub_url},
@@ -63,7 +63,7 @@ class World:
         )
 
     def workspace(self) -> Workspace:
-        """Return the workspace of those wishes."""
+        """Return the workspace of those specs."""
         return Workspace(BucketPrefix(self.s3(), f"s3://{self.bucket}/tunemill/", "spec.workspace"))
 
     def s3(self) -> "S3Client":
@@ -155,7 +155,7 @@ def example(row: dict) -> tuple[str, str]:
 
 
 def run_spec(spec: FineTuneSpec, prepared: PreparedFacts | None) -> RunSpec:
-    """Return the run of a wish."""
+    """Return the run of a spec."""
     return RunSpec(namespace="team-a", name="tools", run_id="r1", spec=spec, prepared=prepared)
 
 
@@ -182,7 +182,7 @@ def run_stage(
     Args:
         stage: which.
         world: its services.
-        run: what it is told.
+        run: the run of the stage.
         work: its folder; a new pod has a new one.
         watch: sees every line of the log, and returns a signal to send, if any.
         environment: more variables.

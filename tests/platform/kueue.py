@@ -1,4 +1,4 @@
-"""Kueue as it is shipped (its CRDs, its webhooks, its controller), run beside a control plane, and its queues."""
+"""Kueue as it is shipped (its CRDs, its webhooks, its controller), run with a control plane, and its queues."""
 
 import base64
 import os

@@ -87,10 +87,10 @@ def installed(bare_cluster: Cluster) -> Iterator[Cluster]:
     account = f"--serviceaccount={NAMESPACE}:{RELEASE}"
     bare_cluster.kubectl("create", "rolebinding", "reads", "--role=reads", account, "-n", NAMESPACE)
     eventually(
-        lambda: "owner" in refusal(bare_cluster, a_job(change=lambda job: job["metadata"].pop("ownerReferences"))),
+        lambda: NO_OWNER in refusal(bare_cluster, a_job(change=lambda job: job["metadata"].pop("ownerReferences"))),
         "the policy for Jobs is in force",
     )
-    eventually(lambda: "but the label" in labelled(bare_cluster, "a=b"), "the policy for pods is in force")
+    eventually(lambda: "only the label" in labelled(bare_cluster, "a=b"), "the policy for pods is in force")
     yield bare_cluster
     bare_cluster.kubectl("delete", "role/reads", "rolebinding/reads", "-n", NAMESPACE)
     bare_cluster.kubectl("delete", "pod", "tunemill-0", "-n", NAMESPACE, "--grace-period=0", "--force")

@@ -138,7 +138,7 @@ def pod_spec(cluster: Cluster) -> dict[str, Any]:
 
 
 def test_the_manifest_names_nothing_of_helm_and_no_certificate() -> None:
-    """Who installs Helm's release later is told that these objects are somebody else's; no key lies in Git."""
+    """A later Helm release is refused because the objects have another owner; no key lies in Git."""
     assert not re.search(r"helm\.sh|managed-by: Helm|BEGIN CERTIFICATE", MANIFEST)
     (secret,) = (item for item in yaml.safe_load_all(MANIFEST) if item["kind"] == "Secret")
     assert "data" not in secret

@@ -1,4 +1,4 @@
-"""The operator beside the real Kueue: runs wait for quota, are preempted, go on, and always say why."""
+"""The operator with the real Kueue: runs wait for quota, are preempted, resume, and the status says why."""
 
 from collections.abc import Iterator
 from typing import Any

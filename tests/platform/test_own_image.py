@@ -22,5 +22,5 @@ def test_the_manifests_image_runs_all_stages_and_is_told_the_contract(
     }
     keys = {entry["name"]: entry["key"] for entry in status["stages"]}
     for stage in (Stage.TRAIN, Stage.EVALUATE, Stage.PUBLISH):
-        told = plane.kubelet.run_specs["own", stage.value]
-        assert told.keys == {name: key for name, key in keys.items() if name != Stage.PREPARE}
+        run_spec = plane.kubelet.run_specs["own", stage.value]
+        assert run_spec.keys == {name: key for name, key in keys.items() if name != Stage.PREPARE}

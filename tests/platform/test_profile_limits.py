@@ -181,10 +181,10 @@ def refusal(namespace: Namespace, spec: Json) -> str:
 def sentence(profile_name: str, spec: Json) -> str:
     """Return what the operator says against the spec; empty when it lets it run."""
     profile = a_profile(profile_name, **copy.deepcopy(PROFILE_SPECS[profile_name]))
-    wish = FineTuneSpec.model_validate(spec)
-    fields = given(wish, profile)
+    parsed_spec = FineTuneSpec.model_validate(spec)
+    fields = given(parsed_spec, profile)
     try:
-        check(applied(wish, fields), fields, profile)
+        check(applied(parsed_spec, fields), fields, profile)
     except RefusedError as error:
         return str(error)
     return ""

@@ -85,7 +85,7 @@ def test_only_what_was_written_stands_in_the_fields_that_can_be_preset(plane: Pl
 def test_a_refused_wish_waits_without_a_job_until_it_is_allowed(
     platform: Plane, namespace: Namespace, tmp_path: Path
 ) -> None:
-    """Limit, field, wish and remedy are in the status and in an event; the profile's next version is heard at once."""
+    """Limit, field, value and remedy are in the status and in an event; a changed profile takes effect at once."""
     platform.profile("small", limits={"maxGpus": 0, "trainerImages": []})
     platform.profile("others", namespaces=["somebody-else"])
     with an_operator(platform.kubeconfig, tmp_path / "operator.log", "--no-leader-election") as operator:

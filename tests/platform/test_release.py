@@ -34,7 +34,7 @@ def test_an_installed_operator_gets_its_pods_under_restricted_pod_security(clust
 
 
 def test_the_notes_lead_to_a_manifest_that_the_api_server_accepts(cluster: Cluster) -> None:
-    """What the installer is told to apply works as it is printed."""
+    """The printed manifests of the installation work."""
     notes = cluster.install(watchNamespaces=["team-a"])
     _, _, rest = notes.partition("<<MANIFEST\n")
     manifest, _, _ = rest.partition("MANIFEST")

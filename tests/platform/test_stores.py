@@ -25,7 +25,7 @@ def bucket(tmp_path: Path) -> Iterator[Bucket]:
     for name in ("data", "metadata"):
         (tmp_path / name).mkdir()
     options = ["--access", "key", "--secret", "secret", "--port", f"127.0.0.1:{port}", "--quiet"]
-    # Metadata beside the files: not every file system has extended attributes.
+    # Metadata in separate files: not every file system has extended attributes.
     storage = ["posix", "--sidecar", str(tmp_path / "metadata"), str(tmp_path / "data")]
     with subprocess.Popen([program, *options, *storage], stdout=subprocess.DEVNULL) as server:
         try:
@@ -45,7 +45,7 @@ def accepts_connections(port: int) -> bool:
 
 
 def facts(steps: int) -> TrainedFacts:
-    """Return facts that are told apart by their steps."""
+    """Return facts that differ in their steps."""
     return TrainedFacts(steps=steps, loss="0.1", train_seconds=1, device="cpu", adapter="s3://there")
 
 

@@ -1,7 +1,7 @@
 """Every request of a run goes wrong once, one after the other, in every way: the outcome is the one without a fault.
 
-The operator's own reconciler works on the model of Kubernetes. What is tried is not drawn but counted: a story is told
-once to learn how many requests it makes, and then once for each of them and each way to fail.
+The operator's own reconciler works on the model of Kubernetes. The cases are enumerated, not random: a scenario runs
+once to count its requests, and then once for each request and each way to fail.
 """
 
 import asyncio

@@ -31,7 +31,7 @@ KEY, HONEST = ("team-a", "support"), ("team-b", "honest")
 
 
 def a_page(random: Random, bodies: list[Any]) -> list[Any]:
-    """Return the objects of a list as the operator decodes them, after hostile ones beside an honest one."""
+    """Return the objects of a list as the operator decodes them, of hostile ones and a valid one."""
     honest = a_finetune_body("honest", "team-b")
     whole, texts = [json_of(body) for body in bodies], [text_of(random, body) for body in bodies]
     text = ",".join([*texts, json.dumps(honest)])
@@ -104,7 +104,7 @@ def test_mutated_objects_jobs_and_pods_are_decided_about(part: int) -> None:
 
 
 def test_mutated_profiles_are_judged() -> None:
-    """A profile that cannot be read says why, and whoever uses it is told."""
+    """A profile that cannot be read says why, and so do the objects that use it."""
     for seed in range(ROUNDS // 3):
         random = Random(seed)
         world = random.choice(worlds())

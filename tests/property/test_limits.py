@@ -45,7 +45,7 @@ TEMPLATES = parts(prepare=TEMPLATE, train=TEMPLATE, publish=TEMPLATE)
 QUEUE = st.fixed_dictionaries({"name": st.just("q")}, optional={"priorityClass": st.sampled_from(["", "a", "ab", "x"])})
 GATES = st.fixed_dictionaries({"metric": st.sampled_from(["exact_match", "ast_match"]), "min": st.just("0.5")})
 RUNTIMES = st.sampled_from(["30m", "1.5h", "8h", "1d"])
-WISHES = parts(
+SPECS = parts(
     compute=COMPUTE,
     podTemplates=TEMPLATES,
     maxGpuHours=HOURS,
@@ -78,12 +78,12 @@ LIMITS = parts(
 )
 
 
-@inputs(wish=WISHES, defaults=WISHES, limits=LIMITS)
+@inputs(run_fields=SPECS, defaults=SPECS, limits=LIMITS)
 def test_what_a_run_goes_by_never_exceeds_a_limit(
-    wish: dict[str, Any], defaults: dict[str, Any], limits: dict[str, Any]
+    run_fields: dict[str, Any], defaults: dict[str, Any], limits: dict[str, Any]
 ) -> None:
     """Neither by what is said nor by what is left out, and whoever says it."""
-    profile, spec = a_profile(defaults=defaults, limits=limits), parsed(a_spec(**wish))
+    profile, spec = a_profile(defaults=defaults, limits=limits), parsed(a_spec(**run_fields))
     fields = given(spec, profile)
     whole = applied(spec, fields)
     try:
@@ -92,12 +92,12 @@ def test_what_a_run_goes_by_never_exceeds_a_limit(
         return
     assert_within(whole, profile.spec.limits, defaults)
     allowed = limits.get("podTemplateFields")
-    for template in wish.get("podTemplates", {}).values():
+    for template in run_fields.get("podTemplates", {}).values():
         for name, value in template.items():
             assert allowed is None or name in allowed or value == {}
             escapes = name in ("tolerations", "nodeSelector") and value
             assert not escapes or not profile.limited or name in (allowed or ())
-    assert given(spec, profile) == fields, "the same wish is always given the same"
+    assert given(spec, profile) == fields, "the same spec always gets the same fields"
 
 
 def assert_within(spec: FineTuneSpec, limits: Limits, defaults: dict[str, Any]) -> None:

@@ -217,11 +217,11 @@ class Operation(RuleBasedStateMachine):
     @invariant()
     def what_has_ended_stays_as_it_ended(self) -> None:
         """With the same reason, message and remedy, until somebody edits or asks, whatever is cleaned up meanwhile."""
-        status, wish = self.world.status, self.world.finetune.request_token
-        if self.ended and self.ended[0] == wish:
+        status, request_token = self.world.status, self.world.finetune.request_token
+        if self.ended and self.ended[0] == request_token:
             assert status.failure == self.ended[1]
         final = status.failure is not None and status.failure.final and self.world.finetune.run_started
-        self.ended = (wish, status.failure) if final else None
+        self.ended = (request_token, status.failure) if final else None
 
     @invariant()
     def what_is_done_again_is_bounded(self) -> None:

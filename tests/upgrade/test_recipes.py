@@ -185,7 +185,7 @@ def test_a_request_during_the_upgrade_is_not_lost() -> None:
 
 
 def test_a_spec_that_the_older_operator_refused_is_checked_again() -> None:
-    """It recorded the generation of the refused spec beside the run of the spec before."""
+    """It recorded the generation of the refused spec and the run of the earlier spec."""
     world = a_recorded("succeeded-with-profile")
     world.edit(compute={"gpus": 16}, training={"epochs": 2})
     refused = a_recorded("failed-for-a-limit").finetune_body["status"]["failure"]

@@ -126,8 +126,8 @@ def _is_own(request: web.Request) -> bool:
 
 
 def _refuse(error: HubError, headers: dict[str, str] | None = None) -> web.Response:
-    told = {"X-Request-Id": uuid4().hex} | error.headers | (headers or {})
-    return web.json_response({"error": error.message}, status=error.status, headers=told)
+    all_headers = {"X-Request-Id": uuid4().hex} | error.headers | (headers or {})
+    return web.json_response({"error": error.message}, status=error.status, headers=all_headers)
 
 
 async def _healthy(_: web.Request) -> web.Response:

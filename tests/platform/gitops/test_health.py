@@ -120,7 +120,9 @@ def _tell_end_of_train(endpoint: Endpoint, namespace: Namespace, name: str) -> N
     key = kubelet.run_specs[name, Stage.TRAIN].keys[Stage.TRAIN]
     report = a_report(Stage.TRAIN, key=key, finished_at=datetime.now(UTC))
     body = json.dumps({"report": json.loads(report)}).encode()
-    assert endpoint.post(namespace.name, name, token_of(namespace, pod), body=body) == 200
+    token = token_of(namespace, pod)
+    # The operator refuses a report until it has seen the pod.
+    eventually(lambda: endpoint.post(namespace.name, name, token, body=body) == 200, "the report is accepted")
 
 
 def _begin(namespace: Namespace) -> None:

@@ -71,8 +71,8 @@ def references(schema: Json, path: str = "spec") -> set[str]:
 
 def test_kustomize_is_told_of_every_field_that_names_a_config_map_or_a_secret() -> None:
     """A field that it does not know would keep the name that the generated object no longer has."""
-    (told,) = sample("kustomize/base/names.yaml")
-    paths = {item["kind"]: {field["path"] for field in item["fieldSpecs"]} for item in told["nameReference"]}
+    (configuration,) = sample("kustomize/base/names.yaml")
+    paths = {item["kind"]: {field["path"] for field in item["fieldSpecs"]} for item in configuration["nameReference"]}
     assert paths["ConfigMap"] | paths["Secret"] == references(object_schema()["properties"]["spec"])
     assert all("configMap" in path for path in paths["ConfigMap"])
     assert paths["ServiceAccount"] == {f"spec/podTemplates/{stage}/serviceAccountName" for stage in STAGES}

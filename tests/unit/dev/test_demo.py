@@ -57,11 +57,11 @@ FIRST = ended(done("prepare", 0, 9), done("train", 10, 40.26), done("evaluate", 
 
 def training(percent: int | None, loss: str = "0.41") -> FineTuneStatus:
     """Return the status of a run that trains since ten seconds after noon."""
-    told = TrainerStatus(
+    reported = TrainerStatus(
         progress_percentage=percent, estimated_remaining_seconds=75, metrics=[TrainerMetric(name="loss", value=loss)]
     )
     running = StageStatus(name="train", state=StageState.RUNNING, started_at=at(10))
-    return FineTuneStatus(phase=Phase.TRAINING, stages=[done("prepare", 0, 9), running], trainer_status=told)
+    return FineTuneStatus(phase=Phase.TRAINING, stages=[done("prepare", 0, 9), running], trainer_status=reported)
 
 
 def test_the_summary_has_seconds_scores_and_what_ran():

@@ -59,7 +59,7 @@ def eventually(check: Callable[[], object], seconds: float = 30) -> None:
             if check():
                 return
             failure: Exception | None = None
-        except Exception as error:  # noqa: BLE001 - told below when time is up
+        except Exception as error:  # noqa: BLE001 - reported below when time is up
             failure = error
         assert time.monotonic() < deadline, f"did not come true in {seconds} s: {failure!r}"
         time.sleep(0.05)

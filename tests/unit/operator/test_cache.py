@@ -84,9 +84,9 @@ def test_an_object_is_new_until_something_was_made_of_it_or_told_of_it() -> None
     assert not cache.unserved(KEY)
     cache.finetunes.put(a_body(5))
     assert cache.unserved(KEY)
-    told = a_body(6)
-    told["status"] = {"phase": "Pending"}
-    cache.finetunes.put(told)
+    observed = a_body(6)
+    observed["status"] = {"phase": "Pending"}
+    cache.finetunes.put(observed)
     assert not cache.unserved(KEY)
 
 

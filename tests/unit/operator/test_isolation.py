@@ -203,11 +203,11 @@ def test_an_event_that_a_user_wrote_hides_no_other(jump: Jump) -> None:
             return [*odd, good]
 
     async def story() -> None:
-        told = asyncio.Event()
-        warnings = Warnings(Events(), lambda _: told.set())
+        warned = asyncio.Event()
+        warnings = Warnings(Events(), lambda _: warned.set())
         warnings.expect(("attacker", "x"), {"u": at(0)})
         task = asyncio.ensure_future(warnings.run())
-        await told.wait()
+        await warned.wait()
         assert [item.message for item in warnings.about(("attacker", "x"))] == ["quota"]
         task.cancel()
 

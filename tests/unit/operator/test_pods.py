@@ -265,9 +265,9 @@ def test_a_hub_token_is_a_file_of_that_name_whatever_its_key() -> None:
 
 def test_pods_that_load_the_base_model_share_a_cache_of_models() -> None:
     """The claim is mounted where the trainer looks for it, writable; prepare needs no weights and no volume."""
-    wish = {"compute": {"modelCache": {"claimName": "models"}}}
+    fields = {"compute": {"modelCache": {"claimName": "models"}}}
     for label, wanted in (("prepare", []), ("train", ["models"]), ("publish", ["models"])):
-        pod = pod_of(a_job(label, **wish))
+        pod = pod_of(a_job(label, **fields))
         claims = [item["persistentVolumeClaim"] for item in pod["volumes"] if "persistentVolumeClaim" in item]
         assert claims == [{"claimName": name} for name in wanted]
         for container in [*pod.get("initContainers", []), *pod["containers"]]:
@@ -488,10 +488,10 @@ def test_no_container_without_gpus_gets_any_from_an_image() -> None:
 
 def test_a_user_cannot_bring_the_identity_of_the_node_back() -> None:
     """The operator's variable replaces the user's, unless the platform lends the node's identity."""
-    wish = {"train": {"env": [{"name": "AWS_EC2_METADATA_DISABLED", "value": "false"}]}}
+    fields = {"train": {"env": [{"name": "AWS_EC2_METADATA_DISABLED", "value": "false"}]}}
 
     def values(platform: Platform) -> list[str]:
-        env = containers_of(a_job("train", platform, podTemplates=wish))[0]["env"]
+        env = containers_of(a_job("train", platform, podTemplates=fields))[0]["env"]
         return [item["value"] for item in env if item["name"] == "AWS_EC2_METADATA_DISABLED"]
 
     assert values(PLATFORM) == ["true"]

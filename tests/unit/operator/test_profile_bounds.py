@@ -266,18 +266,18 @@ def test_endpoints_are_listed_by_host(endpoint: str, allowed: bool) -> None:
         assert "limits.endpoints allows https://default.acme.com, s3.acme.com" in str(refusal(profile, spec))
 
 
-@pytest.mark.parametrize("wish", [None, [], [{"metric": "ast_match", "min": "0.1"}]])
-def test_demanded_gates_cannot_be_dropped(wish: list[dict[str, str]] | None) -> None:
+@pytest.mark.parametrize("requested", [None, [], [{"metric": "ast_match", "min": "0.1"}]])
+def test_demanded_gates_cannot_be_dropped(requested: list[dict[str, str]] | None) -> None:
     """They are added to what the user wrote, to the profile's own and to the default of the API."""
     demanded = {"metric": "exact_match", "min": "0.8"}
     profile = a_profile(limits={"gates": [demanded]})
-    spec = parsed(a_spec(**({} if wish is None else {"evaluation": {"gates": wish}})))
+    spec = parsed(a_spec(**({} if requested is None else {"evaluation": {"gates": requested}})))
     fields = given(spec, profile)
     whole = applied(spec, fields)
     check(whole, fields, profile)
     gates = [gate.model_dump(mode="json", by_alias=True, exclude_none=True) for gate in whole.evaluation.gates]
     assert demanded in gates
-    assert gates[:-1] == ([{"metric": "exact_match", "minGainOverBase": "0"}] if wish is None else wish)
+    assert gates[:-1] == ([{"metric": "exact_match", "minGainOverBase": "0"}] if requested is None else requested)
     assert given(whole, profile).get("evaluation.gates") is None, "gates that are there are not added twice"
 
 

@@ -481,7 +481,7 @@ def test_what_vanished_before_a_watch_was_taken_up_is_found_at_once(jump: Jump) 
         for _ in range(5):
             await asyncio.sleep(1)
             resync.listed()
-        assert len(operation.cache.jobs) == 1, "the list is still being told"
+        assert len(operation.cache.jobs) == 1, "the list is still being processed"
         await asyncio.sleep(4)
         assert len(operation.cache.jobs) == 0
         task.cancel()

@@ -54,9 +54,15 @@ async def looked_at(tracing: Tracing, reconcile: Callable[[Key], Awaitable[None]
 
 def tells(tracing: Tracing, *, begins: bool = False, code: int = 200) -> None:
     """Say of the present reconcile what the reconciler and the client say."""
-    told = current.get()
-    assert told
-    told.uid, told.run, told.phase, told.stage, told.begins_run = "uid-1", "run1", "Training", "train", begins
+    reconciliation = current.get()
+    assert reconciliation
+    reconciliation.uid, reconciliation.run, reconciliation.phase, reconciliation.stage, reconciliation.begins_run = (
+        "uid-1",
+        "run1",
+        "Training",
+        "train",
+        begins,
+    )
     tracing.requested(Request("POST", "/apis/batch/v1/namespaces/team-a/jobs", code, time.time(), 0.01))
 
 

@@ -129,7 +129,7 @@ def test_a_table_fills_in_nulls_that_nobody_meant(lint):
     ],
 )
 def test_a_file_that_cannot_be_read_is_a_finding(lint, content, found):
-    """What ends a run is told like everything else, and the other files are looked at."""
+    """A fatal finding is reported like the others, and the other files are checked."""
     good = put("good.jsonl", [openai_row()])
     code, result = lint(put("x.json", content), good)
     assert code == 65
@@ -184,7 +184,7 @@ def test_lengths_and_rendering_need_a_tokenizer(lint, tmp_path):
 
 
 def test_text_for_people(tmp_path, capsys, monkeypatch):
-    """By file and rule, the remedy once; a missing file is told in one line."""
+    """By file and rule, the remedy once; a missing file is reported in one line."""
     monkeypatch.chdir(tmp_path)
     file = put("calls.jsonl", [openai_row(str(number), town="x") for number in range(30)])
     assert main(["lint", file]) == 65
@@ -217,7 +217,7 @@ def trainer(*arguments, **options):
 
 
 def test_a_pipe_is_read(lint):
-    """It can be read only once, and the format is told before the rows are read."""
+    """It can be read only once, and the format is detected before the rows are read."""
     reading, writing = os.pipe()
     with os.fdopen(writing, "wb") as pipe:
         pipe.write(json.dumps(openai_row()).encode())

@@ -41,7 +41,7 @@ def test_the_smallest_manifest_gets_all_defaults(tmp_path: Path) -> None:
 
 
 def test_other_objects_in_the_file_are_passed_over(tmp_path: Path) -> None:
-    """Proves that a file with a Secret beside the object works."""
+    """A file with a Secret and the object works."""
     both = "kind: Secret\napiVersion: v1\n---\n" + SMALLEST + "\n---\n"
     assert manifests.load(manifest(tmp_path, both)).run.name == "support-tools"
 

@@ -121,7 +121,7 @@ def test_people_read_tables(scored: Scored):
     ],
 )
 def test_rows_of_any_format(scored: Scored, tmp_path: Path, row: dict):
-    """The id stands beside the format's own fields; the tools of rows without any come from a file."""
+    """The id is next to the format's own fields; the tools of rows without any come from a file."""
     tools = tmp_path / "tools.json"
     tools.write_text(json.dumps([WEATHER]))
     right = {"name": "weather", "arguments": {"city": "OSLO", "days": 1}}

@@ -135,7 +135,7 @@ def test_another_key_is_noticed(verifier: Verifier):
     code, said = verifier.verify("--key", verifier.key(2))
     assert code == ExitCode.DATA_WRONG
     assert f"not signed by {signing_key(2).public.key_id}" in said
-    assert "training data" not in said, "what it claims is not told as if it were so"
+    assert "training data" not in said, "unverified claims are not printed as facts"
 
 
 @pytest.mark.parametrize("download", [[], ["--download"]], ids=["listed", "downloaded"])

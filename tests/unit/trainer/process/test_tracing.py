@@ -70,7 +70,7 @@ def test_a_failed_stage_is_exported_as_a_failed_span(collector: Collector) -> No
 def test_variables_that_cannot_be_read_stop_no_stage(
     collector: Collector, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They are told."""
+    """The log names them."""
     monkeypatch.setenv("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many")
     with tracing.stage(Stage.TRAIN, RUN):
         assert download("weights") == "weights"
