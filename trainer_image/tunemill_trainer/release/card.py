@@ -39,6 +39,7 @@ class ReleaseFacts:
         gates: the result of each gate.
         repository: the repository to which the card belongs.
         whole: whether the repository holds a full model instead of an adapter.
+        gguf: the name of the GGUF file, when the repository holds one.
         serving: the serving contract.
         with_page: whether report.html is in the repository.
         license: license, license_name and license_link from the base model's card.
@@ -55,6 +56,7 @@ class ReleaseFacts:
     gates: tuple[GateFacts, ...]
     repository: str
     whole: bool = False
+    gguf: str = ""
     serving: ServingFacts | None = None
     with_page: bool = False
     license: dict[str, str] = field(default_factory=dict)
@@ -104,7 +106,7 @@ def _front_matter(facts: ReleaseFacts) -> str:
         base_model=None if is_local(facts.base.id) else facts.base.id,
         base_model_relation="finetune" if facts.whole else "adapter",
         datasets=[facts.public_dataset] if facts.public_dataset else None,
-        library_name="transformers" if facts.whole else "peft",
+        library_name="gguf" if facts.gguf else "transformers" if facts.whole else "peft",
         pipeline_tag="text-generation",
         tags=[
             "function-calling",
@@ -195,7 +197,35 @@ def _metric_line(metric: MetricFacts, report: Report) -> str:
     return f"| {label} | {metric.base} | **{metric.tuned}** | {interval} | {metric.cases} |"
 
 
+def _gguf_usage(facts: ReleaseFacts) -> str:
+    number_format = facts.gguf.removesuffix(".gguf").rpartition("-")[2]
+    if is_local(facts.repository):
+        commands = f"llama-server --jinja -m {path_of(local_path(facts.repository), facts.revision) / facts.gguf}"
+    else:
+        commands = (
+            f"hf download {facts.repository} {facts.gguf} --revision {facts.revision} --local-dir .\n"
+            f"llama-server --jinja -m {facts.gguf}"
+        )
+        if facts.revision == "main":
+            commands = f"llama-server --jinja -hf {facts.repository}:{number_format}"
+    text = f"""## Use
+
+With llama.cpp:
+
+```sh
+{commands}
+```
+
+OpenAI clients receive calls as `tool_calls`. Set `temperature` to 0, as in the evaluation. The file holds the tokenizer,
+the chat template and the stop tokens of the evaluated model."""
+    if number_format == "Q8_0":
+        return f"{text} Its weights are quantized to 8 bits, with which the model was not evaluated."
+    return text
+
+
 def _usage(facts: ReleaseFacts) -> str:
+    if facts.gguf:
+        return _gguf_usage(facts)
     stops = list(facts.tokens.stop_token_ids)
     library, loader = ("transformers", "AutoModelForCausalLM") if facts.whole else ("peft", "AutoPeftModelForCausalLM")
     imports = (

@@ -1,7 +1,7 @@
 """Writes a full model with its tokenizer and chat template into a GGUF file, for llama.cpp and Ollama."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -40,23 +40,26 @@ def refuse_inconvertible(folder: Path, *, added_tokens: int) -> None:
     Raises:
         StageError: InvalidSpec, with what llama.cpp lacks.
     """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder)
+    config = _config(folder)
     try:
         writer = GGUFWriter(None, gguf_architecture.name_of(config))
         gguf_architecture.add_hyperparameters(writer, config)
         read_vocabulary(folder, config.vocab_size + added_tokens)
     except NotConvertibleError as error:
-        raise StageError(
-            Reason.INVALID_SPEC,
-            f"spec.publish.artifacts has GGUF, and spec.baseModel cannot be written as GGUF: {error}",
-            "Remove GGUF from spec.publish.artifacts, or choose another base model; docs/how-to/publishing.md lists the "
-            "supported architectures.",
-        ) from error
+        raise refused(error) from error
 
 
-def write_gguf(folder: Path, path: Path, *, number_format: str, tokens: Tokens, name: str, starts_with_bos: bool) -> None:
+def refused(error: NotConvertibleError) -> StageError:
+    """Return the failure for a model that cannot be written as GGUF."""
+    return StageError(
+        Reason.INVALID_SPEC,
+        f"spec.publish.artifacts has GGUF, and spec.baseModel cannot be written as GGUF: {error}",
+        "Remove GGUF from spec.publish.artifacts, or choose another base model; docs/how-to/publishing.md lists the "
+        "supported ones.",
+    )
+
+
+def write_gguf(folder: Path, path: Path, *, number_format: str, tokens: Tokens, prompt: Sequence[int]) -> None:
     """Write a GGUF file.
 
     Args:
@@ -64,25 +67,24 @@ def write_gguf(folder: Path, path: Path, *, number_format: str, tokens: Tokens, 
         path: of the file.
         number_format: one of FORMATS, for matrices; vectors are always F32.
         tokens: has the stop tokens.
-        name: of the model.
-        starts_with_bos: whether the chat template begins each prompt with the BOS token. llama.cpp then adds it to all
-            texts, once.
+        prompt: the token ids of a prompt. If it begins with the BOS token, llama.cpp adds it to every text. It removes
+            the one of the chat template first.
 
     Raises:
         NotConvertibleError: when llama.cpp would compute something else.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    config, tokenizer = _config(folder), AutoTokenizer.from_pretrained(folder)
     matrix, file_type = _FORMATS[number_format]
     writer = GGUFWriter(path, gguf_architecture.name_of(config))
-    writer.add_name(name)
+    writer.add_name(path.stem)
     writer.add_file_type(file_type)
     writer.add_quantization_version(2)
     gguf_architecture.add_hyperparameters(writer, config)
     read_vocabulary(folder, config.vocab_size).add_to(writer)
     _add_special_tokens(writer, tokenizer, tokens)
-    writer.add_add_bos_token(starts_with_bos)
+    writer.add_add_bos_token(prompt[0] == tokenizer.bos_token_id)
     writer.add_chat_template((folder / "chat_template.jinja").read_text(encoding="utf-8"))
     with ExitStack() as stack:
         weights = _Weights(folder, config, stack)
@@ -121,9 +123,7 @@ def check_gguf(path: Path, folder: Path) -> None:
     Raises:
         StageError: ProofFailed, with the first difference.
     """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder)
+    config = _config(folder)
     try:
         reader = GGUFReader(path)
     except (ValueError, OSError, KeyError, IndexError) as error:
@@ -182,6 +182,12 @@ class _Weights:
             tensor = self._files[here].get_tensor(here).float().numpy()
             yield there, gguf_architecture.converted(here, tensor, self._config)
         yield from self._extra.items()
+
+
+def _config(folder: Path) -> Config:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder)
 
 
 def _type(matrix: GGMLQuantizationType, shape: tuple[int, ...]) -> GGMLQuantizationType:

@@ -41,7 +41,7 @@ PARAMETERS: Final[Any] = {
     "adapter": True,
     "training": True,
     "evaluation": {"max_rows", "max_new_tokens", "gates", "on_gate_failure"},
-    "publish": {"repository", "private", "branch", "tag", "artifacts", "serving"},
+    "publish": {"repository", "private", "branch", "tag", "artifacts", "serving", "gguf"},
 }
 """The fields of the spec that are published: hyperparameters and targets, but no location, credential or pod setting.
 A field that is not listed is left out."""
