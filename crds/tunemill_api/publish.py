@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from tunemill_api.base import ApiModel
-from tunemill_api.scalars import DataKey, Endpoint, OwnRepository, SecretKeyRef, rule, rules
+from tunemill_api.scalars import DataKey, OwnRepository, SecretKeyRef, rule, rules
 
 
 class Artifact(StrEnum):
@@ -53,10 +53,11 @@ class RegistryCredentialsRef(SecretKeyRef):
 class Oci(ApiModel):
     """The artifact OCI."""
 
-    registry: Annotated[Endpoint, Field(min_length=1)]
+    registry: Annotated[str, Field(max_length=512, pattern=r"^https?://[^\s/?#@]+$")]
     """URL of the registry, for example https://ghcr.io. A pod that mounts the image writes it without https://."""
     repository: Annotated[
-        str, Field(min_length=1, max_length=255, pattern=r"^[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*$")
+        str,
+        Field(min_length=1, max_length=255, pattern=r"^[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*$"),
     ]
     """Repository in the registry, for example acme/support-tools. The tag is spec.publish.tag, or else the branch with
     - instead of /."""

@@ -57,12 +57,7 @@ def chosen(publish: Publish, *, only_whole: bool, servable: bool) -> Artifacts:
 
 def image_of(publish: Publish) -> str:
     """Return the container image of spec.publish.oci, registry/repository without a tag; empty without one."""
-    return f"{registry_host(publish.oci.registry)}/{publish.oci.repository}" if publish.oci else ""
-
-
-def registry_host(registry: str) -> str:
-    """Return the host of a registry's URL, with the port if it has one."""
-    return registry.partition("://")[2].partition("/")[0]
+    return f"{publish.oci.registry.partition('://')[2]}/{publish.oci.repository}" if publish.oci else ""
 
 
 def more_repositories(spec: FineTuneSpec, added_tokens: int) -> list[str]:

@@ -16,6 +16,7 @@ from tunemill_api.run_spec import RunSpec
 from tunemill_api.status import EvaluationFacts, GateFacts, MetricFacts, PreparedFacts, ServingFacts, TrainedFacts
 from tunemill_api.training import Turns
 
+from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import Report
 from tunemill_trainer.prepared import BaseModel, Tokens
 from tunemill_trainer.release import labels
@@ -40,6 +41,7 @@ class ReleaseFacts:
         repository: the repository to which the card belongs.
         whole: whether the repository holds a full model instead of an adapter.
         gguf: the name of the GGUF file, when the repository holds one.
+        image: the container image with its tag, when it holds the model.
         serving: the serving contract.
         with_page: whether report.html is in the repository.
         license: license, license_name and license_link from the base model's card.
@@ -57,6 +59,7 @@ class ReleaseFacts:
     repository: str
     whole: bool = False
     gguf: str = ""
+    image: str = ""
     serving: ServingFacts | None = None
     with_page: bool = False
     license: dict[str, str] = field(default_factory=dict)
@@ -223,9 +226,36 @@ the chat template and the stop tokens of the evaluated model."""
     return text
 
 
+def _image_usage(facts: ReleaseFacts) -> str:
+    call_format = ReplyFormat(facts.report.settings.reply_format)
+    parser = f", --enable-auto-tool-choice, --tool-call-parser, {call_format.value}" if call_format.served else ""
+    return f"""## Use
+
+As an image volume of a pod, which Kubernetes mounts read-only (beta since 1.33, enabled by default since 1.35):
+
+```yaml
+apiVersion: v1
+kind: Pod
+metadata:
+  name: {facts.run.name}
+spec:
+  containers:
+  - name: server
+    image: vllm/vllm-openai:latest
+    args: [--model, /mnt/models, --served-model-name, {facts.name}{parser}]
+    volumeMounts:
+    - {{name: model, mountPath: /mnt}}
+  volumes:
+  - name: model
+    image: {{reference: "{facts.image}"}}
+```"""
+
+
 def _usage(facts: ReleaseFacts) -> str:
     if facts.gguf:
         return _gguf_usage(facts)
+    if facts.image:
+        return _image_usage(facts)
     stops = list(facts.tokens.stop_token_ids)
     library, loader = ("transformers", "AutoModelForCausalLM") if facts.whole else ("peft", "AutoPeftModelForCausalLM")
     imports = (

@@ -79,7 +79,9 @@ def _layers(config: Config) -> range:
 
 def _refuse_windows(_writer: GGUFWriter, config: Config) -> None:
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        raise NotConvertibleError("it has sliding window attention, which llama.cpp does not have for this architecture")
+        raise NotConvertibleError(
+            "it has sliding window attention, which llama.cpp does not have for this architecture"
+        )
 
 
 @dataclass(frozen=True)

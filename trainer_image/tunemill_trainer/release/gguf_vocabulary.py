@@ -138,7 +138,10 @@ def _scores(tokens: list[str], merges: list[tuple[str, str]]) -> list[float]:
 
 def _space_prefix(content: dict[str, Any]) -> bool:
     """Return whether a text begins with a space that is added; refuse other ways to treat spaces."""
-    steps, splits = _parts(content.get("normalizer"), "normalizers"), _parts(content.get("pre_tokenizer"), "pretokenizers")
+    steps, splits = (
+        _parts(content.get("normalizer"), "normalizers"),
+        _parts(content.get("pre_tokenizer"), "pretokenizers"),
+    )
     replaces = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
     prepends = {"type": "Prepend", "prepend": _SPACE}
     between_words = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}

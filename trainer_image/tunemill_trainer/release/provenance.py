@@ -146,12 +146,14 @@ class Sources:
         keys: the key of each stage's output in the workspace.
         base_files: the sha256 of the base model's files by path; empty if prepare recorded none.
         train_image: the image of the train stage; empty if unknown.
+        image: the published container image with the same model, NAME@DIGEST; empty if there is none.
     """
 
     started: datetime
     keys: dict[str, str]
     base_files: dict[str, str] = field(default_factory=dict)
     train_image: str = ""
+    image: str = ""
 
 
 def statement(folder: Path, facts: ReleaseFacts, sources: Sources, finished: datetime) -> Statement:
@@ -178,6 +180,7 @@ def statement(folder: Path, facts: ReleaseFacts, sources: Sources, finished: dat
             "repository": facts.repository,
             "draft": facts.draft,
             "keys": dict(sources.keys),
+            **({"image": _image("", sources.image).uri} if sources.image else {}),
         },
         resolved_dependencies=dependencies,
     )

@@ -37,7 +37,7 @@ from tunemill_trainer.learn.memory_plan import UnknownMemoryError
 from tunemill_trainer.prepared import BaseModel, PreparedWriter, Tokens
 from tunemill_trainer.process import cpus, tracing
 from tunemill_trainer.release import artifacts, gguf_file, servability
-from tunemill_trainer.stages import combinations, config_maps
+from tunemill_trainer.stages import combinations, config_maps, registries
 from tunemill_trainer.stages.context import StageContext
 from tunemill_trainer.storage import base_files, references, s3
 from tunemill_trainer.storage.hub import READ_FIELD, Hub
@@ -133,6 +133,8 @@ def _check_artifacts(context: StageContext, facts: PreparedFacts, base_folder: P
         hub.check_writable(name)
     if Artifact.GGUF in spec.publish.artifacts:
         gguf_file.refuse_inconvertible(base_folder, added_tokens=facts.added_tokens)
+    if (registry := registries.open_registry(context)) is not None:
+        registry.check_writable()
 
 
 @tracing.step("estimate GPU memory")

@@ -5,14 +5,14 @@ of the trained model. Only then the same files are committed to the user's branc
 commit is tagged. The Hub stores files by digest, so the second commit uploads nothing.
 
 A merged model has a separate repository. It is pushed before the adapter, whose serving contract names its commit. So
-has a GGUF file, which is written from the merged model and compared with it after the download.
+has a GGUF file, which is written from the merged model and compared with it after the download. A container image is
+pushed by its digest, verified, and then tagged.
 
 A model that fails a gate may be pushed as a draft: to a separate branch, without a tag, in the same steps.
 """
 
 import logging
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -29,7 +29,7 @@ from tunemill_trainer.errors import StageError
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, Report
 from tunemill_trainer.prepared import TRAIN_FILE, Prepared
-from tunemill_trainer.release import artifacts, gguf_file, merged, proof, provenance, servability
+from tunemill_trainer.release import artifacts, gguf_file, image, merged, proof, provenance, servability
 from tunemill_trainer.release.artifacts import Artifacts
 from tunemill_trainer.release.card import ReleaseFacts, hub_dataset
 from tunemill_trainer.release.contract import Contract
@@ -41,9 +41,11 @@ from tunemill_trainer.release.provenance import PROVENANCE, Sources
 from tunemill_trainer.release.push import Repository
 from tunemill_trainer.release.servability import Verdict
 from tunemill_trainer.release.signing import KeyFormatError, SigningKey
+from tunemill_trainer.stages import registries
 from tunemill_trainer.stages.context import StageContext
 from tunemill_trainer.stages.stage_inputs import fetch_prepared
 from tunemill_trainer.storage.hub import Hub
+from tunemill_trainer.storage.registry import digest_of
 
 PUBLISHED_FILE = "published.json"
 
@@ -137,6 +139,9 @@ def _still_published(
 ) -> bool:
     """Return whether the branch still has an earlier run's release, signed by the key if one is given."""
     branch = context.spec.publish.branch
+    if published.oci and not _has_image(context, published.oci):
+        _log.info("the registry no longer has %s under its tag: pushing it again", published.oci)
+        return False
     for name, revision in _commits(published).items():
         repository = _repository(context, hub, name)
         if not repository.has_release(revision, branch):
@@ -146,6 +151,21 @@ def _still_published(
             _log.info("%s@%s is not signed by %s: pushing it again", name, revision, signing_key.public.key_id)
             return False
     return True
+
+
+def _has_image(context: StageContext, reference: str) -> bool:
+    """Return whether the tag still points at an image, NAME@DIGEST."""
+    registry = registries.open_registry(context)
+    if registry is None:
+        return True
+    found = registry.manifest(_image_tag(context))
+    return found is not None and f"{registry.name}@{digest_of(found)}" == reference
+
+
+def _image_tag(context: StageContext) -> str:
+    """Return the tag of the container image."""
+    publish = context.spec.publish
+    return publish.tag or publish.branch.replace("/", "-")
 
 
 def _commits(published: PublishedFacts | None) -> dict[str, str]:
@@ -176,6 +196,7 @@ class _Release:
         sources: the inputs for provenance.json.
         revisions: what users load, by repository: the tag or branch before its push, the commit after it.
         verified: the summary of the verification; empty before the served repository was pushed.
+        image: the container image, NAME@DIGEST; empty before it was pushed.
     """
 
     context: StageContext
@@ -193,6 +214,7 @@ class _Release:
     sources: Sources
     revisions: dict[str, str]
     verified: str = ""
+    image: str = ""
 
     @property
     def repository(self) -> str:
@@ -211,6 +233,8 @@ class _Release:
             self.hub.check_writable(name)
         trained, whole = self._local_behaviour()
         self.context.progress.report(40)
+        if whole is not None and chosen.image:
+            self._push_image(whole)
         if chosen.gguf:
             self._push_gguf()
         if whole is not None and chosen.whole:
@@ -234,6 +258,7 @@ class _Release:
             url=url,
             merged=f"{chosen.whole}@{self.revisions[chosen.whole]}" if chosen.adapter and chosen.whole else "",
             gguf=f"{chosen.gguf}@{self.revisions[chosen.gguf]}" if chosen.gguf else "",
+            oci=self.image,
             serving=self.contract.serving(self.revisions, self.verified),
             draft=self.facts.draft,
         )
@@ -295,6 +320,26 @@ class _Release:
                 )
 
         self._put(name, folder, facts, prove)
+
+    def _push_image(self, whole: Behaviour) -> None:
+        """Push the full model as a container image, verify and tag it. `whole` is the behaviour of the local model."""
+        context, folder = self.context, self.folder(self.chosen.whole)
+        registry = registries.open_registry(context)
+        if registry is None:
+            return
+        facts = replace(
+            self.facts, repository=registry.name, whole=True, image=f"{registry.name}:{_image_tag(context)}"
+        )
+        assemble(folder, facts, context.folder("trained"), context.folder("evaluation"))
+        built = image.build(folder, context.run.name)
+
+        def prove(downloaded: Path) -> None:
+            published = proof.published_behaviour(downloaded, self.facts.tokens, self.probes, context.stop.check)
+            proof.check_same(whole, published, self.probes)
+
+        image.push_verified(built, registry, _image_tag(context), _emptied(context.folder("downloaded")), prove)
+        self.image = f"{registry.name}@{built.digest}"
+        self.sources = replace(self.sources, image=self.image)
 
     def _push_gguf(self) -> None:
         """Write the full model as GGUF, push and verify it, and tag the commit."""
@@ -437,18 +482,11 @@ def _collect(
 def _repository(context: StageContext, hub: Hub, name: str) -> Repository | LocalReleases:
     if is_local(name):
         return LocalReleases(local_path(name))
-    return Repository(hub.api, name, lambda seconds: _pause(context, seconds))
+    return Repository(hub.api, name, lambda seconds: registries.pause(context, seconds))
 
 
 def _provenance_at(repository: Repository | LocalReleases, revision: str) -> bytes | None:
     return repository.read(PROVENANCE, revision, provenance.LARGEST_BYTES)
-
-
-def _pause(context: StageContext, seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0:
-        context.stop.check()
-        time.sleep(min(left, 0.2))
 
 
 def _emptied(folder: Path) -> Path:
