@@ -18,6 +18,7 @@ settings.port = 0
 settings.n_ctx = 2048
 settings.n_parallel = 1
 settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
+settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
 settings.use_jinja = True
 settings.warmup = False
 server = xllamacpp.Server(settings)
