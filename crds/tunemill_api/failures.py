@@ -84,6 +84,8 @@ class Reason(StrEnum):
     S3_UNREACHABLE = "S3Unreachable"
     S3_STORAGE_FULL = "S3StorageFull"
     HUB_UNREACHABLE = "HubUnreachable"
+    REGISTRY_WRITE_DENIED = "RegistryWriteDenied"
+    REGISTRY_UNREACHABLE = "RegistryUnreachable"
     # Nodes, pods and cluster services
     CUDA_UNAVAILABLE = "CudaUnavailable"
     CUDA_OUT_OF_MEMORY = "CudaOutOfMemory"
@@ -280,6 +282,17 @@ FAILURES: dict[Reason, Failure] = {
     ),
     Reason.HUB_UNREACHABLE: Failure(
         _RETRY, _PLATFORM, "Check spec.hub.endpoint, and that the namespace's NetworkPolicies allow pods to reach it."
+    ),
+    Reason.REGISTRY_WRITE_DENIED: Failure(
+        _DENIED,
+        _USER,
+        "Put credentials into the Secret of spec.publish.oci.secretRef that can push to the repository, and create the "
+        "repository if the registry does not.",
+    ),
+    Reason.REGISTRY_UNREACHABLE: Failure(
+        _RETRY,
+        _PLATFORM,
+        "Check spec.publish.oci.registry, and that the namespace's NetworkPolicies allow pods to reach it.",
     ),
     Reason.CUDA_UNAVAILABLE: Failure(
         _NODE,

@@ -96,6 +96,9 @@ _PUBLISH_DEFAULTS: Form = {
     "artifacts": ("Auto",),
     "serving": "vLLM",
     "hub": "",
+    "gguf.quantization": "None",
+    "oci.registry": "",
+    "oci.repository": "",
 }
 
 
@@ -297,6 +300,9 @@ def _publication(spec: FineTuneSpec, *, draft: bool) -> Form:
         "artifacts": tuple(artifact.value for artifact in publish.artifacts),
         "serving": publish.serving.value,
         "hub": spec.hub.endpoint,
+        "gguf.quantization": publish.gguf.quantization.value,
+        "oci.registry": publish.oci.registry if publish.oci else "",
+        "oci.repository": publish.oci.repository if publish.oci else "",
     }
     if draft:
         for name in ("branch", "tag", "private"):

@@ -92,9 +92,9 @@ class Limits(ApiModel):
     """Allowed PersistentVolumeClaims: spec.compute.modelCache.claimName and volumes of spec.podTemplates. If unset
     while other limits are set: for the model cache, only the claim in the defaults."""
     endpoints: Globs | None = None
-    """Hosts, or host:port, that spec.hub.endpoint, spec.dataset.endpoint and spec.workspace.endpoint may name, for
-    example *.acme.com. If unset while other limits are set: only the endpoint in the defaults, or the public endpoint
-    if the defaults have none."""
+    """Hosts, or host:port, that spec.hub.endpoint, spec.dataset.endpoint, spec.workspace.endpoint and
+    spec.publish.oci.registry may name, for example *.acme.com. If unset while other limits are set: only the endpoint
+    in the defaults, or the public endpoint if the defaults have none. There is no public registry."""
     priority_classes: Globs | None = None
     """Allowed priorityClassName of every stage in spec.podTemplates, and allowed spec.queue.priorityClass. An empty
     name is always allowed. If unset while other limits are set: only the one in the defaults."""

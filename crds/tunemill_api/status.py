@@ -229,6 +229,10 @@ class PublishedFacts(StatusModel):
     """URL of the commit."""
     merged: str = ""
     """The merged model in a separate repository, repository@commit. Empty if there is none."""
+    gguf: str = ""
+    """The GGUF file, repository@commit. Empty if there is none."""
+    oci: str = ""
+    """The container image by digest, registry/repository@sha256:…. Empty if there is none."""
     serving: ServingFacts | None = None
     """How to serve the model. Absent with spec.publish.serving None. For status.published it is in status.serving."""
     draft: bool = False

@@ -112,7 +112,11 @@ GITOPS = Group("gitops", ("./gitops",))
 # Without the clients of clouds, which a server asks for its targets: a fifth of the packages.
 PROMTOOL = _group("promtool", "github.com/prometheus/prometheus/cmd", "promtool", tags="remove_all_sd")
 """Tests the chart's alerts."""
-TESTED = (*ALL, HELM, KUEUE, GITOPS, PROMTOOL)
+# A main of our own: that of the project brings the clients of three clouds. In a separate module, whose versions do not
+# rebuild the cluster's programs.
+REGISTRY = Group("registry", ("./registry",), module="registry")
+"""The OCI registry of tests."""
+TESTED = (*ALL, HELM, KUEUE, GITOPS, PROMTOOL, REGISTRY)
 """What `make test` needs."""
 KWOK = _group("kwok", "sigs.k8s.io/kwok/cmd", "kwok")
 """Simulated nodes, for `make bench-operator`."""

@@ -94,5 +94,6 @@ SECRET_REFS: Final = (
     "baseModel.tokenSecretRef",
     "publish.tokenSecretRef",
     "publish.signing.keySecretRef",
+    "publish.oci.secretRef",
 )
 """Fields that refer to a Secret, to which limits.secrets applies."""

@@ -315,6 +315,7 @@ def _other_endpoints(spec: FineTuneSpec, fields: Fields, profile: Profile) -> It
         ("hub.endpoint", spec.hub.endpoint, PUBLIC_HUB),
         ("dataset.endpoint", spec.dataset.endpoint, _PUBLIC_S3),
         ("workspace.endpoint", spec.workspace.endpoint, _PUBLIC_S3),
+        ("publish.oci.registry", spec.publish.oci.registry if spec.publish.oci else "", ""),
     ):
         allowed: str = profile.fields.get(path, "")
         if value == allowed:
@@ -326,8 +327,8 @@ def _other_endpoints(spec: FineTuneSpec, fields: Fields, profile: Profile) -> It
         elif _host_matches(value or public, limits.endpoints or []):
             continue
         else:
-            names = ", ".join([allowed or public, *(limits.endpoints or [])])
-            text = f"limits.endpoints allows {names}"
+            names = [name for name in (allowed or public, *(limits.endpoints or [])) if name]
+            text = f"limits.endpoints allows {', '.join(names) or 'none'}"
         yield _Excess(path, text, value or public, path in fields)
 
 

@@ -35,6 +35,7 @@ _FIELD_OF_VOLUME = {
     "hub-read": "spec.baseModel.tokenSecretRef",
     "hub-write": "spec.publish.tokenSecretRef",
     "signing": "spec.publish.signing.keySecretRef",
+    "registry": "spec.publish.oci.secretRef",
     "chat-template": "spec.tokenizer.chatTemplate.configMapKeyRef",
     "tools": "spec.tools.configMapKeyRef",
     "models": "spec.compute.modelCache.claimName",
@@ -42,11 +43,11 @@ _FIELD_OF_VOLUME = {
 
 SECRETS_OF_WORK = {
     # prepare mounts all Secrets, so that a missing one is found before a GPU is requested.
-    "prepare": ("dataset", "workspace", "manifest-key", "hub-read", "hub-write"),
+    "prepare": ("dataset", "workspace", "manifest-key", "hub-read", "hub-write", "registry"),
     # The pod that runs for hours on shared GPU nodes has no write access to the Hub.
     "train": ("workspace", "manifest-key", "hub-read"),
     # Only publish has the signing key: pods that parse untrusted data and models cannot sign releases.
-    "publish": ("workspace", "manifest-key", "hub-read", "hub-write", "signing"),
+    "publish": ("workspace", "manifest-key", "hub-read", "hub-write", "signing", "registry"),
 }
 
 
@@ -108,7 +109,7 @@ def volumes_of(spec: FineTuneSpec, label: str, platform: Platform) -> dict[str, 
     }
     for name, ref in secrets_of(spec).items():
         if name in SECRETS_OF_WORK[label]:
-            file = "key.pem" if name == "signing" else "token"
+            file = {"signing": "key.pem", "registry": "config.json"}.get(name, "token")
             volumes[name] = Volume(f"{constants.SECRETS_DIRECTORY}/{name}", {"secret": _secret_source(ref, file)})
     if label == "prepare":
         volumes |= {name: _config_volume(ref, path) for name, (ref, path) in config_maps_of(spec).items()}
@@ -134,6 +135,7 @@ def secrets_of(spec: FineTuneSpec) -> dict[str, SecretRef | SecretKeyRef]:
         "hub-read": spec.base_model.token_secret_ref,
         "hub-write": spec.publish.token_secret_ref,
         "signing": spec.publish.signing.key_secret_ref if spec.publish.signing else None,
+        "registry": spec.publish.oci.secret_ref if spec.publish.oci else None,
     }
     return {name: ref for name, ref in refs.items() if ref is not None}
 

@@ -7,6 +7,9 @@ from tunemill_api.publish import Artifact, Publish, ServingTarget
 from tunemill_api.training import AdapterMethod
 
 _MERGED = "-merged"
+_GGUF = "-GGUF"
+"""The suffix that most GGUF repositories on the Hub have. A repository of its own, because `llama-server -hf` and Ollama
+look for GGUF files by repository, and users of Transformers would download the weights twice."""
 
 
 @dataclass(frozen=True)
@@ -17,11 +20,20 @@ class Artifacts:
         adapter: the repository of the adapter.
         whole: the repository of the full model: merged, or trained with the method Full.
         report: whether report.html is published, too.
+        gguf: the repository of the GGUF file.
+        image: the container image with the full model, registry/repository without a tag.
     """
 
     adapter: str
     whole: str
     report: bool
+    gguf: str = ""
+    image: str = ""
+
+    @property
+    def needs_whole(self) -> bool:
+        """Whether the full model is needed for something that is published."""
+        return bool(self.whole or self.gguf or self.image)
 
 
 def chosen(publish: Publish, *, only_whole: bool, servable: bool) -> Artifacts:
@@ -34,19 +46,26 @@ def chosen(publish: Publish, *, only_whole: bool, servable: bool) -> Artifacts:
     """
     wanted = set(publish.artifacts)
     auto, report = Artifact.AUTO in wanted, Artifact.REPORT in wanted
+    gguf = publish.repository + _GGUF if Artifact.GGUF in wanted else ""
+    image = image_of(publish) if Artifact.OCI in wanted else ""
     if only_whole or not (auto or Artifact.ADAPTER in wanted):
-        return Artifacts(adapter="", whole=publish.repository, report=report)
+        return Artifacts(adapter="", whole=publish.repository, report=report, gguf=gguf, image=image)
     needed = auto and publish.serving is not ServingTarget.NONE and not servable
     merged = publish.repository + _MERGED if needed or Artifact.MERGED in wanted else ""
-    return Artifacts(adapter=publish.repository, whole=merged, report=report)
+    return Artifacts(adapter=publish.repository, whole=merged, report=report, gguf=gguf, image=image)
 
 
-def second_repository(spec: FineTuneSpec, added_tokens: int) -> str:
-    """Return the repository of the merged model as far as it is known before training; empty when there is none.
+def image_of(publish: Publish) -> str:
+    """Return the container image of spec.publish.oci, registry/repository without a tag; empty without one."""
+    return f"{publish.oci.registry.partition('://')[2]}/{publish.oci.repository}" if publish.oci else ""
 
-    Prepare checks with it that the Hub token may write there.
+
+def more_repositories(spec: FineTuneSpec, added_tokens: int) -> list[str]:
+    """Return the repositories besides spec.publish.repository, as far as they are known before training.
+
+    Prepare checks with them that the Hub token may write there.
     """
     servable = spec.publish.serving is ServingTarget.VLLM and spec.adapter.method is AdapterMethod.LORA
     only_whole = spec.adapter.method is AdapterMethod.FULL
     found = chosen(spec.publish, only_whole=only_whole, servable=servable and not added_tokens)
-    return found.whole if found.adapter else ""
+    return [name for name in (found.whole, found.gguf) if name not in {"", spec.publish.repository}]

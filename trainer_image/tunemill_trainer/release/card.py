@@ -16,6 +16,7 @@ from tunemill_api.run_spec import RunSpec
 from tunemill_api.status import EvaluationFacts, GateFacts, MetricFacts, PreparedFacts, ServingFacts, TrainedFacts
 from tunemill_api.training import Turns
 
+from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import Report
 from tunemill_trainer.prepared import BaseModel, Tokens
 from tunemill_trainer.release import labels
@@ -41,6 +42,8 @@ class ReleaseFacts:
         repository: the repository to which the card belongs.
         whole: whether the repository holds a full model instead of an adapter.
         multimodal: whether the base model has other parts than its language model.
+        gguf: the name of the GGUF file, when the repository holds one.
+        image: the container image with its tag, when it holds the model.
         serving: the serving contract.
         launch: how the contract starts the served model; None when there is none.
         with_page: whether report.html is in the repository.
@@ -59,6 +62,8 @@ class ReleaseFacts:
     repository: str
     whole: bool = False
     multimodal: bool = False
+    gguf: str = ""
+    image: str = ""
     serving: ServingFacts | None = None
     launch: Launch | None = None
     with_page: bool = False
@@ -109,7 +114,7 @@ def _front_matter(facts: ReleaseFacts) -> str:
         base_model=None if is_local(facts.base.id) else facts.base.id,
         base_model_relation="finetune" if facts.whole else "adapter",
         datasets=[facts.public_dataset] if facts.public_dataset else None,
-        library_name="transformers" if facts.whole else "peft",
+        library_name="gguf" if facts.gguf else "transformers" if facts.whole else "peft",
         pipeline_tag="text-generation",
         tags=[
             "function-calling",
@@ -200,7 +205,62 @@ def _metric_line(metric: MetricFacts, report: Report) -> str:
     return f"| {label} | {metric.base} | **{metric.tuned}** | {interval} | {metric.cases} |"
 
 
+def _gguf_usage(facts: ReleaseFacts) -> str:
+    number_format = facts.gguf.removesuffix(".gguf").rpartition("-")[2]
+    if is_local(facts.repository):
+        commands = f"llama-server --jinja -m {path_of(local_path(facts.repository), facts.revision) / facts.gguf}"
+    else:
+        commands = (
+            f"hf download {facts.repository} {facts.gguf} --revision {facts.revision} --local-dir .\n"
+            f"llama-server --jinja -m {facts.gguf}"
+        )
+        if facts.revision == "main":
+            commands = f"llama-server --jinja -hf {facts.repository}:{number_format}"
+    text = f"""## Use
+
+With llama.cpp:
+
+```sh
+{commands}
+```
+
+OpenAI clients receive calls as `tool_calls`. Set `temperature` to 0, as in the evaluation. The file holds the tokenizer,
+the chat template and the stop tokens of the evaluated model."""
+    if number_format == "Q8_0":
+        return f"{text} Its weights are quantized to 8 bits, with which the model was not evaluated."
+    return text
+
+
+def _image_usage(facts: ReleaseFacts) -> str:
+    call_format = ReplyFormat(facts.report.settings.reply_format)
+    parser = f", --enable-auto-tool-choice, --tool-call-parser, {call_format.value}" if call_format.served else ""
+    return f"""## Use
+
+As an image volume of a pod, which Kubernetes mounts read-only (beta since 1.33, enabled by default since 1.35):
+
+```yaml
+apiVersion: v1
+kind: Pod
+metadata:
+  name: {facts.run.name}
+spec:
+  containers:
+  - name: server
+    image: vllm/vllm-openai:latest
+    args: [--model, /mnt/models, --served-model-name, {facts.name}{parser}]
+    volumeMounts:
+    - {{name: model, mountPath: /mnt}}
+  volumes:
+  - name: model
+    image: {{reference: "{facts.image}"}}
+```"""
+
+
 def _usage(facts: ReleaseFacts) -> str:
+    if facts.gguf:
+        return _gguf_usage(facts)
+    if facts.image:
+        return _image_usage(facts)
     stops = list(facts.tokens.stop_token_ids)
     if facts.whole:
         library, loader = "transformers", "AutoModelForMultimodalLM" if facts.multimodal else "AutoModelForCausalLM"

@@ -1,4 +1,4 @@
-"""Assembles the folder that is published: model, tokenizer, card, pictures, serving contract and tunemill.json."""
+"""Assembles the folders that are published: model, tokenizer, card, pictures, serving contract and tunemill.json."""
 
 import json
 import shutil
@@ -37,10 +37,6 @@ def assemble(folder: Path, facts: ReleaseFacts, trained: Path, evaluation: Path)
     if not facts.whole:
         _pin_base_model(folder / "adapter_config.json", facts.base)
     _write(folder / "generation_config.json", _generation(facts.tokens))
-    draw_loss(read_record(trained), f"{facts.run.name}: training loss", folder / "loss.png")
-    draw_scores(facts.report, folder / "scores.png")
-    if facts.with_page:
-        shutil.copy(evaluation / PAGE_FILE, folder / PAGE_FILE)
     if facts.serving is not None:
         _write(folder / CONTRACT, _contract(facts.serving, facts.tokens, facts.report.settings.reply_format))
     if facts.serving is not None and facts.launch is not None:
@@ -48,6 +44,22 @@ def assemble(folder: Path, facts: ReleaseFacts, trained: Path, evaluation: Path)
         call_format = ReplyFormat(facts.report.settings.reply_format)
         manifests = serving_manifests(facts.launch, served, revision, call_format)
         (folder / MANIFESTS).write_text(manifests, encoding="utf-8")
+    _add_documents(folder, facts, trained, evaluation)
+
+
+def assemble_gguf(folder: Path, facts: ReleaseFacts, trained: Path, evaluation: Path) -> None:
+    """Add the remaining files of a release to a folder with a GGUF file, which has tokenizer and chat template in it.
+
+    The arguments are those of `assemble`.
+    """
+    _add_documents(folder, facts, trained, evaluation)
+
+
+def _add_documents(folder: Path, facts: ReleaseFacts, trained: Path, evaluation: Path) -> None:
+    draw_loss(read_record(trained), f"{facts.run.name}: training loss", folder / "loss.png")
+    draw_scores(facts.report, folder / "scores.png")
+    if facts.with_page:
+        shutil.copy(evaluation / PAGE_FILE, folder / PAGE_FILE)
     (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
     for written_last in (CONTENTS, PROVENANCE):
         (folder / written_last).touch()

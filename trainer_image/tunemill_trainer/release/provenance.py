@@ -41,7 +41,7 @@ PARAMETERS: Final[Any] = {
     "adapter": True,
     "training": True,
     "evaluation": {"max_rows", "max_new_tokens", "gates", "on_gate_failure"},
-    "publish": {"repository", "private", "branch", "tag", "artifacts", "serving"},
+    "publish": {"repository", "private", "branch", "tag", "artifacts", "serving", "gguf"},
 }
 """The fields of the spec that are published: hyperparameters and targets, but no location, credential or pod setting.
 A field that is not listed is left out."""
@@ -146,12 +146,14 @@ class Sources:
         keys: the key of each stage's output in the workspace.
         base_files: the sha256 of the base model's files by path; empty if prepare recorded none.
         train_image: the image of the train stage; empty if unknown.
+        image: the published container image with the same model, NAME@DIGEST; empty if there is none.
     """
 
     started: datetime
     keys: dict[str, str]
     base_files: dict[str, str] = field(default_factory=dict)
     train_image: str = ""
+    image: str = ""
 
 
 def statement(folder: Path, facts: ReleaseFacts, sources: Sources, finished: datetime) -> Statement:
@@ -178,6 +180,7 @@ def statement(folder: Path, facts: ReleaseFacts, sources: Sources, finished: dat
             "repository": facts.repository,
             "draft": facts.draft,
             "keys": dict(sources.keys),
+            **({"image": _image("", sources.image).uri} if sources.image else {}),
         },
         resolved_dependencies=dependencies,
     )

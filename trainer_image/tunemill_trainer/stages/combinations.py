@@ -2,6 +2,7 @@
 
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec, Quantization
+from tunemill_api.publish import Artifact
 from tunemill_api.training import AdapterMethod
 
 from tunemill_trainer.errors import StageError
@@ -9,12 +10,17 @@ from tunemill_trainer.prepared import Tokens
 
 
 def refuse_impossible(spec: FineTuneSpec) -> None:
-    """Raise InvalidSpec if the spec's training method contradicts other fields.
+    """Raise InvalidSpec if fields of the spec contradict each other.
 
     Raises:
         StageError: InvalidSpec.
     """
     adapter = spec.adapter
+    if Artifact.OCI in spec.publish.artifacts and spec.publish.oci is None:
+        raise StageError(
+            Reason.INVALID_SPEC,
+            "spec.publish.artifacts has OCI, which needs spec.publish.oci: the registry and the repository",
+        )
     if adapter.method is AdapterMethod.FULL and spec.base_model.quantization is not Quantization.NONE:
         raise StageError(
             Reason.INVALID_SPEC,

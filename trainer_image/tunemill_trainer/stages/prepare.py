@@ -15,6 +15,7 @@ from tunemill_api.constants import CHAT_TEMPLATE_PATH, TOOLS_PATH
 from tunemill_api.data import Think, TokenizerMode
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.publish import Artifact
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import DatasetFacts, PreparedFacts
 from tunemill_api.training import LossOn, Turns
@@ -35,8 +36,8 @@ from tunemill_trainer.learn import memory_plan
 from tunemill_trainer.learn.memory_plan import UnknownMemoryError
 from tunemill_trainer.prepared import BaseModel, PreparedWriter, Tokens
 from tunemill_trainer.process import cpus, tracing
-from tunemill_trainer.release import artifacts, servability
-from tunemill_trainer.stages import combinations, config_maps
+from tunemill_trainer.release import artifacts, gguf_file, servability
+from tunemill_trainer.stages import combinations, config_maps, registries
 from tunemill_trainer.stages.context import StageContext
 from tunemill_trainer.storage import base_files, references, s3
 from tunemill_trainer.storage.hub import READ_FIELD, Hub
@@ -74,7 +75,7 @@ def run(context: StageContext) -> tuple[PreparedFacts, bool]:
         facts = PreparedFacts.model_validate(manifest.facts)
         found = (facts.key, facts.base_model_revision, facts.base_model_digest, facts.dataset_digest)
         if found == (key, base_model.revision, base_model.digest, train.digest):
-            _check_second_repository(context, facts)
+            _check_artifacts(context, facts, base_folder)
             return _with_gpu_memory(context, facts, base_folder), False
         _log.warning("removing the manifest of prepare/%s: it names another base model or other data", key)
         context.workspace.withdraw(Stage.PREPARE, key)
@@ -93,7 +94,7 @@ def run(context: StageContext) -> tuple[PreparedFacts, bool]:
         added_tokens=len(tokens.added),
         dataset=_dataset_facts(dataset, written),
     )
-    _check_second_repository(context, facts)
+    _check_artifacts(context, facts, base_folder)
     # Not in the manifest, because runs with other training settings use the same output.
     memory = _with_gpu_memory(context, facts, base_folder).gpu_memory
     committed = context.workspace.commit(Stage.PREPARE, key, folder / "output", facts)
@@ -124,11 +125,16 @@ def _check_permissions(context: StageContext) -> tuple[Hub, ModelCommit]:
     return hub, base
 
 
-def _check_second_repository(context: StageContext, facts: PreparedFacts) -> None:
-    """Check the permission to push the merged model, if there will be one."""
-    name = artifacts.second_repository(context.spec, facts.added_tokens)
-    if name:
-        Hub(context.spec.hub.endpoint, context.credentials.hub_token("hub-write")).check_writable(name)
+def _check_artifacts(context: StageContext, facts: PreparedFacts, base_folder: Path) -> None:
+    """Check that all artifacts can be made and pushed."""
+    spec = context.spec
+    hub = Hub(spec.hub.endpoint, context.credentials.hub_token("hub-write"))
+    for name in artifacts.more_repositories(spec, facts.added_tokens):
+        hub.check_writable(name)
+    if Artifact.GGUF in spec.publish.artifacts:
+        gguf_file.refuse_inconvertible(base_folder, added_tokens=facts.added_tokens)
+    if (registry := registries.open_registry(context)) is not None:
+        registry.check_writable()
 
 
 @tracing.step("estimate GPU memory")

@@ -4,7 +4,9 @@ A release is pushed to a temporary branch first. It is downloaded from there, as
 of the trained model. Only then the same files are committed to the user's branch, their digests are compared, and the
 commit is tagged. The Hub stores files by digest, so the second commit uploads nothing.
 
-A merged model has a separate repository. It is pushed before the adapter, whose serving contract names its commit.
+A merged model has a separate repository. It is pushed before the adapter, whose serving contract names its commit. So
+has a GGUF file, which is written from the merged model and compared with it after the download. A container image is
+pushed by its digest, verified, and then tagged.
 
 A model that fails a gate may be pushed as a draft: to a separate branch, without a tag, in the same steps.
 """
@@ -12,7 +14,7 @@ A model that fails a gate may be pushed as a draft: to a separate branch, withou
 import json
 import logging
 import shutil
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,20 +31,23 @@ from tunemill_trainer.errors import StageError
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, Report
 from tunemill_trainer.prepared import TRAIN_FILE, Prepared
-from tunemill_trainer.release import artifacts, merged, proof, provenance, servability
+from tunemill_trainer.release import artifacts, gguf_file, image, merged, proof, provenance, servability
 from tunemill_trainer.release.artifacts import Artifacts
 from tunemill_trainer.release.card import ReleaseFacts, hub_dataset
 from tunemill_trainer.release.contract import Contract
-from tunemill_trainer.release.folder import assemble
+from tunemill_trainer.release.folder import assemble, assemble_gguf
+from tunemill_trainer.release.gguf_architecture import NotConvertibleError
 from tunemill_trainer.release.local_releases import LocalReleases, path_of
 from tunemill_trainer.release.proof import Behaviour, Probe
 from tunemill_trainer.release.provenance import PROVENANCE, Sources
 from tunemill_trainer.release.push import Repository
 from tunemill_trainer.release.servability import Verdict
 from tunemill_trainer.release.signing import KeyFormatError, SigningKey
+from tunemill_trainer.stages import registries
 from tunemill_trainer.stages.context import StageContext
 from tunemill_trainer.stages.stage_inputs import fetch_prepared
 from tunemill_trainer.storage.hub import Hub
+from tunemill_trainer.storage.registry import digest_of
 
 PUBLISHED_FILE = "published.json"
 
@@ -136,6 +141,9 @@ def _still_published(
 ) -> bool:
     """Return whether the branch still has an earlier run's release, signed by the key if one is given."""
     branch = context.spec.publish.branch
+    if published.oci and not _has_image(context, published.oci):
+        _log.info("the registry no longer has %s under its tag: pushing it again", published.oci)
+        return False
     for name, revision in _commits(published).items():
         repository = _repository(context, hub, name)
         if not repository.has_release(revision, branch):
@@ -147,12 +155,27 @@ def _still_published(
     return True
 
 
+def _has_image(context: StageContext, reference: str) -> bool:
+    """Return whether the tag still points at an image, NAME@DIGEST."""
+    registry = registries.open_registry(context)
+    if registry is None:
+        return True
+    found = registry.manifest(_image_tag(context))
+    return found is not None and f"{registry.name}@{digest_of(found)}" == reference
+
+
+def _image_tag(context: StageContext) -> str:
+    """Return the tag of the container image."""
+    publish = context.spec.publish
+    return publish.tag or publish.branch.replace("/", "-")
+
+
 def _commits(published: PublishedFacts | None) -> dict[str, str]:
     """Return the published commit by repository."""
     if published is None:
         return {}
-    merged, _, revision = published.merged.partition("@")
-    return {published.repository: published.revision, **({merged: revision} if merged else {})}
+    others = [name.partition("@") for name in (published.merged, published.gguf) if name]
+    return {published.repository: published.revision} | {name: revision for name, _, revision in others}
 
 
 @dataclass
@@ -175,6 +198,7 @@ class _Release:
         sources: the inputs for provenance.json.
         revisions: what users load, by repository: the tag or branch before its push, the commit after it.
         verified: the summary of the verification; empty before the served repository was pushed.
+        image: the container image, NAME@DIGEST; empty before it was pushed.
     """
 
     context: StageContext
@@ -192,6 +216,7 @@ class _Release:
     sources: Sources
     revisions: dict[str, str]
     verified: str = ""
+    image: str = ""
 
     @property
     def repository(self) -> str:
@@ -200,16 +225,21 @@ class _Release:
 
     def folder(self, repository: str) -> Path:
         """Return the local folder with the files for a repository."""
-        return self.context.folder("whole" if repository == self.chosen.whole else "release")
+        names = {self.chosen.adapter: "release", self.chosen.gguf: "gguf"}
+        return self.context.folder(names.get(repository, "whole"))
 
     def publish(self) -> PublishedFacts:
         """Verify and push the full model and the adapter, and return the facts for status."""
         chosen, spec = self.chosen, self.context.spec
-        if chosen.adapter and chosen.whole:
-            self.hub.check_writable(chosen.whole)
+        for name in {chosen.whole, chosen.gguf} - {"", self.repository}:
+            self.hub.check_writable(name)
         trained, whole = self._local_behaviour()
         self.context.progress.report(40)
-        if whole is not None:
+        if whole is not None and chosen.image:
+            self._push_image(whole)
+        if chosen.gguf:
+            self._push_gguf()
+        if whole is not None and chosen.whole:
             # The card of the merged model shows how to serve that model, even if the contract serves the adapter.
             self._push(chosen.whole, whole, replace(self.contract, artifacts=replace(chosen, adapter="")))
             self.context.progress.report(70)
@@ -229,12 +259,14 @@ class _Release:
             tag=spec.publish.tag,
             url=url,
             merged=f"{chosen.whole}@{self.revisions[chosen.whole]}" if chosen.adapter and chosen.whole else "",
+            gguf=f"{chosen.gguf}@{self.revisions[chosen.gguf]}" if chosen.gguf else "",
+            oci=self.image,
             serving=self.contract.serving(self.revisions, self.verified),
             draft=self.facts.draft,
         )
 
     def _local_behaviour(self) -> tuple[Behaviour, Behaviour | None]:
-        """Run the probes with the trained model, and with the full model if one is published; save the latter.
+        """Run the probes with the trained model, and with the full model if something needs it; save the latter.
 
         Returns:
             The behaviour of the trained model, and of the full model or None.
@@ -249,7 +281,7 @@ class _Release:
         dtype = models.stored_dtype(self.base)
         model = ModelLoader(self.base, Device("cpu", "cpu"), dtype).tuned(self.model, self.facts.tokens)
         trained = self._run_probes(model)
-        if not self.chosen.whole:
+        if not self.chosen.needs_whole:
             return trained, None
         whole = trained
         if models.is_adapter(self.model):
@@ -272,8 +304,7 @@ class _Release:
             made: the behaviour of the local model.
             contract: the serving contract for the card of this repository.
         """
-        context, publish = self.context, self.context.spec.publish
-        folder = self.folder(name)
+        context, folder = self.context, self.folder(name)
         facts = replace(
             self.facts,
             repository=name,
@@ -282,6 +313,66 @@ class _Release:
             launch=contract.launch(self.revisions[contract.served]) if contract.served else None,
         )
         assemble(folder, facts, context.folder("trained"), context.folder("evaluation"))
+
+        def prove(downloaded: Path) -> None:
+            published = proof.published_behaviour(downloaded, self.facts.tokens, self.probes, context.stop.check)
+            proof.check_same(made, published, self.probes)
+            if contract.served == name:
+                self.verified = proof.check_contract(
+                    downloaded, contract, published, self.probes, self.facts.tokens.stop_token_ids
+                )
+
+        self._put(name, folder, facts, prove)
+
+    def _push_image(self, whole: Behaviour) -> None:
+        """Push the full model as a container image, verify and tag it. `whole` is the behaviour of the local model."""
+        context, folder = self.context, self.folder(self.chosen.whole)
+        registry = registries.open_registry(context)
+        if registry is None:
+            return
+        facts = replace(
+            self.facts, repository=registry.name, whole=True, image=f"{registry.name}:{_image_tag(context)}"
+        )
+        assemble(folder, facts, context.folder("trained"), context.folder("evaluation"))
+        built = image.build(folder, context.run.name)
+
+        def prove(downloaded: Path) -> None:
+            published = proof.published_behaviour(downloaded, self.facts.tokens, self.probes, context.stop.check)
+            proof.check_same(whole, published, self.probes)
+
+        image.push_verified(built, registry, _image_tag(context), _emptied(context.folder("downloaded")), prove)
+        self.image = f"{registry.name}@{built.digest}"
+        self.sources = replace(self.sources, image=self.image)
+
+    def _push_gguf(self) -> None:
+        """Write the full model as GGUF, push and verify it, and tag the commit."""
+        context, name = self.context, self.chosen.gguf
+        folder, whole = _emptied(self.folder(name)), self.folder(self.chosen.whole)
+        file, number_format = gguf_file.file_name(name, whole, context.spec.publish.gguf.quantization)
+        try:
+            gguf_file.write_gguf(
+                whole,
+                folder / file,
+                number_format=number_format,
+                tokens=self.facts.tokens,
+                prompt=self.probes[0].case.prompt_ids,
+            )
+        except NotConvertibleError as error:
+            raise gguf_file.refused(error) from error
+        facts = replace(self.facts, repository=name, whole=True, gguf=file)
+        assemble_gguf(folder, facts, context.folder("trained"), context.folder("evaluation"))
+        self._put(name, folder, facts, lambda downloaded: gguf_file.check_gguf(downloaded / file, whole))
+
+    def _put(self, name: str, folder: Path, facts: ReleaseFacts, prove: Callable[[Path], None]) -> None:
+        """Push a folder, verify it, and tag the commit.
+
+        Args:
+            name: the repository.
+            folder: the files for it.
+            facts: the content of its card.
+            prove: verifies a download of it.
+        """
+        context, publish = self.context, self.context.spec.publish
         repository = _repository(context, self.hub, name)
         repository.create(private=publish.private)
         # In the same commit as the model, so that neither exists without the other.
@@ -294,17 +385,11 @@ class _Release:
             )
         )
 
-        def prove(commit: str) -> None:
-            downloaded = repository.download(commit, _emptied(context.folder("downloaded")))
-            published = proof.published_behaviour(downloaded, self.facts.tokens, self.probes, context.stop.check)
-            proof.check_same(made, published, self.probes)
-            if contract.served == name:
-                self.verified = proof.check_contract(
-                    downloaded, contract, published, self.probes, self.facts.tokens.stop_token_ids
-                )
+        def prove_commit(commit: str) -> None:
+            prove(repository.download(commit, _emptied(context.folder("downloaded"))))
 
         message = f"{'Draft of' if facts.draft else 'Publish'} {context.run.name}"
-        commit = repository.put_verified(folder, publish.branch, f"tunemill-{self.key}", message, prove)
+        commit = repository.put_verified(folder, publish.branch, f"tunemill-{self.key}", message, prove_commit)
         if publish.tag:
             repository.tag(publish.tag, commit)
         if not facts.draft:
@@ -394,25 +479,18 @@ def _collect(
             base_files=dict(base.files),
             train_image=provenance.recorded_image(trained_folder),
         ),
-        revisions=dict.fromkeys((chosen.adapter, chosen.whole), facts.revision),
+        revisions=dict.fromkeys((chosen.adapter, chosen.whole, chosen.gguf), facts.revision),
     )
 
 
 def _repository(context: StageContext, hub: Hub, name: str) -> Repository | LocalReleases:
     if is_local(name):
         return LocalReleases(local_path(name))
-    return Repository(hub.api, name, lambda seconds: _pause(context, seconds))
+    return Repository(hub.api, name, lambda seconds: registries.pause(context, seconds))
 
 
 def _provenance_at(repository: Repository | LocalReleases, revision: str) -> bytes | None:
     return repository.read(PROVENANCE, revision, provenance.LARGEST_BYTES)
-
-
-def _pause(context: StageContext, seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0:
-        context.stop.check()
-        time.sleep(min(left, 0.2))
 
 
 def _emptied(folder: Path) -> Path:

@@ -1,5 +1,7 @@
 """The credentials of the pod: one mounted folder per purpose. Their values are in no log, message or repr."""
 
+import base64
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +26,7 @@ _FIELDS = {
     "hub-read": "spec.baseModel.tokenSecretRef",
     "hub-write": "spec.publish.tokenSecretRef",
     "signing": "spec.publish.signing.keySecretRef",
+    "registry": "spec.publish.oci.secretRef",
 }
 
 _SECRETS = (
@@ -45,6 +48,14 @@ class S3Credentials:
     access_key_id: str = field(repr=False)
     secret_access_key: str = field(repr=False)
     session_token: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class RegistryLogin:
+    """User and password for a container registry. Its repr does not contain the values."""
+
+    user: str = field(repr=False)
+    password: str = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,27 @@ class Credentials:
         """
         return self._read("signing", "key.pem")
 
+    def registry_login(self, host: str) -> RegistryLogin | None:
+        """Return the credentials of a registry; None when the spec names no Secret.
+
+        Args:
+            host: the registry's host, with the port if it has one.
+
+        Raises:
+            StageError: CredentialsMissing, when the Secret has none for this registry.
+        """
+        if not (self.directory / "registry").is_dir():
+            return None
+        found = _logins(self._read("registry", "config.json"))
+        if host not in found:
+            names = ", ".join(sorted(found)) or "none"
+            raise StageError(
+                Reason.CREDENTIALS_MISSING,
+                f"expected user and password for {host} in the Secret of {_FIELDS['registry']}, found those for {names}",
+                "Create the Secret with `kubectl create secret docker-registry NAME --docker-server HOST …`.",
+            )
+        return found[host]
+
     def manifest_keys(self) -> ManifestKeys | None:
         """Return the keys that sign manifests; None when the spec names no Secret.
 
@@ -119,7 +151,12 @@ class Credentials:
     def values(self) -> list[str]:
         """Return all secret values, for redaction."""
         paths = [path for name in _SECRETS for path in self.directory.glob(f"*/{name}") if path.is_file()]
-        return [path.read_text(encoding="utf-8", errors="replace").strip() for path in paths]
+        registry = self.directory / "registry" / "config.json"
+        text = registry.read_text(encoding="utf-8", errors="replace") if registry.is_file() else ""
+        return [
+            *(path.read_text(encoding="utf-8", errors="replace").strip() for path in paths),
+            *(login.password for login in _logins(text).values()),
+        ]
 
     def _read(self, purpose: str, name: str) -> str:
         path = self.directory / purpose / name
@@ -131,3 +168,23 @@ class Credentials:
                 f"expected the key {name} in the Secret of {_FIELDS[purpose]}, found it empty or missing",
             )
         return value
+
+
+def _logins(text: str) -> dict[str, RegistryLogin]:
+    """Return the credentials in a Docker configuration by registry; without those that cannot be parsed."""
+    try:
+        auths = json.loads(text)["auths"].items()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    found = {}
+    for server, entry in auths:
+        try:
+            joined = base64.b64decode(entry["auth"]).decode() if entry.get("auth") else ""
+            user, _, password = joined.partition(":")
+            login = RegistryLogin(entry.get("username") or user, entry.get("password") or password)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if login.user and login.password:
+            # The Docker client writes some servers as URLs: https://index.docker.io/v1/.
+            found[server.removeprefix("https://").removeprefix("http://").partition("/")[0]] = login
+    return found
