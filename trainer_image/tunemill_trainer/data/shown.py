@@ -93,13 +93,13 @@ def openai_form(row: Row) -> JsonObject:
     return {
         "file": row.source.file,
         "line": row.source.line,
-        "messages": cast("list[JsonValue]", list(_openai_messages(row.messages))),
+        "messages": cast("list[JsonValue]", list(openai_messages(row.messages))),
         "tools": [{"type": "function", "function": tool.to_json()} for tool in row.tools],
         "learnt": [message.learnt for message in row.messages if message.role is Role.ASSISTANT],
     }
 
 
-def _openai_messages(messages: Sequence[Message]) -> Iterator[JsonObject]:
+def openai_messages(messages: Sequence[Message]) -> Iterator[JsonObject]:
     """Yield messages. Canonical rows link responses to calls by order, so call ids are generated here."""
     calls, waiting = 0, list[str]()
     for message in messages:

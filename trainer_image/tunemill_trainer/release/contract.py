@@ -39,6 +39,68 @@ _REGIONS: dict[ReplyFormat, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
+class Launch:
+    """What a server loads, and with which flags.
+
+    Attributes:
+        target: the server, not None.
+        model: the full model or, with an adapter, the base model: a repository or a folder.
+        revision: the commit of a repository; empty for a folder.
+        name: the model's name in requests to vLLM.
+        parser: vLLM's tool-call parser; empty when it has none for the call format.
+        adapter: the folder of the adapter, with tokenizer and chat template; empty for a full model.
+        max_rank: the value of `--max-lora-rank`.
+    """
+
+    target: ServingTarget
+    model: str
+    revision: str
+    name: str
+    parser: str
+    adapter: str = ""
+    max_rank: int = 0
+
+    @property
+    def served_name(self) -> str:
+        """The model's name in requests."""
+        if self.target is ServingTarget.VLLM:
+            return self.name
+        return f"{self.model}@{self.revision}" if self.revision else self.model
+
+    def flags(self) -> list[list[str]]:
+        """Return the arguments of `vllm serve` or `transformers serve`, the model first, in groups of one line each."""
+        if self.target is ServingTarget.TRANSFORMERS:
+            return [[self.served_name]]
+        calls = ["--enable-auto-tool-choice", "--tool-call-parser", self.parser] if self.parser else []
+        pinned = ["--revision", self.revision] if self.revision else []
+        if not self.adapter:
+            groups = [
+                [self.model],
+                pinned,
+                ["--tokenizer-revision", self.revision] if self.revision else [],
+                ["--served-model-name", self.name],
+                calls,
+            ]
+        else:
+            # From a folder: vLLM loads an adapter by repository name at its newest commit, without its tokenizer and
+            # chat template.
+            lora = ["--enable-lora", "--max-lora-rank", str(self.max_rank)]
+            folder = self.adapter
+            groups = [
+                [self.model, *pinned],
+                [*lora, "--lora-modules", f"{self.name}={folder}"],
+                ["--tokenizer", folder, "--chat-template", f"{folder}/{TEMPLATE}", "--generation-config", folder],
+                calls,
+            ]
+        return [group for group in groups if group]
+
+    def command(self) -> str:
+        """Return the command for a shell."""
+        program = "transformers" if self.target is ServingTarget.TRANSFORMERS else "vllm"
+        return f"{program} serve " + " \\\n    ".join(map(shlex.join, self.flags()))
+
+
+@dataclass(frozen=True)
 class Contract:
     """The inputs of the serving contract.
 
@@ -99,34 +161,30 @@ class Contract:
             proof=proof if served else "",
         )
 
-    def _command(self, served: str, revision: str) -> str:
-        local = is_local(served)
-        place = shlex.quote(str(path_of(local_path(served), revision))) if local else served
-        if self.target is ServingTarget.TRANSFORMERS:
-            return f"transformers serve {place}" + ("" if local else f"@{revision}")
-        calls = f"--enable-auto-tool-choice --tool-call-parser {self.parser}" if self.parser else ""
+    def launch(self, revision: str) -> Launch:
+        """Return how the served repository is started at a revision. `served` must not be empty."""
+        served, local = self.served, is_local(self.served)
         name = served.rsplit("/", 1)[-1]
+        place = str(path_of(local_path(served), revision)) if local else served
         if not self.serves_adapter:
-            parts = [
-                f"vllm serve {place}",
-                "" if local else f"--revision {revision}",
-                "" if local else f"--tokenizer-revision {revision}",
-                f"--served-model-name {name}",
-                calls,
-            ]
-            return " \\\n    ".join(part for part in parts if part)
-        # From a folder: vLLM loads an adapter by repository name at its newest commit, without its tokenizer and
-        # chat template.
-        folder = place if local else shlex.quote(f"./{name}")
-        base = shlex.quote(self.base.place)
-        parts = [
-            f"vllm serve {base}" + ("" if is_local(self.base.id) else f" --revision {self.base.revision}"),
-            f"--enable-lora --max-lora-rank {self.verdict.max_rank} --lora-modules {name}={folder}",
-            f"--tokenizer {folder} --chat-template {folder}/{TEMPLATE} --generation-config {folder}",
-            calls,
-        ]
-        command = " \\\n    ".join(part for part in parts if part)
-        return command if local else f"hf download {served} --revision {revision} --local-dir {folder}\n{command}"
+            return Launch(self.target, place, "" if local else revision, name, self.parser)
+        return Launch(
+            self.target,
+            model=self.base.place,
+            revision="" if is_local(self.base.id) else self.base.revision,
+            name=name,
+            parser=self.parser,
+            adapter=place if local else f"./{name}",
+            max_rank=self.verdict.max_rank,
+        )
+
+    def _command(self, served: str, revision: str) -> str:
+        launch = self.launch(revision)
+        command = launch.command()
+        if not launch.adapter or is_local(served):
+            return command
+        download = ["hf", "download", served, "--revision", revision, "--local-dir", launch.adapter]
+        return f"{shlex.join(download)}\n{command}"
 
 
 def response_template(call_format: ReplyFormat, head: str, stops: list[str]) -> dict[str, Any] | None:

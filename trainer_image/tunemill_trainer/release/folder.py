@@ -41,7 +41,7 @@ def assemble(folder: Path, facts: ReleaseFacts, trained: Path, evaluation: Path)
     if facts.with_page:
         shutil.copy(evaluation / PAGE_FILE, folder / PAGE_FILE)
     if facts.serving is not None:
-        _write(folder / CONTRACT, _contract(facts.serving, facts.tokens))
+        _write(folder / CONTRACT, _contract(facts.serving, facts.tokens, facts.report.settings.reply_format))
     (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
     for written_last in (CONTENTS, PROVENANCE):
         (folder / written_last).touch()
@@ -81,10 +81,11 @@ def _generation_prompt(template: ChatTemplate) -> str:
     return template.prompt(request, ()).removeprefix(template.conversation(request, ()))
 
 
-def _contract(serving: ServingFacts, tokens: Tokens) -> dict[str, Any]:
+def _contract(serving: ServingFacts, tokens: Tokens, call_format: str) -> dict[str, Any]:
     """Return the content of serving.json."""
     return {
         **serving.model_dump(mode="json", by_alias=True, exclude={"proof"}),
+        "callFormat": call_format,
         "chatTemplate": TEMPLATE,
         "stopTokenIds": list(tokens.stop_token_ids),
         "sampling": {"temperature": 0},

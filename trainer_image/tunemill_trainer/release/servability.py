@@ -123,15 +123,23 @@ def judge(adapter: Adapter, target: ServingTarget) -> Verdict:
     """Return whether a server can load the adapter without merging it into its base model."""
     if target is ServingTarget.TRANSFORMERS:
         return Verdict(("`transformers serve` loads full models only",), 0)
-    # In `rank_pattern`, AdaLoRA has lists of flags where LoRA has ranks.
-    pattern = (adapter.config.get("rank_pattern") or {}).values()
-    ranks = [int(adapter.config.get("r") or 0), *(rank for rank in pattern if isinstance(rank, int))]
-    fitting = [rank for rank in LORA_RANKS if rank >= max(ranks)]
+    rank, fitting = _rank(adapter.config), max_lora_rank(adapter.config)
     # A problem of the configuration also shows in the tensors, so report it once.
     problems = _of_config(adapter) or _of_tensors(adapter)
     if not fitting:
-        problems.append(f"its rank {max(ranks)} is above {LORA_RANKS[-1]}, the server's maximum")
-    return Verdict(tuple(dict.fromkeys(problems)), fitting[0] if fitting else 0)
+        problems.append(f"its rank {rank} is above {LORA_RANKS[-1]}, the server's maximum")
+    return Verdict(tuple(dict.fromkeys(problems)), fitting)
+
+
+def max_lora_rank(config: Mapping[str, Any]) -> int:
+    """Return the smallest `--max-lora-rank` for an adapter_config.json; 0 when its rank is above all of them."""
+    return next((rank for rank in LORA_RANKS if rank >= _rank(config)), 0)
+
+
+def _rank(config: Mapping[str, Any]) -> int:
+    # In `rank_pattern`, AdaLoRA has lists of flags where LoRA has ranks.
+    pattern = (config.get("rank_pattern") or {}).values()
+    return max(int(config.get("r") or 0), *(rank for rank in pattern if isinstance(rank, int)), 0)
 
 
 def _of_config(adapter: Adapter) -> list[str]:

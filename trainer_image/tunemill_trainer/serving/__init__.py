@@ -1,0 +1,1 @@
+"""Starts serving engines for a release, and asks OpenAI-compatible servers."""
