@@ -64,6 +64,7 @@ class Command:
         exit_codes: what the codes mean that not every command has.
         json: the output of --json; None for a command without that option.
         needs_training: whether it needs the training libraries, which the light install leaves out.
+        passes_flags: whether it passes the words after -- on to another program.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Command:
     exit_codes: Mapping[int, str] = field(default_factory=dict)
     json: JsonOutput | None = None
     needs_training: bool = False
+    passes_flags: bool = False
 
 
 USAGE_EXIT_CODE = 2

@@ -15,7 +15,20 @@ from typing import Never
 from tunemill_api.failures import ExitCode
 from typing_extensions import override
 
-from tunemill_trainer.commands import completion, lint, output, plan, run, score, show, stages, verify
+from tunemill_trainer.commands import (
+    ask,
+    completion,
+    evaluate,
+    lint,
+    output,
+    plan,
+    run,
+    score,
+    serve,
+    show,
+    stages,
+    verify,
+)
 from tunemill_trainer.commands.command import USAGE_EXIT_CODE, Command, Task
 from tunemill_trainer.gpu_check import command as gpu_check
 from tunemill_trainer.process import console
@@ -29,6 +42,9 @@ _COMMANDS = (
     run.COMMAND,
     gpu_check.COMMAND,
     score.COMMAND,
+    ask.COMMAND,
+    evaluate.COMMAND,
+    serve.COMMAND,
     verify.COMMAND,
     completion.command_for(lambda: parser("tunemill")),
 )
@@ -37,8 +53,14 @@ _WIDTH = 12
 
 
 def commands_of(program: str) -> tuple[Command, ...]:
-    """Return the commands of a program: the stages of a run are commands of `tunemill-trainer` only."""
-    return _COMMANDS if program == "tunemill" else (*_COMMANDS, *stages.COMMANDS)
+    """Return the commands of a program: the stages of a run are commands of `tunemill-trainer` only.
+
+    There, `evaluate` is the stage.
+    """
+    if program == "tunemill":
+        return _COMMANDS
+    taken = {command.name for command in stages.COMMANDS}
+    return (*(command for command in _COMMANDS if command.name not in taken), *stages.COMMANDS)
 
 
 def main(program: str, arguments: Sequence[str]) -> int:
@@ -51,7 +73,7 @@ def main(program: str, arguments: Sequence[str]) -> int:
     _open_closed_outputs()
     with console.guarded():
         try:
-            options = parser(program).parse_args(arguments)
+            options = parse(program, arguments)
             # Without torch, Transformers prints at import that only tokenizers are available.
             os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
             return _run(options.command_to_run, options)
@@ -69,6 +91,17 @@ def main(program: str, arguments: Sequence[str]) -> int:
         except Exception:  # noqa: BLE001 - Python would print the traceback after the guard has ended
             traceback.print_exc()
             return ExitCode.INTERNAL_ERROR
+
+
+def parse(program: str, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line. `flags` has the words after --, where the command passes them on to another program."""
+    passing = {command.name for command in commands_of(program) if command.passes_flags}
+    words, flags = list(arguments), list[str]()
+    if words[:1] and words[0] in passing and "--" in words:
+        # argparse cannot tell them from positional arguments of the command.
+        at = words.index("--")
+        words, flags = words[:at], words[at + 1 :]
+    return parser(program).parse_args(words, argparse.Namespace(flags=flags))
 
 
 def _run(command: Command, options: argparse.Namespace) -> int:

@@ -19,12 +19,13 @@ _INTRODUCTION = """\
 `tunemill` is the command for a laptop:
 
 ```console
-$ pip install tunemill            # lint, show, score and verify: no torch
-$ pip install 'tunemill[train]'   # also run, plan and gpu-check
+$ pip install tunemill            # no torch: not run, plan and gpu-check
+$ pip install 'tunemill[train]'   # all commands
 ```
 
 From a checkout, `make setup` installs it as `.venv/bin/tunemill`. The trainer image has it, too. The image's entry
-point is `tunemill-trainer`, which takes the same commands and the [stages of a run](#stages-of-a-run).
+point is `tunemill-trainer`, which takes the same commands and the [stages of a run](#stages-of-a-run); its `evaluate`
+is the stage.
 
 {overview}
 

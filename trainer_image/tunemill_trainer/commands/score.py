@@ -21,6 +21,30 @@ from tunemill_trainer.process.bars import ProgressBar
 
 _DETECT = "auto"
 
+REPORT_FIELDS = (
+    JsonField("metrics.*", "number or null", "Each metric, from 0 to 1; null where no reply counts for it."),
+    JsonField("rows[].id", "string or integer", "The id of the row."),
+    JsonField("rows[].tool_name", "boolean or null", "Whether the right tools are called."),
+    JsonField("rows[].exact_match", "boolean or null", "Whether the calls are exactly those of the answer."),
+    JsonField("rows[].ast_match", "boolean or null", "Whether they match by BFCL's rule."),
+    JsonField("rows[].error", "string or null", "What is wrong; null for a right reply."),
+    JsonField("cases.*", "integer", "For each metric, the replies that count for it."),
+    JsonField("intervals.*[]", "number or null", "For each metric, the bounds of its 95 % interval."),
+    JsonField("tools.*.wanted", "integer", "For each tool, its calls in the right answers."),
+    JsonField("tools.*.made", "integer", "Its calls in the replies."),
+    JsonField("tools.*.named", "integer", "Its calls in the replies that the right answers also have."),
+    JsonField("tools.*.exact", "integer", "Those of them with exactly the right arguments."),
+    JsonField("tools.*.precision", "number or null", "named / made."),
+    JsonField("tools.*.recall", "number or null", "named / wanted."),
+    JsonField("tools.*.f1", "number", "The harmonic mean of precision and recall."),
+    JsonField("confusion.*.*", "integer", "For each wanted tool, how often which tool was called."),
+    JsonField("faults.*", "integer", "The number of replies with each fault."),
+    JsonField("slices.*.*", "number", "For each slice of the rows, its metrics."),
+    JsonField("formats.rows", "string", "The format of the rows."),
+    JsonField("formats.replies", "string", "The format of the replies, or `unknown`."),
+)
+"""The fields of a report as JSON."""
+
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
@@ -112,27 +136,6 @@ COMMAND = Command(
     },
     json=JsonOutput(
         "one object; without figures where the format of the replies is unknown",
-        (
-            JsonField("metrics.*", "number or null", "Each metric, from 0 to 1; null where no reply counts for it."),
-            JsonField("rows[].id", "string or integer", "The id of the row."),
-            JsonField("rows[].tool_name", "boolean or null", "Whether the right tools are called."),
-            JsonField("rows[].exact_match", "boolean or null", "Whether the calls are exactly those of the answer."),
-            JsonField("rows[].ast_match", "boolean or null", "Whether they match by BFCL's rule."),
-            JsonField("rows[].error", "string or null", "What is wrong; null for a right reply."),
-            JsonField("cases.*", "integer", "For each metric, the replies that count for it."),
-            JsonField("intervals.*[]", "number or null", "For each metric, the bounds of its 95 % interval."),
-            JsonField("tools.*.wanted", "integer", "For each tool, its calls in the right answers."),
-            JsonField("tools.*.made", "integer", "Its calls in the replies."),
-            JsonField("tools.*.named", "integer", "Its calls in the replies that the right answers also have."),
-            JsonField("tools.*.exact", "integer", "Those of them with exactly the right arguments."),
-            JsonField("tools.*.precision", "number or null", "named / made."),
-            JsonField("tools.*.recall", "number or null", "named / wanted."),
-            JsonField("tools.*.f1", "number", "The harmonic mean of precision and recall."),
-            JsonField("confusion.*.*", "integer", "For each wanted tool, how often which tool was called."),
-            JsonField("faults.*", "integer", "The number of replies with each fault."),
-            JsonField("slices.*.*", "number", "For each slice of the rows, its metrics."),
-            JsonField("formats.rows", "string", "The format of the rows."),
-            JsonField("formats.replies", "string", "The format of the replies, or `unknown`."),
-        ),
+        REPORT_FIELDS,
     ),
 )

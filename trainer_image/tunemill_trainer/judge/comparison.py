@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Protocol, TypeVar
 
 from tunemill_api.status import EvaluationFacts, MetricFacts
 
@@ -48,7 +49,18 @@ _MISTAKES_A_FAULT = 10
 _LONGEST_TEXT = 2000
 
 
-def sample(cases: Iterable[Case], max_rows: int) -> list[Case]:
+class OfRow(Protocol):
+    """Something that belongs to a row."""
+
+    @property
+    def row(self) -> int:
+        """The number of the row in the data."""
+
+
+_OfRow = TypeVar("_OfRow", bound=OfRow)
+
+
+def sample(cases: Iterable[_OfRow], max_rows: int) -> list[_OfRow]:
     """Return the cases of at most `max_rows` rows in order. A hash of the row numbers selects the rows.
 
     The first rows would not be representative, because data is often sorted by tool.

@@ -30,6 +30,7 @@ from tunemill_trainer.judge.exact_matching import equal_calls, same_calls, same_
 from tunemill_trainer.judge.faults import FaultKind, fault_of
 from tunemill_trainer.judge.parse import ReplyFormat, parse_reply
 from tunemill_trainer.judge.question import Question
+from tunemill_trainer.judge.replies.parsed import ParsedReply
 
 NO_CALL, BROKEN_CALL, UNKNOWN_TOOL = "<none>", "<invalid>", "<hallucinated>"
 """The rows and columns of the confusion table that are not tools."""
@@ -174,6 +175,7 @@ def score(
     reply_format: ReplyFormat = ReplyFormat.HERMES,
     *,
     as_served: bool = False,
+    parsed: Sequence[ParsedReply] | None = None,
 ) -> Score:
     """Score replies, one for each question.
 
@@ -183,12 +185,14 @@ def score(
         reply_format: the call format of the replies.
         as_served: whether a call by a tool's original name, which servers do not accept, counts as a call by its new
             name. Use it for models that were prompted with the original names.
+        parsed: the calls of each reply as a server parsed them; None means that they are parsed from the texts.
     """
     answers: list[_Answer] = []
     judged: list[Verdict] = []
     for number, (question, reply) in enumerate(zip(questions, replies, strict=True), start=1):
         try:
-            answers.append(_Answer(question, reply, reply_format, as_served=as_served))
+            found = parsed[number - 1] if parsed else parse_reply(reply.text, reply_format, question.tools)
+            answers.append(_Answer(question, reply, found, as_served=as_served))
             judged.append(answers[-1].verdict())
         except MemoryError:
             raise  # not the fault of a case
@@ -242,13 +246,13 @@ def _rates(verdicts: Sequence[Verdict]) -> dict[str, Rate]:
 class _Answer:
     """A reply with its question."""
 
-    def __init__(self, question: Question, reply: Reply, reply_format: ReplyFormat, *, as_served: bool) -> None:
+    def __init__(self, question: Question, reply: Reply, found: ParsedReply, *, as_served: bool) -> None:
         self.wanted = question.gold.calls
         self.tools = question.tools
         # If the data has no list of tools, the expected ones are available.
         self.offered = {tool.name for tool in self.tools} | {call.name for call in self.wanted}
         self.reply = reply
-        self.found = parse_reply(reply.text, reply_format, self.tools)
+        self.found = found
         if as_served:
             self.found = replace(self.found, calls=tuple(map(self._with_served_name, self.found.calls)))
 

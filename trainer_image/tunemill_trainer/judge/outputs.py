@@ -1,5 +1,6 @@
 """Reads the files for `tunemill score`: rows with the expected replies, and a model's raw replies to them."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -12,7 +13,7 @@ from tunemill_trainer.data.files import DataFile
 from tunemill_trainer.data.findings import REMEDIES, RowError
 from tunemill_trainer.data.reading import RowReader
 from tunemill_trainer.data.records import Record, records
-from tunemill_trainer.data.rows import JsonObject, Message, Role, Source, Tool
+from tunemill_trainer.data.rows import JsonObject, Message, Role, Row, Source, Tool
 from tunemill_trainer.data.values import shortened
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.judge.metrics import Reply
@@ -70,6 +71,17 @@ class GoldRow:
 
 
 @dataclass(frozen=True)
+class GoldTurn(GoldRow):
+    """An assistant turn of a row, with the id that it has as a case of evaluate.
+
+    Attributes:
+        row: the number of the row among all that are read.
+    """
+
+    row: int
+
+
+@dataclass(frozen=True)
 class GoldRows:
     """All rows, and their format."""
 
@@ -111,6 +123,55 @@ def read_rows(file: DataFile, form: DatasetFormat, tools: tuple[Tool, ...]) -> G
             _refuse(record, "expected an assistant message with the expected reply, found none", "Add one.")
         rows[identifier] = GoldRow(identifier, given, row.messages[:last], row.tools, row.messages[last], row.source)
     return GoldRows(tuple(rows.values()), form)
+
+
+def read_turns(
+    files: Sequence[DataFile], form: DatasetFormat, tools: tuple[Tool, ...]
+) -> tuple[list[GoldTurn], DatasetFormat, int]:
+    """Return the assistant turns that evaluate would judge if all rows of some files were held out.
+
+    Args:
+        files: the files.
+        form: the format of their rows, or Auto.
+        tools: what may be called in rows that carry no tools of their own.
+
+    Returns:
+        The turns, the format of the first file, and the number of rows that are left out because they have errors, as
+        prepare leaves them out.
+
+    Raises:
+        StageError: DatasetEmpty, DatasetMalformed or DatasetFormatUnknown; DatasetInvalidRows, when no row is usable.
+    """
+    turns, found, left_out, number = list[GoldTurn](), list[DatasetFormat](), 0, 0
+    problem = ""
+    for file in files:
+        found.append(formats.detect(records(file), file.name, form))
+        reader = RowReader(found[-1], tools)
+        for record in records(file):
+            read = reader.read(record)
+            if read.row is None:
+                left_out += 1
+                problem = problem or f"{record.source}: {read.problems[0].message}"
+            else:
+                turns += _turns_of(read.row, number)
+                number += 1
+    if not turns:
+        raise StageError(
+            Reason.DATASET_INVALID_ROWS,
+            f"expected rows with an assistant turn, found none; {left_out} rows have errors: {problem}",
+            "Run `tunemill lint` on the files.",
+        )
+    return turns, found[0], left_out
+
+
+def _turns_of(row: Row, number: int) -> Iterator[GoldTurn]:
+    count = 0
+    for index, message in enumerate(row.messages):
+        if message.role is Role.ASSISTANT:
+            count += 1
+            if message.learnt:
+                identifier = f"{row.source.file}:{row.source.line}#{count}"
+                yield GoldTurn(identifier, identifier, row.messages[:index], row.tools, message, row.source, number)
 
 
 def read_outputs(file: DataFile, rows: GoldRows) -> list[Reply]:

@@ -8,24 +8,31 @@ from pydantic import JsonValue
 from tunemill_trainer.data.rows import JsonObject
 from tunemill_trainer.judge.metrics import Score
 from tunemill_trainer.judge.outputs import GoldRows
-from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.question import slices_of
 
 _UNKNOWN = (
     "the call format of the replies is unknown: most of them have the name of a tool, but no mark of a known format. "
     "Choose a format with --reply-format, or write the calls in one of the formats that it lists"
 )
+SERVED = "tool_calls"
+"""The format of replies whose calls a server parsed."""
 _SHOWN = 10
 """The most mistakes, and the most confused pairs of tools, in the text output."""
 
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """The scores of the replies to a set of rows."""
+    """The scores of the replies to a set of rows.
+
+    Attributes:
+        rows: the rows.
+        score: the scores.
+        reply_format: the call format of the replies, or SERVED.
+    """
 
     rows: GoldRows
     score: Score
-    reply_format: ReplyFormat
+    reply_format: str
 
     def to_json(self) -> JsonObject:
         """Return all metrics, and one object per row: whether it is right, and if not, why."""
@@ -64,7 +71,7 @@ class ScoreReport:
                 name: {metric: _rounded(rate.value) for metric, rate in score.rates_of(indices).items() if rate.cases}
                 for name, indices in slices_of(self.rows.rows, None).items()
             },
-            "formats": {"rows": self.rows.format.value, "replies": self.reply_format.value},
+            "formats": {"rows": self.rows.format.value, "replies": self.reply_format},
         }
 
     def to_text(self) -> str:
@@ -76,7 +83,7 @@ class ScoreReport:
         count = len(self.rows.rows)
         yield (
             f"{count} {'row' if count == 1 else 'rows'} in {self.rows.format.value} format, "
-            f"replies in {self.reply_format.value} format"
+            f"replies in {self.reply_format} format"
         )
         yield ""
         lines = [("metric", "share", "95 % interval", "cases")]

@@ -1,6 +1,7 @@
 """Runs a serving engine, vLLM or Transformers, as a process with the flags of the serving contract."""
 
 import importlib.machinery
+import importlib.util
 import os
 import shutil
 import signal
@@ -44,6 +45,13 @@ def program_of(target: ServingTarget, environment: Mapping[str, str]) -> list[st
     if importlib.machinery.PathFinder.find_spec("vllm", [*places, *sys.path]) is None:
         return None
     return [sys.executable, "-m", _API_SERVER, "--model"]
+
+
+def is_installed(target: ServingTarget) -> bool:
+    """Return whether an engine can be started here. Transformers also needs its web server."""
+    if target is ServingTarget.TRANSFORMERS and importlib.util.find_spec("fastapi") is None:
+        return False
+    return program_of(target, os.environ) is not None
 
 
 class Engine:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from tunemill_api.failures import ExitCode
-from tunemill_api.local_files import is_local, local_path
+from tunemill_api.local_files import local_path
 from tunemill_api.publish import ServingTarget
 
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.release.contract import CONTRACT, Launch
+from tunemill_trainer.release.local_releases import path_of
 from tunemill_trainer.release.servability import max_lora_rank
 from tunemill_trainer.serving.errors import ServingError
 
@@ -30,7 +31,7 @@ def launch_of(folder: Path, target: ServingTarget | None = None) -> Launch:
     contract = read_contract(folder)
     target = target or ServingTarget(contract["target"])
     name = served_repository(contract)[0].rsplit("/", 1)[-1] or folder.name
-    if not (folder / _ADAPTER).is_file():
+    if not is_adapter(folder):
         return Launch(target, str(folder), "", name, _parser(contract, target))
     if target is ServingTarget.TRANSFORMERS or not contract["adapterServable"]:
         served = contract["model"]
@@ -82,12 +83,15 @@ def served_repository(contract: Mapping[str, Any]) -> tuple[str, str]:
     return served, revision
 
 
-def served_folder(contract: Mapping[str, Any]) -> Path | None:
-    """Return the folder of the model that the contract serves; None when it is on the Hub."""
-    from tunemill_trainer.release.local_releases import path_of
-
+def served_folder(contract: Mapping[str, Any]) -> Path:
+    """Return the folder of the local release that the contract serves."""
     served, revision = served_repository(contract)
-    return path_of(local_path(served), revision) if is_local(served) else None
+    return path_of(local_path(served), revision)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Return whether a folder has an adapter, and not a full model."""
+    return (folder / _ADAPTER).is_file()
 
 
 def _parser(contract: Mapping[str, Any], target: ServingTarget) -> str:

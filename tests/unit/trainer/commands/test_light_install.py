@@ -1,4 +1,4 @@
-"""`pip install tunemill` without the extra `train`: lint, show, score and verify run with what it installs."""
+"""`pip install tunemill` without the extra `train`: what needs no torch runs with what it installs."""
 
 import json
 import subprocess
@@ -69,17 +69,23 @@ def test_the_extra_has_what_the_light_install_leaves_out():
     assert {"pyarrow", "transformers", "huggingface-hub", "cryptography", "shtab", "tqdm"} <= light
 
 
-def test_lint_show_score_and_verify_run_without_the_rest(tmp_path: Path):
+def test_what_needs_no_torch_runs_without_the_rest(tmp_path: Path):
     """With everything unimportable that `pip install tunemill` does not install, on real files."""
     rows, outputs, base = tmp_path / "rows.jsonl", tmp_path / "outputs.jsonl", tmp_path / "base"
     rows.write_text(json.dumps(openai_row() | {"id": "a"}))
     outputs.write_text(json.dumps({"id": "a", "output": "No."}))
     a_speaker(CHATML, template=CHATML_TEMPLATE).save_pretrained(base)
+    tools = tmp_path / "tools.json"
+    tools.write_text(json.dumps(openai_row()["tools"]))
+    server = ["--base-url", "http://127.0.0.1:9/v1", "--model", "m"]
     commands = [
         ["lint", str(rows), "--tokenizer", str(base)],
         ["show", str(rows), "--tokenizer", str(base)],
         ["score", "--rows", str(rows), "--outputs", str(outputs)],
         ["verify", "acme/tools", "--endpoint", "http://127.0.0.1:9"],
+        ["ask", "Hello", "--tools", str(tools), *server],
+        ["evaluate", "--dataset", str(rows), *server],
+        ["serve", str(base)],
         ["completion", "fish"],
         ["run", "finetune.yaml"],
     ]
@@ -93,7 +99,7 @@ def test_lint_show_score_and_verify_run_without_the_rest(tmp_path: Path):
     )
     lines = ended.stdout.splitlines()
     assert [line for line in lines if line.startswith("exit code")] == [
-        f"exit code {code}" for code in (0, 0, 0, 69, 0, 78)
+        f"exit code {code}" for code in (0, 0, 0, 69, 69, 69, 66, 0, 78)
     ], ended.stderr
     assert "1 row, 1 usable with 1 call; 0 errors, 0 warnings" in lines
     assert not HEAVY & set(json.loads(lines[-1].removeprefix("imported ")))

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from tunemill_trainer.process import bars
 from tunemill_trainer.process.bars import ProgressBar
 
 STAGES = ["prepare", "train", "evaluate", "publish", "stages"]
-COMMANDS = ["lint", "show", "plan", "run", "gpu-check", "score", "verify", "completion"]
+COMMANDS = ["lint", "show", "plan", "run", "gpu-check", "score", "ask", "evaluate", "serve", "verify", "completion"]
 
 
 def usage_error(entry_point, *arguments: str) -> int:
@@ -32,7 +33,7 @@ def usage_error(entry_point, *arguments: str) -> int:
 
 
 def test_help_groups_the_commands_by_task(capsys):
-    """The stages are commands of the image's entry point only, so that later commands may have their names."""
+    """The stages are commands of the image's entry point only, and `evaluate` of the laptop's is another command."""
     assert usage_error(tunemill, "--help") == 0
     overview = capsys.readouterr().out
     headings = [line for line in overview.splitlines() if line in set(Task)]
@@ -41,9 +42,12 @@ def test_help_groups_the_commands_by_task(capsys):
     assert listed == COMMANDS
     assert usage_error(main, "--help") == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    assert listed == COMMANDS + STAGES
+    assert listed == [name for name in COMMANDS if name not in STAGES] + STAGES
+    assert usage_error(tunemill, "prepare") == 2
+    assert "invalid choice: 'prepare'" in capsys.readouterr().err
     assert usage_error(tunemill, "evaluate") == 2
-    assert "invalid choice: 'evaluate'" in capsys.readouterr().err
+    assert "required: --dataset" in capsys.readouterr().err
+    assert usage_error(main, "evaluate", "--dataset", "x") == 2
 
 
 @pytest.mark.parametrize("entry_point", [tunemill, main], ids=["tunemill", "tunemill-trainer"])
@@ -76,16 +80,24 @@ def test_a_wrong_command_line_is_one_line_that_names_the_option(arguments, messa
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", [command.name for command in program.commands_of("tunemill-trainer")])
-def test_every_command_has_help(name, capsys):
+@pytest.mark.parametrize(
+    ("entry_point", "command"),
+    [
+        pytest.param(entry_point, command, id=f"{name} {command.name}")
+        for entry_point, name in ((tunemill, "tunemill"), (main, "tunemill-trainer"))
+        for command in program.commands_of(name)
+    ],
+)
+def test_every_command_has_help(entry_point, command, capsys):
     """Every `%` in a help text is formatted, and the examples are parsed as they are shown."""
-    assert usage_error(main, name, "--help") == 0
+    assert usage_error(entry_point, command.name, "--help") == 0
     assert "options:" in capsys.readouterr().out
-    command = next(each for each in program.commands_of("tunemill-trainer") if each.name == name)
+    name = "tunemill" if entry_point is tunemill else "tunemill-trainer"
     for example in command.examples:
-        words = example.replace("<(head -100 rows.jsonl)", "r").replace("<(head -100 outputs.jsonl)", "o").split()
+        text = example.replace("<(head -100 rows.jsonl)", "r").replace("<(head -100 outputs.jsonl)", "o")
+        words = shlex.split(text)
         words = words[: min([words.index(sign) for sign in ("<", ">") if sign in words], default=None)]
-        assert program.parser("tunemill-trainer").parse_args(words).command == name
+        assert program.parse(name, words).command == command.name
 
 
 @pytest.mark.parametrize("arguments", [["run", "x.yaml"], ["plan", "x.yaml"], ["gpu-check"]])
