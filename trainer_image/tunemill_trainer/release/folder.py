@@ -36,7 +36,7 @@ def assemble(folder: Path, facts: ReleaseFacts, trained: Path, evaluation: Path)
     _add_response_template(folder, facts.tokens, ReplyFormat(facts.report.settings.reply_format))
     if not facts.whole:
         _pin_base_model(folder / "adapter_config.json", facts.base)
-    _write(folder / "generation_config.json", _generation(facts.tokens))
+    _write(folder / "generation_config.json", generation_config(facts.tokens))
     if facts.serving is not None:
         _write(folder / CONTRACT, _contract(facts.serving, facts.tokens, facts.report.settings.reply_format))
     if facts.serving is not None and facts.launch is not None:
@@ -84,7 +84,7 @@ def _pin_base_model(path: Path, base: BaseModel) -> None:
     _write(path, config | {"base_model_name_or_path": base.place, "revision": base.revision})
 
 
-def _generation(tokens: Tokens) -> dict[str, Any]:
+def generation_config(tokens: Tokens) -> dict[str, Any]:
     """Return generation_config.json: greedy decoding and the stop tokens of the chat template.
 
     The base model's generation_config.json may have other stop tokens, and sampling or penalties with which the tuned
