@@ -6,6 +6,7 @@ tunemill serve acme/support-tools@v1 --engine vLLM -- --max-model-len 8192
 
 import argparse
 import json
+import math
 import os
 import re
 import shlex
@@ -75,7 +76,7 @@ def main(options: argparse.Namespace) -> int:
         folder = _folder_of(options.release)
         launch = _launch(folder, ServingTarget(options.engine) if options.engine else None)
         with _ended_by_sigterm(), running(launch, host=options.host, port=options.port, flags=options.flags) as engine:
-            engine.wait_until_healthy()
+            engine.wait_until_healthy(math.inf)  # the user sees the log, and has Ctrl-C
             console.show(ready_text(engine.url, engine.model))
             console.flush()
             code = engine.wait()
