@@ -15,7 +15,7 @@ from typing import Never
 from tunemill_api.failures import ExitCode
 from typing_extensions import override
 
-from tunemill_trainer.commands import completion, lint, output, plan, run, score, show, stages, verify
+from tunemill_trainer.commands import completion, lint, models, output, plan, run, score, show, stages, verify
 from tunemill_trainer.commands.command import USAGE_EXIT_CODE, Command, Task
 from tunemill_trainer.gpu_check import command as gpu_check
 from tunemill_trainer.process import console
@@ -25,6 +25,7 @@ DISTRIBUTION = "tunemill"
 _COMMANDS = (
     lint.COMMAND,
     show.COMMAND,
+    models.COMMAND,
     plan.COMMAND,
     run.COMMAND,
     gpu_check.COMMAND,
