@@ -118,6 +118,10 @@ class PreparedFacts(StatusModel):
     """The tokenizer mode that was used: Reuse, Text or Extend."""
     added_tokens: int = 0
     """Number of tokens that were added to the vocabulary."""
+    base_model_family: str = ""
+    """Family of the base model in the catalogue, for example Qwen3. Empty if it is not in the catalogue."""
+    base_model_assumptions: list[str] = Field(default_factory=list)
+    """What was assumed about a base model that is not in the catalogue."""
     dataset: DatasetFacts
     """What prepare found in the data set."""
     gpu_memory: GpuMemoryFacts | None = None

@@ -69,11 +69,16 @@ def family_of(config: Mapping[str, Any], template: Template) -> Family | None:
         template: the chat template of its tokenizer.
     """
     types = model_types(config)
-    text = "\n".join(template.values()) if isinstance(template, Mapping) else template or ""
+    text = text_of(template)
     for family in families():
         if types & set(family.types) and all(mark in text for mark in family.marks):
             return family
     return None
+
+
+def text_of(template: Template) -> str:
+    """Return the text of all chat templates of a model; empty if it has none."""
+    return "\n".join(template.values()) if isinstance(template, Mapping) else template or ""
 
 
 def model_types(config: Mapping[str, Any]) -> set[str]:

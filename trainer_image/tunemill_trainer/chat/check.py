@@ -4,11 +4,13 @@ import os
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from tunemill_api.data import TokenizerMode
 from tunemill_api.failures import Reason
 
 from tunemill_trainer.bases import catalogue
+from tunemill_trainer.bases.found import FoundModel, describe
 from tunemill_trainer.chat import examples, templates, tokenizer
 from tunemill_trainer.chat.examples import UnusableRow
 from tunemill_trainer.chat.templates import Choice
@@ -66,16 +68,36 @@ def choose_template(base: str, features: Features) -> tuple[Tokenizer, Choice]:
     """
     folder = folder_of(base)
     base_tokenizer = tokenizer.load_base(folder)
-    path = folder / "config.json"
-    try:
-        # A folder with a tokenizer alone is enough to check rows.
-        config = tokenizer.read_json(path) if path.is_file() else {}
-    except (OSError, ValueError):
-        config = {}
+    # A folder with a tokenizer alone is enough to check rows.
+    config = _config_of(folder)
     family = catalogue.family_of(config, base_tokenizer.chat_template)
     expected = family.calls if family else None
     choice, _ = templates.choose_and_extend(base_tokenizer, TokenizerMode.AUTO, features, [], None, expected=expected)
     return base_tokenizer, choice
+
+
+def find_model(base: str) -> FoundModel:
+    """Return what is known about a base model, with the template that prepare would choose for rows with tools.
+
+    Args:
+        base: a folder with config.json and tokenizer, or the model's id on the Hub, from which they are downloaded.
+
+    Raises:
+        StageError: the tokenizer cannot be loaded, or no chat template works with it.
+    """
+    folder = folder_of(base)
+    features = Features(system=True, tools=True, calls=True, responses=True)
+    base_tokenizer, choice = choose_template(str(folder), features)
+    stops = base_tokenizer.convert_ids_to_tokens(list(choice.ends_of_turns))
+    return describe(_config_of(folder), base_tokenizer.chat_template, choice, stops)
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        return tokenizer.read_json(path) if path.is_file() else {}
+    except (OSError, ValueError):
+        return {}
 
 
 def folder_of(base: str) -> Path:

@@ -63,6 +63,9 @@ class Tokenizer(Protocol):
     def get_vocab(self) -> dict[str, int]:
         """Return all tokens with their ids."""
 
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        """Return the tokens with these ids."""
+
     def add_tokens(self, tokens: list[AddedToken]) -> int:
         """Add tokens and return how many are new."""
 

@@ -20,6 +20,7 @@ from tunemill_trainer.commands import (
     completion,
     evaluate,
     lint,
+    models,
     output,
     plan,
     run,
@@ -38,6 +39,7 @@ DISTRIBUTION = "tunemill"
 _COMMANDS = (
     lint.COMMAND,
     show.COMMAND,
+    models.COMMAND,
     plan.COMMAND,
     run.COMMAND,
     gpu_check.COMMAND,

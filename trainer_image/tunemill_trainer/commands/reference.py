@@ -1,4 +1,4 @@
-"""Writes the reference page of the command line from the parsers: `python -m tunemill_trainer.commands.reference ROOT`.
+"""Writes the reference pages of command line and base models: `python -m tunemill_trainer.commands.reference ROOT`.
 
 `--check` writes nothing and fails when the page differs from what would be written.
 """
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from tunemill_api import generated
 
+from tunemill_trainer.commands import models
 from tunemill_trainer.commands.command import COMMON_EXIT_CODES, Command, Task
 from tunemill_trainer.commands.program import commands_of, parser
 
@@ -122,4 +123,4 @@ def _cell(text: str) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(generated.main(__doc__, lambda _: {PAGE: page()}))
+    raise SystemExit(generated.main(__doc__, lambda _: {PAGE: page(), models.PAGE: models.page()}))

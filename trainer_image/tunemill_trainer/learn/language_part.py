@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
 from tunemill_trainer.bases import architectures
 
 
@@ -43,12 +41,13 @@ def without_head(model: Any) -> Any:  # noqa: ANN401
 
 def _parent_of_embedding(model: Any) -> str:  # noqa: ANN401
     embedding = model.get_input_embeddings()
-    return next(name for name, module in model.named_modules() if module is embedding).rpartition(".")[0]
+    name: str = next(name for name, module in model.named_modules() if module is embedding)
+    return name.rpartition(".")[0]
 
 
-def freeze_other_parts(model: nn.Module) -> None:
+def freeze_other_parts(model: Any) -> None:  # noqa: ANN401
     """Exclude everything but the language model and its head from training."""
-    prefix, head = prefix_of(model), model.get_output_embeddings()  # type: ignore[operator] # a Transformers model
+    prefix, head = prefix_of(model), model.get_output_embeddings()
     for name, parameter in model.named_parameters():
         if not name.startswith(prefix) and parameter is not head.weight:
             parameter.requires_grad = False

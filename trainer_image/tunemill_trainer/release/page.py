@@ -202,6 +202,8 @@ def _recipe(facts: PageFacts) -> list[tuple[str, str]]:
     quantization = facts.run.spec.base_model.quantization
     return [
         ("Base model", f"{facts.base.place} at {facts.base.revision[:12]}{labels.as_trained(quantization)}"),
+        *([("Base model family", family)] if (family := facts.prepared.base_model_family) else []),
+        *([("Assumed", " ".join(assumed))] if (assumed := facts.prepared.base_model_assumptions) else []),
         ("Method", ", ".join([method, *(f"{name} {_plain(value)}" for name, value in settings.items())])),
         ("Vocabulary", f"{facts.tokens.mode}, {len(facts.tokens.added)} tokens added"),
         ("Learning rate", labels.learning_rate(training, facts.trained)),

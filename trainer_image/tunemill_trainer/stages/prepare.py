@@ -21,6 +21,7 @@ from tunemill_api.status import DatasetFacts, PreparedFacts
 from tunemill_api.training import LossOn, Turns
 
 from tunemill_trainer.bases import architectures, catalogue
+from tunemill_trainer.bases.found import FoundModel, describe
 from tunemill_trainer.chat import examples, templates, tokenizer
 from tunemill_trainer.chat.examples import Examples, UnusableRow
 from tunemill_trainer.chat.templates import Choice
@@ -82,7 +83,7 @@ def run(context: StageContext) -> tuple[PreparedFacts, bool]:
 
     try:
         dataset = _read(context, files, train, evaluation, folder / "rows.jsonl")
-        tokens, written = _encode(context, dataset, base_model, base_folder, files.template, folder / "output")
+        tokens, written, found = _encode(context, dataset, base_model, base_folder, files.template, folder / "output")
     except data.TooManyInvalidError as error:
         raise _with_report(context, key, error) from error
     facts = PreparedFacts(
@@ -92,6 +93,8 @@ def run(context: StageContext) -> tuple[PreparedFacts, bool]:
         dataset_digest=train.digest,
         tokenizer_mode=tokens.mode,
         added_tokens=len(tokens.added),
+        base_model_family=found.family.name if found.family else "",
+        base_model_assumptions=list(found.assumed),
         dataset=_dataset_facts(dataset, written),
     )
     _check_artifacts(context, facts, base_folder)
@@ -239,12 +242,14 @@ def _download_tokenizer(hub: Hub, base: ModelCommit) -> Path:
 @tracing.step("tokenise")
 def _encode(
     context: StageContext, dataset: Dataset, base: BaseModel, base_folder: Path, user_template: str | None, output: Path
-) -> tuple[Tokens, Examples]:
-    """Write the output folder."""
+) -> tuple[Tokens, Examples, FoundModel]:
+    """Write the output folder, and return what is known about the base model."""
     settings = context.spec.tokenizer
     auto, _ = servability.auto_mode(context.spec)
     base_tokenizer = tokenizer.load_base(base_folder)
-    family = _family(base_folder, base_tokenizer)
+    # `_download_tokenizer` has checked that it can be read.
+    config, own_template = tokenizer.read_json(base_folder / "config.json"), base_tokenizer.chat_template
+    family = catalogue.family_of(config, own_template)
     choice, vocabulary = templates.choose_and_extend(
         base_tokenizer,
         settings.mode,
@@ -254,6 +259,13 @@ def _encode(
         auto,
         expected=family.calls if family else None,
     )
+    stops = base_tokenizer.convert_ids_to_tokens(list(choice.ends_of_turns))
+    found = describe(config, own_template, choice, stops)
+    if found.assumed:
+        types = ", ".join(found.model_types) or "none"
+        _log.warning(
+            "the base model is not in the catalogue (model_type %s). Assumed: %s", types, " ".join(found.assumed)
+        )
     with PreparedWriter(output) as writer:
         written = _write_examples(context, dataset, choice, writer)
         call_format = choice.encoder.call_format
@@ -263,24 +275,11 @@ def _encode(
         base_tokenizer.save_pretrained(writer.layout.tokenizer_path)
         report = _report(dataset, written, choice) | {
             "baseModelFamily": family.name if family else None,
+            "baseModelAssumptions": list(found.assumed),
             "tokenizer": _tokenizer_report(context.spec, vocabulary),
         }
         writer.describe(tokens, base, report)
-    return tokens, written
-
-
-def _family(base_folder: Path, base_tokenizer: tokenizer.Tokenizer) -> catalogue.Family | None:
-    """Return the family of the base model. If it is unknown, log what is assumed."""
-    # `_download_tokenizer` has checked that it can be read.
-    config = tokenizer.read_json(base_folder / "config.json")
-    family = catalogue.family_of(config, base_tokenizer.chat_template)
-    if family is None:
-        _log.warning(
-            "the base model is not in the catalogue (model_type %s): its chat template is tested for a call format, "
-            "and FP16 is assumed to be precise enough",
-            ", ".join(sorted(catalogue.model_types(config))) or "none",
-        )
-    return family
+    return tokens, written, found
 
 
 def _write_examples(context: StageContext, dataset: Dataset, choice: Choice, writer: PreparedWriter) -> Examples:

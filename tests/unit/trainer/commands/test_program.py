@@ -22,7 +22,20 @@ from tunemill_trainer.process import bars
 from tunemill_trainer.process.bars import ProgressBar
 
 STAGES = ["prepare", "train", "evaluate", "publish", "stages"]
-COMMANDS = ["lint", "show", "plan", "run", "gpu-check", "score", "ask", "evaluate", "serve", "verify", "completion"]
+COMMANDS = [
+    "lint",
+    "show",
+    "models",
+    "plan",
+    "run",
+    "gpu-check",
+    "score",
+    "ask",
+    "evaluate",
+    "serve",
+    "verify",
+    "completion",
+]
 
 
 def usage_error(entry_point, *arguments: str) -> int:
