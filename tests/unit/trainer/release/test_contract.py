@@ -16,10 +16,10 @@ REVISIONS = {ADAPTER: "c0ffee", MERGED: "decade"}
 SERVABLE, REFUSED = Verdict((), 16), Verdict(("it contains rows for added tokens",), 16)
 
 
-def publish_spec(*artifacts: str, serving: str = "vLLM") -> Publish:
+def publish_spec(*artifacts: str, serving: str = "vLLM", **more: object) -> Publish:
     """spec.publish with these artifacts; none means the default."""
     return Publish.model_validate(
-        {"repository": ADAPTER, "serving": serving, **({"artifacts": list(artifacts)} if artifacts else {})}
+        {"repository": ADAPTER, "serving": serving, **({"artifacts": list(artifacts)} if artifacts else {}), **more}
     )
 
 
