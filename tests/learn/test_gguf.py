@@ -26,7 +26,8 @@ from tunemill_trainer.release import gguf_file
 from tunemill_trainer.release.gguf_vocabulary import _GPT_4O, _LLAMA3, _QWEN2, _TEKKEN
 
 HOSTILE = (
-    "Don't  tell Zoë's 12345 cats about   naïve café prices:\n\n\t$3.14 != 1e-7;  été 東京 привет, 'S we'LL\r\n ok/then/\n"
+    "Don't  tell Zoë's 12345 cats about   naïve café prices:\n\n\t$3.14 != 1e-7;  été 東京 привет, 'S we'LL\r\n"
+    " ok/then/\n"
     ' <tool_call>{"name": "f"}</tool_call>  🦙🦙'
 )
 """Contractions, digits, runs of spaces, several scripts, marks and tags: where tokenizers differ."""
@@ -296,7 +297,7 @@ def test_a_file_with_other_weights_or_texts_is_not_published(tmp_path: Path):
 
 
 def test_a_trained_model_is_published_as_gguf_and_llama_cpp_makes_its_calls(extended_run: TrainedRun, tmp_path: Path):
-    """Publish, download, serve: an OpenAI client gets the calls that evaluate promised, from the prompts of evaluate."""
+    """Publish, download, serve: an OpenAI client gets the calls that evaluate judged, from its prompts."""
     run = extended_run.changed(
         evaluation={"gates": [{"metric": "exact_match", "min": "0.2"}]},
         publish={"repository": "acme/local", "artifacts": ["Adapter", "GGUF"], "tag": "v1"},

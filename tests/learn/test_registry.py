@@ -7,7 +7,7 @@ import socket
 import tarfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def an_empty(folder: Path) -> Path:
 
 
 def test_an_image_is_tagged_after_it_was_verified(tmp_path: Path):
-    """Each file is below /models, without provenance.json; a failed check leaves the tag; the same files, one digest."""
+    """Each file is below /models, without provenance.json. A failed check leaves the tag as it was."""
     model = a_model(tmp_path / "model")
     built = image.build(model, "tools")
     with a_registry(tmp_path / "registry", login=False) as host:
@@ -141,10 +141,8 @@ def cutting(host: str, *, after: int, times: int) -> Iterator[str]:
         except OSError:
             pass
         for end in (source, sink):
-            try:
+            with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
 
     def accept() -> None:
         while True:
@@ -158,7 +156,7 @@ def cutting(host: str, *, after: int, times: int) -> Iterator[str]:
 
     threading.Thread(target=accept, daemon=True).start()
     try:
-        yield "127.0.0.1:{}".format(listener.getsockname()[1])
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
     finally:
         listener.close()
 

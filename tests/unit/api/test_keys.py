@@ -196,6 +196,8 @@ IN_FORMS = {
     "publish.tag": "v1",
     "publish.artifacts": ["Merged"],
     "publish.serving": "Transformers",
+    "publish.gguf.quantization": "Q8_0",
+    "publish.oci": {"registry": "https://ghcr.io", "repository": "acme/tools"},
     "workspace.uri": "s3://other/place",
     "workspace.endpoint": "https://s3.example.com",
 }

@@ -70,6 +70,8 @@ BOUNDED: dict[str, tuple[str, Any]] = {
     "publish.private": ("privateOnly", False),
     "publish.tokenSecretRef": ("secrets", {"name": "postgres", "key": "password"}),
     "publish.signing.keySecretRef": ("secrets", {"name": "cosign"}),
+    "publish.oci.secretRef": ("secrets", {"name": "postgres"}),
+    "publish.oci.registry": ("endpoints", "https://attacker.example"),
     "workspace.credentialsSecretRef": ("secrets", {"name": "postgres"}),
     "workspace.manifestKeySecretRef": ("secrets", {"name": "postgres"}),
     "workspace.endpoint": ("endpoints", "http://attacker.example:9000"),
@@ -84,6 +86,8 @@ BOUNDED: dict[str, tuple[str, Any]] = {
     **{f"podTemplates.{stage}.{path}": case for stage in STAGES for path, case in TEMPLATE.items()},
 }
 """By field: the limit that refuses, and a value that it refuses."""
+REGISTRY: dict[str, Any] = {"publish": {"oci": {"registry": "https://registry.acme.com", "repository": "tools"}}}
+"""The required fields of spec.publish.oci."""
 
 _LEARNING = "what is learnt, and how; its cost is bounded by maxRuntime and maxGpuHours"
 _ROWS = "which of the user's own rows; their cost is bounded by maxRuntime and maxGpuHours"
@@ -111,6 +115,8 @@ HARMLESS: dict[str, str] = {
     "publish.branch": "within a repository that is bounded",
     "publish.tag": "within a repository that is bounded",
     "publish.artifacts": "within a repository that is bounded",
+    "publish.gguf": "changes the published files only",
+    "publish.oci.repository": "in a registry and with a Secret that are bounded",
     "publish.serving": "changes the published files only",
     "workspace.uri": "written with the Secret and the endpoint that are bounded",
     "workspace.region": "names no server",
@@ -194,6 +200,8 @@ def test_a_limit_bounds_the_field(path: str) -> None:
     """By its name, with the field that asks for too much; and the user can mend it."""
     limit, value = BOUNDED[path]
     extra = {"queue": {"name": "team-a"}, "compute": {"gpus": 0}}
+    if path.startswith("publish.oci."):
+        extra |= REGISTRY
     limits = dict(STRICT)
     if path == "compute.gpuResource":
         extra, limits = {"compute": {"gpus": 1}}, {**STRICT, "maxGpus": 1}
@@ -299,7 +307,8 @@ def test_what_the_defaults_name_needs_no_entry_in_a_list() -> None:
 @pytest.mark.parametrize("path", BOUNDED)
 def test_a_profile_without_limits_bounds_nothing(path: str) -> None:
     """Profiles that only give defaults keep their meaning."""
-    spec = parsed(a_spec(**merged({"queue": {"name": "team-a"}}, nested(path, BOUNDED[path][1]))))
+    extra = {"queue": {"name": "team-a"}} | (REGISTRY if path.startswith("publish.oci.") else {})
+    spec = parsed(a_spec(**merged(extra, nested(path, BOUNDED[path][1]))))
     check(spec, {}, a_profile(defaults={"maxRuntime": "1h"}))
 
 

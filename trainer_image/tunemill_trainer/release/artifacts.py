@@ -8,8 +8,8 @@ from tunemill_api.training import AdapterMethod
 
 _MERGED = "-merged"
 _GGUF = "-GGUF"
-"""The suffix that most GGUF repositories on the Hub have. A repository of its own, because `llama-server -hf` and Ollama
-look for GGUF files by repository, and users of Transformers would download the weights twice."""
+"""The suffix of most GGUF repositories on the Hub. The repository is separate because `llama-server -hf` and Ollama
+look for GGUF files by repository, and because users of Transformers would download the weights twice."""
 
 
 @dataclass(frozen=True)

@@ -224,8 +224,8 @@ With llama.cpp:
 {commands}
 ```
 
-OpenAI clients receive calls as `tool_calls`. Set `temperature` to 0, as in the evaluation. The file holds the tokenizer,
-the chat template and the stop tokens of the evaluated model."""
+OpenAI clients receive calls as `tool_calls`. Set `temperature` to 0, as in the evaluation. The file contains the
+tokenizer, the chat template and the stop tokens of the evaluated model."""
     if number_format == "Q8_0":
         return f"{text} Its weights are quantized to 8 bits, with which the model was not evaluated."
     return text

@@ -181,7 +181,8 @@ def _of(config: Config) -> _Architecture:
 def _rope(config: Config) -> dict[str, Any]:
     """Return the parameters of the rotary embedding; of the layers with full attention, where others differ."""
     rope: dict[str, Any] = config.rope_parameters
-    return rope.get("full_attention", rope)
+    found: dict[str, Any] = rope.get("full_attention", rope)
+    return found
 
 
 def _add_rope(writer: GGUFWriter, rope: dict[str, Any]) -> None:
@@ -204,4 +205,5 @@ def _llama3_divisors(config: Config, rope: dict[str, Any]) -> Array:
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     # One above `high` turns in the original context, the factor below `low`, and a transition between them.
     share = np.clip((turns - low) / (high - low), 0, 1)
-    return (1 / ((1 - share) / rope["factor"] + share)).astype(np.float32)
+    divisors: Array = (1 / ((1 - share) / rope["factor"] + share)).astype(np.float32)
+    return divisors

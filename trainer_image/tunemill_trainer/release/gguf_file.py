@@ -130,18 +130,18 @@ def check_gguf(path: Path, folder: Path) -> None:
         raise _differs(path, f"it cannot be read: {type(error).__name__}: {error}") from error
     vocabulary = read_vocabulary(folder, config.vocab_size)
     template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    for key, expected in (
+    for key, wanted in (
         (Keys.Tokenizer.CHAT_TEMPLATE, template),
         (Keys.Tokenizer.LIST, vocabulary.tokens),
         (Keys.Tokenizer.TOKEN_TYPE, [int(kind) for kind in vocabulary.types]),
     ):
-        found = reader.get_field(key)
-        if found is None or found.contents() != expected:
+        field = reader.get_field(key)
+        if field is None or field.contents() != wanted:
             raise _differs(path, f"its {key} is not that of the model")
-    found = {tensor.name: tensor for tensor in reader.tensors}
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
     with ExitStack() as stack:
         for name, expected in _Weights(folder, config, stack).values():
-            tensor = found.pop(name, None)
+            tensor = tensors.pop(name, None)
             if tensor is None:
                 raise _differs(path, f"it lacks the tensor {name}")
             values = dequantize(tensor.data, tensor.tensor_type)
@@ -151,8 +151,8 @@ def check_gguf(path: Path, folder: Path) -> None:
             difference = float(np.abs(values - expected).max(initial=0))
             if not difference <= share * float(np.abs(expected).max(initial=0)):
                 raise _differs(path, f"its tensor {name} differs by {difference:.3g}")
-    if found:
-        raise _differs(path, f"it has tensors that the model has not: {', '.join(sorted(found))}")
+    if tensors:
+        raise _differs(path, f"it has tensors that the model has not: {', '.join(sorted(tensors))}")
 
 
 class _Weights:

@@ -37,8 +37,8 @@ from tunemill_trainer.learn import memory_plan
 from tunemill_trainer.learn.memory_plan import UnknownMemoryError
 from tunemill_trainer.prepared import BaseModel, PreparedWriter, Tokens
 from tunemill_trainer.process import cpus, tracing
-from tunemill_trainer.release import artifacts, gguf_file, servability
-from tunemill_trainer.stages import combinations, config_maps, registries
+from tunemill_trainer.release import artifacts, servability
+from tunemill_trainer.stages import combinations, config_maps
 from tunemill_trainer.stages.context import StageContext
 from tunemill_trainer.storage import base_files, references, s3
 from tunemill_trainer.storage.hub import READ_FIELD, Hub
@@ -130,6 +130,10 @@ def _check_permissions(context: StageContext) -> tuple[Hub, ModelCommit]:
 
 def _check_artifacts(context: StageContext, facts: PreparedFacts, base_folder: Path) -> None:
     """Check that all artifacts can be made and pushed."""
+    # Imported here, because most runs need neither.
+    from tunemill_trainer.release import gguf_file
+    from tunemill_trainer.stages import registries
+
     spec = context.spec
     hub = Hub(spec.hub.endpoint, context.credentials.hub_token("hub-write"))
     for name in artifacts.more_repositories(spec, facts.added_tokens):

@@ -123,7 +123,7 @@ class Credentials:
             names = ", ".join(sorted(found)) or "none"
             raise StageError(
                 Reason.CREDENTIALS_MISSING,
-                f"expected user and password for {host} in the Secret of {_FIELDS['registry']}, found those for {names}",
+                f"expected user and password for {host} in the Secret of {_FIELDS['registry']}, found {names}",
                 "Create the Secret with `kubectl create secret docker-registry NAME --docker-server HOST …`.",
             )
         return found[host]

@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import requests
@@ -42,7 +42,8 @@ class RegistryRepository:
         self._pause = pause
 
         def authenticate(client: DXFBase, response: requests.Response) -> None:
-            client.authenticate(*(login.user, login.password) if login else (None, None), response=response)
+            user, password = (login.user, login.password) if login else (None, None)
+            client.authenticate(user, password, response=response)
 
         self._client = DXF(
             parts.netloc, target.repository, authenticate, insecure=parts.scheme == "http", timeout=_TIMEOUT_SECONDS
@@ -52,7 +53,7 @@ class RegistryRepository:
         """Check the permission to push, with a blob of two bytes that nothing refers to."""
         self.push_blob(digest_of(_EMPTY), lambda: _EMPTY, again=True)
 
-    def push_blob(self, digest: str, content: Callable[[], Iterable[bytes]], *, again: bool = False) -> None:
+    def push_blob(self, digest: str, content: Callable[[], Any], *, again: bool = False) -> None:
         """Push a blob, unless the repository has it.
 
         Args:
@@ -68,7 +69,7 @@ class RegistryRepository:
 
     def blob(self, digest: str) -> Iterator[bytes]:
         """Yield the content of a blob. The digest is checked after the last part."""
-        yield from self._call(lambda: iter(self._client.pull_blob(digest, chunk_size=_CHUNK)))
+        yield from self._call(lambda: cast("Iterable[bytes]", self._client.pull_blob(digest, chunk_size=_CHUNK)))
 
     def put_manifest(self, reference: str, manifest: bytes) -> None:
         """Store a manifest under a tag or under its digest. A tag moves to it."""

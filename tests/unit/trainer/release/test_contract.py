@@ -7,7 +7,7 @@ from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.publish import Publish, ServingTarget
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.prepared import BaseModel
-from tunemill_trainer.release.artifacts import Artifacts, chosen, second_repository
+from tunemill_trainer.release.artifacts import Artifacts, chosen, more_repositories
 from tunemill_trainer.release.contract import Contract, response_template
 from tunemill_trainer.release.servability import Verdict
 
@@ -16,10 +16,10 @@ REVISIONS = {ADAPTER: "c0ffee", MERGED: "decade"}
 SERVABLE, REFUSED = Verdict((), 16), Verdict(("it contains rows for added tokens",), 16)
 
 
-def publish_spec(*artifacts: str, serving: str = "vLLM") -> Publish:
+def publish_spec(*artifacts: str, serving: str = "vLLM", **more: object) -> Publish:
     """spec.publish with these artifacts; none means the default."""
     return Publish.model_validate(
-        {"repository": ADAPTER, "serving": serving, **({"artifacts": list(artifacts)} if artifacts else {})}
+        {"repository": ADAPTER, "serving": serving, **({"artifacts": list(artifacts)} if artifacts else {}), **more}
     )
 
 
@@ -60,15 +60,24 @@ def test_a_full_model_uses_the_repository_of_the_spec():
     assert chosen(publish_spec(), only_whole=True, servable=False) == Artifacts("", ADAPTER, report=False)
 
 
-def test_the_second_repository_is_known_before_training():
+def test_gguf_and_image_are_made_in_addition():
+    """The GGUF file has a repository of its own; the image is named by registry and repository."""
+    oci = {"registry": "https://ghcr.io", "repository": "acme/tools"}
+    found = chosen(publish_spec("Adapter", "GGUF", "OCI", oci=oci), only_whole=False, servable=True)
+    assert found == Artifacts(ADAPTER, "", report=False, gguf=f"{ADAPTER}-GGUF", image="ghcr.io/acme/tools")
+    assert found.needs_whole
+    assert not chosen(publish_spec("Adapter"), only_whole=False, servable=True).needs_whole
+
+
+def test_the_other_repositories_are_known_before_training():
     """So that a missing permission for it is found early."""
     spec = {"baseModel": {"id": "a/b"}, "dataset": {"uri": "s3://bucket/x.jsonl"}, "publish": {"repository": ADAPTER}}
-    assert second_repository(FineTuneSpec.model_validate(spec), added_tokens=0) == ""
-    assert second_repository(FineTuneSpec.model_validate(spec), added_tokens=4) == MERGED
+    assert more_repositories(FineTuneSpec.model_validate(spec), added_tokens=0) == []
+    assert more_repositories(FineTuneSpec.model_validate(spec), added_tokens=4) == [MERGED]
     whole = spec | {"adapter": {"method": "Full"}}
-    assert second_repository(FineTuneSpec.model_validate(whole), added_tokens=4) == ""
+    assert more_repositories(FineTuneSpec.model_validate(whole), added_tokens=4) == []
     transformers = spec | {"publish": {"repository": ADAPTER, "serving": "Transformers"}}
-    assert second_repository(FineTuneSpec.model_validate(transformers), added_tokens=0) == MERGED
+    assert more_repositories(FineTuneSpec.model_validate(transformers), added_tokens=0) == [MERGED]
 
 
 def test_the_command_for_an_adapter():

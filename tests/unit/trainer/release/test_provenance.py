@@ -30,6 +30,7 @@ LEFT_OUT = {
     "training.checkpoint": "changes no output",
     "publish.tokenSecretRef": "credentials",
     "publish.signing": "credentials",
+    "publish.oci": "where an image lies; the image is named by its digest",
     "workspace": "where outputs lie",
     "compute": "where pods run",
     "podTemplates": "where pods run",
