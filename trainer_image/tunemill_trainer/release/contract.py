@@ -50,6 +50,7 @@ class Launch:
         parser: vLLM's tool-call parser; empty when it has none for the call format.
         adapter: the folder of the adapter, with tokenizer and chat template; empty for a full model.
         max_rank: the value of `--max-lora-rank`.
+        reasoning_parser: vLLM's parser of reasoning; empty when the model does not reason.
     """
 
     target: ServingTarget
@@ -59,6 +60,7 @@ class Launch:
     parser: str
     adapter: str = ""
     max_rank: int = 0
+    reasoning_parser: str = ""
 
     @property
     def served_name(self) -> str:
@@ -72,6 +74,8 @@ class Launch:
         if self.target is ServingTarget.TRANSFORMERS:
             return [[self.served_name]]
         calls = ["--enable-auto-tool-choice", "--tool-call-parser", self.parser] if self.parser else []
+        if self.reasoning_parser:
+            calls += ["--reasoning-parser", self.reasoning_parser]
         pinned = ["--revision", self.revision] if self.revision else []
         if not self.adapter:
             groups = [
@@ -110,6 +114,7 @@ class Contract:
         artifacts: the repositories of the release.
         verdict: whether the server can load the adapter.
         call_format: the format in which the model writes calls.
+        reasoning: vLLM's parser of reasoning; empty when the model does not reason.
     """
 
     target: ServingTarget
@@ -117,6 +122,7 @@ class Contract:
     artifacts: Artifacts
     verdict: Verdict
     call_format: ReplyFormat
+    reasoning: str = ""
 
     @property
     def serves_adapter(self) -> bool:
@@ -136,6 +142,11 @@ class Contract:
         if self.target is ServingTarget.TRANSFORMERS:
             return "response_template" if self.call_format in _REGIONS else ""
         return self.call_format.value if self.call_format.served else ""
+
+    @property
+    def reasoning_parser(self) -> str:
+        """The server's name for its parser of reasoning; empty when none is needed."""
+        return self.reasoning if self.target is ServingTarget.VLLM else ""
 
     def serving(self, revisions: dict[str, str], proof: str = "") -> ServingFacts | None:
         """Return the serving contract; None with the target None.
@@ -157,6 +168,7 @@ class Contract:
             adapter_servable=self.serves_adapter,
             reason=why_not,
             tool_call_parser=self.parser,
+            reasoning_parser=self.reasoning_parser,
             command=self._command(served, revisions[served]) if served else "",
             proof=proof if served else "",
         )
@@ -167,7 +179,8 @@ class Contract:
         name = served.rsplit("/", 1)[-1]
         place = str(path_of(local_path(served), revision)) if local else served
         if not self.serves_adapter:
-            return Launch(self.target, place, "" if local else revision, name, self.parser)
+            pinned = "" if local else revision
+            return Launch(self.target, place, pinned, name, self.parser, reasoning_parser=self.reasoning_parser)
         return Launch(
             self.target,
             model=self.base.place,
@@ -176,6 +189,7 @@ class Contract:
             parser=self.parser,
             adapter=place if local else f"./{name}",
             max_rank=self.verdict.max_rank,
+            reasoning_parser=self.reasoning_parser,
         )
 
     def _command(self, served: str, revision: str) -> str:

@@ -23,6 +23,8 @@ from tunemill_api.local_files import is_local, local_path
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import EvaluationFacts, GateFacts, PublishedFacts, TrainedFacts
 
+from tunemill_trainer.bases import catalogue
+from tunemill_trainer.chat.tokenizer import read_json
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, Report
@@ -30,7 +32,7 @@ from tunemill_trainer.prepared import TRAIN_FILE, Prepared
 from tunemill_trainer.release import artifacts, merged, proof, provenance, servability
 from tunemill_trainer.release.artifacts import Artifacts
 from tunemill_trainer.release.card import ReleaseFacts, hub_dataset
-from tunemill_trainer.release.contract import Contract
+from tunemill_trainer.release.contract import TEMPLATE, Contract
 from tunemill_trainer.release.folder import assemble
 from tunemill_trainer.release.local_releases import LocalReleases, path_of
 from tunemill_trainer.release.proof import Behaviour, Probe
@@ -376,7 +378,14 @@ def _collect(
         model=model,
         base=base_folder,
         chosen=chosen,
-        contract=Contract(spec.publish.serving, base, chosen, verdict, ReplyFormat(report.settings.reply_format)),
+        contract=Contract(
+            spec.publish.serving,
+            base,
+            chosen,
+            verdict,
+            ReplyFormat(report.settings.reply_format),
+            _reasoning_parser(prepared, base_folder),
+        ),
         probes=proof.choose_probes(prepared.cases(), proof.right_calls(evaluation_folder / CASES_FILE)),
         facts=facts,
         sources=Sources(
@@ -392,6 +401,19 @@ def _collect(
         ),
         revisions=dict.fromkeys((chosen.adapter, chosen.whole), facts.revision),
     )
+
+
+def _reasoning_parser(prepared: Prepared, base: Path) -> str:
+    """Return vLLM's parser of reasoning; empty when the model does not reason.
+
+    Only for the base model's own template: those parsers take a reply without marks for reasoning, which Tunemill's
+    template makes of a turn without reasoning.
+    """
+    if not prepared.keeps_template():
+        return ""
+    template = (prepared.tokenizer_path / TEMPLATE).read_text(encoding="utf-8")
+    family = catalogue.family_of(read_json(base / "config.json"), template)
+    return family.reasoning_parser(template) if family else ""
 
 
 def _repository(context: StageContext, hub: Hub, name: str) -> Repository | LocalReleases:
