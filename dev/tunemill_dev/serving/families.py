@@ -61,6 +61,10 @@ class Small:
     stands_in: str = ""
 
 
+SERVED = ("Qwen3", "Qwen2.5", "Llama 3", "Gemma 3", "FunctionGemma", "Mistral")
+"""The families that are measured."""
+
+
 def _of_trl(name: str) -> tuple[str, str]:
     text = resources.files("trl").joinpath("chat_templates", f"{name}.jinja").read_text(encoding="utf-8")
     return text, f"TRL's {name}.jinja"

@@ -1,6 +1,7 @@
 """Makes the small base model of a family, and trains an adapter until it repeats some tool calls."""
 
 import hashlib
+import inspect
 import json
 import shutil
 from dataclasses import dataclass
@@ -114,13 +115,18 @@ class Trained:
     @cached_property
     def choice(self) -> templates.Choice:
         """The chat template that prepare chooses for the rows."""
-        return _choose(tokenizer.load(self.adapter), self.family, self.small)
+        return _choose(tokenizer.load(self.base), self.family, self.small)
 
     @cached_property
     def stops(self) -> tuple[int, ...]:
         """The stop tokens."""
         config = json.loads((self.adapter / "generation_config.json").read_text(encoding="utf-8"))
         return tuple(config["eos_token_id"])
+
+    @property
+    def vocabulary(self) -> int:
+        """The rows that the tokenizer needs."""
+        return max(tokenizer.load(self.adapter).get_vocab().values()) + 1
 
 
 def trained(name: str) -> Trained:
@@ -138,7 +144,8 @@ def trained(name: str) -> Trained:
 
 
 def _key(name: str) -> str:
-    digest = hashlib.sha256(Path(__file__).read_bytes())
+    parts = (_make, _tokenizer, _model, _train, rows)
+    digest = hashlib.sha256("".join(map(inspect.getsource, parts)).encode())
     digest.update(repr(small(name)).encode())
     digest.update(json.dumps([version(package) for package in _MADE_BY]).encode())
     return digest.hexdigest()[:12]

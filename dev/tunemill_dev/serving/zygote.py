@@ -29,6 +29,10 @@ def main(folder: str) -> None:
     import vllm.v1.engine.async_llm
     import vllm.v1.worker.cpu_worker
     from vllm.entrypoints.launchers.api_server import entry
+    from vllm.model_executor.models import registry
+
+    # vLLM looks at a model's class in another Python, which imports everything again, so as not to initialise CUDA.
+    registry._run_in_subprocess = lambda inspect: inspect()  # noqa: SLF001
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     print("ready", file=out, flush=True)
