@@ -96,6 +96,7 @@ def _configurations(family: Trained) -> dict[str, Any]:
         "LoRA with added tokens": LoraConfig(**lora, trainable_token_indices={"embed_tokens": [5]}),
         "LoRA of the output layer": LoraConfig(**(lora | {"target_modules": head})),
         "LoRA with a rank pattern": LoraConfig(**lora, rank_pattern={linear[0]: 4}),
+        "LoRA with an alpha pattern": LoraConfig(**lora, alpha_pattern={linear[0]: 4}),
         "DoRA": LoraConfig(**lora, use_dora=True),
         "LoRA with a full layer": LoraConfig(**lora, modules_to_save=["lm_head"]),
         "IA3": IA3Config(target_modules=linear, feedforward_modules=[], **task),

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx2
 from tunemill_api.publish import ServingTarget
@@ -21,6 +22,7 @@ from tunemill_dev.serving.engines import EngineError, Engines, Server
 from tunemill_dev.serving.training import Trained, rows
 
 _TOKENS = 96
+_TOLERANCE = 1e-2
 TUNED = "tuned"
 
 
@@ -141,18 +143,19 @@ def _measure(family: Trained, server: Server, cells: Cells) -> None:
         theirs = _tokenized(server, question)
         if ours != theirs:
             equal = False
-            at = next((at for at, pair in enumerate(zip(ours, theirs, strict=False)) if len(set(pair)) > 1), -1)
-            decode = encoder._tokenizer.batch_decode
-            cells.notes.append(f"prompt differs at {at}: ours {decode([ours[at:at+8]])}, served {decode([theirs[at:at+8]])}")
+            at = next((at for at, (one, other) in enumerate(zip(ours, theirs, strict=False)) if one != other), 0)
+            read, rendered = family.texts([ours[at - 8 : at + 8], theirs[at - 8 : at + 8]])
+            cells.notes.append(f"the prompts differ at token {at}: trained with {read!r}, served {rendered!r}")
         text = _generated(family, server, ours)
         for stream in (False, True):
             reply = client.ask(question.history, question.row.tools, max_tokens=_TOKENS, stream=stream)
             read = parse_reply(text, encoder.call_format, question.row.tools)
             replies += 1
-            same += _plain(reply.parsed.calls) == _plain(read.calls)
-            if _plain(reply.parsed.calls) != _plain(read.calls) or (problem := _wrong(reply, question.turn)):
-                problem = f"{problem if _plain(reply.parsed.calls) == _plain(read.calls) else 'calls differ'}"
-                wrong.append(f"{'streamed ' if stream else ''}{question.history[-1].content!r}: {problem}; {text!r} gave {reply}")
+            agrees = _plain(reply.parsed.calls) == _plain(read.calls)
+            same += agrees
+            problem = _wrong(reply, question.turn) or ("" if agrees else "Tunemill reads other calls")
+            if problem:
+                wrong.append(f"{text!r}{', streamed,' if stream else ''} gave {reply}: {problem}")
     cells.prompt_tokens_equal = equal
     cells.parser_agreement = same / replies
     cells.round_trip = not wrong
@@ -204,8 +207,7 @@ def _generated(family: Trained, server: Server, prompt: list[int]) -> str:
     ids = _posted(server, "/v1/completions", request)["choices"][0]["token_ids"]
     if ids and ids[-1] in family.stops:
         ids = ids[:-1]
-    text: str = family.choice.encoder._tokenizer.batch_decode([ids], skip_special_tokens=False)[0]
-    return text
+    return family.texts([ids])[0]
 
 
 def _verdict_right(family: Trained, server: Server, variant: Variant, cells: Cells, *, takes: bool) -> bool:
@@ -222,7 +224,8 @@ def _verdict_right(family: Trained, server: Server, variant: Variant, cells: Cel
             ours = greedy(family, variant)
             theirs = _probabilities(server, variant, ours.prompt, ours.tokens)
             difference = max(abs(one - other) for one, other in zip(ours.probabilities, theirs, strict=True))
-            right = difference < 1e-2  # noqa: PLR2004 - of the logarithm; an adapter that is ignored differs by more than 1
+            # Of logarithms. An adapter that is ignored makes a difference above 1.
+            right = difference < _TOLERANCE
             served = f"the largest difference from PEFT is {difference:.2g}"
     if verdict.servable == right:
         return True
@@ -244,10 +247,11 @@ def _probabilities(server: Server, variant: Variant, prompt: list[int], tokens: 
     return [float(at[str(token)]["logprob"]) for at, token in zip(listed, tokens, strict=True)]
 
 
-def _posted(server: Server, path: str, request: object) -> dict:
+def _posted(server: Server, path: str, request: object) -> dict[str, Any]:
     answer = httpx2.post(f"{server.address}{path}", json=request, timeout=120, trust_env=False)
     answer.raise_for_status()
-    return answer.json()
+    found: dict[str, Any] = answer.json()
+    return found
 
 
 def _adapter(family: Trained, folder: Path) -> servability.Adapter:

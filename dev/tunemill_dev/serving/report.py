@@ -53,5 +53,5 @@ def page(root: Path, found: Mapping[str, Cells]) -> str:
     return _INTRODUCTION.format(version=pinned_version(root)) + "".join(lines)
 
 
-def _word(right: bool) -> str:  # noqa: FBT001 - a cell
+def _word(right: bool) -> str:
     return "yes" if right else "**no**"
