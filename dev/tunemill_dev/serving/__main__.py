@@ -18,9 +18,9 @@ def main(root: Path) -> int:
         for name in SERVED:
             with tempfile.TemporaryDirectory() as folder:
                 found[name] = measure(trained(name), running, Path(folder))
+            report.write(root, found)
+            (root / report.PAGE).write_text(report.page(root, found), encoding="utf-8")
             print(name, "right" if found[name].right else "\n  ".join(["wrong:", *found[name].notes]), flush=True)
-    report.write(root, found)
-    (root / report.PAGE).write_text(report.page(root, found), encoding="utf-8")
     return any(not cells.right for cells in found.values())
 
 

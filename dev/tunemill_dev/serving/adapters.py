@@ -1,5 +1,6 @@
 """Adapters of each method with random weights, and the probabilities that PEFT gives with them."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,10 @@ def variants(family: Trained, folder: Path) -> list[Variant]:
     import torch
     from peft import get_peft_model
 
-    made = []
-    for name, config in _configurations(family).items():
+    made, base = [], _base(family)
+    for name, config in _configurations(base).items():
         torch.manual_seed(1)
-        model = get_peft_model(_base(family), config)
+        model = get_peft_model(copy.deepcopy(base), config)
         with torch.no_grad():
             for key, weight in model.named_parameters():
                 if weight.requires_grad:
@@ -76,10 +77,9 @@ def _base(family: Trained) -> Any:  # noqa: ANN401 - transformers ships no types
     return AutoModelForCausalLM.from_pretrained(family.base, dtype=torch.float32, attn_implementation="eager")
 
 
-def _configurations(family: Trained) -> dict[str, Any]:
+def _configurations(base: Any) -> dict[str, Any]:  # noqa: ANN401
     from peft import AdaLoraConfig, IA3Config, LoraConfig
 
-    base = _base(family)
     linear = sorted(
         {
             name.rpartition(".")[2]

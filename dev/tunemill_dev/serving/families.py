@@ -61,7 +61,7 @@ class Small:
     stands_in: str = ""
 
 
-SERVED = ("Qwen3", "Qwen2.5", "Llama 3", "Gemma 3", "FunctionGemma", "Mistral")
+SERVED = ("Llama 3", "Qwen3", "FunctionGemma", "Mistral", "Gemma 3", "Qwen2.5")
 """The families that are measured."""
 
 
@@ -135,8 +135,9 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
     match name:
         case "FunctionGemma":
             turns = Turns("<bos>", "<eos>", "<pad>", ("<start_of_turn>", "<end_of_turn>"), FUNCTION_GEMMA_TAGS)
-            source = (FUNCTION_GEMMA_TEMPLATE, "written for the test")
-            return Small("gemma3_text", *source, turns, _gemma_settings(), numbers=False)
+            return Small(
+                "gemma3_text", FUNCTION_GEMMA_TEMPLATE, "written for the test", turns, _gemma_settings(), numbers=False
+            )
         case "Gemma 4":
             tags = ("<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>')
             others = ("<|turn>", "<turn|>", "<|tool>", "<tool|>", "<|channel>", "<channel|>", "<|think|>")
@@ -175,9 +176,13 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
         case "Qwen2.5":
             return Small("qwen2", *_of_trl("qwen2_5"), _CHATML)
         case "Llama 4":
-            others = ("<|end_of_text|>", "<|header_start|>", "<|header_end|>", "<|eom|>")
+            others_of_llama_4 = ("<|end_of_text|>", "<|header_start|>", "<|header_end|>", "<|eom|>")
             turns = Turns(
-                "<|begin_of_text|>", "<|eot|>", "<|finetune_right_pad|>", others, ("<|python_start|>", "<|python_end|>")
+                "<|begin_of_text|>",
+                "<|eot|>",
+                "<|finetune_right_pad|>",
+                others_of_llama_4,
+                ("<|python_start|>", "<|python_end|>"),
             )
             text, source = _written(
                 "<|header_start|>",
@@ -192,13 +197,20 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
         case "Nemotron 3":
             return Small("nemotron_h", *_of_trl("nemotron_3_nano"), _CHATML, _nemotron_settings(), reasons=True)
         case "Mistral":
-            marks = ("[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CALLS]", "[TOOL_RESULTS]")
-            more = ("[/TOOL_RESULTS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[ARGS]", "[CALL_ID]")
-            turns = Turns("<s>", "</s>", "<pad>", (*marks, *more))
+            marks_of_mistral = (
+                "[INST]",
+                "[/INST]",
+                "[SYSTEM_PROMPT]",
+                "[/SYSTEM_PROMPT]",
+                "[TOOL_CALLS]",
+                "[TOOL_RESULTS]",
+            )
+            more_of_mistral = ("[/TOOL_RESULTS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[ARGS]", "[CALL_ID]")
+            turns = Turns("<s>", "</s>", "<pad>", (*marks_of_mistral, *more_of_mistral))
             return Small("mistral", _MISTRAL, "written for the test", turns)
         case "Phi-4-mini":
-            marks = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|tool|>", "<|/tool|>")
-            turns = Turns("", "<|endoftext|>", "<|pad|>", marks)
+            marks_of_phi_4_mini = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|tool|>", "<|/tool|>")
+            turns = Turns("", "<|endoftext|>", "<|pad|>", marks_of_phi_4_mini)
             text, source = _written("<|", "|>", "<|end|>", "{{- 'functools[' -}}" + _LIST + "{{- ']' -}}")
             return Small("phi3", text, source, turns)
         case "Granite 4":
@@ -216,14 +228,14 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
             )
             return Small("olmo3", *_written(*_IM, calls), Turns("", "<|im_end|>", "<|pad|>", ("<|im_start|>",)))
         case "LFM2":
-            marks = ("<|im_start|>", "<|tool_list_start|>", "<|tool_list_end|>", "<|tool_call_start|>")
-            more = ("<|tool_call_end|>", "<|tool_response_start|>", "<|tool_response_end|>")
-            turns = Turns("<|startoftext|>", "<|im_end|>", "<|pad|>", (*marks, *more))
+            marks_of_lfm2 = ("<|im_start|>", "<|tool_list_start|>", "<|tool_list_end|>", "<|tool_call_start|>")
+            more_of_lfm2 = ("<|tool_call_end|>", "<|tool_response_start|>", "<|tool_response_end|>")
+            turns = Turns("<|startoftext|>", "<|im_end|>", "<|pad|>", (*marks_of_lfm2, *more_of_lfm2))
             settings = {"layer_types": ["conv", "full_attention"], "full_attn_idxs": [1]}
             return Small("lfm2", *_of_trl("lfm2_v2"), turns, settings)
         case "gpt-oss":
-            marks = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>")
-            turns = Turns("<|startoftext|>", "<|return|>", "<|endoftext|>", marks)
+            marks_of_gpt_oss = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>")
+            turns = Turns("<|startoftext|>", "<|return|>", "<|endoftext|>", marks_of_gpt_oss)
             return Small("gpt_oss", *_of_trl("gptoss"), turns, _moe_settings() | {"num_local_experts": 4}, reasons=True)
     raise KeyError(name)
 
