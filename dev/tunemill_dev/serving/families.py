@@ -132,6 +132,9 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
     Raises:
         KeyError: the catalogue has a family that is not known here.
     """
+    marks: tuple[str, ...]
+    more: tuple[str, ...]
+    others: tuple[str, ...]
     match name:
         case "FunctionGemma":
             turns = Turns("<bos>", "<eos>", "<pad>", ("<start_of_turn>", "<end_of_turn>"), FUNCTION_GEMMA_TAGS)
@@ -176,12 +179,12 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
         case "Qwen2.5":
             return Small("qwen2", *_of_trl("qwen2_5"), _CHATML)
         case "Llama 4":
-            others_of_llama_4 = ("<|end_of_text|>", "<|header_start|>", "<|header_end|>", "<|eom|>")
+            others = ("<|end_of_text|>", "<|header_start|>", "<|header_end|>", "<|eom|>")
             turns = Turns(
                 "<|begin_of_text|>",
                 "<|eot|>",
                 "<|finetune_right_pad|>",
-                others_of_llama_4,
+                others,
                 ("<|python_start|>", "<|python_end|>"),
             )
             text, source = _written(
@@ -197,7 +200,7 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
         case "Nemotron 3":
             return Small("nemotron_h", *_of_trl("nemotron_3_nano"), _CHATML, _nemotron_settings(), reasons=True)
         case "Mistral":
-            marks_of_mistral = (
+            marks = (
                 "[INST]",
                 "[/INST]",
                 "[SYSTEM_PROMPT]",
@@ -205,12 +208,12 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
                 "[TOOL_CALLS]",
                 "[TOOL_RESULTS]",
             )
-            more_of_mistral = ("[/TOOL_RESULTS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[ARGS]", "[CALL_ID]")
-            turns = Turns("<s>", "</s>", "<pad>", (*marks_of_mistral, *more_of_mistral))
+            more = ("[/TOOL_RESULTS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[ARGS]", "[CALL_ID]")
+            turns = Turns("<s>", "</s>", "<pad>", (*marks, *more))
             return Small("mistral", _MISTRAL, "written for the test", turns)
         case "Phi-4-mini":
-            marks_of_phi_4_mini = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|tool|>", "<|/tool|>")
-            turns = Turns("", "<|endoftext|>", "<|pad|>", marks_of_phi_4_mini)
+            marks = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|tool|>", "<|/tool|>")
+            turns = Turns("", "<|endoftext|>", "<|pad|>", marks)
             text, source = _written("<|", "|>", "<|end|>", "{{- 'functools[' -}}" + _LIST + "{{- ']' -}}")
             return Small("phi3", text, source, turns)
         case "Granite 4":
@@ -228,14 +231,14 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
             )
             return Small("olmo3", *_written(*_IM, calls), Turns("", "<|im_end|>", "<|pad|>", ("<|im_start|>",)))
         case "LFM2":
-            marks_of_lfm2 = ("<|im_start|>", "<|tool_list_start|>", "<|tool_list_end|>", "<|tool_call_start|>")
-            more_of_lfm2 = ("<|tool_call_end|>", "<|tool_response_start|>", "<|tool_response_end|>")
-            turns = Turns("<|startoftext|>", "<|im_end|>", "<|pad|>", (*marks_of_lfm2, *more_of_lfm2))
+            marks = ("<|im_start|>", "<|tool_list_start|>", "<|tool_list_end|>", "<|tool_call_start|>")
+            more = ("<|tool_call_end|>", "<|tool_response_start|>", "<|tool_response_end|>")
+            turns = Turns("<|startoftext|>", "<|im_end|>", "<|pad|>", (*marks, *more))
             settings = {"layer_types": ["conv", "full_attention"], "full_attn_idxs": [1]}
             return Small("lfm2", *_of_trl("lfm2_v2"), turns, settings)
         case "gpt-oss":
-            marks_of_gpt_oss = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>")
-            turns = Turns("<|startoftext|>", "<|return|>", "<|endoftext|>", marks_of_gpt_oss)
+            marks = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>")
+            turns = Turns("<|startoftext|>", "<|return|>", "<|endoftext|>", marks)
             return Small("gpt_oss", *_of_trl("gptoss"), turns, _moe_settings() | {"num_local_experts": 4}, reasons=True)
     raise KeyError(name)
 
