@@ -41,7 +41,7 @@ demo: ## Show the whole run on a local cluster (CLUSTER=name), or on yours (CONT
 	@$(MAKE) --jobs=2 $(READY) $(if $(CONTEXT),,demo-programs)
 	@$(BIN)/python -m tunemill_dev.demo --cluster "$(CLUSTER)" --context "$(CONTEXT)"
 
-LAYERS := setup lint types contracts test-unit test-bombs test-property test-upgrade cluster-programs test-kube test-learn test-platform test-e2e
+LAYERS := setup lint types contracts test-unit test-bombs test-property test-upgrade cluster-programs test-kube test-learn test-serving test-platform test-e2e
 .PHONY: test
 test: ## Run every check, as CI does, and show how long each layer and the slowest tests took
 	@$(PYTHON) dev/tunemill_dev/layers.py "$(MAKE)" $(LAYERS)
@@ -128,6 +128,14 @@ test-chaos: $(READY) ## 300 objects while everything breaks, 30 minutes of churn
 .PHONY: test-learn
 test-learn: $(READY) $(LLAMA) ## Real training on the CPU
 	@$(PYTEST) $(PARALLEL) --dist loadfile --no-loadscope-reorder -m 'not long' tests/learn
+
+.PHONY: test-serving
+test-serving: $(READY) $(VLLM) ## Small models of the known families, served by the real vLLM on the CPU; leaves build/serving/report.json
+	@$(PYTEST) --numprocesses 0 tests/serving
+
+.PHONY: serving-page
+serving-page: $(READY) $(VLLM) ## Measure them and write docs/reference/serving.md
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tunemill_dev.serving .
 
 .PHONY: test-long
 test-long: $(READY) $(VLLM) $(LLAMA) ## What takes hours: more mutations of objects and replies, other examples of property tests, training with other seeds and on a CPU that rounds otherwise

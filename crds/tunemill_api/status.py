@@ -211,6 +211,8 @@ class ServingFacts(StatusModel):
     """Why the server cannot load the adapter."""
     tool_call_parser: str = ""
     """Name of the server's parser for tool calls. Empty if the server has none for this call format."""
+    reasoning_parser: str = ""
+    """Name of the server's parser for reasoning. Empty if the model does not reason or the server needs none."""
     command: str = ""
     """Command that starts the server."""
     proof: str = ""

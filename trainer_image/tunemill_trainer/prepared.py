@@ -189,6 +189,12 @@ class Prepared:
         side = cast("dict[str, dict[str, int]]", self.report()["train"])
         return frozenset(side["callsByTool"])
 
+    def keeps_template(self) -> bool:
+        """Return whether the chat template is the base model's own."""
+        # Older outputs do not say it.
+        chosen = cast("dict[str, str]", self.report().get("chatTemplate", {}))
+        return chosen.get("origin") == "base"
+
     def report(self) -> JsonObject:
         """Read report.json."""
         return cast("JsonObject", json.loads(self.report_path.read_text(encoding="utf-8")))

@@ -42,6 +42,8 @@ def environment(folder: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "CUDA_VISIBLE_DEVICES": "",
+        # The ranks of log-probabilities are computed by a compiled function, and compilers start processes.
+        "TORCHDYNAMO_DISABLE": "1",
         "PYTHONWARNINGS": "ignore",
     }
 

@@ -61,6 +61,10 @@ class Small:
     stands_in: str = ""
 
 
+SERVED = ("Llama 3", "Qwen3", "FunctionGemma", "Mistral", "Gemma 3", "Qwen2.5")
+"""The families that are measured."""
+
+
 def _of_trl(name: str) -> tuple[str, str]:
     text = resources.files("trl").joinpath("chat_templates", f"{name}.jinja").read_text(encoding="utf-8")
     return text, f"TRL's {name}.jinja"
@@ -89,7 +93,9 @@ def _written(start: str, role_end: str, end: str, calls: str, *, bos: str = "", 
     return source.replace("CALLS", calls), "written for the test"
 
 
-_JSON = "{{- '{\"name\": \"' + call.function.name + '\", \"arguments\": ' + (call.function.arguments | tojson) + '}' -}}"
+_JSON = (
+    "{{- '{\"name\": \"' + call.function.name + '\", \"arguments\": ' + (call.function.arguments | tojson) + '}' -}}"
+)
 _LIST = "{%- for call in calls -%}{{- ', ' if not loop.first else '' -}}" + _JSON + "{%- endfor -%}"
 _PYTHON = (
     "{%- for call in calls -%}{{- SEPARATOR if not loop.first else '' -}}{{- call.function.name + '(' -}}"
@@ -120,17 +126,21 @@ _LLAMA3 = Turns(
 _IM = ("<|im_start|>", "\n", "<|im_end|>\n")
 
 
-def small(name: str) -> Small:  # noqa: PLR0911, C901, PLR0912 - a case a family
+def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a family
     """Return the small model of a family of the catalogue.
 
     Raises:
         KeyError: the catalogue has a family that is not known here.
     """
+    marks: tuple[str, ...]
+    more: tuple[str, ...]
+    others: tuple[str, ...]
     match name:
         case "FunctionGemma":
             turns = Turns("<bos>", "<eos>", "<pad>", ("<start_of_turn>", "<end_of_turn>"), FUNCTION_GEMMA_TAGS)
-            source = (FUNCTION_GEMMA_TEMPLATE, "written for the test")
-            return Small("gemma3_text", *source, turns, _gemma_settings(), numbers=False)
+            return Small(
+                "gemma3_text", FUNCTION_GEMMA_TEMPLATE, "written for the test", turns, _gemma_settings(), numbers=False
+            )
         case "Gemma 4":
             tags = ("<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>')
             others = ("<|turn>", "<turn|>", "<|tool>", "<tool|>", "<|channel>", "<channel|>", "<|think|>")
@@ -170,7 +180,13 @@ def small(name: str) -> Small:  # noqa: PLR0911, C901, PLR0912 - a case a family
             return Small("qwen2", *_of_trl("qwen2_5"), _CHATML)
         case "Llama 4":
             others = ("<|end_of_text|>", "<|header_start|>", "<|header_end|>", "<|eom|>")
-            turns = Turns("<|begin_of_text|>", "<|eot|>", "<|finetune_right_pad|>", others, ("<|python_start|>", "<|python_end|>"))
+            turns = Turns(
+                "<|begin_of_text|>",
+                "<|eot|>",
+                "<|finetune_right_pad|>",
+                others,
+                ("<|python_start|>", "<|python_end|>"),
+            )
             text, source = _written(
                 "<|header_start|>",
                 "<|header_end|>\n\n",
@@ -184,7 +200,14 @@ def small(name: str) -> Small:  # noqa: PLR0911, C901, PLR0912 - a case a family
         case "Nemotron 3":
             return Small("nemotron_h", *_of_trl("nemotron_3_nano"), _CHATML, _nemotron_settings(), reasons=True)
         case "Mistral":
-            marks = ("[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CALLS]", "[TOOL_RESULTS]")
+            marks = (
+                "[INST]",
+                "[/INST]",
+                "[SYSTEM_PROMPT]",
+                "[/SYSTEM_PROMPT]",
+                "[TOOL_CALLS]",
+                "[TOOL_RESULTS]",
+            )
             more = ("[/TOOL_RESULTS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[ARGS]", "[CALL_ID]")
             turns = Turns("<s>", "</s>", "<pad>", (*marks, *more))
             return Small("mistral", _MISTRAL, "written for the test", turns)
@@ -201,7 +224,11 @@ def small(name: str) -> Small:  # noqa: PLR0911, C901, PLR0912 - a case a family
         case "SmolLM3":
             return Small("smollm3", *_written(*_IM, _HERMES), _CHATML)
         case "OLMo 3":
-            calls = "{{- '<function_calls>\\n' -}}" + _PYTHON.replace("SEPARATOR", "'\\n'") + "{{- '\\n</function_calls>' -}}"
+            calls = (
+                "{{- '<function_calls>\\n' -}}"
+                + _PYTHON.replace("SEPARATOR", "'\\n'")
+                + "{{- '\\n</function_calls>' -}}"
+            )
             return Small("olmo3", *_written(*_IM, calls), Turns("", "<|im_end|>", "<|pad|>", ("<|im_start|>",)))
         case "LFM2":
             marks = ("<|im_start|>", "<|tool_list_start|>", "<|tool_list_end|>", "<|tool_call_start|>")
@@ -245,7 +272,12 @@ def _moe_settings() -> dict[str, Any]:
 
 
 def _llama4_settings() -> dict[str, Any]:
-    return {"num_local_experts": 2, "num_experts_per_tok": 1, "intermediate_size_mlp": 256, "attention_chunk_size": 2048}
+    return {
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+        "intermediate_size_mlp": 256,
+        "attention_chunk_size": 2048,
+    }
 
 
 def _nemotron_settings() -> dict[str, Any]:

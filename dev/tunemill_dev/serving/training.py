@@ -1,6 +1,7 @@
 """Makes the small base model of a family, and trains an adapter until it repeats some tool calls."""
 
 import hashlib
+import inspect
 import json
 import shutil
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from tunemill_trainer.bases import catalogue
 from tunemill_trainer.chat import templates, tokenizer
 from tunemill_trainer.data.dataset import Features
 from tunemill_trainer.data.rows import Call, Message, Role, Row, Source, Tool
-from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.prepared import Tokens
 
 from tunemill_dev.cluster.home import home, locked
@@ -22,7 +22,8 @@ from tunemill_dev.serving.families import Small, small
 
 WIDTH, LAYERS, HEADS, VOCABULARY = 128, 2, 4, 1500
 STEPS, LEARNING_RATE, RANK = 400, 6e-3, 64
-"""The most steps. Training ends when each token of the replies has a probability of 90 %: greedy decoding repeats them."""
+"""The most steps. Training ends when each token of the replies has a probability of
+90 %, so that greedy decoding repeats them."""
 _ENOUGH = 0.1
 _MADE_BY = ("torch", "transformers", "tokenizers", "peft", "trl")
 
@@ -114,13 +115,22 @@ class Trained:
     @cached_property
     def choice(self) -> templates.Choice:
         """The chat template that prepare chooses for the rows."""
-        return _choose(tokenizer.load(self.adapter), self.family, self.small)
+        return _choose(tokenizer.load(self.base), self.family, self.small)
 
     @cached_property
     def stops(self) -> tuple[int, ...]:
         """The stop tokens."""
         config = json.loads((self.adapter / "generation_config.json").read_text(encoding="utf-8"))
         return tuple(config["eos_token_id"])
+
+    @property
+    def vocabulary(self) -> int:
+        """The rows that the tokenizer needs."""
+        return max(tokenizer.load(self.adapter).get_vocab().values()) + 1
+
+    def texts(self, sequences: list[list[int]]) -> list[str]:
+        """Return the texts of token ids, with special tokens."""
+        return tokenizer.load(self.base).batch_decode(sequences, skip_special_tokens=False)
 
 
 def trained(name: str) -> Trained:
@@ -138,7 +148,8 @@ def trained(name: str) -> Trained:
 
 
 def _key(name: str) -> str:
-    digest = hashlib.sha256(Path(__file__).read_bytes())
+    parts = (_make, _tokenizer, _model, _train, rows)
+    digest = hashlib.sha256("".join(map(inspect.getsource, parts)).encode())
     digest.update(repr(small(name)).encode())
     digest.update(json.dumps([version(package) for package in _MADE_BY]).encode())
     return digest.hexdigest()[:12]
@@ -273,7 +284,7 @@ def _train(model: Any, examples: list[tuple[list[int], list[int]]]) -> Any:  # n
         losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none")
         if losses.max() < _ENOUGH:
             break
-        (losses.sum() / (labels != -100).sum()).backward()  # noqa: PLR2004 - the label that is not learnt
+        (losses.sum() / (labels != -100).sum()).backward()
         torch.nn.utils.clip_grad_norm_(tuned.parameters(), 1.0)
         optimizer.step()
         schedule.step()

@@ -27,8 +27,12 @@ def main(folder: str) -> None:
     system_utils.get_mp_context = lambda: fork
 
     import vllm.v1.engine.async_llm
-    import vllm.v1.worker.cpu_worker
+    import vllm.v1.worker.cpu_worker  # noqa: F401 - imported before the fork
     from vllm.entrypoints.launchers.api_server import entry
+    from vllm.model_executor.models import registry
+
+    # vLLM looks at a model's class in another Python, which imports everything again, so as not to initialise CUDA.
+    registry._run_in_subprocess = lambda inspect: inspect()  # noqa: SLF001
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     print("ready", file=out, flush=True)
@@ -49,7 +53,7 @@ def main(folder: str) -> None:
         try:
             entry.main()
             code = 0
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - SystemExit, too: the forked process must not read the next request
             import traceback
 
             traceback.print_exc()

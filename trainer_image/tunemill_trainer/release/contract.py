@@ -50,6 +50,7 @@ class Launch:
         parser: vLLM's tool-call parser; empty when it has none for the call format.
         adapter: the folder of the adapter, with tokenizer and chat template; empty for a full model.
         max_rank: the value of `--max-lora-rank`.
+        reasoning_parser: vLLM's parser of reasoning; empty when the model does not reason.
     """
 
     target: ServingTarget
@@ -59,6 +60,7 @@ class Launch:
     parser: str
     adapter: str = ""
     max_rank: int = 0
+    reasoning_parser: str = ""
 
     @property
     def served_name(self) -> str:
@@ -68,9 +70,10 @@ class Launch:
         return f"{self.model}@{self.revision}" if self.revision else self.model
 
     @property
-    def call_flags(self) -> list[str]:
-        """The flags with which vLLM parses calls; none when it has no parser."""
-        return ["--enable-auto-tool-choice", "--tool-call-parser", self.parser] if self.parser else []
+    def parser_flags(self) -> list[str]:
+        """The flags with which vLLM parses calls and reasoning; none when it has no parser."""
+        calls = ["--enable-auto-tool-choice", "--tool-call-parser", self.parser] if self.parser else []
+        return [*calls, "--reasoning-parser", self.reasoning_parser] if self.reasoning_parser else calls
 
     def flags(self) -> list[list[str]]:
         """Return the arguments of `vllm serve` or `transformers serve`, the model first, in groups of one line each."""
@@ -83,7 +86,7 @@ class Launch:
                 pinned,
                 ["--tokenizer-revision", self.revision] if self.revision else [],
                 ["--served-model-name", self.name],
-                self.call_flags,
+                self.parser_flags,
             ]
         else:
             # From a folder: vLLM loads an adapter by repository name at its newest commit, without its tokenizer and
@@ -94,7 +97,7 @@ class Launch:
                 [self.model, *pinned],
                 [*lora, "--lora-modules", f"{self.name}={folder}"],
                 ["--tokenizer", folder, "--chat-template", f"{folder}/{TEMPLATE}", "--generation-config", folder],
-                self.call_flags,
+                self.parser_flags,
             ]
         return [group for group in groups if group]
 
@@ -114,6 +117,7 @@ class Contract:
         artifacts: the repositories of the release.
         verdict: whether the server can load the adapter.
         call_format: the format in which the model writes calls.
+        reasoning: vLLM's parser of reasoning; empty when the model does not reason.
     """
 
     target: ServingTarget
@@ -121,6 +125,7 @@ class Contract:
     artifacts: Artifacts
     verdict: Verdict
     call_format: ReplyFormat
+    reasoning: str = ""
 
     @property
     def serves_adapter(self) -> bool:
@@ -140,6 +145,11 @@ class Contract:
         if self.target is ServingTarget.TRANSFORMERS:
             return "response_template" if self.call_format in _REGIONS else ""
         return self.call_format.value if self.call_format.served else ""
+
+    @property
+    def reasoning_parser(self) -> str:
+        """The server's name for its parser of reasoning; empty when none is needed."""
+        return self.reasoning if self.target is ServingTarget.VLLM else ""
 
     def serving(self, revisions: dict[str, str], proof: str = "") -> ServingFacts | None:
         """Return the serving contract; None with the target None.
@@ -161,6 +171,7 @@ class Contract:
             adapter_servable=self.serves_adapter,
             reason=why_not,
             tool_call_parser=self.parser,
+            reasoning_parser=self.reasoning_parser,
             command=self._command(served, revisions[served]) if served else "",
             proof=proof if served else "",
         )
@@ -171,7 +182,8 @@ class Contract:
         name = served.rsplit("/", 1)[-1]
         place = str(path_of(local_path(served), revision)) if local else served
         if not self.serves_adapter:
-            return Launch(self.target, place, "" if local else revision, name, self.parser)
+            pinned = "" if local else revision
+            return Launch(self.target, place, pinned, name, self.parser, reasoning_parser=self.reasoning_parser)
         return Launch(
             self.target,
             model=self.base.place,
@@ -180,6 +192,7 @@ class Contract:
             parser=self.parser,
             adapter=place if local else f"./{name}",
             max_rank=self.verdict.max_rank,
+            reasoning_parser=self.reasoning_parser,
         )
 
     def _command(self, served: str, revision: str) -> str:

@@ -95,7 +95,7 @@ def _uri(place: str, revision: str) -> str:
 
 def _inference_service(launch: Launch, served: str, revision: str) -> Json:
     model: Json = {"uri": _uri(served, revision), "name": launch.name}
-    flags = launch.call_flags
+    flags = launch.parser_flags
     if launch.adapter:
         model = {
             "uri": _uri(launch.model, launch.revision),

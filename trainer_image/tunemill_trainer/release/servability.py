@@ -1,6 +1,6 @@
 """Decides whether a server can load an adapter without merging it, without starting the server.
 
-The rules restate those of vLLM 0.33: its checks of the adapter's configuration, its parsing of tensor names, and its
+The rules restate those of vLLM 0.32: its checks of the adapter's configuration, its parsing of tensor names, and its
 lists of layers. `transformers serve` loads full models only.
 """
 
@@ -157,10 +157,10 @@ def _of_config(adapter: Adapter) -> list[str]:
             not (isinstance(initialization, str) and initialization.lower().startswith(_UNSUPPORTED_INITIALIZATIONS)),
             f"its initialization changes the base model (init_lora_weights: {initialization})",
         ),
-        # vLLM ignores the two patterns silently, which scales the updates of those layers wrongly.
-        (not config.get("rank_pattern"), "its rank differs per layer (rank_pattern)"),
-        (not config.get("alpha_pattern"), "its alpha differs per layer (alpha_pattern)"),
         (not config.get("layer_replication"), "it repeats layers of the base model (layer_replication)"),
+        (not config.get("alora_invocation_tokens"), "it is an activated LoRA (alora_invocation_tokens)"),
+        (not config.get("use_bdlora"), "it is a block-diagonal LoRA (use_bdlora)"),
+        (not config.get("use_qalora"), "it is a QALoRA adapter (use_qalora)"),
     )
     return [problem for holds, problem in rules if not holds]
 

@@ -32,7 +32,8 @@ def launch_of(folder: Path, target: ServingTarget | None = None) -> Launch:
     target = target or ServingTarget(contract["target"])
     name = served_repository(contract)[0].rsplit("/", 1)[-1] or folder.name
     if not is_adapter(folder):
-        return Launch(target, str(folder), "", name, _parser(contract, target))
+        reasoning = _reasoning_parser(contract, target)
+        return Launch(target, str(folder), "", name, _parser(contract, target), reasoning_parser=reasoning)
     if target is ServingTarget.TRANSFORMERS or not contract["adapterServable"]:
         served = contract["model"]
         remedy = (
@@ -53,6 +54,7 @@ def launch_of(folder: Path, target: ServingTarget | None = None) -> Launch:
         parser=_parser(contract, target),
         adapter=str(folder),
         max_rank=max_lora_rank(config),
+        reasoning_parser=_reasoning_parser(contract, target),
     )
 
 
@@ -98,6 +100,10 @@ def _parser(contract: Mapping[str, Any], target: ServingTarget) -> str:
     """Return the tool-call parser of an engine, which may be another than the contract's."""
     call_format = ReplyFormat(contract["callFormat"])
     return call_format.value if target is ServingTarget.VLLM and call_format.served else ""
+
+
+def _reasoning_parser(contract: Mapping[str, Any], target: ServingTarget) -> str:
+    return str(contract.get("reasoningParser", "")) if target is ServingTarget.VLLM else ""
 
 
 def _json_of(path: Path) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from tunemill_api.local_files import is_local, local_path
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import EvaluationFacts, GateFacts, PublishedFacts, TrainedFacts
 
-from tunemill_trainer.bases import architectures
+from tunemill_trainer.bases import architectures, catalogue
+from tunemill_trainer.chat.tokenizer import read_json
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, Report
@@ -34,7 +35,7 @@ from tunemill_trainer.prepared import TRAIN_FILE, Prepared
 from tunemill_trainer.release import artifacts, gguf_file, image, merged, proof, provenance, servability
 from tunemill_trainer.release.artifacts import Artifacts
 from tunemill_trainer.release.card import ReleaseFacts, hub_dataset
-from tunemill_trainer.release.contract import Contract
+from tunemill_trainer.release.contract import TEMPLATE, Contract
 from tunemill_trainer.release.folder import assemble, assemble_gguf
 from tunemill_trainer.release.gguf_architecture import NotConvertibleError
 from tunemill_trainer.release.local_releases import LocalReleases, path_of
@@ -465,7 +466,14 @@ def _collect(
         model=model,
         base=base_folder,
         chosen=chosen,
-        contract=Contract(spec.publish.serving, base, chosen, verdict, ReplyFormat(report.settings.reply_format)),
+        contract=Contract(
+            spec.publish.serving,
+            base,
+            chosen,
+            verdict,
+            ReplyFormat(report.settings.reply_format),
+            _reasoning_parser(prepared, base_folder),
+        ),
         probes=proof.choose_probes(prepared.cases(), proof.right_calls(evaluation_folder / CASES_FILE)),
         facts=facts,
         sources=Sources(
@@ -481,6 +489,19 @@ def _collect(
         ),
         revisions=dict.fromkeys((chosen.adapter, chosen.whole, chosen.gguf), facts.revision),
     )
+
+
+def _reasoning_parser(prepared: Prepared, base: Path) -> str:
+    """Return vLLM's parser of reasoning; empty when the model does not reason.
+
+    Only for the base model's own template: those parsers take a reply without marks for reasoning, which Tunemill's
+    template makes of a turn without reasoning.
+    """
+    if not prepared.keeps_template():
+        return ""
+    template = (prepared.tokenizer_path / TEMPLATE).read_text(encoding="utf-8")
+    family = catalogue.family_of(read_json(base / "config.json"), template)
+    return family.reasoning_parser(template) if family else ""
 
 
 def _repository(context: StageContext, hub: Hub, name: str) -> Repository | LocalReleases:

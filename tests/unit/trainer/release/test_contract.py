@@ -1,6 +1,7 @@
 """The published artifacts, and the serving contract."""
 
 import shlex
+from dataclasses import replace
 
 import pytest
 from tunemill_api.finetune import FineTuneSpec
@@ -180,3 +181,15 @@ def test_transformers_parses_calls_with_the_template(call_format: ReplyFormat, r
     message = tokenizer.parse_response(reply, template, prefix="<user>\nHi<end>\n<model>\n")
     found = [(call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls", [])]
     assert found == calls
+
+
+@pytest.mark.parametrize(("adapter", "whole"), [(ADAPTER, ""), ("", MERGED)])
+def test_a_model_that_reasons_is_served_with_its_parser(adapter: str, whole: str):
+    """Only vLLM has such parsers."""
+    found = replace(contract(adapter=adapter, whole=whole), reasoning="qwen3")
+    serving = found.serving({adapter or whole: "c0ffee"})
+    assert serving.reasoning_parser == "qwen3"
+    assert "--tool-call-parser hermes --reasoning-parser qwen3" in serving.command
+    other = replace(found, target=ServingTarget.TRANSFORMERS).serving({adapter or whole: "c0ffee"})
+    assert other.reasoning_parser == ""
+    assert "reasoning" not in other.command

@@ -1,0 +1,35 @@
+"""The contract's own command starts vLLM, with two adapters on one server."""
+
+from pathlib import Path
+
+import pytest
+from serving.conftest import ROOT
+from tunemill_api.publish import ServingTarget
+from tunemill_dev.serving.adapters import variants
+from tunemill_dev.serving.cells import TUNED, launch, questions
+from tunemill_dev.serving.engines import FLAGS, environment
+from tunemill_dev.serving.training import trained
+from tunemill_trainer.release import servability
+from tunemill_trainer.serving.client import Client
+from tunemill_trainer.serving.engine import running
+
+
+@pytest.mark.timeout(900)
+def test_one_server_has_two_adapters(tmp_path: Path):
+    """Each answers with its own weights: the trained one makes the calls of its rows, the random one does not."""
+    family = trained("Llama 3")
+    adapter = servability.read_adapter(family.adapter, family.base, family.vocabulary)
+    verdict = servability.judge(adapter, ServingTarget.VLLM)
+    assert verdict.servable, verdict.problems
+    started = launch(family, verdict)
+    other = next(variant for variant in variants(family, tmp_path) if variant.name == "LoRA")
+    modules = ["--lora-modules", f"{TUNED}={family.adapter}", f"other={other.folder}", "--max-loras", "2"]
+    variables = environment(ROOT / "build" / "vllm")
+    with running(started, log=tmp_path / "log", flags=[*FLAGS, *modules], environment=variables) as engine:
+        engine.wait_until_healthy()
+        tuned, random = (Client(engine.url, name) for name in (TUNED, "other"))
+        for question in questions(family):
+            reply = tuned.ask(question.history, question.row.tools, max_tokens=96)
+            assert reply.parsed.calls == question.turn.calls
+            if question.turn.calls:
+                assert random.ask(question.history, question.row.tools, max_tokens=8).parsed.calls == ()
