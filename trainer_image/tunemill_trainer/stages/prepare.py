@@ -83,7 +83,7 @@ def run(context: StageContext) -> tuple[PreparedFacts, bool]:
 
     try:
         dataset = _read(context, files, train, evaluation, folder / "rows.jsonl")
-        tokens, written, found = _encode(context, dataset, base_model, base_folder, files.template, folder / "output")
+        tokens, written, known = _encode(context, dataset, base_model, base_folder, files.template, folder / "output")
     except data.TooManyInvalidError as error:
         raise _with_report(context, key, error) from error
     facts = PreparedFacts(
@@ -93,8 +93,8 @@ def run(context: StageContext) -> tuple[PreparedFacts, bool]:
         dataset_digest=train.digest,
         tokenizer_mode=tokens.mode,
         added_tokens=len(tokens.added),
-        base_model_family=found.family.name if found.family else "",
-        base_model_assumptions=list(found.assumed),
+        base_model_family=known.family.name if known.family else "",
+        base_model_assumptions=list(known.assumed),
         dataset=_dataset_facts(dataset, written),
     )
     _check_artifacts(context, facts, base_folder)
@@ -279,7 +279,7 @@ def _encode(
         base_tokenizer.save_pretrained(writer.layout.tokenizer_path)
         report = _report(dataset, written, choice) | {
             "baseModelFamily": family.name if family else None,
-            "baseModelAssumptions": list(found.assumed),
+            "baseModelAssumptions": list(known.assumed),
             "tokenizer": _tokenizer_report(context.spec, vocabulary),
         }
         writer.describe(tokens, base, report)
