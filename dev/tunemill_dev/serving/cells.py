@@ -11,11 +11,10 @@ import httpx2
 from tunemill_api.publish import ServingTarget
 from tunemill_trainer.chat.templates import Origin
 from tunemill_trainer.data.rows import Call, Message, Role, Row
-from tunemill_trainer.data.shown import openai_messages
 from tunemill_trainer.judge.parse import parse_reply
 from tunemill_trainer.release import servability
 from tunemill_trainer.release.contract import Launch
-from tunemill_trainer.serving.client import Client, ServedReply
+from tunemill_trainer.serving.client import Client, ServedReply, as_sent
 
 from tunemill_dev.serving.adapters import Variant, greedy, variants
 from tunemill_dev.serving.engines import EngineError, Engines, Server
@@ -181,13 +180,9 @@ def _plain(calls: Sequence[Call]) -> str:
 
 def _tokenized(server: Server, question: Question) -> list[int]:
     """Return the token ids of a prompt, as the server's own rendering gives them."""
-    messages = [*openai_messages(question.history)]
-    for message in messages:
-        for call in message.get("tool_calls", ()):
-            call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
     request = {
         "model": TUNED,
-        "messages": messages,
+        "messages": as_sent(question.history),
         "tools": [{"type": "function", "function": tool.to_json()} for tool in question.row.tools],
     }
     found: list[int] = _posted(server, "/tokenize", request)["tokens"]

@@ -112,7 +112,7 @@ class Client:
         """
         request: dict[str, Any] = {
             "model": self.model,
-            "messages": [_as_sent(message) for message in openai_messages(messages)],
+            "messages": as_sent(messages),
             "stream": stream,
         }
         if temperature is not None:
@@ -173,8 +173,15 @@ def _code_of(status: int) -> ExitCode:
     return ExitCode.SPEC_WRONG if status < 500 and status != 429 else ExitCode.SERVICE_UNAVAILABLE
 
 
+def as_sent(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Return messages with the arguments of calls as text, as the protocol has them."""
+    return [_as_sent(message) for message in openai_messages(messages)]
+
+
 def _as_sent(message: dict[str, Any]) -> dict[str, Any]:
-    """Return a message with the arguments of calls as text, as the protocol has them."""
+    if reasoning := message.get("reasoning_content"):
+        # vLLM passes only `reasoning` on to the chat template, others only `reasoning_content`.
+        message = {**message, "reasoning": reasoning}
     if "tool_calls" not in message:
         return message
     calls = [
