@@ -143,8 +143,8 @@ def _measure(family: Trained, server: Server, cells: Cells) -> None:
         if ours != theirs:
             equal = False
             at = next((at for at, (one, other) in enumerate(zip(ours, theirs, strict=False)) if one != other), 0)
-            read, rendered = family.texts([ours[at - 8 : at + 8], theirs[at - 8 : at + 8]])
-            cells.notes.append(f"the prompts differ at token {at}: trained with {read!r}, served {rendered!r}")
+            trained, served = family.texts([ours[at - 8 : at + 8], theirs[at - 8 : at + 8]])
+            cells.notes.append(f"the prompts differ at token {at}: trained with {trained!r}, served {served!r}")
         text = _generated(family, server, ours)
         for stream in (False, True):
             reply = client.ask(question.history, question.row.tools, max_tokens=_TOKENS, stream=stream)

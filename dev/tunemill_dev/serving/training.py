@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -148,7 +149,7 @@ def trained(name: str) -> Trained:
 
 
 def _key(name: str) -> str:
-    parts = (_make, _tokenizer, _model, _train, rows)
+    parts: tuple[Callable[..., object], ...] = (_make, _tokenizer, _model, _train, rows)
     digest = hashlib.sha256("".join(map(inspect.getsource, parts)).encode())
     digest.update(repr(small(name)).encode())
     digest.update(json.dumps([version(package) for package in _MADE_BY]).encode())

@@ -279,7 +279,7 @@ def _encode(
         base_tokenizer.save_pretrained(writer.layout.tokenizer_path)
         report = _report(dataset, written, choice) | {
             "baseModelFamily": family.name if family else None,
-            "baseModelAssumptions": list(known.assumed),
+            "baseModelAssumptions": list(found.assumed),
             "tokenizer": _tokenizer_report(context.spec, vocabulary),
         }
         writer.describe(tokens, base, report)
