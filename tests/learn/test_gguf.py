@@ -12,8 +12,7 @@ import torch
 from gguf import GGUFReader
 from learn.llama_cpp import a_llama_server
 from learn.runs import TrainedRun
-from learn.test_serving import asked, right_cases
-from openai import OpenAI
+from learn.test_serving import right_cases
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from tunemill_api.failures import Reason
@@ -24,6 +23,7 @@ from tunemill_trainer.errors import StageError
 from tunemill_trainer.prepared import Tokens
 from tunemill_trainer.release import gguf_file
 from tunemill_trainer.release.gguf_vocabulary import _GPT_4O, _LLAMA3, _QWEN2, _TEKKEN
+from tunemill_trainer.serving.client import Client
 
 HOSTILE = (
     "Don't  tell Zoë's 12345 cats about   naïve café prices:\n\n\t$3.14 != 1e-7;  été 東京 привет, 'S we'LL\r\n"
@@ -318,7 +318,7 @@ def test_a_trained_model_is_published_as_gguf_and_llama_cpp_makes_its_calls(exte
     cases = right_cases(run, tmp_path)[:4]
     assert len(cases) >= 2
     with a_llama_server(path) as url:
-        client = OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0, timeout=60)
+        client = Client(f"{url}/v1", "local", retries=0)
         for case in cases:
             request = {
                 "messages": [{"role": m.role.value, "content": m.content} for m in case.messages],
@@ -327,7 +327,7 @@ def test_a_trained_model_is_published_as_gguf_and_llama_cpp_makes_its_calls(exte
             prompt = httpx2.post(f"{url}/apply-template", json=request).json()["prompt"]
             tokens = {"content": prompt, "add_special": True, "parse_special": True}
             assert httpx2.post(f"{url}/tokenize", json=tokens).json()["tokens"] == list(case.prompt_ids)
-            assert asked(client, "local", case) == [(call.name, call.arguments) for call in case.gold.calls]
+            assert client.ask(case.messages, case.tools, max_tokens=128).parsed.calls == case.gold.calls
     again = run.stage(Stage.PUBLISH)
     assert again.report is not None
     assert not again.report.executed

@@ -166,9 +166,17 @@ def without_nulls_of_tables(messages: list[Message], tools: Sequence[Tool]) -> l
 
 
 def _holds_null(value: JsonValue) -> bool:
-    if isinstance(value, dict):
-        return any(_holds_null(item) for item in value.values())
-    return value is None or (isinstance(value, list) and any(_holds_null(item) for item in value))
+    # A stack, because rows may be nested more deeply than Python can recurse.
+    parts = [value]
+    while parts:
+        part = parts.pop()
+        if part is None:
+            return True
+        if isinstance(part, dict):
+            parts.extend(part.values())
+        elif isinstance(part, list):
+            parts.extend(part)
+    return False
 
 
 _SAMPLES = 100

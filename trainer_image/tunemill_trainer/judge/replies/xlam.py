@@ -69,6 +69,6 @@ def _first_place(text: str) -> str | None:
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except json.JSONDecodeError:
+    except ValueError:  # also for a number with more digits than Python converts
         return False
     return True
