@@ -213,8 +213,8 @@ def test_the_server_computes_what_transformers_computes(architecture: str, tmp_p
             there = served_probable(url, whole[:length])
             assert here.keys() <= there.keys()
             for token, expected in here.items():
-                # The server's cache of keys and values has 16 bits.
-                assert there[token] == pytest.approx(expected, abs=0.03)
+                # The server rounds to 16 bits in places, which makes up to 0.05; a wrong rotary embedding makes 0.4.
+                assert there[token] == pytest.approx(expected, abs=0.15)
         assert compared == 4
 
 
