@@ -30,6 +30,14 @@ def test_deeply_nested_surrogates(row):
         usable_row((row % json.dumps(value)).encode(), DatasetFormat.AUTO)
 
 
+def test_deeply_nested_answers():
+    """A row of BFCL, whose answers may hold nulls of a table."""
+    question, function = [[{"role": "user", "content": "Rain?"}]], {"name": "f", "parameters": {"type": "dict"}}
+    row = json.dumps({"question": question, "function": [function], "ground_truth": [{"f": {"a": ["ANSWER"]}}]})
+    for depth in DEPTHS:
+        usable_row(row.replace('"ANSWER"', nested(depth, "1")).encode(), DatasetFormat.AUTO)
+
+
 def test_a_column_with_an_invalid_name(tmp_path: Path):
     """Arrow returns the name as it is in the file."""
     path = tmp_path / "calls.parquet"

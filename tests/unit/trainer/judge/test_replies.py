@@ -218,6 +218,14 @@ def test_literals_of_python_and_of_json():
     assert reply.calls == (Call("f", {"a": [1, -2.5, None], "b": {"c": "ø"}, "d": True, "e": False, "g": "it's"}),)
 
 
+@pytest.mark.parametrize("reply_format", ReplyFormat)
+def test_a_number_that_python_does_not_convert(reply_format: ReplyFormat):
+    """It has more than 4,300 digits. Alone, in a list, and as an argument of each format's call."""
+    number = "9" * 5000
+    for text in (number, f"[{number}]", f'[{{"name": "f", "arguments": {{"a": {number}}}}}]'):
+        parse_reply(text, reply_format)
+
+
 def test_function_gemma_drops_unescaped_arguments():
     """The parser of vLLM only reads escaped text, as JSON if possible. Dropped arguments are named."""
     text = (
