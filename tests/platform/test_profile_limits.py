@@ -54,6 +54,7 @@ PROFILE_SPECS: dict[str, Json] = {
     "open": {"limits": OPEN, "defaults": DEFAULTS},
     "explicit": {"limits": EXPLICIT},
     "no-gpus": {"limits": {"maxGpus": 0}},
+    "registries": {"limits": {"secrets": ["s3", "hf-*"], "endpoints": ["ghcr.io"]}},
     "unlimited": {"defaults": DEFAULTS},
 }
 
@@ -72,6 +73,11 @@ def variable(name: str, secret: str = "") -> Json:
 def volume(**source: Any) -> Json:
     """Return a part of a spec that mounts a volume into the train pod."""
     return template(volumes=[{"name": "v", **source}], volumeMounts=[{"name": "v", "mountPath": "/v"}])
+
+
+def image(secret: Json) -> Json:
+    """Return a part of a spec that pushes an image with the credentials of a Secret."""
+    return {"publish": {"oci": {"registry": "https://ghcr.io", "repository": "acme/tools", "secretRef": secret}}}
 
 
 REFUSED: list[tuple[str, Json]] = [
@@ -94,6 +100,7 @@ REFUSED: list[tuple[str, Json]] = [
     ("strict", {"baseModel": {"tokenSecretRef": {"name": "postgres", "key": "password"}}}),
     ("strict", {"publish": {"tokenSecretRef": {"name": "postgres", "key": "password"}}}),
     ("strict", {"publish": {"signing": {"keySecretRef": {"name": "cosign", "key": "k"}}}}),
+    ("registries", image({"name": "postgres"})),
     ("strict", template(serviceAccountName="admin")),
     ("strict", template(priorityClassName="system-node-critical")),
     ("strict", template(runtimeClassName="nvidia")),
