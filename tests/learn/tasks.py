@@ -77,7 +77,8 @@ class Task:
         **training: object,
     ) -> sft.Result:
         """Train; keywords are fields of spec.training."""
-        settings = Training.model_validate({"batchSize": 16, "checkpoint": {"everySteps": 1000}, **training})
+        usual = {"batchSize": 16, "learningRate": "1e-4", "checkpoint": {"everySteps": 1000}}
+        settings = Training.model_validate(usual | training)
         made = made or plan(settings, count)
         run = sft.Run(settings, made, CPU, dtype, folder, weights, kept_on_disk=settings.checkpoint.keep + 1)
         config = adapter_config(adapter, model, self.tokens, made.steps)

@@ -238,7 +238,9 @@ def test_a_disk_without_room_for_two_checkpoints_is_found_before_the_first_step(
 
 def test_one_checkpoint_stays_on_the_disk(raw: Task, tmp_path: Path):
     """Proves that the pod's disk holds the newest checkpoint alone, whatever the workspace keeps."""
-    settings = Training.model_validate({"batchSize": 16, "maxSteps": 3, "checkpoint": {"everySteps": 1, "keep": 9}})
+    settings = Training.model_validate(
+        {"batchSize": 16, "maxSteps": 3, "learningRate": "1e-4", "checkpoint": {"everySteps": 1, "keep": 9}}
+    )
     run = sft.Run(settings, plan(settings, 16), CPU, torch.float32, tmp_path)
     model = raw.model()
     tokenizer = AutoTokenizer.from_pretrained(raw.tokenizer)

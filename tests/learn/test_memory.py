@@ -89,7 +89,7 @@ def a_spec(method: str, precision: str, quantization: str) -> FineTuneSpec:
             "dataset": {"uri": "s3://data/rows.jsonl"},
             "publish": {"repository": "acme/tuned"},
             "adapter": {"method": method},
-            "training": {"precision": precision, "batchSize": ROWS, "maxSteps": 2},
+            "training": {"precision": precision, "batchSize": ROWS, "maxSteps": 2, "learningRate": "1e-4"},
         }
     )
 
