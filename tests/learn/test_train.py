@@ -63,7 +63,8 @@ def test_a_learning_rate_that_is_too_high_is_said_to_be(world: World, base: Path
     ended = run_stage(Stage.TRAIN, world, run_spec(spec, facts), tmp_path / "work")
     assert ended.code == 64, ended.log
     assert ended.report.failure.reason == Reason.TRAINING_DIVERGED
-    assert "learningRate" in ended.report.failure.message
+    assert "with a peak learning rate of 1" in ended.report.failure.message
+    assert "spec.training.learningRate" in ended.report.failure.remedy
     key = keys.train_key(facts.key, spec)
     assert world.workspace().latest_checkpoint(key, tmp_path / "none") is None
 
