@@ -104,8 +104,6 @@ def measure(family: Trained, engines: Engines, folder: Path) -> Cells:
     """
     small, choice = family.small, family.choice
     cells = Cells(template_from=small.template_from)
-    if small.stands_in:
-        cells.notes.append(small.stands_in)
     cells.own_template = choice.origin is Origin.BASE
     cells.template = choice.origin is (Origin.TUNEMILL if family.family.calls is None else Origin.BASE)
     if not cells.template:

@@ -12,11 +12,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx2
+from tunemill_trainer.serving.engine import is_healthy
 
 from tunemill_dev.cluster.home import home
 from tunemill_dev.cluster.ports import free_ports
-from tunemill_dev.serving import zygote
+from tunemill_dev.serving import fork_server
 
 _START_SECONDS = 300
 FLAGS = ("--enforce-eager", "--dtype", "float32", "--max-model-len", "2048", "--max-num-seqs", "4")
@@ -70,7 +70,7 @@ class Engines:
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
-        self._asked = False
+        self._imported = False
 
     @contextmanager
     def serve(self, arguments: Sequence[str], log: Path) -> Iterator[Server]:
@@ -84,9 +84,9 @@ class Engines:
             EngineError: it ended before it was healthy.
         """
         (port,) = free_ports(1)
-        if not self._asked:
+        if not self._imported:
             self._line()
-            self._asked = True
+            self._imported = True
         assert self._process.stdin is not None
         given = ["--host", "127.0.0.1", "--port", str(port), *FLAGS, *arguments]
         self._process.stdin.write(json.dumps({"arguments": given, "log": str(log)}) + "\n")
@@ -104,7 +104,7 @@ class Engines:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise EngineError("vLLM cannot be imported; run dev/tunemill_dev/serving/zygote.py to see why")
+            raise EngineError("vLLM cannot be imported; run dev/tunemill_dev/serving/fork_server.py to see why")
         return line
 
 
@@ -122,7 +122,7 @@ def engines(root: Path) -> Iterator[Engines]:
     if not (folder / "vllm").is_dir():
         raise FileNotFoundError(f"{folder} does not contain vLLM: run `make build/vllm/.ready`")
     process = subprocess.Popen(
-        [sys.executable, zygote.__file__, str(folder)],
+        [sys.executable, fork_server.__file__, str(folder)],
         env={**os.environ, **environment(folder)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -139,11 +139,8 @@ def engines(root: Path) -> Iterator[Engines]:
 def _wait_until_healthy(pid: int, server: Server) -> None:
     until = time.monotonic() + _START_SECONDS
     while time.monotonic() < until:
-        try:
-            if httpx2.get(f"{server.address}/health", timeout=5, trust_env=False).status_code == httpx2.codes.OK:
-                return
-        except httpx2.TransportError:
-            pass
+        if is_healthy(server.address):
+            return
         if not Path("/proc", str(pid)).exists():
             raise EngineError(_error_of(server.log))
         time.sleep(0.1)

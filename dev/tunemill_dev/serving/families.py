@@ -1,7 +1,7 @@
 """Small models of the known families: the real architecture, the real special tokens, and the real chat template.
 
-The templates are those that TRL ships. For a family whose template no installed package has, a short one in the
-family's format of turns and calls stands in, and the table says so.
+The templates are those that TRL ships. For other families, a short template is written for the test, in the
+family's format of turns and calls. The table says which template was used.
 """
 
 from collections.abc import Mapping
@@ -47,7 +47,6 @@ class Small:
         reasons: whether the rows have reasoning.
         parallel: whether a turn may have several calls.
         numbers: whether the parser reads numbers.
-        stands_in: why another architecture is served; empty if `model_type` is the family's own.
     """
 
     model_type: str
@@ -58,7 +57,6 @@ class Small:
     reasons: bool = False
     parallel: bool = True
     numbers: bool = True
-    stands_in: str = ""
 
 
 SERVED = ("Llama 3", "Qwen3", "FunctionGemma", "Mistral", "Gemma 3", "Qwen2.5")

@@ -78,6 +78,11 @@ class ReplyFormat(StrEnum):
         """Whether vLLM has a parser of this name."""
         return self not in (ReplyFormat.JSON, ReplyFormat.NEMOTRON_JSON)
 
+    @property
+    def vllm_parser(self) -> str:
+        """The value of vLLM's `--tool-call-parser`; empty when vLLM has no parser."""
+        return self.value if self.served else ""
+
 
 ALIASES = {
     "qwen3_json": ReplyFormat.HERMES,

@@ -43,6 +43,11 @@ class StopSignal:
         if self.requested:
             raise Interrupted
 
+    def pause(self, seconds: float) -> None:
+        """Wait. A request to stop ends the wait and raises Interrupted."""
+        self._event.wait(seconds)
+        self.check()
+
     @contextmanager
     def listening(self, when_late: Callable[[], None], grace_seconds: float) -> Iterator[None]:
         """Handle SIGTERM and SIGINT as requests to stop inside the block.

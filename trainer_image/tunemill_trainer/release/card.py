@@ -232,8 +232,8 @@ tokenizer, the chat template and the stop tokens of the evaluated model."""
 
 
 def _image_usage(facts: ReleaseFacts) -> str:
-    call_format = ReplyFormat(facts.report.settings.reply_format)
-    parser = f", --enable-auto-tool-choice, --tool-call-parser, {call_format.value}" if call_format.served else ""
+    name = ReplyFormat(facts.report.settings.reply_format).vllm_parser
+    parser = f", --enable-auto-tool-choice, --tool-call-parser, {name}" if name else ""
     return f"""## Use
 
 As an image volume of a pod, which Kubernetes mounts read-only (beta since 1.33, enabled by default since 1.35):

@@ -144,7 +144,7 @@ class Contract:
         """The server's name for its tool-call parser; empty when it has none for this format."""
         if self.target is ServingTarget.TRANSFORMERS:
             return "response_template" if self.call_format in _REGIONS else ""
-        return self.call_format.value if self.call_format.served else ""
+        return self.call_format.vllm_parser
 
     @property
     def reasoning_parser(self) -> str:

@@ -92,7 +92,7 @@ def build(folder: Path, title: str) -> Image:
 
 
 def push_verified(
-    image: Image, repository: RegistryRepository, tag: str, into: Path, prove: Callable[[Path], None]
+    image: Image, repository: RegistryRepository, tag: str, into: Path, prove: Callable[[Path], object]
 ) -> None:
     """Push an image by its digest, verify a download of it, and then tag it.
 

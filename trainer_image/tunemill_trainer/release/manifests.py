@@ -47,7 +47,7 @@ def serving_manifests(launch: Launch, served: str, revision: str, call_format: R
         revision: its commit, tag or branch.
         call_format: the format in which the model writes calls.
     """
-    launch = replace(launch, target=ServingTarget.VLLM, parser=call_format.value if call_format.served else "")
+    launch = replace(launch, target=ServingTarget.VLLM, parser=call_format.vllm_parser)
     deployment, service = _deployment(launch, served, revision), _service(launch)
     head = "# How to serve this model with vLLM on Kubernetes. Choose one of the parts.\n"
     secret = f"kubectl create secret generic {TOKEN_SECRET} --from-literal=token=…"

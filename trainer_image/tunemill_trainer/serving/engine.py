@@ -54,6 +54,14 @@ def is_installed(target: ServingTarget) -> bool:
     return program_of(target, os.environ) is not None
 
 
+def is_healthy(address: str) -> bool:
+    """Return whether the server at an address, a URL without a path, answers that it is ready."""
+    try:
+        return httpx2.get(f"{address}/health", timeout=5, trust_env=False).status_code == httpx2.codes.OK
+    except httpx2.TransportError:
+        return False
+
+
 class Engine:
     """A running engine.
 
@@ -84,11 +92,8 @@ class Engine:
             check_stop()
             if (code := self._process.poll()) is not None:
                 raise ServingError(f"the engine exited with code {code}{self._end()}", ExitCode.SERVICE_UNAVAILABLE)
-            try:
-                if httpx2.get(f"{self._address}/health", timeout=5, trust_env=False).status_code == httpx2.codes.OK:
-                    return
-            except httpx2.TransportError:
-                pass
+            if is_healthy(self._address):
+                return
             time.sleep(_POLL_SECONDS)
         raise ServingError(
             f"the engine did not answer within {seconds:.0f} s{self._end()}", ExitCode.SERVICE_UNAVAILABLE

@@ -98,8 +98,7 @@ def is_adapter(folder: Path) -> bool:
 
 def _parser(contract: Mapping[str, Any], target: ServingTarget) -> str:
     """Return the tool-call parser of an engine, which may be another than the contract's."""
-    call_format = ReplyFormat(contract["callFormat"])
-    return call_format.value if target is ServingTarget.VLLM and call_format.served else ""
+    return ReplyFormat(contract["callFormat"]).vllm_parser if target is ServingTarget.VLLM else ""
 
 
 def _reasoning_parser(contract: Mapping[str, Any], target: ServingTarget) -> str:

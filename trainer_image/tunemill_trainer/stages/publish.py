@@ -11,13 +11,13 @@ pushed by its digest, verified, and then tagged.
 A model that fails a gate may be pushed as a draft: to a separate branch, without a tag, in the same steps.
 """
 
-import json
 import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from tunemill_api import gates
 from tunemill_api.constants import PUBLIC_HUB
@@ -316,14 +316,19 @@ class _Release:
         assemble(folder, facts, context.folder("trained"), context.folder("evaluation"))
 
         def prove(downloaded: Path) -> None:
-            published = proof.published_behaviour(downloaded, self.facts.tokens, self.probes, context.stop.check)
-            proof.check_same(made, published, self.probes)
+            published = self._check_download(downloaded, made)
             if contract.served == name:
                 self.verified = proof.check_contract(
                     downloaded, contract, published, self.probes, self.facts.tokens.stop_token_ids
                 )
 
         self._put(name, folder, facts, prove)
+
+    def _check_download(self, downloaded: Path, made: Behaviour) -> Behaviour:
+        """Check that a downloaded model replies like the local one, and return its behaviour."""
+        published = proof.published_behaviour(downloaded, self.facts.tokens, self.probes, self.context.stop.check)
+        proof.check_same(made, published, self.probes)
+        return published
 
     def _push_image(self, whole: Behaviour) -> None:
         """Push the full model as a container image, verify and tag it. `whole` is the behaviour of the local model."""
@@ -337,11 +342,10 @@ class _Release:
         assemble(folder, facts, context.folder("trained"), context.folder("evaluation"))
         built = image.build(folder, context.run.name)
 
-        def prove(downloaded: Path) -> None:
-            published = proof.published_behaviour(downloaded, self.facts.tokens, self.probes, context.stop.check)
-            proof.check_same(whole, published, self.probes)
-
-        image.push_verified(built, registry, _image_tag(context), _emptied(context.folder("downloaded")), prove)
+        downloaded = _emptied(context.folder("downloaded"))
+        image.push_verified(
+            built, registry, _image_tag(context), downloaded, lambda folder: self._check_download(folder, whole)
+        )
         self.image = f"{registry.name}@{built.digest}"
         self.sources = replace(self.sources, image=self.image)
 
@@ -432,6 +436,7 @@ def _collect(
         spec.hub.endpoint, context.credentials.hub_token("hub-read") or context.credentials.hub_token("hub-write")
     )
     base_folder = models.fetch_base(reader, base, context.model_cache)
+    config = read_json(base_folder / "config.json")
     is_adapter = models.is_adapter(model)
     verdict = Verdict((), 0)
     if is_adapter:
@@ -451,7 +456,7 @@ def _collect(
         report=report,
         gates=tuple(decisions),
         repository=chosen.adapter or chosen.whole,
-        multimodal=architectures.is_multimodal(json.loads((base_folder / "config.json").read_text(encoding="utf-8"))),
+        multimodal=architectures.is_multimodal(config),
         with_page=chosen.report,
         license=reader.model(base.id).license(base.revision),
         public_dataset=dataset if dataset and reader.is_public_dataset(dataset) else "",
@@ -472,7 +477,7 @@ def _collect(
             chosen,
             verdict,
             ReplyFormat(report.settings.reply_format),
-            _reasoning_parser(prepared, base_folder),
+            _reasoning_parser(prepared, config),
         ),
         probes=proof.choose_probes(prepared.cases(), proof.right_calls(evaluation_folder / CASES_FILE)),
         facts=facts,
@@ -491,7 +496,7 @@ def _collect(
     )
 
 
-def _reasoning_parser(prepared: Prepared, base: Path) -> str:
+def _reasoning_parser(prepared: Prepared, config: dict[str, Any]) -> str:
     """Return vLLM's parser of reasoning; empty when the model does not reason.
 
     Only for the base model's own template: those parsers take a reply without marks for reasoning, which Tunemill's
@@ -500,14 +505,14 @@ def _reasoning_parser(prepared: Prepared, base: Path) -> str:
     if not prepared.keeps_template():
         return ""
     template = (prepared.tokenizer_path / TEMPLATE).read_text(encoding="utf-8")
-    family = catalogue.family_of(read_json(base / "config.json"), template)
+    family = catalogue.family_of(config, template)
     return family.reasoning_parser(template) if family else ""
 
 
 def _repository(context: StageContext, hub: Hub, name: str) -> Repository | LocalReleases:
     if is_local(name):
         return LocalReleases(local_path(name))
-    return Repository(hub.api, name, lambda seconds: registries.pause(context, seconds))
+    return Repository(hub.api, name, context.stop.pause)
 
 
 def _provenance_at(repository: Repository | LocalReleases, revision: str) -> bytes | None:

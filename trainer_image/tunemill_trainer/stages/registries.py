@@ -1,7 +1,5 @@
 """The registry of the artifact OCI, which prepare checks and publish pushes to."""
 
-import time
-
 from tunemill_api.publish import Artifact
 
 from tunemill_trainer.stages.context import StageContext
@@ -18,12 +16,4 @@ def open_registry(context: StageContext) -> RegistryRepository | None:
     if publish.oci is None or Artifact.OCI not in publish.artifacts:
         return None
     login = context.credentials.registry_login(publish.oci.registry.partition("://")[2])
-    return RegistryRepository(publish.oci, login, lambda seconds: pause(context, seconds))
-
-
-def pause(context: StageContext, seconds: float) -> None:
-    """Wait, unless the pod gets a request to stop."""
-    until = time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0:
-        context.stop.check()
-        time.sleep(min(left, 0.2))
+    return RegistryRepository(publish.oci, login, context.stop.pause)

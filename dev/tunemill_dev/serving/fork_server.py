@@ -1,4 +1,4 @@
-"""Runs vLLM's OpenAI server: `python zygote.py FOLDER`, with the FOLDER of `make build/vllm/.ready`.
+"""Runs vLLM's OpenAI server: `python fork_server.py FOLDER`, with the FOLDER of `make build/vllm/.ready`.
 
 It imports vLLM once, which takes half a minute, and then starts each server by fork. It reads one JSON object per line:
 `arguments` (of `vllm serve`) and `log` (a file), and answers with the process id. A server is its own process group.
