@@ -135,8 +135,9 @@ def test_what_is_larger_than_the_quota_waits_until_it_is_raised(namespace: Names
 
 
 def test_what_the_queue_does_not_cover_is_named(namespace: Namespace, queues: Queues) -> None:
-    """Quota for GPUs alone admits no pod that asks for CPUs too."""
-    queues.open(namespace.name, "narrow", 1, resourceGroups=resource_groups("narrow", {GPU: 1}))
+    """Quota without CPUs admits no pod that asks for CPUs. One resource is left out: Kueue names any of several."""
+    quotas = {GPU: 1, "memory": "100Gi"}
+    queues.open(namespace.name, "narrow", 1, resourceGroups=resource_groups("narrow", quotas))
     namespace.apply("thirsty", queue={"name": "narrow"})
     says(namespace, "thirsty", "resource cpu unavailable in ClusterQueue")
 
