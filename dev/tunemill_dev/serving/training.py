@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tunemill_api.data import TokenizerMode
+from tunemill_api.training import Adapter, Lora
 from tunemill_trainer.bases import catalogue
 from tunemill_trainer.chat import templates, tokenizer
 from tunemill_trainer.data.dataset import Features
@@ -21,6 +22,7 @@ from tunemill_trainer.prepared import Tokens
 from tunemill_dev.cluster.home import home, locked
 from tunemill_dev.serving.families import Small, small
 
+NO_TOKENS = Tokens("Text", (), (), 0, 0)
 WIDTH, LAYERS, HEADS, VOCABULARY = 128, 2, 4, 1500
 STEPS, LEARNING_RATE, RANK = 400, 6e-3, 64
 """The most steps. Training ends when each token of the replies has a probability of
@@ -268,9 +270,11 @@ def _model(of: Small, folder: Path) -> Any:  # noqa: ANN401
 def _train(model: Any, examples: list[tuple[list[int], list[int]]]) -> Any:  # noqa: ANN401
     """Train an adapter on all examples at once until it repeats them."""
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
+    from tunemill_trainer.learn.adapter import adapter_config
 
-    config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+    lora = Lora(rank=RANK, alpha=RANK, dropout="0")
+    config = adapter_config(Adapter(lora=lora), model, NO_TOKENS, STEPS)
     tuned = get_peft_model(model, config).train()
     length = max(len(ids) for ids, _ in examples)
     ids, labels, mask = (torch.full((len(examples), length), value) for value in (0, -100, 0))

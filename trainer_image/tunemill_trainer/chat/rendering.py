@@ -127,9 +127,17 @@ class ChatTemplate:
         if self.marked and not spans:
             raise TemplateError("marks no span with {% generation %} for an assistant turn")
         start, end = spans[-1] if self.marked else (len(prompt), len(text.rstrip()))
-        if text[:start] != prompt:
+        if text[:start] == prompt:
+            return text[:end], (start, end)
+        # Some templates write the last message differently from earlier ones: Hermes 3 ends a tool response with a line
+        # feed only if a turn follows. A server's prompt ends with that message, so the turn is put after the prompt.
+        header = prompt.removeprefix(self.conversation(messages[:index], tools))
+        headers = prompt.count(header) if header else 0
+        parts = text.split(header, headers) if headers else []
+        if self.marked or header == prompt or len(parts) != headers + 1:
             raise TemplateError("starts an assistant turn differently with add_generation_prompt")
-        return text[:end], (start, end)
+        served = prompt + parts[-1].rstrip()
+        return served, (len(prompt), len(served))
 
     def _render(
         self, messages: Sequence[Message], tools: Sequence[Tool], *, add_generation_prompt: bool = False

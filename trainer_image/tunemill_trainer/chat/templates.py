@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib import resources
 
@@ -61,8 +61,9 @@ _FAMILIES = (
     _Turns("<start_of_turn>", "\n", "<end_of_turn>", "\n", "", "user", "model"),
     _Turns("<|im_start|>", "\n", "<|im_end|>", "\n", "system", "user", "assistant"),
     _Turns("<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>", "", "system", "user", "assistant"),
+    _Turns("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>", "\n", "system", "user", "assistant"),
 )
-"""Gemma, ChatML (Qwen and many others), Llama 3."""
+"""Gemma, ChatML (Qwen and many others), Llama 3, Granite."""
 
 
 _SERVED = tuple(call_format for call_format in ReplyFormat if call_format.served)
@@ -186,7 +187,9 @@ def _unsupported(encoder: Encoder, features: Features) -> str:
     encoded = encoder.encode([probe])[0]
     if encoded.problem:
         return f"does not preserve assistant turns: {encoded.problem.message}"
-    if encoder.trains_on_headers(probe, encoded):
+    # Without reasoning, because a turn may start with a special token that starts the reasoning, as in Gemma 4.
+    plain = _probe(replace(features, reasoning=False))
+    if encoder.trains_on_headers(plain, encoder.encode([plain])[0]):
         return "does not write the header of an assistant turn with add_generation_prompt"
     return ""
 

@@ -82,10 +82,10 @@ def choose_probes(cases: Iterable[Case], right: set[str]) -> list[Probe]:
 
     Args:
         cases: all held-out cases.
-        right: ids of the cases with the expected calls in evaluate; up to two of them come first.
+        right: ids of the cases with a right reply in evaluate; up to two of those with calls come first.
     """
     by_length = sorted(cases, key=lambda case: len(case.prompt_ids) + case.answer_tokens)
-    called = [Probe(case, right=True) for case in by_length if case.id in right][:_CALLS]
+    called = [Probe(case, right=True) for case in by_length if case.id in right and case.gold.calls][:_CALLS]
     taken = {probe.case.id for probe in called}
     others = [Probe(case, right=False) for case in by_length if case.id not in taken]
     return [*called, *others[: _PROMPTS - len(called)]]
@@ -251,11 +251,11 @@ def check_contract(
     return f"{len(probes)} prompts give the replies of the trained model; {outcome}"
 
 
-def right_calls(path: Path) -> set[str]:
-    """Return the ids of the cases in evaluate's cases file for which the tuned model made the expected calls."""
+def right_replies(path: Path) -> set[str]:
+    """Return the ids of the cases in evaluate's cases file for which the tuned model's reply was right."""
     with path.open(encoding="utf-8") as lines:
         judged = [json.loads(line) for line in lines]
-    return {line["id"] for line in judged if line["gold"].get("calls") and line["tuned"]["right"]}
+    return {line["id"] for line in judged if line["tuned"]["right"]}
 
 
 def _transformers_calls(tokenizer: Any, prompt: list[int], reply: list[int]) -> tuple[Call, ...]:  # noqa: ANN401

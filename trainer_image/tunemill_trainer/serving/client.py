@@ -31,12 +31,14 @@ class ServedReply:
         reasoning: the reasoning, where the server separates it from the text.
         calls: name and arguments of each call; the arguments as the server sent them, which should be a JSON object.
         finish_reason: stop, tool_calls, length or another; empty when the server sent none.
+        prompt_tokens: the number of tokens of the prompt; None when the server sent none.
     """
 
     text: str
     reasoning: str
     calls: tuple[tuple[str, str], ...]
     finish_reason: str
+    prompt_tokens: int | None = None
 
     @property
     def parsed(self) -> ParsedReply:
@@ -205,7 +207,11 @@ def _whole(answer: ChatCompletion) -> ServedReply:
         if call.type == "function"
     )
     return ServedReply(
-        choice.message.content or "", _reasoning(choice.message), calls, cast("str", choice.finish_reason or "")
+        choice.message.content or "",
+        _reasoning(choice.message),
+        calls,
+        cast("str", choice.finish_reason or ""),
+        answer.usage.prompt_tokens if answer.usage else None,
     )
 
 

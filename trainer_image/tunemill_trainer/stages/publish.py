@@ -31,7 +31,7 @@ from tunemill_trainer.chat.tokenizer import read_json
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, Report
-from tunemill_trainer.prepared import TRAIN_FILE, Prepared
+from tunemill_trainer.prepared import TRAIN_FILE, Case, Prepared
 from tunemill_trainer.release import artifacts, gguf_file, image, merged, proof, provenance, servability
 from tunemill_trainer.release.artifacts import Artifacts
 from tunemill_trainer.release.card import ReleaseFacts, hub_dataset
@@ -44,6 +44,7 @@ from tunemill_trainer.release.provenance import PROVENANCE, Sources
 from tunemill_trainer.release.push import Repository
 from tunemill_trainer.release.servability import Verdict
 from tunemill_trainer.release.signing import KeyFormatError, SigningKey
+from tunemill_trainer.serving import served_proof
 from tunemill_trainer.stages import registries
 from tunemill_trainer.stages.context import StageContext
 from tunemill_trainer.stages.stage_inputs import fetch_prepared
@@ -195,6 +196,7 @@ class _Release:
         chosen: which artifacts are published, and where.
         contract: the serving contract.
         probes: the cases for the verification.
+        asked: the cases for the verification by the server.
         facts: the content of the model card.
         sources: the inputs for provenance.json.
         revisions: what users load, by repository: the tag or branch before its push, the commit after it.
@@ -213,6 +215,7 @@ class _Release:
     chosen: Artifacts
     contract: Contract
     probes: list[Probe]
+    asked: list[Case]
     facts: ReleaseFacts
     sources: Sources
     revisions: dict[str, str]
@@ -321,6 +324,16 @@ class _Release:
                 self.verified = proof.check_contract(
                     downloaded, contract, published, self.probes, self.facts.tokens.stop_token_ids
                 )
+                if contract.parser:
+                    served = served_proof.check_served(
+                        downloaded,
+                        contract.target,
+                        self.base,
+                        self.asked,
+                        max_tokens=self.facts.report.settings.max_new_tokens,
+                        check_stop=self.context.stop.check,
+                    )
+                    self.verified = f"{self.verified}; {served}"
 
         self._put(name, folder, facts, prove)
 
@@ -445,6 +458,7 @@ def _collect(
         )
     chosen = artifacts.chosen(spec.publish, only_whole=not is_adapter, servable=verdict.servable)
     report = Report.model_validate_json((evaluation_folder / REPORT_FILE).read_text(encoding="utf-8"))
+    right = proof.right_replies(evaluation_folder / CASES_FILE)
     dataset = hub_dataset(spec.dataset.uri)
     facts = ReleaseFacts(
         run=context.run,
@@ -479,7 +493,8 @@ def _collect(
             ReplyFormat(report.settings.reply_format),
             _reasoning_parser(prepared, config),
         ),
-        probes=proof.choose_probes(prepared.cases(), proof.right_calls(evaluation_folder / CASES_FILE)),
+        probes=proof.choose_probes(prepared.cases(), right),
+        asked=served_proof.choose_cases(prepared.cases(), right),
         facts=facts,
         sources=Sources(
             started=started,
