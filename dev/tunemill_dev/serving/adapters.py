@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunemill_api.training import Adapter, AdapterMethod
+from tunemill_api.training import Adapter, AdapterMethod, Ia3
 
 from tunemill_dev.serving.training import NO_TOKENS, STEPS, Trained
 
@@ -83,8 +83,9 @@ def _configurations(base: Any) -> dict[str, Any]:  # noqa: ANN401
     from peft import AdaLoraConfig, IA3Config, LoraConfig
     from tunemill_trainer.learn.adapter import adapter_config
 
-    # IA3 names the layers one by one, where LoRA says all-linear.
-    every = adapter_config(Adapter(method=AdapterMethod.IA3), base, NO_TOKENS, STEPS)
+    # Tunemill's configuration of IA3 has the names of all layers that get an adapter.
+    ia3 = Ia3(targetModules=["all-linear"], feedforwardModules=[])
+    every = adapter_config(Adapter(method=AdapterMethod.IA3, ia3=ia3), base, NO_TOKENS, STEPS)
     linear = sorted(every.target_modules)
     task = {"task_type": "CAUSAL_LM"}
     lora = {"r": 8, "lora_alpha": 16, "target_modules": linear, **task}

@@ -39,6 +39,7 @@ class Cells:
         own_template: whether it is the base model's own template.
         template_from: where the template comes from.
         served_as: "adapter" or "merged".
+        refused: why vLLM does not run the family on a CPU, in its own words; empty if it does.
         notes: what is wrong, or cannot be tested, and why.
     """
 
@@ -50,6 +51,7 @@ class Cells:
     own_template: bool = False
     template_from: str = ""
     served_as: str = ""
+    refused: str = ""
     notes: list[str] = field(default_factory=list)
 
     @property

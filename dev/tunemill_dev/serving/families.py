@@ -63,8 +63,10 @@ class Small:
     numbers: bool = True
 
 
-SERVED = ("Llama 3", "Qwen3", "FunctionGemma", "Mistral", "Gemma 3", "Qwen2.5")
+SERVED = ("Llama 3", "Qwen3", "FunctionGemma", "Mistral", "Gemma 3", "Qwen2.5", "xLAM")
 """The families that are measured."""
+QUICK = ("Llama 3", "Qwen3", "FunctionGemma", "Mistral", "Gemma 3", "Qwen2.5", "xLAM")
+"""Those of `make test-serving`: every parser, and every kind of template."""
 
 
 def _of_trl(name: str) -> tuple[str, str]:
@@ -155,8 +157,7 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
             others = ("<|turn>", "<turn|>", "<|tool>", "<tool|>", "<|channel>", "<channel|>", "<|think|>")
             turns = Turns("<bos>", "<eos>", "<pad>", (*others, *tags))
             settings = _gemma_settings() | {
-                "hidden_size_per_layer_input": 0,
-                "vocab_size_per_layer_input": 0,
+                "hidden_size_per_layer_input": 32,
                 "num_kv_shared_layers": 0,
                 "global_head_dim": 32,
                 "layer_types": ["sliding_attention", "full_attention"],

@@ -250,6 +250,7 @@ def _model(of: Small, folder: Path) -> Any:  # noqa: ANN401
     speaker = PreTrainedTokenizerFast.from_pretrained(folder)
     settings = {
         "vocab_size": len(speaker),
+        "vocab_size_per_layer_input": len(speaker),  # Gemma 4
         "hidden_size": WIDTH,
         "intermediate_size": 2 * WIDTH,
         "num_hidden_layers": LAYERS,
@@ -264,7 +265,11 @@ def _model(of: Small, folder: Path) -> Any:  # noqa: ANN401
         "bos_token_id": speaker.bos_token_id,
     }
     config = AutoConfig.for_model(of.model_type, **(settings | dict(of.settings)))
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        # With the initial scale, the logits of so narrow a model are too small for a token to have 90 %.
+        model.get_output_embeddings().weight.mul_(2)
+    return model
 
 
 def _train(model: Any, examples: list[tuple[list[int], list[int]]]) -> Any:  # noqa: ANN401

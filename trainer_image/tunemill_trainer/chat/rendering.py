@@ -132,11 +132,10 @@ class ChatTemplate:
         # Some templates write the last message differently from earlier ones: Hermes 3 ends a tool response with a line
         # feed only if a turn follows. A server's prompt ends with that message, so the turn is put after the prompt.
         header = prompt.removeprefix(self.conversation(messages[:index], tools))
-        headers = prompt.count(header) if header else 0
-        parts = text.split(header, headers) if headers else []
-        if self.marked or header == prompt or len(parts) != headers + 1:
+        turn = None if self.marked or header == prompt else _turn_in(text, prompt, header, messages[index - 1].content)
+        if turn is None:
             raise TemplateError("starts an assistant turn differently with add_generation_prompt")
-        served = prompt + parts[-1].rstrip()
+        served = prompt + turn.rstrip()
         return served, (len(prompt), len(served))
 
     def _render(
@@ -169,6 +168,25 @@ class ChatTemplate:
             raise TemplateError(f"fails with {type(error).__name__}: {error}") from error
         except RecursionError as error:
             raise TemplateError("recurses too deeply") from error
+
+
+def _turn_in(text: str, prompt: str, header: str, last: str) -> str | None:
+    """Return the text of the last turn of a conversation, without its header; None if it cannot be located.
+
+    Args:
+        text: the conversation.
+        prompt: the rendering of the messages before the turn, with the header.
+        header: what add_generation_prompt adds.
+        last: the content of the message before the turn.
+    """
+    # Some templates write a tool response as a JSON string.
+    forms = (last.strip(), json.dumps(last.strip(), ensure_ascii=False)[1:-1])
+    last, end = next((form for form in forms if form in prompt), ""), 0
+    for _ in range(prompt.count(last) if last else 0):
+        found = text.find(last, end)
+        end = found + len(last) if found >= 0 else len(text)
+    start = text.find(header, end) if header and end else -1
+    return text[start + len(header) :] if start >= 0 else None
 
 
 def _chat_message(message: Message) -> dict[str, Any]:

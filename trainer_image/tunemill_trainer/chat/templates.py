@@ -187,11 +187,20 @@ def _unsupported(encoder: Encoder, features: Features) -> str:
     encoded = encoder.encode([probe])[0]
     if encoded.problem:
         return f"does not preserve assistant turns: {encoded.problem.message}"
-    # Without reasoning, because a turn may start with a special token that starts the reasoning, as in Gemma 4.
-    plain = _probe(replace(features, reasoning=False))
-    if encoder.trains_on_headers(plain, encoder.encode([plain])[0]):
-        return "does not write the header of an assistant turn with add_generation_prompt"
+    if not _writes_header(encoder.template, probe):
+        # Without reasoning, because a turn may start with a special token that starts the reasoning.
+        plain = _probe(replace(features, reasoning=False))
+        if encoder.trains_on_headers(plain, encoder.encode([plain])[0]):
+            return "does not write the header of an assistant turn with add_generation_prompt"
     return ""
+
+
+def _writes_header(template: ChatTemplate, probe: Row) -> bool:
+    """Return whether add_generation_prompt adds the header of an assistant turn after a request."""
+    first = next(at for at, message in enumerate(probe.messages) if message.role is Role.ASSISTANT)
+    history = probe.messages[:first]
+    prompt, conversation = template.prompt(history, probe.tools), template.conversation(history, probe.tools)
+    return prompt.startswith(conversation) and bool(prompt.removeprefix(conversation).strip())
 
 
 def _contents(probe: Row) -> Iterator[str]:

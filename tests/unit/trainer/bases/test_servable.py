@@ -6,6 +6,8 @@ import pytest
 import torch
 from peft import get_peft_model
 from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as TEXT_MODELS
+from trainer.bases import vllm_source
 from tunemill_api.training import Adapter
 from tunemill_trainer.bases import catalogue
 from tunemill_trainer.learn.adapter import adapter_config
@@ -34,7 +36,6 @@ SMALL = {"num_hidden_layers": 2, "vocab_size": 256, "pad_token_id": 0, "bos_toke
 def a_model(model_type: str) -> Any:
     """A model of two layers without weights, with the other settings of its configuration class."""
     from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as TEXT_MODELS
 
     settings = SMALL | SETTINGS.get(model_type.removesuffix("_text"), {})
     config = AutoConfig.for_model(model_type)
@@ -62,3 +63,10 @@ def test_an_adapter_is_served_as_the_catalogue_says(family: catalogue.Family, mo
     assert all(name.startswith(f"base_model.model.{prefix}") for name in names)
     adapter = servability.Adapter({"peft_type": "LORA"}, dict.fromkeys(names, (1, 1)), model_type, 256, 256)
     assert bool(servability._of_tensors(adapter)) == (model_type in family.merged)
+    layers = {name.partition(".lora_")[0].rpartition(".")[2] for name in names}
+    served = vllm_source.linear_layers(type(model).__name__)
+    text = TEXT_MODELS.get(model.config.get_text_config().model_type)
+    if served is not None and text:
+        # vLLM's class of a multimodal model has that of its language model inside.
+        served = served | (vllm_source.linear_layers(text) or set())
+    assert (served is None or layers <= served) == (model_type not in family.merged)

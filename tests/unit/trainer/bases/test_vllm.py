@@ -3,32 +3,21 @@
 import ast
 import re
 from functools import cache
-from pathlib import Path
 
 import pytest
+from trainer.bases.vllm_source import VLLM, models, tree_of
 from tunemill_trainer.bases import catalogue
 from tunemill_trainer.learn.devices import OUT_OF_RANGE_IN_FP16
 from tunemill_trainer.release.servability import FAMILIES_WITH_VOCABULARY_LORA
 
 pytestmark = pytest.mark.slow
-VLLM = Path(__file__).parents[4] / "build" / "vllm" / "vllm"
 _NAMES = re.compile(r'^    "(\w+)": \($', re.MULTILINE)
-
-
-@cache
-def models() -> dict[str, tuple[str, str]]:
-    """Return vLLM's models: architecture → module and class."""
-    text = (VLLM / "model_executor/models/registry.py").read_text(encoding="utf-8")
-    found = re.findall(r'"(\w+)":\s*\(\s*"([\w.]+)",\s*"(\w+)",?\s*\)', text)
-    return {architecture: (module, name) for architecture, module, name in found}
 
 
 @cache
 def embedding_modules(module: str, name: str) -> str:
     """Return the vocabulary layers that adapters may change, as the class or its bases declare them."""
-    source = (VLLM / "model_executor/models" / f"{module}.py").read_text(encoding="utf-8")
-    tree = ast.parse(source)
-    for node in tree.body:
+    for node in tree_of(f"vllm.model_executor.models.{module}").body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             for statement in node.body:
                 targets = getattr(statement, "targets", [getattr(statement, "target", None)])

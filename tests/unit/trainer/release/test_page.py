@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tunemill_api.publish import ServingTarget
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.status import DatasetFacts, PreparedFacts, TrainedFacts
 from tunemill_trainer.judge.report import (
@@ -182,6 +183,15 @@ def test_the_figures_are_shown():
     assert "Wrong value" in text
     assert "No valid call." in text
     assert "p = 1.2e-09" in text
+
+
+@pytest.mark.parametrize(("target", "shown"), [("vLLM", True), ("None", False)])
+def test_the_page_says_how_to_serve_the_model(target: str, shown: bool):
+    """Where a server is meant to load it."""
+    given = facts()
+    publish = given.run.spec.publish.model_copy(update={"serving": ServingTarget(target)})
+    run = given.run.model_copy(update={"spec": given.run.spec.model_copy(update={"publish": publish})})
+    assert ("serving.yaml" in page(replace(given, run=run))) == shown
 
 
 def test_lower_is_better_for_error_rates():
