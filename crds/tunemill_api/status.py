@@ -216,8 +216,9 @@ class ServingFacts(StatusModel):
     command: str = ""
     """Command that starts the server."""
     proof: str = ""
-    """Result of the test of the downloaded model: the prompts, the number of replies that the parser read correctly, and
-    the number of replies with which the server returned the calls that evaluate judged, or why it was not started."""
+    """Result of the test of the downloaded model: the prompts, the number of replies that the parser read correctly,
+    and the number of replies for which the server returned the calls that evaluate judged, or why it was not
+    started."""
 
 
 class PublishedFacts(StatusModel):

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model
+from trainer.bases import vllm_source
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as TEXT_MODELS
-from trainer.bases import vllm_source
 from tunemill_api.training import Adapter
 from tunemill_trainer.bases import catalogue
 from tunemill_trainer.learn.adapter import adapter_config
