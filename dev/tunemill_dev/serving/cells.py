@@ -16,9 +16,11 @@ from tunemill_trainer.judge.parse import parse_reply
 from tunemill_trainer.release import servability
 from tunemill_trainer.release.contract import Launch
 from tunemill_trainer.serving.client import Client, ServedReply, as_sent
+from tunemill_trainer.serving.errors import ServingError
 
 from tunemill_dev.serving.adapters import Variant, greedy, variants
 from tunemill_dev.serving.engines import EngineError, Engines, Server
+from tunemill_dev.serving.families import Small
 from tunemill_dev.serving.training import RANK, Trained, rows
 
 _TOKENS = 96
@@ -124,26 +126,26 @@ def measure(family: Trained, engines: Engines, folder: Path) -> Cells:
     started = launch(family, tuned)
     cells.served_as = "adapter" if started.adapter else "merged"
     try:
-        with engines.serve(_arguments(started), folder / "server.log") as server:
+        with engines.serve(_arguments(started, small), folder / "server.log") as server:
             _measure(family, server, cells)
             if started.adapter:
                 cells.servable_verdict_right = _verdicts_right(family, server, others, cells)
         if not started.adapter:
             cells.servable_verdict_right = _base_refuses(family, engines, others, cells, folder)
-    except EngineError as error:
-        cells.notes.append(f"the engine does not start: {error}")
+    except (EngineError, httpx2.HTTPStatusError, httpx2.TransportError, ServingError) as error:
+        cells.notes.append(f"the engine does not start, or fails: {error}")
     return cells
 
 
-def _arguments(started: Launch) -> list[str]:
+def _arguments(started: Launch, small: Small) -> list[str]:
     arguments = ["--model", *(word for group in started.flags() for word in group)]
-    return [*arguments, "--max-loras", "2"] if started.adapter else arguments
+    return [*arguments, "--max-loras", "2", *small.flags] if started.adapter else arguments
 
 
 def _base_refuses(family: Trained, engines: Engines, others: Sequence[Variant], cells: Cells, folder: Path) -> bool:
     """Return whether the engine takes none of the adapters of a family that is served merged."""
     started = Launch(ServingTarget.VLLM, str(family.base), "", TUNED, "", adapter=str(family.adapter), max_rank=RANK)
-    arguments = _arguments(started)
+    arguments = _arguments(started, family.small)
     at = arguments.index("--lora-modules")
     try:
         with engines.serve([*arguments[:at], *arguments[at + 2 :]], folder / "base.log") as server:

@@ -51,6 +51,7 @@ class Small:
         reasons: whether the rows have reasoning.
         parallel: whether a turn may have several calls.
         numbers: whether the parser reads numbers.
+        flags: flags of the server without which vLLM does not run the family on a CPU.
     """
 
     model_type: str
@@ -61,6 +62,7 @@ class Small:
     reasons: bool = False
     parallel: bool = True
     numbers: bool = True
+    flags: tuple[str, ...] = ()
 
 
 SERVED = ("Llama 3", "Qwen3", "FunctionGemma", "Mistral", "Gemma 3", "Qwen2.5", "xLAM")
@@ -175,7 +177,8 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
             turns = Turns("<|begin_of_text|>", "<|im_end|>", "<|end_of_text|>", ("<|im_start|>",), _HERMES_TAGS)
             return Small("llama", *_of_llama_cpp("NousResearch-Hermes-3-Llama-3.1-8B-tool_use"), turns)
         case "Qwen3-Coder":
-            return Small("qwen3_moe", *_of_llama_cpp("Qwen3-Coder"), _CHATML, _moe_settings())
+            template = _of_llama_cpp("Qwen3-Coder")
+            return Small("qwen3_moe", *template, _CHATML, _moe_settings(), flags=_NO_EXPERTS)
         case "Qwen3.5":
             settings = {"layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2} | {
                 "linear_num_value_heads": 4,
@@ -203,7 +206,7 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
                 "{{- '[' -}}" + _PYTHON.replace("SEPARATOR", "', '") + "{{- ']' -}}",
                 bos="<|begin_of_text|>",
             )
-            return Small("llama4_text", text, source, turns, _llama4_settings())
+            return Small("llama4_text", text, source, turns, _llama4_settings(), flags=_NO_EXPERTS)
         case "Llama 3":
             return Small("llama", *_of_trl("llama3_2"), _LLAMA3, parallel=False)
         case "Nemotron 3":
@@ -259,6 +262,8 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
     raise KeyError(name)
 
 
+_NO_EXPERTS = ("--lora-target-modules", "qkv_proj", "o_proj", "gate_up_proj", "down_proj", "embed_tokens", "lm_head")
+"""VLLM's LoRA of experts has only Triton kernels. Tunemill's adapters have no weights for experts."""
 _GRANITE = Turns(
     "", "<|end_of_text|>", "<|pad|>", ("<|start_of_role|>", "<|end_of_role|>"), ("<|tool_call|>", *_HERMES_TAGS)
 )
@@ -273,10 +278,6 @@ _MISTRAL = """{{- '<s>' -}}
 {{- '[TOOL_CALLS]' + call.function.name + '[ARGS]' + (call.function.arguments | tojson) -}}{%- endfor -%}
 {{- '</s>' -}}{%- endif -%}
 {%- endfor -%}"""
-
-
-def _granite(calls: str) -> tuple[str, str]:
-    return _written("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>\n", calls)
 
 
 def _gemma_settings() -> dict[str, Any]:
