@@ -120,14 +120,6 @@ _HERMES = (
     + _JSON
     + "{{- '\\n</tool_call>' -}}{%- endfor -%}"
 )
-_XML = (
-    "{%- for call in calls -%}{{- '\\n' if not loop.first else '' -}}"
-    "{{- '<tool_call>\\n<function=' + call.function.name + '>\\n' -}}"
-    "{%- for name, value in call.function.arguments.items() -%}"
-    "{{- '<parameter=' + name + '>\\n' + (value if value is string else value | tojson) + '\\n</parameter>\\n' -}}"
-    "{%- endfor -%}{{- '</function>\\n</tool_call>' -}}{%- endfor -%}"
-)
-
 _GEMMA = Turns("<bos>", "<eos>", "<pad>", ("<start_of_turn>", "<end_of_turn>"))
 _CHATML = Turns("", "<|im_end|>", "<|endoftext|>", ("<|im_start|>",), (*_HERMES_TAGS, *_THINK))
 _LLAMA3 = Turns(

@@ -172,10 +172,13 @@ def _launch(folder: Path, engine: ServingTarget | None) -> "Launch":
 
     contract = read_contract(folder)
     wanted = ServingTarget(contract["target"])
+    merged = is_adapter(folder) and contract["merged"]
+    if engine is None and is_adapter(folder) and not merged:
+        engine = wanted  # Transformers loads no adapter, even if it is installed and vLLM is not
     if engine is None:
         others = (target for target in map(ServingTarget, _ENGINES) if target is not wanted and is_installed(target))
         engine = wanted if is_installed(wanted) else next(others, wanted)
-    if is_adapter(folder) and contract["merged"]:
+    if merged:
         served, revision = served_repository(contract)
         folder = served_folder(contract) if is_local(served) else _download(served, revision)
     return launch_of(folder, engine)

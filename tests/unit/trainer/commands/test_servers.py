@@ -12,6 +12,7 @@ from trainer.commands.json_shapes import undocumented, unprinted
 from trainer.data.building import a_file, openai_row
 from trainer.serving.chat_server import a_chat_server, completion
 from trainer.serving.test_releases import a_release, contract_of
+from tunemill_api.failures import ExitCode
 from tunemill_trainer.__main__ import tunemill
 from tunemill_trainer.commands import ask, evaluate
 
@@ -150,6 +151,14 @@ def test_serve_starts_the_engine_and_ends_with_it(tmp_path, number):
     assert first.rstrip().endswith("--max-model-len 512")
     assert "model     result\n" in lines
     assert any(line.startswith("curl http://127.0.0.1:") for line in lines)
+
+
+def test_serve_of_an_adapter_without_its_server(tmp_path, capsys, monkeypatch):
+    """Transformers is installed, but loads no adapter: the message names the server to install."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    release = a_release(tmp_path / "release", contract_of("acme/tools", ""), adapter=True)
+    assert tunemill(["serve", str(release)]) == ExitCode.CONFIGURATION
+    assert "vLLM is not installed. Run: pip install vllm" in capsys.readouterr().err
 
 
 def test_serve_of_what_is_no_release(tmp_path, capsys):
