@@ -181,8 +181,9 @@ def _turn_in(text: str, prompt: str, header: str, last: str) -> str | None:
     """
     # Some templates write a tool response as a JSON string.
     forms = (last.strip(), json.dumps(last.strip(), ensure_ascii=False)[1:-1])
-    last, end = next((form for form in forms if form in prompt), ""), 0
-    for _ in range(prompt.count(last) if last else 0):
+    history = prompt.removesuffix(header)
+    last, end = next((form for form in forms if form in history), ""), 0
+    for _ in range(history.count(last) if last else 0):
         found = text.find(last, end)
         end = found + len(last) if found >= 0 else len(text)
     start = text.find(header, end) if header and end else -1

@@ -124,3 +124,21 @@ def test_a_turn_that_does_not_continue_its_prompt_is_found():
     assert good.problem is None
     assert bad.problem.rule is Rule.NOT_REPRODUCIBLE
     assert "starts an assistant turn differently with add_generation_prompt" in bad.problem.message
+
+
+@pytest.mark.parametrize("response", ["rain", 'so "wet"\nand cold', "assistant"])
+def test_a_template_may_write_the_last_message_differently(response):
+    """Like Hermes 3, whose tool responses end with a line feed only if a turn follows. Turns follow served prompts."""
+    template = CHATML_TEMPLATE.replace(
+        "'\n</tool_response><|im_end|>\n'",
+        "('\n</tool_response>' if loop.last else '\n</tool_response>\n') + '<|im_end|>'",
+    )
+    speaker = a_speaker(CHATML)
+    encoder = Encoder(speaker, ChatTemplate(template, speaker.special_tokens_map, marked=False))
+    row = a_row(user(), calls(city="Rome"), answers(response), says("It rains."), user("Thanks"), says("Bye."))
+    (encoded,) = encoder.encode([row])
+    assert encoded.problem is None
+    assert [speaker.decode(ids) for _, ids in encoded.turns][1:] == ["It rains.<|im_end|>", "Bye.<|im_end|>"]
+    for example in encoded.examples:
+        for turn in example.turns:
+            assert example.input_ids[: turn.start] == encoder.prompt_ids(row.messages[: turn.message], row.tools)

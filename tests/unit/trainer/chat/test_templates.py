@@ -25,6 +25,7 @@ from tunemill_trainer.data.rows import Message, Role
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.judge.parse import ReplyFormat
 
+NAMES = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 FAMILIES = [GEMMA, CHATML, LLAMA3, PLAIN]
 CONVERSATION = a_row(
     Message(Role.SYSTEM, "Be brief."),
@@ -104,6 +105,13 @@ def test_a_template_that_drops_something_is_rejected_with_the_reason(template, r
     choice = templates.choose(a_speaker(CHATML, template=template), EVERYTHING, None)
     assert choice.origin is Origin.TUNEMILL
     assert reason in choice.rejected_because
+
+
+def test_a_turn_may_start_with_a_special_token_after_a_header():
+    """Like Gemma 4 and gpt-oss, whose turns start with the channel of the reasoning or of the answer."""
+    template = CHATML_TEMPLATE.replace("{{- message.content }}", "{{- '<|channel>' + message.content }}")
+    choice = templates.choose(a_speaker([*CHATML, "<|channel>"], template=template, **NAMES), EVERYTHING, None)
+    assert (choice.origin, choice.rejected_because) == (Origin.BASE, "")
 
 
 def test_rows_without_tools_need_no_template_for_tools():
