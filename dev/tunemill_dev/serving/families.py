@@ -218,8 +218,7 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
         case "Phi-4-mini":
             marks = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|tool|>", "<|/tool|>")
             turns = Turns("", "<|endoftext|>", "<|pad|>", marks)
-            text, source = _written("<|", "|>", "<|end|>", "{{- 'functools[' -}}" + _LIST + "{{- ']' -}}")
-            return Small("phi3", text.replace("'Functions:'", "'<|tool|>'"), source, turns)
+            return Small("phi3", _PHI, "written for the test", turns)
         case "Granite 4":
             template = _of_llama_cpp("ibm-granite-granite-4.0")
             return Small("granitemoehybrid", *template, _GRANITE, _granite_settings())
@@ -259,6 +258,9 @@ _NO_EXPERTS = ("--lora-target-modules", "qkv_proj", "o_proj", "gate_up_proj", "d
 _GRANITE = Turns(
     "", "<|end_of_text|>", "<|pad|>", ("<|start_of_role|>", "<|end_of_role|>"), ("<|tool_call|>", *_HERMES_TAGS)
 )
+_PHI = """{%- for message in messages -%}{{- '<|' + message.role + '|>' + message.content -}}
+{%- if message.tools -%}{{- '<|tool|>' + message.tools + '<|/tool|>' -}}{%- endif -%}{{- '<|end|>' -}}{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"""
 _MISTRAL = """{{- '<s>' -}}
 {%- for message in messages -%}
 {%- if message.role == 'system' -%}{{- '[SYSTEM_PROMPT]' + message.content + '[/SYSTEM_PROMPT]' -}}

@@ -1,7 +1,7 @@
 """Chooses the chat template: the user's, or the base model's if it supports the rows, or else Tunemill's."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib import resources
@@ -56,14 +56,19 @@ class _Turns:
     user: str
     assistant: str
 
+    def is_written_with(self, tokens: Collection[str]) -> bool:
+        """Return whether a vocabulary has the tokens of the turns. Some families have one token for a whole header."""
+        return self.end in tokens and (self.start in tokens or f"{self.start}{self.user}{self.role_end}" in tokens)
+
 
 _FAMILIES = (
     _Turns("<start_of_turn>", "\n", "<end_of_turn>", "\n", "", "user", "model"),
     _Turns("<|im_start|>", "\n", "<|im_end|>", "\n", "system", "user", "assistant"),
     _Turns("<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>", "", "system", "user", "assistant"),
     _Turns("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>", "\n", "system", "user", "assistant"),
+    _Turns("<|", "|>", "<|end|>", "", "system", "user", "assistant"),
 )
-"""Gemma, ChatML (Qwen and many others), Llama 3, Granite."""
+"""Gemma, ChatML (Qwen and many others), Llama 3, Granite, Phi."""
 
 
 _SERVED = tuple(call_format for call_format in ReplyFormat if call_format.served)
@@ -257,7 +262,7 @@ def _own_template(tokenizer: Tokenizer, features: Features) -> str | None:
 
 def _tunemill_source(tokenizer: Tokenizer, features: Features) -> str:
     tokens = tokenizer.get_vocab()
-    turns = next((family for family in _FAMILIES if {family.start, family.end} <= tokens.keys()), None)
+    turns = next((family for family in _FAMILIES if family.is_written_with(tokens)), None)
     if turns is None:
         if tokenizer.eos_token is None:
             raise StageError(Reason.BASE_MODEL_UNSUPPORTED, "the tokenizer of spec.baseModel has no end-of-turn token")

@@ -65,6 +65,14 @@ def test_the_tunemill_template_supports_all_features_in_every_family(special):
     assert speaker.convert_ids_to_tokens(list(choice.ends_of_turns)) == [end]
 
 
+def test_a_family_may_have_one_token_for_a_header():
+    """Phi's `<|user|>`."""
+    special = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"]
+    choice = templates.choose(a_speaker(special, eos_token="<|endoftext|>"), EVERYTHING, None)
+    text = choice.encoder.template.prompt(CONVERSATION.messages[:2], ())
+    assert text.endswith("<|user|>Weather in Rome & Oslo?<|end|><|assistant|>")
+
+
 def test_gemma_gets_the_system_message_and_the_tools_in_its_first_user_turn():
     """Gemma has two roles; consecutive tool responses share one turn."""
     choice = templates.choose(a_speaker(GEMMA, template=GEMMA_TEMPLATE), EVERYTHING, None)
