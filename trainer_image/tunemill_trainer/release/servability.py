@@ -21,22 +21,6 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM's `--max-lora-rank` accepts."""
 
 _LAYERS = {"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj"}
-_MAMBA = frozenset({"in_proj", "out_proj"})
-_CONVOLUTION = frozenset({"in_proj", "out_proj", "w1", "w2", "w3"})
-_DELTA_NET = frozenset({"in_proj_a", "in_proj_b", "in_proj_qkv", "in_proj_z", "out_proj"})
-_PER_LAYER = frozenset({"per_layer_input_gate", "per_layer_projection", "per_layer_model_projection"})
-MORE_LAYERS: Mapping[str, frozenset[str]] = {
-    "gemma4": _PER_LAYER,
-    "gemma4_text": _PER_LAYER,
-    "granitemoehybrid": _MAMBA | {"input_linear", "output_linear"},
-    "lfm2": _CONVOLUTION,
-    "lfm2_moe": _CONVOLUTION,
-    "nemotron_h": _MAMBA,
-    "qwen3_5": _DELTA_NET,
-    "qwen3_5_text": _DELTA_NET,
-}
-"""The other layers with LoRA in vLLM, by `model_type`: of Mamba, convolutions, linear attention, and Gemma's embeddings
-per layer."""
 _VOCABULARY_LAYERS = {"embed_tokens", "lm_head"}
 FAMILIES_WITH_VOCABULARY_LORA = frozenset(
     {
@@ -183,7 +167,6 @@ def _of_config(adapter: Adapter) -> list[str]:
 
 def _of_tensors(adapter: Adapter) -> list[str]:
     problems = []
-    layers = _LAYERS | MORE_LAYERS.get(adapter.model_type, frozenset())
     for name, shape in sorted(adapter.shapes.items()):
         found = _LORA_WEIGHT.fullmatch(name)
         if found is None:
@@ -193,7 +176,7 @@ def _of_tensors(adapter: Adapter) -> list[str]:
         layer = found["layer"].rpartition(".")[2]
         if layer in _VOCABULARY_LAYERS:
             problems += _of_vocabulary_layer(adapter, layer, found, shape)
-        elif layer not in layers:
+        elif layer not in _LAYERS:
             problems.append(f"it adapts the layer {layer}, for which the server does not support LoRA")
     return problems
 
