@@ -139,19 +139,18 @@ test-learn: $(READY) $(LLAMA) ## Real training on the CPU
 	@$(PYTEST) $(PARALLEL) --dist loadfile --no-loadscope-reorder -m 'not long' tests/learn
 
 .PHONY: test-serving
-test-serving: $(READY) $(VLLM) $(TEMPLATES) ## Small models of the known families, served by the real vLLM on the CPU; leaves build/serving/report.json
-	@$(PYTEST) --numprocesses 0 -m 'not long' tests/serving
+test-serving: $(READY) $(VLLM) ## Small models of the known families, served by the real vLLM on the CPU; leaves build/serving/report.json
+	@$(PYTEST) --numprocesses 0 tests/serving
 
 .PHONY: serving-page
-serving-page: $(READY) $(VLLM) $(TEMPLATES) ## Measure them and write docs/reference/serving.md
+serving-page: $(READY) $(VLLM) ## Measure them and write docs/reference/serving.md
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tunemill_dev.serving .
 
 .PHONY: test-long
-test-long: $(READY) $(VLLM) $(LLAMA) $(TEMPLATES) ## What takes hours: more mutations of objects and replies, other examples of property tests, training with other seeds and on a CPU that rounds otherwise
+test-long: $(READY) $(VLLM) $(LLAMA) ## What takes hours: more mutations of objects and replies, other examples of property tests, training with other seeds and on a CPU that rounds otherwise
 	@TUNEMILL_FUZZ=100000 $(PYTEST) $(PARALLEL) tests/property/test_hostile_objects.py --timeout 14400
 	@$(PYTEST) -rP tests/kube/test_fuzz.py --mutations 100000 --serve-within 5 --timeout 43200
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tunemill_dev.agreement . --replies 20000
-	@$(PYTEST) --numprocesses 0 -m long tests/serving
 	@OMP_NUM_THREADS=1 nice $(BIN)/python -m tunemill_dev.fuzz --inputs $(FUZZ_INPUTS)
 	@for turn in 1 2 3; do $(PYTEST) $(PARALLEL) tests/property --hypothesis-profile other-examples; done
 	@for seed in 1 2 3; do $(PYTEST) $(PARALLEL) --dist loadfile tests/learn -m learns -rP --training-seed $$seed; done

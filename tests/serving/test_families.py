@@ -7,16 +7,13 @@ from serving.conftest import ROOT
 from tunemill_dev.serving import report
 from tunemill_dev.serving.cells import Cells, measure
 from tunemill_dev.serving.engines import Engines
-from tunemill_dev.serving.families import QUICK, SERVED
+from tunemill_dev.serving.families import SERVED
 from tunemill_dev.serving.training import trained
 
 pytestmark = pytest.mark.timeout(600)
 
 
-FAMILIES = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.long]) for name in SERVED]
-
-
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", SERVED)
 def test_a_family_is_served_as_it_was_trained(name: str, vllm: Engines, table: dict[str, Cells], tmp_path: Path):
     """Template, prompt tokens, parsers, the verdict about each kind of adapter, and the calls that a client gets."""
     table[name] = measure(trained(name), vllm, tmp_path)
@@ -25,5 +22,5 @@ def test_a_family_is_served_as_it_was_trained(name: str, vllm: Engines, table: d
 
 def test_the_page_shows_what_was_measured(table: dict[str, Cells]):
     """`make serving-page` writes it."""
-    shown = (ROOT / report.PAGE).read_text(encoding="utf-8").splitlines(keepends=True)
-    assert [row for row in map(report.row, table, table.values()) if row not in shown] == []
+    shown = (ROOT / report.PAGE).read_text(encoding="utf-8").splitlines()
+    assert [line for line in report.page(ROOT, table).splitlines() if line not in shown] == []

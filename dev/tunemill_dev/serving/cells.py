@@ -41,7 +41,6 @@ class Cells:
         own_template: whether it is the base model's own template.
         template_from: where the template comes from.
         served_as: "adapter" or "merged".
-        refused: why vLLM does not run the family on a CPU, in its own words; empty if it does.
         notes: what is wrong, or cannot be tested, and why.
     """
 
@@ -53,7 +52,6 @@ class Cells:
     own_template: bool = False
     template_from: str = ""
     served_as: str = ""
-    refused: str = ""
     notes: list[str] = field(default_factory=list)
 
     @property

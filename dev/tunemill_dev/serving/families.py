@@ -67,8 +67,6 @@ class Small:
 
 SERVED = ("Llama 3", "Qwen3", "FunctionGemma", "Mistral", "Gemma 3", "Qwen2.5", "xLAM")
 """The families that are measured."""
-QUICK = ("Llama 3", "Qwen3", "FunctionGemma", "Mistral", "Gemma 3", "Qwen2.5", "xLAM")
-"""Those of `make test-serving`: every parser, and every kind of template."""
 
 
 def _of_trl(name: str) -> tuple[str, str]:

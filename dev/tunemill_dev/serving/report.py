@@ -27,7 +27,6 @@ few tool calls. This page shows the result.
 - Verdicts: for each kind of adapter, the server loads it and gives the probabilities of PEFT exactly if Tunemill says
   that it can.
 - Round trip: an OpenAI client gets the calls, the text and the reasoning of the rows, streamed and not.
-- Not run: vLLM does not start a model of the family on a CPU, with its own reason.
 
 | family | template | carries tools | prompt tokens | same calls | verdicts | served as | round trip |
 |---|---|---|---|---|---|---|---|
@@ -35,10 +34,10 @@ few tool calls. This page shows the result.
 
 
 def write(root: Path, found: Mapping[str, Cells]) -> None:
-    """Write the report, without the families that vLLM does not run."""
+    """Write the report."""
     path = root / REPORT
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, dict[str, Any]] = {name: asdict(cells) for name, cells in found.items() if not cells.refused}
+    rows: dict[str, dict[str, Any]] = {name: asdict(cells) for name, cells in found.items()}
     families = {name: {column: row[column] for column in _COLUMNS} for name, row in rows.items()}
     path.write_text(json.dumps({"families": families}, indent=2) + "\n", encoding="utf-8")
 
@@ -51,9 +50,6 @@ def page(root: Path, found: Mapping[str, Cells]) -> str:
 def row(name: str, cells: Cells) -> str:
     """Return a family's row of the page."""
     template = cells.template_from if cells.own_template else "Tunemill"
-    if cells.refused:
-        reason = cells.refused.replace("|", "\\|")
-        return f"| {name} | {template} | {_word(cells.template)} | not run: {reason} | | | | |\n"
     return (
         f"| {name} | {template} | {_word(cells.template)} | {_word(cells.prompt_tokens_equal)} "
         f"| {100 * cells.parser_agreement:.0f} % | {_word(cells.servable_verdict_right)} | {cells.served_as} "
