@@ -84,8 +84,9 @@ def _configurations(base: Any) -> dict[str, Any]:  # noqa: ANN401
     from tunemill_trainer.learn.adapter import adapter_config
 
     # Tunemill's configuration of IA3 has the names of all layers that get an adapter.
-    ia3 = Ia3(targetModules=["all-linear"], feedforwardModules=[])
+    ia3 = Ia3(target_modules=["all-linear"], feedforward_modules=[])
     every = adapter_config(Adapter(method=AdapterMethod.IA3, ia3=ia3), base, NO_TOKENS, STEPS)
+    assert every is not None
     linear = sorted(every.target_modules)
     task = {"task_type": "CAUSAL_LM"}
     lora = {"r": 8, "lora_alpha": 16, "target_modules": linear, **task}
