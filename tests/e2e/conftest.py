@@ -1,7 +1,7 @@
 """A cluster with Tunemill, and a separate namespace for each test; a failed test leaves diagnostics.
 
-Two workers share the cluster. Tests that reinstall the chart belong to one group (`xdist_group("chart")`), so that
-only one worker does.
+Two workers share the cluster. Tests that reinstall the chart, or cannot run while another one does, belong to one group
+(`xdist_group("chart")`), so that one worker runs them in turn.
 """
 
 import json

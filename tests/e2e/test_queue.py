@@ -10,7 +10,7 @@ from e2e.world import World
 from kube import queues
 from tunemill_api.constants import PLURAL
 from tunemill_api.status import Phase, StageState
-from tunemill_dev.cluster import binaries, up
+from tunemill_dev.cluster import binaries, running
 from tunemill_dev.kubectl import run
 from tunemill_dev.testbed import Testbed
 
@@ -21,7 +21,8 @@ NAMESPACE = "kueue-system"
 QUOTA = {"cpu": "500m", "memory": "64Gi", "ephemeral-storage": "1Ti"}
 """Half a core in all, which is what a train pod of this test requests."""
 POD_TEMPLATES = {"train": {"resources": {"requests": {"cpu": "500m", "memory": "256Mi"}, "limits": {"cpu": "1"}}}}
-pytestmark = pytest.mark.timeout(1500, func_only=True)
+# While Kueue starts, its webhooks refuse every Deployment, so that the chart cannot be installed beside this test.
+pytestmark = [pytest.mark.timeout(1500, func_only=True), pytest.mark.xdist_group("chart")]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def _image(cluster: str, context: Path) -> str:
     (context / "Dockerfile").write_text(
         'FROM scratch\nCOPY manager /manager\nUSER 65532:65532\nENTRYPOINT ["/manager"]\n'
     )
-    return up(cluster).build_image("kueue", context, context / "Dockerfile")
+    return running(cluster).build_image("kueue", context, context / "Dockerfile")
 
 
 @pytest.mark.usefixtures("kueue")
