@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import islice
 from random import Random
 from string import ascii_lowercase
 
@@ -16,7 +17,7 @@ from pydantic import JsonValue
 from tunemill_api.data import Augmentation
 from tunemill_api.scalars import AUTO
 
-from tunemill_trainer.data.dataset import Dataset
+from tunemill_trainer.data.dataset import Dataset, Features
 from tunemill_trainer.data.rows import Call, JsonObject, Message, Role, Row, Tool
 
 LARGEST_POOL = 512
@@ -98,11 +99,17 @@ class Augmenter:
     pool: tuple[Tool, ...] = ()
 
     @classmethod
-    def for_dataset(cls, settings: Augmentation, dataset: Dataset) -> "Augmenter":
-        """Return the augmenter for a data set that was read. Auto is resolved here."""
-        abstaining = dataset.features.abstaining >= _ABSTAINING_FRACTION * dataset.features.rows
-        auto_irrelevant = 0.0 if abstaining else _AUTO_IRRELEVANT
-        irrelevant = auto_irrelevant if settings.irrelevant_rows == AUTO else float(settings.irrelevant_rows)
+    def of(cls, settings: Augmentation, features: Features, rows: Iterable[Row]) -> "Augmenter":
+        """Return the augmenter for a data set, with Auto resolved.
+
+        Args:
+            settings: spec.dataset.augmentation.
+            features: the features of all rows.
+            rows: training rows. Their tools are the distractors, as many as are needed.
+        """
+        abstaining = features.abstaining >= _ABSTAINING_FRACTION * features.rows
+        auto = 0.0 if abstaining else _AUTO_IRRELEVANT
+        irrelevant = auto if settings.irrelevant_rows == AUTO else float(settings.irrelevant_rows)
         return cls(
             seed=settings.seed,
             shuffle=settings.shuffle_tools,
@@ -110,7 +117,7 @@ class Augmenter:
             masked=float(settings.masked_names),
             irrelevant=irrelevant,
             answers=(settings.irrelevance_answer,) if settings.irrelevance_answer else ANSWERS,
-            pool=_tools_of(dataset) if settings.distractor_tools or irrelevant else (),
+            pool=_distinct_tools(rows) if settings.distractor_tools or irrelevant else (),
         )
 
     def change(self, row: Row, number: int) -> Changed:
@@ -166,17 +173,22 @@ class Augmenter:
         return Row((*prompt, declined), tuple(random.sample(tools, len(tools))), row.source)
 
 
-def _tools_of(dataset: Dataset) -> tuple[Tool, ...]:
-    """Return tools of training rows, each name once. Held-out rows give none: their tools must stay unknown."""
+def training_rows(dataset: Dataset) -> Iterator[Row]:
+    """Yield rows from all parts of a data set. Held-out rows are not used: their tools must stay unknown."""
     stride = max(1, dataset.kept // _POOL_ROWS)
-    pool: dict[str, Tool] = {}
-    for number, line in enumerate(dataset.lines()):
-        if number % stride or len(pool) >= LARGEST_POOL:
-            continue
+    for line in islice(dataset.lines(), 0, None, stride):
         item = dataset.row(line)
         if not item.held_out:
-            for tool in item.row.tools:
-                pool.setdefault(tool.name, tool)
+            yield item.row
+
+
+def _distinct_tools(rows: Iterable[Row]) -> tuple[Tool, ...]:
+    pool: dict[str, Tool] = {}
+    for row in rows:
+        for tool in row.tools:
+            pool.setdefault(tool.name, tool)
+        if len(pool) >= LARGEST_POOL:
+            break
     return tuple(pool.values())[:LARGEST_POOL]
 
 

@@ -27,7 +27,7 @@ from tunemill_trainer.chat.examples import Examples, RowEncoder, UnusableRow
 from tunemill_trainer.chat.templates import Choice
 from tunemill_trainer.chat.tokenizer import Vocabulary
 from tunemill_trainer.data import dataset as data
-from tunemill_trainer.data.augmentation import Augmenter, Change
+from tunemill_trainer.data.augmentation import Augmenter, Change, training_rows
 from tunemill_trainer.data.dataset import Dataset, ReadOptions
 from tunemill_trainer.data.files import Data
 from tunemill_trainer.data.rows import JsonObject, Tool
@@ -289,7 +289,7 @@ def _encode(
 
 def _write_examples(context: StageContext, dataset: Dataset, choice: Choice, writer: PreparedWriter) -> Examples:
     training, settings = context.spec.training, context.spec.dataset.augmentation
-    augmenter = None if settings is None else Augmenter.for_dataset(settings, dataset)
+    augmenter = None if settings is None else Augmenter.of(settings, dataset.features, training_rows(dataset))
     encoder = RowEncoder(choice, training.max_length, training.loss_on is LossOn.ALL, augmenter)
     unfit: list[UnusableRow] = []
 

@@ -8,7 +8,7 @@ import pytest
 from trainer.data.building import a_row, calls, openai_row, says, some_data, user
 from tunemill_api.data import Augmentation, Dataset
 from tunemill_trainer.data import dataset as data
-from tunemill_trainer.data.augmentation import ANSWERS, Augmenter, Change
+from tunemill_trainer.data.augmentation import ANSWERS, Augmenter, Change, training_rows
 from tunemill_trainer.data.rows import Call, Message, Role, Tool
 from tunemill_trainer.data.tools import call_problems
 
@@ -192,6 +192,11 @@ def a_dataset(folder, rows):
     return data.read(spec, data.ReadOptions(), some_data(folder, rows), None, folder / "spool", lambda: None)
 
 
+def an_augmenter(dataset, settings=None):
+    """The augmenter that prepare would use."""
+    return Augmenter.of(settings or Augmentation(), dataset.features, training_rows(dataset))
+
+
 def with_own_tool(number):
     """A row that offers a tool of its own, too."""
     row = openai_row(f"What is the weather in town {number}?")
@@ -204,7 +209,7 @@ def test_the_pool_has_no_tool_of_held_out_rows(tmp_path):
     dataset = a_dataset(tmp_path, [with_own_tool(number) for number in range(60)])
     held_out = {tool.name for item in dataset if item.held_out for tool in item.row.tools}
     trained = {tool.name for item in dataset if not item.held_out for tool in item.row.tools}
-    pool = {tool.name for tool in Augmenter.for_dataset(Augmentation(), dataset).pool}
+    pool = {tool.name for tool in an_augmenter(dataset).pool}
     assert pool == trained
     assert held_out - trained
 
@@ -216,7 +221,7 @@ def test_auto_adds_no_rows_without_suitable_tool_to_data_that_has_some(tmp_path)
     calling = [openai_row(f"What is the weather in town {number}?") for number in range(18)]
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    assert Augmenter.for_dataset(Augmentation(), a_dataset(tmp_path / "a", calling)).irrelevant == 0.1
-    assert Augmenter.for_dataset(Augmentation(), a_dataset(tmp_path / "b", [*calling, declined])).irrelevant == 0
+    assert an_augmenter(a_dataset(tmp_path / "a", calling)).irrelevant == 0.1
+    assert an_augmenter(a_dataset(tmp_path / "b", [*calling, declined])).irrelevant == 0
     set_by_user = Augmentation(irrelevant_rows="0.2")
-    assert Augmenter.for_dataset(set_by_user, a_dataset(tmp_path / "b", [*calling, declined])).irrelevant == 0.2
+    assert an_augmenter(a_dataset(tmp_path / "b", [*calling, declined]), set_by_user).irrelevant == 0.2
