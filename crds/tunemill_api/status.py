@@ -74,7 +74,9 @@ class DatasetFacts(StatusModel):
     rows: int
     """Number of rows that were read."""
     train_rows: int
-    """Number of training rows."""
+    """Number of training rows, without those that augmentation adds."""
+    added_rows: int = 0
+    """Number of training rows that augmentation adds."""
     evaluation_rows: int
     """Number of held-out rows."""
     invalid_rows: int = 0

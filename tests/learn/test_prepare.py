@@ -163,6 +163,22 @@ def test_the_same_data_is_not_prepared_again(site):
     assert {first.key, other.key} <= referred, "nobody may take away what a run has prepared"
 
 
+def test_augmentation_changes_the_training_rows_only(site):
+    """The added rows are counted; the cases and their number stay."""
+    plain, _, before = site.prepare()
+    facts, executed, after = site.prepare(dataset={"augmentation": {"irrelevantRows": "0.5"}})
+    assert executed
+    assert facts.key != plain.key
+    assert after.cases_path.read_text() == before.cases_path.read_text()
+    added = facts.dataset.added_rows
+    assert added > 0
+    assert pq.read_table(after.train_path).num_rows == pq.read_table(before.train_path).num_rows + added
+    counts = json.loads(after.report_path.read_text())["augmentation"]
+    assert counts["irrelevantRows"] == added
+    assert min(counts["shuffledTools"], counts["distractorTools"], counts["maskedNames"]) > 0
+    assert facts.dataset.train_rows == plain.dataset.train_rows
+
+
 def test_a_prefix_is_read_in_the_order_of_its_keys(site):
     """All files of known endings below a prefix are one data set; cases say from which file they come."""
     site.put(rows(60)[30:], "many/b.jsonl")

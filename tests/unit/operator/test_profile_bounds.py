@@ -104,6 +104,7 @@ HARMLESS: dict[str, str] = {
     "dataset.evaluation": _ROWS,
     "dataset.maxInvalidFraction": _ROWS,
     "dataset.maxRows": _ROWS,
+    "dataset.augmentation": _ROWS,
     "tools": _NAMESPACE,
     "tokenizer.chatTemplate": f"{_NAMESPACE}, in a sandbox",
     "tokenizer": _LEARNING,
