@@ -338,7 +338,22 @@ class Operation(RuleBasedStateMachine):
         assert (world.status.history[0].id, world.status.history[0].result) == (world.status.run.id, "Succeeded")
 
 
+class GroupOperation(Operation):
+    """The same with an object whose pods on several nodes have just been made, so that more happens to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(compute={"nodes": 3, "startTimeout": "5m"})
+        for _ in range(2):
+            self.world.settle()
+            self.world.seconds += 10
+            if self.world.live_pods()[0]["stages"].keys() == {"prepare"}:
+                self.world.run_pod(key=self.data)
+
+
 TestOperation = pytest.mark.slow(Operation.TestCase)
 TestOperation.settings = settings(
     max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+TestGroupOperation = pytest.mark.slow(GroupOperation.TestCase)
+TestGroupOperation.settings = TestOperation.settings

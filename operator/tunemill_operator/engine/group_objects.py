@@ -42,6 +42,11 @@ def service_name(job: str) -> str:
     return job if job[0].isalpha() else f"n-{job}"
 
 
+def companion_names(job: str) -> dict[str, str]:
+    """Return the names of the companions of a Job, by kind."""
+    return {"Service": service_name(job), "NetworkPolicy": job}
+
+
 def companions_of(job: Manifest) -> tuple[Manifest, ...]:
     """Return the Service and the NetworkPolicy of a Job, which are created before it. Nothing for one node."""
     if job["spec"].get("completionMode") != "Indexed":
