@@ -51,7 +51,9 @@ def companions_of(job: Manifest) -> tuple[Manifest, ...]:
     """Return the Service and the NetworkPolicy of a Job, which are created before it. Nothing for one node."""
     if job["spec"].get("completionMode") != "Indexed":
         return ()
-    metadata, pods = job["metadata"], {"matchLabels": {LABEL_JOB_NAME: job["metadata"]["name"]}}
+    metadata = job["metadata"]
+    own = {constants.LABEL_FINETUNE: metadata["labels"][constants.LABEL_FINETUNE], LABEL_JOB_NAME: metadata["name"]}
+    pods = {"matchLabels": own}
     common = {name: metadata[name] for name in ("namespace", "ownerReferences")}
     common["labels"] = {
         name: metadata["labels"][name]
@@ -65,7 +67,7 @@ def companions_of(job: Manifest) -> tuple[Manifest, ...]:
             "clusterIP": "None",
             # The pods look for each other before they are ready.
             "publishNotReadyAddresses": True,
-            "selector": pods["matchLabels"],
+            "selector": own,
             "ports": [{"name": "coordinator", "port": constants.COORDINATOR_PORT}],
         },
     }
