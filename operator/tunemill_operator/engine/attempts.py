@@ -8,7 +8,7 @@ from tunemill_api.failures import FINAL_EXIT_CODES, ExitCode, Reason
 from tunemill_api.stage_report import Stage, StageReport
 from tunemill_api.status import CutShort, StageState, StageStatus
 
-from tunemill_operator.engine.groups import group_pods
+from tunemill_operator.engine.groups import attempts_of
 from tunemill_operator.engine.objects import Container, Ended, Job, Pod, end_within, reports_of
 from tunemill_operator.engine.observe import Observed, Progress
 
@@ -45,7 +45,7 @@ def read(
     entry = entry.model_copy(update={"job": job.meta.name})
     starts = set()
     known = [each.started_at for each in (entry, train) if each.started_at]
-    for pod in group_pods(observed.pods_of(job), job.nodes, max(known, default=None), now):
+    for pod in attempts_of(observed.pods_of(job), job.nodes, max(known, default=None), now):
         run = _run_of(stage, pod, entry.key, train, observed.progress, now)
         if run is None or run.started_at is None:
             continue

@@ -25,15 +25,23 @@ class _Attempt:
     """The pods that still exist, by index."""
 
 
-def group_pods(pods: Sequence[Pod], nodes: int, since: datetime | None, now: datetime) -> tuple[Pod, ...]:
-    """Return one pod for each attempt, each failed pod that took part in none, and one for the pods that start.
+def attempts_of(pods: Sequence[Pod], nodes: int, since: datetime | None, now: datetime) -> tuple[Pod, ...]:
+    """Return one pod for each attempt, oldest first.
 
     Args:
         pods: the pods of a Job.
-        nodes: how many of them run together. With 1, the pods are returned unchanged.
+        nodes: how many of them run together. With 1, each pod is an attempt.
         since: a time at which all pods of the recorded attempt ran. None if there is none. Pods that ended before it
             are left out.
         now: the time.
+    """
+    return tuple(pods) if nodes == 1 else tuple(_view(each, nodes, now) for each in _attempts(pods, nodes, since))
+
+
+def group_pods(pods: Sequence[Pod], nodes: int, since: datetime | None, now: datetime) -> tuple[Pod, ...]:
+    """Return the attempts, failed pods that took part in none, and the pods that start as one pod, which comes last.
+
+    The arguments are those of `attempts_of`.
     """
     if nodes == 1:
         return tuple(pods)
@@ -121,6 +129,10 @@ def _stages(
     if done:
         train = replace(done[0], started_at=running.started_at)
         time = done[0].ended.finished_at if done[0].ended else running.started_at
+        if ended and failed and failed.name != Stage.EVALUATE:
+            # Another pod failed at the end of train, which the first one had done.
+            reports = [item.model_copy(update={"stage": Stage.EVALUATE}) for item in reports_of(failed) if item.failure]
+            ended = replace(ended, message=reports[-1].termination_message() if reports else ended.message)
         return train, replace(running, name=Stage.EVALUATE.value, started_at=time, ended=ended)
     if failed is None or failed.name == running.name:
         return (replace(running, ended=ended),)

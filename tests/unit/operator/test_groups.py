@@ -175,6 +175,37 @@ def test_a_failure_before_the_group_has_started_is_that_of_the_run():
     assert (world.status.failure.reason, world.status.failure.message) == (Reason.CUDA_OUT_OF_MEMORY, "too small")
 
 
+def test_a_pod_that_fails_at_the_end_of_train_does_not_undo_it():
+    """The first pod has written the output; the failure keeps its reason, and evaluate is what is tried again."""
+    world = a_training_group(retry={"limit": 0})
+    first, second, third = world.live_pods()
+    world.hears_ends = False
+    world.succeed(first)
+    world.fail(second, Reason.S3_UNREACHABLE, "of the second")
+    for pod in (first, third):
+        world.notice(pod)
+    world.settle()
+    assert entry(world, Stage.TRAIN).state is StageState.SUCCEEDED
+    failure = world.status.failure
+    assert (failure.stage, failure.reason, failure.message) == ("evaluate", Reason.S3_UNREACHABLE, "of the second")
+
+
+def test_a_pod_that_ends_before_the_group_has_started_is_no_attempt():
+    """It is replaced alone, and the others wait for it."""
+    world = a_group()
+    first, second, _ = world.live_pods()
+    for pod in (first, second):
+        world.start(pod)
+    world.settle()
+    world.drain(first)
+    world.settle()
+    train = entry(world, Stage.TRAIN)
+    assert (train.attempts, train.preemptions, train.restarts, train.state) == (0, 0, {}, StageState.PENDING)
+    start_all(world)
+    world.settle()
+    assert entry(world, Stage.TRAIN).attempts == 1
+
+
 def test_failures_that_a_retry_can_fix_are_bounded_for_each_index():
     """As often as in the only pod of a Job."""
     world = a_training_group(retry={"limit": 2})

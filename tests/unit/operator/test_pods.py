@@ -572,7 +572,11 @@ def test_names_of_groups_fit_into_host_names(name: str) -> None:
 def test_one_node_is_the_job_that_it_was() -> None:
     """Nothing of a running Job changes with the number of nodes that it has always had."""
     assert a_job("train", compute={"nodes": 1}) == a_job("train")
-    assert a_job("prepare", compute={"nodes": 4}) == a_job("prepare")
+    for label in ("prepare", "publish"):
+        many, one = (a_job(label, compute={"nodes": nodes}) for nodes in (4, 1))
+        for job in (many, one):
+            del job["spec"]["template"]["metadata"]["annotations"][constants.ANNOTATION_RUN_SPEC]
+        assert many == one, "only train runs on several nodes"
     assert digest(compute={"nodes": 1, "startTimeout": "1h"}) == digest()
     assert digest(compute={"nodes": 2}) != digest()
 
