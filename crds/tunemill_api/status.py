@@ -309,8 +309,8 @@ class StageStatus(StatusModel):
     """When the stage ended."""
     earlier_seconds: Annotated[int, Field(ge=0)] = 0
     """Running time in seconds of earlier pods of the stage. It counts against spec.maxRuntime."""
-    nodes: Annotated[int, Field(ge=1)] = 1
-    """Number of pods that run the stage together, or ran it last."""
+    nodes: Annotated[int, Field(ge=0)] = 0
+    """Number of pods that run the stage together, or ran it last. Absent with one pod."""
     gpus: Annotated[int, Field(ge=0)] = 0
     """Number of GPUs of the current pod, or of the last one; with compute.nodes above 1, of all its pods."""
     earlier_gpu_seconds: Annotated[int, Field(ge=0)] = 0

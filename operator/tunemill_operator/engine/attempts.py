@@ -109,7 +109,8 @@ def _with_run(
 def _next_attempt(entry: StageStatus, started_at: datetime, nodes: int, gpus: int) -> StageStatus:
     """Return the record with a new run. A previous run without a known end ends at the start of the new one."""
     earlier = closed(stopped(entry, started_at))
-    new_run = {"started_at": started_at, "attempts": entry.attempts + 1, "nodes": nodes, "gpus": nodes * gpus}
+    new_run = {"started_at": started_at, "attempts": entry.attempts + 1, "gpus": nodes * gpus}
+    new_run["nodes"] = nodes if nodes > 1 else 0
     no_trouble = {"cut_short": None, "start_timeouts": 0, "next_start": None}
     return earlier.model_copy(update={**new_run, **no_trouble})
 
@@ -123,7 +124,7 @@ def _counted(entry: StageStatus, run: Container, pod: Pod) -> StageStatus:
         return ended_early(entry, CutShort.OUT_OF_MEMORY, memory_kills=entry.memory_kills + 1)
     if code == ExitCode.INTERRUPTED or (code != 0 and pod.disrupted):
         return ended_early(entry, CutShort.PREEMPTED, preemptions=entry.preemptions + 1)
-    if entry.nodes == 1 or code in (None, 0) or code in FINAL_EXIT_CODES:
+    if entry.nodes <= 1 or code in (None, 0) or code in FINAL_EXIT_CODES:
         return entry
     if code == ExitCode.PEER_LOST:
         return ended_early(entry, CutShort.PEER_LOST, peer_losses=entry.peer_losses + 1)

@@ -364,7 +364,7 @@ def test_other_nodes_replace_the_job_and_repeat_nothing_that_is_done():
     (pod,) = world.live_pods()
     world.start(pod)
     world.settle()
-    assert (entry(world, Stage.TRAIN).nodes, entry(world, Stage.TRAIN).key) == (1, key)
+    assert (entry(world, Stage.TRAIN).nodes, entry(world, Stage.TRAIN).key) == (0, key)
     assert entry(world, Stage.PREPARE).attempts == 1
     run_to_the_end(world)
 
