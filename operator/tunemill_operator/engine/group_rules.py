@@ -20,7 +20,7 @@ LONGEST_PAUSE = timedelta(minutes=30)
 """Pause after pods could not all start. It doubles each time, so that they hold GPUs for a small part of the time."""
 _UNREACHABLE = (
     "Check that the network and the NetworkPolicies of the namespace let the pods of the run reach each other on all "
-    "ports (docs/how-to/security.md); then set the annotation tunemill.dev/requested-at to a new value."
+    "ports (docs/how-to/private-networks.md); then set the annotation tunemill.dev/requested-at to a new value."
 )
 
 
