@@ -1,5 +1,7 @@
 """Runs on several nodes, with the Job controller of a real control plane."""
 
+from typing import Any
+
 import pytest
 from kube.api import ApiError
 from kube.kubelet import Runs, Waits, eventually, fails
@@ -8,22 +10,24 @@ from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
 
 pytestmark = pytest.mark.usefixtures("operator")
+Json = dict[str, Any]
 INDEX = "batch.kubernetes.io/job-completion-index"
 
 
-def train_of(namespace: Namespace, name: str):
+def train_of(namespace: Namespace, name: str) -> Json:
     """Return what is recorded about train."""
-    return next(entry for entry in namespace.status(name)["stages"] if entry["name"] == "train")
+    entries: list[Json] = namespace.status(name).get("stages", [])
+    return next((entry for entry in entries if entry["name"] == "train"), {})
 
 
-def live_pods(namespace: Namespace, name: str):
+def live_pods(namespace: Namespace, name: str) -> list[Json]:
     """Return the pods that have not ended, by index."""
     ended = ("Succeeded", "Failed")
     pods = [pod for pod in namespace.pods(name) if pod["status"].get("phase") not in ended]
     return sorted(pods, key=lambda pod: int(pod["metadata"]["labels"].get(INDEX, 0)))
 
 
-def companions(namespace: Namespace):
+def companions(namespace: Namespace) -> set[str]:
     """Return the names of Services and NetworkPolicies."""
     policies = f"/apis/networking.k8s.io/v1/namespaces/{namespace.name}/networkpolicies"
     items = [*namespace.plane.api.get(namespace.path("services"))["items"], *namespace.plane.api.get(policies)["items"]]
@@ -64,6 +68,7 @@ def test_a_pod_that_is_killed_costs_one_restart_of_all(plane: Plane, namespace: 
 
 def test_one_index_that_keeps_failing_ends_the_run(plane: Plane, namespace: Namespace) -> None:
     """After as many retries as the only pod of another run has, with its own reason; the others are stopped."""
+    plane.kubelet.behave("failing", Stage.TRAIN, Runs())
     plane.kubelet.of_index["failing", "train", 1] = fails(Stage.TRAIN, Reason.S3_UNREACHABLE, "of the second")
     namespace.apply("failing", compute={"nodes": 2}, retry={"limit": 1})
     failure = namespace.wait_for("failing", "Failed")["failure"]
