@@ -356,4 +356,4 @@ TestOperation.settings = settings(
     max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestGroupOperation = pytest.mark.slow(GroupOperation.TestCase)
-TestGroupOperation.settings = TestOperation.settings
+TestGroupOperation.settings = settings(TestOperation.settings, max_examples=40)
