@@ -256,7 +256,8 @@ class StageState(StrEnum):
 
 class CutShort(StrEnum):
     """Why a pod, or all pods of a run on several nodes, ended early. Reasons other than PodFailed, which only runs on
-    several nodes have, have a counter in the status of the stage."""
+    several nodes have, have a counter in the status of the stage.
+    """
 
     PREEMPTED = "Preempted"
     NO_PROGRESS = "NoProgress"

@@ -25,6 +25,7 @@ _REPORTED = (
     "mean_token_accuracy",
     "forward_pass_tokens",
     "checkpointed_layers",
+    "waiting_share",
 )
 
 

@@ -119,9 +119,7 @@ class StochasticAdamW8bit(AdamW8bit):
         p.grad = gradient
 
 
-def round_stochastically(
-    tensor: torch.Tensor, rounded: torch.Tensor, generator: torch.Generator | None = None
-) -> None:
+def round_stochastically(tensor: torch.Tensor, rounded: torch.Tensor, generator: torch.Generator | None = None) -> None:
     """Write an FP32 tensor to a BF16 tensor with stochastic rounding, which is exact on average.
 
     Args:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -76,6 +77,8 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
         self._dealt_tokens = memory_settings.pass_tokens
         self._saved_memory = False
         self._gradients: GradientSum | None = None
+        self._busy: list[tuple[float, float]] = []
+        """Seconds of the passes of each step since the last log: mean over the ranks, and those of the slowest one."""
         self._too_large = too_large
         self._fragmented = False
         self._padded = padded
@@ -101,6 +104,7 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
         supervised = sum(passes.supervised(row) for row in step)
         rows = self._share(step)
         lengths = [len(row["input_ids"]) for row in rows]
+        started_at = time.perf_counter()
         self._start_gradients(model)
         while isinstance(loss := attempt(lambda: self._all_passes(model, rows, supervised)), Shortage):
             # Discard the gradients of the passes that did fit: all rows are computed again.
@@ -111,7 +115,7 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
                 continue
             smaller = halved(lengths, self.memory_settings.pass_tokens, padded=self._padded)
             self._save_memory(loss, self.memory_settings.reduced(smaller), lengths)
-        loss = self._add_over_ranks(loss)
+        loss = self._add_over_ranks(loss, started_at)
         self._right += self._right_of_step
         self._supervised += supervised
         self._total_train_tokens += sum(len(row["input_ids"]) for row in step)
@@ -128,16 +132,26 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
             model.zero_grad()
             return
         if self._gradients is None:
-            self._gradients = GradientSum(model.parameters(), self._ranks, figures=4)
+            self._gradients = GradientSum(model.parameters(), self._ranks, figures=4 + self._ranks.count)
         self._gradients.start()
 
-    def _add_over_ranks(self, loss: torch.Tensor) -> torch.Tensor:
-        """Return the loss of the whole step. Gradients, metrics and memory settings become those of all ranks."""
+    def _add_over_ranks(self, loss: torch.Tensor, started_at: float) -> torch.Tensor:
+        """Return the loss of the whole step. Gradients, metrics and memory settings become those of all ranks.
+
+        Args:
+            loss: the contribution of this rank.
+            started_at: when it started its passes, in seconds.
+        """
         if self._gradients is None:
             return loss
         right = torch.stack(self._right_of_step).sum() if self._right_of_step else 0
-        figures = [loss, right, float(self._ranks.stop.signal.requested), float(self._saved_memory)]
-        total, right, stop, saved_memory = self._gradients.add(figures)
+        if loss.device.type == "cuda":
+            torch.cuda.synchronize()
+        busy = [0.0] * self._ranks.count
+        busy[self._ranks.index] = time.perf_counter() - started_at
+        stop, saved_memory = float(self._ranks.stop.signal.requested), float(self._saved_memory)
+        total, right, stop, saved_memory, *busy = self._gradients.add([loss, right, stop, saved_memory, *busy])
+        self._busy.append((sum(busy) / len(busy), max(busy)))
         self._right_of_step = [torch.tensor(int(right))]
         self._ranks.stop.agree(any_requested=stop > 0)
         if saved_memory:
@@ -210,6 +224,10 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
             layers = self.memory_settings.checkpointing.every_n_layers
             logs["forward_pass_tokens"] = self.memory_settings.pass_tokens
             logs["checkpointed_layers"] = 1 / layers if layers else 0.0
+        if self._busy:
+            mean, slowest = (sum(seconds) for seconds in zip(*self._busy, strict=True))
+            logs["waiting_share"] = 1 - mean / slowest
+            self._busy = []
         super().log(logs, start_time)
 
     @override
@@ -315,7 +333,7 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
         if memory.exists():  # checkpoints of earlier versions have none
             saved = MemorySettings.from_json(json.loads(memory.read_text()))
             self._use(self.memory_settings.minimum_with(saved))
-        if (folder / _BEST_FILE).exists():
+        if (folder / _BEST_FILE).exists() and self._ranks.first:
             for file in trainable_files(folder / _BEST_FILE):
                 shutil.copy(file, self._best.with_name(file.name))
         adalora = adalora_of(self.model)

@@ -18,9 +18,11 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
+from typing import Self
 
 from tunemill_api.constants import COORDINATOR_PORT, ENV_COORDINATOR, ENV_NODE_RANK, ENV_NODES
 from tunemill_api.failures import ExitCode, Reason
+from tunemill_api.run_spec import RunSpec
 
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.process import cpus
@@ -58,20 +60,22 @@ class Node:
     port: int
 
     @classmethod
-    def from_environment(cls, gpus: int, environment: Mapping[str, str] = os.environ) -> "Node":
+    def of(cls, run: RunSpec, environment: Mapping[str, str] = os.environ) -> Self:
         """Return the node that this process is on, as the operator describes it to the pod.
 
+        A local run has the ranks of all nodes on one machine.
+
         Args:
-            gpus: spec.compute.gpus. 0 is one process on the CPU.
+            run: the run, with spec.compute.
             environment: the environment variables.
 
         Raises:
             StageError: InvalidSpec, when the variables contradict each other.
         """
-        ranks = max(gpus, 1)
+        ranks = max(run.spec.compute.gpus, 1)
         count = int(environment.get(ENV_NODES, "1"))
         if count == 1:
-            return cls(0, 1, ranks, "127.0.0.1", 0)
+            return cls(0, 1, ranks * (run.spec.compute.nodes if run.local else 1), "127.0.0.1", 0)
         index = int(environment.get(ENV_NODE_RANK, "-1"))
         host, _, port = environment.get(ENV_COORDINATOR, "").partition(":")
         if not host or not 0 <= index < count:
@@ -109,7 +113,7 @@ class Ended:
     local_index: int
 
 
-def run(places: Sequence[Place], command: Sequence[Sequence[str]], *, gpus: int) -> Ended:
+def run(places: Sequence[Place], commands: Sequence[Sequence[str]], *, on_gpus: bool) -> Ended:
     """Start a process per rank and wait until all have ended.
 
     SIGTERM and SIGINT are forwarded as SIGTERM to every rank. When a rank fails, the others are killed: at once, or
@@ -117,15 +121,15 @@ def run(places: Sequence[Place], command: Sequence[Sequence[str]], *, gpus: int)
 
     Args:
         places: of the ranks of this node.
-        command: program and arguments of each rank.
-        gpus: number of GPUs of this node; each rank sees one of them. 0 for the CPU.
+        commands: program and arguments of each rank.
+        on_gpus: whether each rank sees a GPU of its own.
     """
-    return _Processes(places, command, gpus).run()
+    return _Processes(places, commands, on_gpus=on_gpus).run()
 
 
 class _Processes:
-    def __init__(self, places: Sequence[Place], command: Sequence[Sequence[str]], gpus: int) -> None:
-        self._places, self._command, self._gpus = places, command, gpus
+    def __init__(self, places: Sequence[Place], commands: Sequence[Sequence[str]], *, on_gpus: bool) -> None:
+        self._places, self._commands, self._on_gpus = places, commands, on_gpus
         self._running: dict[int, int] = {}
         """Local ranks by process id."""
         self._codes: dict[int, int] = {}
@@ -136,11 +140,11 @@ class _Processes:
 
     def run(self) -> Ended:
         with self._listening():
-            for place, command in zip(self._places, self._command, strict=True):
+            for place, command in zip(self._places, self._commands, strict=True):
                 pid = os.posix_spawn(
                     command[0],
                     command,
-                    _environment(place, self._gpus, len(self._places)),
+                    _environment(place, on_gpu=self._on_gpus),
                     setsigdef=[signal.SIGTERM, signal.SIGINT, signal.SIGPIPE],
                 )
                 self._running[pid] = place.local_index
@@ -226,15 +230,15 @@ def command_for(stage: str, options: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "tunemill_trainer", stage, *options]
 
 
-def _environment(place: Place, gpus: int, local_count: int) -> dict[str, str]:
+def _environment(place: Place, *, on_gpu: bool) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in _TORCH_VARIABLES}
     environment = {**kept, **place.to_environment()}
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, cpus.available() // local_count)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, cpus.available() // place.local_count)))
     # Each exchange then raises an error when a peer is lost, instead of aborting the process without a report.
     environment.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
-    if gpus:
+    if on_gpu:
         visible = kept.get(_DEVICES, "")
-        devices = visible.split(",") if visible else [str(at) for at in range(gpus)]
+        devices = visible.split(",") if visible else [str(at) for at in range(place.local_count)]
         # Each rank sees its own GPU only, as cuda:0.
         environment[_DEVICES] = devices[place.local_index] if place.local_index < len(devices) else ""
     return environment

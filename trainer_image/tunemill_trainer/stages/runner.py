@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -75,10 +75,11 @@ def main(stage: Stage, run_spec: Path, work: Path, report_path: Path) -> int:
     with stop.listening(exit_now, grace_seconds()):
         try:
             run = _load(run_spec)
-            node = Node.from_environment(run.spec.compute.gpus)
+            node = Node.of(run)
             if stage in _BY_ALL_RANKS and place.count == 1 and node.all_ranks > 1:
                 stop.check()
-                return _run_ranks(stage, node, run_spec, work, report_path, gpus=run.spec.compute.gpus)
+                places, on_gpus = node.places(), run.spec.compute.gpus > 0
+                return _run_ranks(stage, places, run_spec, work, report_path, on_gpus=on_gpus)
             report = run_stage(stage, run, work, Ranks(place, stop), started_at)
         except BaseException as error:  # noqa: BLE001 - every exception becomes a report and an exit code
             return end(_failure(error, work))
@@ -86,17 +87,18 @@ def main(stage: Stage, run_spec: Path, work: Path, report_path: Path) -> int:
         return ExitCode.DONE
 
 
-def _run_ranks(stage: Stage, node: Node, run_spec: Path, work: Path, report_path: Path, *, gpus: int) -> int:
+def _run_ranks(
+    stage: Stage, places: Sequence[Place], run_spec: Path, work: Path, report_path: Path, *, on_gpus: bool
+) -> int:
     """Run the stage in one process per rank of this node; leave the report of one of them, and return its exit code."""
     folder = work / "ranks"
     folder.mkdir(parents=True, exist_ok=True)
-    places = node.places()
     reports = [folder / f"{stage}-{place.local_index}.json" for place in places]
     for report in reports:
         report.unlink(missing_ok=True)
     options = ["--run-spec", str(run_spec), "--work", str(work), "--report"]
     commands = [rank_processes.command_for(stage, [*options, str(report)]) for report in reports]
-    ended = rank_processes.run(places, commands, gpus=gpus)
+    ended = rank_processes.run(places, commands, on_gpus=on_gpus)
     written = reports[ended.local_index]
     if written.exists():
         try:

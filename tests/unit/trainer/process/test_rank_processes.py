@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+from tunemill_api.finetune import FineTuneSpec
+from tunemill_api.run_spec import RunSpec
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.process import rank_processes
 from tunemill_trainer.process.rank_processes import Ended, Node
@@ -23,10 +25,10 @@ def ends(code: int, after: float = 0.0) -> str:
     return f"import sys, time; time.sleep({after}); sys.exit({code})"
 
 
-def run(*programs: str, gpus: int = 0) -> Ended:
+def run(*programs: str, on_gpus: bool = False) -> Ended:
     """Run each program as a rank of one node."""
     places = [Place(at, len(programs), at, len(programs), "127.0.0.1", 1) for at in range(len(programs))]
-    return rank_processes.run(places, [[sys.executable, "-c", program] for program in programs], gpus=gpus)
+    return rank_processes.run(places, [[sys.executable, "-c", program] for program in programs], on_gpus=on_gpus)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,7 @@ def run(*programs: str, gpus: int = 0) -> Ended:
     ids=["done", "own reason", "killed", "own reason after a lost peer", "stopped", "failed while stopping", "late"],
 )
 def test_the_pod_ends_with_the_reason_of_the_rank_that_failed(programs: tuple[str, ...], expected: Ended):
-    """Proves that a rank that fails ends the others, and that a lost peer counts only where there is no other reason."""
+    """Proves that a rank that fails ends the others, and that a lost peer counts only without another reason."""
     started = time.monotonic()
     assert run(*programs) == expected
     assert time.monotonic() - started < 30, "a rank was waited for although another one had failed"
@@ -118,7 +120,7 @@ time.sleep(60)
 import sys
 from tunemill_trainer.process import rank_processes
 from tunemill_trainer.process.ranks import Place
-rank_processes.run([Place(0, 2)], [[sys.executable, "-c", {rank!r}]], gpus=0)
+rank_processes.run([Place(0, 2)], [[sys.executable, "-c", {rank!r}]], on_gpus=False)
 """
     with subprocess.Popen([sys.executable, "-c", parent]) as process:
         while not file.exists() or not file.read_text():
@@ -150,30 +152,50 @@ def test_each_rank_sees_its_own_gpu(
         f"Path({str(tmp_path / str(at))!r}).write_text(json.dumps({{name: os.environ.get(name) for name in {wanted}}}))"
         for at in range(2)
     ]
-    assert run(*programs, gpus=2).code == 0
+    assert run(*programs, on_gpus=True).code == 0
     seen = [json.loads((tmp_path / str(at)).read_text()) for at in range(2)]
     assert [each["CUDA_VISIBLE_DEVICES"] for each in seen] == expected
     assert [Place.from_environment(each).index for each in seen] == [0, 1]
     assert [each["WORLD_SIZE"] for each in seen] == [None, None], "accelerate would start a group of its own"
 
 
+def a_run(*, local: bool = False, **compute: int) -> RunSpec:
+    """Return a run with these fields of spec.compute."""
+    spec = {
+        "baseModel": {"id": "acme/base"},
+        "dataset": {"uri": "s3://bucket/calls.jsonl"},
+        "publish": {"repository": "acme/tuned"},
+        "compute": compute,
+    }
+    return RunSpec(namespace="team", name="tools", run_id="r1", spec=FineTuneSpec.model_validate(spec), local=local)
+
+
+POD = {"TUNEMILL_NODES": "3", "TUNEMILL_NODE_RANK": "1", "TUNEMILL_COORDINATOR": "job-0.svc"}
+
+
 def test_a_node_has_a_rank_per_gpu_or_one_on_the_cpu():
     """Proves the numbering over nodes, and that one device needs no group."""
-    assert Node.from_environment(0, {}).all_ranks == 1
-    assert Node.from_environment(4, {}).all_ranks == 4
-    variables = {"TUNEMILL_NODES": "3", "TUNEMILL_NODE_RANK": "1", "TUNEMILL_COORDINATOR": "job-0.svc"}
-    node = Node.from_environment(2, variables)
+    assert Node.of(a_run(gpus=0), {}).all_ranks == 1
+    assert Node.of(a_run(gpus=4), {}).all_ranks == 4
+    node = Node.of(a_run(gpus=2, nodes=3), POD)
     assert [(place.index, place.count, place.local_index, place.node) for place in node.places()] == [
         (2, 6, 0, 1),
         (3, 6, 1, 1),
     ]
     assert (node.host, node.port) == ("job-0.svc", 29500)
-    assert Node.from_environment(0, variables | {"TUNEMILL_COORDINATOR": "host:31000"}).port == 31000
+    assert Node.of(a_run(gpus=0), POD | {"TUNEMILL_COORDINATOR": "host:31000"}).port == 31000
+
+
+def test_one_machine_has_the_ranks_of_all_nodes():
+    """Proves that `tunemill run` starts as many ranks as the manifest asks for, on the CPU also."""
+    assert [place.local_index for place in Node.of(a_run(gpus=0, nodes=2, local=True), {}).places()] == [0, 1]
+    assert Node.of(a_run(gpus=2, nodes=2, local=True), {}).all_ranks == 4
+    # A pod without the variables is the only one: an operator of an earlier version made it.
+    assert Node.of(a_run(gpus=0, nodes=2), {}).all_ranks == 1
 
 
 @pytest.mark.parametrize("wrong", [{"TUNEMILL_NODE_RANK": "3"}, {"TUNEMILL_COORDINATOR": ""}])
 def test_contradicting_variables_of_a_pod_are_refused(wrong: dict[str, str]):
     """Proves that a pod with a wrong index fails, instead of waiting for a rank that never comes."""
-    variables = {"TUNEMILL_NODES": "3", "TUNEMILL_NODE_RANK": "1", "TUNEMILL_COORDINATOR": "job-0.svc"}
     with pytest.raises(StageError, match="TUNEMILL_COORDINATOR"):
-        Node.from_environment(0, variables | wrong)
+        Node.of(a_run(gpus=0), POD | wrong)
