@@ -19,6 +19,9 @@ from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage, StageReport
 from tunemill_trainer.process.ranks import Place, Ranks
 
+ENVIRONMENT: dict[str, str] = {}
+"""More variables for `in_ranks`."""
+
 
 def in_ranks(count: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     """Call `work(ranks, *arguments)` in this many ranks; return the results by rank."""
@@ -26,7 +29,7 @@ def in_ranks(count: int, work: Callable[..., Any], *arguments: Any) -> list[Any]
     for index in range(count):
         receiving, sending = FORKING.Pipe(duplex=False)
         place = Place(index, count, index, count, "127.0.0.1", port)
-        process = FORKING.Process(target=_rank, args=(place, sending, work, arguments))
+        process = FORKING.Process(target=_rank, args=(place, ENVIRONMENT, sending, work, arguments))
         process.start()
         sending.close()
         processes.append((process, receiving))
@@ -36,8 +39,10 @@ def in_ranks(count: int, work: Callable[..., Any], *arguments: Any) -> list[Any]
             assert receiving.poll(120), "a rank has no result after two minutes"
             # As bytes: torch would share a tensor's memory with a process that has ended.
             result = pickle.loads(receiving.recv_bytes())
-            assert not isinstance(result, Failed), result
             results.append(result)
+        failed = [result for result in results if isinstance(result, Failed)]
+        # The first one may only have lost the one that failed.
+        assert not failed, "\n".join(failed)
     finally:
         for process, receiving in processes:
             process.kill()
@@ -60,7 +65,14 @@ class Failed(str):
     __slots__ = ()
 
 
-def _rank(place: Place, sending: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _rank(
+    place: Place,
+    environment: dict[str, str],
+    sending: Connection,
+    work: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
+    os.environ |= environment
     torch.set_num_threads(1)
     ranks = Ranks(place)
     try:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,19 +14,20 @@ from pathlib import Path
 import pytest
 import torch
 from learn.group import Group, free_port, in_ranks
+from learn.machines import Machine
 from learn.tasks import Task, a_task, adapter
 from learn.training import World, a_world, run_spec, run_stage
 from safetensors.torch import load_file
 from tunemill_api import keys
 from tunemill_api.failures import ExitCode, Reason
-from tunemill_api.finetune import Quantization
+from tunemill_api.finetune import FineTuneSpec, Quantization
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage, reports_in
 from tunemill_dev.tiny import rows
 from tunemill_dev.tiny.cached import cached_base
 from tunemill_trainer.learn.memory_settings import Checkpointing
 from tunemill_trainer.learn.plan import Plan
-from tunemill_trainer.process.ranks import Ranks
+from tunemill_trainer.process.ranks import ENV_PEER_TIMEOUT, PeerLost, Ranks
 
 METHODS = {
     "LoRA": (adapter("LoRA", lora={"dropout": "0"}), Quantization.NONE),
@@ -159,14 +161,20 @@ ALL_STEPS = 10
 
 
 @contextmanager
-def prepared_run(folder: Path) -> Iterator[Prepared]:
-    """Run prepare on a few rows, for ten steps with a checkpoint after every fourth."""
+def served_rows(folder: Path) -> Iterator[tuple[World, FineTuneSpec]]:
+    """Serve a few rows, and return the spec of ten steps with a checkpoint after every fourth."""
     with a_world(folder, cached_base("gemma2", steps=0)) as world:
         lines = "".join(json.dumps(row) + "\n" for row in rows(60, seed=5, offered=2, talk=0.15))
         world.s3().put_object(Bucket=world.bucket, Key="calls.jsonl", Body=lines.encode())
         spec = world.spec(maxSteps=ALL_STEPS, checkpoint={"everySteps": 4}, lora={"dropout": "0"})
         changed = {"max_new_tokens": 12, "gates": []}
-        spec = spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update=changed)})
+        yield world, spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update=changed)})
+
+
+@contextmanager
+def prepared_run(folder: Path) -> Iterator[Prepared]:
+    """Run prepare on them."""
+    with served_rows(folder) as (world, spec):
         ended = run_stage(Stage.PREPARE, world, run_spec(spec, None), folder / "prepare")
         assert ended.code == 0, ended.log
         assert ended.report is not None
@@ -186,7 +194,7 @@ class Expected:
         log, adapter_weights = prepared.trained(folder)
         assert len(log) == len(self.log)
         for one, other in zip(log, self.log, strict=True):
-            figures = ("step", "loss", "grad_norm", "mean_token_accuracy", "tokens", "learning_rate")
+            figures = ("step", "loss", "grad_norm", "mean_token_accuracy", "learning_rate")
             assert [one[name] for name in figures] == pytest.approx([other[name] for name in figures], rel=1e-5)
         for name, tensor in adapter_weights.items():
             torch.testing.assert_close(tensor, self.adapter[name], rtol=1e-5, atol=1e-5)
@@ -255,6 +263,23 @@ def at_checkpoint(step: int, rank: int, number: int):
     return lambda line: (rank, number) if f"the checkpoint of step {step} to" in line else None
 
 
+def test_one_machine_trains_with_the_ranks_of_all_nodes(tmp_path: Path, alone: Expected) -> None:
+    """Proves that `tunemill run` starts the ranks that the manifest asks for, which share what one has downloaded."""
+    with served_rows(tmp_path) as (world, spec):
+        fields = spec.model_dump(mode="json", by_alias=True)
+        fields["compute"]["nodes"] = 2
+        manifest = {"apiVersion": "tunemill.dev/v1alpha1", "kind": "FunctionCallFineTune"}
+        machine = Machine(world, tmp_path, [{**manifest, "metadata": {"name": "tools"}, "spec": fields}])
+        ended, _ = machine.run()
+        assert ended.code == 0, ended.log
+        assert ended.log.count("2 ranks, 2 on each node") == 2
+        losses = [entry["loss"] for entry in machine.lines("trained/training.jsonl")]
+        assert losses == pytest.approx([entry["loss"] for entry in alone.log], rel=1e-5)
+        cases = machine.lines("evaluation/cases.jsonl")
+        assert [(case["base"]["text"], case["tuned"]["text"]) for case in cases] == alone.replies
+
+
+@pytest.mark.long
 def test_pods_start_their_ranks_as_the_operator_has_them(tmp_path: Path, alone: Expected) -> None:
     """Proves the whole chain in new Pythons: the program of the container, a process per rank, both stages."""
     with prepared_run(tmp_path) as prepared:
@@ -277,9 +302,25 @@ def test_pods_start_their_ranks_as_the_operator_has_them(tmp_path: Path, alone: 
         codes = [pod.wait(180) for pod in pods]
         logs = [(tmp_path / f"pod-{rank}" / "log").read_text() for rank in range(2)]
         assert codes == [0, 0], "\n".join(logs)
-        assert "2 ranks on 2 nodes" in logs[0]
+        assert "2 ranks, 1 on each node" in logs[0]
         for rank in range(2):
             reports = list(reports_in((tmp_path / f"pod-{rank}" / "report").read_text()))
             assert [report.stage for report in reports] == [Stage.TRAIN, Stage.EVALUATE]
         alone.check(prepared, tmp_path / "trained")
         assert prepared.replies(tmp_path / "replies") == alone.replies
+
+
+def wait_for_a_rank_that_hangs(ranks: Ranks, seconds: float) -> str:
+    """Start an exchange in which rank 1 does not take part; return why the others give up."""
+    if ranks.index == 1:
+        time.sleep(seconds)
+        return ""
+    with pytest.raises(PeerLost) as lost:
+        ranks.sum(torch.ones(3))
+    return lost.value.message
+
+
+def test_a_rank_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proves that the others do not wait for ever for a rank that is there and does not answer."""
+    monkeypatch.setattr("learn.group.ENVIRONMENT", {ENV_PEER_TIMEOUT: "1"})
+    assert "rank 0 lost another rank while adding gradients" in in_ranks(2, wait_for_a_rank_that_hangs, 6.0)[0]

@@ -105,6 +105,7 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
         rows = self._share(step)
         lengths = [len(row["input_ids"]) for row in rows]
         started_at = time.perf_counter()
+        model.train()  # also without a pass: TRL names the metrics by the mode
         self._start_gradients(model)
         while isinstance(loss := attempt(lambda: self._all_passes(model, rows, supervised)), Shortage):
             # Discard the gradients of the passes that did fit: all rows are computed again.

@@ -234,7 +234,7 @@ class Ranks:
                 timeout=timedelta(seconds=peer_timeout()),
             )
         if self.first:
-            _log.info("%d ranks on %d nodes", self.count, -(-self.count // self.place.local_count))
+            _log.info("%d ranks, %d on each node", self.count, self.place.local_count)
 
     def sum(self, tensor: torch.Tensor) -> None:
         """Replace a tensor by its sum over all ranks."""

@@ -112,7 +112,8 @@ def run_stage(stage: Stage, run: RunSpec, work: Path, ranks: Ranks, started_at: 
     """Run a stage and return its report. Failures are raised."""
     _refuse_local_files(run)
     _configure_libraries(run, work)
-    _configure_trust(work)
+    # The ranks of a node share the work folder, but each one writes the file that it then reads.
+    _configure_trust(work / "ranks" / str(ranks.index) if ranks.count > 1 else work)
     _check_addresses(run)
     credentials = Credentials.from_environment()
     bar = ProgressBar(stage, total=100, unit="%") if os.environ.get(ENV_BAR) and ranks.first else None
@@ -289,6 +290,7 @@ def _configure_trust(work: Path) -> None:
     if not bundle:
         return
     try:
+        work.mkdir(parents=True, exist_ok=True)
         trust.trust(Path(bundle), work)
     except (OSError, ValueError) as error:
         raise StageError(
