@@ -40,6 +40,8 @@ _PEER_TIMEOUT_SECONDS = 1800.0
 """Its default. Others wait this long while rank 0 saves a checkpoint and uploads the one before it."""
 _MEETING_SECONDS = 3600.0
 """How long a rank waits until all have started. The pods of a group may start at different times."""
+_LEAVING_SECONDS = 30.0
+"""How long rank 0 waits at the end until the others have noticed it."""
 _ATTEMPT_SECONDS = 2
 """Waiting is split into attempts of this length, between which a request to stop is noticed."""
 
@@ -289,12 +291,11 @@ class Ranks:
             self._wait(key)
         with self._peers("finishing"):
             # The store is in rank 0, which must not end while others read from it.
-            self._store.add(f"{self._name}/left", 1)
-        if self.first:
-            for _ in range(10 * _ATTEMPT_SECONDS):
-                if self._store.add(f"{self._name}/left", 0) >= self.count:
-                    break
+            left = self._store.add(f"{self._name}/left", 1)
+            deadline = time.monotonic() + _LEAVING_SECONDS
+            while self.first and left < self.count and time.monotonic() < deadline:
                 time.sleep(0.1)
+                left = self._store.add(f"{self._name}/left", 0)
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -322,14 +323,12 @@ class Ranks:
 
     @contextmanager
     def _peers(self, doing: str) -> Iterator[None]:
-        """Convert the errors of torch.distributed inside the block."""
-        import torch
-
+        """Convert the errors of torch.distributed inside the block, except a lack of memory of this rank."""
         try:
             yield
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            if "out of memory" in str(error):
+                raise
             first_line = (str(error).splitlines() or [type(error).__name__])[0]
             raise PeerLost(f"rank {self.index} lost another rank while {doing}: {first_line}") from error
 
