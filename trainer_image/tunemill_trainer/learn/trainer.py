@@ -106,10 +106,15 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
         lengths = [len(row["input_ids"]) for row in rows]
         started_at = time.perf_counter()
         model.train()  # also without a pass: TRL names the metrics by the mode
-        self._start_gradients(model)
+        if self._ranks.count > 1:
+            self._gradients = self._gradients or self._gradient_sum(model)
+            self._gradients.start()
         while isinstance(loss := attempt(lambda: self._all_passes(model, rows, supervised)), Shortage):
             # Discard the gradients of the passes that did fit: all rows are computed again.
-            self._start_gradients(model)
+            if self._gradients is None:
+                model.zero_grad()
+            else:
+                self._gradients.start()
             if loss.is_fragmentation and not self._fragmented:
                 self._fragmented = True
                 _log.warning("the GPU's memory is fragmented: retrying the step after releasing it")
@@ -128,13 +133,8 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
         dealt = deal(lengths, self._ranks.count, self._dealt_tokens if self._padded else 0)
         return [rows[at] for at in dealt[self._ranks.index]]
 
-    def _start_gradients(self, model: nn.Module) -> None:
-        if self._ranks.count == 1:
-            model.zero_grad()
-            return
-        if self._gradients is None:
-            self._gradients = GradientSum(model.parameters(), self._ranks, figures=4 + self._ranks.count)
-        self._gradients.start()
+    def _gradient_sum(self, model: nn.Module) -> GradientSum:
+        return GradientSum(model.parameters(), self._ranks, figures=4 + self._ranks.count)
 
     def _add_over_ranks(self, loss: torch.Tensor, started_at: float) -> torch.Tensor:
         """Return the loss of the whole step. Gradients, metrics and memory settings become those of all ranks.
@@ -145,14 +145,14 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
         """
         if self._gradients is None:
             return loss
-        right = torch.stack(self._right_of_step).sum() if self._right_of_step else 0
+        own_right = torch.stack(self._right_of_step).sum() if self._right_of_step else 0.0
         if loss.device.type == "cuda":
             torch.cuda.synchronize()
         busy = [0.0] * self._ranks.count
         busy[self._ranks.index] = time.perf_counter() - started_at
-        stop, saved_memory = float(self._ranks.stop.signal.requested), float(self._saved_memory)
-        total, right, stop, saved_memory, *busy = self._gradients.add([loss, right, stop, saved_memory, *busy])
-        self._busy.append((sum(busy) / len(busy), max(busy)))
+        flags = [float(self._ranks.stop.signal.requested), float(self._saved_memory)]
+        total, right, stop, saved_memory, *seconds = self._gradients.add([loss, own_right, *flags, *busy])
+        self._busy.append((sum(seconds) / len(seconds), max(seconds)))
         self._right_of_step = [torch.tensor(int(right))]
         self._ranks.stop.agree(any_requested=stop > 0)
         if saved_memory:
@@ -164,7 +164,7 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
     def _save_memory(self, shortage: Shortage, settings: MemorySettings | None, lengths: Sequence[int]) -> None:
         """Continue with settings that need less memory, or raise an error when there are none."""
         if settings is None:
-            raise self._too_large(shortage, max(lengths))
+            raise self._too_large(shortage, max(lengths, default=0))
         _log.warning("not enough memory (%s): continuing with %s", shortage.message, settings)
         self._use(settings)
         self._saved_memory = True
