@@ -143,7 +143,7 @@ class _Processes:
             for place, command in zip(self._places, self._commands, strict=True):
                 pid = os.posix_spawn(
                     command[0],
-                    command,
+                    list(command),
                     _environment(place, on_gpu=self._on_gpus),
                     setsigdef=[signal.SIGTERM, signal.SIGINT, signal.SIGPIPE],
                 )

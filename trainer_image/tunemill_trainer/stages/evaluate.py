@@ -20,9 +20,8 @@ import torch
 from tunemill_api import keys
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import Quantization
-from tunemill_api.run_spec import Rival
 from tunemill_api.stage_report import Stage
-from tunemill_api.status import EvaluationFacts, TrainedFacts
+from tunemill_api.status import EvaluationFacts, Rival, TrainedFacts
 
 from tunemill_trainer.chat.tokenizer import Tokenizer, load
 from tunemill_trainer.data.rows import JsonObject
