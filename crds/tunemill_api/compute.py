@@ -12,7 +12,7 @@ TRAINER_NODES: Final = 1
 """Maximum number of GPUs per node, and of nodes, that the trainer can use. More would be reserved and stay idle, so the
 API refuses them."""
 MAX_NODES: Final = 64
-"""Maximum of spec.compute.nodes. The index of a pod has two digits in its host name, which has at most 63 characters."""
+"""Maximum of spec.compute.nodes. A host name has at most 63 characters, so the index of a pod in it has two digits."""
 
 
 class ModelCache(ApiModel):

@@ -68,8 +68,8 @@ class Limits(ApiModel):
     """
 
     max_gpus: Annotated[int, Field(ge=0, le=16)] | None = None
-    """Maximum spec.compute.gpus, which is per node, and its value if the spec does not set it. Other devices (extended resources and
-    resourceClaims in spec.podTemplates) are allowed only as defaults.podTemplates sets them."""
+    """Maximum spec.compute.gpus, which is per node, and its value if the spec does not set it. Other devices (extended
+    resources and resourceClaims in spec.podTemplates) are allowed only as defaults.podTemplates sets them."""
     max_nodes: Annotated[int, Field(ge=1, le=MAX_NODES)] | None = None
     """Maximum spec.compute.nodes. If unset while other limits are set: the number in the defaults, or 1."""
     max_gpu_hours: GpuHours = ""

@@ -255,8 +255,10 @@ class StageState(StrEnum):
 
 
 class CutShort(StrEnum):
-    """Why a pod, or all pods of a run on several nodes, ended early. Reasons other than PodFailed, which only runs on
-    several nodes have, have a counter in the status of the stage.
+    """Why a pod, or all pods of a run on several nodes, ended early.
+
+    Each reason has a counter in the status of the stage. PodFailed, which only runs on several nodes have, is counted
+    in `restarts` under the reason of the failure.
     """
 
     PREEMPTED = "Preempted"
