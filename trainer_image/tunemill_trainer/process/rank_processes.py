@@ -77,6 +77,7 @@ class Node:
         if count == 1:
             return cls(0, 1, ranks * (run.spec.compute.nodes if run.local else 1), "127.0.0.1", 0)
         index = int(environment.get(ENV_NODE_RANK, "-1"))
+        # A port is given where several groups share an address, as on one machine.
         host, _, port = environment.get(ENV_COORDINATOR, "").partition(":")
         if not host or not 0 <= index < count:
             raise StageError(
