@@ -6,6 +6,7 @@ docs/adr/0015-whole-models-on-one-gpu.md.
 """
 
 import math
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,8 @@ class StochasticAdamW8bit(AdamW8bit):
         p.grad = None
         p.data = weights
         generator = torch.Generator(weights.device)
-        generator.manual_seed((int(self.state[p]["step"]) << 32) + (gindex << 24) + pindex)
+        # A hash, because the generator of the CPU uses 32 bits of its seed.
+        generator.manual_seed(zlib.crc32(f"{self.state[p]['step']}/{gindex}/{pindex}".encode()))
         round_stochastically(updated, weights, generator)
         p.grad = gradient
 
