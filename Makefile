@@ -161,6 +161,10 @@ test-e2e: $(READY) ## The chart, the images and real pods on a local cluster
 bench-trainer: $(READY) ## Measure the stages beside what they are compared to; leaves build/bench/trainer.json
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tunemill_dev.bench.trainer
 
+.PHONY: bench-distributed
+bench-distributed: $(READY) ## Measure two ranks beside one, and beside TRL; leaves build/bench/distributed.json
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tunemill_dev.bench.distributed
+
 .PHONY: bench-operator
 bench-operator: $(READY) ## Measure the operator beside Kubeflow Trainer; leaves build/bench/operator.json
 	@$(BIN)/python -m tunemill_dev.bench.operator

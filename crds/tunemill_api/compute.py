@@ -7,7 +7,7 @@ from pydantic import Field
 from tunemill_api.base import ApiModel
 from tunemill_api.scalars import Duration, Quantity, rule, rules
 
-TRAINER_GPUS: Final = 1
+TRAINER_GPUS: Final = 16
 TRAINER_NODES: Final = 1
 """Maximum number of GPUs per node, and of nodes, that the trainer can use. More would be reserved and stay idle, so the
 API refuses them."""

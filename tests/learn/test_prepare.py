@@ -20,7 +20,7 @@ from tunemill_trainer.judge.parse import parse_reply
 from tunemill_trainer.prepared import IGNORED, Prepared
 from tunemill_trainer.process import tracing
 from tunemill_trainer.process.progress import Progress
-from tunemill_trainer.process.stop import StopSignal
+from tunemill_trainer.process.ranks import Ranks
 from tunemill_trainer.stages import config_maps, prepare
 from tunemill_trainer.stages.context import StageContext
 from tunemill_trainer.storage.credentials import Credentials
@@ -65,7 +65,7 @@ class Site:
             self.folder / f"work-{self.runs}",
             Credentials(self.world.secrets),
             Progress(Stage.PREPARE, None),
-            StopSignal(),
+            Ranks(),
         )
 
     def prepare(self, **changes: Any):

@@ -6,14 +6,18 @@ each stage checks that base model and data are those of the run.
 
 import json
 from collections.abc import Collection
+from typing import TypeVar
 
 from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
+from tunemill_api.status import StatusModel
 
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.prepared import Prepared
 from tunemill_trainer.stages.context import StageContext
 from tunemill_trainer.storage.workspace import Manifest
+
+Facts = TypeVar("Facts", bound=StatusModel)
 
 _REMEDY = "Find out who else writes to spec.workspace.uri. The output was removed, and prepare runs again."
 
@@ -40,6 +44,18 @@ def fetch_prepared(context: StageContext, *, without: Collection[str] = ()) -> P
             _REMEDY,
         )
     return prepared
+
+
+def committed_facts(context: StageContext, stage: Stage, key: str, facts: type[Facts]) -> Facts:
+    """Return the facts of an output that rank 0 has committed.
+
+    Raises:
+        StageError: StageOutputMissing, when somebody has removed it.
+    """
+    manifest = context.workspace.manifest(stage, key)
+    if manifest is None:
+        raise StageError(Reason.STAGE_OUTPUT_MISSING, f"the output of {stage} was removed after its commit")
+    return facts.model_validate(manifest.facts)
 
 
 def _differences(context: StageContext, manifest: Manifest, prepared: Prepared) -> list[str]:
