@@ -5,12 +5,8 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from tunemill_api.base import ApiModel
-from tunemill_api.scalars import Duration, Quantity, rule, rules
+from tunemill_api.scalars import Duration, Quantity
 
-TRAINER_GPUS: Final = 16
-TRAINER_NODES: Final = 1
-"""Maximum number of GPUs per node, and of nodes, that the trainer can use. More would be reserved and stay idle, so the
-API refuses them."""
 MAX_NODES: Final = 64
 """Maximum of spec.compute.nodes. A host name has at most 63 characters, so the index of a pod in it has two digits."""
 
@@ -29,33 +25,9 @@ class ModelCache(ApiModel):
 class Compute(ApiModel):
     """GPUs, nodes, trainer image and model cache."""
 
-    gpus: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=16,
-            json_schema_extra=rules(
-                rule(
-                    f"self <= {TRAINER_GPUS}",
-                    f"compute.gpus must be at most {TRAINER_GPUS}: the trainer cannot use more GPUs in one run",
-                )
-            ),
-        ),
-    ] = 1
+    gpus: Annotated[int, Field(ge=0, le=16)] = 1
     """Number of GPUs per node, 0 to 16. 0 trains on the CPU, which is meant for small models and trials."""
-    nodes: Annotated[
-        int,
-        Field(
-            ge=1,
-            le=MAX_NODES,
-            json_schema_extra=rules(
-                rule(
-                    f"self <= {TRAINER_NODES}",
-                    f"compute.nodes must be at most {TRAINER_NODES}: the trainer cannot use more nodes in one run",
-                )
-            ),
-        ),
-    ] = 1
+    nodes: Annotated[int, Field(ge=1, le=MAX_NODES)] = 1
     """Number of pods that train and evaluate together, 1 to 64, each with compute.gpus GPUs. The result does not depend
     on it. The scheduler may place several of them on one machine."""
     start_timeout: Duration = "20m"

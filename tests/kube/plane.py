@@ -37,7 +37,7 @@ class Plane:
 
     def install_crd(self, plural: str = PLURAL) -> None:
         """Install the CRD of a kind and wait until it is served."""
-        self.api.post(CRD_PATH, without_trainer_rules(yaml.safe_load((CRDS / f"{GROUP}_{plural}.yaml").read_text())))
+        self.api.post(CRD_PATH, yaml.safe_load((CRDS / f"{GROUP}_{plural}.yaml").read_text()))
         eventually(lambda: self.api.find(f"/apis/{API_VERSION}/{plural}"), f"the CRD of {plural} is served")
 
     def profile(self, name: str, **spec: Any) -> Json:
@@ -72,19 +72,6 @@ class Plane:
         account = f"/api/v1/namespaces/{name}/serviceaccounts/default"
         eventually(lambda: self.api.find(account), f"namespace {name} has its service account")
         return Namespace(self, name)
-
-
-def without_trainer_rules(schema: Any) -> Any:
-    """Return a CRD without the rules that refuse what the operator can do and the trainer cannot do yet."""
-    if isinstance(schema, list):
-        return [without_trainer_rules(item) for item in schema if not _is_trainer_rule(item)]
-    if not isinstance(schema, dict):
-        return schema
-    return {name: without_trainer_rules(part) for name, part in schema.items()}
-
-
-def _is_trainer_rule(item: Any) -> bool:
-    return isinstance(item, dict) and "the trainer cannot use more" in item.get("message", "")
 
 
 @contextmanager
