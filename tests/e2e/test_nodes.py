@@ -2,6 +2,7 @@
 
 import pytest
 from e2e.world import STEPS, World
+from tunemill_api.constants import LABEL_FINETUNE
 from tunemill_api.status import FineTuneStatus, Phase
 from tunemill_dev.kubectl import Object
 from tunemill_dev.testbed import FineTune
@@ -26,7 +27,7 @@ def train_of(status: FineTuneStatus):
 
 
 def test_two_pods_train_evaluate_and_publish_one_model(world: World):
-    """The status has one attempt on two nodes, and both pods end well."""
+    """The status has one attempt on two nodes; the Service of the pods is deleted with the object."""
     world.put_rows()
     finetune = world.apply(compute=TWO_NODES)
     status = finetune.reach(Phase.SUCCEEDED, RUN_SECONDS)
@@ -34,16 +35,16 @@ def test_two_pods_train_evaluate_and_publish_one_model(world: World):
     assert status.published
     train = train_of(status)
     assert (train.attempts, train.nodes, train.restarts) == (1, 2, {})
-    assert world.testbed.kubectl.list("services", world.name) == []
+    assert len(world.testbed.kubectl.list("services,networkpolicies", world.name)) == 2
+    finetune.delete()
+    assert world.testbed.kubectl.list("services,networkpolicies,jobs,pods", world.name, LABEL_FINETUNE) == []
 
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_when_a_pod_is_killed_all_go_on_from_the_checkpoint(world: World, index: int):
-    """Pod 0 has the store at which the pods meet; pod 1 does not. No attempt counts as a failure of the user's."""
+    """Pod 0 has the store at which the pods meet; pod 1 does not. The one that is left ends, and both start again."""
     world.put_rows()
-    finetune = world.apply(
-        compute=TWO_NODES, training={"maxSteps": LONG_STEPS, "checkpoint": {"everySteps": 5}}, retry={"limit": 0}
-    )
+    finetune = world.apply(compute=TWO_NODES, training={"maxSteps": LONG_STEPS, "checkpoint": {"everySteps": 5}})
     finetune.follow(lambda _: world.has_checkpoint(), RUN_SECONDS)
     name = of_node(finetune, index)["metadata"]["name"]
     world.testbed.kubectl("delete", "pod", name, "--namespace", world.name, "--grace-period=1", "--wait=false")
