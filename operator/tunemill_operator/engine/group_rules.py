@@ -121,10 +121,11 @@ def _group(inputs: ReconcileInput) -> Job | None:
 
 
 def _waiting(inputs: DueInput, next_start: datetime, times: int, why: str = "") -> StatusSummary:
+    again = f"this happened {times} times in a row, and " if times > 1 else ""
     message = (
         f"the pods of Job {inputs.job_name} could not all start within spec.compute.startTimeout "
-        f"({inputs.spec.compute.start_timeout}) and were removed, so that they hold no GPUs; this happened {times} "
-        f"times in a row, and they are created again at {next_start:%H:%M:%S} UTC"
+        f"({inputs.spec.compute.start_timeout}) and were removed, so that they hold no GPUs; {again}they are created "
+        f"again at {next_start:%H:%M:%S} UTC"
     )
     return StatusSummary(Phase.QUEUED, Reason.UNSCHEDULABLE, f"{message}: {why}" if why else message)
 
