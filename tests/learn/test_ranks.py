@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,71 +14,25 @@ import pytest
 import torch
 from learn.group import Group, free_port, in_ranks
 from learn.machines import Machine
-from learn.tasks import Task, a_task, adapter
+from learn.rank_tasks import train_all, train_with_a_small_device, wait_for_a_rank_that_hangs
+from learn.tasks import Task, a_task
 from learn.training import World, a_world, run_spec, run_stage
 from safetensors.torch import load_file
 from tunemill_api import keys
 from tunemill_api.failures import ExitCode, Reason
-from tunemill_api.finetune import FineTuneSpec, Quantization
+from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage, reports_in
 from tunemill_dev.tiny import rows
 from tunemill_dev.tiny.cached import cached_base
 from tunemill_trainer.learn.memory_settings import Checkpointing
-from tunemill_trainer.learn.plan import Plan
-from tunemill_trainer.process.ranks import ENV_PEER_TIMEOUT, PeerLost, Ranks
-
-METHODS = {
-    "LoRA": (adapter("LoRA", lora={"dropout": "0"}), Quantization.NONE),
-    "AdaLoRA": (adapter("AdaLoRA", adalora={"dropout": "0"}), Quantization.NONE),
-    "IA3": (adapter("IA3"), Quantization.NONE),
-    "Full": (adapter("Full"), Quantization.NONE),
-    "LoRA on NF4": (adapter("LoRA", lora={"dropout": "0"}), Quantization.NF4),
-}
-STEPS = 3
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a rank has after a training.
-
-    Attributes:
-        figures: loss, gradient norm and token accuracy of each step.
-        held_out: the held-out loss at the end.
-        weights: the trained parameters by name.
-    """
-
-    figures: list[tuple[float, float, float]]
-    held_out: float
-    weights: dict[str, torch.Tensor]
+from tunemill_trainer.process.ranks import ENV_PEER_TIMEOUT, Ranks
 
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Task:
     """A base with random weights whose vocabulary is extended by the tags."""
     return a_task(cached_base("qwen3", steps=0), tmp_path_factory.mktemp("raw"))
-
-
-def train_all(ranks: Ranks, task: Task, folder: Path, batch: int) -> dict[str, Trained]:
-    """Train a few steps with each method."""
-    trained = {}
-    for name, (method, quantization) in METHODS.items():
-        result = task.train(
-            folder / name / str(ranks.index),
-            method,
-            task.model(quantization),
-            made=Plan(STEPS, 1, 256),
-            held_out=True,
-            ranks=ranks,
-            batchSize=batch,
-            maxSteps=STEPS,
-            learningRate="1e-3",
-        )
-        assert result.best
-        weights = {name: each.detach() for name, each in result.model.named_parameters() if each.requires_grad}
-        figures = [(entry["loss"], entry["grad_norm"], entry["mean_token_accuracy"]) for entry in result.history]
-        trained[name] = Trained(figures, result.best.loss, weights)
-    return trained
 
 
 @pytest.mark.parametrize(("count", "batch"), [(2, 16), (3, 2)], ids=["two ranks", "a rank without a row"])
@@ -97,21 +50,6 @@ def test_several_ranks_train_as_one(raw: Task, tmp_path: Path, count: int, batch
                 torch.testing.assert_close(tensor, expected.weights[parameter], rtol=1e-5, atol=1e-5, msg=name)
         for parameter, tensor in together[0][name].weights.items():
             assert all(torch.equal(tensor, each[name].weights[parameter]) for each in together), "the ranks drift apart"
-
-
-def train_with_a_small_device(ranks: Ranks, task: Task, folder: Path) -> tuple[list[float], Checkpointing, int]:
-    """Train; in rank 1, no pass fits unless every layer is recomputed. Return losses, settings and failed passes."""
-    model, failed = task.model(), []
-
-    def fail(*_: object) -> None:
-        if ranks.index == 1 and not failed:
-            failed.append(1)
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-    model.register_forward_pre_hook(fail)
-    method = adapter("LoRA", lora={"dropout": "0"})
-    result = task.train(folder / str(ranks.index), method, model, made=Plan(STEPS, 1), ranks=ranks, maxSteps=STEPS)
-    return [entry["loss"] for entry in result.history], result.memory_settings.checkpointing, len(failed)
 
 
 def test_a_rank_without_enough_memory_answers_alone(raw: Task, tmp_path: Path) -> None:
@@ -310,17 +248,7 @@ def test_pods_start_their_ranks_as_the_operator_has_them(tmp_path: Path, alone: 
         assert prepared.replies(tmp_path / "replies") == alone.replies
 
 
-def wait_for_a_rank_that_hangs(ranks: Ranks, seconds: float) -> str:
-    """Start an exchange in which rank 1 does not take part; return why the others give up."""
-    if ranks.index == 1:
-        time.sleep(seconds)
-        return ""
-    with pytest.raises(PeerLost) as lost:
-        ranks.sum(torch.ones(3))
-    return lost.value.message
-
-
 def test_a_rank_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Proves that the others do not wait for ever for a rank that is there and does not answer."""
-    monkeypatch.setattr("learn.group.ENVIRONMENT", {ENV_PEER_TIMEOUT: "1"})
-    assert "rank 0 lost another rank while adding gradients" in in_ranks(2, wait_for_a_rank_that_hangs, 6.0)[0]
+    monkeypatch.setattr("learn.group.ENVIRONMENT", {ENV_PEER_TIMEOUT: "5"})
+    assert "rank 0 lost another rank while adding gradients" in in_ranks(2, wait_for_a_rank_that_hangs, 12.0)[0]
