@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from e2e.world import World
 from kube import queues
+from kube.kubelet import eventually
 from tunemill_api.constants import PLURAL
 from tunemill_api.status import Phase, StageState
 from tunemill_dev.cluster import binaries, running
-from tunemill_dev.kubectl import run
+from tunemill_dev.kubectl import CommandError, run
 from tunemill_dev.testbed import Testbed
 
 RUN_SECONDS = 600
@@ -41,12 +42,7 @@ def kueue(testbed: Testbed, request: pytest.FixtureRequest, tmp_path_factory: py
     waiting = ("--wait", "--timeout", "180s")
     run((*testbed.helm, "upgrade", "--install", *where, str(chart), "--create-namespace", "--set", chosen, *waiting))
     try:
-        testbed.kubectl.apply(
-            queues.resource_flavor("cpus"),
-            queues.cluster_queue("cpus", QUOTA),
-            queues.priority_class("low", 1),
-            queues.priority_class("high", 100),
-        )
+        eventually(lambda: _has_queues(testbed), "Kueue's webhooks answer", seconds=60)
         yield
     finally:
         # In this order: Kueue takes its finalizers from what goes, and must be there for that.
@@ -60,6 +56,22 @@ def kueue(testbed: Testbed, request: pytest.FixtureRequest, tmp_path_factory: py
         for kind in kinds:
             testbed.kubectl("delete", f"{kind}.{queues.GROUP}", "--all", "--timeout", "60s")
         run((*testbed.helm, "uninstall", *where, "--wait", "--ignore-not-found"))
+
+
+def _has_queues(testbed: Testbed) -> bool:
+    """Create the queue and the priorities; return whether it worked. Kueue is ready before its webhooks answer."""
+    try:
+        testbed.kubectl.apply(
+            queues.resource_flavor("cpus"),
+            queues.cluster_queue("cpus", QUOTA),
+            queues.priority_class("low", 1),
+            queues.priority_class("high", 100),
+        )
+    except CommandError as error:
+        if "failed calling webhook" not in str(error):
+            raise
+        return False
+    return True
 
 
 def _image(cluster: str, context: Path) -> str:
