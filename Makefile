@@ -162,7 +162,7 @@ bench-trainer: $(READY) ## Measure the stages beside what they are compared to; 
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tunemill_dev.bench.trainer
 
 .PHONY: bench-distributed
-bench-distributed: $(READY) ## Measure two ranks beside one, and beside TRL; leaves build/bench/distributed.json
+bench-distributed: $(READY) ## Compare two ranks with one, and with TRL; leaves build/bench/distributed.json
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tunemill_dev.bench.distributed
 
 .PHONY: bench-operator

@@ -22,7 +22,7 @@ NAMESPACE = "kueue-system"
 QUOTA = {"cpu": "500m", "memory": "64Gi", "ephemeral-storage": "1Ti"}
 """Half a core in all, which is what a train pod of this test requests."""
 POD_TEMPLATES = {"train": {"resources": {"requests": {"cpu": "500m", "memory": "256Mi"}, "limits": {"cpu": "1"}}}}
-# While Kueue starts, its webhooks refuse every Deployment, so that the chart cannot be installed beside this test.
+# While Kueue starts, its webhooks reject every Deployment, so no other test may install the chart at the same time.
 pytestmark = [pytest.mark.timeout(1500, func_only=True), pytest.mark.xdist_group("chart")]
 
 

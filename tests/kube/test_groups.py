@@ -88,7 +88,7 @@ def test_a_failure_that_no_retry_fixes_ends_the_run_at_once(plane: Plane, namesp
 
 
 def test_pods_that_cannot_all_start_are_removed(plane: Plane, namespace: Namespace) -> None:
-    """And created again; the run says so, and is not Stalled."""
+    """And created again. The status gives the reason, and the run is not Stalled."""
     plane.kubelet.of_index["tight", "train", 1] = Waits()
     namespace.apply("tight", compute={"nodes": 2, "startTimeout": "5s"})
     eventually(lambda: train_of(namespace, "tight").get("startTimeouts"), "they were removed")

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pickle
-import socket
 import threading
 import traceback
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from learn.processes import FORKING, StageProcess, started
 from learn.training import Ended, World
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage, StageReport
+from tunemill_dev.cluster.ports import free_ports
 from tunemill_trainer.process.ranks import Place, Ranks
 
 ENVIRONMENT: dict[str, str] = {}
@@ -25,7 +25,7 @@ ENVIRONMENT: dict[str, str] = {}
 
 def in_ranks(count: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     """Call `work(ranks, *arguments)` in this many ranks; return the results by rank."""
-    port, processes = free_port(), []
+    (port,), processes = free_ports(1), []
     for index in range(count):
         receiving, sending = FORKING.Pipe(duplex=False)
         place = Place(index, count, index, count, "127.0.0.1", port)
@@ -49,14 +49,6 @@ def in_ranks(count: int, work: Callable[..., Any], *arguments: Any) -> list[Any]
             process.join()
             receiving.close()
     return results
-
-
-def free_port() -> int:
-    """Return a port that nobody uses."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 class Failed(str):
@@ -115,7 +107,7 @@ class Group:
             watch: sees the log of rank 0, and returns a rank and the signal to send it, if any.
         """
         self.attempts += 1
-        port, ended = free_port(), [Ended(-1, None, "")] * count
+        (port,), ended = free_ports(1), [Ended(-1, None, "")] * count
         with contextlib.ExitStack() as stack:
             pods = [
                 stack.enter_context(self._pod(stage, Place(at, count, 0, 1, "127.0.0.1", port))) for at in range(count)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from learn.group import Group, free_port, in_ranks
+from learn.group import Group, in_ranks
 from learn.machines import Machine
 from learn.rank_tasks import train_all, train_with_a_small_device, wait_for_a_rank_that_hangs
 from learn.tasks import Task, a_task
@@ -23,6 +23,7 @@ from tunemill_api.failures import ExitCode, Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage, reports_in
+from tunemill_dev.cluster.ports import free_ports
 from tunemill_dev.tiny import rows
 from tunemill_dev.tiny.cached import cached_base
 from tunemill_trainer.learn.memory_settings import Checkpointing
@@ -221,7 +222,7 @@ def test_one_machine_trains_with_the_ranks_of_all_nodes(tmp_path: Path, alone: E
 def test_pods_start_their_ranks_as_the_operator_has_them(tmp_path: Path, alone: Expected) -> None:
     """Proves the whole chain in new Pythons: the program of the container, a process per rank, both stages."""
     with prepared_run(tmp_path) as prepared:
-        address = f"127.0.0.1:{free_port()}"
+        address = f"127.0.0.1:{free_ports(1)[0]}"
         pods = []
         for rank in range(2):
             work = tmp_path / f"pod-{rank}"

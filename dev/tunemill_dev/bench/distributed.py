@@ -1,4 +1,4 @@
-"""Measures several ranks beside one, and beside DistributedDataParallel with TRL: `make bench-distributed`.
+"""Compares several ranks with one rank, and with TRL and DistributedDataParallel: `make bench-distributed`.
 
 All runs train the model and the rows of `bench.train`, with one thread in each process.
 
@@ -17,7 +17,6 @@ import json
 import multiprocessing
 import os
 import random
-import socket
 import statistics
 import tempfile
 import time
@@ -32,6 +31,7 @@ from tunemill_trainer.learn.micro_batches import deal, split
 from tunemill_trainer.process.ranks import Place, Ranks
 
 from tunemill_dev.bench import train
+from tunemill_dev.cluster.ports import free_ports
 
 OUTPUT = Path("build/bench/distributed.json")
 ROWS, ROUNDS = 64, 3
@@ -75,10 +75,7 @@ def _together(work: Callable[..., None], count: int, *arguments: object) -> list
 
 
 def _start(work: Callable[..., None], count: int, *arguments: object) -> list[tuple[Any, Connection]]:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    processes = []
+    (port,), processes = free_ports(1), []
     for index in range(count):
         receiving, sending = _SPAWN.Pipe(duplex=False)
         place = Place(index, count, index, count, "127.0.0.1", port)

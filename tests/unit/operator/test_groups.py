@@ -233,7 +233,7 @@ def test_pods_that_lose_each_other_again_and_again_end_the_run():
 
 
 def test_without_room_for_all_pods_none_is_kept():
-    """They hold GPUs for startTimeout at most; the run waits, says so, and tries again after growing pauses."""
+    """They hold GPUs for startTimeout at most. The status gives the reason, and the pauses between attempts grow."""
     world = a_group(compute={"nodes": 3, "startTimeout": "5m"})
     for times, pause in ((1, 60), (2, 120), (3, 240)):
         first, second, _ = world.live_pods()

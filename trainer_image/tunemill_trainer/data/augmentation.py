@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import lru_cache
 from itertools import islice
 from random import Random
 from string import ascii_lowercase
@@ -146,9 +147,8 @@ class Augmenter:
         """Return up to `count` tools of other rows that do not do what a called tool does, judging by their names."""
         if not count:
             return []
-        offered = {tool.name for tool in row.tools}
-        called = {word for name in _called(row) for word in _words(name)}
-        candidates = [tool for tool in self.pool if tool.name not in offered and not called & _words(tool.name)]
+        offered, purposes = {tool.name for tool in row.tools}, _purposes(row)
+        candidates = [tool for tool in self.pool if tool.name not in offered and purposes.isdisjoint(_words(tool.name))]
         return random.sample(candidates, min(count, len(candidates)))
 
     def _without_suitable_tool(self, row: Row, random: Random) -> Row | None:
@@ -164,8 +164,8 @@ class Augmenter:
         called = _called(row)
         if _mentions(prompt, called):
             return None
-        words = {word for name in called for word in _words(name)}
-        left = [tool for tool in row.tools if tool.name not in called and not words & _words(tool.name)]
+        purposes = _purposes(row)
+        left = [tool for tool in row.tools if tool.name not in called and purposes.isdisjoint(_words(tool.name))]
         tools = [*left, *self._distractors(row, max(1, self.distractors), random)]
         if not tools:
             return None
@@ -294,6 +294,12 @@ def _called(row: Row) -> set[str]:
     return {call.name for message in row.messages for call in message.calls}
 
 
-def _words(name: str) -> set[str]:
+def _purposes(row: Row) -> set[str]:
+    """Return the words that say what the called tools do."""
+    return {word for name in _called(row) for word in _words(name)}
+
+
+@lru_cache(maxsize=8 * LARGEST_POOL)  # the names of the pool are compared with each row
+def _words(name: str) -> frozenset[str]:
     """Return the words of a tool's name that say what it does: `weather` of `get_weather` and `getWeather`."""
-    return {word.lower() for word in _WORD.findall(name)} - _COMMON_WORDS
+    return frozenset(word.lower() for word in _WORD.findall(name)) - _COMMON_WORDS

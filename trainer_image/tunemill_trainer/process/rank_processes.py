@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Self
@@ -25,7 +25,7 @@ from tunemill_api.failures import ExitCode, Reason
 from tunemill_api.run_spec import RunSpec
 
 from tunemill_trainer.errors import StageError
-from tunemill_trainer.process import cpus
+from tunemill_trainer.process import cpus, signals
 from tunemill_trainer.process.ranks import Place
 from tunemill_trainer.process.stop import grace_seconds
 
@@ -140,7 +140,7 @@ class _Processes:
         self._stopping = False
 
     def run(self) -> Ended:
-        with self._listening():
+        with signals.handling(self._on_signal):
             for place, command in zip(self._places, self._commands, strict=True):
                 pid = os.posix_spawn(
                     command[0],
@@ -155,8 +155,7 @@ class _Processes:
                 pid, status = os.waitpid(-1, 0)
                 local = self._running.pop(pid, None)
                 if local is not None:
-                    code = os.waitstatus_to_exitcode(status)
-                    self._on_end(local, 128 - code if code < 0 else code)
+                    self._on_end(local, signals.exit_code(status))
         for timer in self._timers:
             timer.cancel()
         return self._outcome()
@@ -200,27 +199,18 @@ class _Processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
-    @contextlib.contextmanager
-    def _listening(self) -> Iterator[None]:
-        def handle(_number: int, _frame: FrameType | None) -> None:
-            if not self._stopping:
-                self._stopping = True
-                # A rank that waits inside torch.distributed does not see a signal until its peers answer.
-                self._later(grace_seconds() + _AFTER_GRACE_SECONDS)
-                self._send(signal.SIGTERM)
-
-        before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        if not self._stopping:
+            self._stopping = True
+            # A rank that waits inside torch.distributed does not see a signal until its peers answer.
+            self._later(grace_seconds() + _AFTER_GRACE_SECONDS)
+            self._send(signal.SIGTERM)
 
 
 def end_with_parent(place: Place) -> None:
     """Have this process killed when the one that started it ends, if it is one of several ranks.
 
-    A rank that is left over would write checkpoints beside the ranks that are started later.
+    A rank that is left over would write checkpoints while those of the next attempt do.
     """
     if place.count > 1:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

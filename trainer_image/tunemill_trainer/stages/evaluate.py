@@ -39,7 +39,7 @@ from tunemill_trainer.prepared import TRAIN_FILE, Case, Prepared, Tokens
 from tunemill_trainer.process import tracing
 from tunemill_trainer.release.page import PAGE_FILE, PageFacts, page
 from tunemill_trainer.stages.context import StageContext
-from tunemill_trainer.stages.stage_inputs import committed_facts, fetch_prepared
+from tunemill_trainer.stages.stage_inputs import committed_by_first, fetch_prepared
 from tunemill_trainer.storage.hub import Hub
 from tunemill_trainer.storage.references import BASE_REPLIES
 
@@ -123,12 +123,9 @@ def run(context: StageContext) -> EvaluationFacts:
     """
     inputs = _load(context)
     replies = _generate_all(inputs)
-    if context.ranks.first:
-        facts = _commit(inputs, replies)
-        context.ranks.finish()
-        return facts
-    context.ranks.finish()
-    return committed_facts(context, Stage.EVALUATE, context.evaluate_key, EvaluationFacts)
+    return committed_by_first(
+        context, Stage.EVALUATE, context.evaluate_key, EvaluationFacts, lambda: _commit(inputs, replies)
+    )
 
 
 def _load(context: StageContext) -> _Inputs:

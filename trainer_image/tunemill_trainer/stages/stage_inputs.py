@@ -5,7 +5,7 @@ each stage checks that base model and data are those of the run.
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TypeVar
 
 from tunemill_api.failures import Reason
@@ -46,12 +46,26 @@ def fetch_prepared(context: StageContext, *, without: Collection[str] = ()) -> P
     return prepared
 
 
-def committed_facts(context: StageContext, stage: Stage, key: str, facts: type[Facts]) -> Facts:
-    """Return the facts of an output that rank 0 has committed.
+def committed_by_first(
+    context: StageContext, stage: Stage, key: str, facts: type[Facts], commit: Callable[[], Facts]
+) -> Facts:
+    """Return the facts of a stage. Only rank 0 commits its output; the others wait until it has.
+
+    Args:
+        context: of the stage.
+        stage: the stage.
+        key: of its output.
+        facts: the type of its facts.
+        commit: commits the output and returns its facts.
 
     Raises:
-        StageError: StageOutputMissing, when somebody has removed it.
+        StageError: StageOutputMissing, when somebody has removed the output; PeerLost; what `commit` raises.
     """
+    if context.ranks.first:
+        committed = commit()
+        context.ranks.finish()
+        return committed
+    context.ranks.finish()
     manifest = context.workspace.manifest(stage, key)
     if manifest is None:
         raise StageError(Reason.STAGE_OUTPUT_MISSING, f"the output of {stage} was removed after its commit")

@@ -40,7 +40,7 @@ from tunemill_trainer.process.ranks import PeerLost, Ranks
 from tunemill_trainer.release import provenance
 from tunemill_trainer.stages import combinations
 from tunemill_trainer.stages.context import StageContext
-from tunemill_trainer.stages.stage_inputs import committed_facts, fetch_prepared
+from tunemill_trainer.stages.stage_inputs import committed_by_first, fetch_prepared
 from tunemill_trainer.storage.hub import Hub
 
 _log = logging.getLogger(__name__)
@@ -96,12 +96,7 @@ def run(context: StageContext) -> TrainedFacts:
         raise Interrupted(
             f"stopped after step {trained.result.steps} of {inputs.figures.steps}; the next attempt resumes from there"
         )
-    if context.ranks.first:
-        facts = _commit(inputs, trained)
-        context.ranks.finish()
-        return facts
-    context.ranks.finish()
-    return committed_facts(context, Stage.TRAIN, context.train_key, TrainedFacts)
+    return committed_by_first(context, Stage.TRAIN, context.train_key, TrainedFacts, lambda: _commit(inputs, trained))
 
 
 def _load(context: StageContext) -> _Inputs:
