@@ -71,6 +71,8 @@ class Kubelet:
     left_alone: set[str] = field(default_factory=set)
     """Namespaces whose pods are none of its business."""
     _last_start: dict[tuple[str, str], str] = field(default_factory=dict)
+    _live: dict[str, str] = field(default_factory=dict)
+    """The uids of the pods that had not ended when it last looked, by their paths."""
     _reports: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     """What the stages of a container left that have ended while it goes on, by the pod's uid and its name."""
     _groups: dict[str, set[str]] = field(default_factory=dict)
@@ -104,12 +106,24 @@ class Kubelet:
         while not self._stop.wait(0.1):
             try:
                 pods = self.api.get(LIVE_PODS)["items"]
+                self._remove_ended(pods)
                 self._join(pods)
                 for pod in pods:
                     if pod["metadata"]["namespace"] not in self.left_alone:
                         self._look_after(pod)
             except (ApiError, urllib3.exceptions.HTTPError):  # a pod has gone, or the API server is restarted
                 continue
+
+    def _remove_ended(self, pods: list[Json]) -> None:
+        """Remove the pods that ended while they were being deleted, as a node does."""
+        live = {_path(pod): pod["metadata"]["uid"] for pod in pods}
+        for path, uid in [*self._live.items()]:
+            if live.get(path) != uid:
+                pod = self.api.find(path)
+                if pod and pod["metadata"]["uid"] == uid and "deletionTimestamp" in pod["metadata"]:
+                    self.api.delete(path, {"gracePeriodSeconds": 0})
+                del self._live[path]
+        self._live |= live
 
     def _join(self, pods: list[Json]) -> None:
         """Let the pods of each Job with several nodes find each other, once all of them run."""
