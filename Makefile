@@ -42,10 +42,12 @@ demo: ## Show the whole run on a local cluster (CLUSTER=name), or on yours (CONT
 	@$(MAKE) --jobs=2 $(READY) $(if $(CONTEXT),,demo-programs)
 	@$(BIN)/python -m tunemill_dev.demo --cluster "$(CLUSTER)" --context "$(CONTEXT)"
 
-LAYERS := setup lint types contracts test-unit test-bombs test-property test-upgrade cluster-programs test-kube test-learn test-serving test-platform test-e2e
+STATIC := setup lint types contracts
+AGAINST_SERVERS := cluster-programs test-kube test-platform test-e2e
+COMPUTING := test-unit test-bombs test-property test-upgrade test-learn test-serving
 .PHONY: test
 test: ## Run every check, as CI does, and show how long each layer and the slowest tests took
-	@$(PYTHON) dev/tunemill_dev/layers.py "$(MAKE)" $(LAYERS)
+	@$(PYTHON) dev/tunemill_dev/layers.py "$(MAKE)" $(STATIC) -- $(AGAINST_SERVERS) -- $(COMPUTING)
 
 .PHONY: test-quick
 test-quick: ## Run before each commit what finds most mistakes, in a few minutes
@@ -169,6 +171,10 @@ test-e2e: $(READY) ## The chart, the images and real pods on a local cluster
 .PHONY: bench-trainer
 bench-trainer: $(READY) ## Measure the stages beside what they are compared to; leaves build/bench/trainer.json
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tunemill_dev.bench.trainer
+
+.PHONY: bench-distributed
+bench-distributed: $(READY) ## Compare two ranks with one, and with TRL; leaves build/bench/distributed.json
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tunemill_dev.bench.distributed
 
 .PHONY: bench-operator
 bench-operator: $(READY) ## Measure the operator beside Kubeflow Trainer; leaves build/bench/operator.json

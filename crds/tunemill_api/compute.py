@@ -1,14 +1,14 @@
-"""GPUs, trainer image and model cache of a run. The settings of the pods are in `pod_template`."""
+"""GPUs, nodes, trainer image and model cache of a run. The settings of the pods are in `pod_template`."""
 
 from typing import Annotated, Final
 
 from pydantic import Field
 
 from tunemill_api.base import ApiModel
-from tunemill_api.scalars import Quantity, rule, rules
+from tunemill_api.scalars import Duration, Quantity
 
-TRAINER_GPUS: Final = 1
-"""Maximum number of GPUs that the trainer can use. More would be reserved and stay idle, so the API refuses them."""
+MAX_NODES: Final = 64
+"""Maximum of spec.compute.nodes. A host name has at most 63 characters, so the index of a pod in it has two digits."""
 
 
 class ModelCache(ApiModel):
@@ -23,22 +23,17 @@ class ModelCache(ApiModel):
 
 
 class Compute(ApiModel):
-    """GPUs, trainer image and model cache."""
+    """GPUs, nodes, trainer image and model cache."""
 
-    gpus: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=16,
-            json_schema_extra=rules(
-                rule(
-                    f"self <= {TRAINER_GPUS}",
-                    f"compute.gpus must be at most {TRAINER_GPUS}: the trainer cannot use more GPUs in one run",
-                )
-            ),
-        ),
-    ] = 1
-    """Number of GPUs of the train pod, 0 or 1. 0 trains on the CPU, which is meant for small models and trials."""
+    gpus: Annotated[int, Field(ge=0, le=16)] = 1
+    """Number of GPUs per node, 0 to 16. 0 trains on the CPU, which is meant for small models and trials."""
+    nodes: Annotated[int, Field(ge=1, le=MAX_NODES)] = 1
+    """Number of pods that train and evaluate together, 1 to 64, each with compute.gpus GPUs. The result does not depend
+    on it. The scheduler may place several of them on one machine."""
+    start_timeout: Duration = "20m"
+    """With nodes above 1 and without spec.queue: maximum time in which some pods of a run hold their GPUs while others
+    cannot start. After it, all of them are removed and tried again later. 0s: never. In a queue, Kueue reserves the
+    quota of all pods at once."""
     gpu_memory: Quantity | None = None
     """Memory of the GPU that the train pod gets, for example 24Gi or 80Gi. If prepare estimates that the run does not
     fit, it fails with CudaOutOfMemory before a GPU is requested. Unset: no check. The field does not choose a node."""

@@ -78,5 +78,15 @@ ENV_GRACE_SECONDS: Final = "TUNEMILL_GRACE_SECONDS"
 """On stage containers: seconds from SIGTERM within which the stage must stop, including the checkpoint. Less than the
 pod's terminationGracePeriodSeconds, so that the stage ends before it is killed."""
 
+ENV_NODES: Final = "TUNEMILL_NODES"
+"""On the container of the train pods of a run with spec.compute.nodes above 1: number of pods that train together.
+Absent: one pod."""
+ENV_NODE_RANK: Final = "TUNEMILL_NODE_RANK"
+"""On the same containers: the pod's index, from 0 to nodes - 1."""
+ENV_COORDINATOR: Final = "TUNEMILL_COORDINATOR"
+"""On the same containers: DNS name of the pod with index 0."""
+COORDINATOR_PORT: Final = 29500
+"""Port of the pod with index 0 at which the processes of a run with several pods meet."""
+
 USER_ID: Final = 65532
 """User and group ID of all containers, unless the platform leaves the choice to the cluster."""

@@ -82,7 +82,12 @@ def object_schema() -> Schema:
             {
                 "rule": f"self.metadata.name.size() <= {NAME_LENGTH}",
                 "message": f"metadata.name must have at most {NAME_LENGTH} characters, as names of Jobs contain it",
-            }
+            },
+            {
+                "rule": "!self.metadata.name.contains('.') || !has(self.spec.compute) || "
+                "!has(self.spec.compute.nodes) || self.spec.compute.nodes == 1",
+                "message": "metadata.name must have no dots with compute.nodes above 1, as host names contain it",
+            },
         ],
     }
 

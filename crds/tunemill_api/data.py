@@ -6,7 +6,17 @@ from typing import Annotated
 from pydantic import Field
 
 from tunemill_api.base import ApiModel
-from tunemill_api.scalars import ConfigMapKeyRef, DataUri, Endpoint, Fraction, OptionalDataUri, SecretRef, rule, rules
+from tunemill_api.scalars import (
+    ConfigMapKeyRef,
+    DataUri,
+    Endpoint,
+    Fraction,
+    FractionOrAuto,
+    OptionalDataUri,
+    SecretRef,
+    rule,
+    rules,
+)
 
 
 class DatasetFormat(StrEnum):
@@ -55,6 +65,31 @@ class EvaluationSplit(ApiModel):
     dataset.uri and is read with the same credentials."""
 
 
+class Augmentation(ApiModel):
+    """Random changes to the training rows, so that the model reads the offered tools instead of remembering them.
+
+    Held-out rows are never changed. report.json of prepare counts the changes.
+    """
+
+    shuffle_tools: bool = True
+    """Put the tools of each row in random order."""
+    distractor_tools: Annotated[int, Field(ge=0, le=64)] = 3
+    """Maximum number of tools from other rows that are added to a row. Tools whose names resemble that of a called tool
+    are not used."""
+    masked_names: Fraction = "0.3"
+    """Fraction of the rows in which random words replace the names of tools and parameters, as a string. The model then
+    has to use the descriptions. Rows without descriptions, and rows whose text contains the name of a tool, keep their
+    names."""
+    irrelevant_rows: FractionOrAuto = "Auto"
+    """Number of rows to add in which no tool fits the request, as a fraction of the rows, as a string. They have the
+    request of another row, without the tools that this row calls. Auto: 0.1, or 0 if the assistant calls no tool in
+    5 % of the rows with tools."""
+    irrelevance_answer: Annotated[str, Field(max_length=1000)] = ""
+    """Answer of the assistant in these rows, for data in other languages. Empty: one of several English sentences."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 42
+    """Seed of the random changes."""
+
+
 class Dataset(ApiModel):
     """Location and format of the training rows."""
 
@@ -83,6 +118,8 @@ class Dataset(ApiModel):
     lists them."""
     max_rows: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     """Maximum number of rows, taken from the start. 0: all rows."""
+    augmentation: Augmentation | None = None
+    """Random changes to the training rows. Absent: none. {}: the defaults of the fields."""
 
 
 class Tools(ApiModel):

@@ -20,6 +20,7 @@ class ExitCode(IntEnum):
     INTERNAL_ERROR = 70
     NODE_BROKEN = 71
     INTERRUPTED = 75
+    PEER_LOST = 76
     PERMISSION_DENIED = 77
     CONFIGURATION = 78
 
@@ -105,6 +106,7 @@ class Reason(StrEnum):
     SANDBOX_FAILED = "SandboxFailed"
     NODE_REJECTED_POD = "NodeRejectedPod"
     NODE_LOST = "NodeLost"
+    PEER_LOST = "PeerLost"
     SIDECAR_FAILED = "SidecarFailed"
     JOB_DELETED = "JobDeleted"
     REPORT_LOST = "ReportLost"
@@ -386,6 +388,11 @@ FAILURES: dict[Reason, Failure] = {
         _PLATFORM,
         "Bring the node back, or delete its Node object once the machine is certainly off. The stage then continues on "
         "another node from its last checkpoint.",
+    ),
+    Reason.PEER_LOST: Failure(
+        ExitCode.PEER_LOST,
+        _NOBODY,
+        "None needed: all pods of the run start again and continue from the last checkpoint.",
     ),
     Reason.SIDECAR_FAILED: Failure(
         _RETRY,

@@ -192,11 +192,11 @@ class FineTuneSpec(ApiModel):
     workspace: Workspace = Workspace()
     """Object storage for the outputs of the stages. An output that is there is not computed again."""
     compute: Compute = Compute()
-    """GPUs, trainer image and model cache."""
+    """GPUs, nodes, trainer image and model cache."""
     pod_templates: PodTemplates = PodTemplates()
     """Settings of the pods, per stage: resources, placement, identity, environment and volumes."""
     queue: Queue | None = None
-    """Kueue queue of the train pod, which also evaluates. prepare and publish need no GPU and are not queued. Absent:
+    """Kueue queue of the train pods, which also evaluate. prepare and publish need no GPU and are not queued. Absent:
     the object's labels kueue.x-k8s.io/queue-name and kueue.x-k8s.io/priority-class, if set."""
     retry: Retry = Retry()
     """Retries of failed stages."""
@@ -208,8 +208,8 @@ class FineTuneSpec(ApiModel):
     stopped and is retried, which counts against retry.limit. Set it longer than loading the base model or pushing
     takes. 0s: never."""
     max_gpu_hours: GpuHours = ""
-    """Maximum GPU hours of train and evaluate of a run together, over all their pods. A pod with 2 GPUs uses 2 GPU
-    hours per hour. Empty: no limit."""
+    """Maximum GPU hours of train and evaluate of a run together, over all their pods. A run with compute.nodes 2 and
+    compute.gpus 8 uses 16 GPU hours per hour. Empty: no limit."""
     history_limit: Annotated[int, Field(ge=0, le=50)] = 5
     """Maximum number of finished runs in status.history."""
     retrain: Retrain | None = None

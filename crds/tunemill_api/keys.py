@@ -20,6 +20,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 
+from tunemill_api.data import Augmentation
 from tunemill_api.evaluation import Gate
 from tunemill_api.finetune import FineTuneSpec, effective_workspace
 from tunemill_api.scalars import ConfigMapKeyRef
@@ -60,6 +61,7 @@ _DATA_DEFAULTS: Form = {
     "length": 2048,
     "loss": "Assistant",
     "turns": "All",
+    "augmentation": None,
 }
 _TRAIN_DEFAULTS: Form = {
     "epochs": 1,
@@ -232,8 +234,22 @@ def _data(spec: FineTuneSpec) -> Form:
         "length": spec.training.max_length,
         "loss": spec.training.loss_on.value,
         "turns": spec.training.turns.value,
+        "augmentation": _augmentation(spec.dataset.augmentation),
     }
     return _without(_DATA_DEFAULTS, form)
+
+
+def _augmentation(settings: Augmentation | None) -> tuple[str, ...] | None:
+    if settings is None:
+        return None
+    return (
+        f"shuffle={settings.shuffle_tools}",
+        f"distractors={settings.distractor_tools}",
+        f"masked={settings.masked_names}",
+        f"irrelevant={settings.irrelevant_rows}",
+        f"answer={settings.irrelevance_answer}",
+        f"seed={settings.seed}",
+    )
 
 
 def _training(spec: FineTuneSpec) -> Form:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from tunemill_api.base import ApiModel
+from tunemill_api.compute import MAX_NODES
 from tunemill_api.evaluation import Gate
 from tunemill_api.finetune import FineTuneSpec, GpuHours
 from tunemill_api.pod_template import TEMPLATE_FIELDS
@@ -67,10 +68,12 @@ class Limits(ApiModel):
     """
 
     max_gpus: Annotated[int, Field(ge=0, le=16)] | None = None
-    """Maximum spec.compute.gpus, and its value if the spec does not set it. Other devices (extended resources and
-    resourceClaims in spec.podTemplates) are allowed only as defaults.podTemplates sets them."""
+    """Maximum spec.compute.gpus, which is per node, and its value if the spec does not set it. Other devices (extended
+    resources and resourceClaims in spec.podTemplates) are allowed only as defaults.podTemplates sets them."""
+    max_nodes: Annotated[int, Field(ge=1, le=MAX_NODES)] | None = None
+    """Maximum spec.compute.nodes. If unset while other limits are set: the number in the defaults, or 1."""
     max_gpu_hours: GpuHours = ""
-    """Maximum spec.maxGpuHours, and its value if the spec does not set it."""
+    """Maximum spec.maxGpuHours, over all nodes, and its value if the spec does not set it."""
     base_models: Globs | None = None
     """Allowed spec.baseModel.id, for example google/*. They are downloaded only from the Hub of defaults.hub.endpoint,
     or from huggingface.co if that is not set."""
@@ -137,6 +140,11 @@ class FineTuneProfileSpec(ApiModel):
                 "!has(self.limits.maxGpus) || !has(self.defaults.compute) || !has(self.defaults.compute.gpus) || "
                 "self.defaults.compute.gpus <= self.limits.maxGpus",
                 "defaults.compute.gpus must be at most limits.maxGpus",
+            ),
+            rule(
+                "!has(self.limits.maxNodes) || !has(self.defaults.compute) || !has(self.defaults.compute.nodes) || "
+                "self.defaults.compute.nodes <= self.limits.maxNodes",
+                "defaults.compute.nodes must be at most limits.maxNodes",
             ),
             rule(
                 "!has(self.limits.maxGpuHours) || self.limits.maxGpuHours == '' || !has(self.defaults.maxGpuHours) || "

@@ -29,6 +29,9 @@ AUTO = "Auto"
 NumberOrAuto = Annotated[str, Field(pattern=rf"^({AUTO}|[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]{{1,2}})?)$", max_length=16)]
 """A non-negative number as a string, for example "2e-4", or Auto."""
 
+FractionOrAuto = Annotated[str, Field(pattern=rf"^({AUTO}|0(\.[0-9]{{1,6}})?|1(\.0{{1,6}})?)$", max_length=8)]
+"""A number from 0 to 1 as a string, or Auto."""
+
 Difference = Annotated[str, Field(pattern=r"^-?(0(\.[0-9]{1,6})?|1(\.0{1,6})?)$", max_length=9)]
 """A difference of two fractions, from -1 to 1, as a string."""
 

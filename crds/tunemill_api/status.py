@@ -74,7 +74,9 @@ class DatasetFacts(StatusModel):
     rows: int
     """Number of rows that were read."""
     train_rows: int
-    """Number of training rows."""
+    """Number of training rows, without those that augmentation adds."""
+    added_rows: int = 0
+    """Number of training rows that augmentation adds."""
     evaluation_rows: int
     """Number of held-out rows."""
     invalid_rows: int = 0
@@ -256,13 +258,19 @@ class StageState(StrEnum):
 
 
 class CutShort(StrEnum):
-    """Why a pod ended early. Each reason has a counter in the status of the stage."""
+    """Why a pod, or all pods of a run on several nodes, ended early.
+
+    Each reason has a counter in the status of the stage. PodFailed, which only runs on several nodes have, is counted
+    in `restarts` under the reason of the failure.
+    """
 
     PREEMPTED = "Preempted"
     NO_PROGRESS = "NoProgress"
     OUT_OF_MEMORY = "OutOfMemory"
     EVICTED = "Evicted"
     BAD_NODE = "BadNode"
+    PEER_LOST = "PeerLost"
+    POD_FAILED = "PodFailed"
     FAILED = "Failed"
 
 
@@ -297,15 +305,17 @@ class StageStatus(StatusModel):
     executed: bool | None = None
     """False if the output was already in the workspace. Absent until the stage has succeeded."""
     attempts: int = 0
-    """Number of pods that started this stage."""
+    """Number of pods that started this stage. With compute.nodes above 1, number of starts of all pods together."""
     started_at: datetime | None = None
     """When the container of the stage started."""
     finished_at: datetime | None = None
     """When the stage ended."""
     earlier_seconds: Annotated[int, Field(ge=0)] = 0
     """Running time in seconds of earlier pods of the stage. It counts against spec.maxRuntime."""
+    nodes: Annotated[int, Field(ge=0)] = 0
+    """Number of pods that run the stage together, or ran it last. Absent with one pod."""
     gpus: Annotated[int, Field(ge=0)] = 0
-    """Number of GPUs of the current pod, or of the last one."""
+    """Number of GPUs of the current pod, or of the last one; with compute.nodes above 1, of all its pods."""
     earlier_gpu_seconds: Annotated[int, Field(ge=0)] = 0
     """GPU time in seconds of earlier pods of the stage. It counts against spec.maxGpuHours."""
     preemptions: Annotated[int, Field(ge=0)] = 0
@@ -323,8 +333,19 @@ class StageStatus(StatusModel):
     """Number of Jobs that were created again because the previous one was deleted by somebody else or its report cannot
     be read. They count against spec.retry.limit."""
     retries: Annotated[int, Field(ge=0)] = 0
-    """Number of failed pods for which the operator replaced the Job, to avoid a suspect node or because a sidecar kept
-    the failed pod running. They count against spec.retry.limit."""
+    """Number of failed pods for which the operator replaced the Job, to avoid a suspect node, because a sidecar kept
+    the failed pod running, or because other pods of the run had ended. They count against spec.retry.limit."""
+    peer_losses: Annotated[int, Field(ge=0)] = 0
+    """Number of times that the pods of a run on several nodes lost the connection to each other although none of them
+    failed. They count against spec.retry.limit."""
+    restarts: dict[str, Annotated[int, Field(ge=0)]] = {}
+    """With compute.nodes above 1: number of times that all pods of the stage were started again together, by cause: the
+    reason of a failure, or Preempted, Evicted, NoProgress, OutOfMemory, BadNode or PeerLost."""
+    start_timeouts: Annotated[int, Field(ge=0)] = 0
+    """Number of times in a row that the pods were removed because they could not all start within
+    spec.compute.startTimeout."""
+    next_start: datetime | None = None
+    """When the pods are created again after they could not all start. Absent if they may be created at once."""
     suspect_nodes: list[SuspectNode] = Field(
         default=[],
         max_length=32,
@@ -356,7 +377,8 @@ class RunStatus(StatusModel):
     image: str = ""
     """Trainer image."""
     preemptions: Annotated[int, Field(ge=0)] = 0
-    """Number of pods of all stages that were preempted, drained or lost with their node."""
+    """Number of pods of all stages that were preempted, drained or lost with their node. Pods that train together count
+    as one."""
     gpu_seconds: Annotated[int, Field(ge=0)] = 0
     """GPU time of train and evaluate in seconds, over all their pods. It is updated every full minute while one
     runs."""
@@ -373,6 +395,8 @@ class QueueStatus(StatusModel):
     """ClusterQueue that reserved quota for the Job. Empty while the Job waits for quota."""
     flavors: dict[str, str] = {}
     """ResourceFlavor assigned to each resource, by the name of the resource."""
+    quota: dict[str, str] = {}
+    """Reserved quota of all pods together, by the name of the resource."""
     since: datetime
     """When the Job was queued, or when its quota was reserved."""
 

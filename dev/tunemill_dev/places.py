@@ -2,10 +2,10 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
-from tunemill_dev.cluster import addons, binaries, up
+from tunemill_dev.cluster import addons, binaries, running, up
 from tunemill_dev.cluster.console import step
 from tunemill_dev.context_images import ENV_REGISTRY, existing_images, provide_images
 from tunemill_dev.kubectl import CommandError, Kubectl
@@ -15,18 +15,26 @@ ENV_TAG = "TAG"
 ROLLOUT_SECONDS = 120
 
 
+OPERATOR, TRAINER = "tunemill-operator", "tunemill-trainer"
+"""The names of the images."""
+
+
 @contextmanager
-def local(name: str) -> Iterator[Testbed]:
-    """Start the local cluster of this name if it does not run, and update its images. It keeps running afterwards."""
-    cluster = up(name)
-    with step("operator image"):
-        operator = cluster.build_image(
-            "tunemill-operator", REPOSITORY_ROOT, REPOSITORY_ROOT / "operator" / "Dockerfile"
-        )
-    with step("trainer image"):
-        trainer = cluster.build_image(
-            "tunemill-trainer", REPOSITORY_ROOT, REPOSITORY_ROOT / "trainer_image" / "Dockerfile"
-        )
+def local(name: str, built: Mapping[str, str] | None = None) -> Iterator[Testbed]:
+    """Start the local cluster of this name if it does not run, and update its images. It keeps running afterwards.
+
+    Args:
+        name: the name of the cluster.
+        built: the images, by name, that another process has built for the running cluster; None builds them.
+    """
+    if built is None:
+        cluster = up(name)
+        built = {}
+        for image, folder in ((OPERATOR, "operator"), (TRAINER, "trainer_image")):
+            with step(f"{image} image"):
+                built[image] = cluster.build_image(image, REPOSITORY_ROOT, REPOSITORY_ROOT / folder / "Dockerfile")
+    else:
+        cluster = running(name)
     s3, hub = cluster.s3, cluster.hub
     options = ("--kubeconfig", str(cluster.kubeconfig))
     yield Testbed(
@@ -35,19 +43,23 @@ def local(name: str) -> Iterator[Testbed]:
         helm_options=options,
         store=ObjectStore(s3.host_url, s3.cluster_url, s3.access_key, s3.secret_key),
         hub=Hub(hub.host_url, hub.cluster_url, hub.organisation, hub.write_token),
-        operator_image=operator,
-        trainer_image=trainer,
+        operator_image=built[OPERATOR],
+        trainer_image=built[TRAINER],
         volumes=cluster.volumes,
     )
 
 
 @contextmanager
-def attached(context: str) -> Iterator[Testbed]:
+def attached(context: str, built: Mapping[str, str] | None = None) -> Iterator[Testbed]:
     """Use the cluster of a kubectl context. Its S3 and Hub servers are reached through port forwards.
 
     The images are built with Docker and loaded into the nodes of kind, k3d, minikube and Docker Desktop. If the
     variable REGISTRY is set, they are pushed there instead. If TAG is set, nothing is built: the cluster already has,
     or pulls, images with this tag.
+
+    Args:
+        context: the context.
+        built: the images, by name, of a process that has prepared the cluster; None prepares it.
 
     Raises:
         CommandError: kubectl or Docker is missing, or the cluster cannot run the images; the message says which.
@@ -55,13 +67,14 @@ def attached(context: str) -> Iterator[Testbed]:
     kubectl = _kubectl(context)
     with step(f"cluster of context {context}"):
         kubectl("version")
-    images = images_for(context)
     credentials = _credentials(kubectl)
-    with step("S3 and Hub"):
-        manifests = addons.services(credentials, s3_image=images["versitygw"], hub_image=images["tunemill-hub"])
-        kubectl("apply", "--filename", "-", stdin=manifests)
-        for name in ("s3", "hub"):
-            _wait_for_rollout(kubectl, name)
+    if built is None:
+        built = images_for(context)
+        with step("S3 and Hub"):
+            manifests = addons.services(credentials, s3_image=built["versitygw"], hub_image=built["tunemill-hub"])
+            kubectl("apply", "--filename", "-", stdin=manifests)
+            for name in ("s3", "hub"):
+                _wait_for_rollout(kubectl, name)
     with ExitStack() as forwards:
         s3 = forwards.enter_context(kubectl.forward(addons.NAMESPACE, "s3", 7070))
         hub = forwards.enter_context(kubectl.forward(addons.NAMESPACE, "hub", 8080))
@@ -81,8 +94,8 @@ def attached(context: str) -> Iterator[Testbed]:
                 addons.HUB_ORGANISATION,
                 credentials.hub_write_token,
             ),
-            operator_image=images["tunemill-operator"],
-            trainer_image=images["tunemill-trainer"],
+            operator_image=built[OPERATOR],
+            trainer_image=built[TRAINER],
         )
 
 

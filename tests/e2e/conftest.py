@@ -1,9 +1,10 @@
 """A cluster with Tunemill, and a separate namespace for each test; a failed test leaves diagnostics.
 
-Two workers share the cluster. Tests that reinstall the chart belong to one group (`xdist_group("chart")`), so that
-only one worker does.
+Two workers share the cluster. Tests that reinstall the chart, or cannot run while another one does, belong to one group
+(`xdist_group("chart")`), so that one worker runs them in turn.
 """
 
+import json
 import logging
 import re
 import secrets
@@ -15,7 +16,7 @@ import pytest
 from e2e.world import World
 from filelock import FileLock
 from tunemill_dev.background import in_own_process
-from tunemill_dev.places import attached, local
+from tunemill_dev.places import OPERATOR, TRAINER, attached, local
 from tunemill_dev.testbed import REPOSITORY_ROOT, Testbed, save_diagnostics
 from tunemill_dev.tiny import make_base
 
@@ -42,19 +43,23 @@ FAILED = pytest.StashKey[bool]()
 
 @pytest.fixture(scope="session")
 def testbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testbed]:
-    """A cluster with the chart installed, by the first worker that needs it."""
+    """A cluster with the images and the chart, from the first worker that needs it.
+
+    The others use its images. Images that they build themselves may have another hash, and would replace the Hub while
+    tests use it.
+    """
     logging.getLogger("tunemill_dev.kubectl").setLevel(logging.INFO)
-    context = request.config.getoption("--context")
+    context, cluster = request.config.getoption("--context"), request.config.getoption("--cluster")
     shared = tmp_path_factory.getbasetemp().parent
     with ExitStack() as stack:
         with FileLock(shared / "e2e.lock"):
-            where = attached(context) if context else local(request.config.getoption("--cluster"))
-            testbed = stack.enter_context(where)
-            installed = shared / "e2e-installed"
-            if not installed.exists():
+            images = shared / "e2e-images.json"
+            built = json.loads(images.read_text()) if images.exists() else None
+            testbed = stack.enter_context(attached(context, built) if context else local(cluster, built))
+            if built is None:
                 shutil.rmtree(DIAGNOSTICS, ignore_errors=True)
                 testbed.install()
-                installed.touch()
+                images.write_text(json.dumps({OPERATOR: testbed.operator_image, TRAINER: testbed.trainer_image}))
         yield testbed
 
 

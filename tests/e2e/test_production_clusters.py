@@ -11,7 +11,7 @@ from e2e.world import World
 from tunemill_api.constants import LABEL_FINETUNE
 from tunemill_api.failures import Reason
 from tunemill_api.status import FineTuneStatus, Phase, StageState
-from tunemill_dev.cluster import up
+from tunemill_dev.cluster import running
 from tunemill_dev.demo.results import stages_run
 from tunemill_dev.kubectl import CommandError, Object
 from tunemill_dev.testbed import HUB_SECRET, FineTune, Testbed, json_lines
@@ -261,7 +261,7 @@ def new_operator_image(testbed: Testbed, cluster: str, folder: Path) -> str:
         " && grep -q '^RECIPES.*: 9[0-9]' /opt/tunemill/lib/python3*/site-packages/tunemill_api/keys.py\n"
         "USER 65532:65532\n"
     )
-    return up(cluster).build_image("tunemill-operator-next", folder, folder / "Dockerfile")
+    return running(cluster).build_image("tunemill-operator-next", folder, folder / "Dockerfile")
 
 
 def test_a_new_operator_restarts_nothing(world: World, request: pytest.FixtureRequest, tmp_path: Path):

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from e2e.world import World
 from kube import queues
+from kube.kubelet import eventually
 from tunemill_api.constants import PLURAL
 from tunemill_api.status import Phase, StageState
-from tunemill_dev.cluster import binaries, up
-from tunemill_dev.kubectl import run
+from tunemill_dev.cluster import binaries, running
+from tunemill_dev.kubectl import CommandError, run
 from tunemill_dev.testbed import Testbed
 
 RUN_SECONDS = 600
@@ -21,7 +22,8 @@ NAMESPACE = "kueue-system"
 QUOTA = {"cpu": "500m", "memory": "64Gi", "ephemeral-storage": "1Ti"}
 """Half a core in all, which is what a train pod of this test requests."""
 POD_TEMPLATES = {"train": {"resources": {"requests": {"cpu": "500m", "memory": "256Mi"}, "limits": {"cpu": "1"}}}}
-pytestmark = pytest.mark.timeout(1500, func_only=True)
+# While Kueue starts, its webhooks reject every Deployment, so no other test may install the chart at the same time.
+pytestmark = [pytest.mark.timeout(1500, func_only=True), pytest.mark.xdist_group("chart")]
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +42,7 @@ def kueue(testbed: Testbed, request: pytest.FixtureRequest, tmp_path_factory: py
     waiting = ("--wait", "--timeout", "180s")
     run((*testbed.helm, "upgrade", "--install", *where, str(chart), "--create-namespace", "--set", chosen, *waiting))
     try:
-        testbed.kubectl.apply(
-            queues.resource_flavor("cpus"),
-            queues.cluster_queue("cpus", QUOTA),
-            queues.priority_class("low", 1),
-            queues.priority_class("high", 100),
-        )
+        eventually(lambda: _has_queues(testbed), "Kueue's webhooks answer", seconds=60)
         yield
     finally:
         # In this order: Kueue takes its finalizers from what goes, and must be there for that.
@@ -61,13 +58,29 @@ def kueue(testbed: Testbed, request: pytest.FixtureRequest, tmp_path_factory: py
         run((*testbed.helm, "uninstall", *where, "--wait", "--ignore-not-found"))
 
 
+def _has_queues(testbed: Testbed) -> bool:
+    """Create the queue and the priorities; return whether it worked. Kueue is ready before its webhooks answer."""
+    try:
+        testbed.kubectl.apply(
+            queues.resource_flavor("cpus"),
+            queues.cluster_queue("cpus", QUOTA),
+            queues.priority_class("low", 1),
+            queues.priority_class("high", 100),
+        )
+    except CommandError as error:
+        if "failed calling webhook" not in str(error):
+            raise
+        return False
+    return True
+
+
 def _image(cluster: str, context: Path) -> str:
     """Build the image of Kueue: the program where its chart looks for it."""
     shutil.copy2(binaries.ensure([binaries.KUEUE])[binaries.KUEUE.name] / "kueue", context / "manager")
     (context / "Dockerfile").write_text(
         'FROM scratch\nCOPY manager /manager\nUSER 65532:65532\nENTRYPOINT ["/manager"]\n'
     )
-    return up(cluster).build_image("kueue", context, context / "Dockerfile")
+    return running(cluster).build_image("kueue", context, context / "Dockerfile")
 
 
 @pytest.mark.usefixtures("kueue")

@@ -9,13 +9,15 @@ from typing import Any
 import urllib3
 from kube.api import STRATEGIC_PATCH, Api, ApiError
 from property.builders import a_failure_report
-from tunemill_api.constants import ANNOTATION_RUN_SPEC, LABEL_FINETUNE
+from tunemill_api.constants import ANNOTATION_RUN_SPEC, ENV_NODES, LABEL_FINETUNE
 from tunemill_api.failures import FAILURES, Reason
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage
 from tunemill_dev.played import a_report
+from tunemill_operator.engine.objects import ANNOTATION_INDEX
 
 NODE = "fake-node"
+JOB_UID = "batch.kubernetes.io/controller-uid"
 LIVE_PODS = f"/api/v1/pods?labelSelector={LABEL_FINETUNE}&fieldSelector=status.phase!=Succeeded,status.phase!=Failed"
 Json = dict[str, Any]
 
@@ -62,15 +64,23 @@ class Kubelet:
     """Every container that was started: the object's name, the stage, the pod's uid."""
     run_specs: dict[tuple[str, str], RunSpec] = field(default_factory=dict)
     """The RunSpec that a pod was last given, by the object's name and the stage."""
+    of_index: dict[tuple[str, str, int], Behaviour] = field(default_factory=dict)
+    """How the container of one of several pods behaves, by the object's name, the stage and the pod's index."""
     interrupted: list[str] = field(default_factory=list)
     """The names of the pods that were ended by a deletion."""
     left_alone: set[str] = field(default_factory=set)
     """Namespaces whose pods are none of its business."""
     _last_start: dict[tuple[str, str], str] = field(default_factory=dict)
+    _live: dict[str, str] = field(default_factory=dict)
+    """The uids of the pods that had not ended when it last looked, by their paths."""
     _reports: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     """What the stages of a container left that have ended while it goes on, by the pod's uid and its name."""
+    _groups: dict[str, set[str]] = field(default_factory=dict)
+    """The pods that found each other, by the uid of each: those of a Job with several nodes."""
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
+    _lost: set[str] = field(default_factory=set)
+    """The pods that have lost another one of their group."""
 
     def behave(self, name: str, stage: Stage, behaviour: Behaviour) -> None:
         """Decide how the stage's container of an object behaves from now on."""
@@ -95,11 +105,37 @@ class Kubelet:
     def _work(self) -> None:
         while not self._stop.wait(0.1):
             try:
-                for pod in self.api.get(LIVE_PODS)["items"]:
+                pods = self.api.get(LIVE_PODS)["items"]
+                self._remove_ended(pods)
+                self._join(pods)
+                for pod in pods:
                     if pod["metadata"]["namespace"] not in self.left_alone:
                         self._look_after(pod)
             except (ApiError, urllib3.exceptions.HTTPError):  # a pod has gone, or the API server is restarted
                 continue
+
+    def _remove_ended(self, pods: list[Json]) -> None:
+        """Remove the pods that ended while they were being deleted, as a node does."""
+        live = {_path(pod): pod["metadata"]["uid"] for pod in pods}
+        for path, uid in [*self._live.items()]:
+            if live.get(path) != uid:
+                pod = self.api.find(path)
+                if pod and pod["metadata"]["uid"] == uid and "deletionTimestamp" in pod["metadata"]:
+                    self.api.delete(path, {"gracePeriodSeconds": 0})
+                del self._live[path]
+        self._live |= live
+
+    def _join(self, pods: list[Json]) -> None:
+        """Let the pods of each Job with several nodes find each other, once all of them run."""
+        running: dict[str, set[str]] = {}
+        live = {pod["metadata"]["uid"] for pod in pods if pod.get("status", {}).get("phase") == "Running"}
+        for pod in pods:
+            uid, job = pod["metadata"]["uid"], pod["metadata"]["labels"].get(JOB_UID, "")
+            if _nodes(pod) > 1 and uid in live and uid not in self._groups:
+                running.setdefault(job, set()).add(uid)
+                if len(running[job]) == _nodes(pod):
+                    self._groups |= dict.fromkeys(running[job], running[job])
+        self._lost = {uid for uid, group in self._groups.items() if not group <= live}
 
     def _look_after(self, pod: Json) -> None:
         name, phase = pod["metadata"]["labels"][LABEL_FINETUNE], pod.get("status", {}).get("phase")
@@ -124,14 +160,15 @@ class Kubelet:
                 continue
             reports = self._reports.setdefault((pod["metadata"]["uid"], container), [])
             stage = stages[len(reports)]
-            behaviour = self.behaviours.get((name, stage), Ends())
+            behaviour = self._behaviour(name, stage, pod)
             if isinstance(behaviour, Waits):
                 wanted = {"waiting": {"reason": behaviour.reason, "message": behaviour.message}}
                 return None if state == wanted else _pod_status(pod, {**known, container: wanted}, "Pending")
             if "running" not in state:
-                if self._last_start.get((name, stage)) == _now():
+                pod_of_stage = (name, f"{stage} {_index(pod)}")
+                if self._last_start.get(pod_of_stage) == _now():
                     return None  # no real node starts a stage twice within a second, which is as fine as times are
-                self._last_start[name, stage] = _now()
+                self._last_start[pod_of_stage] = _now()
                 self._note_start(name, stage, pod)
                 return _pod_status(pod, {**known, container: {"running": {"startedAt": _now()}}}, "Running")
             if isinstance(behaviour, Runs) or (behaviour.code == 0 and stage != stages[-1]):
@@ -144,6 +181,18 @@ class Kubelet:
             phase = ("Failed" if behaviour.code else "Succeeded") if last else "Running"
             return _pod_status(pod, {**known, container: ended}, phase)
         return None
+
+    def _behaviour(self, name: str, stage: str, pod: Json) -> Behaviour:
+        """Return how a container behaves. Pods of a group wait for each other, and for the first one to end."""
+        index, uid = _index(pod), pod["metadata"]["uid"]
+        behaviour = self.of_index.get((name, stage, index), self.behaviours.get((name, stage), Ends()))
+        if _nodes(pod) == 1 or isinstance(behaviour, Waits) or _known(pod) == {}:
+            return behaviour
+        if uid in self._lost:
+            return fails(Stage(stage), Reason.PEER_LOST)
+        if isinstance(behaviour, Ends) and (uid not in self._groups or (index > 0 and behaviour.code == 0)):
+            return Runs()
+        return behaviour
 
     def _note_start(self, name: str, stage: str, pod: Json) -> None:
         run_spec = RunSpec.model_validate_json(pod["metadata"]["annotations"][ANNOTATION_RUN_SPEC])
@@ -175,6 +224,16 @@ class Kubelet:
 
     def _write(self, pod: Json, status: Json) -> None:
         self.api.patch(f"{_path(pod)}/status", {"status": status}, STRATEGIC_PATCH)
+
+
+def _nodes(pod: Json) -> int:
+    """Return how many pods run together."""
+    env = {item["name"]: item.get("value", "") for item in pod["spec"]["containers"][0].get("env", [])}
+    return int(env.get(ENV_NODES, 1))
+
+
+def _index(pod: Json) -> int:
+    return int(pod["metadata"]["labels"].get(ANNOTATION_INDEX, 0))
 
 
 def _path(pod: Json) -> str:

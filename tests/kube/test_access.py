@@ -121,7 +121,7 @@ def test_the_rights_of_the_chart_are_enough(plane: Plane, namespace: Namespace, 
         f"--namespaces={namespace.name}" if confined else "--namespaces=",
     ]
     with an_operator(kubeconfig, tmp_path / "operator.log", *arguments) as operator:
-        namespace.apply("allowed")
+        namespace.apply("allowed", compute={"nodes": 2})
         namespace.wait_for("allowed", "Succeeded")
         eventually(lambda: "Published" in namespace.events("allowed"), "events may be written")
         path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod['metadata']['name']}"
@@ -162,7 +162,7 @@ def test_every_right_of_the_chart_is_used(plane: Plane, namespace: Namespace, tm
         with an_operator(witness.kubeconfig, tmp_path / "operator.log", *arguments) as operator:
             plane.profile("of-nobody", namespaces=[])
             plane.kubelet.behave("paused", Stage.TRAIN, Runs())
-            namespace.apply("paused")
+            namespace.apply("paused", compute={"nodes": 2})
             namespace.wait_for("paused", "Training")
             namespace.edit("paused", suspend=True)
             namespace.wait_for("paused", "Suspended")

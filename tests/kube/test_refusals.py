@@ -38,7 +38,6 @@ def of_train(**fields: Any) -> dict[str, Any]:
         ({"adapter": {"method": "Full", "lora": {"rank": 8}}}, "adapter.lora may only be set with adapter.method LoRA"),
         ({"adapter": {"adalora": {"targetRank": 8}}}, "adapter.adalora may only be set with adapter.method AdaLoRA"),
         ({"adapter": {"method": "AdaLoRA", "ia3": {}}}, "adapter.ia3 may only be set with adapter.method IA3"),
-        ({"compute": {"gpus": 2}}, "compute.gpus must be at most 1"),
         (of_train(env=[{"name": "HF_HOME", "value": "/x"}]), "the operator sets this variable itself"),
         (of_train(env=[{"name": "TUNEMILL_WORK", "value": "/x"}]), "the operator sets this variable itself"),
         (of_train(env=[{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]), "each name may occur only once"),

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self, TextIO
 
-_FORKING = multiprocessing.get_context("forkserver")
-_FORKING.set_forkserver_preload(
+FORKING = multiprocessing.get_context("forkserver")
+FORKING.set_forkserver_preload(
     [
         *("torch", "torch._dynamo", "torch._inductor.compile_fx", "torch.distributed.tensor"),
         *("torch.utils.tensorboard", "bitsandbytes", "pandas", "pyarrow.parquet", "matplotlib.figure"),
@@ -63,8 +63,8 @@ def started(
     arguments: Sequence[str], environment: Mapping[str, str], folder: Path | None = None
 ) -> Iterator[StageProcess]:
     """Start it in a folder; where it has not ended with the block, it is killed."""
-    log, said = _FORKING.Pipe(duplex=False)
-    process = _FORKING.Process(target=_work, args=(list(arguments), dict(environment), folder, said))
+    log, said = FORKING.Pipe(duplex=False)
+    process = FORKING.Process(target=_work, args=(list(arguments), dict(environment), folder, said))
     process.start()
     said.close()
     try:

@@ -19,6 +19,7 @@ from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.learn.full import WIDE, WeightFormat
 from tunemill_trainer.learn.plan import Plan, plan
 from tunemill_trainer.prepared import NewToken, Tokens
+from tunemill_trainer.process.ranks import Ranks
 
 CPU = Device("cpu", "cpu")
 TRAIN_ROWS, HELD_OUT_ROWS = 320, 80
@@ -74,13 +75,15 @@ class Task:
         callbacks: tuple[TrainerCallback, ...] = (),
         dtype: torch.dtype = torch.float32,
         weights: WeightFormat = WIDE,
+        ranks: Ranks | None = None,
         **training: object,
     ) -> sft.Result:
         """Train; keywords are fields of spec.training."""
         usual = {"batchSize": 16, "learningRate": "1e-4", "checkpoint": {"everySteps": 1000}}
         settings = Training.model_validate(usual | training)
         made = made or plan(settings, count)
-        run = sft.Run(settings, made, CPU, dtype, folder, weights, kept_on_disk=settings.checkpoint.keep + 1)
+        kept = settings.checkpoint.keep + 1
+        run = sft.Run(settings, made, CPU, dtype, folder, weights, kept_on_disk=kept, ranks=ranks or Ranks())
         config = adapter_config(adapter, model, self.tokens, made.steps)
         speaker = AutoTokenizer.from_pretrained(self.tokenizer)
         measured = self.held_out() if held_out else []

@@ -163,11 +163,12 @@ def test_a_format_that_the_device_has_not_is_refused(monkeypatch: pytest.MonkeyP
     assert error.value.reason == Reason.INVALID_SPEC
 
 
-def test_more_gpus_than_are_used_are_refused() -> None:
-    """Proves that no GPU is held idle."""
-    with pytest.raises(StageError, match=r"expected spec\.compute\.gpus 0 or 1, found 4") as error:
-        devices.choose(4)
-    assert error.value.reason == Reason.INVALID_SPEC
+def test_a_gpu_that_a_rank_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rank sees its own GPU only; the message says which one of the node that is."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(StageError, match=r"spec\.compute\.gpus requests 4 GPUs, but .* for GPU 3: ") as error:
+        devices.choose(4, local_rank=3)
+    assert error.value.reason == Reason.CUDA_UNAVAILABLE
 
 
 @pytest.mark.parametrize(

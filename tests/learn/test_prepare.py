@@ -20,7 +20,7 @@ from tunemill_trainer.judge.parse import parse_reply
 from tunemill_trainer.prepared import IGNORED, Prepared
 from tunemill_trainer.process import tracing
 from tunemill_trainer.process.progress import Progress
-from tunemill_trainer.process.stop import StopSignal
+from tunemill_trainer.process.ranks import Ranks
 from tunemill_trainer.stages import config_maps, prepare
 from tunemill_trainer.stages.context import StageContext
 from tunemill_trainer.storage.credentials import Credentials
@@ -65,7 +65,7 @@ class Site:
             self.folder / f"work-{self.runs}",
             Credentials(self.world.secrets),
             Progress(Stage.PREPARE, None),
-            StopSignal(),
+            Ranks(),
         )
 
     def prepare(self, **changes: Any):
@@ -161,6 +161,22 @@ def test_the_same_data_is_not_prepared_again(site):
     assert other.key != first.key
     referred = {path.rpartition("/")[2] for path in site.world.workspace().marks("runs/")}
     assert {first.key, other.key} <= referred, "nobody may take away what a run has prepared"
+
+
+def test_augmentation_changes_the_training_rows_only(site):
+    """The added rows are counted; the cases and their number stay."""
+    plain, _, before = site.prepare()
+    facts, executed, after = site.prepare(dataset={"augmentation": {"irrelevantRows": "0.5"}})
+    assert executed
+    assert facts.key != plain.key
+    assert after.cases_path.read_text() == before.cases_path.read_text()
+    added = facts.dataset.added_rows
+    assert added > 0
+    assert pq.read_table(after.train_path).num_rows == pq.read_table(before.train_path).num_rows + added
+    counts = json.loads(after.report_path.read_text())["augmentation"]
+    assert counts["irrelevantRows"] == added
+    assert min(counts["shuffledTools"], counts["distractorTools"], counts["maskedNames"]) > 0
+    assert facts.dataset.train_rows == plain.dataset.train_rows
 
 
 def test_a_prefix_is_read_in_the_order_of_its_keys(site):

@@ -15,6 +15,7 @@ from tunemill_api.constants import LABEL_LEADER
 from tunemill_api.stage_report import Stage
 from tunemill_dev.chart.helm import rendered
 from tunemill_dev.played import prepared_facts
+from tunemill_operator.engine.group_objects import companions_of
 from tunemill_operator.engine.objects import finetune_of
 from tunemill_operator.engine.pods import job_of
 from tunemill_operator.engine.stages import Facts, Ledger, Work
@@ -47,9 +48,9 @@ POD = {
 Json = dict[str, Any]
 
 
-def a_job(namespace: str = "team-a", change: Callable[[Json], object] = lambda job: None) -> Json:
+def a_job(namespace: str = "team-a", change: Callable[[Json], object] = lambda job: None, **parts: Any) -> Json:
     """Return a Job that the operator makes, with a change that somebody else made to it."""
-    finetune = finetune_of(a_finetune_body(namespace=namespace))
+    finetune = finetune_of(a_finetune_body(namespace=namespace, **parts))
     assert finetune.spec is not None
     work = Work("train", (Stage.TRAIN, Stage.EVALUATE), "0123456789abcdef")
     platform = Platform(
@@ -113,6 +114,9 @@ def test_the_operators_own_jobs_are_created_in_every_team(installed: Cluster) ->
     """The policies take nothing away that the operator needs."""
     for team in TEAMS:
         assert refusal(installed, a_job(team)) == ""
+        group = a_job(team, compute={"nodes": 4})
+        for item in (group, *companions_of(group)):
+            assert refusal(installed, item) == ""
 
 
 @pytest.mark.parametrize("namespace", ["kube-system", "kube-public", "kube-node-lease", NAMESPACE])
@@ -164,6 +168,36 @@ def test_a_job_that_escapes_is_refused(installed: Cluster, change: Callable[[Jso
     job = a_job(change=change)
     assert words in refusal(installed, job)
     assert "Tunemill operator" not in refusal(installed, job, "cluster-admin")
+
+
+HEADLESS = "must be headless and select pods of a FunctionCallFineTune"
+ONE_GROUP = "must select pods of a FunctionCallFineTune and let only those in"
+NOT_OWNED = "only Services and NetworkPolicies owned by a FunctionCallFineTune"
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "words"),
+    [
+        ("Service", lambda item: item["metadata"].pop("ownerReferences"), NOT_OWNED),
+        ("Service", lambda item: item["spec"].pop("clusterIP"), HEADLESS),
+        ("Service", lambda item: item["spec"].update(externalIPs=["10.0.0.1"]), HEADLESS),
+        ("Service", lambda item: item["spec"].update(selector={"app": "database"}), HEADLESS),
+        ("NetworkPolicy", lambda item: item["metadata"].pop("ownerReferences"), NOT_OWNED),
+        ("NetworkPolicy", lambda item: item["spec"].update(podSelector={}), ONE_GROUP),
+        ("NetworkPolicy", lambda item: item["spec"].update(ingress=[{}]), ONE_GROUP),
+        ("NetworkPolicy", lambda item: item["spec"]["ingress"][0]["from"].append({"namespaceSelector": {}}), ONE_GROUP),
+        ("NetworkPolicy", lambda item: item["spec"].update(policyTypes=["Egress"]), ONE_GROUP),
+    ],
+)
+def test_no_other_service_or_policy_is_created(
+    installed: Cluster, kind: str, change: Callable[[Json], object], words: str
+) -> None:
+    """They could take traffic that is meant for others, or cut others off."""
+    (item,) = [item for item in companions_of(a_job(compute={"nodes": 2})) if item["kind"] == kind]
+    item = copy.deepcopy(item)
+    change(item)
+    assert words in refusal(installed, item)
+    assert "Tunemill operator" not in refusal(installed, item, "cluster-admin")
 
 
 def test_jobs_of_others_are_not_deleted(installed: Cluster) -> None:

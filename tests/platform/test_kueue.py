@@ -125,6 +125,32 @@ def test_the_gpu_pod_is_counted_as_kueue_counts(plane: Plane, namespace: Namespa
     assert podset["resourceUsage"][GPU] == "1"
 
 
+def test_a_group_waits_is_preempted_and_resumes_as_a_whole(plane: Plane, namespace: Namespace, queues: Queues) -> None:
+    """Its pods are one Workload with the quota of all of them, and start again in the same Job."""
+    queues.open(namespace.name, "wide", 3)
+    for name in ("group", "urgent"):
+        plane.kubelet.behave(name, Stage.TRAIN, Runs())
+    nodes = {"nodes": 2, "gpus": 2}
+    namespace.apply("group", queue={"name": "wide", "priorityClass": "low"}, compute=nodes, retry={"limit": 0})
+    says(namespace, "group", "> maximum capacity (3)")
+    assert not [pod for pod in namespace.pods("group") if "-train-" in pod["metadata"]["name"]]
+    queues.resize("wide", 4)
+    namespace.wait_for("group", "Training")
+    eventually(lambda: namespace.status("group")["queue"].get("quota", {}).get(GPU) == "4", "the quota of all is shown")
+    (job,) = namespace.live_jobs("group")
+
+    namespace.apply("urgent", queue={"name": "wide", "priorityClass": "high"})
+    namespace.wait_for("urgent", "Training")
+    says(namespace, "group", "Preempted to accommodate a workload")
+    eventually(lambda: train_of(namespace, "group").get("restarts") == {"Preempted": 1}, "it is one restart")
+    plane.kubelet.behaviours.clear()
+    for name in ("urgent", "group"):
+        namespace.wait_for(name, "Succeeded")
+    (again,) = [item for item in namespace.jobs("group") if "-train-" in item["metadata"]["name"]]
+    assert again["metadata"]["uid"] == job["metadata"]["uid"]
+    assert (train_of(namespace, "group")["attempts"], namespace.status("group")["run"]["preemptions"]) == (2, 1)
+
+
 def test_what_is_larger_than_the_quota_waits_until_it_is_raised(namespace: Namespace, queues: Queues) -> None:
     """A quota of 0 is how a platform team closes a queue."""
     queues.open(namespace.name, "closed", 0)

@@ -83,6 +83,7 @@ def image(secret: Json) -> Json:
 REFUSED: list[tuple[str, Json]] = [
     ("no-gpus", {"compute": {"gpus": 1}}),
     ("strict", {"maxGpuHours": "1.6"}),
+    ("strict", {"compute": {"nodes": 2}}),
     ("strict", {"retry": {"limit": 2}}),
     ("strict", {"maxRuntime": "1d1h1s"}),
     ("strict", {"maxRuntime": "26h"}),

@@ -48,7 +48,7 @@ def about_profile(namespace: Namespace, name: str) -> str:
         ({"limits": {"baseModels": ["google/[a-z]*"]}}, "spec.limits.baseModels[0]"),
         ({"limits": {"maxMoons": 1}}, "maxMoons"),
         ({"limits": {"podTemplateFields": ["hostNetwork"]}}, "spec.limits.podTemplateFields[0]"),
-        ({"defaults": {"compute": {"gpus": 2}}}, "compute.gpus must be at most 1"),
+        ({"defaults": {"compute": {"gpus": 17}}}, "compute.gpus: Invalid value: 17"),
         ({"defaults": {"podTemplates": {"train": {"hostPID": True}}}}, "hostPID"),
         ({"defaults": {"podTemplates": {"train": {"env": [{"name": "HOME"}]}}}}, "sets this variable itself"),
         ({"defaults": {"compute": {"gpus": "4"}}}, "spec.defaults.compute.gpus"),

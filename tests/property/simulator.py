@@ -16,7 +16,7 @@ from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage, StageReport
 from tunemill_api.status import TrainerStatus
 from tunemill_dev.played import a_report, evaluation_facts
-from tunemill_operator.engine.objects import FineTune, finetune_of, job_of, pod_of
+from tunemill_operator.engine.objects import ANNOTATION_INDEX, FineTune, finetune_of, job_of, pod_of
 from tunemill_operator.engine.observe import KueueState, Observed, Progress, Refusal, WarningEvent
 from tunemill_operator.engine.plan import CreateJob, DeleteJob, Plan, plan
 from tunemill_operator.engine.profiles import Profile
@@ -34,6 +34,8 @@ class World:
         self.count = 0
         self.finetune_body: Json = a_finetune_body(**parts)
         self.jobs: dict[str, Json] = {}
+        self.companions: dict[str, Json] = {}
+        """Services and NetworkPolicies, by kind and name."""
         self.pods: dict[str, Json] = {}
         self.warning_events: tuple[WarningEvent, ...] = ()
         self.progress: Progress | None = None
@@ -119,10 +121,14 @@ class World:
             deeds.append(decided.status)
         for deed in deeds[:steps]:
             match deed:
-                case CreateJob(body):
+                case CreateJob(body, companions):
+                    for item in companions:
+                        self.companions[f"{item['kind']}/{item['metadata']['name']}"] = item
                     self._create_job(body)
                 case DeleteJob(job):
                     self._delete_job(job.meta.name)
+                    for name in [name for name in self.companions if name.endswith(f"/{job.meta.name}")]:
+                        del self.companions[name]
                 case status:
                     self._write_status(status, decided)
         return decided
@@ -195,6 +201,7 @@ class World:
             queue=metadata["labels"][LABEL_QUEUE],
             cluster_queue="" if waits else "gpus",
             flavors={} if waits else {"nvidia.com/gpu": "h100"},
+            quota={} if waits else {"nvidia.com/gpu": "1"},
             since=datetime.fromisoformat(job.get("since", metadata["creationTimestamp"])),
             waits_for=self.waits_for if waits else "",
             stopped=self.stopped if waits else "",
@@ -238,6 +245,38 @@ class World:
             if "waiting" in item["state"]:
                 item["state"] = {"running": {"startedAt": text(self.now)}}
         self._show_phase(pod)
+        self._join(pod)
+
+    def _join(self, pod: Json) -> None:
+        """Let the pods of a group find each other, if all of them run and none has lost another group."""
+        if (nodes := _nodes(self._job_of(pod))) == 1:
+            return
+        running = [each for each in self._group(pod) if _running_stage(each) is not None]
+        if len(running) == nodes and not any(each.get("joined") for each in running):
+            for each in running:
+                each["joined"] = True
+
+    def _break(self, pod: Json) -> None:
+        """Let the other pods of a group lose this one."""
+        if pod.get("joined"):
+            for each in self._group(pod):
+                if each is not pod and each.get("joined"):
+                    each["broken"] = True
+
+    def waits_for_others(self, pod: Json) -> bool:
+        """Return whether a pod cannot work: it waits for the others of its group, or has lost one of them."""
+        return _nodes(self._job_of(pod)) > 1 and (not pod.get("joined") or bool(pod.get("broken")))
+
+    def notice(self, pod: Json) -> None:
+        """Let a pod end that has lost another one of its group."""
+        if pod.get("broken"):
+            self.fail(pod, Reason.PEER_LOST, "the connection to another pod was closed")
+
+    def _group(self, pod: Json) -> list[Json]:
+        return [each for each in self.pods.values() if _owner(each) == _owner(pod) and not _terminal(each)]
+
+    def _job_of(self, pod: Json) -> Json:
+        return next((job for job in self.jobs.values() if job["metadata"]["uid"] == _owner(pod)), {"spec": {}})
 
     def end(self, pod: Json, code: int, message: str = "", reason: str = "") -> None:
         """Let the stage at work end, and its container with it unless it runs another one.
@@ -247,10 +286,12 @@ class World:
         container = _running_stage(pod)
         if container is None:
             return
+        if code:
+            self._break(pod)
         if len(pod["stages"][container["name"]]) > 1 and code == 0:
             pod["stages"][container["name"]].pop(0)
             pod["reports"].append(message)
-            if self.hears_ends:
+            if self.hears_ends and message:
                 self._hear_end(pod, message)
             return
         message = "\n".join([*pod["reports"], message] if message else pod["reports"])
@@ -298,9 +339,18 @@ class World:
         self._touch(pod)
 
     def succeed(self, pod: Json, **report: Any) -> None:
-        """Let the running container of the pod end well, if the workspace holds what it builds on."""
+        """Let the running container of the pod end well, if the workspace holds what it builds on.
+
+        Of pods that train together, the first makes the output, and the others end with or after it.
+        """
         stage = stage_at_work(pod)
         if stage is None:
+            return
+        if self.waits_for_others(pod):
+            self.notice(pod)
+            return
+        if _index(pod):
+            self._follow(pod, stage)
             return
         if not self.outputs.issuperset(list(Stage)[: list(Stage).index(stage)]):
             self.fail(pod, Reason.STAGE_OUTPUT_MISSING)
@@ -316,6 +366,16 @@ class World:
         if stage is Stage.TRAIN:
             report["key"] = _asked(pod).keys[stage]
         self.end(pod, 0, a_report(stage, finished_at=self.now, **report))
+
+    def _follow(self, pod: Json, stage: Stage) -> None:
+        first = next((each for each in self.pods.values() if each.get("joined") and _index(each) == 0), None)
+        at_work = stage_at_work(first) if first else None
+        order = list(Stage)
+        if at_work is None or order.index(at_work) > order.index(stage):
+            report = StageReport(stage=stage, started_at=NOON, finished_at=self.now)
+            hears, self.hears_ends = self.hears_ends, False  # only the first pod reports
+            self.end(pod, 0, report.termination_message())
+            self.hears_ends = hears
 
     def fail(self, pod: Json, reason: Reason, message: str = "it went wrong") -> None:
         """Let the running container of the pod fail for a reason."""
@@ -353,6 +413,7 @@ class World:
 
     def cut_off(self, pod: Json) -> None:
         """Let the pod's node stop answering: the control plane deletes the pod, and it stays as it is."""
+        self._break(pod)
         pod["metadata"].setdefault("deletionTimestamp", text(self.now))
         pod["status"]["conditions"] = [
             {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}
@@ -385,6 +446,7 @@ class World:
 
     def lose(self, pod: Json) -> None:
         """Let the pod vanish with all that it would have said."""
+        self._break(pod)
         self.pods.pop(pod["metadata"]["name"], None)
 
     def empty_the_workspace(self) -> None:
@@ -392,8 +454,17 @@ class World:
         self.outputs.clear()
 
     def run_pod(self, **report: Any) -> None:
-        """Let the live pod run all its containers to a good end."""
+        """Let the live pods run all their containers to a good end."""
+        groups = [pod for pod in self.live_pods() if _nodes(self._job_of(pod)) > 1]
+        for pod in groups:
+            self.start(pod)
+        for _ in Stage:
+            for pod in sorted(groups, key=_index):
+                self.notice(pod)
+                self.succeed(pod, **report)
         for pod in self.live_pods():
+            if pod in groups:
+                continue
             while not _terminal(pod) and not _is_unschedulable(pod):
                 self.start(pod)
                 if _running_stage(pod) is None:  # a sidecar keeps it running
@@ -404,6 +475,9 @@ class World:
         if job["spec"].get("suspend"):
             for pod in pods:
                 self._delete_pod(pod)
+            return
+        if _nodes(job) > 1:
+            self._advance_group(job, pods)
             return
         if any(pod["status"]["phase"] == "Succeeded" for pod in pods):
             self._finish(job, "Complete", "CompletionsReached", "")
@@ -423,6 +497,42 @@ class World:
             self._finish(job, "Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
         elif not [pod for pod in pods if not _terminal(pod)]:
             self._create_pod(job)
+
+    def _advance_group(self, job: Json, pods: list[Json]) -> None:
+        """Make a pod for each index, or end the Job when all its pods have ended, by the rules of Indexed Jobs."""
+        if "ends" not in job and (ends := self._end_of_group(job, pods)):
+            job["ends"] = ends
+        if "ends" in job:
+            for pod in pods:
+                if not _terminal(pod):
+                    self._delete_pod(pod)
+            if all(_terminal(pod) for pod in pods if pod["metadata"]["name"] in self.pods):
+                self._finish(job, *job["ends"])
+            return
+        taken = {_index(pod) for pod in pods if pod["status"]["phase"] != "Failed"}
+        for index in range(_nodes(job)):
+            if index not in taken:
+                self._create_pod(job, index)
+
+    def _end_of_group(self, job: Json, pods: list[Json]) -> tuple[str, str, str] | None:
+        succeeded = {_index(pod) for pod in pods if pod["status"]["phase"] == "Succeeded"}
+        if 0 in succeeded or len(succeeded) == _nodes(job):
+            return "Complete", "SuccessPolicy", "Matched rules at index 0"
+        counted: dict[int, int] = {}
+        for pod in pods:
+            if pod["status"]["phase"] == "Failed":
+                action, code = _rule(job, pod)
+                if action == "FailJob":
+                    name = pod["metadata"]["name"]
+                    return "Failed", "PodFailurePolicy", f"Container for pod {name} failed with exit code {code}"
+                counted[_index(pod)] = counted.get(_index(pod), 0) + (action == "Count")
+        if max(counted.values(), default=0) > job["spec"]["backoffLimitPerIndex"]:
+            return (
+                "Failed",
+                "MaxFailedIndexesExceeded",
+                "Job has exceeded the maximum of failed indexes",
+            )
+        return None
 
     def _finish(self, job: Json, kind: str, reason: str, message: str) -> None:
         job.setdefault("status", {})["conditions"] = [
@@ -446,15 +556,16 @@ class World:
             self.jobs[name]["metadata"]["deletionTimestamp"] = text(self.now)
             self._touch(self.jobs[name])
 
-    def _create_pod(self, job: Json) -> None:
+    def _create_pod(self, job: Json, index: int | None = None) -> None:
         template, metadata = job["spec"]["template"], job["metadata"]
         uid = self._uid("pod")
+        labels = {} if index is None else {ANNOTATION_INDEX: str(index)}
         stages = [("init", item) for item in template["spec"].get("initContainers", [])]
         stages += [("main", item) for item in template["spec"]["containers"]]
         stages = [("native", {"name": name}) for name in self.native_sidecars] + stages
         stages = [("main", {"name": name}) for name in self.classic_sidecars] + stages
         node = next((name for name in self.nodes if _may_run_on(template["spec"], name)), "")
-        scheduled: Json = {"type": "PodScheduled", "status": "True"}
+        scheduled: Json = {"type": "PodScheduled", "status": "True", "lastTransitionTime": text(self.now)}
         if not node:
             message = (
                 f"0/{len(self.nodes)} nodes are available: {len(self.nodes)} node(s) didn't match Pod's node affinity"
@@ -466,7 +577,7 @@ class World:
                 "namespace": metadata["namespace"],
                 "uid": uid,
                 "creationTimestamp": text(self.now),
-                "labels": template["metadata"]["labels"],
+                "labels": {**template["metadata"]["labels"], **labels},
                 "annotations": template["metadata"]["annotations"],
                 "ownerReferences": [
                     {"kind": "Job", "name": metadata["name"], "uid": metadata["uid"], "controller": True}
@@ -610,6 +721,17 @@ def _may_run_on(pod_spec: Json, node: str) -> bool:
         )
         for term in required["nodeSelectorTerms"]
     )
+
+
+def _nodes(job: Json) -> int:
+    """Return how many pods of a Job run together."""
+    nodes: int = job["spec"].get("completions", 1)
+    return nodes
+
+
+def _index(pod: Json) -> int:
+    """Return the index of a pod; 0 in a Job with one pod."""
+    return int(pod["metadata"]["labels"].get(ANNOTATION_INDEX, 0))
 
 
 def _waiting(name: str) -> Json:

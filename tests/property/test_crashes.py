@@ -16,7 +16,7 @@ from property.builders import PLATFORM
 from property.simulator import World, stage_at_work
 from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
-from tunemill_operator.kube.client import JOBS, Resource
+from tunemill_operator.kube.client import JOBS, NETWORK_POLICIES, SERVICES, Resource
 from tunemill_operator.kube.errors import ConflictError, ExistsError, KubeError, NotFoundError, UnavailableError
 from tunemill_operator.progress.board import Board
 from tunemill_operator.runtime import reconciler as module
@@ -59,6 +59,8 @@ class Server:
 
     async def create(self, resource: Resource, namespace: str, body: Json) -> Json:
         """Create a Job; an event is only counted."""
+        if resource in (SERVICES, NETWORK_POLICIES):
+            return self._answer(f"create {body['kind']}", lambda: self._make_companion(body))
         if resource is not JOBS:
             return self._answer("record", lambda: body)
         name = body["metadata"]["name"]
@@ -70,6 +72,23 @@ class Server:
             return deepcopy(self.world.jobs[name])
 
         return self._answer(f"create {name}", make)
+
+    def _make_companion(self, body: Json) -> Json:
+        name = f"{body['kind']}/{body['metadata']['name']}"
+        if name in self.world.companions:
+            raise ExistsError(f"{name} exists", 409)
+        self.world.companions[name] = body
+        return body
+
+    async def delete(self, resource: Resource, namespace: str, name: str) -> None:
+        """Delete a companion of a Job."""
+
+        def delete() -> None:
+            kind = "Service" if resource is SERVICES else "NetworkPolicy"
+            if self.world.companions.pop(f"{kind}/{name}", None) is None:
+                raise NotFoundError(f"no {kind} {name}", 404)
+
+        self._answer(f"delete {resource.plural}", delete)
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Json:
         """Return a Job."""
@@ -201,6 +220,7 @@ class Story:
                 continue
             for pod in world.live_pods():
                 earlier = stage_at_work(pod)
+                world.notice(pod)
                 world.succeed(pod)
                 world.start(pod)
                 present = stage_at_work(pod)
@@ -261,6 +281,11 @@ def fails_with(reason: Reason) -> Callable[[World], None]:
     return lambda world: world.fail(world.live_pods()[0], reason)
 
 
+def all_train(world: World) -> bool:
+    """Return whether both pods of a group train together."""
+    return [pod.get("joined") for pod in world.live_pods()] == [True, True]
+
+
 STRICT = {"evaluation": {"gates": [{"metric": "exact_match", "min": "0.95"}]}}
 LENIENT = {"evaluation": {"gates": [{"metric": "exact_match", "min": "0.5"}]}}
 STORIES = {
@@ -284,6 +309,10 @@ STORIES = {
     "a gate holds it, and is lowered": Story(
         (runs(Stage.PREPARE), lambda world: world.edit(**STRICT)),
         (in_phase("Held"), lambda world: world.edit(**LENIENT)),
+    ),
+    "two nodes from now on, of which one is drained": Story(
+        (runs(Stage.PREPARE), lambda world: world.edit(compute={"nodes": 2})),
+        (all_train, lambda world: world.drain(world.live_pods()[1])),
     ),
     "published elsewhere afterwards": Story(
         (in_phase("Succeeded"), lambda world: world.edit(publish={"repository": "acme/other"}))

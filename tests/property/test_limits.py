@@ -14,6 +14,7 @@ from tunemill_operator.engine.profile_limits import check
 from tunemill_operator.engine.profiles import RefusedError, applied, given
 
 GPUS = st.integers(0, 16)
+NODES = st.integers(1, 64)
 HOURS = st.sampled_from(["", "0.5", "8", "24", "100"])
 NAMES = st.sampled_from(["", "a", "ab", "b/a", "a*", "default"])
 GLOBS = st.none() | st.lists(st.sampled_from(["*", "a", "a*", "?", "b/*", "google/*", "acme", "x"]), max_size=3)
@@ -28,6 +29,7 @@ def parts(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]
 
 COMPUTE = parts(
     gpus=GPUS,
+    nodes=NODES,
     gpuResource=st.sampled_from(["nvidia.com/gpu", "amd.com/gpu"]),
     modelCache=parts(claimName=st.sampled_from(["", "a", "ab"])),
     trainerImage=NAMES,
@@ -59,6 +61,7 @@ SPECS = parts(
 )
 LIMITS = parts(
     maxGpus=GPUS,
+    maxNodes=NODES,
     maxGpuHours=HOURS,
     baseModels=GLOBS,
     hubOrganizations=GLOBS,
@@ -105,6 +108,8 @@ def assert_within(spec: FineTuneSpec, limits: Limits, defaults: dict[str, Any]) 
     compute, templates = spec.compute, [spec.pod_templates.of(stage) for stage in ("prepare", "train", "publish")]
     if limits.max_gpus is not None:
         assert compute.gpus <= limits.max_gpus
+    if limits != Limits():
+        assert compute.nodes <= (limits.max_nodes or defaults.get("compute", {}).get("nodes", 1))
     if limits.max_gpu_hours:
         assert Decimal(spec.max_gpu_hours) <= Decimal(limits.max_gpu_hours)
     if limits.max_gpus is not None or limits.max_gpu_hours:

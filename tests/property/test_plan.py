@@ -43,6 +43,9 @@ EDITS: list[dict[str, Any]] = [
     {"queue": None},
     {"compute": {"gpus": 2}},
     {"compute": {"gpus": 1}},
+    {"compute": {"nodes": 2}},
+    {"compute": {"nodes": 3, "startTimeout": "5m"}},
+    {"compute": {"nodes": 1}},
     {"suspend": True},
     {"suspend": False},
 ]
@@ -64,6 +67,9 @@ REASONS = [
 ]
 
 
+NUMBERS = st.integers(0, 2)
+
+
 class Operation(RuleBasedStateMachine):
     """An object whose users, pods and nodes do what they like, while the operator dies at any step."""
 
@@ -72,6 +78,11 @@ class Operation(RuleBasedStateMachine):
         self.world = World()
         self.data = "0123456789abcdef"
         self.ended: tuple[str, Any] | None = None
+
+    def pod(self, number: int) -> dict[str, Any]:
+        """Return one of the live pods."""
+        pods = self.world.live_pods()
+        return pods[number % len(pods)]
 
     @rule(steps=st.sampled_from([None, None, None, 0, 1, 2]))
     def the_operator_reconciles(self, steps: int | None) -> None:
@@ -111,24 +122,39 @@ class Operation(RuleBasedStateMachine):
         self.world.request(value)
 
     @precondition(lambda self: self.world.live_pods())
-    @rule(tuned=st.sampled_from(["0.9000", "0.0500"]))
-    def a_container_starts_or_succeeds(self, tuned: str) -> None:
+    @rule(tuned=st.sampled_from(["0.9000", "0.0500"]), number=NUMBERS)
+    def a_container_starts_or_succeeds(self, tuned: str, number: int) -> None:
         """With a good or a bad evaluation."""
-        pod = self.world.live_pods()[0]
+        pod = self.pod(number)
         self.world.succeed(pod, tuned=tuned, key=self.data)
         self.world.start(pod)
 
     @precondition(lambda self: self.world.live_pods())
-    @rule(reason=st.sampled_from(REASONS))
-    def a_container_fails(self, reason: Reason) -> None:
+    @rule(reason=st.sampled_from(REASONS), number=NUMBERS)
+    def a_container_fails(self, reason: Reason, number: int) -> None:
         """For good or not."""
-        self.world.fail(self.world.live_pods()[0], reason)
+        self.world.fail(self.pod(number), reason)
+
+    @precondition(lambda self: len(self.world.live_pods()) > 1)
+    @rule()
+    def all_pods_of_a_group_start(self) -> None:
+        """And find each other."""
+        for pod in self.world.live_pods():
+            self.world.start(pod)
+            self.world.seconds += 1
+
+    @precondition(lambda self: len(self.world.live_pods()) > 1)
+    @rule()
+    def the_pods_of_a_group_notice_that_one_is_lost(self) -> None:
+        """If one is, and end."""
+        for pod in self.world.live_pods():
+            self.world.notice(pod)
 
     @precondition(lambda self: self.world.live_pods())
-    @rule(code=st.sampled_from([0, 1, 137, 143]))
-    def a_container_ends_without_a_word(self, code: int) -> None:
+    @rule(code=st.sampled_from([0, 1, 76, 137, 143]), number=NUMBERS)
+    def a_container_ends_without_a_word(self, code: int, number: int) -> None:
         """Killed, or an image that is not ours."""
-        self.world.end(self.world.live_pods()[0], code)
+        self.world.end(self.pod(number), code)
 
     @precondition(lambda self: self.world.live_pods())
     @rule()
@@ -163,28 +189,28 @@ class Operation(RuleBasedStateMachine):
         self.world.restart_operator()
 
     @precondition(lambda self: self.world.live_pods())
-    @rule()
-    def a_container_needs_too_much_memory(self) -> None:
+    @rule(number=NUMBERS)
+    def a_container_needs_too_much_memory(self, number: int) -> None:
         """The kernel kills it."""
-        self.world.kill_for_memory(self.world.live_pods()[0])
+        self.world.kill_for_memory(self.pod(number))
 
     @precondition(lambda self: self.world.live_pods())
-    @rule()
-    def a_node_is_drained(self) -> None:
+    @rule(number=NUMBERS)
+    def a_node_is_drained(self, number: int) -> None:
         """The pod saves a checkpoint and goes."""
-        self.world.drain(self.world.live_pods()[0])
+        self.world.drain(self.pod(number))
 
     @precondition(lambda self: self.world.live_pods())
-    @rule()
-    def a_node_runs_out_of_something(self) -> None:
+    @rule(number=NUMBERS)
+    def a_node_runs_out_of_something(self, number: int) -> None:
         """The kubelet evicts the pod."""
-        self.world.evict(self.world.live_pods()[0], "The node was low on resource: memory.")
+        self.world.evict(self.pod(number), "The node was low on resource: memory.")
 
     @precondition(lambda self: self.world.live_pods())
-    @rule()
-    def a_node_stops_answering(self) -> None:
+    @rule(number=NUMBERS)
+    def a_node_stops_answering(self, number: int) -> None:
         """Its pod is deleted, and nobody ends it."""
-        self.world.cut_off(self.world.live_pods()[0])
+        self.world.cut_off(self.pod(number))
 
     @rule()
     def kueue_admits_what_waits(self) -> None:
@@ -202,17 +228,20 @@ class Operation(RuleBasedStateMachine):
         self.world.empty_the_workspace()
 
     @precondition(lambda self: self.world.pods)
-    @rule()
-    def a_pod_vanishes(self) -> None:
+    @rule(number=NUMBERS)
+    def a_pod_vanishes(self, number: int) -> None:
         """With its report."""
-        self.world.lose(next(iter(self.world.pods.values())))
+        pods = [*self.world.pods.values()]
+        self.world.lose(pods[number % len(pods)])
 
     @invariant()
     def at_most_one_job_is_live(self) -> None:
         """Two pods never write one checkpoint. A pod in which only a sidecar is left writes none."""
         observed = self.world.observed()
         assert len(observed.running_jobs()) <= 1
-        assert len([pod for pod in observed.pods if not pod.stages_ended]) <= 1
+        live = [pod for pod in observed.pods if not pod.stages_ended]
+        assert len({pod.meta.owner for pod in live}) <= 1, "of pods that train together, all belong to one Job"
+        assert len({pod.index for pod in live}) == len(live)
 
     @invariant()
     def what_has_ended_stays_as_it_ended(self) -> None:
@@ -228,7 +257,8 @@ class Operation(RuleBasedStateMachine):
         """No counter passes the retry limit by more than the pod that ended the run."""
         limit = 3
         for stage in self.world.status.stages:
-            assert max(stage.recreations, stage.retries, stage.evictions, stage.stalls) <= limit + 1
+            counters = (stage.recreations, stage.retries, stage.evictions, stage.stalls, stage.peer_losses)
+            assert max(counters) <= limit + 1
 
     @invariant()
     def the_same_state_leads_to_nothing_new(self) -> None:
@@ -308,7 +338,22 @@ class Operation(RuleBasedStateMachine):
         assert (world.status.history[0].id, world.status.history[0].result) == (world.status.run.id, "Succeeded")
 
 
+class GroupOperation(Operation):
+    """The same with an object whose pods on several nodes have just been made, so that more happens to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(compute={"nodes": 3, "startTimeout": "5m"})
+        for _ in range(2):
+            self.world.settle()
+            self.world.seconds += 10
+            if self.world.live_pods()[0]["stages"].keys() == {"prepare"}:
+                self.world.run_pod(key=self.data)
+
+
 TestOperation = pytest.mark.slow(Operation.TestCase)
 TestOperation.settings = settings(
     max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+TestGroupOperation = pytest.mark.slow(GroupOperation.TestCase)
+TestGroupOperation.settings = settings(TestOperation.settings, max_examples=40)

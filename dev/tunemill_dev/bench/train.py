@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
+    from tunemill_trainer.process.ranks import Ranks
 
 ROWS = 32
 ROUNDS = 3
@@ -34,7 +35,7 @@ SUPERVISED = 0.25
 TUTORIAL_BATCH, TRL_BATCH = 4, 8
 """Rows per optimizer step."""
 _WIDTH, _LAYERS, _HEADS, _VOCABULARY = 256, 4, 4, 16_384
-_ADDED = 8
+ADDED = 8
 """The number of added tokens whose rows are trained, like the tags of the tutorial."""
 
 Rows = list[dict[str, list[int]]]
@@ -49,9 +50,9 @@ def measure(rows: int = ROWS, rounds: int = ROUNDS) -> dict[str, float]:
     data = agents_course_rows(rows)
 
     def seconds(loop: Callable[..., None], attention: str, *arguments: object) -> float:
-        clock = _clock()
-        loop(_model(attention), *arguments, clock, added=_ADDED)
-        return float(clock.seconds)
+        watch = step_clock()
+        loop(base_model(attention), *arguments, watch, added=ADDED)
+        return float(watch.seconds)
 
     tutorial_ratios, trl_ratios = [], []
     seconds(ours, "sdpa", data[:TRL_BATCH], TRL_BATCH)  # the first run includes loading modules
@@ -77,7 +78,8 @@ def agents_course_rows(count: int, median: int = MEDIAN, vocabulary: int = _VOCA
     return rows
 
 
-def _model(attention: str) -> Any:  # noqa: ANN401 - transformers ships no types
+def base_model(attention: str) -> Any:  # noqa: ANN401 - transformers ships no types
+    """Return the base model with random weights, the same in each process."""
     import torch
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
@@ -119,21 +121,45 @@ def _tokenizer() -> Any:  # noqa: ANN401
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
 
 
-def ours(model: Any, rows: Rows, batch: int, watch: TrainerCallback, *, added: int = 0) -> None:  # noqa: ANN401
-    """Train an epoch with Tunemill, with `batch` rows per step and trainable rows for `added` tokens."""
+def ours(
+    model: Any,  # noqa: ANN401
+    rows: Rows,
+    batch: int,
+    watch: TrainerCallback,
+    *,
+    added: int = 0,
+    ranks: Ranks | None = None,
+    folder: Path | None = None,
+    checkpoint: Path | None = None,
+) -> None:
+    """Train an epoch with Tunemill.
+
+    Args:
+        model: the base model.
+        rows: the rows.
+        batch: rows per step.
+        watch: a callback of the trainer.
+        added: number of tokens whose embedding rows are trained.
+        ranks: the processes that train together; None for this one alone.
+        folder: where to save a checkpoint after every step; None for no checkpoints.
+        checkpoint: a checkpoint to resume from.
+    """
     import datasets
     import torch
-    from tunemill_api.training import Training
+    from tunemill_api.training import Checkpoint, Training
     from tunemill_trainer.learn import sft
     from tunemill_trainer.learn.devices import Device
     from tunemill_trainer.learn.plan import plan
+    from tunemill_trainer.process.ranks import Ranks
 
-    training = Training(batch_size=batch, learning_rate="1e-4", warmup_ratio="0")
+    saving = Checkpoint(every_steps=1) if folder else Checkpoint()
+    training = Training(batch_size=batch, learning_rate="1e-4", warmup_ratio="0", checkpoint=saving)
     device = Device("cuda", "GPU") if torch.cuda.is_available() else Device("cpu", "cpu")
     data = datasets.Dataset.from_list([{**row, "length": len(row["input_ids"])} for row in rows])
-    with tempfile.TemporaryDirectory() as folder:
-        run = sft.Run(training, plan(training, len(rows)), device, torch.float32, Path(folder))
-        sft.train(run, model, adapter_for(model, added), _tokenizer(), data, [watch], None)
+    with tempfile.TemporaryDirectory() as unused:
+        made, place = plan(training, len(rows)), folder or Path(unused)
+        run = sft.Run(training, made, device, torch.float32, place, kept_on_disk=2, ranks=ranks or Ranks())
+        sft.train(run, model, adapter_for(model, added), _tokenizer(), data, [watch], checkpoint)
 
 
 def tutorial(model: Any, rows: Rows, watch: Any, *, added: int = 0) -> None:  # noqa: ANN401
@@ -160,8 +186,8 @@ def tutorial(model: Any, rows: Rows, watch: Any, *, added: int = 0) -> None:  # 
     watch.on_train_end(None, None, None)
 
 
-def trl_defaults(model: Any, rows: Rows, watch: TrainerCallback, *, added: int = 0) -> None:  # noqa: ANN401
-    """Train an epoch with TRL's defaults."""
+def trl_defaults(model: Any, rows: Rows, watch: TrainerCallback, *, added: int = 0, batch: int = TRL_BATCH) -> None:  # noqa: ANN401
+    """Train an epoch with TRL's defaults; `batch` rows per step, of each process."""
     import datasets
     import torch
     from transformers import PrinterCallback
@@ -172,6 +198,7 @@ def trl_defaults(model: Any, rows: Rows, watch: TrainerCallback, *, added: int =
         config = SFTConfig(
             output_dir=folder,
             num_train_epochs=1,
+            per_device_train_batch_size=batch,
             bf16=False,
             max_length=None,
             dataset_kwargs={"skip_prepare_dataset": True},
@@ -196,7 +223,7 @@ def trl_defaults(model: Any, rows: Rows, watch: TrainerCallback, *, added: int =
         trainer.train()
 
 
-def _clock() -> Any:  # noqa: ANN401
+def step_clock() -> Any:  # noqa: ANN401
     """Return a callback that measures the time from the begin of the first step to the end of the last one."""
     from transformers import TrainerCallback
 

@@ -120,8 +120,12 @@ def _problems() -> Iterator[str]:
 
 def _larger(maximum: Maximum) -> str:
     most, value = _at(_LIMITS, maximum.limit), _at(_SPEC, maximum.path)
-    both = f"{most}.hasValue() && {value}.hasValue()"
-    most, value = f"{most}.value()", f"{value}.value()"
+    both, value = f"{most}.hasValue() && {value}.hasValue()", f"{value}.value()"
+    if maximum.or_default is None:
+        most = f"{most}.value()"
+    else:
+        both = f"{_at(_SPEC, maximum.path)}.hasValue()"
+        most = f"{most}.orValue({_at(_DEFAULTS, maximum.path)}.orValue({maximum.or_default}))"
     larger = {
         Measure.COUNT: f"{value} > {most}",
         Measure.HOURS: f"{most} != '' && {value} != '' && double({value}) > double({most})",

@@ -23,6 +23,9 @@ _CA_BUNDLES = (Path("/etc/ssl/certs/ca-certificates.crt"), Path("/etc/pki/tls/ce
 _KEPT_TAGS = 2
 _ROOM_BYTES = 25 << 30
 """Disk space in use during a build of the trainer image: its layers as build files, as blobs and as files."""
+_CACHE_MEGABYTES = 12_000
+"""The build cache of one trainer image."""
+_NO_SPACE = "no space left on device"
 _BY_ID = "sha256:"
 
 
@@ -50,15 +53,23 @@ class ImageStore:
         """Build an image and return its reference, `localhost/NAME:HASH`.
 
         The hash is of the image's content: the same files give the same reference, so a Deployment rolls exactly when
-        something changed. The secret `ca` is the machine's own bundle of certificate authorities. Older tags of the
-        name go, but for the newest two and those that a workload names; when the disk is nearly full, caches and all
-        but the newest image of each name go first.
+        something changed. The secret `ca` is the machine's own bundle of certificate authorities.
+
+        Older tags of the name are removed, except the newest two and those that a workload names. When the disk is
+        nearly full, older images of all names are removed first, and older parts of the build cache; the whole cache
+        only if the build fails for lack of space. Without it, an image is built anew, with another hash.
         """
         if shutil.disk_usage(self.logs).free < _ROOM_BYTES:
-            self.prune()
+            self._prune(f"--keep-storage={_CACHE_MEGABYTES}")
         passed = {"ca": _ca_bundle(), **(secrets or {})}
         moving = f"localhost/{name}:build"
-        self._build(moving, context, dockerfile, build_args or {}, passed)
+        try:
+            self._build(moving, context, dockerfile, build_args or {}, passed)
+        except ClusterError as error:
+            if _NO_SPACE not in str(error):
+                raise
+            self.prune()
+            self._build(moving, context, dockerfile, build_args or {}, passed)
         reference = f"localhost/{name}:{self._content_hash(moving)}"
         self._ctr("images", "tag", "--force", moving, reference)
         self._ctr("images", "rm", moving)
@@ -103,9 +114,12 @@ class ImageStore:
 
     def prune(self) -> None:
         """Keep only the newest image of each name, those in use, and no build cache. The next build will be slow."""
+        self._prune()
+
+    def _prune(self, *limits: str) -> None:
         for name, tags in self._tags().items():
             self._keep_newest(name, tags[0], keep=1)
-        self._buildctl("prune", "--all")
+        self._buildctl("prune", "--all", *limits)
         self._remove_untagged()
 
     def _build(

@@ -29,6 +29,7 @@ def queue_of(inputs: ReconcileInput) -> QueueStatus | None:
         workload=workload.name,
         cluster_queue=workload.cluster_queue,
         flavors=dict(workload.flavors),
+        quota=dict(workload.quota),
         since=workload.since,
     )
 

@@ -4,10 +4,11 @@ from dataclasses import replace
 from datetime import datetime
 
 from pydantic import BaseModel
-from tunemill_api.failures import ExitCode, Reason
+from tunemill_api.failures import FINAL_EXIT_CODES, ExitCode, Reason
 from tunemill_api.stage_report import Stage, StageReport
 from tunemill_api.status import CutShort, StageState, StageStatus
 
+from tunemill_operator.engine.groups import attempts_of
 from tunemill_operator.engine.objects import Container, Ended, Job, Pod, end_within, reports_of
 from tunemill_operator.engine.observe import Observed, Progress
 
@@ -37,18 +38,19 @@ def read(
         stage: the stage.
         job: the Job that runs it.
         observed: the pods and their reports.
-        gpus: number of GPUs of each pod.
+        gpus: number of GPUs of each pod, for GPU_STAGES.
         now: the time.
         train: the record of train, with which evaluate may share a container.
     """
     entry = entry.model_copy(update={"job": job.meta.name})
     starts = set()
-    for pod in observed.pods_of(job):
+    known = [each.started_at for each in (entry, train) if each.started_at]
+    for pod in attempts_of(observed.pods_of(job), job.nodes, max(known, default=None), now):
         run = _run_of(stage, pod, entry.key, train, observed.progress, now)
         if run is None or run.started_at is None:
             continue
         starts.add(run.started_at)
-        entry = _with_run(entry, run, run.started_at, pod, gpus, now)
+        entry = _with_run(entry, run, run.started_at, pod, job.nodes, gpus, now)
         report = report_of(run)
         fact: BaseModel | None = getattr(report, FACT_FIELDS[stage]) if report else None
         if run.ended and run.ended.exit_code == 0 and report and fact:
@@ -86,15 +88,15 @@ def _gone(entry: StageStatus, job: Job, now: datetime) -> StageStatus:
     rest = stopped(entry, now)
     if entry.state is not StageState.RUNNING or not job.suspended:
         return rest
-    return rest.model_copy(update={"preemptions": entry.preemptions + 1, "cut_short": CutShort.PREEMPTED})
+    return ended_early(rest, CutShort.PREEMPTED, preemptions=entry.preemptions + 1)
 
 
 def _with_run(
-    entry: StageStatus, run: Container, started_at: datetime, pod: Pod, gpus: int, now: datetime
+    entry: StageStatus, run: Container, started_at: datetime, pod: Pod, nodes: int, gpus: int, now: datetime
 ) -> StageStatus:
     """Return the record updated with one run of the stage's container, which may already be recorded."""
     if entry.started_at is None or started_at > entry.started_at:
-        entry = _next_attempt(entry, started_at, gpus)
+        entry = _next_attempt(entry, started_at, nodes, gpus)
     elif started_at < entry.started_at:
         return entry
     if run.running and not pod.terminal and not pod.lost(now):
@@ -104,23 +106,43 @@ def _with_run(
     return entry if entry.cut_short else _counted(entry, run, pod)
 
 
-def _next_attempt(entry: StageStatus, started_at: datetime, gpus: int) -> StageStatus:
+def _next_attempt(entry: StageStatus, started_at: datetime, nodes: int, gpus: int) -> StageStatus:
     """Return the record with a new run. A previous run without a known end ends at the start of the new one."""
     earlier = closed(stopped(entry, started_at))
-    new_run = {"started_at": started_at, "attempts": entry.attempts + 1, "gpus": gpus, "cut_short": None}
-    return earlier.model_copy(update=new_run)
+    new_run = {"started_at": started_at, "attempts": entry.attempts + 1, "gpus": nodes * gpus}
+    new_run["nodes"] = nodes if nodes > 1 else 0
+    no_trouble = {"cut_short": None, "start_timeouts": 0, "next_start": None}
+    return earlier.model_copy(update={**new_run, **no_trouble})
 
 
 def _counted(entry: StageStatus, run: Container, pod: Pod) -> StageStatus:
     """Return the record with the counter increased for the reason why the last run ended early, if there is one."""
     code = run.ended.exit_code if run.ended else None
     if code != 0 and pod.reason == "Evicted":
-        return entry.model_copy(update={"evictions": entry.evictions + 1, "cut_short": CutShort.EVICTED})
+        return ended_early(entry, CutShort.EVICTED, evictions=entry.evictions + 1)
     if code != 0 and entry.name in GPU_STAGES and _needed_memory(run):
-        return entry.model_copy(update={"memory_kills": entry.memory_kills + 1, "cut_short": CutShort.OUT_OF_MEMORY})
+        return ended_early(entry, CutShort.OUT_OF_MEMORY, memory_kills=entry.memory_kills + 1)
     if code == ExitCode.INTERRUPTED or (code != 0 and pod.disrupted):
-        return entry.model_copy(update={"preemptions": entry.preemptions + 1, "cut_short": CutShort.PREEMPTED})
-    return entry
+        return ended_early(entry, CutShort.PREEMPTED, preemptions=entry.preemptions + 1)
+    if entry.nodes <= 1 or code in (None, 0) or code in FINAL_EXIT_CODES:
+        return entry
+    if code == ExitCode.PEER_LOST:
+        return ended_early(entry, CutShort.PEER_LOST, peer_losses=entry.peer_losses + 1)
+    report = report_of(run)
+    reason = report.failure.reason if report and report.failure else Reason.POD_LOST
+    return ended_early(entry, CutShort.POD_FAILED, cause=reason.value)
+
+
+def ended_early(entry: StageStatus, why: CutShort, *, cause: str = "", **counters: int) -> StageStatus:
+    """Return the record of a stage whose pod, or whose pods on several nodes, ended early, with these counters.
+
+    With several nodes, `cause` is counted, which is `why` by default.
+    """
+    update: dict[str, object] = {**counters, "cut_short": why}
+    if entry.nodes > 1:
+        cause = cause or why.value
+        update["restarts"] = {**entry.restarts, cause: entry.restarts.get(cause, 0) + 1}
+    return entry.model_copy(update=update)
 
 
 def _needed_memory(run: Container) -> bool:

@@ -172,7 +172,10 @@ def _achievement(stage: Stage, facts: Facts) -> str:
         case Stage.PREPARE if facts.prepared:
             data = facts.prepared.dataset
             model = facts.prepared.base_model_revision[:12]
-            return f"{data.train_rows} training rows, {data.evaluation_rows} held-out rows, base model at {model}"
+            added = f" and {data.added_rows} added ones" if data.added_rows else ""
+            return (
+                f"{data.train_rows} training rows{added}, {data.evaluation_rows} held-out rows, base model at {model}"
+            )
         case Stage.TRAIN if facts.trained:
             return f"{facts.trained.steps} steps on {facts.trained.device}, loss {facts.trained.loss}"
         case Stage.EVALUATE if facts.evaluation:

@@ -21,6 +21,8 @@ _CUT_SHORT = {
     CutShort.NO_PROGRESS: "made no progress for spec.stallTimeout and was stopped",
     CutShort.OUT_OF_MEMORY: "exceeded its memory limit; the next pod computes half as much at once",
     CutShort.EVICTED: "was evicted by the kubelet because its node ran out of memory or disk",
+    CutShort.PEER_LOST: "lost the connection to the others although none of them failed, which counts as a retry",
+    CutShort.POD_FAILED: "failed",
     CutShort.FAILED: "failed, but a sidecar keeps it running; its Job is replaced, which counts as a retry",
 }
 """Event message for each reason why a pod ended early. Suspect nodes have a separate event."""
@@ -71,7 +73,11 @@ def _cut_short(before: FineTuneStatus, after: FineTuneStatus) -> Iterator[Event]
     for entry in after.stages:
         what = _CUT_SHORT.get(entry.cut_short) if entry.cut_short else None
         if entry.cut_short and what and old.get(entry.name) != (entry.attempts, entry.cut_short):
-            yield Event("Warning", entry.cut_short.value, f"pod {entry.attempts} of {entry.name} {what}")
+            who = f"pod {entry.attempts} of {entry.name}"
+            if entry.nodes > 1:
+                who = f"a pod in attempt {entry.attempts} of {entry.name} on {entry.nodes} nodes"
+                what += ". All pods start again together"
+            yield Event("Warning", entry.cut_short.value, f"{who} {what}")
 
 
 def _suspected(before: FineTuneStatus, after: FineTuneStatus) -> Iterator[Event]:

@@ -53,6 +53,8 @@ class Maximum:
     path: str
     """Path of the field in the spec."""
     measure: Measure
+    or_default: int | None = None
+    """If the limit is not set: the maximum is the value in the profile's defaults, or this one. None: there is none."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class NameList:
 
 MAXIMA: Final = (
     Maximum("maxGpus", "compute.gpus", Measure.COUNT),
+    Maximum("maxNodes", "compute.nodes", Measure.COUNT, or_default=1),
     Maximum("maxGpuHours", "maxGpuHours", Measure.HOURS),
     Maximum("maxRetries", "retry.limit", Measure.COUNT),
     Maximum("maxRuntime", "maxRuntime", Measure.DURATION),

@@ -1,6 +1,8 @@
 """Rules that limit a run: running time, GPU hours, time without progress, and retries."""
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 
@@ -10,6 +12,7 @@ from tunemill_api.status import CutShort, Phase
 
 from tunemill_operator.engine import bad_nodes, failures, sidecars
 from tunemill_operator.engine.failures import Cause
+from tunemill_operator.engine.objects import Pod
 from tunemill_operator.engine.reconcile_input import DueInput, ReconcileInput
 from tunemill_operator.engine.retries import retries, with_entry
 from tunemill_operator.engine.status_summary import StatusSummary, phase_before, running_summary
@@ -65,12 +68,16 @@ def evicted(inputs: DueInput) -> Step | None:
     The Job controller would retry without limit, as it must for preempted pods. Pods that were evicted before they
     started are not in the status, and deleted pods are only there.
     """
-    pods = [pod for pod in inputs.pods if pod.reason == "Evicted"]
+    pods = [pod for pod in inputs.observed.pods_of(inputs.job) if pod.reason == "Evicted"] if inputs.job else []
     evictions = sum(inputs.ledger.entries[stage].evictions for stage in inputs.work.stages)
-    if max(evictions, len(pods)) <= inputs.spec.retry.limit or not inputs.live or not pods:
+    if max(evictions, _most_of_one_index(pods)) <= inputs.spec.retry.limit or not inputs.live or not pods:
         return None
     cause = failures.of_pod(pods[-1])
     return stalled(inputs, cause, delete=inputs.live) if cause else None
+
+
+def _most_of_one_index(pods: Sequence[Pod]) -> int:
+    return max(Counter(pod.index for pod in pods).values(), default=0)
 
 
 def out_of_memory(inputs: DueInput) -> Step | None:

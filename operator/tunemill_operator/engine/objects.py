@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
+from tunemill_api.compute import MAX_NODES
 from tunemill_api.constants import (
     ANNOTATION_GENERATION,
     ANNOTATION_KEY,
@@ -39,6 +40,12 @@ ANNOTATION_MEMORY_KILLS = f"{GROUP}/memory-kills"
 
 LABEL_JOB_NAME = "batch.kubernetes.io/job-name"
 """Set by the Job controller on the pods of a Job. It stays after `kubectl delete --cascade=orphan`."""
+
+ANNOTATION_INDEX = "batch.kubernetes.io/job-completion-index"
+"""Set by the Job controller on the pods of an Indexed Job, as annotation and as label."""
+
+FIRST: Final = 0
+"""Index of the pod that coordinates the others, reports progress, saves checkpoints and writes the outputs."""
 
 _JOB_SUFFIX = re.compile("(prepare|train|publish)-[0-9a-f]{8}")
 _NUMBER = re.compile("[0-9]{1,15}")
@@ -174,6 +181,8 @@ class Job:
     failed_reason: str
     failed_message: str
     finished_at: datetime | None
+    nodes: int = 1
+    """Number of pods that run its stages together."""
 
     @property
     def finished(self) -> bool:
@@ -233,6 +242,10 @@ class Pod:
     """All containers, including sidecars. One entry per stage, even if train and evaluate share a container."""
     shared: bool = False
     """Whether train and evaluate share a container."""
+    index: int | None = None
+    """Index of the pod in a Job with several nodes. None in other Jobs."""
+    scheduled_at: datetime | None = None
+    """When the pod was assigned to its node."""
 
     @property
     def stages(self) -> tuple[Container, ...]:
@@ -416,7 +429,14 @@ def job_of(body: Json) -> Job:
         failed_reason=_text(failed.get("reason")),
         failed_message=_text(failed.get("message")),
         finished_at=_time(end.get("lastTransitionTime")),
+        nodes=_nodes(mapping(body.get("spec"))),
     )
+
+
+def _nodes(spec: Json) -> int:
+    completions = spec.get("completions")
+    indexed = spec.get("completionMode") == "Indexed" and isinstance(completions, int)
+    return min(max(int(completions or 1), 1), MAX_NODES) if indexed else 1
 
 
 def pod_of(body: Json) -> Pod:
@@ -441,7 +461,14 @@ def pod_of(body: Json) -> Pod:
         ends_by=_time(body["metadata"].get("deletionTimestamp")),
         containers=tuple(part for item in containers for part in (_stages_of(item) if shared else [item])),
         shared=shared,
+        index=_index(body["metadata"]),
+        scheduled_at=_time(scheduled.get("lastTransitionTime")) if scheduled.get("status") == "True" else None,
     )
+
+
+def _index(metadata: Json) -> int | None:
+    labels, annotations = (mapping(metadata.get(name)) for name in ("labels", "annotations"))
+    return _number(labels.get(ANNOTATION_INDEX) or annotations.get(ANNOTATION_INDEX))
 
 
 def reports_of(container: Container) -> tuple[StageReport, ...]:

@@ -106,13 +106,15 @@ class Observed:
         """Return the Jobs of the object, or of an earlier object with its name, that may still run a stage.
 
         A Job that is being deleted creates no pods. Once its stages have ended, a sidecar that is slow to stop is
-        ignored.
+        ignored. With several nodes, the Job is waited for: a pod of it may not have been observed yet.
         """
-        return tuple(job for job in self.jobs if job.named_by_operator and not job.finished and not self._is_over(job))
+        return tuple(job for job in self.jobs if job.named_by_operator and not self._is_over(job))
 
     def _is_over(self, job: Job) -> bool:
         pods = self.pods_of(job)
-        return job.meta.deleting and bool(pods) and all(pod.stages_ended for pod in pods)
+        if job.nodes > 1:
+            return job.finished and all(pod.stages_ended for pod in pods)
+        return job.finished or (job.meta.deleting and bool(pods) and all(pod.stages_ended for pod in pods))
 
     def warning_events_about(self, uids: Iterable[str]) -> tuple[WarningEvent, ...]:
         """Return the Warning events about these objects, newest first."""

@@ -13,12 +13,13 @@ from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import FineTuneStatus, Phase
 
-from tunemill_operator.engine import admission, failures, limits, sidecars
+from tunemill_operator.engine import admission, failures, group_rules, limits, sidecars
 from tunemill_operator.engine.attempts import report_of
 from tunemill_operator.engine.bad_nodes import avoided_nodes
 from tunemill_operator.engine.conditions import status_of, status_of_invalid
 from tunemill_operator.engine.events import Event, events_between
 from tunemill_operator.engine.failures import Cause
+from tunemill_operator.engine.group_objects import companions_of
 from tunemill_operator.engine.history import history_of
 from tunemill_operator.engine.objects import NODE_LOST_AFTER, FineTune, Job
 from tunemill_operator.engine.observe import (
@@ -46,11 +47,16 @@ class CreateJob:
     """Create this Job."""
 
     body: Manifest
+    companions: tuple[Manifest, ...] = ()
+    """Objects that its pods need, which are created before it if they do not exist."""
 
 
 @dataclass(frozen=True)
 class DeleteJob:
-    """Delete this Job and, first, its pods. The pods get SIGTERM and save a checkpoint."""
+    """Delete this Job and, first, its pods. The pods get SIGTERM and save a checkpoint.
+
+    The companions of the Job are deleted, too.
+    """
 
     job: Job
 
@@ -128,7 +134,7 @@ def _plan_of(inputs: ReconcileInput, step: Step, before: FineTuneStatus) -> Plan
         if not job.meta.deleting
     }
     return Plan(
-        actions=(*deletions.values(), *([CreateJob(step.create)] if step.create else [])),
+        actions=(*deletions.values(), *([CreateJob(step.create, companions_of(step.create))] if step.create else [])),
         status=status,
         events=events_between(before, status),
         requeue_after=_requeue_after(inputs, step, [left for left in sidecar_jobs.values() if left]),
@@ -281,7 +287,8 @@ def _is_outdated(inputs: DueInput, job: Job) -> bool:
     version are ignored once a pod has started.
     """
     if not inputs.job_is_current and job.pod_digest != (wanted := pod_digest(inputs.spec, inputs.work)):
-        started = any(container.started_at for pod in inputs.pods for container in pod.stages)
+        pods = inputs.observed.pods_of(job)
+        started = any(container.started_at for pod in pods for container in pod.stages)
         if not started or _version(job.pod_digest) == _version(wanted):
             return True
     if inputs.work.label != "train":
@@ -362,6 +369,7 @@ _RULES: tuple[Callable[[DueInput], Step | None], ...] = (
     limits.max_runtime_exceeded,
     limits.gpu_hours_spent,
     limits.evicted,
+    group_rules.peers_lost,
     limits.out_of_memory,
     limits.no_progress,
     # The pod of the Job has failed, and the Job controller does not handle it.
@@ -369,13 +377,17 @@ _RULES: tuple[Callable[[DueInput], Step | None], ...] = (
     _node_lost,
     _output_lost,
     sidecars.failed_stage,
+    group_rules.half_ended,
     # There is no Job yet. The rules below this group have one.
     _wait_for_other_jobs,
+    group_rules.name_with_dots,
+    group_rules.waits_for_next_start,
     _create_job,
     _replace_outdated_job,
     _handle_finished_job,
     # The Job is active.
     limits.no_other_node,
+    group_rules.could_not_start,
     _wait_for_queue,
     _job_is_running,
 )
@@ -412,7 +424,7 @@ def _reject_spec(finetune: FineTune, reason: Reason, error: str, now: datetime, 
 
 def _requeue_after(inputs: ReconcileInput, step: Step, ends: list[timedelta]) -> timedelta | None:
     """Return the earliest time at which a rule, a Job with a sidecar, a limit, the schedule or a node needs a look."""
-    waits = [step.requeue_after, limits.next_limit(inputs), *ends]
+    waits = [step.requeue_after, limits.next_limit(inputs), group_rules.time_to_start(inputs), *ends]
     if (retrain := inputs.finetune.status.retrain) and retrain.next_time and step.has_ended:
         waits.append(retrain.next_time - inputs.now)
     # No watch event reports a node that does not respond.

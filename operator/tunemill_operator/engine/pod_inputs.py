@@ -41,7 +41,9 @@ class PodInputs:
     """Name and key of each ConfigMap, by purpose."""
     image: str
     gpus: Manifest
-    """Number of GPUs by resource name."""
+    """Number of GPUs by resource name, per node."""
+    nodes: int | None
+    """Number of nodes."""
     model_cache: str
     """PersistentVolumeClaim of the model cache."""
     queue: Manifest
@@ -66,6 +68,7 @@ def pod_inputs(spec: FineTuneSpec, work: Work, queue: Manifest) -> PodInputs:
         config_maps={name: _reference(ref) for name, (ref, _) in config_maps.items()},
         image=compute.trainer_image,
         gpus={compute.gpu_resource: compute.gpus} if trains and compute.gpus else {},
+        nodes=compute.nodes if trains and compute.nodes > 1 else None,
         model_cache=model_claim(spec, work.label),
         queue=queue,
         pod=template_fields(spec.pod_templates.of(work.label)),

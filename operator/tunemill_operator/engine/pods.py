@@ -10,6 +10,7 @@ from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage
 
 from tunemill_operator.engine.bad_nodes import avoiding
+from tunemill_operator.engine.group_objects import group_job, group_pod
 from tunemill_operator.engine.objects import ANNOTATION_MEMORY_KILLS, ANNOTATION_POD, FineTune
 from tunemill_operator.engine.pod_inputs import pod_fields, pod_inputs
 from tunemill_operator.engine.stages import Ledger, Work
@@ -54,13 +55,16 @@ def job_of(
         SpecTooLargeError: the RunSpec is larger than RUN_SPEC_BYTES.
     """
     labels = {constants.LABEL_FINETUNE: finetune.meta.name, constants.LABEL_STAGE: work.label}
-    queue, template = _queue(spec, work), spec.pod_templates.of(work.label)
+    queue, template, name = _queue(spec, work), spec.pod_templates.of(work.label), work.job_name(finetune.meta.name)
     pod = avoiding(_pod(spec, work, platform, _env(finetune, spec, run_id, platform, template)), avoid_nodes)
+    nodes = spec.compute.nodes if work.label == "train" else 1
+    if nodes > 1:
+        pod = group_pod(pod, name, nodes)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {
-            "name": work.job_name(finetune.meta.name),
+            "name": name,
             "namespace": finetune.meta.namespace,
             "labels": {**labels, "app.kubernetes.io/managed-by": "tunemill", **queue},
             "annotations": {
@@ -82,11 +86,11 @@ def job_of(
             ],
         },
         "spec": {
-            "backoffLimit": spec.retry.limit,
+            **({"backoffLimit": spec.retry.limit} if nodes == 1 else group_job(nodes, spec.retry.limit)),
             "podReplacementPolicy": "Failed",  # never two pods on one checkpoint
             # Kueue resumes it. Without Kueue, it stays suspended instead of running without quota.
             **({"suspend": True} if queue else {}),
-            "podFailurePolicy": {"rules": _failure_rules(work.label)},
+            "podFailurePolicy": {"rules": _failure_rules(work.label, nodes)},
             "template": {
                 "metadata": {
                     "labels": {**template.labels, **labels},
@@ -129,13 +133,15 @@ def _queue(spec: FineTuneSpec, work: Work) -> dict[str, str]:
     return {constants.LABEL_QUEUE: spec.queue.name, **priority}
 
 
-def _failure_rules(container: str) -> list[Manifest]:
+def _failure_rules(container: str, nodes: int) -> list[Manifest]:
     """Return the rules of the podFailurePolicy. Exit codes apply to the stage's container only, not to sidecars."""
+    interruptions = [ExitCode.INTERRUPTED, *([ExitCode.PEER_LOST] if nodes > 1 else [])]
     return [
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
         # A stage exits with this code only after SIGTERM and a saved checkpoint. It does not count as failed, so that
-        # preemptions that the platform does not mark as a disruption are not counted as retries.
-        {"action": "Ignore", "onExitCodes": _exit_codes(container, [ExitCode.INTERRUPTED])},
+        # preemptions that the platform does not mark as a disruption are not counted as retries. A pod that has lost
+        # another pod of its group ends because of that one.
+        {"action": "Ignore", "onExitCodes": _exit_codes(container, interruptions)},
         {"action": "FailJob", "onExitCodes": _exit_codes(container, FINAL_EXIT_CODES)},
     ]
 

@@ -115,6 +115,8 @@ def _exceeding(spec: FineTuneSpec, fields: Fields, profile: Profile) -> Iterator
 
     for maximum in MAXIMA:
         most, value = _at(limits, maximum.limit), _at(spec, maximum.path)
+        if most is None and maximum.or_default is not None:
+            most = profile.fields.get(maximum.path, maximum.or_default)
         if most not in (None, "") and _size(value, maximum.measure) > _size(most, maximum.measure):
             yield excess(maximum.path, maximum.limit, most, value)
     if limits.private_only and not spec.publish.private:

@@ -12,6 +12,7 @@ from tunemill_api.stage_report import Stage
 from tunemill_api.status import FailureStatus, FineTuneStatus, GateFacts, Phase, RunStatus
 
 from tunemill_operator.engine.failures import Cause
+from tunemill_operator.engine.groups import group_pods
 from tunemill_operator.engine.objects import FineTune, Job, Pod
 from tunemill_operator.engine.observe import Observed, Progress, owned
 from tunemill_operator.engine.pods import image_of
@@ -64,8 +65,11 @@ class ReconcileInput:
 
     @cached_property
     def pods(self) -> tuple[Pod, ...]:
-        """Pods of the Job, oldest first."""
-        return self.observed.pods_of(self.job) if self.job else ()
+        """Pods of the Job, oldest first. With several nodes, the pods of an attempt are one."""
+        if self.job is None or self.due is None:
+            return ()
+        starts = [time for stage in self.due.stages if (time := self.ledger.entries[stage].started_at)]
+        return group_pods(self.observed.pods_of(self.job), self.job.nodes, max(starts, default=None), self.now)
 
     @property
     def live(self) -> tuple[Job, ...]:
@@ -191,7 +195,9 @@ class ReconcileInput:
         still exist, and a stage must not be repeated because its report is late.
         """
         pods = self.observed.pods_of(job)
-        return self.observed.pods_listed or (bool(pods) and all(pod.terminal for pod in pods))
+        if self.observed.pods_listed or not pods or not all(pod.terminal for pod in pods):
+            return self.observed.pods_listed
+        return not job.complete or any(pod.phase == "Succeeded" and not pod.index for pod in pods)
 
     def with_due_work(self) -> "DueInput | None":
         """Return the input of the rules for the next Job; None if all stages are done."""

@@ -22,7 +22,8 @@ def requested_again(ledger: Ledger, jobs: Container[str]) -> Ledger:
         jobs: the names of the existing Jobs. Records of other Jobs are removed, so that they do not count as deleted.
     """
     for entry in ledger.entries.values():
-        update: dict[str, object] = {"recreations": 0, "retries": 0, "evictions": 0}
+        update: dict[str, object] = {"recreations": 0, "retries": 0, "evictions": 0, "peer_losses": 0}
+        update |= {"start_timeouts": 0, "next_start": None}
         if entry.state is not StageState.SUCCEEDED and entry.job not in jobs:
             update["job"] = ""
         ledger = with_entry(ledger, entry.model_copy(update=update))

@@ -74,7 +74,7 @@ def failed_stage(inputs: DueInput) -> Step | None:
 def _replaced(inputs: DueInput, job: Job, container: Container, cause: Cause, summary: StatusSummary) -> Step:
     """Replace the Job, as the Job controller would replace a failed pod. The retry is first written to the status."""
     entry = inputs.ledger.entries[Stage(container.name)]
-    if entry.cut_short in {CutShort.PREEMPTED, CutShort.EVICTED}:
+    if entry.cut_short in {CutShort.PREEMPTED, CutShort.EVICTED, CutShort.PEER_LOST}:
         return Step(summary, delete=(job,))  # has its own counter
     if container.started_at and entry.cut_short is CutShort.FAILED:
         before = next((item for item in inputs.finetune.status.stages if item.name == entry.name), None)

@@ -28,7 +28,7 @@ from tunemill_api.status import (
     TrainerStatus,
 )
 
-from tunemill_operator.engine.attempts import FACT_FIELDS, GPU_STAGES, closed, read, run_seconds, stopped
+from tunemill_operator.engine.attempts import FACT_FIELDS, GPU_STAGES, closed, ended_early, read, run_seconds, stopped
 from tunemill_operator.engine.objects import FineTune, Job
 from tunemill_operator.engine.observe import Observed, Progress, owned
 from tunemill_operator.engine.retraining import rival_of
@@ -118,7 +118,7 @@ class Ledger:
 
     def with_stall(self, entry: StageStatus) -> "Ledger":
         """Return the ledger with one more pod of the stage that was stopped because it made no progress."""
-        stalled = entry.model_copy(update={"stalls": entry.stalls + 1, "cut_short": CutShort.NO_PROGRESS})
+        stalled = ended_early(entry, CutShort.NO_PROGRESS, stalls=entry.stalls + 1)
         return replace(self, entries={**self.entries, Stage(entry.name): stalled})
 
     def with_reset_counters(self) -> "Ledger":

@@ -53,7 +53,16 @@ def running_summary(inputs: DueInput) -> StatusSummary:
         return StatusSummary(phase, phase.value, f"{running} is running in Job {inputs.job_name}{before}")
     if failed and all(pod.stages_ended for pod in live):
         return StatusSummary(phase, "Retrying", f"Job {inputs.job_name} is being retried{before}")
-    return StatusSummary(phase, phase.value, f"Job {inputs.job_name} is starting{before}")
+    return StatusSummary(phase, phase.value, f"Job {inputs.job_name} is starting{_share(inputs)}{before}")
+
+
+def _share(inputs: DueInput) -> str:
+    """Return how many pods of a run on several nodes have started, as text. They train when all have."""
+    if inputs.job is None or inputs.job.nodes == 1:
+        return ""
+    live = [pod for pod in inputs.observed.pods_of(inputs.job) if not pod.stages_ended]
+    begun = sum(any(item.started_at for item in pod.stages) for pod in live)
+    return f" on {inputs.job.nodes} nodes: {begun} of {inputs.job.nodes} pods run"
 
 
 def phase_before(work: Work) -> Phase:

@@ -23,6 +23,8 @@ class Workload:
     """ClusterQueue that reserved quota. Empty if there is none."""
     flavors: Mapping[str, str]
     """ResourceFlavor by resource."""
+    quota: Mapping[str, str]
+    """Reserved quota by resource."""
     since: datetime
     """When the Workload was queued, or when its quota was reserved."""
     waits_for: str
@@ -45,10 +47,16 @@ def workload_of(body: Json) -> Workload:
         queue=spec.get("queueName", ""),
         cluster_queue=admission.get("clusterQueue", ""),
         flavors={resource: flavor for each in pod_sets for resource, flavor in (each.get("flavors") or {}).items()},
+        quota=_total(pod_sets),
         since=datetime.fromisoformat(decided.get("lastTransitionTime") or metadata["creationTimestamp"]),
         waits_for="" if "Admitted" in true else _waits_for(body, conditions.get("QuotaReserved") or {}),
         stopped=conditions["Evicted"].get("message", "") if "Evicted" in true else "",
     )
+
+
+def _total(pod_sets: list[Json]) -> dict[str, str]:
+    """Return the usage of a Job's pods by resource. A Job has one pod set."""
+    return {resource: str(size) for each in pod_sets for resource, size in (each.get("resourceUsage") or {}).items()}
 
 
 def _waits_for(body: Json, reserved: Json) -> str:

@@ -64,6 +64,8 @@ EVENTS = Resource("events.k8s.io", "v1", "events")
 WORKLOADS = Resource("kueue.x-k8s.io", "v1beta2", "workloads")
 LEASES = Resource("coordination.k8s.io", "v1", "leases")
 SECRETS = Resource("", "v1", "secrets")
+SERVICES = Resource("", "v1", "services")
+NETWORK_POLICIES = Resource("networking.k8s.io", "v1", "networkpolicies")
 
 
 class KubeClient:
@@ -130,6 +132,10 @@ class KubeClient:
     async def replace(self, resource: Resource, namespace: str, body: Json) -> Json:
         """Replace an object if its resource version is still the one in the body."""
         return await self.request("PUT", resource.path(namespace, body["metadata"]["name"]), {}, body)
+
+    async def delete(self, resource: Resource, namespace: str, name: str) -> None:
+        """Delete an object."""
+        await self.request("DELETE", resource.path(namespace, name))
 
     async def delete_job(self, namespace: str, name: str, uid: str) -> Json:
         """Delete a Job after its pods have ended, if it still has this uid."""

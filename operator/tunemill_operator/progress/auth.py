@@ -69,7 +69,7 @@ class ReportAuthenticator:
         Raises:
             BusyError: too many tokens of this address are being reviewed.
             NotAuthenticatedError: the token is missing, expired, for another audience, or not bound to a pod.
-            NotAllowedError: the pod does not belong to the object, or has ended.
+            NotAllowedError: the pod does not belong to the object, has ended, or is not the first of its group.
             KubeError: the API server could not review the token.
         """
         scheme, _, token = authorization.partition(" ")
@@ -81,7 +81,7 @@ class ReportAuthenticator:
         pod = self._pods.get(uid)
         if pod is None or (pod.meta.namespace, pod.meta.finetune) != key:
             raise NotAllowedError
-        if pod.terminal or pod.meta.deleting:
+        if pod.terminal or pod.meta.deleting or pod.index:  # of pods that train together, only the first reports
             raise NotAllowedError
         return uid
 

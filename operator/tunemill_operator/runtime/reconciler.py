@@ -1,5 +1,6 @@
 """Reconcile: observe, plan, act, write one status, record events."""
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -10,6 +11,7 @@ from typing import Protocol
 
 from tunemill_api.status import FineTuneStatus
 
+from tunemill_operator.engine.group_objects import companion_names
 from tunemill_operator.engine.objects import FineTune, Job
 from tunemill_operator.engine.observe import (
     KueueState,
@@ -22,7 +24,7 @@ from tunemill_operator.engine.observe import (
 from tunemill_operator.engine.plan import CreateJob, DeleteJob, Plan, plan, plan_after_error
 from tunemill_operator.engine.volumes import Platform
 from tunemill_operator.engine.workloads import Workload, workload_of
-from tunemill_operator.kube.client import JOBS, Json, KubeClient
+from tunemill_operator.kube.client import JOBS, NETWORK_POLICIES, SERVICES, Json, KubeClient
 from tunemill_operator.kube.errors import ConflictError, ExistsError, NotFoundError, RefusedError, UnavailableError
 from tunemill_operator.kube.undeclared import undeclared, without
 from tunemill_operator.runtime.cache import Cache, Key
@@ -32,6 +34,9 @@ from tunemill_operator.runtime.recorder import Recorder
 from tunemill_operator.runtime.warnings import Warnings
 
 log = logging.getLogger(__name__)
+
+_COMPANIONS = {"Service": SERVICES, "NetworkPolicy": NETWORK_POLICIES}
+"""Resources of the objects that the pods of a Job on several nodes need, by kind."""
 
 
 class ProgressBoard(Protocol):
@@ -156,7 +161,10 @@ class Reconciler:
                 case DeleteJob(job):
                     await self._delete(job)
                     log.info("deleted Job %s", job.meta.name)
-                case CreateJob(body):
+                case CreateJob(body, companions):
+                    for item in companions:
+                        if refusal := await self._create_companion(item):
+                            return refusal
                     if refusal := await self._create(body):
                         return refusal
         return None
@@ -170,6 +178,19 @@ class Reconciler:
             return
         if answer.get("kind") == "Job":
             self.cache.jobs.put(answer)
+        for kind, name in companion_names(meta.name).items() if job.nodes > 1 else ():
+            with contextlib.suppress(NotFoundError):
+                await self.client.delete(_COMPANIONS[kind], meta.namespace, name)
+
+    async def _create_companion(self, body: Json) -> Refusal | None:
+        """Create an object that the pods of a Job need. It may exist, from an operator that was then restarted."""
+        try:
+            await self.client.create(_COMPANIONS[body["kind"]], body["metadata"]["namespace"], body)
+        except ExistsError:
+            return None
+        except (RefusedError, UnavailableError) as error:
+            return _refusal(error)
+        return None
 
     async def _create(self, body: Json) -> Refusal | None:
         namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
@@ -177,14 +198,8 @@ class Reconciler:
             created = await self.client.create(JOBS, namespace, body)
         except ExistsError:
             return self._look_at(body, await self.client.get(JOBS, namespace, name))
-        except RefusedError as error:
-            if error.namespace_ends:
-                return None
-            return Refusal(error.code, str(error), taken=False)
-        except UnavailableError as error:
-            if not error.webhook_fails:
-                raise
-            return Refusal(error.code, str(error), taken=False)
+        except (RefusedError, UnavailableError) as error:
+            return _refusal(error)
         self.cache.jobs.put(created)
         log.info("created Job %s", name)
         finetune = self.cache.finetune((namespace, body["metadata"]["ownerReferences"][0]["name"]))
@@ -231,6 +246,19 @@ class Reconciler:
                 if shortened == body:
                     raise
                 body = shortened
+
+
+def _refusal(error: RefusedError | UnavailableError) -> Refusal | None:
+    """Return why the API server rejected an object. None if its namespace is being deleted.
+
+    Raises:
+        UnavailableError: the API server did not answer.
+    """
+    if isinstance(error, UnavailableError) and not error.webhook_fails:
+        raise error
+    if isinstance(error, RefusedError) and error.namespace_ends:
+        return None
+    return Refusal(error.code, str(error), taken=False)
 
 
 def _workloads(bodies: Iterable[Json]) -> Iterator[Workload]:

@@ -87,6 +87,12 @@ class Metrics:
             ["stage", "why"],
             registry=registry,
         )
+        self._restarts = Counter(
+            "tunemill_group_restarts_total",
+            "Restarts of all pods of a run on several nodes together, by stage and cause, for example Preempted.",
+            ["stage", "cause"],
+            registry=registry,
+        )
         self._suspect_nodes = Counter(
             "tunemill_suspect_node_failures_total",
             "Pods that failed for a reason that points to their node, by node and reason. Nodes beyond the first "
@@ -158,6 +164,9 @@ class Metrics:
                 self._attempts.labels(entry.name).inc(entry.attempts - attempts)
             if entry.cut_short and (old is None or (old.attempts, old.cut_short) != (entry.attempts, entry.cut_short)):
                 self._cut_short.labels(entry.name, entry.cut_short).inc()
+            for cause, times in entry.restarts.items():
+                if (new := times - (old.restarts.get(cause, 0) if old else 0)) > 0:
+                    self._restarts.labels(entry.name, cause).inc(new)
         for _, node, failures in new_node_failures(before, after):
             self._suspect_nodes.labels(self._node_label(node.name), node.reason).inc(failures)
         if after.run:

@@ -9,7 +9,7 @@ from api.builders import a_spec
 from openapi_schema_validator import OAS30Validator
 from pydantic import BaseModel, ValidationError
 from tunemill_api.codegen import generated_files
-from tunemill_api.compute import TRAINER_GPUS
+from tunemill_api.compute import MAX_NODES
 from tunemill_api.crd import (
     custom_resource_definition,
     object_schema,
@@ -184,15 +184,15 @@ def test_the_settings_of_no_method_are_written_by_the_api_server():
     ]
 
 
-def test_more_gpus_than_the_trainer_uses_are_refused_by_a_rule():
-    """In both kinds, with one constant for the number."""
+def test_more_gpus_and_nodes_than_the_trainer_uses_are_refused():
+    """In both kinds."""
     for schema in (
         object_schema()["properties"]["spec"],
         profile_schema()["properties"]["spec"]["properties"]["defaults"],
     ):
-        (rule,) = schema["properties"]["compute"]["properties"]["gpus"]["x-kubernetes-validations"]
-        assert rule["rule"] == f"self <= {TRAINER_GPUS}"
-        assert "compute.gpus must be at most 1" in rule["message"]
+        compute = schema["properties"]["compute"]["properties"]
+        assert (compute["gpus"]["minimum"], compute["gpus"]["maximum"]) == (0, 16)
+        assert (compute["nodes"]["minimum"], compute["nodes"]["maximum"]) == (1, MAX_NODES)
 
 
 def test_a_definition_fits_into_the_annotation_of_kubectl_apply():

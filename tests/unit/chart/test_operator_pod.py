@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 from chart.rendering import CHART, NAMESPACE, RELEASE, helm, render
-from tunemill_api.constants import LABEL_FINETUNE, LABEL_LEADER, USER_ID
+from tunemill_api.constants import LABEL_FINETUNE, LABEL_LEADER, LABEL_STAGE, USER_ID
 from tunemill_operator.settings import add_options
 from tunemill_trainer.process.addresses import REFUSED
 
@@ -197,12 +197,15 @@ def test_stage_pods_reach_what_they_need_and_nobody_reaches_them() -> None:
         assert policy["podSelector"]["matchExpressions"] == [{"key": LABEL_FINETUNE, "operator": "Exists"}]
         assert policy["policyTypes"] == ["Ingress", "Egress"]
         assert policy["ingress"] == []
-        dns, progress, services = policy["egress"]
+        dns, progress, group, services = policy["egress"]
         assert {port["port"] for port in dns["ports"]} == {53}
         (operator,) = progress["to"]
         assert operator["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": NAMESPACE}
         assert operator["podSelector"]["matchLabels"].items() <= rendered.pod["metadata"]["labels"].items()
         assert progress["ports"] == [{"port": 9443, "protocol": "TCP"}]
+        (peers,) = group["to"]
+        assert (peers.keys(), peers["podSelector"]["matchLabels"]) == ({"podSelector"}, {LABEL_STAGE: "train"})
+        assert "ports" not in group, "NCCL and gloo choose theirs"
         assert [port["port"] for port in services["ports"]] == [443, 3128]
         pods, *blocks = services["to"]
         assert pods == {"namespaceSelector": {}}
@@ -249,8 +252,9 @@ def test_without_progress_stage_pods_do_not_reach_the_operator() -> None:
     """There is nothing for them there."""
     values = {"networkPolicy": {"stages": {"enabled": True}}, "progress": {"enabled": False}}
     policy = render(watchNamespaces=["team-a"], **values).one("NetworkPolicy")
-    dns, services = policy["spec"]["egress"]
+    dns, group, services = policy["spec"]["egress"]
     assert "to" not in dns
+    assert [peer["podSelector"]["matchLabels"] for peer in group["to"]] == [{LABEL_STAGE: "train"}]
     assert not [peer for peer in services["to"] if "podSelector" in peer]
 
 

@@ -50,6 +50,7 @@ def test_the_operator_cannot_make_pods_change_specs_or_grant_rights(values: dict
     place = "team-a" if values else ""
     assert granted(rendered, "pods", place) == {"list", "watch"}
     assert granted(rendered, "functioncallfinetunes", place) == {"list", "watch"}
+    assert granted(rendered, "services", place) == granted(rendered, "networkpolicies", place) == {"create", "delete"}
     bound = {resource for _, _, rule in rendered.rules_of_operator() for resource in rule["resources"]}
     assert bound == {
         "events",
@@ -60,8 +61,10 @@ def test_the_operator_cannot_make_pods_change_specs_or_grant_rights(values: dict
         "functioncallfinetunes/status",
         "jobs",
         "leases",
+        "networkpolicies",
         "pods",
         "secrets",
+        "services",
         "tokenreviews",
         "workloads",
     }
@@ -161,7 +164,7 @@ def test_admission_policies_hold_for_the_operators_account_and_deny(values: dict
 def test_limits_of_profiles_at_apply_can_be_left_out(values: dict[str, Any]) -> None:
     """Without profiles there is nothing to look up."""
     names = [policy["metadata"]["name"] for policy in render(**values).all("ValidatingAdmissionPolicy")]
-    assert [name.rsplit("-")[-1] for name in names] == ["jobs", "pods"]
+    assert [name.rsplit("-")[-1] for name in names] == ["jobs", "groups", "pods"]
 
 
 def test_the_operators_own_namespace_has_no_jobs_unless_it_is_watched() -> None:

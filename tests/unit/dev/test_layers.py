@@ -17,15 +17,16 @@ def a_make(folder: Path, script: str) -> str:
     return str(program)
 
 
-def test_layers_run_until_one_fails_and_all_that_ran_are_shown(
+def test_the_first_group_ends_with_the_layer_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The exit status is that of the one that failed."""
+    """Nothing else runs; the exit status is that of the layer, and its output has its name."""
     monkeypatch.chdir(tmp_path)
-    make = a_make(tmp_path, 'echo "$1" >> ran; test "$1" != types || exit 2')
-    assert layers.main(make, ["lint", "types", "contracts"]) == 2
+    make = a_make(tmp_path, 'echo "$1" >> ran; echo "checking $1"; test "$1" != types || exit 2')
+    assert layers.main(make, ["lint", "types", "contracts", "--", "test-kube", "--", "test-unit"]) == 2
     assert (tmp_path / "ran").read_text() == "lint\ntypes\n"
     printed = capsys.readouterr()
+    assert printed.out.splitlines()[:2] == ["lint: checking lint", "types: checking types"]
     assert [line.split("|")[1].strip() for line in printed.out.splitlines() if line.startswith("|")][:5] == [
         "layer",
         "---",
@@ -36,12 +37,30 @@ def test_layers_run_until_one_fails_and_all_that_ran_are_shown(
     assert printed.err == "\ntypes failed\n"
 
 
-def test_the_table_has_minutes_and_their_sum() -> None:
-    """By the clock and by the processor."""
-    assert table([Layer("lint", 60, 30), Layer("types", 90, 96)]).splitlines()[2:] == [
+def test_the_other_groups_run_side_by_side_and_to_their_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each waits for a layer of the other one; a failure ends neither. The third group has a lower priority."""
+    monkeypatch.chdir(tmp_path)
+    script = """nice > "$1"
+    case "$1" in
+      test-kube) until test -e test-unit; do sleep 0.01; done; exit 3;;
+      test-unit) until test -e test-kube; do sleep 0.01; done;;
+      test-learn) exit 2;;
+    esac"""
+    names = ["lint", "--", "test-kube", "test-e2e", "--", "test-unit", "test-learn", "test-serving"]
+    assert layers.main(a_make(tmp_path, script), names) == 3
+    assert capsys.readouterr().err == "\ntest-kube, test-learn failed\n"
+    priorities = {name: int((tmp_path / name).read_text()) for name in names if name != "--"}
+    assert priorities["test-e2e"] == priorities["lint"] < priorities["test-unit"] == priorities["test-serving"]
+
+
+def test_the_table_has_minutes_by_the_clock_and_by_the_processor() -> None:
+    """Layers that ran side by side took less than their sum."""
+    assert table([Layer("lint", 60, 30), Layer("types", 90, 96)], 100).splitlines()[2:] == [
         "| lint | 1.0 | 0.5 |",
         "| types | 1.5 | 1.6 |",
-        "| in all | 2.5 | 2.1 |",
+        "| in all | 1.7 | 2.1 |",
     ]
 
 

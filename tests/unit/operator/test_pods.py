@@ -1,5 +1,6 @@
 """The Jobs that are made: what their pods may do, what they are given, and what ends them."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import yaml
 from kubernetes.client import V1Job
 from property.builders import a_finetune_body, a_spec, parsed
 from tunemill_api import constants
+from tunemill_api.compute import MAX_NODES
 from tunemill_api.failures import FINAL_EXIT_CODES
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.pod_template import TEMPLATE_FIELDS
@@ -17,6 +19,7 @@ from tunemill_api.stage_report import Stage
 from tunemill_api.status import StageState, StageStatus
 from tunemill_api.traces import SpanRef
 from tunemill_dev.played import prepared_facts
+from tunemill_operator.engine.group_objects import companion_names, companions_of
 from tunemill_operator.engine.objects import ANNOTATION_MEMORY_KILLS, ANNOTATION_POD, finetune_of
 from tunemill_operator.engine.pods import job_of, pod_digest
 from tunemill_operator.engine.stages import Facts, Ledger, Work
@@ -509,6 +512,73 @@ def test_what_cannot_heal_fails_the_job_at_once() -> None:
         _, *by_code = a_job(label)["spec"]["podFailurePolicy"]["rules"]
         assert {rule["onExitCodes"]["containerName"] for rule in by_code} == {label}, "sidecars do not count"
     assert a_job("train")["spec"]["podReplacementPolicy"] == "Failed"
+
+
+def a_group(name: str = "support", **parts: Any) -> dict[str, Any]:
+    """Return the train Job of a run on four nodes."""
+    finetune = finetune_of(a_finetune_body(name, compute={"nodes": 4, "gpus": 8}, **parts))
+    assert finetune.spec is not None
+    return job_of(
+        finetune, finetune.spec, WORKS["train"], Ledger(facts=Facts(prepared=prepared_facts())), "r", PLATFORM
+    )
+
+
+def test_several_nodes_are_an_indexed_job_whose_pods_find_each_other() -> None:
+    """Each has a DNS name, and knows its index, the number of the others and the first one."""
+    job = a_group(retry={"limit": 2})
+    name, spec, pod = job["metadata"]["name"], job["spec"], pod_of(job)
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 4, 4)
+    assert (spec["backoffLimitPerIndex"], spec["maxFailedIndexes"], "backoffLimit" in spec) == (2, 0, False)
+    assert spec["successPolicy"] == {"rules": [{"succeededIndexes": "0"}]}
+    assert spec["podReplacementPolicy"] == "Failed"
+    assert pod["subdomain"] == name
+    env = {item["name"]: item for item in containers_of(job)[0]["env"]}
+    assert env["TUNEMILL_NODES"]["value"] == "4"
+    index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    assert env["TUNEMILL_NODE_RANK"]["valueFrom"]["fieldRef"]["fieldPath"] == index
+    assert env["TUNEMILL_COORDINATOR"]["value"] == f"{name}-0.{name}"
+    assert containers_of(job)[0]["resources"]["limits"] == {"nvidia.com/gpu": "8"}, "of each pod"
+    codes = [rule["onExitCodes"]["values"] for rule in spec["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
+    assert codes == [[75, 76], list(FINAL_EXIT_CODES)]
+
+
+def test_the_pods_of_a_group_have_a_service_and_a_policy_that_lets_only_them_in() -> None:
+    """Both are about the pods of this Job, and belong to the object."""
+    job = a_group()
+    service, policy = companions_of(job)
+    own = {"tunemill.dev/finetune": "support", "batch.kubernetes.io/job-name": job["metadata"]["name"]}
+    assert service["spec"]["selector"] == policy["spec"]["podSelector"]["matchLabels"] == own
+    assert (service["spec"]["clusterIP"], service["spec"]["publishNotReadyAddresses"]) == ("None", True)
+    assert service["spec"]["ports"] == [{"name": "coordinator", "port": constants.COORDINATOR_PORT}]
+    assert policy["spec"]["ingress"] == [{"from": [{"podSelector": {"matchLabels": own}}]}]
+    assert policy["spec"]["policyTypes"] == ["Ingress"], "what they reach is for the policies of the namespace"
+    for item in (service, policy):
+        assert item["metadata"]["ownerReferences"] == job["metadata"]["ownerReferences"]
+        assert item["metadata"]["namespace"] == job["metadata"]["namespace"]
+    assert companions_of(a_job("train")) == companions_of(a_job("prepare", compute={"nodes": 4})) == ()
+
+
+@pytest.mark.parametrize("name", ["x" * 45, "7b"])
+def test_names_of_groups_fit_into_host_names(name: str) -> None:
+    """With the largest index; a Service's name starts with a letter."""
+    job = a_group(name)
+    assert len(f"{job['metadata']['name']}-{MAX_NODES - 1}") <= 63
+    (service, _), pod = companions_of(job), pod_of(job)
+    assert re.fullmatch(r"[a-z][-a-z0-9]{0,62}", service["metadata"]["name"])
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert service["metadata"]["name"] == companion_names(job["metadata"]["name"])["Service"]
+
+
+def test_one_node_is_the_job_that_it_was() -> None:
+    """Nothing of a running Job changes with the number of nodes that it has always had."""
+    assert a_job("train", compute={"nodes": 1}) == a_job("train")
+    for label in ("prepare", "publish"):
+        many, one = (a_job(label, compute={"nodes": nodes}) for nodes in (4, 1))
+        for job in (many, one):
+            del job["spec"]["template"]["metadata"]["annotations"][constants.ANNOTATION_RUN_SPEC]
+        assert many == one, "only train runs on several nodes"
+    assert digest(compute={"nodes": 1, "startTimeout": "1h"}) == digest()
+    assert digest(compute={"nodes": 2}) != digest()
 
 
 def test_the_job_belongs_to_its_object_and_says_what_for() -> None:

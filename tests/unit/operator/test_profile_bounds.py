@@ -76,6 +76,7 @@ BOUNDED: dict[str, tuple[str, Any]] = {
     "workspace.manifestKeySecretRef": ("secrets", {"name": "postgres"}),
     "workspace.endpoint": ("endpoints", "http://attacker.example:9000"),
     "compute.gpus": ("maxGpus", 1),
+    "compute.nodes": ("maxNodes", 2),
     "compute.gpuResource": ("gpuResources", "nvidia.com/h200"),
     "compute.modelCache.claimName": ("claims", "postgres"),
     "compute.trainerImage": ("trainerImages", "evil.example/miner"),
@@ -95,6 +96,7 @@ _NAMESPACE = "a ConfigMap of the namespace holds no secrets, and only text is ma
 HARMLESS: dict[str, str] = {
     "suspend": "stops the object's own run",
     "profile": "a profile that is not for the namespace is refused",
+    "compute.startTimeout": "pods that wait for the others use nothing that they could not use while they train",
     "compute.gpuMemory": "refuses runs that need more, and gets no GPU",
     "baseModel.revision": "who may push to a base model may push a branch: baseModels lists whom to trust",
     "baseModel.quantization": _LEARNING,
@@ -104,6 +106,7 @@ HARMLESS: dict[str, str] = {
     "dataset.evaluation": _ROWS,
     "dataset.maxInvalidFraction": _ROWS,
     "dataset.maxRows": _ROWS,
+    "dataset.augmentation": _ROWS,
     "tools": _NAMESPACE,
     "tokenizer.chatTemplate": f"{_NAMESPACE}, in a sandbox",
     "tokenizer": _LEARNING,

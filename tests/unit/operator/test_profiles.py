@@ -71,6 +71,8 @@ VALUES: dict[str, Any] = {
     "workspace.region": "eu-1",
     "workspace.keepRuns": 7,
     "compute.gpus": 4,
+    "compute.nodes": 2,
+    "compute.startTimeout": "5m",
     "compute.gpuResource": "amd.com/gpu",
     "compute.gpuMemory": "24Gi",
     "compute.modelCache.claimName": "models",
@@ -173,6 +175,8 @@ def test_a_reference_a_list_and_a_map_are_one_field_each() -> None:
     ("limits", "parts", "words"),
     [
         ({"maxGpus": 4}, {"compute": {"gpus": 8}}, "limits.maxGpus allows 4, spec.compute.gpus asks for 8"),
+        ({"maxNodes": 4}, {"compute": {"nodes": 5}}, "limits.maxNodes allows 4, spec.compute.nodes asks for 5"),
+        ({"maxGpus": 4}, {"compute": {"nodes": 2}}, "limits.maxNodes allows 1, spec.compute.nodes asks for 2"),
         (
             {"maxGpuHours": "24"},
             {"maxGpuHours": "24.5"},
@@ -282,6 +286,7 @@ def test_a_wish_beyond_a_limit_is_refused_with_its_name(limits: Any, parts: Any,
     ("limits", "parts"),
     [
         ({"maxGpus": 4}, {"compute": {"gpus": 4}}),
+        ({"maxNodes": 4}, {"compute": {"nodes": 4}}),
         ({"maxGpuHours": "24"}, {"maxGpuHours": "24.0"}),
         ({"baseModels": ["google/*"]}, {}),
         ({"hubOrganizations": ["acme"]}, {}),
@@ -300,6 +305,14 @@ def test_a_wish_beyond_a_limit_is_refused_with_its_name(limits: Any, parts: Any,
 def test_a_wish_within_the_limits_is_granted(limits: Any, parts: Any) -> None:
     """What is not limited may be anything; what is silent needs no entry in a list."""
     effective(a_profile(limits=limits), **parts)
+
+
+def test_nodes_of_the_defaults_need_no_limit_of_their_own() -> None:
+    """A profile from before there were nodes allows one; with a default, it allows as many as that."""
+    profile = a_profile(defaults={"compute": {"nodes": 4}}, limits={"maxGpus": 8})
+    assert effective(profile)["compute.nodes"] == 4
+    assert effective(profile, compute={"nodes": 2})["compute.nodes"] == 2
+    assert "limits.maxNodes allows 4" in str(refusal(profile, compute={"nodes": 5}))
 
 
 def test_limits_hold_where_the_user_is_silent() -> None:

@@ -42,10 +42,8 @@ def render_all(dataset: Dataset, base: str, max_length: int) -> int:
     with tempfile.TemporaryDirectory() as scratch, PreparedWriter(Path(scratch)) as writer:
         written = examples.write(
             dataset,
-            choice,
+            examples.RowEncoder(choice, max_length),
             writer,
-            max_length=max_length,
-            loss_on_all=False,
             workers=cpus.available(),
             unfit=unfit.append,
             tick=lambda _done: None,

@@ -9,6 +9,7 @@ from itertools import accumulate
 
 from tunemill_trainer.chat.encoding import Encoded
 from tunemill_trainer.chat.templates import Choice
+from tunemill_trainer.data.augmentation import Augmenter, Change, Changed
 from tunemill_trainer.data.dataset import Dataset, SpooledRow
 from tunemill_trainer.data.findings import Findings, Problem, Rule, crash_problem
 from tunemill_trainer.data.rows import JsonObject, Role
@@ -89,6 +90,7 @@ class Examples:
         tokens: the number of tokens in the training rows.
         supervised: the number of these tokens that the loss includes.
         findings: the findings about rows that were excluded because of their length.
+        changes: the number of training rows that augmentation changed or added, by kind.
     """
 
     train: SplitStats = field(default_factory=SplitStats)
@@ -97,6 +99,7 @@ class Examples:
     tokens: int = 0
     supervised: int = 0
     findings: Findings = field(default_factory=Findings)
+    changes: Counter[Change] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ class _Batch:
         self.written.train.add(other.written.train)
         self.written.held_out.add(other.written.held_out)
         self.written.findings.merge(other.written.findings)
+        self.written.changes.update(other.written.changes)
         self.lengths += other.lengths
         self.input_ids += other.input_ids
         self.labels += other.labels
@@ -134,11 +138,9 @@ class _Batch:
 
 def write(
     dataset: Dataset,
-    choice: Choice,
+    encoder: "RowEncoder",
     writer: PreparedWriter,
     *,
-    max_length: int,
-    loss_on_all: bool,
     workers: int,
     unfit: Callable[[UnusableRow], None],
     tick: Callable[[int], None],
@@ -147,17 +149,15 @@ def write(
 
     Args:
         dataset: the result of the first pass.
-        choice: the chat template.
+        encoder: makes examples and cases of rows.
         writer: receives examples and cases.
-        max_length: the maximum length in tokens; longer rows are excluded and counted.
-        loss_on_all: whether the loss includes all tokens.
         workers: the number of processes that encode.
         unfit: called for every row that cannot be trained on.
         tick: called with the number of rows that are done. It may raise to stop.
     """
     written = Examples()
     done = 0
-    encode = partial(_encode, dataset, choice, max_length, loss_on_all)
+    encode = partial(_encode, dataset, encoder)
     for batch in ordered_map(encode, batches(dataset.lines(), _BATCH, len), workers):
         tick(done)
         for row in batch.unfit:
@@ -171,22 +171,22 @@ def write(
         written.tokens += len(batch.labels)
         written.supervised += len(batch.labels) - batch.labels.count(IGNORED)
         written.findings.merge(batch.written.findings)
+        written.changes.update(batch.written.changes)
         done += batch.rows
     return written
 
 
-def _encode(dataset: Dataset, choice: Choice, max_length: int, loss_on_all: bool, lines: Sequence[str]) -> _Batch:
-    encode = partial(_encode_rows, choice=choice, max_length=max_length, loss_on_all=loss_on_all)
+def _encode(dataset: Dataset, encoder: "RowEncoder", lines: Sequence[str]) -> _Batch:
     items = [dataset.row(line) for line in lines]
     try:
-        return encode(items)
+        return encoder.encode(items)
     except (MemoryError, OSError):
         raise  # out of memory or disk space: not the fault of a row
     except Exception:  # noqa: BLE001 - encode the rows one by one, so that a crash affects only one of them
         batch = _Batch(0)
         for item in items:
             try:
-                batch.add(encode([item]))
+                batch.add(encoder.encode([item]))
             except (MemoryError, OSError):
                 raise
             except Exception as error:  # noqa: BLE001 - as above
@@ -194,34 +194,88 @@ def _encode(dataset: Dataset, choice: Choice, max_length: int, loss_on_all: bool
         return batch
 
 
-def _encode_rows(items: Sequence[SpooledRow], choice: Choice, max_length: int, *, loss_on_all: bool) -> _Batch:
-    batch = _Batch(len(items))
-    held_out: list[tuple[SpooledRow, Encoded]] = []
-    for item, encoded in zip(items, choice.encoder.encode([item.row for item in items], max_length), strict=True):
-        split = batch.written.held_out if item.held_out else batch.written.train
-        length = max((len(example.input_ids) for example in encoded.examples), default=0)
-        if encoded.problem is not None and encoded.problem.rule is Rule.OVERLONG:
-            split.leave_out(max_length + 1)
-            batch.written.findings.add(item.row.source, [encoded.problem])
-        elif encoded.problem is not None:
-            batch.unfit.append(UnusableRow(item, encoded.problem))
-        elif length > max_length:
-            split.leave_out(length)
-            problem = Problem(Rule.OVERLONG, f"the row has {length} tokens, more than the maximum of {max_length}")
-            batch.written.findings.add(item.row.source, [problem])
-        else:
-            split.keep(item, encoded)
-            if item.held_out:
-                held_out.append((item, encoded))
+@dataclass(frozen=True)
+class RowEncoder:
+    """Encodes rows as examples and cases.
+
+    Attributes:
+        choice: the chat template.
+        max_length: the maximum length in tokens; longer rows are excluded and counted.
+        loss_on_all: whether the loss includes all tokens.
+        augmenter: changes training rows; None leaves them as they are.
+    """
+
+    choice: Choice
+    max_length: int
+    loss_on_all: bool = False
+    augmenter: Augmenter | None = None
+
+    def encode(self, items: Sequence[SpooledRow]) -> "_Batch":
+        """Return the training examples and the cases of rows."""
+        batch = _Batch(len(items))
+        held_out: list[tuple[SpooledRow, Encoded]] = []
+        for item, encoded in zip(items, self._encoded(items, batch), strict=True):
+            split = batch.written.held_out if item.held_out else batch.written.train
+            length = _longest(encoded)
+            if encoded.problem is not None and encoded.problem.rule is Rule.OVERLONG:
+                split.leave_out(self.max_length + 1)
+                batch.written.findings.add(item.row.source, [encoded.problem])
+            elif encoded.problem is not None:
+                batch.unfit.append(UnusableRow(item, encoded.problem))
+            elif length > self.max_length:
+                split.leave_out(length)
+                maximum = f"more than the maximum of {self.max_length}"
+                problem = Problem(Rule.OVERLONG, f"the row has {length} tokens, {maximum}")
+                batch.written.findings.add(item.row.source, [problem])
             else:
-                # If the loss includes all tokens, use the complete conversation once.
-                for example in encoded.examples[-1:] if loss_on_all else encoded.examples:
-                    batch.lengths.append(len(example.input_ids))
-                    # Extending an array by an array copies all bytes at once; by a list, it converts each number.
-                    batch.input_ids.extend(array("i", example.input_ids))
-                    batch.labels.extend(array("i", example.labels(everything=loss_on_all)))
-    batch.cases = [case_line(case) for case in _cases(held_out, choice)]
-    return batch
+                split.keep(item, encoded)
+                if item.held_out:
+                    held_out.append((item, encoded))
+                else:
+                    self._add(encoded, batch)
+        batch.cases = [case_line(case) for case in _cases(held_out, self.choice)]
+        return batch
+
+    def _encoded(self, items: Sequence[SpooledRow], batch: _Batch) -> list[Encoded]:
+        """Return each row as examples, and add the rows of the augmentation to the batch.
+
+        A changed row that is too long, or that the template cannot render, is used unchanged.
+        """
+        encode = partial(self.choice.encoder.encode, max_length=self.max_length)
+        if self.augmenter is None:
+            return list(encode([item.row for item in items]))
+        changes = [
+            Changed(item.row) if item.held_out else self.augmenter.change(item.row, item.number) for item in items
+        ]
+        found = list(encode([change.row for change in changes]))
+        unusable = [at for at, change in enumerate(changes) if change.kinds and not self._is_usable(found[at])]
+        for at, encoded in zip(unusable, encode([items[at].row for at in unusable]), strict=True):
+            found[at] = encoded
+        for at in {*range(len(items))}.difference(unusable):
+            batch.written.changes.update(changes[at].kinds)
+        for encoded in encode([change.added for change in changes if change.added is not None]):
+            if self._is_usable(encoded):
+                self._add(encoded, batch)
+                batch.written.train.lengths.update(len(example.input_ids) for example in encoded.examples)
+                batch.written.train.calls[""] += 1
+                batch.written.changes[Change.ADDED] += 1
+        return found
+
+    def _is_usable(self, encoded: Encoded) -> bool:
+        return encoded.problem is None and _longest(encoded) <= self.max_length
+
+    def _add(self, encoded: Encoded, batch: _Batch) -> None:
+        # If the loss includes all tokens, use the complete conversation once.
+        for example in encoded.examples[-1:] if self.loss_on_all else encoded.examples:
+            batch.lengths.append(len(example.input_ids))
+            # Extending an array by an array copies all bytes at once; by a list, it converts each number.
+            batch.input_ids.extend(array("i", example.input_ids))
+            batch.labels.extend(array("i", example.labels(everything=self.loss_on_all)))
+
+
+def _longest(encoded: Encoded) -> int:
+    """Return the tokens of a row's longest example."""
+    return max((len(example.input_ids) for example in encoded.examples), default=0)
 
 
 def _cases(held_out: Sequence[tuple[SpooledRow, Encoded]], choice: Choice) -> Iterator[Case]:

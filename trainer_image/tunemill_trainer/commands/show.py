@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunemill_api.data import DatasetFormat
+from pydantic import ValidationError
+from tunemill_api.data import Augmentation, DatasetFormat
 from tunemill_api.failures import ExitCode, Reason
 
 from tunemill_trainer.commands import inputs, output
@@ -25,8 +26,11 @@ from tunemill_trainer.process.bars import ProgressBar
 
 if TYPE_CHECKING:
     from tunemill_trainer.chat.loss_mask import Rendered
+    from tunemill_trainer.data.augmentation import Augmenter
+    from tunemill_trainer.data.dataset import Features
+    from tunemill_trainer.data.findings import Problem
     from tunemill_trainer.data.rows import Row
-    from tunemill_trainer.data.shown import ShownFile
+    from tunemill_trainer.data.shown import ShownFile, ShownRow
 
 _GREEN, _BOLD, _RED = "32", "1", "31"
 
@@ -37,6 +41,14 @@ def add_options(command: argparse.ArgumentParser) -> None:
     lint_command.add_tokenizer_option(command, "show the rendered text")
     command.add_argument(
         "--row", metavar="N", type=positive_integer, help="show only this line, list element or table row, from 1"
+    )
+    command.add_argument(
+        "--augmentation",
+        metavar="JSON",
+        nargs="?",
+        const="{}",
+        help="show the rows as spec.dataset.augmentation changes them, and those that it adds. Without JSON: the "
+        "defaults of its fields",
     )
     output.add_json_option(command, "print one JSON object for each usable row instead of text")
 
@@ -51,7 +63,12 @@ def main(options: argparse.Namespace) -> int:
             inputs.refuse_repeated_standard_input({"FILE": options.files, "--tools": [options.tools]})
             form, tools = DatasetFormat(options.format), lint_command.tools_of(options)
             files = [ShownFile(path, Path(scratch), form, tools) for path in options.files]
-            printer = _Printer(as_json=options.json, render=_renderer(options, files))
+            features = _features(options, files)
+            printer = _Printer(
+                as_json=options.json,
+                render=_renderer(options, features),
+                augment=_augmenter(options, features, files),
+            )
             return printer.show(files, options.row)
         except StageError as error:
             return output.fail_for("show", error)
@@ -59,21 +76,43 @@ def main(options: argparse.Namespace) -> int:
             return output.fail_unreadable("show", error)
 
 
-def _renderer(options: argparse.Namespace, files: "Sequence[ShownFile]") -> "Callable[[Row], Rendered] | None":
-    if not options.tokenizer:
-        return None
-    # Imported only with --tokenizer: Transformers takes longer to import than everything else that this command does.
-    from tunemill_trainer.chat.loss_mask import Renderer
+def _features(options: argparse.Namespace, files: "Sequence[ShownFile]") -> "Features":
+    """Return what occurs in all rows, if the output depends on it."""
     from tunemill_trainer.data.dataset import Features
 
-    # The choice of the template depends on what occurs in all rows.
     features = Features()
+    if not options.tokenizer and options.augmentation is None:
+        return features
     with ProgressBar("reading", inputs.row_count(options.files), "rows") as bar:
         for number, read in enumerate((row for file in files for row in file.rows()), start=1):
             bar.advance_to(number)
             if read.row is not None:
                 features.see(read.row)
+    return features
+
+
+def _renderer(options: argparse.Namespace, features: "Features") -> "Callable[[Row], Rendered] | None":
+    if not options.tokenizer:
+        return None
+    # Imported only with --tokenizer: Transformers takes longer to import than everything else that this command does.
+    from tunemill_trainer.chat.loss_mask import Renderer
+
     return Renderer.load(options.tokenizer, features)
+
+
+def _augmenter(options: argparse.Namespace, features: "Features", files: "Sequence[ShownFile]") -> "Augmenter | None":
+    if options.augmentation is None:
+        return None
+    from tunemill_trainer.data.augmentation import Augmenter
+
+    try:
+        settings = Augmentation.model_validate_json(options.augmentation)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}".lstrip(": ") for each in error.errors())
+        remedy = 'Give the fields of spec.dataset.augmentation as JSON, such as \'{"maskedNames": "0.5"}\'.'
+        raise StageError(Reason.INVALID_SPEC, f"--augmentation: {wrong}", remedy) from error
+    rows = (read.row for file in files for read in file.rows() if read.row is not None)
+    return Augmenter.of(settings, features, rows)
 
 
 class _Printer:
@@ -82,11 +121,15 @@ class _Printer:
     Args:
         as_json: whether to print one JSON object for each row instead of text.
         render: renders a row with the base model's tokenizer; None shows the conversation.
+        augment: changes rows; None shows them as they are.
     """
 
-    def __init__(self, *, as_json: bool, render: "Callable[[Row], Rendered] | None") -> None:
+    def __init__(
+        self, *, as_json: bool, render: "Callable[[Row], Rendered] | None", augment: "Augmenter | None"
+    ) -> None:
         self._as_json = as_json
         self._render = render
+        self._augment = augment
         self._colours = console.has_colours()
 
     def show(self, files: "Iterable[ShownFile]", wanted: int | None) -> int:
@@ -100,26 +143,37 @@ class _Printer:
         wrong, found = False, False
         for file in files:
             for read in file.rows(wanted):
-                found = True
-                rendered = self._render(read.row) if self._render and read.row is not None else None
-                problems = (*read.problems, *(rendered.problems if rendered else ()))
-                wrong = wrong or invalidating(problems)
-                messages = [f"{problem.rule.severity}: {problem.rule}: {problem.message}" for problem in problems]
-                row = read.row
-                if self._as_json:
-                    for message in messages:
-                        _complain(f"{read.source}: {message}")
-                    is_read = row is None or invalidating(problems) or console.show(_json_of(row, rendered))
-                else:
-                    is_read = console.show_styled(self._parts(f"{read.source}  ({file.form})", row, rendered, messages))
-                if not is_read:
-                    return ExitCode.DONE
+                for change, row, given in self._variants(read):
+                    found = True
+                    rendered = self._render(row) if self._render and row is not None else None
+                    problems = (*given, *(rendered.problems if rendered else ()))
+                    wrong = wrong or invalidating(problems)
+                    messages = [f"{problem.rule.severity}: {problem.rule}: {problem.message}" for problem in problems]
+                    if self._as_json:
+                        for message in messages:
+                            _complain(f"{read.source}: {message}")
+                        is_read = row is None or invalidating(problems) or console.show(_json_of(row, rendered))
+                    else:
+                        title = f"{read.source}  ({file.form}){change}"
+                        is_read = console.show_styled(self._parts(title, row, rendered, messages))
+                    if not is_read:
+                        return ExitCode.DONE
             for problem in file.broken:
                 wrong = True
                 _complain(f"{file.name}: {problem.message}")
         if wanted is not None and not (found or wrong):
             raise StageError(Reason.OBJECT_NOT_FOUND, f"--row is {wanted}, and no file has this row", "Correct --row.")
         return ExitCode.DATA_WRONG if wrong else ExitCode.DONE
+
+    def _variants(self, read: "ShownRow") -> "Iterator[tuple[str, Row | None, Sequence[Problem]]]":
+        """Yield the row, changed if changes are shown, and the row that is added; each with a note and its problems."""
+        if read.row is None or self._augment is None:
+            yield "", read.row, read.problems
+            return
+        changed = self._augment.change(read.row, read.source.line)
+        yield "".join(f"  {kind}" for kind in changed.kinds), changed.row, read.problems
+        if changed.added is not None:
+            yield "  added", changed.added, ()
 
     def _parts(
         self, title: str, row: "Row | None", rendered: "Rendered | None", messages: Sequence[str]
@@ -178,6 +232,7 @@ COMMAND = Command(
     examples=(
         "show calls.jsonl",
         "show calls.jsonl --row 17 --tokenizer google/gemma-2-2b-it",
+        "show calls.jsonl --augmentation",
         "show - --json < calls.jsonl",
     ),
     exit_codes={

@@ -91,6 +91,7 @@ def _given(options: argparse.Namespace) -> list[str]:
 
 _EXIT_CODES: Mapping[int, str] = {
     ExitCode.INTERRUPTED: "stopped by SIGTERM or SIGINT; the stage continues when it is started again",
+    ExitCode.PEER_LOST: "another process of a run on several GPUs was lost; start it again to continue",
 }
 COMMANDS = (
     *(

@@ -55,6 +55,7 @@ class Features:
     Attributes:
         rows: the number of rows.
         parallel: the number of rows with several calls in one turn.
+        abstaining: the number of rows with tools in which the assistant calls none.
     """
 
     system: bool = False
@@ -64,6 +65,7 @@ class Features:
     reasoning: bool = False
     rows: int = 0
     parallel: int = 0
+    abstaining: int = 0
 
     @property
     def many_parallel(self) -> bool:
@@ -78,6 +80,7 @@ class Features:
         self.rows += 1
         self.parallel += any(len(message.calls) > 1 for message in row.messages)
         self.tools = self.tools or bool(row.tools)
+        self.abstaining += bool(row.tools) and not any(message.calls for message in row.messages)
         for message in row.messages:
             self.system = self.system or message.role is Role.SYSTEM
             self.calls = self.calls or bool(message.calls)
@@ -88,6 +91,7 @@ class Features:
         """Add the features of other rows."""
         self.rows += other.rows
         self.parallel += other.parallel
+        self.abstaining += other.abstaining
         for name in ("system", "tools", "calls", "responses", "reasoning"):
             setattr(self, name, getattr(self, name) or getattr(other, name))
 

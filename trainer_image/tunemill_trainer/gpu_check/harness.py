@@ -24,6 +24,7 @@ from tunemill_trainer.data.rows import Call, JsonObject, Message, Role, Tool
 from tunemill_trainer.gpu_check.shapes import LONGEST, MEDIAN, SHORTEST, SPREAD, SUPERVISED, Shape
 from tunemill_trainer.prepared import IGNORED, BaseModel, Case, Prepared, PreparedWriter, Tokens
 from tunemill_trainer.process.progress import Progress
+from tunemill_trainer.process.ranks import Ranks
 from tunemill_trainer.process.stop import StopSignal
 from tunemill_trainer.stages.context import StageContext
 from tunemill_trainer.storage.credentials import Credentials
@@ -96,7 +97,7 @@ class Harness:
             work=self.folder / f"work-{len(self.attempts)}",
             credentials=Credentials(self.folder / "secrets"),
             progress=clock,
-            stop=stop or StopSignal(),
+            ranks=Ranks(signal=stop),
         )
 
     def on_hub(self, endpoint: str, commit: str) -> "Harness":

@@ -16,7 +16,7 @@ from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn.checkpoints import Uploads, write_clock
 from tunemill_trainer.learn.held_out import LOSS
 from tunemill_trainer.process.progress import Progress
-from tunemill_trainer.process.stop import StopSignal
+from tunemill_trainer.process.ranks import AgreedStop
 
 _REPORTED = (
     "loss",
@@ -25,6 +25,7 @@ _REPORTED = (
     "mean_token_accuracy",
     "forward_pass_tokens",
     "checkpointed_layers",
+    "waiting_share",
 )
 
 
@@ -151,9 +152,9 @@ def rate_to_try(rate: float, best_rate: float) -> str:
 
 
 class StopAtStep(TrainerCallback):  # type: ignore[misc]
-    """Saves a checkpoint and ends training after the current step, once the pod gets a request to stop."""
+    """Saves a checkpoint and ends training after the current step, once a pod of the run gets a request to stop."""
 
-    def __init__(self, stop: StopSignal) -> None:
+    def __init__(self, stop: AgreedStop) -> None:
         self._stop = stop
 
     @override

@@ -41,7 +41,14 @@ def newest(workspace: Workspace, key: str, folder: Path) -> Checkpoint | None:
     if step is None:
         return None
     # With the name that transformers.Trainer uses, so that save_total_limit includes it.
-    return Checkpoint(incoming.rename(folder / f"checkpoint-{step}"), step, read_clock(folder / f"checkpoint-{step}"))
+    incoming.rename(folder / f"checkpoint-{step}")
+    return on_disk(folder, step)
+
+
+def on_disk(folder: Path, step: int) -> Checkpoint:
+    """Return the checkpoint of a step that `newest` has downloaded into `folder`, also in another process."""
+    found = folder / f"checkpoint-{step}"
+    return Checkpoint(found, step, read_clock(found))
 
 
 def read_clock(checkpoint: Path) -> float:

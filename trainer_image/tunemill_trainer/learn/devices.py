@@ -45,24 +45,27 @@ class Device:
         return "cpu" if self.kind == "cpu" else "cuda:0"
 
 
-def choose(gpus: int) -> Device:
+def choose(gpus: int, local_rank: int = 0) -> Device:
     """Return the device for a number of GPUs; 0 means the CPU, even on a machine with a GPU.
 
     Call it before anything is downloaded, so that a pod without a working GPU fails at once.
 
+    Args:
+        gpus: spec.compute.gpus. Each process sees only its own GPU.
+        local_rank: which GPU of the node that is, for the message.
+
     Raises:
-        StageError: CudaUnavailable, when no GPU works, or PyTorch has no kernels for it; InvalidSpec, when more than
-            one GPU is requested.
+        StageError: CudaUnavailable, when the GPU does not work, or PyTorch has no kernels for it.
     """
     if gpus == 0:
         return Device("cpu", "cpu")
-    if gpus > 1:
-        # The additional GPUs would be allocated but unused.
-        raise StageError(Reason.INVALID_SPEC, f"expected spec.compute.gpus 0 or 1, found {gpus}: training uses one GPU")
     if not torch.cuda.is_available():
+        wanted = "a GPU" if gpus == 1 else f"{gpus} GPUs"
+        which = "" if gpus == 1 else f" for GPU {local_rank}"
         raise StageError(
             Reason.CUDA_UNAVAILABLE,
-            f"spec.compute.gpus requests a GPU, but CUDA {torch.version.cuda} does not work on this node: {_why()}",
+            f"spec.compute.gpus requests {wanted}, but CUDA {torch.version.cuda} does not work on this node{which}: "
+            f"{_why()}",
             "Check that the device plugin exposes the GPUs of this node and that its NVIDIA driver is "
             f"{MINIMUM_DRIVER} or newer; see docs/how-to/gpus.md. To run on the CPU, set spec.compute.gpus to 0.",
         )

@@ -6,6 +6,7 @@ docs/adr/0015-whole-models-on-one-gpu.md.
 """
 
 import math
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,8 @@ class StochasticAdamW8bit(AdamW8bit):
     BF16 has 8 significant bits. Most updates in fine-tuning are below 1/512 of the weight, and would be lost by
     rounding to nearest. Stochastic rounding keeps them on average (Zamirai et al., "Revisiting BFloat16 Training",
     2020). Each weight is updated in FP32 and rounded once.
+
+    The random numbers depend on step and parameter only, so that all ranks of a run round in the same way.
     """
 
     @override
@@ -111,14 +114,20 @@ class StochasticAdamW8bit(AdamW8bit):
         updated = p.data
         p.grad = None
         p.data = weights
-        round_stochastically(updated, weights)
+        generator = torch.Generator(weights.device)
+        # A hash, because the generator of the CPU uses 32 bits of its seed.
+        generator.manual_seed(zlib.crc32(f"{self.state[p]['step']}/{gindex}/{pindex}".encode()))
+        round_stochastically(updated, weights, generator)
         p.grad = gradient
 
 
-def round_stochastically(tensor: torch.Tensor, rounded: torch.Tensor) -> None:
+def round_stochastically(tensor: torch.Tensor, rounded: torch.Tensor, generator: torch.Generator | None = None) -> None:
     """Write an FP32 tensor to a BF16 tensor with stochastic rounding, which is exact on average.
 
-    The FP32 tensor is overwritten.
+    Args:
+        tensor: the FP32 tensor, which is overwritten.
+        rounded: the BF16 tensor.
+        generator: of the random numbers; None for the default one.
     """
     for source, target in zip(
         tensor.view(-1).split(_ROUNDED_AT_ONCE), rounded.view(-1).split(_ROUNDED_AT_ONCE), strict=True
@@ -127,6 +136,7 @@ def round_stochastically(tensor: torch.Tensor, rounded: torch.Tensor) -> None:
         # BF16 is the upper half of FP32. Adding a random number below one unit of BF16 carries into the upper half with
         # the right probability. Infinity and NaN are left unchanged.
         bits = source.view(torch.int32)
-        bits += torch.randint_like(bits, 1 << 16) * finite
+        noise = torch.randint(1 << 16, bits.shape, generator=generator, dtype=bits.dtype, device=bits.device)
+        bits += noise * finite
         bits &= torch.where(finite, -(1 << 16), -1)
         target.copy_(source)

@@ -1,7 +1,7 @@
 """The training run: TRL's SFTTrainer on the prepared rows, optionally resumed from a checkpoint."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from tunemill_trainer.learn.passes import Row
 from tunemill_trainer.learn.plan import Plan
 from tunemill_trainer.learn.trainer import MicroBatchTrainer, RankAllocation
 from tunemill_trainer.process import tracing
+from tunemill_trainer.process.ranks import Ranks
 
 _SCHEDULERS = {Scheduler.COSINE: "cosine", Scheduler.LINEAR: "linear", Scheduler.CONSTANT: "constant_with_warmup"}
 
@@ -44,6 +45,7 @@ class Run:
         weights: the format of the weights with the method Full; adapter weights are FP32.
         advice: returns which fields of the spec to change when a row of this many tokens does not fit into memory.
         kept_on_disk: how many checkpoints to keep on the disk.
+        ranks: the processes that train together.
     """
 
     training: Training
@@ -54,6 +56,7 @@ class Run:
     weights: WeightFormat = WIDE
     advice: Callable[[int], str] = lambda _tokens: ""
     kept_on_disk: int = 1
+    ranks: Ranks = field(default_factory=Ranks)
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,7 @@ def train(
             MemorySettings(plan.micro_batch_tokens, plan.micro_batch_tokens),
             partial(_no_row_fits, run),
             padded=not laid_end_to_end,
+            ranks=run.ranks,
             model=model,
             args=_config(run),
             train_dataset=ordered,
@@ -137,7 +141,11 @@ def train(
             _train_in_full_precision(trainer.model)
         new_rows.use_in_place(trainer.model)
         patience = training.early_stopping.patience
-        _check_disk_space(run, trainer)
+        if run.ranks.first:
+            _check_disk_space(run, trainer)
+        # Equal already, unless the ranks have different devices, which round differently.
+        run.ranks.copy_from_first([each.data for each in trainer.model.parameters() if each.requires_grad])
+        trainer.seed_rank()
         if held_out:
             after = ends_of_epochs(len(rows), training.batch_size, plan.steps)
             trainer.add_callback(HeldOutLoss(trainer, held_out, after, patience))

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -20,11 +21,13 @@ from typing_extensions import override
 
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn import passes
+from tunemill_trainer.learn.gradients import GradientSum
 from tunemill_trainer.learn.loss import score_for
 from tunemill_trainer.learn.memory_settings import Checkpointing, MemorySettings
-from tunemill_trainer.learn.micro_batches import halved, split
+from tunemill_trainer.learn.micro_batches import deal, halved, split
 from tunemill_trainer.learn.out_of_memory import Shortage, attempt
 from tunemill_trainer.learn.passes import Pass, Row, Step
+from tunemill_trainer.process.ranks import Ranks
 
 TRAINABLE_FILE = "trainable.safetensors"
 """The trained parameters of a checkpoint, by name."""
@@ -48,10 +51,14 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
     host does not wait for the device: the passes are planned from lengths that the host knows, and metrics are read
     when they are logged.
 
+    With several ranks, each one gets the whole step and computes its share of the rows. At the end of the step, one
+    exchange adds the gradients and losses, and tells all ranks whether one of them has to stop or needed less memory.
+
     Args:
         memory_settings: the settings at the start.
         too_large: returns the error when no smaller settings are left, from the shortage and the longest row's tokens.
         padded: whether rows are padded to the longest of their pass; otherwise they are concatenated.
+        ranks: the processes that train together.
         arguments: arguments of SFTTrainer.
     """
 
@@ -61,10 +68,17 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
         too_large: Callable[[Shortage, int], StageError],
         *,
         padded: bool,
+        ranks: Ranks,
         **arguments: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(data_collator=_step_of, **arguments)
         self.memory_settings = memory_settings
+        self._ranks = ranks
+        self._dealt_tokens = memory_settings.pass_tokens
+        self._saved_memory = False
+        self._gradients: GradientSum | None = None
+        self._busy: list[tuple[float, float]] = []
+        """Seconds of the passes of each step since the last log: mean over the ranks, and those of the slowest one."""
         self._too_large = too_large
         self._fragmented = False
         self._padded = padded
@@ -86,33 +100,88 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
         Raises:
             StageError: CudaOutOfMemory, when not even a single row fits.
         """
-        rows = inputs["step"].rows
+        step = inputs["step"].rows
+        supervised = sum(passes.supervised(row) for row in step)
+        rows = self._share(step)
         lengths = [len(row["input_ids"]) for row in rows]
-        while isinstance(loss := attempt(lambda: self._all_passes(model, rows)), Shortage):
-            # Discard the gradients of the passes that did fit: the full step is computed again.
-            model.zero_grad()
+        started_at = time.perf_counter()
+        model.train()  # also without a pass: TRL names the metrics by the mode
+        if self._ranks.count > 1:
+            self._gradients = self._gradients or self._gradient_sum(model)
+            self._gradients.start()
+        while isinstance(loss := attempt(lambda: self._all_passes(model, rows, supervised)), Shortage):
+            # Discard the gradients of the passes that did fit: all rows are computed again.
+            if self._gradients is None:
+                model.zero_grad()
+            else:
+                self._gradients.start()
             if loss.is_fragmentation and not self._fragmented:
                 self._fragmented = True
                 _log.warning("the GPU's memory is fragmented: retrying the step after releasing it")
                 continue
             smaller = halved(lengths, self.memory_settings.pass_tokens, padded=self._padded)
             self._save_memory(loss, self.memory_settings.reduced(smaller), lengths)
+        loss = self._add_over_ranks(loss, started_at)
+        self._right += self._right_of_step
+        self._supervised += supervised
+        self._total_train_tokens += sum(len(row["input_ids"]) for row in step)
         return loss
+
+    def _share(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """Return the rows that this rank computes. All ranks deal in the same way, whatever their memory settings."""
+        lengths = [len(row["input_ids"]) for row in rows]
+        dealt = deal(lengths, self._ranks.count, self._dealt_tokens if self._padded else 0)
+        return [rows[at] for at in dealt[self._ranks.index]]
+
+    def _gradient_sum(self, model: nn.Module) -> GradientSum:
+        return GradientSum(model.parameters(), self._ranks, figures=4 + self._ranks.count)
+
+    def _add_over_ranks(self, loss: torch.Tensor, started_at: float) -> torch.Tensor:
+        """Return the loss of the whole step. Gradients, metrics and memory settings become those of all ranks.
+
+        Args:
+            loss: the contribution of this rank.
+            started_at: when it started its passes, in seconds.
+        """
+        if self._gradients is None:
+            return loss
+        own_right = torch.stack(self._right_of_step).sum() if self._right_of_step else 0.0
+        if loss.device.type == "cuda":
+            torch.cuda.synchronize()
+        busy = [0.0] * self._ranks.count
+        busy[self._ranks.index] = time.perf_counter() - started_at
+        flags = [float(self._ranks.stop.signal.requested), float(self._saved_memory)]
+        total, right, stop, saved_memory, *seconds = self._gradients.add([loss, own_right, *flags, *busy])
+        self._busy.append((sum(seconds) / len(seconds), max(seconds)))
+        self._right_of_step = [torch.tensor(int(right))]
+        self._ranks.stop.agree(any_requested=stop > 0)
+        if saved_memory:
+            for settings in self._ranks.gather(self.memory_settings):
+                self._use(self.memory_settings.minimum_with(settings))
+            self._saved_memory = False
+        return torch.tensor(total, device=loss.device)
 
     def _save_memory(self, shortage: Shortage, settings: MemorySettings | None, lengths: Sequence[int]) -> None:
         """Continue with settings that need less memory, or raise an error when there are none."""
         if settings is None:
-            raise self._too_large(shortage, max(lengths))
+            raise self._too_large(shortage, max(lengths, default=0))
         _log.warning("not enough memory (%s): continuing with %s", shortage.message, settings)
         self._use(settings)
+        self._saved_memory = True
 
     def _use(self, settings: MemorySettings) -> None:
         if settings.checkpointing is not self.memory_settings.checkpointing:
             set_checkpointing(self.model, settings.checkpointing)
         self.memory_settings, self._fragmented = settings, False
 
-    def _all_passes(self, model: nn.Module, rows: Sequence[Row]) -> torch.Tensor:
-        supervised = sum(passes.supervised(row) for row in rows)
+    def _all_passes(self, model: nn.Module, rows: Sequence[Row], supervised: int) -> torch.Tensor:
+        """Return the contribution of some rows to the loss of a step, and add to its gradients.
+
+        Args:
+            model: the model.
+            rows: the rows; with several ranks there may be none.
+            supervised: number of supervised tokens of the complete step.
+        """
         self._right_of_step = []
         # A step without a supervised token has no loss.
         losses = [
@@ -120,14 +189,11 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
             for part in self._passes(rows)
         ]
         adalora = adalora_of(model)
-        if adalora is not None:
+        if adalora is not None and self._ranks.first:
             # AdaLoRA's forward adds this term, but TRL computes the loss outside of it.
             config = adalora.peft_config["default"]
             self.accelerator.backward(config.orth_reg_weight * _orthogonality_penalty(adalora))
-        self._right += self._right_of_step
-        self._supervised += supervised
-        self._total_train_tokens += sum(len(row["input_ids"]) for row in rows)
-        return torch.stack(losses).sum()
+        return torch.stack(losses).sum() if losses else torch.zeros((), device=self.args.device)
 
     def _passes(self, rows: Sequence[Row]) -> Iterator[Pass]:
         lengths = [len(row["input_ids"]) for row in rows]
@@ -159,6 +225,10 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
             layers = self.memory_settings.checkpointing.every_n_layers
             logs["forward_pass_tokens"] = self.memory_settings.pass_tokens
             logs["checkpointed_layers"] = 1 / layers if layers else 0.0
+        if self._busy:
+            mean, slowest = (sum(seconds) for seconds in zip(*self._busy, strict=True))
+            logs["waiting_share"] = 1 - mean / slowest
+            self._busy = []
         super().log(logs, start_time)
 
     @override
@@ -174,6 +244,16 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
     def mean_loss(self, rows: Sequence[Row]) -> float:
         """Return the mean loss of the supervised tokens of held-out rows. It does not use random numbers."""
         self.model.eval()
+        mine = self._share(rows)
+        losses = self._held_out_losses(mine) if mine else []
+        self.model.train()
+        summed = torch.stack(losses).double().sum() if losses else torch.zeros((), dtype=torch.float64)
+        summed = summed.to(self.args.device)
+        self._ranks.sum(summed)
+        return float(summed) / sum(passes.supervised(row) for row in rows)
+
+    def _held_out_losses(self, rows: Sequence[Row]) -> list[torch.Tensor]:
+        """Return the summed losses of the forward passes of some rows."""
         lengths = [len(row["input_ids"]) for row in rows]
         losses: list[torch.Tensor] = []
         waiting = split(lengths, self.memory_settings.held_out_tokens, padded=self._padded)
@@ -189,8 +269,7 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
             self._save_memory(loss, self.memory_settings.reduced_held_out(smaller), lengths_left)
             new_split = split(lengths_left, self.memory_settings.held_out_tokens, padded=self._padded)
             waiting = [[left[at] for at in chosen] for chosen in new_split]
-        self.model.train()
-        return float(torch.stack(losses).double().sum()) / sum(passes.supervised(row) for row in rows)
+        return losses
 
     def _summed_loss(self, rows: Sequence[Row]) -> torch.Tensor:
         """Return the summed loss of the supervised tokens of a forward pass, as a tensor on the device."""
@@ -200,15 +279,34 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
 
     def keep_as_best(self) -> None:
         """Save the trained parameters as those of the best epoch. Later checkpoints include them."""
-        save_trainable(self.model, self._best)
+        if self._ranks.first:
+            save_trainable(self.model, self._best)
 
     def restore_best(self) -> None:
-        """Load the parameters that `keep_as_best` saved last."""
-        load_trainable(self.model, self._best)
+        """Load the parameters that `keep_as_best` saved last. Only rank 0 has them, which commits the result."""
+        if self._ranks.first:
+            load_trainable(self.model, self._best)
 
     @property
     def _best(self) -> Path:
         return Path(self.args.output_dir) / _BEST_FILE
+
+    @override
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save a checkpoint, in rank 0 only: the others have the same parameters and moments."""
+        if self._ranks.first:
+            super()._save_checkpoint(model, trial)
+
+    @override
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Restore the random numbers of dropout. The ranks other than the first one start new ones."""
+        super()._load_rng_state(checkpoint)
+        self.seed_rank()
+
+    def seed_rank(self) -> None:
+        """Give each rank other random numbers for dropout, except the first one."""
+        if not self._ranks.first:
+            torch.manual_seed(self.args.seed + 1_000_003 * self._ranks.index + self.state.global_step)
 
     @override
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -236,7 +334,7 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
         if memory.exists():  # checkpoints of earlier versions have none
             saved = MemorySettings.from_json(json.loads(memory.read_text()))
             self._use(self.memory_settings.minimum_with(saved))
-        if (folder / _BEST_FILE).exists():
+        if (folder / _BEST_FILE).exists() and self._ranks.first:
             for file in trainable_files(folder / _BEST_FILE):
                 shutil.copy(file, self._best.with_name(file.name))
         adalora = adalora_of(self.model)

@@ -81,11 +81,16 @@ class _Handler(logging.StreamHandler[TextIO]):
             super().emit(record)
 
 
-def log_to_stdout() -> None:
-    """Log to stdout, one line per message."""
+def log_to_stdout(rank: int = 0) -> None:
+    """Log to stdout, one line per message.
+
+    Args:
+        rank: of this process among those that train together. All but the first log warnings and errors only.
+    """
     handler = _Handler(sys.stdout)
-    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    whose = f"rank {rank}: " if rank else ""
+    handler.setFormatter(LineFormatter(f"%(asctime)s %(levelname)s {whose}%(message)s", "%Y-%m-%dT%H:%M:%S%z"))
+    logging.basicConfig(level=logging.WARNING if rank else logging.INFO, handlers=[handler])
     for noisy in ("botocore", "boto3", "s3transfer", "urllib3", "httpx", "httpx2", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Addressed to developers of libraries, not to users.

@@ -1,7 +1,6 @@
 """Requests to stop: SIGTERM when a pod is drained, preempted or suspended, and Ctrl-C in a local run."""
 
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from types import FrameType
 from tunemill_api.constants import ENV_GRACE_SECONDS
 
 from tunemill_trainer.errors import Interrupted
+from tunemill_trainer.process import signals
 
 GRACE_SECONDS = 50.0
 """The default time for a stage to stop, below Tunemill's default grace period of 60 s."""
@@ -65,10 +65,8 @@ class StopSignal:
                 self.request()
                 late.start()
 
-        before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            late.cancel()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with signals.handling(handle):
+            try:
+                yield
+            finally:
+                late.cancel()

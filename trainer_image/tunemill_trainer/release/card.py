@@ -350,6 +350,8 @@ def _training(facts: ReleaseFacts) -> str:
         ("Trained on", f"{facts.trained.device}, {facts.trained.train_seconds} s"),
         ("Training loss", f"from {facts.trained.first_loss} to {facts.trained.loss}"),
     ]
+    if augmentation := facts.run.spec.dataset.augmentation:
+        rows.insert(3, ("Augmentation", f"{labels.augmentation(augmentation)}; {data.added_rows} rows added"))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return f"## Training\n\n| | |\n|---|---|\n{table}\n\n![Training loss](loss.png)"
 

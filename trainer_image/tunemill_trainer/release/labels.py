@@ -1,6 +1,7 @@
 """Display names of metrics, faults and slices, for the model card and the report page."""
 
 from tunemill_api import evaluation
+from tunemill_api.data import Augmentation
 from tunemill_api.finetune import Quantization
 from tunemill_api.scalars import AUTO
 from tunemill_api.status import DatasetFacts, TrainedFacts
@@ -71,6 +72,16 @@ def learning_rate(training: Training, trained: TrainedFacts) -> str:
     automatic = training.learning_rate == AUTO and trained.learning_rate
     rate = f"{trained.learning_rate} ({AUTO})" if automatic else training.learning_rate
     return f"{rate}, {training.scheduler.value}, warmup ratio {training.warmup_ratio}"
+
+
+def augmentation(settings: Augmentation) -> str:
+    """Return the random changes to the training rows."""
+    kinds = [
+        ("tools in random order", settings.shuffle_tools),
+        (f"up to {settings.distractor_tools} tools of other rows", settings.distractor_tools),
+        (f"masked names in {100 * float(settings.masked_names):.0f} % of the rows", float(settings.masked_names)),
+    ]
+    return ", ".join([*(name for name, is_set in kinds if is_set), f"seed {settings.seed}"])
 
 
 def left_out(data: DatasetFacts) -> str:

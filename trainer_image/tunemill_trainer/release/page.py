@@ -183,7 +183,7 @@ def _data(facts: PageFacts) -> list[tuple[str, str]]:
     return [
         ("Rows", f"{data.rows:,}"),
         ("Format", data.format),
-        ("Training rows", f"{data.train_rows:,}"),
+        ("Training rows", f"{data.train_rows:,}" + (f", {data.added_rows:,} added" if data.added_rows else "")),
         ("Held-out rows", f"{data.evaluation_rows:,}"),
         ("Rows left out", labels.left_out(data)),
         ("Tools", f"{data.tools:,}"),

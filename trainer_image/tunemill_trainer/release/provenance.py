@@ -36,7 +36,13 @@ LARGEST_BYTES: Final = 4 << 20
 
 PARAMETERS: Final[Any] = {
     "base_model": {"id", "revision", "quantization"},
-    "dataset": {"format": True, "evaluation": {"fraction", "seed"}, "max_invalid_fraction": True, "max_rows": True},
+    "dataset": {
+        "format": True,
+        "evaluation": {"fraction", "seed"},
+        "max_invalid_fraction": True,
+        "max_rows": True,
+        "augmentation": {"shuffle_tools", "distractor_tools", "masked_names", "irrelevant_rows", "seed"},
+    },
     "tokenizer": {"mode", "add_tokens", "think"},
     "adapter": True,
     "training": True,

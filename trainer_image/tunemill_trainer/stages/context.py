@@ -10,6 +10,7 @@ from tunemill_api.status import PreparedFacts
 
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.process.progress import Progress
+from tunemill_trainer.process.ranks import Ranks
 from tunemill_trainer.process.stop import StopSignal
 from tunemill_trainer.storage import output_keys
 from tunemill_trainer.storage.credentials import Credentials
@@ -27,7 +28,7 @@ class StageContext:
         work: the work folder, which is lost when the pod ends.
         credentials: the mounted Secrets.
         progress: sends progress reports.
-        stop: is set when the pod gets a request to stop.
+        ranks: the processes that run this stage together.
     """
 
     run: RunSpec
@@ -35,7 +36,12 @@ class StageContext:
     work: Path
     credentials: Credentials
     progress: Progress
-    stop: StopSignal
+    ranks: Ranks
+
+    @property
+    def stop(self) -> StopSignal:
+        """Set when this process gets a request to stop."""
+        return self.ranks.stop.signal
 
     @property
     def spec(self) -> FineTuneSpec:

@@ -1,8 +1,9 @@
 """Evaluate: base and tuned model reply to the same held-out cases, and the replies are scored.
 
 The published model replies, too, if a gate compares the new model with it. All models decode greedily with the same
-limits. The base model gets the same text through its own tokenizer: with the extended vocabulary, it would see token
-ids that it was not trained on, and score worse than it is.
+limits. With several ranks, each one generates the replies to its share of the prompts. The base model gets the same
+text through its own tokenizer: with the extended vocabulary, it would see token ids that it was not trained on, and
+score worse than it is.
 """
 
 import json
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from tunemill_api import keys
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import Quantization
 from tunemill_api.stage_report import Stage
-from tunemill_api.status import EvaluationFacts, TrainedFacts
+from tunemill_api.status import EvaluationFacts, Rival, TrainedFacts
 
 from tunemill_trainer.chat.tokenizer import Tokenizer, load
 from tunemill_trainer.data.rows import JsonObject
@@ -31,14 +33,18 @@ from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, Settings
 from tunemill_trainer.learn import curve, devices, merging, models
 from tunemill_trainer.learn.devices import Device
+from tunemill_trainer.learn.micro_batches import deal
 from tunemill_trainer.learn.models import ModelLoader
 from tunemill_trainer.prepared import TRAIN_FILE, Case, Prepared, Tokens
 from tunemill_trainer.process import tracing
 from tunemill_trainer.release.page import PAGE_FILE, PageFacts, page
 from tunemill_trainer.stages.context import StageContext
-from tunemill_trainer.stages.stage_inputs import fetch_prepared
+from tunemill_trainer.stages.stage_inputs import committed_by_first, fetch_prepared
 from tunemill_trainer.storage.hub import Hub
 from tunemill_trainer.storage.references import BASE_REPLIES
+
+_PUBLISHED_PREPARED, _PUBLISHED_TRAINED = "published-prepared", "published-trained"
+"""Folders with the outputs of the published model."""
 
 _log = logging.getLogger(__name__)
 
@@ -109,33 +115,40 @@ class _Replies:
 def run(context: StageContext) -> EvaluationFacts:
     """Evaluate the model of `context.train_key` and commit the report.
 
+    With several ranks, only rank 0 commits, and the others return when it has.
+
     Raises:
-        StageError: StageOutputMissing, CudaUnavailable, CudaOutOfMemory, Interrupted; what Hub and workspace raise.
+        StageError: StageOutputMissing, CudaUnavailable, CudaOutOfMemory, Interrupted, PeerLost; what Hub and workspace
+            raise.
     """
     inputs = _load(context)
     replies = _generate_all(inputs)
-    return _commit(inputs, replies)
+    return committed_by_first(
+        context, Stage.EVALUATE, context.evaluate_key, EvaluationFacts, lambda: _commit(inputs, replies)
+    )
 
 
 def _load(context: StageContext) -> _Inputs:
-    """Choose the device, and download the outputs of the earlier stages and the base model."""
-    spec = context.spec
-    device = devices.choose(spec.compute.gpus)
+    """Choose the device, download what the models need, once per node, and meet the other ranks."""
+    spec, ranks = context.spec, context.ranks
+    device = devices.choose(spec.compute.gpus, ranks.place.local_index)
     devices.dtype(spec.training.precision, device)  # fails before anything is downloaded
-    prepared = fetch_prepared(context, without={TRAIN_FILE})
-    trained = context.workspace.fetch(Stage.TRAIN, context.train_key, context.folder("trained"))
+    ranks.connect(f"{Stage.EVALUATE}/{context.evaluate_key}")
+    hub = Hub(spec.hub.endpoint, context.credentials.hub_token("hub-read"))
+    downloaded = ranks.once_per_node("inputs", lambda: _download(context, hub))
+    prepared = Prepared(context.folder("prepared"))
     tokens, cases = prepared.tokens(), sample(prepared.cases(), spec.evaluation.max_rows)
     lengths = [case.answer_tokens for case in cases]
     limit = spec.evaluation.max_new_tokens or answer_limit(lengths)
-    hub = Hub(spec.hub.endpoint, context.credentials.hub_token("hub-read"))
-    base_folder = models.fetch_base(hub, prepared.base_model(), context.model_cache)
+    base_folder = Path(str(downloaded["base"]))
+    ranks.meet(device.kind)
     return _Inputs(
         context=context,
         hub=hub,
         device=device,
         dtype=devices.dtype(spec.training.precision, device, models.model_type(base_folder)),
         prepared=prepared,
-        trained=TrainedFacts.model_validate(trained.facts),
+        trained=TrainedFacts.model_validate(downloaded["trained"]),
         base_folder=base_folder,
         tokens=tokens,
         tokenizer=load(prepared.tokenizer_path),
@@ -150,17 +163,30 @@ def _load(context: StageContext) -> _Inputs:
     )
 
 
+def _download(context: StageContext, hub: Hub) -> dict[str, Any]:
+    """Download the outputs of the earlier stages and the base model.
+
+    Returns:
+        The folder of the base model, and the facts of train.
+    """
+    prepared = fetch_prepared(context, without={TRAIN_FILE})
+    trained = context.workspace.fetch(Stage.TRAIN, context.train_key, context.folder("trained"))
+    base_folder = models.fetch_base(hub, prepared.base_model(), context.model_cache)
+    return {"base": str(base_folder), "trained": trained.facts}
+
+
 def _generate_all(inputs: _Inputs) -> _Replies:
     """Generate the replies of all models, one model in memory after the other."""
     context = inputs.context
-    base_replies = _stored_base_replies(context)
+    base_replies = context.ranks.decided_by_first(lambda: _stored_base_replies(context))
     models_left = 1 + (base_replies is None) + _has_published(context)
     progress = _ReplyProgress(context, models_left * len(inputs.cases))
     with devices.device_errors(inputs.device, "evaluating", devices.memory_remedy(context.spec)):
         model = ModelLoader(inputs.base_folder, inputs.device, inputs.dtype, inputs.quantization)
         if base_replies is None:
             base_replies = _base_replies(inputs, model, progress)
-            _store_base_replies(context, inputs.cases, base_replies)
+            if context.ranks.first:
+                _store_base_replies(context, inputs.cases, base_replies)
         tuned_replies, adapter = _tuned_replies(inputs, model, progress)
         model.release()  # there may be no memory for a second model
         published = _published_replies(inputs, progress)
@@ -209,26 +235,35 @@ def _has_published(context: StageContext) -> bool:
 def _published_replies(inputs: _Inputs, progress: "_ReplyProgress") -> tuple[list[Reply], ReplyFormat] | None:
     """Return the published model's replies and its call format; None if there is none, or its output was deleted."""
     context = inputs.context
-    rival, workspace = context.run.rival, context.workspace
+    rival = context.run.rival
     if rival is None or not rival.train:
         return None
-    prepared_folder, trained_folder = context.folder("published-prepared"), context.folder("published-trained")
-    try:
-        workspace.fetch(Stage.PREPARE, rival.prepare, prepared_folder, without={TRAIN_FILE})
-        workspace.fetch(Stage.TRAIN, rival.train, trained_folder)
-    except StageError as error:
-        if error.reason is not Reason.STAGE_OUTPUT_MISSING:
-            raise
-        _log.warning("comparing with the base model only, not with the published model: %s", error)
+    found = context.ranks.once_per_node("published", lambda: _download_published(inputs, rival))
+    if "" in context.ranks.gather(found):
         return None
-    prepared = Prepared(prepared_folder)
+    base_folder, trained_folder = Path(found), context.folder(_PUBLISHED_TRAINED)
+    prepared = Prepared(context.folder(_PUBLISHED_PREPARED))
     tokens, tokenizer = prepared.tokens(), load(prepared.tokenizer_path)
-    base_folder = models.fetch_base(inputs.hub, prepared.base_model(), context.model_cache)
     prompts = tokenizer(_texts(inputs.tokenizer, inputs.prompts), add_special_tokens=False)["input_ids"]
     model = ModelLoader(base_folder, inputs.device, inputs.dtype, inputs.quantization)
     tuned, _ = _for_decoding(model, tokens, trained_folder / "adapter", prompts, inputs.quantization)
     decoding = replace(inputs.decoding, stop_token_ids=tokens.stop_token_ids, pad_token_id=tokens.pad_token_id)
     return _generate(tuned, tokenizer, prompts, decoding, progress), ReplyFormat(tokens.call_format)
+
+
+def _download_published(inputs: _Inputs, rival: Rival) -> str:
+    """Download the published model; return the folder of its base model, or an empty string if it was deleted."""
+    context, workspace = inputs.context, inputs.context.workspace
+    folder = context.folder(_PUBLISHED_PREPARED)
+    try:
+        workspace.fetch(Stage.PREPARE, rival.prepare, folder, without={TRAIN_FILE})
+        workspace.fetch(Stage.TRAIN, rival.train, context.folder(_PUBLISHED_TRAINED))
+    except StageError as error:
+        if error.reason is not Reason.STAGE_OUTPUT_MISSING:
+            raise
+        _log.warning("comparing with the base model only, not with the published model: %s", error)
+        return ""
+    return str(models.fetch_base(inputs.hub, Prepared(folder).base_model(), context.model_cache))
 
 
 def _commit(inputs: _Inputs, replies: _Replies) -> EvaluationFacts:
@@ -274,6 +309,7 @@ class _ReplyProgress:
     """Reports the number of generated replies of all models together."""
 
     def __init__(self, context: StageContext, total: int) -> None:
+        self.ranks = context.ranks
         self.check_stop = context.stop.check
         self._progress = context.progress
         self._total = total
@@ -300,7 +336,17 @@ def _generate(
     progress: _ReplyProgress,
 ) -> list[Reply]:
     stops = set(decoding.stop_token_ids)
-    replies = generate(model, prompts, decoding, check_stop=progress.check_stop, on_progress=progress.replied)
+    dealt = deal([len(prompt) for prompt in prompts], progress.ranks.count)
+    mine = dealt[progress.ranks.index]
+
+    def on_progress(count: int) -> None:
+        # The other ranks are about as far as this one.
+        progress.replied(count * len(prompts) // len(mine))
+
+    own = [prompts[at] for at in mine]
+    generated = generate(model, own, decoding, check_stop=progress.check_stop, on_progress=on_progress)
+    of_all = dict(zip((at for share in dealt for at in share), chain(*progress.ranks.gather(generated)), strict=True))
+    replies = [of_all[at] for at in range(len(prompts))]
     progress.next_model(len(prompts))
     finished = [ids[-1] in stops for ids in replies]
     without_stop = [ids[:-1] if ended else ids for ids, ended in zip(replies, finished, strict=True)]

@@ -23,10 +23,11 @@ from tunemill_api.training import LossOn, Turns
 from tunemill_trainer.bases import architectures, catalogue
 from tunemill_trainer.bases.found import FoundModel, describe
 from tunemill_trainer.chat import examples, templates, tokenizer
-from tunemill_trainer.chat.examples import Examples, UnusableRow
+from tunemill_trainer.chat.examples import Examples, RowEncoder, UnusableRow
 from tunemill_trainer.chat.templates import Choice
 from tunemill_trainer.chat.tokenizer import Vocabulary
 from tunemill_trainer.data import dataset as data
+from tunemill_trainer.data.augmentation import Augmenter, Change, training_rows
 from tunemill_trainer.data.dataset import Dataset, ReadOptions
 from tunemill_trainer.data.files import Data
 from tunemill_trainer.data.rows import JsonObject, Tool
@@ -287,7 +288,9 @@ def _encode(
 
 
 def _write_examples(context: StageContext, dataset: Dataset, choice: Choice, writer: PreparedWriter) -> Examples:
-    training = context.spec.training
+    training, settings = context.spec.training, context.spec.dataset.augmentation
+    augmenter = None if settings is None else Augmenter.of(settings, dataset.features, training_rows(dataset))
+    encoder = RowEncoder(choice, training.max_length, training.loss_on is LossOn.ALL, augmenter)
     unfit: list[UnusableRow] = []
 
     def tick(done: int) -> None:
@@ -297,10 +300,8 @@ def _write_examples(context: StageContext, dataset: Dataset, choice: Choice, wri
 
     written = examples.write(
         dataset,
-        choice,
+        encoder,
         writer,
-        max_length=training.max_length,
-        loss_on_all=training.loss_on is LossOn.ALL,
         workers=cpus.available(),
         unfit=unfit.append,
         tick=tick,
@@ -341,6 +342,7 @@ def _dataset_facts(dataset: Dataset, written: Examples) -> DatasetFacts:
         leaked_rows=dataset.leaked,
         tools=len(dataset.offers),
         longest_row_tokens=max(written.train.lengths | written.held_out.lengths),
+        added_rows=written.changes[Change.ADDED],
         supervised_token_percent=f"{100 * written.supervised / written.tokens:.1f}",
     )
 
@@ -379,6 +381,7 @@ def _report(dataset: Dataset, written: Examples, choice: Choice) -> JsonObject:
             "passedOver": choice.rejected_because,
             "callFormat": choice.encoder.call_format.value,
         },
+        "augmentation": {change.value: written.changes[change] for change in Change},
         "findings": dataset.findings.to_json(),
     }
 

@@ -6,11 +6,12 @@ prepare and publish it returns the facts and whether anything was done: prepare 
 check on the Hub whether the release still exists.
 """
 
+import contextlib
 import errno
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,10 +26,12 @@ from tunemill_api.stage_report import Stage, StageFailure, StageReport, failure_
 from tunemill_api.status import EvaluationFacts, PreparedFacts, PublishedFacts, TrainedFacts
 
 from tunemill_trainer.errors import Interrupted, StageError
-from tunemill_trainer.process import addresses, console, cpus, tracing
+from tunemill_trainer.process import addresses, console, cpus, rank_processes, tracing
 from tunemill_trainer.process.bars import ENV_BAR, ProgressBar
 from tunemill_trainer.process.console import Redaction
 from tunemill_trainer.process.progress import Destination, Progress
+from tunemill_trainer.process.rank_processes import Node
+from tunemill_trainer.process.ranks import Place, Ranks
 from tunemill_trainer.process.stop import StopSignal, grace_seconds
 from tunemill_trainer.stages.context import StageContext
 from tunemill_trainer.storage import references
@@ -36,13 +39,15 @@ from tunemill_trainer.storage.credentials import Credentials
 from tunemill_trainer.storage.workspace import Workspace
 
 Facts = PreparedFacts | TrainedFacts | EvaluationFacts | PublishedFacts
-
+_BY_ALL_RANKS = (Stage.TRAIN, Stage.EVALUATE)
 
 _log = logging.getLogger(__name__)
 
 
 def main(stage: Stage, run_spec: Path, work: Path, report_path: Path) -> int:
-    """Run a stage in this process and return its exit code.
+    """Run a stage and return its exit code.
+
+    The stage runs in this process, or with several ranks in processes that this one starts and waits for.
 
     Args:
         stage: the stage.
@@ -50,7 +55,9 @@ def main(stage: Stage, run_spec: Path, work: Path, report_path: Path) -> int:
         work: the work folder.
         report_path: where to write the StageReport; in a pod, the termination log. A failed write is logged only.
     """
-    console.log_to_stdout()
+    place = Place.from_environment()
+    console.log_to_stdout(place.index)
+    rank_processes.end_with_parent(place)
     started_at = datetime.now(UTC)
     stop = StopSignal()
 
@@ -67,28 +74,56 @@ def main(stage: Stage, run_spec: Path, work: Path, report_path: Path) -> int:
 
     with stop.listening(exit_now, grace_seconds()):
         try:
-            report = run_stage(stage, _load(run_spec), work, stop, started_at)
+            run = _load(run_spec)
+            node = Node.of(run)
+            if stage in _BY_ALL_RANKS and place.count == 1 and node.all_ranks > 1:
+                stop.check()
+                places, on_gpus = node.places(), run.spec.compute.gpus > 0
+                return _run_ranks(stage, places, run_spec, work, report_path, on_gpus=on_gpus)
+            report = run_stage(stage, run, work, Ranks(place, stop), started_at)
         except BaseException as error:  # noqa: BLE001 - every exception becomes a report and an exit code
             return end(_failure(error, work))
         _publish_report(report, report_path)
         return ExitCode.DONE
 
 
-def run_stage(stage: Stage, run: RunSpec, work: Path, stop: StopSignal, started_at: datetime) -> StageReport:
+def _run_ranks(
+    stage: Stage, places: Sequence[Place], run_spec: Path, work: Path, report_path: Path, *, on_gpus: bool
+) -> int:
+    """Run the stage in one process per rank of this node; leave the report of one of them, and return its exit code."""
+    folder = work / "ranks"
+    folder.mkdir(parents=True, exist_ok=True)
+    reports = [folder / f"{stage}-{place.local_index}.json" for place in places]
+    for report in reports:
+        report.unlink(missing_ok=True)
+    options = ["--run-spec", str(run_spec), "--work", str(work), "--report"]
+    commands = [rank_processes.command_for(stage, [*options, str(report)]) for report in reports]
+    ended = rank_processes.run(places, commands, on_gpus=on_gpus)
+    written = reports[ended.local_index]
+    if written.exists():
+        try:
+            report_path.write_text(written.read_text(encoding="utf-8"), encoding="utf-8")
+        except OSError as error:
+            _log.warning("cannot write the report to %s: %s", report_path, error.strerror)
+    return ended.code
+
+
+def run_stage(stage: Stage, run: RunSpec, work: Path, ranks: Ranks, started_at: datetime) -> StageReport:
     """Run a stage and return its report. Failures are raised."""
     _refuse_local_files(run)
     _configure_libraries(run, work)
-    _configure_trust(work)
+    # The ranks of a node share the work folder, but each one writes the file that it then reads.
+    _configure_trust(work / "ranks" / str(ranks.index) if ranks.count > 1 else work)
     _check_addresses(run)
     credentials = Credentials.from_environment()
-    bar = ProgressBar(stage, total=100, unit="%") if os.environ.get(ENV_BAR) else None
-    progress = Progress(stage, Destination.from_environment(), bar=bar)
+    bar = ProgressBar(stage, total=100, unit="%") if os.environ.get(ENV_BAR) and ranks.first else None
+    progress = Progress(stage, Destination.from_environment() if ranks.first else None, bar=bar)
     # Once the operator has heard a stage it takes silence for a stall.
     progress.report(0)
     try:
         workspace = Workspace.open(effective_workspace(run.spec), credentials)
-        context = StageContext(run, workspace, work, credentials, progress, stop)
-        with tracing.stage(stage, run):
+        context = StageContext(run, workspace, work, credentials, progress, ranks)
+        with tracing.stage(stage, run) if ranks.first else contextlib.nullcontext():
             key, facts, executed = _outcome(stage, context)
         if executed:
             progress.report(100, 0)
@@ -115,7 +150,8 @@ def _outcome(stage: Stage, context: StageContext) -> tuple[str, Facts, bool]:
 
         prepared, executed = prepare.run(context)
         return prepared.key, prepared, executed
-    references.refer(context.workspace, context.run, context.prepared.key)
+    if context.ranks.first:
+        references.refer(context.workspace, context.run, context.prepared.key)
     if stage is Stage.PUBLISH:
         from tunemill_trainer.stages import publish
 
@@ -254,6 +290,7 @@ def _configure_trust(work: Path) -> None:
     if not bundle:
         return
     try:
+        work.mkdir(parents=True, exist_ok=True)
         trust.trust(Path(bundle), work)
     except (OSError, ValueError) as error:
         raise StageError(

@@ -5,15 +5,19 @@ each stage checks that base model and data are those of the run.
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import TypeVar
 
 from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
+from tunemill_api.status import StatusModel
 
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.prepared import Prepared
 from tunemill_trainer.stages.context import StageContext
 from tunemill_trainer.storage.workspace import Manifest
+
+Facts = TypeVar("Facts", bound=StatusModel)
 
 _REMEDY = "Find out who else writes to spec.workspace.uri. The output was removed, and prepare runs again."
 
@@ -40,6 +44,32 @@ def fetch_prepared(context: StageContext, *, without: Collection[str] = ()) -> P
             _REMEDY,
         )
     return prepared
+
+
+def committed_by_first(
+    context: StageContext, stage: Stage, key: str, facts: type[Facts], commit: Callable[[], Facts]
+) -> Facts:
+    """Return the facts of a stage. Only rank 0 commits its output; the others wait until it has.
+
+    Args:
+        context: of the stage.
+        stage: the stage.
+        key: of its output.
+        facts: the type of its facts.
+        commit: commits the output and returns its facts.
+
+    Raises:
+        StageError: StageOutputMissing, when somebody has removed the output; PeerLost; what `commit` raises.
+    """
+    if context.ranks.first:
+        committed = commit()
+        context.ranks.finish()
+        return committed
+    context.ranks.finish()
+    manifest = context.workspace.manifest(stage, key)
+    if manifest is None:
+        raise StageError(Reason.STAGE_OUTPUT_MISSING, f"the output of {stage} was removed after its commit")
+    return facts.model_validate(manifest.facts)
 
 
 def _differences(context: StageContext, manifest: Manifest, prepared: Prepared) -> list[str]:

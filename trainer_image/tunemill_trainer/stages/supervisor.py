@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -23,7 +23,7 @@ from tunemill_api.constants import TERMINATION_LOG_BYTES
 from tunemill_api.failures import ExitCode, Reason
 from tunemill_api.stage_report import Stage, StageReport, failure_of, reports_in, termination_message
 
-from tunemill_trainer.process import console
+from tunemill_trainer.process import console, signals
 from tunemill_trainer.process.progress import Destination, post
 
 PROGRAM = "tunemill-trainer"
@@ -68,7 +68,7 @@ class Supervisor:
         self._log_file.write("")
         ended = threading.Event()
         code = int(ExitCode.DONE)
-        with self._listening():
+        with signals.handling(self._on_signal):
             for stage in self._stages:
                 code, report = self._run(stage)
                 self._reports += [report] if report else []
@@ -134,21 +134,11 @@ class Supervisor:
         self._child = 0
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
-        code = os.waitstatus_to_exitcode(status)
-        return 128 - code if code < 0 else code
+        return signals.exit_code(status)
 
-    @contextlib.contextmanager
-    def _listening(self) -> Iterator[None]:
-        def handle(number: int, _frame: FrameType | None) -> None:
-            self._stop = self._stop or number
-            self._forward()
-
-        before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self._stop = self._stop or number
+        self._forward()
 
     def _forward(self) -> None:
         if self._child and self._stop and not self._forwarded:

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -35,10 +36,11 @@ from tunemill_trainer.learn.memory_settings import MemorySettings
 from tunemill_trainer.learn.plan import Plan, plan
 from tunemill_trainer.learn.trainer import TRAINABLE_FILE
 from tunemill_trainer.prepared import Prepared, Tokens
+from tunemill_trainer.process.ranks import PeerLost, Ranks
 from tunemill_trainer.release import provenance
 from tunemill_trainer.stages import combinations
 from tunemill_trainer.stages.context import StageContext
-from tunemill_trainer.stages.stage_inputs import fetch_prepared
+from tunemill_trainer.stages.stage_inputs import committed_by_first, fetch_prepared
 from tunemill_trainer.storage.hub import Hub
 
 _log = logging.getLogger(__name__)
@@ -76,9 +78,11 @@ class _Inputs:
 def run(context: StageContext) -> TrainedFacts:
     """Train the adapter or the full model from the newest checkpoint of an earlier attempt, and commit it.
 
+    With several ranks, only rank 0 commits, and the others return when it has.
+
     Raises:
         StageError: CudaUnavailable, before anything is downloaded; CudaOutOfMemory; TrainingDiverged; Interrupted,
-            after the last checkpoint was uploaded; and what workspace and Hub raise.
+            after the last checkpoint was uploaded; PeerLost; and what workspace and Hub raise.
     """
     inputs = _load(context)
     try:
@@ -92,37 +96,67 @@ def run(context: StageContext) -> TrainedFacts:
         raise Interrupted(
             f"stopped after step {trained.result.steps} of {inputs.figures.steps}; the next attempt resumes from there"
         )
-    return _commit(inputs, trained)
+    return committed_by_first(context, Stage.TRAIN, context.train_key, TrainedFacts, lambda: _commit(inputs, trained))
 
 
 def _load(context: StageContext) -> _Inputs:
-    """Choose the device, and download the output of prepare, the base model and the newest checkpoint."""
-    spec = context.spec
-    device = devices.choose(spec.compute.gpus)
+    """Choose the device, download what the run starts from, once per node, and meet the other ranks."""
+    spec, ranks = context.spec, context.ranks
+    device = devices.choose(spec.compute.gpus, ranks.place.local_index)
     devices.dtype(spec.training.precision, device)  # fails before anything is downloaded
-    prepared = fetch_prepared(context)
-    tokens = prepared.tokens()
-    # Prepare has checked these already, unless its output is from a run with another method.
-    combinations.refuse_impossible(spec)
-    combinations.refuse_untrainable_tokens(spec, tokens)
-    hub = Hub(spec.hub.endpoint, context.credentials.hub_token("hub-read"))
-    base_folder = models.fetch_base(hub, prepared.base_model(), context.model_cache)
+    ranks.connect(f"{Stage.TRAIN}/{context.train_key}")
+    downloaded = ranks.once_per_node("inputs", lambda: _download(context))
+    prepared = Prepared(context.folder("prepared"))
+    base_folder = Path(str(downloaded["base"]))
     rows = sft.read_rows(prepared.train_path)
     context.stop.check()
     dtype = devices.dtype(spec.training.precision, device, models.model_type(base_folder))
-    checkpoint = checkpoints.newest(context.workspace, context.train_key, context.folder("checkpoints"))
+    step = downloaded["step"]
+    checkpoint = None if step is None else checkpoints.on_disk(context.folder("checkpoints"), int(step))
+    ranks.meet(device.kind)
+    _refuse_different_checkpoints(ranks, None if checkpoint is None else checkpoint.step)
     return _Inputs(
         context=context,
         device=device,
         dtype=dtype,
         prepared=prepared,
-        tokens=tokens,
+        tokens=prepared.tokens(),
         base_folder=base_folder,
         rows=rows,
         figures=plan(spec.training, len(rows), context.run.memory_kills),
         checkpoint=checkpoint,
-        weights=_weight_format(spec, base_folder, device, dtype, checkpoint),
+        weights=ranks.decided_by_first(partial(_weight_format, spec, base_folder, device, dtype, checkpoint)),
     )
+
+
+def _download(context: StageContext) -> dict[str, Any]:
+    """Download the output of prepare, the base model and the newest checkpoint.
+
+    Returns:
+        The folder of the base model, and the step of the checkpoint or None.
+    """
+    spec = context.spec
+    prepared = fetch_prepared(context)
+    # Prepare has checked these already, unless its output is from a run with another method.
+    combinations.refuse_impossible(spec)
+    combinations.refuse_untrainable_tokens(spec, prepared.tokens())
+    hub = Hub(spec.hub.endpoint, context.credentials.hub_token("hub-read"))
+    base_folder = models.fetch_base(hub, prepared.base_model(), context.model_cache)
+    sft.read_rows(prepared.train_path)  # leaves the rows where the other ranks of the node map them into memory
+    context.stop.check()
+    checkpoint = checkpoints.newest(context.workspace, context.train_key, context.folder("checkpoints"))
+    return {"base": str(base_folder), "step": checkpoint and checkpoint.step}
+
+
+def _refuse_different_checkpoints(ranks: Ranks, step: int | None) -> None:
+    """End this attempt if a checkpoint was uploaded while the nodes looked for the newest one.
+
+    Raises:
+        PeerLost: the nodes found different ones. They find the same one in the next attempt.
+    """
+    found = set(ranks.gather(step))
+    if len(found) > 1:
+        raise PeerLost(f"the nodes found checkpoints of different steps: {', '.join(sorted(map(str, found)))}")
 
 
 def _weight_format(
@@ -174,26 +208,31 @@ def _train(inputs: _Inputs) -> _Trained:
                     folder=context.folder("checkpoints"),
                     weights=inputs.weights,
                     advice=partial(devices.memory_remedy, spec),
+                    ranks=context.ranks,
                 ),
                 model,
                 adapter=adapter_config(spec.adapter, model, inputs.tokens, inputs.figures.steps),
                 tokenizer=AutoTokenizer.from_pretrained(inputs.prepared.tokenizer_path),
                 rows=inputs.rows,
-                callbacks=[*_callbacks(inputs), uploading],
+                callbacks=_callbacks(inputs, uploading),
                 checkpoint=checkpoint.folder if checkpoint else None,
                 held_out=rows_of(inputs.prepared.cases(), spec.training.max_length),
             )
             return _Trained(result, rate, uploading.train_seconds)
 
 
-def _callbacks(inputs: _Inputs) -> list[TrainerCallback]:
+def _callbacks(inputs: _Inputs, uploading: CheckpointUploads) -> list[TrainerCallback]:
     context, spec = inputs.context, inputs.context.spec
+    stop = StopAtStep(context.ranks.stop)
+    if not context.ranks.first:
+        return [stop]
     fp16_remedy = devices.fp16_remedy(inputs.dtype, spec.base_model.quantization)
     return [
         ProgressReports(context.progress, len(inputs.rows) / spec.training.batch_size),
         DivergenceGuard(inputs.tokens.vocabulary, spec.training.divergence, fp16_remedy),
-        StopAtStep(context.stop),
+        stop,
         CheckpointsByTime(spec.training.checkpoint.every_minutes),
+        uploading,
     ]
 
 

@@ -1,5 +1,7 @@
 """The second pass: rows become examples and cases, with any number of processes."""
 
+from dataclasses import replace
+
 import pyarrow.parquet as pq
 from trainer.chat.speakers import GEMMA, a_speaker
 from trainer.data.building import openai_row, some_data
@@ -8,13 +10,15 @@ from tunemill_trainer.chat import examples, templates
 from tunemill_trainer.chat.encoding import CHARACTERS_A_TOKEN
 from tunemill_trainer.chat.prefix_cache import PrefixCache
 from tunemill_trainer.data import dataset as data
+from tunemill_trainer.data.augmentation import Augmenter, Change
 from tunemill_trainer.data.findings import Rule
+from tunemill_trainer.data.rows import Tool
 from tunemill_trainer.prepared import PreparedWriter
 
 ROWS = [openai_row(f"What is the weather in town {number}? {'Please! ' * (number % 7)}") for number in range(300)]
 
 
-def written(folder, *, workers=1, max_length=4096, rows=ROWS):
+def written(folder, *, workers=1, max_length=4096, rows=ROWS, augmenter=None):
     """Write rows, and return the statistics and the folder."""
     folder.mkdir()
     configured = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl"})
@@ -24,10 +28,8 @@ def written(folder, *, workers=1, max_length=4096, rows=ROWS):
     with PreparedWriter(folder / "output") as writer:
         counted = examples.write(
             found,
-            choice,
+            examples.RowEncoder(choice, max_length, augmenter=augmenter),
             writer,
-            max_length=max_length,
-            loss_on_all=False,
             workers=workers,
             unfit=unfit.append,
             tick=lambda done: None,
@@ -111,3 +113,43 @@ def test_a_turn_excluded_from_training_is_no_case_but_is_numbered(tmp_path):
     counted, _, layout = written(tmp_path / "rows", rows=rows)
     assert [case.id.partition("#")[2] for case in layout.cases()] == ["2"] * counted.held_out.rows
     assert counted.train.calls.keys() == {""}
+
+
+def read_rows(layout):
+    """The token ids of all training examples."""
+    return pq.read_table(layout.train_path)["input_ids"].to_pylist()
+
+
+EVERYTHING = Augmenter(
+    seed=1,
+    shuffle=True,
+    distractors=2,
+    masked=1.0,
+    irrelevant=1.0,
+    pool=tuple(Tool(f"tool_{letter}", f"Tool {letter}", {"type": "object", "properties": {}}) for letter in "abcdef"),
+)
+
+
+def test_augmentation_changes_training_rows_only(tmp_path):
+    """The cases stay the same; the number of processes changes nothing."""
+    plain, _, before = written(tmp_path / "plain")
+    one, _, alone = written(tmp_path / "one", augmenter=EVERYTHING)
+    many, _, together = written(tmp_path / "many", workers=2, augmenter=EVERYTHING)
+    assert before.cases_path.read_text() == alone.cases_path.read_text()
+    assert read_rows(alone) == read_rows(together) != read_rows(before)
+    assert one.changes == many.changes
+    assert one.train.rows == plain.train.rows == one.changes[Change.MASKED] == one.changes[Change.ADDED]
+    assert len(read_rows(alone)) == 2 * plain.train.rows
+
+
+def test_a_changed_row_that_is_too_long_is_used_unchanged(tmp_path):
+    """No row is lost because distractors make it longer."""
+    _, _, before = written(tmp_path / "plain")
+    longest = max(map(len, read_rows(before)))
+    long = replace(
+        EVERYTHING, masked=0.0, pool=tuple(replace(tool, description="long " * 500) for tool in EVERYTHING.pool)
+    )
+    counted, unfit, layout = written(tmp_path / "long", max_length=longest, augmenter=long)
+    assert not unfit
+    assert not counted.changes[Change.ADDED]
+    assert {*map(tuple, read_rows(before))} == {*map(tuple, read_rows(layout))}

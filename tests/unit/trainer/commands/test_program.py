@@ -131,14 +131,6 @@ def test_a_full_disk_is_one_line(monkeypatch, tmp_path, capfd):
     assert ended.stderr == "tunemill-trainer: no space left on the disk: standard output\n"
 
 
-@pytest.fixture
-def interruptible():
-    """A shell starts background jobs with SIGINT ignored, which they and their children keep."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_with_130_and_one_line(tmp_path):
     """While a command waits for its input."""

@@ -121,6 +121,7 @@ END
 """
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_serve_starts_the_engine_and_ends_with_it(tmp_path, number):
     """For a folder that a run published to; the flags after -- reach the engine. Ctrl-C is how a server ends."""

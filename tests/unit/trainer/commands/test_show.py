@@ -156,3 +156,27 @@ def test_colours_are_for_terminals(tmp_path, no_color, coloured):
     assert ("\x1b[32m" in printed) is coloured
     assert "\x1b[31m" not in printed
     assert "\\u001b[31mred" in printed
+
+
+def test_the_changes_of_the_augmentation_are_shown(show):
+    """Each row as it is trained on, and the rows that are added, by the settings of a manifest."""
+    described = openai_row()["tools"][0]
+    other = {"type": "function", "function": {"name": "play_song", "description": "Plays", "parameters": {}}}
+    row = openai_row() | {"tools": [described, other]}
+    code, out, _ = show([row], "--augmentation", '{"maskedNames": "1", "irrelevantRows": "1"}')
+    assert code == 0
+    changed, added = out.split("calls.jsonl line 1")[1:]
+    assert "maskedNames" in changed.splitlines()[0]
+    assert "get_weather" not in changed
+    assert "added" in added.splitlines()[0]
+    assert "play_song" in added
+    _, out, _ = show([row], "--augmentation", "--json")
+    assert json.loads(out.splitlines()[0])["messages"][0] == row["messages"][0]
+
+
+def test_wrong_settings_of_the_augmentation_are_named(show):
+    """The field, and how the option is written."""
+    code, _, complaint = show([openai_row()], "--augmentation", '{"maskedNames": "2"}')
+    assert code == 64
+    assert "--augmentation: maskedNames: " in complaint
+    assert '{"maskedNames": "0.5"}' in complaint

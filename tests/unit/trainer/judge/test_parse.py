@@ -1,6 +1,7 @@
 """Parsing of Hermes calls, as in vLLM's parser."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -69,7 +70,8 @@ def test_one_broken_block_hides_every_call(block: str, error: str):
 
 @given(st.lists(CALLS, max_size=4))
 def test_calls_round_trip(calls: list[Call]):
-    """With any strings, except the closing tag."""
+    """With any strings, except the tags of calls and of reasoning, which Hypothesis takes from the code."""
     text = "\n".join(map(written, calls))
-    if text.count("</tool_call>") == len(calls) and text.count("<tool_call>") == len(calls):
+    tags = (text.count("<tool_call>"), text.count("</tool_call>"))
+    if tags == (len(calls), len(calls)) and not re.search("</?think>", text):
         assert parse_reply(text).calls == tuple(calls)

@@ -168,6 +168,14 @@ def test_the_quantization_of_the_base_model_is_shown():
     assert "quantized to" not in model_card(facts())
 
 
+def test_the_augmentation_of_the_training_rows_is_shown():
+    """Its settings, and how many rows it added; nothing without it."""
+    augmented = facts(dataset={"uri": "hf://acme/calls", "augmentation": {"maskedNames": "0.5", "shuffleTools": False}})
+    row = "| Augmentation | up to 3 tools of other rows, masked names in 50 % of the rows, seed 42; 0 rows added |"
+    assert row in model_card(augmented)
+    assert "Augmentation" not in model_card(facts())
+
+
 def test_metrics_are_shown_with_base_and_interval():
     """With the confidence interval and the number of cases."""
     card = model_card(facts())

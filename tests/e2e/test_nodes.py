@@ -1,0 +1,57 @@
+"""One model trained by two pods, whatever happens to one of them."""
+
+import pytest
+from e2e.world import STEPS, World
+from tunemill_api.constants import LABEL_FINETUNE
+from tunemill_api.status import FineTuneStatus, Phase
+from tunemill_dev.kubectl import Object
+from tunemill_dev.testbed import FineTune
+
+RUN_SECONDS = 600
+LONG_STEPS = 150
+TWO_NODES: Object = {"gpus": 0, "nodes": 2}
+pytestmark = pytest.mark.timeout(1500, func_only=True)
+
+
+def of_node(finetune: FineTune, index: int) -> Object:
+    """Return the newest train pod with this index."""
+    label = "batch.kubernetes.io/job-completion-index"
+    pods = [pod for pod in finetune.pods("train") if pod["metadata"]["labels"][label] == str(index)]
+    newest: Object = max(pods, key=lambda pod: pod["metadata"]["creationTimestamp"])
+    return newest
+
+
+def train_of(status: FineTuneStatus):
+    """Return the record of train."""
+    return next(stage for stage in status.stages if stage.name == "train")
+
+
+def test_two_pods_train_evaluate_and_publish_one_model(world: World):
+    """The status has one attempt on two nodes; the Service of the pods is deleted with the object."""
+    world.put_rows()
+    finetune = world.apply(compute=TWO_NODES)
+    status = finetune.reach(Phase.SUCCEEDED, RUN_SECONDS)
+    assert status.trained.steps == STEPS
+    assert status.published
+    train = train_of(status)
+    assert (train.attempts, train.nodes, train.restarts) == (1, 2, {})
+    assert len(world.testbed.kubectl.list("services,networkpolicies", world.name)) == 2
+    finetune.delete()
+    assert world.testbed.kubectl.list("services,networkpolicies,jobs,pods", world.name, LABEL_FINETUNE) == []
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_when_a_pod_is_killed_all_go_on_from_the_checkpoint(world: World, index: int):
+    """Pod 0 has the store at which the pods meet; pod 1 does not. The one that is left ends, and both start again."""
+    world.put_rows()
+    finetune = world.apply(compute=TWO_NODES, training={"maxSteps": LONG_STEPS, "checkpoint": {"everySteps": 5}})
+    finetune.follow(lambda _: world.has_checkpoint(), RUN_SECONDS)
+    name = of_node(finetune, index)["metadata"]["name"]
+    world.testbed.kubectl("delete", "pod", name, "--namespace", world.name, "--grace-period=1", "--wait=false")
+
+    status = finetune.reach(Phase.SUCCEEDED, RUN_SECONDS)
+    assert status.trained.steps == LONG_STEPS
+    assert 0 < status.trained.resumed_from_step < LONG_STEPS
+    train = train_of(status)
+    assert train.attempts >= 2
+    assert sum(train.restarts.values()) == train.attempts - 1

@@ -1,0 +1,51 @@
+"""How the rows of a step are dealt to ranks."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tunemill_trainer.learn.micro_batches import deal, split
+
+LENGTHS = st.lists(st.integers(1, 3000), min_size=1, max_size=60)
+
+
+@given(LENGTHS, st.integers(1, 9), st.sampled_from([0, 512, 4096]))
+def test_every_row_is_dealt_once(lengths: list[int], ranks: int, padded_to: int):
+    """Proves that no row is lost or computed twice, also with fewer rows than ranks."""
+    dealt = deal(lengths, ranks, padded_to)
+    assert len(dealt) == ranks
+    assert sorted(row for rows in dealt for row in rows) == list(range(len(lengths)))
+
+
+@given(LENGTHS, st.integers(2, 9))
+def test_no_rank_has_much_more_than_its_share(lengths: list[int], ranks: int):
+    """Proves Graham's bound of dealing the longest first: 4/3 of what is possible, so of the mean and a longest row."""
+    loads = [sum(lengths[row] for row in rows) for rows in deal(lengths, ranks)]
+    assert max(loads) <= 4 / 3 * (sum(lengths) / ranks + max(lengths))
+    assert max(loads) - min(loads) <= max(lengths)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "ranks", "padded_to", "slowest"),
+    [
+        # Alone, each of three ranks would have one of the passes of four equal rows, or two.
+        ([500] * 8, 3, 0, 1500),
+        ([500] * 8, 3, 16_384, 1500),
+        # Rows of a similar length stay together where they are padded.
+        ([2000, 2000, 300, 300, 300, 300], 2, 16_384, 2600),
+    ],
+)
+def test_the_slowest_rank_has_little_to_do(lengths: list[int], ranks: int, padded_to: int, slowest: int):
+    """Proves it for steps that one forward pass would hold."""
+    dealt = deal(lengths, ranks, padded_to)
+
+    def tokens(rows: list[int]) -> int:
+        own = [lengths[row] for row in rows]
+        passes = split(own, padded_to or 16_384, padded=bool(padded_to))
+        return sum(len(chosen) * own[chosen[0]] if padded_to else sum(own[at] for at in chosen) for chosen in passes)
+
+    assert max(map(tokens, dealt)) == slowest
+
+
+def test_one_rank_gets_the_step_as_it_is():
+    """Proves that nothing changes with one rank."""
+    assert deal([3, 1, 2], 1) == [[0, 1, 2]]
