@@ -24,8 +24,8 @@ from tunemill_trainer.serving.engine import is_installed, running
 from tunemill_trainer.serving.errors import ServingError
 from tunemill_trainer.serving.releases import launch_of
 
-LEAST_EQUAL = 0.8
-"""The smallest share of replies with the judged calls. Rounding changes few of them."""
+MOST_OTHER = 0.2
+"""The largest share of replies with other calls than the judged ones. Rounding changes few; one may always differ."""
 _WITH_CALLS, _WITHOUT_CALLS = 12, 4
 _PARALLEL = 4
 _TIMEOUT_SECONDS = 600.0
@@ -126,12 +126,12 @@ def check_served(
                 f"expected {len(case.prompt_ids)}",
             )
     same = [same_calls(reply.parsed.calls, case.gold.calls) for case, reply in zip(cases, replies, strict=True)]
-    if sum(same) < LEAST_EQUAL * len(cases):
+    if same.count(False) > max(1, MOST_OTHER * len(cases)):
         at = same.index(False)
         raise StageError(
             Reason.PROOF_FAILED,
             f"{target} returns the calls that evaluate judged for {sum(same)} of {len(cases)} cases, expected at least "
-            f"{LEAST_EQUAL:.0%}: for case {cases[at].id}, it returned "
+            f"{1 - MOST_OTHER:.0%}: for case {cases[at].id}, it returned "
             f"{[call.to_json() for call in replies[at].parsed.calls]} and the text {replies[at].text[:200]!r}",
         )
     return f"{target} returned the judged calls for {sum(same)} of {len(cases)} prompts"

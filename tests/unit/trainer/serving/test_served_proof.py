@@ -73,13 +73,13 @@ def test_the_server_loads_what_was_downloaded_on_the_base_model(prove, tmp_path)
 
 
 def test_one_reply_that_rounding_changed_is_no_failure(prove):
-    """One of ten."""
-    cases = [a_case(number) for number in range(10)]
+    """One of two, too: on few prompts, no share says more than the one reply does."""
+    cases = [a_case(number) for number in range(2)]
 
     def answer(request: dict) -> dict:
-        return answering([] if request["messages"][0]["content"].endswith(" 3") else [OSLO])
+        return answering([] if request["messages"][0]["content"].endswith(" 1") else [OSLO])
 
-    assert prove(answer, cases) == "vLLM returned the judged calls for 9 of 10 prompts"
+    assert prove(answer, cases) == "vLLM returned the judged calls for 1 of 2 prompts"
 
 
 def test_other_calls_are_a_failure(prove):
