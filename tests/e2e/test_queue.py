@@ -95,7 +95,7 @@ def test_a_training_makes_room_for_a_more_important_one_and_goes_on_from_its_che
         retry={"limit": 0},
         podTemplates=POD_TEMPLATES,
     )
-    patient.follow(lambda _: world.has_checkpoint(), RUN_SECONDS)
+    patient.follow(lambda _: bool(world.checkpoints()), RUN_SECONDS)
     assert patient.status().queue.cluster_queue == "cpus"
 
     urgent = world.apply(
