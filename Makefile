@@ -43,11 +43,10 @@ demo: ## Show the whole run on a local cluster (CLUSTER=name), or on yours (CONT
 	@$(BIN)/python -m tunemill_dev.demo --cluster "$(CLUSTER)" --context "$(CONTEXT)"
 
 STATIC := setup lint types contracts
-AGAINST_SERVERS := cluster-programs test-kube test-platform test-e2e
-COMPUTING := test-unit test-bombs test-property test-upgrade test-learn test-serving
+LAYERS := test-unit test-bombs test-property test-upgrade cluster-programs test-kube test-learn test-serving test-platform test-e2e
 .PHONY: test
 test: ## Run every check, as CI does, and show how long each layer and the slowest tests took
-	@$(PYTHON) dev/tunemill_dev/layers.py "$(MAKE)" $(STATIC) -- $(AGAINST_SERVERS) -- $(COMPUTING)
+	@$(PYTHON) dev/tunemill_dev/layers.py "$(MAKE)" $(STATIC) -- $(LAYERS)
 
 .PHONY: test-quick
 test-quick: ## Run before each commit what finds most mistakes, in a few minutes

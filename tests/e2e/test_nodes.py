@@ -1,7 +1,7 @@
 """One model trained by two pods, whatever happens to one of them."""
 
 import pytest
-from e2e.world import STEPS, World
+from e2e.world import World
 from tunemill_api.constants import LABEL_FINETUNE
 from tunemill_api.status import FineTuneStatus, Phase
 from tunemill_dev.kubectl import Object
@@ -26,32 +26,24 @@ def train_of(status: FineTuneStatus):
     return next(stage for stage in status.stages if stage.name == "train")
 
 
-def test_two_pods_train_evaluate_and_publish_one_model(world: World):
-    """The status has one attempt on two nodes; the Service of the pods is deleted with the object."""
-    world.put_rows()
-    finetune = world.apply(compute=TWO_NODES)
-    status = finetune.reach(Phase.SUCCEEDED, RUN_SECONDS)
-    assert status.trained.steps == STEPS
-    assert status.published
-    train = train_of(status)
-    assert (train.attempts, train.nodes, train.restarts) == (1, 2, {})
-    assert len(world.testbed.kubectl.list("services,networkpolicies", world.name)) == 2
-    finetune.delete()
-    assert world.testbed.kubectl.list("services,networkpolicies,jobs,pods", world.name, LABEL_FINETUNE) == []
-
-
-@pytest.mark.parametrize("index", [0, 1])
-def test_when_a_pod_is_killed_all_go_on_from_the_checkpoint(world: World, index: int):
+def test_two_pods_train_one_model_although_each_is_killed_once(world: World):
     """Pod 0 has the store at which the pods meet; pod 1 does not. The one that is left ends, and both start again."""
     world.put_rows()
     finetune = world.apply(compute=TWO_NODES, training={"maxSteps": LONG_STEPS, "checkpoint": {"everySteps": 5}})
-    finetune.follow(lambda _: world.has_checkpoint(), RUN_SECONDS)
-    name = of_node(finetune, index)["metadata"]["name"]
-    world.testbed.kubectl("delete", "pod", name, "--namespace", world.name, "--grace-period=1", "--wait=false")
+    finetune.follow(lambda _: bool(world.checkpoints()), RUN_SECONDS)
+    for killed, index in enumerate([1, 0], start=1):
+        name = of_node(finetune, index)["metadata"]["name"]
+        world.testbed.kubectl("delete", "pod", name, "--namespace", world.name, "--grace-period=1", "--wait=false")
+        finetune.follow(lambda status, before=killed: train_of(status).attempts > before, RUN_SECONDS)
+        found = world.checkpoints()
+        finetune.follow(lambda _, found=found: bool(world.checkpoints() - found), RUN_SECONDS)
 
     status = finetune.reach(Phase.SUCCEEDED, RUN_SECONDS)
     assert status.trained.steps == LONG_STEPS
     assert 0 < status.trained.resumed_from_step < LONG_STEPS
+    assert status.published
     train = train_of(status)
-    assert train.attempts >= 2
-    assert sum(train.restarts.values()) == train.attempts - 1
+    assert (train.nodes, sum(train.restarts.values())) == (2, train.attempts - 1)
+    assert len(world.testbed.kubectl.list("services,networkpolicies", world.name)) == 2
+    finetune.delete()
+    assert world.testbed.kubectl.list("services,networkpolicies,jobs,pods", world.name, LABEL_FINETUNE) == []

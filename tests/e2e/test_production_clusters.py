@@ -208,7 +208,7 @@ def test_a_drained_node_interrupts_training_only_when_its_budget_allows(world: W
     # A name that no other test uses: the drain selects pods by it, in all namespaces.
     name = "drained"
     finetune = world.apply(name, training={"maxSteps": steps, "checkpoint": {"everySteps": 5}}, retry={"limit": 0})
-    finetune.follow(lambda _: world.has_checkpoint(), RUN_SECONDS)
+    finetune.follow(lambda _: bool(world.checkpoints()), RUN_SECONDS)
     (pod,) = finetune.pods("train")
     ready = {each["type"]: each["status"] for each in pod["status"]["conditions"]}
     assert (pod["status"]["phase"], ready["Ready"]) == ("Running", "True")

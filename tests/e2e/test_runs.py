@@ -65,7 +65,7 @@ def test_a_pod_that_is_killed_in_training_goes_on_from_its_checkpoint(world: Wor
     steps = 120
     world.put_rows()
     finetune = world.apply(training={"maxSteps": steps, "checkpoint": {"everySteps": 5}})
-    finetune.follow(lambda _: world.has_checkpoint(), RUN_SECONDS)
+    finetune.follow(lambda _: bool(world.checkpoints()), RUN_SECONDS)
     (killed,) = finetune.pods("train")
     name = killed["metadata"]["name"]
     world.testbed.kubectl("delete", "pod", name, "--namespace", world.name, "--grace-period=1", "--wait=false")

@@ -66,10 +66,10 @@ class World:
         """Upload good rows."""
         self.testbed.store.put_rows(self.data, rows(ROWS))
 
-    def has_checkpoint(self) -> bool:
-        """Return whether a whole checkpoint is in the workspace."""
+    def checkpoints(self) -> set[str]:
+        """Return the manifests of the whole checkpoints in the workspace."""
         keys = self.testbed.store.keys(self.name)
-        return any("/checkpoints/" in key and key.endswith("manifest.json") for key in keys)
+        return {key for key in keys if "/checkpoints/" in key and key.endswith("manifest.json")}
 
     def texts(self, repository: str) -> dict[str, bytes]:
         """Return all that a run leaves for others to read: objects, logs, the workspace, what was pushed to the Hub."""

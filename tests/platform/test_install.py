@@ -25,10 +25,7 @@ def monitored(bare_cluster: Cluster) -> Cluster:
     """The cluster with the CRDs of the Prometheus Operator."""
     folder = binaries.source_of(binaries.PROMTOOL, PROMETHEUS_OPERATOR) / "example" / "prometheus-operator-crd"
     for plural in ("servicemonitors", "prometheusrules"):
-        file = folder / f"monitoring.coreos.com_{plural}.yaml"
-        created = bare_cluster.kubectl("create", f"--filename={file}")
-        assert created.returncode == 0, created.stderr
-        bare_cluster.wait("crd", f"{plural}.monitoring.coreos.com", "--for=condition=Established")
+        bare_cluster.install_crd((folder / f"monitoring.coreos.com_{plural}.yaml").read_text())
     return bare_cluster
 
 
@@ -75,7 +72,7 @@ def test_the_manifest_installs_an_operator_that_works(
     """Its pods are let in, it is refused nothing, and it serves a fine-tune as far as a cluster without nodes goes."""
     values = {"image": {"repository": "registry.acme.com/ml/op"}, "watchNamespaces": list(namespaces)}
     apply(cluster, rendered(values) if namespaces else MANIFEST)
-    cluster.wait("crd", CRD, "--for=condition=Established")
+    cluster.wait_for_crd(CRD)
     cluster.wait("deployment", RELEASE, "-n", NAMESPACE, "--for=jsonpath={.status.replicas}=2")
     deployment = cluster.get("deployment", RELEASE, "-n", NAMESPACE)
     (pod, *_) = cluster.get("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=operator")["items"]

@@ -28,7 +28,7 @@ def test_an_installed_operator_gets_its_pods_under_restricted_pod_security(clust
     """The API server accepts every object, and the namespace's enforcement lets both replicas in."""
     cluster.install(networkPolicy={"enabled": True}, metrics={"enabled": True})
     cluster.wait("deployment", RELEASE, "-n", NAMESPACE, "--for=jsonpath={.status.replicas}=2")
-    cluster.wait("crd", CRD, "--for=condition=Established")
+    cluster.wait_for_crd(CRD)
     pods = cluster.get("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=operator")["items"]
     assert len(pods) == 2
 
@@ -38,7 +38,7 @@ def test_the_notes_lead_to_a_manifest_that_the_api_server_accepts(cluster: Clust
     notes = cluster.install(watchNamespaces=["team-a"])
     _, _, rest = notes.partition("<<MANIFEST\n")
     manifest, _, _ = rest.partition("MANIFEST")
-    cluster.wait("crd", CRD, "--for=condition=Established")
+    cluster.wait_for_crd(CRD)
     applied = cluster.kubectl("apply", "--filename=-", stdin=manifest)
     assert applied.returncode == 0, applied.stderr
     assert cluster.has(SHORT_NAME, "support-tools", "-n", "team-a")
@@ -70,7 +70,7 @@ def certificate(cluster: Cluster, folder: Path) -> dict[str, str]:
 def test_crds_and_objects_outlive_what_happens_to_the_release(cluster: Cluster, tmp_path: Path) -> None:
     """Installed, upgraded to a newer CRD, uninstalled, installed again: the object stays the one that it was."""
     cluster.install()
-    cluster.wait("crd", CRD, "--for=condition=Established")
+    cluster.wait_for_crd(CRD)
     cluster.kubectl("apply", "--filename=-", stdin=yaml.safe_dump(FINE_TUNE))
     before = cluster.get(SHORT_NAME, "support-tools", "-n", "team-a")
 

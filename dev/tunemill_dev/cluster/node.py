@@ -145,6 +145,8 @@ def kubelet_config(pki: Authority, addresses: Addresses, cgroup: str, resolver: 
                 "imagefs.inodesFree": hardly_ever,
             },
             "imageGCHighThresholdPercent": 100,
+            # How soon a mounted Secret follows a change: one node can afford more often than each minute.
+            "syncFrequency": "10s",
             "tlsCertFile": str(pki.certificate("kubelet")),
             "tlsPrivateKeyFile": str(pki.key("kubelet")),
         }

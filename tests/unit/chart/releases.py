@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 from chart.rendering import CHART, NAMESPACE, RELEASE, helm
+from kube.kubelet import eventually
 from tunemill_api.constants import API_VERSION, GROUP, KIND, PLURAL
 
 CRD = f"{PLURAL}.{GROUP}"
@@ -57,6 +58,17 @@ class Cluster:
         """Wait for a condition, as `kubectl wait` does, up to a minute."""
         done = self.kubectl("wait", *arguments, "--timeout=60s")
         assert done.returncode == 0, done.stderr
+
+    def install_crd(self, text: str) -> None:
+        """Create a CRD, and wait until its kind is served."""
+        created = self.kubectl("create", "--filename=-", "--output=name", stdin=text)
+        assert created.returncode == 0, created.stderr
+        self.wait_for_crd(created.stdout.strip().partition("/")[2])
+
+    def wait_for_crd(self, name: str) -> None:
+        """Wait until the kind of a CRD is served. At first its conditions are null, with which `kubectl wait` fails."""
+        eventually(lambda: self.get("crd", name)["status"]["conditions"], f"{name} has conditions")
+        self.wait("crd", name, "--for=condition=Established")
 
     def may(self, user: str, *what: str) -> bool:
         """Ask the API server whether a user may do something."""

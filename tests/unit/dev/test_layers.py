@@ -17,16 +17,15 @@ def a_make(folder: Path, script: str) -> str:
     return str(program)
 
 
-def test_the_first_group_ends_with_the_layer_that_fails(
+def test_a_layer_that_fails_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing else runs; the exit status is that of the layer, and its output has its name."""
+    """The exit status is that of the layer, and all that ran are shown."""
     monkeypatch.chdir(tmp_path)
-    make = a_make(tmp_path, 'echo "$1" >> ran; echo "checking $1"; test "$1" != types || exit 2')
-    assert layers.main(make, ["lint", "types", "contracts", "--", "test-kube", "--", "test-unit"]) == 2
+    make = a_make(tmp_path, 'echo "$1" >> ran; test "$1" != types || exit 2')
+    assert layers.main(make, ["lint", "types", "contracts", "--", "test-unit"]) == 2
     assert (tmp_path / "ran").read_text() == "lint\ntypes\n"
     printed = capsys.readouterr()
-    assert printed.out.splitlines()[:2] == ["lint: checking lint", "types: checking types"]
     assert [line.split("|")[1].strip() for line in printed.out.splitlines() if line.startswith("|")][:5] == [
         "layer",
         "---",
@@ -34,33 +33,26 @@ def test_the_first_group_ends_with_the_layer_that_fails(
         "types",
         "in all",
     ]
-    assert printed.err == "\ntypes failed\n"
+    assert printed.err == "\nfailed: types\n"
 
 
-def test_the_other_groups_run_side_by_side_and_to_their_ends(
+def test_of_the_layers_that_all_run_each_failure_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each waits for a layer of the other one; a failure ends neither. The third group has a lower priority."""
+    """The exit status is that of the first."""
     monkeypatch.chdir(tmp_path)
-    script = """nice > "$1"
-    case "$1" in
-      test-kube) until test -e test-unit; do sleep 0.01; done; exit 3;;
-      test-unit) until test -e test-kube; do sleep 0.01; done;;
-      test-learn) exit 2;;
-    esac"""
-    names = ["lint", "--", "test-kube", "test-e2e", "--", "test-unit", "test-learn", "test-serving"]
-    assert layers.main(a_make(tmp_path, script), names) == 3
-    assert capsys.readouterr().err == "\ntest-kube, test-learn failed\n"
-    priorities = {name: int((tmp_path / name).read_text()) for name in names if name != "--"}
-    assert priorities["test-e2e"] == priorities["lint"] < priorities["test-unit"] == priorities["test-serving"]
+    make = a_make(tmp_path, 'echo "$1" >> ran; case "$1" in test-unit) exit 3;; test-e2e) exit 2;; esac')
+    assert layers.main(make, ["lint", "--", "test-unit", "test-learn", "test-e2e"]) == 3
+    assert (tmp_path / "ran").read_text() == "lint\ntest-unit\ntest-learn\ntest-e2e\n"
+    assert capsys.readouterr().err == "\nfailed: test-unit, test-e2e\n"
 
 
-def test_the_table_has_minutes_by_the_clock_and_by_the_processor() -> None:
-    """Layers that ran side by side took less than their sum."""
-    assert table([Layer("lint", 60, 30), Layer("types", 90, 96)], 100).splitlines()[2:] == [
+def test_the_table_has_minutes_and_their_sum() -> None:
+    """By the clock and by the processor."""
+    assert table([Layer("lint", 60, 30), Layer("types", 90, 96)]).splitlines()[2:] == [
         "| lint | 1.0 | 0.5 |",
         "| types | 1.5 | 1.6 |",
-        "| in all | 1.7 | 2.1 |",
+        "| in all | 2.5 | 2.1 |",
     ]
 
 

@@ -8,6 +8,7 @@ check on the Hub whether the release still exists.
 
 import contextlib
 import errno
+import gc
 import logging
 import os
 import shutil
@@ -146,14 +147,16 @@ def _outcome(stage: Stage, context: StageContext) -> tuple[str, Facts, bool]:
     """Return the key of the output, the facts, and whether anything was done."""
     # Imported where needed, because each stage imports slow libraries that the others do not need.
     if stage is Stage.PREPARE:
-        from tunemill_trainer.stages import prepare
+        with _no_garbage_collection():
+            from tunemill_trainer.stages import prepare
 
         prepared, executed = prepare.run(context)
         return prepared.key, prepared, executed
     if context.ranks.first:
         references.refer(context.workspace, context.run, context.prepared.key)
     if stage is Stage.PUBLISH:
-        from tunemill_trainer.stages import publish
+        with _no_garbage_collection():
+            from tunemill_trainer.stages import publish
 
         published, executed = publish.run(context)
         if executed:
@@ -164,14 +167,31 @@ def _outcome(stage: Stage, context: StageContext) -> tuple[str, Facts, bool]:
     if stage is Stage.TRAIN:
         if manifest is not None:
             return key, TrainedFacts.model_validate(manifest.facts), False
-        from tunemill_trainer.stages import train
+        with _no_garbage_collection():
+            from tunemill_trainer.stages import train
 
         return key, train.run(context), True
     if manifest is not None:
         return key, EvaluationFacts.model_validate(manifest.facts), False
-    from tunemill_trainer.stages import evaluate
+    with _no_garbage_collection():
+        from tunemill_trainer.stages import evaluate
 
     return key, evaluate.run(context), True
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Import modules without collecting garbage, and leave their objects out of later collections.
+
+    torch and Transformers make half a million objects that all stay. Looking through them again and again takes a
+    seventh of the time of the imports, and a quarter of a second in each full collection afterwards.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _load(path: Path) -> RunSpec:
