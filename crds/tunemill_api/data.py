@@ -65,6 +65,24 @@ class EvaluationSplit(ApiModel):
     dataset.uri and is read with the same credentials."""
 
 
+class ValidationSplit(ApiModel):
+    """The validation split: rows of dataset.uri that are used neither for training nor for evaluation."""
+
+    fraction: Annotated[
+        Fraction,
+        Field(
+            json_schema_extra=rules(
+                rule(
+                    "double(self) > 0.0 && double(self) < 1.0",
+                    'validation.fraction must be between 0 and 1, for example "0.05"',
+                )
+            )
+        ),
+    ] = "0.05"
+    """Fraction of the rows, as a string. evaluation.seed selects them. Rows with the same prompt are always in the same
+    split."""
+
+
 class Augmentation(ApiModel):
     """Random changes to the training rows, so that the model reads the offered tools instead of remembering them.
 
@@ -93,6 +111,18 @@ class Augmentation(ApiModel):
 class Dataset(ApiModel):
     """Location and format of the training rows."""
 
+    model_config = {
+        "json_schema_extra": rules(
+            rule(
+                "!has(self.validation) || !has(self.validation.fraction) || !has(self.evaluation) || "
+                "!has(self.evaluation.fraction) || (has(self.evaluation.uri) && self.evaluation.uri != '') || "
+                "double(self.evaluation.fraction) + double(self.validation.fraction) < 1.0",
+                "dataset.evaluation.fraction and dataset.validation.fraction must add up to less than 1: no row would "
+                "be left for training",
+            )
+        )
+    }
+
     uri: DataUri
     """An S3 object (.jsonl, .json or .parquet, optionally with .gz), an S3 prefix that ends in / for all such objects
     below it, or a glob such as s3://bucket/calls/*.jsonl. Or a data set on the Hub: hf://owner/name,
@@ -113,6 +143,9 @@ class Dataset(ApiModel):
     """Region of the bucket. Empty: the default of the pod's environment."""
     evaluation: EvaluationSplit = EvaluationSplit()
     """The held-out split, used for evaluation."""
+    validation: ValidationSplit | None = None
+    """Rows that choose the epoch with training.earlyStopping. Absent: the held-out rows choose it, so their metrics are
+    slightly too good. {}: the default fraction."""
     max_invalid_fraction: Fraction = "0"
     """Maximum fraction of invalid rows, as a string. Invalid rows are left out; if there are more, prepare fails and
     lists them."""

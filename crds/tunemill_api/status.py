@@ -77,6 +77,8 @@ class DatasetFacts(StatusModel):
     """Number of training rows, without those that augmentation adds."""
     added_rows: int = 0
     """Number of training rows that augmentation adds."""
+    validation_rows: int = 0
+    """Number of validation rows."""
     evaluation_rows: int
     """Number of held-out rows."""
     invalid_rows: int = 0
@@ -144,7 +146,8 @@ class TrainedFacts(StatusModel):
     first_loss: str = ""
     """First logged training loss."""
     held_out_loss: str = ""
-    """Lowest loss on the held-out answers after an epoch. With early stopping, the loss of the model that was kept."""
+    """Lowest loss after an epoch on the answers of the validation rows, or of the held-out rows without
+    dataset.validation. With early stopping, the loss of the model that was kept."""
     best_step: int = 0
     """Step at which the held-out loss was lowest."""
     train_seconds: int

@@ -154,8 +154,8 @@ class EarlyStopping(ApiModel):
     """When training stops before its last epoch."""
 
     patience: Annotated[int, Field(ge=0, le=1000)] = 0
-    """Stop after this many epochs without a lower loss on the held-out rows, and keep the best epoch. 0: no early
-    stopping."""
+    """Stop after this many epochs without a lower loss on the rows of dataset.validation, or on the held-out rows if it
+    is absent, and keep the best epoch. 0: no early stopping."""
 
 
 class Turns(StrEnum):

@@ -19,6 +19,8 @@ def of_train(**fields: Any) -> dict[str, Any]:
     [
         ({"training": {"learningRate": "2"}}, "training.learningRate must lie above 0 and be at most 1"),
         ({"dataset": {"evaluation": {"fraction": "1"}}}, "evaluation.fraction must be between 0 and 1"),
+        ({"dataset": {"validation": {"fraction": "0"}}}, "validation.fraction must be between 0 and 1"),
+        ({"dataset": {"evaluation": {"fraction": "0.6"}, "validation": {"fraction": "0.5"}}}, "must add up to less"),
         ({"adapter": {"lora": {"dropout": "1"}}}, "adapter.lora.dropout must be below 1"),
         ({"training": {"warmupRatio": "1.0"}}, "training.warmupRatio must be below 1"),
         ({"evaluation": {"gates": [{"metric": "exact_match"}]}}, "a gate needs at least one of min"),

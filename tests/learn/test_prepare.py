@@ -21,7 +21,7 @@ from tunemill_trainer.prepared import IGNORED, Prepared
 from tunemill_trainer.process import tracing
 from tunemill_trainer.process.progress import Progress
 from tunemill_trainer.process.ranks import Ranks
-from tunemill_trainer.stages import config_maps, prepare
+from tunemill_trainer.stages import config_maps, prepare, train
 from tunemill_trainer.stages.context import StageContext
 from tunemill_trainer.storage.credentials import Credentials
 
@@ -132,6 +132,25 @@ def test_every_training_row_teaches_its_answer(site):
     }
     held_out = {json.dumps(call.to_json(), sort_keys=True) for case in prepared.cases() for call in case.gold.calls}
     assert taught | held_out == wanted
+
+
+def test_validation_rows_choose_the_epoch(site):
+    """Train measures the loss on them, and no other stage reads them."""
+    without, _, before = site.prepare()
+    facts, _, prepared = site.prepare(dataset={"validation": {"fraction": "0.2"}})
+    assert facts.key != without.key
+    assert facts.dataset.evaluation_rows == without.dataset.evaluation_rows
+    assert facts.dataset.train_rows + facts.dataset.validation_rows == without.dataset.train_rows
+    assert prepared.report()["validation"]["rows"] == facts.dataset.validation_rows > 0
+    assert [case.id for case in prepared.cases()] == [case.id for case in before.cases()]
+    answers = {case.prompt_ids + case.answer_ids for case in prepared.validation_cases()}
+    assert {tuple(row["input_ids"]) for row in train.rows_that_choose(prepared, 512)} == answers
+    held_out = {case.prompt_ids + case.answer_ids for case in before.cases()}
+    assert {tuple(row["input_ids"]) for row in train.rows_that_choose(before, 512)} == held_out
+    few = site.failure(dataset={"validation": {"fraction": "0.0001"}})
+    assert few.reason is Reason.DATASET_TOO_SMALL
+    assert "at least one usable validation row, found none" in few.message
+    assert "spec.dataset.validation.fraction" in few.remedy
 
 
 def test_a_prompt_of_a_case_is_what_a_server_renders(site):

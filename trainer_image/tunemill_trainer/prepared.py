@@ -1,7 +1,8 @@
 """The output folder of prepare, which later stages read. Only this module knows its layout.
 
 - train.parquet: input_ids and labels, list<int32> each; the label -100 excludes a token from the loss
-- evaluation.jsonl: one Case per line
+- evaluation.jsonl: one Case per line, of the held-out rows
+- validation.jsonl: the same of the validation rows, if there are any
 - tokenizer/: the output of save_pretrained, including chat_template.jinja
 - tokens.json: Tokens
 - base-model.json: BaseModel
@@ -161,6 +162,7 @@ class Prepared:
     def __init__(self, folder: Path) -> None:
         self.train_path = folder / TRAIN_FILE
         self.cases_path = folder / "evaluation.jsonl"
+        self.validation_path = folder / "validation.jsonl"
         self.tokenizer_path = folder / "tokenizer"
         self.tokens_path = folder / "tokens.json"
         self.base_model_path = folder / "base-model.json"
@@ -180,9 +182,12 @@ class Prepared:
 
     def cases(self) -> Iterator[Case]:
         """Yield the held-out cases in the order of the data. The cases of a row are consecutive."""
-        with self.cases_path.open(encoding="utf-8") as lines:
-            for line in lines:
-                yield Case.from_json(json.loads(line))
+        yield from _read_cases(self.cases_path)
+
+    def validation_cases(self) -> Iterator[Case]:
+        """Yield the cases of the validation rows in the same way; none without spec.dataset.validation."""
+        if self.validation_path.exists():
+            yield from _read_cases(self.validation_path)
 
     def trained_tools(self) -> frozenset[str]:
         """Return the names of the tools that the training rows call."""
@@ -200,6 +205,12 @@ class Prepared:
         return cast("JsonObject", json.loads(self.report_path.read_text(encoding="utf-8")))
 
 
+def _read_cases(path: Path) -> Iterator[Case]:
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield Case.from_json(json.loads(line))
+
+
 class PreparedWriter:
     """Writes the folder. Examples and cases are streamed, so memory does not grow with the data.
 
@@ -210,6 +221,7 @@ class PreparedWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self.layout = Prepared(folder)
         self._columns = (_Lists(), _Lists())
+        self._validation: TextIO | None = None
 
     def __enter__(self) -> Self:
         self._parquet = pq.ParquetWriter(self.layout.train_path, _SCHEMA, compression="zstd")
@@ -220,6 +232,8 @@ class PreparedWriter:
         if exception[0] is None:
             self._flush()
         self._cases.close()
+        if self._validation is not None:
+            self._validation.close()
         self._parquet.close()
 
     def add_example(self, input_ids: list[int], labels: list[int]) -> None:
@@ -240,6 +254,12 @@ class PreparedWriter:
     def add_case_line(self, line: str) -> None:
         """Add one held-out case as a line from `case_line`."""
         self._cases.write(line)
+
+    def add_validation_case_line(self, line: str) -> None:
+        """Add one case of a validation row as a line from `case_line`."""
+        if self._validation is None:
+            self._validation = self.layout.validation_path.open("w", encoding="utf-8")
+        self._validation.write(line)
 
     def describe(self, tokens: Tokens, base_model: BaseModel, report: JsonObject) -> None:
         """Write tokens.json, base-model.json and report.json."""

@@ -104,6 +104,7 @@ HARMLESS: dict[str, str] = {
     "dataset.format": _ROWS,
     "dataset.region": "names no server",
     "dataset.evaluation": _ROWS,
+    "dataset.validation": _ROWS,
     "dataset.maxInvalidFraction": _ROWS,
     "dataset.maxRows": _ROWS,
     "dataset.augmentation": _ROWS,

@@ -10,7 +10,7 @@ from itertools import accumulate
 from tunemill_trainer.chat.encoding import Encoded
 from tunemill_trainer.chat.templates import Choice
 from tunemill_trainer.data.augmentation import Augmenter, Change, Changed
-from tunemill_trainer.data.dataset import Dataset, SpooledRow
+from tunemill_trainer.data.dataset import Dataset, Split, SpooledRow
 from tunemill_trainer.data.findings import Findings, Problem, Rule, crash_problem
 from tunemill_trainer.data.rows import JsonObject, Role
 from tunemill_trainer.prepared import IGNORED, Case, PreparedWriter, case_line
@@ -22,7 +22,7 @@ _BATCH = 128
 
 @dataclass
 class SplitStats:
-    """Statistics of one split, training or held-out.
+    """Statistics of one split.
 
     Attributes:
         rows: the number of rows that were written.
@@ -85,6 +85,7 @@ class Examples:
 
     Attributes:
         train: the statistics of the training rows.
+        validation: the statistics of the validation rows.
         held_out: the statistics of the held-out rows.
         cases: the number of held-out assistant turns.
         tokens: the number of tokens in the training rows.
@@ -94,12 +95,22 @@ class Examples:
     """
 
     train: SplitStats = field(default_factory=SplitStats)
+    validation: SplitStats = field(default_factory=SplitStats)
     held_out: SplitStats = field(default_factory=SplitStats)
     cases: int = 0
     tokens: int = 0
     supervised: int = 0
     findings: Findings = field(default_factory=Findings)
     changes: Counter[Change] = field(default_factory=Counter)
+
+    def of(self, split: Split) -> SplitStats:
+        """Return the statistics of a split."""
+        return {Split.TRAIN: self.train, Split.VALIDATION: self.validation, Split.HELD_OUT: self.held_out}[split]
+
+    def add_splits(self, other: "Examples") -> None:
+        """Add the statistics of the splits of other rows."""
+        for split in Split:
+            self.of(split).add(other.of(split))
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,7 @@ class UnusableRow:
 
 @dataclass
 class _Batch:
-    """The result of a worker for some rows: the concatenated training rows, and the cases as lines."""
+    """The result of a worker for some rows: the concatenated training rows, and the cases of the others as lines."""
 
     rows: int
     written: Examples = field(default_factory=Examples)
@@ -120,19 +131,20 @@ class _Batch:
     input_ids: "array[int]" = field(default_factory=lambda: array("i"))
     labels: "array[int]" = field(default_factory=lambda: array("i"))
     cases: list[str] = field(default_factory=list)
+    validation_cases: list[str] = field(default_factory=list)
     unfit: list[UnusableRow] = field(default_factory=list)
 
     def add(self, other: "_Batch") -> None:
         """Append the result for other rows."""
         self.rows += other.rows
-        self.written.train.add(other.written.train)
-        self.written.held_out.add(other.written.held_out)
+        self.written.add_splits(other.written)
         self.written.findings.merge(other.written.findings)
         self.written.changes.update(other.written.changes)
         self.lengths += other.lengths
         self.input_ids += other.input_ids
         self.labels += other.labels
         self.cases += other.cases
+        self.validation_cases += other.validation_cases
         self.unfit += other.unfit
 
 
@@ -165,8 +177,9 @@ def write(
         writer.add_examples(batch.lengths, batch.input_ids, batch.labels)
         for line in batch.cases:
             writer.add_case_line(line)
-        written.train.add(batch.written.train)
-        written.held_out.add(batch.written.held_out)
+        for line in batch.validation_cases:
+            writer.add_validation_case_line(line)
+        written.add_splits(batch.written)
         written.cases += len(batch.cases)
         written.tokens += len(batch.labels)
         written.supervised += len(batch.labels) - batch.labels.count(IGNORED)
@@ -213,9 +226,9 @@ class RowEncoder:
     def encode(self, items: Sequence[SpooledRow]) -> "_Batch":
         """Return the training examples and the cases of rows."""
         batch = _Batch(len(items))
-        held_out: list[tuple[SpooledRow, Encoded]] = []
+        judged: dict[Split, list[tuple[SpooledRow, Encoded]]] = {Split.VALIDATION: [], Split.HELD_OUT: []}
         for item, encoded in zip(items, self._encoded(items, batch), strict=True):
-            split = batch.written.held_out if item.held_out else batch.written.train
+            split = batch.written.of(item.split)
             length = _longest(encoded)
             if encoded.problem is not None and encoded.problem.rule is Rule.OVERLONG:
                 split.leave_out(self.max_length + 1)
@@ -229,11 +242,12 @@ class RowEncoder:
                 batch.written.findings.add(item.row.source, [problem])
             else:
                 split.keep(item, encoded)
-                if item.held_out:
-                    held_out.append((item, encoded))
-                else:
+                if item.split is Split.TRAIN:
                     self._add(encoded, batch)
-        batch.cases = [case_line(case) for case in _cases(held_out, self.choice)]
+                else:
+                    judged[item.split].append((item, encoded))
+        batch.cases = [case_line(case) for case in _cases(judged[Split.HELD_OUT], self.choice)]
+        batch.validation_cases = [case_line(case) for case in _cases(judged[Split.VALIDATION], self.choice)]
         return batch
 
     def _encoded(self, items: Sequence[SpooledRow], batch: _Batch) -> list[Encoded]:
@@ -245,7 +259,8 @@ class RowEncoder:
         if self.augmenter is None:
             return list(encode([item.row for item in items]))
         changes = [
-            Changed(item.row) if item.held_out else self.augmenter.change(item.row, item.number) for item in items
+            self.augmenter.change(item.row, item.number) if item.split is Split.TRAIN else Changed(item.row)
+            for item in items
         ]
         found = list(encode([change.row for change in changes]))
         unusable = [at for at, change in enumerate(changes) if change.kinds and not self._is_usable(found[at])]
@@ -278,8 +293,8 @@ def _longest(encoded: Encoded) -> int:
     return max((len(example.input_ids) for example in encoded.examples), default=0)
 
 
-def _cases(held_out: Sequence[tuple[SpooledRow, Encoded]], choice: Choice) -> Iterator[Case]:
-    turns = [(item, turn, tuple(ids)) for item, encoded in held_out for turn, ids in encoded.turns]
+def _cases(rows: Sequence[tuple[SpooledRow, Encoded]], choice: Choice) -> Iterator[Case]:
+    turns = [(item, turn, tuple(ids)) for item, encoded in rows for turn, ids in encoded.turns]
     prompts = choice.encoder.all_prompt_ids(
         [(item.row.messages[: turn.message], item.row.tools) for item, turn, _ in turns]
     )

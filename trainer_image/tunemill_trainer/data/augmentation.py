@@ -18,7 +18,7 @@ from pydantic import JsonValue
 from tunemill_api.data import Augmentation
 from tunemill_api.scalars import AUTO
 
-from tunemill_trainer.data.dataset import Dataset, Features
+from tunemill_trainer.data.dataset import Dataset, Features, Split
 from tunemill_trainer.data.rows import Call, JsonObject, Message, Role, Row, Tool
 
 LARGEST_POOL = 512
@@ -174,11 +174,11 @@ class Augmenter:
 
 
 def training_rows(dataset: Dataset) -> Iterator[Row]:
-    """Yield rows from all parts of a data set. Held-out rows are not used: their tools must stay unknown."""
+    """Yield training rows from all parts of a data set. The tools of other rows must stay unknown."""
     stride = max(1, dataset.kept // _POOL_ROWS)
     for line in islice(dataset.lines(), 0, None, stride):
         item = dataset.row(line)
-        if not item.held_out:
+        if item.split is Split.TRAIN:
             yield item.row
 
 

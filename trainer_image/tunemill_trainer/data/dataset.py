@@ -1,4 +1,4 @@
-"""The first pass over the data: reads and checks every row, finds duplicates, and assigns training or held-out split.
+"""The first pass over the data: reads and checks every row, finds duplicates, and assigns each row to a split.
 
 Worker processes read the rows on all CPUs. The main process restores their order and writes usable rows to a spool
 file, so memory does not grow with the data.
@@ -9,6 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -31,8 +32,8 @@ from tunemill_trainer.process.parallel import batches, ordered_map
 
 _log = logging.getLogger(__name__)
 
-HELD_OUT, TRAIN_ONLY = 0.0, 1.0
-"""The draws of rows that are always held out, and of rows that never are."""
+_HELD_OUT, _TRAIN_ONLY = -1.0, 1.0
+"""The draws of rows that are always held out, and of rows that are only trained on."""
 
 _BATCH = 256
 """The rows that a worker reads per task."""
@@ -44,6 +45,14 @@ _FEWEST_CALLS = 20
 
 UNRENDERABLE_FRACTION = 0.05
 """The maximum share of rows that are excluded because the base model's own chat template cannot render them."""
+
+
+class Split(StrEnum):
+    """What a row is used for."""
+
+    TRAIN = "training"
+    VALIDATION = "validation"
+    HELD_OUT = "held-out"
 
 
 @dataclass
@@ -116,6 +125,7 @@ class Dataset:
         features: the features of the readable rows.
         findings: the findings of all rows.
         cut: rows with a draw below this number are held out.
+        validation_cut: the other rows with a draw below this number are validation rows.
     """
 
     format: api.DatasetFormat
@@ -132,6 +142,7 @@ class Dataset:
     features: Features = field(default_factory=Features)
     findings: Findings = field(default_factory=Findings)
     cut: float = 0.0
+    validation_cut: float = 0.0
 
     def leave_out(self, source: Source, problems: Iterable[Problem]) -> None:
         """Count a row with errors, and add its problems to the findings."""
@@ -152,7 +163,12 @@ class Dataset:
         """Parse a line of the spool."""
         number, drawn, (file, at, unit), messages, tools = json.loads(line)
         row = Row(tuple(Message.from_json(each) for each in messages), _tools(tools), Source(file, at, unit))
-        return SpooledRow(number, row, held_out=drawn < self.cut)
+        return SpooledRow(number, row, self._split_of(drawn))
+
+    def _split_of(self, drawn: float) -> Split:
+        if drawn < self.cut:
+            return Split.HELD_OUT
+        return Split.VALIDATION if drawn < self.validation_cut else Split.TRAIN
 
     def __iter__(self) -> Iterator["SpooledRow"]:
         """Yield the usable rows."""
@@ -161,11 +177,11 @@ class Dataset:
 
 @dataclass(frozen=True)
 class SpooledRow:
-    """A usable row, with its number among all rows that were read, and whether it is held out."""
+    """A usable row, with its number among all rows that were read, and its split."""
 
     number: int
     row: Row
-    held_out: bool
+    split: Split
 
 
 @dataclass(frozen=True)
@@ -215,11 +231,11 @@ def read(
     dataset = Dataset(form, spool)
     with DatasetBuilder(dataset, how, tick) as builder:
         if evaluation is not None:
-            builder.read(_all_items(evaluation), evaluation.uri, drawn=HELD_OUT)
+            builder.read(_all_items(evaluation), evaluation.uri, held_out=True)
         held_out = dataset.kept
         stream = _all_items(train)
         limited = islice(stream, spec.max_rows) if spec.max_rows else stream
-        builder.read(limited, train.uri, drawn=None if evaluation is None else TRAIN_ONLY)
+        builder.read(limited, train.uri, held_out=None if evaluation is None else False)
     refuse_too_many_invalid(dataset, float(spec.max_invalid_fraction))
     if dataset.unsupervised and not dataset.kept:
         raise StageError(
@@ -229,8 +245,10 @@ def read(
     if evaluation is None:
         dataset.cut = split.cut(builder.lowest, builder.highest, float(spec.evaluation.fraction))
     else:
-        dataset.cut = TRAIN_ONLY
         _refuse_empty_side(held_out, dataset.kept - held_out, evaluation.uri, train.uri)
+    validation = float(spec.validation.fraction) if spec.validation else 0.0
+    # The row with the highest draw is always trained on.
+    dataset.validation_cut = min(dataset.cut + validation, builder.highest)
     return dataset
 
 
@@ -313,13 +331,13 @@ class DatasetBuilder:
         if exception[0] is None:
             self._note_imbalance()
 
-    def read(self, stream: Iterable[Line | Record], uri: str, drawn: float | None) -> None:
+    def read(self, stream: Iterable[Line | Record], uri: str, *, held_out: bool | None) -> None:
         """Read rows.
 
         Args:
             stream: the rows.
             uri: their source, for messages.
-            drawn: HELD_OUT or TRAIN_ONLY for all rows of the stream; None to draw from each row's request.
+            held_out: whether all rows of the stream are held out, or none; None to draw some by their requests.
 
         Raises:
             StageError: DatasetEmpty; BrokenFileError.
@@ -338,11 +356,11 @@ class DatasetBuilder:
             self._tick()
             self._dataset.features.add(features)
             for result in batch:
-                self._add(result, drawn)
+                self._add(result, held_out=held_out)
         if self._dataset.rows == before:
             raise StageError(Reason.DATASET_EMPTY, f"expected rows in {uri}, found none")
 
-    def _add(self, result: "_ReadResult", drawn: float | None) -> None:
+    def _add(self, result: "_ReadResult", *, held_out: bool | None) -> None:
         dataset, source = self._dataset, result.source
         dataset.rows += 1
         if result.row is None:
@@ -352,9 +370,9 @@ class DatasetBuilder:
             dataset.leave_out(source, result.problems)
             return
         dataset.findings.add(source, result.problems)
-        if drawn == TRAIN_ONLY and (held_out := self._fingerprints.find(b"held out" + result.request)):
+        if held_out is False and (leak := self._fingerprints.find(b"held out" + result.request)):
             dataset.leaked += 1
-            dataset.findings.add(source, [Problem(Rule.LEAKED, f"the held-out row at {held_out} has the same request")])
+            dataset.findings.add(source, [Problem(Rule.LEAKED, f"the held-out row at {leak} has the same request")])
         elif first := self._fingerprints.before(b"row" + result.whole, source):
             dataset.duplicates += 1
             dataset.findings.add(source, [Problem(Rule.DUPLICATE, f"duplicate of the row at {first}")])
@@ -362,14 +380,15 @@ class DatasetBuilder:
             dataset.unsupervised += 1
             dataset.findings.add(source, [Problem(Rule.NOT_SUPERVISED, "the row has no assistant turn to train on")])
         else:
-            self._keep(result, result.row, drawn)
+            self._keep(result, result.row, held_out=bool(held_out))
 
-    def _keep(self, result: "_ReadResult", row: str, drawn: float | None) -> None:
+    def _keep(self, result: "_ReadResult", row: str, *, held_out: bool) -> None:
         dataset = self._dataset
-        if drawn == HELD_OUT:
+        if held_out:
             self._fingerprints.before(b"held out" + result.request, result.source)
-        if drawn is None:
-            drawn = TRAIN_ONLY if result.unsupervised else split.draw(result.request, self._how.seed)
+            drawn = _HELD_OUT
+        else:
+            drawn = _TRAIN_ONLY if result.unsupervised else split.draw(result.request, self._how.seed)
             self.lowest, self.highest = min(self.lowest, drawn), max(self.highest, drawn)
         dataset.kept += 1
         for tool in result.tools:

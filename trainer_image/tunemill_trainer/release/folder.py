@@ -13,6 +13,7 @@ from tunemill_trainer.data.rows import Message, Role
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.learn.curve import read_record
 from tunemill_trainer.prepared import BaseModel, Tokens
+from tunemill_trainer.release import labels
 from tunemill_trainer.release.card import ReleaseFacts, model_card
 from tunemill_trainer.release.contract import CONTRACT, TEMPLATE, response_template
 from tunemill_trainer.release.manifests import MANIFESTS, serving_manifests
@@ -56,7 +57,8 @@ def assemble_gguf(folder: Path, facts: ReleaseFacts, trained: Path, evaluation: 
 
 
 def _add_documents(folder: Path, facts: ReleaseFacts, trained: Path, evaluation: Path) -> None:
-    draw_loss(read_record(trained), f"{facts.run.name}: training loss", folder / "loss.png")
+    title, measured_on = f"{facts.run.name}: training loss", labels.measured_on(facts.prepared.dataset)
+    draw_loss(read_record(trained), title, folder / "loss.png", measured_on=measured_on)
     draw_scores(facts.report, folder / "scores.png")
     if facts.with_page:
         shutil.copy(evaluation / PAGE_FILE, folder / PAGE_FILE)

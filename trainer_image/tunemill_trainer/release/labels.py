@@ -90,3 +90,14 @@ def left_out(data: DatasetFacts) -> str:
         f"{data.invalid_rows} invalid, {data.overlong_rows} too long, {data.duplicate_rows} duplicate, "
         f"{data.leaked_rows} also in the held-out split"
     )
+
+
+def judged_rows(data: DatasetFacts) -> str:
+    """Return how many rows were not trained on, by split."""
+    validation = f"{data.validation_rows} for validation, " if data.validation_rows else ""
+    return f"{validation}{data.evaluation_rows} held out"
+
+
+def measured_on(data: DatasetFacts) -> str:
+    """Return the rows on which train measured the loss after each epoch."""
+    return "validation rows" if data.validation_rows else "held-out rows"

@@ -44,13 +44,14 @@ def draw_scores(report: Report, path: Path) -> None:
     _save(figure, path)
 
 
-def draw_loss(record: Sequence[dict[str, Any]], title: str, path: Path) -> None:
+def draw_loss(record: Sequence[dict[str, Any]], title: str, path: Path, *, measured_on: str) -> None:
     """Draw loss and learning rate by optimizer step as a PNG.
 
     Args:
         record: the training log: entries with `step` and `loss`, and one per epoch with `step` and `held_out_loss`.
         title: the title of the picture.
         path: where to write it.
+        measured_on: the rows on which `held_out_loss` was measured.
     """
     from matplotlib.figure import Figure
 
@@ -64,9 +65,8 @@ def draw_loss(record: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     axes.plot(steps, smoothed(losses), color="#08519c", linewidth=2, label="smoothed")
     if held_out:
         measured = [entry["held_out_loss"] for entry in held_out]
-        axes.plot(
-            [entry["step"] for entry in held_out], measured, "o-", color="#e6550d", markersize=4, label="held out"
-        )
+        steps_measured = [entry["step"] for entry in held_out]
+        axes.plot(steps_measured, measured, "o-", color="#e6550d", markersize=4, label=measured_on)
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss")

@@ -39,6 +39,7 @@ PARAMETERS: Final[Any] = {
     "dataset": {
         "format": True,
         "evaluation": {"fraction", "seed"},
+        "validation": {"fraction"},
         "max_invalid_fraction": True,
         "max_rows": True,
         "augmentation": {"shuffle_tools", "distractor_tools", "masked_names", "irrelevant_rows", "seed"},

@@ -28,7 +28,7 @@ from tunemill_trainer.chat.templates import Choice
 from tunemill_trainer.chat.tokenizer import Vocabulary
 from tunemill_trainer.data import dataset as data
 from tunemill_trainer.data.augmentation import Augmenter, Change, training_rows
-from tunemill_trainer.data.dataset import Dataset, ReadOptions
+from tunemill_trainer.data.dataset import Dataset, ReadOptions, Split
 from tunemill_trainer.data.files import Data
 from tunemill_trainer.data.rows import JsonObject, Tool
 from tunemill_trainer.data.sources import DataFetcher
@@ -314,12 +314,16 @@ def _write_examples(context: StageContext, dataset: Dataset, choice: Choice, wri
             dataset.leave_out(row.item.row.source, [row.problem])
     data.refuse_too_many_invalid(dataset, float(context.spec.dataset.max_invalid_fraction))
     data.refuse_too_many_unrenderable(dataset)
-    _refuse_empty_side(written, training.max_length)
+    _refuse_empty_split(written, context.spec)
     return written
 
 
-def _refuse_empty_side(written: Examples, max_length: int) -> None:
-    for side, name in ((written.train, "training"), (written.held_out, "held-out")):
+def _refuse_empty_split(written: Examples, spec: FineTuneSpec) -> None:
+    max_length = spec.training.max_length
+    for split in Split:
+        if split is Split.VALIDATION and spec.dataset.validation is None:
+            continue
+        side, name = written.of(split), split.value
         if side.rows == 0 and side.overlong:
             raise StageError(
                 Reason.ALL_ROWS_TOO_LONG,
@@ -327,7 +331,8 @@ def _refuse_empty_side(written: Examples, max_length: int) -> None:
                 f"shortest has at least {side.shortest_overlong}",
             )
         if side.rows == 0:
-            raise StageError(Reason.DATASET_TOO_SMALL, f"expected at least one usable {name} row, found none")
+            remedy = "Raise spec.dataset.validation.fraction, or add rows." if split is Split.VALIDATION else ""
+            raise StageError(Reason.DATASET_TOO_SMALL, f"expected at least one usable {name} row, found none", remedy)
 
 
 def _dataset_facts(dataset: Dataset, written: Examples) -> DatasetFacts:
@@ -335,13 +340,14 @@ def _dataset_facts(dataset: Dataset, written: Examples) -> DatasetFacts:
         format=dataset.format.value,
         rows=dataset.rows,
         train_rows=written.train.rows,
+        validation_rows=written.validation.rows,
         evaluation_rows=written.held_out.rows,
         invalid_rows=dataset.invalid,
-        overlong_rows=written.train.overlong + written.held_out.overlong,
+        overlong_rows=sum(written.of(split).overlong for split in Split),
         duplicate_rows=dataset.duplicates,
         leaked_rows=dataset.leaked,
         tools=len(dataset.offers),
-        longest_row_tokens=max(written.train.lengths | written.held_out.lengths),
+        longest_row_tokens=max(max(written.of(split).lengths, default=0) for split in Split),
         added_rows=written.changes[Change.ADDED],
         supervised_token_percent=f"{100 * written.supervised / written.tokens:.1f}",
     )
@@ -375,6 +381,7 @@ def _rows_report(dataset: Dataset) -> JsonObject:
 def _report(dataset: Dataset, written: Examples, choice: Choice) -> JsonObject:
     return _rows_report(dataset) | {
         "train": written.train.to_json() | {"supervisedTokens": written.supervised, "allTokens": written.tokens},
+        "validation": written.validation.to_json(),
         "evaluation": written.held_out.to_json() | {"cases": written.cases},
         "chatTemplate": {
             "origin": choice.origin.value,

@@ -33,6 +33,7 @@ from tunemill_trainer.learn.full import WIDE, WeightFormat, count_weights, forma
 from tunemill_trainer.learn.held_out import rows_of
 from tunemill_trainer.learn.language_part import freeze_other_parts
 from tunemill_trainer.learn.memory_settings import MemorySettings
+from tunemill_trainer.learn.passes import Row
 from tunemill_trainer.learn.plan import Plan, plan
 from tunemill_trainer.learn.trainer import TRAINABLE_FILE
 from tunemill_trainer.prepared import Prepared, Tokens
@@ -216,9 +217,14 @@ def _train(inputs: _Inputs) -> _Trained:
                 rows=inputs.rows,
                 callbacks=_callbacks(inputs, uploading),
                 checkpoint=checkpoint.folder if checkpoint else None,
-                held_out=rows_of(inputs.prepared.cases(), spec.training.max_length),
+                held_out=rows_that_choose(inputs.prepared, spec.training.max_length),
             )
             return _Trained(result, rate, uploading.train_seconds)
+
+
+def rows_that_choose(prepared: Prepared, max_length: int) -> list[Row]:
+    """Return the rows whose loss is measured after each epoch: validation rows, or held-out rows if there are none."""
+    return rows_of(prepared.validation_cases(), max_length) or rows_of(prepared.cases(), max_length)
 
 
 def _callbacks(inputs: _Inputs, uploading: CheckpointUploads) -> list[TrainerCallback]:

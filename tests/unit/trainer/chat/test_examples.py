@@ -18,10 +18,10 @@ from tunemill_trainer.prepared import PreparedWriter
 ROWS = [openai_row(f"What is the weather in town {number}? {'Please! ' * (number % 7)}") for number in range(300)]
 
 
-def written(folder, *, workers=1, max_length=4096, rows=ROWS, augmenter=None):
+def written(folder, *, workers=1, max_length=4096, rows=ROWS, augmenter=None, **spec):
     """Write rows, and return the statistics and the folder."""
     folder.mkdir()
-    configured = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl"})
+    configured = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl", **spec})
     found = data.read(configured, data.ReadOptions(), some_data(folder, rows), None, folder / "spool", lambda: None)
     choice, _ = templates.choose_and_extend(a_speaker(GEMMA), TokenizerMode.AUTO, found.features, [], None)
     unfit = []
@@ -44,6 +44,21 @@ def test_the_number_of_processes_does_not_change_the_output(tmp_path):
     assert pq.read_table(alone.train_path).equals(pq.read_table(together.train_path))
     assert alone.cases_path.read_text() == together.cases_path.read_text()
     assert (one.train, one.held_out, one.supervised) == (many.train, many.held_out, many.supervised)
+
+
+def test_validation_rows_are_cases_of_their_own(tmp_path):
+    """They are neither trained on nor evaluated, and augmentation does not change them."""
+    without, _, before = written(tmp_path / "without")
+    counted, _, layout = written(tmp_path / "with", workers=2, validation={"fraction": "0.2"})
+    assert layout.cases_path.read_text() == before.cases_path.read_text()
+    assert counted.train.rows + counted.validation.rows == without.train.rows
+    assert len(read_rows(layout)) == counted.train.rows
+    validated = {case.messages[-1].content for case in layout.validation_cases()}
+    assert len(validated) == counted.validation.rows > 0
+    assert validated.isdisjoint(case.messages[-1].content for case in layout.cases())
+    assert [*before.validation_cases()] == []
+    _, _, changed = written(tmp_path / "changed", validation={"fraction": "0.2"}, augmenter=EVERYTHING)
+    assert changed.validation_path.read_text() == layout.validation_path.read_text()
 
 
 def test_lengths_are_reported_as_percentiles(tmp_path):

@@ -207,8 +207,8 @@ def with_own_tool(number):
 def test_the_pool_has_no_tool_of_held_out_rows(tmp_path):
     """A tool that only held-out rows offer stays unknown to the model."""
     dataset = a_dataset(tmp_path, [with_own_tool(number) for number in range(60)])
-    held_out = {tool.name for item in dataset if item.held_out for tool in item.row.tools}
-    trained = {tool.name for item in dataset if not item.held_out for tool in item.row.tools}
+    held_out = {tool.name for item in dataset if item.split is data.Split.HELD_OUT for tool in item.row.tools}
+    trained = {tool.name for item in dataset if item.split is data.Split.TRAIN for tool in item.row.tools}
     pool = {tool.name for tool in an_augmenter(dataset).pool}
     assert pool == trained
     assert held_out - trained

@@ -7,6 +7,7 @@ from trainer.data.building import openai_row, some_data
 from tunemill_api.data import Dataset, DatasetFormat
 from tunemill_api.failures import Reason
 from tunemill_trainer.data import dataset
+from tunemill_trainer.data.dataset import Split
 from tunemill_trainer.data.findings import Rule
 from tunemill_trainer.errors import StageError
 
@@ -34,7 +35,7 @@ def test_every_valid_row_gets_one_split(tmp_path):
     rows = list(found)
     assert found.format is DatasetFormat.OPENAI
     assert [item.number for item in rows] == list(range(1, 41))
-    assert 0 < sum(item.held_out for item in rows) < 40
+    assert {item.split for item in rows} == {Split.TRAIN, Split.HELD_OUT}
     assert (found.rows, found.kept, set(found.offers)) == (40, 40, {"get_weather"})
 
 
@@ -133,21 +134,56 @@ def test_max_rows_counts_from_the_start(tmp_path):
 
 
 def test_rows_without_an_assistant_turn_need_loss_on_all(tmp_path):
-    """Otherwise they are excluded and counted. They are never held out."""
+    """Otherwise they are excluded and counted. They are always training rows."""
     assert (read(tmp_path, [*good(3), SILENT]).unsupervised, read(tmp_path, [*good(3), SILENT]).kept) == (1, 3)
     kept = list(read(tmp_path, [*good(3), SILENT], keep_unsupervised=True))
-    assert (len(kept), kept[-1].held_out) == (4, False)
+    assert (len(kept), kept[-1].split) == (4, Split.TRAIN)
+    rows = [*good(3), *({"messages": [{"role": "user", "content": f"Anybody {n}?"}]} for n in range(20))]
+    kept = list(read(tmp_path, rows, keep_unsupervised=True, validation={"fraction": "0.8"}))
+    assert {item.split for item in kept[3:]} == {Split.TRAIN}
 
 
 def test_evaluation_data_is_held_out(tmp_path):
     """With evaluation.uri, all of its rows are held out, and training rows with their requests are excluded."""
     found = read(tmp_path, good(10), good(3), evaluation={"uri": "s3://team-a/held-out.jsonl"})
-    sides = [item.held_out for item in found]
-    assert sides == [True] * 3 + [False] * 7
+    assert [item.split for item in found] == [Split.HELD_OUT] * 3 + [Split.TRAIN] * 7
     assert (found.duplicates, found.leaked) == (0, 3)
     first = found.findings.listed[0]
     assert str(first) == "calls.jsonl line 1: leaked"
     assert first.problem.message == "the held-out row at held-out.jsonl line 1 has the same request"
+
+
+def splits(found):
+    """The split of each row, by its question."""
+    return {item.row.messages[0].content: item.split for item in found}
+
+
+def test_validation_rows_come_from_the_training_rows(tmp_path):
+    """Held-out rows stay the same, adding rows moves none, and rows with the same question share a split."""
+    spec = {"validation": {"fraction": "0.2"}}
+    without, some = splits(read(tmp_path, good(200))), splits(read(tmp_path, good(200), **spec))
+    assert {row for row, split in without.items() if split is Split.HELD_OUT} == {
+        row for row, split in some.items() if split is Split.HELD_OUT
+    }
+    assert 20 < sum(split is Split.VALIDATION for split in some.values()) < 60
+    answers = [openai_row(f"What is the weather in town {number}?", city="Oslo") for number in range(200)]
+    more = read(tmp_path, [*good(300), *answers], **spec)
+    assert {item.split is some.get(item.row.messages[0].content, item.split) for item in more} == {True}
+
+
+def test_validation_rows_are_drawn_beside_separate_evaluation_data(tmp_path):
+    """The rows of evaluation.uri are all held out; those of the same question were excluded before."""
+    spec = {"validation": {}, "evaluation": {"uri": "s3://team-a/held-out.jsonl"}}
+    found = [item.split for item in read(tmp_path, good(400), good(3), **spec)]
+    assert found[:3] == [Split.HELD_OUT] * 3
+    assert set(found[3:]) == {Split.TRAIN, Split.VALIDATION}
+    assert 5 < found.count(Split.VALIDATION) < 45
+
+
+def test_however_large_the_other_splits_one_row_is_trained_on(tmp_path):
+    """The fractions add up to more than 1, which only the CRD refuses."""
+    found = [item.split for item in read(tmp_path, good(20), validation={"fraction": "0.95"})]
+    assert found.count(Split.TRAIN) == 1
 
 
 def test_a_leak_depends_only_on_the_request(tmp_path):
