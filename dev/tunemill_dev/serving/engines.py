@@ -148,6 +148,7 @@ def _wait_until_healthy(pid: int, server: Server) -> None:
 
 
 def _error_of(log: Path) -> str:
-    """Return the first error in a log, which later ones follow from."""
-    errors = [line for line in log.read_text(errors="replace").splitlines() if "Error: " in line or "Error(" in line]
+    """Return the first error in a log, which later ones follow from. A warning about `ulimit` quotes one, too."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if "ulimit" not in line]
+    errors = [line for line in lines if "Error: " in line or "Error(" in line]
     return errors[0].rpartition("] ")[2].strip() if errors else "it ended without an error in its log"
