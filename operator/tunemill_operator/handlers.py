@@ -5,6 +5,7 @@ while the operator is down. `engine.plan` decides everything from the current st
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from tunemill_operator.kube.client import FINETUNES, JOBS, PODS, PROFILES, Resou
 from tunemill_operator.kube.transport import PAGE, Pages, session_options
 from tunemill_operator.runtime.cache import Cache, Key, Store, uid_of
 from tunemill_operator.runtime.queue import WorkQueue
+
+log = logging.getLogger(__name__)
 
 STOP_SECONDS = 3.0
 """Maximum time in seconds to wait for kopf's streams to end. A leader that has lost its Lease cannot wait longer."""
@@ -80,6 +83,7 @@ async def watch(
         stop_flag=stop,
     )
     take_signals()
+    asyncio.get_running_loop().set_exception_handler(log_loop_error)
     operator = asyncio.ensure_future(kopf.run_tasks(tasks, ignored=asyncio.all_tasks() - set(tasks)))
     for task in (operator, *tasks):
         task.add_done_callback(_retrieve_exception)
@@ -92,6 +96,18 @@ async def watch(
         _, late = await asyncio.wait([operator], timeout=STOP_SECONDS)
         for task in late:
             task.cancel()
+
+
+def log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an error of the event loop. Errors of generators that the loop closes at its end are logged as debug.
+
+    kopf leaves the generators of cancelled watches to the loop, which closes all of them at once. One that waits for
+    another then fails, and nothing is lost.
+    """
+    if "asyncgen" in context:
+        log.debug("%s", context["message"], exc_info=context.get("exception"))
+    else:
+        loop.default_exception_handler(context)
 
 
 def _retrieve_exception(task: asyncio.Future[Any]) -> None:
