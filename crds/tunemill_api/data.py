@@ -1,7 +1,7 @@
 """The training data: data set, tools, tokenizer and chat template."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -43,20 +43,16 @@ class DatasetFormat(StrEnum):
     BFCL = "BFCL"
 
 
+def _share(field: str, example: str) -> Any:  # noqa: ANN401 - pydantic declares Field so
+    """Return the schema of a fraction of the rows that is neither 0 nor 1."""
+    message = f'{field} must be between 0 and 1, for example "{example}"'
+    return Field(json_schema_extra=rules(rule("double(self) > 0.0 && double(self) < 1.0", message)))
+
+
 class EvaluationSplit(ApiModel):
     """The held-out split: which rows are used for evaluation and not for training."""
 
-    fraction: Annotated[
-        Fraction,
-        Field(
-            json_schema_extra=rules(
-                rule(
-                    "double(self) > 0.0 && double(self) < 1.0",
-                    'evaluation.fraction must be between 0 and 1, for example "0.1"',
-                )
-            )
-        ),
-    ] = "0.1"
+    fraction: Annotated[Fraction, _share("evaluation.fraction", "0.1")] = "0.1"
     """Fraction of the rows that is held out, as a string. Rows with the same prompt are always in the same split."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 42
     """Seed that selects the held-out rows."""
@@ -68,17 +64,7 @@ class EvaluationSplit(ApiModel):
 class ValidationSplit(ApiModel):
     """The validation split: rows of dataset.uri that are used neither for training nor for evaluation."""
 
-    fraction: Annotated[
-        Fraction,
-        Field(
-            json_schema_extra=rules(
-                rule(
-                    "double(self) > 0.0 && double(self) < 1.0",
-                    'validation.fraction must be between 0 and 1, for example "0.05"',
-                )
-            )
-        ),
-    ] = "0.05"
+    fraction: Annotated[Fraction, _share("validation.fraction", "0.05")] = "0.05"
     """Fraction of the rows, as a string. evaluation.seed selects them. Rows with the same prompt are always in the same
     split."""
 

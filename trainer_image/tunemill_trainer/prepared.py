@@ -125,6 +125,11 @@ class Case:
         """The number of tokens of the expected turn, including its end-of-turn token."""
         return len(self.answer_ids)
 
+    @property
+    def tokens(self) -> int:
+        """The number of tokens of the prompt and the expected turn."""
+        return len(self.prompt_ids) + self.answer_tokens
+
     def to_json(self) -> JsonObject:
         """Return the case as a line of evaluation.jsonl."""
         return {

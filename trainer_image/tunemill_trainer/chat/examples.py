@@ -84,9 +84,7 @@ class Examples:
     """Statistics of what was written.
 
     Attributes:
-        train: the statistics of the training rows.
-        validation: the statistics of the validation rows.
-        held_out: the statistics of the held-out rows.
+        splits: the statistics of the rows of each split.
         cases: the number of held-out assistant turns.
         tokens: the number of tokens in the training rows.
         supervised: the number of these tokens that the loss includes.
@@ -94,23 +92,32 @@ class Examples:
         changes: the number of training rows that augmentation changed or added, by kind.
     """
 
-    train: SplitStats = field(default_factory=SplitStats)
-    validation: SplitStats = field(default_factory=SplitStats)
-    held_out: SplitStats = field(default_factory=SplitStats)
+    splits: dict[Split, SplitStats] = field(default_factory=lambda: {split: SplitStats() for split in Split})
     cases: int = 0
     tokens: int = 0
     supervised: int = 0
     findings: Findings = field(default_factory=Findings)
     changes: Counter[Change] = field(default_factory=Counter)
 
-    def of(self, split: Split) -> SplitStats:
-        """Return the statistics of a split."""
-        return {Split.TRAIN: self.train, Split.VALIDATION: self.validation, Split.HELD_OUT: self.held_out}[split]
+    @property
+    def train(self) -> SplitStats:
+        """The statistics of the training rows."""
+        return self.splits[Split.TRAIN]
+
+    @property
+    def validation(self) -> SplitStats:
+        """The statistics of the validation rows."""
+        return self.splits[Split.VALIDATION]
+
+    @property
+    def held_out(self) -> SplitStats:
+        """The statistics of the held-out rows."""
+        return self.splits[Split.HELD_OUT]
 
     def add_splits(self, other: "Examples") -> None:
         """Add the statistics of the splits of other rows."""
-        for split in Split:
-            self.of(split).add(other.of(split))
+        for split, found in other.splits.items():
+            self.splits[split].add(found)
 
 
 @dataclass(frozen=True)
@@ -228,7 +235,7 @@ class RowEncoder:
         batch = _Batch(len(items))
         judged: dict[Split, list[tuple[SpooledRow, Encoded]]] = {Split.VALIDATION: [], Split.HELD_OUT: []}
         for item, encoded in zip(items, self._encoded(items, batch), strict=True):
-            split = batch.written.of(item.split)
+            split = batch.written.splits[item.split]
             length = _longest(encoded)
             if encoded.problem is not None and encoded.problem.rule is Rule.OVERLONG:
                 split.leave_out(self.max_length + 1)

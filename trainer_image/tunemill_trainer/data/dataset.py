@@ -235,7 +235,7 @@ def read(
         held_out = dataset.kept
         stream = _all_items(train)
         limited = islice(stream, spec.max_rows) if spec.max_rows else stream
-        builder.read(limited, train.uri, held_out=None if evaluation is None else False)
+        builder.read(limited, train.uri, held_out=False)
     refuse_too_many_invalid(dataset, float(spec.max_invalid_fraction))
     if dataset.unsupervised and not dataset.kept:
         raise StageError(
@@ -313,6 +313,7 @@ class DatasetBuilder:
 
     def __init__(self, dataset: Dataset, how: ReadOptions, tick: Callable[[], None]) -> None:
         self.lowest, self.highest = 1.0, 0.0
+        self._has_held_out = False
         self._dataset = dataset
         self._how = how
         self._tick = tick
@@ -331,13 +332,14 @@ class DatasetBuilder:
         if exception[0] is None:
             self._note_imbalance()
 
-    def read(self, stream: Iterable[Line | Record], uri: str, *, held_out: bool | None) -> None:
+    def read(self, stream: Iterable[Line | Record], uri: str, *, held_out: bool) -> None:
         """Read rows.
 
         Args:
             stream: the rows.
             uri: their source, for messages.
-            held_out: whether all rows of the stream are held out, or none; None to draw some by their requests.
+            held_out: whether all rows of the stream are held out. `Dataset.cut` and `Dataset.validation_cut` decide
+                about the rows of other streams.
 
         Raises:
             StageError: DatasetEmpty; BrokenFileError.
@@ -360,7 +362,7 @@ class DatasetBuilder:
         if self._dataset.rows == before:
             raise StageError(Reason.DATASET_EMPTY, f"expected rows in {uri}, found none")
 
-    def _add(self, result: "_ReadResult", *, held_out: bool | None) -> None:
+    def _add(self, result: "_ReadResult", *, held_out: bool) -> None:
         dataset, source = self._dataset, result.source
         dataset.rows += 1
         if result.row is None:
@@ -370,7 +372,7 @@ class DatasetBuilder:
             dataset.leave_out(source, result.problems)
             return
         dataset.findings.add(source, result.problems)
-        if held_out is False and (leak := self._fingerprints.find(b"held out" + result.request)):
+        if self._has_held_out and not held_out and (leak := self._fingerprints.find(b"held out" + result.request)):
             dataset.leaked += 1
             dataset.findings.add(source, [Problem(Rule.LEAKED, f"the held-out row at {leak} has the same request")])
         elif first := self._fingerprints.before(b"row" + result.whole, source):
@@ -380,13 +382,13 @@ class DatasetBuilder:
             dataset.unsupervised += 1
             dataset.findings.add(source, [Problem(Rule.NOT_SUPERVISED, "the row has no assistant turn to train on")])
         else:
-            self._keep(result, result.row, held_out=bool(held_out))
+            self._keep(result, result.row, held_out=held_out)
 
     def _keep(self, result: "_ReadResult", row: str, *, held_out: bool) -> None:
         dataset = self._dataset
         if held_out:
             self._fingerprints.before(b"held out" + result.request, result.source)
-            drawn = _HELD_OUT
+            self._has_held_out, drawn = True, _HELD_OUT
         else:
             drawn = _TRAIN_ONLY if result.unsupervised else split.draw(result.request, self._how.seed)
             self.lowest, self.highest = min(self.lowest, drawn), max(self.highest, drawn)

@@ -46,7 +46,7 @@ class Best:
 
 def rows_of(cases: Iterable[Case], max_length: int) -> list[Row]:
     """Return at most `_CASES` held-out cases, evenly spaced, as rows with the loss on the answer only."""
-    fitting = [case for case in cases if len(case.prompt_ids) + len(case.answer_ids) <= max_length]
+    fitting = [case for case in cases if case.tokens <= max_length]
     every = -(-len(fitting) // _CASES)
     return [
         {

@@ -84,7 +84,7 @@ def choose_probes(cases: Iterable[Case], right: set[str]) -> list[Probe]:
         cases: all held-out cases.
         right: ids of the cases with a right reply in evaluate; up to two of those with calls come first.
     """
-    by_length = sorted(cases, key=lambda case: len(case.prompt_ids) + case.answer_tokens)
+    by_length = sorted(cases, key=lambda case: case.tokens)
     called = [Probe(case, right=True) for case in by_length if case.id in right and case.gold.calls][:_CALLS]
     taken = {probe.case.id for probe in called}
     others = [Probe(case, right=False) for case in by_length if case.id not in taken]

@@ -52,9 +52,7 @@ def choose_cases(cases: Iterable[Case], right: set[str]) -> list[Case]:
         cases: all held-out cases.
         right: the ids of cases with a right reply.
     """
-    by_length = sorted(
-        (case for case in cases if case.id in right), key=lambda case: len(case.prompt_ids) + case.answer_tokens
-    )
+    by_length = sorted((case for case in cases if case.id in right), key=lambda case: case.tokens)
     called = [case for case in by_length if case.gold.calls]
     others = [case for case in by_length if not case.gold.calls]
     return [*called[:_WITH_CALLS], *others[:_WITHOUT_CALLS]]

@@ -320,10 +320,10 @@ def _write_examples(context: StageContext, dataset: Dataset, choice: Choice, wri
 
 def _refuse_empty_split(written: Examples, spec: FineTuneSpec) -> None:
     max_length = spec.training.max_length
-    for split in Split:
+    for split, side in written.splits.items():
         if split is Split.VALIDATION and spec.dataset.validation is None:
             continue
-        side, name = written.of(split), split.value
+        name = split.value
         if side.rows == 0 and side.overlong:
             raise StageError(
                 Reason.ALL_ROWS_TOO_LONG,
@@ -343,11 +343,11 @@ def _dataset_facts(dataset: Dataset, written: Examples) -> DatasetFacts:
         validation_rows=written.validation.rows,
         evaluation_rows=written.held_out.rows,
         invalid_rows=dataset.invalid,
-        overlong_rows=sum(written.of(split).overlong for split in Split),
+        overlong_rows=sum(side.overlong for side in written.splits.values()),
         duplicate_rows=dataset.duplicates,
         leaked_rows=dataset.leaked,
         tools=len(dataset.offers),
-        longest_row_tokens=max(max(written.of(split).lengths, default=0) for split in Split),
+        longest_row_tokens=max(max(side.lengths, default=0) for side in written.splits.values()),
         added_rows=written.changes[Change.ADDED],
         supervised_token_percent=f"{100 * written.supervised / written.tokens:.1f}",
     )

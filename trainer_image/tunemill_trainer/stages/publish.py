@@ -458,7 +458,7 @@ def _collect(
         )
     chosen = artifacts.chosen(spec.publish, only_whole=not is_adapter, servable=verdict.servable)
     report = Report.model_validate_json((evaluation_folder / REPORT_FILE).read_text(encoding="utf-8"))
-    right = proof.right_replies(evaluation_folder / CASES_FILE)
+    cases, right = [*prepared.cases()], proof.right_replies(evaluation_folder / CASES_FILE)
     dataset = hub_dataset(spec.dataset.uri)
     facts = ReleaseFacts(
         run=context.run,
@@ -493,8 +493,8 @@ def _collect(
             ReplyFormat(report.settings.reply_format),
             _reasoning_parser(prepared, config),
         ),
-        probes=proof.choose_probes(prepared.cases(), right),
-        asked=served_proof.choose_cases(prepared.cases(), right),
+        probes=proof.choose_probes(cases, right),
+        asked=served_proof.choose_cases(cases, right),
         facts=facts,
         sources=Sources(
             started=started,

@@ -111,7 +111,7 @@ def test_a_pod_without_a_device_for_the_server_is_no_failure(prove):
 
 
 def test_a_server_that_is_not_installed_is_not_started(tmp_path, monkeypatch):
-    """Status says so."""
+    """The status contains the reason."""
     monkeypatch.setattr(served_proof, "is_installed", lambda _: False)
     proof = check_served(tmp_path, ServingTarget.VLLM, tmp_path, [a_case(0)], max_tokens=50, check_stop=lambda: None)
     assert proof == "not served, because vLLM is not installed in the image"
