@@ -49,7 +49,8 @@ SECRETS_DIRECTORY: Final = f"{STAGE_DIRECTORY}/secrets"
 """Directory with one subdirectory per purpose: `dataset` and `workspace` with the files AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY and optionally AWS_SESSION_TOKEN; `hub-read` and `hub-write` with a file `token`; `signing` with a
 file `key.pem`; `registry` with a file `config.json`; `manifest-key` with a file `key` and optionally `previous-key` and
-`trusted-before`."""
+`trusted-before`; `sigstore` with the files `token`, a ServiceAccount token, and `trust-config.json`, which is empty for
+the public instance of Sigstore."""
 CHAT_TEMPLATE_PATH: Final = f"{STAGE_DIRECTORY}/chat-template/chat_template.jinja"
 TOOLS_PATH: Final = f"{STAGE_DIRECTORY}/tools/tools.json"
 MODEL_CACHE_PATH: Final = f"{STAGE_DIRECTORY}/models"
@@ -69,6 +70,8 @@ ENV_BUILDER_ID: Final = "TUNEMILL_BUILDER_ID"
 platform sets none."""
 PROGRESS_AUDIENCE: Final = f"progress.{GROUP}"
 """Audience of the ServiceAccount token in stage pods. The token is valid for progress reports only."""
+SIGSTORE_AUDIENCE: Final = "sigstore"
+"""Audience of the ServiceAccount token with which the publish pod gets a certificate from Sigstore."""
 ENV_PROGRESS_URL: Final = "KUBEFLOW_TRAINER_SERVER_URL"
 ENV_PROGRESS_CA: Final = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
 ENV_PROGRESS_TOKEN: Final = "KUBEFLOW_TRAINER_SERVER_TOKEN"  # noqa: S105 - the name of a variable, not a token

@@ -87,6 +87,8 @@ class Reason(StrEnum):
     HUB_UNREACHABLE = "HubUnreachable"
     REGISTRY_WRITE_DENIED = "RegistryWriteDenied"
     REGISTRY_UNREACHABLE = "RegistryUnreachable"
+    SIGSTORE_REFUSED = "SigstoreRefused"
+    SIGSTORE_UNREACHABLE = "SigstoreUnreachable"
     # Nodes, pods and cluster services
     CUDA_UNAVAILABLE = "CudaUnavailable"
     CUDA_OUT_OF_MEMORY = "CudaOutOfMemory"
@@ -295,6 +297,18 @@ FAILURES: dict[Reason, Failure] = {
         _RETRY,
         _PLATFORM,
         "Check spec.publish.oci.registry, and that the namespace's NetworkPolicies allow pods to reach it.",
+    ),
+    Reason.SIGSTORE_REFUSED: Failure(
+        _DENIED,
+        _PLATFORM,
+        "Let Sigstore accept the tokens of this cluster's issuer, correct the trust configuration in "
+        "sigstore.configMap of the operator's chart, or set spec.publish.signing.keySecretRef instead of keyless.",
+    ),
+    Reason.SIGSTORE_UNREACHABLE: Failure(
+        _RETRY,
+        _PLATFORM,
+        "Check that the namespace's NetworkPolicies allow pods to reach Sigstore, and the URLs in sigstore.configMap "
+        "of the operator's chart.",
     ),
     Reason.CUDA_UNAVAILABLE: Failure(
         _NODE,

@@ -74,11 +74,23 @@ class SigningKeyRef(SecretKeyRef):
 
 
 class Signing(ApiModel):
-    """Signature of the provenance of a release."""
+    """Signature of the provenance of a release. Releases that are already published are not signed afterwards."""
 
-    key_secret_ref: SigningKeyRef
-    """Private key that signs provenance.json. Only the publish pod mounts it. Releases that are already published are
-    not signed afterwards."""
+    model_config = {
+        "json_schema_extra": rules(
+            rule(
+                "has(self.keySecretRef) != (has(self.keyless) && self.keyless)",
+                "publish.signing needs either keySecretRef or keyless: true",
+            )
+        )
+    }
+
+    key_secret_ref: SigningKeyRef | None = None
+    """Private key that signs provenance.json. Only the publish pod mounts it."""
+    keyless: bool = False
+    """Whether Sigstore signs provenance.json with the identity of the publish pod's service account. The platform team
+    must enable it. With the public instance of Sigstore, namespace, service account and cluster are visible to everyone
+    in a public log, and cannot be removed from it."""
 
 
 class Publish(ApiModel):

@@ -68,6 +68,11 @@ class Settings:
     builder_id: str = _setting(
         "", "URI of this installation in the provenance of releases. Empty: the default of Tunemill."
     )
+    sigstore: str = _setting(
+        "",
+        "Keyless signing of releases: `public` for the public instance of Sigstore, or a file with the trust "
+        "configuration of a private one. Empty: disabled.",
+    )
     http_host: str = _setting("0.0.0.0", "Address of /metrics, /healthz and /readyz.")  # noqa: S104 - scraped
     http_port: int = _setting(8080, "Port of /metrics, /healthz and /readyz. 0: a free port.")
     log_format: str = _setting("text", "Log format.", "text", "json")

@@ -46,7 +46,7 @@ class Api:
             key_file=paths["client-key"],
             retries=False,
             timeout=10,
-            maxsize=4,
+            maxsize=8,
         )
 
     def request(self, method: str, path: str, body: Json | None = None, content_type: str = "application/json") -> Json:

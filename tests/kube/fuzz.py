@@ -3,21 +3,25 @@
 import contextlib
 import json
 from collections import Counter
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
 import urllib3
-from kube.api import MERGE_PATCH, ApiError
+from kube.api import MERGE_PATCH, Api, ApiError
 from kube.plane import PROFILES, Namespace
 from property.hostile_worlds import PROFILE, REPORT, worlds
 from property.mutations import json_of, mutated, text_of
 from tunemill_api.constants import API_VERSION, KIND, LABEL_FINETUNE, PLURAL, PROFILE_KIND
 
 Json = dict[str, Any]
+SENDERS = 4
+"""How many send at the same time. Each has names of its own, so that the order of the requests for a name is fixed."""
+_AT_ONCE = {"gracePeriodSeconds": 0, "propagationPolicy": "Background"}
 _NAMES = 20
-"""Objects of a kind that are there at a time; each is replaced by the next of its name."""
+"""Objects of a kind that are there at a time; each is replaced by the next of its name. A multiple of SENDERS."""
 _HEADS = {
     "object": {"apiVersion": API_VERSION, "kind": KIND},
     "profile": {"apiVersion": API_VERSION, "kind": PROFILE_KIND},
@@ -27,16 +31,29 @@ _HEADS = {
 
 
 @dataclass
-class Fuzz:
-    """A tenant who sends what a seed says."""
+class Sender:
+    """A tenant who sends what seeds say: those that have the same remainder of SENDERS as its number."""
 
     namespace: Namespace
+    number: int
+    post_report: Callable[[bytes], int]
+    """Posts a progress report and returns the HTTP status."""
     taken: Counter[str] = field(default_factory=Counter)
-    """What the API server took in, by kind."""
+    """The mutated documents that were taken in, by kind."""
     refused: Counter[str] = field(default_factory=Counter)
+    """The mutated documents that were refused."""
+    answers: Counter[int] = field(default_factory=Counter)
+    """The HTTP statuses of progress reports."""
+    _uids: dict[str, str] = field(default_factory=dict)
+    """The uid of each object that was created, by path."""
 
-    def send(self, seed: int) -> None:
-        """Send one mutated thing, in place of the one of its name that was there before."""
+    def send(self, seeds: range) -> None:
+        """Send the documents of those of these seeds that are its own."""
+        for seed in seeds:
+            if seed % SENDERS == self.number:
+                self._send(seed)
+
+    def _send(self, seed: int) -> None:
         random = Random(seed)
         number = seed % _NAMES
         world = random.choice(worlds())
@@ -51,22 +68,12 @@ class Fuzz:
                 self._profile(random, number)
             case _:
                 self._annotations(random, number)
-
-    def remove_all(self) -> None:
-        """Remove everything that was sent."""
-        api = self.namespace.plane.api
-        for number in range(_NAMES):
-            self._delete(self.namespace.path(PLURAL, _name(number)))
-            self._delete(f"{PROFILES}/{_name(number)}")
-        for kind in ("jobs", "pods"):
-            for item in api.get(self.namespace.path(kind))["items"]:
-                self._delete(self.namespace.path(kind, item["metadata"]["name"]))
+        if seed // SENDERS % 10 == 9:
+            self._report(random)
 
     def _object(self, random: Random, body: Json, number: int) -> None:
-        path = self.namespace.path(PLURAL, _name(number))
-        self._delete(path)
         changed = mutated(random, body, random.choice([0, 1, 1, 2, 5]))
-        self._put(random, self.namespace.path(PLURAL), path, "object", changed, body, number)
+        self._put(random, self.namespace.path(PLURAL), "object", changed, body, number)
 
     def _child(self, random: Random, kind: str, body: Json | None, number: int) -> None:
         """Send a Job or a pod that claims to be of an object that is there."""
@@ -74,73 +81,103 @@ class Fuzz:
             return
         body = deepcopy(body)
         for reference in body["metadata"].get("ownerReferences", []):
-            owner = self._uid(PLURAL if reference["kind"] == KIND else "jobs", number)
-            if owner:
-                reference.update(name=_name(number), uid=owner)
+            owner = PLURAL if reference["kind"] == KIND else "jobs"
+            if uid := self._uids.get(self.namespace.path(owner, _name(number))):
+                reference.update(name=_name(number), uid=uid)
         body["metadata"].setdefault("labels", {})[LABEL_FINETUNE] = _name(number)
         if kind == "pods":  # those of the simulator have no more than the operator looks at
             body["spec"] = {"containers": [{"name": "train", "image": "x"}], **body.get("spec", {})}
             for reference in body["metadata"]["ownerReferences"]:
                 reference.setdefault("apiVersion", "batch/v1")
-        path = self.namespace.path(kind, _name(number))
-        self._delete(path)
         changed = mutated(random, body, random.choice([0, 1, 2, 5]))
         if isinstance(changed.get("spec"), dict) and kind == "jobs":
             changed["spec"] |= {"suspend": True, "parallelism": 1}  # the controller is not to make a thousand pods
-        self._put(random, self.namespace.path(kind), path, kind, changed, body, number)
+        self._put(random, self.namespace.path(kind), kind, changed, body, number)
 
     def _profile(self, random: Random, number: int) -> None:
-        path = f"{PROFILES}/{_name(number)}"
-        self._delete(path)
         changed = mutated(random, PROFILE, random.choice([1, 2, 5]))
         if isinstance(changed.get("spec"), dict):
             changed["spec"]["namespaces"] = [self.namespace.name]  # who writes profiles is no tenant
-        self._put(random, PROFILES, path, "profile", changed, PROFILE, number)
+        self._put(random, PROFILES, "profile", changed, PROFILE, number)
 
     def _annotations(self, random: Random, number: int) -> None:
         """Change the annotations of the things that are there, and put a report where a pod leaves its own."""
         owned = {"annotations": worlds()[2].live_pods()[0]["metadata"]["annotations"]}
         text = json_of({"metadata": mutated(random, owned, 2)})
         for kind in (PLURAL, "jobs", "pods"):
-            self._request("annotations", "PATCH", self.namespace.path(kind, _name(number)), text, MERGE_PATCH)
+            path = self.namespace.path(kind, _name(number))
+            if path in self._uids:
+                self._mutation("annotations", path, text)
         message = text_of(random, mutated(random, REPORT["report"], random.choice([1, 2])))
         state = {"terminated": {"exitCode": random.choice([0, 64, 137]), "message": message, "reason": "x"}}
         status = {"name": "train", "state": state, "ready": False, "restartCount": 0, "image": "x", "imageID": "x"}
         text = json.dumps({"status": {"phase": "Failed", "containerStatuses": [status]}})
-        self._request("report", "PATCH", f"{self.namespace.path('pods', _name(number))}/status", text, MERGE_PATCH)
+        path = self.namespace.path("pods", _name(number))
+        if path in self._uids:
+            self._mutation("report", f"{path}/status", text)
 
-    def _put(self, random: Random, folder: str, path: str, kind: str, changed: Json, body: Json, number: int) -> None:
+    def _report(self, random: Random) -> None:
+        """Post a progress report."""
+        report = text_of(random, mutated(random, REPORT, random.choice([0, 1, 1, 2, 5])))
+        answer = self.post_report(report.encode(errors="surrogatepass"))
+        self.answers[answer] += 1
+        (self.taken if answer == 200 else self.refused)["progress report"] += 1
+
+    def _put(self, random: Random, folder: str, kind: str, changed: Json, body: Json, number: int) -> None:
+        """Replace the object of this name by a mutated one, and mutate its status."""
+        path = f"{folder}/{_name(number)}"
+        self._delete(path)
+        taken = self._create(kind, folder, path, changed, number)
+        (self.taken if taken else self.refused)[kind] += 1
         # What is refused whole is sent with the right spec and metadata, so that its status is tried.
-        for content in (changed, body):
-            whole = {**content, **_HEADS[kind], "metadata": {**_kept(content.get("metadata")), "name": _name(number)}}
-            if self._request(kind, "POST", folder, json_of(whole)):
-                break
+        if not taken and not self._create(kind, folder, path, body, number):
+            return
         status = changed.get("status")
         if status is None or random.random() < 0.2:
             status = mutated(random, body.get("status", {}), 2)
-        self._request(f"{kind} status", "PATCH", f"{path}/status", json_of({"status": status}), MERGE_PATCH)
+        self._mutation(f"{kind} status", f"{path}/status", json_of({"status": status}))
 
-    def _uid(self, kind: str, number: int) -> str:
-        with contextlib.suppress(ApiError, urllib3.exceptions.HTTPError):
-            if found := self.namespace.plane.api.find(self.namespace.path(kind, _name(number))):
-                return str(found["metadata"]["uid"])
-        return ""
+    def _create(self, kind: str, folder: str, path: str, content: Json, number: int) -> bool:
+        whole = {**content, **_HEADS[kind], "metadata": {**_kept(content.get("metadata")), "name": _name(number)}}
+        answer = self._request("POST", folder, json_of(whole), "application/json")
+        if answer is None:
+            return False
+        self._uids[path] = json.loads(answer)["metadata"]["uid"]
+        return True
 
     def _delete(self, path: str) -> None:
-        api = self.namespace.plane.api
-        with contextlib.suppress(ApiError, urllib3.exceptions.HTTPError):
-            api.patch(path, {"metadata": {"finalizers": None}})
-            api.delete(path, {"gracePeriodSeconds": 0, "propagationPolicy": "Background"})
-            api.patch(path, {"metadata": {"finalizers": None}})
+        self._uids.pop(path, None)
+        _delete(self.namespace.plane.api, path)
 
-    def _request(self, kind: str, method: str, path: str, text: str, content_type: str = "application/json") -> bool:
+    def _mutation(self, kind: str, path: str, text: str) -> None:
+        """Change what is there."""
+        taken = self._request("PATCH", path, text, MERGE_PATCH) is not None
+        (self.taken if taken else self.refused)[kind] += 1
+
+    def _request(self, method: str, path: str, text: str, content_type: str) -> bytes | None:
+        """Return the answer; None if the API server refuses the request, or takes too long over it."""
         try:
-            self.namespace.plane.api.send(method, path, text, content_type)
-        except (ApiError, urllib3.exceptions.HTTPError):  # the API server may also take too long over it
-            self.refused[kind] += 1
-            return False
-        self.taken[kind] += 1
-        return True
+            return self.namespace.plane.api.send(method, path, text, content_type)
+        except (ApiError, urllib3.exceptions.HTTPError):
+            return None
+
+
+def remove_all(namespace: Namespace) -> None:
+    """Remove everything that was sent to a namespace, and what the operator made of it."""
+    api = namespace.plane.api
+    for number in range(_NAMES):
+        _delete(api, f"{PROFILES}/{_name(number)}")
+    for kind in (PLURAL, "jobs", "pods"):
+        api.delete(namespace.path(kind), _AT_ONCE)
+        for item in api.get(namespace.path(kind))["items"]:
+            _delete(api, namespace.path(kind, item["metadata"]["name"]))
+
+
+def _delete(api: Api, path: str) -> None:
+    """Remove an object that may be there."""
+    with contextlib.suppress(ApiError, urllib3.exceptions.HTTPError):
+        if api.delete(path, _AT_ONCE).get("metadata", {}).get("finalizers"):
+            api.patch(path, {"metadata": {"finalizers": None}})
 
 
 def _kept(metadata: Any) -> Json:

@@ -105,12 +105,13 @@ class Kubelet:
     def _work(self) -> None:
         while not self._stop.wait(0.1):
             try:
-                pods = self.api.get(LIVE_PODS)["items"]
+                # Filtered by the server: a pod has its whole RunSpec with it.
+                others = "".join(f",metadata.namespace!={name}" for name in [*self.left_alone])
+                pods = self.api.get(f"{LIVE_PODS}{others}")["items"]
                 self._remove_ended(pods)
                 self._join(pods)
                 for pod in pods:
-                    if pod["metadata"]["namespace"] not in self.left_alone:
-                        self._look_after(pod)
+                    self._look_after(pod)
             except (ApiError, urllib3.exceptions.HTTPError):  # a pod has gone, or the API server is restarted
                 continue
 

@@ -92,7 +92,9 @@ def plan(finetune: FineTune, observed: Observed, platform: Platform, now: dateti
     schedule = apply_schedule(finetune, spec, observed, now)
     finetune = schedule.finetune
     try:
-        resolved = resolve_spec(finetune, spec, observed.profiles, platform.hub_endpoints)
+        resolved = resolve_spec(
+            finetune, spec, observed.profiles, platform.hub_endpoints, sigstore=platform.sigstore is not None
+        )
     except RefusedError as error:
         return _reject_profile(finetune, observed, error, now)
     inputs = reconcile_input_of(finetune, resolved, observed, platform, now)

@@ -48,6 +48,8 @@ class PodInputs:
     """PersistentVolumeClaim of the model cache."""
     queue: Manifest
     """Kueue's labels."""
+    keyless: bool | None
+    """Whether the pod signs with the identity of its service account."""
     pod: Manifest
     """Settings of the stage's pod template, with the names of Kubernetes."""
 
@@ -71,6 +73,7 @@ def pod_inputs(spec: FineTuneSpec, work: Work, queue: Manifest) -> PodInputs:
         nodes=compute.nodes if trains and compute.nodes > 1 else None,
         model_cache=model_claim(spec, work.label),
         queue=queue,
+        keyless=True if work.label == "publish" and spec.publish.signing and spec.publish.signing.keyless else None,
         pod=template_fields(spec.pod_templates.of(work.label)),
     )
 

@@ -17,6 +17,7 @@ from tunemill_operator.engine.stages import Ledger, Work
 from tunemill_operator.engine.volumes import (
     ANNOTATION_CA_BUNDLE,
     ANNOTATION_PROGRESS_CA,
+    ANNOTATION_SIGSTORE,
     WORK_DIRECTORY,
     Manifest,
     Platform,
@@ -24,6 +25,7 @@ from tunemill_operator.engine.volumes import (
     dump,
     network_env,
     progress_env,
+    sigstore_config,
     traces_env,
     user_mounts,
     volumes_of,
@@ -57,6 +59,7 @@ def job_of(
     labels = {constants.LABEL_FINETUNE: finetune.meta.name, constants.LABEL_STAGE: work.label}
     queue, template, name = _queue(spec, work), spec.pod_templates.of(work.label), work.job_name(finetune.meta.name)
     pod = avoiding(_pod(spec, work, platform, _env(finetune, spec, run_id, platform, template)), avoid_nodes)
+    sigstore = sigstore_config(spec, work.label, platform)
     nodes = spec.compute.nodes if work.label == "train" else 1
     if nodes > 1:
         pod = group_pod(pod, name, nodes)
@@ -99,6 +102,7 @@ def job_of(
                         constants.ANNOTATION_RUN_SPEC: _run_spec(finetune, spec, ledger, run_id, platform.cluster),
                         **({ANNOTATION_PROGRESS_CA: platform.progress_ca} if platform.progress_ca else {}),
                         **({ANNOTATION_CA_BUNDLE: platform.ca_bundle} if platform.ca_bundle else {}),
+                        **({} if sigstore is None else {ANNOTATION_SIGSTORE: sigstore}),
                     },
                 },
                 "spec": pod,

@@ -39,7 +39,12 @@ class ResolvedSpec:
 
 
 def resolve_spec(
-    finetune: FineTune, spec: FineTuneSpec, profiles: Sequence[Profile], hubs: Sequence[str] | None = None
+    finetune: FineTune,
+    spec: FineTuneSpec,
+    profiles: Sequence[Profile],
+    hubs: Sequence[str] | None = None,
+    *,
+    sigstore: bool = True,
 ) -> ResolvedSpec:
     """Return the effective spec of the object's run. It does not change until an edit or a request.
 
@@ -49,11 +54,14 @@ def resolve_spec(
         profiles: all FineTuneProfiles.
         hubs: URLs of Hubs, in addition to the public one, to which tokens may be sent without a profile that allows it.
             None allows all.
+        sigstore: whether releases may be signed without a key.
 
     Raises:
         RefusedError: the run cannot start with this spec.
     """
     if not finetune.run_started:
+        if not sigstore:
+            _check_signing(spec)
         return _resolve_now(finetune, spec, profiles, hubs)
     recorded = finetune.status.profile
     if recorded is None and not profiles:
@@ -108,6 +116,20 @@ def _check_hub(spec: FineTuneSpec, profile: Profile | None, hubs: Sequence[str] 
         f"spec.hub.endpoint is {endpoint}, but tokens may be sent only to {', '.join([PUBLIC_HUB, *hubs])}: ask for it "
         "in defaults.hub or limits.endpoints of a FineTuneProfile, or in hub.endpoints of the operator's chart",
     )
+
+
+def _check_signing(spec: FineTuneSpec) -> None:
+    """Check that the run needs no keyless signing, which is disabled.
+
+    Raises:
+        RefusedError: it needs it.
+    """
+    if spec.publish.signing and spec.publish.signing.keyless:
+        raise RefusedError(
+            Reason.LIMIT_EXCEEDED,
+            "spec.publish.signing.keyless is true, but the platform team has not enabled keyless signing: ask for "
+            "sigstore.enabled in the operator's chart, or set spec.publish.signing.keySecretRef instead",
+        )
 
 
 def _checked(resolved: ResolvedSpec) -> ResolvedSpec:

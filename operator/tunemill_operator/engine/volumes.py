@@ -22,9 +22,12 @@ ANNOTATION_CA_BUNDLE = f"{constants.GROUP}/ca-bundle"
 """On stage pods: additional trusted CA certificates. A ConfigMap would be needed in every namespace, or the operator
 would need permission to create it there."""
 
+ANNOTATION_SIGSTORE = f"{constants.GROUP}/sigstore"
+"""On publish pods that sign without a key: trust configuration of Sigstore, empty for the public instance."""
+
 WORK_DIRECTORY = f"{constants.STAGE_DIRECTORY}/work"
 TOKEN_SECONDS = 3600
-"""Lifetime of the progress token in seconds. The kubelet renews it."""
+"""Lifetime of the tokens in seconds. The kubelet renews them."""
 USER_VOLUME = "user-"
 """Prefix for names of volumes from spec.podTemplates, which separates them from the operator's volumes."""
 
@@ -72,6 +75,9 @@ class Platform:
     """Environment variables for proxies. Empty if there are none."""
     builder_id: str = ""
     """URI of this installation in the provenance of releases. Empty means the trainer's default."""
+    sigstore: str | None = None
+    """Trust configuration for keyless signing. Empty means the public instance of Sigstore, None that keyless signing
+    is disabled."""
     traces: Mapping[str, str] = field(default_factory=dict)
     """Environment variables with the endpoint for traces. Empty if tracing is disabled."""
     cluster: str = ""
@@ -123,6 +129,8 @@ def volumes_of(spec: FineTuneSpec, label: str, platform: Platform) -> dict[str, 
         )
     if platform.progress_url:
         volumes["progress"] = _progress_volume(platform)
+    if sigstore_config(spec, label, platform) is not None:
+        volumes["sigstore"] = _sigstore_volume()
     return volumes | _user_volumes(template)
 
 
@@ -138,6 +146,12 @@ def secrets_of(spec: FineTuneSpec) -> dict[str, SecretRef | SecretKeyRef]:
         "registry": spec.publish.oci.secret_ref if spec.publish.oci else None,
     }
     return {name: ref for name, ref in refs.items() if ref is not None}
+
+
+def sigstore_config(spec: FineTuneSpec, label: str, platform: Platform) -> str | None:
+    """Return the trust configuration with which the pod signs without a key. None if it does not."""
+    signing = spec.publish.signing
+    return platform.sigstore if label == "publish" and signing and signing.keyless else None
 
 
 def model_claim(spec: FineTuneSpec, label: str) -> str:
@@ -213,17 +227,21 @@ def _secret_source(ref: SecretRef | SecretKeyRef, file: str) -> Manifest:
     return source
 
 
+def _token(audience: str, file: str) -> Manifest:
+    """Return the source of a ServiceAccount token in a projected volume."""
+    return {"serviceAccountToken": {"audience": audience, "expirationSeconds": TOKEN_SECONDS, "path": file}}
+
+
+def _sigstore_volume() -> Volume:
+    config = {"downwardAPI": {"items": [_from_annotation("trust-config.json", ANNOTATION_SIGSTORE)]}}
+    sources = [_token(constants.SIGSTORE_AUDIENCE, "token"), config]
+    path = f"{constants.SECRETS_DIRECTORY}/sigstore"
+    return Volume(path, {"projected": {"defaultMode": 0o440, "sources": sources}})
+
+
 def _progress_volume(platform: Platform) -> Volume:
     path, _, token = constants.PROGRESS_TOKEN_PATH.rpartition("/")
-    sources: list[Manifest] = [
-        {
-            "serviceAccountToken": {
-                "audience": constants.PROGRESS_AUDIENCE,
-                "expirationSeconds": TOKEN_SECONDS,
-                "path": token,
-            }
-        }
-    ]
+    sources = [_token(constants.PROGRESS_AUDIENCE, token)]
     if platform.progress_ca:
         ca = constants.PROGRESS_CA_PATH.rpartition("/")[2]
         sources.append({"downwardAPI": {"items": [_from_annotation(ca, ANNOTATION_PROGRESS_CA)]}})

@@ -1,6 +1,8 @@
-"""`tunemill verify`: checks a published model against its provenance.json, and the signature against a public key.
+"""`tunemill verify`: checks a published model against its provenance.json, and the signature.
 
 tunemill verify acme/support-tools --key cosign.pub
+tunemill verify acme/support-tools --certificate-identity https://kubernetes.io/namespaces/team-a/serviceaccounts/default \
+    --certificate-oidc-issuer https://container.googleapis.com/v1/projects/acme/locations/eu/clusters/prod
 tunemill verify acme/support-tools --revision v1 --endpoint https://hub.example.com --download
 """
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
     from tunemill_trainer.release.provenance import Statement
     from tunemill_trainer.release.signing import VerificationKey
-    from tunemill_trainer.release.verification import Snapshot, Verdict
+    from tunemill_trainer.release.verification import ExpectedIdentity, Snapshot, Verdict
 
 _MAX_SHOWN_PROBLEMS = 20
 _REMEDY = (
@@ -56,7 +58,28 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--revision", metavar="REVISION", default="main", help="branch, tag or commit (default: %(default)s)"
     )
     command.add_argument(
-        "--key", metavar="FILE", type=Path, help="public key as PEM; without it, no signature is checked"
+        "--key",
+        metavar="FILE",
+        type=Path,
+        help="public key as PEM; without it and without --certificate-identity, no signature is checked",
+    )
+    command.add_argument(
+        "--certificate-identity",
+        metavar="URL",
+        default="",
+        help="who must have signed without a key: https://kubernetes.io/namespaces/NAMESPACE/serviceaccounts/NAME",
+    )
+    command.add_argument(
+        "--certificate-oidc-issuer",
+        metavar="URL",
+        default="",
+        help="issuer of the service account's tokens; required with --certificate-identity",
+    )
+    command.add_argument(
+        "--trust-config",
+        metavar="FILE",
+        type=Path,
+        help="trust configuration of your own instance of Sigstore (default: the public instance)",
     )
     command.add_argument(
         "--endpoint",
@@ -95,16 +118,49 @@ def main(options: argparse.Namespace) -> int:
     from tunemill_trainer.release.verification import verify
 
     try:
-        key = _key(options.key) if options.key else None
+        signer = _signer(options)
         commit, snapshot = _snapshot(options, endpoint)
     except _CannotVerifyError as error:
         return output.fail("verify", str(error), error.code)
-    verdict = verify(snapshot, key)
+    verdict = verify(snapshot, signer)
     if options.json:
-        output.show_json(_json_of(options, commit, verdict, checked=key is not None))
+        output.show_json(_json_of(options, commit, snapshot, verdict))
     else:
-        console.show(_text(options.repository, commit, verdict, checked=key is not None))
+        console.show(_text(options, commit, snapshot, verdict))
     return ExitCode.DATA_WRONG if verdict.problems else ExitCode.DONE
+
+
+def _signer(options: argparse.Namespace) -> "VerificationKey | ExpectedIdentity | None":
+    """Return who must have signed; None if no signature is to be checked."""
+    identity, issuer = options.certificate_identity, options.certificate_oidc_issuer
+    if bool(identity) != bool(issuer):
+        message = "--certificate-identity and --certificate-oidc-issuer are needed together: pass both"
+        raise _CannotVerifyError(message, ExitCode.SPEC_WRONG)
+    if options.key and identity:
+        message = "--key and --certificate-identity exclude each other: a release has one kind of signature"
+        raise _CannotVerifyError(message, ExitCode.SPEC_WRONG)
+    if options.trust_config and not identity:
+        raise _CannotVerifyError("--trust-config needs --certificate-identity", ExitCode.SPEC_WRONG)
+    if options.key:
+        return _key(options.key)
+    return _identity(identity, issuer, options.trust_config) if identity else None
+
+
+def _identity(name: str, issuer: str, trust: Path | None) -> "ExpectedIdentity":
+    from tunemill_trainer.release.keyless import Identity, KeylessError, SigstoreUnreachableError, trust_config
+    from tunemill_trainer.release.verification import ExpectedIdentity
+
+    try:
+        text = trust.read_text(encoding="utf-8") if trust else ""
+        return ExpectedIdentity(Identity(name, issuer), trust_config(text))
+    except (OSError, UnicodeDecodeError) as error:
+        raise _CannotVerifyError(
+            f"--trust-config {trust} could not be read: {error}", ExitCode.INPUT_MISSING
+        ) from error
+    except SigstoreUnreachableError as error:
+        raise _CannotVerifyError(str(error), ExitCode.SERVICE_UNAVAILABLE) from error
+    except KeylessError as error:
+        raise _CannotVerifyError(f"--trust-config {trust}: {error}", ExitCode.SPEC_WRONG) from error
 
 
 def _key(path: Path) -> "VerificationKey":
@@ -154,7 +210,7 @@ def _snapshot(options: argparse.Namespace, endpoint: str) -> "tuple[str, Snapsho
 def _read(api: "HfApi", options: argparse.Namespace) -> "tuple[str, Snapshot]":
     from huggingface_hub import RepoFile
 
-    from tunemill_trainer.release.provenance import LARGEST_BYTES, PROVENANCE
+    from tunemill_trainer.release.provenance import BUNDLE, LARGEST_BYTES, PROVENANCE, STATEMENT_FILES
     from tunemill_trainer.release.verification import Snapshot, is_safe
     from tunemill_trainer.storage.checksums import sha256_of
 
@@ -187,7 +243,7 @@ def _read(api: "HfApi", options: argparse.Namespace) -> "tuple[str, Snapshot]":
             try:
                 return sha256_of(path)
             finally:
-                if entry.path != PROVENANCE:
+                if entry.path not in STATEMENT_FILES:
                     path.unlink()
 
         files, done = dict[str, str](), 0
@@ -195,14 +251,25 @@ def _read(api: "HfApi", options: argparse.Namespace) -> "tuple[str, Snapshot]":
             files[entry.path] = digest(entry)
             done += entry.size
             bar.advance_to(done)
+
+        def content(name: str) -> bytes:
+            return Path(api.hf_hub_download(options.repository, name, revision=commit, local_dir=folder)).read_bytes()
+
         # Downloaded also when it is ignored, or stored as a large file.
-        found = Path(
-            api.hf_hub_download(options.repository, PROVENANCE, revision=commit, local_dir=folder)
-        ).read_bytes()
-    return commit, Snapshot(options.published_as or options.repository, options.revision, files, found)
+        statement = content(PROVENANCE)
+        signed = any(entry.path == BUNDLE and entry.size <= LARGEST_BYTES for entry in entries)
+        bundle = content(BUNDLE) if signed else b""
+    return commit, Snapshot(options.published_as or options.repository, options.revision, files, statement, bundle)
 
 
-def _json_of(options: argparse.Namespace, commit: str, verdict: "Verdict", *, checked: bool) -> dict[str, object]:
+def _state(options: argparse.Namespace, snapshot: "Snapshot", verdict: "Verdict") -> str:
+    """Return `valid`, `not checked` or `none`."""
+    if options.key or options.certificate_identity:
+        return "valid" if verdict.signed_by else "none"
+    return "not checked" if verdict.signed_by or snapshot.bundle else "none"
+
+
+def _json_of(options: argparse.Namespace, commit: str, snapshot: "Snapshot", verdict: "Verdict") -> dict[str, object]:
     found: dict[str, object] = {
         "repository": options.repository,
         "revision": options.revision,
@@ -210,8 +277,9 @@ def _json_of(options: argparse.Namespace, commit: str, verdict: "Verdict", *, ch
         "verified": not verdict.problems,
         "problems": list(verdict.problems),
         "signature": {
-            "state": ("valid" if checked else "not checked") if verdict.signed_by else "none",
-            "keys": list(verdict.signed_by),
+            "state": _state(options, snapshot, verdict),
+            "keys": [] if options.certificate_identity else list(verdict.signed_by),
+            "identity": next(iter(verdict.signed_by), None) if options.certificate_identity else None,
         },
         "statement": None if verdict.statement is None else _statement_as_json(verdict.statement),
     }
@@ -233,9 +301,9 @@ def _statement_as_json(statement: "Statement") -> dict[str, object]:
     }
 
 
-def _text(repository: str, commit: str, verdict: "Verdict", *, checked: bool) -> str:
+def _text(options: argparse.Namespace, commit: str, snapshot: "Snapshot", verdict: "Verdict") -> str:
     """Return the outcome as text. Values of the statement are shown as one line of plain text each."""
-    head = f"{repository} at {commit}"
+    head = f"{options.repository} at {commit}"
     lines = [f"{head}: {'NOT verified' if verdict.problems else 'verified'}"]
     shown = [f"  - {plain(problem)}" for problem in verdict.problems[:_MAX_SHOWN_PROBLEMS]]
     if (more := len(verdict.problems) - len(shown)) > 0:
@@ -244,7 +312,7 @@ def _text(repository: str, commit: str, verdict: "Verdict", *, checked: bool) ->
         lines += [*shown, _REMEDY]
     if verdict.statement is None:
         return "\n".join(lines)
-    lines += ["", f"signature   {_signature(verdict, checked=checked)}"]
+    lines += ["", f"signature   {_signature(options, snapshot, verdict)}"]
     details, definition = verdict.statement.predicate.run_details, verdict.statement.predicate.build_definition
     rows = [
         ("files", str(len(verdict.statement.subject))),
@@ -258,12 +326,16 @@ def _text(repository: str, commit: str, verdict: "Verdict", *, checked: bool) ->
     return "\n".join(lines)
 
 
-def _signature(verdict: "Verdict", *, checked: bool) -> str:
+def _signature(options: argparse.Namespace, snapshot: "Snapshot", verdict: "Verdict") -> str:
     ids = plain(", ".join(verdict.signed_by))
-    if checked:
+    if options.certificate_identity:
+        return f"valid, of {ids}, issuer {options.certificate_oidc_issuer}"
+    if options.key:
         return f"valid, of the key {ids}"
     if ids:
         return f"NOT CHECKED: it names the key {ids}; pass the public key with --key"
+    if snapshot.bundle:
+        return "NOT CHECKED: it is one without a key; pass --certificate-identity and --certificate-oidc-issuer"
     return "NONE: anybody who can write to the repository could have written the statement"
 
 
@@ -279,13 +351,16 @@ COMMAND = Command(
     main=main,
     examples=(
         "verify acme/support-tools --key cosign.pub",
+        "verify acme/support-tools --certificate-identity https://kubernetes.io/namespaces/team-a/serviceaccounts/default "
+        "--certificate-oidc-issuer https://container.googleapis.com/v1/projects/acme/locations/eu/clusters/prod",
         "verify acme/support-tools --revision v1 --endpoint https://hub.example.com --download",
     ),
     exit_codes={
-        ExitCode.SPEC_WRONG: "--key is not a public key, or REPO is not the name of a repository",
+        ExitCode.SPEC_WRONG: "options contradict each other, --key is not a public key, --trust-config is not a trust "
+        "configuration, or REPO is not the name of a repository",
         ExitCode.DATA_WRONG: "the model is not verified",
-        ExitCode.INPUT_MISSING: "the repository, the revision, its provenance.json or the file of --key does not exist",
-        ExitCode.SERVICE_UNAVAILABLE: "the Hub cannot be reached",
+        ExitCode.INPUT_MISSING: "the repository, the revision, its provenance.json or a file of an option does not exist",
+        ExitCode.SERVICE_UNAVAILABLE: "the Hub or the public instance of Sigstore cannot be reached",
         ExitCode.PERMISSION_DENIED: "the Hub refuses the token",
     },
     json=JsonOutput(
@@ -296,7 +371,10 @@ COMMAND = Command(
             JsonField("commit", "string", "The commit of this revision."),
             JsonField("verified", "boolean", "Whether there are no problems."),
             JsonField("problems[]", "string", "What is not as the statement says."),
-            JsonField("signature.state", "string", "`valid`, `not checked` (no --key) or `none`."),
+            JsonField("signature.state", "string", "`valid`, `not checked` (neither --key nor an identity) or `none`."),
+            JsonField(
+                "signature.identity", "string or null", "The identity of --certificate-identity, if it has signed."
+            ),
             JsonField("signature.keys[]", "string", "The ids of the keys that signed, or claim to have signed."),
             JsonField("statement", "object or null", "provenance.json; null when it cannot be read or trusted."),
             JsonField("statement.files", "integer", "Files that it names."),

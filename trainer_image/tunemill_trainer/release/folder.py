@@ -19,12 +19,13 @@ from tunemill_trainer.release.contract import CONTRACT, TEMPLATE, response_templ
 from tunemill_trainer.release.manifests import MANIFESTS, serving_manifests
 from tunemill_trainer.release.page import PAGE_FILE
 from tunemill_trainer.release.pictures import draw_loss, draw_scores
-from tunemill_trainer.release.provenance import PROVENANCE
+from tunemill_trainer.release.provenance import files_of
 from tunemill_trainer.release.push import CONTENTS, contents
 
 
 def assemble(folder: Path, facts: ReleaseFacts, trained: Path, evaluation: Path) -> None:
-    """Add the remaining files of a release to a folder with a model and its tokenizer. provenance.json stays empty.
+    """Add the remaining files of a release to a folder with a model and its tokenizer. provenance.json and its
+    signature stay empty.
 
     The same inputs give the same bytes, so that a repeated push changes nothing.
 
@@ -63,7 +64,7 @@ def _add_documents(folder: Path, facts: ReleaseFacts, trained: Path, evaluation:
     if facts.with_page:
         shutil.copy(evaluation / PAGE_FILE, folder / PAGE_FILE)
     (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
-    for written_last in (CONTENTS, PROVENANCE):
+    for written_last in (CONTENTS, *files_of(facts.run.spec)):
         (folder / written_last).touch()
     _write(folder / CONTENTS, _record(facts, contents(folder)))
 

@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from tunemill_trainer.release.provenance import PROVENANCE
+from tunemill_trainer.release.provenance import STATEMENT_FILES
 from tunemill_trainer.release.push import contents
 from tunemill_trainer.storage.registry import RegistryRepository, digest_of
 
@@ -68,9 +68,11 @@ class Image:
 def build(folder: Path, title: str) -> Image:
     """Return the image of a folder. The same files give the same digest.
 
-    provenance.json is left out: it has the image's digest in it.
+    provenance.json and its signature are left out: they have the image's digest in them.
     """
-    layers = tuple(_layer(folder / name, f"{_FOLDER}/{name}") for name in contents(folder) if name != PROVENANCE)
+    layers = tuple(
+        _layer(folder / name, f"{_FOLDER}/{name}") for name in contents(folder) if name not in STATEMENT_FILES
+    )
     # Required fields. Nothing in the image depends on the architecture, and nodes of any other pull it, too.
     config = _json(
         {

@@ -1,7 +1,7 @@
 """provenance.json: the inputs of a release, as an in-toto statement with an SLSA provenance v1 predicate.
 
 It has the digest of every other file of the release. With a signing key it is a DSSE envelope, otherwise the plain
-statement. docs/how-to/provenance.md explains the build type. The repository may be public, so the statement leaves out
+statement. With keyless signing, its signature is in a bundle beside it. docs/how-to/provenance.md explains the build type. The repository may be public, so the statement leaves out
 the locations of data and workspace, their credentials and the pods, and identifies the training data by digest only.
 """
 
@@ -22,17 +22,22 @@ from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.local_files import is_local
 
 from tunemill_trainer.release.card import ReleaseFacts
+from tunemill_trainer.release.keyless import KeylessSigner
 from tunemill_trainer.release.push import contents
 from tunemill_trainer.release.signing import Envelope, SigningKey
 from tunemill_trainer.storage.checksums import sha256_of
 
 PROVENANCE: Final = "provenance.json"
+BUNDLE: Final = f"{PROVENANCE}.sigstore.json"
+"""The signature of a release that is signed without a key."""
+STATEMENT_FILES: Final = frozenset({PROVENANCE, BUNDLE})
+"""The files of a release that its statement does not list."""
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
 BUILD_TYPE: Final = f"https://{GROUP}/build-types/finetune/v1"
 DEFAULT_BUILDER: Final = f"https://{GROUP}/builders/trainer/v1"
 LARGEST_BYTES: Final = 4 << 20
-"""The largest provenance.json that is read. Each file of a release takes about 150 bytes of it."""
+"""The largest provenance.json, or bundle, that is read. Each file of a release takes about 150 bytes of it."""
 
 PARAMETERS: Final[Any] = {
     "base_model": {"id", "revision", "quantization"},
@@ -144,6 +149,29 @@ class Statement(_Model):
         return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
+Signer = SigningKey | KeylessSigner
+"""What signs a statement."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """The statement of a release as it is published.
+
+    Attributes:
+        statement: provenance.json.
+        bundle: provenance.json.sigstore.json; empty if there is none.
+    """
+
+    statement: bytes
+    bundle: bytes = b""
+
+    def write(self, folder: Path) -> None:
+        """Write the files into the folder of a release."""
+        (folder / PROVENANCE).write_bytes(self.statement)
+        if self.bundle:
+            (folder / BUNDLE).write_bytes(self.bundle)
+
+
 @dataclass(frozen=True)
 class Sources:
     """The inputs of a release that are not in its model card.
@@ -199,7 +227,7 @@ def statement(folder: Path, facts: ReleaseFacts, sources: Sources, finished: dat
         subject=[
             Resource(name=path, digest={"sha256": sha256_of(folder / path)})
             for path in contents(folder)
-            if path != PROVENANCE
+            if path not in STATEMENT_FILES
         ],
         predicate=Predicate(build_definition=definition, run_details=RunDetails(builder=builder, metadata=metadata)),
     )
@@ -210,28 +238,43 @@ def parameters(spec: FineTuneSpec) -> dict[str, JsonValue]:
     return spec.model_dump(mode="json", by_alias=True, exclude_none=True, include=PARAMETERS, exclude=NO_PARAMETERS)
 
 
-def document(made: Statement, key: SigningKey | None, *earlier: bytes | None) -> bytes:
-    """Return the content of provenance.json.
+def document(made: Statement, signer: Signer | None, *earlier: Document | None) -> Document:
+    """Return provenance.json and its signature.
 
-    An earlier one is reused if it differs in its times only and is signed by the same key. So publishing again, for
-    example after a lost pod or a revert, gives the same files.
+    An earlier one is reused if it differs in its times only and has the same signer. So publishing again, for example
+    after a lost pod or a revert, gives the same files.
 
     Args:
         made: the statement.
-        key: the signing key; None leaves the statement unsigned.
-        earlier: candidates for reuse; None for a file that does not exist.
+        signer: signs it; None leaves the statement unsigned.
+        earlier: candidates for reuse; None for one that does not exist.
+
+    Raises:
+        KeylessError: keyless signing has failed.
     """
     plain = made.to_bytes()
     for found in earlier:
-        if found is not None and _without_times(_payload(found, key)) == _without_times(plain):
+        if found is not None and _without_times(_signed_statement(found, signer)) == _without_times(plain):
             return found
-    return key.sign(plain).to_bytes() if key else plain
+    if isinstance(signer, KeylessSigner):
+        return Document(plain, signer.sign(plain))
+    return Document(signer.sign(plain).to_bytes() if signer else plain)
 
 
-def is_signed(found: bytes | None, key: SigningKey) -> bool:
-    """Return whether a provenance.json is signed by a key."""
-    envelope = Envelope.read(found) if found else None
-    return envelope is not None and key.public.has_signed(envelope)
+def is_signed(found: Document | None, signer: Signer) -> bool:
+    """Return whether a signer has signed a release."""
+    if found is None:
+        return False
+    if isinstance(signer, KeylessSigner):
+        return signer.has_signed(found.bundle, found.statement)
+    envelope = Envelope.read(found.statement)
+    return envelope is not None and signer.public.has_signed(envelope)
+
+
+def files_of(spec: FineTuneSpec) -> tuple[str, ...]:
+    """Return the names of the files of `document` that a release with this spec has."""
+    signing = spec.publish.signing
+    return (PROVENANCE, BUNDLE) if signing and signing.keyless else (PROVENANCE,)
 
 
 def record_image(folder: Path) -> None:
@@ -269,11 +312,13 @@ def _time(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _payload(found: bytes, key: SigningKey | None) -> bytes:
-    """Return the statement in provenance.json; with a key, empty unless the file is an envelope signed by it."""
-    if key is None:
-        return found
-    return Envelope.model_validate_json(found).document() if is_signed(found, key) else b""
+def _signed_statement(found: Document, signer: Signer | None) -> bytes:
+    """Return the statement of a release; empty unless the signer, if there is one, has signed it."""
+    if signer and not is_signed(found, signer):
+        return b""
+    return (
+        Envelope.model_validate_json(found.statement).document() if isinstance(signer, SigningKey) else found.statement
+    )
 
 
 def _without_times(text: bytes) -> JsonValue:

@@ -147,6 +147,11 @@ class SigningKey:
             return cls(key)
         raise KeyFormatError(f"expected a private key ({ACCEPTED}), found one of another kind")
 
+    @property
+    def name(self) -> str:
+        """The key's id, for messages."""
+        return self.public.key_id
+
     def sign(self, document: bytes) -> Envelope:
         """Return the document in an envelope; the same document gives the same bytes."""
         signed = _signed_bytes(PAYLOAD_TYPE, document)

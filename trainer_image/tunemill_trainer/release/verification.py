@@ -3,14 +3,19 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from tunemill_trainer.release.provenance import BUILD_TYPE, PROVENANCE, Statement
+from tunemill_trainer.release.keyless import Identity, NotVerifiedError, verified
+from tunemill_trainer.release.provenance import BUILD_TYPE, BUNDLE, PROVENANCE, STATEMENT_FILES, Statement
 from tunemill_trainer.release.signing import Envelope, VerificationKey
 
-NOT_RELEASED = frozenset({PROVENANCE, ".gitattributes"})
-"""Files that no statement lists: provenance.json itself, and .gitattributes, which the Hub writes."""
+if TYPE_CHECKING:
+    from sigstore.models import ClientTrustConfig
+
+NOT_RELEASED = STATEMENT_FILES | {".gitattributes"}
+"""Files that no statement lists: provenance.json itself and its signature, and .gitattributes, which the Hub writes."""
 DRAFTS = "tunemill-draft-"
 
 
@@ -23,12 +28,27 @@ class Snapshot:
         revision: the requested branch, tag or commit.
         files: the sha256 of each file by path.
         provenance: the bytes of provenance.json.
+        bundle: the bytes of its signature by Sigstore; empty if there is none.
     """
 
     repository: str
     revision: str
     files: Mapping[str, str]
     provenance: bytes
+    bundle: bytes = b""
+
+
+@dataclass(frozen=True)
+class ExpectedIdentity:
+    """Who must have signed without a key.
+
+    Attributes:
+        identity: the service account and the issuer of its tokens.
+        trust: the instance of Sigstore.
+    """
+
+    identity: Identity
+    trust: "ClientTrustConfig"
 
 
 @dataclass(frozen=True)
@@ -38,7 +58,8 @@ class Verdict:
     Attributes:
         problems: the differences from the statement, one clause each; empty when there are none.
         statement: None when it cannot be parsed.
-        signed_by: the id of the key that signed the statement; without a key to check, the ids in the envelope.
+        signed_by: the id of the key, or the identity, that signed the statement; without one to check, the ids in the
+            envelope.
     """
 
     problems: tuple[str, ...]
@@ -46,10 +67,15 @@ class Verdict:
     signed_by: tuple[str, ...]
 
 
-def verify(snapshot: Snapshot, key: VerificationKey | None) -> Verdict:
-    """Check a repository against its statement, and the statement's signature if a key is given."""
+def verify(snapshot: Snapshot, signer: VerificationKey | ExpectedIdentity | None) -> Verdict:
+    """Check a repository against its statement, and the statement's signature if a signer is given."""
     envelope = Envelope.read(snapshot.provenance)
     signed_by = tuple(signature.keyid for signature in envelope.signatures) if envelope else ()
+    key = signer if isinstance(signer, VerificationKey) else None
+    if isinstance(signer, ExpectedIdentity):
+        if problem := _of_bundle(snapshot, signer):
+            return Verdict((problem,), None, ())
+        signed_by = (signer.identity.name,)
     if key is not None:
         if envelope is None:
             return Verdict((f"{PROVENANCE} is not signed, so the key verifies nothing",), None, ())
@@ -68,6 +94,17 @@ def verify(snapshot: Snapshot, key: VerificationKey | None) -> Verdict:
 def is_safe(path: str) -> bool:
     """Return whether a path from a server stays inside its folder."""
     return bool(path) and not path.startswith("/") and ".." not in PurePosixPath(path).parts and "\\" not in path
+
+
+def _of_bundle(snapshot: Snapshot, signer: ExpectedIdentity) -> str:
+    """Return why the bundle does not prove that the identity signed provenance.json; empty if it does."""
+    if not snapshot.bundle:
+        return f"{PROVENANCE} is not signed by an identity: there is no {BUNDLE}"
+    try:
+        document = verified(snapshot.bundle, signer.identity, signer.trust)
+    except NotVerifiedError as error:
+        return f"{BUNDLE} is no valid signature of {signer.identity.name}: {error}"
+    return "" if document == snapshot.provenance else f"{BUNDLE} is the signature of another {PROVENANCE}"
 
 
 def _of_statement(statement: Statement, snapshot: Snapshot) -> Iterator[str]:

@@ -13,7 +13,8 @@ A model that fails a gate may be pushed as a draft: to a separate branch, withou
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 from tunemill_api import gates
 from tunemill_api.constants import PUBLIC_HUB
 from tunemill_api.failures import Reason
+from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.local_files import is_local, local_path
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import EvaluationFacts, GateFacts, PublishedFacts, TrainedFacts
@@ -38,9 +40,15 @@ from tunemill_trainer.release.card import ReleaseFacts, hub_dataset
 from tunemill_trainer.release.contract import TEMPLATE, Contract
 from tunemill_trainer.release.folder import assemble, assemble_gguf
 from tunemill_trainer.release.gguf_architecture import NotConvertibleError
+from tunemill_trainer.release.keyless import (
+    IdentityTokenError,
+    KeylessError,
+    KeylessSigner,
+    SigstoreUnreachableError,
+)
 from tunemill_trainer.release.local_releases import LocalReleases, path_of
 from tunemill_trainer.release.proof import Behaviour, Probe
-from tunemill_trainer.release.provenance import PROVENANCE, Sources
+from tunemill_trainer.release.provenance import Signer, Sources
 from tunemill_trainer.release.push import Repository
 from tunemill_trainer.release.servability import Verdict
 from tunemill_trainer.release.signing import KeyFormatError, SigningKey
@@ -75,12 +83,12 @@ def run(context: StageContext) -> tuple[PublishedFacts, bool]:
     elif not gates.passed(decisions):
         message = f"not published, because these gates failed: {gates.missed(decisions)}"
         raise StageError(Reason.GATE_NOT_PASSED, message)
-    signing_key = _signing_key(context)
+    signer = _signer(context)
     hub = Hub(spec.hub.endpoint, context.credentials.hub_token("hub-write"))
     key = context.publish_key(draft=draft)
     recorded = context.workspace.manifest(Stage.PUBLISH, key)
     earlier = PublishedFacts.model_validate(recorded.facts) if recorded else None
-    if earlier is not None and _still_published(context, earlier, hub, signing_key):
+    if earlier is not None and _still_published(context, earlier, hub, signer):
         return earlier, False
     if earlier is not None:
         context.workspace.withdraw(Stage.PUBLISH, key)
@@ -92,13 +100,13 @@ def run(context: StageContext) -> tuple[PublishedFacts, bool]:
         evaluation=evaluation,
         decisions=decisions,
         key=key,
-        signing_key=signing_key,
+        signer=signer,
         earlier=_commits(earlier),
     )
     context.progress.report(10)
     published = release.publish()
     output = _emptied(context.folder("published"))
-    for name in ("README.md", PROVENANCE):
+    for name in ("README.md", *provenance.files_of(context.spec)):
         shutil.copy(release.folder(release.repository) / name, output / name)
     (output / PUBLISHED_FILE).write_text(published.model_dump_json(by_alias=True, indent=2) + "\n", encoding="utf-8")
     manifest = context.workspace.commit(Stage.PUBLISH, key, output, published)
@@ -120,16 +128,21 @@ def _draft_branch(context: StageContext) -> str:
     return f"tunemill-draft-{context.evaluate_key}"
 
 
-def _signing_key(context: StageContext) -> SigningKey | None:
-    """Read the signing key, before anything is loaded or pushed; None without spec.publish.signing.
+def _signer(context: StageContext) -> Signer | None:
+    """Return what signs, before anything is loaded or pushed; None without spec.publish.signing.
 
     Raises:
-        StageError: CredentialsMissing, when the key is missing or cannot be used.
+        StageError: CredentialsMissing, when the key or the token is missing or cannot be used; SigstoreRefused and
+            SigstoreUnreachable.
     """
-    if context.spec.publish.signing is None:
+    signing, credentials = context.spec.publish.signing, context.credentials
+    if signing is None:
         return None
+    if signing.keyless:
+        with _keyless_failures():
+            return KeylessSigner(credentials.identity_token, credentials.trust_config())
     try:
-        return SigningKey.read(context.credentials.signing_key().encode())
+        return SigningKey.read(credentials.signing_key().encode())
     except KeyFormatError as error:
         raise StageError(
             Reason.CREDENTIALS_MISSING,
@@ -138,10 +151,25 @@ def _signing_key(context: StageContext) -> SigningKey | None:
         ) from error
 
 
-def _still_published(
-    context: StageContext, published: PublishedFacts, hub: Hub, signing_key: SigningKey | None
-) -> bool:
-    """Return whether the branch still has an earlier run's release, signed by the key if one is given."""
+@contextmanager
+def _keyless_failures() -> Iterator[None]:
+    """Turn the errors of keyless signing into those of a stage."""
+    try:
+        yield
+    except IdentityTokenError as error:
+        raise StageError(
+            Reason.CREDENTIALS_MISSING,
+            f"spec.publish.signing.keyless is true, but {error}",
+            "Remove what replaces the operator's volume with the token, for example an admission webhook.",
+        ) from error
+    except SigstoreUnreachableError as error:
+        raise StageError(Reason.SIGSTORE_UNREACHABLE, str(error)) from error
+    except KeylessError as error:
+        raise StageError(Reason.SIGSTORE_REFUSED, str(error)) from error
+
+
+def _still_published(context: StageContext, published: PublishedFacts, hub: Hub, signer: Signer | None) -> bool:
+    """Return whether the branch still has an earlier run's release, signed by the signer if there is one."""
     branch = context.spec.publish.branch
     if published.oci and not _has_image(context, published.oci):
         _log.info("the registry no longer has %s under its tag: pushing it again", published.oci)
@@ -151,8 +179,8 @@ def _still_published(
         if not repository.has_release(revision, branch):
             _log.info("branch %s no longer has the release %s@%s: pushing it again", branch, name, revision)
             return False
-        if signing_key and not provenance.is_signed(_provenance_at(repository, revision), signing_key):
-            _log.info("%s@%s is not signed by %s: pushing it again", name, revision, signing_key.public.key_id)
+        if signer and not provenance.is_signed(_provenance_at(repository, revision, context.spec), signer):
+            _log.info("%s@%s is not signed by %s: pushing it again", name, revision, signer.name)
             return False
     return True
 
@@ -188,7 +216,7 @@ class _Release:
         context: of the stage.
         hub: the Hub with the token for writing.
         key: the key of the stage's output.
-        signing_key: signs provenance.json; None leaves it unsigned.
+        signer: signs provenance.json; None leaves it unsigned.
         earlier: the commit per repository of an earlier publication of the same key.
         prepared: the output of prepare.
         model: the folder of the trained model or adapter.
@@ -207,7 +235,7 @@ class _Release:
     context: StageContext
     hub: Hub
     key: str
-    signing_key: SigningKey | None
+    signer: Signer | None
     earlier: dict[str, str]
     prepared: Prepared
     model: Path
@@ -394,14 +422,14 @@ class _Release:
         repository = _repository(context, self.hub, name)
         repository.create(private=publish.private)
         # In the same commit as the model, so that neither exists without the other.
-        (folder / PROVENANCE).write_bytes(
-            provenance.document(
+        with _keyless_failures():
+            document = provenance.document(
                 provenance.statement(folder, facts, self.sources, datetime.now(UTC)),
-                self.signing_key,
-                _provenance_at(repository, publish.branch),
-                _provenance_at(repository, self.earlier[name]) if name in self.earlier else None,
+                self.signer,
+                _provenance_at(repository, publish.branch, context.spec),
+                _provenance_at(repository, self.earlier[name], context.spec) if name in self.earlier else None,
             )
-        )
+        document.write(folder)
 
         def prove_commit(commit: str) -> None:
             prove(repository.download(commit, _emptied(context.folder("downloaded"))))
@@ -422,7 +450,7 @@ def _collect(
     evaluation: EvaluationFacts,
     decisions: list[GateFacts],
     key: str,
-    signing_key: SigningKey | None,
+    signer: Signer | None,
     earlier: dict[str, str],
 ) -> _Release:
     """Download the outputs of the earlier stages and the base model, and decide what to publish where.
@@ -433,7 +461,7 @@ def _collect(
         evaluation: the facts that evaluate reports.
         decisions: the result of each gate.
         key: the key of the stage's output.
-        signing_key: signs provenance.json; None leaves it unsigned.
+        signer: signs provenance.json; None leaves it unsigned.
         earlier: the commit per repository of an earlier publication of the same key.
     """
     # Imported here, because it imports torch, which takes seconds and is not needed when a gate fails.
@@ -479,7 +507,7 @@ def _collect(
         context=context,
         hub=hub,
         key=key,
-        signing_key=signing_key,
+        signer=signer,
         earlier=earlier,
         prepared=prepared,
         model=model,
@@ -530,8 +558,11 @@ def _repository(context: StageContext, hub: Hub, name: str) -> Repository | Loca
     return Repository(hub.api, name, context.stop.pause)
 
 
-def _provenance_at(repository: Repository | LocalReleases, revision: str) -> bytes | None:
-    return repository.read(PROVENANCE, revision, provenance.LARGEST_BYTES)
+def _provenance_at(
+    repository: Repository | LocalReleases, revision: str, spec: FineTuneSpec
+) -> provenance.Document | None:
+    parts = [repository.read(name, revision, provenance.LARGEST_BYTES) for name in provenance.files_of(spec)]
+    return None if parts[0] is None else provenance.Document(*(part or b"" for part in parts))
 
 
 def _emptied(folder: Path) -> Path:

@@ -26,6 +26,7 @@ _FIELDS = {
     "hub-read": "spec.baseModel.tokenSecretRef",
     "hub-write": "spec.publish.tokenSecretRef",
     "signing": "spec.publish.signing.keySecretRef",
+    "sigstore": "spec.publish.signing.keyless",
     "registry": "spec.publish.oci.secretRef",
 }
 
@@ -106,6 +107,26 @@ class Credentials:
             StageError: CredentialsMissing, when it is missing.
         """
         return self._read("signing", "key.pem")
+
+    def identity_token(self) -> str:
+        """Return the service account's token for Sigstore, which the kubelet renews.
+
+        Raises:
+            StageError: CredentialsMissing, when the pod has none.
+        """
+        if not (self.directory / "sigstore").is_dir():
+            raise StageError(
+                Reason.CREDENTIALS_MISSING,
+                "spec.publish.signing.keyless is true, but this pod has no token for Sigstore",
+                "Ask the platform team to set sigstore.enabled in the operator's chart, or set "
+                "spec.publish.signing.keySecretRef instead.",
+            )
+        return self._read("sigstore", "token")
+
+    def trust_config(self) -> str:
+        """Return the trust configuration of a private instance of Sigstore; empty for the public one."""
+        path = self.directory / "sigstore" / "trust-config.json"
+        return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
     def registry_login(self, host: str) -> RegistryLogin | None:
         """Return the credentials of a registry; None when the spec names no Secret.
