@@ -150,7 +150,7 @@ serving-page: $(READY) $(VLLM) ## Measure them and write docs/reference/serving.
 .PHONY: test-long
 test-long: $(READY) $(VLLM) $(LLAMA) ## What takes hours: more mutations of objects and replies, other examples of property tests, training with other seeds and on a CPU that rounds otherwise
 	@TUNEMILL_FUZZ=100000 $(PYTEST) $(PARALLEL) tests/property/test_hostile_objects.py --timeout 14400
-	@$(PYTEST) -rP tests/kube/test_fuzz.py --mutations 100000 --serve-within 5 --timeout 43200
+	@$(PYTEST) -s tests/kube/test_fuzz.py --mutations 100000 --serve-within 5 --timeout 43200
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tunemill_dev.agreement . --replies 20000
 	@OMP_NUM_THREADS=1 nice $(BIN)/python -m tunemill_dev.fuzz --inputs $(FUZZ_INPUTS)
 	@for turn in 1 2 3; do $(PYTEST) $(PARALLEL) tests/property --hypothesis-profile other-examples; done
