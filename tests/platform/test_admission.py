@@ -132,6 +132,10 @@ NON_ROOT = "must run as non-root with a seccomp profile"
 HOST = "must not use hostNetwork"
 MOUNTS = "must not mount volumes of the node"
 TOKEN = "must not get a token for the Kubernetes API"
+SIGSTORE_TOKEN = {
+    "name": "sigstore",
+    "projected": {"sources": [{"serviceAccountToken": {"path": "token", "audience": "sigstore"}}]},
+}
 API_TOKEN = {"name": "api", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}
 
 
@@ -161,6 +165,7 @@ API_TOKEN = {"name": "api", "projected": {"sources": [{"serviceAccountToken": {"
         (lambda job: pod_of(job)["volumes"].append({"name": "n", "nfs": {"server": "s", "path": "/"}}), MOUNTS),
         (lambda job: pod_of(job).pop("automountServiceAccountToken"), TOKEN),
         (lambda job: pod_of(job)["volumes"].append(API_TOKEN), TOKEN),
+        (lambda job: pod_of(job)["volumes"].append(SIGSTORE_TOKEN), TOKEN),
     ],
 )
 def test_a_job_that_escapes_is_refused(installed: Cluster, change: Callable[[Json], object], words: str) -> None:

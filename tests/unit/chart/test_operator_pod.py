@@ -138,6 +138,23 @@ def test_authorities_are_mounted_whole_and_named_to_the_operator(kind: str) -> N
     assert "--ca-bundle" not in render().flags
 
 
+def test_keyless_signing_is_off_and_can_use_a_private_instance() -> None:
+    """Only then the policy lets the operator give a pod a token for Sigstore."""
+    audiences = {False: "in ['progress.tunemill.dev']", True: "in ['progress.tunemill.dev', 'sigstore']"}
+    for values, flag in (
+        ({}, None),
+        ({"configMap": "ours"}, None),
+        ({"enabled": True}, "public"),
+        ({"enabled": True, "configMap": "ours", "key": "trust.json"}, "/etc/tunemill/sigstore/trust.json"),
+    ):
+        rendered = render(sigstore=values)
+        assert rendered.flags.get("--sigstore") == flag
+        mounted = [found for found in rendered.pod["spec"]["volumes"] if found["name"] == "sigstore"]
+        assert [found["configMap"]["name"] for found in mounted] == (["ours"] if flag and "/" in flag else [])
+        policies = yaml.safe_dump(rendered.all("ValidatingAdmissionPolicy"), width=1000)
+        assert audiences[flag is not None] in policies.replace("''", "'")
+
+
 def test_proxies_reach_stages_and_the_operator_which_goes_past_them_to_the_api_server() -> None:
     """By flags for the stages, by the usual variables for itself; nothing of it where there is none."""
     assert not {"--http-proxy", "--https-proxy", "--no-proxy"} & render().flags.keys()

@@ -8,7 +8,7 @@ import certifi
 import pytest
 from tunemill_api.trust import VARIABLES
 from tunemill_operator.engine.volumes import network_env
-from tunemill_operator.platform import CA_BUNDLE_BYTES, platform_of, trusting
+from tunemill_operator.platform import CA_BUNDLE_BYTES, SIGSTORE_BYTES, platform_of, trusting
 from tunemill_operator.progress.authority import issue_certificate
 from tunemill_operator.settings import Settings, SettingsError
 
@@ -50,6 +50,35 @@ def test_authorities_that_cannot_be_used_are_refused_by_flag_and_file(tmp_path: 
     path.write_text(text)
     with pytest.raises(SettingsError, match=rf"--ca-bundle: .*ca\.crt.*{why}"):
         platform_of(replace(SETTINGS, ca_bundle=str(path)), None)
+
+
+def test_the_trust_configuration_of_sigstore_becomes_one_line(tmp_path: Path) -> None:
+    """Of a private instance; the public one needs none, and without the setting nothing is signed."""
+    path = tmp_path / "trust-config.json"
+    path.write_text('{\n  "trustedRoot": {"tlogs": []},\n  "signingConfig": {"caUrls": []}\n}\n')
+    settings = [replace(SETTINGS, sigstore=value) for value in ("", "public", str(path))]
+    line = '{"trustedRoot":{"tlogs":[]},"signingConfig":{"caUrls":[]}}'
+    assert [platform_of(item, None).sigstore for item in settings] == [None, "", line]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{", "cannot be used"),
+        ("[]", "cannot be used"),
+        ('{"trustedRoot": {"tlogs": []}}', "lacks signingConfig"),
+        (f'{{"trustedRoot": "{"a" * SIGSTORE_BYTES}", "signingConfig": "a"}}', f"at most {SIGSTORE_BYTES} fit"),
+        (None, "cannot be used: .*No such file"),
+    ],
+    ids=["broken", "no object", "half", "too large", "missing"],
+)
+def test_a_trust_configuration_that_cannot_be_used_is_refused(tmp_path: Path, text: str | None, why: str) -> None:
+    """Before any pod is made."""
+    path = tmp_path / "trust-config.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SettingsError, match=f"--sigstore: .*{why}"):
+        platform_of(replace(SETTINGS, sigstore=str(path)), None)
 
 
 def test_a_missing_bundle_is_refused(tmp_path: Path) -> None:

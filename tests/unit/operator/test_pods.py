@@ -241,6 +241,37 @@ def test_only_the_publish_pod_gets_the_signing_key() -> None:
     assert volume["secret"]["items"] == [{"key": "key.pem", "path": "key.pem"}]
 
 
+KEYLESS = {"publish": {"signing": {"keyless": True}}}
+
+
+@pytest.mark.parametrize("config", ["", '{"trustedRoot":{}}'], ids=["public", "private"])
+def test_only_the_publish_pod_of_a_keyless_run_gets_a_token_for_sigstore(config: str) -> None:
+    """It is valid for nothing else, and lies beside the trust configuration of the platform."""
+    platform = replace(PLATFORM, sigstore=config)
+    path = f"{constants.SECRETS_DIRECTORY}/sigstore"
+    jobs = {label: a_job(label, platform, **KEYLESS) for label in ("prepare", "train", "publish")}
+    assert [label for label, job in jobs.items() if path in mounts_of(job)] == ["publish"]
+    annotations = {label: job["spec"]["template"]["metadata"]["annotations"] for label, job in jobs.items()}
+    assert {label: found.get("tunemill.dev/sigstore") for label, found in annotations.items()} == {
+        "prepare": None,
+        "train": None,
+        "publish": config,
+    }
+    (volume,) = [item for item in pod_of(jobs["publish"])["volumes"] if item["name"] == "sigstore"]
+    token, downward = volume["projected"]["sources"]
+    assert token["serviceAccountToken"] == {"audience": "sigstore", "expirationSeconds": 3600, "path": "token"}
+    assert downward["downwardAPI"]["items"][0]["path"] == "trust-config.json"
+    for other in (a_job("publish", platform), a_job("publish", PLATFORM, **KEYLESS)):
+        assert path not in mounts_of(other)
+
+
+def test_a_publish_pod_is_replaced_when_it_is_to_sign_without_a_key() -> None:
+    """A running one has no token. Other pods go on."""
+    for label, replaced in (("prepare", False), ("train", False), ("publish", True)):
+        found = [a_job(label, **parts)["metadata"]["annotations"][ANNOTATION_POD] for parts in ({}, KEYLESS)]
+        assert (found[0] != found[1]) is replaced
+
+
 @pytest.mark.parametrize("uri", ["", "s3://other/place/"])
 def test_every_pod_gets_the_key_of_manifests(uri: str) -> None:
     """Each stage writes manifests and reads those of others; the key is also there where no workspace is named."""

@@ -122,6 +122,7 @@ HARMLESS: dict[str, str] = {
     "publish.gguf": "changes the published files only",
     "publish.oci.repository": "in a registry and with a Secret that are bounded",
     "publish.serving": "changes the published files only",
+    "publish.signing.keyless": "the platform team enables it; it signs as a service account of the namespace",
     "workspace.uri": "written with the Secret and the endpoint that are bounded",
     "workspace.region": "names no server",
     "workspace.keepRuns": "costs storage in the user's own bucket; at most 1000",

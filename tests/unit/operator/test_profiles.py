@@ -1,5 +1,6 @@
 """What a FineTuneProfile gives, what it does not allow, whom it is for, and what a run keeps of it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -524,6 +525,28 @@ def test_a_run_that_has_begun_goes_on_with_its_hub() -> None:
     assert finetune.spec
     terms = resolve_spec(finetune, finetune.spec, [], ())
     assert terms.spec.hub.endpoint == HUB
+
+
+def test_keyless_signing_needs_the_platform_team() -> None:
+    """Public Sigstore would show the names of the cluster for ever. A run that has begun is not stopped."""
+    keyless = {"publish": {"repository": "acme/tools", "signing": {"keyless": True}}}
+    finetune = finetune_of(a_finetune_body(**keyless))
+    assert finetune.spec
+    assert resolve_spec(finetune, finetune.spec, [], sigstore=True)
+    with pytest.raises(RefusedError, match=r"sigstore\.enabled in the operator's chart") as refused:
+        resolve_spec(finetune, finetune.spec, [], sigstore=False)
+    assert refused.value.reason is Reason.LIMIT_EXCEEDED
+    begun = World(**keyless)
+    begun.platform = replace(begun.platform, sigstore="")
+    begun.settle()
+    assert labels(begun) == ["prepare"]
+    begun.platform = replace(begun.platform, sigstore=None)
+    begun.settle()
+    assert labels(begun) == ["prepare"]
+    world = World(**keyless)
+    world.settle()
+    assert labels(world) == []
+    assert "spec.publish.signing.keyless is true" in condition(world, "Stalled").message
 
 
 def test_the_sample_allows_the_object_beside_it() -> None:

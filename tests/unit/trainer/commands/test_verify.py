@@ -16,8 +16,10 @@ from tunemill_api.failures import ExitCode
 from tunemill_dev.hub.accounts import Accounts
 from tunemill_dev.hub.faults import Fault
 from tunemill_dev.hub.local import LocalHub, local_hub
+from tunemill_dev.sigstore.local import ISSUER, LocalSigstore, local_sigstore
 from tunemill_trainer.__main__ import main
 from tunemill_trainer.commands import verify
+from tunemill_trainer.release.keyless import KeylessSigner
 from tunemill_trainer.release.push import Repository
 
 NAME = "acme/support-tools"
@@ -43,6 +45,13 @@ class Verifier:
         repository.create(private=True)
         release = a_release(self.folder / "release", signing_key() if signed else None)
         return repository.put(release, branch, "Publish")
+
+    def publish_keyless(self, sigstore: LocalSigstore) -> None:
+        """Push a release that a service account has signed."""
+        repository = Repository(self.api, NAME, lambda _seconds: None)
+        repository.create(private=True)
+        signer = KeylessSigner(sigstore.token, sigstore.trust_config())
+        repository.put(a_release(self.folder / "release", signer), "main", "Publish")
 
     def put(self, path: str, content: bytes, name: str = NAME) -> None:
         """Change a file as somebody with write access does."""
@@ -120,13 +129,69 @@ def test_json_has_the_documented_fields(verifier: Verifier):
         code, said = verifier.verify("--json", *options)
         printed = json.loads(said)
         assert (code, printed["verified"], printed["commit"]) == (ExitCode.DONE, True, commit)
-        assert printed["signature"] == {"state": state, "keys": [signing_key().public.key_id]}
+        assert printed["signature"] == {"state": state, "keys": [signing_key().public.key_id], "identity": None}
         assert undocumented(verify.COMMAND, said) == []
         assert unprinted(verify.COMMAND, said) == {"problems[]"}
     code, said = verifier.verify("--json", "--key", verifier.key(2))
     printed = json.loads(said)
     assert (code, printed["statement"], len(printed["problems"])) == (ExitCode.DATA_WRONG, None, 1)
     assert undocumented(verify.COMMAND, said) == []
+
+
+def test_a_signature_without_a_key_is_verified_by_identity(verifier: Verifier, tmp_path: Path):
+    """Against the trust configuration of the instance. A file, the statement or the bundle that changed is noticed."""
+    with local_sigstore() as sigstore:
+        verifier.publish_keyless(sigstore)
+        trust = tmp_path / "trust.json"
+        trust.write_text(sigstore.trust_config())
+    account = "https://kubernetes.io/namespaces/team-a/serviceaccounts/default"
+    trusted = ("--certificate-oidc-issuer", ISSUER, "--trust-config", str(trust))
+    who = ("--certificate-identity", account, *trusted)
+    code, said = verifier.verify(*who)
+    assert code == ExitCode.DONE, said
+    assert f"signature   valid, of {account}, issuer {ISSUER}" in said
+    code, said = verifier.verify("--json", *who)
+    assert json.loads(said)["signature"] == {"state": "valid", "keys": [], "identity": account}
+    assert undocumented(verify.COMMAND, said) == []
+    code, said = verifier.verify()
+    assert code == ExitCode.DONE
+    assert "NOT CHECKED: it is one without a key; pass --certificate-identity" in said
+    code, said = verifier.verify("--certificate-identity", account.replace("team-a", "team-b"), *trusted)
+    assert code == ExitCode.DATA_WRONG
+    assert "is no valid signature of https://kubernetes.io/namespaces/team-b" in said
+    assert "training data" not in said, "unverified claims are not printed as facts"
+
+    verifier.put("README.md", b"changed")
+    code, said = verifier.verify(*who)
+    assert code == ExitCode.DATA_WRONG
+    assert "README.md has sha256" in said
+    verifier.put("provenance.json", verifier.statement().replace(b"7f3a9c", b"000000"))
+    code, said = verifier.verify(*who)
+    assert code == ExitCode.DATA_WRONG
+    assert "provenance.json.sigstore.json is the signature of another provenance.json" in said
+    verifier.put("provenance.json.sigstore.json", b"{}")
+    assert "provenance.json.sigstore.json is no valid signature" in verifier.verify(*who)[1]
+    verifier.api.delete_file("provenance.json.sigstore.json", NAME)
+    code, said = verifier.verify(*who)
+    assert code == ExitCode.DATA_WRONG
+    assert "provenance.json is not signed by an identity: there is no provenance.json.sigstore.json" in said
+
+
+def test_options_for_an_identity_belong_together(verifier: Verifier, tmp_path: Path):
+    """Nothing is checked with half of them."""
+    name, issuer = ("--certificate-identity", "https://a"), ("--certificate-oidc-issuer", "https://b")
+    bad = tmp_path / "trust.json"
+    bad.write_text("{}")
+    for options, code, words in (
+        (name, ExitCode.SPEC_WRONG, "are needed together"),
+        (issuer, ExitCode.SPEC_WRONG, "are needed together"),
+        ((*name, *issuer, "--key", verifier.key()), ExitCode.SPEC_WRONG, "exclude each other"),
+        (("--trust-config", str(bad)), ExitCode.SPEC_WRONG, "needs --certificate-identity"),
+        ((*name, *issuer, "--trust-config", str(bad)), ExitCode.SPEC_WRONG, "trust configuration"),
+        ((*name, *issuer, "--trust-config", "/nowhere"), ExitCode.INPUT_MISSING, "could not be read"),
+    ):
+        found, said = verifier.verify(*options)
+        assert (found, words in said) == (code, True), said
 
 
 def test_another_key_is_noticed(verifier: Verifier):

@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from trainer.release.test_card import facts
 from tunemill_trainer.release.card import ReleaseFacts
-from tunemill_trainer.release.provenance import PROVENANCE, Sources, document, statement
+from tunemill_trainer.release.provenance import Signer, Sources, document, statement
 from tunemill_trainer.release.signing import SigningKey
 
 NOON = datetime(2026, 11, 29, 12, 0, tzinfo=UTC)
@@ -45,7 +45,7 @@ def signing_key(number: int = 1) -> SigningKey:
     return SigningKey.read(private_pem(a_key(number)))
 
 
-def a_release(folder: Path, key: SigningKey | None = None, about: ReleaseFacts | None = None) -> Path:
+def a_release(folder: Path, signer: Signer | None = None, about: ReleaseFacts | None = None) -> Path:
     """Write a release with its provenance.json, and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in {
@@ -54,6 +54,5 @@ def a_release(folder: Path, key: SigningKey | None = None, about: ReleaseFacts |
         "tunemill.json": '{"files": ["README.md", "adapter_model.safetensors", "provenance.json", "tunemill.json"]}',
     }.items():
         (folder / name).write_text(text)
-    made = statement(folder, about or facts(), SOURCES, NOON)
-    (folder / PROVENANCE).write_bytes(document(made, key, None))
+    document(statement(folder, about or facts(), SOURCES, NOON), signer, None).write(folder)
     return folder

@@ -9,8 +9,11 @@ import pytest
 from api.builders import fields_of_spec
 from trainer.release.signed_releases import NOON, SOURCES, a_release, signing_key
 from trainer.release.test_card import SECRETS, facts, model, outputs
+from tunemill_dev.sigstore.local import local_sigstore
 from tunemill_trainer.release import provenance
 from tunemill_trainer.release.folder import assemble
+from tunemill_trainer.release.keyless import KeylessSigner
+from tunemill_trainer.release.provenance import Document
 from tunemill_trainer.release.signing import Envelope
 
 LATER = NOON.replace(hour=13)
@@ -137,7 +140,7 @@ def test_a_repeated_publication_reuses_the_statement(tmp_path: Path):
     for key in (None, signing_key()):
         earlier = provenance.document(first, key, None)
         assert provenance.document(again, key, earlier) == earlier
-        assert provenance.document(again, key, None, b"another", earlier) == earlier
+        assert provenance.document(again, key, None, Document(b"another"), earlier) == earlier
 
 
 def test_a_different_statement_is_replaced(tmp_path: Path):
@@ -147,21 +150,46 @@ def test_a_different_statement_is_replaced(tmp_path: Path):
     (folder / "README.md").write_text("# Another")
     other = provenance.statement(folder, facts(), SOURCES, LATER)
     unsigned, signed = (provenance.document(first, by, None) for by in (None, key))
-    assert provenance.document(other, key, signed) == key.sign(other.to_bytes()).to_bytes()
+    assert provenance.document(other, key, signed) == Document(key.sign(other.to_bytes()).to_bytes())
     assert provenance.document(first, signing_key(2), signed) != signed
     assert provenance.document(first, key, unsigned) == signed
     assert provenance.document(first, None, signed) == unsigned
     for garbage in (b"", b"{", b"[]", b"[" * 100_000, b'{"predicate": null}'):
-        assert provenance.document(first, None, garbage) == unsigned
-        assert provenance.document(first, key, garbage) == signed
+        assert provenance.document(first, None, Document(garbage)) == unsigned
+        assert provenance.document(first, key, Document(garbage)) == signed
 
 
 def test_a_signed_statement_is_an_envelope_around_the_same_bytes(tmp_path: Path):
     """The payload is the unsigned statement."""
     found = provenance.statement(a_release(tmp_path), facts(), SOURCES, NOON)
-    envelope = Envelope.read(provenance.document(found, signing_key(), None))
+    envelope = Envelope.read(provenance.document(found, signing_key(), None).statement)
     assert envelope is not None
-    assert envelope.document() == provenance.document(found, None, None)
+    assert envelope.document() == provenance.document(found, None, None).statement
+
+
+def test_a_keyless_signature_lies_beside_the_plain_statement(tmp_path: Path):
+    """It is reused like a key's, so that a repeated publication makes no second entry of the log."""
+    folder = a_release(tmp_path)
+    first, again = (provenance.statement(folder, facts(), SOURCES, moment) for moment in (NOON, LATER))
+    with local_sigstore() as sigstore:
+        signer, other = (
+            KeylessSigner(lambda account=account: sigstore.token(account=account), sigstore.trust_config())
+            for account in ("default", "another")
+        )
+        earlier = provenance.document(first, signer, Document(first.to_bytes()))
+        assert earlier.statement == first.to_bytes()
+        assert provenance.is_signed(earlier, signer)
+        assert provenance.document(again, signer, None, earlier) == earlier
+        assert len(sigstore.entries) == 1
+        assert not provenance.is_signed(earlier, other)
+        assert provenance.document(again, other, earlier).statement == again.to_bytes()
+        moved = Document(again.to_bytes(), earlier.bundle)
+        assert not provenance.is_signed(moved, signer)
+    earlier.write(folder)
+    (folder / "card.md").touch()
+    names = {entry.name for entry in provenance.statement(folder, facts(), SOURCES, NOON).subject}
+    assert "card.md" in names
+    assert not [name for name in names if name.startswith("provenance.json")]
 
 
 def test_the_file_list_includes_the_statement_and_is_covered_by_it(tmp_path: Path):
@@ -169,9 +197,13 @@ def test_the_file_list_includes_the_statement_and_is_covered_by_it(tmp_path: Pat
     folder = model(tmp_path / "release")
     assemble(folder, facts(), *outputs(tmp_path))
     assert "provenance.json" in json.loads((folder / "tunemill.json").read_text())["files"]
+    assert "provenance.json.sigstore.json" not in json.loads((folder / "tunemill.json").read_text())["files"]
     found = provenance.statement(folder, facts(), SOURCES, NOON)
     names = {entry.name for entry in found.subject}
     assert names == {path.name for path in folder.iterdir()} - {"provenance.json"}
+    keyless = facts(publish={"repository": "acme/support-tools", "signing": {"keyless": True}})
+    assemble(folder, keyless, tmp_path / "trained", tmp_path / "evaluation")
+    assert "provenance.json.sigstore.json" in json.loads((folder / "tunemill.json").read_text())["files"]
 
 
 def test_the_builder_can_be_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
