@@ -48,7 +48,7 @@ def seconds_to_serve(namespace: Namespace, name: str) -> float:
 
 @contextmanager
 def senders(plane: Plane, namespace: Namespace, folder: Path) -> Iterator[tuple[Operator, list[Sender]]]:
-    """Run an operator that gets progress reports of a pod in the namespace; the senders have a namespace of their own."""
+    """Run an operator, and a pod that reports its progress; the senders have a namespace of their own."""
     attacker = plane.namespace("fuzz")
     plane.kubelet.left_alone.add(attacker.name)
     try:

@@ -20,6 +20,7 @@ from tunemill_api import keys
 from tunemill_api.failures import ExitCode, Reason
 from tunemill_api.stage_report import Stage, StageFailure
 from tunemill_api.status import PublishedFacts
+from tunemill_dev.sigstore.local import FULCIO, ISSUER, local_sigstore
 from tunemill_trainer.__main__ import main
 from tunemill_trainer.prepared import Prepared
 
@@ -189,6 +190,40 @@ def test_a_key_that_cannot_sign_stops_before_the_hub(judged_run: TrainedRun):
         assert "spec.publish.signing.keySecretRef" in failure(ended).message
         assert words in failure(ended).message
     assert not run.api.repo_exists("acme/forged")
+
+
+def test_a_service_account_signs_what_is_published(
+    judged_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Nothing is pushed while Sigstore fails; then once, with one entry of the log."""
+    run = to(judged_run, "keyless", signing={"keyless": True})
+    ended = run.stage(Stage.PUBLISH)
+    assert failure(ended).reason is Reason.CREDENTIALS_MISSING
+    assert "sigstore.enabled" in failure(ended).remedy
+    folder = run.world.secrets / "sigstore"
+    folder.mkdir()
+    with local_sigstore() as sigstore:
+        token = sigstore.token()
+        (folder / "token").write_text(token)
+        (folder / "trust-config.json").write_text(sigstore.trust_config())
+        for status, reason in ((503, Reason.SIGSTORE_UNREACHABLE), (403, Reason.SIGSTORE_REFUSED)):
+            sigstore.failures[FULCIO] = status
+            ended = run.stage(Stage.PUBLISH)
+            assert failure(ended).reason is reason
+            assert token not in ended.log
+            assert not run.api.list_repo_commits("acme/keyless")[1:], "nothing is pushed"
+        sigstore.failures.clear()
+        first = published(run.stage(Stage.PUBLISH))
+        again = run.stage(Stage.PUBLISH)
+        assert published(again) == first
+        assert again.report is not None
+        assert not again.report.executed
+        assert len(sigstore.entries) == 1
+    trust = str(folder / "trust-config.json")
+    account = "https://kubernetes.io/namespaces/team-a/serviceaccounts/default"
+    options = ("--certificate-identity", account, "--certificate-oidc-issuer", ISSUER, "--trust-config", trust)
+    assert verify(run, "keyless", monkeypatch, *options) == ExitCode.DONE
+    assert verify(run, "keyless", monkeypatch, *options[2:], *options[:1], f"{account}-2") == ExitCode.DATA_WRONG
 
 
 def give_key(run: TrainedRun, pem: bytes) -> None:

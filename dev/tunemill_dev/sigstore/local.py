@@ -11,12 +11,12 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from typing_extensions import override
-
 import jwt
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
+from typing_extensions import override
+
 from tunemill_dev.sigstore.authority import CertificateAuthority
 from tunemill_dev.sigstore.log import TransparencyLog
 

@@ -9,8 +9,9 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from tunemill_dev.sigstore.authority import public_der
 from tunemill_trainer.release.signing import Envelope, VerificationKey
+
+from tunemill_dev.sigstore.authority import public_der
 
 _ORIGIN = "rekor.test - 1"
 Json = dict[str, Any]

@@ -1,8 +1,8 @@
 """`tunemill verify`: checks a published model against its provenance.json, and the signature.
 
 tunemill verify acme/support-tools --key cosign.pub
-tunemill verify acme/support-tools --certificate-identity https://kubernetes.io/namespaces/team-a/serviceaccounts/default \
-    --certificate-oidc-issuer https://container.googleapis.com/v1/projects/acme/locations/eu/clusters/prod
+tunemill verify acme/support-tools --certificate-identity https://kubernetes.io/namespaces/a/serviceaccounts/b \
+    --certificate-oidc-issuer https://oidc.example.com
 tunemill verify acme/support-tools --revision v1 --endpoint https://hub.example.com --download
 """
 
@@ -351,15 +351,14 @@ COMMAND = Command(
     main=main,
     examples=(
         "verify acme/support-tools --key cosign.pub",
-        "verify acme/support-tools --certificate-identity https://kubernetes.io/namespaces/team-a/serviceaccounts/default "
-        "--certificate-oidc-issuer https://container.googleapis.com/v1/projects/acme/locations/eu/clusters/prod",
+        "verify acme/support-tools --certificate-identity URL --certificate-oidc-issuer https://oidc.example.com",
         "verify acme/support-tools --revision v1 --endpoint https://hub.example.com --download",
     ),
     exit_codes={
         ExitCode.SPEC_WRONG: "options contradict each other, --key is not a public key, --trust-config is not a trust "
         "configuration, or REPO is not the name of a repository",
         ExitCode.DATA_WRONG: "the model is not verified",
-        ExitCode.INPUT_MISSING: "the repository, the revision, its provenance.json or a file of an option does not exist",
+        ExitCode.INPUT_MISSING: "the repository, the revision, its provenance.json or the file of an option is missing",
         ExitCode.SERVICE_UNAVAILABLE: "the Hub or the public instance of Sigstore cannot be reached",
         ExitCode.PERMISSION_DENIED: "the Hub refuses the token",
     },

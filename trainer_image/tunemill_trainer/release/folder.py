@@ -24,10 +24,10 @@ from tunemill_trainer.release.push import CONTENTS, contents
 
 
 def assemble(folder: Path, facts: ReleaseFacts, trained: Path, evaluation: Path) -> None:
-    """Add the remaining files of a release to a folder with a model and its tokenizer. provenance.json and its
-    signature stay empty.
+    """Add the remaining files of a release to a folder with a model and its tokenizer.
 
-    The same inputs give the same bytes, so that a repeated push changes nothing.
+    provenance.json and its signature stay empty. The same inputs give the same bytes, so that a repeated push changes
+    nothing.
 
     Args:
         folder: holds an adapter or a full model.

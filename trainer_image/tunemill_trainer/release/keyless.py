@@ -214,13 +214,13 @@ def _failure(error: Exception) -> KeylessError:
     link: BaseException | None = error
     while link is not None and not isinstance(link, requests.HTTPError):
         link = link.__cause__ or link.__context__
-    if link is None:
-        from sigstore.errors import Error
+    answer = link.response if link else None
+    if answer is None:
+        from sigstore.errors import VerificationError
 
-        if isinstance(error, Error):  # of the library itself: what it got does not fit the trust configuration
+        if isinstance(error, VerificationError):
             return SigstoreRefusedError(f"the answer of Sigstore does not fit its trust configuration: {_words(error)}")
         return SigstoreUnreachableError(f"Sigstore gives no usable answer: {_words(error)}")
-    answer = link.response
     text = f"{answer.url.partition('?')[0]} returned HTTP {answer.status_code}: {plain(answer.text)[:_MAX_SHOWN]}"
     refused = 400 <= answer.status_code < 500 and answer.status_code not in {408, 429}
     return SigstoreRefusedError(text) if refused else SigstoreUnreachableError(text)

@@ -1,8 +1,9 @@
 """provenance.json: the inputs of a release, as an in-toto statement with an SLSA provenance v1 predicate.
 
 It has the digest of every other file of the release. With a signing key it is a DSSE envelope, otherwise the plain
-statement. With keyless signing, its signature is in a bundle beside it. docs/how-to/provenance.md explains the build type. The repository may be public, so the statement leaves out
-the locations of data and workspace, their credentials and the pods, and identifies the training data by digest only.
+statement. With keyless signing, its signature is in a bundle beside it. docs/how-to/provenance.md explains the build
+type. The repository may be public, so the statement leaves out the locations of data and workspace, their credentials
+and the pods, and identifies the training data by digest only.
 """
 
 import json

@@ -1,6 +1,7 @@
 """Signatures without a key, by a Sigstore instance of the test, whose answers the real client verifies."""
 
 import base64
+import contextlib
 import json
 import subprocess
 import sys
@@ -142,10 +143,8 @@ def test_a_bundle_of_any_form_is_verified_or_not(bundle: bytes, trust: ClientTru
     for seed in range(150):
         random = Random(seed)
         text = json_of(mutated(random, whole, random.choice([1, 2]))).encode(errors="surrogatepass")
-        try:
+        with contextlib.suppress(NotVerifiedError):
             assert verified(text, WHO, trust) == DOCUMENT
-        except NotVerifiedError as error:
-            assert str(error), seed
 
 
 @pytest.mark.parametrize(
