@@ -35,6 +35,11 @@ def of_train(**fields: Any) -> dict[str, Any]:
         ({"publish": {"repository": "file:///result"}}, "file:// URIs work only with `tunemill run`"),
         ({"profile": "Gold Plan"}, "spec.profile"),
         ({"publish": {"repository": "support-tools"}}, "spec.publish.repository"),
+        ({"publish": {"repository": "a/b", "signing": {}}}, "either keySecretRef or keyless: true"),
+        (
+            {"publish": {"repository": "a/b", "signing": {"keyless": True, "keySecretRef": {"name": "key"}}}},
+            "either keySecretRef or keyless: true",
+        ),
         ({"training": {"batchSize": 0}}, "spec.training.batchSize"),
         ({"maxRuntime": "soon"}, "spec.maxRuntime"),
         ({"adapter": {"method": "Full", "lora": {"rank": 8}}}, "adapter.lora may only be set with adapter.method LoRA"),
