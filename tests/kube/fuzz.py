@@ -45,7 +45,7 @@ class Sender:
     stopped: bool = False
     """Whether it is to send nothing more."""
     answers: Counter[int] = field(default_factory=Counter)
-    """The HTTP statuses of progress reports."""
+    """The HTTP statuses of progress reports; 0 if there is none."""
     _uids: dict[str, str] = field(default_factory=dict)
     """The uid of each object that was created, by path."""
 
@@ -54,6 +54,10 @@ class Sender:
         for seed in seeds:
             if seed % SENDERS == self.number and not self.stopped:
                 self._send(seed)
+
+    def forget(self) -> None:
+        """Take all that it has created for removed."""
+        self._uids.clear()
 
     def _send(self, seed: int) -> None:
         random = Random(seed)
@@ -71,7 +75,7 @@ class Sender:
             case _:
                 self._annotations(random, number)
         if seed // SENDERS % 10 == 9:
-            self._report(random)
+            self._report(Random(f"report {seed}"))
 
     def _object(self, random: Random, body: Json, number: int) -> None:
         changed = mutated(random, body, random.choice([0, 1, 1, 2, 5]))
@@ -121,7 +125,10 @@ class Sender:
     def _report(self, random: Random) -> None:
         """Post a progress report."""
         report = text_of(random, mutated(random, REPORT, random.choice([0, 1, 1, 2, 5])))
-        answer = self.post_report(report.encode(errors="surrogatepass"))
+        try:
+            answer = self.post_report(report.encode(errors="surrogatepass"))
+        except (ApiError, urllib3.exceptions.HTTPError, OSError):  # on a busy machine a connection may time out
+            answer = 0
         self.answers[answer] += 1
         (self.taken if answer == 200 else self.refused)["progress report"] += 1
 

@@ -92,6 +92,8 @@ def test_the_running_operator_serves_the_honest_beside_mutated_objects(
             for future in sending:
                 future.result()
             remove_all(several[0].namespace)
+            for sender in several:
+                sender.forget()
             seed = seeds.stop
             taken = sum((sender.taken for sender in several), Counter())
             refused = sum((sender.refused for sender in several), Counter())
