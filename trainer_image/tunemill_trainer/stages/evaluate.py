@@ -42,6 +42,7 @@ from tunemill_trainer.stages.context import StageContext
 from tunemill_trainer.stages.stage_inputs import committed_by_first, fetch_prepared
 from tunemill_trainer.storage.hub import Hub
 from tunemill_trainer.storage.references import BASE_REPLIES
+from tunemill_trainer.tracking.chosen import trackers_of
 
 _PUBLISHED_PREPARED, _PUBLISHED_TRAINED = "published-prepared", "published-trained"
 """Folders with the outputs of the published model."""
@@ -295,7 +296,21 @@ def _commit(inputs: _Inputs, replies: _Replies) -> EvaluationFacts:
     if replies.published is not None:
         facts = _with_published(facts, compare(inputs.cases, replies.base, *replies.published).facts(""))
     manifest = context.workspace.commit(Stage.EVALUATE, context.evaluate_key, folder, facts)
+    with trackers_of(context, last=True) as trackers:
+        trackers.log(_figures(facts), inputs.trained.steps)
+        for name in (REPORT_FILE, PAGE_FILE):
+            trackers.add_file(folder / name)
     return EvaluationFacts.model_validate(manifest.facts)
+
+
+def _figures(facts: EvaluationFacts) -> dict[str, float]:
+    """Return the metrics of all models for the trackers, for example `tuned/exact_match`."""
+    return {
+        f"{model}/{metric.name}": float(value)
+        for metric in facts.metrics
+        for model, value in (("base", metric.base), ("tuned", metric.tuned), ("published", metric.published))
+        if value
+    }
 
 
 def _with_published(facts: EvaluationFacts, published: EvaluationFacts) -> EvaluationFacts:
