@@ -306,6 +306,10 @@ def _check_addresses(run: RunSpec) -> None:
     addresses.check(spec.hub.endpoint, "spec.hub.endpoint")
     addresses.check(spec.dataset.endpoint, "spec.dataset.endpoint")
     addresses.check(spec.workspace.endpoint, "spec.workspace.endpoint")
+    if spec.tracking and spec.tracking.mlflow:
+        addresses.check(spec.tracking.mlflow.uri, "spec.tracking.mlflow.uri")
+    if spec.tracking and spec.tracking.wandb:
+        addresses.check(spec.tracking.wandb.endpoint, "spec.tracking.wandb.endpoint")
 
 
 def _configure_trust(work: Path) -> None:
