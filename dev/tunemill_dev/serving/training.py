@@ -20,10 +20,10 @@ from tunemill_trainer.data.rows import Call, Message, Role, Row, Source, Tool
 from tunemill_trainer.prepared import Tokens
 
 from tunemill_dev.cluster.home import home, locked
-from tunemill_dev.serving.families import Small, small
+from tunemill_dev.serving.families import WIDTH, Small, small
 
 NO_TOKENS = Tokens("Text", (), (), 0, 0)
-WIDTH, LAYERS, HEADS, VOCABULARY = 128, 2, 4, 1500
+LAYERS, HEADS, VOCABULARY = 2, 4, 1500
 STEPS, LEARNING_RATE, RANK = 400, 6e-3, 64
 """The most steps. Training ends when each token of the replies has a probability of
 90 %, so that greedy decoding repeats them."""
