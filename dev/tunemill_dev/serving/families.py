@@ -51,6 +51,7 @@ class Small:
         turns: the special tokens.
         settings: more fields of the configuration.
         reasons: whether the rows have reasoning.
+        always_reasons: whether each turn has it, because the prompt begins the reasoning.
         parallel: whether a turn may have several calls.
         numbers: whether the parser reads numbers.
         flags: flags of the server without which vLLM does not run the family on a CPU.
@@ -62,13 +63,22 @@ class Small:
     turns: Turns
     settings: Mapping[str, Any] = field(default_factory=dict)
     reasons: bool = False
+    always_reasons: bool = False
     parallel: bool = True
     numbers: bool = True
     flags: tuple[str, ...] = ()
 
 
-SERVED = ("Llama 3", "Qwen3", "FunctionGemma", "Mistral", "Gemma 3", "Qwen2.5", "xLAM")
+SERVED = (
+    *("Llama 3", "Qwen3", "FunctionGemma", "Mistral", "Gemma 3", "Qwen2.5", "xLAM", "Hermes", "Gemma 2"),
+    *("Qwen3-Coder", "SmolLM3", "OLMo 3", "Phi-4-mini", "Granite 3"),
+)
 """The families that are measured."""
+NOT_SERVED = {
+    "Gemma 4": "vLLM's parser reads a number that stands before a text in the arguments as the name of the tool",
+    "Llama 4": "vLLM's kernels for a CPU give other probabilities than Transformers",
+}
+"""The other families of the catalogue, and what keeps them from being measured on a CPU."""
 
 
 def _of_trl(name: str) -> tuple[str, str]:
@@ -178,7 +188,14 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
                 "linear_key_head_dim": 32,
                 "linear_value_head_dim": 32,
             }
-            return Small("qwen3_5_text", *_of_trl("qwen3_5_think"), _CHATML, settings, reasons=True)
+            return Small(
+                "qwen3_5_text",
+                *_of_trl("qwen3_5_think"),
+                _CHATML,
+                settings,
+                reasons=True,
+                always_reasons=True,
+            )
         case "Qwen3":
             return Small("qwen3", *_of_trl("qwen3"), _CHATML, reasons=True)
         case "Qwen2.5":
@@ -203,7 +220,14 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
         case "Llama 3":
             return Small("llama", *_of_trl("llama3_2"), _LLAMA3, parallel=False)
         case "Nemotron 3":
-            return Small("nemotron_h", *_of_trl("nemotron_3_nano"), _CHATML, _nemotron_settings(), reasons=True)
+            return Small(
+                "nemotron_h",
+                *_of_trl("nemotron_3_nano"),
+                _CHATML,
+                _nemotron_settings(),
+                reasons=True,
+                always_reasons=True,
+            )
         case "Mistral":
             marks = (
                 "[INST]",
@@ -238,11 +262,12 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
             marks = ("<|im_start|>", "<|tool_list_start|>", "<|tool_list_end|>", "<|tool_call_start|>")
             more = ("<|tool_call_end|>", "<|tool_response_start|>", "<|tool_response_end|>")
             turns = Turns("<|startoftext|>", "<|im_end|>", "<|pad|>", (*marks, *more))
-            # Transformers does not need all fields of the models' configurations; vLLM does.
+            # As in the models' configurations: vLLM needs more of it than Transformers, and tied embeddings.
             settings = {"layer_types": ["conv", "full_attention"], "full_attn_idxs": [1]} | {
                 "block_dim": WIDTH,
                 "conv_dim": WIDTH,
                 "conv_dim_out": WIDTH,
+                "tie_word_embeddings": True,
             }
             return Small("lfm2", *_of_trl("lfm2_v2"), turns, settings)
         case "gpt-oss":
@@ -255,6 +280,7 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
                 _moe_settings() | {"num_local_experts": 4},
                 reasons=True,
                 parallel=False,
+                flags=_NO_EXPERTS,
             )
     raise KeyError(name)
 

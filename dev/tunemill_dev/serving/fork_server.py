@@ -33,9 +33,9 @@ def main(folder: str) -> None:
     # weights for experts: the kernels for a CPU compute the same.
     choose = experts.select_unquantized_moe_backend
 
-    def choose_without_lora(config: Any) -> Any:  # noqa: ANN401 - a class of vLLM
-        config.is_lora_enabled = False
-        return choose(config)
+    def choose_without_lora(moe_config: Any) -> Any:  # noqa: ANN401 - a class of vLLM
+        moe_config.is_lora_enabled = False
+        return choose(moe_config)
 
     experts.select_unquantized_moe_backend = choose_without_lora
 
