@@ -75,7 +75,8 @@ SERVED = (
 )
 """The families that are measured."""
 NOT_SERVED = {
-    "Gemma 4": "vLLM's parser reads a number that stands before a text in the arguments as the name of the tool",
+    "Gemma 4": "vLLM reads a call with a number in its arguments under another name, and loads adapters that Tunemill "
+    "merges",
     "Llama 4": "vLLM's kernels for a CPU give other probabilities than Transformers",
 }
 """The other families of the catalogue, and what keeps them from being measured on a CPU."""
