@@ -77,7 +77,12 @@ SERVED = (
 NOT_SERVED = {
     "Gemma 4": "vLLM reads a call with a number in its arguments under another name, and loads adapters that Tunemill "
     "merges",
+    "Granite 4": "the small model with Mamba layers needs minutes of training",
+    "gpt-oss": "not measured yet",
+    "LFM2": "not measured yet",
     "Llama 4": "vLLM's kernels for a CPU give other probabilities than Transformers",
+    "Nemotron 3": "not measured yet",
+    "Qwen3.5": "not measured yet",
 }
 """The other families of the catalogue, and what keeps them from being measured on a CPU."""
 
