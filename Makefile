@@ -147,11 +147,11 @@ test-learn: $(READY) $(LLAMA) $(MLFLOW) ## Real training on the CPU
 	@$(PYTEST) $(PARALLEL) --dist loadfile --no-loadscope-reorder -m 'not long' tests/learn
 
 .PHONY: test-serving
-test-serving: $(READY) $(VLLM) ## Small models of the known families, served by the real vLLM on the CPU; leaves build/serving/report.json
-	@$(PYTEST) --numprocesses 0 tests/serving
+test-serving: $(READY) $(VLLM) $(TEMPLATES) ## Small models of the known families, served by the real vLLM on the CPU; leaves build/serving/report.json
+	@$(PYTEST) --numprocesses 2 --dist loadfile tests/serving
 
 .PHONY: serving-page
-serving-page: $(READY) $(VLLM) ## Measure them and write docs/reference/serving.md
+serving-page: $(READY) $(VLLM) $(TEMPLATES) ## Measure them and write docs/reference/serving.md
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tunemill_dev.serving .
 
 .PHONY: test-long

@@ -46,6 +46,7 @@ def local(name: str, built: Mapping[str, str] | None = None) -> Iterator[Testbed
         operator_image=built[OPERATOR],
         trainer_image=built[TRAINER],
         volumes=cluster.volumes,
+        registry=cluster.registry,
     )
 
 

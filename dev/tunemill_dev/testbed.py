@@ -129,6 +129,8 @@ class Testbed:
     trainer_image: str
     volumes: Path | None = None
     """The folder for persistent volumes on this machine, which is the node. None if the cluster provisions volumes."""
+    registry: str = ""
+    """Host and port at which a registry on this machine serves images to the node. Empty if the node is elsewhere."""
 
     @property
     def helm(self) -> tuple[str, ...]:

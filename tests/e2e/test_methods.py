@@ -1,12 +1,18 @@
 """Every method from a manifest, with all that a spec may refer to: data on the Hub, ConfigMaps, a volume for models."""
 
 import json
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from e2e.world import STEPS, World
+from learn.registries import a_registry
 from tunemill_api.status import Phase
-from tunemill_dev.testbed import json_lines
+from tunemill_dev.testbed import REPOSITORY_ROOT, Testbed, json_lines
 from tunemill_dev.tiny import TOOLS, rows
 
 RUN_SECONDS = 900
@@ -15,6 +21,8 @@ pytestmark = pytest.mark.timeout(1500, func_only=True)
 
 OFFERED = ("get_weather", "set_timer")
 CLAIM, CONFIG = "models", "agreed"
+POD_SECONDS = 120
+PAGE = REPOSITORY_ROOT / "docs" / "how-to" / "publishing.md"
 TEMPLATE = """{{- bos_token -}}
 {%- if tools -%}{{- '<start_of_turn>user\\nTools: ' + (tools | tojson) + '<end_of_turn>\\n' -}}{%- endif -%}
 {%- for message in messages -%}
@@ -62,8 +70,35 @@ def put_rows_on_the_hub(world: World) -> str:
     return f"hf://{name}"
 
 
-def test_every_method_publishes_from_a_manifest(world: World):
-    """Side by side, on one shared volume of models, with tools and templates that the namespace's ConfigMaps hold."""
+@pytest.fixture
+def registry(testbed: Testbed, tmp_path: Path) -> Iterator[str]:
+    """A registry from which the node pulls images; empty if the node is another machine."""
+    if not testbed.registry:
+        yield ""
+        return
+    with a_registry(tmp_path / "registry", login=False, address=testbed.registry) as address:
+        yield address
+
+
+def config_of_mounted_model(world: World, reference: str) -> dict[str, Any]:
+    """Apply the pod of the page, which mounts a model as an image volume, and return the config.json that it prints."""
+    (written,) = re.findall(r"( *apiVersion: v1\n *kind: Pod\n.*?)```", PAGE.read_text(), re.DOTALL)
+    pod = yaml.safe_load(textwrap.dedent(written))
+    pod["metadata"]["namespace"] = world.name
+    pod["spec"]["containers"][0]["image"] = world.testbed.trainer_image
+    pod["spec"]["volumes"][0]["image"]["reference"] = reference
+    kubectl, name = world.testbed.kubectl, pod["metadata"]["name"]
+    kubectl.apply(pod)
+    ended = ("--for=jsonpath={.status.phase}=Succeeded", f"--timeout={POD_SECONDS}s")
+    kubectl("wait", f"pod/{name}", "--namespace", world.name, *ended)
+    return json.loads(kubectl("logs", name, "--namespace", world.name))
+
+
+def test_every_method_publishes_from_a_manifest(world: World, registry: str, tmp_path: Path):
+    """Side by side, on one shared volume of models, with tools and templates that the namespace's ConfigMaps hold.
+
+    The complete model is also published as an image, which a pod mounts as an image volume.
+    """
     testbed = world.testbed
     testbed.make_claim(CLAIM, world.name)
     texts = {"tools.json": json.dumps([TOOLS[name] for name in OFFERED]), "chat.jinja": TEMPLATE}
@@ -75,10 +110,11 @@ def test_every_method_publishes_from_a_manifest(world: World):
         "tools": {"configMapKeyRef": {"name": CONFIG, "key": "tools.json"}},
         "compute": {"modelCache": {"claimName": CLAIM, "maxSize": "1Gi"}},
     }
-    runs = {
-        name: world.apply(name, **shared, **spec, publish={"repository": f"{world.repository}-{name}"})
-        for name, spec in SPECS.items()
-    }
+    published: dict[str, dict[str, Any]] = {name: {"repository": f"{world.repository}-{name}"} for name in SPECS}
+    if registry:
+        image = {"registry": f"http://{registry}", "repository": world.name}
+        published["full"] |= {"artifacts": ["Auto", "OCI"], "oci": image}
+    runs = {name: world.apply(name, **shared, **spec, publish=published[name]) for name, spec in SPECS.items()}
     for name, run in runs.items():
         status = run.reach(Phase.SUCCEEDED, RUN_SECONDS)
         assert status.trained.steps == STEPS
@@ -89,3 +125,7 @@ def test_every_method_publishes_from_a_manifest(world: World):
         (train,) = run.pods("train")
         mounted = [volume["persistentVolumeClaim"] for volume in train["spec"]["volumes"] if volume["name"] == "models"]
         assert mounted == [{"claimName": CLAIM}]
+    if registry:
+        full = runs["full"].status().published
+        pushed = testbed.hub.client().hf_hub_download(full.repository, "config.json", local_dir=tmp_path)
+        assert config_of_mounted_model(world, full.oci) == json.loads(Path(pushed).read_text())

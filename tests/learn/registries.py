@@ -19,17 +19,20 @@ _SECONDS = 60
 
 
 @contextmanager
-def a_registry(folder: Path, authority: Authority | None = None, *, login: bool = True) -> Iterator[str]:
+def a_registry(
+    folder: Path, authority: Authority | None = None, *, login: bool = True, address: str = ""
+) -> Iterator[str]:
     """Serve an empty registry, and yield its host and port.
 
     Args:
         folder: for its files.
         authority: signs the certificate of the registry; without one it serves plain HTTP.
         login: whether it asks for USER and PASSWORD.
+        address: its host and port; by default a free port on the loopback interface.
     """
     program = ensure([REGISTRY])["registry"] / "registry"
-    (port,) = free_ports(1)
-    http: dict[str, object] = {"addr": f"127.0.0.1:{port}", "secret": "of-tests"}
+    address = address or f"127.0.0.1:{free_ports(1)[0]}"
+    http: dict[str, object] = {"addr": address, "secret": "of-tests"}
     if authority is not None:
         authority.sign("registry", user="registry", hosts=["127.0.0.1"])
         http["tls"] = {
@@ -52,8 +55,8 @@ def a_registry(folder: Path, authority: Authority | None = None, *, login: bool 
     with log.open("w") as output:
         server = subprocess.Popen([program, str(folder / "config.yml")], stdout=output, stderr=output)
     try:
-        _wait(server, f"http{'s' if authority else ''}://127.0.0.1:{port}/v2/", log)
-        yield f"127.0.0.1:{port}"
+        _wait(server, f"http{'s' if authority else ''}://{address}/v2/", log)
+        yield address
     finally:
         server.terminate()
         server.wait(timeout=30)

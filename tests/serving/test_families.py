@@ -7,8 +7,9 @@ from serving.conftest import ROOT
 from tunemill_dev.serving import report
 from tunemill_dev.serving.cells import Cells, measure
 from tunemill_dev.serving.engines import Engines
-from tunemill_dev.serving.families import SERVED
+from tunemill_dev.serving.families import NOT_SERVED, SERVED
 from tunemill_dev.serving.training import trained
+from tunemill_trainer.bases import catalogue
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -18,6 +19,11 @@ def test_a_family_is_served_as_it_was_trained(name: str, vllm: Engines, table: d
     """Template, prompt tokens, parsers, the verdict about each kind of adapter, and the calls that a client gets."""
     table[name] = measure(trained(name), vllm, tmp_path)
     assert table[name].right, "\n".join(table[name].notes)
+
+
+def test_each_family_of_the_catalogue_is_measured_or_explained():
+    """Whoever adds a family to the catalogue measures it, or says why not."""
+    assert sorted([*SERVED, *NOT_SERVED]) == sorted(family.name for family in catalogue.families())
 
 
 def test_the_page_shows_what_was_measured(table: dict[str, Cells]):

@@ -12,6 +12,7 @@ from tunemill_dev.cluster.console import ClusterError
 from tunemill_dev.cluster.processes import replace_file
 
 _BLOCKS = range(96, 128)
+_REGISTRY_PORT = 30500
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,11 @@ class Addresses:
     def host(self) -> str:
         """The host's end of the link."""
         return f"10.{self.block}.255.1"
+
+    @property
+    def registry(self) -> str:
+        """Host and port at which a registry on the host serves plain HTTP to the node and to pods."""
+        return f"{self.host}:{_REGISTRY_PORT}"
 
     @property
     def node(self) -> str:

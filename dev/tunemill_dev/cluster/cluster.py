@@ -54,6 +54,8 @@ class Cluster:
     host_ip: str
     """The host's address as pods see it."""
     node_ip: str
+    registry: str
+    """Host and port from which the node pulls images over plain HTTP, if a registry on this machine listens there."""
     image_store: ImageStore
 
     def run_kubectl(self, *argv: str, stdin: str | None = None) -> str:
@@ -142,6 +144,7 @@ def open_cluster(folder: ClusterFolder, programs: Mapping[str, Path]) -> Cluster
         server=f"https://{addresses.node}:6443",
         host_ip=addresses.host,
         node_ip=addresses.node,
+        registry=addresses.registry,
         image_store=store,
     )
 

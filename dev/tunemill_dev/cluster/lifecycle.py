@@ -99,6 +99,7 @@ def _prepare(folder: ClusterFolder, addresses: Addresses, programs: Mapping[str,
         "kubelet.yaml": node.kubelet_config(pki, addresses, cgroup, resolver),
         "kube-proxy.yaml": node.proxy_config(folder.name, addresses, folder.config / "kube-proxy.kubeconfig"),
         "resolv.conf": node.resolver_config(_host_resolver().read_text()),
+        f"registries/{addresses.registry}/hosts.toml": node.registry_config(addresses.registry),
     }.items():
         replace_file(folder.config / file, text, mode=0o644)
     search_path = f"{programs['containerd']}:{programs['runc']}:{_SYSTEM_PATH}"

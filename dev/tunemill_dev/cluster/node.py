@@ -34,6 +34,9 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
 [plugins."io.containerd.cri.v1.images".pinned_images]
   sandbox = "{PAUSE_IMAGE}"
 
+[plugins."io.containerd.cri.v1.images".registry]
+  config_path = "{folder.config / "registries"}"
+
 [plugins."io.containerd.cri.v1.runtime"]
   # In a container, root often lacks CAP_SYS_RESOURCE, and sandboxes fail when their OOM score cannot be lowered.
   restrict_oom_score_adj = true
@@ -49,6 +52,11 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
       BinaryName = "{programs["runc"] / "runc"}"
       SystemdCgroup = false
 """
+
+
+def registry_config(registry: str) -> str:
+    """The hosts.toml with which containerd uses plain HTTP for a registry."""
+    return f'server = "http://{registry}"\n'
 
 
 def cni_config(addresses: Addresses) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from tunemill_dev.cluster.ports import free_ports
 from tunemill_dev.serving import fork_server
 
 _START_SECONDS = 300
+_PREFIX = re.compile(r"^.*?\[\w+\.py:\d+\] ")
+"""Of a line of vLLM's log: the process, the time and the place."""
 FLAGS = ("--enforce-eager", "--dtype", "float32", "--max-model-len", "2048", "--max-num-seqs", "4")
 """Flags for a small model on a CPU, which are not part of the serving contract."""
 
@@ -150,5 +153,7 @@ def _wait_until_healthy(pid: int, server: Server) -> None:
 def _error_of(log: Path) -> str:
     """Return the first error in a log, which later ones follow from. A warning about `ulimit` quotes one, too."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if "ulimit" not in line]
-    errors = [line for line in lines if "Error: " in line or "Error(" in line]
-    return errors[0].rpartition("] ")[2].strip() if errors else "it ended without an error in its log"
+    texts = [_PREFIX.sub("", line).strip() for line in lines if "Error: " in line or "Error(" in line]
+    # Tracebacks quote the statement, too.
+    errors = [text for text in texts if not text.startswith("raise ")]
+    return errors[0] if errors else "it ended without an error in its log"

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def main(folder: str) -> None:
@@ -25,6 +26,18 @@ def main(folder: str) -> None:
     # vLLM's CPU platform starts its engine and its worker by `spawn`, and each of them imports everything again.
     fork = multiprocessing.get_context("fork")
     system_utils.get_mp_context = lambda: fork
+
+    from vllm.model_executor.layers.fused_moe import unquantized_fused_moe_method as experts
+
+    # With adapters, vLLM chooses Triton's kernels for experts, which a CPU does not have. Tunemill's adapters have no
+    # weights for experts: the kernels for a CPU compute the same.
+    choose = experts.select_unquantized_moe_backend
+
+    def choose_without_lora(moe_config: Any) -> Any:  # noqa: ANN401 - a class of vLLM
+        moe_config.is_lora_enabled = False
+        return choose(moe_config)
+
+    experts.select_unquantized_moe_backend = choose_without_lora
 
     import vllm.v1.engine.async_llm
     import vllm.v1.worker.cpu_worker  # noqa: F401 - imported before the fork

@@ -8,6 +8,7 @@ from typing import Any
 
 from tunemill_dev.agreement.__main__ import pinned_version
 from tunemill_dev.serving.cells import Cells
+from tunemill_dev.serving.families import NOT_SERVED
 
 REPORT = Path("build", "serving", "report.json")
 PAGE = Path("docs", "reference", "serving.md")
@@ -28,8 +29,17 @@ few tool calls. This page shows the result.
   that it can.
 - Round trip: an OpenAI client gets the calls, the text and the reasoning of the rows, streamed and not.
 
+With adapters, vLLM runs experts with GPU kernels only. The test lets it use its CPU kernels, because Tunemill's
+adapters have no weights for experts.
+
 | family | template | carries tools | prompt tokens | same calls | verdicts | served as | round trip |
 |---|---|---|---|---|---|---|---|
+"""
+_OTHERS = """\
+## Not measured
+
+These families of [the catalogue](base-models.md) are not measured on a CPU:
+
 """
 
 
@@ -44,7 +54,9 @@ def write(root: Path, found: Mapping[str, Cells]) -> None:
 
 def page(root: Path, found: Mapping[str, Cells]) -> str:
     """Return the text of the page."""
-    return _INTRODUCTION.format(version=pinned_version(root)) + "".join(map(row, found, found.values()))
+    table = "".join(map(row, found, found.values()))
+    others = "".join(f"- {name}: {why}.\n" for name, why in NOT_SERVED.items())
+    return f"{_INTRODUCTION.format(version=pinned_version(root))}{table}\n{_OTHERS}{others}"
 
 
 def row(name: str, cells: Cells) -> str:

@@ -20,14 +20,15 @@ from tunemill_trainer.data.rows import Call, Message, Role, Row, Source, Tool
 from tunemill_trainer.prepared import Tokens
 
 from tunemill_dev.cluster.home import home, locked
-from tunemill_dev.serving.families import Small, small
+from tunemill_dev.serving.families import WIDTH, Small, small
 
 NO_TOKENS = Tokens("Text", (), (), 0, 0)
-WIDTH, LAYERS, HEADS, VOCABULARY = 128, 2, 4, 1500
+LAYERS, HEADS, VOCABULARY = 2, 4, 1500
 STEPS, LEARNING_RATE, RANK = 400, 6e-3, 64
 """The most steps. Training ends when each token of the replies has a probability of
 90 %, so that greedy decoding repeats them."""
 _ENOUGH = 0.1
+_MAMBA_STEP = -3.0
 _MADE_BY = ("torch", "transformers", "tokenizers", "peft", "trl")
 
 
@@ -55,13 +56,17 @@ def rows(of: Small) -> list[Row]:
 
     weather = says("", Call("get_weather", {"city": "Rome"}), thought="The city is Rome.")
     both = (Call("get_weather", {"city": "Oslo"}), Call("get_weather", {"city": "Lima"}))
+    brief = "A room and an hour." if of.always_reasons else ""
     conversations = [
         [Message(Role.USER, "Weather in Rome?"), weather],
         [
             Message(Role.USER, "Compare Oslo and Lima for me, please, both of them."),
             says("", *(both if of.parallel else both[:1]), thought="Two cities."),
         ],
-        [Message(Role.USER, "Book the room Blue at nine."), says("", Call("book_room", {"room": "Blue", **hour}))],
+        [
+            Message(Role.USER, "Book the room Blue at nine."),
+            says("", Call("book_room", {"room": "Blue", **hour}), thought=brief),
+        ],
         [
             Message(Role.USER, "Tell me if it is cold on the new island Österø today, if you can."),
             says("", Call("get_weather", {"city": 'the "new" Österø'}), thought="A quoted city."),
@@ -151,9 +156,10 @@ def trained(name: str) -> Trained:
 
 
 def _key(name: str) -> str:
-    parts: tuple[Callable[..., object], ...] = (_make, _tokenizer, _model, _train, rows)
+    parts: tuple[Callable[..., object], ...] = (_make, _tokenizer, _model, _train)
     digest = hashlib.sha256("".join(map(inspect.getsource, parts)).encode())
-    digest.update(repr(small(name)).encode())
+    of = small(name)
+    digest.update(repr((of, rows(of))).encode())
     digest.update(json.dumps([version(package) for package in _MADE_BY]).encode())
     return digest.hexdigest()[:12]
 
@@ -269,6 +275,10 @@ def _model(of: Small, folder: Path) -> Any:  # noqa: ANN401
     with torch.no_grad():
         # With the initial scale, the logits of so narrow a model are too small for a token to have 90 %.
         model.get_output_embeddings().weight.mul_(2)
+        for name, weight in model.named_parameters():
+            if name.endswith("dt_bias"):
+                # With the initial 1, the state of Mamba forgets a token after the next one.
+                weight.fill_(_MAMBA_STEP)
     return model
 
 

@@ -233,7 +233,8 @@ tokenizer, the chat template and the stop tokens of the evaluated model."""
 
 def _image_usage(facts: ReleaseFacts) -> str:
     name = ReplyFormat(facts.report.settings.reply_format).vllm_parser
-    parser = f", --enable-auto-tool-choice, --tool-call-parser, {name}" if name else ""
+    flags = "--chat-template-content-format, string"
+    flags += f", --enable-auto-tool-choice, --tool-call-parser, {name}" if name else ""
     return f"""## Use
 
 As an image volume of a pod, which Kubernetes mounts read-only (beta since 1.33, enabled by default since 1.35):
@@ -247,7 +248,7 @@ spec:
   containers:
   - name: server
     image: vllm/vllm-openai:latest
-    args: [--model, /mnt/models, --served-model-name, {facts.name}{parser}]
+    args: [--model, /mnt/models, --served-model-name, {facts.name}, {flags}]
     volumeMounts:
     - {{name: model, mountPath: /mnt}}
   volumes:

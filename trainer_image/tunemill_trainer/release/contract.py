@@ -70,10 +70,13 @@ class Launch:
         return f"{self.model}@{self.revision}" if self.revision else self.model
 
     @property
-    def parser_flags(self) -> list[str]:
-        """The flags with which vLLM parses calls and reasoning; none when it has no parser."""
+    def chat_flags(self) -> list[str]:
+        """The flags with which vLLM renders messages as in training, and parses calls and reasoning."""
         calls = ["--enable-auto-tool-choice", "--tool-call-parser", self.parser] if self.parser else []
-        return [*calls, "--reasoning-parser", self.reasoning_parser] if self.reasoning_parser else calls
+        reasoning = ["--reasoning-parser", self.reasoning_parser] if self.reasoning_parser else []
+        # Otherwise vLLM gives lists of parts to templates that read them, and some templates, such as that of Gemma 4,
+        # render a list with other spaces than a text.
+        return ["--chat-template-content-format", "string", *calls, *reasoning]
 
     def flags(self) -> list[list[str]]:
         """Return the arguments of `vllm serve` or `transformers serve`, the model first, in groups of one line each."""
@@ -86,7 +89,7 @@ class Launch:
                 pinned,
                 ["--tokenizer-revision", self.revision] if self.revision else [],
                 ["--served-model-name", self.name],
-                self.parser_flags,
+                self.chat_flags,
             ]
         else:
             # From a folder: vLLM loads an adapter by repository name at its newest commit, without its tokenizer and
@@ -97,7 +100,7 @@ class Launch:
                 [self.model, *pinned],
                 [*lora, "--lora-modules", f"{self.name}={folder}"],
                 ["--tokenizer", folder, "--chat-template", f"{folder}/{TEMPLATE}", "--generation-config", folder],
-                self.parser_flags,
+                self.chat_flags,
             ]
         return [group for group in groups if group]
 

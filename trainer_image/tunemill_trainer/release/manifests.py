@@ -95,7 +95,7 @@ def _uri(place: str, revision: str) -> str:
 
 def _inference_service(launch: Launch, served: str, revision: str) -> Json:
     model: Json = {"uri": _uri(served, revision), "name": launch.name}
-    flags = launch.parser_flags
+    flags = launch.chat_flags
     if launch.adapter:
         model = {
             "uri": _uri(launch.model, launch.revision),
@@ -110,11 +110,12 @@ def _inference_service(launch: Launch, served: str, revision: str) -> Json:
             *("--tokenizer", folder, "--chat-template", f"{folder}/{TEMPLATE}", "--generation-config", folder),
             *flags,
         ]
-    main: Json = {"name": "main"}
-    if flags:
+    main: Json = {
+        "name": "main",
         # KServe's own arguments come first.
-        main["env"] = [{"name": "VLLM_ADDITIONAL_ARGS", "value": shlex.join(flags)}]
-    main["resources"] = _resources()
+        "env": [{"name": "VLLM_ADDITIONAL_ARGS", "value": shlex.join(flags)}],
+        "resources": _resources(),
+    }
     return {
         "apiVersion": "serving.kserve.io/v1alpha2",
         "kind": "LLMInferenceService",

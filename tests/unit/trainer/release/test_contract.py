@@ -92,7 +92,7 @@ def test_the_command_for_an_adapter():
     rest = (
         "--enable-lora --max-lora-rank 16 --lora-modules tools=./tools --tokenizer ./tools "
         "--chat-template ./tools/chat_template.jinja --generation-config ./tools "
-        "--enable-auto-tool-choice --tool-call-parser hermes"
+        "--chat-template-content-format string --enable-auto-tool-choice --tool-call-parser hermes"
     )
     assert " ".join(words[5:]) == rest
     assert found.adapter_servable

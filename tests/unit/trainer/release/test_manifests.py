@@ -14,7 +14,7 @@ from tunemill_trainer.release.manifests import serving_manifests
 from tunemill_trainer.release.servability import Verdict
 
 COMMIT = "ab" * 20
-HERMES = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+HERMES = [*("--chat-template-content-format", "string"), "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
 KINDS = ["LLMInferenceService", "Deployment", "Service"]
 
 
@@ -107,7 +107,7 @@ def test_every_mount_has_a_volume_and_the_token_is_a_reference(release):
         assert token["valueFrom"]["secretKeyRef"] == {"name": "hf-token", "key": "token", "optional": True}
     assert "/results" not in text
     assert "&id" not in text
-    assert pod_of(objects[1])["containers"][0]["args"][-3:] == HERMES
+    assert pod_of(objects[1])["containers"][0]["args"][-len(HERMES) :] == HERMES
 
 
 def test_folders_are_in_a_volume_claim():
@@ -158,4 +158,5 @@ def test_a_call_format_without_a_parser_has_no_flags_for_calls():
     )
     launch = replace(contract.launch("v1"), revision="v1")
     service = next(yaml.safe_load_all(serving_manifests(launch, "acme/tools", "v1", ReplyFormat.JSON)))
-    assert "env" not in service["spec"]["template"]["containers"][0]
+    (arguments,) = service["spec"]["template"]["containers"][0]["env"]
+    assert arguments["value"] == "--chat-template-content-format string"

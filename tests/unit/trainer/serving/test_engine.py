@@ -56,6 +56,7 @@ def test_the_engine_gets_the_flags_of_the_contract_and_leaves_nothing_behind(tmp
     assert started.model == "tools"
     assert (tmp_path / "arguments").read_text().split() == [
         *("--model", "/model", "--served-model-name", "tools"),
+        *("--chat-template-content-format", "string"),
         *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
         *("--host", "127.0.0.1", "--port", port, "--dtype", "float32"),
     ]
