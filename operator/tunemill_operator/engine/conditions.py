@@ -182,7 +182,8 @@ def _achievement(stage: Stage, facts: Facts) -> str:
             return f"{facts.trained.steps} steps on {facts.trained.device}, loss {facts.trained.loss}"
         case Stage.EVALUATE if facts.evaluation:
             metrics = [f"{m.name} {m.tuned} (base {m.base})" for m in facts.evaluation.metrics if m.tuned]
-            return f"{facts.evaluation.rows} held-out rows: {', '.join(metrics)}"
+            suites = [f"suite {s.name} {s.tuned} (base {s.base})" for s in facts.evaluation.suites]
+            return f"{facts.evaluation.rows} held-out rows: {', '.join([*metrics, *suites])}"
         case Stage.PUBLISH if facts.published:
             at = f"{facts.published.repository} at {facts.published.revision[:12]}"
             return f"draft on the branch {facts.published.branch} of {at}" if facts.published.draft else at

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from tunemill_api import data as api
+from tunemill_api.evaluation import Suite
 from tunemill_api.failures import Reason
 
 from tunemill_trainer.data import formats, split
@@ -116,7 +117,7 @@ class Dataset:
         invalid: the number of rows that were excluded because of errors.
         duplicates: the number of rows that were excluded because an equal row came before.
         leaked: the number of training rows that were excluded because a held-out row of the evaluation data has the
-            same request.
+            same request; for a suite, of its rows that have the request of a row that the model has learnt from.
         unsupervised: the number of rows that were excluded because they have no assistant turn to train on.
         unrenderable: the number of rows that the base model's own chat template cannot render.
         kept: the number of rows in the spool.
@@ -252,6 +253,56 @@ def read(
     return dataset
 
 
+def read_suite(suite: Suite, how: ReadOptions, data: Data, spool: Path, learnt: "LearntRequests") -> Dataset:
+    """Read the rows of a suite. All of them are held out.
+
+    Args:
+        suite: the suite.
+        how: the reading options; `format` is not used.
+        data: the files of the suite.
+        spool: the file to write, as in `read`.
+        learnt: rows with one of these requests are left out.
+
+    Raises:
+        StageError: DatasetEmpty, DatasetFormatUnknown or DatasetMalformed.
+    """
+    form = formats.detect(chain.from_iterable(map(records, data.files)), data.uri, suite.format)
+    dataset = Dataset(form, spool)
+    with DatasetBuilder(dataset, how, learnt.check_stop, learnt.find) as builder:
+        builder.read(_all_items(data), data.uri, held_out=True)
+    return dataset
+
+
+class LearntRequests:
+    """The requests of the rows from which the model learns, on disk: training and validation rows. A context manager.
+
+    Args:
+        dataset: the data set.
+        check_stop: called for every row. It may raise to stop.
+    """
+
+    def __init__(self, dataset: Dataset, check_stop: Callable[[], None]) -> None:
+        self.check_stop = check_stop
+        self._dataset = dataset
+        self._path = dataset.spool.with_suffix(".learnt")
+
+    def __enter__(self) -> "LearntRequests":
+        self._store = FingerprintStore(self._path).__enter__()
+        for item in self._dataset:
+            self.check_stop()
+            if item.split is not Split.HELD_OUT:
+                self._store.before(split.request_fingerprint(item.row.messages), item.row.source)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._store.__exit__(None, None, None)
+        self._path.unlink(missing_ok=True)
+
+    def find(self, request: bytes) -> Source | None:
+        """Return the first row with a request, or None."""
+        return self._store.find(request)
+
+
 class TooManyInvalidError(StageError):
     """More rows cannot be used than are allowed; `dataset` has the findings."""
 
@@ -309,9 +360,23 @@ def _first_rows(findings: Iterable[Finding]) -> list[str]:
 
 
 class DatasetBuilder:
-    """Adds rows to a data set, one file or split after the other. A context manager: on exit the spool is complete."""
+    """Adds rows to a data set, one file or split after the other. A context manager: on exit the spool is complete.
 
-    def __init__(self, dataset: Dataset, how: ReadOptions, tick: Callable[[], None]) -> None:
+    Args:
+        dataset: the data set.
+        how: the reading options.
+        tick: called for every batch of rows. It may raise to stop.
+        learnt: returns the row with a request from which the model learns. Rows with such a request are left out.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        how: ReadOptions,
+        tick: Callable[[], None],
+        learnt: Callable[[bytes], Source | None] = lambda _request: None,
+    ) -> None:
+        self._learnt = learnt
         self.lowest, self.highest = 1.0, 0.0
         self._has_held_out = False
         self._dataset = dataset
@@ -375,6 +440,9 @@ class DatasetBuilder:
         if self._has_held_out and not held_out and (leak := self._fingerprints.find(b"held out" + result.request)):
             dataset.leaked += 1
             dataset.findings.add(source, [Problem(Rule.LEAKED, f"the held-out row at {leak} has the same request")])
+        elif leak := self._learnt(result.request):
+            dataset.leaked += 1
+            dataset.findings.add(source, [Problem(Rule.LEAKED, f"the training row at {leak} has the same request")])
         elif first := self._fingerprints.before(b"row" + result.whole, source):
             dataset.duplicates += 1
             dataset.findings.add(source, [Problem(Rule.DUPLICATE, f"duplicate of the row at {first}")])

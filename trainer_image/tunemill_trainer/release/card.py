@@ -188,12 +188,27 @@ parsed as vLLM's `{report.settings.reply_format}` parser does. `exact_match` req
 
 The base model answers {right.base} cases correctly, the tuned model {right.tuned} (p = {right.p_value:.2g}, McNemar's
 exact test)."""
-    parts = [text, f"Gates of this {'draft' if facts.draft else 'release'}:", "\n".join(lines)] if lines else [text]
+    parts = [text, *_suites(facts.evaluation)]
+    if lines:
+        parts += [f"Gates of this {'draft' if facts.draft else 'release'}:", "\n".join(lines)]
     if facts.with_page:
         parts.append(
             "`report.html` in this repository has the full report: metrics per tool, confused tools, and each mistake."
         )
     return "\n\n".join(parts)
+
+
+def _suites(evaluation: EvaluationFacts) -> list[str]:
+    """Return the results on further data sets. The card has their names in the spec, and not where they are."""
+    if not evaluation.suites:
+        return []
+    rows = "\n".join(
+        f"| {suite.name} | {labels.JUDGES[suite.judge]} | {suite.base} | **{suite.tuned}** | {suite.difference} | "
+        f"{suite.cases} |"
+        for suite in evaluation.suites
+    )
+    text = "Other data sets, of which no row was used for training, show what the model has kept or lost:"
+    return [text, f"| data set | measure | base | tuned | difference | cases |\n|---|---|---:|---:|---:|---:|\n{rows}"]
 
 
 def _metric_line(metric: MetricFacts, report: Report) -> str:

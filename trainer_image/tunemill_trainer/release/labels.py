@@ -2,6 +2,7 @@
 
 from tunemill_api import evaluation
 from tunemill_api.data import Augmentation
+from tunemill_api.evaluation import Judge
 from tunemill_api.finetune import Quantization
 from tunemill_api.scalars import AUTO
 from tunemill_api.status import DatasetFacts, TrainedFacts
@@ -47,6 +48,13 @@ SLICES = {
     "multi_call": "Several calls expected",
     "multi_turn": "Later turns of a conversation",
     "unseen_tools": "Tools not in the training rows",
+}
+
+
+JUDGES = {
+    Judge.CALLS: "Correct replies",
+    Judge.LIKELIHOOD: "Loss of the expected answers, nats per token (lower is better)",
+    Judge.PATTERN: "Replies with the pattern",
 }
 
 
