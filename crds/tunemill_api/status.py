@@ -147,7 +147,8 @@ class PreparedFacts(StatusModel):
     dataset: DatasetFacts
     """What prepare found in the data set."""
     suites: list[SuiteDataFacts] = Field(
-        default=[], json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+        default_factory=list,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     """What prepare found in the data of evaluation.suites."""
     gpu_memory: GpuMemoryFacts | None = None
@@ -229,7 +230,8 @@ class EvaluationFacts(StatusModel):
     )
     """The metrics."""
     suites: list[SuiteFacts] = Field(
-        default=[], json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+        default_factory=list,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     """Results on evaluation.suites."""
     report: str = ""

@@ -115,6 +115,7 @@ HARMLESS: dict[str, str] = {
     "training": _LEARNING,
     "evaluation.maxRows": "the user chooses the held-out rows anyway: gates are as good as they are",
     "evaluation.maxNewTokens": _ROWS,
+    "evaluation.suites": "read with the Secret and the endpoint that are bounded; gates of a profile are on metrics",
     "evaluation.onGateFailure": "none of the three publishes a model that has not passed; a draft is private",
     "publish.branch": "within a repository that is bounded",
     "publish.tag": "within a repository that is bounded",

@@ -47,7 +47,13 @@ PARAMETERS: Final[Any] = {
     "tokenizer": {"mode", "add_tokens", "think"},
     "adapter": True,
     "training": True,
-    "evaluation": {"max_rows", "max_new_tokens", "gates", "on_gate_failure"},
+    "evaluation": {
+        "max_rows": True,
+        "max_new_tokens": True,
+        "suites": {"__all__": {"name", "format", "judge"}},
+        "gates": True,
+        "on_gate_failure": True,
+    },
     "publish": {"repository", "private", "branch", "tag", "artifacts", "serving", "gguf"},
 }
 """The fields of the spec that are published: hyperparameters and targets, but no location, credential or pod setting.

@@ -26,6 +26,8 @@ LEFT_OUT = {
     "dataset.region": "where the data lies",
     "dataset.evaluation.uri": "where the data lies",
     "dataset.augmentation.irrelevanceAnswer": "a text of the user's",
+    "evaluation.suites.uri": "where the data lies",
+    "evaluation.suites.pattern": "a text of the user's",
     "tools": "names a ConfigMap",
     "tokenizer.chatTemplate": "names a ConfigMap; the template is a file of the release",
     "training.checkpoint": "changes no output",
