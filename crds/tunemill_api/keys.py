@@ -20,7 +20,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 
-from tunemill_api.data import Augmentation
+from tunemill_api.data import Augmentation, Replay
 from tunemill_api.evaluation import Gate, Suite
 from tunemill_api.finetune import FineTuneSpec, effective_workspace
 from tunemill_api.scalars import ConfigMapKeyRef
@@ -44,6 +44,7 @@ _SOURCE_DEFAULTS: Form = {
     "endpoint": "",
     "region": "",
     "heldout.uri": "",
+    "replay.uri": "",
     "tools": None,
     "template": None,
     "workspace.endpoint": "",
@@ -54,6 +55,7 @@ _DATA_DEFAULTS: Form = {
     "heldout.fraction": "0.1",
     "heldout.seed": 42,
     "validation": "",
+    "replay": None,
     "invalid": "0",
     "rows": 0,
     "tokenizer": "Auto",
@@ -162,8 +164,9 @@ def prepare_key(spec: FineTuneSpec, resolved: dict[str, str]) -> str:
     Args:
         spec: the whole spec.
         resolved: the base model's commit (`baseModel`) and the sha256 of the training rows (`dataset`). If they exist,
-            also those of the rows of `spec.dataset.evaluation.uri` (`evaluation`), of the template (`chatTemplate`) and
-            of the tools (`tools`). `tags` is the choice of tokenizer mode Auto for tags that the base model lacks.
+            also those of the rows of `spec.dataset.evaluation.uri` (`evaluation`) and of `spec.dataset.replay`
+            (`replay`), of the template (`chatTemplate`) and of the tools (`tools`). `tags` is the choice of tokenizer
+            mode Auto for tags that the base model lacks.
             `baseModelFiles` is the digest of the base model's files, because a server may serve other files for the
             same commit.
     """
@@ -243,6 +246,7 @@ def _sources(spec: FineTuneSpec, requested: str) -> Form:
         "endpoint": spec.dataset.endpoint,
         "region": spec.dataset.region,
         "heldout.uri": spec.dataset.evaluation.uri,
+        "replay.uri": spec.dataset.replay.uri if spec.dataset.replay else "",
         "tools": _reference(spec.tools.config_map_key_ref) if spec.tools else None,
         "template": _reference(template.config_map_key_ref) if template else None,
         "workspace": workspace.uri,
@@ -260,6 +264,7 @@ def _data(spec: FineTuneSpec) -> Form:
         "heldout.fraction": spec.dataset.evaluation.fraction,
         "heldout.seed": spec.dataset.evaluation.seed,
         "validation": spec.dataset.validation.fraction if spec.dataset.validation else "",
+        "replay": _replay(spec.dataset.replay),
         "invalid": spec.dataset.max_invalid_fraction,
         "rows": spec.dataset.max_rows,
         "tokenizer": spec.tokenizer.mode.value,
@@ -271,6 +276,10 @@ def _data(spec: FineTuneSpec) -> Form:
         "augmentation": _augmentation(spec.dataset.augmentation),
     }
     return _without(_DATA_DEFAULTS, form)
+
+
+def _replay(settings: Replay | None) -> tuple[str, ...] | None:
+    return None if settings is None else (f"share={settings.share}", f"format={settings.format}")
 
 
 def _augmentation(settings: Augmentation | None) -> tuple[str, ...] | None:

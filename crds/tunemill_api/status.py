@@ -78,6 +78,8 @@ class DatasetFacts(StatusModel):
     """Number of training rows, without those that augmentation adds."""
     added_rows: int = 0
     """Number of training rows that augmentation adds."""
+    replay_rows: int = 0
+    """Number of rows of dataset.replay that are trained on in addition."""
     validation_rows: int = 0
     """Number of validation rows."""
     evaluation_rows: int

@@ -196,8 +196,8 @@ class Prepared:
 
     def trained_tools(self) -> frozenset[str]:
         """Return the names of the tools that the training rows call."""
-        side = cast("dict[str, dict[str, int]]", self.report()["train"])
-        return frozenset(side["callsByTool"])
+        sides = cast("dict[str, dict[str, dict[str, int]]]", self.report())
+        return frozenset(name for split in ("train", "replay") for name in sides.get(split, {}).get("callsByTool", {}))
 
     def keeps_template(self) -> bool:
         """Return whether the chat template is the base model's own."""

@@ -173,9 +173,10 @@ def _achievement(stage: Stage, facts: Facts) -> str:
             data = facts.prepared.dataset
             model = facts.prepared.base_model_revision[:12]
             added = f" and {data.added_rows} added ones" if data.added_rows else ""
+            replay = f" and {data.replay_rows} for replay" if data.replay_rows else ""
             validation = f"{data.validation_rows} validation rows, " if data.validation_rows else ""
             return (
-                f"{data.train_rows} training rows{added}, {validation}{data.evaluation_rows} held-out rows, "
+                f"{data.train_rows} training rows{added}{replay}, {validation}{data.evaluation_rows} held-out rows, "
                 f"base model at {model}"
             )
         case Stage.TRAIN if facts.trained:

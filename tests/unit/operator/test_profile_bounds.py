@@ -105,6 +105,7 @@ HARMLESS: dict[str, str] = {
     "dataset.region": "names no server",
     "dataset.evaluation": _ROWS,
     "dataset.validation": _ROWS,
+    "dataset.replay": _ROWS,
     "dataset.maxInvalidFraction": _ROWS,
     "dataset.maxRows": _ROWS,
     "dataset.augmentation": _ROWS,

@@ -290,7 +290,7 @@ class RowEncoder:
                 batch.written.findings.add(item.row.source, [problem])
             else:
                 split.keep(item, encoded)
-                if item.split is Split.TRAIN:
+                if item.split in {Split.TRAIN, Split.REPLAY}:
                     self._add(encoded, batch)
                 else:
                     judged[item.split].append((item, encoded))

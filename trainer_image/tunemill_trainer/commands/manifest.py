@@ -25,6 +25,7 @@ _MAY_BE_LOCAL = (
     ("baseModel", "id"),
     ("dataset", "uri"),
     ("dataset", "evaluation", "uri"),
+    ("dataset", "replay", "uri"),
     ("evaluation", "suites", "uri"),
     ("workspace", "uri"),
     ("publish", "repository"),

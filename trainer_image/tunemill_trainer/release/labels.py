@@ -100,6 +100,11 @@ def left_out(data: DatasetFacts) -> str:
     )
 
 
+def replayed(data: DatasetFacts) -> str:
+    """Return how many general rows were trained on in addition, to follow the number of training rows."""
+    return f" and {data.replay_rows} general ones" if data.replay_rows else ""
+
+
 def judged_rows(data: DatasetFacts) -> str:
     """Return how many rows were not trained on, by split."""
     validation = f"{data.validation_rows} for validation, " if data.validation_rows else ""

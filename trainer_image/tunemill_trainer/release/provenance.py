@@ -40,6 +40,7 @@ PARAMETERS: Final[Any] = {
         "format": True,
         "evaluation": {"fraction", "seed"},
         "validation": {"fraction"},
+        "replay": {"format", "share"},
         "max_invalid_fraction": True,
         "max_rows": True,
         "augmentation": {"shuffle_tools", "distractor_tools", "masked_names", "irrelevant_rows", "seed"},

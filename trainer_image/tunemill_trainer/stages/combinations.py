@@ -18,6 +18,11 @@ def refuse_impossible(spec: FineTuneSpec) -> None:
         StageError: InvalidSpec.
     """
     _refuse_impossible_suites(spec.evaluation)
+    if spec.dataset.replay is not None and not 0 < float(spec.dataset.replay.share) < 1:
+        raise StageError(
+            Reason.INVALID_SPEC,
+            f"expected spec.dataset.replay.share between 0 and 1, found {spec.dataset.replay.share}",
+        )
     adapter = spec.adapter
     if Artifact.OCI in spec.publish.artifacts and spec.publish.oci is None:
         raise StageError(

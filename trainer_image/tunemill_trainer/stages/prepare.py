@@ -6,12 +6,12 @@ It does not import torch: the stage runs in small CPU pods, and should report a 
 import hashlib
 import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunemill_api import keys
 from tunemill_api.constants import CHAT_TEMPLATE_PATH, TOOLS_PATH
-from tunemill_api.data import Think, TokenizerMode
+from tunemill_api.data import Replay, Think, TokenizerMode
 from tunemill_api.evaluation import Suite
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
@@ -28,7 +28,7 @@ from tunemill_trainer.chat.templates import Choice
 from tunemill_trainer.chat.tokenizer import Tokenizer, Vocabulary
 from tunemill_trainer.data import dataset as data
 from tunemill_trainer.data.augmentation import Augmenter, Change, training_rows
-from tunemill_trainer.data.dataset import Dataset, ReadOptions, Split
+from tunemill_trainer.data.dataset import Dataset, ReadOptions, Requests, Split
 from tunemill_trainer.data.files import Data
 from tunemill_trainer.data.rows import JsonObject, Tool
 from tunemill_trainer.data.sources import DataFetcher
@@ -192,10 +192,11 @@ def _with_gpu_memory(context: StageContext, facts: PreparedFacts, base_folder: P
 
 @dataclass(frozen=True)
 class _Fetched:
-    """The data: training rows, and held-out rows and suites if the spec names files for them."""
+    """The data: training rows, and held-out rows, rows for replay and suites if the spec names files for them."""
 
     train: Data
     evaluation: Data | None
+    replay: Data | None
     suites: list[tuple[Suite, Data]]
 
 
@@ -209,12 +210,15 @@ def _fetch(context: StageContext, hub: Hub, folder: Path) -> _Fetched:
     evaluation = None
     if spec.evaluation.uri:
         evaluation = places.fetch(spec.evaluation.uri, "spec.dataset.evaluation", folder / "evaluation")
+    replay = None
+    if spec.replay is not None:
+        replay = places.fetch(spec.replay.uri, "spec.dataset.replay", folder / "replay")
     of_suites = [
         (suite, places.fetch(suite.uri, f"spec.evaluation.suites[{suite.name}]", folder / "suites" / suite.name))
         for suite in context.spec.evaluation.suites
     ]
     context.progress.report(_FETCHED)
-    return _Fetched(train, evaluation, of_suites)
+    return _Fetched(train, evaluation, replay, of_suites)
 
 
 @dataclass(frozen=True)
@@ -243,6 +247,8 @@ def _resolved(spec: FineTuneSpec, base: BaseModel, fetched: _Fetched, files: _Us
         resolved["tags"] = servability.auto_mode(spec)[0].value
     if fetched.evaluation is not None:
         resolved["evaluation"] = fetched.evaluation.digest
+    if fetched.replay is not None:
+        resolved["replay"] = fetched.replay.digest
     if files.template is not None:
         resolved["chatTemplate"] = hashlib.sha256(files.template.encode()).hexdigest()
     if files.tools:
@@ -257,8 +263,36 @@ def _read(context: StageContext, key: str, files: _UserFiles, fetched: _Fetched,
         found = data.read(dataset, options, fetched.train, fetched.evaluation, spool, context.stop.check)
     except data.TooManyInvalidError as error:
         raise row_reports.with_report(context, Stage.PREPARE, key, error) from error
+    if dataset.replay is not None and fetched.replay is not None:
+        try:
+            _add_replay(context, key, found, dataset.replay, options, fetched.replay)
+        except StageError as error:
+            raise row_reports.about("spec.dataset.replay", error) from error
     context.progress.report(_READ, metrics={"rows": found.rows, "invalid_rows": found.invalid})
     return found
+
+
+def _add_replay(
+    context: StageContext, key: str, dataset: Dataset, settings: Replay, how: ReadOptions, rows: Data
+) -> None:
+    """Read the rows of spec.dataset.replay, and add as many as its share to the data set.
+
+    Raises:
+        StageError: as `data.read`.
+    """
+    # General rows are trained on as they are, without the tools of spec.tools.
+    options, spool = replace(how, format=settings.format, contract=()), dataset.spool.with_suffix(".replay")
+    try:
+        with Requests(dataset, set(Split), context.stop.check) as known:
+            found = data.read_others(options, rows, spool, known)
+        data.refuse_too_many_invalid(found, float(context.spec.dataset.max_invalid_fraction))
+    except data.TooManyInvalidError as error:
+        raise row_reports.with_report(context, Stage.PREPARE, key, error) from error
+    share = float(settings.share)
+    wanted = max(1, round(share / (1 - share) * known.train_rows))
+    if found.kept < wanted:
+        _log.warning("spec.dataset.replay has %d usable rows, fewer than the share of %s needs", found.kept, share)
+    dataset.add_replay(found, wanted, how.seed)
 
 
 def _read_options(context: StageContext, files: _UserFiles) -> ReadOptions:
@@ -312,7 +346,7 @@ def _choose(context: StageContext, dataset: Dataset, base_folder: Path, user_tem
     choice, vocabulary = templates.choose_and_extend(
         base_tokenizer,
         settings.mode,
-        dataset.features,
+        dataset.rendered_features(),
         settings.add_tokens,
         user_template,
         auto,
@@ -366,10 +400,19 @@ def _write_examples(context: StageContext, dataset: Dataset, choice: Choice, wri
     return written
 
 
+_REMEDIES = {
+    Split.VALIDATION: "Raise spec.dataset.validation.fraction, or add rows.",
+    Split.REPLAY: "Add rows to spec.dataset.replay whose prompts are not in spec.dataset, or remove it.",
+}
+"""The remedies for empty splits that have settings of their own."""
+
+
 def _refuse_empty_split(written: Examples, spec: FineTuneSpec) -> None:
     max_length = spec.training.max_length
     for split, side in written.splits.items():
-        if split is Split.VALIDATION and spec.dataset.validation is None:
+        if (split is Split.VALIDATION and spec.dataset.validation is None) or (
+            split is Split.REPLAY and spec.dataset.replay is None
+        ):
             continue
         name = split.value
         if side.rows == 0 and side.overlong:
@@ -379,8 +422,11 @@ def _refuse_empty_split(written: Examples, spec: FineTuneSpec) -> None:
                 f"shortest has at least {side.shortest_overlong}",
             )
         if side.rows == 0:
-            remedy = "Raise spec.dataset.validation.fraction, or add rows." if split is Split.VALIDATION else ""
-            raise StageError(Reason.DATASET_TOO_SMALL, f"expected at least one usable {name} row, found none", remedy)
+            raise StageError(
+                Reason.DATASET_TOO_SMALL,
+                f"expected at least one usable {name} row, found none",
+                _REMEDIES.get(split, ""),
+            )
 
 
 def _dataset_facts(dataset: Dataset, written: Examples) -> DatasetFacts:
@@ -388,6 +434,7 @@ def _dataset_facts(dataset: Dataset, written: Examples) -> DatasetFacts:
         format=dataset.format.value,
         rows=dataset.rows,
         train_rows=written.train.rows,
+        replay_rows=written.splits[Split.REPLAY].rows,
         validation_rows=written.validation.rows,
         evaluation_rows=written.held_out.rows,
         invalid_rows=dataset.invalid,
@@ -404,6 +451,7 @@ def _dataset_facts(dataset: Dataset, written: Examples) -> DatasetFacts:
 def _report(dataset: Dataset, written: Examples, choice: Choice) -> JsonObject:
     return row_reports.of(dataset) | {
         "train": written.train.to_json() | {"supervisedTokens": written.supervised, "allTokens": written.tokens},
+        "replay": written.splits[Split.REPLAY].to_json(),
         "validation": written.validation.to_json(),
         "evaluation": written.held_out.to_json() | {"cases": written.cases},
         "chatTemplate": {

@@ -3,10 +3,21 @@
 import json
 import logging
 
+from tunemill_api.failures import Reason
+
 from tunemill_trainer.data.dataset import Dataset, TooManyInvalidError
 from tunemill_trainer.data.rows import JsonObject
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.stages.context import StageContext
+
+_OF_DATA = {
+    Reason.DATASET_EMPTY,
+    Reason.DATASET_FORMAT_UNKNOWN,
+    Reason.DATASET_MALFORMED,
+    Reason.DATASET_INVALID_ROWS,
+    Reason.DATASET_TOO_SMALL,
+}
+"""The reasons whose messages and remedies are about spec.dataset."""
 
 _log = logging.getLogger(__name__)
 
@@ -26,6 +37,14 @@ def of(dataset: Dataset) -> JsonObject:
         "unrenderableRows": dataset.unrenderable,
         "tools": [*sorted(dataset.offers)],
     }
+
+
+def about(field: str, error: StageError) -> StageError:
+    """Return an error about the rows of another field than spec.dataset.uri, with the field and a remedy for it."""
+    if error.reason not in _OF_DATA:
+        return error
+    remedy = error.remedy or f"Correct the rows or the settings of {field}, or remove it."
+    return StageError(error.reason, f"{field}: {error.message}", remedy)
 
 
 def with_report(context: StageContext, stage: str, key: str, error: TooManyInvalidError) -> StageError:

@@ -284,6 +284,7 @@ def _refuse_local_files(run: RunSpec) -> None:
         "spec.baseModel.id": spec.base_model.id,
         "spec.dataset.uri": spec.dataset.uri,
         "spec.dataset.evaluation.uri": spec.dataset.evaluation.uri,
+        "spec.dataset.replay.uri": spec.dataset.replay.uri if spec.dataset.replay else "",
         **{f"spec.evaluation.suites[{suite.name}].uri": suite.uri for suite in spec.evaluation.suites},
         "spec.workspace.uri": spec.workspace.uri,
         "spec.publish.repository": spec.publish.repository,

@@ -18,7 +18,7 @@ from tunemill_trainer.chat import examples
 from tunemill_trainer.chat.examples import Examples, RowEncoder
 from tunemill_trainer.chat.templates import Choice
 from tunemill_trainer.data import dataset as data
-from tunemill_trainer.data.dataset import Dataset, LearntRequests, ReadOptions
+from tunemill_trainer.data.dataset import Dataset, ReadOptions, Requests, Split
 from tunemill_trainer.data.files import Data
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.judge.patterns import SuitePattern
@@ -27,15 +27,6 @@ from tunemill_trainer.process import cpus, tracing
 from tunemill_trainer.stages import row_reports
 from tunemill_trainer.stages.context import StageContext
 from tunemill_trainer.storage.references import SUITES
-
-_OF_DATA = {
-    Reason.DATASET_EMPTY,
-    Reason.DATASET_FORMAT_UNKNOWN,
-    Reason.DATASET_MALFORMED,
-    Reason.DATASET_INVALID_ROWS,
-    Reason.DATASET_TOO_SMALL,
-}
-"""The reasons whose messages and remedies are about spec.dataset."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +81,13 @@ def make(
     if not missing:
         return {}
     made = {}
-    with LearntRequests(dataset, context.stop.check) as learnt:
+    with Requests(dataset, set(Split) - {Split.HELD_OUT}, context.stop.check) as learnt:
         for each in missing:
             folder = context.folder(f"prepare/suites-{each.suite.name}")
             try:
                 facts = _make(context, each, learnt, choice, how, folder)
             except StageError as error:
-                raise _about(each.suite, error) from error
+                raise row_reports.about(f"spec.evaluation.suites[{each.suite.name}]", error) from error
             made[each.suite.name] = replace(each, facts=facts)
     return made
 
@@ -104,7 +95,7 @@ def make(
 def _make(
     context: StageContext,
     each: PreparedSuite,
-    learnt: LearntRequests,
+    learnt: Requests,
     choice: Choice,
     how: ReadOptions,
     folder: Path,
@@ -112,10 +103,10 @@ def _make(
     suite, spec, output = each.suite, context.spec, folder / "output"
     # Chat is judged as it is in the data, without the tools of spec.tools.
     contract = how.contract if suite.judge is Judge.CALLS else ()
-    options = replace(how, contract=contract, keep_unsupervised=False)
+    options = replace(how, format=suite.format, contract=contract, keep_unsupervised=False)
     encoder = RowEncoder(choice, spec.training.max_length)
     try:
-        dataset = data.read_suite(suite, options, each.data, folder / "rows.jsonl", learnt)
+        dataset = data.read_others(options, each.data, folder / "rows.jsonl", learnt)
         with PreparedWriter(output) as writer:
             allowed = float(spec.dataset.max_invalid_fraction)
             written = examples.write_usable(
@@ -161,13 +152,3 @@ def _refuse_unusable(suite: Suite, dataset: Dataset, written: Examples) -> None:
             f"expected rows with tools in {suite.uri} for the judge Calls, found none in {dataset.rows}",
             f"Add rows with tools, or set the judge of the suite {suite.name} to Likelihood or Pattern.",
         )
-
-
-def _about(suite: Suite, error: StageError) -> StageError:
-    """Return an error about the rows of a suite with the name of the suite, and with a remedy for suites."""
-    if error.reason not in _OF_DATA:
-        return error
-    remedy = error.remedy or (
-        f"Correct the rows of the suite {suite.name}, or its settings in spec.evaluation.suites, or remove the suite."
-    )
-    return StageError(error.reason, f"spec.evaluation.suites[{suite.name}]: {error.message}", remedy)

@@ -25,6 +25,7 @@ LEFT_OUT = {
     "dataset.endpoint": "where the data lies",
     "dataset.region": "where the data lies",
     "dataset.evaluation.uri": "where the data lies",
+    "dataset.replay.uri": "where the data lies",
     "dataset.augmentation.irrelevanceAnswer": "a text of the user's",
     "evaluation.suites.uri": "where the data lies",
     "evaluation.suites.pattern": "a text of the user's",
