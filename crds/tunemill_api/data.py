@@ -70,9 +70,7 @@ class ValidationSplit(ApiModel):
 
 
 class Replay(ApiModel):
-    """General rows, for example chat, that are mixed into the training rows, so that the model does not forget what it
-    could do before.
-    """
+    """General rows, for example chat, to train on in addition, so that the model forgets less of what it could do."""
 
     uri: DataUri
     """Location of the rows. It has the form of dataset.uri and is read with the same credentials. Rows with the prompt
