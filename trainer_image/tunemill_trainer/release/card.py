@@ -355,10 +355,7 @@ def _training(facts: ReleaseFacts) -> str:
     rows = [
         ("Base model", f"{facts.base.place} at `{facts.base.revision}`{labels.as_trained(quantization)}"),
         ("Data", f"{data.rows} rows ({data.format}), {data.tools} tools; sha256 `{facts.prepared.dataset_digest}`"),
-        (
-            "Rows",
-            f"{data.train_rows}{labels.replayed(data)} for training, {labels.judged_rows(data)}; left out: {left_out}",
-        ),
+        ("Rows", f"{labels.trained_rows(data)} for training, {labels.judged_rows(data)}; left out: {left_out}"),
         ("Longest row", f"{data.longest_row_tokens} tokens, limit {training.max_length}"),
         ("Loss on", f"{training.loss_on.value}{turns}; {data.supervised_token_percent} % of the tokens"),
         ("Vocabulary", f"{facts.tokens.mode}, {len(facts.tokens.added)} tokens added"),

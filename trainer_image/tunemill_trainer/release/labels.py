@@ -100,9 +100,9 @@ def left_out(data: DatasetFacts) -> str:
     )
 
 
-def replayed(data: DatasetFacts) -> str:
-    """Return how many general rows were trained on in addition, to follow the number of training rows."""
-    return f" and {data.replay_rows} general ones" if data.replay_rows else ""
+def trained_rows(data: DatasetFacts) -> str:
+    """Return how many rows were trained on, without those that augmentation adds."""
+    return f"{data.train_rows}" + (f" and {data.replay_rows} general ones" if data.replay_rows else "")
 
 
 def judged_rows(data: DatasetFacts) -> str:

@@ -214,7 +214,9 @@ def statement(folder: Path, facts: ReleaseFacts, sources: Sources, finished: dat
 
 def parameters(spec: FineTuneSpec) -> dict[str, JsonValue]:
     """Return the fields of a spec that are published."""
-    return spec.model_dump(mode="json", by_alias=True, exclude_none=True, include=PARAMETERS, exclude=NO_PARAMETERS)
+    # A statement without suites has the form of those of earlier versions.
+    exclude = NO_PARAMETERS if spec.evaluation.suites else {**NO_PARAMETERS, "evaluation": {"suites"}}
+    return spec.model_dump(mode="json", by_alias=True, exclude_none=True, include=PARAMETERS, exclude=exclude)
 
 
 def document(made: Statement, key: SigningKey | None, *earlier: bytes | None) -> bytes:
