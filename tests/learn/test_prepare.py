@@ -230,10 +230,9 @@ def test_suites_without_rows_that_their_judge_can_use_are_refused(site):
     site.put(chat, "chat.jsonl")
     site.put([{"messages": [{"role": "user", "content": "Hi"}]}], "prompts.jsonl")
     site.put([chat[0], {"messages": "none"}], "invalid.jsonl")
-    trained = [json.loads(line) for line in map(json.dumps, rows(60))]
     facts, _, prepared = site.prepare()
     held_out = {case.messages[-1].content for case in prepared.cases()}
-    site.put([row for row in trained if row["messages"][1]["content"] not in held_out], "trained.jsonl")
+    site.put([row for row in rows(60) if row["messages"][1]["content"] not in held_out], "trained.jsonl")
 
     def failure(key: str, judge: str, **fields: str) -> StageError:
         suite = {"name": "own", "uri": site.uri(key), "judge": judge, **fields}
