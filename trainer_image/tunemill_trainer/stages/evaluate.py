@@ -46,6 +46,8 @@ from tunemill_trainer.stages.context import StageContext
 from tunemill_trainer.stages.stage_inputs import committed_by_first, fetch_prepared
 from tunemill_trainer.storage.hub import Hub
 from tunemill_trainer.storage.references import BASE_REPLIES, SUITES
+from tunemill_trainer.tracking.chosen import trackers_of
+from tunemill_trainer.tracking.trackers import Trackers
 
 _PUBLISHED_PREPARED, _PUBLISHED_TRAINED = "published-prepared", "published-trained"
 """Folders with the outputs of the published model."""
@@ -145,11 +147,12 @@ def run(context: StageContext) -> EvaluationFacts:
         StageError: StageOutputMissing, CudaUnavailable, CudaOutOfMemory, Interrupted, PeerLost; what Hub and workspace
             raise.
     """
-    inputs = _load(context)
-    outcomes = _generate_all(inputs)
-    return committed_by_first(
-        context, Stage.EVALUATE, context.evaluate_key, EvaluationFacts, lambda: _commit(inputs, outcomes)
-    )
+    with trackers_of(context, last=True) as trackers:
+        inputs = _load(context)
+        outcomes = _generate_all(inputs)
+        return committed_by_first(
+            context, Stage.EVALUATE, context.evaluate_key, EvaluationFacts, lambda: _commit(inputs, outcomes, trackers)
+        )
 
 
 def _load(context: StageContext) -> _Inputs:
@@ -371,8 +374,8 @@ def _download_published(inputs: _Inputs, rival: Rival) -> str:
     return str(models.fetch_base(inputs.hub, Prepared(folder).base_model(), context.model_cache))
 
 
-def _commit(inputs: _Inputs, outcomes: _Outcomes) -> EvaluationFacts:
-    """Score the replies, write report.json, the cases and report.html, and commit them."""
+def _commit(inputs: _Inputs, outcomes: _Outcomes, trackers: Trackers) -> EvaluationFacts:
+    """Score the replies, write report.json, the cases and report.html, and commit and log them."""
     context, folder, cases = inputs.context, inputs.context.folder("evaluation"), inputs.held_out.cases
     base, tuned = [*outcomes.base[0].replies], [*outcomes.tuned[0].replies]
     comparison = compare(cases, base, tuned, inputs.reply_format)
@@ -410,7 +413,22 @@ def _commit(inputs: _Inputs, outcomes: _Outcomes) -> EvaluationFacts:
     if outcomes.published is not None:
         facts = _with_published(facts, compare(cases, base, *outcomes.published).facts(""))
     manifest = context.workspace.commit(Stage.EVALUATE, context.evaluate_key, folder, facts)
+    trackers.log(_figures(facts), inputs.trained.steps)
+    for name in (REPORT_FILE, PAGE_FILE):
+        trackers.add_file(folder / name)
     return EvaluationFacts.model_validate(manifest.facts)
+
+
+def _figures(facts: EvaluationFacts) -> dict[str, float]:
+    """Return the metrics of all models for the trackers, for example `tuned/exact_match` and `tuned/suite/chat`."""
+    figures = [
+        (f"{model}/{metric.name}", value)
+        for metric in facts.metrics
+        for model, value in (("base", metric.base), ("tuned", metric.tuned), ("published", metric.published))
+    ]
+    for suite in facts.suites:
+        figures += [(f"base/suite/{suite.name}", suite.base), (f"tuned/suite/{suite.name}", suite.tuned)]
+    return {name: float(value) for name, value in figures if value}
 
 
 def _with_published(facts: EvaluationFacts, published: EvaluationFacts) -> EvaluationFacts:
