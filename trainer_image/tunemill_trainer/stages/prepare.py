@@ -264,10 +264,8 @@ def _read(context: StageContext, key: str, files: _UserFiles, fetched: _Fetched,
     except data.TooManyInvalidError as error:
         raise row_reports.with_report(context, Stage.PREPARE, key, error) from error
     if dataset.replay is not None and fetched.replay is not None:
-        try:
+        with row_reports.about("spec.dataset.replay"):
             _add_replay(context, key, found, dataset.replay, options, fetched.replay)
-        except StageError as error:
-            raise row_reports.about("spec.dataset.replay", error) from error
     context.progress.report(_READ, metrics={"rows": found.rows, "invalid_rows": found.invalid})
     return found
 

@@ -2,6 +2,8 @@
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tunemill_api.failures import Reason
 
@@ -39,12 +41,20 @@ def of(dataset: Dataset) -> JsonObject:
     }
 
 
-def about(field: str, error: StageError) -> StageError:
-    """Return an error about the rows of another field than spec.dataset.uri, with the field and a remedy for it."""
-    if error.reason not in _OF_DATA:
-        return error
-    remedy = error.remedy or f"Correct the rows or the settings of {field}, or remove it."
-    return StageError(error.reason, f"{field}: {error.message}", remedy)
+@contextmanager
+def about(field: str) -> Iterator[None]:
+    """Name the field in errors about rows of another field than spec.dataset.uri, and give a remedy for it.
+
+    Raises:
+        StageError: what the block raises.
+    """
+    try:
+        yield
+    except StageError as error:
+        if error.reason not in _OF_DATA:
+            raise
+        remedy = error.remedy or f"Correct the rows or the settings of {field}, or remove it."
+        raise StageError(error.reason, f"{field}: {error.message}", remedy) from error
 
 
 def with_report(context: StageContext, stage: str, key: str, error: TooManyInvalidError) -> StageError:

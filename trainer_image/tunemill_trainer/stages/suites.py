@@ -84,10 +84,8 @@ def make(
     with Requests(dataset, set(Split) - {Split.HELD_OUT}, context.stop.check) as learnt:
         for each in missing:
             folder = context.folder(f"prepare/suites-{each.suite.name}")
-            try:
+            with row_reports.about(f"spec.evaluation.suites[{each.suite.name}]"):
                 facts = _make(context, each, learnt, choice, how, folder)
-            except StageError as error:
-                raise row_reports.about(f"spec.evaluation.suites[{each.suite.name}]", error) from error
             made[each.suite.name] = replace(each, facts=facts)
     return made
 
