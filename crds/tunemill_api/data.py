@@ -69,6 +69,19 @@ class ValidationSplit(ApiModel):
     split."""
 
 
+class Replay(ApiModel):
+    """General rows, for example chat, to train on in addition, so that the model forgets less of what it could do."""
+
+    uri: DataUri
+    """Location of the rows. It has the form of dataset.uri and is read with the same credentials. Rows with the prompt
+    of a row of dataset.uri or dataset.evaluation.uri are left out."""
+    format: DatasetFormat = DatasetFormat.AUTO
+    """Format of the rows, as dataset.format."""
+    share: Annotated[Fraction, _share("replay.share", "0.1")] = "0.1"
+    """Fraction of these rows among all rows that are trained on, as a string. evaluation.seed selects them. If there
+    are fewer rows, all are used."""
+
+
 class Augmentation(ApiModel):
     """Random changes to the training rows, so that the model reads the offered tools instead of remembering them.
 
@@ -132,6 +145,8 @@ class Dataset(ApiModel):
     validation: ValidationSplit | None = None
     """Rows that choose the epoch with training.earlyStopping. Absent: the held-out rows choose it, so their metrics are
     slightly too good. {}: the default fraction."""
+    replay: Replay | None = None
+    """General rows to train on in addition. Absent: none."""
     max_invalid_fraction: Fraction = "0"
     """Maximum fraction of invalid rows, as a string. Invalid rows are left out; if there are more, prepare fails and
     lists them."""

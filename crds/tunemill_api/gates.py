@@ -4,17 +4,19 @@ The functions are pure, so the operator can evaluate edited gates again without 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 
-from tunemill_api.evaluation import LOWER_IS_BETTER, Evaluation, Gate, Metric, OnGateFailure
+from tunemill_api.evaluation import LOWER_IS_BETTER, Evaluation, Gate, Judge, Metric, OnGateFailure
 from tunemill_api.finetune import FineTuneSpec, Promote
-from tunemill_api.status import EvaluationFacts, GateFacts, MetricFacts
+from tunemill_api.status import EvaluationFacts, GateFacts
 
 
 def decide(gates: Sequence[Gate], evaluation: EvaluationFacts) -> list[GateFacts]:
     """Return one result per condition, in the order of the gates.
 
     If no held-out row measures a metric (for example abstention, if every row needs a call), its gate is not passed.
+    Neither is a gate on a suite that was not evaluated.
     """
     return [decision for gate in gates for decision in _decide(gate, evaluation)]
 
@@ -47,23 +49,43 @@ def is_not_better(spec: FineTuneSpec, evaluation: EvaluationFacts) -> str:
 
 
 def _decide(gate: Gate, evaluation: EvaluationFacts) -> list[GateFacts]:
-    name = gate.metric.value
-    measured = next((each for each in evaluation.metrics if each.name == name and each.tuned and each.base), None)
+    measured, missing = _measured(gate, evaluation)
     if measured is None:
-        return [
-            GateFacts(gate=text, passed=False, message=f"no held-out row measures {name}")
-            for text in _conditions(gate, MetricFacts(name=name, base="0", tuned="0"))
-        ]
+        unknown = _Measured("0", "0", 0, gate.metric in LOWER_IS_BETTER)
+        return [GateFacts(gate=text, passed=False, message=missing) for text in _conditions(gate, unknown)]
     figures = f"base {measured.base}, tuned {measured.tuned}, {measured.cases} cases"
     return [GateFacts(gate=text, passed=holds, message=figures) for text, holds in _conditions(gate, measured).items()]
 
 
-def _conditions(gate: Gate, measured: MetricFacts) -> dict[str, bool]:
+@dataclass(frozen=True)
+class _Measured:
+    """The figures that a gate is about."""
+
+    base: str
+    tuned: str
+    cases: int
+    lower_is_better: bool = False
+
+
+def _measured(gate: Gate, evaluation: EvaluationFacts) -> tuple[_Measured | None, str]:
+    """Return the figures, or why there are none."""
+    if gate.metric is None:
+        suite = next((each for each in evaluation.suites if each.name == gate.suite), None)
+        if suite is None:
+            return None, f"spec.evaluation.suites has no {gate.suite}"
+        return _Measured(suite.base, suite.tuned, suite.cases, suite.judge is Judge.LIKELIHOOD), ""
+    name = gate.metric.value
+    metric = next((each for each in evaluation.metrics if each.name == name and each.tuned and each.base), None)
+    if metric is None:
+        return None, f"no held-out row measures {name}"
+    return _Measured(metric.base, metric.tuned, metric.cases, gate.metric in LOWER_IS_BETTER), ""
+
+
+def _conditions(gate: Gate, measured: _Measured) -> dict[str, bool]:
     """Return the gate's conditions as text, with whether each is met."""
-    name, base, tuned = gate.metric.value, Decimal(measured.base), Decimal(measured.tuned)
-    # For a metric that counts mistakes, a gain is a decrease.
-    fewer = gate.metric in LOWER_IS_BETTER
-    sign, better, worse, reaches = (-1, "-", "+", "<=") if fewer else (1, "+", "-", ">=")
+    name, base, tuned = gate.subject, Decimal(measured.base), Decimal(measured.tuned)
+    # If lower is better, a gain is a decrease.
+    sign, better, worse, reaches = (-1, "-", "+", "<=") if measured.lower_is_better else (1, "+", "-", ">=")
     gain = sign * (tuned - base)
     conditions = {}
     if gate.min is not None:

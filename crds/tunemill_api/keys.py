@@ -18,13 +18,13 @@ image. The platform's image is represented by `RECIPES`, so that an upgrade chan
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from tunemill_api.data import Augmentation
-from tunemill_api.evaluation import Gate
+from tunemill_api.data import Augmentation, Replay
+from tunemill_api.evaluation import Gate, Suite
 from tunemill_api.finetune import FineTuneSpec, effective_workspace
 from tunemill_api.scalars import ConfigMapKeyRef
-from tunemill_api.status import Rival
+from tunemill_api.status import Rival, SuiteDataFacts
 from tunemill_api.training import AdapterMethod
 
 RECIPES: dict[str, int] = {"prepare": 5, "train": 2, "evaluate": 4, "publish": 3}
@@ -44,6 +44,7 @@ _SOURCE_DEFAULTS: Form = {
     "endpoint": "",
     "region": "",
     "heldout.uri": "",
+    "replay.uri": "",
     "tools": None,
     "template": None,
     "workspace.endpoint": "",
@@ -54,6 +55,7 @@ _DATA_DEFAULTS: Form = {
     "heldout.fraction": "0.1",
     "heldout.seed": 42,
     "validation": "",
+    "replay": None,
     "invalid": "0",
     "rows": 0,
     "tokenizer": "Auto",
@@ -90,7 +92,8 @@ _TRAIN_DEFAULTS: Form = {
     "ia3.modules": ("k_proj", "v_proj", "down_proj"),
     "ia3.feedforward": ("down_proj",),
 }
-_EVALUATE_DEFAULTS: Form = {"rows": 500, "tokens": 0, "rival": ""}
+_SUITE_DEFAULTS: Form = {"format": "Auto", "pattern": ""}
+_EVALUATE_DEFAULTS: Form = {"rows": 500, "tokens": 0, "rival": "", "suites": ()}
 _BASE_DEFAULTS: Form = {"precision": "Auto", "quantization": "None"}
 _PUBLISH_DEFAULTS: Form = {
     "private": True,
@@ -115,17 +118,28 @@ def prepare_inputs(spec: FineTuneSpec, requested: str = "") -> str:
         spec: the whole spec.
         requested: changes whenever a user or the schedule requests a new check of the data.
     """
+    data = data_inputs(spec, requested)
+    suites = {
+        f"suite {suite.name}": _digest("suite", {"uri": suite.uri, **_suite(suite)}) for suite in spec.evaluation.suites
+    }
+    return _digest("prepare", {"inputs": data, **suites}) if suites else data
+
+
+def data_inputs(spec: FineTuneSpec, requested: str = "") -> str:
+    """Return the inputs of prepare without the suites, which are not trained on. Arguments as in `prepare_inputs`."""
     return _digest("prepare", {**_sources(spec, requested), **_data(spec)})
 
 
-def train_inputs(prepare: str, prepared: str, spec: FineTuneSpec) -> str:
-    """Return the inputs of train, from the inputs of prepare and the key of prepare's output."""
-    return _digest("train", {"inputs": prepare, "prepared": prepared, **_training(spec)})
+def train_inputs(data: str, prepared: str, spec: FineTuneSpec) -> str:
+    """Return the inputs of train, from `data_inputs` and the key of prepare's output."""
+    return _digest("train", {"inputs": data, "prepared": prepared, **_training(spec)})
 
 
-def evaluate_inputs(train: str, spec: FineTuneSpec, rival: Rival | None = None) -> str:
-    """Return the inputs of evaluate, from those of train."""
-    return _digest("evaluate", {"inputs": train, **_evaluation(spec, rival)})
+def evaluate_inputs(
+    train: str, spec: FineTuneSpec, rival: Rival | None = None, suites: Sequence[SuiteDataFacts] = ()
+) -> str:
+    """Return the inputs of evaluate, from those of train and from what prepare found in the data of the suites."""
+    return _digest("evaluate", {"inputs": train, **_evaluation(spec, rival, suites)})
 
 
 def publish_inputs(evaluate: str, spec: FineTuneSpec, *, draft: bool = False) -> str:
@@ -134,7 +148,7 @@ def publish_inputs(evaluate: str, spec: FineTuneSpec, *, draft: bool = False) ->
 
 
 def run_inputs(prepare: str, spec: FineTuneSpec) -> str:
-    """Return the identity of a whole run before any stage has finished, from the inputs of prepare."""
+    """Return the identity of a whole run before any stage has finished, from the inputs of prepare with the suites."""
     return publish_inputs(evaluate_inputs(train_inputs(prepare, "", spec), spec), spec)
 
 
@@ -150,8 +164,9 @@ def prepare_key(spec: FineTuneSpec, resolved: dict[str, str]) -> str:
     Args:
         spec: the whole spec.
         resolved: the base model's commit (`baseModel`) and the sha256 of the training rows (`dataset`). If they exist,
-            also those of the rows of `spec.dataset.evaluation.uri` (`evaluation`), of the template (`chatTemplate`) and
-            of the tools (`tools`). `tags` is the choice of tokenizer mode Auto for tags that the base model lacks.
+            also those of the rows of `spec.dataset.evaluation.uri` (`evaluation`) and of `spec.dataset.replay`
+            (`replay`), of the template (`chatTemplate`) and of the tools (`tools`). `tags` is the choice of tokenizer
+            mode Auto for tags that the base model lacks.
             `baseModelFiles` is the digest of the base model's files, because a server may serve other files for the
             same commit.
     """
@@ -164,22 +179,42 @@ def train_key(prepared: str, spec: FineTuneSpec) -> str:
     return _digest("train", {**_maker("train", spec), "prepare": prepared, **_training(spec)})
 
 
-def evaluate_key(trained: str, spec: FineTuneSpec, rival: Rival | None = None) -> str:
+def suite_key(prepared: str, spec: FineTuneSpec, suite: Suite, digest: str) -> str:
+    """Return the key of the rows of a suite.
+
+    Args:
+        prepared: the key of prepare's output. It contains the tokenizer, and the rows with which the suite shares none.
+        spec: the whole spec.
+        suite: the suite. Its name is not part of the key.
+        digest: the sha256 of its data.
+    """
+    form = {"prepare": prepared, "resolved.suite": digest, **_suite(suite)}
+    return _digest("suite", {**_maker("prepare", spec), **form})
+
+
+def evaluate_key(
+    trained: str, spec: FineTuneSpec, rival: Rival | None = None, suites: Sequence[SuiteDataFacts] = ()
+) -> str:
     """Return the key of the evaluation of the adapter `trained`. Gates are not part of it.
 
     `rival` is the published model that is evaluated on the same rows. A rival without a key does not change the key.
+    `suites` is what prepare found in the data of the suites.
     """
-    return _digest("evaluate", {**_maker("evaluate", spec), "train": trained, **_evaluation(spec, rival)})
+    return _digest("evaluate", {**_maker("evaluate", spec), "train": trained, **_evaluation(spec, rival, suites)})
 
 
-def base_evaluation_key(prepared: str, spec: FineTuneSpec) -> str:
-    """Return the key of the base model's replies to the held-out rows in the output `prepared`.
+def base_evaluation_key(rows: str, spec: FineTuneSpec) -> str:
+    """Return the key of the base model's replies to the held-out rows in an output of prepare, or to a suite.
 
     The adapter is not part of it, so several adapters of a base model share one evaluation.
+
+    Args:
+        rows: the key of prepare's output, or of the rows of the suite.
+        spec: the whole spec.
     """
     computed = {"precision": spec.training.precision.value, "quantization": spec.base_model.quantization.value}
-    form = {**_without(_BASE_DEFAULTS, computed), **_evaluation(spec, None)}
-    return _digest("base-evaluation", {**_maker("evaluate", spec), "prepare": prepared, **form})
+    form = {**_without(_BASE_DEFAULTS, computed), **_evaluation(spec, None, ())}
+    return _digest("base-evaluation", {**_maker("evaluate", spec), "prepare": rows, **form})
 
 
 def publish_key(evaluated: str, spec: FineTuneSpec, *, draft: bool = False) -> str:
@@ -211,6 +246,7 @@ def _sources(spec: FineTuneSpec, requested: str) -> Form:
         "endpoint": spec.dataset.endpoint,
         "region": spec.dataset.region,
         "heldout.uri": spec.dataset.evaluation.uri,
+        "replay.uri": spec.dataset.replay.uri if spec.dataset.replay else "",
         "tools": _reference(spec.tools.config_map_key_ref) if spec.tools else None,
         "template": _reference(template.config_map_key_ref) if template else None,
         "workspace": workspace.uri,
@@ -228,6 +264,7 @@ def _data(spec: FineTuneSpec) -> Form:
         "heldout.fraction": spec.dataset.evaluation.fraction,
         "heldout.seed": spec.dataset.evaluation.seed,
         "validation": spec.dataset.validation.fraction if spec.dataset.validation else "",
+        "replay": _replay(spec.dataset.replay),
         "invalid": spec.dataset.max_invalid_fraction,
         "rows": spec.dataset.max_rows,
         "tokenizer": spec.tokenizer.mode.value,
@@ -239,6 +276,10 @@ def _data(spec: FineTuneSpec) -> Form:
         "augmentation": _augmentation(spec.dataset.augmentation),
     }
     return _without(_DATA_DEFAULTS, form)
+
+
+def _replay(settings: Replay | None) -> tuple[str, ...] | None:
+    return None if settings is None else (f"share={settings.share}", f"format={settings.format}")
 
 
 def _augmentation(settings: Augmentation | None) -> tuple[str, ...] | None:
@@ -299,11 +340,18 @@ def _adapter(spec: FineTuneSpec) -> dict[str, Value]:
             return {}
 
 
-def _evaluation(spec: FineTuneSpec, rival: Rival | None) -> Form:
+def _suite(suite: Suite) -> Form:
+    """Return how a suite's rows are read and judged."""
+    form: dict[str, Value] = {"format": suite.format.value, "judge": suite.judge.value, "pattern": suite.pattern}
+    return _without(_SUITE_DEFAULTS, form)
+
+
+def _evaluation(spec: FineTuneSpec, rival: Rival | None, suites: Sequence[SuiteDataFacts]) -> Form:
     form: dict[str, Value] = {
         "rows": spec.evaluation.max_rows,
         "tokens": spec.evaluation.max_new_tokens,
         "rival": rival.train if rival else "",
+        "suites": tuple(sorted(f"{suite.name} {suite.key}" for suite in suites)),
     }
     return _without(_EVALUATE_DEFAULTS, form)
 
@@ -332,7 +380,7 @@ def _publication(spec: FineTuneSpec, *, draft: bool) -> Form:
 def _gate(gate: Gate) -> str:
     conditions = {"min": gate.min, "max": gate.max, "gain": gate.min_gain_over_base, "loss": gate.max_loss_vs_base}
     set_conditions = [f"{name}={value}" for name, value in conditions.items() if value is not None]
-    return " ".join([gate.metric.value, *set_conditions])
+    return " ".join([gate.subject, *set_conditions])
 
 
 def _reference(reference: ConfigMapKeyRef) -> str:

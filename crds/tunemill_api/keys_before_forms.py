@@ -93,7 +93,7 @@ def publish_key(evaluated: str, spec: FineTuneSpec, *, draft: bool = False) -> s
     if draft:
         publish["draft"] = [
             {
-                "metric": gate.metric.value,
+                "metric": gate.subject,
                 **({"min": gate.min} if gate.min is not None else {}),
                 **({"max": gate.max} if gate.max is not None else {}),
                 **({"minGainOverBase": gate.min_gain_over_base} if gate.min_gain_over_base is not None else {}),

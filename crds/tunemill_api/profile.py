@@ -124,9 +124,21 @@ class Limits(ApiModel):
     """Maximum spec.maxRuntime, and its value if the spec does not set a lower one."""
     max_retries: Annotated[int, Field(ge=0, le=20)] | None = None
     """Maximum spec.retry.limit, and its value if the spec does not set a lower one."""
-    gates: Annotated[list[Gate], Field(max_length=8, json_schema_extra={"x-kubernetes-list-type": "atomic"})] | None = (
-        None
-    )
+    gates: (
+        Annotated[
+            list[Gate],
+            Field(
+                max_length=8,
+                json_schema_extra={
+                    "x-kubernetes-list-type": "atomic",
+                    **rules(
+                        rule("self.all(gate, has(gate.metric))", "a gate of a profile needs a metric: suites differ")
+                    ),
+                },
+            ),
+        ]
+        | None
+    ) = None
     """Gates that every run must pass, in addition to spec.evaluation.gates. Users cannot remove them."""
     private_only: bool = False
     """Whether spec.publish.private must be true, so that new repositories are private. It does not change the

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from tunemill_api.base import ApiModel
+from tunemill_api.evaluation import Judge
 from tunemill_api.failures import Actor, Reason
 
 
@@ -77,6 +78,8 @@ class DatasetFacts(StatusModel):
     """Number of training rows, without those that augmentation adds."""
     added_rows: int = 0
     """Number of training rows that augmentation adds."""
+    replay_rows: int = 0
+    """Number of rows of dataset.replay that are trained on in addition."""
     validation_rows: int = 0
     """Number of validation rows."""
     evaluation_rows: int
@@ -95,6 +98,23 @@ class DatasetFacts(StatusModel):
     """Number of tokens in the longest row."""
     supervised_token_percent: str = ""
     """Percentage of the training tokens on which the loss is computed."""
+
+
+class SuiteDataFacts(StatusModel):
+    """What prepare found in the rows of a suite."""
+
+    name: str
+    """Name of the suite."""
+    key: str
+    """Key of its rows in the workspace."""
+    rows: int
+    """Number of rows that can be judged."""
+    trained_rows: int = 0
+    """Number of rows that were left out because a training or validation row has the same prompt."""
+    invalid_rows: int = 0
+    """Number of rows that were left out because they are invalid."""
+    overlong_rows: int = 0
+    """Number of rows that were left out because they have more than training.maxLength tokens."""
 
 
 class GpuMemoryFacts(StatusModel):
@@ -128,6 +148,11 @@ class PreparedFacts(StatusModel):
     """What was assumed about a base model that is not in the catalogue."""
     dataset: DatasetFacts
     """What prepare found in the data set."""
+    suites: list[SuiteDataFacts] = Field(
+        default_factory=list,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    """What prepare found in the data of evaluation.suites."""
     gpu_memory: GpuMemoryFacts | None = None
     """Estimated GPU memory for train and evaluate. Absent on a CPU and for models whose memory cannot be estimated.
     Edits of the spec after prepare are not included."""
@@ -177,6 +202,26 @@ class MetricFacts(StatusModel):
     """Number of replies that the metric was computed from."""
 
 
+class SuiteFacts(StatusModel):
+    """Results of base model and tuned model on a suite, with four decimals."""
+
+    name: str
+    """Name of the suite."""
+    judge: Judge
+    """Judge of the suite. With Calls and Pattern, the results are fractions of the replies; with Likelihood, losses in
+    nats per token, where lower is better."""
+    base: str
+    """Result of the base model."""
+    tuned: str
+    """Result of the tuned model."""
+    difference: str
+    """Result of the tuned model minus that of the base model, with its sign."""
+    rows: int
+    """Number of rows that were evaluated."""
+    cases: int
+    """Number of assistant turns in them."""
+
+
 class EvaluationFacts(StatusModel):
     """Results of base model and tuned model on the same held-out rows."""
 
@@ -186,6 +231,11 @@ class EvaluationFacts(StatusModel):
         default=[], json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
     )
     """The metrics."""
+    suites: list[SuiteFacts] = Field(
+        default_factory=list,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    """Results on evaluation.suites."""
     report: str = ""
     """URI of the full report in the workspace."""
 

@@ -1,5 +1,6 @@
 """Reports of simulated stages, for tests and benchmarks with simulated pods."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,17 +12,23 @@ from tunemill_api.status import (
     PreparedFacts,
     PublishedFacts,
     ServingFacts,
+    SuiteDataFacts,
     TrainedFacts,
 )
 
 _BEGAN = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
 
-def prepared_facts(key: str = "0123456789abcdef") -> PreparedFacts:
+def prepared_facts(key: str = "0123456789abcdef", suites: Sequence[SuiteDataFacts] = ()) -> PreparedFacts:
     """Return the facts of prepare for a hundred rows."""
     data = DatasetFacts(format="OpenAI", rows=100, train_rows=90, evaluation_rows=10)
     return PreparedFacts(
-        key=key, base_model_revision="c0ffee" * 6, dataset_digest="sha256:d1", tokenizer_mode="Extend", dataset=data
+        key=key,
+        base_model_revision="c0ffee" * 6,
+        dataset_digest="sha256:d1",
+        tokenizer_mode="Extend",
+        dataset=data,
+        suites=[*suites],
     )
 
 
@@ -57,11 +64,12 @@ def a_report(
     published: str = "",
     key: str = "0123456789abcdef",
     draft: bool = False,
+    suites: Sequence[SuiteDataFacts] = (),
     finished_at: datetime = _BEGAN + timedelta(seconds=1),
 ) -> str:
     """Return the termination message of a stage that has succeeded."""
     facts: dict[Stage, dict[str, Any]] = {
-        Stage.PREPARE: {"prepared": prepared_facts(key)},
+        Stage.PREPARE: {"prepared": prepared_facts(key, suites)},
         Stage.TRAIN: {"trained": trained_facts()},
         Stage.EVALUATE: {"evaluation": evaluation_facts(tuned, published=published)},
         Stage.PUBLISH: {"published": published_facts(draft=draft)},

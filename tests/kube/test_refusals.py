@@ -14,6 +14,9 @@ def of_train(**fields: Any) -> dict[str, Any]:
     return {"podTemplates": {"train": fields}}
 
 
+CHAT = {"name": "chat", "uri": "s3://team-a/chat.jsonl", "judge": "Likelihood"}
+
+
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
@@ -27,6 +30,26 @@ def of_train(**fields: Any) -> dict[str, Any]:
         ({"evaluation": {"gates": [{"metric": "accuracy", "min": "0.5"}]}}, "spec.evaluation.gates[0].metric"),
         ({"evaluation": {"gates": [{"metric": "over_call_rate", "min": "0"}]}}, "needs max instead of min"),
         ({"evaluation": {"gates": [{"metric": "exact_match", "max": "1"}]}}, "can have max only on missed_call_rate"),
+        ({"evaluation": {"gates": [{"min": "0.5"}]}}, "a gate needs either a metric or a suite"),
+        ({"evaluation": {"gates": [{"suite": "chat", "min": "0.5"}]}}, "a suite that is not in evaluation.suites"),
+        (
+            {"evaluation": {"gates": [{"suite": "chat", "min": "0"}], "suites": [CHAT]}},
+            "Likelihood needs maxLossVsBase",
+        ),
+        (
+            {"evaluation": {"gates": [{"suite": "chat", "max": "0"}], "suites": [CHAT]}},
+            "can have max only on missed_call_rate",
+        ),
+        ({"evaluation": {"suites": [CHAT, CHAT]}}, "Duplicate value"),
+        ({"evaluation": {"suites": [CHAT | {"judge": "Pattern"}]}}, "a suite has a pattern if its judge is Pattern"),
+        (
+            {"evaluation": {"suites": [CHAT | {"uri": "file:///chat.jsonl"}]}},
+            "file:// URIs work only with `tunemill run`",
+        ),
+        (
+            {"dataset": {"replay": {"uri": "s3://team-a/chat.jsonl", "share": "1"}}},
+            "replay.share must be between 0 and 1",
+        ),
         ({"dataset": {"uri": "/home/me/calls.jsonl"}}, "spec.dataset.uri"),
         ({"dataset": {"uri": "hf://calls"}}, "spec.dataset.uri"),
         ({"dataset": {"uri": "file:///home/me/calls.jsonl"}}, "file:// URIs work only with `tunemill run`"),

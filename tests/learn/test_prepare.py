@@ -198,6 +198,66 @@ def test_augmentation_changes_the_training_rows_only(site):
     assert facts.dataset.train_rows == plain.dataset.train_rows
 
 
+def test_general_rows_are_trained_on_in_addition(site):
+    """They change no other split, are counted, and are in the key by their content."""
+    plain, _, before = site.prepare()
+    site.put(rows(60) + rows(40, seed=3), "general.jsonl")
+    replay = {"uri": site.uri("general.jsonl"), "share": "0.25"}
+    facts, executed, after = site.prepare(dataset={"replay": replay})
+    assert executed
+    assert after.cases_path.read_text() == before.cases_path.read_text()
+    assert facts.dataset.train_rows == plain.dataset.train_rows
+    assert facts.dataset.replay_rows == round(plain.dataset.train_rows / 3)
+    added = after.report()["replay"]["examples"]
+    assert pq.read_table(after.train_path).num_rows == pq.read_table(before.train_path).num_rows + added
+    site.put(rows(60) + rows(40, seed=3), "copy.jsonl")
+    _, again, _ = site.prepare(dataset={"replay": replay | {"uri": site.uri("copy.jsonl")}})
+    site.put(rows(60) + rows(40, seed=4), "copy.jsonl")
+    other, executed, _ = site.prepare(dataset={"replay": replay | {"uri": site.uri("copy.jsonl")}})
+    assert (again, executed) == (False, True)
+    assert other.key != facts.key
+    known = site.failure(dataset={"replay": {"uri": site.uri("calls.jsonl")}})
+    assert known.reason is Reason.DATASET_TOO_SMALL
+    assert "at least one usable replay row, found none" in known.message
+    assert "spec.dataset.replay" in known.remedy
+
+
+def test_suites_without_rows_that_their_judge_can_use_are_refused(site):
+    """The message names the suite, and says why no row is left; the data set itself is prepared once."""
+    chat = [
+        {"messages": [{"role": "user", "content": f"Hi {n}"}, {"role": "assistant", "content": "ok"}]} for n in range(3)
+    ]
+    site.put(chat, "chat.jsonl")
+    site.put([{"messages": [{"role": "user", "content": "Hi"}]}], "prompts.jsonl")
+    site.put([chat[0], {"messages": "none"}], "invalid.jsonl")
+    facts, _, prepared = site.prepare()
+    held_out = {case.messages[-1].content for case in prepared.cases()}
+    site.put([row for row in rows(60) if row["messages"][1]["content"] not in held_out], "trained.jsonl")
+
+    def failure(key: str, judge: str, **fields: str) -> StageError:
+        suite = {"name": "own", "uri": site.uri(key), "judge": judge, **fields}
+        return site.failure(evaluation={"suites": [suite]})
+
+    expected = {
+        ("chat.jsonl", "Calls"): (Reason.DATASET_TOO_SMALL, "expected rows with tools", "Likelihood or Pattern"),
+        ("prompts.jsonl", "Likelihood"): (Reason.DATASET_TOO_SMALL, "1 have no assistant turn", "the settings of"),
+        ("trained.jsonl", "Calls"): (
+            Reason.DATASET_TOO_SMALL,
+            f"{facts.dataset.train_rows} have the prompt of a training row",
+            "the settings of",
+        ),
+        ("invalid.jsonl", "Likelihood"): (Reason.DATASET_INVALID_ROWS, "invalid.jsonl line 2", "maxInvalidFraction"),
+    }
+    for (key, judge), (reason, message, remedy) in expected.items():
+        error = failure(key, judge)
+        assert error.reason is reason
+        assert error.message.startswith("spec.evaluation.suites[own]: ")
+        assert message in error.message
+        assert remedy in error.failure.remedy
+    gone = failure("typo.jsonl", "Calls")
+    assert (gone.reason, "spec.evaluation.suites[own]" in gone.message) == (Reason.OBJECT_NOT_FOUND, True)
+
+
 def test_a_prefix_is_read_in_the_order_of_its_keys(site):
     """All files of known endings below a prefix are one data set; cases say from which file they come."""
     site.put(rows(60)[30:], "many/b.jsonl")

@@ -1,6 +1,6 @@
 """The output folder of prepare, which later stages read. Only this module knows its layout.
 
-- train.parquet: input_ids and labels, list<int32> each; the label -100 excludes a token from the loss
+- train.parquet: input_ids and labels, list<int32> each; the label -100 excludes a token from the loss. A suite has none
 - evaluation.jsonl: one Case per line, of the held-out rows
 - validation.jsonl: the same of the validation rows, if there are any
 - tokenizer/: the output of save_pretrained, including chat_template.jinja
@@ -196,8 +196,8 @@ class Prepared:
 
     def trained_tools(self) -> frozenset[str]:
         """Return the names of the tools that the training rows call."""
-        side = cast("dict[str, dict[str, int]]", self.report()["train"])
-        return frozenset(side["callsByTool"])
+        sides = cast("dict[str, dict[str, dict[str, int]]]", self.report())
+        return frozenset(name for split in ("train", "replay") for name in sides.get(split, {}).get("callsByTool", {}))
 
     def keeps_template(self) -> bool:
         """Return whether the chat template is the base model's own."""
@@ -227,9 +227,9 @@ class PreparedWriter:
         self.layout = Prepared(folder)
         self._columns = (_Lists(), _Lists())
         self._validation: TextIO | None = None
+        self._parquet: pq.ParquetWriter | None = None
 
     def __enter__(self) -> Self:
-        self._parquet = pq.ParquetWriter(self.layout.train_path, _SCHEMA, compression="zstd")
         self._cases: TextIO = self.layout.cases_path.open("w", encoding="utf-8")
         return self
 
@@ -239,7 +239,8 @@ class PreparedWriter:
         self._cases.close()
         if self._validation is not None:
             self._validation.close()
-        self._parquet.close()
+        if self._parquet is not None:
+            self._parquet.close()
 
     def add_example(self, input_ids: list[int], labels: list[int]) -> None:
         """Add one training row with one label per token id."""
@@ -266,19 +267,26 @@ class PreparedWriter:
             self._validation = self.layout.validation_path.open("w", encoding="utf-8")
         self._validation.write(line)
 
+    def write_report(self, report: JsonObject) -> None:
+        """Write report.json."""
+        _write_json(self.layout.report_path, report)
+
     def describe(self, tokens: Tokens, base_model: BaseModel, report: JsonObject) -> None:
         """Write tokens.json, base-model.json and report.json."""
-        for path, value in (
-            (self.layout.tokens_path, dataclasses.asdict(tokens)),
-            (self.layout.base_model_path, dataclasses.asdict(base_model)),
-            (self.layout.report_path, report),
-        ):
-            path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        _write_json(self.layout.tokens_path, dataclasses.asdict(tokens))
+        _write_json(self.layout.base_model_path, dataclasses.asdict(base_model))
+        self.write_report(report)
 
     def _flush(self) -> None:
         if len(self._columns[0]):
+            if self._parquet is None:
+                self._parquet = pq.ParquetWriter(self.layout.train_path, _SCHEMA, compression="zstd")
             taken = [column.take() for column in self._columns]
             self._parquet.write_table(pa.Table.from_arrays(taken, schema=_SCHEMA))
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 class _Lists:

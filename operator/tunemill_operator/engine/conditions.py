@@ -173,16 +173,18 @@ def _achievement(stage: Stage, facts: Facts) -> str:
             data = facts.prepared.dataset
             model = facts.prepared.base_model_revision[:12]
             added = f" and {data.added_rows} added ones" if data.added_rows else ""
+            replay = f" and {data.replay_rows} for replay" if data.replay_rows else ""
             validation = f"{data.validation_rows} validation rows, " if data.validation_rows else ""
             return (
-                f"{data.train_rows} training rows{added}, {validation}{data.evaluation_rows} held-out rows, "
+                f"{data.train_rows} training rows{added}{replay}, {validation}{data.evaluation_rows} held-out rows, "
                 f"base model at {model}"
             )
         case Stage.TRAIN if facts.trained:
             return f"{facts.trained.steps} steps on {facts.trained.device}, loss {facts.trained.loss}"
         case Stage.EVALUATE if facts.evaluation:
             metrics = [f"{m.name} {m.tuned} (base {m.base})" for m in facts.evaluation.metrics if m.tuned]
-            return f"{facts.evaluation.rows} held-out rows: {', '.join(metrics)}"
+            suites = [f"suite {s.name} {s.tuned} (base {s.base})" for s in facts.evaluation.suites]
+            return f"{facts.evaluation.rows} held-out rows: {', '.join([*metrics, *suites])}"
         case Stage.PUBLISH if facts.published:
             at = f"{facts.published.repository} at {facts.published.revision[:12]}"
             return f"draft on the branch {facts.published.branch} of {at}" if facts.published.draft else at

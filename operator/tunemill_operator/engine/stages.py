@@ -8,7 +8,7 @@ A stage that has started keeps its recorded key while its inputs are the same. O
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -24,6 +24,7 @@ from tunemill_api.status import (
     Rival,
     StageState,
     StageStatus,
+    SuiteDataFacts,
     TrainedFacts,
     TrainerStatus,
 )
@@ -137,13 +138,14 @@ def read_ledger(finetune: FineTune, spec: FineTuneSpec, observed: Observed, now:
     prepare = stage_keys.prepare()
     job = _job(Work("prepare", (Stage.PREPARE,), prepare.key), finetune, observed)
     ledger = _followed(ledger, Stage.PREPARE, prepare, job, observed, 0, now)
-    if ledger.facts.prepared is None:
+    prepared = ledger.facts.prepared
+    if prepared is None:
         entries = {stage: stopped(entry, now) for stage, entry in ledger.entries.items()}
         return replace(ledger, entries={**entries, Stage.PREPARE: ledger.entries[Stage.PREPARE]})
-    train = stage_keys.train(prepare, ledger.facts.prepared.key)
+    train = stage_keys.train(prepared.key)
     rival = rival_of(finetune.status, spec, train.key)
     ledger = replace(ledger, rival=rival)
-    evaluate = stage_keys.evaluate(train, rival)
+    evaluate = stage_keys.evaluate(train, rival, prepared.suites)
     job = _job(Work("train", (Stage.TRAIN, Stage.EVALUATE), evaluate.key), finetune, observed)
     ledger = _followed(ledger, Stage.TRAIN, train, job, observed, spec.compute.gpus, now)
     ledger = _followed(ledger, Stage.EVALUATE, evaluate, job, observed, spec.compute.gpus, now)
@@ -178,16 +180,16 @@ class _StageKeys:
             Stage.PREPARE, inputs, inputs, lambda: keys_before_forms.prepare_key(self.spec, self.finetune.requested)
         )
 
-    def train(self, prepare: _StageKey, prepared: str) -> _StageKey:
+    def train(self, prepared: str) -> _StageKey:
         """Return the key of train. `prepared` is the key of prepare's output."""
-        inputs = keys.train_inputs(prepare.inputs, prepared, self.spec)
+        inputs = keys.train_inputs(keys.data_inputs(self.spec, self.finetune.requested), prepared, self.spec)
         present = keys.train_key(prepared, self.spec)
         return self._of(Stage.TRAIN, inputs, present, lambda: keys_before_forms.train_key(prepared, self.spec))
 
-    def evaluate(self, train: _StageKey, rival: Rival | None) -> _StageKey:
-        """Return the key of evaluate."""
-        inputs = keys.evaluate_inputs(train.inputs, self.spec, rival)
-        present = keys.evaluate_key(train.key, self.spec, rival)
+    def evaluate(self, train: _StageKey, rival: Rival | None, suites: Sequence[SuiteDataFacts]) -> _StageKey:
+        """Return the key of evaluate. `suites` is what prepare found in their data."""
+        inputs = keys.evaluate_inputs(train.inputs, self.spec, rival, suites)
+        present = keys.evaluate_key(train.key, self.spec, rival, suites)
         if self.entries[Stage.TRAIN].key != train.key:
             return _StageKey(inputs, present)
         return self._of(

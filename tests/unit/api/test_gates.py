@@ -5,7 +5,7 @@ from api.builders import a_spec, an_evaluation
 from pydantic import ValidationError
 from tunemill_api.evaluation import Evaluation, Gate
 from tunemill_api.gates import decide, is_draft, is_not_better, passed
-from tunemill_api.status import EvaluationFacts, FineTuneStatus, MetricFacts
+from tunemill_api.status import EvaluationFacts, FineTuneStatus, MetricFacts, SuiteFacts
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,34 @@ def test_a_metric_that_nothing_measured_passes_no_gate():
     (decision,) = decide([gate], an_evaluation("exact_match"))
     assert not decision.passed
     assert "no held-out row measures abstention_accuracy" in decision.message
+
+
+@pytest.mark.parametrize(
+    ("judge", "gate", "base", "tuned", "holds", "text"),
+    [
+        ("Calls", {"min": "0.9"}, "0.1000", "0.9000", True, "suite own >= 0.9"),
+        ("Pattern", {"maxLossVsBase": "0.02"}, "0.9200", "0.9000", True, "suite own >= base - 0.02"),
+        ("Pattern", {"maxLossVsBase": "0.02"}, "0.9201", "0.9000", False, "suite own >= base - 0.02"),
+        ("Likelihood", {"maxLossVsBase": "0.1"}, "2.5000", "2.6000", True, "suite own <= base + 0.1"),
+        ("Likelihood", {"maxLossVsBase": "0.1"}, "2.5000", "2.6001", False, "suite own <= base + 0.1"),
+        ("Likelihood", {"maxLossVsBase": "0.1"}, "12.5000", "2.6001", True, "suite own <= base + 0.1"),
+        ("Likelihood", {"minGainOverBase": "0.1"}, "2.5000", "2.4000", True, "suite own <= base - 0.1"),
+    ],
+)
+def test_a_gate_on_a_suite_follows_its_judge(judge, gate, base, tuned, holds, text):
+    """For the loss, lower is better: what a gate allows is an increase."""
+    suite = SuiteFacts(name="own", judge=judge, base=base, tuned=tuned, difference="", rows=20, cases=22)
+    evaluation = EvaluationFacts(rows=10, metrics=[], suites=[suite])
+    (decision,) = decide([Gate.model_validate({"suite": "own"} | gate)], evaluation)
+    assert (decision.gate, decision.passed) == (text, holds)
+    assert decision.message == f"base {base}, tuned {tuned}, 22 cases"
+
+
+def test_a_suite_that_was_not_evaluated_passes_no_gate():
+    """A profile's defaults can have a gate on a suite that the object does not have."""
+    (decision,) = decide([Gate.model_validate({"suite": "own", "min": "0"})], an_evaluation("exact_match"))
+    assert not decision.passed
+    assert "spec.evaluation.suites has no own" in decision.message
 
 
 def test_a_status_has_room_for_the_decisions_on_all_gates():

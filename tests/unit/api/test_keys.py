@@ -3,8 +3,9 @@
 import pytest
 from api.builders import a_spec, fields_of_spec
 from tunemill_api import keys
+from tunemill_api.evaluation import Suite
 from tunemill_api.finetune import FineTuneSpec
-from tunemill_api.status import Rival
+from tunemill_api.status import Rival, SuiteDataFacts
 
 RESOLVED = {"baseModel": "c0ffee", "dataset": "d1d1"}
 
@@ -108,6 +109,53 @@ def test_the_published_model_beside_a_new_one_is_in_its_judgement_alone():
     assert keys.evaluate_key("0123", a_spec(), none) == keys.evaluate_key("0123", a_spec())
 
 
+CHAT = {"name": "chat", "uri": "s3://other/chat.jsonl", "judge": "Likelihood"}
+OWN = {"name": "own", "uri": "s3://other/own.jsonl", "judge": "Calls"}
+
+
+def with_suites(*suites):
+    """Return the usual spec with suites."""
+    return a_spec(evaluation={"suites": [*suites]})
+
+
+def test_a_suite_is_read_and_evaluated_and_trains_nothing():
+    """It changes the inputs of prepare, which reads it, and those of evaluate; train has the inputs of before."""
+    plain, suite = a_spec(), with_suites(CHAT)
+    assert keys.prepare_inputs(suite) != keys.prepare_inputs(plain)
+    assert keys.data_inputs(suite) == keys.data_inputs(plain) == keys.prepare_inputs(plain)
+    assert chain(suite)[:2] == chain(plain)[:2]
+    found = [SuiteDataFacts(name="chat", key=keys.suite_key("0123", suite, Suite(**CHAT), "d1"), rows=1)]
+    assert keys.evaluate_key("89ab", suite, suites=found) != keys.evaluate_key("89ab", suite)
+    assert keys.evaluate_inputs("89ab", suite, suites=found) != keys.evaluate_inputs("89ab", suite)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"uri": "s3://other/new.jsonl"}, {"format": "OpenAI"}, {"judge": "Calls"}, {"name": "talk"}],
+)
+def test_every_field_of_a_suite_reads_it_again(change):
+    """The operator cannot know whether other rows are behind it."""
+    assert keys.prepare_inputs(with_suites(CHAT | change)) != keys.prepare_inputs(with_suites(CHAT))
+
+
+def test_the_order_of_suites_changes_nothing():
+    """A list that a tool sorts asks for nothing."""
+    assert keys.prepare_inputs(with_suites(CHAT, OWN)) == keys.prepare_inputs(with_suites(OWN, CHAT))
+    facts = [SuiteDataFacts(name=name, key="0123", rows=1) for name in ("chat", "own")]
+    assert keys.evaluate_key("89ab", a_spec(), suites=facts) == keys.evaluate_key("89ab", a_spec(), suites=facts[::-1])
+
+
+def test_the_rows_of_a_suite_are_known_by_their_content_and_by_the_rows_that_are_trained_on():
+    """Neither its name nor its place is in the key; the judge is, because prepare checks the rows for it."""
+
+    def key(prepared="0123", digest="d1", **change):
+        return keys.suite_key(prepared, a_spec(), Suite(**CHAT | change), digest)
+
+    assert key() == key(name="talk") == key(uri="s3://copied/chat.jsonl")
+    others = [key(prepared="4567"), key(digest="d2"), key(format="OpenAI"), key(judge="Calls")]
+    assert len({key(), *others}) == 5
+
+
 def test_new_data_under_the_same_name_changes_every_key():
     """The keys hold the content of the data, not its name."""
     before, after = chain(a_spec()), chain(a_spec(), {**RESOLVED, "dataset": "d2d2"})
@@ -155,6 +203,7 @@ IN_FORMS = {
     "dataset.evaluation.seed": 7,
     "dataset.evaluation.uri": "s3://other/held-out.jsonl",
     "dataset.validation.fraction": "0.1",
+    "dataset.replay": {"uri": "s3://other/chat.jsonl", "share": "0.2"},
     "dataset.maxInvalidFraction": "0.1",
     "dataset.maxRows": 100,
     "dataset.augmentation.shuffleTools": False,
@@ -196,6 +245,7 @@ IN_FORMS = {
     "training.divergence": "Ignore",
     "evaluation.maxRows": 100,
     "evaluation.maxNewTokens": 100,
+    "evaluation.suites": [{"name": "chat", "uri": "s3://other/chat.jsonl", "judge": "Likelihood"}],
     "evaluation.gates": [],
     "publish.repository": "acme/other",
     "publish.private": False,

@@ -16,10 +16,12 @@ from tunemill_api.crd import (
     profile_resource_definition,
     profile_schema,
 )
+from tunemill_api.evaluation import MAX_SUITES, Judge, Metric
 from tunemill_api.failures import FAILURES, Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.scalars import duration_seconds, quantity_value
-from tunemill_api.stage_report import Stage, StageReport, failure_of
+from tunemill_api.stage_report import Stage, StageReport, failure_of, reports_in, termination_message
+from tunemill_api.status import EvaluationFacts, MetricFacts, SuiteFacts, TrainedFacts
 from tunemill_api.structural import structural_schema
 
 ROOT = Path(__file__).parents[3]
@@ -72,6 +74,29 @@ def test_every_reason_has_a_remedy():
     """No failure leaves the user without a next step."""
     assert set(FAILURES) == set(Reason)
     assert all(failure.remedy.endswith(".") for failure in FAILURES.values())
+
+
+def test_the_results_of_all_suites_fit_into_a_termination_message():
+    """Train and evaluate share one message; nothing is left out but URIs."""
+    moment = "2026-11-21T10:00:00Z"
+    metrics = [
+        MetricFacts(name=metric, base="0.1234", tuned="0.1234", published="0.1234", cases=10**6) for metric in Metric
+    ]
+    figures = {"base": "12.3456", "tuned": "12.3456", "difference": "+12.3456", "rows": 10**6, "cases": 10**6}
+    suites = [SuiteFacts(name="x" * 32, judge=Judge.LIKELIHOOD, **figures)] * MAX_SUITES
+    uri = f"s3://{'x' * 200}"
+    ended = {"started_at": moment, "finished_at": moment, "executed": True, "key": "0" * 16}
+    trained = TrainedFacts(
+        steps=10**6, loss="0.1234", train_seconds=10**6, device="NVIDIA H200", memory="x" * 120, adapter=uri
+    )
+    evaluation = EvaluationFacts(rows=10**6, metrics=metrics, suites=suites, report=uri)
+    reports = [
+        StageReport(stage=Stage.TRAIN, trained=trained, **ended),
+        StageReport(stage=Stage.EVALUATE, evaluation=evaluation, **ended),
+    ]
+    found = [*reports_in(termination_message(reports))]
+    assert [report.stage for report in found] == [Stage.TRAIN, Stage.EVALUATE]
+    assert found[1].evaluation.suites == suites
 
 
 def test_a_long_report_still_fits_into_a_termination_message():

@@ -8,9 +8,10 @@ import pytest
 from property.builders import a_finetune_body, at
 from property.simulator import World
 from property.worlds import a_finished_world, a_world_at, condition, entry, labels
+from tunemill_api import keys
 from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
-from tunemill_api.status import Phase, StageState, TrainerStatus
+from tunemill_api.status import Phase, StageState, SuiteDataFacts, TrainerStatus
 from tunemill_operator.engine.objects import finetune_of
 from tunemill_operator.engine.observe import Observed, Progress, Refusal, WarningEvent, recheck_interval
 from tunemill_operator.engine.plan import CreateJob, DeleteJob, plan
@@ -140,6 +141,24 @@ def test_changed_data_with_the_same_content_trains_nothing() -> None:
     world.settle()
     assert world.status.phase is Phase.SUCCEEDED
     assert labels(world) == ["prepare", "train", "publish", "prepare"]
+
+
+def test_a_suite_is_read_and_evaluated_and_trains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train keeps its key, also after an upgrade that trains in another way."""
+    world = a_finished_world()
+    before, evaluated = entry(world, Stage.TRAIN), entry(world, Stage.EVALUATE)
+    monkeypatch.setattr(keys, "RECIPES", keys.RECIPES | {"train": keys.RECIPES["train"] + 1})
+    world.edit(evaluation={"suites": [{"name": "chat", "uri": "s3://team-a/chat.jsonl", "judge": "Likelihood"}]})
+    world.settle()
+    assert world.status.phase is Phase.PREPARING
+    for _ in range(3):
+        world.run_pod(suites=[SuiteDataFacts(name="chat", key="0" * 16, rows=9)])
+        world.settle()
+    assert world.status.phase is Phase.SUCCEEDED
+    assert labels(world) == ["prepare", "train", "publish", "prepare", "train", "publish"]
+    assert (entry(world, Stage.TRAIN).key, entry(world, Stage.TRAIN).inputs) == (before.key, before.inputs)
+    assert entry(world, Stage.EVALUATE).key != evaluated.key
+    assert [suite.name for suite in world.status.prepared.suites] == ["chat"]
 
 
 def test_an_edit_while_training_replaces_the_job_and_never_has_two() -> None:

@@ -8,9 +8,15 @@ from functools import partial
 from itertools import accumulate
 
 from tunemill_trainer.chat.encoding import Encoded
-from tunemill_trainer.chat.templates import Choice
+from tunemill_trainer.chat.templates import Choice, is_unrenderable
 from tunemill_trainer.data.augmentation import Augmenter, Change, Changed
-from tunemill_trainer.data.dataset import Dataset, Split, SpooledRow
+from tunemill_trainer.data.dataset import (
+    Dataset,
+    Split,
+    SpooledRow,
+    refuse_too_many_invalid,
+    refuse_too_many_unrenderable,
+)
 from tunemill_trainer.data.findings import Findings, Problem, Rule, crash_problem
 from tunemill_trainer.data.rows import JsonObject, Role
 from tunemill_trainer.prepared import IGNORED, Case, PreparedWriter, case_line
@@ -196,6 +202,41 @@ def write(
     return written
 
 
+def write_usable(
+    dataset: Dataset,
+    encoder: "RowEncoder",
+    writer: PreparedWriter,
+    max_invalid_fraction: float,
+    *,
+    workers: int,
+    tick: Callable[[int], None],
+) -> Examples:
+    """Encode and write the rows as `write` does, and check the share of those that cannot be used.
+
+    Args:
+        dataset: the result of the first pass. The findings are added to it.
+        encoder: makes examples and cases of rows.
+        writer: receives examples and cases.
+        max_invalid_fraction: the maximum share of rows with errors.
+        workers: the number of processes that encode.
+        tick: called with the number of rows that are done. It may raise to stop.
+
+    Raises:
+        TooManyInvalidError: DatasetMalformed or DatasetInvalidRows.
+    """
+    unfit: list[UnusableRow] = []
+    written = write(dataset, encoder, writer, workers=workers, unfit=unfit.append, tick=tick)
+    dataset.findings.merge(written.findings)
+    for row in unfit:
+        if is_unrenderable(encoder.choice, row.problem):
+            dataset.leave_out_unrenderable(row.item.row.source, row.problem)
+        else:
+            dataset.leave_out(row.item.row.source, [row.problem])
+    refuse_too_many_invalid(dataset, max_invalid_fraction)
+    refuse_too_many_unrenderable(dataset)
+    return written
+
+
 def _encode(dataset: Dataset, encoder: "RowEncoder", lines: Sequence[str]) -> _Batch:
     items = [dataset.row(line) for line in lines]
     try:
@@ -249,7 +290,7 @@ class RowEncoder:
                 batch.written.findings.add(item.row.source, [problem])
             else:
                 split.keep(item, encoded)
-                if item.split is Split.TRAIN:
+                if item.split in {Split.TRAIN, Split.REPLAY}:
                     self._add(encoded, batch)
                 else:
                     judged[item.split].append((item, encoded))

@@ -4,7 +4,7 @@ import copy
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ _MAY_BE_LOCAL = (
     ("baseModel", "id"),
     ("dataset", "uri"),
     ("dataset", "evaluation", "uri"),
+    ("dataset", "replay", "uri"),
+    ("evaluation", "suites", "uri"),
     ("workspace", "uri"),
     ("publish", "repository"),
 )
@@ -154,18 +156,26 @@ def _with_local_files(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
         folder: where relative paths start.
     """
     found = copy.deepcopy(spec)
-    for path in _MAY_BE_LOCAL:
-        *parents, last = path
-        part: Any = found
-        for name in parents:
-            part = part.get(name) if isinstance(part, dict) else None
-        if isinstance(part, dict) and isinstance(part.get(last), str):
-            part[last] = _as_uri(part[last], folder)
+    for *parents, last in _MAY_BE_LOCAL:
+        for part in _parts(found, parents):
+            if isinstance(part.get(last), str):
+                part[last] = _as_uri(part[last], folder)
     dataset, workspace = found.get("dataset"), found.get("workspace", {})
     has_local_data = isinstance(dataset, dict) and is_local(str(dataset.get("uri", "")))
     if has_local_data and isinstance(workspace, dict) and not workspace.get("uri"):
         found["workspace"] = {**workspace, "uri": (folder / _WORKSPACE).as_uri() + "/"}
     return found
+
+
+def _parts(spec: dict[str, Any], path: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the objects at a path; several where it leads through a list."""
+    if not path:
+        yield spec
+        return
+    below = spec.get(path[0])
+    for part in below if isinstance(below, list) else [below]:
+        if isinstance(part, dict):
+            yield from _parts(part, path[1:])
 
 
 def _as_uri(text: str, folder: Path) -> str:

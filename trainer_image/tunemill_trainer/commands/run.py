@@ -113,6 +113,13 @@ def summary(reports: list[StageReport]) -> str:
                 f"{metric.name:<22} {metric.base or '-':>6}   {metric.tuned or '-':>6}  {metric.cases:>6}"
                 for metric in report.evaluation.metrics
             ]
+            if report.evaluation.suites:
+                lines += ["", "SUITE                             JUDGE           BASE     TUNED  DIFFERENCE   CASES"]
+            lines += [
+                f"{suite.name:<33} {suite.judge:<10} {suite.base:>9} {suite.tuned:>9} {suite.difference:>11}  "
+                f"{suite.cases:>6}"
+                for suite in report.evaluation.suites
+            ]
         if report.trained is not None:
             adapter = report.trained.adapter
             if is_local(adapter):

@@ -6,9 +6,10 @@ file, so memory does not grow with the data.
 
 import json
 import logging
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from itertools import chain, islice
@@ -32,8 +33,8 @@ from tunemill_trainer.process.parallel import batches, ordered_map
 
 _log = logging.getLogger(__name__)
 
-_HELD_OUT, _TRAIN_ONLY = -1.0, 1.0
-"""The draws of rows that are always held out, and of rows that are only trained on."""
+_HELD_OUT, _TRAIN_ONLY, _REPLAY = -1.0, 1.0, 2.0
+"""The draws of rows that are always held out, of rows that are only trained on, and of rows of spec.dataset.replay."""
 
 _BATCH = 256
 """The rows that a worker reads per task."""
@@ -51,6 +52,7 @@ class Split(StrEnum):
     """What a row is used for."""
 
     TRAIN = "training"
+    REPLAY = "replay"
     VALIDATION = "validation"
     HELD_OUT = "held-out"
 
@@ -96,6 +98,11 @@ class Features:
             self.responses = self.responses or message.role is Role.TOOL
             self.reasoning = self.reasoning or bool(message.reasoning)
 
+    def __add__(self, other: "Features") -> "Features":
+        found = replace(self)
+        found.add(other)
+        return found
+
     def add(self, other: "Features") -> None:
         """Add the features of other rows."""
         self.rows += other.rows
@@ -116,13 +123,14 @@ class Dataset:
         invalid: the number of rows that were excluded because of errors.
         duplicates: the number of rows that were excluded because an equal row came before.
         leaked: the number of training rows that were excluded because a held-out row of the evaluation data has the
-            same request.
+            same request; for a suite and for replay, of their rows that have the request of a row of spec.dataset.
         unsupervised: the number of rows that were excluded because they have no assistant turn to train on.
         unrenderable: the number of rows that the base model's own chat template cannot render.
         kept: the number of rows in the spool.
         offers: each tool that a row declares, with the first such row.
         calls: the number of calls in the usable rows, by tool.
         features: the features of the readable rows.
+        replay_features: the same of the rows of spec.dataset.replay.
         findings: the findings of all rows.
         cut: rows with a draw below this number are held out.
         validation_cut: the other rows with a draw below this number are validation rows.
@@ -140,6 +148,7 @@ class Dataset:
     offers: dict[str, Source] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
     features: Features = field(default_factory=Features)
+    replay_features: Features = field(default_factory=Features)
     findings: Findings = field(default_factory=Findings)
     cut: float = 0.0
     validation_cut: float = 0.0
@@ -166,9 +175,32 @@ class Dataset:
         return SpooledRow(number, row, self._split_of(drawn))
 
     def _split_of(self, drawn: float) -> Split:
+        if drawn == _REPLAY:
+            return Split.REPLAY
         if drawn < self.cut:
             return Split.HELD_OUT
         return Split.VALIDATION if drawn < self.validation_cut else Split.TRAIN
+
+    def add_replay(self, found: "Dataset", count: int, seed: int) -> None:
+        """Add rows of spec.dataset.replay to the spool: `count` pseudorandom ones, or all if there are fewer."""
+
+        def drawn(line: str) -> float:
+            return split.draw(split.request_fingerprint(found.row(line).row.messages), seed)
+
+        draws = array("d", map(drawn, found.lines()))
+        limit = sorted(draws)[count - 1] if count < len(draws) else 1.0
+        with self.spool.open("a", encoding="utf-8") as spool:
+            for draw, line in zip(draws, found.lines(), strict=True):
+                if draw <= limit:
+                    number, _, rest = line.split(", ", 2)
+                    spool.write(f"[{self.rows + int(number[1:])}, {_REPLAY!r}, {rest}")
+                    self.kept += 1
+        self.replay_features = found.features
+        self.findings.merge(found.findings)
+
+    def rendered_features(self) -> Features:
+        """Return the features of all rows that the chat template must render."""
+        return self.features + self.replay_features
 
     def __iter__(self) -> Iterator["SpooledRow"]:
         """Yield the usable rows."""
@@ -252,6 +284,62 @@ def read(
     return dataset
 
 
+def read_others(how: ReadOptions, data: Data, spool: Path, known: "Requests") -> Dataset:
+    """Read rows that share no request with those of spec.dataset: of a suite, or for replay. All count as held out.
+
+    Args:
+        how: the reading options.
+        data: the files.
+        spool: the file to write, as in `read`.
+        known: rows with one of these requests are left out.
+
+    Raises:
+        StageError: DatasetEmpty, DatasetFormatUnknown or DatasetMalformed.
+    """
+    form = formats.detect(chain.from_iterable(map(records, data.files)), data.uri, how.format)
+    dataset = Dataset(form, spool)
+    with DatasetBuilder(dataset, how, known.check_stop, known.find) as builder:
+        builder.read(_all_items(data), data.uri, held_out=True)
+    return dataset
+
+
+class Requests:
+    """The requests of the rows of some splits, on disk. A context manager.
+
+    Args:
+        dataset: the data set.
+        splits: the splits.
+        check_stop: called for every row. It may raise to stop.
+
+    Attributes:
+        train_rows: the number of training rows of the data set.
+    """
+
+    def __init__(self, dataset: Dataset, splits: Collection[Split], check_stop: Callable[[], None]) -> None:
+        self.train_rows = 0
+        self.check_stop = check_stop
+        self._dataset = dataset
+        self._splits = splits
+        self._path = dataset.spool.with_suffix(".requests")
+
+    def __enter__(self) -> "Requests":
+        self._store = FingerprintStore(self._path).__enter__()
+        for item in self._dataset:
+            self.check_stop()
+            self.train_rows += item.split is Split.TRAIN
+            if item.split in self._splits:
+                self._store.before(split.request_fingerprint(item.row.messages), item.row.source)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._store.__exit__(None, None, None)
+        self._path.unlink(missing_ok=True)
+
+    def find(self, request: bytes) -> Source | None:
+        """Return the first row with a request, or None."""
+        return self._store.find(request)
+
+
 class TooManyInvalidError(StageError):
     """More rows cannot be used than are allowed; `dataset` has the findings."""
 
@@ -309,9 +397,23 @@ def _first_rows(findings: Iterable[Finding]) -> list[str]:
 
 
 class DatasetBuilder:
-    """Adds rows to a data set, one file or split after the other. A context manager: on exit the spool is complete."""
+    """Adds rows to a data set, one file or split after the other. A context manager: on exit the spool is complete.
 
-    def __init__(self, dataset: Dataset, how: ReadOptions, tick: Callable[[], None]) -> None:
+    Args:
+        dataset: the data set.
+        how: the reading options.
+        tick: called for every batch of rows. It may raise to stop.
+        known: returns the row of spec.dataset with a request. Rows with such a request are left out.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        how: ReadOptions,
+        tick: Callable[[], None],
+        known: Callable[[bytes], Source | None] = lambda _request: None,
+    ) -> None:
+        self._known = known
         self.lowest, self.highest = 1.0, 0.0
         self._has_held_out = False
         self._dataset = dataset
@@ -375,6 +477,10 @@ class DatasetBuilder:
         if self._has_held_out and not held_out and (leak := self._fingerprints.find(b"held out" + result.request)):
             dataset.leaked += 1
             dataset.findings.add(source, [Problem(Rule.LEAKED, f"the held-out row at {leak} has the same request")])
+        elif leak := self._known(result.request):
+            dataset.leaked += 1
+            problem = Problem(Rule.LEAKED, f"the row of spec.dataset at {leak} has the same request")
+            dataset.findings.add(source, [problem])
         elif first := self._fingerprints.before(b"row" + result.whole, source):
             dataset.duplicates += 1
             dataset.findings.add(source, [Problem(Rule.DUPLICATE, f"duplicate of the row at {first}")])

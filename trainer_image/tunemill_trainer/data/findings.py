@@ -109,7 +109,8 @@ REMEDIES: dict[Rule, str] = {
     Rule.PYTHON_LITERAL: "Write the value as JSON, or as a list or object instead of text.",
     Rule.NOT_REPRODUCIBLE: "Remove characters that the base model's tokenizer cannot encode.",
     Rule.DUPLICATE: "No action needed: the row is used once.",
-    Rule.LEAKED: "No action needed: the row is excluded from training. Remove it from one file to keep the sizes.",
+    Rule.LEAKED: "No action needed: the row is excluded from training, replay or the suite. Remove it from one file to "
+    "keep the sizes.",
     Rule.OVERLONG: "Raise spec.training.maxLength, or shorten the row. Rows that are too long are excluded.",
     Rule.NOT_SUPERVISED: "Add an assistant turn to train on, or set spec.training.lossOn to All. The row is excluded.",
     Rule.RENAMED_TOOL: "Use the new name where the model is served, or rename the tool in the data.",

@@ -33,7 +33,7 @@ _TRAINING = re.compile(r"(?:\A|[/._-])train(?:ing)?(?=[/._-])")
 
 
 _OUTPUT = re.compile(
-    r"(?:\A|/)(?:prepare|train|evaluate|publish|base-replies)/[0-9a-f]{16}/(?:[^/]+/|manifest\.json\Z)"
+    r"(?:\A|/)(?:prepare|train|evaluate|publish|base-replies|suites)/[0-9a-f]{16}/(?:[^/]+/|manifest\.json\Z)"
 )
 """Matches the output of stages in a workspace, possibly of another user. It contains rows of other runs, not input."""
 

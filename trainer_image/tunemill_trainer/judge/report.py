@@ -2,9 +2,12 @@
 
 from pydantic import Field, JsonValue
 from tunemill_api.base import ApiModel
+from tunemill_api.status import SuiteFacts
 
 REPORT_FILE = "report.json"
 CASES_FILE = "cases.jsonl"
+SUITE_CASES_FILE = "suite-cases.jsonl"
+"""The replies to the suites, except those with the judge Likelihood, for which there are none."""
 
 
 class Settings(ApiModel):
@@ -149,6 +152,8 @@ class Report(ApiModel):
     slices: dict[str, dict[str, MetricReport]] = Field(default={})
     """Slice → metric → results for a subset of the cases, without empty subsets and metrics that do not apply. The
     slices are no_call, single_call, multi_call, multi_turn and unseen_tools."""
+    suites: list[SuiteFacts] = Field(default=[])
+    """Results on the suites."""
     base_faults: dict[str, int] = Field(default={})
     """The base model's number of cases by fault, most frequent first."""
     tuned_faults: dict[str, int] = Field(default={})

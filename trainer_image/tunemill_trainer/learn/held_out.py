@@ -8,8 +8,8 @@ from typing import Any, Protocol
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from typing_extensions import override
 
-from tunemill_trainer.learn.passes import Row
-from tunemill_trainer.prepared import IGNORED, Case
+from tunemill_trainer.learn.passes import Row, answer_row
+from tunemill_trainer.prepared import Case
 
 LOSS = "held_out_loss"
 """The name of the metric in the trainer's log."""
@@ -48,13 +48,7 @@ def rows_of(cases: Iterable[Case], max_length: int) -> list[Row]:
     """Return at most `_CASES` held-out cases, evenly spaced, as rows with the loss on the answer only."""
     fitting = [case for case in cases if case.tokens <= max_length]
     every = -(-len(fitting) // _CASES)
-    return [
-        {
-            "input_ids": [*case.prompt_ids, *case.answer_ids],
-            "labels": [IGNORED] * len(case.prompt_ids) + [*case.answer_ids],
-        }
-        for case in fitting[:: max(every, 1)]
-    ]
+    return [answer_row(case.prompt_ids, case.answer_ids) for case in fitting[:: max(every, 1)]]
 
 
 def ends_of_epochs(rows: int, batch_size: int, steps: int) -> frozenset[int]:

@@ -42,6 +42,11 @@ class Pass:
     copied: int
 
 
+def answer_row(prompt: Sequence[int], answer: Sequence[int]) -> Row:
+    """Return a row with the loss on the answer only."""
+    return {"input_ids": [*prompt, *answer], "labels": [IGNORED] * len(prompt) + [*answer]}
+
+
 def supervised(row: Row) -> int:
     """Return the number of supervised tokens of a row, without the first token, which no token precedes."""
     return int(np.count_nonzero(np.asarray(row["labels"][1:]) != IGNORED))

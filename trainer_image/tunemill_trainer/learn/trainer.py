@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from typing_extensions import override
 
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn import passes
+from tunemill_trainer.learn.answer_loss import losses_of_passes
 from tunemill_trainer.learn.gradients import GradientSum
 from tunemill_trainer.learn.loss import score_for
 from tunemill_trainer.learn.memory_settings import Checkpointing, MemorySettings
@@ -254,22 +254,13 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
 
     def _held_out_losses(self, rows: Sequence[Row]) -> list[torch.Tensor]:
         """Return the summed losses of the forward passes of some rows."""
-        lengths = [len(row["input_ids"]) for row in rows]
-        losses: list[torch.Tensor] = []
-        waiting = split(lengths, self.memory_settings.held_out_tokens, padded=self._padded)
-        while waiting:
-            loss = attempt(partial(self._summed_loss, [rows[at] for at in waiting[0]]))
-            if not isinstance(loss, Shortage):
-                losses.append(loss)
-                waiting = waiting[1:]
-                continue
-            left = [at for rows_of_pass in waiting for at in rows_of_pass]
-            lengths_left = [lengths[at] for at in left]
-            smaller = halved(lengths_left, self.memory_settings.held_out_tokens, padded=self._padded)
-            self._save_memory(loss, self.memory_settings.reduced_held_out(smaller), lengths_left)
-            new_split = split(lengths_left, self.memory_settings.held_out_tokens, padded=self._padded)
-            waiting = [[left[at] for at in chosen] for chosen in new_split]
-        return losses
+
+        def smaller(shortage: Shortage, lengths: Sequence[int], tokens: int | None) -> int:
+            self._save_memory(shortage, self.memory_settings.reduced_held_out(tokens), lengths)
+            return self.memory_settings.held_out_tokens
+
+        tokens = self.memory_settings.held_out_tokens
+        return losses_of_passes(self._summed_loss, rows, tokens, smaller, padded=self._padded)
 
     def _summed_loss(self, rows: Sequence[Row]) -> torch.Tensor:
         """Return the summed loss of the supervised tokens of a forward pass, as a tensor on the device."""

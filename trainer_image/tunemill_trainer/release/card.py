@@ -188,12 +188,27 @@ parsed as vLLM's `{report.settings.reply_format}` parser does. `exact_match` req
 
 The base model answers {right.base} cases correctly, the tuned model {right.tuned} (p = {right.p_value:.2g}, McNemar's
 exact test)."""
-    parts = [text, f"Gates of this {'draft' if facts.draft else 'release'}:", "\n".join(lines)] if lines else [text]
+    parts = [text, *_suites(facts.evaluation)]
+    if lines:
+        parts += [f"Gates of this {'draft' if facts.draft else 'release'}:", "\n".join(lines)]
     if facts.with_page:
         parts.append(
             "`report.html` in this repository has the full report: metrics per tool, confused tools, and each mistake."
         )
     return "\n\n".join(parts)
+
+
+def _suites(evaluation: EvaluationFacts) -> list[str]:
+    """Return the results on further data sets. The card has their names in the spec, and not where they are."""
+    if not evaluation.suites:
+        return []
+    rows = "\n".join(
+        f"| {suite.name} | {labels.JUDGES[suite.judge]} | {suite.base} | **{suite.tuned}** | {suite.difference} | "
+        f"{suite.cases} |"
+        for suite in evaluation.suites
+    )
+    text = "Other data sets, of which no row was used for training, show what the model has kept or lost:"
+    return [text, f"| data set | measure | base | tuned | difference | cases |\n|---|---|---:|---:|---:|---:|\n{rows}"]
 
 
 def _metric_line(metric: MetricFacts, report: Report) -> str:
@@ -341,7 +356,7 @@ def _training(facts: ReleaseFacts) -> str:
     rows = [
         ("Base model", f"{facts.base.place} at `{facts.base.revision}`{labels.as_trained(quantization)}"),
         ("Data", f"{data.rows} rows ({data.format}), {data.tools} tools; sha256 `{facts.prepared.dataset_digest}`"),
-        ("Rows", f"{data.train_rows} for training, {labels.judged_rows(data)}; left out: {left_out}"),
+        ("Rows", f"{labels.trained_rows(data)} for training, {labels.judged_rows(data)}; left out: {left_out}"),
         ("Longest row", f"{data.longest_row_tokens} tokens, limit {training.max_length}"),
         ("Loss on", f"{training.loss_on.value}{turns}; {data.supervised_token_percent} % of the tokens"),
         ("Vocabulary", f"{facts.tokens.mode}, {len(facts.tokens.added)} tokens added"),

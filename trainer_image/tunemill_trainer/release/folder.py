@@ -121,6 +121,7 @@ def _record(facts: ReleaseFacts, files: list[str]) -> dict[str, Any]:
     """Return the content of tunemill.json. It leaves out where data and workspace are: the repository may be public."""
     spec = facts.run.spec
     trained = facts.trained.model_dump(mode="json", by_alias=True, exclude={"adapter"})
+    suites = [suite.model_dump(mode="json", by_alias=True) for suite in facts.evaluation.suites]
     return {
         "name": facts.run.name,
         "run": facts.run.run_id,
@@ -132,6 +133,7 @@ def _record(facts: ReleaseFacts, files: list[str]) -> dict[str, Any]:
         "training": spec.training.model_dump(mode="json", by_alias=True),
         "trained": trained,
         "metrics": [metric.model_dump(mode="json", by_alias=True) for metric in facts.evaluation.metrics],
+        **({"suites": suites} if suites else {}),
         "gates": [gate.model_dump(mode="json", by_alias=True) for gate in facts.gates],
         "files": list(files),
     }

@@ -2,6 +2,7 @@
 
 from tunemill_api import evaluation
 from tunemill_api.data import Augmentation
+from tunemill_api.evaluation import Judge
 from tunemill_api.finetune import Quantization
 from tunemill_api.scalars import AUTO
 from tunemill_api.status import DatasetFacts, TrainedFacts
@@ -50,6 +51,13 @@ SLICES = {
 }
 
 
+JUDGES = {
+    Judge.CALLS: "Correct replies",
+    Judge.LIKELIHOOD: "Loss of the expected answers, nats per token (lower is better)",
+    Judge.PATTERN: "Replies with the pattern",
+}
+
+
 def metric(name: str) -> str:
     """Return the display name of a metric, marked where lower is better."""
     return METRICS.get(name, name) + (" (lower is better)" if name in LOWER_IS_BETTER else "")
@@ -90,6 +98,11 @@ def left_out(data: DatasetFacts) -> str:
         f"{data.invalid_rows} invalid, {data.overlong_rows} too long, {data.duplicate_rows} duplicate, "
         f"{data.leaked_rows} also in the held-out split"
     )
+
+
+def trained_rows(data: DatasetFacts) -> str:
+    """Return how many rows were trained on, without those that augmentation adds."""
+    return f"{data.train_rows}" + (f" and {data.replay_rows} general ones" if data.replay_rows else "")
 
 
 def judged_rows(data: DatasetFacts) -> str:

@@ -184,6 +184,7 @@ def _data(facts: PageFacts) -> list[tuple[str, str]]:
         ("Rows", f"{data.rows:,}"),
         ("Format", data.format),
         ("Training rows", f"{data.train_rows:,}" + (f", {data.added_rows:,} added" if data.added_rows else "")),
+        *([("General rows", f"{data.replay_rows:,}")] if data.replay_rows else []),
         *([("Validation rows", f"{data.validation_rows:,}")] if data.validation_rows else []),
         ("Held-out rows", f"{data.evaluation_rows:,}"),
         ("Rows left out", labels.left_out(data)),

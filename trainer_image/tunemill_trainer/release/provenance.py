@@ -46,6 +46,7 @@ PARAMETERS: Final[Any] = {
         "format": True,
         "evaluation": {"fraction", "seed"},
         "validation": {"fraction"},
+        "replay": {"format", "share"},
         "max_invalid_fraction": True,
         "max_rows": True,
         "augmentation": {"shuffle_tools", "distractor_tools", "masked_names", "irrelevant_rows", "seed"},
@@ -53,7 +54,13 @@ PARAMETERS: Final[Any] = {
     "tokenizer": {"mode", "add_tokens", "think"},
     "adapter": True,
     "training": True,
-    "evaluation": {"max_rows", "max_new_tokens", "gates", "on_gate_failure"},
+    "evaluation": {
+        "max_rows": True,
+        "max_new_tokens": True,
+        "suites": {"__all__": {"name", "format", "judge"}},
+        "gates": True,
+        "on_gate_failure": True,
+    },
     "publish": {"repository", "private", "branch", "tag", "artifacts", "serving", "gguf"},
 }
 """The fields of the spec that are published: hyperparameters and targets, but no location, credential or pod setting.
@@ -236,7 +243,9 @@ def statement(folder: Path, facts: ReleaseFacts, sources: Sources, finished: dat
 
 def parameters(spec: FineTuneSpec) -> dict[str, JsonValue]:
     """Return the fields of a spec that are published."""
-    return spec.model_dump(mode="json", by_alias=True, exclude_none=True, include=PARAMETERS, exclude=NO_PARAMETERS)
+    # A statement without suites has the form of those of earlier versions.
+    exclude = NO_PARAMETERS if spec.evaluation.suites else {**NO_PARAMETERS, "evaluation": {"suites"}}
+    return spec.model_dump(mode="json", by_alias=True, exclude_none=True, include=PARAMETERS, exclude=exclude)
 
 
 def document(made: Statement, signer: Signer | None, *earlier: Document | None) -> Document:

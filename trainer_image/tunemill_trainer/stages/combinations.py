@@ -1,11 +1,13 @@
 """Checks for contradicting fields of a spec. In a cluster, the API server makes them already at `kubectl apply`."""
 
+from tunemill_api.evaluation import Evaluation, Judge
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec, Quantization
 from tunemill_api.publish import Artifact
 from tunemill_api.training import AdapterMethod
 
 from tunemill_trainer.errors import StageError
+from tunemill_trainer.judge.patterns import SuitePattern
 from tunemill_trainer.prepared import Tokens
 
 
@@ -15,6 +17,12 @@ def refuse_impossible(spec: FineTuneSpec) -> None:
     Raises:
         StageError: InvalidSpec.
     """
+    _refuse_impossible_suites(spec.evaluation)
+    if spec.dataset.replay is not None and not 0 < float(spec.dataset.replay.share) < 1:
+        raise StageError(
+            Reason.INVALID_SPEC,
+            f"expected spec.dataset.replay.share between 0 and 1, found {spec.dataset.replay.share}",
+        )
     adapter = spec.adapter
     if Artifact.OCI in spec.publish.artifacts and spec.publish.oci is None:
         raise StageError(
@@ -39,6 +47,38 @@ def refuse_impossible(spec: FineTuneSpec) -> None:
             "expected spec.training.earlyStopping.patience 0 with spec.adapter.method AdaLoRA, found "
             f"{spec.training.early_stopping.patience}: AdaLoRA prunes ranks until the end of the planned steps",
         )
+
+
+def _refuse_impossible_suites(evaluation: Evaluation) -> None:
+    judges = {suite.name: suite.judge for suite in evaluation.suites}
+    if len(judges) < len(evaluation.suites):
+        names = [suite.name for suite in evaluation.suites]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise StageError(Reason.INVALID_SPEC, f"spec.evaluation.suites has two suites with the name {twice}")
+    for suite in evaluation.suites:
+        if (suite.judge is Judge.PATTERN) != bool(suite.pattern):
+            raise StageError(
+                Reason.INVALID_SPEC,
+                f"expected a pattern in spec.evaluation.suites[{suite.name}] with the judge Pattern, and only then",
+            )
+        if suite.judge is Judge.PATTERN:
+            SuitePattern(suite)
+    for gate in evaluation.gates:
+        if (gate.metric is None) == (gate.suite is None):
+            raise StageError(
+                Reason.INVALID_SPEC, "expected either a metric or a suite in each of spec.evaluation.gates"
+            )
+        if gate.suite is not None and gate.suite not in judges:
+            raise StageError(
+                Reason.INVALID_SPEC,
+                f"spec.evaluation.gates names the suite {gate.suite}, which is not in spec.evaluation.suites",
+            )
+        if gate.suite is not None and gate.min is not None and judges[gate.suite] is Judge.LIKELIHOOD:
+            raise StageError(
+                Reason.INVALID_SPEC,
+                f"expected maxLossVsBase or minGainOverBase in the gate on the suite {gate.suite}, found min: with the "
+                "judge Likelihood, lower is better",
+            )
 
 
 def refuse_untrainable_tokens(spec: FineTuneSpec, tokens: Tokens) -> None:

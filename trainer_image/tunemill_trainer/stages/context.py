@@ -72,11 +72,11 @@ class StageContext:
     @property
     def evaluate_key(self) -> str:
         """The key of evaluate's output."""
-        return output_keys.evaluate(self.run, self.prepared.key)
+        return output_keys.evaluate(self.run, self.prepared.key, self.prepared.suites)
 
     def publish_key(self, *, draft: bool) -> str:
         """Return the key of publish's output, for a release or for a draft."""
-        return output_keys.publish(self.run, self.prepared.key, draft=draft)
+        return output_keys.publish(self.run, self.prepared.key, self.prepared.suites, draft=draft)
 
     def folder(self, name: str) -> Path:
         """Return a folder below the work folder, which is created if necessary."""

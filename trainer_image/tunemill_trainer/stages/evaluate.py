@@ -1,4 +1,4 @@
-"""Evaluate: base and tuned model reply to the same held-out cases, and the replies are scored.
+"""Evaluate: base and tuned model reply to the same held-out cases and suites, and the replies are scored.
 
 The published model replies, too, if a gate compares the new model with it. All models decode greedily with the same
 limits. With several ranks, each one generates the replies to its share of the prompts. The base model gets the same
@@ -9,7 +9,7 @@ score worse than it is.
 import json
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from tunemill_api import keys
+from tunemill_api.evaluation import Judge, Suite
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import Quantization
 from tunemill_api.stage_report import Stage
@@ -30,25 +31,52 @@ from tunemill_trainer.judge.comparison import compare, sample
 from tunemill_trainer.judge.generate import Decoding, answer_limit, generate, usual_answer
 from tunemill_trainer.judge.metrics import Reply
 from tunemill_trainer.judge.parse import ReplyFormat
-from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, Settings
+from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, SUITE_CASES_FILE, Settings
+from tunemill_trainer.judge.suites import Outcome, SuiteComparison
 from tunemill_trainer.learn import curve, devices, merging, models
+from tunemill_trainer.learn.answer_loss import summed_loss
 from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.learn.micro_batches import deal
 from tunemill_trainer.learn.models import ModelLoader
+from tunemill_trainer.learn.passes import answer_row
 from tunemill_trainer.prepared import TRAIN_FILE, Case, Prepared, Tokens
 from tunemill_trainer.process import tracing
 from tunemill_trainer.release.page import PAGE_FILE, PageFacts, page
 from tunemill_trainer.stages.context import StageContext
 from tunemill_trainer.stages.stage_inputs import committed_by_first, fetch_prepared
 from tunemill_trainer.storage.hub import Hub
-from tunemill_trainer.storage.references import BASE_REPLIES
+from tunemill_trainer.storage.references import BASE_REPLIES, SUITES
 from tunemill_trainer.tracking.chosen import trackers_of
 from tunemill_trainer.tracking.trackers import Trackers
 
 _PUBLISHED_PREPARED, _PUBLISHED_TRAINED = "published-prepared", "published-trained"
 """Folders with the outputs of the published model."""
+_REPLIES_FILE, _LOSS_FILE = "replies.jsonl", "loss.json"
+"""What is stored of the base model: one of the two."""
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _CaseSet:
+    """Cases on which the models are compared.
+
+    Attributes:
+        key: the key of their rows in the workspace.
+        cases: the cases.
+        decoding: the settings of generation.
+        suite: the suite; None for the held-out rows.
+    """
+
+    key: str
+    cases: list[Case]
+    decoding: Decoding
+    suite: Suite | None = None
+
+    @property
+    def prompts(self) -> list[Sequence[int]]:
+        """The prompt of each case in the tuned model's tokens."""
+        return [case.prompt_ids for case in self.cases]
 
 
 @dataclass(frozen=True)
@@ -65,8 +93,8 @@ class _Inputs:
         base_folder: the folder of the base model.
         tokens: the changes of the vocabulary.
         tokenizer: the tokenizer of the tuned model.
-        cases: the held-out cases.
-        decoding: the settings of generation.
+        held_out: the held-out cases.
+        suites: the cases of the suites.
     """
 
     context: StageContext
@@ -78,13 +106,8 @@ class _Inputs:
     base_folder: Path
     tokens: Tokens
     tokenizer: Tokenizer
-    cases: list[Case]
-    decoding: Decoding
-
-    @property
-    def prompts(self) -> Sequence[Sequence[int]]:
-        """The prompt of each case in the tuned model's tokens."""
-        return [case.prompt_ids for case in self.cases]
+    held_out: _CaseSet
+    suites: list[_CaseSet]
 
     @property
     def quantization(self) -> Quantization:
@@ -98,18 +121,19 @@ class _Inputs:
 
 
 @dataclass(frozen=True)
-class _Replies:
-    """The replies of all models, one per case.
+class _Outcomes:
+    """What all models made of the cases.
 
     Attributes:
-        base: of the base model.
-        tuned: of the tuned model.
+        base: what the base model made of the held-out cases, and of those of each suite.
+        tuned: the same of the tuned model.
         adapter: whether the adapter was merged for decoding, and why or why not.
-        published: of the published model, with its call format; None when there is none to compare with.
+        published: the replies of the published model to the held-out cases, with its call format; None when there is
+            none to compare with.
     """
 
-    base: list[Reply]
-    tuned: list[Reply]
+    base: list[Outcome]
+    tuned: list[Outcome]
     adapter: str
     published: tuple[list[Reply], ReplyFormat] | None
 
@@ -125,9 +149,9 @@ def run(context: StageContext) -> EvaluationFacts:
     """
     with trackers_of(context, last=True) as trackers:
         inputs = _load(context)
-        replies = _generate_all(inputs)
+        outcomes = _generate_all(inputs)
         return committed_by_first(
-            context, Stage.EVALUATE, context.evaluate_key, EvaluationFacts, lambda: _commit(inputs, replies, trackers)
+            context, Stage.EVALUATE, context.evaluate_key, EvaluationFacts, lambda: _commit(inputs, outcomes, trackers)
         )
 
 
@@ -140,9 +164,7 @@ def _load(context: StageContext) -> _Inputs:
     hub = Hub(spec.hub.endpoint, context.credentials.hub_token("hub-read"))
     downloaded = ranks.once_per_node("inputs", lambda: _download(context, hub))
     prepared = Prepared(context.folder("prepared"))
-    tokens, cases = prepared.tokens(), sample(prepared.cases(), spec.evaluation.max_rows)
-    lengths = [case.answer_tokens for case in cases]
-    limit = spec.evaluation.max_new_tokens or answer_limit(lengths)
+    tokens = prepared.tokens()
     base_folder = Path(str(downloaded["base"]))
     ranks.meet(device.kind)
     return _Inputs(
@@ -155,15 +177,41 @@ def _load(context: StageContext) -> _Inputs:
         base_folder=base_folder,
         tokens=tokens,
         tokenizer=load(prepared.tokenizer_path),
-        cases=cases,
-        decoding=Decoding(
-            tokens.stop_token_ids,
-            tokens.pad_token_id,
-            limit,
-            min(limit, usual_answer(lengths)),
-            0.5**context.run.memory_kills,
-        ),
+        held_out=_case_set(context, context.prepared.key, prepared, tokens),
+        suites=[
+            _case_set(context, key, Prepared(context.folder(_folder_of(suite))), tokens, suite)
+            for suite, key in _suites(context)
+        ],
     )
+
+
+def _case_set(context: StageContext, key: str, rows: Prepared, tokens: Tokens, suite: Suite | None = None) -> _CaseSet:
+    """Return the cases that are evaluated. The longest answer limits the replies."""
+    settings = context.spec.evaluation
+    cases = sample(rows.cases(), settings.max_rows)
+    lengths = [case.answer_tokens for case in cases]
+    limit = settings.max_new_tokens or answer_limit(lengths)
+    usual, share = min(limit, usual_answer(lengths)), 0.5**context.run.memory_kills
+    return _CaseSet(key, cases, Decoding(tokens.stop_token_ids, tokens.pad_token_id, limit, usual, share), suite)
+
+
+def _suites(context: StageContext) -> list[tuple[Suite, str]]:
+    """Return the suites of the spec with the keys of their rows.
+
+    Raises:
+        StageError: StageOutputMissing, when prepare was run without one of them.
+    """
+    known = {facts.name: facts.key for facts in context.prepared.suites}
+    for suite in context.spec.evaluation.suites:
+        if suite.name not in known:
+            raise StageError(
+                Reason.STAGE_OUTPUT_MISSING, f"expected the suite {suite.name} in the results of prepare, found none"
+            )
+    return [(suite, known[suite.name]) for suite in context.spec.evaluation.suites]
+
+
+def _folder_of(suite: Suite) -> str:
+    return f"suites-{suite.name}"
 
 
 def _download(context: StageContext, hub: Hub) -> dict[str, Any]:
@@ -174,42 +222,99 @@ def _download(context: StageContext, hub: Hub) -> dict[str, Any]:
     """
     prepared = fetch_prepared(context, without={TRAIN_FILE})
     trained = context.workspace.fetch(Stage.TRAIN, context.train_key, context.folder("trained"))
+    for suite, key in _suites(context):
+        context.workspace.fetch(SUITES, key, context.folder(_folder_of(suite)))
     base_folder = models.fetch_base(hub, prepared.base_model(), context.model_cache)
     return {"base": str(base_folder), "trained": trained.facts}
 
 
-def _generate_all(inputs: _Inputs) -> _Replies:
-    """Generate the replies of all models, one model in memory after the other."""
-    context = inputs.context
-    base_replies = context.ranks.decided_by_first(lambda: _stored_base_replies(context))
-    models_left = 1 + (base_replies is None) + _has_published(context)
-    progress = _ReplyProgress(context, models_left * len(inputs.cases))
+def _generate_all(inputs: _Inputs) -> _Outcomes:
+    """Let all models reply, one model in memory after the other."""
+    context, sets = inputs.context, [inputs.held_out, *inputs.suites]
+    stored = context.ranks.decided_by_first(lambda: [_stored_of_base(context, each.key) for each in sets])
+    waiting = [each for each, outcome in zip(sets, stored, strict=True) if outcome is None]
+    published_cases = inputs.held_out.cases if _has_published(context) else []
+    progress = _ReplyProgress(context, sum(len(each.cases) for each in (*waiting, *sets)) + len(published_cases))
     with devices.device_errors(inputs.device, "evaluating", devices.memory_remedy(context.spec)):
         model = ModelLoader(inputs.base_folder, inputs.device, inputs.dtype, inputs.quantization)
-        if base_replies is None:
-            base_replies = _base_replies(inputs, model, progress)
-            if context.ranks.first:
-                _store_base_replies(context, inputs.cases, base_replies)
-        tuned_replies, adapter = _tuned_replies(inputs, model, progress)
+        computed = _outcomes_of_base(inputs, waiting, model, progress) if waiting else {}
+        tuned, adapter = _outcomes_of_tuned(inputs, sets, model, progress)
         model.release()  # there may be no memory for a second model
         published = _published_replies(inputs, progress)
-    return _Replies(base_replies, tuned_replies, adapter, published)
+    base = [outcome or computed[each.key] for each, outcome in zip(sets, stored, strict=True)]
+    return _Outcomes(base, tuned, adapter, published)
 
 
-def _base_replies(inputs: _Inputs, model: ModelLoader, progress: "_ReplyProgress") -> list[Reply]:
-    tokenizer, prompts = inputs.tokenizer, inputs.prompts
-    if inputs.tokens.added:
-        tokenizer = load(inputs.base_folder)
-        prompts = tokenizer(_texts(inputs.tokenizer, prompts), add_special_tokens=False)["input_ids"]
-    return _generate(model.base(), tokenizer, prompts, inputs.decoding, progress)
+def _outcomes_of_base(
+    inputs: _Inputs, sets: Sequence[_CaseSet], model: ModelLoader, progress: "_ReplyProgress"
+) -> dict[str, Outcome]:
+    """Return what the base model makes of some cases, by the keys of their rows, and store it for later evaluations."""
+    tokenizer = load(inputs.base_folder) if inputs.tokens.added else inputs.tokenizer
+
+    def in_own_tokens(sequences: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+        if not inputs.tokens.added:
+            return sequences
+        own: Sequence[Sequence[int]] = tokenizer(_texts(inputs.tokenizer, sequences), add_special_tokens=False)[
+            "input_ids"
+        ]
+        return own
+
+    found = {}
+    for each in sets:
+        prompts, answers = in_own_tokens(each.prompts), in_own_tokens([case.answer_ids for case in each.cases])
+        found[each.key] = _outcome(model.base(), tokenizer, each, prompts, answers, progress)
+        if inputs.context.ranks.first:
+            _store_of_base(inputs.context, each, found[each.key])
+    return found
 
 
-def _tuned_replies(inputs: _Inputs, model: ModelLoader, progress: "_ReplyProgress") -> tuple[list[Reply], str]:
-    """Return the replies, and whether the adapter was merged."""
+def _outcomes_of_tuned(
+    inputs: _Inputs, sets: Sequence[_CaseSet], model: ModelLoader, progress: "_ReplyProgress"
+) -> tuple[list[Outcome], str]:
+    """Return what the tuned model makes of the cases, and whether the adapter was merged."""
     folder = inputs.context.folder("trained") / "adapter"
-    samples = [(*case.prompt_ids, *case.answer_ids) for case in inputs.cases]
+    samples = [(*case.prompt_ids, *case.answer_ids) for case in inputs.held_out.cases]
     tuned, adapter = _for_decoding(model, inputs.tokens, folder, samples, inputs.quantization)
-    return _generate(tuned, inputs.tokenizer, inputs.prompts, inputs.decoding, progress), adapter
+    outcomes = [
+        _outcome(tuned, inputs.tokenizer, each, each.prompts, [case.answer_ids for case in each.cases], progress)
+        for each in sets
+    ]
+    return outcomes, adapter
+
+
+def _outcome(
+    model: Any,  # noqa: ANN401 - transformers ships no types
+    tokenizer: Tokenizer,
+    cases: _CaseSet,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    progress: "_ReplyProgress",
+) -> Outcome:
+    """Return the replies of a model, or its loss on the expected answers.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        cases: the cases.
+        prompts: their prompts in the model's tokens.
+        answers: their expected answers in the model's tokens.
+        progress: counts the cases.
+    """
+    if cases.suite is None or cases.suite.judge is not Judge.LIKELIHOOD:
+        return Outcome(tuple(_generate(model, tokenizer, prompts, cases.decoding, progress)))
+    rows = [answer_row(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    with tracing.step("measure loss"):
+        loss = summed_loss(
+            model,
+            rows,
+            progress.ranks,
+            memory_kills=progress.memory_kills,
+            check_stop=progress.check_stop,
+            on_progress=progress.of_rank(len(rows)),
+        )
+    progress.next_model(len(rows))
+    # The same number of tokens for both models, also if the base model splits the answers into others.
+    return Outcome(loss=loss / sum(case.answer_tokens for case in cases.cases))
 
 
 def _for_decoding(
@@ -247,10 +352,10 @@ def _published_replies(inputs: _Inputs, progress: "_ReplyProgress") -> tuple[lis
     base_folder, trained_folder = Path(found), context.folder(_PUBLISHED_TRAINED)
     prepared = Prepared(context.folder(_PUBLISHED_PREPARED))
     tokens, tokenizer = prepared.tokens(), load(prepared.tokenizer_path)
-    prompts = tokenizer(_texts(inputs.tokenizer, inputs.prompts), add_special_tokens=False)["input_ids"]
+    prompts = tokenizer(_texts(inputs.tokenizer, inputs.held_out.prompts), add_special_tokens=False)["input_ids"]
     model = ModelLoader(base_folder, inputs.device, inputs.dtype, inputs.quantization)
     tuned, _ = _for_decoding(model, tokens, trained_folder / "adapter", prompts, inputs.quantization)
-    decoding = replace(inputs.decoding, stop_token_ids=tokens.stop_token_ids, pad_token_id=tokens.pad_token_id)
+    decoding = replace(inputs.held_out.decoding, stop_token_ids=tokens.stop_token_ids, pad_token_id=tokens.pad_token_id)
     return _generate(tuned, tokenizer, prompts, decoding, progress), ReplyFormat(tokens.call_format)
 
 
@@ -269,21 +374,30 @@ def _download_published(inputs: _Inputs, rival: Rival) -> str:
     return str(models.fetch_base(inputs.hub, Prepared(folder).base_model(), context.model_cache))
 
 
-def _commit(inputs: _Inputs, replies: _Replies, trackers: Trackers) -> EvaluationFacts:
+def _commit(inputs: _Inputs, outcomes: _Outcomes, trackers: Trackers) -> EvaluationFacts:
     """Score the replies, write report.json, the cases and report.html, and commit and log them."""
-    context, folder = inputs.context, inputs.context.folder("evaluation")
-    comparison = compare(inputs.cases, replies.base, replies.tuned, inputs.reply_format)
+    context, folder, cases = inputs.context, inputs.context.folder("evaluation"), inputs.held_out.cases
+    base, tuned = [*outcomes.base[0].replies], [*outcomes.tuned[0].replies]
+    comparison = compare(cases, base, tuned, inputs.reply_format)
+    suites = [
+        SuiteComparison(each.suite, tuple(each.cases), of_base, of_tuned, inputs.reply_format)
+        for each, of_base, of_tuned in zip(inputs.suites, outcomes.base[1:], outcomes.tuned[1:], strict=True)
+        if each.suite is not None
+    ]
+    facts_of_suites = [suite.facts() for suite in suites]
     settings = Settings(
         max_rows=context.spec.evaluation.max_rows,
-        max_new_tokens=inputs.decoding.max_new_tokens,
+        max_new_tokens=inputs.held_out.decoding.max_new_tokens,
         precision=str(inputs.dtype).removeprefix("torch."),
         device=inputs.device.name,
-        adapter=replies.adapter,
+        adapter=outcomes.adapter,
         reply_format=inputs.reply_format.value,
     )
-    report = comparison.report(settings, inputs.prepared.trained_tools())
+    report = comparison.report(settings, inputs.prepared.trained_tools()).model_copy(update={"suites": facts_of_suites})
     (folder / REPORT_FILE).write_text(report.model_dump_json(by_alias=True, indent=2) + "\n", encoding="utf-8")
     _write_lines(folder / CASES_FILE, comparison.lines())
+    if suites:
+        _write_lines(folder / SUITE_CASES_FILE, chain.from_iterable(suite.lines() for suite in suites))
     shown = PageFacts(
         run=context.run,
         base=inputs.prepared.base_model(),
@@ -295,8 +409,9 @@ def _commit(inputs: _Inputs, replies: _Replies, trackers: Trackers) -> Evaluatio
     )
     (folder / PAGE_FILE).write_text(page(shown), encoding="utf-8")
     facts = comparison.facts(f"{context.workspace.uri(Stage.EVALUATE, context.evaluate_key)}/{REPORT_FILE}")
-    if replies.published is not None:
-        facts = _with_published(facts, compare(inputs.cases, replies.base, *replies.published).facts(""))
+    facts = facts.model_copy(update={"suites": facts_of_suites})
+    if outcomes.published is not None:
+        facts = _with_published(facts, compare(cases, base, *outcomes.published).facts(""))
     manifest = context.workspace.commit(Stage.EVALUATE, context.evaluate_key, folder, facts)
     trackers.log(_figures(facts), inputs.trained.steps)
     for name in (REPORT_FILE, PAGE_FILE):
@@ -305,13 +420,15 @@ def _commit(inputs: _Inputs, replies: _Replies, trackers: Trackers) -> Evaluatio
 
 
 def _figures(facts: EvaluationFacts) -> dict[str, float]:
-    """Return the metrics of all models for the trackers, for example `tuned/exact_match`."""
-    return {
-        f"{model}/{metric.name}": float(value)
+    """Return the metrics of all models for the trackers, for example `tuned/exact_match` and `tuned/suite/chat`."""
+    figures = [
+        (f"{model}/{metric.name}", value)
         for metric in facts.metrics
         for model, value in (("base", metric.base), ("tuned", metric.tuned), ("published", metric.published))
-        if value
-    }
+    ]
+    for suite in facts.suites:
+        figures += [(f"base/suite/{suite.name}", suite.base), (f"tuned/suite/{suite.name}", suite.tuned)]
+    return {name: float(value) for name, value in figures if value}
 
 
 def _with_published(facts: EvaluationFacts, published: EvaluationFacts) -> EvaluationFacts:
@@ -327,6 +444,7 @@ class _ReplyProgress:
     def __init__(self, context: StageContext, total: int) -> None:
         self.ranks = context.ranks
         self.check_stop = context.stop.check
+        self.memory_kills = context.run.memory_kills
         self._progress = context.progress
         self._total = total
         self._before = 0
@@ -337,6 +455,15 @@ class _ReplyProgress:
         done = self._before + count
         left = (time.monotonic() - self._started) / done * (self._total - done)
         self._progress.report(100 * done / self._total, left, {"replies": done, "total_replies": self._total})
+
+    def of_rank(self, prompts: int) -> Callable[[int], None]:
+        """Return a function that gets the number of cases that this rank has done, of `prompts` cases of all ranks."""
+
+        def on_progress(count: int) -> None:
+            # The other ranks are about as far as this one.
+            self.replied(min(prompts, count * self.ranks.count))
+
+        return on_progress
 
     def next_model(self, count: int) -> None:
         """Continue with another model after `count` replies of the current one."""
@@ -354,12 +481,8 @@ def _generate(
     stops = set(decoding.stop_token_ids)
     dealt = deal([len(prompt) for prompt in prompts], progress.ranks.count)
     mine = dealt[progress.ranks.index]
-
-    def on_progress(count: int) -> None:
-        # The other ranks are about as far as this one.
-        progress.replied(count * len(prompts) // len(mine))
-
     own = [prompts[at] for at in mine]
+    on_progress = progress.of_rank(len(prompts))
     generated = generate(model, own, decoding, check_stop=progress.check_stop, on_progress=on_progress)
     of_all = dict(zip((at for share in dealt for at in share), chain(*progress.ranks.gather(generated)), strict=True))
     replies = [of_all[at] for at in range(len(prompts))]
@@ -375,24 +498,31 @@ def _texts(tokenizer: Tokenizer, sequences: Sequence[Sequence[int]]) -> list[str
     return tokenizer.batch_decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-def _stored_base_replies(context: StageContext) -> list[Reply] | None:
-    key = keys.base_evaluation_key(context.prepared.key, context.spec)
+def _stored_of_base(context: StageContext, rows: str) -> Outcome | None:
+    """Return what an earlier evaluation stored of the base model; `rows` is the key of the rows."""
+    key = keys.base_evaluation_key(rows, context.spec)
     if context.workspace.manifest(BASE_REPLIES, key) is None:
         return None
-    folder = context.folder("base-replies")
+    folder = context.folder(f"base-replies-{key}")
     context.workspace.fetch(BASE_REPLIES, key, folder)
-    with (folder / "replies.jsonl").open(encoding="utf-8") as file:
+    if (folder / _LOSS_FILE).exists():
+        return Outcome(loss=json.loads((folder / _LOSS_FILE).read_text())["loss"])
+    with (folder / _REPLIES_FILE).open(encoding="utf-8") as file:
         lines = [json.loads(line) for line in file]
-    return [Reply(line["text"], line["finished"]) for line in lines]
+    return Outcome(tuple(Reply(line["text"], line["finished"]) for line in lines))
 
 
-def _store_base_replies(context: StageContext, cases: Sequence[Case], replies: Sequence[Reply]) -> None:
-    """Commit the base model's replies, for later evaluations on the same cases."""
-    folder = context.folder("base-replies")
-    lines = ({"id": case.id, **asdict(reply)} for case, reply in zip(cases, replies, strict=True))
-    _write_lines(folder / "replies.jsonl", lines)
-    facts = EvaluationFacts(rows=len({case.row for case in cases}), metrics=[])
-    context.workspace.commit(BASE_REPLIES, keys.base_evaluation_key(context.prepared.key, context.spec), folder, facts)
+def _store_of_base(context: StageContext, of: _CaseSet, outcome: Outcome) -> None:
+    """Commit what the base model made of the cases, for later evaluations on the same cases."""
+    key = keys.base_evaluation_key(of.key, context.spec)
+    folder = context.folder(f"base-replies-{key}")
+    if outcome.replies:
+        lines = ({"id": case.id, **asdict(reply)} for case, reply in zip(of.cases, outcome.replies, strict=True))
+        _write_lines(folder / _REPLIES_FILE, lines)
+    else:
+        (folder / _LOSS_FILE).write_text(json.dumps({"loss": outcome.loss}), encoding="utf-8")
+    facts = EvaluationFacts(rows=len({case.row for case in of.cases}), metrics=[])
+    context.workspace.commit(BASE_REPLIES, key, folder, facts)
 
 
 def _write_lines(path: Path, lines: Iterable[JsonObject]) -> None:

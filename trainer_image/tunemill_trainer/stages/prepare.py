@@ -4,15 +4,15 @@ It does not import torch: the stage runs in small CPU pods, and should report a 
 """
 
 import hashlib
-import json
 import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunemill_api import keys
 from tunemill_api.constants import CHAT_TEMPLATE_PATH, TOOLS_PATH
-from tunemill_api.data import Think, TokenizerMode
+from tunemill_api.data import Replay, Think, TokenizerMode
+from tunemill_api.evaluation import Suite
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.publish import Artifact
@@ -23,12 +23,12 @@ from tunemill_api.training import LossOn, Turns
 from tunemill_trainer.bases import architectures, catalogue
 from tunemill_trainer.bases.found import FoundModel, describe
 from tunemill_trainer.chat import examples, templates, tokenizer
-from tunemill_trainer.chat.examples import Examples, RowEncoder, UnusableRow
+from tunemill_trainer.chat.examples import Examples, RowEncoder
 from tunemill_trainer.chat.templates import Choice
-from tunemill_trainer.chat.tokenizer import Vocabulary
+from tunemill_trainer.chat.tokenizer import Tokenizer, Vocabulary
 from tunemill_trainer.data import dataset as data
 from tunemill_trainer.data.augmentation import Augmenter, Change, training_rows
-from tunemill_trainer.data.dataset import Dataset, ReadOptions, Split
+from tunemill_trainer.data.dataset import Dataset, ReadOptions, Requests, Split
 from tunemill_trainer.data.files import Data
 from tunemill_trainer.data.rows import JsonObject, Tool
 from tunemill_trainer.data.sources import DataFetcher
@@ -39,16 +39,13 @@ from tunemill_trainer.learn.memory_plan import UnknownMemoryError
 from tunemill_trainer.prepared import BaseModel, PreparedWriter, Tokens
 from tunemill_trainer.process import cpus, tracing
 from tunemill_trainer.release import artifacts, servability
-from tunemill_trainer.stages import combinations, config_maps
+from tunemill_trainer.stages import combinations, config_maps, row_reports, suites
 from tunemill_trainer.stages.context import StageContext
 from tunemill_trainer.storage import base_files, references, s3
 from tunemill_trainer.storage.hub import READ_FIELD, Hub
 from tunemill_trainer.storage.models import ModelCommit
 
 _log = logging.getLogger(__name__)
-
-FAILED_REPORT = "failed-report.json"
-"""The report about invalid rows, when there are too many of them and therefore no output."""
 
 _FETCHED, _READ, _ENCODED = 10, 30, 95
 """The progress in percent after each part of the stage."""
@@ -66,32 +63,65 @@ def run(context: StageContext) -> tuple[PreparedFacts, bool]:
     combinations.refuse_impossible(context.spec)
     folder = _empty_folder(context.work / "prepare")
     hub, base = _check_permissions(context)
-    train, evaluation = _fetch(context, hub, folder)
+    fetched = _fetch(context, hub, folder)
     files = _user_files(context)
     base_folder = _download_tokenizer(hub, base)
     base_model = BaseModel(base.id, base.commit, base_files.digests(hub, base, base_folder, tokenizer.FILES))
-    key = keys.prepare_key(context.spec, _resolved(context.spec, base_model, train, evaluation, files))
-    references.refer(context.workspace, context.run, key)
-    manifest = context.workspace.manifest(Stage.PREPARE, key)
-    if manifest is not None:
-        facts = PreparedFacts.model_validate(manifest.facts)
-        found = (facts.key, facts.base_model_revision, facts.base_model_digest, facts.dataset_digest)
-        if found == (key, base_model.revision, base_model.digest, train.digest):
-            _check_artifacts(context, facts, base_folder)
-            return _with_gpu_memory(context, facts, base_folder), False
-        _log.warning("removing the manifest of prepare/%s: it names another base model or other data", key)
-        context.workspace.withdraw(Stage.PREPARE, key)
+    key = keys.prepare_key(context.spec, _resolved(context.spec, base_model, fetched, files))
+    wanted = suites.find(context, key, fetched.suites)
+    references.refer(context.workspace, context.run, key, [suite.facts for suite in wanted])
+    facts = _existing(context, key, base_model, fetched.train)
+    missing = [suite for suite in wanted if not suite.exists]
+    if facts is not None:
+        _check_artifacts(context, facts, base_folder)
+        facts = _with_gpu_memory(context, facts, base_folder)
+        if not missing:
+            return facts.model_copy(update={"suites": [suite.facts for suite in wanted]}), False
 
+    dataset = _read(context, key, files, fetched, folder / "rows.jsonl")
+    chosen = _choose(context, dataset, base_folder, files.template)
+    if facts is None:
+        facts = _prepare(context, key, dataset, chosen, fetched, base_model, base_folder, folder / "output")
+    made = suites.make(context, missing, dataset, chosen.choice, _read_options(context, files))
+    context.progress.report(100)
+    return facts.model_copy(update={"suites": [made.get(each.suite.name, each).facts for each in wanted]}), True
+
+
+def _existing(context: StageContext, key: str, base_model: BaseModel, train: Data) -> PreparedFacts | None:
+    """Return the facts of the output in the workspace, or None if there is none. One of other inputs is removed."""
+    manifest = context.workspace.manifest(Stage.PREPARE, key)
+    if manifest is None:
+        return None
+    facts = PreparedFacts.model_validate(manifest.facts)
+    found = (facts.key, facts.base_model_revision, facts.base_model_digest, facts.dataset_digest)
+    if found == (key, base_model.revision, base_model.digest, train.digest):
+        return facts
+    _log.warning("removing the manifest of prepare/%s: it names another base model or other data", key)
+    context.workspace.withdraw(Stage.PREPARE, key)
+    return None
+
+
+def _prepare(
+    context: StageContext,
+    key: str,
+    dataset: Dataset,
+    chosen: "_Chosen",
+    fetched: "_Fetched",
+    base_model: BaseModel,
+    base_folder: Path,
+    output: Path,
+) -> PreparedFacts:
+    """Encode the rows, and commit the output."""
     try:
-        dataset = _read(context, files, train, evaluation, folder / "rows.jsonl")
-        tokens, written, known = _encode(context, dataset, base_model, base_folder, files.template, folder / "output")
+        tokens, written = _encode(context, dataset, chosen, base_model, base_folder, output)
     except data.TooManyInvalidError as error:
-        raise _with_report(context, key, error) from error
+        raise row_reports.with_report(context, Stage.PREPARE, key, error) from error
+    known = chosen.found
     facts = PreparedFacts(
         key=key,
         base_model_revision=base_model.revision,
         base_model_digest=base_model.digest,
-        dataset_digest=train.digest,
+        dataset_digest=fetched.train.digest,
         tokenizer_mode=tokens.mode,
         added_tokens=len(tokens.added),
         base_model_family=known.family.name if known.family else "",
@@ -101,9 +131,8 @@ def run(context: StageContext) -> tuple[PreparedFacts, bool]:
     _check_artifacts(context, facts, base_folder)
     # Not in the manifest, because runs with other training settings use the same output.
     memory = _with_gpu_memory(context, facts, base_folder).gpu_memory
-    committed = context.workspace.commit(Stage.PREPARE, key, folder / "output", facts)
-    context.progress.report(100)
-    return PreparedFacts.model_validate(committed.facts).model_copy(update={"gpu_memory": memory}), True
+    committed = context.workspace.commit(Stage.PREPARE, key, output, facts)
+    return PreparedFacts.model_validate(committed.facts).model_copy(update={"gpu_memory": memory})
 
 
 @tracing.step("check permissions")
@@ -161,8 +190,18 @@ def _with_gpu_memory(context: StageContext, facts: PreparedFacts, base_folder: P
     return facts.model_copy(update={"gpu_memory": found.facts})
 
 
+@dataclass(frozen=True)
+class _Fetched:
+    """The data: training rows, and held-out rows, rows for replay and suites if the spec names files for them."""
+
+    train: Data
+    evaluation: Data | None
+    replay: Data | None
+    suites: list[tuple[Suite, Data]]
+
+
 @tracing.step("fetch data")
-def _fetch(context: StageContext, hub: Hub, folder: Path) -> tuple[Data, Data | None]:
+def _fetch(context: StageContext, hub: Hub, folder: Path) -> _Fetched:
     spec = context.spec.dataset
     places = DataFetcher(
         lambda: s3.client(spec.endpoint, spec.region, context.credentials.s3("dataset")), hub, context.stop
@@ -171,8 +210,15 @@ def _fetch(context: StageContext, hub: Hub, folder: Path) -> tuple[Data, Data | 
     evaluation = None
     if spec.evaluation.uri:
         evaluation = places.fetch(spec.evaluation.uri, "spec.dataset.evaluation", folder / "evaluation")
+    replay = None
+    if spec.replay is not None:
+        replay = places.fetch(spec.replay.uri, "spec.dataset.replay", folder / "replay")
+    of_suites = [
+        (suite, places.fetch(suite.uri, f"spec.evaluation.suites[{suite.name}]", folder / "suites" / suite.name))
+        for suite in context.spec.evaluation.suites
+    ]
     context.progress.report(_FETCHED)
-    return train, evaluation
+    return _Fetched(train, evaluation, replay, of_suites)
 
 
 @dataclass(frozen=True)
@@ -194,15 +240,15 @@ def _user_files(context: StageContext) -> _UserFiles:
     return _UserFiles(template, tools, given_tools(tools, "spec.tools") if spec.tools is not None else ())
 
 
-def _resolved(
-    spec: FineTuneSpec, base: BaseModel, train: Data, evaluation: Data | None, files: _UserFiles
-) -> dict[str, str]:
+def _resolved(spec: FineTuneSpec, base: BaseModel, fetched: _Fetched, files: _UserFiles) -> dict[str, str]:
     """Return the inputs of the key that are known only at run time: commits and digests."""
-    resolved = {"baseModel": base.revision, "baseModelFiles": base.digest, "dataset": train.digest}
+    resolved = {"baseModel": base.revision, "baseModelFiles": base.digest, "dataset": fetched.train.digest}
     if spec.tokenizer.mode is TokenizerMode.AUTO:
         resolved["tags"] = servability.auto_mode(spec)[0].value
-    if evaluation is not None:
-        resolved["evaluation"] = evaluation.digest
+    if fetched.evaluation is not None:
+        resolved["evaluation"] = fetched.evaluation.digest
+    if fetched.replay is not None:
+        resolved["replay"] = fetched.replay.digest
     if files.template is not None:
         resolved["chatTemplate"] = hashlib.sha256(files.template.encode()).hexdigest()
     if files.tools:
@@ -211,9 +257,45 @@ def _resolved(
 
 
 @tracing.step("read data")
-def _read(context: StageContext, files: _UserFiles, train: Data, evaluation: Data | None, spool: Path) -> Dataset:
+def _read(context: StageContext, key: str, files: _UserFiles, fetched: _Fetched, spool: Path) -> Dataset:
+    options, dataset = _read_options(context, files), context.spec.dataset
+    try:
+        found = data.read(dataset, options, fetched.train, fetched.evaluation, spool, context.stop.check)
+    except data.TooManyInvalidError as error:
+        raise row_reports.with_report(context, Stage.PREPARE, key, error) from error
+    if dataset.replay is not None and fetched.replay is not None:
+        with row_reports.about("spec.dataset.replay"):
+            _add_replay(context, key, found, dataset.replay, options, fetched.replay)
+    context.progress.report(_READ, metrics={"rows": found.rows, "invalid_rows": found.invalid})
+    return found
+
+
+def _add_replay(
+    context: StageContext, key: str, dataset: Dataset, settings: Replay, how: ReadOptions, rows: Data
+) -> None:
+    """Read the rows of spec.dataset.replay, and add as many as its share to the data set.
+
+    Raises:
+        StageError: as `data.read`.
+    """
+    # General rows are trained on as they are, without the tools of spec.tools.
+    options, spool = replace(how, format=settings.format, contract=()), dataset.spool.with_suffix(".replay")
+    try:
+        with Requests(dataset, set(Split), context.stop.check) as known:
+            found = data.read_others(options, rows, spool, known)
+        data.refuse_too_many_invalid(found, float(context.spec.dataset.max_invalid_fraction))
+    except data.TooManyInvalidError as error:
+        raise row_reports.with_report(context, Stage.PREPARE, key, error) from error
+    share = float(settings.share)
+    wanted = max(1, round(share / (1 - share) * known.train_rows))
+    if found.kept < wanted:
+        _log.warning("spec.dataset.replay has %d usable rows, fewer than the share of %s needs", found.kept, share)
+    dataset.add_replay(found, wanted, how.seed)
+
+
+def _read_options(context: StageContext, files: _UserFiles) -> ReadOptions:
     spec = context.spec
-    how = ReadOptions(
+    return ReadOptions(
         format=spec.dataset.format,
         contract=files.tools,
         drop_reasoning=spec.tokenizer.think is Think.DROP,
@@ -222,9 +304,6 @@ def _read(context: StageContext, files: _UserFiles, train: Data, evaluation: Dat
         seed=spec.dataset.evaluation.seed,
         workers=cpus.available(),
     )
-    dataset = data.read(spec.dataset, how, train, evaluation, spool, context.stop.check)
-    context.progress.report(_READ, metrics={"rows": dataset.rows, "invalid_rows": dataset.invalid})
-    return dataset
 
 
 def _download_tokenizer(hub: Hub, base: ModelCommit) -> Path:
@@ -244,11 +323,18 @@ def _download_tokenizer(hub: Hub, base: ModelCommit) -> Path:
     return folder
 
 
-@tracing.step("tokenise")
-def _encode(
-    context: StageContext, dataset: Dataset, base: BaseModel, base_folder: Path, user_template: str | None, output: Path
-) -> tuple[Tokens, Examples, FoundModel]:
-    """Write the output folder, and return what is known about the base model."""
+@dataclass(frozen=True)
+class _Chosen:
+    """The chat template, the tokenizer and its vocabulary, and what is known about the base model."""
+
+    tokenizer: Tokenizer
+    choice: Choice
+    vocabulary: Vocabulary
+    found: FoundModel
+
+
+@tracing.step("choose chat template")
+def _choose(context: StageContext, dataset: Dataset, base_folder: Path, user_template: str | None) -> _Chosen:
     settings = context.spec.tokenizer
     auto, _ = servability.auto_mode(context.spec)
     base_tokenizer = tokenizer.load_base(base_folder)
@@ -258,7 +344,7 @@ def _encode(
     choice, vocabulary = templates.choose_and_extend(
         base_tokenizer,
         settings.mode,
-        dataset.features,
+        dataset.rendered_features(),
         settings.add_tokens,
         user_template,
         auto,
@@ -271,57 +357,60 @@ def _encode(
         _log.warning(
             "the base model is not in the catalogue (model_type %s). Assumed: %s", types, " ".join(found.assumed)
         )
+    return _Chosen(base_tokenizer, choice, vocabulary, found)
+
+
+@tracing.step("tokenise")
+def _encode(
+    context: StageContext, dataset: Dataset, chosen: _Chosen, base: BaseModel, base_folder: Path, output: Path
+) -> tuple[Tokens, Examples]:
+    """Write the output folder."""
+    choice, family = chosen.choice, chosen.found.family
     with PreparedWriter(output) as writer:
         written = _write_examples(context, dataset, choice, writer)
         call_format = choice.encoder.call_format
-        tokens = tokenizer.describe(base_tokenizer, vocabulary, choice.ends_of_turns, base_folder, call_format)
+        tokens = tokenizer.describe(chosen.tokenizer, chosen.vocabulary, choice.ends_of_turns, base_folder, call_format)
         combinations.refuse_untrainable_tokens(context.spec, tokens)
-        base_tokenizer.chat_template = choice.encoder.template.source
-        base_tokenizer.save_pretrained(writer.layout.tokenizer_path)
+        chosen.tokenizer.chat_template = choice.encoder.template.source
+        chosen.tokenizer.save_pretrained(writer.layout.tokenizer_path)
         report = _report(dataset, written, choice) | {
             "baseModelFamily": family.name if family else None,
-            "baseModelAssumptions": list(found.assumed),
-            "tokenizer": _tokenizer_report(context.spec, vocabulary),
+            "baseModelAssumptions": list(chosen.found.assumed),
+            "tokenizer": _tokenizer_report(context.spec, chosen.vocabulary),
         }
         writer.describe(tokens, base, report)
-    return tokens, written, found
+    return tokens, written
 
 
 def _write_examples(context: StageContext, dataset: Dataset, choice: Choice, writer: PreparedWriter) -> Examples:
     training, settings = context.spec.training, context.spec.dataset.augmentation
     augmenter = None if settings is None else Augmenter.of(settings, dataset.features, training_rows(dataset))
     encoder = RowEncoder(choice, training.max_length, training.loss_on is LossOn.ALL, augmenter)
-    unfit: list[UnusableRow] = []
 
     def tick(done: int) -> None:
         context.stop.check()
         share = done / max(dataset.kept, 1)
         context.progress.report(_READ + share * (_ENCODED - _READ), metrics={"rows": done})
 
-    written = examples.write(
-        dataset,
-        encoder,
-        writer,
-        workers=cpus.available(),
-        unfit=unfit.append,
-        tick=tick,
-    )
-    dataset.findings.merge(written.findings)
-    for row in unfit:
-        if templates.is_unrenderable(choice, row.problem):
-            dataset.leave_out_unrenderable(row.item.row.source, row.problem)
-        else:
-            dataset.leave_out(row.item.row.source, [row.problem])
-    data.refuse_too_many_invalid(dataset, float(context.spec.dataset.max_invalid_fraction))
-    data.refuse_too_many_unrenderable(dataset)
+    allowed = float(context.spec.dataset.max_invalid_fraction)
+    written = examples.write_usable(dataset, encoder, writer, allowed, workers=cpus.available(), tick=tick)
     _refuse_empty_split(written, context.spec)
     return written
+
+
+_REMEDIES = {
+    Split.VALIDATION: "Raise spec.dataset.validation.fraction, or add rows.",
+    Split.REPLAY: "Add rows to spec.dataset.replay whose prompts are not in spec.dataset, or remove it.",
+}
+"""The remedies for empty splits that have settings of their own."""
 
 
 def _refuse_empty_split(written: Examples, spec: FineTuneSpec) -> None:
     max_length = spec.training.max_length
     for split, side in written.splits.items():
-        if split is Split.VALIDATION and spec.dataset.validation is None:
+        if (split is Split.VALIDATION and spec.dataset.validation is None) or (
+            split is Split.REPLAY and spec.dataset.replay is None
+        ):
             continue
         name = split.value
         if side.rows == 0 and side.overlong:
@@ -331,8 +420,11 @@ def _refuse_empty_split(written: Examples, spec: FineTuneSpec) -> None:
                 f"shortest has at least {side.shortest_overlong}",
             )
         if side.rows == 0:
-            remedy = "Raise spec.dataset.validation.fraction, or add rows." if split is Split.VALIDATION else ""
-            raise StageError(Reason.DATASET_TOO_SMALL, f"expected at least one usable {name} row, found none", remedy)
+            raise StageError(
+                Reason.DATASET_TOO_SMALL,
+                f"expected at least one usable {name} row, found none",
+                _REMEDIES.get(split, ""),
+            )
 
 
 def _dataset_facts(dataset: Dataset, written: Examples) -> DatasetFacts:
@@ -340,6 +432,7 @@ def _dataset_facts(dataset: Dataset, written: Examples) -> DatasetFacts:
         format=dataset.format.value,
         rows=dataset.rows,
         train_rows=written.train.rows,
+        replay_rows=written.splits[Split.REPLAY].rows,
         validation_rows=written.validation.rows,
         evaluation_rows=written.held_out.rows,
         invalid_rows=dataset.invalid,
@@ -353,34 +446,10 @@ def _dataset_facts(dataset: Dataset, written: Examples) -> DatasetFacts:
     )
 
 
-def _with_report(context: StageContext, key: str, error: data.TooManyInvalidError) -> StageError:
-    """Write the report about invalid rows to the workspace, and return the error with its URI."""
-    report = _rows_report(error.dataset) | {"findings": error.dataset.findings.to_json()}
-    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-    try:
-        uri = context.workspace.leave(Stage.PREPARE, key, FAILED_REPORT, text.encode(errors="backslashreplace"))
-    except StageError as unwritten:
-        _log.warning("cannot write the report: %s", unwritten.message)
-        return error
-    return StageError(error.reason, f"{error.message}. All findings are in {uri}", error.failure.remedy)
-
-
-def _rows_report(dataset: Dataset) -> JsonObject:
-    return {
-        "format": dataset.format.value,
-        "rows": dataset.rows,
-        "invalidRows": dataset.invalid,
-        "duplicateRows": dataset.duplicates,
-        "leakedRows": dataset.leaked,
-        "rowsWithoutAssistant": dataset.unsupervised,
-        "unrenderableRows": dataset.unrenderable,
-        "tools": [*sorted(dataset.offers)],
-    }
-
-
 def _report(dataset: Dataset, written: Examples, choice: Choice) -> JsonObject:
-    return _rows_report(dataset) | {
+    return row_reports.of(dataset) | {
         "train": written.train.to_json() | {"supervisedTokens": written.supervised, "allTokens": written.tokens},
+        "replay": written.splits[Split.REPLAY].to_json(),
         "validation": written.validation.to_json(),
         "evaluation": written.held_out.to_json() | {"cases": written.cases},
         "chatTemplate": {

@@ -156,7 +156,7 @@ def _outcome(stage: Stage, context: StageContext) -> tuple[str, Facts, bool]:
         prepared, executed = prepare.run(context)
         return prepared.key, prepared, executed
     if context.ranks.first:
-        references.refer(context.workspace, context.run, context.prepared.key)
+        references.refer(context.workspace, context.run, context.prepared.key, context.prepared.suites)
     if stage is Stage.PUBLISH:
         with _no_garbage_collection():
             from tunemill_trainer.stages import publish
@@ -287,6 +287,8 @@ def _refuse_local_files(run: RunSpec) -> None:
         "spec.baseModel.id": spec.base_model.id,
         "spec.dataset.uri": spec.dataset.uri,
         "spec.dataset.evaluation.uri": spec.dataset.evaluation.uri,
+        "spec.dataset.replay.uri": spec.dataset.replay.uri if spec.dataset.replay else "",
+        **{f"spec.evaluation.suites[{suite.name}].uri": suite.uri for suite in spec.evaluation.suites},
         "spec.workspace.uri": spec.workspace.uri,
         "spec.publish.repository": spec.publish.repository,
     }

@@ -13,11 +13,13 @@ references of older versions have neither uid nor cluster. Their owner is unknow
 """
 
 import logging
+from collections.abc import Sequence
 from datetime import datetime
 
 from tunemill_api import keys
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage
+from tunemill_api.status import SuiteDataFacts
 
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.storage import output_keys
@@ -25,32 +27,37 @@ from tunemill_trainer.storage.workspace import Workspace
 
 BASE_REPLIES = "base-replies"
 """The stage name of stored base model replies. Their key does not depend on the adapter, so all adapters share them."""
+SUITES = "suites"
+"""The stage name of the rows of suites. They are not in the output of prepare, so that other suites train nothing."""
 _RUNS = "runs/"
 _NO_UID = "local"
 """Replaces the uid in a local run, where each object has a single run."""
-_STAGES = {*Stage, BASE_REPLIES}
+_STAGES = {*Stage, BASE_REPLIES, SUITES}
 
 _log = logging.getLogger(__name__)
 
 
-def refer(workspace: Workspace, run: RunSpec, prepared: str) -> None:
+def refer(workspace: Workspace, run: RunSpec, prepared: str, suites: Sequence[SuiteDataFacts] = ()) -> None:
     """Write references to all outputs that the run creates or uses, whether they exist or not.
 
     Args:
         workspace: the workspace.
         run: the run.
         prepared: the key of prepare's output.
+        suites: the suites, with the keys of their rows.
     """
-    evaluate = output_keys.evaluate(run, prepared)
+    evaluate = output_keys.evaluate(run, prepared, suites)
     used = [
         (Stage.PREPARE, prepared),
         (Stage.TRAIN, output_keys.train(run, prepared)),
         (BASE_REPLIES, keys.base_evaluation_key(prepared, run.spec)),
         (Stage.EVALUATE, evaluate),
-        (Stage.PUBLISH, output_keys.publish(run, prepared, draft=False)),
+        (Stage.PUBLISH, output_keys.publish(run, prepared, suites, draft=False)),
         # Before the evaluation, it is not known whether there will be a release or a draft.
         (Stage.PUBLISH, keys.publish_key(evaluate, run.spec, draft=True)),
     ]
+    for suite in suites:
+        used += [(SUITES, suite.key), (BASE_REPLIES, keys.base_evaluation_key(suite.key, run.spec))]
     if run.rival and run.rival.train:
         used += [(Stage.PREPARE, run.rival.prepare), (Stage.TRAIN, run.rival.train)]
     for stage, key in used:

@@ -11,6 +11,7 @@ from tunemill_trainer.chat.encoding import CHARACTERS_A_TOKEN
 from tunemill_trainer.chat.prefix_cache import PrefixCache
 from tunemill_trainer.data import dataset as data
 from tunemill_trainer.data.augmentation import Augmenter, Change
+from tunemill_trainer.data.dataset import Split
 from tunemill_trainer.data.findings import Rule
 from tunemill_trainer.data.rows import Tool
 from tunemill_trainer.prepared import PreparedWriter
@@ -18,12 +19,16 @@ from tunemill_trainer.prepared import PreparedWriter
 ROWS = [openai_row(f"What is the weather in town {number}? {'Please! ' * (number % 7)}") for number in range(300)]
 
 
-def written(folder, *, workers=1, max_length=4096, rows=ROWS, augmenter=None, **spec):
+def written(folder, *, workers=1, max_length=4096, rows=ROWS, augmenter=None, replay=(), **spec):
     """Write rows, and return the statistics and the folder."""
     folder.mkdir()
     configured = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl", **spec})
     found = data.read(configured, data.ReadOptions(), some_data(folder, rows), None, folder / "spool", lambda: None)
-    choice, _ = templates.choose_and_extend(a_speaker(GEMMA), TokenizerMode.AUTO, found.features, [], None)
+    if replay:
+        with data.Requests(found, set(Split), lambda: None) as known:
+            general = some_data(folder, replay, "general.jsonl")
+            found.add_replay(data.read_others(data.ReadOptions(), general, folder / "general", known), len(replay), 42)
+    choice, _ = templates.choose_and_extend(a_speaker(GEMMA), TokenizerMode.AUTO, found.rendered_features(), [], None)
     unfit = []
     with PreparedWriter(folder / "output") as writer:
         counted = examples.write(
@@ -59,6 +64,20 @@ def test_validation_rows_are_cases_of_their_own(tmp_path):
     assert [*before.validation_cases()] == []
     _, _, changed = written(tmp_path / "changed", validation={"fraction": "0.2"}, augmenter=EVERYTHING)
     assert changed.validation_path.read_text() == layout.validation_path.read_text()
+
+
+def test_general_rows_are_trained_on_as_they_are(tmp_path):
+    """Augmentation changes training rows only, and as it does without general rows."""
+    general = [openai_row(f"Is it going to rain in town {number}?") for number in range(50)]
+    _, _, before = written(tmp_path / "without", augmenter=EVERYTHING)
+    _, _, unchanged = written(tmp_path / "general", rows=general, evaluation={"fraction": "0.000001"})
+    counted, _, layout = written(tmp_path / "with", augmenter=EVERYTHING, replay=general)
+    assert counted.splits[Split.REPLAY].rows == 50
+    rows, alone = read_rows(layout), read_rows(before)
+    assert rows[: len(alone)] == alone
+    assert len(rows) == len(alone) + 50
+    assert [row for row in read_rows(unchanged) if row not in rows[len(alone) :]] == []
+    assert layout.cases_path.read_text() == before.cases_path.read_text()
 
 
 def test_lengths_are_reported_as_percentiles(tmp_path):

@@ -1,5 +1,6 @@
 """The manifest of `kubectl apply` is what `tunemill run` takes, with its mistakes named."""
 
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import yaml
 from tunemill_api.constants import CHAT_TEMPLATE_PATH, TOOLS_PATH
 from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage, StageFailure, StageReport, failure_of
-from tunemill_api.status import EvaluationFacts, MetricFacts, PublishedFacts, ServingFacts, TrainedFacts
+from tunemill_api.status import EvaluationFacts, MetricFacts, PublishedFacts, ServingFacts, SuiteFacts, TrainedFacts
 from tunemill_trainer.commands import manifest as manifests
 from tunemill_trainer.commands import run as one_machine
 from tunemill_trainer.errors import StageError
@@ -67,6 +68,23 @@ def test_config_maps_of_the_file_are_what_a_pod_has_mounted(tmp_path: Path, monk
     assert "spec.tokenizer.chatTemplate" in raised.value.message
 
 
+def test_suites_and_general_rows_may_be_files_of_this_machine(tmp_path: Path) -> None:
+    """Relative paths start at the folder of the manifest, also within lists."""
+    data = "dataset: {uri: ./calls.jsonl, replay: {uri: ./chat.jsonl}}"
+    suites = (
+        "  evaluation: {suites: [{name: chat, uri: ./test.jsonl, judge: Likelihood}, "
+        "{name: own, uri: 's3://team-a-data/own.jsonl', judge: Calls}]}\n"
+    )
+    text = SMALLEST.replace('dataset: {uri: "s3://team-a-data/calls.jsonl"}', data) + suites
+    spec = manifests.load(manifest(tmp_path, text)).run.spec
+    assert spec.dataset.replay is not None
+    assert spec.dataset.replay.uri == (tmp_path / "chat.jsonl").as_uri()
+    assert [suite.uri for suite in spec.evaluation.suites] == [
+        (tmp_path / "test.jsonl").as_uri(),
+        "s3://team-a-data/own.jsonl",
+    ]
+
+
 def test_data_on_the_hub_needs_a_workspace_of_its_own(tmp_path: Path) -> None:
     """Proves that the rule of the CRD holds without an API server."""
     with pytest.raises(StageError) as raised:
@@ -117,6 +135,9 @@ def test_the_summary_says_what_was_done_how_good_it_is_and_where_it_lies() -> No
     metric = MetricFacts(name="exact_match", base="0.0000", tuned="0.9300", cases=40)
     common = {"key": "k", "started_at": now, "finished_at": now}
     serving = ServingFacts(target="vLLM", merged=False, adapter_servable=True, command="vllm serve a-base")
+    suite = SuiteFacts(
+        name="chat", judge="Likelihood", base="2.5000", tuned="2.6000", difference="+0.1000", rows=7, cases=9
+    )
     text = one_machine.summary(
         [
             StageReport(stage=Stage.PREPARE, **common),
@@ -126,7 +147,9 @@ def test_the_summary_says_what_was_done_how_good_it_is_and_where_it_lies() -> No
                 trained=TrainedFacts(steps=1, loss="0.1", train_seconds=1, device="cpu", adapter="s3://b/adapter"),
                 **common,
             ),
-            StageReport(stage=Stage.EVALUATE, evaluation=EvaluationFacts(rows=40, metrics=[metric]), **common),
+            StageReport(
+                stage=Stage.EVALUATE, evaluation=EvaluationFacts(rows=40, metrics=[metric], suites=[suite]), **common
+            ),
             StageReport(
                 stage=Stage.PUBLISH,
                 published=PublishedFacts(repository="acme/tools", revision="abc", serving=serving),
@@ -137,6 +160,7 @@ def test_the_summary_says_what_was_done_how_good_it_is_and_where_it_lies() -> No
     assert "prepare    nothing" in text
     assert "train      executed" in text
     assert "0.9300" in text
+    assert re.search(r"chat +Likelihood +2.5000 +2.6000 +\+0.1000 +9", text)
     assert "s3://b/adapter" in text
     assert "acme/tools@abc" in text
     assert "vllm serve a-base" in text

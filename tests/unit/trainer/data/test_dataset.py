@@ -180,6 +180,65 @@ def test_validation_rows_are_drawn_beside_separate_evaluation_data(tmp_path):
     assert 5 < found.count(Split.VALIDATION) < 45
 
 
+def others(folder, rows, found, *splits, key="chat.jsonl"):
+    """Read rows of another file, without those whose requests are in these splits of a data set."""
+    with dataset.Requests(found, splits, lambda: None) as known:
+        how = dataset.ReadOptions()
+        return dataset.read_others(how, some_data(folder, rows, key), folder / "others", known)
+
+
+def test_a_suite_has_no_row_that_the_model_learns_from(tmp_path):
+    """Held-out rows may be in it: nobody trains on them. Each row that is left out is a finding with both places."""
+    found = read(tmp_path, good(40), validation={"fraction": "0.2"})
+    suite = others(tmp_path, good(60), found, Split.TRAIN, Split.VALIDATION)
+    held_out = {question for question, split in splits(found).items() if split is Split.HELD_OUT}
+    new = {row["messages"][0]["content"] for row in good(20, start=40)}
+    assert set(splits(suite)) == held_out | new
+    assert set(splits(suite).values()) == {Split.HELD_OUT}
+    assert suite.leaked == 40 - len(held_out)
+    first = suite.findings.listed[0]
+    assert first.problem.rule is Rule.LEAKED
+    assert (
+        first.problem.message == f"the row of spec.dataset at calls.jsonl line {first.source.line} has the same request"
+    )
+    assert list(read(tmp_path, good(40), validation={"fraction": "0.2"})) == list(found), "the data set is as before"
+
+
+def replayed(folder, count, rows, seed=42):
+    """Add general rows to 40 rows."""
+    found = read(folder, good(40), validation={"fraction": "0.2"})
+    found.add_replay(others(folder, rows, found, *Split), count, seed)
+    return found
+
+
+def test_general_rows_are_added_to_the_training_rows_and_move_none(tmp_path):
+    """None has the request of another row, of whatever split; the others keep their splits and numbers."""
+    before = [*read(tmp_path, good(40), validation={"fraction": "0.2"})]
+    found = replayed(tmp_path, 30, good(100))
+    rows = [*found]
+    assert rows[:40] == before
+    assert {item.split for item in rows[40:]} == {Split.REPLAY}
+    assert len(rows) == found.kept == 70
+    assert len({item.number for item in rows}) == 70
+    assert len(splits(found)) == 70
+    assert found.rows == 40
+
+
+def test_the_seed_selects_general_rows(tmp_path):
+    """The same seed selects the same rows wherever they are in the file; fewer rows than wanted are all used."""
+
+    def chosen(count, rows, seed=42):
+        return {
+            item.row.messages[0].content for item in replayed(tmp_path, count, rows, seed) if item.split is Split.REPLAY
+        }
+
+    pool = good(100, start=40)
+    assert chosen(30, pool) == chosen(30, pool[::-1])
+    assert chosen(30, pool) != chosen(30, pool, seed=7)
+    assert chosen(30, pool) < chosen(31, pool)
+    assert len(chosen(500, pool)) == 100
+
+
 def test_however_large_the_other_splits_one_row_is_trained_on(tmp_path):
     """The fractions add up to more than 1, which only the CRD refuses."""
     found = [item.split for item in read(tmp_path, good(20), validation={"fraction": "0.95"})]

@@ -9,10 +9,19 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from tokenizers import Tokenizer, models
+from tunemill_api.evaluation import Judge
 from tunemill_api.finetune import Quantization
 from tunemill_api.publish import ServingTarget
 from tunemill_api.run_spec import RunSpec
-from tunemill_api.status import DatasetFacts, EvaluationFacts, GateFacts, MetricFacts, PreparedFacts, TrainedFacts
+from tunemill_api.status import (
+    DatasetFacts,
+    EvaluationFacts,
+    GateFacts,
+    MetricFacts,
+    PreparedFacts,
+    SuiteFacts,
+    TrainedFacts,
+)
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import MetricReport, Report, Right, Settings, Share
 from tunemill_trainer.prepared import BaseModel, NewToken, Tokens
@@ -137,6 +146,36 @@ def test_the_metadata_is_complete():
     assert found["pipeline_tag"] == "text-generation"
     (result,) = found["model-index"][0]["results"]
     assert [(metric["type"], metric["value"]) for metric in result["metrics"]] == [("exact_match", 0.8)]
+
+
+def with_suite(about: ReleaseFacts) -> ReleaseFacts:
+    """Return the facts with the result of a suite that was read from a private place."""
+    suite = SuiteFacts(
+        name="chat", judge=Judge.LIKELIHOOD, base="2.5000", tuned="2.6000", difference="+0.1000", rows=7, cases=9
+    )
+    private = {"name": "chat", "uri": "hf://team-a/secret-rows", "judge": "Likelihood"}
+    run = about.run.model_dump(mode="json", by_alias=True)
+    run["spec"]["evaluation"]["suites"] = [private]
+    evaluation = about.evaluation.model_copy(update={"suites": [suite]})
+    return replace(about, run=RunSpec.model_validate(run), evaluation=evaluation)
+
+
+def test_a_suite_is_a_row_of_the_card_without_its_place():
+    """A card of a run without suites says nothing about them."""
+    card = model_card(with_suite(facts()))
+    row = (
+        "| chat | Loss of the expected answers, nats per token (lower is better) | 2.5000 | **2.6000** | +0.1000 | 9 |"
+    )
+    assert row in card
+    assert "secret-rows" not in card
+    assert card.replace(card[card.index("Other data sets") : card.index("Gates of this")], "") == model_card(facts())
+
+
+def test_general_rows_are_in_the_card():
+    """Their number, and not where they are."""
+    data = facts().prepared.dataset.model_copy(update={"replay_rows": 11})
+    card = model_card(replace(facts(), prepared=facts().prepared.model_copy(update={"dataset": data})))
+    assert "100 and 11 general ones for training, 20 held out" in card
 
 
 def test_a_draft_is_marked_in_the_introduction():

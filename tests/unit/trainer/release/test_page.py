@@ -7,9 +7,10 @@ from html.parser import HTMLParser
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tunemill_api.evaluation import Judge
 from tunemill_api.publish import ServingTarget
 from tunemill_api.run_spec import RunSpec
-from tunemill_api.status import DatasetFacts, PreparedFacts, TrainedFacts
+from tunemill_api.status import DatasetFacts, PreparedFacts, SuiteFacts, TrainedFacts
 from tunemill_trainer.judge.report import (
     Attempt,
     Calls,
@@ -77,6 +78,10 @@ def report(text: str = "get_weather") -> Report:
         base_tool_f1=0.0,
         tuned_tool_f1=0.91,
         slices={"multi_turn": {"exact_match": metric(0, 6, 8)}, "no_call": {"abstention_accuracy": metric(8, 7, 8)}},
+        suites=[
+            SuiteFacts(name="chat", judge=judge, base="0.5000", tuned="0.4000", difference="-0.1000", rows=7, cases=9)
+            for judge in Judge
+        ],
         base_faults={"missed_call": 30, "broken_call": 8},
         tuned_faults={"wrong_value": 4, "broken_call": 1},
         mistakes=[mistake(text), mistake(text, "broken_call")],
@@ -183,6 +188,7 @@ def test_the_figures_are_shown():
     assert "Wrong value" in text
     assert "No valid call." in text
     assert "p = 1.2e-09" in text
+    assert text.count("-0.1000") == len(Judge)
 
 
 @pytest.mark.parametrize(("target", "shown"), [("vLLM", True), ("None", False)])
@@ -223,11 +229,20 @@ def test_the_matrix_has_a_maximum_size():
 def test_empty_sections_are_omitted():
     """There is no curve of a single point, and no gallery without mistakes."""
     perfect = report().model_copy(
-        update={"mistakes": [], "tuned_faults": {}, "base_faults": {}, "slices": {}, "tools": {}, "tuned_confusion": {}}
+        update={
+            "suites": [],
+            "mistakes": [],
+            "tuned_faults": {},
+            "base_faults": {},
+            "slices": {},
+            "tools": {},
+            "tuned_confusion": {},
+        }
     )
     text = page(replace(facts(history=[{"step": 1, "loss": 2.0}]), report=perfect))
     assert "Training loss" not in text
     assert "Mistakes of the tuned model" not in text
+    assert "Suites" not in text
     assert "every call was to the expected tool" in text
     _Elements(text)
 

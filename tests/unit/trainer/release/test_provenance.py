@@ -9,8 +9,10 @@ import pytest
 from api.builders import fields_of_spec
 from trainer.release.signed_releases import NOON, SOURCES, a_release, signing_key
 from trainer.release.test_card import SECRETS, facts, model, outputs
+from tunemill_api.evaluation import Suite
 from tunemill_dev.sigstore.local import local_sigstore
 from tunemill_trainer.release import provenance
+from tunemill_trainer.release.card import ReleaseFacts
 from tunemill_trainer.release.folder import assemble
 from tunemill_trainer.release.keyless import KeylessSigner
 from tunemill_trainer.release.provenance import Document
@@ -28,6 +30,7 @@ LEFT_OUT = {
     "dataset.endpoint": "where the data lies",
     "dataset.region": "where the data lies",
     "dataset.evaluation.uri": "where the data lies",
+    "dataset.replay.uri": "where the data lies",
     "dataset.augmentation.irrelevanceAnswer": "a text of the user's",
     "tools": "names a ConfigMap",
     "tokenizer.chatTemplate": "names a ConfigMap; the template is a file of the release",
@@ -106,19 +109,36 @@ def test_a_statement_names_base_model_data_and_images_by_digest(tmp_path: Path, 
     ]
 
 
+def with_suite(about: ReleaseFacts, **fields: str) -> ReleaseFacts:
+    """Return the facts of a run with a suite."""
+    suite = Suite.model_validate({"name": "own", "uri": "hf://acme/own", "judge": "Pattern", **fields})
+    evaluation = about.run.spec.evaluation.model_copy(update={"suites": [suite]})
+    spec = about.run.spec.model_copy(update={"evaluation": evaluation})
+    return replace(about, run=about.run.model_copy(update={"spec": spec}))
+
+
 def test_a_statement_has_no_private_locations_or_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The repository may be public: no bucket, endpoint, namespace, Secret, registry or data set."""
     monkeypatch.setenv("TUNEMILL_IMAGE", PINNED)
     for uri in ("s3://secret-bucket/calls.jsonl", "hf://team-a/secret-rows"):
-        about = facts(dataset={"uri": uri, "endpoint": "https://s3.internal.example", "evaluation": {"uri": uri}})
+        rows = {
+            "uri": uri,
+            "endpoint": "https://s3.internal.example",
+            "evaluation": {"uri": uri},
+            "replay": {"uri": uri},
+        }
+        about = with_suite(facts(dataset=rows), uri=uri, pattern="the-secret-bucket-of-s3://secret-bucket")
         text = provenance.statement(a_release(tmp_path), about, SOURCES, NOON).to_bytes().decode()
         assert not [secret for secret in (*SECRETS, "secret-rows", "internal.example") if secret in text]
+        assert '"judge": "Pattern"' in text
     assert '"fraction": "0.1"' in text
+    assert "suites" not in provenance.statement(a_release(tmp_path), facts(), SOURCES, NOON).to_bytes().decode()
 
 
 def test_every_field_of_the_spec_is_in_the_statement_or_left_out_for_a_reason():
     """A new field needs a decision whether it may be public."""
-    spec = facts(dataset={"uri": "hf://acme/calls", "augmentation": {}, "validation": {}}).run.spec
+    replay = {"uri": "hf://acme/chat"}
+    spec = with_suite(facts(dataset={"uri": "hf://acme/calls", "augmentation": {}, "validation": {}, "replay": replay}))
     shown: list[str] = []
 
     def walk(value: dict[str, Any], path: str) -> None:
@@ -126,7 +146,7 @@ def test_every_field_of_the_spec_is_in_the_statement_or_left_out_for_a_reason():
             here = f"{path}.{name}".lstrip(".")
             walk(part, here) if isinstance(part, dict) else shown.append(here)
 
-    walk(provenance.parameters(spec), "")
+    walk(provenance.parameters(spec.run.spec), "")
     assert not set(shown) & set(LEFT_OUT)
     decided = {*shown, *LEFT_OUT}
     undecided = set(fields_of_spec(lambda path: path in decided)) - decided

@@ -7,6 +7,9 @@ from tunemill_trainer.errors import StageError
 from tunemill_trainer.prepared import NewToken, Tokens
 from tunemill_trainer.stages import combinations
 
+CHAT = {"name": "chat", "uri": "s3://team/chat.jsonl", "judge": "Likelihood"}
+REPLAY = {"uri": "s3://team/chat.jsonl"}
+
 
 def a_spec(**parts: dict[str, object]) -> FineTuneSpec:
     """The minimal spec, with changes."""
@@ -28,6 +31,23 @@ def tokens(*added: str) -> Tokens:
         (
             a_spec(adapter={"method": "AdaLoRA"}, training={"earlyStopping": {"patience": 1}}),
             "spec.training.earlyStopping",
+        ),
+        (a_spec(evaluation={"suites": [CHAT, CHAT]}), "two suites with the name chat"),
+        (a_spec(evaluation={"suites": [CHAT | {"judge": "Pattern"}]}), r"a pattern in spec.evaluation.suites\[chat\]"),
+        (a_spec(evaluation={"suites": [CHAT | {"pattern": "a"}]}), r"a pattern in spec.evaluation.suites\[chat\]"),
+        (
+            a_spec(evaluation={"suites": [CHAT | {"judge": "Pattern", "pattern": "(a"}]}),
+            r"spec.evaluation.suites\[chat\].pattern is not a regular expression",
+        ),
+        (a_spec(evaluation={"gates": [{"min": "0"}]}), "either a metric or a suite"),
+        (a_spec(evaluation={"gates": [{"suite": "chat", "min": "0"}]}), "the suite chat, which is not in"),
+        (
+            a_spec(evaluation={"suites": [CHAT], "gates": [{"suite": "chat", "min": "0"}]}),
+            "expected maxLossVsBase or minGainOverBase in the gate on the suite chat",
+        ),
+        *(
+            (a_spec(dataset={"uri": "s3://team/rows.jsonl", "replay": {**REPLAY, "share": share}}), "replay.share")
+            for share in ("0", "1.0")
         ),
     ],
 )

@@ -15,7 +15,7 @@ from tunemill_api import keys
 from tunemill_api.failures import Reason
 from tunemill_api.run_spec import RunSpec
 from tunemill_api.stage_report import Stage
-from tunemill_api.status import TrainedFacts
+from tunemill_api.status import SuiteDataFacts, TrainedFacts
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.storage import references
 from tunemill_trainer.storage.workspace import Workspace
@@ -95,6 +95,23 @@ def test_only_the_last_runs_of_an_object_keep_their_outputs(bucket: Bucket, tmp_
     assert bucket.names(f"runs/train/{train_key(runs[0])}") == []
     assert bucket.workspace().manifest(Stage.PREPARE, PREPARED) is not None
     assert {name.split("/")[6] for name in bucket.names("runs/runs/")} == {"run2", "run3"}
+
+
+@pytest.mark.usefixtures("clock")
+def test_the_rows_of_a_suite_go_with_the_last_run_that_has_it(bucket: Bucket, tmp_path: Path) -> None:
+    """As what the base model made of them."""
+    folder, workspace = a_folder(tmp_path / "out", a_txt="one"), bucket.workspace()
+    suite = SuiteDataFacts(name="chat", key="0123456789abcdef", rows=9)
+    runs = [a_run(f"run{at}", keep=1) for at in (1, 2, 3)]
+    of_base = keys.base_evaluation_key(suite.key, runs[0].spec)
+    for run, suites in zip(runs, ([suite], [suite], []), strict=True):
+        references.refer(workspace, run, PREPARED, suites)
+        for stage, key in ((references.SUITES, suite.key), (references.BASE_REPLIES, of_base)):
+            workspace.commit(stage, key, folder, FACTS)
+        references.prune(workspace, run)
+        kept = bool(suites)
+        assert (workspace.manifest(references.SUITES, suite.key) is not None) is kept
+        assert (workspace.manifest(references.BASE_REPLIES, of_base) is not None) is kept
 
 
 @pytest.mark.usefixtures("clock")
