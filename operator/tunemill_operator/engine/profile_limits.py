@@ -176,7 +176,7 @@ def _mounted(spec: FineTuneSpec, fields: Fields, limits: Limits) -> Iterator[tup
     default_token = Publish.model_fields["token_secret_ref"].default
     for path in SECRET_REFS:
         ref = _at(spec, path)
-        if ref and ref != default_token and path not in fields:
+        if ref and ref != default_token and not _is_preset(path, fields):
             yield "secrets", path, limits.secrets, ref.name
     for stage in STAGES:
         template, path = spec.pod_templates.of(stage), f"podTemplates.{stage}"
@@ -185,6 +185,12 @@ def _mounted(spec: FineTuneSpec, fields: Fields, limits: Limits) -> Iterator[tup
         for volume in template.volumes if f"{path}.volumes" not in fields else ():
             if claim := volume.persistent_volume_claim:
                 yield "claims", f"{path}.volumes", limits.claims, claim.claim_name
+
+
+def _is_preset(path: str, fields: Fields) -> bool:
+    """Return whether the value of a field is the profile's, alone or as a part of a field such as `tracking`."""
+    names = path.split(".")
+    return any(".".join(names[:end]) in fields for end in range(1, len(names) + 1))
 
 
 def _secrets_of(template: PodTemplate, fields: Fields, path: str) -> Iterator[tuple[str, str]]:
@@ -323,7 +329,7 @@ def _other_endpoints(spec: FineTuneSpec, fields: Fields, profile: Profile) -> It
         ("tracking.wandb.endpoint", (tracking.wandb.endpoint or PUBLIC_WANDB) if tracking.wandb else "", ""),
     ):
         allowed: str = profile.fields.get(path, "")
-        if value == allowed:
+        if value == allowed or _is_preset(path, fields):
             continue
         if named and path == "hub.endpoint":
             # The allowed names are names on this Hub only.
@@ -334,7 +340,7 @@ def _other_endpoints(spec: FineTuneSpec, fields: Fields, profile: Profile) -> It
         else:
             names = [name for name in (allowed or public, *(limits.endpoints or [])) if name]
             text = f"limits.endpoints allows {', '.join(names) or 'none'}"
-        yield _Excess(path, text, value or public, path in fields)
+        yield _Excess(path, text, value or public, own=False)
 
 
 def _host_matches(endpoint: str, globs: list[str]) -> bool:

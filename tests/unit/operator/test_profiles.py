@@ -65,6 +65,19 @@ VALUES: dict[str, Any] = {
     "publish.private": False,
     "publish.serving": "None",
     "publish.tokenSecretRef": {"name": "hub-write", "key": "write"},
+    "tracking": {
+        "mlflow": {
+            "uri": "https://mlflow.acme.example",
+            "experiment": "team",
+            "credentialsSecretRef": {"name": "mlflow"},
+        },
+        "wandb": {
+            "endpoint": "https://wandb.acme.example",
+            "entity": "acme",
+            "project": "team",
+            "tokenSecretRef": {"name": "wandb", "key": "token"},
+        },
+    },
     "workspace.uri": "s3://tunemill/team/",
     "workspace.credentialsSecretRef": {"name": "workspace"},
     "workspace.manifestKeySecretRef": {"name": "outputs"},
@@ -784,3 +797,11 @@ def test_a_workspace_can_come_from_the_profile() -> None:
     with_profile(world, defaults={"workspace": {"uri": "s3://tunemill/"}})
     world.settle()
     assert labels(world) == ["prepare"]
+
+
+def test_a_tracker_of_the_profile_is_allowed_beside_its_limits() -> None:
+    """Its server and its Secret are in no list; a user's own tracker is not allowed."""
+    profile = a_profile(defaults={"tracking": VALUES["tracking"]}, limits={"maxGpus": 1, "secrets": ["s3"]})
+    assert effective(profile)["tracking"] == VALUES["tracking"]
+    error = refusal(profile, tracking={"mlflow": {"uri": "https://elsewhere.example"}})
+    assert "spec.tracking.mlflow.uri" in str(error)
