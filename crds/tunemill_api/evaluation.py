@@ -43,8 +43,10 @@ class Gate(ApiModel):
     model_config = {
         "json_schema_extra": rules(
             rule(
-                "has(self.min) || has(self.max) || has(self.minGainOverBase) || has(self.maxLossVsBase)",
-                "a gate needs at least one of min, max, minGainOverBase and maxLossVsBase",
+                "has(self.min) || has(self.max) || has(self.minGainOverBase) || has(self.maxLossVsBase) || "
+                "has(self.minGainOverAdapter) || has(self.maxLossVsAdapter)",
+                "a gate needs at least one of min, max, minGainOverBase, maxLossVsBase, minGainOverAdapter and "
+                "maxLossVsAdapter",
             ),
             rule(
                 f"!has(self.min) || !({_COUNTS_MISTAKES})",
@@ -68,6 +70,10 @@ class Gate(ApiModel):
     """Minimum improvement of the tuned model over the base model."""
     max_loss_vs_base: Fraction | None = None
     """Maximum amount by which the tuned model may be worse than the base model."""
+    min_gain_over_adapter: Difference | None = None
+    """Minimum improvement of the tuned model over the adapter of spec.baseModel.adapter."""
+    max_loss_vs_adapter: Fraction | None = None
+    """Maximum amount by which the tuned model may be worse than the adapter of spec.baseModel.adapter."""
 
 
 class OnGateFailure(StrEnum):

@@ -54,26 +54,30 @@ def _decide(gate: Gate, evaluation: EvaluationFacts) -> list[GateFacts]:
             GateFacts(gate=text, passed=False, message=f"no held-out row measures {name}")
             for text in _conditions(gate, MetricFacts(name=name, base="0", tuned="0"))
         ]
-    figures = f"base {measured.base}, tuned {measured.tuned}, {measured.cases} cases"
+    adapter = f"adapter {measured.adapter}, " if measured.adapter else ""
+    figures = f"base {measured.base}, {adapter}tuned {measured.tuned}, {measured.cases} cases"
     return [GateFacts(gate=text, passed=holds, message=figures) for text, holds in _conditions(gate, measured).items()]
 
 
 def _conditions(gate: Gate, measured: MetricFacts) -> dict[str, bool]:
     """Return the gate's conditions as text, with whether each is met."""
-    name, base, tuned = gate.metric.value, Decimal(measured.base), Decimal(measured.tuned)
+    name, tuned = gate.metric.value, Decimal(measured.tuned)
     # For a metric that counts mistakes, a gain is a decrease.
     fewer = gate.metric in LOWER_IS_BETTER
     sign, better, worse, reaches = (-1, "-", "+", "<=") if fewer else (1, "+", "-", ">=")
-    gain = sign * (tuned - base)
     conditions = {}
     if gate.min is not None:
         conditions[f"{name} >= {gate.min}"] = tuned >= Decimal(gate.min)
     if gate.max is not None:
         conditions[f"{name} <= {gate.max}"] = tuned <= Decimal(gate.max)
-    if gate.min_gain_over_base is not None:
-        conditions[f"{name} {reaches} base {better} {gate.min_gain_over_base}"] = gain >= Decimal(
-            gate.min_gain_over_base
-        )
-    if gate.max_loss_vs_base is not None:
-        conditions[f"{name} {reaches} base {worse} {gate.max_loss_vs_base}"] = -gain <= Decimal(gate.max_loss_vs_base)
+    for other, value, min_gain, max_loss in (
+        ("base", measured.base, gate.min_gain_over_base, gate.max_loss_vs_base),
+        ("adapter", measured.adapter, gate.min_gain_over_adapter, gate.max_loss_vs_adapter),
+    ):
+        # Without a value, for example of an adapter that is not given, the condition is not met.
+        gain = sign * (tuned - Decimal(value)) if value else None
+        if min_gain is not None:
+            conditions[f"{name} {reaches} {other} {better} {min_gain}"] = gain is not None and gain >= Decimal(min_gain)
+        if max_loss is not None:
+            conditions[f"{name} {reaches} {other} {worse} {max_loss}"] = gain is not None and -gain <= Decimal(max_loss)
     return conditions

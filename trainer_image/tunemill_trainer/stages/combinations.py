@@ -21,6 +21,22 @@ def refuse_impossible(spec: FineTuneSpec) -> None:
             Reason.INVALID_SPEC,
             "spec.publish.artifacts has OCI, which needs spec.publish.oci: the registry and the repository",
         )
+    if spec.base_model.adapter and adapter.method in {AdapterMethod.FULL, AdapterMethod.ADALORA}:
+        raise StageError(
+            Reason.INVALID_SPEC,
+            f"expected spec.adapter.method LoRA or IA3 with spec.baseModel.adapter, found {adapter.method.value}",
+        )
+    compared = [
+        gate.metric.value
+        for gate in spec.evaluation.gates
+        if gate.min_gain_over_adapter is not None or gate.max_loss_vs_adapter is not None
+    ]
+    if compared and spec.base_model.adapter is None:
+        raise StageError(
+            Reason.INVALID_SPEC,
+            f"the gate on {compared[0]} in spec.evaluation.gates needs spec.baseModel.adapter, which is not set",
+            "Set spec.baseModel.adapter, or remove minGainOverAdapter and maxLossVsAdapter from the gate.",
+        )
     if adapter.method is AdapterMethod.FULL and spec.base_model.quantization is not Quantization.NONE:
         raise StageError(
             Reason.INVALID_SPEC,

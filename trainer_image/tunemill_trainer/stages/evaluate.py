@@ -1,6 +1,7 @@
 """Evaluate: base and tuned model reply to the same held-out cases, and the replies are scored.
 
-The published model replies, too, if a gate compares the new model with it. All models decode greedily with the same
+The published model replies, too, if a gate compares the new model with it, and so does the adapter from which training
+started. All models decode greedily with the same
 limits. With several ranks, each one generates the replies to its share of the prompts. The base model gets the same
 text through its own tokenizer: with the extended vocabulary, it would see token ids that it was not trained on, and
 score worse than it is.
@@ -9,7 +10,7 @@ score worse than it is.
 import json
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
@@ -65,6 +66,7 @@ class _Inputs:
         tokenizer: the tokenizer of the tuned model.
         cases: the held-out cases.
         decoding: the settings of generation.
+        start: the weights of the adapter from which training started; None for the base model.
     """
 
     context: StageContext
@@ -78,6 +80,7 @@ class _Inputs:
     tokenizer: Tokenizer
     cases: list[Case]
     decoding: Decoding
+    start: Path | None
 
     @property
     def prompts(self) -> Sequence[Sequence[int]]:
@@ -104,12 +107,14 @@ class _Replies:
         tuned: of the tuned model.
         adapter: whether the adapter was merged for decoding, and why or why not.
         published: of the published model, with its call format; None when there is none to compare with.
+        start: of the adapter from which training started; None when it started from the base model.
     """
 
     base: list[Reply]
     tuned: list[Reply]
     adapter: str
     published: tuple[list[Reply], ReplyFormat] | None
+    start: list[Reply] | None
 
 
 def run(context: StageContext) -> EvaluationFacts:
@@ -160,6 +165,7 @@ def _load(context: StageContext) -> _Inputs:
             min(limit, usual_answer(lengths)),
             0.5**context.run.memory_kills,
         ),
+        start=Path(str(downloaded["start"])) if downloaded["start"] else None,
     )
 
 
@@ -167,19 +173,20 @@ def _download(context: StageContext, hub: Hub) -> dict[str, Any]:
     """Download the outputs of the earlier stages and the base model.
 
     Returns:
-        The folder of the base model, and the facts of train.
+        The folder of the base model, the file of the start adapter's weights or None, and the facts of train.
     """
     prepared = fetch_prepared(context, without={TRAIN_FILE})
     trained = context.workspace.fetch(Stage.TRAIN, context.train_key, context.folder("trained"))
     base_folder = models.fetch_base(hub, prepared.base_model(), context.model_cache)
-    return {"base": str(base_folder), "trained": trained.facts}
+    start = models.fetch_adapter(hub, prepared.adapter(), context.model_cache)
+    return {"base": str(base_folder), "start": start and str(start), "trained": trained.facts}
 
 
 def _generate_all(inputs: _Inputs) -> _Replies:
     """Generate the replies of all models, one model in memory after the other."""
     context = inputs.context
     base_replies = context.ranks.decided_by_first(lambda: _stored_base_replies(context))
-    models_left = 1 + (base_replies is None) + _has_published(context)
+    models_left = 1 + (base_replies is None) + _has_published(context) + (inputs.start is not None)
     progress = _ReplyProgress(context, models_left * len(inputs.cases))
     with devices.device_errors(inputs.device, "evaluating", devices.memory_remedy(context.spec)):
         model = ModelLoader(inputs.base_folder, inputs.device, inputs.dtype, inputs.quantization)
@@ -188,9 +195,13 @@ def _generate_all(inputs: _Inputs) -> _Replies:
             if context.ranks.first:
                 _store_base_replies(context, inputs.cases, base_replies)
         tuned_replies, adapter = _tuned_replies(inputs, model, progress)
+        start = None
+        if inputs.start is not None:
+            load_start = partial(model.continued, inputs.start, context.spec.adapter, inputs.tokens)
+            start, _ = _replies_of(inputs, load_start, progress)
         model.release()  # there may be no memory for a second model
         published = _published_replies(inputs, progress)
-    return _Replies(base_replies, tuned_replies, adapter, published)
+    return _Replies(base_replies, tuned_replies, adapter, published, start)
 
 
 def _base_replies(inputs: _Inputs, model: ModelLoader, progress: "_ReplyProgress") -> list[Reply]:
@@ -204,28 +215,30 @@ def _base_replies(inputs: _Inputs, model: ModelLoader, progress: "_ReplyProgress
 def _tuned_replies(inputs: _Inputs, model: ModelLoader, progress: "_ReplyProgress") -> tuple[list[Reply], str]:
     """Return the replies, and whether the adapter was merged."""
     folder = inputs.context.folder("trained") / "adapter"
+    return _replies_of(inputs, partial(model.tuned, folder, inputs.tokens), progress)
+
+
+def _replies_of(inputs: _Inputs, load: Callable[[], Any], progress: "_ReplyProgress") -> tuple[list[Reply], str]:
+    """Return the replies of a model with the tuned model's vocabulary, and whether its adapter was merged."""
     samples = [(*case.prompt_ids, *case.answer_ids) for case in inputs.cases]
-    tuned, adapter = _for_decoding(model, inputs.tokens, folder, samples, inputs.quantization)
-    return _generate(tuned, inputs.tokenizer, inputs.prompts, inputs.decoding, progress), adapter
+    loaded, adapter = _for_decoding(load, samples, inputs.quantization)
+    return _generate(loaded, inputs.tokenizer, inputs.prompts, inputs.decoding, progress), adapter
 
 
 def _for_decoding(
-    model: ModelLoader, tokens: Tokens, folder: Path, samples: Sequence[Sequence[int]], quantization: Quantization
+    load: Callable[[], Any], samples: Sequence[Sequence[int]], quantization: Quantization
 ) -> tuple[Any, str]:
     """Load a tuned model, and merge its adapter if the merged model is accurate enough.
 
     Args:
-        model: the base model.
-        tokens: the changes of the vocabulary.
-        folder: the trained model or adapter.
+        load: loads the model with its adapter.
         samples: conversations in the tuned model's tokens, to compare the merged model on.
         quantization: of the base model.
 
     Returns:
         The model, and whether the adapter was merged and why or why not.
     """
-    quantised = quantization is not Quantization.NONE
-    return merging.for_decoding(partial(model.tuned, folder, tokens), samples, quantised=quantised)
+    return merging.for_decoding(load, samples, quantised=quantization is not Quantization.NONE)
 
 
 def _has_published(context: StageContext) -> bool:
@@ -246,7 +259,8 @@ def _published_replies(inputs: _Inputs, progress: "_ReplyProgress") -> tuple[lis
     tokens, tokenizer = prepared.tokens(), load(prepared.tokenizer_path)
     prompts = tokenizer(_texts(inputs.tokenizer, inputs.prompts), add_special_tokens=False)["input_ids"]
     model = ModelLoader(base_folder, inputs.device, inputs.dtype, inputs.quantization)
-    tuned, _ = _for_decoding(model, tokens, trained_folder / "adapter", prompts, inputs.quantization)
+    load_published = partial(model.tuned, trained_folder / "adapter", tokens)
+    tuned, _ = _for_decoding(load_published, prompts, inputs.quantization)
     decoding = replace(inputs.decoding, stop_token_ids=tokens.stop_token_ids, pad_token_id=tokens.pad_token_id)
     return _generate(tuned, tokenizer, prompts, decoding, progress), ReplyFormat(tokens.call_format)
 
@@ -293,15 +307,24 @@ def _commit(inputs: _Inputs, replies: _Replies) -> EvaluationFacts:
     (folder / PAGE_FILE).write_text(page(shown), encoding="utf-8")
     facts = comparison.facts(f"{context.workspace.uri(Stage.EVALUATE, context.evaluate_key)}/{REPORT_FILE}")
     if replies.published is not None:
-        facts = _with_published(facts, compare(inputs.cases, replies.base, *replies.published).facts(""))
+        facts = _with_column(facts, "published", compare(inputs.cases, replies.base, *replies.published).facts(""))
+    if replies.start is not None:
+        compared = compare(inputs.cases, replies.base, replies.start, inputs.reply_format)
+        facts = _with_column(facts, "adapter", compared.facts(""))
     manifest = context.workspace.commit(Stage.EVALUATE, context.evaluate_key, folder, facts)
     return EvaluationFacts.model_validate(manifest.facts)
 
 
-def _with_published(facts: EvaluationFacts, published: EvaluationFacts) -> EvaluationFacts:
-    """Add the published model's figures to the metrics."""
-    figures = {metric.name: metric.tuned for metric in published.metrics}
-    metrics = [metric.model_copy(update={"published": figures.get(metric.name, "")}) for metric in facts.metrics]
+def _with_column(facts: EvaluationFacts, column: str, other: EvaluationFacts) -> EvaluationFacts:
+    """Add another model's figures to the metrics.
+
+    Args:
+        facts: of base and tuned model.
+        column: the field of MetricFacts.
+        other: of the base model and the other model.
+    """
+    figures = {metric.name: metric.tuned for metric in other.metrics}
+    metrics = [metric.model_copy(update={column: figures.get(metric.name, "")}) for metric in facts.metrics]
     return facts.model_copy(update={"metrics": metrics})
 
 

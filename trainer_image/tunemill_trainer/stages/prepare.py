@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunemill_api import keys
@@ -17,15 +17,15 @@ from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.publish import Artifact
 from tunemill_api.stage_report import Stage
-from tunemill_api.status import DatasetFacts, PreparedFacts
+from tunemill_api.status import DatasetFacts, PreparedFacts, StartAdapterFacts
 from tunemill_api.training import LossOn, Turns
 
 from tunemill_trainer.bases import architectures, catalogue
 from tunemill_trainer.bases.found import FoundModel, describe
 from tunemill_trainer.chat import examples, templates, tokenizer
 from tunemill_trainer.chat.examples import Examples, RowEncoder, UnusableRow
-from tunemill_trainer.chat.templates import Choice
-from tunemill_trainer.chat.tokenizer import Vocabulary
+from tunemill_trainer.chat.templates import Choice, Origin
+from tunemill_trainer.chat.tokenizer import Tokenizer, Vocabulary
 from tunemill_trainer.data import dataset as data
 from tunemill_trainer.data.augmentation import Augmenter, Change, training_rows
 from tunemill_trainer.data.dataset import Dataset, ReadOptions, Split
@@ -36,11 +36,13 @@ from tunemill_trainer.data.tools import given_tools
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn import memory_plan
 from tunemill_trainer.learn.memory_plan import UnknownMemoryError
-from tunemill_trainer.prepared import BaseModel, PreparedWriter, Tokens
+from tunemill_trainer.prepared import BaseModel, NewToken, PreparedWriter, Tokens
 from tunemill_trainer.process import cpus, tracing
 from tunemill_trainer.release import artifacts, servability
-from tunemill_trainer.stages import combinations, config_maps
+from tunemill_trainer.stages import combinations, config_maps, start_adapter
 from tunemill_trainer.stages.context import StageContext
+from tunemill_trainer.stages.continued import continued_spec
+from tunemill_trainer.stages.start_adapter import StartAdapter
 from tunemill_trainer.storage import base_files, references, s3
 from tunemill_trainer.storage.hub import READ_FIELD, Hub
 from tunemill_trainer.storage.models import ModelCommit
@@ -65,32 +67,43 @@ def run(context: StageContext) -> tuple[PreparedFacts, bool]:
     """
     combinations.refuse_impossible(context.spec)
     folder = _empty_folder(context.work / "prepare")
-    hub, base = _check_permissions(context)
+    hub, base, adapter = _check_permissions(context)
     train, evaluation = _fetch(context, hub, folder)
     files = _user_files(context)
     base_folder = _download_tokenizer(hub, base)
-    base_model = BaseModel(base.id, base.commit, base_files.digests(hub, base, base_folder, tokenizer.FILES))
-    key = keys.prepare_key(context.spec, _resolved(context.spec, base_model, train, evaluation, files))
+    digests = base_files.digests(hub.model(base.id), base, base_folder, tokenizer.FILES)
+    base_model = BaseModel(base.id, base.commit, digests)
+    start = start_adapter.read(context.spec, hub, adapter, base_model, train.digest) if adapter else None
+    key = keys.prepare_key(context.spec, _resolved(context.spec, base_model, start, train, evaluation, files))
     references.refer(context.workspace, context.run, key)
     manifest = context.workspace.manifest(Stage.PREPARE, key)
     if manifest is not None:
         facts = PreparedFacts.model_validate(manifest.facts)
         found = (facts.key, facts.base_model_revision, facts.base_model_digest, facts.dataset_digest)
-        if found == (key, base_model.revision, base_model.digest, train.digest):
+        same_start = (facts.adapter.digest if facts.adapter else "") == (start.source.digest if start else "")
+        if found == (key, base_model.revision, base_model.digest, train.digest) and same_start:
+            context = _continued(context, start, facts.adapter)
             _check_artifacts(context, facts, base_folder)
             return _with_gpu_memory(context, facts, base_folder), False
-        _log.warning("removing the manifest of prepare/%s: it names another base model or other data", key)
+        _log.warning("removing the manifest of prepare/%s: it names other models or other data", key)
         context.workspace.withdraw(Stage.PREPARE, key)
 
+    tokenizers = _load_tokenizers(base_folder, start)
+    adapter_facts = None
+    if start is not None:
+        adapter_facts = start_adapter.fitted(start, context.spec, base_folder, tokenizers.added)
+        context = _continued(context, start, adapter_facts)
     try:
         dataset = _read(context, files, train, evaluation, folder / "rows.jsonl")
-        tokens, written, known = _encode(context, dataset, base_model, base_folder, files.template, folder / "output")
+        models = _Models(base_model, base_folder, start, tokenizers)
+        tokens, written, known = _encode(context, dataset, models, files.template, folder / "output")
     except data.TooManyInvalidError as error:
         raise _with_report(context, key, error) from error
     facts = PreparedFacts(
         key=key,
         base_model_revision=base_model.revision,
         base_model_digest=base_model.digest,
+        adapter=adapter_facts,
         dataset_digest=train.digest,
         tokenizer_mode=tokens.mode,
         added_tokens=len(tokens.added),
@@ -107,8 +120,12 @@ def run(context: StageContext) -> tuple[PreparedFacts, bool]:
 
 
 @tracing.step("check permissions")
-def _check_permissions(context: StageContext) -> tuple[Hub, ModelCommit]:
-    """Check the permissions that later stages need, cheapest first."""
+def _check_permissions(context: StageContext) -> tuple[Hub, ModelCommit, ModelCommit | None]:
+    """Check the permissions that later stages need, cheapest first.
+
+    Returns:
+        The Hub for reading, the base model, and the adapter of spec.baseModel.adapter or None.
+    """
     spec = context.spec
     context.workspace.check_writable()
     Hub(spec.hub.endpoint, context.credentials.hub_token("hub-write")).check_writable(spec.publish.repository)
@@ -126,7 +143,16 @@ def _check_permissions(context: StageContext) -> tuple[Hub, ModelCommit]:
             Reason.BASE_MODEL_UNSUPPORTED,
             f"spec.baseModel is {base.id}@{base.commit}, which has no {', '.join(missing)}",
         )
-    return hub, base
+    return hub, base, start_adapter.resolve(spec, hub)
+
+
+def _continued(context: StageContext, start: StartAdapter | None, facts: StartAdapterFacts | None) -> StageContext:
+    """Return the context with the settings of the adapter in its spec; unchanged without one."""
+    if start is None or facts is None:
+        return context
+    start_adapter.refuse_contradictions(context.spec, facts, start.modules, adds_tokens=bool(start.rows))
+    spec = continued_spec(context.spec, facts)
+    return replace(context, run=context.run.model_copy(update={"spec": spec}))
 
 
 def _check_artifacts(context: StageContext, facts: PreparedFacts, base_folder: Path) -> None:
@@ -195,12 +221,19 @@ def _user_files(context: StageContext) -> _UserFiles:
 
 
 def _resolved(
-    spec: FineTuneSpec, base: BaseModel, train: Data, evaluation: Data | None, files: _UserFiles
+    spec: FineTuneSpec,
+    base: BaseModel,
+    start: StartAdapter | None,
+    train: Data,
+    evaluation: Data | None,
+    files: _UserFiles,
 ) -> dict[str, str]:
     """Return the inputs of the key that are known only at run time: commits and digests."""
     resolved = {"baseModel": base.revision, "baseModelFiles": base.digest, "dataset": train.digest}
     if spec.tokenizer.mode is TokenizerMode.AUTO:
-        resolved["tags"] = servability.auto_mode(spec)[0].value
+        resolved["tags"] = _auto_mode(spec)[0].value
+    if start is not None:
+        resolved |= {"adapter": start.source.revision, "adapterFiles": start.source.digest}
     if evaluation is not None:
         resolved["evaluation"] = evaluation.digest
     if files.template is not None:
@@ -244,27 +277,72 @@ def _download_tokenizer(hub: Hub, base: ModelCommit) -> Path:
     return folder
 
 
+def _auto_mode(spec: FineTuneSpec) -> tuple[TokenizerMode, str]:
+    """Return what spec.tokenizer.mode Auto means for tags that the vocabulary lacks, and the reason."""
+    if spec.base_model.adapter is not None:
+        return TokenizerMode.TEXT, "spec.baseModel.adapter has no embeddings for more tokens"
+    return servability.auto_mode(spec)
+
+
+@dataclass(frozen=True)
+class _Tokenizers:
+    """The tokenizer of the base model, and the one that is used: the same, or that of the adapter to start from.
+
+    Attributes:
+        base: of the base model.
+        used: the one that is used.
+        added: the tokens that it has in addition to those of the base model.
+    """
+
+    base: Tokenizer
+    used: Tokenizer
+    added: tuple[NewToken, ...]
+
+
+def _load_tokenizers(base_folder: Path, start: StartAdapter | None) -> _Tokenizers:
+    base = tokenizer.load_base(base_folder)
+    if start is None:
+        return _Tokenizers(base, base, ())
+    return _Tokenizers(base, *start_adapter.load_tokenizer(start, base))
+
+
+@dataclass(frozen=True)
+class _Models:
+    """The base model with the folder of its small files, the adapter to start from or None, and their tokenizers."""
+
+    base: BaseModel
+    base_folder: Path
+    start: StartAdapter | None
+    tokenizers: _Tokenizers
+
+
 @tracing.step("tokenise")
 def _encode(
-    context: StageContext, dataset: Dataset, base: BaseModel, base_folder: Path, user_template: str | None, output: Path
+    context: StageContext, dataset: Dataset, models: _Models, user_template: str | None, output: Path
 ) -> tuple[Tokens, Examples, FoundModel]:
     """Write the output folder, and return what is known about the base model."""
-    settings = context.spec.tokenizer
-    auto, _ = servability.auto_mode(context.spec)
-    base_tokenizer = tokenizer.load_base(base_folder)
+    settings, start, base_folder = context.spec.tokenizer, models.start, models.base_folder
+    auto, _ = _auto_mode(context.spec)
+    used, own_template = models.tokenizers.used, models.tokenizers.base.chat_template
+    if start is not None:
+        start_adapter.refuse_other_template(start, used.chat_template, user_template)
     # `_download_tokenizer` has checked that it can be read.
-    config, own_template = tokenizer.read_json(base_folder / "config.json"), base_tokenizer.chat_template
+    config = tokenizer.read_json(base_folder / "config.json")
     family = catalogue.family_of(config, own_template)
     choice, vocabulary = templates.choose_and_extend(
-        base_tokenizer,
+        used,
         settings.mode,
         dataset.features,
         settings.add_tokens,
         user_template,
         auto,
         expected=family.calls if family else None,
+        own=Origin.BASE if used.chat_template == own_template else Origin.ADAPTER,
     )
-    stops = base_tokenizer.convert_ids_to_tokens(list(choice.ends_of_turns))
+    if start is not None:
+        start_adapter.refuse_more_tokens(vocabulary)
+        vocabulary = vocabulary.then(Vocabulary(vocabulary.mode, models.tokenizers.added))
+    stops = used.convert_ids_to_tokens(list(choice.ends_of_turns))
     found = describe(config, own_template, choice, stops)
     if found.assumed:
         types = ", ".join(found.model_types) or "none"
@@ -274,16 +352,16 @@ def _encode(
     with PreparedWriter(output) as writer:
         written = _write_examples(context, dataset, choice, writer)
         call_format = choice.encoder.call_format
-        tokens = tokenizer.describe(base_tokenizer, vocabulary, choice.ends_of_turns, base_folder, call_format)
+        tokens = tokenizer.describe(used, vocabulary, choice.ends_of_turns, base_folder, call_format)
         combinations.refuse_untrainable_tokens(context.spec, tokens)
-        base_tokenizer.chat_template = choice.encoder.template.source
-        base_tokenizer.save_pretrained(writer.layout.tokenizer_path)
+        used.chat_template = choice.encoder.template.source
+        used.save_pretrained(writer.layout.tokenizer_path)
         report = _report(dataset, written, choice) | {
             "baseModelFamily": family.name if family else None,
             "baseModelAssumptions": list(found.assumed),
             "tokenizer": _tokenizer_report(context.spec, vocabulary),
         }
-        writer.describe(tokens, base, report)
+        writer.describe(tokens, models.base, report, start.source if start else None)
     return tokens, written, found
 
 
@@ -395,8 +473,10 @@ def _report(dataset: Dataset, written: Examples, choice: Choice) -> JsonObject:
 
 def _tokenizer_report(spec: FineTuneSpec, vocabulary: Vocabulary) -> JsonObject:
     """Return how the vocabulary was changed for tags and tokens, and why."""
-    auto, why = servability.auto_mode(spec)
-    if spec.tokenizer.mode is not TokenizerMode.AUTO:
+    auto, why = _auto_mode(spec)
+    if spec.base_model.adapter and vocabulary.added:
+        why = "spec.baseModel.adapter has trained embeddings for these tokens"
+    elif spec.tokenizer.mode is not TokenizerMode.AUTO:
         why = f"spec.tokenizer.mode is {spec.tokenizer.mode.value}"
     elif vocabulary.mode is TokenizerMode.REUSE:
         why = "the base model's vocabulary has all tags that the assistant writes"
