@@ -7,11 +7,12 @@ tensor by tensor. Every setting that Tunemill would not train with is refused.
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from pydantic import JsonValue
 from tunemill_api.data import TokenizerMode
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import AdapterRef, FineTuneSpec
@@ -63,6 +64,7 @@ _WITHOUT_EFFECT = {
     "task_type",
 }
 """Settings that do not change what given weights compute. The modules are those that have weights."""
+_EMPTY: tuple[JsonValue, ...] = (None, False, 0, "", "none", [], {})
 _INITIAL_WEIGHTS = (None, True, False, "gaussian", "orthogonal", "eva")
 """Those that leave the weights of the base model as they are."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -277,7 +279,7 @@ def fitted(
         return choices[-1]
     if "problem" in answer:
         raise _unusable(start.source.id, start.source.revision, f"does not fit the base model: {answer['problem']}")
-    return choices[answer["fits"]]
+    return choices[int(answer["fits"])]
 
 
 def refuse_contradictions(
@@ -366,8 +368,9 @@ def _method(config: JsonObject, repository: str, commit: str) -> AdapterMethod:
 
 def _refuse_other_settings(config: JsonObject, repository: str, commit: str) -> None:
     for name, value in config.items():
-        harmless = _INITIAL_WEIGHTS if name == "init_lora_weights" else (None, False, 0, "", "none", [], {})
-        if name not in _READ | _WITHOUT_EFFECT and value not in harmless:
+        if name in _READ | _WITHOUT_EFFECT:
+            continue
+        if value not in (_INITIAL_WEIGHTS if name == "init_lora_weights" else _EMPTY):
             raise _unusable(repository, commit, f"has the setting {name} in {CONFIG}, which Tunemill does not train")
 
 
@@ -402,12 +405,12 @@ def _rows(config: JsonObject) -> tuple[int, ...]:
     """
     value = config.get("trainable_token_indices") or []
     lists = list(value.values()) if isinstance(value, dict) else [value]
-    valid = all(isinstance(ids, list) and all(type(number) is int for number in ids) for ids in lists)
-    if not valid or any(ids != lists[0] for ids in lists) or len(lists[0]) > _MOST_ROWS:
+    ids = [[number for number in one if type(number) is int] for one in lists if isinstance(one, list)]
+    if ids != lists or any(one != ids[0] for one in ids) or len(ids[0]) > _MOST_ROWS:
         raise ValueError(
             f"has trainable_token_indices other than one list of at most {_MOST_ROWS} token ids for each layer"
         )
-    return tuple(sorted(lists[0]))
+    return tuple(sorted(ids[0]))
 
 
 def _integer(config: JsonObject, name: str, most: int) -> int:
@@ -417,7 +420,7 @@ def _integer(config: JsonObject, name: str, most: int) -> int:
     return value
 
 
-def _list(config: JsonObject, name: str) -> list[object]:
+def _list(config: JsonObject, name: str) -> Sequence[object]:
     value = config.get(name) or []
     if not isinstance(value, list):
         raise ValueError(f"has {name} {value!r} in {CONFIG}, expected a list")
