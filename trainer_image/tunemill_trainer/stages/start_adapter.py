@@ -191,6 +191,27 @@ def read(spec: FineTuneSpec, hub: Hub, resolved: ModelCommit, base: BaseModel, d
     return start
 
 
+def planned(
+    spec: FineTuneSpec, hub: Hub, resolved: ModelCommit, base: BaseModel, base_folder: Path
+) -> tuple[FineTuneSpec, int]:
+    """Return the spec with the settings of the adapter, and the number of tokens that it adds, for an estimate.
+
+    Args:
+        spec: the spec of the fine-tune.
+        hub: the Hub.
+        resolved: the result of `resolve`.
+        base: the base model; its revision may be empty.
+        base_folder: has config.json of the base model.
+
+    Raises:
+        StageError: the reasons of `read`, `fitted` and `refuse_contradictions`.
+    """
+    start = read(spec, hub, resolved, base, "")
+    facts = fitted(start, spec, base_folder, tuple(NewToken(number, "") for number in start.rows))
+    refuse_contradictions(spec, facts, start.modules, adds_tokens=bool(start.rows))
+    return continued_spec(spec, facts), len(start.rows)
+
+
 def load_tokenizer(start: StartAdapter, base: Tokenizer) -> tuple[Tokenizer, tuple[NewToken, ...]]:
     """Return the tokenizer of an adapter, and the tokens that it has in addition to the base model.
 
@@ -388,7 +409,7 @@ def _refuse_other_base(config: JsonObject, base: BaseModel) -> None:
         )
     same_place = name == base.id or (is_local(base.id) and name == str(local_path(base.id)))
     known = isinstance(revision, str) and _COMMIT.fullmatch(revision)
-    if same_place and known and revision != base.revision:
+    if same_place and known and base.revision and revision != base.revision:
         raise StageError(
             Reason.INVALID_SPEC,
             f"spec.baseModel.adapter is an adapter of {name} at the commit {revision}, but spec.baseModel.revision is "
