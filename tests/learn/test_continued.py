@@ -1,27 +1,39 @@
 """Training that continues from a published adapter: on new rows, through the real stages."""
 
 import json
+import math
+import re
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import HfApi
 from learn.figures import at_least
 from learn.runs import TrainedRun
+from learn.tasks import CPU
 from learn.training import run_spec, run_stage
+from peft import get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
+from transformers import AutoConfig
 from tunemill_api import gates, keys
+from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.stage_report import Stage
 from tunemill_api.status import EvaluationFacts, PublishedFacts
+from tunemill_api.training import Adapter
 from tunemill_dev.tiny import rows
-from tunemill_trainer.learn.devices import Device
+from tunemill_trainer.errors import StageError
+from tunemill_trainer.learn import adapter_fit, models
+from tunemill_trainer.learn.adapter import adapter_config, load_weights
 from tunemill_trainer.learn.models import ModelLoader
 from tunemill_trainer.learn.order import row_order
 from tunemill_trainer.learn.sft import read_rows
-from tunemill_trainer.prepared import Prepared
+from tunemill_trainer.prepared import Prepared, Tokens
 from tunemill_trainer.release import provenance
+from tunemill_trainer.storage.base_files import ADAPTER_WEIGHTS
 
 PUBLISHED = "acme/week-1"
 STEPS = 12
@@ -91,6 +103,67 @@ def continued(extended_run: TrainedRun, tmp_path_factory: pytest.TempPathFactory
     return Continued(extended_run, second, folder / "first" / "adapter", folder, judged.report.evaluation)
 
 
+ADAPTERS = {
+    "LoRA": Adapter.model_validate({"lora": {"rank": 4, "targetModules": ["q_proj", "v_proj"]}}),
+    "IA3": Adapter.model_validate({"method": "IA3"}),
+}
+NO_NEW_TOKENS = Tokens("Reuse", (), (), 0, 0)
+
+
+def an_adapter(base: Path, adapter: Adapter) -> Any:
+    """Return a base model with a new adapter, all of whose weights are random."""
+    model = models.load_base(base, CPU, torch.float32)
+    tuned = get_peft_model(model, adapter_config(adapter, model, NO_NEW_TOKENS, steps=1))
+    for parameter in tuned.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter)
+    return tuned
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_the_weights_of_a_published_adapter_are_loaded(base: Path, method: str, tmp_path: Path) -> None:
+    """Given a file that PEFT wrote, a new adapter gets the same weights. Others are refused with the difference."""
+    adapter = ADAPTERS[method]
+    published = an_adapter(base, adapter)
+    published.save_pretrained(tmp_path)
+    path, state = tmp_path / ADAPTER_WEIGHTS, get_peft_model_state_dict(published)
+    loaded = an_adapter(base, adapter)
+    load_weights(loaded, path)
+    found = get_peft_model_state_dict(loaded)
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+    name = next(iter(state))
+    for changed, problem in (
+        ({**state, name: state[name] * math.nan}, "NaN or infinite"),
+        ({**state, name: state[name][:-1].contiguous()}, f"expected the tensor {name} with the shape"),
+        ({other: tensor for other, tensor in state.items() if other != name}, "found none"),
+    ):
+        save_file(changed, path)
+        with pytest.raises(StageError, match=re.escape(problem)) as error:
+            load_weights(loaded, path)
+        assert error.value.reason is Reason.BASE_MODEL_UNSUPPORTED
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_the_settings_that_fit_the_tensors_are_found_without_weights(base: Path, method: str) -> None:
+    """All linear layers are tried first. Tensors of another rank or base model fit nothing."""
+    config, adapter = AutoConfig.from_pretrained(base), ADAPTERS[method]
+    state = get_peft_model_state_dict(an_adapter(base, adapter))
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    all_linear = Adapter.model_validate(
+        {
+            "method": method,
+            method.lower(): {"targetModules": ["all-linear"]} | ({"rank": 4} if method == "LoRA" else {}),
+        }
+    )
+    assert adapter_fit.first_fitting(config, [all_linear, adapter], [], shapes) == 1
+    larger = {name: (shape[0] + 1, *shape[1:]) for name, shape in shapes.items()}
+    with pytest.raises(ValueError, match="expected the tensor base_model"):
+        adapter_fit.first_fitting(config, [all_linear, adapter], [], larger)
+    config.num_hidden_layers = 10_000_000
+    with pytest.raises(ValueError, match="10000000 layers"):
+        adapter_fit.first_fitting(config, [adapter], [], shapes)
+
+
 def test_the_settings_of_the_adapter_are_used(continued: Continued, tmp_path: Path) -> None:
     """Rank, added tokens and chat template are not in the spec; they come from the adapter's repository."""
     found, first = continued.second.run.prepared, continued.first.run.prepared
@@ -121,7 +194,7 @@ def test_training_starts_from_the_weights_of_the_adapter(continued: Continued, t
             second.run.spec.base_model.id, local_dir=tmp_path / "base"
         )
     )
-    model = ModelLoader(base, Device("cpu", "cpu"), torch.float32).tuned(continued.adapter, prepared.tokens())
+    model = ModelLoader(base, CPU, torch.float32).tuned(continued.adapter, prepared.tokens())
     losses = []
     for at in row_order(found["length"][:], training.seed, training.batch_size):
         ids, labels = (torch.tensor([found[int(at)][name]]) for name in ("input_ids", "labels"))

@@ -16,6 +16,7 @@ from tunemill_api.training import Adapter
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn.adapter import adapter_config, difference
 from tunemill_trainer.learn.language_part import auto_class
+from tunemill_trainer.learn.memory_plan import MOST_LAYERS
 from tunemill_trainer.prepared import NewToken, Tokens
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -33,8 +34,11 @@ def first_fitting(
         shapes: the shape of each tensor of the adapter by name.
 
     Raises:
-        ValueError: none fits; the message has the first difference to the last ones.
+        ValueError: none fits; the message has the first difference to the last ones. Or the model has too many layers.
     """
+    layers = config.get_text_config().num_hidden_layers
+    if layers > MOST_LAYERS:
+        raise ValueError(f"the config.json of the base model has {layers} layers")
     problem = ""
     for position, adapter in enumerate(adapters):
         try:

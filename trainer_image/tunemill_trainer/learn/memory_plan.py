@@ -35,6 +35,8 @@ GPUS: Final[Mapping[str, int]] = {
 }
 """Common GPUs and their memory in MiB, as reported by nvidia-smi."""
 
+MOST_LAYERS: Final = 1000
+"""The largest number of layers of a model that is built without weights: a config.json may name any number."""
 
 _SECONDS = 300
 _SUPERVISED = 0.25
