@@ -171,7 +171,7 @@ class Sources:
 
 def statement(folder: Path, facts: ReleaseFacts, sources: Sources, finished: datetime) -> Statement:
     """Return the statement of a release whose files are complete."""
-    endpoint = facts.run.spec.hub.endpoint
+    endpoint = facts.run.spec.hub.endpoint.rstrip("/")
     dependencies = [
         *_model("base model", facts.base, sources.base_files, endpoint),
         *(_model(START_ADAPTER, facts.adapter, facts.adapter.files, endpoint) if facts.adapter else ()),
@@ -288,7 +288,7 @@ def _model(name: str, model: BaseModelFiles, files: Mapping[str, str], endpoint:
     local = is_local(model.id)
     uri = model.id if local else f"{_on_hub(model.id)}@{model.revision}"
     if endpoint and not local:
-        uri += f"?repository_url={quote(endpoint.rstrip('/'), safe='')}"
+        uri += f"?repository_url={quote(endpoint, safe='')}"
     return [
         Resource(name=name, uri=uri, digest={} if local else {"gitCommit": model.revision}),
         *(

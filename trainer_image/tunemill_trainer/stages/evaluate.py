@@ -1,10 +1,9 @@
 """Evaluate: base and tuned model reply to the same held-out cases, and the replies are scored.
 
 The published model replies, too, if a gate compares the new model with it, and so does the adapter from which training
-started. All models decode greedily with the same
-limits. With several ranks, each one generates the replies to its share of the prompts. The base model gets the same
-text through its own tokenizer: with the extended vocabulary, it would see token ids that it was not trained on, and
-score worse than it is.
+started. All models decode greedily with the same limits. With several ranks, each one generates the replies to its
+share of the prompts. The base model gets the same text through its own tokenizer: with the extended vocabulary, it
+would see token ids that it was not trained on, and score worse than it is.
 """
 
 import json

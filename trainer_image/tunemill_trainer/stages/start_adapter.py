@@ -15,10 +15,10 @@ from typing import Final
 from pydantic import JsonValue
 from tunemill_api.data import TokenizerMode
 from tunemill_api.failures import Reason
-from tunemill_api.finetune import AdapterRef, FineTuneSpec
+from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.local_files import is_local, local_path
 from tunemill_api.status import StartAdapterFacts
-from tunemill_api.training import Adapter, AdapterMethod, Ia3, Lora
+from tunemill_api.training import Adapter, AdapterMethod
 
 from tunemill_trainer.chat import tokenizer
 from tunemill_trainer.chat.tokenizer import Tokenizer, Vocabulary
@@ -322,30 +322,15 @@ def refuse_contradictions(
     given = spec.adapter
     if given.method.value not in {start.method, Adapter().method.value}:
         raise _contradiction("adapter.method", given.method.value, start.method)
-    lora, ia3 = Lora(), Ia3()
-    of_lora = start.method == AdapterMethod.LORA
-    for block, used, default, is_own in (
-        ("lora", given.lora, lora, of_lora),
-        ("ia3", given.ia3, ia3, not of_lora),
-    ):
-        if used != default and not is_own:
-            raise _contradiction(f"adapter.{block}", "settings of another method", f"the method {start.method}")
-    compared: list[tuple[str, object, object, object]] = [
-        ("lora.rank", given.lora.rank, lora.rank, start.rank),
-        ("lora.alpha", given.lora.alpha, lora.alpha, start.alpha),
-        ("lora.rsLora", given.lora.rs_lora, lora.rs_lora, start.rs_lora),
-        ("lora.targetModules", sorted(given.lora.target_modules), sorted(lora.target_modules), modules),
-        ("ia3.targetModules", sorted(given.ia3.target_modules), sorted(ia3.target_modules), modules),
-        (
-            "ia3.feedforwardModules",
-            sorted(given.ia3.feedforward_modules),
-            sorted(ia3.feedforward_modules),
-            sorted(start.feedforward_modules),
-        ),
-    ]
-    for field, value, default_value, of_adapter in compared:
-        if field.startswith("lora.") == of_lora and value not in (default_value, of_adapter):
-            raise _contradiction(f"adapter.{field}", value, of_adapter)
+    own, other = ("lora", "ia3") if start.method == AdapterMethod.LORA else ("ia3", "lora")
+    if getattr(given, other) != getattr(Adapter(), other):
+        raise _contradiction(f"adapter.{other}", "set", f"the method {start.method}")
+    settings = (getattr(adapter, own) for adapter in (given, Adapter(), continued_spec(spec, start).adapter))
+    used, unset, of_adapter = (settings_of.model_dump(by_alias=True) for settings_of in settings)
+    of_adapter["targetModules"] = modules
+    for name, value in used.items():
+        if _comparable(value) not in (_comparable(unset[name]), _comparable(of_adapter[name])):
+            raise _contradiction(f"adapter.{own}.{name}", value, of_adapter[name])
     if adds_tokens and spec.tokenizer.mode is TokenizerMode.TEXT:
         raise _contradiction("tokenizer.mode", spec.tokenizer.mode.value, TokenizerMode.EXTEND.value)
 
@@ -355,9 +340,10 @@ def _continued_from(spec: FineTuneSpec, reader: ModelReader, resolved: ModelComm
 
     The statement need not be signed: whoever can write it can push any adapter to this repository.
     """
-    wanted = spec.base_model.adapter or AdapterRef(id=resolved.id)
-    followed = wanted.id == spec.publish.repository and not is_local(wanted.id) and wanted.revision != resolved.commit
-    if not followed or provenance.PROVENANCE not in resolved.files:
+    wanted = spec.base_model.adapter
+    if wanted is None or wanted.id != spec.publish.repository or is_local(wanted.id):
+        return ""
+    if wanted.revision == resolved.commit or provenance.PROVENANCE not in resolved.files:
         return ""
     if reader.size(resolved.commit, provenance.PROVENANCE) > provenance.LARGEST_BYTES:
         return ""
@@ -446,6 +432,11 @@ def _list(config: JsonObject, name: str) -> Sequence[object]:
     if not isinstance(value, list):
         raise ValueError(f"has {name} {value!r} in {CONFIG}, expected a list")
     return value
+
+
+def _comparable(value: object) -> object:
+    """Return the value of a field, in which the order of modules does not count."""
+    return set(value) if isinstance(value, list) else value
 
 
 def _unusable(repository: str, commit: str, problem: str) -> StageError:
