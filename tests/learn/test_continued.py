@@ -77,7 +77,7 @@ def continued(extended_run: TrainedRun, tmp_path_factory: pytest.TempPathFactory
     spec = extended_run.run.spec.model_dump(mode="json", by_alias=True)
     spec["baseModel"]["adapter"] = {"id": PUBLISHED}
     spec["dataset"]["uri"] = f"s3://{world.bucket}/calls*.jsonl"
-    # All of these are taken from the adapter.
+    # The vocabulary and all settings but dropout are those of the adapter.
     spec["tokenizer"] = {}
     spec["adapter"] = {"lora": {"dropout": "0"}}
     spec["training"] |= {"maxSteps": STEPS, "learningRate": "2e-3", "checkpoint": {"everySteps": 4}}
