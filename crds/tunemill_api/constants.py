@@ -47,8 +47,9 @@ STAGE_DIRECTORY: Final = "/var/run/tunemill"
 RUN_SPEC_PATH: Final = f"{STAGE_DIRECTORY}/spec/run.json"
 SECRETS_DIRECTORY: Final = f"{STAGE_DIRECTORY}/secrets"
 """Directory with one subdirectory per purpose: `dataset` and `workspace` with the files AWS_ACCESS_KEY_ID,
-AWS_SECRET_ACCESS_KEY and optionally AWS_SESSION_TOKEN; `hub-read` and `hub-write` with a file `token`; `signing` with a
-file `key.pem`; `registry` with a file `config.json`; `manifest-key` with a file `key` and optionally `previous-key` and
+AWS_SECRET_ACCESS_KEY and optionally AWS_SESSION_TOKEN; `hub-read`, `hub-write` and `wandb` with a file `token`;
+`mlflow` with MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; `signing` with a file
+`key.pem`; `registry` with a file `config.json`; `manifest-key` with a file `key` and optionally `previous-key` and
 `trusted-before`."""
 CHAT_TEMPLATE_PATH: Final = f"{STAGE_DIRECTORY}/chat-template/chat_template.jinja"
 TOOLS_PATH: Final = f"{STAGE_DIRECTORY}/tools/tools.json"

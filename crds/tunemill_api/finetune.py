@@ -16,6 +16,7 @@ from tunemill_api.evaluation import Evaluation
 from tunemill_api.pod_template import PodTemplates
 from tunemill_api.publish import Publish
 from tunemill_api.scalars import BaseModelId, Duration, Endpoint, ManifestKeyRef, SecretKeyRef, SecretRef, rule, rules
+from tunemill_api.tracking import Tracking
 from tunemill_api.training import Adapter, Training
 
 NAMESPACE_FOLDER: Final = "{namespace}"
@@ -218,6 +219,9 @@ class FineTuneSpec(ApiModel):
     published."""
     publish: Publish
     """Where and how the model is published."""
+    tracking: Tracking | None = None
+    """Experiment trackers to log to. Absent: none; the losses and metrics are in the status, the report and the
+    workspace in any case."""
     workspace: Workspace = Workspace()
     """Object storage for the outputs of the stages. An output that is there is not computed again."""
     compute: Compute = Compute()

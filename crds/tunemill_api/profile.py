@@ -28,6 +28,7 @@ PRESETS = (
     "publish.private",
     "publish.serving",
     "publish.tokenSecretRef",
+    "tracking",
     "workspace",
     "compute",
     "podTemplates",
@@ -95,9 +96,10 @@ class Limits(ApiModel):
     """Allowed PersistentVolumeClaims: spec.compute.modelCache.claimName and volumes of spec.podTemplates. If unset
     while other limits are set: for the model cache, only the claim in the defaults."""
     endpoints: Globs | None = None
-    """Hosts, or host:port, that spec.hub.endpoint, spec.dataset.endpoint, spec.workspace.endpoint and
-    spec.publish.oci.registry may name, for example *.acme.com. If unset while other limits are set: only the endpoint
-    in the defaults, or the public endpoint if the defaults have none. There is no public registry."""
+    """Hosts, or host:port, that spec.hub.endpoint, spec.dataset.endpoint, spec.workspace.endpoint,
+    spec.publish.oci.registry, spec.tracking.mlflow.uri and spec.tracking.wandb.endpoint (api.wandb.ai if it is empty)
+    may name, for example *.acme.com. If unset while other limits are set: only the endpoint in the defaults, or the
+    public Hub and S3 if the defaults have none. There is no public registry, and no public tracker."""
     priority_classes: Globs | None = None
     """Allowed priorityClassName of every stage in spec.podTemplates, and allowed spec.queue.priorityClass. An empty
     name is always allowed. If unset while other limits are set: only the one in the defaults."""

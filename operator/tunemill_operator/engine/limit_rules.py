@@ -99,5 +99,7 @@ SECRET_REFS: Final = (
     "publish.tokenSecretRef",
     "publish.signing.keySecretRef",
     "publish.oci.secretRef",
+    "tracking.mlflow.credentialsSecretRef",
+    "tracking.wandb.tokenSecretRef",
 )
 """Fields that refer to a Secret, to which limits.secrets applies."""

@@ -22,6 +22,7 @@ from tunemill_api.pod_template import PodTemplate, is_extended_resource
 from tunemill_api.profile import DEFAULT_TEMPLATE_FIELDS, Limits
 from tunemill_api.publish import Publish
 from tunemill_api.scalars import duration_seconds, quantity_value
+from tunemill_api.tracking import PUBLIC_WANDB, Tracking
 
 from tunemill_operator.engine.limit_rules import (
     GPU_RESOURCE,
@@ -311,13 +312,15 @@ def _gate_text(gate: Gate) -> str:
 
 def _other_endpoints(spec: FineTuneSpec, fields: Fields, profile: Profile) -> Iterator[_Excess]:
     """Yield servers that neither the profile's defaults nor limits.endpoints allow."""
-    limits = profile.spec.limits
+    limits, tracking = profile.spec.limits, spec.tracking or Tracking()
     named = limits.base_models is not None or limits.hub_organizations is not None
     for path, value, public in (
         ("hub.endpoint", spec.hub.endpoint, PUBLIC_HUB),
         ("dataset.endpoint", spec.dataset.endpoint, _PUBLIC_S3),
         ("workspace.endpoint", spec.workspace.endpoint, _PUBLIC_S3),
         ("publish.oci.registry", spec.publish.oci.registry if spec.publish.oci else "", ""),
+        ("tracking.mlflow.uri", tracking.mlflow.uri if tracking.mlflow else "", ""),
+        ("tracking.wandb.endpoint", (tracking.wandb.endpoint or PUBLIC_WANDB) if tracking.wandb else "", ""),
     ):
         allowed: str = profile.fields.get(path, "")
         if value == allowed:

@@ -36,6 +36,8 @@ _FIELD_OF_VOLUME = {
     "hub-write": "spec.publish.tokenSecretRef",
     "signing": "spec.publish.signing.keySecretRef",
     "registry": "spec.publish.oci.secretRef",
+    "mlflow": "spec.tracking.mlflow.credentialsSecretRef",
+    "wandb": "spec.tracking.wandb.tokenSecretRef",
     "chat-template": "spec.tokenizer.chatTemplate.configMapKeyRef",
     "tools": "spec.tools.configMapKeyRef",
     "models": "spec.compute.modelCache.claimName",
@@ -43,9 +45,9 @@ _FIELD_OF_VOLUME = {
 
 SECRETS_OF_WORK = {
     # prepare mounts all Secrets, so that a missing one is found before a GPU is requested.
-    "prepare": ("dataset", "workspace", "manifest-key", "hub-read", "hub-write", "registry"),
+    "prepare": ("dataset", "workspace", "manifest-key", "hub-read", "hub-write", "registry", "mlflow", "wandb"),
     # The pod that runs for hours on shared GPU nodes has no write access to the Hub.
-    "train": ("workspace", "manifest-key", "hub-read"),
+    "train": ("workspace", "manifest-key", "hub-read", "mlflow", "wandb"),
     # Only publish has the signing key: pods that parse untrusted data and models cannot sign releases.
     "publish": ("workspace", "manifest-key", "hub-read", "hub-write", "signing", "registry"),
 }
@@ -128,6 +130,7 @@ def volumes_of(spec: FineTuneSpec, label: str, platform: Platform) -> dict[str, 
 
 def secrets_of(spec: FineTuneSpec) -> dict[str, SecretRef | SecretKeyRef]:
     """Return all Secrets in the spec by the name of their volume."""
+    mlflow, wandb = (spec.tracking.mlflow, spec.tracking.wandb) if spec.tracking else (None, None)
     refs = {
         "dataset": spec.dataset.credentials_secret_ref,
         "workspace": effective_workspace(spec).credentials_secret_ref,
@@ -136,6 +139,8 @@ def secrets_of(spec: FineTuneSpec) -> dict[str, SecretRef | SecretKeyRef]:
         "hub-write": spec.publish.token_secret_ref,
         "signing": spec.publish.signing.key_secret_ref if spec.publish.signing else None,
         "registry": spec.publish.oci.secret_ref if spec.publish.oci else None,
+        "mlflow": mlflow.credentials_secret_ref if mlflow else None,
+        "wandb": wandb.token_secret_ref if wandb else None,
     }
     return {name: ref for name, ref in refs.items() if ref is not None}
 

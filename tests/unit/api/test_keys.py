@@ -226,6 +226,7 @@ CHANGE_NO_OUTPUT = {
     "dataset.credentialsSecretRef": "credentials",
     "publish.tokenSecretRef": "credentials",
     "publish.signing": "credentials; what is published already is not signed afterwards",
+    "tracking": "where figures are logged to, besides the outputs",
     "workspace.credentialsSecretRef": "credentials",
     "workspace.manifestKeySecretRef": "says how outputs are proven; turning it on or off makes none of them again",
     "workspace.region": "says how a bucket is reached; its name is unique",

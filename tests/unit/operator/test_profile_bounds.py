@@ -73,6 +73,10 @@ BOUNDED: dict[str, tuple[str, Any]] = {
     "publish.signing.keySecretRef": ("secrets", {"name": "cosign"}),
     "publish.oci.secretRef": ("secrets", {"name": "postgres"}),
     "publish.oci.registry": ("endpoints", "https://attacker.example"),
+    "tracking.mlflow.uri": ("endpoints", "https://attacker.example"),
+    "tracking.mlflow.credentialsSecretRef": ("secrets", {"name": "postgres"}),
+    "tracking.wandb.endpoint": ("endpoints", "https://attacker.example"),
+    "tracking.wandb.tokenSecretRef": ("secrets", {"name": "postgres"}),
     "workspace.credentialsSecretRef": ("secrets", {"name": "postgres"}),
     "workspace.manifestKeySecretRef": ("secrets", {"name": "postgres"}),
     "workspace.endpoint": ("endpoints", "http://attacker.example:9000"),
@@ -90,6 +94,22 @@ BOUNDED: dict[str, tuple[str, Any]] = {
 """By field: the limit that refuses, and a value that it refuses."""
 REGISTRY: dict[str, Any] = {"publish": {"oci": {"registry": "https://registry.acme.com", "repository": "tools"}}}
 """The required fields of spec.publish.oci."""
+TRACKERS: dict[str, Any] = {
+    "mlflow": {"uri": "https://mlflow.acme.com"},
+    "wandb": {"endpoint": "https://wandb.acme.com", "tokenSecretRef": {"name": "s3"}},
+}
+"""The required fields of each tracker."""
+
+
+def required_beside(path: str) -> dict[str, Any]:
+    """Return the required fields of the part of the spec that a field is in."""
+    if path.startswith("publish.oci."):
+        return REGISTRY
+    if path.startswith("tracking."):
+        tracker = path.split(".")[1]
+        return {"tracking": {tracker: TRACKERS[tracker]}}
+    return {}
+
 
 _LEARNING = "what is learnt, and how; its cost is bounded by maxRuntime and maxGpuHours"
 _ROWS = "which of the user's own rows; their cost is bounded by maxRuntime and maxGpuHours"
@@ -124,6 +144,9 @@ HARMLESS: dict[str, str] = {
     "publish.gguf": "changes the published files only",
     "publish.oci.repository": "in a registry and with a Secret that are bounded",
     "publish.serving": "changes the published files only",
+    "tracking.mlflow.experiment": "on a server and with a Secret that are bounded",
+    "tracking.wandb.entity": "on a server and with a Secret that are bounded",
+    "tracking.wandb.project": "on a server and with a Secret that are bounded",
     "workspace.uri": "written with the Secret and the endpoint that are bounded",
     "workspace.region": "names no server",
     "workspace.keepRuns": "costs storage in the user's own bucket; at most 1000",
@@ -206,9 +229,8 @@ def test_a_limit_bounds_the_field(path: str) -> None:
     """By its name, with the field that asks for too much; and the user can mend it."""
     limit, value = BOUNDED[path]
     extra = {"queue": {"name": "team-a"}, "compute": {"gpus": 0}}
-    if path.startswith("publish.oci."):
-        extra |= REGISTRY
-    limits = dict(STRICT)
+    extra |= required_beside(path)
+    limits = {**STRICT, "endpoints": ["*.acme.com"]} if path.startswith("tracking.") else dict(STRICT)
     if path == "compute.gpuResource":
         extra, limits = {"compute": {"gpus": 1}}, {**STRICT, "maxGpus": 1}
     error = refusal(a_profile(limits=limits), a_spec(**merged(extra, nested(path, value))))
@@ -313,7 +335,7 @@ def test_what_the_defaults_name_needs_no_entry_in_a_list() -> None:
 @pytest.mark.parametrize("path", BOUNDED)
 def test_a_profile_without_limits_bounds_nothing(path: str) -> None:
     """Profiles that only give defaults keep their meaning."""
-    extra = {"queue": {"name": "team-a"}} | (REGISTRY if path.startswith("publish.oci.") else {})
+    extra = {"queue": {"name": "team-a"}} | required_beside(path)
     spec = parsed(a_spec(**merged(extra, nested(path, BOUNDED[path][1]))))
     check(spec, {}, a_profile(defaults={"maxRuntime": "1h"}))
 

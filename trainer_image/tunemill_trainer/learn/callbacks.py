@@ -17,6 +17,7 @@ from tunemill_trainer.learn.checkpoints import Uploads, write_clock
 from tunemill_trainer.learn.held_out import LOSS
 from tunemill_trainer.process.progress import Progress
 from tunemill_trainer.process.ranks import AgreedStop
+from tunemill_trainer.tracking.trackers import Trackers
 
 _REPORTED = (
     "loss",
@@ -73,6 +74,31 @@ class ProgressReports(TrainerCallback):  # type: ignore[misc] # transformers shi
         }
         percent = min(99, 100 * state.global_step // state.max_steps)
         self._progress.report(percent, pace * (state.max_steps - state.global_step), figures)
+
+
+class TrackerLogs(TrainerCallback):  # type: ignore[misc]
+    """Logs the losses and the other figures of a step to the trackers, under the names that Transformers uses.
+
+    Args:
+        trackers: where to log.
+    """
+
+    def __init__(self, trackers: Trackers) -> None:
+        self._trackers = trackers
+
+    @override
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
+    ) -> None:
+        """Log the figures of a step, with the loss of the rows that choose the epoch if it was measured after it."""
+        if "loss" not in logs:
+            return  # the summary at the end
+        figures = {f"train/{name}": float(value) for name, value in logs.items() if isinstance(value, int | float)}
+        # The held-out loss is in the history only, before the entry of its step.
+        for entry in state.log_history[-2:]:
+            if LOSS in entry and entry["step"] == state.global_step:
+                figures["eval/loss"] = entry[LOSS]
+        self._trackers.log(figures, state.global_step)
 
 
 class DivergenceGuard(TrainerCallback):  # type: ignore[misc]

@@ -42,6 +42,8 @@ from tunemill_trainer.stages.context import StageContext
 from tunemill_trainer.stages.stage_inputs import committed_by_first, fetch_prepared
 from tunemill_trainer.storage.hub import Hub
 from tunemill_trainer.storage.references import BASE_REPLIES
+from tunemill_trainer.tracking.chosen import trackers_of
+from tunemill_trainer.tracking.trackers import Trackers
 
 _PUBLISHED_PREPARED, _PUBLISHED_TRAINED = "published-prepared", "published-trained"
 """Folders with the outputs of the published model."""
@@ -125,11 +127,12 @@ def run(context: StageContext) -> EvaluationFacts:
         StageError: StageOutputMissing, CudaUnavailable, CudaOutOfMemory, Interrupted, PeerLost; what Hub and workspace
             raise.
     """
-    inputs = _load(context)
-    replies = _generate_all(inputs)
-    return committed_by_first(
-        context, Stage.EVALUATE, context.evaluate_key, EvaluationFacts, lambda: _commit(inputs, replies)
-    )
+    with trackers_of(context, last=True) as trackers:
+        inputs = _load(context)
+        replies = _generate_all(inputs)
+        return committed_by_first(
+            context, Stage.EVALUATE, context.evaluate_key, EvaluationFacts, lambda: _commit(inputs, replies, trackers)
+        )
 
 
 def _load(context: StageContext) -> _Inputs:
@@ -279,8 +282,8 @@ def _download_published(inputs: _Inputs, rival: Rival) -> str:
     return str(models.fetch_base(inputs.hub, Prepared(folder).base_model(), context.model_cache))
 
 
-def _commit(inputs: _Inputs, replies: _Replies) -> EvaluationFacts:
-    """Score the replies, write report.json, the cases and report.html, and commit them."""
+def _commit(inputs: _Inputs, replies: _Replies, trackers: Trackers) -> EvaluationFacts:
+    """Score the replies, write report.json, the cases and report.html, and commit and log them."""
     context, folder = inputs.context, inputs.context.folder("evaluation")
     comparison = compare(inputs.cases, replies.base, replies.tuned, inputs.reply_format)
     settings = Settings(
@@ -311,7 +314,25 @@ def _commit(inputs: _Inputs, replies: _Replies) -> EvaluationFacts:
         compared = compare(inputs.cases, replies.base, replies.start, inputs.reply_format)
         facts = _with_column(facts, "adapter", compared.facts(""))
     manifest = context.workspace.commit(Stage.EVALUATE, context.evaluate_key, folder, facts)
+    trackers.log(_figures(facts), inputs.trained.steps)
+    for name in (REPORT_FILE, PAGE_FILE):
+        trackers.add_file(folder / name)
     return EvaluationFacts.model_validate(manifest.facts)
+
+
+def _figures(facts: EvaluationFacts) -> dict[str, float]:
+    """Return the metrics of all models for the trackers, for example `tuned/exact_match`."""
+    return {
+        f"{model}/{metric.name}": float(value)
+        for metric in facts.metrics
+        for model, value in (
+            ("base", metric.base),
+            ("tuned", metric.tuned),
+            ("published", metric.published),
+            ("adapter", metric.adapter),
+        )
+        if value
+    }
 
 
 def _with_column(facts: EvaluationFacts, column: str, other: EvaluationFacts) -> EvaluationFacts:

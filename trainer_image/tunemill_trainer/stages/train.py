@@ -26,6 +26,7 @@ from tunemill_trainer.learn.callbacks import (
     DivergenceGuard,
     ProgressReports,
     StopAtStep,
+    TrackerLogs,
 )
 from tunemill_trainer.learn.checkpoints import Checkpoint
 from tunemill_trainer.learn.devices import Device
@@ -43,6 +44,8 @@ from tunemill_trainer.stages import combinations
 from tunemill_trainer.stages.context import StageContext
 from tunemill_trainer.stages.stage_inputs import committed_by_first, fetch_prepared
 from tunemill_trainer.storage.hub import Hub
+from tunemill_trainer.tracking.chosen import trackers_of
+from tunemill_trainer.tracking.trackers import Trackers
 
 _log = logging.getLogger(__name__)
 
@@ -202,7 +205,10 @@ def _train(inputs: _Inputs) -> _Trained:
         models.extend_vocabulary(model, inputs.tokens)
         if full:
             freeze_other_parts(model)
-        with checkpoints.Uploads(context.workspace, context.train_key, spec.training.checkpoint.keep) as uploads:
+        with (
+            checkpoints.Uploads(context.workspace, context.train_key, spec.training.checkpoint.keep) as uploads,
+            trackers_of(context) as trackers,
+        ):
             uploading = CheckpointUploads(uploads, checkpoint.train_seconds if checkpoint else 0.0)
             result = sft.train(
                 sft.Run(
@@ -220,7 +226,7 @@ def _train(inputs: _Inputs) -> _Trained:
                 adapter=adapter_config(spec.adapter, model, inputs.tokens, inputs.figures.steps),
                 tokenizer=AutoTokenizer.from_pretrained(inputs.prepared.tokenizer_path),
                 rows=inputs.rows,
-                callbacks=_callbacks(inputs, uploading),
+                callbacks=_callbacks(inputs, uploading, trackers),
                 checkpoint=checkpoint.folder if checkpoint else None,
                 held_out=rows_that_choose(inputs.prepared, spec.training.max_length),
             )
@@ -232,7 +238,7 @@ def rows_that_choose(prepared: Prepared, max_length: int) -> list[Row]:
     return rows_of(prepared.validation_cases(), max_length) or rows_of(prepared.cases(), max_length)
 
 
-def _callbacks(inputs: _Inputs, uploading: CheckpointUploads) -> list[TrainerCallback]:
+def _callbacks(inputs: _Inputs, uploading: CheckpointUploads, trackers: Trackers) -> list[TrainerCallback]:
     context, spec = inputs.context, inputs.context.spec
     stop = StopAtStep(context.ranks.stop)
     if not context.ranks.first:
@@ -244,6 +250,7 @@ def _callbacks(inputs: _Inputs, uploading: CheckpointUploads) -> list[TrainerCal
         stop,
         CheckpointsByTime(spec.training.checkpoint.every_minutes),
         uploading,
+        TrackerLogs(trackers),
     ]
 
 

@@ -27,6 +27,8 @@ _FIELDS = {
     "hub-write": "spec.publish.tokenSecretRef",
     "signing": "spec.publish.signing.keySecretRef",
     "registry": "spec.publish.oci.secretRef",
+    "mlflow": "spec.tracking.mlflow.credentialsSecretRef",
+    "wandb": "spec.tracking.wandb.tokenSecretRef",
 }
 
 _SECRETS = (
@@ -37,6 +39,8 @@ _SECRETS = (
     "key.pem",
     "key",
     "previous-key",
+    "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_TRACKING_PASSWORD",
 )
 """The files with secret values. Other keys of a Secret, such as a region, are not secret."""
 
@@ -127,6 +131,30 @@ class Credentials:
                 "Create the Secret with `kubectl create secret docker-registry NAME --docker-server HOST …`.",
             )
         return found[host]
+
+    def mlflow_variables(self) -> dict[str, str]:
+        """Return the variables with the credentials of the MLflow server; empty when the spec names no Secret.
+
+        Raises:
+            StageError: CredentialsMissing, when the Secret has neither a token nor a user with a password.
+        """
+        folder = self.directory / "mlflow"
+        if not folder.is_dir():
+            return {}
+        names = ["MLFLOW_TRACKING_TOKEN"]
+        if not (folder / names[0]).exists():
+            names = ["MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"]
+        return {name: self._read("mlflow", name) for name in names}
+
+    def wandb_key(self) -> str | None:
+        """Return the API key of Weights & Biases. Without a Secret, the variable WANDB_API_KEY of a local run.
+
+        Raises:
+            StageError: CredentialsMissing, when the Secret lacks it.
+        """
+        if not (self.directory / "wandb").is_dir():
+            return os.environ.get("WANDB_API_KEY") or None
+        return self._read("wandb", "token")
 
     def manifest_keys(self) -> ManifestKeys | None:
         """Return the keys that sign manifests; None when the spec names no Secret.

@@ -32,6 +32,7 @@ LEFT_OUT = {
     "publish.tokenSecretRef": "credentials",
     "publish.signing": "credentials",
     "publish.oci": "where an image lies; the image is named by its digest",
+    "tracking": "where figures are logged to",
     "workspace": "where outputs lie",
     "compute": "where pods run",
     "podTemplates": "where pods run",

@@ -1,0 +1,1 @@
+"""Logs runs to the experiment trackers of spec.tracking."""
