@@ -88,8 +88,15 @@ class Gate(ApiModel):
         "json_schema_extra": rules(
             rule("has(self.metric) != has(self.suite)", "a gate needs either a metric or a suite"),
             rule(
-                "has(self.min) || has(self.max) || has(self.minGainOverBase) || has(self.maxLossVsBase)",
-                "a gate needs at least one of min, max, minGainOverBase and maxLossVsBase",
+                "has(self.min) || has(self.max) || has(self.minGainOverBase) || has(self.maxLossVsBase) || "
+                "has(self.minGainOverAdapter) || has(self.maxLossVsAdapter)",
+                "a gate needs at least one of min, max, minGainOverBase, maxLossVsBase, minGainOverAdapter and "
+                "maxLossVsAdapter",
+            ),
+            rule(
+                "!has(self.suite) || !(has(self.minGainOverAdapter) || has(self.maxLossVsAdapter))",
+                "a gate on a suite cannot have minGainOverAdapter or maxLossVsAdapter: suites compare with the base "
+                "model only",
             ),
             rule(
                 f"!has(self.min) || !has(self.metric) || !({_COUNTS_MISTAKES})",
@@ -116,6 +123,10 @@ class Gate(ApiModel):
     max_loss_vs_base: Fraction | None = None
     """Maximum amount by which the tuned model may be worse than the base model. For suites with the judge Likelihood,
     the maximum increase of the loss."""
+    min_gain_over_adapter: Difference | None = None
+    """Minimum improvement of the tuned model over the adapter of spec.baseModel.adapter."""
+    max_loss_vs_adapter: Fraction | None = None
+    """Maximum amount by which the tuned model may be worse than the adapter of spec.baseModel.adapter."""
 
     @property
     def subject(self) -> str:

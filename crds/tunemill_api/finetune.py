@@ -38,13 +38,32 @@ class Quantization(StrEnum):
     INT8 = "Int8"
 
 
+_Revision = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][-._/A-Za-z0-9]*$")]
+"""A branch, tag or commit."""
+
+
+class AdapterRef(ApiModel):
+    """A published adapter of the base model."""
+
+    id: BaseModelId
+    """Repository of the adapter on the Hub, for example acme/support-tools, with adapter_config.json and
+    adapter_model.safetensors, as PEFT and Tunemill write them. It is read with the token of
+    baseModel.tokenSecretRef."""
+    revision: _Revision = "main"
+    """Branch, tag or commit. Prepare resolves it to a commit, which all later stages use."""
+
+
 class BaseModelRef(ApiModel):
     """The model to fine-tune."""
 
     id: BaseModelId
     """Repository of the base model on the Hub, for example google/gemma-2-2b-it."""
-    revision: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][-._/A-Za-z0-9]*$")] = "main"
+    revision: _Revision = "main"
     """Branch, tag or commit. Prepare resolves it to a commit, which all later stages use."""
+    adapter: AdapterRef | None = None
+    """A LoRA or IA3 adapter of this base model. Training starts from its weights, with a new optimizer. Its method,
+    rank, alpha, target modules, vocabulary and chat template are used; fields of spec.adapter and spec.tokenizer that
+    differ from their defaults must agree with it. Absent: training starts from the base model."""
     token_secret_ref: SecretKeyRef | None = None
     """Secret with a read token, for gated and private models."""
     quantization: Quantization = Quantization.NONE
@@ -162,6 +181,16 @@ class FineTuneSpec(ApiModel):
                 "(!has(self.tokenizer.addTokens) || size(self.tokenizer.addTokens) == 0))",
                 "adapter.method IA3 cannot train embeddings of added tokens: choose another method, or set "
                 "tokenizer.mode to Reuse or Text and leave tokenizer.addTokens empty",
+            ),
+            rule(
+                "!has(self.baseModel.adapter) || self.adapter.method in ['LoRA', 'IA3']",
+                "baseModel.adapter can be continued with adapter.method LoRA and IA3 only: Full trains all weights, "
+                "and the ranks of an AdaLoRA adapter are final",
+            ),
+            rule(
+                "has(self.baseModel.adapter) || !has(self.evaluation.gates) || "
+                "!self.evaluation.gates.exists(gate, has(gate.minGainOverAdapter) || has(gate.maxLossVsAdapter))",
+                "minGainOverAdapter and maxLossVsAdapter in evaluation.gates need baseModel.adapter",
             ),
         )
     }

@@ -53,7 +53,8 @@ def _decide(gate: Gate, evaluation: EvaluationFacts) -> list[GateFacts]:
     if measured is None:
         unknown = _Measured("0", "0", 0, gate.metric in LOWER_IS_BETTER)
         return [GateFacts(gate=text, passed=False, message=missing) for text in _conditions(gate, unknown)]
-    figures = f"base {measured.base}, tuned {measured.tuned}, {measured.cases} cases"
+    adapter = f"adapter {measured.adapter}, " if measured.adapter else ""
+    figures = f"base {measured.base}, {adapter}tuned {measured.tuned}, {measured.cases} cases"
     return [GateFacts(gate=text, passed=holds, message=figures) for text, holds in _conditions(gate, measured).items()]
 
 
@@ -65,6 +66,8 @@ class _Measured:
     tuned: str
     cases: int
     lower_is_better: bool = False
+    adapter: str = ""
+    """The figure of the adapter of spec.baseModel.adapter. Empty if there is none."""
 
 
 def _measured(gate: Gate, evaluation: EvaluationFacts) -> tuple[_Measured | None, str]:
@@ -78,24 +81,28 @@ def _measured(gate: Gate, evaluation: EvaluationFacts) -> tuple[_Measured | None
     metric = next((each for each in evaluation.metrics if each.name == name and each.tuned and each.base), None)
     if metric is None:
         return None, f"no held-out row measures {name}"
-    return _Measured(metric.base, metric.tuned, metric.cases, gate.metric in LOWER_IS_BETTER), ""
+    lower = gate.metric in LOWER_IS_BETTER
+    return _Measured(metric.base, metric.tuned, metric.cases, lower, metric.adapter), ""
 
 
 def _conditions(gate: Gate, measured: _Measured) -> dict[str, bool]:
     """Return the gate's conditions as text, with whether each is met."""
-    name, base, tuned = gate.subject, Decimal(measured.base), Decimal(measured.tuned)
+    name, tuned = gate.subject, Decimal(measured.tuned)
     # If lower is better, a gain is a decrease.
     sign, better, worse, reaches = (-1, "-", "+", "<=") if measured.lower_is_better else (1, "+", "-", ">=")
-    gain = sign * (tuned - base)
     conditions = {}
     if gate.min is not None:
         conditions[f"{name} >= {gate.min}"] = tuned >= Decimal(gate.min)
     if gate.max is not None:
         conditions[f"{name} <= {gate.max}"] = tuned <= Decimal(gate.max)
-    if gate.min_gain_over_base is not None:
-        conditions[f"{name} {reaches} base {better} {gate.min_gain_over_base}"] = gain >= Decimal(
-            gate.min_gain_over_base
-        )
-    if gate.max_loss_vs_base is not None:
-        conditions[f"{name} {reaches} base {worse} {gate.max_loss_vs_base}"] = -gain <= Decimal(gate.max_loss_vs_base)
+    for other, value, min_gain, max_loss in (
+        ("base", measured.base, gate.min_gain_over_base, gate.max_loss_vs_base),
+        ("adapter", measured.adapter, gate.min_gain_over_adapter, gate.max_loss_vs_adapter),
+    ):
+        # Without a value, for example of an adapter that is not given, the condition is not met.
+        gain = sign * (tuned - Decimal(value)) if value else None
+        if min_gain is not None:
+            conditions[f"{name} {reaches} {other} {better} {min_gain}"] = gain is not None and gain >= Decimal(min_gain)
+        if max_loss is not None:
+            conditions[f"{name} {reaches} {other} {worse} {max_loss}"] = gain is not None and -gain <= Decimal(max_loss)
     return conditions

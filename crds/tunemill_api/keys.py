@@ -41,6 +41,7 @@ Form = Mapping[str, Value]
 _SOURCE_DEFAULTS: Form = {
     "hub": "",
     "revision": "main",
+    "adapter.revision": "main",
     "endpoint": "",
     "region": "",
     "heldout.uri": "",
@@ -51,6 +52,7 @@ _SOURCE_DEFAULTS: Form = {
     "request": "",
 }
 _DATA_DEFAULTS: Form = {
+    "adapter": "",
     "format": "Auto",
     "heldout.fraction": "0.1",
     "heldout.seed": 42,
@@ -168,7 +170,7 @@ def prepare_key(spec: FineTuneSpec, resolved: dict[str, str]) -> str:
             (`replay`), of the template (`chatTemplate`) and of the tools (`tools`). `tags` is the choice of tokenizer
             mode Auto for tags that the base model lacks.
             `baseModelFiles` is the digest of the base model's files, because a server may serve other files for the
-            same commit.
+            same commit. `adapter` and `adapterFiles` are the same of the adapter from which training starts.
     """
     found = {f"resolved.{name}": value for name, value in resolved.items()}
     return _digest("prepare", {**_maker("prepare", spec), **_data(spec), **found})
@@ -242,6 +244,7 @@ def _sources(spec: FineTuneSpec, requested: str) -> Form:
     form: dict[str, Value] = {
         "hub": spec.hub.endpoint,
         "revision": spec.base_model.revision,
+        "adapter.revision": spec.base_model.adapter.revision if spec.base_model.adapter else "main",
         "uri": spec.dataset.uri,
         "endpoint": spec.dataset.endpoint,
         "region": spec.dataset.region,
@@ -260,6 +263,7 @@ def _data(spec: FineTuneSpec) -> Form:
     """Return how the data is converted to tokens."""
     form: dict[str, Value] = {
         "model": spec.base_model.id,
+        "adapter": spec.base_model.adapter.id if spec.base_model.adapter else "",
         "format": spec.dataset.format.value,
         "heldout.fraction": spec.dataset.evaluation.fraction,
         "heldout.seed": spec.dataset.evaluation.seed,
@@ -378,7 +382,14 @@ def _publication(spec: FineTuneSpec, *, draft: bool) -> Form:
 
 
 def _gate(gate: Gate) -> str:
-    conditions = {"min": gate.min, "max": gate.max, "gain": gate.min_gain_over_base, "loss": gate.max_loss_vs_base}
+    conditions = {
+        "min": gate.min,
+        "max": gate.max,
+        "gain": gate.min_gain_over_base,
+        "loss": gate.max_loss_vs_base,
+        "adapter gain": gate.min_gain_over_adapter,
+        "adapter loss": gate.max_loss_vs_adapter,
+    }
     set_conditions = [f"{name}={value}" for name, value in conditions.items() if value is not None]
     return " ".join([gate.subject, *set_conditions])
 

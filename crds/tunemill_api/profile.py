@@ -76,8 +76,8 @@ class Limits(ApiModel):
     max_gpu_hours: GpuHours = ""
     """Maximum spec.maxGpuHours, over all nodes, and its value if the spec does not set it."""
     base_models: Globs | None = None
-    """Allowed spec.baseModel.id, for example google/*. They are downloaded only from the Hub of defaults.hub.endpoint,
-    or from huggingface.co if that is not set."""
+    """Allowed spec.baseModel.id and spec.baseModel.adapter.id, for example google/*. They are downloaded only from the
+    Hub of defaults.hub.endpoint, or from huggingface.co if that is not set."""
     hub_organizations: Globs | None = None
     """Allowed owners of spec.publish.repository, on the same Hub only."""
     trainer_images: Globs | None = None

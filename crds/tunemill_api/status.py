@@ -126,6 +126,27 @@ class GpuMemoryFacts(StatusModel):
     """Without gradient checkpointing."""
 
 
+class StartAdapterFacts(StatusModel):
+    """The adapter of spec.baseModel.adapter and its settings, which are used instead of those of spec.adapter."""
+
+    revision: str
+    """Commit to which spec.baseModel.adapter.revision was resolved."""
+    digest: str
+    """sha256 of the names and digests of the adapter's files. Later stages refuse files with other contents."""
+    method: str
+    """Fine-tuning method: LoRA or IA3."""
+    rank: int = 0
+    """Rank of a LoRA adapter."""
+    alpha: int = 0
+    """Scaling factor of a LoRA adapter."""
+    rs_lora: bool = False
+    """Whether it is a rank-stabilized LoRA adapter."""
+    target_modules: Annotated[list[str], Field(max_length=64)] = []
+    """Modules that have an adapter."""
+    feedforward_modules: Annotated[list[str], Field(max_length=64)] = []
+    """Target modules of an IA3 adapter whose inputs are scaled."""
+
+
 class PreparedFacts(StatusModel):
     """Results of prepare. The keys of the later stages are computed from `key`."""
 
@@ -136,6 +157,8 @@ class PreparedFacts(StatusModel):
     base_model_digest: str = ""
     """sha256 of the names and digests of the base model's files. Later stages refuse files with other contents. Empty
     if prepare was run by a version that did not record it."""
+    adapter: StartAdapterFacts | None = None
+    """The adapter from which training starts. Absent without spec.baseModel.adapter."""
     dataset_digest: str
     """sha256 of the data, in the order in which it was read."""
     tokenizer_mode: str
@@ -198,6 +221,8 @@ class MetricFacts(StatusModel):
     """Value for the tuned model."""
     published: str = ""
     """Value for the previously published model, with spec.retrain.promote IfBetter."""
+    adapter: str = ""
+    """Value for the adapter of spec.baseModel.adapter."""
     cases: int = 0
     """Number of replies that the metric was computed from."""
 

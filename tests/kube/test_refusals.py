@@ -27,6 +27,15 @@ CHAT = {"name": "chat", "uri": "s3://team-a/chat.jsonl", "judge": "Likelihood"}
         ({"adapter": {"lora": {"dropout": "1"}}}, "adapter.lora.dropout must be below 1"),
         ({"training": {"warmupRatio": "1.0"}}, "training.warmupRatio must be below 1"),
         ({"evaluation": {"gates": [{"metric": "exact_match"}]}}, "a gate needs at least one of min"),
+        (
+            {"evaluation": {"gates": [{"metric": "exact_match", "maxLossVsAdapter": "0"}]}},
+            "minGainOverAdapter and maxLossVsAdapter in evaluation.gates need baseModel.adapter",
+        ),
+        (
+            {"baseModel": {"adapter": {"id": "acme/week-1"}}, "adapter": {"method": "Full"}},
+            "baseModel.adapter can be continued with adapter.method LoRA and IA3 only",
+        ),
+        ({"baseModel": {"adapter": {"id": "file:///week-1"}}}, "file:// URIs work only with `tunemill run`"),
         ({"evaluation": {"gates": [{"metric": "accuracy", "min": "0.5"}]}}, "spec.evaluation.gates[0].metric"),
         ({"evaluation": {"gates": [{"metric": "over_call_rate", "min": "0"}]}}, "needs max instead of min"),
         ({"evaluation": {"gates": [{"metric": "exact_match", "max": "1"}]}}, "can have max only on missed_call_rate"),

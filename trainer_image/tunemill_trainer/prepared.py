@@ -6,6 +6,7 @@
 - tokenizer/: the output of save_pretrained, including chat_template.jinja
 - tokens.json: Tokens
 - base-model.json: BaseModel
+- adapter.json: BaseModel, of the adapter from which training starts, if there is one
 - report.json: statistics and findings, for the user
 """
 
@@ -38,7 +39,7 @@ _SCHEMA = pa.schema([("input_ids", _TOKEN_IDS), ("labels", _TOKEN_IDS)])
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The base model, with its revision resolved to a commit.
+    """The base model, or the adapter from which training starts, with its revision resolved to a commit.
 
     Attributes:
         id: the repository on the Hub, or the file:// URI of a folder.
@@ -171,6 +172,7 @@ class Prepared:
         self.tokenizer_path = folder / "tokenizer"
         self.tokens_path = folder / "tokens.json"
         self.base_model_path = folder / "base-model.json"
+        self.adapter_path = folder / "adapter.json"
         self.report_path = folder / "report.json"
 
     def tokens(self) -> Tokens:
@@ -184,6 +186,10 @@ class Prepared:
     def base_model(self) -> BaseModel:
         """Read base-model.json."""
         return BaseModel(**json.loads(self.base_model_path.read_text()))
+
+    def adapter(self) -> BaseModel | None:
+        """Read adapter.json; None without spec.baseModel.adapter."""
+        return BaseModel(**json.loads(self.adapter_path.read_text())) if self.adapter_path.exists() else None
 
     def cases(self) -> Iterator[Case]:
         """Yield the held-out cases in the order of the data. The cases of a row are consecutive."""
@@ -271,10 +277,14 @@ class PreparedWriter:
         """Write report.json."""
         _write_json(self.layout.report_path, report)
 
-    def describe(self, tokens: Tokens, base_model: BaseModel, report: JsonObject) -> None:
-        """Write tokens.json, base-model.json and report.json."""
+    def describe(
+        self, tokens: Tokens, base_model: BaseModel, report: JsonObject, adapter: BaseModel | None = None
+    ) -> None:
+        """Write tokens.json, base-model.json, report.json and, with an adapter to start from, adapter.json."""
         _write_json(self.layout.tokens_path, dataclasses.asdict(tokens))
         _write_json(self.layout.base_model_path, dataclasses.asdict(base_model))
+        if adapter is not None:
+            _write_json(self.layout.adapter_path, dataclasses.asdict(adapter))
         self.write_report(report)
 
     def _flush(self) -> None:

@@ -175,9 +175,10 @@ def _achievement(stage: Stage, facts: Facts) -> str:
             added = f" and {data.added_rows} added ones" if data.added_rows else ""
             replay = f" and {data.replay_rows} for replay" if data.replay_rows else ""
             validation = f"{data.validation_rows} validation rows, " if data.validation_rows else ""
+            adapter = f", adapter at {facts.prepared.adapter.revision[:12]}" if facts.prepared.adapter else ""
             return (
                 f"{data.train_rows} training rows{added}{replay}, {validation}{data.evaluation_rows} held-out rows, "
-                f"base model at {model}"
+                f"base model at {model}{adapter}"
             )
         case Stage.TRAIN if facts.trained:
             return f"{facts.trained.steps} steps on {facts.trained.device}, loss {facts.trained.loss}"

@@ -84,6 +84,7 @@ GPU_RESOURCE: Final = NameList("gpuResources", "compute.gpuResource", or_default
 """Applies only to runs with GPUs."""
 NAMES: Final = (
     NameList("baseModels", "baseModel.id"),
+    NameList("baseModels", "baseModel.adapter.id"),
     NameList("hubOrganizations", "publish.repository", of_owner=True),
     NameList("trainerImages", "compute.trainerImage", or_defaults=True),
     GPU_RESOURCE,

@@ -491,7 +491,7 @@ def check_figures(model: BaseModel) -> None:
         ValueError: a number is too large, a metric is not a number, or a time has no time zone.
     """
     if isinstance(model, MetricFacts):
-        for share in (model.base, model.tuned, model.published):
+        for share in (model.base, model.tuned, model.published, model.adapter):
             if share and not _SHARE.fullmatch(share):
                 raise ValueError(f"the metric {model.name} is not a number")
     for name in type(model).model_fields:

@@ -57,6 +57,25 @@ def test_only_what_misses_a_gate_and_is_wished_for_is_a_draft(on_failure, tuned,
     assert is_draft(Evaluation.model_validate(evaluation), an_evaluation("exact_match", "0.1", tuned)) is draft
 
 
+@pytest.mark.parametrize(
+    ("gate", "adapter", "holds"),
+    [
+        ({"maxLossVsAdapter": "0.02"}, "0.9200", True),
+        ({"maxLossVsAdapter": "0.02"}, "0.9201", False),
+        ({"minGainOverAdapter": "0"}, "0.9000", True),
+        ({"minGainOverAdapter": "0.01"}, "0.9000", False),
+        ({"maxLossVsAdapter": "0.5"}, "", False),
+    ],
+)
+def test_a_gate_compares_with_the_adapter_that_training_started_from(gate, adapter, holds):
+    """Without such an adapter nothing is compared, so the gate is not passed."""
+    metric = MetricFacts(name="exact_match", base="0.1000", tuned="0.9000", adapter=adapter, cases=50)
+    the_gate = Gate.model_validate({"metric": "exact_match"} | gate)
+    (decision,) = decide([the_gate], EvaluationFacts(rows=50, metrics=[metric]))
+    assert decision.passed is holds
+    assert "adapter" in decision.gate
+
+
 def test_a_metric_that_nothing_measured_passes_no_gate():
     """Without a held-out row that needs no call, abstention is unknown, and the gate says so."""
     gate = Gate.model_validate({"metric": "abstention_accuracy", "min": "0"})

@@ -24,6 +24,7 @@ def chain(spec, resolved=RESOLVED):
         ({"tokenizer": {"mode": "Extend"}}, 0),
         ({"tokenizer": {"think": "Drop"}}, 0),
         ({"dataset": {"uri": "s3://team-a-data/support/calls.jsonl", "format": "XLAM"}}, 0),
+        ({"baseModel": {"id": "google/gemma-2-2b-it", "adapter": {"id": "acme/week-1"}}}, 0),
         ({"training": {"maxLength": 512}}, 0),
         ({"training": {"lossOn": "All"}}, 0),
         ({"training": {"turns": "Last"}}, 0),
@@ -88,6 +89,13 @@ def test_other_files_under_the_same_commit_change_every_key():
     """A commit is what a server says; the key holds what the files are."""
     seen, poisoned = ({**RESOLVED, "baseModelFiles": digest} for digest in ("d4d4", "d5d5"))
     assert not set(chain(a_spec(), seen)) & set(chain(a_spec(), poisoned))
+
+
+def test_other_weights_of_the_adapter_to_start_from_change_every_key():
+    """Its commit and its files are in the key of prepare, so the next release starts a new training."""
+    spec = a_spec(baseModel={"id": "google/gemma-2-2b-it", "adapter": {"id": "acme/week-1"}})
+    seen, other = ({**RESOLVED, "adapter": "c0ffee", "adapterFiles": digest} for digest in ("d4d4", "d5d5"))
+    assert not set(chain(spec, seen)) & set(chain(spec, other))
 
 
 def test_a_draft_has_a_key_of_its_own_that_follows_its_gates():
@@ -194,6 +202,8 @@ IN_FORMS = {
     "hub.endpoint": "https://hub.example.com",
     "baseModel.id": "google/gemma-3-1b-it",
     "baseModel.revision": "v2",
+    "baseModel.adapter.id": "acme/week-1",
+    "baseModel.adapter.revision": "v2",
     "baseModel.quantization": "Int8",
     "dataset.uri": "s3://other/calls.jsonl",
     "dataset.format": "XLAM",
@@ -310,8 +320,10 @@ def hashes(spec):
 def test_a_field_that_is_in_a_form_changes_inputs(path):
     """Another value asks for something else; proven for every field, the settings of each method included."""
     method = {"lora": "LoRA", "adalora": "AdaLoRA", "ia3": "IA3"}.get(path.split(".")[1] if "." in path else "")
-    adapter = {"adapter": {"method": method}} if method else {}
-    base = a_spec(workspace={"uri": "s3://team-a/space/"}, **adapter).model_dump(mode="json", by_alias=True)
+    settings: dict[str, dict] = {"adapter": {"method": method}} if method else {}
+    if path.startswith("baseModel.adapter."):
+        settings["baseModel"] = {"id": "google/gemma-2-2b-it", "adapter": {"id": "acme/week-0"}}
+    base = a_spec(workspace={"uri": "s3://team-a/space/"}, **settings).model_dump(mode="json", by_alias=True)
     changed = FineTuneSpec.model_validate(base).model_dump(mode="json", by_alias=True)
     part = changed
     *parents, last = path.split(".")

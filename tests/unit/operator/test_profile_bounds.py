@@ -62,6 +62,7 @@ TEMPLATE: dict[str, tuple[str, Any]] = {
 BOUNDED: dict[str, tuple[str, Any]] = {
     "hub.endpoint": ("baseModels", "https://elsewhere.example"),
     "baseModel.id": ("baseModels", "meta-llama/Llama-3.1-8B"),
+    "baseModel.adapter.id": ("baseModels", "meta-llama/adapter"),
     "baseModel.tokenSecretRef": ("secrets", {"name": "postgres", "key": "password"}),
     "dataset.credentialsSecretRef": ("secrets", {"name": "postgres"}),
     "dataset.endpoint": ("endpoints", "http://169.254.169.254/latest"),
@@ -119,6 +120,7 @@ HARMLESS: dict[str, str] = {
     "compute.startTimeout": "pods that wait for the others use nothing that they could not use while they train",
     "compute.gpuMemory": "refuses runs that need more, and gets no GPU",
     "baseModel.revision": "who may push to a base model may push a branch: baseModels lists whom to trust",
+    "baseModel.adapter.revision": "as baseModel.revision",
     "baseModel.quantization": _LEARNING,
     "dataset.uri": "read with the Secret and the endpoint that are bounded",
     "dataset.format": _ROWS,

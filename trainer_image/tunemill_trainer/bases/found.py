@@ -71,6 +71,7 @@ def describe(config: Mapping[str, Any], template: Template, choice: Choice, stop
 
 _SOURCES = {
     Origin.BASE: "found by rendering calls with the base model's chat template",
+    Origin.ADAPTER: "found by rendering calls with the chat template of spec.baseModel.adapter",
     Origin.USER: "found by rendering calls with the template of spec.tokenizer.chatTemplate",
     Origin.TUNEMILL: "that of Tunemill's template",
 }

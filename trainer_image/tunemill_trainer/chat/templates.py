@@ -24,6 +24,7 @@ class Origin(StrEnum):
 
     USER = "user"
     BASE = "base"
+    ADAPTER = "adapter"
     TUNEMILL = "tunemill"
 
 
@@ -83,6 +84,7 @@ def choose_and_extend(
     of_user: str | None,
     auto: TokenizerMode = TokenizerMode.EXTEND,
     expected: ReplyFormat | None = None,
+    own: Origin = Origin.BASE,
 ) -> tuple[Choice, Vocabulary]:
     """Choose the template, and add the tags that it needs to the tokenizer.
 
@@ -94,21 +96,26 @@ def choose_and_extend(
         of_user: the content of spec.tokenizer.chatTemplate, or None.
         auto: how the mode Auto handles missing tags, Text or Extend.
         expected: the call format of the base model's family. It is tried first: several formats may parse a reply.
+        own: where the tokenizer's template comes from: the base model, or the adapter from which training starts.
 
     Raises:
         StageError: see `choose` and `prepare_vocabulary`.
     """
     # Add the user's tokens first: the user's template may use them as end-of-turn tokens.
     user_tokens = prepare_vocabulary(tokenizer, mode, Features(), more)
-    choice = choose(tokenizer, features, of_user, expected)
+    choice = choose(tokenizer, features, of_user, expected, own)
     mode_for_tags = user_tokens.mode_for_tags(mode, auto)
     tags = prepare_vocabulary(tokenizer, mode_for_tags, features, (), choice.encoder.call_format)
     # With new tokens, the templates must be checked again.
-    return (choose(tokenizer, features, of_user, expected) if tags.added else choice), user_tokens.then(tags)
+    return (choose(tokenizer, features, of_user, expected, own) if tags.added else choice), user_tokens.then(tags)
 
 
 def choose(
-    tokenizer: Tokenizer, features: Features, of_user: str | None, expected: ReplyFormat | None = None
+    tokenizer: Tokenizer,
+    features: Features,
+    of_user: str | None,
+    expected: ReplyFormat | None = None,
+    origin: Origin = Origin.BASE,
 ) -> Choice:
     """Choose the template.
 
@@ -117,9 +124,11 @@ def choose(
         features: the features of the rows, which the template must support.
         of_user: the content of spec.tokenizer.chatTemplate, or None.
         expected: the call format of the base model's family, which is tried first.
+        origin: where the tokenizer's template comes from.
 
     Raises:
-        StageError: InvalidChatTemplate, or BaseModelUnsupported if Tunemill's template does not work either.
+        StageError: InvalidChatTemplate; BaseModelUnsupported if Tunemill's template does not work either, or the
+            template of an adapter does not work, which no other can replace.
     """
     if of_user is not None:
         chosen, reason = _first_proven(tokenizer, features, of_user, Origin.USER, expected)
@@ -129,7 +138,13 @@ def choose(
     own = _own_template(tokenizer, features)
     if own is None:
         return tunemill_template(tokenizer, features, "the base model has no chat template")
-    chosen, reason = _first_proven(tokenizer, features, own, Origin.BASE, expected)
+    chosen, reason = _first_proven(tokenizer, features, own, origin, expected)
+    if chosen is None and origin is Origin.ADAPTER:
+        raise StageError(
+            Reason.BASE_MODEL_UNSUPPORTED,
+            f"the chat template of spec.baseModel.adapter {reason}",
+            "Leave out the rows that it cannot render, or remove spec.baseModel.adapter to train from the base model.",
+        )
     return chosen or tunemill_template(tokenizer, features, f"the base model's chat template {reason}")
 
 
@@ -149,12 +164,12 @@ def tunemill_template(tokenizer: Tokenizer, features: Features, rejected_because
 
 
 def is_unrenderable(choice: Choice, problem: Problem) -> bool:
-    """Return whether a row is valid, but the base model's own template cannot render it.
+    """Return whether a row is valid, but the own template of the base model or adapter cannot render it.
 
     Such rows are excluded and counted separately from invalid ones. A model is served with the template that it was
     trained with, so a few unusual rows must not replace the template that the base model knows.
     """
-    return choice.origin is Origin.BASE and problem.rule is Rule.NOT_REPRODUCIBLE
+    return choice.origin in {Origin.BASE, Origin.ADAPTER} and problem.rule is Rule.NOT_REPRODUCIBLE
 
 
 def _first_proven(

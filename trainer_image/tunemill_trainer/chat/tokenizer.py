@@ -23,10 +23,10 @@ FILES = ["*.json", "*.jinja", "additional_chat_templates/*"]
 """Patterns of the files in a model's repository that the tokenizer and its checks need."""
 
 
-_LARGEST_TOKENIZER = 96 << 20
+LARGEST_TOKENIZER = 96 << 20
 """In bytes. The largest known ones have 35 MiB."""
-_LARGEST_CONFIG = 8 << 20
-_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json")
+LARGEST_CONFIG = 8 << 20
+CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json")
 """The files that Transformers reads in addition to tokenizer.json."""
 _MOST_BYTES, _MOST_SECONDS = 3 << 30, 120
 """The limits for loading a tokenizer and encoding one text. A vocabulary of 256,000 tokens takes 600 MiB and 3 s."""
@@ -102,11 +102,15 @@ class Vocabulary:
         return Vocabulary(TokenizerMode.EXTEND if added else later.mode, added)
 
 
-def load(folder: Path) -> Tokenizer:
+def load(folder: Path, field: str = "spec.baseModel") -> Tokenizer:
     """Load a tokenizer from its tokenizer.json.
 
     PreTrainedTokenizerFast uses the file as is. AutoTokenizer would rebuild the tokenizers of some families from their
     vocabulary, and it imports torch, which takes longer than all of prepare.
+
+    Args:
+        folder: the folder.
+        field: the part of the spec that names the model, for messages.
 
     Raises:
         StageError: BaseModelUnsupported.
@@ -116,7 +120,7 @@ def load(folder: Path) -> Tokenizer:
         loaded = cast("Tokenizer", PreTrainedTokenizerFast.from_pretrained(folder))
     except Exception as error:  # tokenizers raises plain Exceptions for invalid files
         raise StageError(
-            Reason.BASE_MODEL_UNSUPPORTED, f"the tokenizer.json of spec.baseModel cannot be read: {error}"
+            Reason.BASE_MODEL_UNSUPPORTED, f"the tokenizer.json of {field} cannot be read: {error}"
         ) from error
     # Some repositories contain the truncation and padding settings of their training.
     loaded.backend_tokenizer.no_truncation()
@@ -124,33 +128,36 @@ def load(folder: Path) -> Tokenizer:
     return loaded
 
 
-def load_base(folder: Path) -> Tokenizer:
-    """Load the tokenizer of an untrusted base model: first in a child process with limits, then in this one.
+def load_base(folder: Path, field: str = "spec.baseModel") -> Tokenizer:
+    """Load the tokenizer of an untrusted model: first in a child process with limits, then in this one.
 
     The tokenizers library is written in Rust and aborts the process when it runs out of memory. A few kilobytes of
     tokenizer.json can make it allocate any amount, on loading or on the first text.
 
+    Args:
+        folder: the folder.
+        field: the part of the spec that names the model, for messages.
+
     Raises:
         StageError: BaseModelUnsupported.
     """
-    for path in (folder / "tokenizer.json", *(folder / name for name in _CONFIGS), *folder.rglob("*.jinja")):
-        most = _LARGEST_TOKENIZER if path.name == "tokenizer.json" else _LARGEST_CONFIG
+    for path in (folder / "tokenizer.json", *(folder / name for name in CONFIGS), *folder.rglob("*.jinja")):
+        most = LARGEST_TOKENIZER if path.name == "tokenizer.json" else LARGEST_CONFIG
         if path.exists() and path.stat().st_size > most:
             raise StageError(
                 Reason.BASE_MODEL_UNSUPPORTED,
-                f"expected at most {most >> 20} MiB for {path.name} of spec.baseModel, found "
-                f"{path.stat().st_size >> 20} MiB",
+                f"expected at most {most >> 20} MiB for {path.name} of {field}, found {path.stat().st_size >> 20} MiB",
             )
 
     def use() -> None:
-        load(folder).backend_tokenizer.encode(_SAMPLE)
+        load(folder, field).backend_tokenizer.encode(_SAMPLE)
 
     if problem := bounds.try_in_child(use, _MOST_BYTES, _MOST_SECONDS):
         raise StageError(
             Reason.BASE_MODEL_UNSUPPORTED,
-            problem if "spec.baseModel" in problem else f"the tokenizer.json of spec.baseModel {problem}",
+            problem if field in problem else f"the tokenizer.json of {field} {problem}",
         )
-    return load(folder)
+    return load(folder, field)
 
 
 def read_json(path: Path) -> JsonObject:
@@ -159,8 +166,8 @@ def read_json(path: Path) -> JsonObject:
     Raises:
         ValueError: the file is too large or not a JSON object.
     """
-    if path.stat().st_size > _LARGEST_CONFIG:
-        raise ValueError(f"it has more than {_LARGEST_CONFIG >> 20} MiB")
+    if path.stat().st_size > LARGEST_CONFIG:
+        raise ValueError(f"it has more than {LARGEST_CONFIG >> 20} MiB")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError as error:
@@ -220,6 +227,23 @@ def prepare_vocabulary(
     ids = tokenizer.get_vocab()
     added = (NewToken(ids[token], token, tuple(before)) for token, before in zip(new, pieces, strict=True))
     return Vocabulary(TokenizerMode.EXTEND, tuple(added))
+
+
+def tokens_added_to(base: Tokenizer, extended: Tokenizer) -> tuple[NewToken, ...]:
+    """Return the tokens that a tokenizer has in addition to those of the base model, by id.
+
+    Raises:
+        ValueError: it has other ids for tokens of the base model, or lacks some.
+    """
+    known, found = base.get_vocab(), extended.get_vocab()
+    changed = next((token for token, number in known.items() if found.get(token) != number), None)
+    if changed is not None:
+        raise ValueError(
+            f"the token {changed!r} has the id {found.get(changed)}, and {known[changed]} in the base model"
+        )
+    new = sorted(found.keys() - known.keys(), key=found.__getitem__)
+    pieces = base(new, add_special_tokens=False)["input_ids"] if new else []
+    return tuple(NewToken(found[token], token, tuple(before)) for token, before in zip(new, pieces, strict=True))
 
 
 def describe(

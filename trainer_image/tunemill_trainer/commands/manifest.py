@@ -23,6 +23,7 @@ from tunemill_trainer.errors import StageError
 
 _MAY_BE_LOCAL = (
     ("baseModel", "id"),
+    ("baseModel", "adapter", "id"),
     ("dataset", "uri"),
     ("dataset", "evaluation", "uri"),
     ("dataset", "replay", "uri"),

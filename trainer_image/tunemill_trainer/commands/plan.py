@@ -47,12 +47,23 @@ def main(options: argparse.Namespace) -> int:
     from tunemill_trainer.bases.learning_rates import learning_rate
     from tunemill_trainer.commands import manifest
     from tunemill_trainer.learn import memory_plan
+    from tunemill_trainer.prepared import BaseModel
+    from tunemill_trainer.stages import start_adapter
+    from tunemill_trainer.storage.hub import Hub
 
     try:
         spec = manifest.load(options.manifest).run.spec
-        folder = options.config or _download(spec.hub.endpoint, spec.base_model.id, spec.base_model.revision)
+        hub, commit, folder = Hub(spec.hub.endpoint, os.environ.get("HF_TOKEN")), "", options.config
+        if folder is None:
+            reader = hub.model(spec.base_model.id)
+            commit = reader.resolve(spec.base_model.revision).commit
+            folder = reader.download(commit, ["config.json"])
+        added = len(spec.tokenizer.add_tokens)
+        if (found := start_adapter.resolve(spec, hub)) is not None:
+            base = BaseModel(spec.base_model.id, commit)
+            spec, added = start_adapter.planned(spec, hub, found, base, folder)
         lengths = memory_plan.lengths_of(spec, longest=min(options.longest or 0, spec.training.max_length))
-        estimate = memory_plan.estimate_in_child(folder, spec, len(spec.tokenizer.add_tokens), lengths)
+        estimate = memory_plan.estimate_in_child(folder, spec, added, lengths)
         rate = learning_rate(spec.training, spec.adapter.method, estimate.weights)
         if options.json:
             output.show_json(_json_of(spec, lengths, estimate, rate))
@@ -70,14 +81,6 @@ def main(options: argparse.Namespace) -> int:
         message = f"the memory of this run cannot be estimated: {error}. Correct spec.baseModel or --config."
         return output.fail("plan", message, ExitCode.SPEC_WRONG)
     return ExitCode.DONE
-
-
-def _download(endpoint: str, model: str, revision: str) -> Path:
-    from tunemill_trainer.storage.hub import Hub
-
-    hub = Hub(endpoint, os.environ.get("HF_TOKEN"))
-    reader = hub.model(model)
-    return reader.download(reader.resolve(revision).commit, ["config.json"])
 
 
 def _json_of(spec: "FineTuneSpec", lengths: "Lengths", estimate: "Estimate", rate: str) -> dict[str, object]:
@@ -116,7 +119,7 @@ COMMAND = Command(
     examples=("plan finetune.yaml", "plan finetune.yaml --longest 1200 --config ./gemma-2-2b-it --json"),
     exit_codes={
         ExitCode.SPEC_WRONG: "the manifest is wrong, or the memory of this model cannot be estimated",
-        ExitCode.INPUT_MISSING: "the base model does not exist",
+        ExitCode.INPUT_MISSING: "the base model or the adapter does not exist",
         ExitCode.SERVICE_UNAVAILABLE: "the Hub cannot be reached",
         ExitCode.PERMISSION_DENIED: "the Hub refuses the token",
         ExitCode.CONFIGURATION: "the run does not fit spec.compute.gpuMemory, or the training libraries are missing",
@@ -125,7 +128,7 @@ COMMAND = Command(
         "one object",
         (
             JsonField("baseModel", "string", "`spec.baseModel.id`."),
-            JsonField("method", "string", "`spec.adapter.method`."),
+            JsonField("method", "string", "`spec.adapter.method`, or the method of `spec.baseModel.adapter`."),
             JsonField("quantization", "string", "`spec.baseModel.quantization`."),
             JsonField("weights", "integer", "Number of weights of the base model."),
             JsonField("learningRate", "string", "The peak learning rate that train uses."),

@@ -108,11 +108,14 @@ def summary(reports: list[StageReport]) -> str:
     adapter = ""
     for report in done:
         if report.evaluation is not None:
-            lines += ["", "METRIC                  BASE    TUNED   CASES"]
-            lines += [
-                f"{metric.name:<22} {metric.base or '-':>6}   {metric.tuned or '-':>6}  {metric.cases:>6}"
-                for metric in report.evaluation.metrics
-            ]
+            metrics = report.evaluation.metrics
+            # Only with spec.baseModel.adapter.
+            compared = any(metric.adapter for metric in metrics)
+            lines += ["", f"METRIC                  BASE  {'ADAPTER  ' if compared else ''}  TUNED   CASES"]
+            for metric in metrics:
+                other = f"{metric.adapter or '-':>7}  " if compared else ""
+                figures = f"{metric.base or '-':>6}  {other} {metric.tuned or '-':>6}  {metric.cases:>6}"
+                lines.append(f"{metric.name:<22} {figures}")
             if report.evaluation.suites:
                 lines += ["", "SUITE                             JUDGE           BASE     TUNED  DIFFERENCE   CASES"]
             lines += [

@@ -2,12 +2,22 @@
 
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftConfig, PeftModel
+from peft import (
+    AdaLoraConfig,
+    IA3Config,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from peft.utils.transformers_weight_conversion import _MODEL_TO_CONVERSION_PATTERN, _MOE_TARGET_MODULE_MAPPING
+from safetensors.torch import load_file
 from torch import nn
 from tunemill_api.failures import Reason
 from tunemill_api.training import AdaLora, Adapter, AdapterMethod, Ia3, Lora
@@ -73,6 +83,36 @@ def save_trained(model: Any, base: BaseModel, tokenizer: Path, folder: Path, dty
     else:
         model.to(dtype).save_pretrained(folder)
     shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
+
+
+def load_weights(model: Any, path: Path) -> None:  # noqa: ANN401
+    """Load the weights of a published adapter into the adapter of `model`, a PeftModel with the same settings.
+
+    Raises:
+        StageError: BaseModelUnsupported, when the tensors differ in name or shape, or are not all finite.
+    """
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = load_file(path)
+    shapes = ({name: tuple(tensor.shape) for name, tensor in each.items()} for each in (state, tensors))
+    problem = difference(*shapes)
+    if not problem and not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        problem = "it has weights that are NaN or infinite"
+    if problem:
+        raise StageError(
+            Reason.BASE_MODEL_UNSUPPORTED,
+            f"cannot load the weights of spec.baseModel.adapter: {problem}",
+            "Choose another adapter, or remove spec.baseModel.adapter to train from the base model.",
+        )
+    set_peft_model_state_dict(model, tensors)
+
+
+def difference(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
+    """Return the first tensor that is missing, superfluous or of another shape, as text; empty if there is none."""
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            wanted, given = (str(list(shape)) if (shape := each.get(name)) else "none" for each in (expected, found))
+            return f"expected the tensor {name} with the shape {wanted}, found {given}"
+    return ""
 
 
 def _lora(lora: Lora, model: Any, rows: dict[str, list[int]] | None) -> LoraConfig:  # noqa: ANN401

@@ -46,7 +46,14 @@ from tunemill_trainer.errors import StageError
 from tunemill_trainer.judge.cache_size import CacheSize, cache_size
 from tunemill_trainer.learn.adapter import adapter_config
 from tunemill_trainer.learn.language_part import auto_class, prefix_of
-from tunemill_trainer.learn.memory_plan import Estimate, Lengths, MemoryMode, Need, UnknownMemoryError
+from tunemill_trainer.learn.memory_plan import (
+    MOST_LAYERS,
+    Estimate,
+    Lengths,
+    MemoryMode,
+    Need,
+    UnknownMemoryError,
+)
 from tunemill_trainer.prepared import Tokens
 
 _FUSED = "fused-memory"
@@ -57,7 +64,6 @@ _CONTEXT = 600 << 20
 _STEPS = 100
 """AdaLoRA's configuration needs a number of steps; its memory does not depend on it."""
 _NO_NEW_TOKENS = Tokens("Reuse", (), (), 0, 0)
-_MOST_LAYERS = 1000
 _CHECKPOINTED = {MemoryMode.NONE: 0.0, MemoryMode.SELECTIVE: 0.5, MemoryMode.FULL: 1.0, MemoryMode.ONE_ROW: 1.0}
 """The fraction of layers that store only their input."""
 
@@ -81,7 +87,7 @@ def estimate(
     config = copy.deepcopy(config)
     text = config.get_text_config()
 
-    if text.num_hidden_layers > _MOST_LAYERS:
+    if text.num_hidden_layers > MOST_LAYERS:
         raise UnknownMemoryError(f"its config.json has {text.num_hidden_layers} layers")
     text.vocab_size += added
     compute = torch.float32 if spec.training.precision is Precision.FP32 else torch.bfloat16

@@ -1,8 +1,5 @@
 """The GPU memory that a run needs, and the GPUs on which it fits. The estimate itself is in `learn.memory`."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -18,6 +15,8 @@ from tunemill_api.training import AdapterMethod, LossOn
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.judge.generate import answer_limit
 from tunemill_trainer.learn.plan import plan
+from tunemill_trainer.process import child
+from tunemill_trainer.process.child import ChildError
 
 MIB: Final = 1 << 20
 
@@ -36,6 +35,8 @@ GPUS: Final[Mapping[str, int]] = {
 }
 """Common GPUs and their memory in MiB, as reported by nvidia-smi."""
 
+MOST_LAYERS: Final = 1000
+"""The largest number of layers of a model that is built without weights: a config.json may name any number."""
 
 _SECONDS = 300
 _SUPERVISED = 0.25
@@ -182,19 +183,9 @@ def estimate_in_child(folder: Path, spec: FineTuneSpec, added: int, lengths: Len
         "lengths": asdict(lengths),
     }
     try:
-        made = subprocess.run(
-            [sys.executable, "-m", "tunemill_trainer.learn.memory"],
-            input=json.dumps(request),
-            stdout=subprocess.PIPE,
-            text=True,
-            timeout=_SECONDS,
-            check=True,
-        )
-        response = json.loads(made.stdout.splitlines()[-1])
-    except subprocess.TimeoutExpired as error:
-        raise UnknownMemoryError(f"the estimate took longer than {_SECONDS} seconds") from error
-    except (subprocess.CalledProcessError, ValueError, IndexError) as error:
-        raise UnknownMemoryError(f"the estimating process failed: {error}") from error
+        response = child.ask("tunemill_trainer.learn.memory", request, _SECONDS)
+    except ChildError as error:
+        raise UnknownMemoryError(f"the estimate failed: {error}") from error
     if "problem" in response:
         raise UnknownMemoryError(response["problem"])
     return Estimate.from_json(response)

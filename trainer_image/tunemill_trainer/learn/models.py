@@ -6,20 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModelForCausalLM
+from peft import PeftModelForCausalLM, get_peft_model
 from safetensors import SafetensorError
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import Quantization
+from tunemill_api.training import Adapter
 
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn import new_rows
+from tunemill_trainer.learn.adapter import adapter_config, load_weights
 from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.learn.language_part import auto_class
 from tunemill_trainer.learn.out_of_memory import release, watched_log
 from tunemill_trainer.prepared import BaseModel, Tokens
 from tunemill_trainer.process import tracing
 from tunemill_trainer.storage import base_files
-from tunemill_trainer.storage.hub import Hub
+from tunemill_trainer.storage.base_files import ADAPTER_WEIGHTS
+from tunemill_trainer.storage.hub import ADAPTER_FIELD, READ_FIELD, Hub
 from tunemill_trainer.storage.model_cache import ModelCache
 
 
@@ -36,13 +39,28 @@ def fetch_base(hub: Hub, base: BaseModel, cache: ModelCache | None) -> Path:
         StageError: the reasons of `hub.hub_errors`; BaseModelNotFound, when a file differs from the one that prepare
             recorded.
     """
+    return _fetch(hub, base, cache, base_files.LOADED, READ_FIELD)
+
+
+def fetch_adapter(hub: Hub, adapter: BaseModel | None, cache: ModelCache | None) -> Path | None:
+    """Download the weights of the adapter from which training starts; return the file, or None without an adapter.
+
+    Raises:
+        StageError: as `fetch_base`.
+    """
+    if adapter is None:
+        return None
+    return _fetch(hub, adapter, cache, [ADAPTER_WEIGHTS], ADAPTER_FIELD) / ADAPTER_WEIGHTS
+
+
+def _fetch(hub: Hub, model: BaseModel, cache: ModelCache | None, patterns: list[str], field: str) -> Path:
     if cache is not None:
-        cache.make_room(base.id, base.revision)
-        cache.hold(base.id, base.revision)
-    folder = hub.model(base.id).download(base.revision, base_files.LOADED)
+        cache.make_room(model.id, model.revision)
+        cache.hold(model.id, model.revision)
+    folder = hub.model(model.id, field).download(model.revision, patterns)
     if cache is not None:
         cache.make_room()
-    base_files.check(base, folder)
+    base_files.check(model, folder, patterns, field)
     return folder
 
 
@@ -174,6 +192,22 @@ class ModelLoader:
         else:
             self.release()
             self._loaded = load_base(trained, self._device, self._dtype).eval()
+        return self._loaded
+
+    def continued(self, weights: Path, adapter: Adapter, tokens: Tokens) -> Any:  # noqa: ANN401
+        """Return the base model with the adapter from which training started.
+
+        Args:
+            weights: the adapter's weights.
+            adapter: its settings.
+            tokens: the changes of the vocabulary.
+        """
+        model = self.base()
+        extend_vocabulary(model, tokens)
+        tuned = get_peft_model(model, adapter_config(adapter, model, tokens, steps=1))
+        load_weights(tuned, weights)
+        new_rows.write_for_inference(tuned)
+        self._loaded, self._is_base = tuned.eval(), False
         return self._loaded
 
     def release(self) -> None:

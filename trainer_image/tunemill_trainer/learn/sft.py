@@ -16,6 +16,7 @@ from tunemill_api.training import Scheduler, Training
 
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn import attention, devices, new_rows
+from tunemill_trainer.learn.adapter import load_weights
 from tunemill_trainer.learn.checkpoints import check_disk_space
 from tunemill_trainer.learn.devices import Device
 from tunemill_trainer.learn.full import WIDE, StochasticAdamW8bit, WeightFormat
@@ -46,6 +47,7 @@ class Run:
         advice: returns which fields of the spec to change when a row of this many tokens does not fit into memory.
         kept_on_disk: how many checkpoints to keep on the disk.
         ranks: the processes that train together.
+        start: the weights of the adapter from which training starts; None starts with new ones.
     """
 
     training: Training
@@ -57,6 +59,7 @@ class Run:
     advice: Callable[[int], str] = lambda _tokens: ""
     kept_on_disk: int = 1
     ranks: Ranks = field(default_factory=Ranks)
+    start: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,8 @@ def train(
         trainer.remove_callback(PrinterCallback)
         if not run.weights.compact:
             _train_in_full_precision(trainer.model)
+        if run.start is not None:
+            load_weights(trainer.model, run.start)
         new_rows.use_in_place(trainer.model)
         patience = training.early_stopping.patience
         if run.ranks.first:

@@ -49,6 +49,7 @@ class ReleaseFacts:
         with_page: whether report.html is in the repository.
         license: license, license_name and license_link from the base model's card.
         public_dataset: the id of the data set when it is public on the Hub; see `hub_dataset`.
+        adapter: the adapter from which training started; None for the base model.
     """
 
     run: RunSpec
@@ -69,6 +70,7 @@ class ReleaseFacts:
     with_page: bool = False
     license: dict[str, str] = field(default_factory=dict)
     public_dataset: str = ""
+    adapter: BaseModel | None = None
 
     @property
     def name(self) -> str:
@@ -148,14 +150,14 @@ def _method(facts: ReleaseFacts) -> str:
 
 
 def _introduction(facts: ReleaseFacts) -> str:
-    base, commit = facts.base.id, facts.base.revision[:12]
-    page = f"{facts.run.spec.hub.endpoint.rstrip('/') or PUBLIC_HUB}/{base}"
-    named = f"`{facts.base.place}`" if is_local(base) else f"[{base}]({page}) (commit `{commit}`)"
+    named = _named(facts.base, facts.run)
     what = (
         f"{named}, fine-tuned for function calling"
         if facts.whole
         else f"A {_method(facts)} adapter that fine-tunes {named} for function calling"
     )
+    if facts.adapter:
+        what += f". Training continued from the adapter {_named(facts.adapter, facts.run)}"
     introduction = f"""# {facts.name}
 
 {what}. Tunemill trained it, evaluated it against its base model,
@@ -170,18 +172,32 @@ def _introduction(facts: ReleaseFacts) -> str:
 {missed}"""
 
 
+def _named(model: BaseModel, run: RunSpec) -> str:
+    """Return a model or adapter with a link to its page on the Hub."""
+    if is_local(model.id):
+        return f"`{model.place}`"
+    page = f"{run.spec.hub.endpoint.rstrip('/') or PUBLIC_HUB}/{model.id}"
+    return f"[{model.id}]({page}) (commit `{model.revision[:12]}`)"
+
+
 def _evaluation(facts: ReleaseFacts) -> str:
     report, right = facts.report, facts.report.right
-    rows = "\n".join(_metric_line(metric, report) for metric in facts.evaluation.metrics if metric.tuned)
+    metrics = [metric for metric in facts.evaluation.metrics if metric.tuned]
+    rows = "\n".join(_metric_line(metric, report, with_adapter=facts.adapter is not None) for metric in metrics)
     lines = [f"- `{gate.gate}`: {'passed' if gate.passed else 'failed'} ({gate.message})" for gate in facts.gates]
+    models = (
+        "Base model, the adapter that training started from, and tuned model"
+        if facts.adapter
+        else "Base and tuned model"
+    )
     text = f"""## Evaluation
 
-Base and tuned model were evaluated on the same {report.cases} cases of {report.rows} held-out rows. A case is one
+{models} were evaluated on the same {report.cases} cases of {report.rows} held-out rows. A case is one
 assistant turn. Decoding: {report.settings.decoding}, at most {report.settings.max_new_tokens} new tokens. Calls are
 parsed as vLLM's `{report.settings.reply_format}` parser does. `exact_match` requires equal arguments.
 
-| | base | tuned | 95 % interval | cases |
-|---|---:|---:|---:|---:|
+| | base |{" adapter |" if facts.adapter else ""} tuned | 95 % interval | cases |
+|---|---:|{"---:|" if facts.adapter else ""}---:|---:|---:|
 {rows}
 
 ![Base and tuned model](scores.png)
@@ -211,13 +227,14 @@ def _suites(evaluation: EvaluationFacts) -> list[str]:
     return [text, f"| data set | measure | base | tuned | difference | cases |\n|---|---|---:|---:|---:|---:|\n{rows}"]
 
 
-def _metric_line(metric: MetricFacts, report: Report) -> str:
+def _metric_line(metric: MetricFacts, report: Report, *, with_adapter: bool) -> str:
     # Only shares of cases have a confidence interval; the mean F1 over tools has none.
     measured = report.metrics.get(metric.name)
     share = measured.tuned if measured else None
     interval = f"{share.low:.3f} to {share.high:.3f}" if share else ""
     label = f"{labels.metric(metric.name)} (`{metric.name}`)"
-    return f"| {label} | {metric.base} | **{metric.tuned}** | {interval} | {metric.cases} |"
+    others = f"{metric.base} | {metric.adapter}" if with_adapter else metric.base
+    return f"| {label} | {others} | **{metric.tuned}** | {interval} | {metric.cases} |"
 
 
 def _gguf_usage(facts: ReleaseFacts) -> str:
@@ -368,6 +385,8 @@ def _training(facts: ReleaseFacts) -> str:
     ]
     if augmentation := facts.run.spec.dataset.augmentation:
         rows.insert(3, ("Augmentation", f"{labels.augmentation(augmentation)}; {data.added_rows} rows added"))
+    if facts.adapter:
+        rows.insert(1, ("Continued from", f"{facts.adapter.place} at `{facts.adapter.revision}`"))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return f"## Training\n\n| | |\n|---|---|\n{table}\n\n![Training loss](loss.png)"
 

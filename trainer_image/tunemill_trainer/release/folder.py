@@ -126,6 +126,7 @@ def _record(facts: ReleaseFacts, files: list[str]) -> dict[str, Any]:
         "name": facts.run.name,
         "run": facts.run.run_id,
         "baseModel": {"id": facts.base.id, "revision": facts.base.revision},
+        **({"continuedFrom": {"id": start.id, "revision": start.revision}} if (start := facts.adapter) else {}),
         "dataset": {"digest": facts.prepared.dataset_digest, **facts.prepared.dataset.model_dump(by_alias=True)},
         "tokenizer": {"mode": facts.tokens.mode, "added": [token.token for token in facts.tokens.added]},
         "stopTokenIds": list(facts.tokens.stop_token_ids),

@@ -201,11 +201,13 @@ def _recipe(facts: PageFacts) -> list[tuple[str, str]]:
     blocks: dict[str, dict[str, Any]] = adapter.model_dump(mode="json", by_alias=True)
     settings = next((block for name, block in blocks.items() if name.lower() == method.lower()), {})
     length = f"{facts.trained.steps:,} steps of {training.batch_size} rows"
-    quantization = facts.run.spec.base_model.quantization
+    quantization, start = facts.run.spec.base_model.quantization, facts.run.spec.base_model.adapter
+    continued = facts.prepared.adapter
     return [
         ("Base model", f"{facts.base.place} at {facts.base.revision[:12]}{labels.as_trained(quantization)}"),
         *([("Base model family", family)] if (family := facts.prepared.base_model_family) else []),
         *([("Assumed", " ".join(assumed))] if (assumed := facts.prepared.base_model_assumptions) else []),
+        *([("Continued from", f"{start.id} at {continued.revision[:12]}")] if start and continued else []),
         ("Method", ", ".join([method, *(f"{name} {_plain(value)}" for name, value in settings.items())])),
         ("Vocabulary", f"{facts.tokens.mode}, {len(facts.tokens.added)} tokens added"),
         ("Learning rate", labels.learning_rate(training, facts.trained)),

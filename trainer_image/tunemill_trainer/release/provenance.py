@@ -9,6 +9,7 @@ and the pods, and identifies the training data by digest only.
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -22,6 +23,7 @@ from tunemill_api.constants import ENV_BUILDER_ID, ENV_IMAGE, GROUP
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.local_files import is_local
 
+from tunemill_trainer.prepared import BaseModel as BaseModelFiles
 from tunemill_trainer.release.card import ReleaseFacts
 from tunemill_trainer.release.keyless import KeylessSigner
 from tunemill_trainer.release.push import contents
@@ -37,11 +39,14 @@ STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
 BUILD_TYPE: Final = f"https://{GROUP}/build-types/finetune/v1"
 DEFAULT_BUILDER: Final = f"https://{GROUP}/builders/trainer/v1"
+TRAINING_DATA: Final = "training data"
+START_ADAPTER: Final = "adapter to start from"
+"""Names of dependencies."""
 LARGEST_BYTES: Final = 4 << 20
 """The largest provenance.json, or bundle, that is read. Each file of a release takes about 150 bytes of it."""
 
 PARAMETERS: Final[Any] = {
-    "base_model": {"id", "revision", "quantization"},
+    "base_model": {"id": True, "revision": True, "quantization": True, "adapter": {"id", "revision"}},
     "dataset": {
         "format": True,
         "evaluation": {"fraction", "seed"},
@@ -68,6 +73,7 @@ A field that is not listed is left out."""
 NO_PARAMETERS: Final[Any] = {"training": {"checkpoint"}}
 
 _IMAGE_FILE = "image.json"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
 
@@ -98,7 +104,7 @@ class BuildDefinition(_Model):
     internal_parameters: dict[str, JsonValue] = {}
     """The object's name, the repository, whether it is a draft, and the keys of the stages' outputs."""
     resolved_dependencies: list[Resource] = []
-    """Base model, training data and images."""
+    """Base model, the adapter to start from, training data and images."""
 
 
 class Builder(_Model):
@@ -201,18 +207,11 @@ class Sources:
 
 def statement(folder: Path, facts: ReleaseFacts, sources: Sources, finished: datetime) -> Statement:
     """Return the statement of a release whose files are complete."""
-    base = facts.base
-    model = base.id if is_local(base.id) else f"pkg:huggingface/{quote(base.id)}@{base.revision}"
     endpoint = facts.run.spec.hub.endpoint.rstrip("/")
-    if endpoint and not is_local(base.id):
-        model += f"?repository_url={quote(endpoint, safe='')}"
     dependencies = [
-        Resource(name="base model", uri=model, digest={} if is_local(base.id) else {"gitCommit": base.revision}),
-        *(
-            Resource(name=f"base model: {path}", uri=f"{model}#{quote(path)}", digest={"sha256": digest})
-            for path, digest in sorted(sources.base_files.items())
-        ),
-        Resource(name="training data", digest={"sha256": facts.prepared.dataset_digest}),
+        *_model("base model", facts.base, sources.base_files, endpoint),
+        *(_model(START_ADAPTER, facts.adapter, facts.adapter.files, endpoint) if facts.adapter else ()),
+        Resource(name=TRAINING_DATA, digest={"sha256": facts.prepared.dataset_digest}),
         *_images(sources.train_image, os.environ.get(ENV_IMAGE, "")),
     ]
     definition = BuildDefinition(
@@ -239,6 +238,44 @@ def statement(folder: Path, facts: ReleaseFacts, sources: Sources, finished: dat
         ],
         predicate=Predicate(build_definition=definition, run_details=RunDetails(builder=builder, metadata=metadata)),
     )
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a published adapter was trained from.
+
+    Attributes:
+        data: the sha256 of the training rows.
+        adapter: the commit of the adapter from which training started, in the same repository.
+    """
+
+    data: str
+    adapter: str
+
+
+def origin_of(found: bytes, repository: str) -> Origin | None:
+    """Return what the adapter in a repository was trained from, by its provenance.json, whose signature is not checked.
+
+    Args:
+        found: the content of provenance.json.
+        repository: the repository.
+
+    Returns:
+        None if the file cannot be parsed, or training did not start from an adapter of this repository.
+    """
+    envelope = Envelope.read(found)
+    try:
+        made = Statement.model_validate_json(found if envelope is None else envelope.document())
+    except ValueError:
+        return None
+    named = {each.name: each for each in made.predicate.build_definition.resolved_dependencies}
+    data, adapter = named.get(TRAINING_DATA), named.get(START_ADAPTER)
+    if data is None or adapter is None:
+        return None
+    commit = adapter.digest.get("gitCommit", "")
+    if not _COMMIT.fullmatch(commit) or not (adapter.uri or "").startswith(f"{_on_hub(repository)}@"):
+        return None
+    return Origin(data.digest.get("sha256", ""), commit)
 
 
 def parameters(spec: FineTuneSpec) -> dict[str, JsonValue]:
@@ -297,6 +334,25 @@ def recorded_image(folder: Path) -> str:
     """Return the image that `record_image` wrote; empty if there is none."""
     path = folder / _IMAGE_FILE
     return str(json.loads(path.read_text(encoding="utf-8"))["image"]) if path.is_file() else ""
+
+
+def _model(name: str, model: BaseModelFiles, files: Mapping[str, str], endpoint: str) -> list[Resource]:
+    """Return a model or adapter, and each of its files, as package URLs."""
+    local = is_local(model.id)
+    uri = model.id if local else f"{_on_hub(model.id)}@{model.revision}"
+    if endpoint and not local:
+        uri += f"?repository_url={quote(endpoint, safe='')}"
+    return [
+        Resource(name=name, uri=uri, digest={} if local else {"gitCommit": model.revision}),
+        *(
+            Resource(name=f"{name}: {path}", uri=f"{uri}#{quote(path)}", digest={"sha256": digest})
+            for path, digest in sorted(files.items())
+        ),
+    ]
+
+
+def _on_hub(repository: str) -> str:
+    return f"pkg:huggingface/{quote(repository)}"
 
 
 def _images(train: str, publish: str) -> list[Resource]:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from tunemill_api.data import TokenizerMode
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.publish import Artifact, ServingTarget
 from tunemill_api.training import AdapterMethod
+
+from tunemill_trainer.storage.local_model import shapes_of
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM's `--max-lora-rank` accepts."""
@@ -108,11 +109,9 @@ def read_adapter(folder: Path, base: Path, vocabulary: int) -> Adapter:
         vocabulary: rows that the adapter's tokenizer needs.
     """
     base_config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    with safe_open(folder / "adapter_model.safetensors", framework="np") as tensors:
-        shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 - not a dict
     return Adapter(
         config=json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")),
-        shapes=shapes,
+        shapes=shapes_of(folder / "adapter_model.safetensors"),
         model_type=str(base_config.get("model_type", "")),
         base_vocabulary=int((base_config | base_config.get("text_config", {})).get("vocab_size", vocabulary)),
         vocabulary=vocabulary,

@@ -29,6 +29,22 @@ def refuse_impossible(spec: FineTuneSpec) -> None:
             Reason.INVALID_SPEC,
             "spec.publish.artifacts has OCI, which needs spec.publish.oci: the registry and the repository",
         )
+    if spec.base_model.adapter and adapter.method in {AdapterMethod.FULL, AdapterMethod.ADALORA}:
+        raise StageError(
+            Reason.INVALID_SPEC,
+            f"expected spec.adapter.method LoRA or IA3 with spec.baseModel.adapter, found {adapter.method.value}",
+        )
+    compared = [
+        gate.subject
+        for gate in spec.evaluation.gates
+        if gate.min_gain_over_adapter is not None or gate.max_loss_vs_adapter is not None
+    ]
+    if compared and spec.base_model.adapter is None:
+        raise StageError(
+            Reason.INVALID_SPEC,
+            f"the gate on {compared[0]} in spec.evaluation.gates needs spec.baseModel.adapter, which is not set",
+            "Set spec.baseModel.adapter, or remove minGainOverAdapter and maxLossVsAdapter from the gate.",
+        )
     if adapter.method is AdapterMethod.FULL and spec.base_model.quantization is not Quantization.NONE:
         raise StageError(
             Reason.INVALID_SPEC,
@@ -72,6 +88,12 @@ def _refuse_impossible_suites(evaluation: Evaluation) -> None:
             raise StageError(
                 Reason.INVALID_SPEC,
                 f"spec.evaluation.gates names the suite {gate.suite}, which is not in spec.evaluation.suites",
+            )
+        if gate.suite is not None and (gate.min_gain_over_adapter is not None or gate.max_loss_vs_adapter is not None):
+            raise StageError(
+                Reason.INVALID_SPEC,
+                f"expected maxLossVsBase, minGainOverBase or min in the gate on the suite {gate.suite}: suites compare "
+                "with the base model only",
             )
         if gate.suite is not None and gate.min is not None and judges[gate.suite] is Judge.LIKELIHOOD:
             raise StageError(

@@ -1,9 +1,9 @@
 """Evaluate: base and tuned model reply to the same held-out cases and suites, and the replies are scored.
 
-The published model replies, too, if a gate compares the new model with it. All models decode greedily with the same
-limits. With several ranks, each one generates the replies to its share of the prompts. The base model gets the same
-text through its own tokenizer: with the extended vocabulary, it would see token ids that it was not trained on, and
-score worse than it is.
+The published model replies, too, if a gate compares the new model with it, and so does the adapter from which training
+started. All models decode greedily with the same limits. With several ranks, each one generates the replies to its
+share of the prompts. The base model gets the same text through its own tokenizer: with the extended vocabulary, it
+would see token ids that it was not trained on, and score worse than it is.
 """
 
 import json
@@ -95,6 +95,7 @@ class _Inputs:
         tokenizer: the tokenizer of the tuned model.
         held_out: the held-out cases.
         suites: the cases of the suites.
+        start: the weights of the adapter from which training started; None for the base model.
     """
 
     context: StageContext
@@ -108,6 +109,7 @@ class _Inputs:
     tokenizer: Tokenizer
     held_out: _CaseSet
     suites: list[_CaseSet]
+    start: Path | None
 
     @property
     def quantization(self) -> Quantization:
@@ -130,12 +132,14 @@ class _Outcomes:
         adapter: whether the adapter was merged for decoding, and why or why not.
         published: the replies of the published model to the held-out cases, with its call format; None when there is
             none to compare with.
+        start: of the adapter from which training started; None when it started from the base model.
     """
 
     base: list[Outcome]
     tuned: list[Outcome]
     adapter: str
     published: tuple[list[Reply], ReplyFormat] | None
+    start: list[Reply] | None
 
 
 def run(context: StageContext) -> EvaluationFacts:
@@ -182,6 +186,7 @@ def _load(context: StageContext) -> _Inputs:
             _case_set(context, key, Prepared(context.folder(_folder_of(suite))), tokens, suite)
             for suite, key in _suites(context)
         ],
+        start=Path(str(downloaded["start"])) if downloaded["start"] else None,
     )
 
 
@@ -218,14 +223,15 @@ def _download(context: StageContext, hub: Hub) -> dict[str, Any]:
     """Download the outputs of the earlier stages and the base model.
 
     Returns:
-        The folder of the base model, and the facts of train.
+        The folder of the base model, the file of the start adapter's weights or None, and the facts of train.
     """
     prepared = fetch_prepared(context, without={TRAIN_FILE})
     trained = context.workspace.fetch(Stage.TRAIN, context.train_key, context.folder("trained"))
     for suite, key in _suites(context):
         context.workspace.fetch(SUITES, key, context.folder(_folder_of(suite)))
     base_folder = models.fetch_base(hub, prepared.base_model(), context.model_cache)
-    return {"base": str(base_folder), "trained": trained.facts}
+    start = models.fetch_adapter(hub, prepared.adapter(), context.model_cache)
+    return {"base": str(base_folder), "start": start and str(start), "trained": trained.facts}
 
 
 def _generate_all(inputs: _Inputs) -> _Outcomes:
@@ -233,16 +239,23 @@ def _generate_all(inputs: _Inputs) -> _Outcomes:
     context, sets = inputs.context, [inputs.held_out, *inputs.suites]
     stored = context.ranks.decided_by_first(lambda: [_stored_of_base(context, each.key) for each in sets])
     waiting = [each for each, outcome in zip(sets, stored, strict=True) if outcome is None]
-    published_cases = inputs.held_out.cases if _has_published(context) else []
-    progress = _ReplyProgress(context, sum(len(each.cases) for each in (*waiting, *sets)) + len(published_cases))
+    others = _has_published(context) + (inputs.start is not None)
+    total = sum(len(each.cases) for each in (*waiting, *sets)) + others * len(inputs.held_out.cases)
+    progress = _ReplyProgress(context, total)
     with devices.device_errors(inputs.device, "evaluating", devices.memory_remedy(context.spec)):
         model = ModelLoader(inputs.base_folder, inputs.device, inputs.dtype, inputs.quantization)
         computed = _outcomes_of_base(inputs, waiting, model, progress) if waiting else {}
-        tuned, adapter = _outcomes_of_tuned(inputs, sets, model, progress)
+        load_tuned = partial(model.tuned, context.folder("trained") / "adapter", inputs.tokens)
+        tuned, adapter = _outcomes_of(inputs, load_tuned, sets, progress)
+        start = None
+        if inputs.start is not None:
+            load_start = partial(model.continued, inputs.start, context.spec.adapter, inputs.tokens)
+            (outcome,), _ = _outcomes_of(inputs, load_start, [inputs.held_out], progress)
+            start = [*outcome.replies]
         model.release()  # there may be no memory for a second model
         published = _published_replies(inputs, progress)
     base = [outcome or computed[each.key] for each, outcome in zip(sets, stored, strict=True)]
-    return _Outcomes(base, tuned, adapter, published)
+    return _Outcomes(base, tuned, adapter, published, start)
 
 
 def _outcomes_of_base(
@@ -268,15 +281,14 @@ def _outcomes_of_base(
     return found
 
 
-def _outcomes_of_tuned(
-    inputs: _Inputs, sets: Sequence[_CaseSet], model: ModelLoader, progress: "_ReplyProgress"
+def _outcomes_of(
+    inputs: _Inputs, load: Callable[[], Any], sets: Sequence[_CaseSet], progress: "_ReplyProgress"
 ) -> tuple[list[Outcome], str]:
-    """Return what the tuned model makes of the cases, and whether the adapter was merged."""
-    folder = inputs.context.folder("trained") / "adapter"
+    """Return what a model with the tuned model's vocabulary makes of some cases, and whether its adapter was merged."""
     samples = [(*case.prompt_ids, *case.answer_ids) for case in inputs.held_out.cases]
-    tuned, adapter = _for_decoding(model, inputs.tokens, folder, samples, inputs.quantization)
+    loaded, adapter = _for_decoding(load, samples, inputs.quantization)
     outcomes = [
-        _outcome(tuned, inputs.tokenizer, each, each.prompts, [case.answer_ids for case in each.cases], progress)
+        _outcome(loaded, inputs.tokenizer, each, each.prompts, [case.answer_ids for case in each.cases], progress)
         for each in sets
     ]
     return outcomes, adapter
@@ -318,22 +330,19 @@ def _outcome(
 
 
 def _for_decoding(
-    model: ModelLoader, tokens: Tokens, folder: Path, samples: Sequence[Sequence[int]], quantization: Quantization
+    load: Callable[[], Any], samples: Sequence[Sequence[int]], quantization: Quantization
 ) -> tuple[Any, str]:
     """Load a tuned model, and merge its adapter if the merged model is accurate enough.
 
     Args:
-        model: the base model.
-        tokens: the changes of the vocabulary.
-        folder: the trained model or adapter.
+        load: loads the model with its adapter.
         samples: conversations in the tuned model's tokens, to compare the merged model on.
         quantization: of the base model.
 
     Returns:
         The model, and whether the adapter was merged and why or why not.
     """
-    quantised = quantization is not Quantization.NONE
-    return merging.for_decoding(partial(model.tuned, folder, tokens), samples, quantised=quantised)
+    return merging.for_decoding(load, samples, quantised=quantization is not Quantization.NONE)
 
 
 def _has_published(context: StageContext) -> bool:
@@ -354,7 +363,8 @@ def _published_replies(inputs: _Inputs, progress: "_ReplyProgress") -> tuple[lis
     tokens, tokenizer = prepared.tokens(), load(prepared.tokenizer_path)
     prompts = tokenizer(_texts(inputs.tokenizer, inputs.held_out.prompts), add_special_tokens=False)["input_ids"]
     model = ModelLoader(base_folder, inputs.device, inputs.dtype, inputs.quantization)
-    tuned, _ = _for_decoding(model, tokens, trained_folder / "adapter", prompts, inputs.quantization)
+    load_published = partial(model.tuned, trained_folder / "adapter", tokens)
+    tuned, _ = _for_decoding(load_published, prompts, inputs.quantization)
     decoding = replace(inputs.held_out.decoding, stop_token_ids=tokens.stop_token_ids, pad_token_id=tokens.pad_token_id)
     return _generate(tuned, tokenizer, prompts, decoding, progress), ReplyFormat(tokens.call_format)
 
@@ -411,7 +421,9 @@ def _commit(inputs: _Inputs, outcomes: _Outcomes, trackers: Trackers) -> Evaluat
     facts = comparison.facts(f"{context.workspace.uri(Stage.EVALUATE, context.evaluate_key)}/{REPORT_FILE}")
     facts = facts.model_copy(update={"suites": facts_of_suites})
     if outcomes.published is not None:
-        facts = _with_published(facts, compare(cases, base, *outcomes.published).facts(""))
+        facts = _with_column(facts, "published", compare(cases, base, *outcomes.published).facts(""))
+    if outcomes.start is not None:
+        facts = _with_column(facts, "adapter", compare(cases, base, outcomes.start, inputs.reply_format).facts(""))
     manifest = context.workspace.commit(Stage.EVALUATE, context.evaluate_key, folder, facts)
     trackers.log(_figures(facts), inputs.trained.steps)
     for name in (REPORT_FILE, PAGE_FILE):
@@ -424,17 +436,28 @@ def _figures(facts: EvaluationFacts) -> dict[str, float]:
     figures = [
         (f"{model}/{metric.name}", value)
         for metric in facts.metrics
-        for model, value in (("base", metric.base), ("tuned", metric.tuned), ("published", metric.published))
+        for model, value in (
+            ("base", metric.base),
+            ("tuned", metric.tuned),
+            ("published", metric.published),
+            ("adapter", metric.adapter),
+        )
     ]
     for suite in facts.suites:
         figures += [(f"base/suite/{suite.name}", suite.base), (f"tuned/suite/{suite.name}", suite.tuned)]
     return {name: float(value) for name, value in figures if value}
 
 
-def _with_published(facts: EvaluationFacts, published: EvaluationFacts) -> EvaluationFacts:
-    """Add the published model's figures to the metrics."""
-    figures = {metric.name: metric.tuned for metric in published.metrics}
-    metrics = [metric.model_copy(update={"published": figures.get(metric.name, "")}) for metric in facts.metrics]
+def _with_column(facts: EvaluationFacts, column: str, other: EvaluationFacts) -> EvaluationFacts:
+    """Add another model's figures to the metrics.
+
+    Args:
+        facts: of base and tuned model.
+        column: the field of MetricFacts.
+        other: of the base model and the other model.
+    """
+    figures = {metric.name: metric.tuned for metric in other.metrics}
+    metrics = [metric.model_copy(update={column: figures.get(metric.name, "")}) for metric in facts.metrics]
     return facts.model_copy(update={"metrics": metrics})
 
 

@@ -17,14 +17,14 @@ from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.publish import Artifact
 from tunemill_api.stage_report import Stage
-from tunemill_api.status import DatasetFacts, PreparedFacts
+from tunemill_api.status import DatasetFacts, PreparedFacts, StartAdapterFacts
 from tunemill_api.training import LossOn, Turns
 
 from tunemill_trainer.bases import architectures, catalogue
 from tunemill_trainer.bases.found import FoundModel, describe
 from tunemill_trainer.chat import examples, templates, tokenizer
 from tunemill_trainer.chat.examples import Examples, RowEncoder
-from tunemill_trainer.chat.templates import Choice
+from tunemill_trainer.chat.templates import Choice, Origin
 from tunemill_trainer.chat.tokenizer import Tokenizer, Vocabulary
 from tunemill_trainer.data import dataset as data
 from tunemill_trainer.data.augmentation import Augmenter, Change, training_rows
@@ -36,11 +36,13 @@ from tunemill_trainer.data.tools import given_tools
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.learn import memory_plan
 from tunemill_trainer.learn.memory_plan import UnknownMemoryError
-from tunemill_trainer.prepared import BaseModel, PreparedWriter, Tokens
+from tunemill_trainer.prepared import BaseModel, NewToken, PreparedWriter, Tokens
 from tunemill_trainer.process import cpus, tracing
 from tunemill_trainer.release import artifacts, servability
-from tunemill_trainer.stages import combinations, config_maps, row_reports, suites
+from tunemill_trainer.stages import combinations, config_maps, row_reports, start_adapter, suites
 from tunemill_trainer.stages.context import StageContext
+from tunemill_trainer.stages.continued import continued_spec
+from tunemill_trainer.stages.start_adapter import StartAdapter
 from tunemill_trainer.storage import base_files, references, s3
 from tunemill_trainer.storage.hub import READ_FIELD, Hub
 from tunemill_trainer.storage.models import ModelCommit
@@ -62,41 +64,52 @@ def run(context: StageContext) -> tuple[PreparedFacts, bool]:
     """
     combinations.refuse_impossible(context.spec)
     folder = _empty_folder(context.work / "prepare")
-    hub, base = _check_permissions(context)
+    hub, base, adapter = _check_permissions(context)
     fetched = _fetch(context, hub, folder)
     files = _user_files(context)
     base_folder = _download_tokenizer(hub, base)
-    base_model = BaseModel(base.id, base.commit, base_files.digests(hub, base, base_folder, tokenizer.FILES))
-    key = keys.prepare_key(context.spec, _resolved(context.spec, base_model, fetched, files))
+    digests = base_files.digests(hub.model(base.id), base, base_folder, tokenizer.FILES)
+    base_model = BaseModel(base.id, base.commit, digests)
+    start = start_adapter.read(context.spec, hub, adapter, base_model, fetched.train.digest) if adapter else None
+    key = keys.prepare_key(context.spec, _resolved(context.spec, base_model, start, fetched, files))
     wanted = suites.find(context, key, fetched.suites)
     references.refer(context.workspace, context.run, key, [suite.facts for suite in wanted])
-    facts = _existing(context, key, base_model, fetched.train)
+    facts = _existing(context, key, base_model, start, fetched.train)
     missing = [suite for suite in wanted if not suite.exists]
     if facts is not None:
+        context = _continued(context, start, facts.adapter)
         _check_artifacts(context, facts, base_folder)
         facts = _with_gpu_memory(context, facts, base_folder)
         if not missing:
             return facts.model_copy(update={"suites": [suite.facts for suite in wanted]}), False
 
+    models = _Models(base_model, base_folder, start, _load_tokenizers(base_folder, start))
+    adapter_facts = None
+    if facts is None and start is not None:
+        adapter_facts = start_adapter.fitted(start, context.spec, base_folder, models.tokenizers.added)
+        context = _continued(context, start, adapter_facts)
     dataset = _read(context, key, files, fetched, folder / "rows.jsonl")
-    chosen = _choose(context, dataset, base_folder, files.template)
+    chosen = _choose(context, dataset, models, files.template)
     if facts is None:
-        facts = _prepare(context, key, dataset, chosen, fetched, base_model, base_folder, folder / "output")
+        facts = _prepare(context, key, dataset, chosen, fetched, models, adapter_facts, folder / "output")
     made = suites.make(context, missing, dataset, chosen.choice, _read_options(context, files))
     context.progress.report(100)
     return facts.model_copy(update={"suites": [made.get(each.suite.name, each).facts for each in wanted]}), True
 
 
-def _existing(context: StageContext, key: str, base_model: BaseModel, train: Data) -> PreparedFacts | None:
+def _existing(
+    context: StageContext, key: str, base_model: BaseModel, start: StartAdapter | None, train: Data
+) -> PreparedFacts | None:
     """Return the facts of the output in the workspace, or None if there is none. One of other inputs is removed."""
     manifest = context.workspace.manifest(Stage.PREPARE, key)
     if manifest is None:
         return None
     facts = PreparedFacts.model_validate(manifest.facts)
     found = (facts.key, facts.base_model_revision, facts.base_model_digest, facts.dataset_digest)
-    if found == (key, base_model.revision, base_model.digest, train.digest):
+    same_start = (facts.adapter.digest if facts.adapter else "") == (start.source.digest if start else "")
+    if found == (key, base_model.revision, base_model.digest, train.digest) and same_start:
         return facts
-    _log.warning("removing the manifest of prepare/%s: it names another base model or other data", key)
+    _log.warning("removing the manifest of prepare/%s: it names other models or other data", key)
     context.workspace.withdraw(Stage.PREPARE, key)
     return None
 
@@ -107,13 +120,14 @@ def _prepare(
     dataset: Dataset,
     chosen: "_Chosen",
     fetched: "_Fetched",
-    base_model: BaseModel,
-    base_folder: Path,
+    models: "_Models",
+    adapter: StartAdapterFacts | None,
     output: Path,
 ) -> PreparedFacts:
     """Encode the rows, and commit the output."""
+    base_model, base_folder = models.base, models.base_folder
     try:
-        tokens, written = _encode(context, dataset, chosen, base_model, base_folder, output)
+        tokens, written = _encode(context, dataset, chosen, models, output)
     except data.TooManyInvalidError as error:
         raise row_reports.with_report(context, Stage.PREPARE, key, error) from error
     known = chosen.found
@@ -121,6 +135,7 @@ def _prepare(
         key=key,
         base_model_revision=base_model.revision,
         base_model_digest=base_model.digest,
+        adapter=adapter,
         dataset_digest=fetched.train.digest,
         tokenizer_mode=tokens.mode,
         added_tokens=len(tokens.added),
@@ -136,8 +151,12 @@ def _prepare(
 
 
 @tracing.step("check permissions")
-def _check_permissions(context: StageContext) -> tuple[Hub, ModelCommit]:
-    """Check the permissions that later stages need, cheapest first."""
+def _check_permissions(context: StageContext) -> tuple[Hub, ModelCommit, ModelCommit | None]:
+    """Check the permissions that later stages need, cheapest first.
+
+    Returns:
+        The Hub for reading, the base model, and the adapter of spec.baseModel.adapter or None.
+    """
     spec = context.spec
     context.workspace.check_writable()
     Hub(spec.hub.endpoint, context.credentials.hub_token("hub-write")).check_writable(spec.publish.repository)
@@ -155,7 +174,16 @@ def _check_permissions(context: StageContext) -> tuple[Hub, ModelCommit]:
             Reason.BASE_MODEL_UNSUPPORTED,
             f"spec.baseModel is {base.id}@{base.commit}, which has no {', '.join(missing)}",
         )
-    return hub, base
+    return hub, base, start_adapter.resolve(spec, hub)
+
+
+def _continued(context: StageContext, start: StartAdapter | None, facts: StartAdapterFacts | None) -> StageContext:
+    """Return the context with the settings of the adapter in its spec; unchanged without one."""
+    if start is None or facts is None:
+        return context
+    start_adapter.refuse_contradictions(context.spec, facts, start.modules, adds_tokens=bool(start.rows))
+    spec = continued_spec(context.spec, facts)
+    return replace(context, run=context.run.model_copy(update={"spec": spec}))
 
 
 def _check_artifacts(context: StageContext, facts: PreparedFacts, base_folder: Path) -> None:
@@ -240,11 +268,15 @@ def _user_files(context: StageContext) -> _UserFiles:
     return _UserFiles(template, tools, given_tools(tools, "spec.tools") if spec.tools is not None else ())
 
 
-def _resolved(spec: FineTuneSpec, base: BaseModel, fetched: _Fetched, files: _UserFiles) -> dict[str, str]:
+def _resolved(
+    spec: FineTuneSpec, base: BaseModel, start: StartAdapter | None, fetched: _Fetched, files: _UserFiles
+) -> dict[str, str]:
     """Return the inputs of the key that are known only at run time: commits and digests."""
     resolved = {"baseModel": base.revision, "baseModelFiles": base.digest, "dataset": fetched.train.digest}
     if spec.tokenizer.mode is TokenizerMode.AUTO:
-        resolved["tags"] = servability.auto_mode(spec)[0].value
+        resolved["tags"] = _auto_mode(spec)[0].value
+    if start is not None:
+        resolved |= {"adapter": start.source.revision, "adapterFiles": start.source.digest}
     if fetched.evaluation is not None:
         resolved["evaluation"] = fetched.evaluation.digest
     if fetched.replay is not None:
@@ -323,6 +355,45 @@ def _download_tokenizer(hub: Hub, base: ModelCommit) -> Path:
     return folder
 
 
+def _auto_mode(spec: FineTuneSpec) -> tuple[TokenizerMode, str]:
+    """Return what spec.tokenizer.mode Auto means for tags that the vocabulary lacks, and the reason."""
+    if spec.base_model.adapter is not None:
+        return TokenizerMode.TEXT, "spec.baseModel.adapter has no embeddings for more tokens"
+    return servability.auto_mode(spec)
+
+
+@dataclass(frozen=True)
+class _Tokenizers:
+    """The tokenizer of the base model, and the one that is used: the same, or that of the adapter to start from.
+
+    Attributes:
+        base: of the base model.
+        used: the one that is used.
+        added: the tokens that it has in addition to those of the base model.
+    """
+
+    base: Tokenizer
+    used: Tokenizer
+    added: tuple[NewToken, ...]
+
+
+def _load_tokenizers(base_folder: Path, start: StartAdapter | None) -> _Tokenizers:
+    base = tokenizer.load_base(base_folder)
+    if start is None:
+        return _Tokenizers(base, base, ())
+    return _Tokenizers(base, *start_adapter.load_tokenizer(start, base))
+
+
+@dataclass(frozen=True)
+class _Models:
+    """The base model with the folder of its small files, the adapter to start from or None, and their tokenizers."""
+
+    base: BaseModel
+    base_folder: Path
+    start: StartAdapter | None
+    tokenizers: _Tokenizers
+
+
 @dataclass(frozen=True)
 class _Chosen:
     """The chat template, the tokenizer and its vocabulary, and what is known about the base model."""
@@ -334,42 +405,50 @@ class _Chosen:
 
 
 @tracing.step("choose chat template")
-def _choose(context: StageContext, dataset: Dataset, base_folder: Path, user_template: str | None) -> _Chosen:
-    settings = context.spec.tokenizer
-    auto, _ = servability.auto_mode(context.spec)
-    base_tokenizer = tokenizer.load_base(base_folder)
+def _choose(context: StageContext, dataset: Dataset, models: _Models, user_template: str | None) -> _Chosen:
+    settings, start = context.spec.tokenizer, models.start
+    auto, _ = _auto_mode(context.spec)
+    used, own_template = models.tokenizers.used, models.tokenizers.base.chat_template
+    if start is not None:
+        start_adapter.refuse_other_template(start, used.chat_template, user_template)
     # `_download_tokenizer` has checked that it can be read.
-    config, own_template = tokenizer.read_json(base_folder / "config.json"), base_tokenizer.chat_template
+    config = tokenizer.read_json(models.base_folder / "config.json")
     family = catalogue.family_of(config, own_template)
     choice, vocabulary = templates.choose_and_extend(
-        base_tokenizer,
+        used,
         settings.mode,
         dataset.rendered_features(),
         settings.add_tokens,
         user_template,
         auto,
         expected=family.calls if family else None,
+        own=Origin.BASE if used.chat_template == own_template else Origin.ADAPTER,
     )
-    stops = base_tokenizer.convert_ids_to_tokens(list(choice.ends_of_turns))
+    if start is not None:
+        start_adapter.refuse_more_tokens(vocabulary)
+        vocabulary = vocabulary.then(Vocabulary(vocabulary.mode, models.tokenizers.added))
+    stops = used.convert_ids_to_tokens(list(choice.ends_of_turns))
     found = describe(config, own_template, choice, stops)
     if found.assumed:
         types = ", ".join(found.model_types) or "none"
         _log.warning(
             "the base model is not in the catalogue (model_type %s). Assumed: %s", types, " ".join(found.assumed)
         )
-    return _Chosen(base_tokenizer, choice, vocabulary, found)
+    return _Chosen(used, choice, vocabulary, found)
 
 
 @tracing.step("tokenise")
 def _encode(
-    context: StageContext, dataset: Dataset, chosen: _Chosen, base: BaseModel, base_folder: Path, output: Path
+    context: StageContext, dataset: Dataset, chosen: _Chosen, models: _Models, output: Path
 ) -> tuple[Tokens, Examples]:
     """Write the output folder."""
     choice, family = chosen.choice, chosen.found.family
     with PreparedWriter(output) as writer:
         written = _write_examples(context, dataset, choice, writer)
         call_format = choice.encoder.call_format
-        tokens = tokenizer.describe(chosen.tokenizer, chosen.vocabulary, choice.ends_of_turns, base_folder, call_format)
+        tokens = tokenizer.describe(
+            chosen.tokenizer, chosen.vocabulary, choice.ends_of_turns, models.base_folder, call_format
+        )
         combinations.refuse_untrainable_tokens(context.spec, tokens)
         chosen.tokenizer.chat_template = choice.encoder.template.source
         chosen.tokenizer.save_pretrained(writer.layout.tokenizer_path)
@@ -378,7 +457,7 @@ def _encode(
             "baseModelAssumptions": list(chosen.found.assumed),
             "tokenizer": _tokenizer_report(context.spec, chosen.vocabulary),
         }
-        writer.describe(tokens, base, report)
+        writer.describe(tokens, models.base, report, models.start.source if models.start else None)
     return tokens, written
 
 
@@ -464,8 +543,10 @@ def _report(dataset: Dataset, written: Examples, choice: Choice) -> JsonObject:
 
 def _tokenizer_report(spec: FineTuneSpec, vocabulary: Vocabulary) -> JsonObject:
     """Return how the vocabulary was changed for tags and tokens, and why."""
-    auto, why = servability.auto_mode(spec)
-    if spec.tokenizer.mode is not TokenizerMode.AUTO:
+    auto, why = _auto_mode(spec)
+    if spec.base_model.adapter and vocabulary.added:
+        why = "spec.baseModel.adapter has trained embeddings for these tokens"
+    elif spec.tokenizer.mode is not TokenizerMode.AUTO:
         why = f"spec.tokenizer.mode is {spec.tokenizer.mode.value}"
     elif vocabulary.mode is TokenizerMode.REUSE:
         why = "the base model's vocabulary has all tags that the assistant writes"

@@ -502,6 +502,7 @@ def _collect(
         with_page=chosen.report,
         license=reader.model(base.id).license(base.revision),
         public_dataset=dataset if dataset and reader.is_public_dataset(dataset) else "",
+        adapter=prepared.adapter(),
     )
     return _Release(
         context=context,

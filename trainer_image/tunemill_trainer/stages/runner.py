@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from tunemill_trainer.process.rank_processes import Node
 from tunemill_trainer.process.ranks import Place, Ranks
 from tunemill_trainer.process.stop import StopSignal, grace_seconds
 from tunemill_trainer.stages.context import StageContext
+from tunemill_trainer.stages.continued import continued_run
 from tunemill_trainer.storage import references
 from tunemill_trainer.storage.credentials import Credentials
 from tunemill_trainer.storage.workspace import Workspace
@@ -155,6 +157,7 @@ def _outcome(stage: Stage, context: StageContext) -> tuple[str, Facts, bool]:
 
         prepared, executed = prepare.run(context)
         return prepared.key, prepared, executed
+    context = replace(context, run=continued_run(context.run))
     if context.ranks.first:
         references.refer(context.workspace, context.run, context.prepared.key, context.prepared.suites)
     if stage is Stage.PUBLISH:
@@ -285,6 +288,7 @@ def _refuse_local_files(run: RunSpec) -> None:
     spec = run.spec
     named = {
         "spec.baseModel.id": spec.base_model.id,
+        "spec.baseModel.adapter.id": spec.base_model.adapter.id if spec.base_model.adapter else "",
         "spec.dataset.uri": spec.dataset.uri,
         "spec.dataset.evaluation.uri": spec.dataset.evaluation.uri,
         "spec.dataset.replay.uri": spec.dataset.replay.uri if spec.dataset.replay else "",

@@ -74,10 +74,10 @@ def committed_by_first(
 
 def _differences(context: StageContext, manifest: Manifest, prepared: Prepared) -> list[str]:
     try:
-        base = prepared.base_model()
+        base, adapter = prepared.base_model(), prepared.adapter()
         digest = base.digest
     except (OSError, ValueError, TypeError) as error:
-        return [f"its base-model.json cannot be parsed ({error})"]
+        return [f"its base-model.json or adapter.json cannot be parsed ({error})"]
     known = context.prepared
     compared = [
         ("base model", context.spec.base_model.id, base.id),
@@ -85,6 +85,9 @@ def _differences(context: StageContext, manifest: Manifest, prepared: Prepared) 
         ("commit in the manifest", known.base_model_revision, manifest.facts.get("baseModelRevision")),
         ("data in the manifest", known.dataset_digest, manifest.facts.get("datasetDigest")),
     ]
+    if known.adapter or adapter:
+        digests = (known.adapter.digest if known.adapter else "(none)", adapter.digest if adapter else "(none)")
+        compared.append(("files of spec.baseModel.adapter to have the digest", *digests))
     if known.base_model_digest:
         compared.append(("base model's files to have the digest", known.base_model_digest, digest))
     return [

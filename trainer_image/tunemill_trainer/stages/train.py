@@ -65,6 +65,7 @@ class _Inputs:
         figures: number of steps and size of a forward pass.
         checkpoint: the newest checkpoint of an earlier attempt; None to start from the beginning.
         weights: the format of the trained weights with the method Full.
+        start: the weights of the adapter from which training starts; None starts with new ones.
     """
 
     context: StageContext
@@ -77,6 +78,7 @@ class _Inputs:
     figures: Plan
     checkpoint: Checkpoint | None
     weights: WeightFormat
+    start: Path | None
 
 
 def run(context: StageContext) -> TrainedFacts:
@@ -130,14 +132,15 @@ def _load(context: StageContext) -> _Inputs:
         figures=plan(spec.training, len(rows), context.run.memory_kills),
         checkpoint=checkpoint,
         weights=ranks.decided_by_first(partial(_weight_format, spec, base_folder, device, dtype, checkpoint)),
+        start=Path(str(downloaded["start"])) if downloaded["start"] else None,
     )
 
 
 def _download(context: StageContext) -> dict[str, Any]:
-    """Download the output of prepare, the base model and the newest checkpoint.
+    """Download the output of prepare, the base model, the adapter to start from and the newest checkpoint.
 
     Returns:
-        The folder of the base model, and the step of the checkpoint or None.
+        The folder of the base model, the file of the adapter's weights or None, and the step of the checkpoint or None.
     """
     spec = context.spec
     prepared = fetch_prepared(context)
@@ -146,10 +149,11 @@ def _download(context: StageContext) -> dict[str, Any]:
     combinations.refuse_untrainable_tokens(spec, prepared.tokens())
     hub = Hub(spec.hub.endpoint, context.credentials.hub_token("hub-read"))
     base_folder = models.fetch_base(hub, prepared.base_model(), context.model_cache)
+    start = models.fetch_adapter(hub, prepared.adapter(), context.model_cache)
     sft.read_rows(prepared.train_path)  # leaves the rows where the other ranks of the node map them into memory
     context.stop.check()
     checkpoint = checkpoints.newest(context.workspace, context.train_key, context.folder("checkpoints"))
-    return {"base": str(base_folder), "step": checkpoint and checkpoint.step}
+    return {"base": str(base_folder), "start": start and str(start), "step": checkpoint and checkpoint.step}
 
 
 def _refuse_different_checkpoints(ranks: Ranks, step: int | None) -> None:
@@ -216,6 +220,7 @@ def _train(inputs: _Inputs) -> _Trained:
                     weights=inputs.weights,
                     advice=partial(devices.memory_remedy, spec),
                     ranks=context.ranks,
+                    start=inputs.start,
                 ),
                 model,
                 adapter=adapter_config(spec.adapter, model, inputs.tokens, inputs.figures.steps),

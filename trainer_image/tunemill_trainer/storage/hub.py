@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import httpx2
-from huggingface_hub import HfApi, hf_hub_download, hf_hub_url, snapshot_download
+from huggingface_hub import HfApi, HfFileMetadata, hf_hub_download, hf_hub_url, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    SafetensorsParsingError,
 )
 from tunemill_api.failures import Reason
 from tunemill_api.local_files import is_local, local_path
@@ -25,16 +26,26 @@ from tunemill_trainer.storage.local_model import LICENSE_FIELDS, LocalModel, lic
 from tunemill_trainer.storage.models import ModelCommit, ModelReader
 
 READ_FIELD = "spec.baseModel"
+ADAPTER_FIELD = "spec.baseModel.adapter"
 WRITE_FIELD = "spec.publish"
 DATASET_FIELD = "spec.dataset"
 
 _TOKEN_FIELDS = {
     READ_FIELD: "spec.baseModel.tokenSecretRef",
+    ADAPTER_FIELD: "spec.baseModel.tokenSecretRef",
     WRITE_FIELD: "spec.publish.tokenSecretRef",
     DATASET_FIELD: "spec.baseModel.tokenSecretRef",
 }
-_NOT_FOUND = {READ_FIELD: Reason.BASE_MODEL_NOT_FOUND, DATASET_FIELD: Reason.DATASET_NOT_FOUND}
-_GATED = {READ_FIELD: Reason.BASE_MODEL_GATED, DATASET_FIELD: Reason.DATASET_GATED}
+_NOT_FOUND = {
+    READ_FIELD: Reason.BASE_MODEL_NOT_FOUND,
+    ADAPTER_FIELD: Reason.BASE_MODEL_NOT_FOUND,
+    DATASET_FIELD: Reason.DATASET_NOT_FOUND,
+}
+_GATED = {
+    READ_FIELD: Reason.BASE_MODEL_GATED,
+    ADAPTER_FIELD: Reason.BASE_MODEL_GATED,
+    DATASET_FIELD: Reason.DATASET_GATED,
+}
 _WRITING_ROLES = {"admin", "write", "contributor"}
 """Organization roles that may create repositories (https://huggingface.co/docs/hub/organizations-security)."""
 
@@ -59,11 +70,16 @@ class Hub:
             with hub_errors(field):
                 self.api.whoami()
 
-    def model(self, model_id: str) -> ModelReader:
-        """Return the reader of a base model: a repository on this Hub, or a local folder for a file:// URI."""
+    def model(self, model_id: str, field: str = READ_FIELD) -> ModelReader:
+        """Return the reader of a model or adapter: a repository on this Hub, or a local folder for a file:// URI.
+
+        Args:
+            model_id: the repository or the URI.
+            field: READ_FIELD or ADAPTER_FIELD, for messages.
+        """
         if is_local(model_id):
-            return LocalModel(model_id)
-        return HubModel(self.api, model_id, self._endpoint, self._token)
+            return LocalModel(model_id, field)
+        return HubModel(self.api, model_id, self._endpoint, self._token, field)
 
     def resolve_dataset(self, dataset_id: str, revision: str) -> ModelCommit:
         """Return the commit of a data set's branch, tag or commit, and check that its files are readable.
@@ -142,14 +158,15 @@ class HubModel:
         model_id: owner/name.
         endpoint: the Hub's URL; None means huggingface.co.
         token: the token; False sends none.
+        field: READ_FIELD or ADAPTER_FIELD.
     """
 
-    def __init__(self, api: HfApi, model_id: str, endpoint: str | None, token: str | bool) -> None:
-        self._api, self._id, self._endpoint, self._token = api, model_id, endpoint, token
+    def __init__(self, api: HfApi, model_id: str, endpoint: str | None, token: str | bool, field: str) -> None:
+        self._api, self._id, self._endpoint, self._token, self._field = api, model_id, endpoint, token, field
 
     def resolve(self, revision: str) -> ModelCommit:
         """See ModelReader."""
-        with hub_errors(READ_FIELD, f"{self._id}@{revision}"):
+        with hub_errors(self._field, f"{self._id}@{revision}"):
             # The model's metadata is public even if its files are gated, so check the access first.
             self._api.auth_check(self._id)
             info = self._api.model_info(self._id, revision=revision)
@@ -160,7 +177,7 @@ class HubModel:
     @tracing.step("download")
     def download(self, commit: str, patterns: list[str] | None = None) -> Path:
         """See ModelReader. The folder is in the cache of HF_HOME."""
-        with hub_errors(READ_FIELD, f"{self._id}@{commit}"):
+        with hub_errors(self._field, f"{self._id}@{commit}"):
             folder = snapshot_download(
                 self._id, revision=commit, allow_patterns=patterns, endpoint=self._endpoint, token=self._token
             )
@@ -168,13 +185,29 @@ class HubModel:
 
     def etag(self, commit: str, name: str) -> str:
         """See ModelReader."""
-        with hub_errors(READ_FIELD, f"{self._id}@{commit}"):
+        return self._metadata(commit, name).etag or ""
+
+    def size(self, commit: str, name: str) -> int:
+        """See ModelReader."""
+        return self._metadata(commit, name).size or 0
+
+    def shapes(self, commit: str, name: str) -> dict[str, tuple[int, ...]]:
+        """See ModelReader. Only the header is downloaded, of at most 25 MB."""
+        with hub_errors(self._field, f"{self._id}@{commit}"):
+            try:
+                header = self._api.parse_safetensors_file_metadata(self._id, name, revision=commit)
+            except SafetensorsParsingError as error:
+                raise ValueError(f"{name} is not a safetensors file: {error}") from error
+        return {tensor: tuple(info.shape) for tensor, info in header.tensors.items()}
+
+    def _metadata(self, commit: str, name: str) -> HfFileMetadata:
+        with hub_errors(self._field, f"{self._id}@{commit}"):
             url = hf_hub_url(self._id, name, revision=commit, endpoint=self._endpoint)
-            return self._api.get_hf_file_metadata(url=url, token=self._token).etag or ""
+            return self._api.get_hf_file_metadata(url=url, token=self._token)
 
     def license(self, commit: str) -> dict[str, str]:
         """See ModelReader."""
-        with hub_errors(READ_FIELD, f"{self._id}@{commit}"):
+        with hub_errors(self._field, f"{self._id}@{commit}"):
             card = self._api.model_info(self._id, revision=commit).card_data
         return license_of({name: getattr(card, name, None) for name in LICENSE_FIELDS})
 
@@ -241,7 +274,7 @@ def hub_errors(field: str, subject: str = "") -> Iterator[None]:
     """Convert exceptions of huggingface_hub inside the block to a StageError; other exceptions pass.
 
     Args:
-        field: READ_FIELD, WRITE_FIELD or DATASET_FIELD, the part of the spec that the block is about.
+        field: READ_FIELD, ADAPTER_FIELD, WRITE_FIELD or DATASET_FIELD, the part of the spec that the block is about.
         subject: the repository, for the message.
 
     Raises:

@@ -1,10 +1,11 @@
-"""A base model in a local folder, for `tunemill run`."""
+"""A base model or adapter in a local folder, for `tunemill run`."""
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
+from safetensors import SafetensorError, safe_open
 from tunemill_api.failures import Reason
 from tunemill_api.local_files import local_path
 from tunemill_api.plain_text import plain
@@ -19,15 +20,16 @@ _SMALL_FILES = {"config.json", "tokenizer.json", "tokenizer_config.json"}
 
 
 class LocalModel:
-    """A base model in a local folder. Implements `ModelReader`."""
+    """A base model or adapter in a local folder. Implements `ModelReader`."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, field: str = "spec.baseModel") -> None:
         """Create the reader. It reads no file.
 
         Args:
             uri: the file:// URI of the folder.
+            field: the part of the spec that names it, for messages.
         """
-        self._uri, self._folder = uri, local_path(uri)
+        self._uri, self._folder, self._field = uri, local_path(uri), field
 
     def resolve(self, revision: str) -> ModelCommit:
         """Return the files with a digest as their commit; `revision` is ignored.
@@ -54,6 +56,16 @@ class LocalModel:
         del commit, name
         return ""
 
+    def size(self, commit: str, name: str) -> int:
+        """See ModelReader."""
+        del commit
+        return (self._folder / name).stat().st_size
+
+    def shapes(self, commit: str, name: str) -> dict[str, tuple[int, ...]]:
+        """See ModelReader."""
+        del commit
+        return shapes_of(self._folder / name)
+
     def license(self, commit: str) -> dict[str, str]:
         """See ModelReader."""
         del commit
@@ -73,8 +85,8 @@ class LocalModel:
         if not found:
             raise StageError(
                 Reason.BASE_MODEL_NOT_FOUND,
-                f"expected a folder with a model at spec.baseModel.id {self._folder}, found no folder or an empty one",
-                "Set spec.baseModel.id to the folder of a model with safetensors weights, or to its name on the Hub.",
+                f"expected a folder with a model at {self._field}.id {self._folder}, found no folder or an empty one",
+                f"Set {self._field}.id to the folder of a model with safetensors weights, or to its name on the Hub.",
             )
         return found
 
@@ -86,6 +98,19 @@ class LocalModel:
         except (OSError, ValueError, yaml.YAMLError):
             return {}
         return found if isinstance(found, dict) else {}
+
+
+def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor in a safetensors file, without loading the tensors.
+
+    Raises:
+        ValueError: it is not a valid safetensors file.
+    """
+    try:
+        with safe_open(path, framework="np") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is not a safetensors file: {error}") from error
 
 
 def license_of(card: Mapping[str, object]) -> dict[str, str]:

@@ -21,7 +21,7 @@ class ModelCommit:
 
 
 class ModelReader(Protocol):
-    """Reads one base model."""
+    """Reads one base model or adapter."""
 
     def resolve(self, revision: str) -> ModelCommit:
         """Return the commit of a branch, tag or commit, and check that its files are readable.
@@ -42,6 +42,21 @@ class ModelReader(Protocol):
 
         Raises:
             StageError: as `resolve`.
+        """
+
+    def size(self, commit: str, name: str) -> int:
+        """Return the size of a file in bytes.
+
+        Raises:
+            StageError: as `resolve`.
+        """
+
+    def shapes(self, commit: str, name: str) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each tensor in a safetensors file, by name, without reading the tensors.
+
+        Raises:
+            StageError: as `resolve`.
+            ValueError: it is not a valid safetensors file.
         """
 
     def license(self, commit: str) -> dict[str, str]:

@@ -34,8 +34,19 @@ from tunemill_trainer.release.servability import Verdict
 SECRETS = ("s3://secret-bucket", "s3.internal.example", "team-a", "hf-write", "hf-read")
 
 
-def facts(*added: str, publish: dict | None = None, dataset: dict | None = None, whole: bool = False) -> ReleaseFacts:
+ADAPTER = BaseModel("acme/week-1", "abcdef0123" * 4, {"adapter_model.safetensors": "ad" * 32})
+"""An adapter to start from."""
+
+
+def facts(
+    *added: str,
+    publish: dict | None = None,
+    dataset: dict | None = None,
+    whole: bool = False,
+    adapter_from: BaseModel | None = None,
+) -> ReleaseFacts:
     """The content of a card, for a run whose spec has locations that a card must not contain."""
+    start = {"adapter": {"id": adapter_from.id}} if adapter_from else {}
     base = BaseModel("google/gemma-2-2b-it", "0123456789abcdef" * 2 + "01234567")
     adapter, merged = "acme/support-tools", "acme/support-tools-merged"
     places = Artifacts(adapter, merged if added else "", report=False) if not whole else Artifacts("", adapter, False)
@@ -43,7 +54,7 @@ def facts(*added: str, publish: dict | None = None, dataset: dict | None = None,
     contract = Contract(ServingTarget.VLLM, base, places, verdict, ReplyFormat.HERMES)
     revisions = {adapter: "main", merged: "decade"}
     spec = {
-        "baseModel": {"id": "google/gemma-2-2b-it", "tokenSecretRef": {"name": "hf-read"}},
+        "baseModel": {"id": "google/gemma-2-2b-it", "tokenSecretRef": {"name": "hf-read"}, **start},
         "dataset": dataset or {"uri": "s3://secret-bucket/calls.jsonl", "endpoint": "https://s3.internal.example"},
         "publish": {"repository": "acme/support-tools", **(publish or {})},
     }
@@ -108,6 +119,7 @@ def facts(*added: str, publish: dict | None = None, dataset: dict | None = None,
         serving=contract.serving(revisions),
         launch=contract.launch(revisions[contract.served]),
         license={"license": "gemma"},
+        adapter=adapter_from,
     )
 
 
@@ -213,6 +225,16 @@ def test_the_augmentation_of_the_training_rows_is_shown():
     row = "| Augmentation | up to 3 tools of other rows, masked names in 50 % of the rows, seed 42; 0 rows added |"
     assert row in model_card(augmented)
     assert "Augmentation" not in model_card(facts())
+
+
+def test_the_adapter_to_start_from_is_named_with_its_commit_and_its_metrics():
+    """In the introduction, the training settings and the table; without one, the card does not change."""
+    plain, card = model_card(facts()), model_card(facts(adapter_from=ADAPTER))
+    assert f"[acme/week-1](https://huggingface.co/acme/week-1) (commit `{ADAPTER.revision[:12]}`)" in card
+    assert f"| Continued from | acme/week-1 at `{ADAPTER.revision}` |" in card
+    assert "| | base | adapter | tuned | 95 % interval | cases |\n|---|---:|---:|---:|---:|---:|" in card
+    assert "| | base | tuned | 95 % interval | cases |\n|---|---:|---:|---:|---:|" in plain
+    assert "Continued from" not in plain
 
 
 def test_metrics_are_shown_with_base_and_interval():

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from api.builders import fields_of_spec
 from trainer.release.signed_releases import NOON, SOURCES, a_release, signing_key
-from trainer.release.test_card import SECRETS, facts, model, outputs
+from trainer.release.test_card import ADAPTER, SECRETS, facts, model, outputs
 from tunemill_api.evaluation import Suite
 from tunemill_dev.sigstore.local import local_sigstore
 from tunemill_trainer.release import provenance
@@ -117,6 +117,29 @@ def with_suite(about: ReleaseFacts, **fields: str) -> ReleaseFacts:
     return replace(about, run=about.run.model_copy(update={"spec": spec}))
 
 
+def test_a_statement_names_the_adapter_to_start_from(tmp_path: Path):
+    """Commit and files. A later run reads from it which adapter of the repository this one was trained from."""
+    release = a_release(tmp_path)
+    statement = provenance.statement(release, facts(adapter_from=ADAPTER), SOURCES, NOON)
+    dependencies = statement.predicate.build_definition.resolved_dependencies
+    found = {each.name: each for each in dependencies if each.name.startswith(provenance.START_ADAPTER)}
+    purl = f"pkg:huggingface/acme/week-1@{ADAPTER.revision}"
+    file = "adapter_model.safetensors"
+    assert found == {
+        provenance.START_ADAPTER: provenance.Resource(
+            name=provenance.START_ADAPTER, uri=purl, digest={"gitCommit": ADAPTER.revision}
+        ),
+        f"{provenance.START_ADAPTER}: {file}": provenance.Resource(
+            name=f"{provenance.START_ADAPTER}: {file}", uri=f"{purl}#{file}", digest={"sha256": "ad" * 32}
+        ),
+    }
+    for document in (statement.to_bytes(), provenance.document(statement, signing_key())):
+        assert provenance.origin_of(document, ADAPTER.id) == provenance.Origin("ab" * 32, ADAPTER.revision)
+        assert provenance.origin_of(document, "acme/other") is None
+    assert provenance.origin_of(provenance.statement(release, facts(), SOURCES, NOON).to_bytes(), ADAPTER.id) is None
+    assert provenance.origin_of(b"no JSON", ADAPTER.id) is None
+
+
 def test_a_statement_has_no_private_locations_or_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The repository may be public: no bucket, endpoint, namespace, Secret, registry or data set."""
     monkeypatch.setenv("TUNEMILL_IMAGE", PINNED)
@@ -137,8 +160,8 @@ def test_a_statement_has_no_private_locations_or_names(tmp_path: Path, monkeypat
 
 def test_every_field_of_the_spec_is_in_the_statement_or_left_out_for_a_reason():
     """A new field needs a decision whether it may be public."""
-    replay = {"uri": "hf://acme/chat"}
-    spec = with_suite(facts(dataset={"uri": "hf://acme/calls", "augmentation": {}, "validation": {}, "replay": replay}))
+    parts = {"uri": "hf://acme/calls", "augmentation": {}, "validation": {}, "replay": {"uri": "hf://acme/chat"}}
+    spec = with_suite(facts(dataset=parts, adapter_from=ADAPTER)).run.spec
     shown: list[str] = []
 
     def walk(value: dict[str, Any], path: str) -> None:

@@ -49,6 +49,12 @@ def tokens(*added: str) -> Tokens:
             (a_spec(dataset={"uri": "s3://team/rows.jsonl", "replay": {**REPLAY, "share": share}}), "replay.share")
             for share in ("0", "1.0")
         ),
+        (a_spec(baseModel={"adapter": {"id": "acme/week-1"}}, adapter={"method": "Full"}), "spec.adapter.method"),
+        (a_spec(baseModel={"adapter": {"id": "acme/week-1"}}, adapter={"method": "AdaLoRA"}), "spec.adapter.method"),
+        (
+            a_spec(evaluation={"gates": [{"metric": "exact_match", "maxLossVsAdapter": "0"}]}),
+            "needs spec.baseModel.adapter",
+        ),
     ],
 )
 def test_contradicting_fields_are_refused(spec: FineTuneSpec, named: str) -> None:
