@@ -133,7 +133,7 @@ def test_a_statement_names_the_adapter_to_start_from(tmp_path: Path):
             name=f"{provenance.START_ADAPTER}: {file}", uri=f"{purl}#{file}", digest={"sha256": "ad" * 32}
         ),
     }
-    for document in (statement.to_bytes(), provenance.document(statement, signing_key())):
+    for document in (statement.to_bytes(), provenance.document(statement, signing_key()).statement):
         assert provenance.origin_of(document, ADAPTER.id) == provenance.Origin("ab" * 32, ADAPTER.revision)
         assert provenance.origin_of(document, "acme/other") is None
     assert provenance.origin_of(provenance.statement(release, facts(), SOURCES, NOON).to_bytes(), ADAPTER.id) is None
@@ -161,7 +161,7 @@ def test_a_statement_has_no_private_locations_or_names(tmp_path: Path, monkeypat
 def test_every_field_of_the_spec_is_in_the_statement_or_left_out_for_a_reason():
     """A new field needs a decision whether it may be public."""
     parts = {"uri": "hf://acme/calls", "augmentation": {}, "validation": {}, "replay": {"uri": "hf://acme/chat"}}
-    spec = with_suite(facts(dataset=parts, adapter_from=ADAPTER)).run.spec
+    spec = with_suite(facts(dataset=parts, adapter_from=ADAPTER))
     shown: list[str] = []
 
     def walk(value: dict[str, Any], path: str) -> None:
