@@ -91,10 +91,12 @@ def _configurations(base: Any) -> dict[str, Any]:  # noqa: ANN401
     task = {"task_type": "CAUSAL_LM"}
     lora = {"r": 8, "lora_alpha": 16, "target_modules": linear, **task}
     head = [*linear, "lm_head"]
+    table = base.get_input_embeddings()
+    embedding = next(name for name, module in base.named_modules() if module is table).rpartition(".")[2]
     return {
         "LoRA": LoraConfig(**lora),
         "rsLoRA": LoraConfig(**lora, use_rslora=True),
-        "LoRA with added tokens": LoraConfig(**lora, trainable_token_indices={"embed_tokens": [5]}),
+        "LoRA with added tokens": LoraConfig(**lora, trainable_token_indices={embedding: [5]}),
         "LoRA of the output layer": LoraConfig(**(lora | {"target_modules": head})),
         "LoRA with a rank pattern": LoraConfig(**lora, rank_pattern={linear[0]: 4}),
         "LoRA with an alpha pattern": LoraConfig(**lora, alpha_pattern={linear[0]: 4}),

@@ -77,9 +77,9 @@ SERVED = (
 NOT_SERVED = {
     "Gemma 4": "vLLM reads a call with a number in its arguments under another name, and loads adapters that Tunemill "
     "merges",
-    "Granite 4": "the small model with Mamba layers needs minutes of training",
-    "gpt-oss": "not measured yet",
-    "LFM2": "not measured yet",
+    "Granite 4": "its small model does not learn the calls in 400 steps",
+    "gpt-oss": "vLLM renders its prompts with the token ids of the models' own vocabulary",
+    "LFM2": "vLLM's kernels for a CPU give other replies than Transformers",
     "Llama 4": "vLLM's kernels for a CPU give other probabilities than Transformers",
     "Nemotron 3": "not measured yet",
     "Qwen3.5": "not measured yet",

@@ -5,6 +5,7 @@ The image has no program to run. docs/adr/0017 says why it is an image and no ar
 """
 
 import json
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -121,9 +122,23 @@ def _download(image: Image, repository: RegistryRepository, into: Path) -> Path:
         with archive.open("wb") as file:
             file.writelines(repository.blob(layer["digest"]))
         with tarfile.open(archive) as opened:
-            opened.extractall(into, filter="data")
+            _extract(opened, into)
         archive.unlink()
     return into / _FOLDER
+
+
+def _extract(layer: tarfile.TarFile, into: Path) -> None:
+    """Write the files of a layer. `extractall` needs the argument `filter`, which Python has only since 3.11.4.
+
+    The names are those of `build`: the client compares a download with the digest that was pushed.
+    """
+    for member in layer:
+        content, place = layer.extractfile(member), into / member.name
+        if content is None:
+            raise ValueError(f"{member.name} in a layer is not a file")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with content, place.open("wb") as file:
+            shutil.copyfileobj(content, file, _CHUNK)
 
 
 def _layer(path: Path, name: str) -> Layer:
