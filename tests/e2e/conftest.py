@@ -42,7 +42,9 @@ FAILED = pytest.StashKey[bool]()
 
 
 @pytest.fixture(scope="session")
-def testbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testbed]:
+def testbed(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> Iterator[Testbed]:
     """A cluster with the images and the chart, from the first worker that needs it.
 
     The others use its images. Images that they build themselves may have another hash, and would replace the Hub while
@@ -50,7 +52,9 @@ def testbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """
     logging.getLogger("tunemill_dev.kubectl").setLevel(logging.INFO)
     context, cluster = request.config.getoption("--context"), request.config.getoption("--cluster")
-    shared = tmp_path_factory.getbasetemp().parent
+    shared = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        shared = shared.parent  # of all workers; without workers, it is of all runs and has old images
     with ExitStack() as stack:
         with FileLock(shared / "e2e.lock"):
             images = shared / "e2e-images.json"
