@@ -81,7 +81,8 @@ NOT_SERVED = {
     "gpt-oss": "vLLM renders its prompts with the token ids of the models' own vocabulary",
     "LFM2": "on a CPU, vLLM gives other replies than Transformers; the cause is not known",
     "Llama 4": "on a CPU, vLLM gives other probabilities than Transformers; the cause is not known",
-    "Nemotron 3": "on a CPU, vLLM fails with `index 12 is out of bounds for dimension 0 with size 1`; the cause is not known",
+    "Nemotron 3": "on a CPU, vLLM fails with `index 12 is out of bounds for dimension 0 with size 1`; the cause is not "
+    "known",
     "Qwen3.5": "not measured yet",
 }
 """The other families of the catalogue, and what keeps them from being measured on a CPU."""
