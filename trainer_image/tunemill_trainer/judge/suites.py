@@ -19,7 +19,7 @@ from tunemill_trainer.prepared import Case
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one model made of a suite.
+    """The results of one model on a suite.
 
     Attributes:
         replies: its replies, one per case; none with the judge Likelihood.

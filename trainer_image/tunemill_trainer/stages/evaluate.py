@@ -52,7 +52,7 @@ from tunemill_trainer.tracking.trackers import Trackers
 _PUBLISHED_PREPARED, _PUBLISHED_TRAINED = "published-prepared", "published-trained"
 """Folders with the outputs of the published model."""
 _REPLIES_FILE, _LOSS_FILE = "replies.jsonl", "loss.json"
-"""What is stored of the base model: one of the two."""
+"""The base model's stored results: one of the two files."""
 
 _log = logging.getLogger(__name__)
 
@@ -124,10 +124,10 @@ class _Inputs:
 
 @dataclass(frozen=True)
 class _Outcomes:
-    """What all models made of the cases.
+    """The results of all models.
 
     Attributes:
-        base: what the base model made of the held-out cases, and of those of each suite.
+        base: the results of the base model on the held-out cases, and on those of each suite.
         tuned: the same of the tuned model.
         adapter: whether the adapter was merged for decoding, and why or why not.
         published: the replies of the published model to the held-out cases, with its call format; None when there is
@@ -235,7 +235,7 @@ def _download(context: StageContext, hub: Hub) -> dict[str, Any]:
 
 
 def _generate_all(inputs: _Inputs) -> _Outcomes:
-    """Let all models reply, one model in memory after the other."""
+    """Generate the replies of all models and measure losses, one model in memory after the other."""
     context, sets = inputs.context, [inputs.held_out, *inputs.suites]
     stored = context.ranks.decided_by_first(lambda: [_stored_of_base(context, each.key) for each in sets])
     waiting = [each for each, outcome in zip(sets, stored, strict=True) if outcome is None]
@@ -261,7 +261,7 @@ def _generate_all(inputs: _Inputs) -> _Outcomes:
 def _outcomes_of_base(
     inputs: _Inputs, sets: Sequence[_CaseSet], model: ModelLoader, progress: "_ReplyProgress"
 ) -> dict[str, Outcome]:
-    """Return what the base model makes of some cases, by the keys of their rows, and store it for later evaluations."""
+    """Return the base model's results by the keys of the rows, and store them for later evaluations."""
     tokenizer = load(inputs.base_folder) if inputs.tokens.added else inputs.tokenizer
 
     def in_own_tokens(sequences: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
@@ -284,7 +284,7 @@ def _outcomes_of_base(
 def _outcomes_of(
     inputs: _Inputs, load: Callable[[], Any], sets: Sequence[_CaseSet], progress: "_ReplyProgress"
 ) -> tuple[list[Outcome], str]:
-    """Return what a model with the tuned model's vocabulary makes of some cases, and whether its adapter was merged."""
+    """Return the results of a model with the tuned model's vocabulary, and whether its adapter was merged."""
     samples = [(*case.prompt_ids, *case.answer_ids) for case in inputs.held_out.cases]
     loaded, adapter = _for_decoding(load, samples, inputs.quantization)
     outcomes = [
@@ -522,7 +522,7 @@ def _texts(tokenizer: Tokenizer, sequences: Sequence[Sequence[int]]) -> list[str
 
 
 def _stored_of_base(context: StageContext, rows: str) -> Outcome | None:
-    """Return what an earlier evaluation stored of the base model; `rows` is the key of the rows."""
+    """Return the base model's results of an earlier evaluation, or None; `rows` is the key of the rows."""
     key = keys.base_evaluation_key(rows, context.spec)
     if context.workspace.manifest(BASE_REPLIES, key) is None:
         return None
@@ -536,7 +536,7 @@ def _stored_of_base(context: StageContext, rows: str) -> Outcome | None:
 
 
 def _store_of_base(context: StageContext, of: _CaseSet, outcome: Outcome) -> None:
-    """Commit what the base model made of the cases, for later evaluations on the same cases."""
+    """Commit the base model's results, for later evaluations on the same cases."""
     key = keys.base_evaluation_key(of.key, context.spec)
     folder = context.folder(f"base-replies-{key}")
     if outcome.replies:
