@@ -10,6 +10,9 @@ from tunemill_api.run_spec import RunSpec
 
 from tunemill_trainer.release import provenance
 
+_LONGEST = 500
+"""The most characters of a setting. MLflow refuses a request with a longer one, older versions from this length on."""
+
 
 @dataclass(frozen=True)
 class TrackedRun:
@@ -61,4 +64,4 @@ def _flat(value: JsonValue, path: str = "") -> Iterator[tuple[str, str]]:
         for name, part in value.items():
             yield from _flat(part, f"{path}.{name}" if path else name)
     else:
-        yield path, str(value)
+        yield path, str(value)[:_LONGEST]

@@ -120,7 +120,8 @@ def test_a_tracker_that_hangs_does_not_keep_a_stage(
 
 def test_a_run_has_one_identity_in_all_its_stages_and_no_location_in_its_settings() -> None:
     """Runs of two objects, two clusters or two ids differ."""
-    spec = FineTuneSpec.model_validate(a_spec())
+    tokens = [f"<token-{number}>" for number in range(60)]
+    spec = FineTuneSpec.model_validate(a_spec(tokenizer={"addTokens": tokens}))
     runs = [
         RunSpec(namespace=namespace, name="tools", run_id=run_id, spec=spec, cluster=cluster)
         for namespace, run_id, cluster in (("a", "r1", ""), ("b", "r1", ""), ("a", "r2", ""), ("a", "r1", "east"))
@@ -130,3 +131,4 @@ def test_a_run_has_one_identity_in_all_its_stages_and_no_location_in_its_setting
     assert TrackedRun.of(runs[0]).digest == found[0].digest
     assert found[0].settings["training.batchSize"] == str(spec.training.batch_size)
     assert not [value for value in found[0].settings.values() if spec.dataset.uri in value]
+    assert max(map(len, found[0].settings.values())) == 500
