@@ -92,7 +92,7 @@ def run(context: StageContext) -> tuple[PreparedFacts, bool]:
     chosen = _choose(context, dataset, models, files.template)
     if facts is None:
         facts = _prepare(context, key, dataset, chosen, fetched, models, adapter_facts, folder / "output")
-    made = suites.make(context, missing, dataset, chosen.choice, _read_options(context, files))
+    made = suites.make(context, missing, dataset, chosen.choice, _read_options(context, files)) if missing else {}
     context.progress.report(100)
     return facts.model_copy(update={"suites": [made.get(each.suite.name, each).facts for each in wanted]}), True
 

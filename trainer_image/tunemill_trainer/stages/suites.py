@@ -78,8 +78,6 @@ def make(
         StageError: DatasetEmpty, DatasetFormatUnknown, DatasetMalformed, DatasetInvalidRows, DatasetTooSmall or
             InvalidSpec.
     """
-    if not missing:
-        return {}
     made = {}
     with Requests(dataset, set(Split) - {Split.HELD_OUT}, context.stop.check) as learnt:
         for each in missing:
