@@ -92,7 +92,7 @@ def test_only_json_and_safetensors_are_downloaded() -> None:
     """What is not there cannot be run."""
     asked: list[list[str]] = []
     reader = SimpleNamespace(download=lambda _commit, patterns: asked.append(patterns) or Path())
-    hub = SimpleNamespace(model=lambda _id: reader)
+    hub = SimpleNamespace(model=lambda _id, _field: reader)
     models.fetch_base(hub, BaseModel("acme/tiny", "c0ffee"), None)
     assert asked == [["*.json", "model*.safetensors"]]
     assert tokenizer.FILES == ["*.json", "*.jinja", "additional_chat_templates/*"]

@@ -458,6 +458,7 @@ def test_the_parts_of_a_traced_stage_are_told_apart(site, monkeypatch):
         "fetch data",
         "estimate GPU memory",
         "read data",
+        "choose chat template",
         "download",
         "tokenise",
         "commit outputs",
