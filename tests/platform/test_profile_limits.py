@@ -54,7 +54,7 @@ PROFILE_SPECS: dict[str, Json] = {
     "open": {"limits": OPEN, "defaults": DEFAULTS},
     "explicit": {"limits": EXPLICIT},
     "no-gpus": {"limits": {"maxGpus": 0}},
-    "registries": {"limits": {"secrets": ["s3", "hf-*"], "endpoints": ["ghcr.io"]}},
+    "servers": {"limits": {"secrets": ["s3", "hf-*"], "endpoints": ["ghcr.io"]}},
     "unlimited": {"defaults": DEFAULTS},
 }
 
@@ -101,7 +101,9 @@ REFUSED: list[tuple[str, Json]] = [
     ("strict", {"baseModel": {"tokenSecretRef": {"name": "postgres", "key": "password"}}}),
     ("strict", {"publish": {"tokenSecretRef": {"name": "postgres", "key": "password"}}}),
     ("strict", {"publish": {"signing": {"keySecretRef": {"name": "cosign", "key": "k"}}}}),
-    ("registries", image({"name": "postgres"})),
+    ("servers", image({"name": "postgres"})),
+    ("servers", {"tracking": {"mlflow": {"uri": "https://ghcr.io", "credentialsSecretRef": {"name": "postgres"}}}}),
+    ("servers", {"tracking": {"wandb": {"endpoint": "https://ghcr.io", "tokenSecretRef": {"name": "postgres"}}}}),
     ("strict", template(serviceAccountName="admin")),
     ("strict", template(priorityClassName="system-node-critical")),
     ("strict", template(runtimeClassName="nvidia")),
