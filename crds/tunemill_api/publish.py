@@ -146,3 +146,8 @@ class Publish(ApiModel):
     """Secret with a token that can write to the repository's namespace. The train pod does not get it."""
     signing: Signing | None = None
     """Signs provenance.json, which records the inputs of a release. Absent: provenance.json is not signed."""
+
+    @property
+    def signs_keyless(self) -> bool:
+        """Whether Sigstore signs releases with the identity of the publish pod."""
+        return self.signing is not None and self.signing.keyless

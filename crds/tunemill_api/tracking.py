@@ -46,8 +46,8 @@ class WandB(ApiModel):
 class Tracking(ApiModel):
     """Experiment trackers. Train logs the settings and the losses, and evaluate the metrics and its report.
 
-    A tracker that cannot be reached does not stop or delay a stage: what cannot be logged is left out, with a warning
-    in the log of the pod. A change of these fields runs no stage again.
+    A tracker that cannot be reached does not stop a stage, and delays its end by at most 30 seconds. What cannot be
+    logged is left out, with a warning in the log of the pod. A change of these fields runs no stage again.
     """
 
     model_config = {

@@ -2,12 +2,11 @@
 
 import json
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx2
+from learn.servers import wait_until_it_answers
 from tunemill_dev.cluster.binaries import REGISTRY, ensure
 from tunemill_dev.cluster.pki import Authority
 from tunemill_dev.cluster.ports import free_ports
@@ -15,7 +14,6 @@ from tunemill_dev.cluster.ports import free_ports
 USER, PASSWORD = "alice", "let-me-in"
 _HASHED = "$2b$04$j0M7Ym6.dNBIBLEKOi/LgeBEZhiK/BrgekTRNbY5pwaIZzYz5BWzO"
 """The bcrypt hash of PASSWORD."""
-_SECONDS = 60
 
 
 @contextmanager
@@ -55,21 +53,8 @@ def a_registry(
     with log.open("w") as output:
         server = subprocess.Popen([program, str(folder / "config.yml")], stdout=output, stderr=output)
     try:
-        _wait(server, f"http{'s' if authority else ''}://{address}/v2/", log)
+        wait_until_it_answers(server, f"http{'s' if authority else ''}://{address}/v2/", log)
         yield address
     finally:
         server.terminate()
         server.wait(timeout=30)
-
-
-def _wait(server: subprocess.Popen, url: str, log: Path) -> None:
-    until = time.monotonic() + _SECONDS
-    while time.monotonic() < until:
-        assert server.poll() is None, log.read_text()
-        try:
-            httpx2.get(url, timeout=2, verify=False)
-        except httpx2.TransportError:
-            time.sleep(0.1)
-        else:
-            return
-    raise AssertionError(f"the registry does not answer after {_SECONDS} s: {log.read_text()}")

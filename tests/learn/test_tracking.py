@@ -1,19 +1,17 @@
 """A run that logs to a real MLflow server, and to a Weights & Biases that cannot be reached."""
 
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
+from learn.servers import wait_until_it_answers
 from learn.test_local_files import Machine
 from mlflow import MlflowClient
 from tunemill_api.stage_report import Stage
 from tunemill_dev.cluster.ports import free_ports
 
 MLFLOW = Path(__file__).parents[2] / "build" / "mlflow" / "bin"
-_SECONDS = 120
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +27,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process = subprocess.Popen(command, stdout=output, stderr=output, cwd=folder)
     url = f"http://127.0.0.1:{port}"
     try:
-        until = time.monotonic() + _SECONDS
-        while True:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < until, log.read_text()
-            try:
-                if httpx2.get(f"{url}/health", timeout=2).is_success:
-                    break
-            except httpx2.TransportError:
-                time.sleep(0.2)
+        wait_until_it_answers(process, f"{url}/health", log)
         yield url
     finally:
         process.terminate()

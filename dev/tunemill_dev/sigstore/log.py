@@ -116,7 +116,7 @@ def _root(leaves: list[bytes]) -> bytes:
 
 
 def _proof(index: int, leaves: list[bytes]) -> list[bytes]:
-    """Return the hashes beside the way from a leaf to the root."""
+    """Return the inclusion proof of a leaf: the hashes of the sibling nodes on its path to the root."""
     if len(leaves) == 1:
         return []
     half = _split(len(leaves))

@@ -73,7 +73,7 @@ def pod_inputs(spec: FineTuneSpec, work: Work, queue: Manifest) -> PodInputs:
         nodes=compute.nodes if trains and compute.nodes > 1 else None,
         model_cache=model_claim(spec, work.label),
         queue=queue,
-        keyless=True if work.label == "publish" and spec.publish.signing and spec.publish.signing.keyless else None,
+        keyless=(work.label == "publish" and spec.publish.signs_keyless) or None,
         pod=template_fields(spec.pod_templates.of(work.label)),
     )
 

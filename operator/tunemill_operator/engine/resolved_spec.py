@@ -124,7 +124,7 @@ def _check_signing(spec: FineTuneSpec) -> None:
     Raises:
         RefusedError: it needs it.
     """
-    if spec.publish.signing and spec.publish.signing.keyless:
+    if spec.publish.signs_keyless:
         raise RefusedError(
             Reason.LIMIT_EXCEEDED,
             "spec.publish.signing.keyless is true, but the platform team has not enabled keyless signing: ask for "

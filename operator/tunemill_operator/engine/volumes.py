@@ -155,8 +155,7 @@ def secrets_of(spec: FineTuneSpec) -> dict[str, SecretRef | SecretKeyRef]:
 
 def sigstore_config(spec: FineTuneSpec, label: str, platform: Platform) -> str | None:
     """Return the trust configuration with which the pod signs without a key. None if it does not."""
-    signing = spec.publish.signing
-    return platform.sigstore if label == "publish" and signing and signing.keyless else None
+    return platform.sigstore if label == "publish" and spec.publish.signs_keyless else None
 
 
 def model_claim(spec: FineTuneSpec, label: str) -> str:

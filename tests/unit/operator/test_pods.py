@@ -251,7 +251,7 @@ KEYLESS = {"publish": {"signing": {"keyless": True}}}
 
 @pytest.mark.parametrize("config", ["", '{"trustedRoot":{}}'], ids=["public", "private"])
 def test_only_the_publish_pod_of_a_keyless_run_gets_a_token_for_sigstore(config: str) -> None:
-    """It is valid for nothing else, and lies beside the trust configuration of the platform."""
+    """It is valid for nothing else. The same volume has the trust configuration of the platform."""
     platform = replace(PLATFORM, sigstore=config)
     path = f"{constants.SECRETS_DIRECTORY}/sigstore"
     jobs = {label: a_job(label, platform, **KEYLESS) for label in ("prepare", "train", "publish")}

@@ -1,7 +1,7 @@
 """provenance.json: the inputs of a release, as an in-toto statement with an SLSA provenance v1 predicate.
 
 It has the digest of every other file of the release. With a signing key it is a DSSE envelope, otherwise the plain
-statement. With keyless signing, its signature is in a bundle beside it. docs/how-to/provenance.md explains the build
+statement. With keyless signing, its signature is in a separate bundle. docs/how-to/provenance.md explains the build
 type. The repository may be public, so the statement leaves out the locations of data and workspace, their credentials
 and the pods, and identifies the training data by digest only.
 """
@@ -320,8 +320,7 @@ def is_signed(found: Document | None, signer: Signer) -> bool:
 
 def files_of(spec: FineTuneSpec) -> tuple[str, ...]:
     """Return the names of the files of `document` that a release with this spec has."""
-    signing = spec.publish.signing
-    return (PROVENANCE, BUNDLE) if signing and signing.keyless else (PROVENANCE,)
+    return (PROVENANCE, BUNDLE) if spec.publish.signs_keyless else (PROVENANCE,)
 
 
 def record_image(folder: Path) -> None:

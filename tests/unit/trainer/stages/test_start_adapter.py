@@ -1,4 +1,4 @@
-"""Which adapters training can continue from, and which fields of the spec may stand beside one."""
+"""Which adapters training can continue from, and which fields of the spec may be set together with one."""
 
 import json
 from pathlib import Path
