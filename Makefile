@@ -182,6 +182,10 @@ bench-trainer: $(READY) ## Measure the stages beside what they are compared to; 
 bench-distributed: $(READY) ## Compare two ranks with one, and with TRL; leaves build/bench/distributed.json
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tunemill_dev.bench.distributed
 
+.PHONY: bench-learning
+bench-learning: $(READY) ## Measure what each switch of dataset.augmentation gains; leaves build/bench/learning.json
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tunemill_dev.bench.learning
+
 .PHONY: bench-operator
 bench-operator: $(READY) ## Measure the operator beside Kubeflow Trainer; leaves build/bench/operator.json
 	@$(BIN)/python -m tunemill_dev.bench.operator

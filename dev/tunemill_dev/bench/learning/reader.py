@@ -1,0 +1,144 @@
+"""The base model of the benchmark: it has learned to read tools and to answer with a name and values, without markup.
+
+Like a real base model, it can use tools that it has never seen. Its answers are no tool calls: fine-tuning teaches it
+the call format, and must not make it forget to read.
+"""
+
+import json
+from pathlib import Path
+from random import Random
+from string import ascii_lowercase
+from typing import Any
+
+from tunemill_dev.bench.learning import tools
+from tunemill_dev.bench.learning.tools import SYSTEM, Row, Tool, all_tools, others, row
+from tunemill_dev.tiny.base import SPECIAL_TOKENS, TURN_TEMPLATE
+from tunemill_dev.tiny.cached import cached_model
+
+WIDTH, LAYERS, HEADS, VOCABULARY = 128, 3, 4, 1000
+STEPS, BATCH, LEARNING_RATE, WARM_UP = 1600, 24, 2e-3, 50
+NAMED_AT_RANDOM, UNFIT, PARALLEL = 0.4, 0.12, 0.2
+"""Shares of the rows whose tools have random names, in which no tool fits, and that need two calls."""
+
+
+def cached_reader() -> Path:
+    """Return the folder of the base model. The first call creates it, which takes minutes."""
+    return cached_model("reader", make_reader, sources=(__file__, tools.__file__))
+
+
+def pretraining_row(pool: list[Tool], random: Random) -> Row:
+    """Return a row with one to four tools, some of them with random names."""
+    tool = random.choice(pool)
+    offered = [tool, *others(tool, pool, random.randint(0, 3), random)]
+    if random.random() < NAMED_AT_RANDOM:
+        offered = [
+            Tool(each.verb, each.noun, each.slot, "".join(random.choices(ascii_lowercase, k=random.randint(4, 7))))
+            for each in offered
+        ]
+    fits = random.random() > UNFIT or len(offered) == 1
+    shown = offered if fits else offered[1:]
+    calls = 2 if random.random() < PARALLEL else 1
+    return row(offered[0], random.sample(shown, len(shown)), random, calls=calls, fits=fits)
+
+
+def make_reader(folder: Path, steps: int = STEPS) -> Path:
+    """Train the base model, and save it with its tokenizer. Returns the folder."""
+    import torch
+    import transformers
+    from transformers import get_cosine_schedule_with_warmup
+
+    random, pool = Random(0), all_tools()
+    tokenizer = _tokenizer(pool)
+    torch.manual_seed(0)
+    model = transformers.Qwen3ForCausalLM(
+        transformers.Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=3 * WIDTH,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            num_key_value_heads=HEADS,
+            head_dim=WIDTH // HEADS,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            initializer_range=0.08,
+            pad_token_id=0,
+            eos_token_id=1,
+            bos_token_id=2,
+        )
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, betas=(0.9, 0.98))
+    schedule = get_cosine_schedule_with_warmup(optimizer, WARM_UP, steps)
+    model.train()
+    for _ in range(steps):
+        batch = [_tokens(pretraining_row(pool, random), tokenizer) for _ in range(BATCH)]
+        length = max(len(ids) for ids, _ in batch)
+        ids = torch.zeros(BATCH, length, dtype=torch.long)
+        labels = torch.full((BATCH, length), -100)
+        for at, (whole, silent) in enumerate(batch):
+            ids[at, : len(whole)] = torch.tensor(whole)
+            labels[at, silent : len(whole)] = ids[at, silent : len(whole)]
+        loss = model(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    model.eval()
+    folder.mkdir(parents=True, exist_ok=True)
+    model.generation_config.eos_token_id = [1, tokenizer.convert_tokens_to_ids("<end_of_turn>")]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _turns(row: Row) -> list[dict[str, str]]:
+    """Return the turns of a row with the tools as text, and with name and arguments instead of calls."""
+    system, user, answer = row["messages"]
+    tools = "\n".join(json.dumps(tool["function"]) for tool in row["tools"])
+    calls = [f"{call['function']['name']} {call['function']['arguments']}" for call in answer.get("tool_calls", [])]
+    return [
+        {"role": "user", "content": f"{system['content']}\n\n{tools}\n\n{user['content']}"},
+        {"role": "assistant", "content": "\n".join(calls) or answer["content"]},
+    ]
+
+
+def _tokens(row: Row, tokenizer: Any) -> tuple[list[int], int]:  # noqa: ANN401 - transformers ships no types
+    """Return the token ids of a row, and the number of them in the prompt."""
+    turns = _turns(row)
+    prompt = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
+    return tokenizer.apply_chat_template(turns, return_dict=False), len(prompt)
+
+
+def _tokenizer(pool: list[Tool]) -> Any:  # noqa: ANN401
+    """Return a tokenizer in which the markup between words is a token, and a value is the same token everywhere."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    random = Random(1)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"[A-Za-z]+|[^A-Za-z]+"), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        min_frequency=2,
+        show_progress=False,
+    )
+    texts = [turn["content"] for _ in range(3000) for turn in _turns(pretraining_row(pool, random))]
+    tokenizer.train_from_iterator([*texts, SYSTEM, "user\n", "model\n", "tool\n", "system\n"], trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        extra_special_tokens=["<start_of_turn>", "<end_of_turn>"],
+    )
+    fast.chat_template = TURN_TEMPLATE
+    return fast
