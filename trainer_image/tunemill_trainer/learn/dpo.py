@@ -141,7 +141,7 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc] # trl ships no types
 
     def use_as_reference(self) -> None:
         """Make the current adapter the reference, by adding its log-probabilities to the rows."""
-        dataset: datasets.Dataset = self.train_dataset
+        dataset: datasets.Dataset = self.train_dataset  # type: ignore[has-type]
         rows, order = list(dataset), list[int]()
 
         def log_probabilities(numbers: Sequence[int]) -> torch.Tensor:
