@@ -62,11 +62,14 @@ class EvaluationSplit(ApiModel):
 
 
 class ValidationSplit(ApiModel):
-    """The validation split: rows of dataset.uri that are used neither for training nor for evaluation."""
+    """The validation split: rows that are used neither for training nor for evaluation."""
 
     fraction: Annotated[Fraction, _share("validation.fraction", "0.05")] = "0.05"
-    """Fraction of the rows, as a string. evaluation.seed selects them. Rows with the same prompt are always in the same
-    split."""
+    """Fraction of the rows of dataset.uri, as a string. evaluation.seed selects them. Rows with the same prompt are
+    always in the same split."""
+    uri: OptionalDataUri = ""
+    """Location of a separate validation data set, used instead of a fraction of the training rows. It has the form of
+    dataset.uri and is read with the same credentials."""
 
 
 class Replay(ApiModel):
@@ -74,7 +77,7 @@ class Replay(ApiModel):
 
     uri: DataUri
     """Location of the rows. It has the form of dataset.uri and is read with the same credentials. Rows with the prompt
-    of a row of dataset.uri or dataset.evaluation.uri are left out."""
+    of any row of dataset, dataset.evaluation or dataset.validation are left out."""
     format: DatasetFormat = DatasetFormat.AUTO
     """Format of the rows, as dataset.format."""
     share: Annotated[Fraction, _share("replay.share", "0.1")] = "0.1"
@@ -115,6 +118,7 @@ class Dataset(ApiModel):
             rule(
                 "!has(self.validation) || !has(self.validation.fraction) || !has(self.evaluation) || "
                 "!has(self.evaluation.fraction) || (has(self.evaluation.uri) && self.evaluation.uri != '') || "
+                "(has(self.validation.uri) && self.validation.uri != '') || "
                 "double(self.evaluation.fraction) + double(self.validation.fraction) < 1.0",
                 "dataset.evaluation.fraction and dataset.validation.fraction must add up to less than 1: no row would "
                 "be left for training",

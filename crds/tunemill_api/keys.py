@@ -20,7 +20,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 
-from tunemill_api.data import Augmentation, Replay
+from tunemill_api.data import Augmentation, Replay, ValidationSplit
 from tunemill_api.evaluation import Gate, Suite
 from tunemill_api.finetune import FineTuneSpec, effective_workspace
 from tunemill_api.scalars import ConfigMapKeyRef
@@ -45,6 +45,7 @@ _SOURCE_DEFAULTS: Form = {
     "endpoint": "",
     "region": "",
     "heldout.uri": "",
+    "validation.uri": "",
     "replay.uri": "",
     "tools": None,
     "template": None,
@@ -167,9 +168,9 @@ def prepare_key(spec: FineTuneSpec, resolved: dict[str, str]) -> str:
     Args:
         spec: the whole spec.
         resolved: the base model's commit (`baseModel`) and the sha256 of the training rows (`dataset`). If they exist,
-            also those of the rows of `spec.dataset.evaluation.uri` (`evaluation`) and of `spec.dataset.replay`
-            (`replay`), of the template (`chatTemplate`) and of the tools (`tools`). `tags` is the choice of tokenizer
-            mode Auto for tags that the base model lacks.
+            also those of the rows of `spec.dataset.evaluation.uri` (`evaluation`), of `spec.dataset.validation.uri`
+            (`validation`) and of `spec.dataset.replay` (`replay`), of the template (`chatTemplate`) and of the tools
+            (`tools`). `tags` is the choice of tokenizer mode Auto for tags that the base model lacks.
             `baseModelFiles` is the digest of the base model's files, because a server may serve other files for the
             same commit. `adapter` and `adapterFiles` are the same of the adapter from which training starts.
     """
@@ -250,6 +251,7 @@ def _sources(spec: FineTuneSpec, requested: str) -> Form:
         "endpoint": spec.dataset.endpoint,
         "region": spec.dataset.region,
         "heldout.uri": spec.dataset.evaluation.uri,
+        "validation.uri": spec.dataset.validation.uri if spec.dataset.validation else "",
         "replay.uri": spec.dataset.replay.uri if spec.dataset.replay else "",
         "tools": _reference(spec.tools.config_map_key_ref) if spec.tools else None,
         "template": _reference(template.config_map_key_ref) if template else None,
@@ -268,7 +270,7 @@ def _data(spec: FineTuneSpec) -> Form:
         "format": spec.dataset.format.value,
         "heldout.fraction": spec.dataset.evaluation.fraction,
         "heldout.seed": spec.dataset.evaluation.seed,
-        "validation": spec.dataset.validation.fraction if spec.dataset.validation else "",
+        "validation": _validation(spec.dataset.validation),
         "replay": _replay(spec.dataset.replay),
         "invalid": spec.dataset.max_invalid_fraction,
         "rows": spec.dataset.max_rows,
@@ -281,6 +283,11 @@ def _data(spec: FineTuneSpec) -> Form:
         "augmentation": _augmentation(spec.dataset.augmentation),
     }
     return _without(_DATA_DEFAULTS, form)
+
+
+def _validation(settings: ValidationSplit | None) -> str:
+    """Return the fraction. With separate rows it has no effect; they are part of prepare's key by their content."""
+    return settings.fraction if settings is not None and not settings.uri else ""
 
 
 def _replay(settings: Replay | None) -> tuple[str, ...] | None:

@@ -91,7 +91,8 @@ class DatasetFacts(StatusModel):
     duplicate_rows: int = 0
     """Number of rows that were left out because they are duplicates."""
     leaked_rows: int = 0
-    """Number of training rows that were left out because a row of dataset.evaluation.uri has the same prompt."""
+    """Number of rows that were left out because a row of dataset.evaluation.uri or dataset.validation.uri has the same
+    prompt."""
     tools: int = 0
     """Number of distinct tools that the rows offer or call."""
     longest_row_tokens: int = 0

@@ -153,6 +153,21 @@ def test_validation_rows_choose_the_epoch(site):
     assert "spec.dataset.validation.fraction" in few.remedy
 
 
+def test_validation_rows_of_a_separate_file_are_in_the_key_by_their_content(site):
+    """No row of dataset.uri becomes a validation row."""
+    plain, _, before = site.prepare()
+    validation = {"validation": {"uri": site.uri("validation.jsonl")}}
+    site.put(rows(8, seed=3), "validation.jsonl")
+    facts, _, prepared = site.prepare(dataset=validation)
+    assert facts.dataset.validation_rows == 8
+    assert facts.dataset.train_rows == plain.dataset.train_rows
+    assert [case.id for case in prepared.cases()] == [case.id for case in before.cases()]
+    site.put(rows(8, seed=4), "validation.jsonl")
+    other, executed, _ = site.prepare(dataset=validation)
+    assert executed
+    assert len({plain.key, facts.key, other.key}) == 3
+
+
 def test_a_prompt_of_a_case_is_what_a_server_renders(site):
     """The saved tokenizer, used as servers use it, gives the prompt that the case was prepared with."""
     from transformers import AutoTokenizer

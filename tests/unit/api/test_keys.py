@@ -213,6 +213,7 @@ IN_FORMS = {
     "dataset.evaluation.seed": 7,
     "dataset.evaluation.uri": "s3://other/held-out.jsonl",
     "dataset.validation.fraction": "0.1",
+    "dataset.validation.uri": "s3://other/validation.jsonl",
     "dataset.replay": {"uri": "s3://other/chat.jsonl", "share": "0.2"},
     "dataset.maxInvalidFraction": "0.1",
     "dataset.maxRows": 100,

@@ -26,6 +26,7 @@ _MAY_BE_LOCAL = (
     ("baseModel", "adapter", "id"),
     ("dataset", "uri"),
     ("dataset", "evaluation", "uri"),
+    ("dataset", "validation", "uri"),
     ("dataset", "replay", "uri"),
     ("evaluation", "suites", "uri"),
     ("workspace", "uri"),

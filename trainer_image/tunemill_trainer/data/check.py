@@ -12,7 +12,7 @@ from tunemill_api.data import DatasetFormat
 from tunemill_api.failures import Reason
 
 from tunemill_trainer.data import formats
-from tunemill_trainer.data.dataset import Dataset, DatasetBuilder, ReadOptions
+from tunemill_trainer.data.dataset import Dataset, DatasetBuilder, ReadOptions, Split
 from tunemill_trainer.data.files import DataFile, file_of_user, name_of
 from tunemill_trainer.data.findings import (
     REMEDIES,
@@ -124,10 +124,11 @@ def check(
         dataset = Dataset(DatasetFormat.OPENAI, Path(scratch) / "rows.jsonl", findings=found)
         with DatasetBuilder(dataset, how, tick=lambda: progress(dataset.rows)) as builder:
             # Held-out rows first, as in prepare: of two rows with the same request, the training row is excluded.
-            for path, held_out in [*((path, True) for path in evaluation), *((path, False) for path in files)]:
+            parts = [*((path, Split.HELD_OUT) for path in evaluation), *((path, None) for path in files)]
+            for path, part in parts:
                 try:
                     file = file_of_user(path, Path(scratch))
-                    found_formats[file.name] = _take_in(file, builder, dataset, how, held_out=held_out)
+                    found_formats[file.name] = _take_in(file, builder, dataset, how, part)
                 except OSError as error:
                     unreadable.append(error)
         usable = dataset.kept - (render(dataset) if render is not None and dataset.kept else 0)
@@ -145,7 +146,7 @@ def check(
 
 
 def _take_in(
-    file: DataFile, builder: DatasetBuilder, dataset: Dataset, how: ReadOptions, *, held_out: bool
+    file: DataFile, builder: DatasetBuilder, dataset: Dataset, how: ReadOptions, part: Split | None
 ) -> DatasetFormat | None:
     """Read a file and return its format, or None. What would end a run of prepare becomes a finding."""
     form = None
@@ -165,7 +166,7 @@ def _take_in(
             return None
         # No line is JSON. Reading reports that for each line, whatever the format.
     try:
-        builder.read(unparsed(file), file.name, held_out=held_out)
+        builder.read(unparsed(file), file.name, part)
     except BrokenFileError as error:
         dataset.findings.add(error.last, [Problem(Rule.NOT_JSON, full_text(error))])
     except StageError as error:

@@ -8,7 +8,7 @@ import json
 import logging
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
@@ -33,8 +33,9 @@ from tunemill_trainer.process.parallel import batches, ordered_map
 
 _log = logging.getLogger(__name__)
 
-_HELD_OUT, _TRAIN_ONLY, _REPLAY = -1.0, 1.0, 2.0
-"""The draws of rows that are always held out, of rows that are only trained on, and of rows of spec.dataset.replay."""
+_HELD_OUT, _TRAIN_ONLY, _REPLAY, _VALIDATION = -1.0, 1.0, 2.0, 3.0
+"""The draws of rows that are always held out, of rows that are only trained on, of rows of spec.dataset.replay, and of
+rows of spec.dataset.validation.uri."""
 
 _BATCH = 256
 """The rows that a worker reads per task."""
@@ -175,8 +176,8 @@ class Dataset:
         return SpooledRow(number, row, self._split_of(drawn))
 
     def _split_of(self, drawn: float) -> Split:
-        if drawn == _REPLAY:
-            return Split.REPLAY
+        if drawn >= _REPLAY:
+            return Split.REPLAY if drawn == _REPLAY else Split.VALIDATION
         if drawn < self.cut:
             return Split.HELD_OUT
         return Split.VALIDATION if drawn < self.validation_cut else Split.TRAIN
@@ -242,16 +243,22 @@ class ReadOptions:
 
 
 def read(
-    spec: api.Dataset, how: ReadOptions, train: Data, evaluation: Data | None, spool: Path, tick: Callable[[], None]
+    spec: api.Dataset,
+    how: ReadOptions,
+    train: Data,
+    separate: Mapping[Split, Data],
+    spool: Path,
+    tick: Callable[[], None],
 ) -> Dataset:
-    """Read the training data and, where spec.dataset.evaluation.uri names it, the held-out data.
+    """Read the training data, and the held-out and validation data if the spec names files for them.
 
     Args:
         spec: spec.dataset.
         how: the reading options.
         train: the files of spec.dataset.uri.
-        evaluation: the files of spec.dataset.evaluation.uri. These rows are read first. A training row with the request
-            of one of them is excluded, so that the evaluation has no requests from the training data.
+        separate: the files of spec.dataset.evaluation.uri (HELD_OUT) and of spec.dataset.validation.uri (VALIDATION).
+            Held-out rows are read first, then validation rows. A row with the request of one that was read before for
+            another split is excluded, so that splits share no requests.
         spool: the file to write. A file with the suffix .seen in the same folder is used temporarily.
         tick: called for every batch of rows. It may raise to stop.
 
@@ -262,23 +269,26 @@ def read(
     form = formats.detect(chain.from_iterable(map(records, train.files)), train.uri, how.format)
     dataset = Dataset(form, spool)
     with DatasetBuilder(dataset, how, tick) as builder:
-        if evaluation is not None:
-            builder.read(_all_items(evaluation), evaluation.uri, held_out=True)
-        held_out = dataset.kept
-        stream = _all_items(train)
+        kept = {}
+        for part in (Split.HELD_OUT, Split.VALIDATION):
+            if part in separate:
+                uri, before = separate[part].uri, dataset.kept
+                builder.read(_all_items(separate[part]), uri, part)
+                kept[uri] = dataset.kept - before
+        stream, before = _all_items(train), dataset.kept
         limited = islice(stream, spec.max_rows) if spec.max_rows else stream
-        builder.read(limited, train.uri, held_out=False)
+        builder.read(limited, train.uri)
     refuse_too_many_invalid(dataset, float(spec.max_invalid_fraction))
     if dataset.unsupervised and not dataset.kept:
         raise StageError(
             Reason.NOTHING_TO_LEARN,
             f"expected assistant messages in {train.uri}, found none in {dataset.unsupervised} rows",
         )
-    if evaluation is None:
+    if Split.HELD_OUT not in separate:
         dataset.cut = split.cut(builder.lowest, builder.highest, float(spec.evaluation.fraction))
-    else:
-        _refuse_empty_side(held_out, dataset.kept - held_out, evaluation.uri, train.uri)
-    validation = float(spec.validation.fraction) if spec.validation else 0.0
+    if separate:
+        _refuse_empty(kept | {train.uri: dataset.kept - before})
+    validation = float(spec.validation.fraction) if spec.validation and not spec.validation.uri else 0.0
     # The row with the highest draw is always trained on.
     dataset.validation_cut = min(dataset.cut + validation, builder.highest)
     return dataset
@@ -299,7 +309,7 @@ def read_others(how: ReadOptions, data: Data, spool: Path, known: "Requests") ->
     form = formats.detect(chain.from_iterable(map(records, data.files)), data.uri, how.format)
     dataset = Dataset(form, spool)
     with DatasetBuilder(dataset, how, known.check_stop, known.find) as builder:
-        builder.read(_all_items(data), data.uri, held_out=True)
+        builder.read(_all_items(data), data.uri, Split.HELD_OUT)
     return dataset
 
 
@@ -415,7 +425,7 @@ class DatasetBuilder:
     ) -> None:
         self._known = known
         self.lowest, self.highest = 1.0, 0.0
-        self._has_held_out = False
+        self._separate: list[Split] = []
         self._dataset = dataset
         self._how = how
         self._tick = tick
@@ -434,19 +444,21 @@ class DatasetBuilder:
         if exception[0] is None:
             self._note_imbalance()
 
-    def read(self, stream: Iterable[Line | Record], uri: str, *, held_out: bool) -> None:
+    def read(self, stream: Iterable[Line | Record], uri: str, part: Split | None = None) -> None:
         """Read rows.
 
         Args:
             stream: the rows.
             uri: their source, for messages.
-            held_out: whether all rows of the stream are held out. `Dataset.cut` and `Dataset.validation_cut` decide
-                about the rows of other streams.
+            part: HELD_OUT or VALIDATION for the split of all rows of the stream. None if `Dataset.cut` and
+                `Dataset.validation_cut` decide about each row.
 
         Raises:
             StageError: DatasetEmpty; BrokenFileError.
         """
         before = self._dataset.rows
+        if part is not None and part not in self._separate:
+            self._separate.append(part)
         how = self._how
         reader = RowReader(
             self._dataset.format,
@@ -460,11 +472,11 @@ class DatasetBuilder:
             self._tick()
             self._dataset.features.add(features)
             for result in batch:
-                self._add(result, held_out=held_out)
+                self._add(result, part)
         if self._dataset.rows == before:
             raise StageError(Reason.DATASET_EMPTY, f"expected rows in {uri}, found none")
 
-    def _add(self, result: "_ReadResult", *, held_out: bool) -> None:
+    def _add(self, result: "_ReadResult", part: Split | None) -> None:
         dataset, source = self._dataset, result.source
         dataset.rows += 1
         if result.row is None:
@@ -474,9 +486,9 @@ class DatasetBuilder:
             dataset.leave_out(source, result.problems)
             return
         dataset.findings.add(source, result.problems)
-        if self._has_held_out and not held_out and (leak := self._fingerprints.find(b"held out" + result.request)):
+        if problem := self._leak(result.request, part):
             dataset.leaked += 1
-            dataset.findings.add(source, [Problem(Rule.LEAKED, f"the held-out row at {leak} has the same request")])
+            dataset.findings.add(source, [problem])
         elif leak := self._known(result.request):
             dataset.leaked += 1
             problem = Problem(Rule.LEAKED, f"the row of spec.dataset at {leak} has the same request")
@@ -488,13 +500,20 @@ class DatasetBuilder:
             dataset.unsupervised += 1
             dataset.findings.add(source, [Problem(Rule.NOT_SUPERVISED, "the row has no assistant turn to train on")])
         else:
-            self._keep(result, result.row, held_out=held_out)
+            self._keep(result, result.row, part)
 
-    def _keep(self, result: "_ReadResult", row: str, *, held_out: bool) -> None:
+    def _leak(self, request: bytes, part: Split | None) -> Problem | None:
+        """Return the problem of a row whose request is in the separate data of another split."""
+        for other in self._separate:
+            if other is not part and (leak := self._fingerprints.find(other.value.encode() + request)):
+                return Problem(Rule.LEAKED, f"the {other} row at {leak} has the same request")
+        return None
+
+    def _keep(self, result: "_ReadResult", row: str, part: Split | None) -> None:
         dataset = self._dataset
-        if held_out:
-            self._fingerprints.before(b"held out" + result.request, result.source)
-            self._has_held_out, drawn = True, _HELD_OUT
+        if part is not None:
+            self._fingerprints.before(part.value.encode() + result.request, result.source)
+            drawn = _VALIDATION if part is Split.VALIDATION else _HELD_OUT
         else:
             drawn = _TRAIN_ONLY if result.unsupervised else split.draw(result.request, self._how.seed)
             self.lowest, self.highest = min(self.lowest, drawn), max(self.highest, drawn)
@@ -610,10 +629,11 @@ def _all_items(data: Data) -> Iterator[Line | Record]:
     return chain.from_iterable(unparsed(file) for file in data.files)
 
 
-def _refuse_empty_side(held_out: int, trained: int, evaluation: str, train: str) -> None:
-    for count, uri in ((held_out, evaluation), (trained, train)):
+def _refuse_empty(kept: Mapping[str, int]) -> None:
+    """Refuse data without a usable row; `kept` is their number by URI."""
+    for uri, count in kept.items():
         if not count:
             raise StageError(
                 Reason.DATASET_TOO_SMALL,
-                f"expected at least one usable row in {uri} that is not in the other split, found none",
+                f"expected at least one usable row in {uri} that is not in another split, found none",
             )

@@ -220,10 +220,10 @@ def _with_gpu_memory(context: StageContext, facts: PreparedFacts, base_folder: P
 
 @dataclass(frozen=True)
 class _Fetched:
-    """The data: training rows, and held-out rows, rows for replay and suites if the spec names files for them."""
+    """The data: training rows, and other rows for which the spec names files: of single splits, replay and suites."""
 
     train: Data
-    evaluation: Data | None
+    separate: dict[Split, Data]
     replay: Data | None
     suites: list[tuple[Suite, Data]]
 
@@ -235,9 +235,11 @@ def _fetch(context: StageContext, hub: Hub, folder: Path) -> _Fetched:
         lambda: s3.client(spec.endpoint, spec.region, context.credentials.s3("dataset")), hub, context.stop
     )
     train = places.fetch(spec.uri, "spec.dataset", folder / "train")
-    evaluation = None
+    separate = {}
     if spec.evaluation.uri:
-        evaluation = places.fetch(spec.evaluation.uri, "spec.dataset.evaluation", folder / "evaluation")
+        separate[Split.HELD_OUT] = places.fetch(spec.evaluation.uri, "spec.dataset.evaluation", folder / "evaluation")
+    if spec.validation is not None and spec.validation.uri:
+        separate[Split.VALIDATION] = places.fetch(spec.validation.uri, "spec.dataset.validation", folder / "validation")
     replay = None
     if spec.replay is not None:
         replay = places.fetch(spec.replay.uri, "spec.dataset.replay", folder / "replay")
@@ -246,7 +248,7 @@ def _fetch(context: StageContext, hub: Hub, folder: Path) -> _Fetched:
         for suite in context.spec.evaluation.suites
     ]
     context.progress.report(_FETCHED)
-    return _Fetched(train, evaluation, replay, of_suites)
+    return _Fetched(train, separate, replay, of_suites)
 
 
 @dataclass(frozen=True)
@@ -277,8 +279,9 @@ def _resolved(
         resolved["tags"] = _auto_mode(spec)[0].value
     if start is not None:
         resolved |= {"adapter": start.source.revision, "adapterFiles": start.source.digest}
-    if fetched.evaluation is not None:
-        resolved["evaluation"] = fetched.evaluation.digest
+    for split, name in ((Split.HELD_OUT, "evaluation"), (Split.VALIDATION, "validation")):
+        if split in fetched.separate:
+            resolved[name] = fetched.separate[split].digest
     if fetched.replay is not None:
         resolved["replay"] = fetched.replay.digest
     if files.template is not None:
@@ -292,7 +295,7 @@ def _resolved(
 def _read(context: StageContext, key: str, files: _UserFiles, fetched: _Fetched, spool: Path) -> Dataset:
     options, dataset = _read_options(context, files), context.spec.dataset
     try:
-        found = data.read(dataset, options, fetched.train, fetched.evaluation, spool, context.stop.check)
+        found = data.read(dataset, options, fetched.train, fetched.separate, spool, context.stop.check)
     except data.TooManyInvalidError as error:
         raise row_reports.with_report(context, Stage.PREPARE, key, error) from error
     if dataset.replay is not None and fetched.replay is not None:
@@ -478,7 +481,7 @@ def _write_examples(context: StageContext, dataset: Dataset, choice: Choice, wri
 
 
 _REMEDIES = {
-    Split.VALIDATION: "Raise spec.dataset.validation.fraction, or add rows.",
+    Split.VALIDATION: "Raise spec.dataset.validation.fraction, or add rows to spec.dataset.validation.uri.",
     Split.REPLAY: "Add rows to spec.dataset.replay whose prompts are not in spec.dataset, or remove it.",
 }
 """The remedies for empty splits that have settings of their own."""

@@ -291,6 +291,7 @@ def _refuse_local_files(run: RunSpec) -> None:
         "spec.baseModel.adapter.id": spec.base_model.adapter.id if spec.base_model.adapter else "",
         "spec.dataset.uri": spec.dataset.uri,
         "spec.dataset.evaluation.uri": spec.dataset.evaluation.uri,
+        "spec.dataset.validation.uri": spec.dataset.validation.uri if spec.dataset.validation else "",
         "spec.dataset.replay.uri": spec.dataset.replay.uri if spec.dataset.replay else "",
         **{f"spec.evaluation.suites[{suite.name}].uri": suite.uri for suite in spec.evaluation.suites},
         "spec.workspace.uri": spec.workspace.uri,

@@ -23,7 +23,7 @@ def written(folder, *, workers=1, max_length=4096, rows=ROWS, augmenter=None, re
     """Write rows, and return the statistics and the folder."""
     folder.mkdir()
     configured = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl", **spec})
-    found = data.read(configured, data.ReadOptions(), some_data(folder, rows), None, folder / "spool", lambda: None)
+    found = data.read(configured, data.ReadOptions(), some_data(folder, rows), {}, folder / "spool", lambda: None)
     if replay:
         with data.Requests(found, set(Split), lambda: None) as known:
             general = some_data(folder, replay, "general.jsonl")

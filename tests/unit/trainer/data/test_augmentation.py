@@ -189,7 +189,7 @@ def test_the_changes_of_a_row_depend_on_the_seed_and_its_number():
 def a_dataset(folder, rows):
     """Rows that were read."""
     spec = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl", "evaluation": {"fraction": "0.5"}})
-    return data.read(spec, data.ReadOptions(), some_data(folder, rows), None, folder / "spool", lambda: None)
+    return data.read(spec, data.ReadOptions(), some_data(folder, rows), {}, folder / "spool", lambda: None)
 
 
 def an_augmenter(dataset, settings=None):

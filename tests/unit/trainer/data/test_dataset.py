@@ -12,12 +12,13 @@ from tunemill_trainer.data.findings import Rule
 from tunemill_trainer.errors import StageError
 
 
-def read(folder, train, held_out=None, *, workers=1, contract=(), keep_unsupervised=False, **spec):
-    """Read rows as configured in spec.dataset."""
+def read(folder, train, held_out=None, chosen_by=None, *, workers=1, contract=(), keep_unsupervised=False, **spec):
+    """Read rows as configured in spec.dataset; held-out rows and validation rows (`chosen_by`) may be in own files."""
     configured = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl", **spec})
     how = dataset.ReadOptions(configured.format, contract, keep_unsupervised=keep_unsupervised, workers=workers)
-    evaluation = None if held_out is None else some_data(folder, held_out, "held-out.jsonl")
-    return dataset.read(configured, how, some_data(folder, train), evaluation, folder / "spool", lambda: None)
+    separate = {Split.HELD_OUT: (held_out, "held-out.jsonl"), Split.VALIDATION: (chosen_by, "validation.jsonl")}
+    files = {part: some_data(folder, rows, key) for part, (rows, key) in separate.items() if rows is not None}
+    return dataset.read(configured, how, some_data(folder, train), files, folder / "spool", lambda: None)
 
 
 def good(count, start=0):
@@ -178,6 +179,26 @@ def test_validation_rows_are_drawn_beside_separate_evaluation_data(tmp_path):
     assert found[:3] == [Split.HELD_OUT] * 3
     assert set(found[3:]) == {Split.TRAIN, Split.VALIDATION}
     assert 5 < found.count(Split.VALIDATION) < 45
+
+
+def test_validation_rows_may_be_in_a_file_of_their_own(tmp_path):
+    """No row of another split has their request, and all other rows are split as without them."""
+    spec = {"validation": {"uri": "s3://team-a/validation.jsonl", "fraction": "0.9"}}
+    found = read(tmp_path, good(200), chosen_by=good(10, start=195), **spec)
+    assert [item.split for item in found][:10] == [Split.VALIDATION] * 10
+    assert found.leaked == 5
+    last = found.findings.listed[-1].problem.message
+    assert last == "the validation row at validation.jsonl line 5 has the same request"
+    without, some = splits(read(tmp_path, good(195))), splits(found)
+    assert {row: some[row] for row in without} == without
+
+    both = read(tmp_path, good(20), good(3), good(5), evaluation={"uri": "s3://team-a/held-out.jsonl"}, **spec)
+    expected = [Split.HELD_OUT] * 3 + [Split.VALIDATION] * 2 + [Split.TRAIN] * 15
+    assert [item.split for item in both] == expected
+    assert both.leaked == 3 + 5
+
+    with pytest.raises(StageError, match=r"one usable row in s3://.*/validation\.jsonl that is not in another split"):
+        read(tmp_path, good(20), good(3), good(3), evaluation={"uri": "s3://team-a/held-out.jsonl"}, **spec)
 
 
 def others(folder, rows, found, *splits, key="chat.jsonl"):

@@ -68,7 +68,7 @@ def read(folder, content, **spec):
     """Run the first pass of prepare on a file."""
     configured = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl", **spec})
     how = dataset.ReadOptions(configured.format, workers=1)
-    return dataset.read(configured, how, some_data(folder, content), None, folder / "spool", lambda: None)
+    return dataset.read(configured, how, some_data(folder, content), {}, folder / "spool", lambda: None)
 
 
 @pytest.mark.parametrize("form", GOOD)

@@ -30,6 +30,7 @@ LEFT_OUT = {
     "dataset.endpoint": "where the data lies",
     "dataset.region": "where the data lies",
     "dataset.evaluation.uri": "where the data lies",
+    "dataset.validation.uri": "where the data lies",
     "dataset.replay.uri": "where the data lies",
     "dataset.augmentation.irrelevanceAnswer": "a text of the user's",
     "tools": "names a ConfigMap",
@@ -148,6 +149,7 @@ def test_a_statement_has_no_private_locations_or_names(tmp_path: Path, monkeypat
             "uri": uri,
             "endpoint": "https://s3.internal.example",
             "evaluation": {"uri": uri},
+            "validation": {"uri": uri},
             "replay": {"uri": uri},
         }
         about = with_suite(facts(dataset=rows), uri=uri, pattern="the-secret-bucket-of-s3://secret-bucket")
