@@ -188,6 +188,21 @@ class FineTuneSpec(ApiModel):
                 "and the ranks of an AdaLoRA adapter are final",
             ),
             rule(
+                "!has(self.training.preference) || has(self.dataset.validation)",
+                "training.preference needs dataset.validation: its rows decide whether the result is kept",
+            ),
+            rule(
+                "!has(self.training.preference) || self.adapter.method in ['LoRA', 'IA3']",
+                "training.preference works with adapter.method LoRA and IA3 only: it continues to train an adapter, "
+                "and the ranks of an AdaLoRA adapter are final",
+            ),
+            rule(
+                "!has(self.training.preference) || ((!has(self.compute.gpus) || self.compute.gpus <= 1) && "
+                "(!has(self.compute.nodes) || self.compute.nodes == 1))",
+                "training.preference works on one GPU or on the CPU of one pod only: set compute.gpus to 0 or 1 and "
+                "compute.nodes to 1",
+            ),
+            rule(
                 "has(self.baseModel.adapter) || !has(self.evaluation.gates) || "
                 "!self.evaluation.gates.exists(gate, has(gate.minGainOverAdapter) || has(gate.maxLossVsAdapter))",
                 "minGainOverAdapter and maxLossVsAdapter in evaluation.gates need baseModel.adapter",

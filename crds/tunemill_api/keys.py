@@ -25,7 +25,7 @@ from tunemill_api.evaluation import Gate, Suite
 from tunemill_api.finetune import FineTuneSpec, effective_workspace
 from tunemill_api.scalars import ConfigMapKeyRef
 from tunemill_api.status import Rival, SuiteDataFacts
-from tunemill_api.training import AdapterMethod
+from tunemill_api.training import AdapterMethod, Preference
 
 RECIPES: dict[str, int] = {"prepare": 5, "train": 2, "evaluate": 4, "publish": 3}
 """Increased when a stage computes a different output from the same inputs. Part of the keys, not of the inputs:
@@ -80,6 +80,7 @@ _TRAIN_DEFAULTS: Form = {
     "precision": "Auto",
     "patience": 0,
     "divergence": "Stop",
+    "preference": None,
     "quantization": "None",
     "method": "LoRA",
     "lora.rank": 16,
@@ -319,10 +320,23 @@ def _training(spec: FineTuneSpec) -> Form:
         "precision": training.precision.value,
         "patience": training.early_stopping.patience,
         "divergence": training.divergence.value,
+        "preference": _preference(training.preference),
         "quantization": spec.base_model.quantization.value,
         "method": spec.adapter.method.value,
     }
     return _without(_TRAIN_DEFAULTS, form | _adapter(spec))
+
+
+def _preference(settings: Preference | None) -> tuple[str, ...] | None:
+    if settings is None:
+        return None
+    return (
+        f"method={settings.method.value}",
+        f"prompts={settings.max_prompts}",
+        f"beta={settings.beta}",
+        f"rate={settings.learning_rate}",
+        f"epochs={settings.epochs}",
+    )
 
 
 def _adapter(spec: FineTuneSpec) -> dict[str, Value]:

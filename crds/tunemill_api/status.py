@@ -182,6 +182,35 @@ class PreparedFacts(StatusModel):
     Edits of the spec after prepare are not included."""
 
 
+class PreferenceFacts(StatusModel):
+    """Results of training.preference."""
+
+    prompts: int
+    """Number of training prompts that the model answered after the supervised training."""
+    pairs: int
+    """Number of wrong answers, each of which is a pair with the expected answer."""
+    steps: int = 0
+    """Number of optimizer steps. 0 if it was not trained: see note."""
+    learning_rate: str = ""
+    """Peak learning rate. Empty without steps."""
+    cases: int
+    """Number of assistant turns of the validation rows that both models answered."""
+    exact_before: str
+    """Fraction of these answers that are exactly right, before preference training: the expected calls with equal
+    arguments, or no call where none is expected."""
+    exact_after: str = ""
+    """The same after it. Empty without steps."""
+    loss_before: str
+    """Mean loss on the expected answers to these turns, before preference training."""
+    loss_after: str = ""
+    """The same after it. Empty without steps."""
+    kept: bool = False
+    """Whether the result is kept, because more answers are exactly right. Otherwise the adapter is that of the
+    supervised training."""
+    note: str = ""
+    """Why there are no steps."""
+
+
 class TrainedFacts(StatusModel):
     """Results of train."""
 
@@ -209,6 +238,8 @@ class TrainedFacts(StatusModel):
     """Peak GPU memory, micro-batch size, and how much gradient checkpointing was used."""
     adapter: str
     """URI of the trained adapter in the workspace, or of the whole model with the method Full."""
+    preference: PreferenceFacts | None = None
+    """Results of training.preference. Absent without it."""
 
 
 class MetricFacts(StatusModel):

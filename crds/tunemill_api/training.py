@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from tunemill_api.base import ApiModel
 from tunemill_api.scalars import AUTO, Fraction, NumberOrAuto, rule, rules
@@ -113,6 +113,15 @@ class Adapter(ApiModel):
     """Settings of an IA3 adapter. Only with method IA3."""
 
 
+def _rate_rule(field: str, example: str) -> dict[str, JsonValue]:
+    return rules(
+        rule(
+            f"self == '{AUTO}' || (double(self) > 0.0 && double(self) <= 1.0)",
+            f'{field} must lie above 0 and be at most 1, for example "{example}", or be Auto',
+        )
+    )
+
+
 class Scheduler(StrEnum):
     """Learning rate schedule after the warmup."""
 
@@ -172,16 +181,48 @@ class Divergence(StrEnum):
     IGNORE = "Ignore"
 
 
+class PreferenceMethod(StrEnum):
+    """Method of preference training."""
+
+    DPO = "DPO"
+
+
+class Preference(ApiModel):
+    """Preference training on the model's own mistakes, after the supervised training."""
+
+    method: PreferenceMethod = PreferenceMethod.DPO
+    """Method. DPO: direct preference optimization, with the adapter of the supervised training as the reference."""
+    max_prompts: Annotated[int, Field(ge=16, le=100_000)] = 1000
+    """Maximum number of training prompts that the model answers, a random sample. Every wrong answer becomes a pair in
+    which the expected answer is preferred to it."""
+    beta: Annotated[
+        Fraction,
+        Field(json_schema_extra=rules(rule("double(self) > 0.0", "training.preference.beta must be above 0"))),
+    ] = "0.1"
+    """Strength with which the model is kept close to the reference, above 0 and at most 1. Lower values change it
+    more."""
+    learning_rate: Annotated[
+        NumberOrAuto, Field(json_schema_extra=_rate_rule("training.preference.learningRate", "1e-5"))
+    ] = AUTO
+    """Peak learning rate. Auto: a tenth of the rate of the supervised training."""
+    epochs: Annotated[int, Field(ge=1, le=100)] = 1
+    """Number of passes over the pairs."""
+
+
 class Training(ApiModel):
     """Training hyperparameters, with the names that Transformers and TRL use."""
 
     model_config = {
         "json_schema_extra": rules(
             rule(
+                "!has(self.preference) || !has(self.lossOn) || self.lossOn == 'Assistant'",
+                "training.preference requires training.lossOn Assistant: other tokens are no expected answers",
+            ),
+            rule(
                 # The API server checks the default {} before it fills in the fields' own defaults.
                 "!has(self.turns) || !has(self.lossOn) || self.turns == 'All' || self.lossOn == 'Assistant'",
                 "training.turns Last requires training.lossOn Assistant: with All the loss is computed on all tokens",
-            )
+            ),
         )
     }
 
@@ -189,17 +230,7 @@ class Training(ApiModel):
     """Number of passes over the training rows."""
     max_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     """Number of optimizer steps, used instead of epochs. 0: use epochs."""
-    learning_rate: Annotated[
-        NumberOrAuto,
-        Field(
-            json_schema_extra=rules(
-                rule(
-                    f"self == '{AUTO}' || (double(self) > 0.0 && double(self) <= 1.0)",
-                    'training.learningRate must lie above 0 and be at most 1, for example "1e-4", or be Auto',
-                )
-            )
-        ),
-    ] = AUTO
+    learning_rate: Annotated[NumberOrAuto, Field(json_schema_extra=_rate_rule("training.learningRate", "1e-4"))] = AUTO
     """Peak learning rate, reached after the warmup. Auto: a rate for the method and for the base model's number of
     weights, for example 1e-4 for LoRA and 1e-5 for Full on 8 billion weights. The field `trained` of train's entry in
     status.stages has the rate that was used."""
@@ -231,3 +262,7 @@ class Training(ApiModel):
     divergence: Divergence = Divergence.STOP
     """What to do if the loss rises above that of random guessing. Stop: fail the run and suggest a learning rate.
     Ignore: continue. A loss that is NaN or infinite fails the run in every case."""
+    preference: Preference | None = None
+    """Preference training on the model's own mistakes, after the supervised training. The result is kept only if it
+    answers more rows of dataset.validation exactly right. With adapter.method LoRA or IA3, on one GPU or the CPU of one
+    pod. Absent: supervised training only."""

@@ -15,6 +15,7 @@ def of_train(**fields: Any) -> dict[str, Any]:
 
 
 CHAT = {"name": "chat", "uri": "s3://team-a/chat.jsonl", "judge": "Likelihood"}
+PREFERENCE: dict[str, Any] = {"dataset": {"validation": {}}, "training": {"preference": {}}}
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,18 @@ CHAT = {"name": "chat", "uri": "s3://team-a/chat.jsonl", "judge": "Likelihood"}
         ({"dataset": {"validation": {"fraction": "0"}}}, "validation.fraction must be between 0 and 1"),
         ({"dataset": {"evaluation": {"fraction": "0.6"}, "validation": {"fraction": "0.5"}}}, "must add up to less"),
         ({"adapter": {"lora": {"dropout": "1"}}}, "adapter.lora.dropout must be below 1"),
+        ({"training": {"preference": {}}}, "training.preference needs dataset.validation"),
+        (PREFERENCE | {"adapter": {"method": "Full"}}, "training.preference works with adapter.method LoRA and IA3"),
+        (PREFERENCE | {"compute": {"gpus": 2}}, "training.preference works on one GPU or on the CPU of one pod"),
+        (
+            PREFERENCE | {"training": {"preference": {}, "lossOn": "All"}},
+            "training.preference requires training.lossOn Assistant",
+        ),
+        (PREFERENCE | {"training": {"preference": {"beta": "0"}}}, "training.preference.beta must be above 0"),
+        (
+            PREFERENCE | {"training": {"preference": {"learningRate": "2"}}},
+            "training.preference.learningRate must lie above 0",
+        ),
         ({"training": {"warmupRatio": "1.0"}}, "training.warmupRatio must be below 1"),
         ({"evaluation": {"gates": [{"metric": "exact_match"}]}}, "a gate needs at least one of min"),
         (

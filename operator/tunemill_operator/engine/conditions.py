@@ -14,6 +14,7 @@ from tunemill_api.status import (
     ModelKeys,
     PastRun,
     Phase,
+    PreferenceFacts,
     RunStatus,
     StageState,
     StageStatus,
@@ -181,7 +182,8 @@ def _achievement(stage: Stage, facts: Facts) -> str:
                 f"base model at {model}{adapter}"
             )
         case Stage.TRAIN if facts.trained:
-            return f"{facts.trained.steps} steps on {facts.trained.device}, loss {facts.trained.loss}"
+            steps = f"{facts.trained.steps} steps on {facts.trained.device}, loss {facts.trained.loss}"
+            return f"{steps}{_preferred(facts.trained.preference)}"
         case Stage.EVALUATE if facts.evaluation:
             metrics = [f"{m.name} {m.tuned} (base {m.base})" for m in facts.evaluation.metrics if m.tuned]
             suites = [f"suite {s.name} {s.tuned} (base {s.base})" for s in facts.evaluation.suites]
@@ -190,6 +192,14 @@ def _achievement(stage: Stage, facts: Facts) -> str:
             at = f"{facts.published.repository} at {facts.published.revision[:12]}"
             return f"draft on the branch {facts.published.branch} of {at}" if facts.published.draft else at
     return ""
+
+
+def _preferred(facts: PreferenceFacts | None) -> str:
+    """Return the result of preference training as text; empty without it."""
+    if facts is None:
+        return ""
+    result = "kept" if facts.kept else "discarded" if facts.steps else facts.note
+    return f", preference training on {facts.pairs} pairs {result}"
 
 
 def _gate(ledger: Ledger, gate_results: Sequence[GateFacts]) -> tuple[ConditionType, str, str, str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -13,13 +13,16 @@ from tunemill_trainer.learn.out_of_memory import Shortage, attempt
 from tunemill_trainer.learn.passes import Row
 from tunemill_trainer.process.ranks import Ranks
 
+T = TypeVar("T")
+
 _PASS_TOKENS = 4096
 """The initial maximum of tokens in a forward pass. On a CPU, all logits of the answers are in memory at once."""
 
 
 def losses_of_passes(
-    loss_of: Callable[[Sequence[Row]], torch.Tensor],
-    rows: Sequence[Row],
+    loss_of: Callable[[Sequence[T]], torch.Tensor],
+    rows: Sequence[T],
+    lengths: Sequence[int],
     tokens: int,
     smaller: Callable[[Shortage, Sequence[int], int | None], int],
     *,
@@ -30,12 +33,12 @@ def losses_of_passes(
     Args:
         loss_of: computes the loss of a pass.
         rows: the rows.
+        lengths: tokens of each row.
         tokens: the maximum number of tokens of a pass.
         smaller: called when a pass did not fit into memory, with the lengths of the rows that are left and a smaller
             maximum, or None if every row has a separate pass already. Returns the maximum to continue with, or raises.
         padded: whether rows are padded to the longest of their pass.
     """
-    lengths = [len(row["input_ids"]) for row in rows]
     losses: list[torch.Tensor] = []
     waiting = split(lengths, tokens, padded=padded)
     while waiting:
@@ -84,8 +87,10 @@ def summed_loss(
         on_progress(done)
         return loss
 
-    mine = deal([len(row["input_ids"]) for row in rows], ranks.count)[ranks.index]
-    losses = losses_of_passes(loss_of, [rows[at] for at in mine], _PASS_TOKENS >> memory_kills, _smaller, padded=True)
+    lengths = [len(row["input_ids"]) for row in rows]
+    mine = deal(lengths, ranks.count)[ranks.index]
+    own, own_lengths = [rows[at] for at in mine], [lengths[at] for at in mine]
+    losses = losses_of_passes(loss_of, own, own_lengths, _PASS_TOKENS >> memory_kills, _smaller, padded=True)
     return sum(ranks.gather(float(sum(losses))))
 
 

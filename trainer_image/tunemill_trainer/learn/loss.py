@@ -63,10 +63,26 @@ def score_in_tiles(model: Any, batch: Pass) -> Scores:  # noqa: ANN401
 
     TRL's own forward method selects the supervised tokens on the device, for which the host has to wait.
     """
+    log_probabilities, *_, first = target_figures(model, batch, ("is_top1",))
+    return Scores(-log_probabilities.sum(), first.sum())
+
+
+def target_figures(model: Any, batch: Pass, also: tuple[str, ...]) -> tuple[Any, ...]:  # noqa: ANN401
+    """Return figures of the supervised tokens, each as a tensor of shape (targets,), computed with TRL's GPU kernel.
+
+    Args:
+        model: a causal language model, with or without a PEFT adapter.
+        batch: the forward pass.
+        also: the figures to compute besides the log-probability, by TRL's names.
+
+    Returns:
+        Log-probability, with gradient, then entropy, log_sum_sq_probs, mean_logits and is_top1; None for those that
+        are not in `also`.
+    """
     model = model.get_base_model() if isinstance(model, PeftModel) else model
     hidden = without_head(model)(**batch.inputs, use_cache=False).last_hidden_state
     head, (softcap, scale) = model.get_output_embeddings(), _logit_transform(model.config.get_text_config())
-    log_probabilities, *_, first = LogProbs.apply(
+    figures: tuple[Any, ...] = LogProbs.apply(
         hidden.flatten(0, 1).index_select(0, batch.predicts),
         head.weight,
         # PEFT's wrapper for trained rows has no bias attribute.
@@ -76,9 +92,9 @@ def score_in_tiles(model: Any, batch: Pass) -> Scores:  # noqa: ANN401
         _VOCABULARY_TILE,
         softcap,
         scale,
-        ("is_top1",),
+        also,
     )
-    return Scores(-log_probabilities.sum(), first.sum())
+    return figures
 
 
 @contextmanager

@@ -25,6 +25,11 @@ class Step:
     rows: Sequence[Row]
 
 
+def step_of(rows: Sequence[Row]) -> dict[str, Step]:
+    """Return the rows of an optimizer step as a batch: the data collator of the trainers."""
+    return {"step": Step(rows)}
+
+
 @dataclass(frozen=True, eq=False)
 class Pass:
     """The inputs and targets of a forward pass.

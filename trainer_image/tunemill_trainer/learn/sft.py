@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import pyarrow.compute as pc
 import torch
 from peft import PeftConfig
-from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, set_seed
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 from trl import SFTConfig
 from tunemill_api.training import Scheduler, Training
 
@@ -29,6 +29,8 @@ from tunemill_trainer.learn.plan import Plan
 from tunemill_trainer.learn.trainer import MicroBatchTrainer, RankAllocation
 from tunemill_trainer.process import tracing
 from tunemill_trainer.process.ranks import Ranks
+
+Config = TypeVar("Config", bound=TrainingArguments)
 
 _SCHEDULERS = {Scheduler.COSINE: "cosine", Scheduler.LINEAR: "linear", Scheduler.CONSTANT: "constant_with_warmup"}
 
@@ -132,7 +134,14 @@ def train(
             padded=not laid_end_to_end,
             ranks=run.ranks,
             model=model,
-            args=_config(run),
+            args=trainer_config(
+                run,
+                SFTConfig,
+                dataset_kwargs={"skip_prepare_dataset": True},  # prepare has tokenized and masked the rows
+                save_strategy="steps",
+                save_steps=training.checkpoint.every_steps,
+                save_total_limit=run.kept_on_disk,
+            ),
             train_dataset=ordered,
             processing_class=tokenizer,
             peft_config=adapter,
@@ -141,7 +150,7 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)
         if not run.weights.compact:
-            _train_in_full_precision(trainer.model)
+            train_in_full_precision(trainer.model)
         if run.start is not None:
             load_weights(trainer.model, run.start)
         new_rows.use_in_place(trainer.model)
@@ -172,12 +181,19 @@ def train(
     )
 
 
-def _config(run: Run) -> SFTConfig:
+def trainer_config(run: Run, kind: type[Config], **settings: Any) -> Config:  # noqa: ANN401
+    """Return the configuration of a trainer of TRL.
+
+    Args:
+        run: the settings of the run.
+        kind: the class of the configuration.
+        settings: further arguments of this class.
+    """
     training, plan = run.training, run.plan
-    config = SFTConfig(
+    config: Config = kind(
         output_dir=str(run.folder),
         max_steps=plan.steps,
-        per_device_train_batch_size=training.batch_size,  # MicroBatchTrainer splits it
+        per_device_train_batch_size=training.batch_size,  # the trainer splits it into passes
         gradient_accumulation_steps=1,
         learning_rate=float(training.learning_rate),
         lr_scheduler_type=_SCHEDULERS[training.scheduler],
@@ -188,19 +204,16 @@ def _config(run: Run) -> SFTConfig:
         fp16=run.dtype is torch.float16,
         use_cpu=run.device.kind == "cpu",
         dataloader_pin_memory=False,  # the loader has plain lists; `passes` creates and pins the tensors
-        # MicroBatchTrainer enables it when memory is not enough.
+        # The trainer enables it when memory is not enough.
         gradient_checkpointing=False,
-        # Prepare has tokenized and masked the rows, and left out those that are too long.
+        # The rows have token ids, and those that are too long were left out.
         max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True},
         logging_steps=plan.log_every,
         logging_first_step=True,
         logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=training.checkpoint.every_steps,
-        save_total_limit=run.kept_on_disk,
         report_to="none",
         disable_tqdm=True,
+        **settings,
     )
     # Outside a cluster, more GPUs may be visible than requested, and Transformers would use all with DataParallel.
     config._n_gpu = min(1, config.n_gpu)  # noqa: SLF001
@@ -225,7 +238,7 @@ def _compact_optimizer(run: Run) -> tuple[type[StochasticAdamW8bit], dict[str, A
     return StochasticAdamW8bit, {"lr": float(run.training.learning_rate)}
 
 
-def _train_in_full_precision(model: Any) -> None:  # noqa: ANN401
+def train_in_full_precision(model: Any) -> None:  # noqa: ANN401
     """Convert trained parameters to FP32: at common learning rates, an update of AdamW is too small for BF16."""
     for parameter in model.parameters():
         if parameter.requires_grad:

@@ -26,7 +26,7 @@ from tunemill_trainer.learn.loss import score_for
 from tunemill_trainer.learn.memory_settings import Checkpointing, MemorySettings
 from tunemill_trainer.learn.micro_batches import deal, halved, split
 from tunemill_trainer.learn.out_of_memory import Shortage, attempt
-from tunemill_trainer.learn.passes import Pass, Row, Step
+from tunemill_trainer.learn.passes import Pass, Row, Step, step_of
 from tunemill_trainer.process.ranks import Ranks
 
 TRAINABLE_FILE = "trainable.safetensors"
@@ -71,7 +71,7 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
         ranks: Ranks,
         **arguments: Any,  # noqa: ANN401
     ) -> None:
-        super().__init__(data_collator=_step_of, **arguments)
+        super().__init__(data_collator=step_of, **arguments)
         self.memory_settings = memory_settings
         self._ranks = ranks
         self._dealt_tokens = memory_settings.pass_tokens
@@ -259,8 +259,8 @@ class MicroBatchTrainer(SFTTrainer):  # type: ignore[misc] # trl ships no types
             self._save_memory(shortage, self.memory_settings.reduced_held_out(tokens), lengths)
             return self.memory_settings.held_out_tokens
 
-        tokens = self.memory_settings.held_out_tokens
-        return losses_of_passes(self._summed_loss, rows, tokens, smaller, padded=self._padded)
+        tokens, lengths = self.memory_settings.held_out_tokens, [len(row["input_ids"]) for row in rows]
+        return losses_of_passes(self._summed_loss, rows, lengths, tokens, smaller, padded=self._padded)
 
     def _summed_loss(self, rows: Sequence[Row]) -> torch.Tensor:
         """Return the summed loss of the supervised tokens of a forward pass, as a tensor on the device."""
@@ -420,10 +420,6 @@ def adalora_of(model: Any) -> AdaLoraModel | None:  # noqa: ANN401 - a PeftModel
     """Return the AdaLoRA tuner of a model, or None."""
     tuner = getattr(model, "base_model", None)
     return tuner if isinstance(tuner, AdaLoraModel) else None
-
-
-def _step_of(rows: list[Row]) -> dict[str, Step]:
-    return {"step": Step(rows)}
 
 
 def _orthogonality_penalty(adalora: AdaLoraModel) -> torch.Tensor:

@@ -383,6 +383,8 @@ def _training(facts: ReleaseFacts) -> str:
         ("Trained on", f"{facts.trained.device}, {facts.trained.train_seconds} s"),
         ("Training loss", f"from {facts.trained.first_loss} to {facts.trained.loss}"),
     ]
+    if training.preference and facts.trained.preference:
+        rows.insert(-2, ("Preference training", labels.preference(training.preference, facts.trained.preference)))
     if augmentation := facts.run.spec.dataset.augmentation:
         rows.insert(3, ("Augmentation", f"{labels.augmentation(augmentation)}; {data.added_rows} rows added"))
     if facts.adapter:

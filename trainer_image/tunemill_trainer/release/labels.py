@@ -5,8 +5,8 @@ from tunemill_api.data import Augmentation
 from tunemill_api.evaluation import Judge
 from tunemill_api.finetune import Quantization
 from tunemill_api.scalars import AUTO
-from tunemill_api.status import DatasetFacts, TrainedFacts
-from tunemill_api.training import Training
+from tunemill_api.status import DatasetFacts, PreferenceFacts, TrainedFacts
+from tunemill_api.training import Preference, Training
 
 METRICS = {
     "tool_name_accuracy": "Correct tool",
@@ -80,6 +80,18 @@ def learning_rate(training: Training, trained: TrainedFacts) -> str:
     automatic = training.learning_rate == AUTO and trained.learning_rate
     rate = f"{trained.learning_rate} ({AUTO})" if automatic else training.learning_rate
     return f"{rate}, {training.scheduler.value}, warmup ratio {training.warmup_ratio}"
+
+
+def preference(settings: Preference, facts: PreferenceFacts) -> str:
+    """Return what was trained on the model's own mistakes, its effect on the validation rows, and what was kept."""
+    found = f"{settings.method.value}, {facts.pairs} wrong answers to {facts.prompts} training prompts"
+    if not facts.steps:
+        return f"{found}; {facts.note}"
+    return (
+        f"{found}, beta {settings.beta}, learning rate {facts.learning_rate}, {facts.steps} steps; exactly right on "
+        f"validation rows {facts.exact_before} before and {facts.exact_after} after, loss {facts.loss_before} and "
+        f"{facts.loss_after}; {'kept' if facts.kept else 'discarded'}"
+    )
 
 
 def augmentation(settings: Augmentation) -> str:

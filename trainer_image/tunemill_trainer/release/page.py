@@ -202,7 +202,7 @@ def _recipe(facts: PageFacts) -> list[tuple[str, str]]:
     settings = next((block for name, block in blocks.items() if name.lower() == method.lower()), {})
     length = f"{facts.trained.steps:,} steps of {training.batch_size} rows"
     quantization, start = facts.run.spec.base_model.quantization, facts.run.spec.base_model.adapter
-    continued = facts.prepared.adapter
+    continued, preference, preferred = facts.prepared.adapter, training.preference, facts.trained.preference
     return [
         ("Base model", f"{facts.base.place} at {facts.base.revision[:12]}{labels.as_trained(quantization)}"),
         *([("Base model family", family)] if (family := facts.prepared.base_model_family) else []),
@@ -212,6 +212,7 @@ def _recipe(facts: PageFacts) -> list[tuple[str, str]]:
         ("Vocabulary", f"{facts.tokens.mode}, {len(facts.tokens.added)} tokens added"),
         ("Learning rate", labels.learning_rate(training, facts.trained)),
         ("Duration", length if training.max_steps else f"{labels.epochs(training.epochs)}, {length}"),
+        *([("Preference training", labels.preference(preference, preferred))] if preference and preferred else []),
         ("Maximum row length", f"{training.max_length:,} tokens"),
         ("Loss on", training.loss_on.value),
         ("Seed", str(training.seed)),

@@ -4,7 +4,7 @@ from tunemill_api.evaluation import Evaluation, Judge
 from tunemill_api.failures import Reason
 from tunemill_api.finetune import FineTuneSpec, Quantization
 from tunemill_api.publish import Artifact
-from tunemill_api.training import AdapterMethod
+from tunemill_api.training import AdapterMethod, LossOn
 
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.judge.patterns import SuitePattern
@@ -23,6 +23,7 @@ def refuse_impossible(spec: FineTuneSpec) -> None:
             Reason.INVALID_SPEC,
             f"expected spec.dataset.replay.share between 0 and 1, found {spec.dataset.replay.share}",
         )
+    _refuse_impossible_preference(spec)
     adapter = spec.adapter
     if Artifact.OCI in spec.publish.artifacts and spec.publish.oci is None:
         raise StageError(
@@ -62,6 +63,38 @@ def refuse_impossible(spec: FineTuneSpec) -> None:
             Reason.INVALID_SPEC,
             "expected spec.training.earlyStopping.patience 0 with spec.adapter.method AdaLoRA, found "
             f"{spec.training.early_stopping.patience}: AdaLoRA prunes ranks until the end of the planned steps",
+        )
+
+
+def _refuse_impossible_preference(spec: FineTuneSpec) -> None:
+    if spec.training.preference is None:
+        return
+    method, compute, remedy = spec.adapter.method, spec.compute, "Change it, or remove spec.training.preference."
+    if spec.dataset.validation is None:
+        raise StageError(
+            Reason.INVALID_SPEC,
+            "spec.training.preference needs spec.dataset.validation, whose rows decide whether the result is kept",
+            "Set spec.dataset.validation, or remove spec.training.preference.",
+        )
+    if method not in {AdapterMethod.LORA, AdapterMethod.IA3}:
+        raise StageError(
+            Reason.INVALID_SPEC,
+            f"expected spec.adapter.method LoRA or IA3 with spec.training.preference, found {method.value}",
+            remedy,
+        )
+    if compute.gpus > 1 or compute.nodes > 1:
+        raise StageError(
+            Reason.INVALID_SPEC,
+            "expected spec.compute.gpus 0 or 1 and spec.compute.nodes 1 with spec.training.preference, found "
+            f"{compute.gpus} and {compute.nodes}",
+            remedy,
+        )
+    if spec.training.loss_on is not LossOn.ASSISTANT:
+        raise StageError(
+            Reason.INVALID_SPEC,
+            f"expected spec.training.lossOn Assistant with spec.training.preference, found "
+            f"{spec.training.loss_on.value}: the supervised tokens are the expected answers",
+            remedy,
         )
 
 

@@ -8,7 +8,6 @@ would see token ids that it was not trained on, and score worse than it is.
 
 import json
 import logging
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -28,7 +27,7 @@ from tunemill_trainer.chat.tokenizer import Tokenizer, load
 from tunemill_trainer.data.rows import JsonObject
 from tunemill_trainer.errors import StageError
 from tunemill_trainer.judge.comparison import compare, sample
-from tunemill_trainer.judge.generate import Decoding, answer_limit, generate, usual_answer
+from tunemill_trainer.judge.generate import Decoding
 from tunemill_trainer.judge.metrics import Reply
 from tunemill_trainer.judge.parse import ReplyFormat
 from tunemill_trainer.judge.report import CASES_FILE, REPORT_FILE, SUITE_CASES_FILE, Settings
@@ -36,13 +35,13 @@ from tunemill_trainer.judge.suites import Outcome, SuiteComparison
 from tunemill_trainer.learn import curve, devices, merging, models
 from tunemill_trainer.learn.answer_loss import summed_loss
 from tunemill_trainer.learn.devices import Device
-from tunemill_trainer.learn.micro_batches import deal
 from tunemill_trainer.learn.models import ModelLoader
 from tunemill_trainer.learn.passes import answer_row
 from tunemill_trainer.prepared import TRAIN_FILE, Case, Prepared, Tokens
 from tunemill_trainer.process import tracing
 from tunemill_trainer.release.page import PAGE_FILE, PageFacts, page
 from tunemill_trainer.stages.context import StageContext
+from tunemill_trainer.stages.replies import ReplyProgress, as_replies, decoding_of, reply_ids, texts
 from tunemill_trainer.stages.stage_inputs import committed_by_first, fetch_prepared
 from tunemill_trainer.storage.hub import Hub
 from tunemill_trainer.storage.references import BASE_REPLIES, SUITES
@@ -194,10 +193,8 @@ def _case_set(context: StageContext, key: str, rows: Prepared, tokens: Tokens, s
     """Return the cases that are evaluated. The longest answer limits the replies."""
     settings = context.spec.evaluation
     cases = sample(rows.cases(), settings.max_rows)
-    lengths = [case.answer_tokens for case in cases]
-    limit = settings.max_new_tokens or answer_limit(lengths)
-    usual, share = min(limit, usual_answer(lengths)), 0.5**context.run.memory_kills
-    return _CaseSet(key, cases, Decoding(tokens.stop_token_ids, tokens.pad_token_id, limit, usual, share), suite)
+    answers = [case.answer_tokens for case in cases]
+    return _CaseSet(key, cases, decoding_of(answers, tokens, context.run.memory_kills, settings.max_new_tokens), suite)
 
 
 def _suites(context: StageContext) -> list[tuple[Suite, str]]:
@@ -241,7 +238,7 @@ def _generate_all(inputs: _Inputs) -> _Outcomes:
     waiting = [each for each, outcome in zip(sets, stored, strict=True) if outcome is None]
     others = _has_published(context) + (inputs.start is not None)
     total = sum(len(each.cases) for each in (*waiting, *sets)) + others * len(inputs.held_out.cases)
-    progress = _ReplyProgress(context, total)
+    progress = ReplyProgress(context, total)
     with devices.device_errors(inputs.device, "evaluating", devices.memory_remedy(context.spec)):
         model = ModelLoader(inputs.base_folder, inputs.device, inputs.dtype, inputs.quantization)
         computed = _outcomes_of_base(inputs, waiting, model, progress) if waiting else {}
@@ -259,7 +256,7 @@ def _generate_all(inputs: _Inputs) -> _Outcomes:
 
 
 def _outcomes_of_base(
-    inputs: _Inputs, sets: Sequence[_CaseSet], model: ModelLoader, progress: "_ReplyProgress"
+    inputs: _Inputs, sets: Sequence[_CaseSet], model: ModelLoader, progress: ReplyProgress
 ) -> dict[str, Outcome]:
     """Return the base model's results by the keys of the rows, and store them for later evaluations."""
     tokenizer = load(inputs.base_folder) if inputs.tokens.added else inputs.tokenizer
@@ -267,7 +264,7 @@ def _outcomes_of_base(
     def in_own_tokens(sequences: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
         if not inputs.tokens.added:
             return sequences
-        own: Sequence[Sequence[int]] = tokenizer(_texts(inputs.tokenizer, sequences), add_special_tokens=False)[
+        own: Sequence[Sequence[int]] = tokenizer(texts(inputs.tokenizer, sequences), add_special_tokens=False)[
             "input_ids"
         ]
         return own
@@ -282,7 +279,7 @@ def _outcomes_of_base(
 
 
 def _outcomes_of(
-    inputs: _Inputs, load: Callable[[], Any], sets: Sequence[_CaseSet], progress: "_ReplyProgress"
+    inputs: _Inputs, load: Callable[[], Any], sets: Sequence[_CaseSet], progress: ReplyProgress
 ) -> tuple[list[Outcome], str]:
     """Return the results of a model with the tuned model's vocabulary, and whether its adapter was merged."""
     samples = [(*case.prompt_ids, *case.answer_ids) for case in inputs.held_out.cases]
@@ -300,7 +297,7 @@ def _outcome(
     cases: _CaseSet,
     prompts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
-    progress: "_ReplyProgress",
+    progress: ReplyProgress,
 ) -> Outcome:
     """Return the replies of a model, or its loss on the expected answers.
 
@@ -349,7 +346,7 @@ def _has_published(context: StageContext) -> bool:
     return context.run.rival is not None and context.run.rival.train != ""
 
 
-def _published_replies(inputs: _Inputs, progress: "_ReplyProgress") -> tuple[list[Reply], ReplyFormat] | None:
+def _published_replies(inputs: _Inputs, progress: ReplyProgress) -> tuple[list[Reply], ReplyFormat] | None:
     """Return the published model's replies and its call format; None if there is none, or its output was deleted."""
     context = inputs.context
     rival = context.run.rival
@@ -361,7 +358,7 @@ def _published_replies(inputs: _Inputs, progress: "_ReplyProgress") -> tuple[lis
     base_folder, trained_folder = Path(found), context.folder(_PUBLISHED_TRAINED)
     prepared = Prepared(context.folder(_PUBLISHED_PREPARED))
     tokens, tokenizer = prepared.tokens(), load(prepared.tokenizer_path)
-    prompts = tokenizer(_texts(inputs.tokenizer, inputs.held_out.prompts), add_special_tokens=False)["input_ids"]
+    prompts = tokenizer(texts(inputs.tokenizer, inputs.held_out.prompts), add_special_tokens=False)["input_ids"]
     model = ModelLoader(base_folder, inputs.device, inputs.dtype, inputs.quantization)
     load_published = partial(model.tuned, trained_folder / "adapter", tokens)
     tuned, _ = _for_decoding(load_published, prompts, inputs.quantization)
@@ -461,64 +458,14 @@ def _with_column(facts: EvaluationFacts, column: str, other: EvaluationFacts) ->
     return facts.model_copy(update={"metrics": metrics})
 
 
-class _ReplyProgress:
-    """Reports the number of generated replies of all models together."""
-
-    def __init__(self, context: StageContext, total: int) -> None:
-        self.ranks = context.ranks
-        self.check_stop = context.stop.check
-        self.memory_kills = context.run.memory_kills
-        self._progress = context.progress
-        self._total = total
-        self._before = 0
-        self._started = time.monotonic()
-
-    def replied(self, count: int) -> None:
-        """Report that the current model has generated `count` replies."""
-        done = self._before + count
-        left = (time.monotonic() - self._started) / done * (self._total - done)
-        self._progress.report(100 * done / self._total, left, {"replies": done, "total_replies": self._total})
-
-    def of_rank(self, prompts: int) -> Callable[[int], None]:
-        """Return a function that gets the number of cases that this rank has done, of `prompts` cases of all ranks."""
-
-        def on_progress(count: int) -> None:
-            # The other ranks are about as far as this one.
-            self.replied(min(prompts, count * self.ranks.count))
-
-        return on_progress
-
-    def next_model(self, count: int) -> None:
-        """Continue with another model after `count` replies of the current one."""
-        self._before += count
-
-
-@tracing.step("generate")
 def _generate(
     model: Any,  # noqa: ANN401 - transformers ships no types
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
-    progress: _ReplyProgress,
+    progress: ReplyProgress,
 ) -> list[Reply]:
-    stops = set(decoding.stop_token_ids)
-    dealt = deal([len(prompt) for prompt in prompts], progress.ranks.count)
-    mine = dealt[progress.ranks.index]
-    own = [prompts[at] for at in mine]
-    on_progress = progress.of_rank(len(prompts))
-    generated = generate(model, own, decoding, check_stop=progress.check_stop, on_progress=on_progress)
-    of_all = dict(zip((at for share in dealt for at in share), chain(*progress.ranks.gather(generated)), strict=True))
-    replies = [of_all[at] for at in range(len(prompts))]
-    progress.next_model(len(prompts))
-    finished = [ids[-1] in stops for ids in replies]
-    without_stop = [ids[:-1] if ended else ids for ids, ended in zip(replies, finished, strict=True)]
-    return [Reply(text, ended) for text, ended in zip(_texts(tokenizer, without_stop), finished, strict=True)]
-
-
-def _texts(tokenizer: Tokenizer, sequences: Sequence[Sequence[int]]) -> list[str]:
-    # Keep special tokens, as vLLM does for requests with tools: some models mark calls with them.
-    ids = [list(sequence) for sequence in sequences]
-    return tokenizer.batch_decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return as_replies(tokenizer, reply_ids(model, prompts, decoding, progress), decoding)
 
 
 def _stored_of_base(context: StageContext, rows: str) -> Outcome | None:

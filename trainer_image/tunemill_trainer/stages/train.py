@@ -1,4 +1,7 @@
-"""Train: trains an adapter or all weights of the base model on the prepared rows, and commits the result."""
+"""Train: trains an adapter or all weights of the base model on the prepared rows, and commits the result.
+
+With spec.training.preference, a second phase follows in the same process; see `preference`.
+"""
 
 import logging
 import math
@@ -34,14 +37,16 @@ from tunemill_trainer.learn.full import WIDE, WeightFormat, count_weights, forma
 from tunemill_trainer.learn.held_out import rows_of
 from tunemill_trainer.learn.language_part import freeze_other_parts
 from tunemill_trainer.learn.memory_settings import MemorySettings
+from tunemill_trainer.learn.out_of_memory import release
 from tunemill_trainer.learn.passes import Row
 from tunemill_trainer.learn.plan import Plan, plan
 from tunemill_trainer.learn.trainer import TRAINABLE_FILE
 from tunemill_trainer.prepared import Prepared, Tokens
 from tunemill_trainer.process.ranks import PeerLost, Ranks
 from tunemill_trainer.release import provenance
-from tunemill_trainer.stages import combinations
+from tunemill_trainer.stages import combinations, preference
 from tunemill_trainer.stages.context import StageContext
+from tunemill_trainer.stages.preference import Begun, Setting
 from tunemill_trainer.stages.stage_inputs import committed_by_first, fetch_prepared
 from tunemill_trainer.storage.hub import Hub
 from tunemill_trainer.tracking.chosen import trackers_of
@@ -80,6 +85,26 @@ class _Inputs:
     weights: WeightFormat
     start: Path | None
 
+    @property
+    def output(self) -> Path:
+        """The folder of the output."""
+        return self.context.folder("trained")
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A training run, complete or not.
+
+    Attributes:
+        result: the model and its log.
+        learning_rate: the peak learning rate.
+        seconds: the time that all attempts together spent training.
+    """
+
+    result: sft.Result
+    learning_rate: str
+    seconds: float
+
 
 def run(context: StageContext) -> TrainedFacts:
     """Train the adapter or the full model from the newest checkpoint of an earlier attempt, and commit it.
@@ -91,18 +116,47 @@ def run(context: StageContext) -> TrainedFacts:
             after the last checkpoint was uploaded; PeerLost; and what workspace and Hub raise.
     """
     inputs = _load(context)
+    if context.spec.training.preference is None:
+        trained = _supervised(inputs)
+        return committed_by_first(
+            context, Stage.TRAIN, context.train_key, TrainedFacts, lambda: _commit(inputs, _save(inputs, trained))
+        )
+    begun = _begun(inputs)
+    facts = preference.finish(_setting(inputs), begun, inputs.output)
+    return committed_by_first(context, Stage.TRAIN, context.train_key, TrainedFacts, lambda: _commit(inputs, facts))
+
+
+def _begun(inputs: _Inputs) -> Begun:
+    """Return the state after the supervised phase and the model's answers, from a checkpoint or by training."""
+    if inputs.checkpoint is not None and preference.is_begun(inputs.checkpoint):
+        return preference.resume(inputs.checkpoint, inputs.output)
+    facts = _save(inputs, _supervised(inputs))
+    release()
+    return preference.begin(_setting(inputs), facts, inputs.rows, inputs.output)
+
+
+def _setting(inputs: _Inputs) -> Setting:
+    return Setting(inputs.context, inputs.device, inputs.dtype, inputs.prepared, inputs.base_folder)
+
+
+def _supervised(inputs: _Inputs) -> _Trained:
+    """Train on the rows to the end.
+
+    Raises:
+        StageError: as `run`.
+    """
     try:
         trained = _train(inputs)
     except StageError as error:
         if error.reason is Reason.TRAINING_DIVERGED:
             # The next run must not resume from a diverged model.
-            context.workspace.prune_checkpoints(context.train_key, keep=0)
+            inputs.context.workspace.prune_checkpoints(inputs.context.train_key, keep=0)
         raise
     if not trained.result.finished:
         raise Interrupted(
             f"stopped after step {trained.result.steps} of {inputs.figures.steps}; the next attempt resumes from there"
         )
-    return committed_by_first(context, Stage.TRAIN, context.train_key, TrainedFacts, lambda: _commit(inputs, trained))
+    return trained
 
 
 def _load(context: StageContext) -> _Inputs:
@@ -178,21 +232,6 @@ def _weight_format(
     return weight_format(count_weights(base_folder), device, dtype, devices.memory_remedy(spec))
 
 
-@dataclass(frozen=True)
-class _Trained:
-    """A training run, complete or not.
-
-    Attributes:
-        result: the model and its log.
-        learning_rate: the peak learning rate.
-        seconds: the time that all attempts together spent training.
-    """
-
-    result: sft.Result
-    learning_rate: str
-    seconds: float
-
-
 def _train(inputs: _Inputs) -> _Trained:
     context, spec, checkpoint = inputs.context, inputs.context.spec, inputs.checkpoint
     full = spec.adapter.method is AdapterMethod.FULL
@@ -254,16 +293,15 @@ def _callbacks(inputs: _Inputs, uploading: CheckpointUploads, trackers: Trackers
     ]
 
 
-def _commit(inputs: _Inputs, trained: _Trained) -> TrainedFacts:
-    """Save the model and the training log, and commit them to the workspace."""
-    result = trained.result
-    workspace, key, output = inputs.context.workspace, inputs.context.train_key, inputs.context.folder("trained")
+def _save(inputs: _Inputs, trained: _Trained) -> TrainedFacts:
+    """Write the model and the training log into the folder of the output, and return the facts."""
+    result, output = trained.result, inputs.output
     base_dtype = models.stored_dtype(inputs.base_folder)
     prepared = inputs.prepared
     save_trained(result.model, prepared.base_model(), prepared.tokenizer_path, output / "adapter", base_dtype)
     curve.write_record(result.history, result.held_out, output)
     provenance.record_image(output)
-    facts = TrainedFacts(
+    return TrainedFacts(
         steps=result.steps,
         learning_rate=trained.learning_rate,
         loss=f"{curve.mean_of_last_tenth(result.history):.4f}",
@@ -274,8 +312,13 @@ def _commit(inputs: _Inputs, trained: _Trained) -> TrainedFacts:
         resumed_from_step=inputs.checkpoint.step if inputs.checkpoint else 0,
         device=inputs.device.name,
         memory=_memory_facts(inputs.device, result.memory_settings, inputs.weights),
-        adapter=f"{workspace.uri(Stage.TRAIN, key)}/adapter",
+        adapter=f"{inputs.context.workspace.uri(Stage.TRAIN, inputs.context.train_key)}/adapter",
     )
+
+
+def _commit(inputs: _Inputs, facts: TrainedFacts) -> TrainedFacts:
+    """Commit the output to the workspace."""
+    workspace, key, output = inputs.context.workspace, inputs.context.train_key, inputs.output
     return TrainedFacts.model_validate(workspace.commit(Stage.TRAIN, key, output, facts).facts)
 
 

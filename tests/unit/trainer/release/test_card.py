@@ -18,6 +18,7 @@ from tunemill_api.status import (
     EvaluationFacts,
     GateFacts,
     MetricFacts,
+    PreferenceFacts,
     PreparedFacts,
     SuiteFacts,
     TrainedFacts,
@@ -42,6 +43,7 @@ def facts(
     *added: str,
     publish: dict | None = None,
     dataset: dict | None = None,
+    training: dict | None = None,
     whole: bool = False,
     adapter_from: BaseModel | None = None,
 ) -> ReleaseFacts:
@@ -57,6 +59,7 @@ def facts(
         "baseModel": {"id": "google/gemma-2-2b-it", "tokenSecretRef": {"name": "hf-read"}, **start},
         "dataset": dataset or {"uri": "s3://secret-bucket/calls.jsonl", "endpoint": "https://s3.internal.example"},
         "publish": {"repository": "acme/support-tools", **(publish or {})},
+        **({"training": training} if training else {}),
     }
     data = DatasetFacts(
         format="OpenAI",
@@ -188,6 +191,23 @@ def test_general_rows_are_in_the_card():
     data = facts().prepared.dataset.model_copy(update={"replay_rows": 11})
     card = model_card(replace(facts(), prepared=facts().prepared.model_copy(update={"dataset": data})))
     assert "100 and 11 general ones for training, 20 held out" in card
+
+
+def test_preference_training_is_in_the_card():
+    """With its pairs, both results and what was kept, or why nothing was trained."""
+    found = PreferenceFacts(prompts=90, pairs=31, cases=40, exact_before="0.5000", loss_before="0.2", note="too few")
+    texts = []
+    for result in (
+        found,
+        found.model_copy(
+            update={"steps": 4, "learning_rate": "1e-05", "exact_after": "0.6", "loss_after": "0.3", "kept": True}
+        ),
+    ):
+        about = facts(training={"preference": {}})
+        card = model_card(replace(about, trained=about.trained.model_copy(update={"preference": result})))
+        texts.append(next(line for line in card.splitlines() if line.startswith("| Preference training")))
+    assert texts[0] == "| Preference training | DPO, 31 wrong answers to 90 training prompts; too few |"
+    assert texts[1].endswith("0.5000 before and 0.6 after, loss 0.2 and 0.3; kept |")
 
 
 def test_a_draft_is_marked_in_the_introduction():

@@ -9,6 +9,10 @@ from tunemill_trainer.stages import combinations
 
 CHAT = {"name": "chat", "uri": "s3://team/chat.jsonl", "judge": "Likelihood"}
 REPLAY = {"uri": "s3://team/chat.jsonl"}
+PREFERENCE: dict[str, dict[str, object]] = {
+    "dataset": {"uri": "s3://team/rows.jsonl", "validation": {}},
+    "training": {"preference": {}},
+}
 
 
 def a_spec(**parts: dict[str, object]) -> FineTuneSpec:
@@ -45,6 +49,11 @@ def tokens(*added: str) -> Tokens:
             a_spec(evaluation={"suites": [CHAT], "gates": [{"suite": "chat", "min": "0"}]}),
             "expected maxLossVsBase or minGainOverBase in the gate on the suite chat",
         ),
+        (a_spec(training={"preference": {}}), "needs spec.dataset.validation"),
+        (a_spec(**PREFERENCE, adapter={"method": "AdaLoRA"}), "spec.adapter.method LoRA or IA3"),
+        (a_spec(**PREFERENCE, compute={"gpus": 2}), "spec.compute.gpus 0 or 1"),
+        (a_spec(**PREFERENCE, compute={"nodes": 2}), "spec.compute.nodes 1"),
+        (a_spec(**PREFERENCE | {"training": {"preference": {}, "lossOn": "All"}}), "spec.training.lossOn Assistant"),
         *(
             (a_spec(dataset={"uri": "s3://team/rows.jsonl", "replay": {**REPLAY, "share": share}}), "replay.share")
             for share in ("0", "1.0")
@@ -62,6 +71,12 @@ def test_contradicting_fields_are_refused(spec: FineTuneSpec, named: str) -> Non
     with pytest.raises(StageError, match=named) as error:
         combinations.refuse_impossible(spec)
     assert error.value.reason is Reason.INVALID_SPEC
+
+
+@pytest.mark.parametrize("method", ["LoRA", "IA3"])
+def test_preference_training_of_an_adapter_is_accepted(method: str) -> None:
+    """On one device, with validation rows."""
+    combinations.refuse_impossible(a_spec(**PREFERENCE, adapter={"method": method}))
 
 
 @pytest.mark.parametrize("method", ["LoRA", "AdaLoRA", "IA3", "Full"])
