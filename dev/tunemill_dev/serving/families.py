@@ -235,6 +235,7 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
                 _nemotron_settings(),
                 reasons=True,
                 always_reasons=True,
+                flags=_NO_PREFIX_CACHE,
             )
         case "Mistral":
             marks = (
@@ -254,7 +255,7 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
             return Small("phi3", _PHI, "written for the test", turns)
         case "Granite 4":
             template = _of_llama_cpp("ibm-granite-granite-4.0")
-            return Small("granitemoehybrid", *template, _GRANITE, _granite_settings())
+            return Small("granitemoehybrid", *template, _GRANITE, _granite_settings(), flags=_NO_PREFIX_CACHE)
         case "Granite 3":
             return Small("granite", *_of_llama_cpp("ibm-granite-granite-3.3-2B-Instruct"), _GRANITE)
         case "SmolLM3":
@@ -277,7 +278,7 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
                 "conv_dim_out": WIDTH,
                 "tie_word_embeddings": True,
             }
-            return Small("lfm2", *_of_trl("lfm2_v2"), turns, settings)
+            return Small("lfm2", *_of_trl("lfm2_v2"), turns, settings, flags=_NO_PREFIX_CACHE)
         case "gpt-oss":
             marks = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>")
             turns = Turns("<|startoftext|>", "<|return|>", "<|endoftext|>", marks)
@@ -295,6 +296,9 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
 
 _NO_EXPERTS = ("--lora-target-modules", "qkv_proj", "o_proj", "gate_up_proj", "down_proj", "embed_tokens", "lm_head")
 """VLLM's LoRA of experts has only Triton kernels. Tunemill's adapters have no weights for experts."""
+_NO_PREFIX_CACHE = ("--no-enable-prefix-caching",)
+"""With a prefix cache, vLLM stores Mamba's state of each chunk, and `_mamba_chunk_scan_combined_fwd_cpu` returns only
+the last one."""
 _GRANITE = Turns(
     "", "<|end_of_text|>", "<|pad|>", ("<|start_of_role|>", "<|end_of_role|>"), ("<|tool_call|>", *_HERMES_TAGS)
 )
