@@ -136,8 +136,8 @@ def measure(family: Trained, engines: Engines, folder: Path) -> Cells:
 
 
 def _arguments(started: Launch, small: Small) -> list[str]:
-    arguments = ["--model", *(word for group in started.flags() for word in group)]
-    return [*arguments, "--max-loras", "2", *small.flags] if started.adapter else arguments
+    arguments = ["--model", *(word for group in started.flags() for word in group), *small.flags]
+    return [*arguments, "--max-loras", "2"] if started.adapter else arguments
 
 
 def _base_refuses(family: Trained, engines: Engines, others: Sequence[Variant], cells: Cells, folder: Path) -> bool:

@@ -190,10 +190,10 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
             template = _of_llama_cpp("Qwen3-Coder")
             return Small("qwen3_moe", *template, _CHATML, _moe_settings(), flags=_NO_EXPERTS)
         case "Qwen3.5":
-            settings = {"layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2} | {
-                "linear_num_value_heads": 4,
-                "linear_key_head_dim": 32,
-                "linear_value_head_dim": 32,
+            settings = {"layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 1} | {
+                "linear_num_value_heads": 2,
+                "linear_key_head_dim": 128,
+                "linear_value_head_dim": 128,
             }
             return Small(
                 "qwen3_5_text",
@@ -202,6 +202,7 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
                 settings,
                 reasons=True,
                 always_reasons=True,
+                flags=("--dtype", "bfloat16"),
             )
         case "Qwen3":
             return Small("qwen3", *_of_trl("qwen3"), _CHATML, reasons=True)
@@ -234,6 +235,7 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
                 _nemotron_settings(),
                 reasons=True,
                 always_reasons=True,
+                flags=_NO_PREFIX_CACHE,
             )
         case "Mistral":
             marks = (
@@ -253,7 +255,7 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
             return Small("phi3", _PHI, "written for the test", turns)
         case "Granite 4":
             template = _of_llama_cpp("ibm-granite-granite-4.0")
-            return Small("granitemoehybrid", *template, _GRANITE, _granite_settings())
+            return Small("granitemoehybrid", *template, _GRANITE, _granite_settings(), flags=_NO_PREFIX_CACHE)
         case "Granite 3":
             return Small("granite", *_of_llama_cpp("ibm-granite-granite-3.3-2B-Instruct"), _GRANITE)
         case "SmolLM3":
@@ -276,7 +278,7 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
                 "conv_dim_out": WIDTH,
                 "tie_word_embeddings": True,
             }
-            return Small("lfm2", *_of_trl("lfm2_v2"), turns, settings)
+            return Small("lfm2", *_of_trl("lfm2_v2"), turns, settings, flags=_NO_PREFIX_CACHE)
         case "gpt-oss":
             marks = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>")
             turns = Turns("<|startoftext|>", "<|return|>", "<|endoftext|>", marks)
@@ -294,6 +296,9 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
 
 _NO_EXPERTS = ("--lora-target-modules", "qkv_proj", "o_proj", "gate_up_proj", "down_proj", "embed_tokens", "lm_head")
 """VLLM's LoRA of experts has only Triton kernels. Tunemill's adapters have no weights for experts."""
+_NO_PREFIX_CACHE = ("--no-enable-prefix-caching",)
+"""With a prefix cache, vLLM stores Mamba's state of each chunk, and `_mamba_chunk_scan_combined_fwd_cpu` returns only
+the last one."""
 _GRANITE = Turns(
     "", "<|end_of_text|>", "<|pad|>", ("<|start_of_role|>", "<|end_of_role|>"), ("<|tool_call|>", *_HERMES_TAGS)
 )
@@ -342,11 +347,17 @@ def _nemotron_settings() -> dict[str, Any]:
 
 
 def _granite_settings() -> dict[str, Any]:
-    return {"layer_types": ["mamba", "attention"], "shared_intermediate_size": 256, "num_local_experts": 0} | {
-        "mamba_n_heads": 8,
-        "mamba_d_head": 32,
+    # With multipliers of 1, the attention saturates and training diverges. The models have smaller ones, too.
+    return {
+        "layer_types": ["mamba", "attention"],
+        "shared_intermediate_size": 256,
+        "num_local_experts": 0,
+        "attention_multiplier": 0.177,
+        "residual_multiplier": 0.3,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 64,
         "mamba_n_groups": 1,
         "mamba_d_state": 32,
         "mamba_expand": 2,
-        "mamba_chunk_size": 32,
+        "mamba_chunk_size": 16,
     }

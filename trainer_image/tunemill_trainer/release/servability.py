@@ -21,7 +21,10 @@ from tunemill_trainer.storage.local_model import shapes_of
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM's `--max-lora-rank` accepts."""
 
-_LAYERS = {"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj"}
+_LAYERS = {
+    *("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj"),
+    *("per_layer_input_gate", "per_layer_projection", "per_layer_model_projection"),  # Gemma 4
+}
 _VOCABULARY_LAYERS = {"embed_tokens", "lm_head"}
 FAMILIES_WITH_VOCABULARY_LORA = frozenset(
     {
@@ -30,6 +33,8 @@ FAMILIES_WITH_VOCABULARY_LORA = frozenset(
     }
 )
 """The values of `model_type` for which vLLM supports LoRA on the embedding and the output layer."""
+_REORDERED = {(family, layer) for family in ("llama4", "llama4_text") for layer in ("q_proj", "k_proj")}
+"""The layers of a `model_type` whose rows vLLM reorders when it loads the model, but not when it loads an adapter."""
 _UNSUPPORTED_INITIALIZATIONS = ("pissa", "olora", "corda", "loftq")
 _LORA_WEIGHT = re.compile(
     r"(?:base_model\.model\.)?(?P<layer>.+)\.lora_(?:(?P<side>[AB])(?:\.weight)?|embedding_(?P<table>[AB]))"
@@ -177,6 +182,8 @@ def _of_tensors(adapter: Adapter) -> list[str]:
             problems += _of_vocabulary_layer(adapter, layer, found, shape)
         elif layer not in _LAYERS:
             problems.append(f"it adapts the layer {layer}, for which the server does not support LoRA")
+        elif (adapter.model_type, layer) in _REORDERED:
+            problems.append(f"it adapts {layer}, whose rows the server reorders in {adapter.model_type} models but not in adapters")
     return problems
 
 

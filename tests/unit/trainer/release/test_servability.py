@@ -100,6 +100,20 @@ def test_layers_without_lora_support():
     assert "c_attn" in problems(adapter(None, "base_model.model.transformer.h.0.attn.c_attn.lora_A.weight"))
 
 
+def test_layers_of_gemma_4():
+    """vLLM serves adapters of the layers of its embeddings per layer, too."""
+    names = ("layers.0.per_layer_input_gate", "layers.0.per_layer_projection", "per_layer_model_projection")
+    tensors = (f"base_model.model.model.{name}.lora_{side}.weight" for name in names for side in "AB")
+    assert not problems(adapter(None, *tensors, model_type="gemma4_text"))
+
+
+def test_layers_whose_rows_vllm_reorders():
+    """For the rotary embedding of Llama 4. Other layers of the family can have an adapter."""
+    config, other = lora(), "base_model.model.model.layers.0.self_attn.v_proj.lora_B.weight"
+    assert "q_proj, whose rows the server reorders" in problems(adapter(config, model_type="llama4_text"))
+    assert not judge(Adapter(config, {other: (128, 16)}, "llama4_text", 800, 800), ServingTarget.VLLM).problems
+
+
 def test_an_adapter_on_the_vocabulary():
     """Only for families that support it, and only with the base model's vocabulary size."""
     embedding, head = "base_model.model.model.embed_tokens", "base_model.model.lm_head"
