@@ -183,7 +183,10 @@ def _of_tensors(adapter: Adapter) -> list[str]:
         elif layer not in _LAYERS:
             problems.append(f"it adapts the layer {layer}, for which the server does not support LoRA")
         elif (adapter.model_type, layer) in _REORDERED:
-            problems.append(f"it adapts {layer}, whose rows the server reorders in {adapter.model_type} models but not in adapters")
+            problems.append(
+                f"it adapts {layer}, whose rows the server reorders in models of the type {adapter.model_type}, but "
+                "not in adapters"
+            )
     return problems
 
 

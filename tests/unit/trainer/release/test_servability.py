@@ -101,7 +101,7 @@ def test_layers_without_lora_support():
 
 
 def test_layers_of_gemma_4():
-    """vLLM serves adapters of the layers of its embeddings per layer, too."""
+    """Adapters of the layers for its per-layer embeddings can be served, too."""
     names = ("layers.0.per_layer_input_gate", "layers.0.per_layer_projection", "per_layer_model_projection")
     tensors = (f"base_model.model.model.{name}.lora_{side}.weight" for name in names for side in "AB")
     assert not problems(adapter(None, *tensors, model_type="gemma4_text"))
