@@ -49,13 +49,24 @@ def _share(field: str, example: str) -> Any:  # noqa: ANN401 - pydantic declares
     return Field(json_schema_extra=rules(rule("double(self) > 0.0 && double(self) < 1.0", message)))
 
 
+class SplitBy(StrEnum):
+    """What rows of the same split have in common."""
+
+    PROMPT = "Prompt"
+    TOOLS = "Tools"
+
+
 class EvaluationSplit(ApiModel):
     """The held-out split: which rows are used for evaluation and not for training."""
 
     fraction: Annotated[Fraction, _share("evaluation.fraction", "0.1")] = "0.1"
-    """Fraction of the rows that is held out, as a string. Rows with the same prompt are always in the same split."""
+    """Fraction of the rows that is held out, as a string. splitBy decides which rows are held out together."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 42
     """Seed that selects the held-out rows."""
+    split_by: SplitBy = SplitBy.PROMPT
+    """Which rows are always in the same split. Prompt: rows with the same prompt. Tools: rows that call the same tool.
+    The held-out rows then measure tools that no training row calls, and fractions are fractions of the tools. Rows
+    without calls are split by their prompt. Not used for rows of separate files."""
     uri: OptionalDataUri = ""
     """Location of a separate evaluation data set, used instead of a fraction of the training rows. It has the form of
     dataset.uri and is read with the same credentials."""
@@ -65,8 +76,7 @@ class ValidationSplit(ApiModel):
     """The validation split: rows that are used neither for training nor for evaluation."""
 
     fraction: Annotated[Fraction, _share("validation.fraction", "0.05")] = "0.05"
-    """Fraction of the rows of dataset.uri, as a string. evaluation.seed selects them. Rows with the same prompt are
-    always in the same split."""
+    """Fraction of the rows of dataset.uri, as a string. evaluation.seed and evaluation.splitBy select them, too."""
     uri: OptionalDataUri = ""
     """Location of a separate validation data set, used instead of a fraction of the training rows. It has the form of
     dataset.uri and is read with the same credentials."""

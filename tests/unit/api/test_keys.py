@@ -211,6 +211,7 @@ IN_FORMS = {
     "dataset.region": "eu-1",
     "dataset.evaluation.fraction": "0.2",
     "dataset.evaluation.seed": 7,
+    "dataset.evaluation.splitBy": "Tools",
     "dataset.evaluation.uri": "s3://other/held-out.jsonl",
     "dataset.validation.fraction": "0.1",
     "dataset.validation.uri": "s3://other/validation.jsonl",

@@ -228,6 +228,7 @@ class ReadOptions:
         last_turn_only: whether to train only on the last assistant turn of a row.
         keep_unsupervised: whether to keep rows without an assistant turn to train on.
         seed: the seed for the split.
+        split_by: what decides about the split of a row.
         workers: the number of processes that read.
         tool_ratio: the ratio of calls between two tools from which the imbalance is reported.
     """
@@ -238,6 +239,7 @@ class ReadOptions:
     last_turn_only: bool = False
     keep_unsupervised: bool = False
     seed: int = 42
+    split_by: api.SplitBy = api.SplitBy.PROMPT
     workers: int = 1
     tool_ratio: float = 10.0
 
@@ -285,7 +287,8 @@ def read(
             f"expected assistant messages in {train.uri}, found none in {dataset.unsupervised} rows",
         )
     if Split.HELD_OUT not in separate:
-        dataset.cut = split.cut(builder.lowest, builder.highest, float(spec.evaluation.fraction))
+        fraction = float(spec.evaluation.fraction)
+        dataset.cut = split.cut(builder.lowest, builder.highest, fraction, how.split_by)
     if separate:
         _refuse_empty(kept | {train.uri: dataset.kept - before})
     validation = float(spec.validation.fraction) if spec.validation and not spec.validation.uri else 0.0
@@ -515,13 +518,20 @@ class DatasetBuilder:
             self._fingerprints.before(part.value.encode() + result.request, result.source)
             drawn = _VALIDATION if part is Split.VALIDATION else _HELD_OUT
         else:
-            drawn = _TRAIN_ONLY if result.unsupervised else split.draw(result.request, self._how.seed)
+            drawn = self._draw(result)
             self.lowest, self.highest = min(self.lowest, drawn), max(self.highest, drawn)
         dataset.kept += 1
         for tool in result.tools:
             dataset.offers.setdefault(tool, result.source)
         dataset.calls.update(result.calls)
         self._spool.write(f"[{dataset.rows}, {drawn!r}, {row}\n")
+
+    def _draw(self, result: "_ReadResult") -> float:
+        if result.unsupervised:
+            return _TRAIN_ONLY
+        if result.calls and self._how.split_by is api.SplitBy.TOOLS:
+            return split.draw_by_tools(set(result.calls), self._how.seed)
+        return split.draw(result.request, self._how.seed)
 
     def _note_imbalance(self) -> None:
         calls = self._dataset.calls

@@ -1,9 +1,10 @@
-"""Decides which rows are held out. A row's split depends only on its request, so added rows do not move others."""
+"""Decides which rows are held out. A row's split depends only on the row itself, so added rows do not move others."""
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from tunemill_api.data import SplitBy
 from tunemill_api.failures import Reason
 
 from tunemill_trainer.data.rows import Message, Role
@@ -30,21 +31,33 @@ def draw(request: bytes, seed: int) -> float:
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
-def cut(lowest: float, highest: float, fraction: float) -> float:
+def draw_by_tools(called: Collection[str], seed: int) -> float:
+    """Return the lowest draw of the called tools.
+
+    So a row is held out if any of its tools is, and no training row calls a tool of a held-out row's draw.
+    """
+    return min(draw(digest(f"tool:{name}".encode()), seed) for name in called)
+
+
+_UNITS = {SplitBy.PROMPT: "with different requests", SplitBy.TOOLS: "that call different tools"}
+
+
+def cut(lowest: float, highest: float, fraction: float, by: SplitBy = SplitBy.PROMPT) -> float:
     """Return the threshold below which a draw means held out, such that each split gets at least one row.
 
     Args:
         lowest: the lowest draw.
         highest: the highest draw.
         fraction: the share of rows to hold out.
+        by: what the draws are for.
 
     Raises:
-        StageError: DatasetTooSmall, if all rows have the same request, or there are no rows.
+        StageError: DatasetTooSmall, if all rows have the same draw, or there are no rows.
     """
     if lowest >= highest:
         raise StageError(
             Reason.DATASET_TOO_SMALL,
-            "expected at least two rows with different requests, one to train on and one to hold out, "
+            f"expected at least two rows {_UNITS[by]}, one to train on and one to hold out, "
             f"found {'one' if lowest == highest else 'none'}",
         )
     # In a small file, all draws may lie on the same side of the fraction.

@@ -20,6 +20,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic.alias_generators import to_camel
 from tunemill_api.constants import ENV_BUILDER_ID, ENV_IMAGE, GROUP
+from tunemill_api.data import SplitBy
 from tunemill_api.finetune import FineTuneSpec
 from tunemill_api.local_files import is_local
 
@@ -49,7 +50,7 @@ PARAMETERS: Final[Any] = {
     "base_model": {"id": True, "revision": True, "quantization": True, "adapter": {"id", "revision"}},
     "dataset": {
         "format": True,
-        "evaluation": {"fraction", "seed"},
+        "evaluation": {"fraction", "seed", "split_by"},
         "validation": {"fraction"},
         "replay": {"format", "share"},
         "max_invalid_fraction": True,
@@ -280,8 +281,12 @@ def origin_of(found: bytes, repository: str) -> Origin | None:
 
 def parameters(spec: FineTuneSpec) -> dict[str, JsonValue]:
     """Return the fields of a spec that are published."""
-    # A statement without suites has the form of those of earlier versions.
-    exclude = NO_PARAMETERS if spec.evaluation.suites else {**NO_PARAMETERS, "evaluation": {"suites"}}
+    # Without newer fields, a statement has the form of those of earlier versions.
+    exclude = {
+        **NO_PARAMETERS,
+        **({} if spec.evaluation.suites else {"evaluation": {"suites"}}),
+        **({} if spec.dataset.evaluation.split_by is SplitBy.TOOLS else {"dataset": {"evaluation": {"split_by"}}}),
+    }
     return spec.model_dump(mode="json", by_alias=True, exclude_none=True, include=PARAMETERS, exclude=exclude)
 
 

@@ -337,6 +337,7 @@ def _read_options(context: StageContext, files: _UserFiles) -> ReadOptions:
         last_turn_only=spec.training.turns is Turns.LAST,
         keep_unsupervised=spec.training.loss_on is LossOn.ALL,
         seed=spec.dataset.evaluation.seed,
+        split_by=spec.dataset.evaluation.split_by,
         workers=cpus.available(),
     )
 

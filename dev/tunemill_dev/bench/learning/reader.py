@@ -10,15 +10,23 @@ from random import Random
 from string import ascii_lowercase
 from typing import Any
 
+from tunemill_trainer.data.augmentation import ANSWERS
+
 from tunemill_dev.bench.learning import tools
 from tunemill_dev.bench.learning.tools import SYSTEM, Row, Tool, all_tools, others, row
 from tunemill_dev.tiny.base import SPECIAL_TOKENS, TURN_TEMPLATE
 from tunemill_dev.tiny.cached import cached_model
 
 WIDTH, LAYERS, HEADS, VOCABULARY = 128, 3, 4, 1000
-STEPS, BATCH, LEARNING_RATE, WARM_UP = 1600, 24, 2e-3, 50
+STEPS, BATCH, LEARNING_RATE, WARM_UP = 1500, 16, 2e-3, 50
+LOOK_UPS = 32
+"""Short texts in each step that only teach to find a name by its description and to copy it."""
 NAMED_AT_RANDOM, UNFIT, PARALLEL = 0.4, 0.12, 0.2
 """Shares of the rows whose tools have random names, in which no tool fits, and that need two calls."""
+
+
+Turns = list[dict[str, str]]
+"""The user's message and the answer."""
 
 
 def cached_reader() -> Path:
@@ -31,14 +39,23 @@ def pretraining_row(pool: list[Tool], random: Random) -> Row:
     tool = random.choice(pool)
     offered = [tool, *others(tool, pool, random.randint(0, 3), random)]
     if random.random() < NAMED_AT_RANDOM:
-        offered = [
-            Tool(each.verb, each.noun, each.slot, "".join(random.choices(ascii_lowercase, k=random.randint(4, 7))))
-            for each in offered
-        ]
+        offered = [Tool(each.verb, each.noun, each.slot, _name(random)) for each in offered]
     fits = random.random() > UNFIT or len(offered) == 1
     shown = offered if fits else offered[1:]
     calls = 2 if random.random() < PARALLEL else 1
     return row(offered[0], random.sample(shown, len(shown)), random, calls=calls, fits=fits)
+
+
+def look_up(pool: list[Tool], random: Random) -> Turns:
+    """Return a list of names with descriptions, the request for one of them, and its name as the answer."""
+    listed = [(_name(random), f"{tool.verb} a {tool.noun}") for tool in random.sample(pool, random.randint(1, 5))]
+    name, description = random.choice(listed)
+    lines = "\n".join(f"{each}: {text}" for each, text in listed)
+    return [{"role": "user", "content": f"{lines}\n\n{description}"}, {"role": "assistant", "content": name}]
+
+
+def _name(random: Random) -> str:
+    return "".join(random.choices(ascii_lowercase, k=random.randint(5, 9)))
 
 
 def make_reader(folder: Path, steps: int = STEPS) -> Path:
@@ -71,15 +88,12 @@ def make_reader(folder: Path, steps: int = STEPS) -> Path:
     schedule = get_cosine_schedule_with_warmup(optimizer, WARM_UP, steps)
     model.train()
     for _ in range(steps):
-        batch = [_tokens(pretraining_row(pool, random), tokenizer) for _ in range(BATCH)]
-        length = max(len(ids) for ids, _ in batch)
-        ids = torch.zeros(BATCH, length, dtype=torch.long)
-        labels = torch.full((BATCH, length), -100)
-        for at, (whole, silent) in enumerate(batch):
-            ids[at, : len(whole)] = torch.tensor(whole)
-            labels[at, silent : len(whole)] = ids[at, silent : len(whole)]
-        loss = model(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels).loss
-        loss.backward()
+        for several in (
+            [_turns(pretraining_row(pool, random)) for _ in range(BATCH)],
+            [look_up(pool, random) for _ in range(LOOK_UPS)],
+        ):
+            ids, labels = _batch([_tokens(turns, tokenizer) for turns in several])
+            model(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -92,7 +106,19 @@ def make_reader(folder: Path, steps: int = STEPS) -> Path:
     return folder
 
 
-def _turns(row: Row) -> list[dict[str, str]]:
+def _batch(texts: list[tuple[list[int], int]]) -> tuple[Any, Any]:
+    """Return the padded token ids of texts, and their labels; `texts` has the token ids and the prompts' lengths."""
+    import torch
+
+    ids = torch.zeros(len(texts), max(len(whole) for whole, _ in texts), dtype=torch.long)
+    labels = torch.full_like(ids, -100)
+    for at, (whole, silent) in enumerate(texts):
+        ids[at, : len(whole)] = torch.tensor(whole)
+        labels[at, silent : len(whole)] = ids[at, silent : len(whole)]
+    return ids, labels
+
+
+def _turns(row: Row) -> Turns:
     """Return the turns of a row with the tools as text, and with name and arguments instead of calls."""
     system, user, answer = row["messages"]
     tools = "\n".join(json.dumps(tool["function"]) for tool in row["tools"])
@@ -103,9 +129,8 @@ def _turns(row: Row) -> list[dict[str, str]]:
     ]
 
 
-def _tokens(row: Row, tokenizer: Any) -> tuple[list[int], int]:  # noqa: ANN401 - transformers ships no types
-    """Return the token ids of a row, and the number of them in the prompt."""
-    turns = _turns(row)
+def _tokens(turns: Turns, tokenizer: Any) -> tuple[list[int], int]:  # noqa: ANN401 - transformers ships no types
+    """Return the token ids of a text, and the number of them in the prompt."""
     prompt = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
     return tokenizer.apply_chat_template(turns, return_dict=False), len(prompt)
 
@@ -132,6 +157,8 @@ def _tokenizer(pool: list[Tool]) -> Any:  # noqa: ANN401
         show_progress=False,
     )
     texts = [turn["content"] for _ in range(3000) for turn in _turns(pretraining_row(pool, random))]
+    # As in a real vocabulary, there are words for calls and for answers that the base model has not been trained on.
+    texts += ['<tools>\n</tools>\n<tool_call>{"name": "", "arguments": {"": ""}}</tool_call>', *ANSWERS] * 100
     tokenizer.train_from_iterator([*texts, SYSTEM, "user\n", "model\n", "tool\n", "system\n"], trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

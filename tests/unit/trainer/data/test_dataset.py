@@ -15,7 +15,13 @@ from tunemill_trainer.errors import StageError
 def read(folder, train, held_out=None, chosen_by=None, *, workers=1, contract=(), keep_unsupervised=False, **spec):
     """Read rows as configured in spec.dataset; held-out rows and validation rows (`chosen_by`) may be in own files."""
     configured = Dataset.model_validate({"uri": "s3://team-a/calls.jsonl", **spec})
-    how = dataset.ReadOptions(configured.format, contract, keep_unsupervised=keep_unsupervised, workers=workers)
+    how = dataset.ReadOptions(
+        configured.format,
+        contract,
+        keep_unsupervised=keep_unsupervised,
+        split_by=configured.evaluation.split_by,
+        workers=workers,
+    )
     separate = {Split.HELD_OUT: (held_out, "held-out.jsonl"), Split.VALIDATION: (chosen_by, "validation.jsonl")}
     files = {part: some_data(folder, rows, key) for part, (rows, key) in separate.items() if rows is not None}
     return dataset.read(configured, how, some_data(folder, train), files, folder / "spool", lambda: None)
@@ -170,6 +176,51 @@ def test_validation_rows_come_from_the_training_rows(tmp_path):
     answers = [openai_row(f"What is the weather in town {number}?", city="Oslo") for number in range(200)]
     more = read(tmp_path, [*good(300), *answers], **spec)
     assert {item.split is some.get(item.row.messages[0].content, item.split) for item in more} == {True}
+
+
+def calling(question, *names):
+    """A row that calls these tools, and offers one more."""
+    row = openai_row(question)
+    (call,) = row["messages"][1]["tool_calls"]
+    row["messages"][1]["tool_calls"] = [
+        {**call, "id": name, "function": {"name": name, "arguments": "{}"}} for name in names
+    ]
+    row["tools"] = [{"type": "function", "function": {"name": name}} for name in (*names, "other")]
+    return row
+
+
+def test_whole_tools_are_held_out(tmp_path):
+    """No training or validation row calls a tool that is held out, also if it calls several."""
+    spec = {"evaluation": {"splitBy": "Tools", "fraction": "0.2"}, "validation": {"fraction": "0.2"}}
+    tools = [f"tool_{number}" for number in range(50)]
+    single = [calling(f"Question {number}", tools[number % 50]) for number in range(200)]
+    pairs = [calling(f"Both {number}", tools[number % 50], tools[(number + 1) % 50]) for number in range(100)]
+    plain = [
+        {"messages": [{"role": "user", "content": f"Hello {number}"}, {"role": "assistant", "content": "Hello!"}]}
+        for number in range(100)
+    ]
+    called = {split: set() for split in Split}
+    counts = dict.fromkeys(Split, 0)
+    for item in read(tmp_path, [*single, *pairs, *plain], **spec):
+        found = {call.name for message in item.row.messages for call in message.calls}
+        called[item.split] |= found
+        counts[item.split] += not found
+    held_out = {item for item in tools if item not in called[Split.TRAIN] | called[Split.VALIDATION]}
+    validation = {item for item in tools if item not in called[Split.TRAIN]} - held_out
+    assert 3 <= len(held_out) <= 20
+    assert 3 <= len(validation) <= 20
+    assert held_out <= called[Split.HELD_OUT]
+    assert min(counts[split] for split in (Split.TRAIN, Split.VALIDATION, Split.HELD_OUT)) > 5, "without a call"
+
+
+def test_of_few_tools_one_is_held_out(tmp_path):
+    """Whatever the fraction. With a single tool, nothing could be trained on."""
+    spec = {"evaluation": {"splitBy": "Tools", "fraction": "0.000001"}}
+    rows = [calling(f"Question {number}", f"tool_{number % 2}") for number in range(20)]
+    found = [item.split for item in read(tmp_path, rows, **spec)]
+    assert (found.count(Split.HELD_OUT), found.count(Split.TRAIN)) == (10, 10)
+    with pytest.raises(StageError, match="two rows that call different tools"):
+        read(tmp_path, rows[::2], **spec)
 
 
 def test_validation_rows_are_drawn_beside_separate_evaluation_data(tmp_path):

@@ -162,7 +162,13 @@ def test_a_statement_has_no_private_locations_or_names(tmp_path: Path, monkeypat
 
 def test_every_field_of_the_spec_is_in_the_statement_or_left_out_for_a_reason():
     """A new field needs a decision whether it may be public."""
-    parts = {"uri": "hf://acme/calls", "augmentation": {}, "validation": {}, "replay": {"uri": "hf://acme/chat"}}
+    parts: dict[str, Any] = {
+        "uri": "hf://acme/calls",
+        "evaluation": {"splitBy": "Tools"},
+        "augmentation": {},
+        "validation": {},
+        "replay": {"uri": "hf://acme/chat"},
+    }
     spec = with_suite(facts(dataset=parts, training={"preference": {}}, adapter_from=ADAPTER))
     shown: list[str] = []
 
