@@ -71,16 +71,13 @@ class Small:
 
 SERVED = (
     *("Llama 3", "Qwen3", "FunctionGemma", "Mistral", "Gemma 3", "Qwen2.5", "xLAM", "Hermes", "Gemma 2"),
-    *("Qwen3-Coder", "SmolLM3", "OLMo 3", "Phi-4-mini", "Granite 3"),
+    *("Qwen3-Coder", "SmolLM3", "OLMo 3", "Phi-4-mini", "Granite 3", "Gemma 4", "Llama 4"),
 )
 """The families that are measured."""
 NOT_SERVED = {
-    "Gemma 4": "vLLM reads a call with a number in its arguments under another name, and loads adapters that Tunemill "
-    "merges",
     "Granite 4": "its small model does not learn the calls in 400 steps",
     "gpt-oss": "vLLM renders its prompts with the token ids of the models' own vocabulary",
     "LFM2": "on a CPU, vLLM gives other replies than Transformers; the cause is not known",
-    "Llama 4": "on a CPU, vLLM gives other probabilities than Transformers; the cause is not known",
     "Nemotron 3": "on a CPU, vLLM fails with `index 12 is out of bounds for dimension 0 with size 1`; the cause is not "
     "known",
     "Qwen3.5": "not measured yet",
