@@ -284,7 +284,7 @@ def small(name: str) -> Small:  # noqa: PLR0911, PLR0912, PLR0915 - a case a fam
                 "conv_dim_out": WIDTH,
                 "tie_word_embeddings": True,
             }
-            return Small("lfm2", *_of_trl("lfm2_v2"), turns, settings, flags=_NO_PREFIX_CACHE + _TORCH_ROTATION)
+            return Small("lfm2", *_of_trl("lfm2_v2"), turns, settings, flags=_TORCH_ROTATION)
         case "gpt-oss":
             marks = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>")
             turns = Turns("<|startoftext|>", "<|return|>", "<|endoftext|>", marks)
