@@ -30,7 +30,11 @@ few tool calls. This page shows the result.
 - Round trip: an OpenAI client gets the calls, the text and the reasoning of the rows, streamed and not.
 
 With adapters, vLLM runs experts with GPU kernels only. The test lets it use its CPU kernels, because Tunemill's
-adapters have no weights for experts.
+adapters have no weights for experts. The small model of Nemotron 3 has no experts: vLLM does not run theirs on a CPU.
+
+On a CPU, vLLM fails or gives wrong replies for some families without another flag: `--no-enable-prefix-caching` for
+Granite 4 and Nemotron 3, `--compilation-config '{{"custom_ops": ["all", "-rotary_embedding"]}}'` for LFM2. The causes
+are in its code for CPUs.
 
 | family | template | carries tools | prompt tokens | same calls | verdicts | served as | round trip |
 |---|---|---|---|---|---|---|---|

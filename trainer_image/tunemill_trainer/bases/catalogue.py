@@ -41,7 +41,7 @@ class Family(BaseModel):
     """Whether FP16, whose largest number is 65504, is wide enough."""
     merged: tuple[str, ...] = ()
     """Model types of which vLLM needs the merged model: an adapter of all linear layers has layers that
-    `release.servability` does not take, such as those of Mamba, of convolutions and of Gemma's embeddings per layer."""
+    `release.servability` does not take, such as those of linear attention."""
     stops: tuple[str, ...] = Field(min_length=1)
     """Tokens that end a reply."""
 

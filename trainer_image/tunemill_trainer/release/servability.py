@@ -25,6 +25,12 @@ _LAYERS = {
     *("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj"),
     *("per_layer_input_gate", "per_layer_projection", "per_layer_model_projection"),  # Gemma 4
 }
+_LAYERS_OF = {
+    "granitemoehybrid": {"in_proj", "out_proj", "input_linear", "output_linear"},
+    "lfm2": {"in_proj", "out_proj", "w1", "w2", "w3"},
+    "nemotron_h": {"in_proj"},
+}
+"""More layers of a `model_type`. PEFT has no LoRA for Mamba's `out_proj` in Nemotron."""
 _VOCABULARY_LAYERS = {"embed_tokens", "lm_head"}
 FAMILIES_WITH_VOCABULARY_LORA = frozenset(
     {
@@ -180,7 +186,7 @@ def _of_tensors(adapter: Adapter) -> list[str]:
         layer = found["layer"].rpartition(".")[2]
         if layer in _VOCABULARY_LAYERS:
             problems += _of_vocabulary_layer(adapter, layer, found, shape)
-        elif layer not in _LAYERS:
+        elif layer not in _LAYERS | _LAYERS_OF.get(adapter.model_type, set()):
             problems.append(f"it adapts the layer {layer}, for which the server does not support LoRA")
         elif (adapter.model_type, layer) in _REORDERED:
             problems.append(

@@ -107,6 +107,24 @@ def test_layers_of_gemma_4():
     assert not problems(adapter(None, *tensors, model_type="gemma4_text"))
 
 
+@pytest.mark.parametrize(
+    ("model_type", "layers"),
+    [
+        (
+            "granitemoehybrid",
+            ["mamba.in_proj", "mamba.out_proj", "shared_mlp.input_linear", "shared_mlp.output_linear"],
+        ),
+        ("lfm2", ["conv.in_proj", "conv.out_proj", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3"]),
+        ("nemotron_h", ["mixer.in_proj"]),
+    ],
+)
+def test_layers_of_hybrid_models(model_type: str, layers: list[str]):
+    """Those of Mamba and of convolutions, in the families with which vLLM was measured."""
+    tensors = [f"base_model.model.model.layers.0.{name}.lora_{side}.weight" for name in layers for side in "AB"]
+    assert not problems(adapter(None, *tensors, model_type=model_type))
+    assert problems(adapter(None, *tensors, model_type="falcon_h1"))
+
+
 def test_layers_whose_rows_vllm_reorders():
     """For the rotary embedding of Llama 4. Other layers of the family can have an adapter."""
     config, other = lora(), "base_model.model.model.layers.0.self_attn.v_proj.lora_B.weight"
