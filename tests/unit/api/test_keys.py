@@ -63,12 +63,12 @@ def test_an_edit_changes_the_key_of_its_stage_and_of_all_later_ones(change, firs
         {"workspace": {"uri": "s3://other/place"}},
     ],
 )
-def test_what_changes_no_output_changes_no_key(change):
+def test_fields_that_do_not_affect_outputs_do_not_change_keys(change):
     """Where things lie, who may read them and how a stage runs are no part of what it makes."""
     assert chain(a_spec(**change)) == chain(a_spec())
 
 
-def test_what_a_trainer_image_of_ones_own_makes_has_keys_of_its_own():
+def test_a_custom_trainer_image_has_separate_keys():
     """Nobody takes it for what the platform's image makes of the same inputs, at any stage."""
     ours, own, other = (a_spec(compute={"trainerImage": image}) for image in ("", "acme/own:1", "acme/own:2"))
     assert chain(ours) == chain(a_spec())
@@ -78,27 +78,27 @@ def test_what_a_trainer_image_of_ones_own_makes_has_keys_of_its_own():
     assert keys.base_evaluation_key("0123", own) != keys.base_evaluation_key("0123", ours)
 
 
-def test_an_edit_of_the_trainer_image_repeats_nothing():
+def test_an_edit_of_the_trainer_image_changes_no_key():
     """What has begun keeps its key, as its inputs are the same."""
     own = a_spec(compute={"trainerImage": "acme/own:1"})
     assert keys.prepare_inputs(own) == keys.prepare_inputs(a_spec())
     assert keys.train_inputs("0123", "4567", own) == keys.train_inputs("0123", "4567", a_spec())
 
 
-def test_other_files_under_the_same_commit_change_every_key():
+def test_different_files_at_the_same_commit_change_every_key():
     """A commit is what a server says; the key holds what the files are."""
     seen, poisoned = ({**RESOLVED, "baseModelFiles": digest} for digest in ("d4d4", "d5d5"))
     assert not set(chain(a_spec(), seen)) & set(chain(a_spec(), poisoned))
 
 
-def test_other_weights_of_the_adapter_to_start_from_change_every_key():
+def test_different_weights_of_the_start_adapter_change_every_key():
     """Its commit and its files are in the key of prepare, so the next release starts a new training."""
     spec = a_spec(baseModel={"id": "google/gemma-2-2b-it", "adapter": {"id": "acme/week-1"}})
     seen, other = ({**RESOLVED, "adapter": "c0ffee", "adapterFiles": digest} for digest in ("d4d4", "d5d5"))
     assert not set(chain(spec, seen)) & set(chain(spec, other))
 
 
-def test_a_draft_has_a_key_of_its_own_that_follows_its_gates():
+def test_a_draft_has_a_separate_key_that_depends_on_its_gates():
     """Its card names them. Branch and tag are those of the publication that it is not."""
 
     def draft_key(**change):
@@ -110,7 +110,7 @@ def test_a_draft_has_a_key_of_its_own_that_follows_its_gates():
     assert keys.publish_key("0123", tagged, draft=True) == keys.publish_key("0123", a_spec(), draft=True)
 
 
-def test_the_published_model_beside_a_new_one_is_in_its_judgement_alone():
+def test_a_published_model_to_compare_with_affects_only_the_evaluate_key():
     """It changes the figures of a run that is compared, and nothing where nothing is."""
     rival, none = Rival(of="0123", prepare="4567", train="89ab"), Rival(of="0123")
     assert keys.evaluate_key("0123", a_spec(), rival) != keys.evaluate_key("0123", a_spec())
@@ -126,7 +126,7 @@ def with_suites(*suites):
     return a_spec(evaluation={"suites": [*suites]})
 
 
-def test_a_suite_is_read_and_evaluated_and_trains_nothing():
+def test_adding_a_suite_reruns_prepare_and_evaluate_but_not_train():
     """It changes the inputs of prepare, which reads it, and those of evaluate; train has the inputs of before."""
     plain, suite = a_spec(), with_suites(CHAT)
     assert keys.prepare_inputs(suite) != keys.prepare_inputs(plain)
@@ -141,19 +141,19 @@ def test_a_suite_is_read_and_evaluated_and_trains_nothing():
     "change",
     [{"uri": "s3://other/new.jsonl"}, {"format": "OpenAI"}, {"judge": "Calls"}, {"name": "talk"}],
 )
-def test_every_field_of_a_suite_reads_it_again(change):
+def test_every_field_of_a_suite_changes_its_key(change):
     """The operator cannot know whether other rows are behind it."""
     assert keys.prepare_inputs(with_suites(CHAT | change)) != keys.prepare_inputs(with_suites(CHAT))
 
 
-def test_the_order_of_suites_changes_nothing():
+def test_the_order_of_suites_changes_no_key():
     """A list that a tool sorts asks for nothing."""
     assert keys.prepare_inputs(with_suites(CHAT, OWN)) == keys.prepare_inputs(with_suites(OWN, CHAT))
     facts = [SuiteDataFacts(name=name, key="0123", rows=1) for name in ("chat", "own")]
     assert keys.evaluate_key("89ab", a_spec(), suites=facts) == keys.evaluate_key("89ab", a_spec(), suites=facts[::-1])
 
 
-def test_the_rows_of_a_suite_are_known_by_their_content_and_by_the_rows_that_are_trained_on():
+def test_the_key_of_suite_rows_depends_on_their_content_and_the_training_rows():
     """Neither its name nor its place is in the key; the judge is, because prepare checks the rows for it."""
 
     def key(prepared="0123", digest="d1", **change):
@@ -170,12 +170,12 @@ def test_new_data_under_the_same_name_changes_every_key():
     assert not set(before) & set(after)
 
 
-def test_other_tools_change_every_key():
+def test_different_tools_change_every_key():
     """As with the data, the content counts."""
     assert not set(chain(a_spec())) & set(chain(a_spec(), {**RESOLVED, "tools": "d3d3"}))
 
 
-def test_prepare_is_asked_for_anew_when_a_name_changes_or_somebody_requests_it():
+def test_prepare_runs_again_after_a_changed_name_or_a_request():
     """Another source, workspace or request gives other inputs before the data is known."""
     found = {
         keys.prepare_inputs(a_spec()),
@@ -187,7 +187,7 @@ def test_prepare_is_asked_for_anew_when_a_name_changes_or_somebody_requests_it()
     assert len(found) == 5
 
 
-def test_prepare_is_not_asked_for_anew_with_other_credentials():
+def test_prepare_does_not_run_again_for_changed_credentials():
     """A new Secret name alone asks for nothing that was already done."""
     with_secret = a_spec(
         dataset={"uri": "s3://team-a-data/support/calls.jsonl", "credentialsSecretRef": {"name": "s3"}},
@@ -307,7 +307,7 @@ def leaves():
     return fields_of_spec(lambda path: path in IN_FORMS or path in CHANGE_NO_OUTPUT or path.endswith("configMapKeyRef"))
 
 
-def test_every_field_of_the_spec_is_in_a_form_or_declared_to_change_no_output():
+def test_every_spec_field_is_in_a_canonical_form_or_declared_irrelevant_to_outputs():
     """Whoever adds a field decides: it goes into a canonical form, or into the list with a reason."""
     undecided = {path for path in leaves() if path not in IN_FORMS and path not in CHANGE_NO_OUTPUT}
     assert not undecided, f"add them to a form of keys.py, or to CHANGE_NO_OUTPUT: {sorted(undecided)}"
@@ -323,7 +323,7 @@ def hashes(spec):
 
 
 @pytest.mark.parametrize("path", IN_FORMS)
-def test_a_field_that_is_in_a_form_changes_inputs(path):
+def test_a_field_in_a_canonical_form_changes_the_inputs(path):
     """Another value asks for something else; proven for every field, the settings of each method included."""
     method = {"lora": "LoRA", "adalora": "AdaLoRA", "ia3": "IA3"}.get(path.split(".")[1] if "." in path else "")
     settings: dict[str, dict] = {"adapter": {"method": method}} if method else {}
@@ -362,7 +362,7 @@ FROZEN = {
 }
 
 
-def test_the_forms_are_frozen(monkeypatch):
+def test_the_canonical_forms_are_frozen(monkeypatch):
     """These hashes are in the status of objects and name folders in workspaces: they stay the same for ever."""
     monkeypatch.setattr(keys, "RECIPES", dict.fromkeys(keys.RECIPES, 1))
     other = a_spec(
@@ -378,7 +378,7 @@ def test_the_forms_are_frozen(monkeypatch):
     assert {"smallest": [*hashes(smallest)], "other": [*hashes(other)]} == FROZEN
 
 
-def test_the_defaults_that_no_crd_writes_are_those_of_the_forms():
+def test_defaults_missing_from_the_crd_are_those_of_the_canonical_forms():
     """What a profile can preset has no default in the CRD, so that another default would change what objects mean."""
     spec = a_spec()
     assert set(keys._sources(spec, "")) == {"uri", "workspace"}
@@ -386,7 +386,7 @@ def test_the_defaults_that_no_crd_writes_are_those_of_the_forms():
     assert keys._publication(spec, draft=True)["draft"] == ("exact_match gain=0",)
 
 
-def test_inputs_do_not_change_with_a_recipe_and_keys_do(monkeypatch):
+def test_a_new_recipe_changes_keys_but_not_inputs(monkeypatch):
     """A recorded stage stays valid by its inputs. A new output gets another name than that of the old recipe."""
     inputs, names = hashes(a_spec())[:2], chain(a_spec())
     monkeypatch.setattr(keys, "RECIPES", {stage: number + 1 for stage, number in keys.RECIPES.items()})

@@ -21,7 +21,7 @@ def sample(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_sample_is_what_the_models_read(name):
+def test_a_sample_is_valid_for_the_pydantic_models(name):
     """No misspelt field, no value out of bounds: the models refuse what they do not know."""
     manifest = sample(name)
     assert (manifest["apiVersion"], manifest["kind"]) == (API_VERSION, KIND)
@@ -36,7 +36,7 @@ def crd() -> OAS30Validator:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_sample_is_what_the_api_server_accepts(crd, name):
+def test_a_sample_is_valid_for_the_crd_schema(crd, name):
     """The schema of the CRD holds for the sample as the user applies it."""
     crd.validate(sample(name))
 
@@ -54,7 +54,7 @@ def test_the_smallest_sample_has_the_required_fields_and_nothing_else():
             FineTuneSpec.model_validate({name: fields for name, fields in spec.items() if name != part})
 
 
-def test_the_demo_speaks_to_the_local_services_only_and_needs_no_gpu():
+def test_the_demo_uses_only_local_services_and_no_gpu():
     """`make demo` must work without an account anywhere."""
     spec = FineTuneSpec.model_validate(sample("demo.yaml")["spec"])
     endpoints = {spec.hub.endpoint, spec.dataset.endpoint, effective_workspace(spec).endpoint}
@@ -63,7 +63,7 @@ def test_the_demo_speaks_to_the_local_services_only_and_needs_no_gpu():
     assert spec.publish.private
 
 
-def test_the_agents_course_sample_is_its_recipe():
+def test_the_agents_course_sample_matches_its_recipe():
     """The figures of the course's notebook, by which its readers recognise it."""
     spec = FineTuneSpec.model_validate(sample("agents-course.yaml")["spec"])
     lora, training = spec.adapter.lora, spec.training
@@ -72,7 +72,7 @@ def test_the_agents_course_sample_is_its_recipe():
     assert (training.epochs, training.max_length, spec.tokenizer.mode) == (1, 1500, "Extend")
 
 
-def test_the_functiongemma_sample_is_its_recipe():
+def test_the_functiongemma_sample_matches_its_recipe():
     """The figures of Google's guide, by which its readers recognise it."""
     spec = FineTuneSpec.model_validate(sample("functiongemma.yaml")["spec"])
     training = spec.training

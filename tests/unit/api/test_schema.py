@@ -54,7 +54,7 @@ def test_every_field_is_described():
     assert [*undescribed(properties["spec"], "spec"), *undescribed(properties["status"], "status")] == []
 
 
-def test_a_union_is_refused():
+def test_a_union_is_rejected():
     """What Kubernetes could not express fails when it is generated, not when it is installed."""
 
     class Ambiguous(BaseModel):
@@ -64,7 +64,7 @@ def test_a_union_is_refused():
         structural_schema(Ambiguous)
 
 
-def test_an_unknown_field_is_refused_by_its_path():
+def test_an_unknown_field_is_rejected_with_its_path():
     """A typo in a manifest names itself."""
     with pytest.raises(ValidationError, match="learningrate"):
         a_spec(training={"learningrate": "1e-4"})
@@ -130,7 +130,7 @@ def test_durations(text, seconds):
 
 
 @pytest.mark.parametrize("text", ["", "soon", "8", "-1h", "1.h", "1w", "h", "1h 30m"])
-def test_what_is_no_duration_is_refused(text):
+def test_invalid_durations_are_rejected(text):
     """Not taken for zero."""
     with pytest.raises(ValidationError, match="maxRuntime"):
         a_spec(maxRuntime=text)
@@ -184,20 +184,20 @@ BAD_TEMPLATES = [
 
 @pytest.mark.parametrize("stage", ["prepare", "train", "publish"])
 @pytest.mark.parametrize(("template", "words"), BAD_TEMPLATES)
-def test_a_wrong_field_of_a_pod_template_is_refused_with_its_path(stage, template, words):
+def test_an_invalid_pod_template_field_is_rejected_with_its_path(stage, template, words):
     """For objects that came past the CRD's own rules, and for presets of profiles; each stage is held to the same."""
     with pytest.raises(ValidationError, match=rf"(?s)podTemplates\.{stage}\..*") as refused:
         a_spec(podTemplates={stage: template})
     assert words in str(refused.value)
 
 
-def test_no_part_of_a_template_keeps_fields_that_nobody_knows():
+def test_no_part_of_a_pod_template_preserves_unknown_fields():
     """Typed in full, in both kinds: a typo is refused at `kubectl apply`, not dropped or handed on."""
     for schema in (object_schema(), profile_schema()):
         assert "x-kubernetes-preserve-unknown-fields" not in json.dumps(schema["properties"]["spec"])
 
 
-def test_the_settings_of_no_method_are_written_by_the_api_server():
+def test_the_api_server_adds_no_settings_of_an_unselected_method():
     """A LoRA block in an object with method Full would say what is not done; each block belongs to its method."""
     adapter = object_schema()["properties"]["spec"]["properties"]["adapter"]
     assert all("default" not in adapter["properties"][name] for name in ("lora", "adalora", "ia3"))
@@ -209,7 +209,7 @@ def test_the_settings_of_no_method_are_written_by_the_api_server():
     ]
 
 
-def test_more_gpus_and_nodes_than_the_trainer_uses_are_refused():
+def test_more_gpus_or_nodes_than_the_trainer_supports_are_rejected():
     """In both kinds."""
     for schema in (
         object_schema()["properties"]["spec"],
@@ -220,7 +220,7 @@ def test_more_gpus_and_nodes_than_the_trainer_uses_are_refused():
         assert (compute["nodes"]["minimum"], compute["nodes"]["maximum"]) == (1, MAX_NODES)
 
 
-def test_a_definition_fits_into_the_annotation_of_kubectl_apply():
+def test_a_crd_fits_into_the_last_applied_configuration_annotation():
     """It has 256 KiB for all of them together."""
     for definition in (custom_resource_definition(), profile_resource_definition()):
         assert len(json.dumps(definition)) < 200 * 1024

@@ -6,7 +6,7 @@ from chart.rendering import CHART, REPOSITORY
 from tunemill_dev.chart.manifests import GOLDEN
 
 
-def test_every_template_shows_in_a_golden_file() -> None:
+def test_every_template_is_rendered_in_a_golden_file() -> None:
     """But for the CRDs, which are long and compared elsewhere; a new template comes with values that render it."""
     golden = "".join(file.read_text() for file in (REPOSITORY / GOLDEN).glob("*[!s].yaml"))
     shown = set(re.findall(r"^# Source: tunemill/templates/(\S+)$", golden, re.MULTILINE))

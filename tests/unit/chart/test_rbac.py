@@ -27,7 +27,7 @@ def granted(rendered: Rendered, resource: str, namespace: str = "") -> set[str]:
 
 
 @both_modes
-def test_no_role_of_the_chart_reaches_secrets_or_config_maps_but_for_its_own(values: dict[str, Any]) -> None:
+def test_no_role_can_access_secrets_or_config_maps_except_its_own(values: dict[str, Any]) -> None:
     """Whoever takes over the operator reads no token of anybody: the one Secret is that of its own certificate."""
     rendered = render(**values)
     reaching = [rule for rule in rules(rendered) if {"secrets", "configmaps"} & set(rule["resources"])]
@@ -44,7 +44,7 @@ def test_no_role_of_the_chart_has_a_wildcard(values: dict[str, Any]) -> None:
 
 
 @both_modes
-def test_the_operator_cannot_make_pods_change_specs_or_grant_rights(values: dict[str, Any]) -> None:
+def test_the_operator_cannot_create_pods_change_specs_or_grant_permissions(values: dict[str, Any]) -> None:
     """Jobs make the pods; the spec belongs to the user; roles and service accounts belong to the platform."""
     rendered = render(**values)
     place = "team-a" if values else ""
@@ -70,7 +70,7 @@ def test_the_operator_cannot_make_pods_change_specs_or_grant_rights(values: dict
     }
 
 
-def test_with_a_list_of_namespaces_only_what_belongs_to_none_is_granted_beyond_them() -> None:
+def test_a_namespaced_operator_has_cluster_permissions_for_cluster_scoped_kinds_only() -> None:
     """A tenant's operator is confined to the tenant's namespaces and its own; its profiles get a status."""
     rendered = render(**TWO_NAMESPACES)
     cluster_wide = [rule for kind, _, rule in rendered.rules_of_operator() if kind == "ClusterRole"]
@@ -89,7 +89,7 @@ def test_with_a_list_of_namespaces_only_what_belongs_to_none_is_granted_beyond_t
     assert granted(rendered, "jobs", "team-a") == granted(rendered, "jobs", "team-b") != set()
 
 
-def test_without_progress_and_profiles_a_namespaced_operator_has_no_cluster_wide_right_at_all() -> None:
+def test_without_progress_and_profiles_a_namespaced_operator_has_no_cluster_role() -> None:
     """Who may not make ClusterRoles can still install: nothing but the CRDs is left for the platform team."""
     off = {"enabled": False}
     rendered = render(
@@ -117,7 +117,7 @@ def test_pods_are_patched_in_the_release_namespace_only() -> None:
     assert granted(rendered, "pods", NAMESPACE) == {"patch"}
 
 
-def test_users_get_their_rights_through_kubernetes_own_roles() -> None:
+def test_users_get_permissions_through_aggregated_cluster_roles() -> None:
     """Who may edit a namespace may ask for a fine-tune there; nobody but the operator writes a status."""
     view, edit = (
         role for role in render().all("ClusterRole") if "aggregate-to-edit" in str(role["metadata"]["labels"])
@@ -133,7 +133,7 @@ def test_users_get_their_rights_through_kubernetes_own_roles() -> None:
     assert [rule["resources"] for rule in edit["rules"]] == [["functioncallfinetunes"]]
 
 
-def test_rights_can_be_left_to_somebody_else() -> None:
+def test_rbac_objects_can_be_disabled() -> None:
     """rbac.create false makes no role of the operator and no binding."""
     rendered = render(
         rbac={"create": False, "aggregateClusterRoles": False}, serviceAccount={"create": False, "name": "given"}
@@ -144,7 +144,7 @@ def test_rights_can_be_left_to_somebody_else() -> None:
 
 
 @both_modes
-def test_admission_policies_hold_for_the_operators_account_and_deny(values: dict[str, Any]) -> None:
+def test_admission_policies_match_the_operators_service_account_and_deny(values: dict[str, Any]) -> None:
     """Each has a binding that denies, and a failure of the policy is a refusal; nobody else is affected."""
     rendered = render(**values)
     user = f"'system:serviceaccount:{NAMESPACE}:{rendered.one('ServiceAccount')['metadata']['name']}'"
@@ -161,13 +161,13 @@ def test_admission_policies_hold_for_the_operators_account_and_deny(values: dict
 
 
 @pytest.mark.parametrize("values", [{"admission": {"profileLimits": False}}, {"profiles": {"enabled": False}}])
-def test_limits_of_profiles_at_apply_can_be_left_out(values: dict[str, Any]) -> None:
+def test_the_admission_policy_for_profile_limits_can_be_disabled(values: dict[str, Any]) -> None:
     """Without profiles there is nothing to look up."""
     names = [policy["metadata"]["name"] for policy in render(**values).all("ValidatingAdmissionPolicy")]
     assert [name.rsplit("-")[-1] for name in names] == ["jobs", "groups", "pods"]
 
 
-def test_the_operators_own_namespace_has_no_jobs_unless_it_is_watched() -> None:
+def test_jobs_in_the_operators_namespace_are_denied_unless_it_is_watched() -> None:
     """Its Secrets are those of the platform."""
     for values, denied in ((EVERYWHERE, True), ({"watchNamespaces": ["team-a", NAMESPACE]}, False)):
         policies = render(**values).all("ValidatingAdmissionPolicy")

@@ -42,7 +42,7 @@ def test_helm_lints_the_chart_strictly(values: dict[str, Any]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_schema_knows_every_value_and_no_other() -> None:
+def test_the_schema_matches_the_values() -> None:
     """A value in one of the two files alone would be refused, or be explained nowhere. `global` is Helm's own."""
     assert differences(DEFAULTS, SCHEMA) == {"global"}
     assert closed(SCHEMA)
@@ -166,13 +166,13 @@ def nested(values: dict[str, Any]) -> dict[str, Any]:
     return whole
 
 
-def test_every_value_is_tried() -> None:
+def test_every_value_has_a_case() -> None:
     """A new value comes with what it may not be. `global` is Helm's own."""
     assert BAD.keys() == leaves(SCHEMA) - {"global"}
 
 
 @pytest.mark.parametrize("turn", range(max(map(len, BAD.values()))))
-def test_a_wrong_value_is_refused_by_its_name(turn: int) -> None:
+def test_an_invalid_value_is_rejected_by_name(turn: int) -> None:
     """Whatever is wrong is said at once, before anything is installed: each value's place in the file, on a line."""
     wrong = {name: values[turn] for name, values in BAD.items() if turn < len(values)}
     said = refusal(nested(wrong))
@@ -180,7 +180,7 @@ def test_a_wrong_value_is_refused_by_its_name(turn: int) -> None:
     assert unsaid == [], f"{[(name, wrong[name]) for name in unsaid]} were accepted; said was {said}"
 
 
-def test_an_unknown_name_is_refused_wherever_names_are_known() -> None:
+def test_an_unknown_value_is_rejected_at_every_level() -> None:
     """A typo would be passed over in silence; Helm names it and the group that lacks it."""
     known = groups(SCHEMA)
     said = refusal(nested({f"{group}tpyo": 1 for group in known}))
@@ -199,6 +199,6 @@ def test_an_unknown_name_is_refused_wherever_names_are_known() -> None:
         ({"caBundle": {"configMap": "a", "secret": "b"}}, "/caBundle/secret"),
     ],
 )
-def test_what_needs_another_value_says_which(values: dict[str, Any], where: str) -> None:
+def test_a_missing_dependent_value_is_named(values: dict[str, Any], where: str) -> None:
     """Alone it would make nothing, or something that never works."""
     assert f"- at '{where}'" in refusal(values)

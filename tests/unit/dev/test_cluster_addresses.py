@@ -12,7 +12,7 @@ from tunemill_dev.cluster.link import rules_of
 from tunemill_dev.cluster.node import resolver_config
 
 
-def test_the_first_cluster_has_the_dns_address_of_kubernetes_own_documents() -> None:
+def test_the_first_cluster_uses_the_usual_dns_address() -> None:
     """A machine with nothing in the way gives 10.96.0.10."""
     assert Addresses.choose([IPv4Network("192.0.2.0/24")]).dns == "10.96.0.10"
 
@@ -24,19 +24,19 @@ def test_two_clusters_share_no_address() -> None:
     assert not first.network.overlaps(second.network)
 
 
-def test_a_network_that_the_machine_already_routes_is_avoided_even_in_part() -> None:
+def test_a_network_that_overlaps_a_route_is_skipped() -> None:
     """A single routed address inside a block rules the block out."""
     chosen = Addresses.choose([IPv4Network("10.96.7.7/32"), IPv4Network("10.97.0.0/30")])
     assert chosen.block == 98
 
 
-def test_a_machine_whose_whole_range_is_routed_gets_a_sentence() -> None:
+def test_a_fully_routed_range_is_an_error_with_a_message() -> None:
     """A company network of 10.0.0.0/8 leaves nothing, and the message names the range."""
     with pytest.raises(ClusterError, match=r"10\.96\.0\.0/16 to 10\.127\.0\.0/16"):
         Addresses.choose([IPv4Network("10.0.0.0/8")])
 
 
-def test_services_pods_and_link_lie_apart_inside_the_block() -> None:
+def test_services_pods_and_link_have_separate_ranges_in_the_block() -> None:
     """No address has two meanings."""
     addresses = Addresses(101)
     link = IPv4Network((addresses.host, 30), strict=False)
@@ -51,7 +51,7 @@ def test_the_interface_name_fits_the_kernel() -> None:
     assert all(len(Addresses(block).interface) <= 15 for block in range(96, 128))
 
 
-def test_addresses_survive_a_restart_and_a_torn_file_does_not_hurt(tmp_path: Path) -> None:
+def test_addresses_survive_a_restart_and_a_truncated_file(tmp_path: Path) -> None:
     """What was chosen is read back; what a crash cut short counts as nothing."""
     file = tmp_path / "network.json"
     assert Addresses.read(file) is None

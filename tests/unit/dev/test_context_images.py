@@ -95,7 +95,7 @@ class Calls:
         ("kind-like-name", [CLOUD], None),
     ],
 )
-def test_the_engine_is_known_by_its_nodes(context, nodes, expected) -> None:
+def test_the_cluster_engine_is_detected_from_its_nodes(context, nodes, expected) -> None:
     """A context can have any name; the nodes tell who runs them."""
     assert recognise(context, nodes) == expected
 
@@ -133,7 +133,7 @@ def test_images_are_built_for_the_nodes_and_loaded(calls: Calls, nodes, architec
     assert loads == [[part for words in command for part in words.split()] for command in expected]
 
 
-def test_a_registry_gets_images_for_all_processors_of_the_nodes(calls: Calls, monkeypatch) -> None:
+def test_images_for_all_architectures_of_the_nodes_are_pushed_to_a_registry(calls: Calls, monkeypatch) -> None:
     """They are named by digest, so that the nodes pull what was pushed."""
     calls.docker()
     calls.kubectl(CLOUD, node("arm", "gce://project/zone/arm", "arm64"))
@@ -145,7 +145,7 @@ def test_a_registry_gets_images_for_all_processors_of_the_nodes(calls: Calls, mo
     assert not calls.of("docker", "image", "tag")
 
 
-def test_with_a_tag_nothing_is_built(calls: Calls, monkeypatch) -> None:
+def test_an_existing_tag_is_not_built(calls: Calls, monkeypatch) -> None:
     """For images that somebody else built."""
     monkeypatch.setenv("TAG", "0.1.0")
     assert images_for("any") == {name: f"{name}:0.1.0" for name in NAMES}
@@ -154,7 +154,7 @@ def test_with_a_tag_nothing_is_built(calls: Calls, monkeypatch) -> None:
     assert not calls.log.exists()
 
 
-def test_another_cluster_needs_a_registry(calls: Calls) -> None:
+def test_a_remote_cluster_requires_a_registry(calls: Calls) -> None:
     """Nothing is built for nodes that could not get it; the message has the command to type."""
     calls.docker()
     calls.kubectl(CLOUD)
@@ -163,7 +163,7 @@ def test_another_cluster_needs_a_registry(calls: Calls) -> None:
     assert not calls.of("docker")
 
 
-def test_nodes_of_two_processors_need_a_registry(calls: Calls) -> None:
+def test_nodes_with_two_architectures_require_a_registry(calls: Calls) -> None:
     """Docker's store holds an image for one processor."""
     calls.kubectl(KIND, node("dev-worker", "kind://docker/dev/dev-worker", "amd64"))
     with pytest.raises(CommandError, match=r"different processors \(amd64, arm64\).*REGISTRY="):
@@ -179,7 +179,7 @@ def test_nodes_of_two_processors_need_a_registry(calls: Calls) -> None:
     ],
     ids=["missing", "stopped", "without buildx"],
 )
-def test_without_docker_the_remedy_is_said(calls: Calls, docker, message) -> None:
+def test_a_missing_docker_is_reported_with_a_remedy(calls: Calls, docker, message) -> None:
     """Before anything is built."""
     calls.kubectl(KIND)
     if docker is not None:
@@ -188,7 +188,7 @@ def test_without_docker_the_remedy_is_said(calls: Calls, docker, message) -> Non
         images_for("kind-dev")
 
 
-def test_a_missing_engine_is_named_with_a_way_out(calls: Calls) -> None:
+def test_a_missing_engine_is_reported_with_a_remedy(calls: Calls) -> None:
     """The context may be of a cluster on another machine, or the program not installed."""
     calls.docker()
     calls.kubectl(KIND)
@@ -199,7 +199,7 @@ def test_a_missing_engine_is_named_with_a_way_out(calls: Calls) -> None:
         images_for("kind-dev")
 
 
-def test_other_processors_and_empty_clusters_are_refused() -> None:
+def test_unsupported_architectures_and_empty_clusters_are_rejected() -> None:
     """The images are built for two kinds of processor."""
     with pytest.raises(CommandError, match="amd64 and arm64; the cluster has nodes with s390x"):
         node_architectures([KIND, node("z", architecture="s390x")])

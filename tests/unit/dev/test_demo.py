@@ -64,7 +64,7 @@ def training(percent: int | None, loss: str = "0.41") -> FineTuneStatus:
     return FineTuneStatus(phase=Phase.TRAINING, stages=[done("prepare", 0, 9), running], trainer_status=reported)
 
 
-def test_the_summary_has_seconds_scores_and_what_ran():
+def test_the_summary_has_seconds_scores_and_executed_stages():
     """The form that scripts read: seconds with one decimal, scores as numbers, a metric without cases left out."""
     assert summary(FineTuneStatus(), FIRST, setup_seconds=12.34, total_seconds=90.06) == {
         "phase": "Succeeded",
@@ -75,7 +75,7 @@ def test_the_summary_has_seconds_scores_and_what_ran():
     }
 
 
-def test_after_an_edit_only_what_ran_for_it_counts():
+def test_after_an_edit_only_its_stages_are_counted():
     """The stages of the first run stand unchanged in the status; they are neither counted nor timed again."""
     again = ended(*FIRST.stages[:3], done("publish", 100, 110))
     assert stages_run(FIRST, again) == {"prepare": 0, "train": 0, "evaluate": 0, "publish": 1}
@@ -83,7 +83,7 @@ def test_after_an_edit_only_what_ran_for_it_counts():
     assert (seconds["train"], seconds["publish"]) == (0.0, 10.0)
 
 
-def test_a_stage_whose_output_was_there_did_not_run():
+def test_a_stage_with_an_existing_output_is_not_counted():
     """A pod that looked into the workspace and found everything did no work."""
     found = ended(done("train", 100, 101, executed=False))
     assert stages_run(FineTuneStatus(), found)["train"] == 0
@@ -102,7 +102,7 @@ def test_a_running_stage_shows_percent_loss_time_left_and_seconds():
     assert plain(line) == "▸ train     45 %   30.0 s  loss 0.41, 1:15 left"
 
 
-def test_the_progress_of_another_stage_is_not_shown_for_one_that_has_no_pod_yet():
+def test_a_stage_without_a_pod_does_not_show_the_progress_of_another_stage():
     """The last figures of train stay in the status for a moment; evaluate must not show them before it works."""
     waiting = StageStatus(name="evaluate", state=StageState.RUNNING)
     status = FineTuneStatus(stages=[waiting], trainer_status=training(100).trainer_status)
@@ -110,7 +110,7 @@ def test_the_progress_of_another_stage_is_not_shown_for_one_that_has_no_pod_yet(
     assert (line.percent, line.text) == (None, "")
 
 
-def test_a_finished_stage_says_what_it_made():
+def test_a_finished_stage_shows_its_result():
     """The line of train names its steps and how the loss fell."""
     trained = TrainedFacts(
         steps=120, loss="0.05", first_loss="3.1", train_seconds=30, device="cpu", adapter="s3://x/adapter"
@@ -119,7 +119,7 @@ def test_a_finished_stage_says_what_it_made():
     assert line.text == "120 steps, loss 3.1 → 0.05"
 
 
-def test_a_stage_that_an_edit_left_alone_is_called_kept():
+def test_a_stage_unaffected_by_an_edit_is_shown_as_kept():
     """After an edit of the repository, only publish shows a time and a result."""
     again = ended(*FIRST.stages[:3], done("publish", 100, 110))
     lines = stage_lines(FIRST, again, at(120))
@@ -127,7 +127,7 @@ def test_a_stage_that_an_edit_left_alone_is_called_kept():
     assert (lines[3].text, lines[3].seconds) == ("acme/support-tools at c0ffee", 10.0)
 
 
-def test_a_log_gets_a_line_when_something_changed_and_not_every_second():
+def test_a_log_line_is_written_only_after_a_change():
     """Not a terminal: one line a fifth of a stage, none for a status that says nothing new."""
     written = io.StringIO()
     with RunView(Console(file=written, width=200), NEW) as view:
@@ -139,11 +139,11 @@ def test_a_log_gets_a_line_when_something_changed_and_not_every_second():
     assert [line[1] for line in lines if line[0] == "✓"] == ["prepare", "train", "evaluate", "publish"]
 
 
-def test_what_stands_in_the_way_is_shown_only_while_no_stage_works():
+def test_a_blocking_condition_is_shown_only_while_no_stage_runs():
     """A message such as `pulling the image` is stale once the container runs."""
     assert waiting_for(training(10)) == ""
 
 
-def test_a_stream_of_objects_is_cut_at_their_borders():
+def test_a_stream_of_json_objects_is_split():
     """Kubectl prints objects one after the other; one that has not ended yet waits for its rest."""
     assert documents('{"a": 1}\n{"b": {"c": 2}}\n{"d"') == ([{"a": 1}, {"b": {"c": 2}}], '{"d"')

@@ -37,7 +37,7 @@ def a_testbed(kubectl: Path) -> Testbed:
     )
 
 
-def test_the_manifest_is_applied_with_the_images_that_were_built(tmp_path: Path) -> None:
+def test_the_manifest_is_applied_with_the_built_images(tmp_path: Path) -> None:
     """One `kubectl apply`, whatever installed Tunemill before; then the demo waits for the operator."""
     kubectl, log = tmp_path / "kubectl", tmp_path / "log"
     kubectl.write_text(f"#!/bin/sh\necho \"$@\" >> '{log}'\n[ $1 = apply ] && cat > '{tmp_path / 'applied'}'; exit 0\n")
@@ -69,19 +69,19 @@ def test_only_images_hub_and_replicas_differ_from_the_manifest() -> None:
     assert deployments[0] == deployments[1]
 
 
-def test_the_cluster_and_the_demo_build_no_helm() -> None:
+def test_the_cluster_and_the_demo_do_not_build_helm() -> None:
     """It takes minutes to compile. The tests and `make lint`, which need it, build it."""
     assert binaries.HELM not in binaries.ALL
     assert binaries.HELM in binaries.TESTED
 
 
-def test_programs_are_built_before_the_python_environment_is_there() -> None:
+def test_programs_are_built_without_the_python_environment() -> None:
     """`make demo` compiles with the system's Python while the environment is installed: no package is imported."""
     code = f"import sys; sys.path.insert(0, {str(REPOSITORY_ROOT / 'dev')!r}); import tunemill_dev.cluster.__main__"
     subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)
 
 
-def test_the_base_image_is_made_while_programs_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_base_image_is_built_while_programs_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each waits here until the other has begun."""
     both = threading.Barrier(2, timeout=20)
     built = {"kubernetes": Path("/k")}
@@ -95,7 +95,7 @@ def test_the_base_image_is_made_while_programs_compile(monkeypatch: pytest.Monke
     assert lifecycle.ensure_programs() == built
 
 
-def test_a_base_image_that_cannot_be_made_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_base_image_build_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error comes out of the thread."""
 
     def fail() -> None:

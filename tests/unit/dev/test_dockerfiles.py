@@ -21,7 +21,7 @@ def instructions(dockerfile: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("dockerfile", IMAGES, ids=["operator", "trainer"])
-def test_it_runs_as_a_numeric_user_that_owns_nothing(dockerfile: Path):
+def test_the_image_runs_as_a_numeric_user_that_owns_no_files(dockerfile: Path):
     """Kubernetes can check a number, and no file is made for that user."""
     steps = instructions(dockerfile)
     users = [rest for word, rest in steps if word == "USER"]
@@ -32,7 +32,7 @@ def test_it_runs_as_a_numeric_user_that_owns_nothing(dockerfile: Path):
 
 
 @pytest.mark.parametrize("dockerfile", IMAGES, ids=["operator", "trainer"])
-def test_no_secret_and_no_download_cache_stays_in_it(dockerfile: Path):
+def test_the_image_contains_no_secret_and_no_download_cache(dockerfile: Path):
     """What a build needs to know, or keeps for the next one, is mounted while it lasts."""
     steps = instructions(dockerfile)
     assert {word for word, _ in steps} <= {"FROM", "RUN", "ENV", "USER", "EXPOSE", "ENTRYPOINT", "CMD"}
@@ -45,7 +45,7 @@ def test_no_secret_and_no_download_cache_stays_in_it(dockerfile: Path):
 
 
 @pytest.mark.parametrize("dockerfile", IMAGES, ids=["operator", "trainer"])
-def test_everything_that_is_installed_is_pinned(dockerfile: Path):
+def test_every_installed_package_is_pinned(dockerfile: Path):
     """By hash, but for our own packages, which come from the build's context and bring nothing with them."""
     installs = [part for _, rest in instructions(dockerfile) for part in rest.split("&&") if "pip install" in part]
     assert installs
@@ -56,14 +56,14 @@ def test_everything_that_is_installed_is_pinned(dockerfile: Path):
 @pytest.mark.parametrize(
     "dockerfile", [*IMAGES, ROOT / "dev" / "hub" / "Dockerfile"], ids=["operator", "trainer", "hub"]
 )
-def test_it_builds_for_both_processors(dockerfile: Path):
+def test_the_image_builds_for_both_architectures(dockerfile: Path):
     """It names no processor, so that BuildKit builds it for each platform that it is given."""
     text = "\n".join(line for line in dockerfile.read_text().splitlines() if not line.lstrip().startswith("#"))
     assert not re.search(r"amd64|arm64|x86[_-]64|aarch64|--platform|TARGETARCH|BUILDARCH", text)
     assert {base for _, base in re.findall(r"^(FROM) (\S+)", text, re.MULTILINE)} == {"${BASE_IMAGE}"}
 
 
-def test_the_operators_image_has_no_compiler_and_the_trainers_is_checked():
+def test_the_operator_image_has_no_compiler_and_the_trainer_image_is_checked():
     """Only what runs on a GPU compiles; an image in which that would fail is not built, and the driver is found."""
     operator, trainer = (instructions(dockerfile) for dockerfile in IMAGES)
     assert "apt-get" not in " ".join(rest for _, rest in operator)
@@ -77,7 +77,7 @@ def test_the_operators_image_has_no_compiler_and_the_trainers_is_checked():
     assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in environment
 
 
-def test_what_triton_compiles_before_its_first_kernel_compiles(tmp_path: Path):
+def test_the_compiler_check_of_triton_needs_a_c_compiler(tmp_path: Path):
     """The check of the image's build succeeds where there is a compiler, and fails where there is none."""
     check = [sys.executable, str(ROOT / "trainer_image" / "check_compiler.py")]
     environment = {**os.environ, "HOME": str(tmp_path)}

@@ -92,7 +92,7 @@ def test_an_unknown_token_is_refused_everywhere(hub: LocalHub) -> None:
         assert not isinstance(error.value, RepositoryNotFoundError)
 
 
-def test_a_private_repository_does_not_exist_for_others(hub: LocalHub) -> None:
+def test_a_private_repository_is_not_found_for_others(hub: LocalHub) -> None:
     """401 to nobody, 404 to a stranger, both RepositoryNotFoundError; members see it."""
     client(hub, WRITER).create_repo("acme/tools", private=True)
     assert client(hub, READER).model_info("acme/tools").private is True
@@ -102,14 +102,14 @@ def test_a_private_repository_does_not_exist_for_others(hub: LocalHub) -> None:
         assert refusal(error) == status
 
 
-def test_making_a_private_repository_public_opens_it(hub: LocalHub) -> None:
+def test_a_private_repository_can_be_made_public(hub: LocalHub) -> None:
     """Visibility can change after creation."""
     client(hub, WRITER).create_repo("acme/tools", private=True)
     client(hub, WRITER).update_repo_settings("acme/tools", private=False)
     assert client(hub, False).model_info("acme/tools").private is False
 
 
-def test_a_gated_repository_shows_its_page_and_keeps_its_files(hub: LocalHub, tmp_path: object) -> None:
+def test_a_gated_repository_shows_metadata_but_not_files(hub: LocalHub, tmp_path: object) -> None:
     """Metadata are open; files give 401 to nobody, 403 to a user who is not on the list."""
     gated_repository(hub)
     assert client(hub, False).model_info("beta/base").gated == "manual"
@@ -147,7 +147,7 @@ def test_a_read_token_can_neither_create_nor_push(hub: LocalHub) -> None:
 
 
 @pytest.mark.parametrize("namespace", ["mallory", "beta", "nowhere"])
-def test_a_foreign_namespace_is_refused(hub: LocalHub, namespace: str) -> None:
+def test_a_foreign_namespace_is_forbidden(hub: LocalHub, namespace: str) -> None:
     """Another user, an organisation where the role is read, and one that does not exist are all 403."""
     with pytest.raises(HfHubHTTPError, match=f'under the namespace "{namespace}"') as error:
         client(hub, WRITER).create_repo(f"{namespace}/tools")
@@ -202,7 +202,7 @@ def test_creating_twice_is_a_conflict_unless_allowed(hub: LocalHub) -> None:
     assert client(hub, WRITER).create_repo("acme/tools", exist_ok=True).repo_id == "acme/tools"
 
 
-def test_a_token_of_nobody_is_refused_when_accounts_are_read() -> None:
+def test_a_token_of_an_unknown_user_is_rejected_when_accounts_are_read() -> None:
     """A mistake in the accounts file is named, without showing the token."""
     with pytest.raises(ValidationError, match="names user 'eve', who is not in users"):
         Accounts.model_validate({"users": {}, "tokens": [{"value": "abcdefgh", "user": "eve", "role": "read"}]})

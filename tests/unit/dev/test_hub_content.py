@@ -95,7 +95,7 @@ def raw_commit(hub: LocalHub, key: str, **value: object) -> tuple[int, str]:
     return answer.status_code, answer.text
 
 
-def test_a_folder_comes_back_as_it_was_pushed(hub: LocalHub, tmp_path: Path) -> None:
+def test_a_pushed_folder_can_be_downloaded_unchanged(hub: LocalHub, tmp_path: Path) -> None:
     """Text, LFS in one piece, LFS in parts, binary, an empty file and a sub-folder survive the round trip."""
     sent = folder(
         tmp_path / "sent",
@@ -182,7 +182,7 @@ def test_every_revision_keeps_its_own_files(hub: LocalHub) -> None:
     assert [c.commit_id for c in api.list_repo_commits("acme/tools")][:2] == [second, first]
 
 
-def test_refs_can_be_made_once_and_removed(hub: LocalHub) -> None:
+def test_refs_can_be_created_once_and_deleted(hub: LocalHub) -> None:
     """A second creation is a conflict unless allowed; a removed ref is RevisionNotFound; main cannot be removed."""
     api = client(hub)
     api.create_tag("acme/tools", tag="v1")
@@ -230,7 +230,7 @@ def test_a_file_can_be_copied_by_the_server(hub: LocalHub) -> None:
     assert read(hub, "b.txt") == b"one"
 
 
-def test_a_commit_on_a_stale_parent_is_refused(hub: LocalHub) -> None:
+def test_a_commit_on_a_stale_parent_is_rejected(hub: LocalHub) -> None:
     """412 tells a pusher who named the parent that somebody was faster."""
     first = put(hub, "a.txt", b"one")
     put(hub, "a.txt", b"two")
@@ -240,7 +240,7 @@ def test_a_commit_on_a_stale_parent_is_refused(hub: LocalHub) -> None:
     assert read(hub, "a.txt") == b"two"
 
 
-def test_concurrent_pushes_both_arrive(hub: LocalHub) -> None:
+def test_concurrent_pushes_both_succeed(hub: LocalHub) -> None:
     """Two pushes that name no parent become two commits, and neither loses the other's file."""
     together = threading.Barrier(2)
 
@@ -258,7 +258,7 @@ def test_concurrent_pushes_both_arrive(hub: LocalHub) -> None:
     ("front_matter", "complaint"),
     [("tags: tools", "tags"), ("base_model: [a, 3]", "base_model"), ("- a\n- b", "mapping"), ("a: [", "not YAML")],
 )
-def test_a_card_with_bad_metadata_is_refused(hub: LocalHub, front_matter: str, complaint: str) -> None:
+def test_a_card_with_invalid_metadata_is_rejected(hub: LocalHub, front_matter: str, complaint: str) -> None:
     """The client asks before it uploads, and the commit is refused all the same when it does not ask."""
     card = f"---\n{front_matter}\n---\n# Tools\n"
     with pytest.raises(ValueError, match=complaint):
@@ -282,7 +282,7 @@ def test_content_that_was_not_uploaded_cannot_be_committed(hub: LocalHub) -> Non
     assert (status, "was not uploaded" in body) == (400, True)
 
 
-def test_uploads_are_checked_and_need_an_address_that_was_given_out(hub: LocalHub) -> None:
+def test_uploads_are_verified_and_need_an_issued_url(hub: LocalHub) -> None:
     """Other bytes than promised are refused, and so is an address that somebody made up."""
     oid = hashlib.sha256(b"promised").hexdigest()
     batch = {"operation": "upload", "transfers": ["basic"], "objects": [{"oid": oid, "size": 8}]}
@@ -312,7 +312,7 @@ def test_ranges_and_etags_are_served(hub: LocalHub) -> None:
     assert head.headers["X-Linked-Size"] == head.headers["Content-Length"] == "2560"
 
 
-def test_a_missing_file_names_the_commit_that_was_searched(hub: LocalHub, tmp_path: Path) -> None:
+def test_a_missing_file_error_names_the_commit(hub: LocalHub, tmp_path: Path) -> None:
     """Clients cache the absence of optional files per commit."""
     oid = put(hub, "a.txt", b"a")
     with pytest.raises(RemoteEntryNotFoundError) as error:
@@ -320,7 +320,7 @@ def test_a_missing_file_names_the_commit_that_was_searched(hub: LocalHub, tmp_pa
     assert error.value.response.headers["X-Repo-Commit"] == oid
 
 
-def test_datasets_live_beside_models(hub: LocalHub, tmp_path: Path) -> None:
+def test_datasets_and_models_can_have_the_same_name(hub: LocalHub, tmp_path: Path) -> None:
     """A dataset of the same name is another repository."""
     api = client(hub)
     api.create_repo("acme/tools", repo_type="dataset")
@@ -331,7 +331,7 @@ def test_datasets_live_beside_models(hub: LocalHub, tmp_path: Path) -> None:
     assert paths(hub) == []
 
 
-def test_a_restart_keeps_everything(tmp_path: Path) -> None:
+def test_content_survives_a_restart(tmp_path: Path) -> None:
     """Content, history, refs and settings are on disk; a half upload is forgotten."""
     with local_hub(ACCOUNTS, data=tmp_path) as hub:
         client(hub).create_repo("acme/tools", private=True)
@@ -369,7 +369,7 @@ def test_a_malformed_commit_is_a_bad_request(hub: LocalHub, body: bytes, complai
     assert paths(hub) == []
 
 
-def test_pull_requests_and_commits_on_tags_are_refused(hub: LocalHub) -> None:
+def test_pull_requests_and_commits_on_tags_are_rejected(hub: LocalHub) -> None:
     """What the server does not do it says, in place of writing to main."""
     client(hub).create_tag("acme/tools", tag="v1")
     for options in ({"create_pr": True}, {"revision": "v1"}):

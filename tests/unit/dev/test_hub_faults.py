@@ -43,7 +43,7 @@ def statuses(hub: LocalHub, method: str, part: str) -> list[int]:
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_commit_meets_a_busy_hub_once(hub: LocalHub, status: int) -> None:
+def test_a_commit_fails_once_with_too_many_requests(hub: LocalHub, status: int) -> None:
     """The client does not retry a commit: the pusher has to, and the second try goes through."""
     hub.fail(Fault(method="POST", path="/commit/", status=status, headers={"Retry-After": "1"}))
     with pytest.raises(HfHubHTTPError) as error:
@@ -54,14 +54,14 @@ def test_a_commit_meets_a_busy_hub_once(hub: LocalHub, status: int) -> None:
     assert statuses(hub, "POST", "/commit/") == [status, 200]
 
 
-def test_an_upload_that_fails_is_sent_again_by_the_client(hub: LocalHub) -> None:
+def test_a_failed_upload_is_retried_by_the_client(hub: LocalHub) -> None:
     """A storage error in the middle of a push costs one retry, no failure."""
     hub.fail(Fault(method="PUT", path="^/_lfs/", status=500))
     push(hub, "w.safetensors", b"weights")
     assert statuses(hub, "PUT", "/_lfs/") == [500, 200]
 
 
-def test_a_download_goes_on_where_it_broke(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_download_resumes(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the connection breaks in the middle of a file, the client asks for the rest only."""
     # The client counts what it has in chunks of 10 MB; smaller ones keep the file of this test small.
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1_000_000)
@@ -81,7 +81,7 @@ def test_a_dropped_connection_has_no_answer(hub: LocalHub) -> None:
     assert statuses(hub, "GET", "whoami") == [0]
 
 
-def test_a_fault_may_choose_the_clients_exception(hub: LocalHub) -> None:
+def test_a_fault_can_select_the_exception_of_the_client(hub: LocalHub) -> None:
     """Error code and message are the Hub's own headers."""
     hub.fail(Fault(path="auth-check", status=403, error_code="GatedRepo", message="ask first", times=-1))
     for _ in range(2):
@@ -89,7 +89,7 @@ def test_a_fault_may_choose_the_clients_exception(hub: LocalHub) -> None:
             client(hub).auth_check("alice/tools")
 
 
-def test_a_slow_answer_is_still_an_answer(hub: LocalHub) -> None:
+def test_a_slow_response_succeeds(hub: LocalHub) -> None:
     """A fault with a delay and no status only costs time."""
     hub.fail(Fault(path="whoami", delay_seconds=0.2))
     begin = time.monotonic()
@@ -97,7 +97,7 @@ def test_a_slow_answer_is_still_an_answer(hub: LocalHub) -> None:
     assert time.monotonic() - begin >= 0.2
 
 
-def test_faults_and_requests_are_reached_over_http_by_the_admin_alone(hub: LocalHub) -> None:
+def test_only_the_admin_can_access_faults_and_requests_over_http(hub: LocalHub) -> None:
     """The demo steers a pod: it adds a fault, sees it happen in the record, and clears the rest."""
     admin = {"Authorization": f"Bearer {ADMIN}"}
     faults, requests = f"{hub.url}/_local/faults", f"{hub.url}/_local/requests"
@@ -115,7 +115,7 @@ def test_faults_and_requests_are_reached_over_http_by_the_admin_alone(hub: Local
     assert client(hub).whoami()["name"] == "alice"
 
 
-def test_without_an_admin_token_nobody_reaches_the_faults() -> None:
+def test_without_an_admin_token_faults_are_not_accessible() -> None:
     """An empty token is no password."""
     with local_hub(ACCOUNTS) as hub:
         for headers in ({}, {"Authorization": "Bearer"}):
@@ -123,7 +123,7 @@ def test_without_an_admin_token_nobody_reaches_the_faults() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"path": "("}, {"path": ".", "status": 200}, {"path": ".", "tims": 1}])
-def test_a_wrong_fault_is_refused(wrong: dict[str, object]) -> None:
+def test_an_invalid_fault_is_rejected(wrong: dict[str, object]) -> None:
     """A typing error must not make a test pass because nothing failed."""
     with pytest.raises(ValidationError):
         Fault.model_validate(wrong)

@@ -87,7 +87,7 @@ def write_accounts(folder: Path, accounts: dict[str, object]) -> None:
     (folder / "new.json").replace(folder / "accounts.json")
 
 
-def test_accounts_are_read_again_when_their_file_changes(tmp_path: Path) -> None:
+def test_accounts_are_reloaded_when_their_file_changes(tmp_path: Path) -> None:
     """A token can be added and revoked without a restart; a broken file changes nothing."""
     write_accounts(tmp_path, ACCOUNTS)
     with running_hub(tmp_path) as (url, _):
@@ -102,7 +102,7 @@ def test_accounts_are_read_again_when_their_file_changes(tmp_path: Path) -> None
             old.whoami()
 
 
-def test_it_stops_when_told_and_comes_back_with_its_content(tmp_path: Path) -> None:
+def test_the_hub_stops_on_sigterm_and_restarts_with_its_content(tmp_path: Path) -> None:
     """SIGTERM ends it with status 0, and a new process serves what the old one stored."""
     write_accounts(tmp_path, ACCOUNTS)
     with running_hub(tmp_path) as (url, process):
@@ -117,7 +117,7 @@ def test_it_stops_when_told_and_comes_back_with_its_content(tmp_path: Path) -> N
     ("content", "complaint"),
     [(None, "No such file"), ("{", "Invalid JSON"), ('{"users": {}, "token": []}', "token: Extra inputs")],
 )
-def test_accounts_that_cannot_be_used_stop_the_start(tmp_path: Path, content: str | None, complaint: str) -> None:
+def test_invalid_accounts_fail_the_startup(tmp_path: Path, content: str | None, complaint: str) -> None:
     """One line says what is wrong with which file; no traceback."""
     if content is not None:
         (tmp_path / "accounts.json").write_text(content)
@@ -132,7 +132,7 @@ def test_accounts_that_cannot_be_used_stop_the_start(tmp_path: Path, content: st
 
 
 @pytest.mark.slow
-def test_transformers_and_peft_work_against_it_unchanged(tmp_path: Path) -> None:
+def test_transformers_and_peft_work_with_the_hub(tmp_path: Path) -> None:
     """A model, its tokenizer and a LoRA adapter on it are pushed and loaded by name through HF_ENDPOINT."""
     write_accounts(tmp_path, ACCOUNTS)
     with running_hub(tmp_path) as (url, _):

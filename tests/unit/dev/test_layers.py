@@ -17,7 +17,7 @@ def a_make(folder: Path, script: str) -> str:
     return str(program)
 
 
-def test_a_layer_that_fails_ends_the_run(
+def test_a_failed_layer_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The exit status is that of the layer, and all that ran are shown."""
@@ -36,7 +36,7 @@ def test_a_layer_that_fails_ends_the_run(
     assert printed.err == "\nfailed: types\n"
 
 
-def test_of_the_layers_that_all_run_each_failure_is_named(
+def test_every_failed_layer_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The exit status is that of the first."""
@@ -47,7 +47,7 @@ def test_of_the_layers_that_all_run_each_failure_is_named(
     assert capsys.readouterr().err == "\nfailed: test-unit, test-e2e\n"
 
 
-def test_the_table_has_minutes_and_their_sum() -> None:
+def test_the_table_shows_minutes_and_their_sum() -> None:
     """By the clock and by the processor."""
     assert table([Layer("lint", 60, 30), Layer("types", 90, 96)]).splitlines()[2:] == [
         "| lint | 1.0 | 0.5 |",

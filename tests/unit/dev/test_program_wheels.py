@@ -44,7 +44,7 @@ def install(wheel: Path, home: Path) -> None:
                 path.chmod(0o755)
 
 
-def test_every_program_of_the_cluster_is_in_one_wheel() -> None:
+def test_every_program_of_the_cluster_is_in_exactly_one_wheel() -> None:
     """What is missing would be built, which needs Go."""
     packed = [
         (group.name, name) for content in wheels.WHEELS.values() for group, names in content.items() for name in names
@@ -59,7 +59,7 @@ def test_programs_have_the_names_of_their_packages() -> None:
     assert binaries.COREDNS.programs == ("coredns",)
 
 
-def test_a_wheel_is_valid_and_the_same_each_time(home: Path, tmp_path: Path) -> None:
+def test_a_wheel_is_valid_and_reproducible(home: Path, tmp_path: Path) -> None:
     """RECORD has the digest of each file; static programs run with every libc."""
     build(GROUP)
     content = {GROUP: GROUP.programs}

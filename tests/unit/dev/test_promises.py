@@ -48,7 +48,7 @@ def test_every_attack_in_the_table_has_a_test() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_section_names_what_holds_it(page: str) -> None:
+def test_every_section_names_its_tests(page: str) -> None:
     """In the text or in a comment."""
     sections = re.split(r"^##+ (.*)$", (ROOT / page).read_text(), flags=re.MULTILINE)
     for title, text in zip(sections[1::2], sections[2::2], strict=True):

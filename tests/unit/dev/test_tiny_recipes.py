@@ -44,13 +44,13 @@ def test_the_functiongemma_sample_is_rendered_as_its_guide_prints_it():
     assert text.strip() == GUIDE
 
 
-def test_every_row_asks_something_else():
+def test_every_row_has_a_different_request():
     """No request is drawn twice, so that what is held out was not trained on."""
     requests = [row["user_content"] for row in search_rows(240, seed=1)]
     assert len(set(requests)) == 240
 
 
-def test_the_rows_that_think_are_understood_with_their_traps():
+def test_rows_with_reasoning_are_read():
     """Tools in prose, calls as Python literals and a misspelt tag become a thought, a call, an answer and a reply."""
     messages, tools = hermes.read(thinking_rows(1, seed=2)[0])
     assert [message.role for message in messages] == [Role.SYSTEM, Role.USER, Role.ASSISTANT, Role.TOOL, Role.ASSISTANT]

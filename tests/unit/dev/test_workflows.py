@@ -48,7 +48,7 @@ def test_an_action_has_one_commit_in_all_workflows() -> None:
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_jobs_have_only_the_permissions_that_they_name(name: str) -> None:
+def test_jobs_have_only_the_permissions_they_declare(name: str) -> None:
     """A workflow gives none; a job that writes nothing reads the code at most. Every job ends by itself."""
     workflow = WORKFLOWS[name]
     assert workflow["permissions"] == {}
@@ -62,13 +62,13 @@ def test_jobs_have_only_the_permissions_that_they_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_no_text_of_a_stranger_reaches_a_shell(name: str) -> None:
+def test_no_untrusted_text_is_used_in_a_shell(name: str) -> None:
     """Expressions are written into a script before the shell reads it, so that scripts take variables instead."""
     for title, job in WORKFLOWS[name]["jobs"].items():
         assert "${{" not in commands(job), title
 
 
-def test_only_who_pushes_keeps_the_token_in_the_checkout() -> None:
+def test_only_jobs_that_push_keep_the_token_in_the_checkout() -> None:
     """What a later step runs could read it there."""
     for name, workflow in WORKFLOWS.items():
         for title, job in workflow["jobs"].items():
@@ -78,7 +78,7 @@ def test_only_who_pushes_keeps_the_token_in_the_checkout() -> None:
                     assert keeps is (name == "docs"), f"{name}: {title}"
 
 
-def test_pull_requests_run_the_quick_tests_and_merges_all() -> None:
+def test_pull_requests_run_the_quick_tests_and_merges_run_all_tests() -> None:
     """In a clean checkout, by the same commands as a contributor."""
     jobs = WORKFLOWS["ci"]["jobs"]
     assert "make test-quick" in commands(jobs["quick"])
@@ -99,7 +99,7 @@ def test_a_release_is_tested_before_anything_is_published() -> None:
             assert {"version", "test"} <= needs(title), title
 
 
-def test_both_images_are_built_for_both_processors_with_provenance_and_sbom() -> None:
+def test_both_images_are_built_for_both_architectures_with_provenance_and_sbom() -> None:
     """Each on a machine of its kind: under emulation the trainer's image would take hours."""
     job = RELEASE["image"]
     assert job["strategy"]["matrix"]["image"] == ["tunemill-operator", "tunemill-trainer"]
@@ -112,7 +112,7 @@ def test_both_images_are_built_for_both_processors_with_provenance_and_sbom() ->
 
 
 @pytest.mark.parametrize("title", ["sign-image", "chart"])
-def test_what_goes_to_the_registry_is_signed_and_attested_by_digest(title: str) -> None:
+def test_pushed_images_are_signed_and_attested_by_digest(title: str) -> None:
     """Without a key: the signature names this workflow and the tag."""
     job = RELEASE[title]
     assert re.search(r'cosign sign --yes .*@\$DIGEST"', commands(job))
@@ -137,7 +137,7 @@ def test_a_github_release_has_manifests_chart_wheels_and_signed_checksums() -> N
     }
 
 
-def test_all_parts_have_one_version() -> None:
+def test_all_components_have_the_same_version() -> None:
     """The release's workflow compares them with the tag; the pages and the chart name it."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     for folder in ("crds", "operator", "trainer_image"):
@@ -148,7 +148,7 @@ def test_all_parts_have_one_version() -> None:
         assert f"oci://ghcr.io/tunemill/charts/tunemill --version {version}" in (ROOT / page).read_text(), page
 
 
-def test_the_notes_of_a_release_are_its_section_of_the_changelog(tmp_path: Path) -> None:
+def test_release_notes_are_the_section_of_the_changelog(tmp_path: Path) -> None:
     """The script of the workflow, run on a small changelog."""
     (script,) = re.findall(r"^awk .*$", commands(RELEASE["github"]), re.MULTILINE)
     notes = "\n- this\n\n### Fixed\n\n- that\n\n"

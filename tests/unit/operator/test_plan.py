@@ -143,7 +143,7 @@ def test_changed_data_with_the_same_content_trains_nothing() -> None:
     assert labels(world) == ["prepare", "train", "publish", "prepare"]
 
 
-def test_a_suite_is_read_and_evaluated_and_trains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adding_a_suite_reruns_prepare_and_evaluate_but_not_train(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train keeps its key, also after an upgrade that trains in another way."""
     world = a_finished_world()
     before, evaluated = entry(world, Stage.TRAIN), entry(world, Stage.EVALUATE)
