@@ -112,7 +112,7 @@ def test_a_report_of_the_running_pod_arrives_in_the_status(
     assert "trainerStatus" not in namespace.wait_for("lively", "Succeeded")
 
 
-def test_a_stage_that_falls_silent_is_stopped_and_started_again(
+def test_a_stage_without_progress_is_stopped_and_restarted(
     endpoint: Endpoint, plane: Plane, namespace: Namespace
 ) -> None:
     """After its last report nothing comes for spec.stallTimeout; the pod gets its time to save a checkpoint."""

@@ -85,7 +85,7 @@ def test_one_failure_fits(failure: StageFailure) -> None:
 
 
 @given(texts)
-def test_what_is_no_report_is_none(text: str) -> None:
+def test_an_invalid_report_is_ignored(text: str) -> None:
     """A message that only looks like JSON, or that the log was taken for, holds no report."""
     assert list(reports_in(text)) == []
     assert list(reports_in("{" + text)) == []
