@@ -44,7 +44,7 @@ def test_a_failed_stage_is_told_and_not_tried_again(plane: Plane, namespace: Nam
 
 
 @pytest.mark.parametrize("how", ["edit", "annotation"])
-def test_a_failed_stage_is_tried_again_when_asked(plane: Plane, namespace: Namespace, how: str) -> None:
+def test_a_failed_stage_is_retried_on_request(plane: Plane, namespace: Namespace, how: str) -> None:
     """By any edit, even one that leaves the key as it is, and by the annotation."""
     name = f"retry-by-{how}"
     plane.kubelet.behave(name, Stage.PUBLISH, fails(Stage.PUBLISH, Reason.HUB_WRITE_DENIED))

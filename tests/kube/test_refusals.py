@@ -188,7 +188,7 @@ def test_the_settings_of_another_method_are_filled_in_where_one_is_written(names
 
 
 @pytest.mark.usefixtures("operator")
-def test_a_quantity_may_be_a_number(namespace: Namespace) -> None:
+def test_a_quantity_can_be_a_number(namespace: Namespace) -> None:
     """`cpu: 2` is what people write, and what the API server hands to the operator."""
     namespace.apply("numbers", podTemplates={"prepare": {"resources": {"requests": {"cpu": 2}, "limits": {"cpu": 2}}}})
     namespace.wait_for("numbers", "Succeeded")

@@ -102,7 +102,7 @@ async def test_retry_after_is_respected(tmp_path: Path) -> None:
 
 
 async def test_a_closed_connection_is_an_error(tmp_path: Path) -> None:
-    """The request may have been executed."""
+    """It is retryable, like an unavailable server."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         assert request.transport

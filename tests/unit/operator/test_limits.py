@@ -141,7 +141,7 @@ def test_without_a_progress_endpoint_no_stage_is_stopped() -> None:
 
 
 def test_a_stall_timeout_of_0s_disables_the_limit() -> None:
-    """The limit is off."""
+    """The Job is kept after hours without progress."""
     world = a_reporting_world(stallTimeout="0s")
     world.seconds += 7 * 3600
     assert not deletes(world)
