@@ -185,7 +185,7 @@ def test_a_moved_branch_is_retried_on_its_new_head(publisher: Publisher, tmp_pat
         ),
     ],
 )
-def test_what_does_not_pass_is_not_tried_again(
+def test_a_permanent_refusal_is_not_retried(
     publisher: Publisher, tmp_path: Path, token: str, fault: Fault | None, reason: Reason
 ):
     """A refusal ends the push at once, without a pause and without a commit."""

@@ -149,7 +149,7 @@ def test_errors_of_the_hub_have_reasons(server, fault, reason):
     assert raised.value.reason is reason
 
 
-def test_an_unreachable_hub():
+def test_an_unreachable_hub_is_reported():
     """The message has the field with the Hub's address."""
     with pytest.raises(StageError) as raised:
         Hub("http://127.0.0.1:9", "alice-writes").check_writable("acme/tools")
