@@ -19,7 +19,7 @@ def a_spec(**parts: Any) -> FineTuneSpec:
 
 
 def an_evaluation(name: str = "exact_match", base: str = "0.1000", tuned: str = "0.9000") -> EvaluationFacts:
-    """Return the judgement of fifty rows by one metric."""
+    """Return an evaluation of fifty rows with one metric."""
     return EvaluationFacts(rows=50, metrics=[MetricFacts(name=name, base=base, tuned=tuned, cases=50)])
 
 

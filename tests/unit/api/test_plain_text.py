@@ -1,4 +1,4 @@
-"""What strangers write is shown and not obeyed."""
+"""Untrusted text is escaped before it is shown."""
 
 import json
 
@@ -13,7 +13,7 @@ from tunemill_api.status import TrainerStatus
     "harmless", ["", "loss 0.5", "Größe: 3 €", "日本語　テキスト", "a\u00a0b", "{'a': \"b\"}", "\U0001f600"]
 )
 def test_readable_text_is_unchanged(harmless):
-    """Of any language, with its spaces and symbols."""
+    """In any language, with spaces and symbols."""
     assert plain(harmless) == harmless
 
 
@@ -31,18 +31,18 @@ def test_readable_text_is_unchanged(harmless):
     ],
 )
 def test_control_characters_are_escaped_as_in_json(text, shown):
-    """Line ends, escape sequences, direction marks, invisible letters, halves of characters."""
+    """Line ends, escape sequences, direction marks, invisible characters, lone surrogates."""
     assert plain(text) == shown
     assert plain(shown) == shown
 
 
 def test_listed_characters_can_be_kept():
-    """A log has lines."""
+    """For example the line ends of a log."""
     assert plain("a\n\tb\x1b", keep="\n\t") == "a\n\tb\\u001b"
 
 
 def test_every_text_in_a_pod_report_is_escaped():
-    """Escaped in its JSON or not, in names and values, at any depth."""
+    """In names and values, at any depth, also if escaped in the JSON."""
     for metric in ('{"name": "a\\u001b[0m", "value": "\\n1"}', '{"name": "a\u202e", "value": "1\u0085"}'):
         status = parsed(TrainerStatus, f'{{"metrics": [{metric}]}}')
         assert all(plain(text) == text for item in status.metrics for text in (item.name, item.value))
@@ -66,6 +66,6 @@ def test_a_harmless_report_is_unchanged():
     "text", ["{", "[" * 4000, json.dumps({"metrics": [{"name": "x" * 65, "value": ""}]}), "\ufffd"]
 )
 def test_an_unexpected_type_is_rejected(text):
-    """As pydantic says it."""
+    """With a validation error of pydantic."""
     with pytest.raises(ValidationError):
         parsed(TrainerStatus, text)

@@ -1,4 +1,4 @@
-"""No two namespaces have the same place for their outputs, whatever their users write."""
+"""No two namespaces share a folder for outputs, whatever their users write."""
 
 import pytest
 from api.builders import a_spec
@@ -19,14 +19,14 @@ from tunemill_api.finetune import workspace_of
     ],
 )
 def test_every_workspace_has_a_folder_per_namespace(uri: str, place: str) -> None:
-    """Where the placeholder stands as a whole folder, else as the last one."""
+    """At the placeholder, else as the last folder."""
     spec = a_spec(dataset={"uri": "s3://team-a-data/calls.jsonl"}, workspace={"uri": uri})
     assert workspace_of(spec, "team-a").uri == place
     assert workspace_of(spec, "team-b").uri != place
 
 
 def test_a_default_workspace_uses_the_endpoint_of_the_dataset() -> None:
-    """Endpoint, region and credentials are those that hold for it without the namespace."""
+    """Endpoint, region and credentials are those of the dataset."""
     data = {"uri": "s3://team-a-data/calls.jsonl", "endpoint": "https://s3.acme.com", "region": "eu"}
     place = workspace_of(a_spec(dataset=data | {"credentialsSecretRef": {"name": "s3"}}), "team-a")
     assert place.credentials_secret_ref is not None

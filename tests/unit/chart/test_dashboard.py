@@ -1,4 +1,4 @@
-"""The Grafana dashboard and the alerts ask for metrics that there are."""
+"""The Grafana dashboard and the alerts query existing metrics."""
 
 import json
 import re
@@ -17,7 +17,7 @@ NAME = re.compile(r"\b[a-z][a-z0-9_]*_[a-z0-9_]+\b(?=\{)")
 
 
 def series() -> dict[str, set[str]]:
-    """Return the name of every series that the operator has, with the labels of its own."""
+    """Return the name of every series of the operator, with its own labels."""
     metrics = Metrics("", "")
     metrics.queue.observe(lambda: 0, list, 1)
     metrics.observe_phases(list)
@@ -61,7 +61,7 @@ def test_every_query_uses_metrics_and_labels_of_the_operator() -> None:
 
 
 def test_every_query_is_limited_to_this_installation() -> None:
-    """Other controllers have metrics of the same names."""
+    """Other controllers have metrics with the same names."""
     for query in of_dashboard():
         assert query.count('{job="$job"') == query.count("{"), query
     for query in of_alerts():
@@ -87,7 +87,7 @@ def test_panels_do_not_overlap_and_have_unique_names() -> None:
 
 
 def test_every_alert_has_a_severity_and_a_description() -> None:
-    """Whoever is woken reads the summary first."""
+    """The summary is the first text that an on-call engineer reads."""
     (group,) = render(metrics=WATCHED).one("PrometheusRule")["spec"]["groups"]
     for rule in group["rules"]:
         assert rule["labels"]["severity"] in {"critical", "warning"}

@@ -1,4 +1,4 @@
-"""The pod with which `helm test` tries out a GPU of the cluster."""
+"""The pod with which `helm test` checks a GPU of the cluster."""
 
 import argparse
 
@@ -12,7 +12,7 @@ def test_the_gpu_check_is_disabled_by_default() -> None:
 
 
 def test_the_gpu_check_runs_the_trainer_image_on_one_gpu() -> None:
-    """The image is that of the stages, and the trainer understands the arguments."""
+    """The image is that of the stages, and the trainer accepts the arguments."""
     pod = render(gpuCheck={"enabled": True, "minutes": 3}, trainer={"image": "registry.example.com/trainer:1"}).one(
         "Pod"
     )
@@ -39,7 +39,7 @@ def test_the_gpu_check_has_no_more_permissions_than_a_stage() -> None:
 
 
 def test_no_service_of_the_operator_selects_the_gpu_check() -> None:
-    """Its labels are others than those that the chart's selectors ask for."""
+    """Its labels do not match the chart's selectors."""
     rendered = render(gpuCheck={"enabled": True}, metrics={"enabled": True})
     labels = rendered.one("Pod")["metadata"]["labels"].items()
     selectors = [service["spec"]["selector"] for service in rendered.all("Service")]

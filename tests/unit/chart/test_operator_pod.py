@@ -1,4 +1,4 @@
-"""The Deployment: what runs, as whom, with which flags."""
+"""The Deployment of the operator: images, security context, flags and network."""
 
 import argparse
 from typing import Any
@@ -14,7 +14,7 @@ DIGEST = "sha256:" + "0a" * 32
 
 
 def test_image_tags_default_to_the_app_version() -> None:
-    """With no tag, chart, operator and stages are of one release; a digest wins over a tag."""
+    """Chart, operator and stages then have the same release; a digest takes precedence over a tag."""
     assert render().container["image"] == "ghcr.io/tunemill/tunemill-operator:0.1.0"
     assert render().flags["--trainer-image"] == "ghcr.io/tunemill/tunemill-trainer:0.1.0"
     named = render(
@@ -27,7 +27,7 @@ def test_image_tags_default_to_the_app_version() -> None:
 
 
 def test_the_pod_has_a_read_only_root_filesystem_and_cannot_become_root() -> None:
-    """The user is the one that the image is built for."""
+    """The user is that of the image."""
     rendered = render()
     assert rendered.pod["spec"]["securityContext"]["runAsUser"] == USER_ID
     assert rendered.container["securityContext"]["readOnlyRootFilesystem"] is True
@@ -36,7 +36,7 @@ def test_the_pod_has_a_read_only_root_filesystem_and_cannot_become_root() -> Non
 
 
 def test_namespaces_and_pull_secrets_are_passed_as_lists() -> None:
-    """A flag that is not needed is not rendered."""
+    """An unused flag is not rendered."""
     assert render().flags.keys().isdisjoint({"--namespaces", "--image-pull-secrets"})
     secrets = [{"name": "registry"}, {"name": "mirror"}]
     flags = render(watchNamespaces=["team-a", "team-b"], trainer={"imagePullSecrets": secrets}).flags
@@ -54,7 +54,7 @@ def test_namespaces_and_pull_secrets_are_passed_as_lists() -> None:
     ],
 )
 def test_the_operator_accepts_every_flag_of_the_chart(pull_policy: str, log_format: str, log_level: str) -> None:
-    """Its own parser reads them all, with every choice that the schema of the values allows."""
+    """Its parser accepts them, with every choice in the schema of the values."""
     rendered = render(
         watchNamespaces=["team-a"],
         trainer={"imagePullPolicy": pull_policy, "imagePullSecrets": [{"name": "registry"}]},
@@ -72,7 +72,7 @@ def test_the_operator_accepts_every_flag_of_the_chart(pull_policy: str, log_form
 
 
 def test_probes_and_service_use_the_ports_of_the_operator() -> None:
-    """The ports' names are bound to the numbers of the flags."""
+    """The named ports have the numbers of the flags."""
     rendered = render(progress={"port": 9443})
     ports = {port["name"]: str(port["containerPort"]) for port in rendered.container["ports"]}
     assert ports == {"http": rendered.flags["--http-port"], "progress": rendered.flags["--progress-port"]}
@@ -83,7 +83,7 @@ def test_probes_and_service_use_the_ports_of_the_operator() -> None:
 
 
 def test_the_progress_service_selects_only_the_leader() -> None:
-    """Only the leader knows the runs; the URL that stages get is the Service's."""
+    """Only the leader stores progress. The URL for stages is that of the Service."""
     rendered = render()
     (service,) = rendered.all("Service")
     assert service["spec"]["selector"][LABEL_LEADER] == "true"
@@ -101,7 +101,7 @@ def test_disabling_progress_removes_its_objects_and_flags() -> None:
 
 
 def test_the_operator_stores_its_certificate_in_the_secret_of_the_chart() -> None:
-    """It may read and fill this one alone; two renderings are equal, as GitOps needs it."""
+    """It can read and write only this one. The rendering is reproducible, as GitOps requires."""
     rendered = render()
     secret = rendered.one("Secret")
     assert "data" not in secret
@@ -114,7 +114,7 @@ def test_the_operator_stores_its_certificate_in_the_secret_of_the_chart() -> Non
 
 
 def test_an_existing_certificate_is_mounted_and_none_is_generated() -> None:
-    """With progress.tls.existingSecret the operator may touch no Secret at all."""
+    """With progress.tls.existingSecret the operator has no permission on Secrets."""
     rendered = render(progress={"tls": {"existingSecret": "from-cert-manager"}})
     assert rendered.all("Secret") == []
     assert rendered.pod["spec"]["volumes"][1]["secret"]["secretName"] == "from-cert-manager"
@@ -126,7 +126,7 @@ def test_an_existing_certificate_is_mounted_and_none_is_generated() -> None:
 
 @pytest.mark.parametrize("kind", ["configMap", "secret"])
 def test_ca_bundles_are_mounted_and_passed_to_the_operator(kind: str) -> None:
-    """As a folder, so that a new bundle arrives without a restart."""
+    """As a folder, so that a new bundle needs no restart."""
     rendered = render(caBundle={kind: "company", "key": "bundle.pem"})
     (volume,) = (found for found in rendered.pod["spec"]["volumes"] if found["name"] == "authorities")
     assert volume[kind].get("name", volume[kind].get("secretName")) == "company"
@@ -137,7 +137,7 @@ def test_ca_bundles_are_mounted_and_passed_to_the_operator(kind: str) -> None:
 
 
 def test_keyless_signing_is_disabled_by_default_and_supports_a_private_sigstore() -> None:
-    """Only then the policy lets the operator give a pod a token for Sigstore."""
+    """Only if enabled, the admission policy permits a Sigstore token in a pod."""
     audiences = {False: "in ['progress.tunemill.dev']", True: "in ['progress.tunemill.dev', 'sigstore']"}
     for values, flag in (
         ({}, None),
@@ -154,7 +154,7 @@ def test_keyless_signing_is_disabled_by_default_and_supports_a_private_sigstore(
 
 
 def test_proxies_apply_to_stages_and_operator_but_not_to_the_api_server() -> None:
-    """By flags for the stages, by the usual variables for itself; nothing of it where there is none."""
+    """By flags for the stages, and by the usual variables for the operator; without a proxy none is rendered."""
     assert not {"--http-proxy", "--https-proxy", "--no-proxy"} & render().flags.keys()
     assert not {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"} & render().environment.keys()
     rendered = render(proxy={"https": "http://proxy:3128", "noProxy": [".example.com", "localhost"]})
@@ -165,13 +165,13 @@ def test_proxies_apply_to_stages_and_operator_but_not_to_the_api_server() -> Non
 
 
 def test_the_cluster_name_is_passed_to_the_operator() -> None:
-    """Nothing of it where there is none."""
+    """Without a name no flag is rendered."""
     assert "--cluster-name" not in render().flags
     assert render(clusterName="prod-eu").flags["--cluster-name"] == "prod-eu"
 
 
 def test_custom_labels_cannot_override_selector_labels() -> None:
-    """The selector's labels win over podLabels."""
+    """The labels of the selector take precedence over podLabels."""
     rendered = render(podLabels={"team": "ml", "app.kubernetes.io/name": "other"})
     labels = rendered.pod["metadata"]["labels"]
     selector = rendered.one("Deployment")["spec"]["selector"]["matchLabels"]
@@ -180,7 +180,7 @@ def test_custom_labels_cannot_override_selector_labels() -> None:
 
 
 def test_metrics_are_scraped_from_every_replica() -> None:
-    """The Service has no address of its own, and the ServiceMonitor finds it."""
+    """The Service is headless, and the ServiceMonitor selects it."""
     monitor = {"enabled": True, "labels": {"release": "prometheus"}}
     rendered = render(metrics={"enabled": True, "serviceMonitor": monitor})
     (service,) = (found for found in rendered.all("Service") if found["metadata"]["name"].endswith("-metrics"))
@@ -191,7 +191,7 @@ def test_metrics_are_scraped_from_every_replica() -> None:
 
 
 def test_the_network_policy_allows_progress_reports_from_stage_pods_only() -> None:
-    """Progress comes from pods with the finetune label; probes and metrics from anywhere; out go DNS and the API."""
+    """Progress from pods with the finetune label, probes and metrics from anywhere; egress to DNS and API server."""
     policy = render(networkPolicy={"enabled": True, "apiServerPorts": [16443]}).one("NetworkPolicy")["spec"]
     sources = {rule["ports"][0]["port"]: rule.get("from") for rule in policy["ingress"]}
     assert sources["http"] is None
@@ -200,7 +200,7 @@ def test_the_network_policy_allows_progress_reports_from_stage_pods_only() -> No
 
 
 def test_stage_pods_have_limited_egress_and_no_ingress() -> None:
-    """In every watched namespace: DNS, the operator's progress port, and the ports that are said, at any address."""
+    """In every watched namespace: DNS, the operator's progress port, and the configured ports at any address."""
     rendered = render(
         watchNamespaces=["team-a", "team-b"],
         progress={"port": 9443},
@@ -231,7 +231,7 @@ def test_stage_pods_have_limited_egress_and_no_ingress() -> None:
 
 
 def test_a_network_policy_for_stage_pods_can_be_rendered_for_any_namespace() -> None:
-    """Also where all namespaces are watched: by the command of docs/how-to/private-networks.md."""
+    """Also if all namespaces are watched: by the command of docs/how-to/private-networks.md."""
     arguments = ("--set", "networkPolicy.stages.enabled=true", "--set", "networkPolicy.stages.namespaces={team-x}")
     command = ("template", RELEASE, str(CHART), "--namespace", NAMESPACE)
     done = helm(*command, *arguments, "--show-only", "templates/networkpolicy.yaml")
@@ -245,13 +245,13 @@ def test_a_network_policy_for_stage_pods_can_be_rendered_for_any_namespace() -> 
 
 
 def test_the_blocked_addresses_are_those_of_the_trainer() -> None:
-    """The network and the process close the same door."""
+    """The network policy and the process block the same addresses."""
     stages = yaml.safe_load((CHART / "values.yaml").read_text())["networkPolicy"]["stages"]
     assert set(stages["exceptCidrs"]) == {str(network) for network in REFUSED}
 
 
 def test_the_hubs_allowed_to_receive_tokens_are_passed_to_the_operator() -> None:
-    """None but the public one unless the value names them."""
+    """Only the public one by default."""
     assert "--hub-endpoints" not in render().flags
     hubs = ["https://hub.acme.com", "https://mirror.acme.com/hf"]
     assert render(hub={"endpoints": hubs}).flags["--hub-endpoints"] == ",".join(hubs)
@@ -264,7 +264,7 @@ def test_node_identity_is_available_only_if_enabled() -> None:
 
 
 def test_without_progress_stage_pods_cannot_connect_to_the_operator() -> None:
-    """There is nothing for them there."""
+    """No port is open for them."""
     values = {"networkPolicy": {"stages": {"enabled": True}}, "progress": {"enabled": False}}
     policy = render(watchNamespaces=["team-a"], **values).one("NetworkPolicy")
     dns, group, services = policy["spec"]["egress"]
@@ -282,7 +282,7 @@ def test_without_progress_stage_pods_cannot_connect_to_the_operator() -> None:
     ],
 )
 def test_traces_are_disabled_by_default_and_sent_to_the_configured_endpoint(endpoint: str, port: int) -> None:
-    """By OpenTelemetry's own variable; a network policy lets them out."""
+    """By OpenTelemetry's own variable; the network policy permits the egress."""
     assert not [item for item in render().container["env"] if item["name"].startswith("OTEL")]
     rendered = render(tracing={"endpoint": endpoint}, networkPolicy={"enabled": True})
     assert {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": endpoint} in rendered.container["env"]
@@ -292,7 +292,7 @@ def test_traces_are_disabled_by_default_and_sent_to_the_configured_endpoint(endp
 
 @pytest.mark.parametrize("field", ["nodeSelector", "tolerations", "affinity", "priorityClassName"])
 def test_scheduling_settings_are_passed_through(field: str) -> None:
-    """What is not set is not rendered, so that the cluster's own defaults hold."""
+    """Unset ones are not rendered, so the cluster's defaults apply."""
     known: dict[str, Any] = {
         "nodeSelector": {"pool": "system"},
         "tolerations": [{"key": "system", "operator": "Exists"}],
@@ -305,7 +305,7 @@ def test_scheduling_settings_are_passed_through(field: str) -> None:
 
 
 def test_replicas_are_spread_over_nodes_by_default() -> None:
-    """Without a labelSelector a constraint would count nothing."""
+    """The constraint needs a labelSelector to count pods."""
     ours = {"matchLabels": render().one("Deployment")["spec"]["selector"]["matchLabels"]}
     (usual,) = render().pod["spec"]["topologySpreadConstraints"]
     assert (usual["topologyKey"], usual["whenUnsatisfiable"]) == ("kubernetes.io/hostname", "ScheduleAnyway")
@@ -320,7 +320,7 @@ def test_replicas_are_spread_over_nodes_by_default() -> None:
 
 
 def test_names_of_a_long_release_name_are_truncated() -> None:
-    """Helm allows a release 53 characters; names of Services and values of labels end at 63."""
+    """Helm allows 53 characters for a release; Service names and label values are limited to 63."""
     rendered = render(release="r" * 53, metrics={"enabled": True})
     named = [
         found["metadata"]["name"] for found in rendered.objects if found["kind"] in {"Service", "Deployment", "Secret"}
@@ -330,7 +330,7 @@ def test_names_of_a_long_release_name_are_truncated() -> None:
 
 
 def test_openshift_assigns_user_ids_if_the_values_are_empty() -> None:
-    """Restricted-v2 refuses every fixed user; that no pod runs as root stays."""
+    """Restricted-v2 rejects a fixed user; runAsNonRoot stays."""
     usual = render()
     assert usual.pod["spec"]["securityContext"]["runAsUser"] == 65532
     assert usual.flags["--stage-user"] == "65532"

@@ -1,4 +1,4 @@
-"""Which addresses a local cluster takes, and which packet filter rules are its own."""
+"""Addresses of a local cluster, and its packet filter rules."""
 
 import json
 from ipaddress import IPv4Network
@@ -13,7 +13,7 @@ from tunemill_dev.cluster.node import resolver_config
 
 
 def test_the_first_cluster_uses_the_usual_dns_address() -> None:
-    """A machine with nothing in the way gives 10.96.0.10."""
+    """On a machine without conflicting routes it is 10.96.0.10."""
     assert Addresses.choose([IPv4Network("192.0.2.0/24")]).dns == "10.96.0.10"
 
 
@@ -25,19 +25,19 @@ def test_two_clusters_share_no_address() -> None:
 
 
 def test_a_network_that_overlaps_a_route_is_skipped() -> None:
-    """A single routed address inside a block rules the block out."""
+    """A single routed address inside a block excludes the block."""
     chosen = Addresses.choose([IPv4Network("10.96.7.7/32"), IPv4Network("10.97.0.0/30")])
     assert chosen.block == 98
 
 
 def test_a_fully_routed_range_is_an_error_with_a_message() -> None:
-    """A company network of 10.0.0.0/8 leaves nothing, and the message names the range."""
+    """For example a company network of 10.0.0.0/8; the message names the range."""
     with pytest.raises(ClusterError, match=r"10\.96\.0\.0/16 to 10\.127\.0\.0/16"):
         Addresses.choose([IPv4Network("10.0.0.0/8")])
 
 
 def test_services_pods_and_link_have_separate_ranges_in_the_block() -> None:
-    """No address has two meanings."""
+    """The ranges do not overlap."""
     addresses = Addresses(101)
     link = IPv4Network((addresses.host, 30), strict=False)
     parts = [addresses.services, addresses.pods, link]
@@ -52,7 +52,7 @@ def test_the_interface_name_fits_the_kernel() -> None:
 
 
 def test_addresses_survive_a_restart_and_a_truncated_file(tmp_path: Path) -> None:
-    """What was chosen is read back; what a crash cut short counts as nothing."""
+    """A chosen block is read again; a truncated file is ignored."""
     file = tmp_path / "network.json"
     assert Addresses.read(file) is None
     Addresses(99).write(file)
@@ -61,14 +61,14 @@ def test_addresses_survive_a_restart_and_a_truncated_file(tmp_path: Path) -> Non
     assert Addresses.read(file) is None
 
 
-def test_the_default_route_takes_no_address() -> None:
+def test_the_default_route_is_ignored() -> None:
     """Otherwise no machine with a network could have a cluster."""
     routes = json.dumps([{"dst": "default", "gateway": "192.0.2.1"}, {"dst": "10.1.0.0/16"}, {"dst": "10.2.3.4"}])
     assert routed_networks(routes) == [IPv4Network("10.1.0.0/16"), IPv4Network("10.2.3.4/32")]
 
 
 def test_only_the_clusters_own_rules_are_deleted() -> None:
-    """A rule of a cluster whose name begins alike, or of somebody else, stays."""
+    """Rules of a cluster with the same name prefix, and foreign rules, stay."""
     listing = "\n".join(
         [
             "-P FORWARD DROP",
@@ -83,6 +83,6 @@ def test_only_the_clusters_own_rules_are_deleted() -> None:
 
 
 def test_pods_never_get_a_nameserver_on_the_hosts_loopback() -> None:
-    """It could not be reached from the cluster's network."""
+    """It is not reachable from the cluster's network."""
     kept = resolver_config("search example\nnameserver 127.0.0.53\nnameserver ::1\nnameserver 192.0.2.53\n")
     assert kept == "search example\nnameserver 192.0.2.53\n"

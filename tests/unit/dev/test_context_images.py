@@ -1,4 +1,4 @@
-"""How `make demo CONTEXT=…` gets its images into a cluster, with recorded stand-ins for Docker and the engines."""
+"""How `make demo CONTEXT=…` loads its images into a cluster, with fake programs for Docker and the engines."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ CLOUD = node("gke-pool-1", "gce://project/zone/gke-pool-1")
 
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Stand-ins on the PATH that record how they are called and answer as the real programs do."""
+    """Fake programs on the PATH that record their calls."""
     folder, log = tmp_path / "bin", tmp_path / "calls.jsonl"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
@@ -46,7 +46,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 class Calls:
-    """The stand-ins and what they recorded."""
+    """The fake programs and their recorded calls."""
 
     def __init__(self, folder: Path, log: Path) -> None:
         self.folder, self.log = folder, log
@@ -96,7 +96,7 @@ class Calls:
     ],
 )
 def test_the_cluster_engine_is_detected_from_its_nodes(context, nodes, expected) -> None:
-    """A context can have any name; the nodes tell who runs them."""
+    """A context can have any name."""
     assert recognise(context, nodes) == expected
 
 
@@ -111,7 +111,7 @@ def test_the_cluster_engine_is_detected_from_its_nodes(context, nodes, expected)
     ids=["kind", "k3d", "minikube", "docker-desktop"],
 )
 def test_images_are_built_for_the_nodes_and_loaded(calls: Calls, nodes, architecture, expected) -> None:
-    """One command: four images for the nodes' processor, tagged by content, in the nodes afterwards."""
+    """One command builds four images for the nodes' architecture, tagged by content, and loads them."""
     calls.docker()
     calls.kubectl(*nodes)
     for engine in ("kind", "k3d", "minikube"):
@@ -146,7 +146,7 @@ def test_images_for_all_architectures_of_the_nodes_are_pushed_to_a_registry(call
 
 
 def test_an_existing_tag_is_not_built(calls: Calls, monkeypatch) -> None:
-    """For images that somebody else built."""
+    """The images come from another build."""
     monkeypatch.setenv("TAG", "0.1.0")
     assert images_for("any") == {name: f"{name}:0.1.0" for name in NAMES}
     monkeypatch.setenv("REGISTRY", "ghcr.io/tunemill")
@@ -155,7 +155,7 @@ def test_an_existing_tag_is_not_built(calls: Calls, monkeypatch) -> None:
 
 
 def test_a_remote_cluster_requires_a_registry(calls: Calls) -> None:
-    """Nothing is built for nodes that could not get it; the message has the command to type."""
+    """Nothing is built, and the message has the command to run."""
     calls.docker()
     calls.kubectl(CLOUD)
     with pytest.raises(CommandError, match=r"make demo CONTEXT=cloud REGISTRY=registry\.example\.com/team"):
@@ -164,7 +164,7 @@ def test_a_remote_cluster_requires_a_registry(calls: Calls) -> None:
 
 
 def test_nodes_with_two_architectures_require_a_registry(calls: Calls) -> None:
-    """Docker's store holds an image for one processor."""
+    """Docker's image store has one architecture per image."""
     calls.kubectl(KIND, node("dev-worker", "kind://docker/dev/dev-worker", "amd64"))
     with pytest.raises(CommandError, match=r"different processors \(amd64, arm64\).*REGISTRY="):
         images_for("kind-dev")
@@ -189,7 +189,7 @@ def test_a_missing_docker_is_reported_with_a_remedy(calls: Calls, docker, messag
 
 
 def test_a_missing_engine_is_reported_with_a_remedy(calls: Calls) -> None:
-    """The context may be of a cluster on another machine, or the program not installed."""
+    """The cluster may be on another machine, or the program is not installed."""
     calls.docker()
     calls.kubectl(KIND)
     with pytest.raises(CommandError, match=r"kind cluster 'dev': kind is required but not in PATH(?s:.*)REGISTRY="):
@@ -200,7 +200,7 @@ def test_a_missing_engine_is_reported_with_a_remedy(calls: Calls) -> None:
 
 
 def test_unsupported_architectures_and_empty_clusters_are_rejected() -> None:
-    """The images are built for two kinds of processor."""
+    """The images support two architectures."""
     with pytest.raises(CommandError, match="amd64 and arm64; the cluster has nodes with s390x"):
         node_architectures([KIND, node("z", architecture="s390x")])
     with pytest.raises(CommandError, match="no node"):

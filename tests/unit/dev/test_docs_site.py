@@ -1,4 +1,4 @@
-"""The documentation site: what MkDocs and GitHub must both understand."""
+"""Markdown that both MkDocs and GitHub render correctly."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ def linked(markdown: str, source: str = "how-to/install.md") -> str:
 
 
 def test_links_to_files_outside_the_documentation_point_to_the_repository() -> None:
-    """To a file, a folder, and a place in a file; at the version of the site."""
+    """To a file, a folder, and a line in a file; at the version of the site."""
     start = REPOSITORY.format(kind="blob")
     assert linked("see [it](../../charts/install.yaml).") == f"see [it]({start}/charts/install.yaml)."
     assert linked("[it](../SECURITY.md#support)", "README.md") == f"[it]({start}/SECURITY.md#support)"
@@ -37,7 +37,7 @@ def test_links_to_files_outside_the_documentation_point_to_the_repository() -> N
     ],
 )
 def test_other_links_and_code_are_unchanged(markdown: str) -> None:
-    """MkDocs resolves links between pages; code is shown as it is."""
+    """MkDocs resolves links between pages."""
     assert linked(markdown) == markdown
 
 
@@ -84,7 +84,7 @@ Steps:
 
 
 def test_github_style_lists_are_rendered_as_lists() -> None:
-    """Two lists, three steps, code and paragraphs inside their steps, and nothing of the code changed."""
+    """Two lists with three steps, and unchanged code and paragraphs inside them."""
     html = markdown.markdown(indent_lists(NESTED), extensions=["pymdownx.superfences", "sane_lists"])
     tree = ElementTree.fromstring(f"<body>{html}</body>")
     assert [child.tag for child in tree] == ["p", "ol", "ul"]
@@ -98,7 +98,7 @@ def test_github_style_lists_are_rendered_as_lists() -> None:
 
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.relative_to(DOCS).as_posix())
 def test_code_blocks_are_not_rendered_as_text(page: Path) -> None:
-    """A fence that stays in the text was not understood."""
+    """A fence in the text was not parsed."""
     html = markdown.markdown(
         indent_lists(page.read_text()), extensions=["pymdownx.superfences", "tables", "sane_lists"]
     )
