@@ -40,7 +40,7 @@ class Replicas:
 
         def leading() -> Operator | None:
             self.revive()
-            return next((each for each in self.running if each.said("serving")), None)
+            return next((each for each in self.running if each.logged("serving")), None)
 
         found: Operator = eventually(leading, "an operator leads", HAND_OVER_SECONDS)
         return found

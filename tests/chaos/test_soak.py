@@ -28,7 +28,7 @@ def test_objects_that_come_and_go_leave_nothing_in_memory(
             _round(namespace, f"round-{len(memory)}")
             memory.append(_resident_mb(operator))
         assert operator.process.poll() is None
-        assert not operator.said("Traceback")
+        assert not operator.logged("Traceback")
     warm, late = max(memory[:WARM_ROUNDS]), min(memory[-WARM_ROUNDS:])
     print(
         f"{len(memory)} rounds of {AT_ONCE} objects: {memory[0]:.1f} MB, warm {warm:.1f} MB, at the end {late:.1f} MB"
