@@ -1,6 +1,6 @@
 """Mutated objects, Jobs, pods, profiles, reports and annotations, as a real API server takes them, stop no operator.
 
-CI sends a few. `make test-long` sends 100,000, and requires that each valid object is served within 5 s. `--first-seed` continues
+CI sends a few. `make test-long` sends 100,000, and each valid object must be served in 5 s. `--first-seed` continues
 where an earlier run ended, or repeats a round that failed.
 """
 

@@ -46,7 +46,7 @@ def a_page(random: Random, bodies: list[Any]) -> list[Any]:
 
 
 def check_storable(value: Any) -> None:
-    """Check that the API server takes a status: its numbers have 64 bits."""
+    """Check that the API server accepts a status: its numbers fit into 64 bits."""
     if isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
             check_storable(item)
@@ -55,7 +55,7 @@ def check_storable(value: Any) -> None:
 
 
 def decide(cache: Cache, world: World, progress: Progress | None) -> None:
-    """Decide about the hostile object like the reconciler, and about the honest one."""
+    """Decide about the malicious object like the reconciler, and about the valid one."""
     finetune = cache.finetune(KEY)
     if finetune is not None:
         observed = Observed(
@@ -77,8 +77,8 @@ def decide(cache: Cache, world: World, progress: Progress | None) -> None:
 
 
 @pytest.mark.parametrize("part", range(3))
-def test_mutated_objects_jobs_and_pods_are_decided_about(part: int) -> None:
-    """Each is read or ignored; no decision about it raises an exception, and its status can be written."""
+def test_mutated_objects_jobs_and_pods_cause_no_exception(part: int) -> None:
+    """Each is read or ignored, and the resulting status can be written."""
     for number in range(ROUNDS // 3):
         random = Random(1_000_000 * part + number)
         world = random.choice(worlds())
@@ -103,8 +103,8 @@ def test_mutated_objects_jobs_and_pods_are_decided_about(part: int) -> None:
             raise
 
 
-def test_mutated_profiles_are_judged() -> None:
-    """A profile that cannot be read says why, and so do the objects that use it."""
+def test_mutated_profiles_are_validated() -> None:
+    """An unreadable profile has an error, and so have the objects that use it."""
     for seed in range(ROUNDS // 3):
         random = Random(seed)
         world = random.choice(worlds())
@@ -122,8 +122,8 @@ def test_mutated_profiles_are_judged() -> None:
             raise
 
 
-def test_mutated_progress_reports_are_refused_or_decided_about() -> None:
-    """What is taken in holds nothing that a decision or the API server stumbles over."""
+def test_mutated_progress_reports_cause_no_exception() -> None:
+    """Accepted ones contain nothing that breaks a decision or is rejected by the API server."""
     taken = 0
     for seed in range(ROUNDS // 3):
         random = Random(seed)
@@ -150,8 +150,8 @@ def test_mutated_progress_reports_are_refused_or_decided_about() -> None:
     assert taken > 0
 
 
-def test_a_status_that_another_program_filled_does_not_hide_the_object() -> None:
-    """`status.profile.fields` keeps unknown fields, so that it may be as deep and as odd as a user likes."""
+def test_a_status_written_by_another_program_does_not_hide_the_object() -> None:
+    """`status.profile.fields` keeps unknown fields, so it may have any content and depth."""
     world = a_finished_world()
     for fields in (*map(deep, DEPTHS), {"compute.gpus": deep(150)}, {"": {}}, {"maxRuntime": 5}, [1]):
         body = deepcopy(world.finetune_body)
@@ -163,7 +163,7 @@ def test_a_status_that_another_program_filled_does_not_hide_the_object() -> None
 
 
 def test_every_line_of_a_watch_can_be_decoded_by_kopf() -> None:
-    """Or is left out: its parser is Python's own, and an exception there ends the watch."""
+    """Or is omitted: an exception in its JSON parser ends the watch."""
     for seed in range(ROUNDS // 3):
         random = Random(seed)
         world = random.choice(worlds())

@@ -133,7 +133,7 @@ def test_the_admission_stays_in_the_status_without_further_requests() -> None:
     world = a_training_world()
     before = world.status.queue
     world.kueue = False
-    world.hear(world.live_pods()[0])
+    world.report_progress(world.live_pods()[0])
     world.settle()
     assert world.status.queue == before
 

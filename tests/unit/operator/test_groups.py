@@ -1,7 +1,7 @@
 """Runs on several nodes: their pods start, end and restart together, and each restart has a cause."""
 
 import pytest
-from property.simulator import World, stage_at_work
+from property.simulator import World, current_stage
 from property.worlds import condition, entry, run_to_the_end
 from tunemill_api.failures import Reason
 from tunemill_api.stage_report import Stage
@@ -91,7 +91,7 @@ def test_train_is_done_when_the_first_pod_has_reported_it():
     assert (world.status.phase, entry(world, Stage.TRAIN).state) == (Phase.EVALUATING, StageState.SUCCEEDED)
     for pod in others:
         world.succeed(pod)
-        assert stage_at_work(pod) is Stage.EVALUATE
+        assert current_stage(pod) is Stage.EVALUATE
     world.settle()
     assert (entry(world, Stage.EVALUATE).state, entry(world, Stage.EVALUATE).gpus) == (StageState.RUNNING, 6)
 
@@ -313,7 +313,7 @@ def test_a_preempted_group_counts_as_one_preemption():
 def test_a_group_without_progress_is_stopped_and_retried():
     """Only the first pod reports progress."""
     world = a_training_group(stallTimeout="10m", retry={"limit": 1})
-    world.hear(world.live_pods()[0])
+    world.report_progress(world.live_pods()[0])
     world.seconds += 600
     world.settle()
     train = entry(world, Stage.TRAIN)

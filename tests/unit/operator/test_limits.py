@@ -23,7 +23,7 @@ def a_reporting_world(**parts: Any) -> World:
 
 def report_progress(world: World) -> None:
     """Let the live pod report progress, and the operator write it."""
-    world.hear(world.live_pods()[0])
+    world.report_progress(world.live_pods()[0])
     world.reconcile()
 
 
@@ -113,7 +113,7 @@ def test_progress_of_train_does_not_start_the_stall_timeout_of_evaluate() -> Non
     world.reconcile()
     world.seconds += 3000
     assert not deletes(world)
-    world.hear(pod)
+    world.report_progress(pod)
     world.reconcile()
     world.seconds += 600
     assert deletes(world)

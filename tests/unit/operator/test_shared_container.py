@@ -158,7 +158,7 @@ def test_only_a_report_with_the_expected_key_is_accepted(change: dict[str, objec
     world = a_world_at(Stage.TRAIN)
     (pod,) = world.live_pods()
     report = json.loads(a_report(Stage.TRAIN, key=entry(world, Stage.TRAIN).key, finished_at=world.now)) | change
-    world._hear_end(pod, json.dumps({name: value for name, value in report.items() if value is not None}))
+    world._report_end(pod, json.dumps({name: value for name, value in report.items() if value is not None}))
     pending_for(world, 10)
     assert entry(world, Stage.TRAIN).state is StageState.RUNNING
     assert entry(world, Stage.EVALUATE).attempts == 0
@@ -170,7 +170,7 @@ def test_a_report_of_another_pod_is_ignored() -> None:
     world.hears_ends = True
     (pod,) = world.live_pods()
     report = a_report(Stage.TRAIN, key=entry(world, Stage.TRAIN).key, finished_at=world.now)
-    world._hear_end({**pod, "metadata": {**pod["metadata"], "uid": "other"}}, report)
+    world._report_end({**pod, "metadata": {**pod["metadata"], "uid": "other"}}, report)
     pending_for(world, 10)
     assert entry(world, Stage.TRAIN).state is StageState.RUNNING
 
@@ -219,7 +219,7 @@ def test_progress_of_train_is_not_shown_for_evaluate() -> None:
     """Train's 100 % is not shown before evaluate has reported, nor after a restart of the operator."""
     world = a_world_at(Stage.TRAIN)
     (pod,) = world.live_pods()
-    world.hear(pod, 100)
+    world.report_progress(pod, 100)
     world.reconcile()
     assert world.status.progress == "100%"
     world.succeed(pod)
@@ -228,7 +228,7 @@ def test_progress_of_train_is_not_shown_for_evaluate() -> None:
     world.restart_operator()
     pending_for(world, 5)
     assert world.status.progress == ""
-    world.hear(pod, 3)
+    world.report_progress(pod, 3)
     world.reconcile()
     assert world.status.progress == "3%"
     world.restart_operator()
@@ -242,12 +242,12 @@ def test_progress_of_evaluate_resets_the_stall_timeout(*, hears: bool) -> None:
     world = a_world_at(Stage.TRAIN, stallTimeout="10m")
     world.hears_ends = hears
     (pod,) = world.live_pods()
-    world.hear(pod)
+    world.report_progress(pod)
     world.reconcile()
     world.succeed(pod)
     for _ in range(4):
         world.seconds += 300
-        world.hear(pod)
+        world.report_progress(pod)
         assert not world.reconcile().actions
     world.seconds += 600
     assert world.reconcile().actions, "and evaluate is stopped once it is silent itself"
