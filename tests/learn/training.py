@@ -115,7 +115,7 @@ def a_world(folder: Path, base: Path | None, *, bucket: str = "") -> Iterator[Wo
 
 
 def prepare(world: World, base: Path, folder: Path, *, extend: bool, count: int = 320) -> PreparedFacts:
-    """Commit a small output of prepare: a request and the call that answers it, without the tools' schemas."""
+    """Commit a small output of prepare: a request and a call, without the schemas of tools."""
     from transformers import AddedToken, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -161,7 +161,7 @@ def run_spec(spec: FineTuneSpec, prepared: PreparedFacts | None) -> RunSpec:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a stage process ended."""
+    """The result of a stage process."""
 
     code: int
     report: StageReport | None
