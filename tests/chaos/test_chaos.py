@@ -151,7 +151,9 @@ def _wait_for_work(plane: Plane, starts: int) -> None:
     """Wait until this many more stages have started, or nothing changes for a while: a fault must affect work."""
     before, deadline = len(plane.kubelet.started), time.monotonic() + 20
     eventually(
-        lambda: len(plane.kubelet.started) >= before + starts or time.monotonic() > deadline, "work goes on", seconds=30
+        lambda: len(plane.kubelet.started) >= before + starts or time.monotonic() > deadline,
+        "work continues",
+        seconds=30,
     )
 
 

@@ -66,7 +66,7 @@ def mutating_policy(
     Args:
         world: names the namespace.
         resource: the plural of the kind.
-        example: an object of the kind; the API server is asked for it, without creating it, until the policy works.
+        example: an object of the kind; it is sent as a dry run until the policy is enforced.
         operations: JSON patch operations in CEL.
         changed: whether an object was changed by them.
     """
@@ -311,7 +311,7 @@ def test_a_new_operator_restarts_no_stage(world: World, request: pytest.FixtureR
     repository, _, tag = image.rpartition(":")
     try:
         testbed.install(image={"repository": repository, "tag": tag})
-        # The new operator has looked at everything when it has served an object that is new to it.
+        # The new operator has reconciled all objects when it has served a new one.
         world.apply("after", suspend=True).follow(lambda status: status.phase == Phase.SUSPENDED, PREPARE_SECONDS)
         time.sleep(20)
         assert jobs_and_pods() == before

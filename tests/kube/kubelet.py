@@ -74,7 +74,7 @@ class Kubelet:
     _live: dict[str, str] = field(default_factory=dict)
     """The uids of the pods that had not ended when it last looked, by their paths."""
     _reports: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    """What the stages of a container left that have ended while it goes on, by the pod's uid and its name."""
+    """Results of the finished stages of running containers, by the pod's uid and its name."""
     _groups: dict[str, set[str]] = field(default_factory=dict)
     """The pods that found each other, by the uid of each: those of a Job with several nodes."""
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -173,7 +173,7 @@ class Kubelet:
                 self._note_start(name, stage, pod)
                 return _pod_status(pod, {**known, container: {"running": {"startedAt": _now()}}}, "Running")
             if isinstance(behaviour, Runs) or (behaviour.code == 0 and stage != stages[-1]):
-                if isinstance(behaviour, Ends):  # the container goes on with its next stage: no status tells of it
+                if isinstance(behaviour, Ends):  # the container continues with its next stage, which no status shows
                     reports.append(behaviour.message or a_report(Stage(stage), finished_at=datetime.now(UTC)))
                     self._note_start(name, stages[len(reports)], pod)
                 return None

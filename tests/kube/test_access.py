@@ -36,7 +36,7 @@ ROOTS = {
 
 VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 FOR_ADMISSION = ("tunemill.dev", "functioncallfinetunes/finalizers", "update")
-"""Asked for by OwnerReferencesPermissionEnforcement when a Job is created; no request carries it."""
+"""Required by OwnerReferencesPermissionEnforcement when a Job is created; no request uses it."""
 
 
 @dataclass

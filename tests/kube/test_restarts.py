@@ -26,7 +26,7 @@ def test_repeatedly_killed_operators_rerun_no_stage(plane: Plane, namespace: Nam
                 len(plane.kubelet.started) > before + i
                 or all(namespace.status(name).get("phase") == "Succeeded" for name in names)
             ),
-            "the operator goes on",
+            "the operator continues",
         )
         operator.kill()
     with an_operator(plane.kubeconfig, log, "--no-leader-election", f"--namespaces={namespace.name}"):
@@ -47,7 +47,7 @@ def test_a_restarted_operator_keeps_a_reported_failure(plane: Plane, namespace: 
         assert namespace.wait_for("keyless", "Failed")["failure"]["reason"] == "SecretNotFound"
     before = namespace.get("keyless")["metadata"]["resourceVersion"]
     with an_operator(plane.kubeconfig, tmp_path / "second.log", *options):
-        # What is new is served first: when it is done, the others have been looked at.
+        # New objects are served first: when it is done, the others have been reconciled.
         namespace.apply("other")
         namespace.wait_for("other", "Succeeded")
         assert namespace.get("keyless")["metadata"]["resourceVersion"] == before

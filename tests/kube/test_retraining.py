@@ -14,7 +14,7 @@ def test_the_data_is_checked_every_minute_and_unchanged_data_reruns_only_prepare
     """Nothing is trained, and the history keeps one run."""
     namespace.apply("clockwork", retrain={"schedule": "* * * * *"})
     first = namespace.wait_for("clockwork", "Succeeded")
-    eventually(lambda: plane.kubelet.starts_of("clockwork", Stage.PREPARE) >= 2, "the data is looked at")
+    eventually(lambda: plane.kubelet.starts_of("clockwork", Stage.PREPARE) >= 2, "the data is checked")
     namespace.edit("clockwork", retrain=None)
     status = namespace.wait_for("clockwork", "Succeeded")
     assert plane.kubelet.starts_of("clockwork", Stage.TRAIN) == 1

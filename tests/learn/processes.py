@@ -54,7 +54,7 @@ class StageProcess:
     def wait(self, seconds: float) -> int:
         """Return its exit code, negative for a signal."""
         self._process.join(seconds)
-        assert self._process.exitcode is not None, f"it has closed its log and goes on after {seconds} s"
+        assert self._process.exitcode is not None, f"it has closed its log but still runs after {seconds} s"
         return self._process.exitcode
 
 

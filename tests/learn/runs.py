@@ -114,7 +114,7 @@ def a_shared_run(folder: Path, shared: Path, recipe: Recipe) -> Iterator[Trained
     """Return a copy of a trained and evaluated run, which the first caller of this test run makes for all.
 
     Args:
-        folder: for the copy, which nobody else has.
+        folder: for the copy of this caller.
         shared: a folder that all processes of the test run have in common.
         recipe: what it is made of.
     """

@@ -194,7 +194,7 @@ def test_the_same_data_is_not_prepared_again(site):
     assert first == again
     assert other.key != first.key
     referred = {path.rpartition("/")[2] for path in site.world.workspace().marks("runs/")}
-    assert {first.key, other.key} <= referred, "nobody may take away what a run has prepared"
+    assert {first.key, other.key} <= referred, "the output is referenced by both runs"
 
 
 def test_augmentation_changes_the_training_rows_only(site):

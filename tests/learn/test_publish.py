@@ -301,7 +301,7 @@ def test_a_release_is_recreated_only_if_it_is_missing(evaluated_run: TrainedRun)
     A note makes no other release. A pod that died after its push, before its record, leads to a proof and a record, not
     to another commit. A record does not stand for a model that was deleted.
     """
-    run = to(evaluated_run, "mended")
+    run = to(evaluated_run, "recreated")
     first = published(run.stage(Stage.PUBLISH))
 
     key = keys.publish_key(keys.evaluate_key(run.train_key, run.run.spec), run.run.spec)
@@ -311,17 +311,17 @@ def test_a_release_is_recreated_only_if_it_is_missing(evaluated_run: TrainedRun)
     assert unrecorded.report is not None
     assert unrecorded.report.executed
 
-    run.api.upload_file(path_or_fileobj=b"Ask us first.", path_in_repo="NOTES.md", repo_id="acme/mended")
+    run.api.upload_file(path_or_fileobj=b"Ask us first.", path_in_repo="NOTES.md", repo_id="acme/recreated")
     noted = run.stage(Stage.PUBLISH)
     assert published(noted) == first
     assert noted.report is not None
     assert not noted.report.executed
-    assert "NOTES.md" in run.api.list_repo_files("acme/mended")
+    assert "NOTES.md" in run.api.list_repo_files("acme/recreated")
 
-    run.api.delete_repo("acme/mended")
+    run.api.delete_repo("acme/recreated")
     remade = published(run.stage(Stage.PUBLISH))
     assert remade.revision != first.revision
-    assert run.api.list_repo_commits("acme/mended")[0].commit_id == remade.revision
+    assert run.api.list_repo_commits("acme/recreated")[0].commit_id == remade.revision
 
 
 def test_a_missed_gate_stops_before_the_push(evaluated_run: TrainedRun):
@@ -377,7 +377,7 @@ def test_weights_changed_by_the_hub_are_not_published(evaluated_run: TrainedRun,
     weights = adapter(run, tmp_path).read_bytes()
     damaged = stored(run, "corrupted") / hashlib.sha256(weights).hexdigest()
     damaged.parent.mkdir(parents=True, exist_ok=True)
-    # The Hub believes that it has this content already, so that nobody uploads the right one.
+    # The Hub claims to have this content already, so that the client does not upload it.
     half = len(weights) // 2
     damaged.write_bytes(weights[:half] + bytes(len(weights) - half))
     ended = run.stage(Stage.PUBLISH)

@@ -20,7 +20,7 @@ def a_machine(folder: Path) -> Iterator[Machine]:
         lines = "".join(json.dumps(row) + "\n" for row in rows(200, seed=5, offered=2, talk=0.15))
         world.s3().put_object(Bucket=world.bucket, Key="calls.jsonl", Body=lines.encode())
         spec = world.spec(maxSteps=4).model_dump(mode="json", by_alias=True)
-        spec["evaluation"] |= {"maxNewTokens": 20, "gates": []}  # what is learnt is looked at elsewhere
+        spec["evaluation"] |= {"maxNewTokens": 20, "gates": []}  # learned metrics are tested elsewhere
         manifest = {"apiVersion": "tunemill.dev/v1alpha1", "kind": "FunctionCallFineTune"}
         yield Machine(world, folder, [{**manifest, "metadata": {"name": "tools"}, "spec": spec}])
 

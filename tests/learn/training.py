@@ -88,7 +88,7 @@ def a_world(folder: Path, base: Path | None, *, bucket: str = "") -> Iterator[Wo
     for purpose in ("hub-read", "hub-write"):
         (secrets / purpose).mkdir()
         (secrets / purpose / "token").write_text(_HUB_TOKEN)
-    # The local Hub speaks no Xet; the variable for it may come too late, as any test may have imported the library.
+    # The local Hub does not support Xet; the variable may be set too late, as a test may have imported the library.
     huggingface_hub.constants.HF_HUB_DISABLE_XET = True
     accounts = Accounts.model_validate(
         {

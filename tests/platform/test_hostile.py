@@ -122,22 +122,22 @@ def test_false_reports_of_a_pod_are_escaped(plane: Plane, namespace: Namespace, 
     facts = json.loads(a_report(Stage.PREPARE))
     facts["prepared"]["tokenizerMode"] = NASTY
     facts["prepared"]["dataset"]["format"] = NASTY
-    plane.kubelet.behave("lying", Stage.PREPARE, Ends(0, json.dumps(facts)))
+    plane.kubelet.behave("false-report", Stage.PREPARE, Ends(0, json.dumps(facts)))
     failure = {"reason": "DatasetMalformed", "message": NASTY * 50, "remedy": NASTY}
     message = json.dumps({key: facts[key] for key in ("stage", "startedAt", "finishedAt")} | {"failure": failure})
     plane.kubelet.behave("failing", Stage.PREPARE, Ends(65, message))
     plane.kubelet.behave("babbling", Stage.PREPARE, Ends(70, NASTY * 300))
-    for name in ("lying", "failing", "babbling"):
+    for name in ("false-report", "failing", "babbling"):
         namespace.apply(name, retry={"limit": 0})
-    namespace.wait_for("lying", "Succeeded")
+    namespace.wait_for("false-report", "Succeeded")
     for name in ("failing", "babbling"):
         namespace.wait_for(name, "Failed")
         eventually(lambda name=name: namespace.events(name), f"an event reports {name}")
     events = namespace.plane.api.get(namespace.path("events"))["items"]
-    statuses = [namespace.status(name) for name in ("lying", "failing", "babbling")]
+    statuses = [namespace.status(name) for name in ("false-report", "failing", "babbling")]
     assert [text for text in texts_in([statuses, events]) if plain(text) != text] == []
     assert all(len(event.get("note") or event.get("message", "")) <= 1024 for event in events)
-    assert r"\u001b[2K" in namespace.status("lying")["prepared"]["tokenizerMode"]
+    assert r"\u001b[2K" in namespace.status("false-report")["prepared"]["tokenizerMode"]
     assert plain(operator.log.read_text(), keep="\n") == operator.log.read_text()
 
 

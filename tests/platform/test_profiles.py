@@ -87,7 +87,7 @@ def test_a_refused_spec_waits_without_a_job_until_it_is_permitted(
 ) -> None:
     """Status and event have limit, field, value and remedy; a changed profile takes effect at once."""
     platform.profile("small", limits={"maxGpus": 0, "trainerImages": []})
-    platform.profile("others", namespaces=["somebody-else"])
+    platform.profile("others", namespaces=["another-team"])
     with an_operator(platform.kubeconfig, tmp_path / "operator.log", "--no-leader-election") as operator:
         namespace.apply("greedy", profile="small", compute={"gpus": 1, "trainerImage": "evil.example/miner"})
         namespace.apply("lost", profile="gold")

@@ -162,8 +162,8 @@ def test_the_operator_works_with_the_permissions_of_the_chart(
     deployment = cluster.get("deployment", RELEASE, "-n", NAMESPACE)
     with an_operator(cluster, tmp_path, deployment, pod["metadata"]["name"]) as log:
         # Only an event of the Job says that its pods are missing their service account.
-        nobody = FINE_TUNE["spec"] | {"podTemplates": {"prepare": {"serviceAccountName": "nobody"}}}
-        cluster.kubectl("apply", "--filename=-", stdin=yaml.safe_dump(FINE_TUNE | {"spec": nobody}))
+        missing = FINE_TUNE["spec"] | {"podTemplates": {"prepare": {"serviceAccountName": "missing"}}}
+        cluster.kubectl("apply", "--filename=-", stdin=yaml.safe_dump(FINE_TUNE | {"spec": missing}))
         cluster.wait("job", "--all", "-n", "team-a", "--for=create")
         reason = "--for=jsonpath={.status.failure.reason}=ServiceAccountNotFound"
         cluster.wait(CRD, "support-tools", "-n", "team-a", reason)

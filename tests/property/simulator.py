@@ -60,7 +60,7 @@ class World:
         self.old_pods = False
         """Whether new Jobs are those of an operator that made train an init container of the pod that evaluates."""
         self.hears_ends = True
-        """Whether the operator hears at once that train is done, from the pod that goes on with evaluate."""
+        """Whether the pod reports the end of train to the operator while evaluate runs."""
         self.native_sidecars: list[str] = []
         """Init containers with restartPolicy Always that a policy adds to every pod."""
         self.classic_sidecars: list[str] = []

@@ -302,9 +302,9 @@ STORIES = {
     ),
     "its node is drained": Story((runs(Stage.TRAIN), lambda world: world.drain(world.live_pods()[0]))),
     "S3 is away for a while": Story((runs(Stage.PREPARE), fails_with(Reason.S3_UNREACHABLE))),
-    "the data is wrong, and mended": Story(
+    "the data is invalid, and corrected": Story(
         (runs(Stage.PREPARE), fails_with(Reason.DATASET_MALFORMED)),
-        (in_phase("Failed"), lambda world: world.edit(dataset={"uri": "s3://team-a-data/support/mended.jsonl"})),
+        (in_phase("Failed"), lambda world: world.edit(dataset={"uri": "s3://team-a-data/support/corrected.jsonl"})),
     ),
     "a gate holds it, and is lowered": Story(
         (runs(Stage.PREPARE), lambda world: world.edit(**STRICT)),

@@ -27,21 +27,21 @@ from tunemill_operator.runtime.profile_status import status_of
 pytestmark = pytest.mark.slow
 
 ROUNDS = int(os.environ.get("TUNEMILL_FUZZ", "600"))
-KEY, HONEST = ("team-a", "support"), ("team-b", "honest")
+KEY, VALID = ("team-a", "support"), ("team-b", "valid")
 
 
 def a_page(random: Random, bodies: list[Any]) -> list[Any]:
     """Return the objects of a list as the operator decodes them, of hostile ones and a valid one."""
-    honest = a_finetune_body("honest", "team-b")
+    valid = a_finetune_body("valid", "team-b")
     whole, texts = [json_of(body) for body in bodies], [text_of(random, body) for body in bodies]
-    text = ",".join([*texts, json.dumps(honest)])
+    text = ",".join([*texts, json.dumps(valid)])
     page = f'{{"metadata":{{"resourceVersion":"9"}},"items":[{text}]}}'.encode(errors="surrogatepass")
     try:
         items: list[Any] = decoded(page)["items"]
     except (ValueError, KeyError, TypeError):
         items = []
-    if texts != whole and honest not in items:
-        return [honest]  # quotes and brackets that do not match are nothing an API server sends
+    if texts != whole and valid not in items:
+        return [valid]  # an API server never sends unbalanced quotes and brackets
     return items
 
 
@@ -71,9 +71,9 @@ def decide(cache: Cache, world: World, progress: Progress | None) -> None:
                 body = status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
                 to_json(body)
                 check_storable(body)
-    honest = cache.finetune(HONEST)
-    assert honest is not None
-    assert plan(honest, Observed(), world.platform, at(0)).status is not None
+    valid = cache.finetune(VALID)
+    assert valid is not None
+    assert plan(valid, Observed(), world.platform, at(0)).status is not None
 
 
 @pytest.mark.parametrize("part", range(3))
@@ -112,7 +112,7 @@ def test_mutated_profiles_are_validated() -> None:
         body = decoded(json_of(mutated(random, PROFILE, random.choice([1, 2, 5]))).encode())
         cache.profiles.put(body)
         cache.finetunes.put(world.finetune_body)
-        cache.finetunes.put(a_finetune_body("honest", "team-b"))
+        cache.finetunes.put(a_finetune_body("valid", "team-b"))
         try:
             for profile in cache.profiles:
                 to_json(status_of(profile, at(0)).model_dump(mode="json"))
@@ -135,7 +135,7 @@ def test_mutated_progress_reports_cause_no_exception() -> None:
         taken += 1
         cache = Cache()
         for store, bodies in (
-            (cache.finetunes, [world.finetune_body, a_finetune_body("honest", "team-b")]),
+            (cache.finetunes, [world.finetune_body, a_finetune_body("valid", "team-b")]),
             (cache.jobs, world.jobs.values()),
             (cache.pods, world.pods.values()),
         ):
@@ -158,7 +158,7 @@ def test_a_status_written_by_another_program_does_not_hide_the_object() -> None:
         body["status"]["profile"] = {"name": "p", "fields": fields}
         cache = Cache()
         cache.finetunes.put(decoded(json_of(body).encode()))
-        cache.finetunes.put(a_finetune_body("honest", "team-b"))
+        cache.finetunes.put(a_finetune_body("valid", "team-b"))
         decide(cache, world, None)
 
 

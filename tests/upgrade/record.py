@@ -183,10 +183,10 @@ def _admitted() -> Scene:
 
 def _training() -> Iterator[tuple[str, Scene]]:
     yield "training", a_scene().running(Stage.TRAIN)
-    heard = a_scene(compute=ON_CPU).running(Stage.TRAIN)
-    heard.world.report_progress(heard.world.live_pods()[0], 40)
-    heard.world.reconcile()
-    yield "training-with-progress", heard
+    reporting = a_scene(compute=ON_CPU).running(Stage.TRAIN)
+    reporting.world.report_progress(reporting.world.live_pods()[0], 40)
+    reporting.world.reconcile()
+    yield "training-with-progress", reporting
     yield "training-in-kueue", _admitted()
     yield "training-everywhere", a_scene(**EVERY_PLACE).running(Stage.TRAIN)
     yield "training-with-profile", a_scene(GOLD).running(Stage.TRAIN)
@@ -356,9 +356,9 @@ def _resting() -> Iterator[tuple[str, Scene]]:
     edited.world.seconds += 600
     edited.world.edit(training={"epochs": 2})
     yield "succeeded-after-an-edit", edited.phase(Phase.SUCCEEDED).clean_up()
-    mended = a_scene(evaluation={"gates": [{"metric": "exact_match", "min": "0.95"}]}).phase(Phase.HELD)
-    mended.world.edit(evaluation={"gates": [{"metric": "exact_match", "min": "0.5"}]})
-    yield "succeeded-with-another-gate", mended.phase(Phase.SUCCEEDED)
+    corrected = a_scene(evaluation={"gates": [{"metric": "exact_match", "min": "0.95"}]}).phase(Phase.HELD)
+    corrected.world.edit(evaluation={"gates": [{"metric": "exact_match", "min": "0.5"}]})
+    yield "succeeded-with-another-gate", corrected.phase(Phase.SUCCEEDED)
     yield "succeeded-on-a-schedule", _published_on_a_schedule()
     again = _published_on_a_schedule()
     _next_time(again)

@@ -289,7 +289,7 @@ SPOILT: dict[str, tuple[Callable[[Json], object], Shown]] = {
     "reconciling too": (lambda body: _set(body, "Reconciling"), PROGRESSING),
     "stalled too": (lambda body: _set(body, "Stalled"), DEGRADED),
 }
-"""What becomes of a published object when somebody else writes its status."""
+"""Statuses of a published object written by other programs."""
 
 
 @pytest.mark.parametrize("what", SPOILT)

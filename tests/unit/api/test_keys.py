@@ -287,7 +287,7 @@ CHANGE_NO_OUTPUT = {
     "workspace.region": "says how a bucket is reached; its name is unique",
     "workspace.keepRuns": "says how long outputs are kept",
     "training.preference.method": "in the form; DPO is its only value",
-    "training.checkpoint": "a training that goes on from a checkpoint ends as one that was not interrupted",
+    "training.checkpoint": "a training resumed from a checkpoint has the result of an uninterrupted one",
     "evaluation.onGateFailure": "says what becomes of an evaluation",
     "compute": "where pods run and what they get; a trainer image of the user's own is in keys, not in inputs",
     "podTemplates": "where pods run and what they get",

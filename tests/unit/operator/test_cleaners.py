@@ -29,7 +29,7 @@ FAILURES = [
 
 @pytest.mark.parametrize(("stage", "reason", "message"), FAILURES)
 def test_a_failed_run_stays_failed_when_its_job_is_cleaned_up(stage: Stage, reason: Reason, message: str) -> None:
-    """Proves that reason, message and remedy stay, that no Job is created, and that the status is not written again."""
+    """Reason, message and remedy stay, no Job is created, and the status is not written again."""
     world = a_failed_world(stage, reason, message)
     before, created, writes = world.status, list(world.created), world.status_writes
     for _ in range(3):

@@ -80,10 +80,10 @@ async def a_resync(folder: Path, lists: dict[str, list[Json]]) -> AsyncIterator[
 @pytest.mark.parametrize("depth", [150, 250, 1200, 9000])
 async def test_a_deep_affinity_stalls_only_its_own_object(tmp_path: Path, depth: int) -> None:
     """One apply ended the operator for all namespaces, and again at each restart (01_deep_affinity.py)."""
-    bomb, honest = a_finetune_body("bomb", "attacker"), a_finetune_body("honest", "team-a")
+    bomb, valid = a_finetune_body("bomb", "attacker"), a_finetune_body("valid", "team-a")
     bomb["spec"]["compute"] = {"affinity": "DEEP"}
     deep = json.dumps("DEEP"), '{"a":' * depth + "1" + "}" * depth
-    page = json.dumps({"items": [bomb, honest], "metadata": {"resourceVersion": "10"}}).replace(*deep)
+    page = json.dumps({"items": [bomb, valid], "metadata": {"resourceVersion": "10"}}).replace(*deep)
 
     async def handler(request: web.Request) -> web.StreamResponse:
         if request.path.endswith("/functioncallfinetunes"):
@@ -95,7 +95,7 @@ async def test_a_deep_affinity_stalls_only_its_own_object(tmp_path: Path, depth:
         queue: Any = WorkQueue(observer, cache.unserved)  # type: ignore[arg-type]
         resync = Resync(client, cache, queue, observer, (), profiles=False)  # type: ignore[arg-type]
         await resync._compare()
-    stalled, served = cache.finetune(("attacker", "bomb")), cache.finetune(("team-a", "honest"))
+    stalled, served = cache.finetune(("attacker", "bomb")), cache.finetune(("team-a", "valid"))
     assert stalled is not None
     assert stalled.spec is None
     assert "spec.compute.affinity" in stalled.spec_error
@@ -112,12 +112,12 @@ async def test_a_malicious_object_does_not_stop_a_running_leader(tmp_path: Path)
             {"metadata": {"name": "no uid"}},
             {"metadata": 5},
             {"spec": {}},
-            a_finetune_body("honest", "team-a"),
+            a_finetune_body("valid", "team-a"),
         ]
         task = asyncio.create_task(resync.run(0.05))
         resync._last_listed_at = -10
         async with asyncio.timeout(20):
-            while resync.cache.finetune(("team-a", "honest")) is None:
+            while resync.cache.finetune(("team-a", "valid")) is None:
                 assert not task.done()
                 await asyncio.sleep(0.05)
         task.cancel()

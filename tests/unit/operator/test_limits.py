@@ -340,8 +340,8 @@ def test_an_oom_killed_prepare_is_retried_unchanged() -> None:
     assert "OutOfMemory" in condition(world, "Reconciling").message
 
 
-@pytest.mark.parametrize(("bound", "heard"), [({"maxRuntime": "1h"}, True), ({"stallTimeout": "10m"}, False)])
-def test_an_invalid_schedule_does_not_disable_the_limits(bound: dict[str, str], heard: bool) -> None:
+@pytest.mark.parametrize(("bound", "reported"), [({"maxRuntime": "1h"}, True), ({"stallTimeout": "10m"}, False)])
+def test_an_invalid_schedule_does_not_disable_the_limits(bound: dict[str, str], reported: bool) -> None:
     """A running pod continues when such a schedule is set, and its limits still apply."""
     world = a_reporting_world(**bound)
     world.edit(retrain={"schedule": "61 * * * *"})
@@ -352,9 +352,9 @@ def test_an_invalid_schedule_does_not_disable_the_limits(bound: dict[str, str], 
         assert world.live_jobs()
         assert wait is not None
         world.seconds += int(wait.total_seconds())
-        if heard:
+        if reported:
             report_progress(world)
         world.settle()
         if not world.live_jobs():
             return
-    raise AssertionError("it goes on and on")
+    raise AssertionError("the run does not end")

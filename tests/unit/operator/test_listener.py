@@ -36,12 +36,12 @@ HELLO_BEGUN = b"\x16\x03\x01\x02"
 
 
 class Reviewer:
-    """Accepts the token `honest` as that of the pod."""
+    """Accepts the token `valid` as that of the pod."""
 
     async def review_token(self, token: str, audience: str) -> dict[str, Any]:
         """Judge a token."""
         status = {"authenticated": True, "audiences": [audience], "user": {"extra": {POD_UID: ["pod"]}}}
-        return status if token == "honest" else {}
+        return status if token == "valid" else {}
 
 
 class Pods:
@@ -73,7 +73,7 @@ class Endpoint:
         names = {"ssl": self.context, "server_hostname": "localhost"} if tls else {}
         return await asyncio.open_connection("127.0.0.1", self.port, local_addr=(address, 0), **names)
 
-    async def report(self, address: str = "127.0.0.1", body: str = REPORT, token: str = "honest") -> int:
+    async def report(self, address: str = "127.0.0.1", body: str = REPORT, token: str = "valid") -> int:
         """Report progress; return the HTTP status."""
         reader, writer = await self.connect(address)
         writer.write(request(body, token))
@@ -82,7 +82,7 @@ class Endpoint:
         return status
 
 
-def request(body: str, token: str = "honest", length: int | None = None, header: str = "") -> bytes:
+def request(body: str, token: str = "valid", length: int | None = None, header: str = "") -> bytes:
     """Return a request."""
     lines = [f"POST {progress_path('team-a', 'support')} HTTP/1.1", "Host: x", f"Authorization: Bearer {token}"]
     lines += [header] if header else []
@@ -223,7 +223,7 @@ def test_token_reviews_per_address_are_limited(jump: Jump) -> None:
         forged = [asyncio.ensure_future(gatekeeper.pod_of(f"Bearer {number}", key, STRANGER)) for number in range(1000)]
         await asyncio.sleep(0)
         begun = clock.time()
-        assert await gatekeeper.pod_of("Bearer honest", key, OTHER) == "pod"
+        assert await gatekeeper.pod_of("Bearer valid", key, OTHER) == "pod"
         assert clock.time() - begun <= 1
         answers = [type(answer) for answer in await asyncio.gather(*forged, return_exceptions=True)]
         assert answers.count(NotAuthenticatedError) == REVIEWS_PER_CLIENT

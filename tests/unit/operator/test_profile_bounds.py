@@ -1,6 +1,6 @@
-"""Every field of a spec is bounded by a limit of a profile, or harmless for a reason that stands here.
+"""Every field of a spec is bounded by a limit of a profile, or declared harmless with a reason.
 
-Whoever adds a field to the spec adds it to one of the two tables: `BOUNDED` with a value that the limits refuse, or
+A new field has to be in one of the two tables: `BOUNDED` with a value that the limits refuse, or
 `HARMLESS` with the reason why no limit needs to hold for it.
 """
 

@@ -80,8 +80,8 @@ def test_the_transition_time_changes_only_with_the_status() -> None:
     later = NOW + timedelta(hours=1)
     again = status_of(profile({"limits": {"maxGpus": "x"}}, generation=2, status=written), later)
     assert again.conditions[0].last_transition_time == NOW
-    mended = status_of(profile({}, generation=2, status=written), later)
-    assert mended.conditions[0].last_transition_time == later
+    corrected = status_of(profile({}, generation=2, status=written), later)
+    assert corrected.conditions[0].last_transition_time == later
 
 
 async def test_a_status_is_written_once_for_each_generation() -> None:

@@ -34,7 +34,7 @@ def at_hour(world: World, hour: int) -> None:
     world.settle()
 
 
-# When the data is looked at
+# When the data is checked
 
 
 def test_a_schedule_reruns_prepare_and_unchanged_data_is_not_retrained() -> None:

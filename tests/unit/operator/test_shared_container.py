@@ -193,7 +193,7 @@ def test_a_preemption_is_counted_for_the_running_stage(*, hears: bool) -> None:
     world.seconds += 5
     world.start(pod)
     pending_for(world, 1)
-    world.succeed(pod, executed=False)  # train looks into the workspace and goes on at once
+    world.succeed(pod, executed=False)  # train finds its output in the workspace
     pending_for(world, 30)
     assert entry(world, Stage.EVALUATE).state is StageState.RUNNING
     world.succeed(pod)

@@ -55,7 +55,7 @@ FIGURES = a_body(stage="train", trainerStatus={"progressPercentage": 100})
 END = a_body(report=json.loads(a_report(Stage.TRAIN)))
 
 
-def test_the_end_of_train_is_stored_besides_the_progress(jump: Jump) -> None:
+def test_the_end_of_train_is_stored_in_addition_to_the_progress(jump: Jump) -> None:
     """It is not progress of evaluate: the progress and its time stay."""
     known, _ = posted(jump, ("pod", FIGURES), ("pod", END))
     assert known.report

@@ -136,7 +136,7 @@ rank_processes.run([Place(0, 2)], [[sys.executable, "-c", {rank!r}]], on_gpus=Fa
             return
         time.sleep(0.05)
     os.kill(pid, signal.SIGKILL)
-    pytest.fail("the rank goes on")
+    pytest.fail("the rank still runs")
 
 
 @pytest.mark.parametrize(

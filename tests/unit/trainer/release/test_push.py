@@ -177,7 +177,7 @@ def test_a_moved_branch_is_retried_on_its_new_head(publisher: Publisher, tmp_pat
     [
         ("alice-reads", None, Reason.HUB_WRITE_DENIED),
         ("bob-writes", None, Reason.HUB_WRITE_DENIED),
-        ("nobody-knows", None, Reason.HUB_TOKEN_INVALID),
+        ("unknown-token", None, Reason.HUB_TOKEN_INVALID),
         (
             "alice-writes",
             Fault(method="POST", path=COMMIT, status=403, message="Private repository storage quota exceeded"),

@@ -78,7 +78,7 @@ def a_faulty_server() -> Iterator[FaultyServer]:
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         asked = [environ["REQUEST_METHOD"], environ["PATH_INFO"], environ["QUERY_STRING"]]
-        # A range without an end goes on with what a call before has begun.
+        # A range without an end continues an earlier request.
         asked += [part for part in [environ.get("HTTP_RANGE", "")] if part and not part.endswith("-")]
         fault = faulty.script.due(" ".join(asked))
         if fault is None:

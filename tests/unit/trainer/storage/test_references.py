@@ -144,11 +144,11 @@ def test_a_repeated_run_counts_as_recent(bucket: Bucket, tmp_path: Path) -> None
 def test_outputs_without_any_reference_are_kept(bucket: Bucket, tmp_path: Path) -> None:
     """Outputs of older versions, and other objects below the prefix, are not touched."""
     folder, run = a_folder(tmp_path / "out", a_txt="one"), a_run("run1")
-    bucket.workspace().commit(Stage.TRAIN, "of-somebody-else", folder, FACTS)
+    bucket.workspace().commit(Stage.TRAIN, "foreign", folder, FACTS)
     references.prune(bucket.workspace(), run)
     work(bucket, run, folder)
     references.prune(bucket.workspace(), run)
-    assert bucket.workspace().manifest(Stage.TRAIN, "of-somebody-else") is not None
+    assert bucket.workspace().manifest(Stage.TRAIN, "foreign") is not None
 
 
 @pytest.mark.parametrize("clusters", [("", ""), ("prod", "dev"), ("prod", "")])
